@@ -1,0 +1,89 @@
+// The facade that callers see: submit a checked problem, get a completion.
+// Joins plan, workspace, kernel and scheduler; knows no wire and no client.
+#ifndef ATTND_CORE_ATTENTION_ENGINE_H_
+#define ATTND_CORE_ATTENTION_ENGINE_H_
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/attention_problem.h"
+#include "core/kernel_plan.h"
+#include "core/machine.h"
+#include "core/memory_estimator.h"
+#include "core/tile_scheduler.h"
+
+namespace attnd {
+
+// Where the elements are; each as many as the problem's shapes say, dense,
+// aligned to 4 bytes. `lse` may be null where it was not asked for.
+struct AttentionBuffers {
+  const float* query = nullptr;  // [batch, num_q_heads, q_len, head_dim]
+  const float* key = nullptr;    // [batch, num_kv_heads, kv_len, head_dim]
+  const float* value = nullptr;  // [batch, num_kv_heads, kv_len, v_head_dim]
+  float* output = nullptr;       // [batch, num_q_heads, q_len, v_head_dim]
+  float* lse = nullptr;          // [batch, num_q_heads, q_len]
+};
+
+// What ran, and what it took.
+struct RunStats {
+  Isa isa = Isa::kScalar;
+  std::string_view kernel;
+  int64_t tile_q = 0;
+  int64_t tile_kv = 0;
+  int64_t threads = 0;
+  std::chrono::nanoseconds queue_time{0};
+  std::chrono::nanoseconds compute_time{0};
+  int64_t flops = 0;
+  int64_t workspace_bytes = 0;
+};
+
+struct EngineOptions {
+  int threads = 0;               // 0 = what the machine allows
+  std::optional<Isa> force_isa;  // default: the widest; must be supported
+};
+
+// Thread-safe. Must outlive every job that was submitted to it; the destructor
+// cancels and waits for what is left.
+class AttentionEngine {
+ public:
+  using Done = std::function<void(absl::Status, const RunStats&)>;
+
+  explicit AttentionEngine(const EngineOptions& options = {});
+  ~AttentionEngine();
+
+  // Starts `problem` and returns. Allocates the workspace, the estimate's
+  // workspace_bytes, in the caller's thread. `buffers` and `stop` must stay
+  // valid until `done`, which is called exactly once: by a worker, or by this
+  // call where the workspace cannot be had (RESOURCE_EXHAUSTED). It must not
+  // block. After an error the contents of the outputs are undefined.
+  void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
+              const StopSignal* stop, Done done);
+
+  // Submits and waits. Not from a worker.
+  absl::StatusOr<RunStats> Run(const AttentionProblem& problem,
+                               const AttentionBuffers& buffers,
+                               const StopSignal* stop = nullptr);
+
+  const MachineInfo& machine() const { return machine_; }
+  int threads() const { return scheduler_.threads(); }
+  const MemoryEstimator& estimator() const { return estimator_; }
+  // For work that is no attention call, on the same workers.
+  TileScheduler& scheduler() { return scheduler_; }
+
+ private:
+  class Job;
+
+  MachineInfo machine_;
+  TileScheduler scheduler_;
+  MemoryEstimator estimator_;
+};
+
+}  // namespace attnd
+
+#endif  // ATTND_CORE_ATTENTION_ENGINE_H_

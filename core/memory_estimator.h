@@ -1,0 +1,63 @@
+// What a problem costs in bytes before anything is allocated. The same numbers
+// answer MemoryEstimate, feed admission and size the workspace.
+#ifndef ATTND_CORE_MEMORY_ESTIMATOR_H_
+#define ATTND_CORE_MEMORY_ESTIMATOR_H_
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "core/attention_problem.h"
+#include "core/kernel_plan.h"
+
+namespace attnd {
+
+// All in bytes but `flops`.
+struct MemoryEstimate {
+  int64_t input_bytes = 0;      // query, key, value
+  int64_t output_bytes = 0;     // output, and lse where asked for
+  int64_t workspace_bytes = 0;  // of all threads
+  int64_t flash_bytes = 0;      // the three above
+  int64_t naive_bytes = 0;      // batch * q_heads * q_len * kv_len f32 scores,
+                                // and input and output
+  // 2 * (head_dim + v_head_dim) for each visible pair of query row and key.
+  int64_t flops = 0;
+
+  // 1 - flash_bytes / naive_bytes; negative for tiny problems, 0 for empty.
+  double ReductionRatio() const;
+};
+
+// What a call whose tensors travel inside its messages holds on the server.
+struct RequestFootprint {
+  int64_t wire_bytes = 0;  // message buffers that are no input or output
+  int64_t peak_per_request_bytes = 0;  // the most that the call holds
+  int64_t required_message_bytes = 0;  // the larger of request and response
+};
+
+// An upper bound of what a message carries beside its tensors' bytes.
+inline constexpr int64_t kMessageEnvelopeBytes = 4096;
+
+// The received message and the tensors copied out of it stand side by side for
+// a moment; the output goes out from where the kernel wrote it.
+// INVALID_ARGUMENT with reason INT64_RANGE where a figure does not fit.
+absl::StatusOr<RequestFootprint> InlineFootprint(
+    const MemoryEstimate& estimate);
+
+// Immutable; safe to share between threads. Allocates nothing that counts.
+class MemoryEstimator {
+ public:
+  // For a host that computes with `threads` workers on `machine`.
+  MemoryEstimator(const MachineInfo& machine, int64_t threads)
+      : machine_(machine), threads_(threads) {}
+
+  // INVALID_ARGUMENT with reason INT64_RANGE where a figure does not fit.
+  absl::StatusOr<MemoryEstimate> Estimate(
+      const AttentionProblem& problem) const;
+
+ private:
+  MachineInfo machine_;
+  int64_t threads_;
+};
+
+}  // namespace attnd
+
+#endif  // ATTND_CORE_MEMORY_ESTIMATOR_H_
