@@ -27,14 +27,20 @@ struct TensorSpec {
 //                                           {.shape = {2, 512, 64}}, {});
 class AttentionProblem {
  public:
-  // The longest q_len * kv_len * ... product that is let through; any count of
-  // elements, pairs or flops of a problem fits an int64 well below overflow.
+  // The largest head_dim and v_head_dim; one row of tiles has to fit caches.
   static constexpr int64_t kMaxHeadDim = 1024;
+
+  // The most bytes of one tensor, and the most scalar steps of a problem. Far
+  // enough below overflow that sums of a problem's bytes, strides, pairs and
+  // flops need no further check.
+  static constexpr int64_t kMaxTensorBytes = int64_t{1} << 60;
+  static constexpr int64_t kMaxWork = int64_t{1} << 62;
 
   // Shapes are BHSD: query [batch, num_q_heads, q_len, head_dim], key
   // [batch, num_kv_heads, kv_len, head_dim], value [batch, num_kv_heads,
   // kv_len, v_head_dim]; rank 3 lacks batch, rank 2 batch and heads.
-  // INVALID_ARGUMENT that names the field where anything does not fit.
+  // INVALID_ARGUMENT that names the field where anything does not fit, with
+  // reason INT64_RANGE where only the size is at fault.
   static absl::StatusOr<AttentionProblem> Create(
       const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
       const AttentionOptions& options);

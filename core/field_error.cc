@@ -2,15 +2,22 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 
 namespace attnd {
 namespace {
 
-constexpr std::string_view kFieldPayload = "attnd/field";
-constexpr std::string_view kReasonPayload = "attnd/reason";
+constexpr absl::string_view kFieldPayload = "attnd/field";
+constexpr absl::string_view kReasonPayload = "attnd/reason";
+
+// Debian 12's absl::string_view is a type of its own.
+absl::string_view ToAbsl(std::string_view text) {
+  return {text.data(), text.size()};
+}
 
 std::optional<std::string> PayloadOf(const absl::Status& status,
-                                     std::string_view type) {
+                                     absl::string_view type) {
   if (auto payload = status.GetPayload(type)) return std::string(*payload);
   return std::nullopt;
 }
@@ -19,9 +26,9 @@ std::optional<std::string> PayloadOf(const absl::Status& status,
 
 absl::Status FieldError(std::string_view field, std::string_view expected,
                         std::string_view got) {
-  absl::Status status = absl::InvalidArgumentError(
-      absl::StrCat(field, ": expected ", expected, ", got ", got));
-  status.SetPayload(kFieldPayload, absl::Cord(field));
+  absl::Status status = absl::InvalidArgumentError(absl::StrCat(
+      ToAbsl(field), ": expected ", ToAbsl(expected), ", got ", ToAbsl(got)));
+  status.SetPayload(kFieldPayload, absl::Cord(ToAbsl(field)));
   return status;
 }
 
@@ -32,18 +39,17 @@ std::optional<std::string> FieldOf(const absl::Status& status) {
 absl::Status WithField(const absl::Status& status, std::string_view field) {
   const std::optional<std::string> old = FieldOf(status);
   if (!old) return status;
-  std::string_view rest = status.message();
-  if (rest.substr(0, old->size()) == *old) rest.remove_prefix(old->size());
-  absl::Status renamed(status.code(), absl::StrCat(field, rest));
-  status.ForEachPayload([&](std::string_view type, const absl::Cord& payload) {
+  const absl::string_view rest = absl::StripPrefix(status.message(), *old);
+  absl::Status renamed(status.code(), absl::StrCat(ToAbsl(field), rest));
+  status.ForEachPayload([&](absl::string_view type, const absl::Cord& payload) {
     renamed.SetPayload(type, payload);
   });
-  renamed.SetPayload(kFieldPayload, absl::Cord(field));
+  renamed.SetPayload(kFieldPayload, absl::Cord(ToAbsl(field)));
   return renamed;
 }
 
 absl::Status WithReason(absl::Status status, std::string_view reason) {
-  status.SetPayload(kReasonPayload, absl::Cord(reason));
+  status.SetPayload(kReasonPayload, absl::Cord(ToAbsl(reason)));
   return status;
 }
 

@@ -14,7 +14,8 @@ namespace attnd {
 
 // INVALID_ARGUMENT for one field. `field` is its path from the request's root,
 // "key.shape[3]"; core names tensors "query", "key", "value" and options
-// "options.<name>". The message reads "<field>: expected <expected>, got <got>".
+// "options.<name>". The message reads "<field>: expected <expected>, got
+// <got>".
 absl::Status FieldError(std::string_view field, std::string_view expected,
                         std::string_view got);
 
@@ -27,6 +28,9 @@ absl::Status WithField(const absl::Status& status, std::string_view field);
 
 // `status` with a reason in UPPER_SNAKE_CASE for programs to branch on.
 absl::Status WithReason(absl::Status status, std::string_view reason);
+
+// The reason of problems whose bytes or steps do not fit an int64.
+inline constexpr std::string_view kInt64RangeReason = "INT64_RANGE";
 
 // The reason that `status` carries, or nothing.
 std::optional<std::string> ReasonOf(const absl::Status& status);

@@ -1,0 +1,74 @@
+#include "core/memory_estimator.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "core/checked_math.h"
+#include "core/field_error.h"
+#include "core/naive_attention.h"
+
+namespace attnd {
+namespace {
+
+absl::Status OutOfRange() {
+  return WithReason(
+      absl::InvalidArgumentError(
+          "the problem's bytes do not fit a signed 64-bit number"),
+      kInt64RangeReason);
+}
+
+}  // namespace
+
+double MemoryEstimate::ReductionRatio() const {
+  if (naive_bytes == 0) return 0;
+  return 1 -
+         static_cast<double>(flash_bytes) / static_cast<double>(naive_bytes);
+}
+
+absl::StatusOr<RequestFootprint> InlineFootprint(
+    const MemoryEstimate& estimate) {
+  const std::optional<int64_t> request =
+      CheckedSum({estimate.input_bytes, kMessageEnvelopeBytes});
+  const std::optional<int64_t> response =
+      CheckedSum({estimate.output_bytes, kMessageEnvelopeBytes});
+  if (!request || !response) return OutOfRange();
+  // The request is freed once its tensors are copied out; of the response only
+  // the envelope is no output.
+  const std::optional<int64_t> wire =
+      CheckedSum({*request, kMessageEnvelopeBytes});
+  const std::optional<int64_t> decoding =
+      CheckedSum({*request, estimate.input_bytes});
+  const std::optional<int64_t> computing =
+      CheckedSum({estimate.flash_bytes, 2 * kMessageEnvelopeBytes});
+  if (!wire || !decoding || !computing) return OutOfRange();
+  return RequestFootprint{
+      .wire_bytes = *wire,
+      .peak_per_request_bytes = std::max(*decoding, *computing),
+      .required_message_bytes = std::max(*request, *response)};
+}
+
+absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
+    const AttentionProblem& problem) const {
+  const AttentionParams& params = problem.params();
+  MemoryEstimate estimate;
+  estimate.input_bytes =
+      problem.query_bytes() + problem.key_bytes() + problem.value_bytes();
+  estimate.output_bytes =
+      problem.output_bytes() + (params.return_lse ? problem.lse_bytes() : 0);
+  estimate.workspace_bytes =
+      MakeKernelPlan(params, machine_).WorkspaceBytes(threads_);
+  const std::optional<int64_t> flash = CheckedSum(
+      {estimate.input_bytes, estimate.output_bytes, estimate.workspace_bytes});
+  const std::optional<int64_t> naive = CheckedSum(
+      {estimate.input_bytes, estimate.output_bytes, NaiveScoreBytes(params)});
+  if (!flash || !naive) return OutOfRange();
+  estimate.flash_bytes = *flash;
+  estimate.naive_bytes = *naive;
+  // Fits: AttentionProblem bounds the same product by kMaxWork.
+  estimate.flops = 2 * (params.head_dim + params.v_head_dim) * params.batch *
+                   params.num_q_heads * problem.mask().VisiblePairs();
+  return estimate;
+}
+
+}  // namespace attnd
