@@ -15,6 +15,9 @@ namespace attnd {
 // and options and on the machine; never on workers, batch or load, so that the
 // same request gives the same bits whatever runs beside it.
 struct KernelPlan {
+  // K^T panels that one packing task makes.
+  static constexpr int64_t kPanelsPerPackTask = 8;
+
   Isa isa = Isa::kScalar;
   std::string_view variant = "tiled";  // what ExecutionStats.kernel answers
   // Query rows in a tile. The heads of a GQA group that share a kv head are

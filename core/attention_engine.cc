@@ -1,0 +1,144 @@
+#include "core/attention_engine.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstddef>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "core/kernels/flash_attention.h"
+#include "core/workspace.h"
+
+namespace attnd {
+namespace {
+
+MachineInfo ChooseMachine(const EngineOptions& options) {
+  MachineInfo machine = MachineInfo::Detect();
+  if (options.force_isa) machine.isa = *options.force_isa;
+  return machine;
+}
+
+}  // namespace
+
+// One call: first the packing of K, then its tiles.
+class AttentionEngine::Job : public TileJob {
+ public:
+  Job(const AttentionProblem& problem, const KernelPlan& plan,
+      const AttentionBuffers& buffers, int threads, Workspace workspace)
+      : problem_(problem),
+        plan_(plan),
+        slots_(std::max<int64_t>(
+            1, std::min<int64_t>(threads, plan.task_count))),
+        kernel_(GetFlashKernel(plan.isa)),
+        workspace_(std::move(workspace)) {
+    flash_ = {
+        .params = &problem_.params(),
+        .mask = &problem_.mask(),
+        .plan = &plan_,
+        .query = problem_.QueryView(buffers.query),
+        .key = problem_.KeyView(buffers.key),
+        .value = problem_.ValueView(buffers.value),
+        .output = problem_.OutputView(buffers.output),
+        .lse = problem_.LseView(problem_.params().return_lse ? buffers.lse
+                                                             : nullptr),
+        .packed_keys = workspace_.floats(),
+    };
+    for (int64_t slot = 0; slot < slots_; ++slot) kernel_.init_slot(Slot(slot));
+  }
+
+  std::vector<int64_t> PhaseTasks() const override {
+    return {plan_.pack_tasks, plan_.task_count};
+  }
+  int64_t MaxSlots() const override { return slots_; }
+
+  Slice Run(int64_t phase, int64_t task, int64_t slot,
+            SliceControl& control) override {
+    if (phase == 0) {
+      kernel_.pack_keys(flash_, task);
+      return Slice::kDone;
+    }
+    return kernel_.run_tile(flash_, task, Slot(slot), control);
+  }
+
+ private:
+  float* Slot(int64_t slot) const {
+    return reinterpret_cast<float*>(workspace_.data() +
+                                    plan_.packed_keys_bytes +
+                                    slot * plan_.slot_bytes);
+  }
+
+  const AttentionProblem problem_;
+  const KernelPlan plan_;
+  const int64_t slots_;
+  const FlashKernel& kernel_;
+  const Workspace workspace_;
+  FlashJob flash_;
+};
+
+AttentionEngine::AttentionEngine(const EngineOptions& options)
+    : machine_(ChooseMachine(options)),
+      scheduler_(options.threads > 0 ? options.threads : AvailableThreads()),
+      estimator_(machine_, scheduler_.threads()) {}
+
+AttentionEngine::~AttentionEngine() = default;
+
+void AttentionEngine::Submit(const AttentionProblem& problem,
+                             const AttentionBuffers& buffers,
+                             const StopSignal* stop, Done done) {
+  const absl::StatusOr<MemoryEstimate> estimate = estimator_.Estimate(problem);
+  if (!estimate.ok()) {
+    done(estimate.status(), {});
+    return;
+  }
+  absl::StatusOr<Workspace> workspace =
+      Workspace::Reserve(estimate->workspace_bytes);
+  if (!workspace.ok()) {
+    done(workspace.status(), {});
+    return;
+  }
+  const KernelPlan plan = MakeKernelPlan(problem.params(), machine_);
+  RunStats stats;
+  stats.isa = plan.isa;
+  stats.kernel = plan.variant;
+  stats.tile_q = plan.tile_q;
+  stats.tile_kv = plan.tile_kv;
+  stats.threads = threads();
+  stats.flops = estimate->flops;
+  stats.workspace_bytes = estimate->workspace_bytes;
+  // std::function wants a copyable owner.
+  auto job = std::make_shared<Job>(problem, plan, buffers, threads(),
+                                   *std::move(workspace));
+  TileJob* const raw_job = job.get();
+  scheduler_.Submit(raw_job, stop,
+                    [job = std::move(job), stats, done = std::move(done)](
+                        absl::Status status, const JobTimes& times) mutable {
+                      job.reset();  // the workspace goes before the answer
+                      stats.queue_time = times.queued;
+                      stats.compute_time = times.running;
+                      done(std::move(status), stats);
+                    });
+}
+
+absl::StatusOr<RunStats> AttentionEngine::Run(const AttentionProblem& problem,
+                                              const AttentionBuffers& buffers,
+                                              const StopSignal* stop) {
+  std::mutex mutex;
+  std::condition_variable finished;
+  std::optional<absl::StatusOr<RunStats>> result;
+  Submit(problem, buffers, stop, [&](absl::Status status,
+                                     const RunStats& stats) {
+    const std::lock_guard lock(mutex);
+    if (status.ok()) {
+      result = stats;
+    } else {
+      result = std::move(status);
+    }
+    finished.notify_one();
+  });
+  std::unique_lock lock(mutex);
+  finished.wait(lock, [&] { return result.has_value(); });
+  return *std::move(result);
+}
+
+}  // namespace attnd

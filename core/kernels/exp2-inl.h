@@ -1,0 +1,52 @@
+// 2^x for vectors. For inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_EXP2_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_EXP2_INL_H_
+#undef ATTND_CORE_KERNELS_EXP2_INL_H_
+#else
+#define ATTND_CORE_KERNELS_EXP2_INL_H_
+#endif
+
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// 2^x for x <= 0, within 2 ulp; below 2^-126 it is 0. NaN stays NaN. For
+// 0 < x < 127 it is as exact, so a score that rounds to just above the maximum
+// does no harm.
+//
+// x = n + f with |f| <= 1/2: adding 1.5 * 2^23 + 127 leaves n + 127 in the low
+// bits of the mantissa, which the shift moves to the exponent's place. The
+// polynomial of degree 5 is a minimax fit of 2^f in relative error with 2^0 = 1
+// exactly, its coefficients nudged for the rounding of f32 (1.95 ulp at worst).
+template <class D>
+HWY_INLINE hn::Vec<D> Exp2NonPositive(D d, hn::Vec<D> x) {
+  const hn::RebindToUnsigned<D> du;
+  const auto lowest = hn::Set(d, -127.0f);
+#if HWY_TARGET == HWY_SCALAR
+  x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
+#else
+  x = hn::Max(lowest, x);  // the second operand where one is NaN, on x86
+#endif
+  const auto magic = hn::Set(d, 12582912.0f + 127.0f);
+  const auto shifted = hn::Add(x, magic);
+  const auto f = hn::Sub(x, hn::Sub(shifted, magic));
+  auto p = hn::Set(d, 1.326484722085297e-3f);
+  p = hn::MulAdd(p, f, hn::Set(d, 9.671485982835293e-3f));
+  p = hn::MulAdd(p, f, hn::Set(d, 5.550733581185341e-2f));
+  p = hn::MulAdd(p, f, hn::Set(d, 2.402225136756897e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 6.931470036506653e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
+  const auto power =
+      hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, shifted)));
+  return hn::Mul(p, power);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,271 @@
+#include "core/tile_scheduler.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <list>
+#include <mutex>
+#include <numeric>
+#include <optional>
+#include <thread>
+#include <utility>
+
+namespace attnd {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How long a task keeps its worker while other jobs wait: long against the
+// cost of a switch, short against a caller's patience.
+constexpr std::chrono::microseconds kQuantum{500};
+
+}  // namespace
+
+absl::Status StopSignal::Check() const {
+  if (cancelled_.load(std::memory_order_relaxed)) {
+    return absl::CancelledError("the call was cancelled");
+  }
+  if (deadline_ != SteadyTime::max() && Clock::now() >= deadline_) {
+    return absl::DeadlineExceededError("the deadline passed");
+  }
+  return absl::OkStatus();
+}
+
+class TileScheduler::Impl {
+ public:
+  explicit Impl(int threads) {
+    workers_.reserve(static_cast<size_t>(threads));
+    for (int i = 0; i < threads; ++i) {
+      workers_.emplace_back([this] { Work(); });
+    }
+  }
+
+  ~Impl() {
+    {
+      const std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  int threads() const { return static_cast<int>(workers_.size()); }
+
+  void Submit(TileJob* job, const StopSignal* stop, Done done) {
+    auto state = std::make_unique<State>();
+    state->job = job;
+    state->stop = stop;
+    state->done = std::move(done);
+    state->phase_tasks = job->PhaseTasks();
+    state->submitted = Clock::now();
+    const auto slots = static_cast<size_t>(job->MaxSlots());
+    state->free_slots.resize(slots);
+    // The lowest slot is taken first.
+    std::iota(state->free_slots.rbegin(), state->free_slots.rend(), 0);
+    state->yielded.reserve(slots);
+    const int64_t most =
+        state->phase_tasks.empty()
+            ? 1
+            : *std::max_element(state->phase_tasks.begin(),
+                                state->phase_tasks.end());
+    {
+      const std::lock_guard lock(mutex_);
+      jobs_.push_back(std::move(state));
+      queued_.fetch_add(1, std::memory_order_relaxed);
+    }
+    if (std::min(most, static_cast<int64_t>(slots)) > 1) {
+      wake_.notify_all();
+    } else {
+      wake_.notify_one();
+    }
+  }
+
+ private:
+  struct Task {
+    int64_t index;
+    int64_t slot;
+  };
+
+  // A job in progress. Guarded by mutex_ but for what Run() reads, which does
+  // not change meanwhile.
+  struct State {
+    TileJob* job = nullptr;
+    const StopSignal* stop = nullptr;
+    Done done;
+    std::vector<int64_t> phase_tasks;
+    std::vector<int64_t> free_slots;
+    std::vector<Task> yielded;
+    int64_t phase = 0;
+    int64_t next_task = 0;  // of the phase, the first that never ran
+    int64_t running = 0;    // tasks that a worker holds now
+    bool started = false;
+    absl::Status status;
+    Clock::time_point submitted;
+    Clock::time_point began;
+  };
+  using Jobs = std::list<std::unique_ptr<State>>;
+
+  class Control : public SliceControl {
+   public:
+    Control(const Impl& impl, const State& state)
+        : impl_(impl), stop_(state.stop), began_(Clock::now()) {}
+
+    bool ShouldStop() override {
+      return impl_.closing_.load(std::memory_order_relaxed) ||
+             (stop_ != nullptr && stop_->ShouldStop());
+    }
+    bool ShouldYield() override {
+      return impl_.queued_.load(std::memory_order_relaxed) > 1 &&
+             Clock::now() - began_ >= kQuantum;
+    }
+
+   private:
+    const Impl& impl_;
+    const StopSignal* stop_;
+    Clock::time_point began_;
+  };
+
+  // The job's next task, if it has one that may run now.
+  static std::optional<Task> Take(State& state) {
+    if (!state.yielded.empty()) {
+      const Task task = state.yielded.back();
+      state.yielded.pop_back();
+      return task;
+    }
+    const auto phase = static_cast<size_t>(state.phase);
+    if (phase >= state.phase_tasks.size() || state.free_slots.empty() ||
+        state.next_task >= state.phase_tasks[phase]) {
+      return std::nullopt;
+    }
+    const Task task{state.next_task++, state.free_slots.back()};
+    state.free_slots.pop_back();
+    return task;
+  }
+
+  // Steps over finished phases. True where the job has nothing left.
+  static bool Advance(State& state) {
+    if (!state.status.ok()) return state.running == 0;
+    while (state.running == 0 && state.yielded.empty() &&
+           static_cast<size_t>(state.phase) < state.phase_tasks.size() &&
+           state.next_task >=
+               state.phase_tasks[static_cast<size_t>(state.phase)]) {
+      ++state.phase;
+      state.next_task = 0;
+    }
+    return static_cast<size_t>(state.phase) >= state.phase_tasks.size();
+  }
+
+  void CheckStop(State& state) const {
+    if (!state.status.ok()) return;
+    if (closing_.load(std::memory_order_relaxed)) {
+      state.status = absl::CancelledError("shutting down");
+    } else if (state.stop != nullptr) {
+      state.status = state.stop->Check();
+    }
+  }
+
+  void Finish(Jobs::iterator it, std::unique_lock<std::mutex>& lock) {
+    const std::unique_ptr<State> state = std::move(*it);
+    jobs_.erase(it);
+    queued_.fetch_sub(1, std::memory_order_relaxed);
+    const Clock::time_point now = Clock::now();
+    JobTimes times;
+    times.queued = (state->started ? state->began : now) - state->submitted;
+    if (state->started) times.running = now - state->began;
+    lock.unlock();
+    state->done(std::move(state->status), times);
+    lock.lock();
+    if (closing_ && jobs_.empty()) wake_.notify_all();
+  }
+
+  void RunTask(Jobs::iterator it, Task task,
+               std::unique_lock<std::mutex>& lock) {
+    State& state = **it;
+    if (!state.started) {
+      state.started = true;
+      state.began = Clock::now();
+    }
+    ++state.running;
+    // The next worker begins its search behind this job: jobs take turns.
+    jobs_.splice(jobs_.end(), jobs_, it);
+    const int64_t phase = state.phase;
+    lock.unlock();
+    Control control(*this, state);
+    const TileJob::Slice slice =
+        state.job->Run(phase, task.index, task.slot, control);
+    lock.lock();
+    --state.running;
+    if (slice == TileJob::Slice::kYield) {
+      state.yielded.push_back(task);
+    } else {
+      state.free_slots.push_back(task.slot);
+    }
+    CheckStop(state);
+    const int64_t old_phase = state.phase;
+    if (Advance(state)) {
+      Finish(it, lock);
+    } else if (state.phase != old_phase) {
+      wake_.notify_all();  // a new phase: tasks for those who found none
+    }
+  }
+
+  void Work() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      bool found = false;
+      for (auto it = jobs_.begin(); it != jobs_.end(); ++it) {
+        State& state = **it;
+        CheckStop(state);
+        if (Advance(state)) {
+          Finish(it, lock);
+          found = true;
+          break;
+        }
+        if (!state.status.ok()) continue;
+        if (const std::optional<Task> task = Take(state)) {
+          RunTask(it, *task, lock);
+          found = true;
+          break;
+        }
+      }
+      if (found) continue;
+      if (closing_ && jobs_.empty()) return;
+      wake_.wait(lock);
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  Jobs jobs_;                        // guarded by mutex_
+  std::atomic<int64_t> queued_{0};   // jobs_.size(), readable without the lock
+  std::atomic<bool> closing_{false};
+  std::vector<std::thread> workers_;
+};
+
+TileScheduler::TileScheduler(int threads)
+    : impl_(std::make_unique<Impl>(std::max(1, threads))) {}
+
+TileScheduler::~TileScheduler() = default;
+
+int TileScheduler::threads() const { return impl_->threads(); }
+
+void TileScheduler::Submit(TileJob* job, const StopSignal* stop, Done done) {
+  impl_->Submit(job, stop, std::move(done));
+}
+
+absl::Status TileScheduler::Run(TileJob* job, const StopSignal* stop,
+                                JobTimes* times) {
+  std::mutex mutex;
+  std::condition_variable finished;
+  std::optional<absl::Status> result;
+  Submit(job, stop, [&](absl::Status status, const JobTimes& job_times) {
+    const std::lock_guard lock(mutex);
+    if (times != nullptr) *times = job_times;
+    result = std::move(status);
+    finished.notify_one();
+  });
+  std::unique_lock lock(mutex);
+  finished.wait(lock, [&] { return result.has_value(); });
+  return *std::move(result);
+}
+
+}  // namespace attnd
