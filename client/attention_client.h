@@ -1,0 +1,123 @@
+// The C++ client of attnd: exact attention on a server, called with spans.
+// Includes neither gRPC nor protobuf.
+#ifndef ATTND_CLIENT_ATTENTION_CLIENT_H_
+#define ATTND_CLIENT_ATTENTION_CLIENT_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/error_details.h"
+#include "client/types.h"
+
+namespace attnd::client {
+
+class CallCanceller;
+class RpcChannel;
+
+struct ClientOptions {
+  std::string target = "127.0.0.1:50051";       // or "unix:/run/attnd.sock"
+  absl::Duration deadline = absl::Seconds(60);  // of each call; may be infinite
+  int64_t max_message_bytes = int64_t{256} << 20;  // sent and received alike
+};
+
+// A call in flight. Dropping it does not stop the call.
+class PendingCall {
+ public:
+  PendingCall() = default;
+  explicit PendingCall(std::shared_ptr<CallCanceller> call);
+
+  // Asks for the end: the callback comes soon, with CANCELLED unless the call
+  // was over already. Thread-safe; harmless on a finished call.
+  void Cancel() const;
+
+ private:
+  std::shared_ptr<CallCanceller> call_;
+};
+
+// One server. Cheap to copy: copies share a connection, which the first call
+// opens and which is opened again when it was lost. Thread-safe.
+//
+//   attnd::client::AttentionClient client({.target = "127.0.0.1:50051"});
+//   std::vector<float> q(8 * 64), k(32 * 64), v(32 * 64), output(8 * 64);
+//   // ... fill q, k and v ...
+//   absl::StatusOr<attnd::client::AttentionReply> reply = client.Attention(
+//       {.query = {q, {8, 64}}, .key = {k, {32, 64}}, .value = {v, {32, 64}}},
+//       {.output = output}, {.causal = attnd::client::Causal::kBottomRight});
+//   if (!reply.ok()) {
+//     std::cerr << reply.status() << "\n"
+//               << attnd::client::DetailsOf(reply.status()).reason << "\n";
+//   }
+//
+// Shapes and options are checked by the server, which names the field that it
+// refuses; this side checks only that the answer fits the spans it goes to.
+// A status carries the server's code, message and details (DetailsOf).
+// UNAVAILABLE: no server there, or it is draining. DEADLINE_EXCEEDED and
+// CANCELLED: the server stops computing too. After an error the contents of
+// the outputs are undefined. Calls are not retried.
+class AttentionClient {
+ public:
+  using Done = std::function<void(absl::StatusOr<AttentionReply>)>;
+
+  explicit AttentionClient(ClientOptions options = {});
+
+  // The same connection with another deadline.
+  AttentionClient WithDeadline(absl::Duration deadline) const;
+
+  // Each waits for the answer and writes it to `outputs`. Inputs are copied
+  // once into the message before anything is sent.
+  absl::StatusOr<AttentionReply> Attention(
+      const AttentionInputs& inputs, const AttentionOutputs& outputs,
+      const AttentionOptions& options = {}) const;
+  absl::StatusOr<AttentionReply> SelfAttention(
+      const ConstTensor& sequence, const AttentionOutputs& outputs,
+      const AttentionOptions& options = {}) const;
+  absl::StatusOr<AttentionReply> CrossAttention(
+      const ConstTensor& queries, const ConstTensor& kv_sequence,
+      const AttentionOutputs& outputs,
+      const AttentionOptions& options = {}) const;
+
+  // The same without waiting. `done` is called exactly once: in a thread of
+  // gRPC, where it must not block, or before this returns if the call cannot
+  // start. Inputs may go away as soon as this returns, outputs only after
+  // `done` was called; the client need not stay.
+  PendingCall AttentionAsync(const AttentionInputs& inputs,
+                             const AttentionOutputs& outputs,
+                             const AttentionOptions& options, Done done) const;
+  PendingCall SelfAttentionAsync(const ConstTensor& sequence,
+                                 const AttentionOutputs& outputs,
+                                 const AttentionOptions& options,
+                                 Done done) const;
+  PendingCall CrossAttentionAsync(const ConstTensor& queries,
+                                  const ConstTensor& kv_sequence,
+                                  const AttentionOutputs& outputs,
+                                  const AttentionOptions& options,
+                                  Done done) const;
+
+  // Times flash against naive attention on the server. `on_progress` runs in
+  // this thread after each event; where it answers false, the run is cancelled.
+  absl::StatusOr<BenchmarkResult> Benchmark(
+      const BenchmarkOptions& options,
+      const std::function<bool(const BenchmarkProgress&)>& on_progress) const;
+
+  absl::StatusOr<MemoryEstimate> EstimateMemory(
+      const MemoryEstimateOptions& options) const;
+
+  absl::StatusOr<ServerInfo> GetServerInfo() const;
+
+  // grpc.health.v1: "" is the server as a whole. NOT_FOUND for a service that
+  // it does not know.
+  absl::StatusOr<Health> CheckHealth(const std::string& service = "") const;
+
+ private:
+  ClientOptions options_;
+  std::shared_ptr<RpcChannel> channel_;
+};
+
+}  // namespace attnd::client
+
+#endif  // ATTND_CLIENT_ATTENTION_CLIENT_H_

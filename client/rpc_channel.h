@@ -1,0 +1,73 @@
+// Messages to a server and back, by method name. The only part of the client
+// that knows gRPC; knows nothing of attention. Its .cc stays thin, because
+// thread sanitizer cannot look into it.
+#ifndef ATTND_CLIENT_RPC_CHANNEL_H_
+#define ATTND_CLIENT_RPC_CHANNEL_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace google::protobuf {
+class MessageLite;
+}
+
+namespace attnd::client {
+
+// A call that somebody else completes. Lives until OnDone has returned.
+class AsyncCall {
+ public:
+  virtual ~AsyncCall() = default;
+  virtual const google::protobuf::MessageLite& request() const = 0;
+  virtual google::protobuf::MessageLite* response() = 0;
+  // Called exactly once, in a thread of gRPC; must not block.
+  virtual void OnDone(const absl::Status& status) = 0;
+};
+
+// What can stop a call from another thread.
+class CallCanceller {
+ public:
+  virtual ~CallCanceller() = default;
+  virtual void Cancel() = 0;
+};
+
+// Thread-safe. An infinite deadline is none. A failed call's status carries
+// the server's details as error_details.h says.
+class RpcChannel {
+ public:
+  // Opens nothing yet: the first call connects.
+  RpcChannel(const std::string& target, int64_t max_message_bytes);
+  ~RpcChannel();
+
+  // Waits in the calling thread, which also moves the bytes: no other thread
+  // has to wake up.
+  absl::Status Call(const std::string& method,
+                    const google::protobuf::MessageLite& request,
+                    google::protobuf::MessageLite* response,
+                    absl::Duration deadline);
+
+  // Returns at once. The call outlives this channel where it has to.
+  std::shared_ptr<CallCanceller> Start(const std::string& method,
+                                       std::unique_ptr<AsyncCall> call,
+                                       absl::Duration deadline);
+
+  // One request, many responses: `on_response` runs in the calling thread
+  // after each was read into `response`; false cancels the call.
+  absl::Status Stream(const std::string& method,
+                      const google::protobuf::MessageLite& request,
+                      google::protobuf::MessageLite* response,
+                      absl::Duration deadline,
+                      const std::function<bool()>& on_response);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace attnd::client
+
+#endif  // ATTND_CLIENT_RPC_CHANNEL_H_
