@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Holds the dependency rule by reading #include lines:
+#   client -> proto <- server -> core, and nothing points at server.
+# First shows on planted files that it finds each kind of breach.
+set -euo pipefail
+
+# includes ROOT FOLDER PATTERN: the #include lines of FOLDER that match.
+includes() {
+  grep -rnE "^[[:space:]]*#[[:space:]]*include[[:space:]]*[<\"]($3)" \
+    --include='*.h' --include='*.cc' "$1/$2" || true
+}
+
+# breaches ROOT: every #include that the rule forbids.
+breaches() {
+  local root=$1 folder
+  includes "$root" core \
+    'grpc|google/|attnd/v1/|spdlog|CLI|nlohmann|absl/flags|server/|client/'
+  # attnctl alone may use core, for what works offline.
+  includes "$root" client 'core/' | grep -v "^$root/client/attnctl" || true
+  for folder in client bench; do
+    includes "$root" "$folder" 'server/'
+  done
+  includes "$root" tests/core 'server/|client/'
+  includes "$root" tests/client 'server/'
+}
+
+# plant FILE INCLUDE: fails unless a file with that line is found.
+plant() {
+  local root
+  root=$(mktemp -d)
+  mkdir -p "$root"/{core/kernels,client/attnctl,server,bench} \
+    "$root"/tests/{core,client}
+  printf '#include %s\n' "$2" >"$root/$1"
+  local found
+  found=$(breaches "$root")
+  rm -r "$root"
+  if [[ -z $found ]]; then
+    echo "the check is blind to $2 in $1" >&2
+    exit 1
+  fi
+}
+
+plant core/mask.h '<grpcpp/grpcpp.h>'
+plant core/mask.h '"google/protobuf/message.h"'
+plant core/mask.h '"attnd/v1/attention.pb.h"'
+plant core/kernels/flash.cc '"spdlog/spdlog.h"'
+plant core/kernels/flash.cc '<CLI/CLI.hpp>'
+plant core/mask.h '"absl/flags/flag.h"'
+plant core/mask.h '"server/admission.h"'
+plant client/attention_client.cc '"core/mask.h"'
+plant client/attnctl/main.cc '"server/admission.h"'
+plant tests/client/client_test.cc '"server/server.h"'
+
+found=$(breaches "$1")
+if [[ -n $found ]]; then
+  printf 'includes against the dependency rule:\n%s\n' "$found" >&2
+  exit 1
+fi
