@@ -1,0 +1,178 @@
+// Chains of dependent multiply-adds that live in registers from start to end.
+// There are more of them than a multiply-add has cycles times units, each has a
+// value of its own, and all numbers come from where the compiler cannot see
+// them: it can neither fold two chains into one nor compute any beforehand.
+#include "core/fma_peak.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <thread>
+#include <vector>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/fma_peak.cc"
+#include "hwy/foreach_target.h"
+// Highway must come after foreach_target.
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+namespace {
+
+#if HWY_TARGET == HWY_SCALAR
+// What "scalar" code can reach is what its compiler makes of it, and every
+// baseline has vectors of four floats.
+using Vec = float __attribute__((vector_size(16)));
+constexpr int64_t kLanes = 4;
+inline Vec Spread(float x) { return Vec{x, x, x, x}; }
+inline Vec Step(Vec a, Vec b, Vec c) { return a * b + c; }
+inline float FirstOf(Vec x) { return x[0]; }
+#else
+namespace hn = hwy::HWY_NAMESPACE;
+using Floats = hn::ScalableTag<float>;
+using Vec = hn::Vec<Floats>;
+constexpr int64_t kLanes = hn::MaxLanes(Floats());
+HWY_INLINE Vec Spread(float x) { return hn::Set(Floats(), x); }
+HWY_INLINE Vec Step(Vec a, Vec b, Vec c) { return hn::MulAdd(a, b, c); }
+HWY_INLINE float FirstOf(Vec x) { return hn::GetLane(x); }
+#endif
+
+// Of 32 registers with AVX-512, else of 16; two hold the constants.
+#if HWY_TARGET <= HWY_AVX3
+#define ATTND_CHAINS(F)                                                       \
+  F(0)                                                                        \
+  F(1)                                                                        \
+  F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15) \
+      F(16) F(17) F(18) F(19) F(20) F(21) F(22) F(23)
+constexpr int64_t kChains = 24;
+#else
+#define ATTND_CHAINS(F) \
+  F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
+constexpr int64_t kChains = 12;
+#endif
+
+}  // namespace
+
+// Runs `steps` multiply-adds in every chain; returns how many operations that
+// were. `seed` is read and written, which keeps the chains alive. Values move
+// from [0, 24] towards 1: nothing overflows or becomes denormal.
+int64_t RunChains(int64_t steps, volatile float* seed) {
+  const Vec factor = Spread(*seed);
+  const Vec addend = Spread(1.0F - *seed);
+#define ATTND_START(i) Vec x##i = Spread(*seed + static_cast<float>(i));
+#define ATTND_STEP(i) x##i = Step(x##i, factor, addend);
+#define ATTND_USE(i) sum += FirstOf(x##i);
+  ATTND_CHAINS(ATTND_START)
+  for (int64_t step = 0; step < steps; ++step) {
+    ATTND_CHAINS(ATTND_STEP)
+  }
+  float sum = 0;
+  ATTND_CHAINS(ATTND_USE)
+#undef ATTND_START
+#undef ATTND_STEP
+#undef ATTND_USE
+  *seed = sum > 0 ? 0.5F : 0.25F;
+  return steps * kChains * kLanes * 2;
+}
+#undef ATTND_CHAINS
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace attnd {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Chains = decltype(&HWY_STATIC_DISPATCH(RunChains));
+
+Chains ChainsFor(Isa isa) {
+  switch (isa) {
+#if HWY_TARGETS & HWY_AVX3
+    case Isa::kAvx512:
+      return &N_AVX3::RunChains;
+#endif
+#if HWY_TARGETS & HWY_AVX2
+    case Isa::kAvx2:
+      return &N_AVX2::RunChains;
+#endif
+    default:
+      return &HWY_STATIC_DISPATCH(RunChains);
+  }
+}
+
+// One thread's share: waits until all have begun, then measures.
+class PeakJob : public TileJob {
+ public:
+  PeakJob(Isa isa, std::chrono::nanoseconds duration, int64_t threads)
+      : isa_(isa), duration_(duration), rates_(static_cast<size_t>(threads)) {}
+
+  std::vector<int64_t> PhaseTasks() const override {
+    return {static_cast<int64_t>(rates_.size())};
+  }
+  int64_t MaxSlots() const override {
+    return static_cast<int64_t>(rates_.size());
+  }
+
+  Slice Run(int64_t /*phase*/, int64_t task, int64_t /*slot*/,
+            SliceControl& control) override {
+    // Threads that share clocks or units must run at once. Where other jobs
+    // hold the workers the wait is given up: then each runs as it comes.
+    const auto give_up = Clock::now() + duration_;
+    begun_.fetch_add(1, std::memory_order_relaxed);
+    while (begun_.load(std::memory_order_relaxed) <
+               static_cast<int64_t>(rates_.size()) &&
+           Clock::now() < give_up && !control.ShouldStop()) {
+      std::this_thread::yield();
+    }
+    rates_[static_cast<size_t>(task)] = MeasureFmaPeak(isa_, duration_);
+    return Slice::kDone;
+  }
+
+  double TotalRate() const {
+    double total = 0;
+    for (const double rate : rates_) total += rate;
+    return total;
+  }
+
+ private:
+  const Isa isa_;
+  const std::chrono::nanoseconds duration_;
+  std::atomic<int64_t> begun_{0};
+  std::vector<double> rates_;  // each written by its task alone
+};
+
+}  // namespace
+
+double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration) {
+  // A few microseconds a call: the clock is read seldom, yet often enough.
+  constexpr int64_t kSteps = 2000;
+  const Chains chains = ChainsFor(isa);
+  volatile float seed = 0.5F;
+  // Wide vectors start at a fraction of their speed until their units are on.
+  chains(kSteps, &seed);
+  int64_t operations = 0;
+  const auto start = Clock::now();
+  std::chrono::nanoseconds elapsed{0};
+  do {
+    operations += chains(kSteps, &seed);
+    elapsed = Clock::now() - start;
+  } while (elapsed < duration);
+  return static_cast<double>(operations) /
+         std::chrono::duration<double>(elapsed).count();
+}
+
+double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration,
+                      TileScheduler& scheduler, int64_t threads) {
+  PeakJob job(isa, duration,
+              std::clamp<int64_t>(threads, 1, scheduler.threads()));
+  // Only a scheduler that shuts down stops it; what ran until then counts.
+  scheduler.Run(&job, nullptr).IgnoreError();
+  return job.TotalRate();
+}
+
+}  // namespace attnd
+#endif  // HWY_ONCE

@@ -1,0 +1,252 @@
+// Attention as the formula reads: all scores of a row, their softmax, their sum
+// over the values, with every score of the call kept. Knows no tiles and no
+// vectors: the loops are plain, and this file is compiled once for each
+// instruction set so that the compiler vectorises them for it.
+//
+// Rows are independent, so one row's scores are made, turned into weights and
+// used while they are in cache: the strongest form of the baseline that still
+// holds N x N scores. What it lacks is reuse: each row reads all of K and V.
+#include "core/naive_attention.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "core/checked_math.h"
+#include "core/workspace.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/naive_attention.cc"
+#include "hwy/foreach_target.h"
+// Highway must come after foreach_target.
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// e^x for x <= 0 within 2 ulp, 0 below the smallest normal number; NaN stays
+// NaN. x = n ln 2 + r with |r| <= ln 2 / 2: adding 1.5 * 2^23 leaves n in the
+// low bits of the mantissa, and the polynomial is e^r.
+inline float ExpNonPositive(float x) {
+  constexpr float kRound = 12582912.0F;
+  constexpr float kLog2E = 1.44269504F;
+  constexpr float kLn2High = 0.693145752F;
+  constexpr float kLn2Low = 1.42860677e-6F;
+  const float shifted = x * kLog2E + kRound;
+  const float n = shifted - kRound;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
+  float p = 1.3981999e-3F;
+  p = p * r + 8.3334519e-3F;
+  p = p * r + 4.1665795e-2F;
+  p = p * r + 1.6666657e-1F;
+  p = p * r + 5.0000000e-1F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  const auto power =
+      std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127U) << 23U);
+  return x < -87.3F ? 0.0F : p * power;
+}
+
+float Dot(const float* __restrict a, const float* __restrict b, int64_t size) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// A NaN never is the largest.
+float Largest(const float* __restrict x, int64_t size) {
+  float largest = -kInfinity;
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < size; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
+
+bool HasNan(const float* x, int64_t size) {
+  return std::any_of(x, x + size, [](float value) { return value != value; });
+}
+
+// x becomes e^(x - largest). Returns its sum.
+float ExpAndSum(float* __restrict x, float largest, int64_t size) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) {
+    x[i] = ExpNonPositive(x[i] - largest);
+    sum += x[i];
+  }
+  return sum;
+}
+
+void AddScaled(float weight, const float* __restrict x, float* __restrict y,
+               int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) y[i] += weight * x[i];
+}
+
+void Scale(float factor, float* __restrict x, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) x[i] *= factor;
+}
+
+}  // namespace
+
+// One row over the `keys` keys that it sees: keys [keys, head_dim], values
+// [keys, v_head_dim], scores [keys], output [v_head_dim]. Returns lse.
+float NaiveRow(const AttentionParams& params, const float* query,
+               const float* key, const float* value, int64_t keys,
+               float* scores, float* output) {
+  std::fill_n(output, params.v_head_dim, 0.0F);
+  for (int64_t j = 0; j < keys; ++j) {
+    scores[j] = params.score_scale *
+                Dot(query, key + j * params.head_dim, params.head_dim);
+  }
+  const float largest = Largest(scores, keys);
+  // Infinite scores are rare; only then is the second look worth its time.
+  const bool has_nan = std::isinf(largest) && HasNan(scores, keys);
+  if (largest == -kInfinity && !has_nan) return -kInfinity;
+  const float sum = ExpAndSum(scores, largest, keys);
+  for (int64_t j = 0; j < keys; ++j) {
+    AddScaled(scores[j], value + j * params.v_head_dim, output,
+              params.v_head_dim);
+  }
+  Scale(1 / sum, output, params.v_head_dim);
+  if (largest == kInfinity && !has_nan) return kInfinity;
+  return largest + std::log(sum);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace attnd {
+namespace {
+
+using RowFunction = decltype(&HWY_STATIC_DISPATCH(NaiveRow));
+
+RowFunction RowFunctionFor(Isa isa) {
+  switch (isa) {
+#if HWY_TARGETS & HWY_AVX3
+    case Isa::kAvx512:
+      return &N_AVX3::NaiveRow;
+#endif
+#if HWY_TARGETS & HWY_AVX2
+    case Isa::kAvx2:
+      return &N_AVX2::NaiveRow;
+#endif
+    default:
+      return &HWY_STATIC_DISPATCH(NaiveRow);
+  }
+}
+
+// A task is some rows of one head.
+class NaiveJob : public TileJob {
+ public:
+  NaiveJob(const AttentionProblem& problem, const AttentionBuffers& buffers,
+           const AttentionEngine& engine, float* scores)
+      : params_(problem.params()),
+        mask_(problem.mask()),
+        row_(RowFunctionFor(engine.machine().isa)),
+        threads_(engine.threads()),
+        query_(problem.QueryView(buffers.query)),
+        key_(problem.KeyView(buffers.key)),
+        value_(problem.ValueView(buffers.value)),
+        output_(problem.OutputView(buffers.output)),
+        lse_(problem.LseView(params_.return_lse ? buffers.lse : nullptr)),
+        scores_(scores) {
+    // About 100 us of work, so that tasks spread over the workers.
+    constexpr int64_t kStepsPerTask = 1 << 20;
+    const int64_t row_steps = std::max<int64_t>(params_.kv_len, 1) *
+                              (params_.head_dim + params_.v_head_dim);
+    rows_per_task_ = std::clamp<int64_t>(kStepsPerTask / row_steps, 1,
+                                         std::max<int64_t>(params_.q_len, 1));
+    tasks_per_head_ = CeilDiv(params_.q_len, rows_per_task_);
+  }
+
+  std::vector<int64_t> PhaseTasks() const override {
+    return {params_.batch * params_.num_q_heads * tasks_per_head_};
+  }
+  int64_t MaxSlots() const override { return threads_; }
+
+  Slice Run(int64_t /*phase*/, int64_t task, int64_t /*slot*/,
+            SliceControl& control) override {
+    const int64_t batch_head = task / tasks_per_head_;
+    const int64_t batch = batch_head / params_.num_q_heads;
+    const int64_t head = batch_head % params_.num_q_heads;
+    const int64_t kv_head = head / params_.HeadsPerGroup();
+    const int64_t begin = task % tasks_per_head_ * rows_per_task_;
+    const int64_t end = std::min(begin + rows_per_task_, params_.q_len);
+    for (int64_t i = begin; i < end && !control.ShouldStop(); ++i) {
+      const KeyRange range = mask_.VisibleRange(head, i);
+      const float lse =
+          row_(params_, query_.Row(batch, head, i),
+               key_.Row(batch, kv_head, range.begin),
+               value_.Row(batch, kv_head, range.begin), range.size(),
+               scores_ + (batch_head * params_.q_len + i) * params_.kv_len,
+               output_.Row(batch, head, i));
+      if (lse_.data != nullptr) *lse_.Row(batch, head, i) = lse;
+    }
+    return Slice::kDone;
+  }
+
+ private:
+  const AttentionParams params_;
+  const Mask mask_;
+  const RowFunction row_;
+  const int64_t threads_;
+  const TensorView<const float> query_;
+  const TensorView<const float> key_;
+  const TensorView<const float> value_;
+  const TensorView<float> output_;
+  const TensorView<float> lse_;
+  float* const scores_;  // [batch, num_q_heads, q_len, kv_len]
+  int64_t rows_per_task_ = 1;
+  int64_t tasks_per_head_ = 0;
+};
+
+}  // namespace
+
+int64_t NaiveScoreBytes(const AttentionParams& params) {
+  return CheckedProduct({params.batch, params.num_q_heads, params.q_len,
+                         params.kv_len, int64_t{sizeof(float)}})
+      .value_or(std::numeric_limits<int64_t>::max());
+}
+
+absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
+                                        const AttentionProblem& problem,
+                                        const AttentionBuffers& buffers,
+                                        const StopSignal* stop) {
+  const AttentionParams& params = problem.params();
+  const int64_t score_bytes = NaiveScoreBytes(params);
+  const absl::StatusOr<Workspace> scores = Workspace::Reserve(score_bytes);
+  if (!scores.ok()) return scores.status();
+  NaiveJob job(problem, buffers, engine, scores->floats());
+  JobTimes times;
+  const absl::Status status = engine.scheduler().Run(&job, stop, &times);
+  if (!status.ok()) return status;
+  RunStats stats;
+  stats.isa = engine.machine().isa;
+  stats.kernel = "naive";
+  stats.tile_q = 1;
+  stats.tile_kv = params.kv_len;
+  stats.threads = engine.threads();
+  stats.queue_time = times.queued;
+  stats.compute_time = times.running;
+  stats.flops = 2 * (params.head_dim + params.v_head_dim) * params.batch *
+                params.num_q_heads * problem.mask().VisiblePairs();
+  stats.workspace_bytes = score_bytes;
+  return stats;
+}
+
+}  // namespace attnd
+#endif  // HWY_ONCE
