@@ -34,34 +34,67 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^x for x <= 0 within 2 ulp, 0 below the smallest normal number; NaN stays
-// NaN. x = n ln 2 + r with |r| <= ln 2 / 2: adding 1.5 * 2^23 leaves n in the
-// low bits of the mantissa, and the polynomial is e^r.
+// e^x for x <= 0, 0 below the smallest normal number; NaN stays NaN. As exact
+// as x itself: its error is that of a last bit of x log2(e), and 2 ulp.
+//
+// x log2(e) = n + f with |f| <= 1/2: adding 1.5 * 2^23 leaves n in the low bits
+// of the mantissa. They are read as an integer, for this file is compiled with
+// -fassociative-math, which would drop a number that is added and taken off.
+// The polynomial is 2^f.
 inline float ExpNonPositive(float x) {
   constexpr float kRound = 12582912.0F;
   constexpr float kLog2E = 1.44269504F;
-  constexpr float kLn2High = 0.693145752F;
-  constexpr float kLn2Low = 1.42860677e-6F;
-  const float shifted = x * kLog2E + kRound;
-  const float n = shifted - kRound;
-  const float r = (x - n * kLn2High) - n * kLn2Low;
-  float p = 1.3981999e-3F;
-  p = p * r + 8.3334519e-3F;
-  p = p * r + 4.1665795e-2F;
-  p = p * r + 1.6666657e-1F;
-  p = p * r + 5.0000000e-1F;
-  p = p * r + 1.0F;
-  p = p * r + 1.0F;
-  const auto power =
-      std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127U) << 23U);
-  return x < -87.3F ? 0.0F : p * power;
+  const auto shifted = std::bit_cast<int32_t>(x * kLog2E + kRound);
+  const int32_t n = shifted - std::bit_cast<int32_t>(kRound);
+  const float f = x * kLog2E - static_cast<float>(n);
+  float p = 1.326484722e-3F;
+  p = p * f + 9.671485983e-3F;
+  p = p * f + 5.550733581e-2F;
+  p = p * f + 2.402225137e-1F;
+  p = p * f + 6.931470037e-1F;
+  p = p * f + 1.0F;
+  const uint32_t power = (static_cast<uint32_t>(n) + 127U) << 23U;
+  return x < -87.3F ? 0.0F : p * std::bit_cast<float>(power);
 }
+
+// Keys that the two loops over them take at once: independent sums for the
+// processor to overlap, and fewer passes over query and output.
+constexpr int64_t kKeysAtOnce = 4;
 
 float Dot(const float* __restrict a, const float* __restrict b, int64_t size) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < size; ++i) sum += a[i] * b[i];
   return sum;
+}
+
+// scores[j] = scale * dot(query, keys[j]).
+void Scores(const float* __restrict query, const float* __restrict keys,
+            int64_t count, int64_t size, float scale,
+            float* __restrict scores) {
+  int64_t j = 0;
+  for (; j + kKeysAtOnce <= count; j += kKeysAtOnce) {
+    const float* __restrict key0 = keys + j * size;
+    const float* __restrict key1 = key0 + size;
+    const float* __restrict key2 = key1 + size;
+    const float* __restrict key3 = key2 + size;
+    float sum0 = 0;
+    float sum1 = 0;
+    float sum2 = 0;
+    float sum3 = 0;
+#pragma omp simd reduction(+ : sum0, sum1, sum2, sum3)
+    for (int64_t i = 0; i < size; ++i) {
+      sum0 += query[i] * key0[i];
+      sum1 += query[i] * key1[i];
+      sum2 += query[i] * key2[i];
+      sum3 += query[i] * key3[i];
+    }
+    scores[j] = scale * sum0;
+    scores[j + 1] = scale * sum1;
+    scores[j + 2] = scale * sum2;
+    scores[j + 3] = scale * sum3;
+  }
+  for (; j < count; ++j) scores[j] = scale * Dot(query, keys + j * size, size);
 }
 
 // A NaN never is the largest.
@@ -87,10 +120,31 @@ float ExpAndSum(float* __restrict x, float largest, int64_t size) {
   return sum;
 }
 
-void AddScaled(float weight, const float* __restrict x, float* __restrict y,
-               int64_t size) {
+// output = sum_j weights[j] * values[j].
+void WeightedSum(const float* __restrict weights,
+                 const float* __restrict values, int64_t count, int64_t size,
+                 float* __restrict output) {
+  std::fill_n(output, size, 0.0F);
+  int64_t j = 0;
+  for (; j + kKeysAtOnce <= count; j += kKeysAtOnce) {
+    const float* __restrict value = values + j * size;
+    const float weight0 = weights[j];
+    const float weight1 = weights[j + 1];
+    const float weight2 = weights[j + 2];
+    const float weight3 = weights[j + 3];
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) y[i] += weight * x[i];
+    for (int64_t i = 0; i < size; ++i) {
+      output[i] += weight0 * value[i] + weight1 * value[i + size] +
+                   weight2 * value[i + 2 * size] +
+                   weight3 * value[i + 3 * size];
+    }
+  }
+  for (; j < count; ++j) {
+    const float* __restrict value = values + j * size;
+    const float weight = weights[j];
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) output[i] += weight * value[i];
+  }
 }
 
 void Scale(float factor, float* __restrict x, int64_t size) {
@@ -105,20 +159,16 @@ void Scale(float factor, float* __restrict x, int64_t size) {
 float NaiveRow(const AttentionParams& params, const float* query,
                const float* key, const float* value, int64_t keys,
                float* scores, float* output) {
-  std::fill_n(output, params.v_head_dim, 0.0F);
-  for (int64_t j = 0; j < keys; ++j) {
-    scores[j] = params.score_scale *
-                Dot(query, key + j * params.head_dim, params.head_dim);
-  }
+  Scores(query, key, keys, params.head_dim, params.score_scale, scores);
   const float largest = Largest(scores, keys);
   // Infinite scores are rare; only then is the second look worth its time.
   const bool has_nan = std::isinf(largest) && HasNan(scores, keys);
-  if (largest == -kInfinity && !has_nan) return -kInfinity;
-  const float sum = ExpAndSum(scores, largest, keys);
-  for (int64_t j = 0; j < keys; ++j) {
-    AddScaled(scores[j], value + j * params.v_head_dim, output,
-              params.v_head_dim);
+  if (largest == -kInfinity && !has_nan) {
+    std::fill_n(output, params.v_head_dim, 0.0F);
+    return -kInfinity;
   }
+  const float sum = ExpAndSum(scores, largest, keys);
+  WeightedSum(scores, value, keys, params.v_head_dim, output);
   Scale(1 / sum, output, params.v_head_dim);
   if (largest == kInfinity && !has_nan) return kInfinity;
   return largest + std::log(sum);
