@@ -28,8 +28,8 @@ class AttentionEngine::Job : public TileJob {
       const AttentionBuffers& buffers, int threads, Workspace workspace)
       : problem_(problem),
         plan_(plan),
-        slots_(std::max<int64_t>(
-            1, std::min<int64_t>(threads, plan.task_count))),
+        slots_(
+            std::max<int64_t>(1, std::min<int64_t>(threads, plan.task_count))),
         kernel_(GetFlashKernel(plan.isa)),
         workspace_(std::move(workspace)) {
     flash_ = {
@@ -63,9 +63,8 @@ class AttentionEngine::Job : public TileJob {
 
  private:
   float* Slot(int64_t slot) const {
-    return reinterpret_cast<float*>(workspace_.data() +
-                                    plan_.packed_keys_bytes +
-                                    slot * plan_.slot_bytes);
+    return reinterpret_cast<float*>(
+        workspace_.data() + plan_.packed_keys_bytes + slot * plan_.slot_bytes);
   }
 
   const AttentionProblem problem_;
@@ -126,16 +125,16 @@ absl::StatusOr<RunStats> AttentionEngine::Run(const AttentionProblem& problem,
   std::mutex mutex;
   std::condition_variable finished;
   std::optional<absl::StatusOr<RunStats>> result;
-  Submit(problem, buffers, stop, [&](absl::Status status,
-                                     const RunStats& stats) {
-    const std::lock_guard lock(mutex);
-    if (status.ok()) {
-      result = stats;
-    } else {
-      result = std::move(status);
-    }
-    finished.notify_one();
-  });
+  Submit(problem, buffers, stop,
+         [&](absl::Status status, const RunStats& stats) {
+           const std::lock_guard lock(mutex);
+           if (status.ok()) {
+             result = stats;
+           } else {
+             result = std::move(status);
+           }
+           finished.notify_one();
+         });
   std::unique_lock lock(mutex);
   finished.wait(lock, [&] { return result.has_value(); });
   return *std::move(result);

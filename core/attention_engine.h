@@ -44,8 +44,8 @@ struct RunStats {
 };
 
 struct EngineOptions {
-  int threads = 0;               // 0 = what the machine allows
-  std::optional<Isa> force_isa;  // default: the widest; must be supported
+  int threads = 0;                    // 0 = what the machine allows
+  std::optional<Isa> force_isa = {};  // default: the widest; must be supported
 };
 
 // Thread-safe. Must outlive every job that was submitted to it; the destructor

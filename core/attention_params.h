@@ -22,9 +22,9 @@ enum class Causal {
 
 // What a caller may say beside the tensors. Defaults are those of the contract.
 struct AttentionOptions {
-  std::optional<float> scale;        // 1 / sqrt(head_dim) where unset; finite
-  std::optional<float> temperature;  // 1 where unset; finite and > 0
-  int64_t block_size = 0;            // keys in a tile; 0 = automatic
+  std::optional<float> scale = {};  // 1 / sqrt(head_dim) where unset; finite
+  std::optional<float> temperature = {};  // 1 where unset; finite and > 0
+  int64_t block_size = 0;                 // keys in a tile; 0 = automatic
   Causal causal = Causal::kNone;
   bool return_lse = false;
 };

@@ -5,6 +5,7 @@
 
 #include "core/checked_math.h"
 #include "core/kernels/geometry.h"
+#include "core/workspace.h"
 
 namespace attnd {
 namespace {
@@ -55,15 +56,15 @@ KernelPlan MakeKernelPlan(const AttentionParams& params,
     const int64_t panels = CeilDiv(params.kv_len, plan.panel_keys);
     plan.pack_tasks =
         kv_heads * CeilDiv(panels, KernelPlan::kPanelsPerPackTask);
-    plan.packed_keys_bytes =
-        CheckedProduct({kFloatBytes, kv_heads, panels * plan.panel_keys,
-                        params.head_dim})
-            .value_or(std::numeric_limits<int64_t>::max());
+    // AttentionProblem bounds the product; the slots behind it stay aligned.
+    plan.packed_keys_bytes = RoundUp(
+        kFloatBytes * kv_heads * panels * plan.panel_keys * params.head_dim,
+        Workspace::kAlignment);
   }
-  plan.slot_bytes = kFloatBytes * SlotLayout::Of(geometry, plan.tile_q,
-                                                 plan.tile_kv,
-                                                 params.v_head_dim)
-                                      .total;
+  plan.slot_bytes =
+      kFloatBytes *
+      SlotLayout::Of(geometry, plan.tile_q, plan.tile_kv, params.v_head_dim)
+          .total;
   return plan;
 }
 

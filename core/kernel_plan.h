@@ -23,11 +23,11 @@ struct KernelPlan {
   // Query rows in a tile. The heads of a GQA group that share a kv head are
   // rows of one matrix, so a tile may hold rows of several heads.
   int64_t tile_q = 0;
-  int64_t tile_kv = 0;        // keys in a tile
-  int64_t panel_keys = 0;     // keys in a packed K^T panel; divides tile_kv
-  int64_t q_tiles = 0;        // tiles of one kv head of one batch entry
-  int64_t pack_tasks = 0;     // packing tasks of the job
-  int64_t task_count = 0;     // tiles of the job
+  int64_t tile_kv = 0;            // keys in a tile
+  int64_t panel_keys = 0;         // keys in a packed K^T panel; divides tile_kv
+  int64_t q_tiles = 0;            // tiles of one kv head of one batch entry
+  int64_t pack_tasks = 0;         // packing tasks of the job
+  int64_t task_count = 0;         // tiles of the job
   int64_t packed_keys_bytes = 0;  // K^T of the whole job
   int64_t slot_bytes = 0;         // one tile in progress
 

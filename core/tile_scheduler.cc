@@ -62,11 +62,10 @@ class TileScheduler::Impl {
     // The lowest slot is taken first.
     std::iota(state->free_slots.rbegin(), state->free_slots.rend(), 0);
     state->yielded.reserve(slots);
-    const int64_t most =
-        state->phase_tasks.empty()
-            ? 1
-            : *std::max_element(state->phase_tasks.begin(),
-                                state->phase_tasks.end());
+    const int64_t most = state->phase_tasks.empty()
+                             ? 1
+                             : *std::max_element(state->phase_tasks.begin(),
+                                                 state->phase_tasks.end());
     {
       const std::lock_guard lock(mutex_);
       jobs_.push_back(std::move(state));
@@ -235,8 +234,8 @@ class TileScheduler::Impl {
 
   std::mutex mutex_;
   std::condition_variable wake_;
-  Jobs jobs_;                        // guarded by mutex_
-  std::atomic<int64_t> queued_{0};   // jobs_.size(), readable without the lock
+  Jobs jobs_;                       // guarded by mutex_
+  std::atomic<int64_t> queued_{0};  // jobs_.size(), readable without the lock
   std::atomic<bool> closing_{false};
   std::vector<std::thread> workers_;
 };

@@ -123,13 +123,15 @@ void PackPanel(const float* src, int64_t stride, int64_t keys, int64_t head_dim,
 float* PackedHead(const FlashJob& job, int64_t b, int64_t kv_head) {
   const int64_t head_floats =
       RoundUp(job.params->kv_len, kPanelKeys) * job.params->head_dim;
-  return job.packed_keys + (b * job.params->num_kv_heads + kv_head) * head_floats;
+  return job.packed_keys +
+         (b * job.params->num_kv_heads + kv_head) * head_floats;
 }
 
 void PackKeys(const FlashJob& job, int64_t task) {
   const AttentionParams& params = *job.params;
   const int64_t panels = CeilDiv(params.kv_len, kPanelKeys);
-  const int64_t tasks_per_head = CeilDiv(panels, KernelPlan::kPanelsPerPackTask);
+  const int64_t tasks_per_head =
+      CeilDiv(panels, KernelPlan::kPanelsPerPackTask);
   const int64_t head_index = task / tasks_per_head;
   const int64_t b = head_index / params.num_kv_heads;
   const int64_t kv_head = head_index % params.num_kv_heads;
@@ -211,8 +213,8 @@ void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
     const float* out = output + static_cast<int64_t>(r) * output_stride;
     ATTND_UNROLL
     for (size_t n = 0; n < N; ++n) {
-      acc[r][n] = hn::Mul(
-          scale, hn::Load(kF, out + n * static_cast<size_t>(kLanes)));
+      acc[r][n] =
+          hn::Mul(scale, hn::Load(kF, out + n * static_cast<size_t>(kLanes)));
     }
   }
   for (int64_t j = 0; j < keys; ++j) {
@@ -318,8 +320,8 @@ float Exponentiate(float* HWY_RESTRICT scores, int64_t begin, int64_t end,
   Vec sum0 = hn::Zero(kF);
   Vec sum1 = hn::Zero(kF);
   const auto weigh = [&](int64_t j) HWY_ATTR {
-    return Exp2NonPositive(
-        kF, hn::MulAdd(hn::LoadU(kF, scores + j), scale, shift));
+    return Exp2NonPositive(kF,
+                           hn::MulAdd(hn::LoadU(kF, scores + j), scale, shift));
   };
   int64_t j = begin;
   for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
@@ -392,7 +394,8 @@ class Tile {
   // The keys that any row sees.
   KeyRange Span() const {
     KeyRange span = blocks_[0].some;
-    for (int64_t b = 1; b < num_blocks_; ++b) span = Union(span, blocks_[b].some);
+    for (int64_t b = 1; b < num_blocks_; ++b)
+      span = Union(span, blocks_[b].some);
     return span;
   }
 
@@ -428,7 +431,8 @@ class Tile {
         std::fill_n(out, params_.v_head_dim, 0.0f);
       } else {
         const float inverse = 1.0f / sum;
-        for (int64_t c = 0; c < params_.v_head_dim; ++c) out[c] = o[c] * inverse;
+        for (int64_t c = 0; c < params_.v_head_dim; ++c)
+          out[c] = o[c] * inverse;
       }
       if (job_.lse.data != nullptr) {
         const double max = slot_[layout_.max + r];
@@ -486,7 +490,8 @@ class Tile {
         const Block& block = blocks_[b];
         const KeyRange seen = Clip(block.some, key, panel_end);
         if (seen.size() == 0) continue;
-        const auto vectors = static_cast<size_t>(CeilDiv(seen.end - key, kLanes));
+        const auto vectors =
+            static_cast<size_t>(CeilDiv(seen.end - key, kLanes));
         kScoreBlocks[IsFull(block, begin, end)]
                     [static_cast<size_t>(block.rows - 1)][vectors - 1](
                         &q_[block.first], panel, params_.head_dim,
@@ -501,9 +506,10 @@ class Tile {
     float* scores = Scores(r);
     const KeyRange seen = Clip(ranges_[r], begin, end);
     const float tile_max =
-        full ? hn::GetLane(hn::MaxOfLanes(
-                   kF, hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)))
-             : RangeMax(scores, seen.begin - begin, seen.end - begin);
+        full
+            ? hn::GetLane(hn::MaxOfLanes(
+                  kF, hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)))
+            : RangeMax(scores, seen.begin - begin, seen.end - begin);
     float& max = slot_[layout_.max + r];
     float& sum = slot_[layout_.sum + r];
     const float new_max = std::max(max, scale_ * tile_max);

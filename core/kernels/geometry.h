@@ -53,7 +53,9 @@ struct SlotLayout {
   static constexpr SlotLayout Of(const Geometry& geometry, int64_t tile_q,
                                  int64_t tile_kv, int64_t v_head_dim) {
     constexpr int64_t kLine = 16;
-    const auto round = [](int64_t n) { return (n + kLine - 1) / kLine * kLine; };
+    const auto round = [](int64_t n) {
+      return (n + kLine - 1) / kLine * kLine;
+    };
     SlotLayout layout{};
     layout.score_stride = tile_kv + kLine;
     layout.output_stride = round(v_head_dim);
