@@ -1,0 +1,244 @@
+"""What a client can get wrong is refused by name, and the server lives on."""
+
+import grpc
+import numpy as np
+import pytest
+
+from support.client import Refusal
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
+
+SERVICE = '/attnd.v1.AttentionService/'
+METHODS = ('Attention', 'SelfAttention', 'CrossAttention', 'AttentionBackward',
+           'AttentionStream', 'Benchmark', 'MemoryEstimate', 'GetServerInfo')
+
+
+@pytest.fixture(autouse=True)
+def server_lives_on(server, client):
+  yield
+  assert server.process.poll() is None
+  client.stub.GetServerInfo(client.pb.GetServerInfoRequest(), timeout=60)
+
+
+@pytest.fixture
+def good(client):
+  """A request that is right, for tests to spoil."""
+  query = np.ones((1, 4, 6, 8), np.float32)
+  kv = np.ones((1, 2, 5, 8), np.float32)
+  return client.request(query, kv, kv)
+
+
+def set_shape(tensor, *shape):
+  tensor.shape[:] = shape
+
+
+# name: (how to spoil it, the field at fault, what was expected, what came)
+SPOILT = {
+    'too few bytes': (lambda r, _: setattr(r.query, 'data', b'\0' * 764),
+                      'query.data', '768', '764'),
+    'too many bytes': (lambda r, _: setattr(r.key, 'data', b'\0' * 321),
+                       'key.data', '320', '321'),
+    'no bytes': (lambda r, _: setattr(r.value, 'data', b''),
+                 'value.data', '320', '0'),
+    'too few values': (lambda r, _: r.value.values.values.append(1),
+                       'value.values', '80', '1'),
+    'no payload': (lambda r, _: r.key.ClearField('data'), 'key', 'data', 'no'),
+    'no tensor': (lambda r, _: r.ClearField('value'), 'value', '', ''),
+    'negative batch': (lambda r, _: set_shape(r.query, -1, 4, 6, 8),
+                       'query.shape[0]', '0', '-1'),
+    'negative length': (lambda r, _: set_shape(r.key, 1, 2, -5, 8),
+                        'key.shape[2]', '0', '-5'),
+    'most negative': (lambda r, _: set_shape(r.value, 1, 2, -2**63, 8),
+                      'value.shape[2]', '0', str(-2**63)),
+    'overflowing product': (lambda r, _: set_shape(r.query, 2**40, 2**40, 6, 8),
+                            'query.shape', '', '1099511627776'),
+    'largest extents': (lambda r, _: set_shape(r.query, *[2**63 - 1] * 4),
+                        'query.shape', '', str(2**63 - 1)),
+    'heads that do not divide': (lambda r, _: set_shape(r.query, 1, 3, 8, 8),
+                                 'query.shape[1]', '2', '3'),
+    'key and value heads': (lambda r, _: set_shape(r.value, 1, 1, 10, 8),
+                            'value.shape[1]', '2', '1'),
+    'key and value lengths': (lambda r, _: set_shape(r.value, 1, 2, 4, 10),
+                              'value.shape[2]', '5', '4'),
+    'head_dims': (lambda r, _: set_shape(r.key, 1, 2, 10, 4),
+                  'key.shape[3]', '8', '4'),
+    'batches': (lambda r, _: set_shape(r.key, 2, 1, 5, 8),
+                'key.shape[0]', '1', '2'),
+    'head_dim 0': (lambda r, _: set_shape(r.query, 1, 4, 6, 0),
+                   'query.shape[3]', '1', '0'),
+    'rank 1': (lambda r, _: set_shape(r.query, 192), 'query.shape', '4', '1'),
+    'rank 5': (lambda r, _: set_shape(r.query, 1, 1, 4, 6, 8),
+               'query.shape', '4', '5'),
+    'no shape': (lambda r, _: set_shape(r.query), 'query.shape', '4', '0'),
+    'mixed ranks': (lambda r, _: set_shape(r.key, 2, 5, 8),
+                    'key.shape', '4', '3'),
+    'unknown dtype': (lambda r, _: setattr(r.query, 'dtype', 77),
+                      'query.dtype', 'F32', '77'),
+    'bool tensor': (lambda r, pb: setattr(r.key, 'dtype', pb.DATA_TYPE_BOOL),
+                    'key.dtype', 'F32', 'BOOL'),
+    'no dtype beside data': (
+        lambda r, pb: setattr(r.value, 'dtype', pb.DATA_TYPE_UNSPECIFIED),
+        'value.dtype', 'F32', 'UNSPECIFIED'),
+    'unknown causal': (lambda r, _: setattr(r.options, 'causal', 9),
+                       'options.causal', 'CAUSAL_', '9'),
+    'unknown layout': (lambda r, _: setattr(r.options, 'layout', -4),
+                       'options.layout', 'BHSD', '-4'),
+    'unknown precision': (lambda r, _: setattr(r.options, 'precision', 50),
+                          'options.precision', 'PRECISION_', '50'),
+    'unknown output_dtype': (
+        lambda r, _: setattr(r.options, 'output_dtype', 1000),
+        'options.output_dtype', 'F32', '1000'),
+    'infinite scale': (lambda r, _: setattr(r.options, 'scale', float('inf')),
+                       'options.scale', 'finite', 'inf'),
+    'temperature 0': (lambda r, _: setattr(r.options, 'temperature', 0),
+                      'options.temperature', '0', '0'),
+    'temperature NaN': (
+        lambda r, _: setattr(r.options, 'temperature', float('nan')),
+        'options.temperature', 'finite', 'nan'),
+    'negative block_size': (lambda r, _: setattr(r.options, 'block_size', -1),
+                            'options.block_size', '0', '-1'),
+    'negative window': (lambda r, _: setattr(r.options, 'window_left', -1),
+                        'options.window_left', '0', '-1'),
+}
+
+
+@pytest.mark.parametrize('name', SPOILT)
+def test_wrong_request(client, good, refused, name):
+  spoil, field, expected, got = SPOILT[name]
+  spoil(good, client.pb)
+  refusal = refused(lambda: client.stub.Attention(good, timeout=60))
+  assert refusal.code == INVALID, refusal
+  assert refusal.domain == 'attnd' and refusal.reason, refusal
+  assert refusal.field.startswith(field), refusal
+  assert expected in refusal.description and got in refusal.description, refusal
+
+
+def test_fields_are_named_as_the_method_calls_them(client, refused):
+  pb = client.pb
+  short = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[4, 8], data=b'\0' * 4)
+  whole = client.tensor(np.ones((4, 8)))
+  own = refused(lambda: client.stub.SelfAttention(
+      pb.SelfAttentionRequest(sequence=short)))
+  assert (own.code, own.field) == (INVALID, 'sequence.data')
+  cross = refused(lambda: client.stub.CrossAttention(
+      pb.CrossAttentionRequest(queries=whole, kv_sequence=short)))
+  assert (cross.code, cross.field) == (INVALID, 'kv_sequence.data')
+  cross = refused(lambda: client.stub.CrossAttention(
+      pb.CrossAttentionRequest(queries=short, kv_sequence=whole)))
+  assert (cross.code, cross.field) == (INVALID, 'queries.data')
+
+
+UNBUILT = {
+    'options.layout': lambda r, pb: setattr(
+        r.options, 'layout', pb.LAYOUT_BSHD),
+    'options.query_offsets': lambda r, pb: r.options.query_offsets.append(3),
+    'options.window_left': lambda r, pb: setattr(r.options, 'window_left', 0),
+    'options.window_right': lambda r, pb: setattr(r.options, 'window_right', 4),
+    'options.logits_soft_cap': lambda r, pb: setattr(
+        r.options, 'logits_soft_cap', 30),
+    'options.alibi_slopes': lambda r, pb: r.options.alibi_slopes.append(0.5),
+    'options.sink_logits': lambda r, pb: r.options.sink_logits.append(0),
+    'options.bias': lambda r, pb: r.options.bias.CopyFrom(r.query),
+    'options.mask': lambda r, pb: r.options.mask.CopyFrom(
+        pb.Tensor(dtype=pb.DATA_TYPE_BOOL, shape=[1], data=b'\1')),
+    'options.query_lengths': lambda r, pb: r.options.query_lengths.append(3),
+    'options.key_lengths': lambda r, pb: r.options.key_lengths.append(3),
+    'options.cu_seqlens_q': lambda r, pb: r.options.cu_seqlens_q.append(0),
+    'options.cu_seqlens_k': lambda r, pb: r.options.cu_seqlens_k.append(0),
+    'options.output_dtype': lambda r, pb: setattr(
+        r.options, 'output_dtype', pb.DATA_TYPE_F16),
+    'options.precision': lambda r, pb: setattr(
+        r.options, 'precision', pb.PRECISION_BF16),
+    'options.output_region': lambda r, pb: r.options.output_region.CopyFrom(
+        pb.SharedMemory(handle=b'1')),
+    'options.lse_region': lambda r, pb: r.options.lse_region.CopyFrom(
+        pb.SharedMemory(handle=b'1')),
+    'query.dtype': lambda r, pb: setattr(r.query, 'dtype', pb.DATA_TYPE_F16),
+    'key.shared_memory': lambda r, pb: setattr(
+        r.key.shared_memory, 'handle', b'1'),
+}
+
+
+@pytest.mark.parametrize('field', UNBUILT)
+def test_what_is_not_built_is_named(client, good, refused, field):
+  UNBUILT[field](good, client.pb)
+  refusal = refused(lambda: client.stub.Attention(good, timeout=60))
+  assert (refusal.code, refusal.field) == (UNIMPLEMENTED, field), refusal
+  assert refusal.domain == 'attnd' and refusal.reason
+
+
+def test_methods_that_are_not_built(client, refused):
+  pb = client.pb
+  whole = refused(lambda: client.stub.AttentionBackward(
+      pb.AttentionBackwardRequest()))
+  assert whole.code == UNIMPLEMENTED and whole.domain == 'attnd'
+  assert whole.field is None
+  stream = refused(lambda: list(client.stub.AttentionStream(
+      iter([pb.AttentionStreamRequest()]))))
+  assert stream.code == UNIMPLEMENTED and stream.domain == 'attnd'
+  assert stream.field is None
+
+
+def send_raw(channel, method, message):
+  """Sends bytes as they are. Returns the code, and the error or None."""
+  call = channel.unary_stream if method in ('AttentionStream', 'Benchmark') \
+      else channel.unary_unary
+  raw = call(SERVICE + method, request_serializer=None,
+             response_deserializer=None)
+  try:
+    answer = raw(message, timeout=60)
+    if method in ('AttentionStream', 'Benchmark'):
+      list(answer)
+    return grpc.StatusCode.OK, None
+  except grpc.RpcError as error:
+    return error.code(), error
+
+
+# A varint that never ends, a length beyond the message, a group that is not
+# closed, field number 0, a wire type that does not exist.
+MALFORMED = (b'\xff' * 11, b'\x0a\xff\x01', b'\x0b', b'\x00\x00', b'\x0f')
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('message', MALFORMED, ids=lambda m: m.hex())
+def test_what_does_not_parse(client, method, message):
+  code, error = send_raw(client.channel, method, message)
+  if method in ('AttentionBackward', 'AttentionStream'):
+    assert code in (INVALID, UNIMPLEMENTED)
+    return
+  assert code == INVALID
+  refusal = Refusal(error)
+  assert refusal.reason == 'MALFORMED_MESSAGE' and refusal.field == ''
+
+
+def test_truncated_messages(client, good):
+  message = good.SerializeToString()
+  for method in METHODS[:3]:
+    for length in range(0, len(message), 37):
+      code, _ = send_raw(client.channel, method, message[:length])
+      assert code in (INVALID, UNIMPLEMENTED), (method, length, code)
+
+
+def test_flipped_bits(client, good, rng):
+  message = good.SerializeToString()
+  head = len(message) - len(good.value.data)
+  for _ in range(200):
+    spoilt = bytearray(message)
+    spoilt[rng.integers(head)] ^= 1 << rng.integers(8)
+    check_earned(send_raw(client.channel, 'Attention', bytes(spoilt)), spoilt)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_random_bytes(client, rng, method):
+  for length in rng.integers(1, 200, size=60):
+    message = rng.bytes(int(length))
+    check_earned(send_raw(client.channel, method, message), message)
+
+
+def check_earned(answer, message):
+  """Random bytes that parse get what their content earns."""
+  code, error = answer
+  assert code in (grpc.StatusCode.OK, INVALID, UNIMPLEMENTED,
+                  grpc.StatusCode.RESOURCE_EXHAUSTED), (
+                      f'{code} for {bytes(message).hex()}: {error}')

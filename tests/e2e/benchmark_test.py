@@ -1,0 +1,96 @@
+"""The Benchmark stream: its order, its numbers, its limits and its end."""
+
+import grpc
+import pytest
+
+from support import work
+
+PHASES = {'prepare', 'peak', 'naive', 'flash', 'verify'}
+
+
+def run(client, **request):
+  """Returns (progress events, result)."""
+  events = list(client.stub.Benchmark(
+      client.pb.BenchmarkRequest(**request), timeout=600))
+  kinds = [event.WhichOneof('event') for event in events]
+  assert kinds[-1] == 'result' and kinds.count('result') == 1
+  assert set(kinds[:-1]) == {'progress'}
+  return [event.progress for event in events[:-1]], events[-1].result
+
+
+def test_progress_never_falls_and_one_result_is_last(client):
+  progress, _ = run(client, num_vectors=256, dimensions=64, repetitions=2)
+  fractions = [p.fraction for p in progress]
+  assert fractions == sorted(fractions)
+  assert 0 <= fractions[0] and fractions[-1] <= 1
+  assert {p.phase for p in progress} <= PHASES
+
+
+def test_the_result_adds_up(client):
+  _, result = run(client, num_vectors=512, dimensions=32, num_heads=2,
+                  repetitions=3)
+  assert (result.num_queries, result.dimensions) == (512, 32)
+  assert result.flash_time_ms > 0 and result.naive_time_ms > 0
+  assert result.speedup == pytest.approx(
+      result.naive_time_ms / result.flash_time_ms)
+  assert result.memory_reduction == pytest.approx(
+      1 - result.flash_peak_bytes / result.naive_peak_bytes)
+  # The naive side holds every score at once.
+  assert result.naive_peak_bytes >= 2 * 512 * 512 * 4
+  assert 0 < result.flash_peak_bytes < result.naive_peak_bytes
+  flops = 2 * (32 + 32) * 2 * 512 * 512
+  assert result.stats.flops == flops
+  assert result.gflops == pytest.approx(
+      flops / result.flash_time_ms / 1e6, rel=1e-3)
+  assert result.peak_ratio == pytest.approx(
+      result.gflops / result.peak_gflops)
+  assert 0 < result.max_abs_error < 1e-5
+  assert 0 < result.max_rel_error
+
+
+def test_one_thread_where_it_is_asked_for(client):
+  _, result = run(client, num_vectors=128, threads=1, repetitions=1)
+  assert result.dimensions == 128
+  assert result.stats.threads == 1
+
+
+@pytest.mark.parametrize('field,value', [
+    ('num_vectors', 0), ('num_vectors', -1), ('dimensions', -1),
+    ('dimensions', 1 << 40), ('num_heads', -1), ('dtype', 4), ('dtype', 99),
+    ('block_size', -1), ('threads', -1), ('threads', 1 << 40),
+    ('repetitions', -1)])
+def test_wrong_requests_name_the_field(client, refused, field, value):
+  request = client.pb.BenchmarkRequest(num_vectors=64)
+  setattr(request, field, value)
+  refusal = refused(lambda: list(client.stub.Benchmark(request, timeout=60)))
+  assert (refusal.code, refusal.field) == (
+      grpc.StatusCode.INVALID_ARGUMENT, field), refusal
+
+
+def test_types_that_are_not_built_are_named(client, refused):
+  request = client.pb.BenchmarkRequest(
+      num_vectors=64, dtype=client.pb.DATA_TYPE_BF16)
+  refusal = refused(lambda: list(client.stub.Benchmark(request, timeout=60)))
+  assert (refusal.code, refusal.field) == (
+      grpc.StatusCode.UNIMPLEMENTED, 'dtype')
+
+
+def longest(client):
+  return client.pb.BenchmarkRequest(
+      num_vectors=32768, dimensions=64, num_heads=4, repetitions=50)
+
+
+def test_cancel_frees_the_server(client):
+  stream = client.stub.Benchmark(longest(client))
+  assert next(stream).WhichOneof('event') == 'progress'
+  stream.cancel()
+  client.stub.Benchmark(client.pb.BenchmarkRequest(
+      num_vectors=64, repetitions=1), timeout=work.AT_ONCE_SECONDS)
+  run(client, num_vectors=64, repetitions=1)
+
+
+def test_deadline_ends_the_stream(client, refused):
+  refusal = refused(
+      lambda: list(client.stub.Benchmark(longest(client), timeout=2)))
+  assert refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED
+  run(client, num_vectors=64, repetitions=1)

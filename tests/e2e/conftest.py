@@ -1,0 +1,81 @@
+"""Fixtures: the stubs, the binaries, and a server that a file's tests share."""
+
+import os
+import pathlib
+
+import grpc
+import numpy as np
+import pytest
+
+from support import stubs as stubs_module
+from support.client import Client, Refusal
+from support.server import Server, open_channel
+
+
+@pytest.fixture(scope='session')
+def build_dir():
+  default = stubs_module.REPOSITORY / 'build' / 'release'
+  return pathlib.Path(os.environ.get('ATTND_BUILD_DIR', default))
+
+
+@pytest.fixture(scope='session')
+def stubs(build_dir):
+  return stubs_module.load(build_dir)
+
+
+@pytest.fixture(scope='session')
+def pb(stubs):
+  return stubs[0]
+
+
+@pytest.fixture(scope='session')
+def attnd(build_dir):
+  binary = build_dir / 'server' / 'attnd'
+  assert binary.exists(), f'no server at {binary}'
+  return binary
+
+
+@pytest.fixture(scope='module')
+def server(attnd):
+  with Server(attnd) as running:
+    yield running
+
+
+@pytest.fixture(scope='module')
+def client(stubs, server):
+  with open_channel(server.tcp) as channel:
+    yield Client(stubs, channel)
+
+
+@pytest.fixture
+def connect(stubs):
+  """connect(address) makes a client with a connection of its own."""
+  channels = []
+
+  def make(address):
+    channels.append(open_channel(address))
+    return Client(stubs, channels[-1])
+
+  yield make
+  for channel in channels:
+    channel.close()
+
+
+@pytest.fixture
+def refused():
+  """refused(call) runs a call that must fail and returns its Refusal."""
+
+  def run(call):
+    with pytest.raises(grpc.RpcError) as caught:
+      call()
+    return Refusal(caught.value)
+
+  return run
+
+
+@pytest.fixture
+def rng(request):
+  """Random numbers from a seed that depends on nothing but the test's name."""
+  seed = sum(request.node.name.encode())
+  print(f'seed {seed}')
+  return np.random.default_rng(seed)

@@ -1,0 +1,173 @@
+"""Start, health, reflection, drain and end of the server's process."""
+
+import signal
+import subprocess
+import time
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from support import work
+from support.client import Client, Refusal
+from support.server import Server, open_channel, poll_until
+
+SERVICE = 'attnd.v1.AttentionService'
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health(channel):
+  return health_pb2_grpc.HealthStub(channel)
+
+
+@pytest.mark.parametrize('service', ['', SERVICE])
+def test_health_check(client, service):
+  answer = health(client.channel).Check(
+      health_pb2.HealthCheckRequest(service=service))
+  assert answer.status == SERVING
+
+
+def test_health_of_an_unknown_service(client, refused):
+  refusal = refused(lambda: health(client.channel).Check(
+      health_pb2.HealthCheckRequest(service='no.such.Service')))
+  assert refusal.code == grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection_lists_the_service(client):
+  stub = reflection_pb2_grpc.ServerReflectionStub(client.channel)
+  (answer,) = stub.ServerReflectionInfo(iter([
+      reflection_pb2.ServerReflectionRequest(list_services='')]))
+  names = {s.name for s in answer.list_services_response.service}
+  assert {SERVICE, 'grpc.health.v1.Health'} <= names
+
+
+def test_address_file_names_both_addresses(server):
+  tcp, unix = server.addresses
+  host, port = tcp.rsplit(':', 1)
+  assert host == '127.0.0.1' and int(port) > 0
+  assert unix == f'unix:{server.socket_path}'
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(attnd, stubs, number):
+  with Server(attnd, '--max-in-flight=1') as server, \
+      open_channel(server.tcp) as channel, \
+      open_channel(server.unix) as busy:
+    client, own = Client(stubs, channel), Client(stubs, busy)
+    rows = work.rows_for(client, seconds=4)
+    watches = [
+        health(channel).Watch(health_pb2.HealthCheckRequest(service=name))
+        for name in ('', SERVICE)
+    ]
+    assert [next(w).status for w in watches] == [SERVING, SERVING]
+    call = own.stub.SelfAttention.future(
+        own.self_request(np.ones((1, rows, 1), np.float32)))
+    work.wait_until_taken(client)
+
+    server.signal(number)
+
+    assert [next(w).status for w in watches] == [NOT_SERVING, NOT_SERVING]
+    # New work goes elsewhere, with the reason or as a closed connection.
+    refusal = work.refusal_of(client)
+    assert refusal.code == grpc.StatusCode.UNAVAILABLE, refusal
+    output = own.array(call.result(timeout=600).output)
+    assert np.allclose(output, 1)
+    assert server.wait() == 0
+
+
+def test_a_second_signal_is_quick(attnd, stubs):
+  with Server(attnd, '--max-in-flight=1') as server, \
+      open_channel(server.tcp) as channel, \
+      open_channel(server.unix) as busy:
+    client, own = Client(stubs, channel), Client(stubs, busy)
+    watch = health(channel).Watch(health_pb2.HealthCheckRequest())
+    assert next(watch).status == SERVING
+    call = own.stub.SelfAttention.future(work.endless_request(own))
+    work.wait_until_taken(client)
+    server.signal()
+    assert next(watch).status == NOT_SERVING
+    server.signal()
+    start = time.monotonic()
+    server.wait(work.AT_ONCE_SECONDS)
+    assert time.monotonic() - start < work.AT_ONCE_SECONDS
+    assert call.code() in (grpc.StatusCode.CANCELLED,
+                           grpc.StatusCode.UNAVAILABLE)
+    server.forget()
+
+
+def test_an_idle_server_ends_at_once(attnd):
+  with Server(attnd) as server:
+    server.signal()
+    assert server.wait(work.AT_ONCE_SECONDS) == 0
+    assert not server.socket_path.exists()
+
+
+def run_that_must_fail(attnd, listen):
+  """Returns (exit code, what it said)."""
+  done = subprocess.run(
+      [str(attnd), f'--listen={listen}'], capture_output=True, text=True,
+      timeout=120, check=False)
+  return done.returncode, done.stderr
+
+
+def test_a_busy_port_is_an_error_at_start(attnd, server):
+  code, said = run_that_must_fail(attnd, server.tcp)
+  assert code not in (0, None) and code > 0
+  assert server.tcp in said
+
+
+def test_a_busy_socket_path_is_an_error_at_start(attnd, server, client):
+  code, said = run_that_must_fail(attnd, server.unix)
+  assert code > 0
+  assert str(server.socket_path) in said
+  # The first server still owns its path.
+  with open_channel(server.unix) as channel:
+    assert health(channel).Check(
+        health_pb2.HealthCheckRequest(), timeout=60).status == SERVING
+
+
+def test_a_stale_socket_is_replaced(attnd, stubs):
+  with Server(attnd) as server:
+    server.kill()
+    assert server.socket_path.exists()
+    server.start()
+    with open_channel(server.unix) as channel:
+      assert work.refusal_of(Client(stubs, channel)) is None
+
+
+def test_version(attnd):
+  done = subprocess.run([str(attnd), '--version'], capture_output=True,
+                        text=True, timeout=60, check=True)
+  assert '0.' in done.stdout
+
+
+def test_a_wrong_address_is_an_error_at_start(attnd):
+  code, said = run_that_must_fail(attnd, 'no-port')
+  assert code > 0
+  assert 'no-port' in said
+
+
+def test_a_call_while_starting_is_served_once_ready(attnd, stubs):
+  # Launched, not awaited: the client's wait_for_ready does the waiting.
+  server = Server(attnd)
+  server.launch()
+  try:
+    poll_until(server.socket_path.exists, 60, 'the socket')
+    with open_channel(f'unix:{server.socket_path}') as channel:
+      client = Client(stubs, channel)
+
+      def served():
+        try:
+          client.stub.SelfAttention(
+              work.small_request(client), timeout=60, wait_for_ready=True)
+          return True
+        except grpc.RpcError as error:
+          assert Refusal(error).code == grpc.StatusCode.UNAVAILABLE
+          return False
+
+      poll_until(served, 60, 'a served call')
+  finally:
+    server.stop()

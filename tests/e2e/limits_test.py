@@ -1,0 +1,81 @@
+"""What does not fit is refused before it costs anything."""
+
+import grpc
+import numpy as np
+import pytest
+
+from support.client import Client
+from support.server import Server, open_channel
+
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+MIB = 1 << 20
+
+
+def fits(client):
+  """That the server still serves."""
+  small = np.ones((4, 8), np.float32)
+  client.attention(small, small, small, timeout=60)
+
+
+@pytest.fixture(scope='module')
+def tight(attnd, stubs):
+  """A client of a server that holds 8 MiB and takes messages of 2 MiB."""
+  with Server(attnd, f'--memory-budget-bytes={8 * MIB}',
+              f'--max-message-bytes={2 * MIB}', '--threads=1') as server:
+    with open_channel(server.tcp) as channel:
+      yield Client(stubs, channel)
+
+
+def test_info_tells_the_limits(tight):
+  info = tight.stub.GetServerInfo(tight.pb.GetServerInfoRequest())
+  assert info.memory_budget_bytes == 8 * MIB
+  assert info.max_receive_message_bytes == 2 * MIB
+
+
+def test_memory_budget(attnd, stubs, refused):
+  with Server(attnd, f'--memory-budget-bytes={8 * MIB}') as server, \
+      open_channel(server.tcp) as channel:
+    client = Client(stubs, channel)
+    large = np.ones((1, 16384, 64), np.float32)  # 4 MiB each
+    refusal = refused(lambda: client.attention(large, large, large))
+    assert (refusal.code, refusal.reason) == (EXHAUSTED, 'MEMORY_BUDGET')
+    # It would not fit an idle server either, so waiting does not help.
+    assert refusal.retry_info is None
+    fits(client)
+
+
+def test_a_request_above_the_message_limit(tight, refused):
+  large = np.ones((2 * MIB // 4, 1), np.float32)
+  refusal = refused(lambda: tight.attention(large, large[:1], large[:1]))
+  assert refusal.code == EXHAUSTED
+  fits(tight)
+
+
+def test_a_response_above_the_message_limit(tight, refused):
+  # 1 MiB of query rows of one number, each answered with four.
+  query = np.ones((MIB // 4, 1), np.float32)
+  key, value = np.ones((1, 1), np.float32), np.ones((1, 4), np.float32)
+  refusal = refused(lambda: tight.attention(query, key, value))
+  assert (refusal.code, refusal.reason) == (EXHAUSTED, 'MESSAGE_TOO_LARGE')
+  fits(tight)
+
+
+def test_shapes_alone_cannot_make_the_server_allocate(client, refused):
+  """A tiny message that claims terabytes is refused for its bytes."""
+  pb = client.pb
+  claim = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[1, 1, 1 << 36, 64],
+                    data=b'\0' * 64)
+  refusal = refused(lambda: client.stub.SelfAttention(
+      pb.SelfAttentionRequest(sequence=claim), timeout=60))
+  assert refusal.code in (grpc.StatusCode.INVALID_ARGUMENT, EXHAUSTED)
+  fits(client)
+
+
+def test_benchmark_beyond_its_limit(client, refused):
+  pb = client.pb
+  info = client.stub.GetServerInfo(pb.GetServerInfoRequest())
+  refusal = refused(lambda: list(client.stub.Benchmark(
+      pb.BenchmarkRequest(num_vectors=info.max_benchmark_vectors + 1))))
+  assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
+  assert refusal.field == 'num_vectors'
+  assert str(info.max_benchmark_vectors) in refusal.description

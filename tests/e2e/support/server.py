@@ -1,0 +1,153 @@
+"""A real attnd as a child process: started, addressed, stopped by pid."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+import time
+
+import grpc
+
+# Bounds, not waits: generous, since sanitized builds and busy machines are
+# slow; whatever is waited for is polled for.
+START_SECONDS = 120
+STOP_SECONDS = 120
+POLL_SECONDS = 0.02
+
+
+class ServerError(Exception):
+  """The server did not start, or did not stop as it should."""
+
+
+def poll_until(condition, seconds, what):
+  """Returns the first true value of condition(), within a bound."""
+  limit = time.monotonic() + seconds
+  while True:
+    value = condition()
+    if value:
+      return value
+    if time.monotonic() > limit:
+      raise TimeoutError(f'{what}: not within {seconds} s')
+    time.sleep(POLL_SECONDS)
+
+
+def clean_environment(extra=None):
+  """The environment without settings of attnd, plus `extra`."""
+  environment = {
+      name: value for name, value in os.environ.items()
+      if not name.startswith('ATTND_')
+  }
+  environment.update(extra or {})
+  return environment
+
+
+class Server:
+  """attnd on a free TCP port and a unix socket; a context manager.
+
+  Leaving the context stops it and raises unless it exits with 0.
+  """
+
+  def __init__(self, binary, *flags, environment=None, listen=None):
+    self._folder = tempfile.TemporaryDirectory(prefix='attnd-')
+    self.folder = pathlib.Path(self._folder.name)
+    self.socket_path = self.folder / 'attnd.sock'
+    self.listen = listen or f'127.0.0.1:0,unix:{self.socket_path}'
+    self._address_file = self.folder / 'addresses'
+    self._log = self.folder / 'log'
+    self._command = [
+        str(binary), f'--listen={self.listen}',
+        f'--address-file={self._address_file}', *flags
+    ]
+    self._environment = clean_environment(environment)
+    self.process = None
+    self.addresses = []
+
+  def __enter__(self):
+    self.start()
+    return self
+
+  def __exit__(self, kind, *_):
+    try:
+      self.stop(check=kind is None)
+    finally:
+      self._folder.cleanup()
+
+  def start(self):
+    """Launches and waits until the server says that it is ready."""
+    self.launch()
+    try:
+      self.addresses = poll_until(self._ready, START_SECONDS, 'start of attnd')
+    except BaseException:
+      self.kill()
+      raise
+
+  def launch(self):
+    """Launches without waiting."""
+    self._address_file.unlink(missing_ok=True)
+    with open(self._log, 'ab') as log:
+      self.process = subprocess.Popen(
+          self._command, env=self._environment, stderr=log,
+          stdin=subprocess.DEVNULL)
+
+  def _ready(self):
+    if self.process.poll() is not None:
+      raise ServerError(f'attnd exited with {self.process.returncode} at '
+                        f'start:\n{self.log()}')
+    if not self._address_file.exists():
+      return None
+    return self._address_file.read_text().split()
+
+  def log(self):
+    return self._log.read_text(errors='replace')
+
+  @property
+  def tcp(self):
+    return next(a for a in self.addresses if not a.startswith('unix:'))
+
+  @property
+  def unix(self):
+    return next(a for a in self.addresses if a.startswith('unix:'))
+
+  def signal(self, number=signal.SIGTERM):
+    self.process.send_signal(number)
+
+  def wait(self, seconds=STOP_SECONDS):
+    """Returns the exit code."""
+    try:
+      return self.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+      self.kill()
+      raise ServerError(
+          f'attnd ran on {seconds} s later:\n{self.log()}') from None
+
+  def stop(self, check=True):
+    """SIGTERM, unless it has ended; raises unless it exits with 0."""
+    if self.process is None:
+      return
+    if self.process.poll() is None:
+      self.signal()
+      self.wait()
+    code, self.process = self.process.returncode, None
+    if check and code != 0:
+      raise ServerError(f'attnd exited with {code}:\n{self.log()}')
+
+  def kill(self):
+    """As a crash would end it."""
+    if self.process.poll() is None:
+      self.process.kill()
+    self.process.wait()
+
+  def forget(self):
+    """For a test that has seen the process end, whatever its exit code."""
+    self.process.wait(STOP_SECONDS)
+    self.process = None
+
+
+def open_channel(address):
+  """A connection of its own, without limits on messages."""
+  return grpc.insecure_channel(
+      address,
+      options=[('grpc.max_send_message_length', -1),
+               ('grpc.max_receive_message_length', -1),
+               ('grpc.use_local_subchannel_pool', 1)])
