@@ -8,7 +8,7 @@
 namespace attnd::client {
 namespace {
 
-constexpr char kDomain[] = "attnd";
+constexpr char kDomain[] = "attnd.client";
 
 // absl::Status and google.rpc.Status number their codes alike, by definition.
 google::rpc::Status StatusProto(absl::StatusCode code,

@@ -25,7 +25,7 @@ struct FieldViolation {
 
 struct ErrorDetails {
   std::string reason;  // UPPER_SNAKE_CASE, for programs to branch on
-  std::string domain;  // "attnd" where attnd itself raised the error
+  std::string domain;  // "attnd": the server; "attnd.client": this library
   std::vector<FieldViolation> field_violations;
   std::optional<absl::Duration> retry_delay;  // set where waiting helps
 };

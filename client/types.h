@@ -31,8 +31,9 @@ struct AttentionInputs {
 // Where the answer goes: memory of the caller, exactly as many elements as the
 // answer has. OutputShape() and LseShape() say how many that is.
 struct AttentionOutputs {
-  std::span<float> output;              // [batch, q_heads, q_len, v_head_dim]
-  std::optional<std::span<float>> lse;  // [batch, q_heads, q_len]; set = asked
+  std::span<float> output;  // [batch, q_heads, q_len, v_head_dim]
+  std::optional<std::span<float>> lse = {};  // [batch, q_heads, q_len];
+                                             // set = asked for
 };
 
 // The query's shape with the value's last axis; empty where either is.
@@ -54,9 +55,9 @@ enum class Causal {
 
 // How scores are made. Unset or 0 takes the server's default.
 struct AttentionOptions {
-  std::optional<float> scale;        // 1 / sqrt(head_dim)
-  std::optional<float> temperature;  // 1
-  int64_t block_size = 0;            // keys in a tile; 0 = automatic
+  std::optional<float> scale = {};        // 1 / sqrt(head_dim)
+  std::optional<float> temperature = {};  // 1
+  int64_t block_size = 0;                 // keys in a tile; 0 = automatic
   Causal causal = Causal::kNone;
 };
 
@@ -125,7 +126,7 @@ struct MemoryEstimateOptions {
   int64_t v_head_dim = 0;
   int64_t threads = 0;
   int64_t concurrency = 0;  // requests that run at once
-  AttentionOptions attention;
+  AttentionOptions attention = {};
   bool return_lse = false;
 };
 

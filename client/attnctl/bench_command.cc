@@ -1,0 +1,148 @@
+// attnctl bench: flash against naive attention on the server's host.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "client/attnctl/commands.h"
+
+namespace attnd::attnctl {
+namespace {
+
+struct BenchFlags {
+  client::BenchmarkOptions options{.num_vectors = 4096};
+  bool json = false;
+};
+
+// One line that is drawn again and again on a terminal; elsewhere, one line a
+// phase, so that a log stays a log.
+class ProgressBar {
+ public:
+  explicit ProgressBar(Session& session) : session_(session) {}
+  ~ProgressBar() {
+    if (session_.err_is_terminal) session_.err << "\r\033[K" << std::flush;
+  }
+
+  void Show(const client::BenchmarkProgress& progress) {
+    if (session_.err_is_terminal) {
+      const double fraction = std::clamp(progress.fraction, 0.0, 1.0);
+      const auto filled =
+          static_cast<size_t>(std::lround(fraction * double{kCells}));
+      session_.err << absl::StrFormat("\r\033[K%-8s [%s%s] %3.0f %%",
+                                      progress.phase, std::string(filled, '#'),
+                                      std::string(kCells - filled, '.'),
+                                      fraction * 100)
+                   << std::flush;
+    } else if (progress.phase != phase_) {
+      session_.err << "attnctl bench: " << progress.phase << std::endl;
+    }
+    phase_ = progress.phase;
+  }
+
+ private:
+  static constexpr int kCells = 40;
+
+  Session& session_;
+  std::string phase_;
+};
+
+std::string Verdict(const client::BenchmarkResult& result) {
+  std::string line =
+      absl::StrFormat("%d x %d: flash %.3g ms", result.num_queries,
+                      result.dimensions, result.flash_time_ms);
+  if (result.naive_time_ms && result.speedup) {
+    const double speedup = *result.speedup;
+    absl::StrAppendFormat(&line, ", naive %.3g ms: %.2fx %s",
+                          *result.naive_time_ms,
+                          speedup >= 1 ? speedup : 1 / speedup,
+                          speedup >= 1 ? "faster" : "slower");
+  } else {
+    absl::StrAppend(&line, ", naive would not fit in memory");
+  }
+  const double reduction = result.memory_reduction;
+  absl::StrAppendFormat(&line, ", %.1f %% %s memory (%s, naive %s)",
+                        std::abs(reduction) * 100,
+                        reduction >= 0 ? "less" : "more",
+                        FormatBytesShort(result.flash_peak_bytes),
+                        FormatBytesShort(result.naive_peak_bytes));
+  absl::StrAppendFormat(
+      &line,
+      "; %.1f GFLOP/s = %.0f %% of FMA peak on %s, %d thread%s; worst error "
+      "%.1e",
+      result.gflops, result.peak_ratio * 100, result.stats.isa,
+      result.stats.threads, result.stats.threads == 1 ? "" : "s",
+      result.max_abs_error);
+  return line;
+}
+
+Json ResultJson(const client::BenchmarkResult& result) {
+  Json json;
+  if (result.naive_time_ms) json["naive_time_ms"] = *result.naive_time_ms;
+  json["flash_time_ms"] = result.flash_time_ms;
+  if (result.speedup) json["speedup"] = *result.speedup;
+  json["memory_reduction"] = result.memory_reduction;
+  json["num_queries"] = result.num_queries;
+  json["dimensions"] = result.dimensions;
+  json["max_abs_error"] = result.max_abs_error;
+  json["max_rel_error"] = result.max_rel_error;
+  json["gflops"] = result.gflops;
+  json["peak_gflops"] = result.peak_gflops;
+  json["peak_ratio"] = result.peak_ratio;
+  json["naive_peak_bytes"] = result.naive_peak_bytes;
+  json["flash_peak_bytes"] = result.flash_peak_bytes;
+  json["stats"] = StatsJson(result.stats);
+  return json;
+}
+
+ExitCode RunBench(const BenchFlags& flags, Session& session) {
+  absl::StatusOr<client::BenchmarkResult> result;
+  {
+    ProgressBar bar(session);
+    result = session.Connect(absl::InfiniteDuration())
+                 .Benchmark(flags.options,
+                            [&bar](const client::BenchmarkProgress& progress) {
+                              bar.Show(progress);
+                              return true;
+                            });
+  }
+  if (!result.ok()) return session.CallError(result.status());
+  if (flags.json) {
+    PrintJson(ResultJson(*result), session);
+  } else {
+    session.out << Verdict(*result) << "\n";
+  }
+  return kOk;
+}
+
+}  // namespace
+
+void AddBenchCommand(CLI::App& app, Session& session) {
+  CLI::App* command = app.add_subcommand(
+      "bench", "Time flash against naive attention on the server's host");
+  auto flags = std::make_shared<BenchFlags>();
+  client::BenchmarkOptions& options = flags->options;
+  command
+      ->add_option("-n,--num-vectors", options.num_vectors,
+                   "queries, and as many keys")
+      ->capture_default_str();
+  command->add_option("--dimensions", options.dimensions,
+                      "head_dim; default 128");
+  command->add_option("--num-heads", options.num_heads, "default 1");
+  command->add_option("--block-size", options.block_size,
+                      "keys in a tile; default automatic");
+  command->add_option("--threads", options.threads,
+                      "default all that the server has");
+  command->add_option("--repetitions", options.repetitions,
+                      "timed runs, of which the median counts; default 5");
+  command->add_flag("--json", flags->json, "print every figure as JSON");
+  command->footer(
+      "No deadline unless --deadline sets one.\n"
+      "Example:\n"
+      "  attnctl bench --num-vectors=8192 --dimensions=64 --threads=1\n");
+  command->callback(
+      [flags, &session] { session.exit_code = RunBench(*flags, session); });
+}
+
+}  // namespace attnd::attnctl

@@ -1,0 +1,30 @@
+// The subcommands: each adds its flags to the app and leaves its exit code in
+// the session when it was the one that ran.
+#ifndef ATTND_CLIENT_ATTNCTL_COMMANDS_H_
+#define ATTND_CLIENT_ATTNCTL_COMMANDS_H_
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "client/attnctl/session.h"
+#include "client/types.h"
+
+namespace attnd::attnctl {
+
+void AddAttentionCommands(CLI::App& app, Session& session);
+void AddBenchCommand(CLI::App& app, Session& session);
+void AddEstimateCommand(CLI::App& app, Session& session);
+void AddInfoCommand(CLI::App& app, Session& session);
+void AddHealthCommand(CLI::App& app, Session& session);
+
+// Flags that several of them have.
+void AddCausalFlag(CLI::App& command, client::Causal& causal);
+
+// For --json: keys in the order in which they were added.
+using Json = nlohmann::ordered_json;
+Json StatsJson(const client::ExecutionStats& stats);
+void PrintJson(const Json& json, Session& session);
+
+}  // namespace attnd::attnctl
+
+#endif  // ATTND_CLIENT_ATTNCTL_COMMANDS_H_

@@ -1,0 +1,97 @@
+// attnctl info and attnctl health.
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "client/attnctl/commands.h"
+
+namespace attnd::attnctl {
+namespace {
+
+// A health check that takes longer has answered the question.
+constexpr absl::Duration kHealthDeadline = absl::Seconds(3);
+
+ExitCode RunInfo(bool json, Session& session) {
+  const auto info = session.Connect().GetServerInfo();
+  if (!info.ok()) return session.CallError(info.status());
+  if (json) {
+    PrintJson({{"server", session.server},
+               {"version", info->version},
+               {"isa", info->isa},
+               {"threads", info->threads},
+               {"max_receive_message_bytes", info->max_receive_message_bytes},
+               {"max_send_message_bytes", info->max_send_message_bytes},
+               {"memory_budget_bytes", info->memory_budget_bytes},
+               {"max_benchmark_vectors", info->max_benchmark_vectors},
+               {"features", info->features}},
+              session);
+    return kOk;
+  }
+  session.PrintRows(
+      {{"server", session.server},
+       {"version", info->version},
+       {"instruction set", info->isa},
+       {"worker threads", absl::StrCat(info->threads)},
+       {"largest request", FormatBytes(info->max_receive_message_bytes)},
+       {"largest response", FormatBytes(info->max_send_message_bytes)},
+       {"memory budget", FormatBytes(info->memory_budget_bytes)},
+       {"largest benchmark",
+        absl::StrCat(info->max_benchmark_vectors, " vectors")},
+       {"features", info->features.empty()
+                        ? "none"
+                        : absl::StrJoin(info->features, ", ")}});
+  return kOk;
+}
+
+const char* HealthName(client::Health health) {
+  switch (health) {
+    case client::Health::kServing:
+      return "SERVING";
+    case client::Health::kNotServing:
+      return "NOT_SERVING";
+    case client::Health::kUnknown:
+      return "UNKNOWN";
+  }
+  return "UNKNOWN";
+}
+
+ExitCode RunHealth(const std::string& service, Session& session) {
+  const auto health = session.Connect(kHealthDeadline).CheckHealth(service);
+  if (!health.ok()) {
+    session.CallError(health.status());
+    // Whatever went wrong, nobody can say that it is serving.
+    return kUnavailable;
+  }
+  session.out << HealthName(*health) << "\n";
+  return *health == client::Health::kServing ? kOk : kUnavailable;
+}
+
+}  // namespace
+
+void AddInfoCommand(CLI::App& app, Session& session) {
+  CLI::App* command =
+      app.add_subcommand("info", "What a server is, can do and allows");
+  auto json = std::make_shared<bool>(false);
+  command->add_flag("--json", *json, "print JSON");
+  command->footer("Example:\n  attnctl info --server=127.0.0.1:50051 --json\n");
+  command->callback(
+      [json, &session] { session.exit_code = RunInfo(*json, session); });
+}
+
+void AddHealthCommand(CLI::App& app, Session& session) {
+  CLI::App* command = app.add_subcommand(
+      "health", "Whether a server is serving; exit code 0 only if it is");
+  auto service = std::make_shared<std::string>();
+  command->add_option("--service", *service,
+                      "a gRPC service's full name; default: the whole server");
+  command->footer(
+      "The deadline is 3 seconds unless --deadline says otherwise.\n"
+      "Example:\n"
+      "  attnctl health --server=unix:/run/attnd.sock \\\n"
+      "      --service=attnd.v1.AttentionService\n");
+  command->callback([service, &session] {
+    session.exit_code = RunHealth(*service, session);
+  });
+}
+
+}  // namespace attnd::attnctl

@@ -1,0 +1,58 @@
+// What every subcommand shares: the global flags, where text goes, and how an
+// error looks. Knows no subcommand.
+#ifndef ATTND_CLIENT_ATTNCTL_SESSION_H_
+#define ATTND_CLIENT_ATTNCTL_SESSION_H_
+
+#include <cstdint>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "client/attention_client.h"
+#include "client/attnctl/exit_codes.h"
+
+namespace attnd::attnctl {
+
+struct Session {
+  std::ostream& out;  // results
+  std::ostream& err;  // errors and progress
+  bool err_is_terminal = false;
+
+  std::string server = client::ClientOptions().target;
+  std::optional<double> deadline_seconds =
+      {};  // 0 = none; unset = the command's
+  int64_t max_message_bytes = client::ClientOptions().max_message_bytes;
+
+  ExitCode exit_code = kOk;  // what the subcommand that ran answered
+
+  // A client with the global flags; `deadline` where --deadline was not given.
+  client::AttentionClient Connect(
+      absl::Duration deadline = client::ClientOptions().deadline) const;
+
+  // Prints a failed call: code, message, reason, fields.
+  ExitCode CallError(const absl::Status& status);
+
+  // Prints a file that could not be read or written.
+  ExitCode FileError(const absl::Status& status);
+
+  // Prints labels and values in two columns.
+  using Row = std::pair<std::string, std::string>;
+  void PrintRows(const std::vector<Row>& rows);
+};
+
+// "1.5 MiB (1572864)"; without the parentheses below 1 KiB.
+std::string FormatBytes(int64_t bytes);
+
+// "1.5 MiB".
+std::string FormatBytesShort(int64_t bytes);
+
+// "[12, 331, 32]".
+std::string FormatShape(const std::vector<int64_t>& shape);
+
+}  // namespace attnd::attnctl
+
+#endif  // ATTND_CLIENT_ATTNCTL_SESSION_H_
