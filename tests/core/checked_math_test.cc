@@ -1,0 +1,93 @@
+#include "core/checked_math.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <random>
+
+namespace attnd {
+namespace {
+
+constexpr uint64_t kSeed = 20261122;
+constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
+
+// Wide enough for two int64 factors or terms.
+__extension__ using Wide = __int128;
+
+bool Fits(Wide x) { return x >= kMin && x <= kMax; }
+
+// Numbers of every magnitude and sign, with the edges among them.
+int64_t AnyInt64(std::mt19937_64& rng) {
+  switch (rng() % 8) {
+    case 0:
+      return 0;
+    case 1:
+      return kMax;
+    case 2:
+      return kMin;
+    default:
+      return static_cast<int64_t>(rng()) >> (rng() % 63);
+  }
+}
+
+TEST(CheckedMathTest, ProductOfTwoIsExactOrNothing) {
+  std::mt19937_64 rng(kSeed);
+  for (int i = 0; i < 20000; ++i) {
+    const int64_t a = AnyInt64(rng);
+    const int64_t b = AnyInt64(rng);
+    SCOPED_TRACE(::testing::Message() << a << " * " << b << " seed " << kSeed);
+    const Wide exact = Wide{a} * b;
+    const auto product = CheckedProduct({a, b});
+    ASSERT_EQ(product.has_value(), Fits(exact));
+    if (product) {
+      ASSERT_TRUE(*product == exact);
+    }
+  }
+}
+
+TEST(CheckedMathTest, SumOfTwoIsExactOrNothing) {
+  std::mt19937_64 rng(kSeed);
+  for (int i = 0; i < 20000; ++i) {
+    const int64_t a = AnyInt64(rng);
+    const int64_t b = AnyInt64(rng);
+    SCOPED_TRACE(::testing::Message() << a << " + " << b << " seed " << kSeed);
+    const Wide exact = Wide{a} + b;
+    const auto sum = CheckedSum({a, b});
+    ASSERT_EQ(sum.has_value(), Fits(exact));
+    if (sum) {
+      ASSERT_TRUE(*sum == exact);
+    }
+  }
+}
+
+TEST(CheckedMathTest, EmptyProductIsOneAndEmptySumIsZero) {
+  EXPECT_EQ(CheckedProduct({}), 1);
+  EXPECT_EQ(CheckedSum({}), 0);
+}
+
+TEST(CheckedMathTest, AZeroFactorMakesTheProductZeroWhateverTheOthersAre) {
+  EXPECT_EQ(CheckedProduct({kMax, kMax, 0}), 0);
+  EXPECT_EQ(CheckedProduct({0, kMax, kMax}), 0);
+}
+
+TEST(CheckedMathTest, AnOverflowOnTheWayIsNotForgotten) {
+  EXPECT_EQ(CheckedProduct({int64_t{1} << 32, int64_t{1} << 32, 1}),
+            std::nullopt);
+  EXPECT_EQ(CheckedSum({kMax, 1, -1}), std::nullopt);
+}
+
+TEST(CheckedMathTest, RoundsUpToMultiples) {
+  for (int64_t a = 0; a < 50; ++a) {
+    for (int64_t b = 1; b < 20; ++b) {
+      const int64_t rounded = RoundUp(a, b);
+      EXPECT_EQ(rounded % b, 0);
+      EXPECT_GE(rounded, a);
+      EXPECT_LT(rounded - a, b);
+      EXPECT_EQ(CeilDiv(a, b) * b, rounded);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace attnd

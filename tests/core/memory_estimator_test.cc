@@ -1,0 +1,188 @@
+#include "core/memory_estimator.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <random>
+
+#include "core/field_error.h"
+#include "tests/support/attention_case.h"
+
+namespace attnd {
+namespace {
+
+using ::attnd::testing::AttentionCase;
+using ::attnd::testing::RandomShape;
+
+constexpr uint64_t kSeed = 20261122;
+constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+
+AttentionProblem Square(int64_t seq_len, int64_t heads = 1,
+                        const AttentionOptions& options = {}) {
+  const TensorSpec spec{.shape = {1, heads, seq_len, 128}};
+  return AttentionProblem::Create(spec, spec, spec, options).value();
+}
+
+TEST(MemoryEstimatorTest, CountsWhatTheContractSays) {
+  std::mt19937_64 rng(kSeed);
+  const MachineInfo machine;
+  const MemoryEstimator estimator(machine, 3);
+  for (int i = 0; i < 200; ++i) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
+    const AttentionCase c(RandomShape(rng, 40), rng());
+    const AttentionParams& p = c.problem().params();
+    const absl::StatusOr<MemoryEstimate> estimate =
+        estimator.Estimate(c.problem());
+    ASSERT_TRUE(estimate.ok()) << estimate.status();
+    const auto bytes_of = [](const std::vector<float>& tensor) {
+      return static_cast<int64_t>(tensor.size() * sizeof(float));
+    };
+    EXPECT_EQ(estimate->input_bytes,
+              bytes_of(c.query) + bytes_of(c.key) + bytes_of(c.value));
+    EXPECT_EQ(estimate->output_bytes, bytes_of(c.output) + bytes_of(c.lse));
+    EXPECT_EQ(estimate->workspace_bytes,
+              MakeKernelPlan(p, machine).WorkspaceBytes(3));
+    EXPECT_EQ(estimate->flash_bytes, estimate->input_bytes +
+                                         estimate->output_bytes +
+                                         estimate->workspace_bytes);
+    EXPECT_EQ(estimate->naive_bytes,
+              4 * p.batch * p.num_q_heads * p.q_len * p.kv_len +
+                  estimate->input_bytes + estimate->output_bytes);
+    int64_t pairs = 0;
+    for (int64_t row = 0; row < p.q_len; ++row) {
+      pairs += c.problem().mask().VisibleRange(0, row).size();
+    }
+    EXPECT_EQ(estimate->flops, 2 * (p.head_dim + p.v_head_dim) * p.batch *
+                                   p.num_q_heads * pairs);
+  }
+}
+
+TEST(MemoryEstimatorTest, LseCountsOnlyWhereAskedFor) {
+  const MemoryEstimator estimator(MachineInfo{}, 1);
+  const auto without = estimator.Estimate(Square(100, 2));
+  const auto with = estimator.Estimate(Square(100, 2, {.return_lse = true}));
+  ASSERT_TRUE(without.ok() && with.ok());
+  EXPECT_EQ(with->output_bytes - without->output_bytes, 2 * 100 * 4);
+}
+
+TEST(MemoryEstimatorTest, FlashGrowsLinearlyAndNaiveQuadratically) {
+  const MemoryEstimator estimator(MachineInfo{}, 4);
+  const auto at = [&](int64_t n) { return *estimator.Estimate(Square(n)); };
+  EXPECT_LT(at(65536).flash_bytes, 4 * at(16384).flash_bytes + 4096);
+  EXPECT_GT(at(65536).naive_bytes, 15 * at(16384).naive_bytes);
+  EXPECT_GT(at(16384).ReductionRatio(), 0.75);
+}
+
+TEST(MemoryEstimatorTest, MoreThreadsNeverNeedLess) {
+  const AttentionProblem problem = Square(1000, 4);
+  int64_t last = 0;
+  for (const int64_t threads : {1, 2, 3, 8, 64, 1000}) {
+    const auto estimate =
+        MemoryEstimator(MachineInfo{}, threads).Estimate(problem);
+    ASSERT_TRUE(estimate.ok()) << estimate.status();
+    EXPECT_GE(estimate->workspace_bytes, last);
+    last = estimate->workspace_bytes;
+  }
+}
+
+TEST(MemoryEstimatorTest, ReductionIsNegativeForTinyProblemsAndZeroForNone) {
+  const MemoryEstimator estimator(MachineInfo{}, 1);
+  EXPECT_LT(estimator.Estimate(Square(1))->ReductionRatio(), 0);
+  EXPECT_EQ(MemoryEstimate{}.ReductionRatio(), 0);
+}
+
+TEST(MemoryEstimatorTest, AnEmptyProblemCostsNoFlops) {
+  const MemoryEstimator estimator(MachineInfo{}, 2);
+  for (const std::vector<int64_t>& shape :
+       {std::vector<int64_t>{0, 2, 5, 8}, {2, 0, 5, 8}, {2, 2, 0, 8}}) {
+    const auto problem = AttentionProblem::Create(
+        {.shape = shape}, {.shape = shape}, {.shape = shape}, {});
+    ASSERT_TRUE(problem.ok()) << problem.status();
+    const auto estimate = estimator.Estimate(*problem);
+    ASSERT_TRUE(estimate.ok()) << estimate.status();
+    EXPECT_EQ(estimate->input_bytes, 0);
+    EXPECT_EQ(estimate->output_bytes, 0);
+    EXPECT_EQ(estimate->flops, 0);
+  }
+}
+
+TEST(MemoryEstimatorTest, QueryHeadsMayBeNoneWhereKvHeadsAreSome) {
+  const auto problem = AttentionProblem::Create(
+      {.shape = {0, 5, 8}}, {.shape = {2, 7, 8}}, {.shape = {2, 7, 8}}, {});
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  const auto estimate = MemoryEstimator(MachineInfo{}, 2).Estimate(*problem);
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_EQ(estimate->flops, 0);
+}
+
+// No problem that Create lets through makes a figure overflow: each is exact,
+// or the estimate is refused with its reason.
+TEST(MemoryEstimatorTest, TheLargestProblemsAreExactOrRefused) {
+  std::mt19937_64 rng(kSeed);
+  int checked = 0;
+  for (int i = 0; i < 5000; ++i) {
+    const auto extent = [&](unsigned bits) {
+      return static_cast<int64_t>(rng() >> (63 - rng() % bits));
+    };
+    const int64_t batch = extent(20);
+    const int64_t heads = extent(20);
+    const std::vector<int64_t> query{batch, heads, extent(60), 64};
+    const std::vector<int64_t> key{batch, heads, extent(60), 64};
+    const auto problem = AttentionProblem::Create(
+        {.shape = query}, {.shape = key}, {.shape = key}, {});
+    if (!problem.ok()) continue;
+    ++checked;
+    const auto estimate = MemoryEstimator(MachineInfo{}, 8).Estimate(*problem);
+    if (!estimate.ok()) {
+      EXPECT_EQ(ReasonOf(estimate.status()), kInt64RangeReason);
+      continue;
+    }
+    const int64_t parts[] = {estimate->input_bytes,     estimate->output_bytes,
+                             estimate->workspace_bytes, estimate->flash_bytes,
+                             estimate->naive_bytes,     estimate->flops};
+    ASSERT_GE(*std::min_element(std::begin(parts), std::end(parts)), 0)
+        << "seed " << kSeed << " case " << i;
+    ASSERT_GE(estimate->flash_bytes, estimate->workspace_bytes);
+  }
+  EXPECT_GT(checked, 100);
+}
+
+TEST(InlineFootprintTest, CountsMessageAndTensorsSideBySide) {
+  const MemoryEstimate estimate{.input_bytes = 1000000,
+                                .output_bytes = 300000,
+                                .workspace_bytes = 50000,
+                                .flash_bytes = 1350000};
+  const auto footprint = InlineFootprint(estimate);
+  ASSERT_TRUE(footprint.ok()) << footprint.status();
+  EXPECT_EQ(footprint->wire_bytes, 1000000 + 2 * kMessageEnvelopeBytes);
+  EXPECT_EQ(footprint->peak_per_request_bytes, 2000000 + kMessageEnvelopeBytes);
+  EXPECT_EQ(footprint->required_message_bytes, 1000000 + kMessageEnvelopeBytes);
+}
+
+TEST(InlineFootprintTest, ComputingMayHoldMoreThanReceiving) {
+  const MemoryEstimate estimate{.input_bytes = 1000,
+                                .output_bytes = 300000,
+                                .workspace_bytes = 50000,
+                                .flash_bytes = 351000};
+  const auto footprint = InlineFootprint(estimate);
+  ASSERT_TRUE(footprint.ok()) << footprint.status();
+  EXPECT_EQ(footprint->peak_per_request_bytes,
+            351000 + 2 * kMessageEnvelopeBytes);
+  EXPECT_EQ(footprint->required_message_bytes, 300000 + kMessageEnvelopeBytes);
+}
+
+TEST(InlineFootprintTest, RefusesWhatDoesNotFit) {
+  for (const MemoryEstimate& estimate : {MemoryEstimate{.input_bytes = kMax},
+                                         {.output_bytes = kMax},
+                                         {.flash_bytes = kMax},
+                                         {.input_bytes = kMax / 2 + 1}}) {
+    const auto footprint = InlineFootprint(estimate);
+    ASSERT_FALSE(footprint.ok());
+    EXPECT_EQ(footprint.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(ReasonOf(footprint.status()), kInt64RangeReason);
+  }
+}
+
+}  // namespace
+}  // namespace attnd
