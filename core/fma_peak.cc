@@ -41,11 +41,12 @@ HWY_INLINE float FirstOf(Vec x) { return hn::GetLane(x); }
 
 // Of 32 registers with AVX-512, else of 16; two hold the constants.
 #if HWY_TARGET <= HWY_AVX3
-#define ATTND_CHAINS(F)                                                       \
-  F(0)                                                                        \
-  F(1)                                                                        \
-  F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15) \
-      F(16) F(17) F(18) F(19) F(20) F(21) F(22) F(23)
+#define ATTND_CHAINS(F)                                                        \
+  F(0)                                                                         \
+  F(1)                                                                         \
+  F(2)                                                                         \
+  F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15) F(16) \
+      F(17) F(18) F(19) F(20) F(21) F(22) F(23)
 constexpr int64_t kChains = 24;
 #else
 #define ATTND_CHAINS(F) \
