@@ -40,19 +40,17 @@ HWY_INLINE float FirstOf(Vec x) { return hn::GetLane(x); }
 #endif
 
 // Of 32 registers with AVX-512, else of 16; two hold the constants.
+#define ATTND_12_CHAINS(F) \
+  F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
 #if HWY_TARGET <= HWY_AVX3
-#define ATTND_CHAINS(F)                                                        \
-  F(0)                                                                         \
-  F(1)                                                                         \
-  F(2)                                                                         \
-  F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15) F(16) \
-      F(17) F(18) F(19) F(20) F(21) F(22) F(23)
+#define ATTND_MORE_CHAINS(F) \
+  F(12) F(13) F(14) F(15) F(16) F(17) F(18) F(19) F(20) F(21) F(22) F(23)
 constexpr int64_t kChains = 24;
 #else
-#define ATTND_CHAINS(F) \
-  F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
+#define ATTND_MORE_CHAINS(F)
 constexpr int64_t kChains = 12;
 #endif
+#define ATTND_CHAINS(F) ATTND_12_CHAINS(F) ATTND_MORE_CHAINS(F)
 
 }  // namespace
 
@@ -78,6 +76,8 @@ int64_t RunChains(int64_t steps, volatile float* seed) {
   return steps * kChains * kLanes * 2;
 }
 #undef ATTND_CHAINS
+#undef ATTND_MORE_CHAINS
+#undef ATTND_12_CHAINS
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attnd
