@@ -1,0 +1,132 @@
+#include "server/admission.h"
+
+#include <condition_variable>
+#include <mutex>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/field_error.h"
+#include "server/reasons.h"
+#include "server/status_convert.h"
+
+namespace attnd::server {
+namespace {
+
+// About what a mid-sized request takes: soon enough to keep the workers busy,
+// late enough that retries do not crowd out the work.
+constexpr std::chrono::milliseconds kRetryDelay{100};
+
+}  // namespace
+
+struct Admission::State {
+  State(int64_t budget, int64_t slots)
+      : budget_bytes(budget), max_in_flight(slots) {}
+
+  // Moves a reservation from `held` to `wanted` bytes; `mutex` is held.
+  absl::Status Grow(int64_t held, int64_t wanted) {
+    const int64_t used_by_others = used.bytes - held;
+    if (wanted <= budget_bytes - used_by_others) {
+      used.bytes += wanted - held;
+      return absl::OkStatus();
+    }
+    absl::Status refusal = WithReason(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "memory budget: the request needs ", wanted, " bytes, the budget ",
+            "(--memory-budget-bytes) is ", budget_bytes, " bytes, of which ",
+            used_by_others, " are taken")),
+        kMemoryBudget);
+    if (wanted > budget_bytes) return refusal;
+    return WithRetryDelay(std::move(refusal), kRetryDelay);
+  }
+
+  const int64_t budget_bytes;
+  const int64_t max_in_flight;
+  std::mutex mutex;
+  std::condition_variable changed;
+  Usage used;
+  bool closed = false;
+  bool interrupted = false;
+};
+
+Admission::Reservation& Admission::Reservation::operator=(
+    Reservation&& other) noexcept {
+  std::swap(state_, other.state_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+Admission::Reservation::~Reservation() {
+  if (!state_) return;
+  const std::lock_guard lock(state_->mutex);
+  state_->used.bytes -= bytes_;
+  --state_->used.in_flight;
+  if (state_->used.in_flight == 0) state_->changed.notify_all();
+}
+
+absl::Status Admission::Reservation::GrowTo(int64_t bytes) {
+  if (bytes <= bytes_) return absl::OkStatus();
+  const std::lock_guard lock(state_->mutex);
+  absl::Status status = state_->Grow(bytes_, bytes);
+  if (status.ok()) bytes_ = bytes;
+  return status;
+}
+
+void Admission::Reservation::ShrinkTo(int64_t bytes) {
+  if (bytes >= bytes_) return;
+  const std::lock_guard lock(state_->mutex);
+  state_->used.bytes -= bytes_ - bytes;
+  bytes_ = bytes;
+}
+
+Admission::Admission(int64_t budget_bytes, int64_t max_in_flight)
+    : state_(std::make_shared<State>(budget_bytes, max_in_flight)) {}
+
+absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
+  const std::lock_guard lock(state_->mutex);
+  if (state_->closed) {
+    return WithReason(
+        absl::UnavailableError("the server is draining and takes no new calls"),
+        kDraining);
+  }
+  if (state_->used.in_flight >= state_->max_in_flight) {
+    return WithRetryDelay(
+        WithReason(absl::ResourceExhaustedError(absl::StrCat(
+                       "too many requests: ", state_->used.in_flight,
+                       " are running or waiting, the limit "
+                       "(--max-in-flight) is ",
+                       state_->max_in_flight)),
+                   kTooManyRequests),
+        kRetryDelay);
+  }
+  if (absl::Status status = state_->Grow(0, bytes); !status.ok()) return status;
+  ++state_->used.in_flight;
+  return Reservation(state_, bytes);
+}
+
+void Admission::Close() {
+  const std::lock_guard lock(state_->mutex);
+  state_->closed = true;
+}
+
+int64_t Admission::budget_bytes() const { return state_->budget_bytes; }
+
+Admission::Usage Admission::usage() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->used;
+}
+
+bool Admission::WaitIdle(std::chrono::nanoseconds timeout) {
+  std::unique_lock lock(state_->mutex);
+  state_->changed.wait_for(lock, timeout, [this] {
+    return state_->used.in_flight == 0 || state_->interrupted;
+  });
+  return state_->used.in_flight == 0;
+}
+
+void Admission::Interrupt() {
+  const std::lock_guard lock(state_->mutex);
+  state_->interrupted = true;
+  state_->changed.notify_all();
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,73 @@
+// Who may come in: a byte budget and a number of requests, kept before memory
+// is allocated. Never waits, so two requests that grow cannot deadlock. Knows
+// no gRPC and no attention.
+#ifndef ATTND_SERVER_ADMISSION_H_
+#define ATTND_SERVER_ADMISSION_H_
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace attnd::server {
+
+// Thread-safe. Reservations may outlive it.
+class Admission {
+  struct State;
+
+ public:
+  // A request's slot and bytes, given back by the destructor. Movable; used by
+  // one thread at a time.
+  class Reservation {
+   public:
+    Reservation() = default;
+    Reservation(Reservation&& other) noexcept = default;
+    Reservation& operator=(Reservation&& other) noexcept;
+    ~Reservation();
+
+    // Holds at least `bytes` in all, or refuses and changes nothing:
+    // RESOURCE_EXHAUSTED, with RetryInfo where the whole budget would do.
+    absl::Status GrowTo(int64_t bytes);
+    // Gives back what is held above `bytes`.
+    void ShrinkTo(int64_t bytes);
+    int64_t bytes() const { return bytes_; }
+
+   private:
+    friend class Admission;
+    Reservation(std::shared_ptr<State> state, int64_t bytes)
+        : state_(std::move(state)), bytes_(bytes) {}
+
+    std::shared_ptr<State> state_;
+    int64_t bytes_ = 0;
+  };
+
+  struct Usage {
+    int64_t bytes = 0;
+    int64_t in_flight = 0;
+  };
+
+  Admission(int64_t budget_bytes, int64_t max_in_flight);
+
+  // A slot and `bytes`, or RESOURCE_EXHAUSTED at once; UNAVAILABLE once closed.
+  absl::StatusOr<Reservation> Admit(int64_t bytes);
+  // Lets nobody in from now on.
+  void Close();
+
+  int64_t budget_bytes() const;
+  Usage usage() const;
+
+  // Waits until no reservation is left, `timeout` has passed or Interrupt is
+  // called; true where none is left.
+  bool WaitIdle(std::chrono::nanoseconds timeout);
+  // Ends every WaitIdle, for good.
+  void Interrupt();
+
+ private:
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_ADMISSION_H_

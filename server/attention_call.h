@@ -1,0 +1,71 @@
+// One forward call, from the bytes that came to the bytes that go: admission,
+// decoding, compute, encoding, and the memory of all of them. Knows no gRPC.
+#ifndef ATTND_SERVER_ATTENTION_CALL_H_
+#define ATTND_SERVER_ATTENTION_CALL_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/attention_problem.h"
+#include "core/tile_scheduler.h"
+#include "core/workspace.h"
+#include "server/admission.h"
+#include "server/request_codec.h"
+#include "server/service_context.h"
+#include "server/wire_message.h"
+
+namespace attnd::server {
+
+// Which method was called.
+enum class ForwardMethod { kAttention, kSelfAttention, kCrossAttention };
+
+// Held by shared pointers: by its caller, by the job while it runs, and by the
+// answer's pieces until they are sent. The last of them frees the memory and
+// gives the reservation back.
+class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
+ public:
+  using Done = std::function<void(absl::StatusOr<ResponsePieces>)>;
+
+  // `context` must outlive the call.
+  AttentionCall(const ServiceContext& context, ForwardMethod method,
+                SteadyTime deadline)
+      : context_(context), method_(method), stop_(deadline) {}
+
+  // Copies the tensors out of `received`, frees it, hands the job to the
+  // engine and returns; refuses before anything is allocated for what does not
+  // fit. `done` is called once, by this call or by a worker, and must not
+  // block.
+  void Start(ReceivedMessage received, Done done);
+
+  // Stops what runs; `done` gets CANCELLED. Thread-safe; may come at any time.
+  void Cancel() { stop_.Cancel(); }
+
+ private:
+  absl::Status Prepare(ReceivedMessage received);
+  template <typename Request>
+  absl::Status Decode(ReceivedMessage received);
+  absl::Status Reserve(int64_t decoding_bytes);
+  absl::Status CopyInputs(const AttentionTensors& tensors,
+                          const SplitMessage& split,
+                          const ReceivedMessage& received);
+  absl::Status AllocateOutputs();
+  ResponsePieces Encode(const RunStats& stats);
+
+  const ServiceContext& context_;
+  const ForwardMethod method_;
+  StopSignal stop_;
+  Admission::Reservation reservation_;
+  std::optional<AttentionProblem> problem_;
+  PayloadKind kind_ = PayloadKind::kData;
+  int64_t computing_bytes_ = 0;
+  Workspace inputs_;
+  Workspace outputs_;
+  AttentionBuffers buffers_;
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_ATTENTION_CALL_H_

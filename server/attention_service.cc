@@ -1,0 +1,230 @@
+#include "server/attention_service.h"
+
+#include <chrono>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include "attnd/v1/attention.grpc.pb.h"
+#include "server/attention_call.h"
+#include "server/benchmark_call.h"
+#include "server/plain_calls.h"
+#include "server/rpc_adapter.h"
+#include "server/status_convert.h"
+#include "spdlog/spdlog.h"
+
+namespace attnd::server {
+namespace {
+
+using grpc::ByteBuffer;
+using grpc::CallbackServerContext;
+
+// Writes one debug line a call, never what tensors hold.
+class CallLog {
+ public:
+  explicit CallLog(std::string_view method) : method_(method) {}
+
+  void Finished(const absl::Status& status) { code_ = status.code(); }
+  ~CallLog() {
+    const auto took = std::chrono::steady_clock::now() - begin_;
+    spdlog::debug(
+        "{} {} {} us", method_, absl::StatusCodeToString(code_),
+        std::chrono::duration_cast<std::chrono::microseconds>(took).count());
+  }
+
+ private:
+  std::string_view method_;
+  absl::StatusCode code_ = absl::StatusCode::kOk;
+  std::chrono::steady_clock::time_point begin_ =
+      std::chrono::steady_clock::now();
+};
+
+// Answers a unary call, where `answer` is what the call came to.
+template <typename Reactor>
+void FinishUnary(Reactor* reactor, ByteBuffer* response, CallLog& log,
+                 absl::StatusOr<ResponsePieces> answer) {
+  log.Finished(answer.status());
+  if (answer.ok()) *response = ToByteBuffer(*std::move(answer));
+  // The reactor may be gone when this returns.
+  reactor->Finish(ToGrpcStatus(answer.status()));
+}
+
+class ForwardReactor final : public grpc::ServerUnaryReactor {
+ public:
+  ForwardReactor(const ServiceContext& context, ForwardMethod method,
+                 std::string_view name, const CallbackServerContext& rpc)
+      : log_(name),
+        call_(std::make_shared<AttentionCall>(context, method,
+                                              DeadlineOf(rpc))) {}
+
+  void Start(const ByteBuffer* request, ByteBuffer* response) {
+    // The call outlives the reactor where it answers before Start returns.
+    const std::shared_ptr<AttentionCall> call = call_;
+    call->Start(TakeMessage(request),
+                [this, response](absl::StatusOr<ResponsePieces> answer) {
+                  FinishUnary(this, response, log_, std::move(answer));
+                });
+  }
+  void OnCancel() override { call_->Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  CallLog log_;
+  const std::shared_ptr<AttentionCall> call_;
+};
+
+// A call that is answered before its handler returns.
+class PlainReactor final : public grpc::ServerUnaryReactor {
+ public:
+  explicit PlainReactor(std::string_view name) : log_(name) {}
+
+  void Start(absl::StatusOr<ResponsePieces> answer, ByteBuffer* response) {
+    FinishUnary(this, response, log_, std::move(answer));
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  CallLog log_;
+};
+
+class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
+                               private EventSink {
+ public:
+  BenchmarkReactor(const ServiceContext& context, BenchmarkRunner& runner,
+                   const CallbackServerContext& rpc)
+      : log_("Benchmark"),
+        call_(std::make_shared<BenchmarkCall>(
+            context, runner, static_cast<EventSink&>(*this), DeadlineOf(rpc))) {
+  }
+
+  void Start(const ByteBuffer* request) {
+    const std::shared_ptr<BenchmarkCall> call = call_;
+    call->Start(TakeMessage(request));
+  }
+  void OnWriteDone(bool ok) override {
+    const std::shared_ptr<BenchmarkCall> call = call_;
+    call->OnWritten(ok);
+  }
+  void OnCancel() override { call_->Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  void Write(ResponsePieces message) override {
+    outgoing_ = ToByteBuffer(std::move(message));
+    StartWrite(&outgoing_);
+  }
+  void Finish(const absl::Status& status) override {
+    log_.Finished(status);
+    grpc::ServerWriteReactor<ByteBuffer>::Finish(ToGrpcStatus(status));
+  }
+
+  CallLog log_;
+  ByteBuffer outgoing_;
+  const std::shared_ptr<BenchmarkCall> call_;
+};
+
+class RefusedStreamReactor final
+    : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer> {
+ public:
+  explicit RefusedStreamReactor(const absl::Status& status) {
+    Finish(ToGrpcStatus(status));
+  }
+  void OnDone() override { delete this; }
+};
+
+using Base = v1::AttentionService::Service;
+using RawBase = v1::AttentionService::WithRawCallbackMethod_Attention<
+    v1::AttentionService::WithRawCallbackMethod_SelfAttention<
+        v1::AttentionService::WithRawCallbackMethod_CrossAttention<
+            v1::AttentionService::WithRawCallbackMethod_AttentionBackward<
+                v1::AttentionService::WithRawCallbackMethod_AttentionStream<
+                    v1::AttentionService::WithRawCallbackMethod_Benchmark<
+                        v1::AttentionService::
+                            WithRawCallbackMethod_MemoryEstimate<
+                                v1::AttentionService::
+                                    WithRawCallbackMethod_GetServerInfo<
+                                        Base>>>>>>>>;
+
+class RawAttentionService final : public RawBase {
+ public:
+  explicit RawAttentionService(const ServiceContext& context)
+      : context_(context) {}
+
+  grpc::ServerUnaryReactor* Attention(CallbackServerContext* rpc,
+                                      const ByteBuffer* request,
+                                      ByteBuffer* response) override {
+    return Forward(ForwardMethod::kAttention, "Attention", rpc, request,
+                   response);
+  }
+  grpc::ServerUnaryReactor* SelfAttention(CallbackServerContext* rpc,
+                                          const ByteBuffer* request,
+                                          ByteBuffer* response) override {
+    return Forward(ForwardMethod::kSelfAttention, "SelfAttention", rpc, request,
+                   response);
+  }
+  grpc::ServerUnaryReactor* CrossAttention(CallbackServerContext* rpc,
+                                           const ByteBuffer* request,
+                                           ByteBuffer* response) override {
+    return Forward(ForwardMethod::kCrossAttention, "CrossAttention", rpc,
+                   request, response);
+  }
+  grpc::ServerUnaryReactor* AttentionBackward(CallbackServerContext*,
+                                              const ByteBuffer* request,
+                                              ByteBuffer* response) override {
+    return Plain("AttentionBackward", AnswerAttentionBackward, request,
+                 response);
+  }
+  grpc::ServerUnaryReactor* MemoryEstimate(CallbackServerContext*,
+                                           const ByteBuffer* request,
+                                           ByteBuffer* response) override {
+    return Plain("MemoryEstimate", AnswerMemoryEstimate, request, response);
+  }
+  grpc::ServerUnaryReactor* GetServerInfo(CallbackServerContext*,
+                                          const ByteBuffer* request,
+                                          ByteBuffer* response) override {
+    return Plain("GetServerInfo", AnswerServerInfo, request, response);
+  }
+  grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
+      CallbackServerContext*) override {
+    return new RefusedStreamReactor(
+        MethodNotImplementedError("AttentionStream"));
+  }
+  grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
+      CallbackServerContext* rpc, const ByteBuffer* request) override {
+    auto* reactor = new BenchmarkReactor(context_, benchmarks_, *rpc);
+    reactor->Start(request);
+    return reactor;
+  }
+
+ private:
+  grpc::ServerUnaryReactor* Forward(ForwardMethod method, std::string_view name,
+                                    CallbackServerContext* rpc,
+                                    const ByteBuffer* request,
+                                    ByteBuffer* response) {
+    auto* reactor = new ForwardReactor(context_, method, name, *rpc);
+    reactor->Start(request, response);
+    return reactor;
+  }
+
+  using Answer = absl::StatusOr<ResponsePieces> (*)(const ServiceContext&,
+                                                    const ReceivedMessage&);
+  grpc::ServerUnaryReactor* Plain(std::string_view name, Answer answer,
+                                  const ByteBuffer* request,
+                                  ByteBuffer* response) {
+    auto* reactor = new PlainReactor(name);
+    reactor->Start(answer(context_, TakeMessage(request)), response);
+    return reactor;
+  }
+
+  const ServiceContext& context_;
+  BenchmarkRunner benchmarks_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeAttentionService(
+    const ServiceContext& context) {
+  return std::make_unique<RawAttentionService>(context);
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,20 @@
+// The gRPC side of AttentionService: reactors that hand bytes to the calls and
+// answers to gRPC. No maths, no shape rules, no parsing.
+#ifndef ATTND_SERVER_ATTENTION_SERVICE_H_
+#define ATTND_SERVER_ATTENTION_SERVICE_H_
+
+#include <memory>
+
+#include "grpcpp/impl/codegen/service_type.h"
+#include "server/service_context.h"
+
+namespace attnd::server {
+
+// A service that answers from `context`, which must outlive it. Every method
+// is raw: bytes in, bytes out.
+std::unique_ptr<grpc::Service> MakeAttentionService(
+    const ServiceContext& context);
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_ATTENTION_SERVICE_H_

@@ -1,0 +1,347 @@
+#include "server/benchmark.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "core/checked_math.h"
+#include "core/field_error.h"
+#include "core/fma_peak.h"
+#include "core/naive_attention.h"
+#include "core/reference_attention.h"
+#include "core/workspace.h"
+#include "server/random_floats.h"
+#include "server/reasons.h"
+#include "server/response_codec.h"
+#include "server/status_convert.h"
+
+namespace attnd::server {
+namespace {
+
+constexpr int64_t kDefaultDimensions = 128;
+constexpr int64_t kDefaultRepetitions = 5;
+constexpr int64_t kMaxRepetitions = 1000;
+// One request may ask for as much as this many heads of the longest problem,
+// at the default dimensions and repetitions.
+constexpr int64_t kMaxFullHeads = 32;
+constexpr int64_t kMaxVerifiedRows = 256;
+constexpr double kSmallestExpected = 1e-6;
+constexpr std::chrono::milliseconds kPeakTime{30};
+
+using Clock = std::chrono::steady_clock;
+
+absl::Status CheckRange(absl::string_view field, int64_t value, int64_t lowest,
+                        int64_t highest) {
+  if (value >= lowest && value <= highest) return absl::OkStatus();
+  return FieldError(std::string(field), absl::StrCat(lowest, " to ", highest),
+                    absl::StrCat(value));
+}
+
+absl::Status CheckFields(const v1::BenchmarkRequest& in,
+                         const ServiceContext& context) {
+  absl::Status status;
+  status.Update(CheckRange("num_vectors", in.num_vectors(), 1,
+                           context.max_benchmark_vectors));
+  status.Update(CheckRange("dimensions", in.dimensions(), 0,
+                           AttentionProblem::kMaxHeadDim));
+  status.Update(CheckRange("num_heads", in.num_heads(), 0,
+                           std::numeric_limits<int32_t>::max()));
+  status.Update(
+      CheckRange("threads", in.threads(), 0, context.engine.threads()));
+  status.Update(
+      CheckRange("repetitions", in.repetitions(), 0, kMaxRepetitions));
+  if (in.block_size() < 0) {
+    status.Update(FieldError("block_size", "a number >= 0",
+                             absl::StrCat(in.block_size())));
+  }
+  if (!status.ok()) return status;
+  switch (in.dtype()) {
+    case v1::DATA_TYPE_UNSPECIFIED:
+    case v1::DATA_TYPE_F32:
+      return absl::OkStatus();
+    case v1::DATA_TYPE_F16:
+    case v1::DATA_TYPE_BF16:
+      return NotImplementedError("dtype", v1::DataType_Name(in.dtype()));
+    default:
+      return FieldError("dtype", "F32, F16 or BF16",
+                        absl::StrCat(static_cast<int>(in.dtype())));
+  }
+}
+
+absl::Status CheckWork(double pairs, double dimensions, int64_t repetitions,
+                       const ServiceContext& context) {
+  const auto longest = static_cast<double>(context.max_benchmark_vectors);
+  const double allowed = longest * longest * kMaxFullHeads *
+                         kDefaultDimensions * kDefaultRepetitions;
+  const double asked = pairs * dimensions * static_cast<double>(repetitions);
+  if (asked <= allowed) return absl::OkStatus();
+  return WithReason(
+      absl::ResourceExhaustedError(absl::StrCat(
+          "num_vectors^2 * num_heads * dimensions * repetitions: expected at "
+          "most ",
+          allowed, ", got ", asked)),
+      kWorkLimit);
+}
+
+double Median(std::vector<double> numbers) {
+  const auto middle =
+      numbers.begin() + static_cast<std::ptrdiff_t>(numbers.size() / 2);
+  std::nth_element(numbers.begin(), middle, numbers.end());
+  return *middle;
+}
+
+// The inputs and the output of every run.
+struct Tensors {
+  Workspace inputs;
+  Workspace output;
+  AttentionBuffers buffers;
+
+  int64_t size_bytes() const {
+    return inputs.size_bytes() + output.size_bytes();
+  }
+
+  static absl::StatusOr<Tensors> Make(const AttentionProblem& problem) {
+    const int64_t each = RoundUp(problem.query_bytes(), Workspace::kAlignment);
+    absl::StatusOr<Workspace> inputs = Workspace::Reserve(3 * each);
+    if (!inputs.ok()) return inputs.status();
+    absl::StatusOr<Workspace> output =
+        Workspace::Reserve(problem.output_bytes());
+    if (!output.ok()) return output.status();
+    Tensors tensors{*std::move(inputs), *std::move(output), {}};
+    float* const data = tensors.inputs.floats();
+    const auto stride = each / static_cast<int64_t>(sizeof(float));
+    FillRandom({data, static_cast<size_t>(3 * stride)}, /*seed=*/1);
+    // Touched before anything is timed, so that no run pays for page faults.
+    std::fill_n(tensors.output.floats(),
+                static_cast<size_t>(problem.output_bytes()) / sizeof(float),
+                std::numeric_limits<float>::quiet_NaN());
+    tensors.buffers = {data, data + stride, data + 2 * stride,
+                       tensors.output.floats(), nullptr};
+    return tensors;
+  }
+};
+
+// One run of RunBenchmark.
+class Run {
+ public:
+  Run(const BenchmarkSpec& spec, const ServiceContext& context,
+      Admission::Reservation& reservation, const StopSignal& stop,
+      const BenchmarkProgressFn& progress)
+      : spec_(spec),
+        reservation_(reservation),
+        stop_(stop),
+        progress_(progress) {
+    if (spec.threads < context.engine.threads()) {
+      own_engine_.emplace(
+          EngineOptions{.threads = static_cast<int>(spec.threads),
+                        .force_isa = context.engine.machine().isa});
+    }
+    engine_ = own_engine_ ? &*own_engine_ : &context.engine;
+  }
+
+  absl::StatusOr<v1::BenchmarkResult> Execute() {
+    if (absl::Status status = Prepare(); !status.ok()) return status;
+    for (int64_t i = 0; i < spec_.repetitions; ++i) {
+      if (absl::Status status = Repeat(); !status.ok()) return status;
+    }
+    v1::BenchmarkResult result = Summarize();
+    Begin("verify");
+    if (absl::Status status = Verify(result); !status.ok()) return status;
+    return result;
+  }
+
+ private:
+  // One step more is done when the next begins.
+  void Begin(absl::string_view phase) {
+    const int64_t steps = 2 + spec_.repetitions * 3;
+    progress_(phase,
+              static_cast<double>(steps_begun_++) / static_cast<double>(steps));
+  }
+
+  absl::Status Prepare() {
+    Begin("prepare");
+    const absl::StatusOr<MemoryEstimate> estimate =
+        engine_->estimator().Estimate(spec_.problem);
+    if (!estimate.ok()) return estimate.status();
+    naive_bytes_ = estimate->naive_bytes;
+    const int64_t beside = reservation_.bytes() + kMessageEnvelopeBytes;
+    const int64_t tensors = estimate->input_bytes + estimate->output_bytes;
+    if (absl::Status status =
+            reservation_.GrowTo(beside + tensors + estimate->workspace_bytes);
+        !status.ok()) {
+      return status;
+    }
+    const std::optional<int64_t> with_naive =
+        CheckedSum({beside, estimate->naive_bytes});
+    naive_fits_ = with_naive && reservation_.GrowTo(*with_naive).ok();
+    absl::StatusOr<Tensors> made = Tensors::Make(spec_.problem);
+    if (!made.ok()) return made.status();
+    tensors_ = *std::move(made);
+    return stop_.Check();
+  }
+
+  absl::Status Repeat() {
+    Begin("peak");
+    peaks_.push_back(MeasureFmaPeak(engine_->machine().isa, kPeakTime,
+                                    engine_->scheduler(), engine_->threads()));
+    if (absl::Status status = stop_.Check(); !status.ok()) return status;
+    Begin("naive");
+    if (naive_fits_) {
+      const absl::StatusOr<RunStats> stats = Timed(naive_ms_, [&] {
+        return NaiveAttention(*engine_, spec_.problem, tensors_.buffers,
+                              &stop_);
+      });
+      if (!stats.ok()) return stats.status();
+      naive_peak_bytes_ = std::max(
+          naive_peak_bytes_, tensors_.size_bytes() + stats->workspace_bytes);
+    }
+    Begin("flash");
+    const absl::StatusOr<RunStats> stats = Timed(flash_ms_, [&] {
+      return engine_->Run(spec_.problem, tensors_.buffers, &stop_);
+    });
+    if (!stats.ok()) return stats.status();
+    flash_stats_ = *stats;
+    flash_peak_bytes_ = std::max(
+        flash_peak_bytes_, tensors_.size_bytes() + stats->workspace_bytes);
+    return stop_.Check();
+  }
+
+  template <typename Work>
+  static absl::StatusOr<RunStats> Timed(std::vector<double>& times_ms,
+                                        const Work& work) {
+    const Clock::time_point begin = Clock::now();
+    absl::StatusOr<RunStats> stats = work();
+    times_ms.push_back(
+        std::chrono::duration<double, std::milli>(Clock::now() - begin)
+            .count());
+    return stats;
+  }
+
+  v1::BenchmarkResult Summarize() const {
+    v1::BenchmarkResult result;
+    const double flash_ms = Median(flash_ms_);
+    result.set_flash_time_ms(flash_ms);
+    if (naive_fits_) {
+      const double naive_ms = Median(naive_ms_);
+      result.set_naive_time_ms(naive_ms);
+      result.set_speedup(naive_ms / flash_ms);
+    }
+    const int64_t naive_bytes = naive_fits_ ? naive_peak_bytes_ : naive_bytes_;
+    result.set_naive_peak_bytes(naive_bytes);
+    result.set_flash_peak_bytes(flash_peak_bytes_);
+    result.set_memory_reduction(1 - static_cast<double>(flash_peak_bytes_) /
+                                        static_cast<double>(naive_bytes));
+    result.set_num_queries(spec_.problem.params().q_len);
+    result.set_dimensions(spec_.problem.params().head_dim);
+    constexpr double kGiga = 1e9;
+    const double seconds = flash_ms / 1e3;
+    const double flops_per_s =
+        static_cast<double>(flash_stats_.flops) / seconds;
+    const double peak = Median(peaks_);
+    result.set_gflops(flops_per_s / kGiga);
+    result.set_peak_gflops(peak / kGiga);
+    result.set_peak_ratio(flops_per_s / peak);
+    *result.mutable_stats() = EncodeStats(flash_stats_);
+    return result;
+  }
+
+  // Of the last flash run, whose output still stands, on rows that are spread
+  // evenly over all of them.
+  absl::Status Verify(v1::BenchmarkResult& result) const {
+    const AttentionParams& params = spec_.problem.params();
+    const int64_t rows = params.num_q_heads * params.q_len;
+    const int64_t checked = std::min(rows, kMaxVerifiedRows);
+    std::vector<double> expected(static_cast<size_t>(params.v_head_dim));
+    double max_abs = 0;
+    double max_rel = 0;
+    for (int64_t i = 0; i < checked; ++i) {
+      if (absl::Status status = stop_.Check(); !status.ok()) return status;
+      const int64_t row = i * rows / checked;
+      double lse = 0;
+      ReferenceAttentionRow(spec_.problem, tensors_.buffers.query,
+                            tensors_.buffers.key, tensors_.buffers.value,
+                            /*batch=*/0, row / params.q_len, row % params.q_len,
+                            expected.data(), &lse);
+      const float* const got =
+          tensors_.buffers.output + row * params.v_head_dim;
+      for (size_t d = 0; d < expected.size(); ++d) {
+        const double error = std::abs(expected[d] - double{got[d]});
+        // Written so that a NaN wins.
+        if (!(error <= max_abs)) max_abs = error;
+        const double relative =
+            error / std::max(std::abs(expected[d]), kSmallestExpected);
+        if (!(relative <= max_rel)) max_rel = relative;
+      }
+    }
+    result.set_max_abs_error(max_abs);
+    result.set_max_rel_error(max_rel);
+    return absl::OkStatus();
+  }
+
+  const BenchmarkSpec& spec_;
+  Admission::Reservation& reservation_;
+  const StopSignal& stop_;
+  const BenchmarkProgressFn& progress_;
+  std::optional<AttentionEngine> own_engine_;
+  AttentionEngine* engine_ = nullptr;
+
+  bool naive_fits_ = false;
+  Tensors tensors_;
+  int64_t steps_begun_ = 0;
+  std::vector<double> peaks_;
+  std::vector<double> naive_ms_;
+  std::vector<double> flash_ms_;
+  RunStats flash_stats_;
+  int64_t naive_bytes_ = 0;  // computed
+  int64_t naive_peak_bytes_ = 0;
+  int64_t flash_peak_bytes_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<BenchmarkSpec> DecodeBenchmark(const v1::BenchmarkRequest& in,
+                                              const ServiceContext& context) {
+  if (absl::Status status = CheckFields(in, context); !status.ok()) {
+    return status;
+  }
+  const int64_t vectors = in.num_vectors();
+  const int64_t heads = in.num_heads() > 0 ? in.num_heads() : 1;
+  const int64_t dimensions =
+      in.dimensions() > 0 ? in.dimensions() : kDefaultDimensions;
+  const int64_t repetitions =
+      in.repetitions() > 0 ? in.repetitions() : kDefaultRepetitions;
+  const double pairs = static_cast<double>(vectors) *
+                       static_cast<double>(vectors) *
+                       static_cast<double>(heads);
+  if (absl::Status status = CheckWork(pairs, static_cast<double>(dimensions),
+                                      repetitions, context);
+      !status.ok()) {
+    return status;
+  }
+  const TensorSpec tensor{.shape = {1, heads, vectors, dimensions}};
+  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
+      tensor, tensor, tensor, {.block_size = in.block_size()});
+  if (!problem.ok()) return WithField(problem.status(), "num_vectors");
+  return BenchmarkSpec{
+      .problem = *std::move(problem),
+      .threads = in.threads() > 0 ? in.threads() : context.engine.threads(),
+      .repetitions = repetitions};
+}
+
+absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
+    const BenchmarkSpec& spec, const ServiceContext& context,
+    Admission::Reservation& reservation, const StopSignal& stop,
+    const BenchmarkProgressFn& progress) {
+  return Run(spec, context, reservation, stop, progress).Execute();
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,47 @@
+// Flash against naive attention on random inputs, beside the machine's own
+// limit. Measures, verifies and reports; knows no gRPC and no threads of its
+// own but the engine's.
+#ifndef ATTND_SERVER_BENCHMARK_H_
+#define ATTND_SERVER_BENCHMARK_H_
+
+#include <cstdint>
+#include <functional>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "attnd/v1/attention.pb.h"
+#include "core/attention_problem.h"
+#include "core/tile_scheduler.h"
+#include "server/admission.h"
+#include "server/service_context.h"
+
+namespace attnd::server {
+
+// A request that was found good, with every default resolved.
+struct BenchmarkSpec {
+  AttentionProblem problem;
+  int64_t threads = 0;
+  int64_t repetitions = 0;
+};
+
+// Refuses with the field's path; RESOURCE_EXHAUSTED where one request asks for
+// more arithmetic than the server grants.
+absl::StatusOr<BenchmarkSpec> DecodeBenchmark(
+    const v1::BenchmarkRequest& request, const ServiceContext& context);
+
+// Called with the phase that begins and how much of the whole is done.
+using BenchmarkProgressFn =
+    std::function<void(absl::string_view phase, double fraction)>;
+
+// Runs naive, flash and the FMA peak in turns, so that what disturbs one
+// disturbs all, and takes medians. Holds what it allocates in `reservation`;
+// leaves naive out where that does not grow so far. Checks `stop` between runs
+// and inside them. Blocks; not from a worker.
+absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
+    const BenchmarkSpec& spec, const ServiceContext& context,
+    Admission::Reservation& reservation, const StopSignal& stop,
+    const BenchmarkProgressFn& progress);
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_BENCHMARK_H_

@@ -1,0 +1,55 @@
+// The places where the server listens: their spelling, and the lock that keeps
+// two servers off one unix socket. Knows no gRPC.
+#ifndef ATTND_SERVER_LISTEN_ADDRESS_H_
+#define ATTND_SERVER_LISTEN_ADDRESS_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace attnd::server {
+
+// "host:port" or "unix:PATH".
+struct ListenAddress {
+  std::string host;       // of TCP, in brackets where it is IPv6
+  int port = 0;           // of TCP; 0 picks a free one
+  std::string unix_path;  // empty for TCP
+
+  // INVALID_ARGUMENT that says what is wrong with the text.
+  static absl::StatusOr<ListenAddress> Parse(absl::string_view text);
+
+  bool is_unix() const { return !unix_path.empty(); }
+  // As gRPC and clients spell it.
+  std::string Text() const;
+};
+
+// Holds PATH.lock while a server listens on PATH; the destructor removes both.
+// gRPC alone would take a living server's socket away without a word.
+class UnixSocketGuard {
+ public:
+  // Removes a socket that nobody listens on. ALREADY_EXISTS where somebody
+  // does, or where PATH is something else than a socket.
+  static absl::StatusOr<UnixSocketGuard> Acquire(std::string path);
+
+  UnixSocketGuard(UnixSocketGuard&& other) noexcept;
+  UnixSocketGuard& operator=(UnixSocketGuard&&) = delete;
+  ~UnixSocketGuard();
+
+ private:
+  UnixSocketGuard(std::string path, int lock_fd)
+      : path_(std::move(path)), lock_fd_(lock_fd) {}
+
+  std::string path_;
+  int lock_fd_;
+};
+
+// Writes one address a line, so that a reader sees all of them or no file.
+absl::Status WriteAddressFile(const std::string& path,
+                              const std::vector<std::string>& addresses);
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_LISTEN_ADDRESS_H_

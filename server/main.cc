@@ -1,0 +1,81 @@
+// attnd: options in, a server up, signals to a drain. Nothing else.
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/server.h"
+#include "server/server_config.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace {
+
+using attnd::server::CommandLine;
+using attnd::server::Server;
+
+// Blocked in every thread, so that only sigwait sees them.
+sigset_t BlockStopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+// Waits for a signal and drains; a second signal cuts the drain short.
+int ServeUntilSignal(Server& server, const sigset_t& signals) {
+  int signal = 0;
+  sigwait(&signals, &signal);
+  spdlog::info("signal {}: draining", signal);
+  std::atomic<bool> drained = false;
+  std::atomic<bool> aborted = false;
+  std::thread second([&] {
+    int again = 0;
+    sigwait(&signals, &again);
+    if (drained) return;
+    spdlog::warn("signal {} again: cancelling", again);
+    aborted = true;
+    server.Abort();
+  });
+  server.Drain();
+  drained = true;
+  pthread_kill(second.native_handle(), SIGTERM);
+  second.join();
+  spdlog::info("stopped");
+  return aborted ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const sigset_t signals = BlockStopSignals();
+  const absl::StatusOr<CommandLine> line = attnd::server::ParseConfig(
+      {argv + 1, argv + argc}, attnd::server::EnvironmentOf(environ));
+  if (!line.ok()) {
+    std::fprintf(stderr, "attnd: %s\n",
+                 std::string(line.status().message()).c_str());
+    return EXIT_FAILURE;
+  }
+  if (line->answer) {
+    std::fputs(line->answer->c_str(), stdout);
+    return EXIT_SUCCESS;
+  }
+  spdlog::set_default_logger(spdlog::stderr_color_mt("attnd"));
+  spdlog::set_level(spdlog::level::from_str(line->config.log_level));
+  const absl::StatusOr<std::unique_ptr<Server>> server =
+      Server::Start(line->config);
+  if (!server.ok()) {
+    spdlog::error("{}", std::string(server.status().message()));
+    return EXIT_FAILURE;
+  }
+  return ServeUntilSignal(**server, signals);
+}

@@ -1,0 +1,306 @@
+#include "server/payload_splitter.h"
+
+#include <array>
+#include <cstring>
+#include <limits>
+#include <optional>
+
+#include "attnd/v1/attention.pb.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/wire_format_lite.h"
+#include "server/status_convert.h"
+
+namespace attnd::server {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedInputStream;
+using google::protobuf::io::ZeroCopyInputStream;
+
+// The limits of protobuf's own parser, so that both say the same.
+constexpr int kMaxDepth = 100;
+constexpr int kMaxVarintBytes = 10;
+constexpr int kMaxTagBytes = 5;
+constexpr uint64_t kMaxLength = std::numeric_limits<int32_t>::max() - 16;
+
+// A length that is patched once it is known: a varint padded to five bytes,
+// which every parser accepts.
+constexpr int kPaddedLengthBytes = 5;
+
+// A parsed message, FloatValues and the like included, beside its arrays.
+constexpr int64_t kParsedMessageBytes = 512;
+constexpr int64_t kGrowthFactor = 3;  // old and doubled new, side by side
+constexpr int64_t kParsedElementBytes = 8 * kGrowthFactor;
+
+int64_t VarintBytes(uint64_t value) {
+  int64_t bytes = 1;
+  for (; value >= 0x80; value >>= 7) ++bytes;
+  return bytes;
+}
+
+// Walks one message. Counts always; writes where `out` is set.
+class Walker {
+ public:
+  Walker(ZeroCopyInputStream* input, SplitMessage* out)
+      : input_(input), out_(out) {}
+
+  bool Run(int64_t size_bytes, const Descriptor* type) {
+    if (size_bytes > std::numeric_limits<int32_t>::max()) return false;
+    input_.PushLimit(static_cast<int>(size_bytes));
+    return Message(type, kMaxDepth) && input_.CurrentPosition() == size_bytes;
+  }
+
+  const SplitCost& cost() const { return cost_; }
+
+ private:
+  bool AtEnd() { return input_.BytesUntilLimit() == 0; }
+
+  // Up to `max_bytes` bytes, of which bits beyond 64 are dropped.
+  bool Varint(int max_bytes, uint64_t* value) {
+    *value = 0;
+    for (int i = 0; i < max_bytes; ++i) {
+      uint8_t byte = 0;
+      if (!input_.ReadRaw(&byte, 1)) return false;
+      *value |= static_cast<uint64_t>(byte & 0x7f) << (7 * i);
+      if (byte < 0x80) return true;
+    }
+    return false;
+  }
+
+  bool Tag(uint32_t* tag) {
+    uint64_t wide = 0;
+    if (!Varint(kMaxTagBytes, &wide)) return false;
+    *tag = static_cast<uint32_t>(wide);
+    return WireFormatLite::GetTagFieldNumber(*tag) != 0;
+  }
+
+  // A length that ends inside the message around it.
+  bool Length(int* length) {
+    uint64_t wide = 0;
+    if (!Varint(kMaxTagBytes, &wide) || wide > kMaxLength) return false;
+    *length = static_cast<int>(wide);
+    return *length <= input_.BytesUntilLimit();
+  }
+
+  bool Message(const Descriptor* type, int depth) {
+    cost_.bound_bytes += kParsedMessageBytes;
+    while (!AtEnd()) {
+      uint32_t tag = 0;
+      if (!Tag(&tag)) return false;
+      const FieldDescriptor* field =
+          type->FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
+      const bool good = field != nullptr && Fits(*field, tag)
+                            ? Known(*field, tag, depth)
+                            : Skip(tag, depth);
+      if (!good) return false;
+    }
+    return true;
+  }
+
+  // Whether the field is written this way; if not, protobuf calls it unknown.
+  static bool Fits(const FieldDescriptor& field, uint32_t tag) {
+    const auto wire_type = WireFormatLite::GetTagWireType(tag);
+    return wire_type == WireType(field) ||
+           (field.is_packable() &&
+            wire_type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+  }
+
+  static WireFormatLite::WireType WireType(const FieldDescriptor& field) {
+    return WireFormatLite::WireTypeForFieldType(
+        static_cast<WireFormatLite::FieldType>(field.type()));
+  }
+
+  bool Known(const FieldDescriptor& field, uint32_t tag, int depth) {
+    if (WireFormatLite::GetTagWireType(tag) !=
+        WireFormatLite::WIRETYPE_LENGTH_DELIMITED) {
+      return Scalar(field, tag);
+    }
+    int length = 0;
+    if (!Length(&length)) return false;
+    if (field.type() == FieldDescriptor::TYPE_MESSAGE) {
+      return Nested(*field.message_type(), tag, length, depth);
+    }
+    if (IsPayload(field)) return Payload(tag, length);
+    WriteVarint(tag);
+    WriteVarint(static_cast<uint64_t>(length));
+    const bool varints = WireType(field) == WireFormatLite::WIRETYPE_VARINT;
+    cost_.bound_bytes += (varints ? kParsedElementBytes : kGrowthFactor) *
+                         static_cast<int64_t>(length);
+    return Copy(length);
+  }
+
+  bool Scalar(const FieldDescriptor& field, uint32_t tag) {
+    cost_.bound_bytes += kParsedElementBytes;
+    WriteVarint(tag);
+    switch (WireType(field)) {
+      case WireFormatLite::WIRETYPE_VARINT: {
+        uint64_t value = 0;
+        if (!Varint(kMaxVarintBytes, &value)) return false;
+        WriteVarint(value);
+        return true;
+      }
+      case WireFormatLite::WIRETYPE_FIXED64:
+        return Copy(8);
+      case WireFormatLite::WIRETYPE_FIXED32:
+        return Copy(4);
+      default:
+        return false;
+    }
+  }
+
+  bool Nested(const Descriptor& type, uint32_t tag, int length, int depth) {
+    if (depth == 0) return false;
+    WriteVarint(tag);
+    cost_.header_bytes += kPaddedLengthBytes;
+    size_t begin = 0;
+    if (out_ != nullptr) {
+      out_->header.append(kPaddedLengthBytes, '\0');
+      begin = out_->header.size();
+    }
+    const auto limit = input_.PushLimit(length);
+    if (!Message(&type, depth - 1)) return false;
+    input_.PopLimit(limit);
+    if (out_ != nullptr) PatchLength(begin);
+    return true;
+  }
+
+  void PatchLength(size_t begin) {
+    uint64_t length = out_->header.size() - begin;
+    char* at = out_->header.data() + begin - kPaddedLengthBytes;
+    for (int i = 0; i < kPaddedLengthBytes; ++i, length >>= 7) {
+      const bool last = i + 1 == kPaddedLengthBytes;
+      at[i] = static_cast<char>((length & 0x7f) | (last ? 0 : 0x80));
+    }
+  }
+
+  static bool IsPayload(const FieldDescriptor& field) {
+    return field.containing_type() == v1::Tensor::descriptor() &&
+           field.number() == v1::Tensor::kDataFieldNumber;
+  }
+
+  bool Payload(uint32_t tag, int length) {
+    WriteVarint(tag);
+    WriteVarint(kPayloadTokenBytes);
+    const auto index = static_cast<uint64_t>(cost_.payload_count++);
+    cost_.bound_bytes +=
+        static_cast<int64_t>(sizeof(PayloadRange)) + kPayloadTokenBytes;
+    std::array<char, kPayloadTokenBytes> token;
+    std::memcpy(token.data(), &index, sizeof(index));
+    Write({token.data(), token.size()});
+    if (out_ != nullptr) {
+      out_->payloads.push_back({input_.CurrentPosition(), length});
+    }
+    return input_.Skip(length);
+  }
+
+  // Passes over an unknown field, in a loop so that no message makes it
+  // recurse; `depth` counts groups as protobuf does.
+  bool Skip(uint32_t tag, int depth) {
+    std::array<int, kMaxDepth> open_groups;
+    size_t open = 0;
+    do {
+      switch (tag & 7) {
+        case WireFormatLite::WIRETYPE_VARINT: {
+          uint64_t ignored = 0;
+          if (!Varint(kMaxVarintBytes, &ignored)) return false;
+          break;
+        }
+        case WireFormatLite::WIRETYPE_FIXED64:
+          if (!SkipBytes(8)) return false;
+          break;
+        case WireFormatLite::WIRETYPE_FIXED32:
+          if (!SkipBytes(4)) return false;
+          break;
+        case WireFormatLite::WIRETYPE_LENGTH_DELIMITED: {
+          int length = 0;
+          if (!Length(&length) || !SkipBytes(length)) return false;
+          break;
+        }
+        case WireFormatLite::WIRETYPE_START_GROUP:
+          if (static_cast<int>(open) == depth) return false;
+          open_groups[open++] = WireFormatLite::GetTagFieldNumber(tag);
+          break;
+        case WireFormatLite::WIRETYPE_END_GROUP:
+          if (open == 0 ||
+              open_groups[--open] != WireFormatLite::GetTagFieldNumber(tag)) {
+            return false;
+          }
+          break;
+        default:
+          return false;
+      }
+      if (open > 0 && !Tag(&tag)) return false;
+    } while (open > 0);
+    return true;
+  }
+
+  bool SkipBytes(int bytes) {
+    return bytes <= input_.BytesUntilLimit() && input_.Skip(bytes);
+  }
+
+  bool Copy(int bytes) {
+    if (bytes > input_.BytesUntilLimit()) return false;
+    cost_.header_bytes += bytes;
+    if (out_ == nullptr) return input_.Skip(bytes);
+    const size_t begin = out_->header.size();
+    out_->header.resize(begin + static_cast<size_t>(bytes));
+    return input_.ReadRaw(out_->header.data() + begin, bytes);
+  }
+
+  void Write(absl::string_view bytes) {
+    cost_.header_bytes += static_cast<int64_t>(bytes.size());
+    if (out_ != nullptr) out_->header.append(bytes.data(), bytes.size());
+  }
+
+  void WriteVarint(uint64_t value) {
+    cost_.header_bytes += VarintBytes(value);
+    if (out_ == nullptr) return;
+    for (; value >= 0x80; value >>= 7) {
+      out_->header.push_back(static_cast<char>(value | 0x80));
+    }
+    out_->header.push_back(static_cast<char>(value));
+  }
+
+  CodedInputStream input_;
+  SplitMessage* out_;
+  SplitCost cost_;
+};
+
+}  // namespace
+
+absl::StatusOr<SplitCost> MeasureSplit(ZeroCopyInputStream* input,
+                                       int64_t size_bytes,
+                                       const Descriptor* type) {
+  Walker walker(input, nullptr);
+  if (!walker.Run(size_bytes, type)) {
+    return MalformedMessageError(type->full_name());
+  }
+  SplitCost cost = walker.cost();
+  cost.bound_bytes += cost.header_bytes;
+  return cost;
+}
+
+absl::StatusOr<SplitMessage> SplitPayloads(ZeroCopyInputStream* input,
+                                           int64_t size_bytes,
+                                           const Descriptor* type,
+                                           const SplitCost& cost) {
+  SplitMessage message;
+  message.header.reserve(static_cast<size_t>(cost.header_bytes));
+  message.payloads.reserve(static_cast<size_t>(cost.payload_count));
+  Walker walker(input, &message);
+  if (!walker.Run(size_bytes, type)) {
+    return MalformedMessageError(type->full_name());
+  }
+  return message;
+}
+
+const PayloadRange& PayloadOf(const SplitMessage& message,
+                              absl::string_view data) {
+  uint64_t index = 0;
+  std::memcpy(&index, data.data(), sizeof(index));
+  return message.payloads.at(index);
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,35 @@
+// Every reason that ErrorInfo carries, for programs to branch on. Stable once
+// released; a new one is added here and nowhere else.
+#ifndef ATTND_SERVER_REASONS_H_
+#define ATTND_SERVER_REASONS_H_
+
+namespace attnd::server {
+
+// INVALID_ARGUMENT: one field is wrong in itself; BadRequest names it.
+inline constexpr char kInvalidField[] = "INVALID_FIELD";
+// INVALID_ARGUMENT: the bytes are no message of the method's type.
+inline constexpr char kMalformedMessage[] = "MALFORMED_MESSAGE";
+// INVALID_ARGUMENT: a count or size of the problem does not fit an int64 is the
+// core's kInt64RangeReason.
+// RESOURCE_EXHAUSTED: the memory budget. With RetryInfo where waiting helps.
+inline constexpr char kMemoryBudget[] = "MEMORY_BUDGET";
+// RESOURCE_EXHAUSTED: --max-in-flight requests are here. With RetryInfo.
+inline constexpr char kTooManyRequests[] = "TOO_MANY_REQUESTS";
+// RESOURCE_EXHAUSTED: the response would exceed --max-message-bytes.
+inline constexpr char kMessageTooLarge[] = "MESSAGE_TOO_LARGE";
+// RESOURCE_EXHAUSTED: more arithmetic than one Benchmark may ask for.
+inline constexpr char kWorkLimit[] = "WORK_LIMIT";
+// UNIMPLEMENTED: in the contract, not in this build.
+inline constexpr char kNotImplemented[] = "NOT_IMPLEMENTED";
+// UNAVAILABLE: the server is going down; another may serve the call.
+inline constexpr char kDraining[] = "DRAINING";
+// DEADLINE_EXCEEDED: the caller's deadline has passed; compute has stopped.
+inline constexpr char kDeadlineExceeded[] = "DEADLINE_EXCEEDED";
+// CANCELLED: the caller, or a shutdown, gave the call up; compute has stopped.
+inline constexpr char kCancelled[] = "CANCELLED";
+// INTERNAL: a bug of attnd, and nothing else.
+inline constexpr char kInternal[] = "INTERNAL";
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_REASONS_H_

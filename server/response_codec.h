@@ -1,0 +1,41 @@
+// From results to the contract's messages. A tensor's bytes go out from where
+// the kernel wrote them: the message around them is encoded by hand.
+#ifndef ATTND_SERVER_RESPONSE_CODEC_H_
+#define ATTND_SERVER_RESPONSE_CODEC_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "attnd/v1/attention.pb.h"
+#include "core/attention_engine.h"
+#include "server/request_codec.h"
+#include "server/wire_message.h"
+
+namespace attnd::server {
+
+v1::ExecutionStats EncodeStats(const RunStats& stats);
+
+// An F32 tensor of an answer.
+struct ResponseTensor {
+  std::vector<int64_t> shape;
+  std::span<const float> elements;
+};
+
+// What the three forward methods answer; their messages have equal fields.
+struct AttentionAnswer {
+  ResponseTensor output;
+  const ResponseTensor* lse = nullptr;  // null where not asked for
+  RunStats stats;
+};
+
+// The answer's message. With kData the pieces borrow the elements, which
+// `owner` keeps alive; with kValues they are copied.
+ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
+                            std::shared_ptr<const void> owner);
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_RESPONSE_CODEC_H_

@@ -1,0 +1,61 @@
+#include "server/rpc_adapter.h"
+
+#include <chrono>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "grpcpp/support/slice.h"
+#include "server/status_convert.h"
+
+namespace attnd::server {
+
+ReceivedMessage TakeMessage(const grpc::ByteBuffer* buffer) {
+  // gRPC hands the message in as const, but owns no more than this reference,
+  // and holds it until the call is over: too long for a large tensor.
+  grpc::ByteBuffer taken;
+  taken.Swap(const_cast<grpc::ByteBuffer*>(buffer));
+  auto slices = std::make_shared<std::vector<grpc::Slice>>();
+  if (!taken.Valid() || !taken.Dump(slices.get()).ok()) return {};
+  std::vector<absl::string_view> views;
+  views.reserve(slices->size());
+  for (const grpc::Slice& slice : *slices) {
+    views.emplace_back(reinterpret_cast<const char*>(slice.begin()),
+                       slice.size());
+  }
+  return {std::move(views), std::move(slices)};
+}
+
+grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces) {
+  using Owner = std::shared_ptr<const void>;
+  std::vector<grpc::Slice> slices;
+  slices.reserve(pieces.size());
+  for (ResponsePiece& piece : pieces) {
+    auto owner = std::make_unique<Owner>(std::move(piece.owner));
+    slices.emplace_back(
+        const_cast<char*>(piece.bytes.data()), piece.bytes.size(),
+        [](void* held) { delete static_cast<Owner*>(held); }, owner.release());
+  }
+  return {slices.data(), slices.size()};
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  WireStatus wire = ToWireStatus(status);
+  return {static_cast<grpc::StatusCode>(wire.code), std::move(wire.message),
+          std::move(wire.details)};
+}
+
+SteadyTime DeadlineOf(const grpc::ServerContextBase& context) {
+  const auto deadline = context.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) {
+    return SteadyTime::max();
+  }
+  const auto left = deadline - std::chrono::system_clock::now();
+  // Far ahead is the same as never, and would overflow the sum.
+  if (left > std::chrono::hours(24 * 365)) return SteadyTime::max();
+  return std::chrono::steady_clock::now() +
+         std::chrono::duration_cast<SteadyTime::duration>(left);
+}
+
+}  // namespace attnd::server

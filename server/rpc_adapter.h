@@ -1,0 +1,31 @@
+// Where gRPC's types end: its buffers, deadlines and statuses become attnd's
+// and back. Every method is raw and comes through here, so that a message that
+// does not parse gets attnd's answer. No logic lives in files that include
+// gRPC: they are slow to compile and thread sanitizer cannot watch them.
+#ifndef ATTND_SERVER_RPC_ADAPTER_H_
+#define ATTND_SERVER_RPC_ADAPTER_H_
+
+#include "absl/status/status.h"
+#include "core/tile_scheduler.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "grpcpp/support/status.h"
+#include "server/wire_message.h"
+
+namespace attnd::server {
+
+// Takes the slices out of `buffer`, which is left empty.
+ReceivedMessage TakeMessage(const grpc::ByteBuffer* buffer);
+
+// A message that refers to the pieces' bytes; their owners are dropped when
+// gRPC has sent them.
+grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces);
+
+grpc::Status ToGrpcStatus(const absl::Status& status);
+
+// The call's deadline, or SteadyTime::max().
+SteadyTime DeadlineOf(const grpc::ServerContextBase& context);
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_RPC_ADAPTER_H_

@@ -1,0 +1,181 @@
+#include "server/server.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "attnd/v1/attention.grpc.pb.h"
+#include "core/machine.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/grpcpp.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "server/attention_service.h"
+#include "server/listen_address.h"
+#include "server/self_test.h"
+#include "server/service_context.h"
+#include "server/version.h"
+#include "spdlog/spdlog.h"
+
+namespace attnd::server {
+namespace {
+
+// For the last trailers of calls that have finished, after which connections
+// are cut.
+constexpr std::chrono::milliseconds kFlushTime{250};
+
+int64_t BudgetOf(const ServerConfig& config) {
+  return config.memory_budget_bytes > 0
+             ? config.memory_budget_bytes
+             : DefaultMemoryBudgetBytes(AvailableMemoryBytes());
+}
+
+absl::StatusOr<std::vector<ListenAddress>> ParseAddresses(
+    const std::vector<std::string>& texts) {
+  std::vector<ListenAddress> addresses;
+  for (const std::string& text : texts) {
+    absl::StatusOr<ListenAddress> address = ListenAddress::Parse(text);
+    if (!address.ok()) return address.status();
+    addresses.push_back(*std::move(address));
+  }
+  if (addresses.empty()) {
+    return absl::InvalidArgumentError(
+        "--listen: expected an address, got none");
+  }
+  return addresses;
+}
+
+}  // namespace
+
+// Members stand in start order; the reverse shuts down.
+class Server::Impl {
+ public:
+  explicit Impl(const ServerConfig& config)
+      : config_(config),
+        engine_({.threads = config.threads}),
+        admission_(BudgetOf(config), config.max_in_flight),
+        context_{engine_, admission_, config.max_message_bytes,
+                 config.max_benchmark_vectors},
+        service_(MakeAttentionService(context_)) {}
+
+  ~Impl() {
+    Abort();
+    Drain();
+  }
+
+  absl::Status Start() {
+    if (!config_.address_file.empty()) unlink(config_.address_file.c_str());
+    absl::StatusOr<std::vector<ListenAddress>> addresses =
+        ParseAddresses(config_.listen);
+    if (!addresses.ok()) return addresses.status();
+    for (const ListenAddress& address : *addresses) {
+      if (!address.is_unix()) continue;
+      absl::StatusOr<UnixSocketGuard> guard =
+          UnixSocketGuard::Acquire(address.unix_path);
+      if (!guard.ok()) return guard.status();
+      guards_.push_back(*std::move(guard));
+    }
+    // Before anybody can connect: there is no moment in which the server
+    // accepts, and the "" service, which gRPC starts as SERVING, lies.
+    if (absl::Status status = RunSelfTest(engine_); !status.ok()) {
+      return status;
+    }
+    if (absl::Status status = Bind(*addresses); !status.ok()) return status;
+    server_->GetHealthCheckService()->SetServingStatus(
+        v1::AttentionService::service_full_name(), true);
+    spdlog::info(
+        "attnd {} serves on {}: isa {}, {} threads, memory budget {} bytes, "
+        "messages up to {} bytes",
+        kVersion, absl::StrJoin(addresses_, ", "),
+        IsaName(engine_.machine().isa), engine_.threads(),
+        admission_.budget_bytes(), config_.max_message_bytes);
+    if (config_.address_file.empty()) return absl::OkStatus();
+    return WriteAddressFile(config_.address_file, addresses_);
+  }
+
+  void Drain() {
+    if (!server_) return;
+    server_->GetHealthCheckService()->Shutdown();
+    admission_.Close();
+    const bool idle = admission_.WaitIdle(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(
+            std::chrono::duration<double>(config_.drain_timeout_s)));
+    if (!idle) {
+      spdlog::warn("{} calls still run and are cancelled",
+                   admission_.usage().in_flight);
+    }
+    // Cancels what is left and returns when its reactors are done.
+    server_->Shutdown(std::chrono::system_clock::now() +
+                      (idle ? kFlushTime : kFlushTime * 0));
+    server_->Wait();
+    server_.reset();
+  }
+
+  void Abort() { admission_.Interrupt(); }
+
+  const std::vector<std::string>& addresses() const { return addresses_; }
+  Admission::Usage usage() const { return admission_.usage(); }
+
+ private:
+  absl::Status Bind(std::vector<ListenAddress> addresses) {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    builder.SetMaxReceiveMessageSize(
+        static_cast<int>(config_.max_message_bytes));
+    builder.SetMaxSendMessageSize(static_cast<int>(config_.max_message_bytes));
+    // Two servers on one port would share its calls without a word.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.RegisterService(service_.get());
+    std::vector<int> ports(addresses.size(), 0);
+    for (size_t i = 0; i < addresses.size(); ++i) {
+      builder.AddListeningPort(addresses[i].Text(),
+                               grpc::InsecureServerCredentials(), &ports[i]);
+    }
+    server_ = builder.BuildAndStart();
+    for (size_t i = 0; i < addresses.size(); ++i) {
+      if (ports[i] == 0) {
+        server_.reset();
+        return absl::UnavailableError(
+            absl::StrCat("--listen: cannot listen on ", addresses[i].Text(),
+                         ": it is in use, or not an address of this machine"));
+      }
+      addresses[i].port = ports[i];
+      addresses_.push_back(addresses[i].Text());
+    }
+    if (!server_) return absl::InternalError("gRPC did not start");
+    return absl::OkStatus();
+  }
+
+  const ServerConfig config_;
+  AttentionEngine engine_;
+  Admission admission_;
+  const ServiceContext context_;
+  std::vector<UnixSocketGuard> guards_;
+  const std::unique_ptr<grpc::Service> service_;
+  std::vector<std::string> addresses_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Server::~Server() = default;
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(
+    const ServerConfig& config) {
+  auto impl = std::make_unique<Impl>(config);
+  if (absl::Status status = impl->Start(); !status.ok()) return status;
+  return std::unique_ptr<Server>(new Server(std::move(impl)));
+}
+
+const std::vector<std::string>& Server::addresses() const {
+  return impl_->addresses();
+}
+
+void Server::Drain() { impl_->Drain(); }
+void Server::Abort() { impl_->Abort(); }
+Admission::Usage Server::usage() const { return impl_->usage(); }
+
+}  // namespace attnd::server

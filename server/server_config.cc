@@ -1,0 +1,176 @@
+#include "server/server_config.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/string_view.h"
+#include "server/version.h"
+
+namespace attnd::server {
+namespace {
+
+constexpr absl::string_view kEnvironmentPrefix = "ATTND_";
+
+constexpr char kDescription[] =
+    "attnd: exact attention as a gRPC service (attnd.v1.AttentionService),\n"
+    "with health checks and reflection.";
+
+constexpr char kFooter[] = R"(
+Every option can also be given as ATTND_<OPTION> in the environment
+(ATTND_MAX_IN_FLIGHT=64) and as a key in the file that --config names
+(max-in-flight = 64). Flags outweigh the environment, which outweighs the file.
+
+Examples:
+  attnd
+  attnd --listen=127.0.0.1:0,unix:/run/attnd.sock --address-file=/run/attnd.addr
+  attnd --threads=4 --memory-budget-bytes=4294967296
+
+SIGTERM and SIGINT drain: the server reports NOT_SERVING, refuses new calls,
+finishes what runs and exits with 0. A second signal cancels what runs.)";
+
+// gRPC counts message bytes in an int.
+constexpr int64_t kMaxMessageLimit = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMinMessageLimit = 64 << 10;
+constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
+constexpr double kMaxDrainSeconds = 86400;
+constexpr int kMaxThreads = 4096;
+constexpr int64_t kMaxVectors = 1 << 24;
+
+void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
+  app.add_option("--threads", config.threads,
+                 "Compute threads; 0 = what the cgroup's quota and the CPU "
+                 "affinity allow, rounded down")
+      ->check(CLI::Range(0, kMaxThreads));
+  app.add_option("--max-message-bytes", config.max_message_bytes,
+                 "The largest request and the largest response; clients must "
+                 "raise their own limit alike")
+      ->check(CLI::Range(kMinMessageLimit, kMaxMessageLimit));
+  app.add_option("--memory-budget-bytes", config.memory_budget_bytes,
+                 "What all requests together may hold; 0 = the cgroup's limit "
+                 "or the physical memory, less a tenth and at least 256 MiB")
+      ->check(CLI::Range(int64_t{0}, kInt64Max));
+  app.add_option("--max-in-flight", config.max_in_flight,
+                 "Requests that run and wait; more are refused at once")
+      ->check(CLI::Range(int64_t{1}, kInt64Max));
+  app.add_option("--max-benchmark-vectors", config.max_benchmark_vectors,
+                 "The largest num_vectors that Benchmark accepts")
+      ->check(CLI::Range(int64_t{1}, kMaxVectors));
+}
+
+// The options, bound to `config`. An app is parsed once.
+std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
+  auto app = std::make_unique<CLI::App>(kDescription, "attnd");
+  app->footer(kFooter);
+  app->option_defaults()->always_capture_default();
+  app->add_option("--listen", config.listen,
+                  "Addresses to listen on, separated by commas: host:port or "
+                  "unix:PATH; port 0 picks a free one")
+      ->delimiter(',');
+  app->add_option("--address-file", config.address_file,
+                  "File that gets the bound addresses, one a line, once "
+                  "clients are served");
+  AddCapacityOptions(*app, config);
+  app->add_option("--drain-timeout", config.drain_timeout_s,
+                  "Seconds that running requests get to finish after SIGTERM")
+      ->check(CLI::Range(0.0, kMaxDrainSeconds));
+  app->add_option("--log-level", config.log_level,
+                  "debug, info, warning or error; debug names every request")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
+  app->set_config("--config", "", "File with options as key = value lines")
+      ->configurable(false);
+  app->allow_config_extras(CLI::config_extras_mode::error);
+  app->set_version_flag("--version", absl::StrCat("attnd ", kVersion));
+  return app;
+}
+
+std::string EnvironmentName(absl::string_view option) {
+  return absl::StrCat(
+      kEnvironmentPrefix,
+      absl::AsciiStrToUpper(absl::StrReplaceAll(option, {{"-", "_"}})));
+}
+
+bool IsGiven(const std::string& option, const std::vector<std::string>& args) {
+  const std::string flag = absl::StrCat("--", option);
+  return std::any_of(args.begin(), args.end(), [&](const std::string& arg) {
+    return arg == flag || absl::StartsWith(arg, absl::StrCat(flag, "="));
+  });
+}
+
+// CLI11's own environment support gives files more weight than the
+// environment. As a flag that was not given, a variable outweighs the file.
+std::vector<std::string> WithEnvironment(const std::vector<std::string>& args,
+                                         const Environment& environment) {
+  std::vector<std::string> all;
+  for (const std::string& option : OptionNames()) {
+    const auto entry = environment.find(EnvironmentName(option));
+    if (entry == environment.end() || entry->second.empty() ||
+        IsGiven(option, args)) {
+      continue;
+    }
+    all.push_back(absl::StrCat("--", option, "=", entry->second));
+  }
+  all.insert(all.end(), args.begin(), args.end());
+  return all;
+}
+
+}  // namespace
+
+absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
+                                        const Environment& environment) {
+  CommandLine line;
+  const std::unique_ptr<CLI::App> app = MakeApp(line.config);
+  std::vector<std::string> all = WithEnvironment(args, environment);
+  std::reverse(all.begin(), all.end());  // CLI11 takes them from the back
+  try {
+    app->parse(all);
+  } catch (const CLI::CallForHelp&) {
+    line.answer = app->help();
+  } catch (const CLI::CallForVersion& version) {
+    line.answer = absl::StrCat(version.what(), "\n");
+  } catch (const CLI::Error& error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(error.what(), " (attnd --help shows every option)"));
+  }
+  return line;
+}
+
+Environment EnvironmentOf(const char* const* entries) {
+  Environment environment;
+  for (; *entries != nullptr; ++entries) {
+    const absl::string_view entry = *entries;
+    const size_t equals = entry.find('=');
+    if (!absl::StartsWith(entry, kEnvironmentPrefix) ||
+        equals == absl::string_view::npos) {
+      continue;
+    }
+    environment.emplace(entry.substr(0, equals), entry.substr(equals + 1));
+  }
+  return environment;
+}
+
+std::vector<std::string> OptionNames() {
+  ServerConfig ignored;
+  const std::unique_ptr<CLI::App> app = MakeApp(ignored);
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app->get_options()) {
+    const std::string name = option->get_single_name();
+    if (name != "help" && name != "version") names.push_back(name);
+  }
+  return names;
+}
+
+int64_t DefaultMemoryBudgetBytes(int64_t available_bytes) {
+  constexpr int64_t kMinReserveBytes = 256LL << 20;
+  const int64_t reserve = std::min(
+      std::max(available_bytes / 10, kMinReserveBytes), available_bytes / 2);
+  return available_bytes - reserve;
+}
+
+}  // namespace attnd::server

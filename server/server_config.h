@@ -1,0 +1,65 @@
+// Every option of attnd: its default, its unit and what it is for. Filled from
+// flags, environment and file, in that order of weight. Knows no gRPC.
+#ifndef ATTND_SERVER_SERVER_CONFIG_H_
+#define ATTND_SERVER_SERVER_CONFIG_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace attnd::server {
+
+struct ServerConfig {
+  // host:port or unix:PATH; port 0 picks a free one.
+  std::vector<std::string> listen = {"127.0.0.1:50051"};
+  // Where the bound addresses are written once clients are served; "" = not.
+  std::string address_file;
+  // Compute threads; 0 = what cgroup and affinity allow.
+  int threads = 0;
+  // The largest request and response, bytes.
+  int64_t max_message_bytes = 256LL << 20;
+  // What all requests together may hold, bytes; 0 = DefaultMemoryBudgetBytes.
+  int64_t memory_budget_bytes = 0;
+  // Requests that run and wait.
+  int64_t max_in_flight = 256;
+  // How long running requests may take to finish after SIGTERM, seconds. Ends
+  // before the 30 s after which Kubernetes kills.
+  double drain_timeout_s = 25;
+  // debug, info, warning or error.
+  std::string log_level = "info";
+  // The largest num_vectors of Benchmark.
+  int64_t max_benchmark_vectors = 32768;
+};
+
+// What a command line asks for.
+struct CommandLine {
+  ServerConfig config;
+  // --help or --version: print this and exit.
+  std::optional<std::string> answer;
+};
+
+using Environment = std::map<std::string, std::string>;
+
+// `args` without the program's name. Reads the file that --config names and
+// nothing else. INVALID_ARGUMENT that says which option is wrong.
+absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
+                                        const Environment& environment);
+
+// The environment's entries as a map.
+Environment EnvironmentOf(const char* const* entries);
+
+// "max-in-flight" and so on: every option that a file may hold, and --config.
+std::vector<std::string> OptionNames();
+
+// What may be held of `available_bytes`: all but a tenth, at least 256 MiB
+// (half, where there is not even 512 MiB), for code, threads, gRPC's buffers
+// and what the allocator keeps.
+int64_t DefaultMemoryBudgetBytes(int64_t available_bytes);
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_SERVER_CONFIG_H_

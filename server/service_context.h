@@ -1,0 +1,22 @@
+// What every call needs of the server around it.
+#ifndef ATTND_SERVER_SERVICE_CONTEXT_H_
+#define ATTND_SERVER_SERVICE_CONTEXT_H_
+
+#include <cstdint>
+
+#include "core/attention_engine.h"
+#include "server/admission.h"
+
+namespace attnd::server {
+
+// Borrows what the server owns; outlived by both.
+struct ServiceContext {
+  AttentionEngine& engine;
+  Admission& admission;
+  int64_t max_message_bytes = 0;
+  int64_t max_benchmark_vectors = 0;
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_SERVICE_CONTEXT_H_

@@ -1,0 +1,131 @@
+#include "server/wire_message.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "server/status_convert.h"
+
+namespace attnd::server {
+namespace {
+
+// Protobuf's view of the slices.
+class SliceStream final : public google::protobuf::io::ZeroCopyInputStream {
+ public:
+  explicit SliceStream(const std::vector<absl::string_view>& slices)
+      : slices_(slices) {}
+
+  bool Next(const void** data, int* size) override {
+    while (next_ < slices_.size() && slices_[next_].size() == used_) {
+      ++next_;
+      used_ = 0;
+    }
+    if (next_ == slices_.size()) return false;
+    const absl::string_view rest = slices_[next_].substr(used_);
+    *data = rest.data();
+    *size = static_cast<int>(rest.size());
+    used_ += rest.size();
+    position_ += *size;
+    return true;
+  }
+
+  // Only ever called with less than what the last Next gave.
+  void BackUp(int count) override {
+    used_ -= static_cast<size_t>(count);
+    position_ -= count;
+  }
+
+  bool Skip(int count) override {
+    auto left = static_cast<size_t>(count);
+    while (left > 0) {
+      if (next_ == slices_.size()) return false;
+      const size_t step = std::min(left, slices_[next_].size() - used_);
+      used_ += step;
+      left -= step;
+      position_ += static_cast<int64_t>(step);
+      // The slice is left only when there is more to skip: BackUp may follow.
+      if (left > 0) {
+        ++next_;
+        used_ = 0;
+      }
+    }
+    return true;
+  }
+
+  int64_t ByteCount() const override { return position_; }
+
+ private:
+  const std::vector<absl::string_view>& slices_;
+  size_t next_ = 0;
+  size_t used_ = 0;  // bytes of slices_[next_] that were given
+  int64_t position_ = 0;
+};
+
+}  // namespace
+
+ReceivedMessage::ReceivedMessage(std::vector<absl::string_view> slices,
+                                 std::shared_ptr<const void> owner)
+    : slices_(std::move(slices)), owner_(std::move(owner)) {
+  for (const absl::string_view slice : slices_) {
+    size_bytes_ += static_cast<int64_t>(slice.size());
+  }
+}
+
+void ReceivedMessage::CopyTo(const PayloadRange& range, std::byte* to) const {
+  auto offset = static_cast<size_t>(range.offset);
+  auto left = static_cast<size_t>(range.size_bytes);
+  for (const absl::string_view slice : slices_) {
+    if (left == 0) return;
+    if (offset >= slice.size()) {
+      offset -= slice.size();
+      continue;
+    }
+    const size_t step = std::min(left, slice.size() - offset);
+    std::memcpy(to, slice.data() + offset, step);
+    to += step;
+    left -= step;
+    offset = 0;
+  }
+}
+
+void ReceivedMessage::Release() {
+  slices_.clear();
+  slices_.shrink_to_fit();
+  owner_.reset();
+}
+
+absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
+                                          Admission::Reservation& reservation,
+                                          google::protobuf::Message& message) {
+  const auto* type = message.GetDescriptor();
+  SliceStream measured(received.slices());
+  absl::StatusOr<SplitCost> cost =
+      MeasureSplit(&measured, received.size_bytes(), type);
+  if (!cost.ok()) return cost.status();
+  if (absl::Status status =
+          reservation.GrowTo(received.size_bytes() + cost->bound_bytes);
+      !status.ok()) {
+    return status;
+  }
+  SliceStream stream(received.slices());
+  absl::StatusOr<SplitMessage> split =
+      SplitPayloads(&stream, received.size_bytes(), type, *cost);
+  if (!split.ok()) return split.status();
+  if (!message.ParseFromString(split->header)) {
+    return MalformedMessageError(type->full_name());
+  }
+  // What is left of the header is the parsed message.
+  split->header = std::string();
+  return split;
+}
+
+ResponsePiece OwnedPiece(std::string text) {
+  auto owner = std::make_shared<const std::string>(std::move(text));
+  return {.bytes = *owner, .owner = owner};
+}
+
+ResponsePieces SerializePieces(const google::protobuf::Message& message) {
+  return {OwnedPiece(message.SerializeAsString())};
+}
+
+}  // namespace attnd::server

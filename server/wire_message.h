@@ -1,0 +1,65 @@
+// Messages as bytes in pieces: what came in, and what goes out. The shape that
+// gRPC's buffers take for everybody who must not know gRPC.
+#ifndef ATTND_SERVER_WIRE_MESSAGE_H_
+#define ATTND_SERVER_WIRE_MESSAGE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "google/protobuf/io/zero_copy_stream.h"
+#include "google/protobuf/message.h"
+#include "server/admission.h"
+#include "server/payload_splitter.h"
+
+namespace attnd::server {
+
+// A message in the buffers that it arrived in. Movable.
+class ReceivedMessage {
+ public:
+  ReceivedMessage() = default;
+  // `owner` keeps `slices` alive and is dropped by Release.
+  ReceivedMessage(std::vector<absl::string_view> slices,
+                  std::shared_ptr<const void> owner);
+
+  int64_t size_bytes() const { return size_bytes_; }
+  const std::vector<absl::string_view>& slices() const { return slices_; }
+
+  // Copies what `range` covers, which lies within the message, to `to`.
+  void CopyTo(const PayloadRange& range, std::byte* to) const;
+
+  // Frees the buffers.
+  void Release();
+
+ private:
+  std::vector<absl::string_view> slices_;
+  std::shared_ptr<const void> owner_;
+  int64_t size_bytes_ = 0;
+};
+
+// Makes `message` of `received`, tensors' bytes apart, after growing
+// `reservation` to what that allocates beside the received bytes.
+absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
+                                          Admission::Reservation& reservation,
+                                          google::protobuf::Message& message);
+
+// A part of a message that goes out; `owner` keeps the bytes alive.
+struct ResponsePiece {
+  absl::string_view bytes;
+  std::shared_ptr<const void> owner;
+};
+using ResponsePieces = std::vector<ResponsePiece>;
+
+// A piece that owns its text.
+ResponsePiece OwnedPiece(std::string text);
+
+// A whole message as one piece.
+ResponsePieces SerializePieces(const google::protobuf::Message& message);
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_WIRE_MESSAGE_H_
