@@ -137,6 +137,7 @@ absl::Status RpcChannel::Stream(const std::string& method,
   SetDeadline(deadline, context);
   CallQueue queue;
   const auto stream = impl_->stub.PrepareCall(&context, method, queue.get());
+  bool wanted = true;
   stream->StartCall(nullptr);
   if (queue.Wait()) {
     stream->WriteLast(request, grpc::WriteOptions(), nullptr);
@@ -144,13 +145,18 @@ absl::Status RpcChannel::Stream(const std::string& method,
       for (;;) {
         stream->Read(response, nullptr);
         if (!queue.Wait()) break;
-        if (!on_response()) context.TryCancel();
+        if (wanted && !on_response()) {
+          wanted = false;
+          context.TryCancel();
+        }
       }
     }
   }
   grpc::Status status;
   stream->Finish(&status, nullptr);
   queue.Wait();
+  // The end may have been on its way already when the call was cancelled.
+  if (!wanted) return absl::CancelledError("the caller stopped the call");
   return ToAbsl(status);
 }
 

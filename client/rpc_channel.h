@@ -56,7 +56,8 @@ class RpcChannel {
                                        absl::Duration deadline);
 
   // One request, many responses: `on_response` runs in the calling thread
-  // after each was read into `response`; false cancels the call.
+  // after each was read into `response`; false ends the call with
+  // CANCELLED.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,

@@ -2,7 +2,6 @@
 
 #include <bit>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <optional>
@@ -269,11 +268,8 @@ absl::Status WriteNpyFloat32(const std::string& path,
   stream.write(reinterpret_cast<const char*>(values.data()),
                static_cast<std::streamsize>(values.size_bytes()));
   stream.close();
-  if (!stream) {
-    absl::Status status = SystemError(path, "cannot write");
-    std::remove(path.c_str());
-    return status;
-  }
+  // What was written stays: removing it could remove a device or a pipe.
+  if (!stream) return SystemError(path, "cannot write");
   return absl::OkStatus();
 }
 

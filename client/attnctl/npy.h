@@ -27,8 +27,8 @@ absl::StatusOr<NpyArray<float>> ReadNpyFloat32(const std::string& path);
 // A float32 or float64 array, as doubles.
 absl::StatusOr<NpyArray<double>> ReadNpyAsDouble(const std::string& path);
 
-// Writes format version 1.0. Replaces what is there; leaves nothing behind
-// that looks like an array where writing fails.
+// Writes format version 1.0. Replaces what is there. Where writing fails, a
+// file that is cut short may stay behind, which every reader refuses.
 absl::Status WriteNpyFloat32(const std::string& path,
                              const std::vector<int64_t>& shape,
                              std::span<const float> values);

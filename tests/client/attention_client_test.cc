@@ -1,0 +1,455 @@
+#include "client/attention_client.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <cstring>
+#include <future>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "tests/client/fake_server.h"
+
+namespace attnd::client {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+using Reply = absl::StatusOr<AttentionReply>;
+
+std::vector<float> Floats(const v1::Tensor& tensor) {
+  std::vector<float> floats(tensor.data().size() / sizeof(float));
+  std::memcpy(floats.data(), tensor.data().data(), tensor.data().size());
+  return floats;
+}
+
+// A problem of two query rows, three keys, head_dim 2, v_head_dim 1.
+struct SmallProblem {
+  std::vector<float> q = {1, 2, 3, 4};
+  std::vector<float> k = {5, 6, 7, 8, 9, 10};
+  std::vector<float> v = {11, 12, 13};
+  std::vector<float> output = std::vector<float>(2, -1);
+  std::vector<float> lse = std::vector<float>(2, -1);
+
+  AttentionInputs inputs() const {
+    return {.query = {q, {2, 2}}, .key = {k, {3, 2}}, .value = {v, {3, 1}}};
+  }
+  AttentionOutputs outputs() { return {.output = output, .lse = lse}; }
+};
+
+class AttentionClientTest : public testing::Test {
+ protected:
+  FakeHandler handler_;
+  FakeServer server_{&handler_};
+  AttentionClient client_{{.target = server_.target()}};
+};
+
+TEST_F(AttentionClientTest, SendsTensorsAndOptions) {
+  SmallProblem problem;
+  const Reply reply = client_.Attention(problem.inputs(), problem.outputs(),
+                                        {.scale = 0.5f,
+                                         .temperature = 2.0f,
+                                         .block_size = 32,
+                                         .causal = Causal::kBottomRight});
+  ASSERT_TRUE(reply.ok()) << reply.status();
+
+  const std::vector<FakeCall> calls = handler_.calls();
+  ASSERT_EQ(calls.size(), 1u);
+  EXPECT_EQ(calls[0].method, "Attention");
+  ASSERT_EQ(calls[0].tensors.size(), 3u);
+  for (const v1::Tensor& tensor : calls[0].tensors) {
+    EXPECT_EQ(tensor.dtype(), v1::DATA_TYPE_F32);
+  }
+  EXPECT_EQ(Floats(calls[0].tensors[0]), problem.q);
+  EXPECT_THAT(calls[0].tensors[0].shape(), ElementsAre(2, 2));
+  EXPECT_EQ(Floats(calls[0].tensors[1]), problem.k);
+  EXPECT_THAT(calls[0].tensors[1].shape(), ElementsAre(3, 2));
+  EXPECT_EQ(Floats(calls[0].tensors[2]), problem.v);
+  EXPECT_THAT(calls[0].tensors[2].shape(), ElementsAre(3, 1));
+  EXPECT_EQ(calls[0].options.scale(), 0.5f);
+  EXPECT_EQ(calls[0].options.temperature(), 2.0f);
+  EXPECT_EQ(calls[0].options.block_size(), 32);
+  EXPECT_EQ(calls[0].options.causal(), v1::CAUSAL_BOTTOM_RIGHT);
+  EXPECT_TRUE(calls[0].options.return_lse());
+}
+
+TEST_F(AttentionClientTest, LeavesDefaultsToTheServer) {
+  SmallProblem problem;
+  ASSERT_TRUE(
+      client_.Attention(problem.inputs(), {.output = problem.output}).ok());
+  const v1::AttentionOptions options = handler_.calls().at(0).options;
+  EXPECT_FALSE(options.has_scale());
+  EXPECT_FALSE(options.has_temperature());
+  EXPECT_FALSE(options.return_lse());
+  EXPECT_EQ(options.causal(), v1::CAUSAL_UNSPECIFIED);
+}
+
+TEST_F(AttentionClientTest, WritesTheAnswerIntoTheSpans) {
+  SmallProblem problem;
+  const Reply reply = client_.Attention(problem.inputs(), problem.outputs());
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_THAT(problem.output, ElementsAre(0, 1));
+  EXPECT_THAT(problem.lse, ElementsAre(0, -1));
+  EXPECT_THAT(reply->output_shape, ElementsAre(2, 1));
+  EXPECT_THAT(reply->lse_shape, ElementsAre(2));
+  EXPECT_EQ(reply->stats.isa, "scalar");
+  EXPECT_EQ(reply->stats.threads, 3);
+  EXPECT_EQ(reply->stats.queue_time, absl::Nanoseconds(500));
+  EXPECT_EQ(reply->stats.compute_time, absl::Milliseconds(2250));
+  EXPECT_EQ(reply->stats.flops, int64_t{1} << 40);
+}
+
+TEST_F(AttentionClientTest, SelfAndCrossUseTheirOwnMethods) {
+  SmallProblem problem;
+  std::vector<float> output(4);
+  ASSERT_TRUE(
+      client_.SelfAttention({problem.q, {2, 2}}, {.output = output}).ok());
+  ASSERT_TRUE(client_
+                  .CrossAttention({problem.q, {2, 2}}, {problem.k, {3, 2}},
+                                  {.output = output})
+                  .ok());
+  const std::vector<FakeCall> calls = handler_.calls();
+  ASSERT_EQ(calls.size(), 2u);
+  EXPECT_EQ(calls[0].method, "SelfAttention");
+  EXPECT_EQ(Floats(calls[0].tensors.at(0)), problem.q);
+  EXPECT_EQ(calls[1].method, "CrossAttention");
+  EXPECT_EQ(Floats(calls[1].tensors.at(1)), problem.k);
+  EXPECT_THAT(output, ElementsAre(0, 1, 2, 3));
+}
+
+TEST_F(AttentionClientTest, SendsAndReceivesEmptyTensors) {
+  const Reply reply = client_.Attention(
+      {.query = {{}, {0, 2}}, .key = {{}, {0, 2}}, .value = {{}, {0, 2}}},
+      {.output = {}});
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_THAT(reply->output_shape, ElementsAre(0, 2));
+  // A payload of no bytes is still a payload.
+  EXPECT_TRUE(handler_.calls().at(0).tensors.at(0).has_data());
+}
+
+TEST_F(AttentionClientTest, RefusesSpansThatTheAnswerDoesNotFit) {
+  SmallProblem problem;
+  for (const size_t size : {0u, 1u, 3u}) {
+    std::vector<float> output(size, 7);
+    const Reply reply = client_.Attention(problem.inputs(), {.output = output});
+    EXPECT_EQ(reply.status().code(), absl::StatusCode::kInvalidArgument);
+    const ErrorDetails details = DetailsOf(reply.status());
+    ASSERT_EQ(details.field_violations.size(), 1u);
+    EXPECT_EQ(details.field_violations[0].field, "output");
+    EXPECT_THAT(output, testing::Each(7));
+  }
+  std::vector<float> short_lse(1);
+  const Reply reply = client_.Attention(
+      problem.inputs(), {.output = problem.output, .lse = short_lse});
+  EXPECT_EQ(DetailsOf(reply.status()).field_violations.at(0).field, "lse");
+}
+
+TEST_F(AttentionClientTest, RefusesMessagesAboveTheLimitBeforeSending) {
+  const AttentionClient client(
+      {.target = server_.target(), .max_message_bytes = 16});
+  SmallProblem problem;
+  const Reply reply =
+      client.Attention(problem.inputs(), {.output = problem.output});
+  EXPECT_EQ(reply.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(DetailsOf(reply.status()).reason, "MESSAGE_TOO_LARGE");
+  EXPECT_TRUE(handler_.calls().empty());
+}
+
+TEST_F(AttentionClientTest, NeverReadsSpansBeyondTheLargestMessage) {
+  // 4 GiB that do not exist: reading one page of them would crash.
+  const std::span<const float> huge(
+      reinterpret_cast<const float*>(uintptr_t{4096}), size_t{1} << 30);
+  const AttentionClient client(
+      {.target = server_.target(),
+       .max_message_bytes = std::numeric_limits<int64_t>::max()});
+  std::promise<Reply> done;
+  client.SelfAttentionAsync({huge, {1 << 20, 1 << 10}}, {.output = {}}, {},
+                            [&](Reply reply) { done.set_value(reply); });
+  EXPECT_EQ(done.get_future().get().status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(AttentionClientTest, AsyncCallsRunAtOnce) {
+  constexpr int kCalls = 32;
+  std::vector<SmallProblem> problems(kCalls);
+  std::vector<std::promise<Reply>> done(kCalls);
+  for (size_t i = 0; i < kCalls; ++i) {
+    // The inputs go away before the call is over.
+    const SmallProblem inputs;
+    const auto finish = [&done, i](Reply reply) {
+      done[i].set_value(std::move(reply));
+    };
+    if (i % 2 == 0) {
+      client_.AttentionAsync(inputs.inputs(), problems[i].outputs(), {},
+                             finish);
+    } else {
+      problems[i].output.resize(4);
+      client_.CrossAttentionAsync({inputs.q, {2, 2}}, {inputs.k, {3, 2}},
+                                  problems[i].outputs(), {}, finish);
+    }
+  }
+  for (size_t i = 0; i < kCalls; ++i) {
+    const Reply reply = done[i].get_future().get();
+    ASSERT_TRUE(reply.ok()) << reply.status();
+    EXPECT_EQ(problems[i].output.at(1), 1);
+    EXPECT_EQ(problems[i].lse.at(1), -1);
+  }
+  EXPECT_EQ(handler_.calls().size(), size_t{kCalls});
+}
+
+TEST_F(AttentionClientTest, AsyncCallOutlivesItsClient) {
+  SmallProblem problem;
+  std::promise<Reply> done;
+  AttentionClient(ClientOptions{.target = server_.target()})
+      .AttentionAsync(problem.inputs(), problem.outputs(), {},
+                      [&](Reply reply) { done.set_value(std::move(reply)); });
+  const Reply reply = done.get_future().get();
+  EXPECT_TRUE(reply.ok()) << reply.status();
+}
+
+// Holds calls until the test lets go of them.
+class BlockingHandler final : public FakeHandler {
+ public:
+  WireReply OnAttention(const FakeCall&, v1::AttentionResponse*) override {
+    std::unique_lock lock(mutex_);
+    entered_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return released_; });
+    return {};
+  }
+
+  void WaitUntilEntered() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return entered_; });
+  }
+
+  void Release() {
+    const std::lock_guard lock(mutex_);
+    released_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool entered_ = false;
+  bool released_ = false;
+};
+
+TEST(AttentionClientStopTest, CancelEndsAnAsyncCall) {
+  BlockingHandler handler;
+  const FakeServer server(&handler);
+  const AttentionClient client({.target = server.target()});
+  SmallProblem problem;
+  std::promise<Reply> done;
+  const PendingCall call = client.AttentionAsync(
+      problem.inputs(), problem.outputs(), {},
+      [&](Reply reply) { done.set_value(std::move(reply)); });
+  handler.WaitUntilEntered();
+  call.Cancel();
+  EXPECT_EQ(done.get_future().get().status().code(),
+            absl::StatusCode::kCancelled);
+  call.Cancel();
+  handler.Release();
+}
+
+TEST(AttentionClientStopTest, DeadlineEndsASyncCall) {
+  BlockingHandler handler;
+  const FakeServer server(&handler);
+  const AttentionClient client({.target = server.target()});
+  SmallProblem problem;
+  const Reply reply = client.WithDeadline(absl::Milliseconds(50))
+                          .Attention(problem.inputs(), problem.outputs());
+  EXPECT_EQ(reply.status().code(), absl::StatusCode::kDeadlineExceeded);
+  handler.Release();
+}
+
+// Refuses as the server does.
+class RefusingHandler final : public FakeHandler {
+ public:
+  WireReply OnAttention(const FakeCall&, v1::AttentionResponse*) override {
+    google::rpc::ErrorInfo info;
+    info.set_reason("INVALID_FIELD");
+    info.set_domain("attnd");
+    google::rpc::BadRequest bad_request;
+    auto* violation = bad_request.add_field_violations();
+    violation->set_field("key.shape[1]");
+    violation->set_description("expected 2, got 3");
+    google::rpc::Status status;
+    status.add_details()->PackFrom(info);
+    status.add_details()->PackFrom(bad_request);
+    return {.code = 3,
+            .message = "key.shape[1]: expected 2, got 3",
+            .details = status.SerializeAsString()};
+  }
+};
+
+TEST(AttentionClientErrorTest, CarriesTheServersDetails) {
+  RefusingHandler handler;
+  const FakeServer server(&handler);
+  SmallProblem problem;
+  const Reply reply = AttentionClient({.target = server.target()})
+                          .Attention(problem.inputs(), problem.outputs());
+  EXPECT_EQ(reply.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(reply.status().message(), "key.shape[1]: expected 2, got 3");
+  const ErrorDetails details = DetailsOf(reply.status());
+  EXPECT_EQ(details.reason, "INVALID_FIELD");
+  EXPECT_EQ(details.domain, "attnd");
+  ASSERT_EQ(details.field_violations.size(), 1u);
+  EXPECT_EQ(details.field_violations[0].field, "key.shape[1]");
+  EXPECT_EQ(details.field_violations[0].description, "expected 2, got 3");
+}
+
+TEST(AttentionClientErrorTest, SaysUnavailableWhereNobodyListens) {
+  const AttentionClient client(
+      {.target = "unix:" + testing::TempDir() + "nobody-listens-here"});
+  const auto info = client.GetServerInfo();
+  EXPECT_EQ(info.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(DetailsOf(info.status()).reason, "");
+}
+
+// Answers what no honest server would.
+class LyingHandler final : public FakeHandler {
+ public:
+  explicit LyingHandler(v1::Tensor output) : output_(std::move(output)) {}
+  WireReply OnAttention(const FakeCall&,
+                        v1::AttentionResponse* response) override {
+    *response->mutable_output() = output_;
+    return {};
+  }
+  WireReply OnBenchmark(
+      const v1::BenchmarkRequest&,
+      const std::function<bool(const v1::BenchmarkResponse&)>&) override {
+    return {};
+  }
+
+ private:
+  v1::Tensor output_;
+};
+
+TEST(AttentionClientErrorTest, RefusesAnswersThatContradictThemselves) {
+  v1::Tensor good;
+  good.set_dtype(v1::DATA_TYPE_F32);
+  good.add_shape(2);
+  good.set_data(std::string(8, '\0'));
+  std::vector<v1::Tensor> bad(5, good);
+  bad[0].set_dtype(v1::DATA_TYPE_F16);
+  bad[1].set_data(std::string(9, '\0'));
+  bad[2].set_shape(0, -2);
+  bad[3].add_shape(int64_t{1} << 62);
+  bad[4].clear_payload();
+  std::vector<float> output(2);
+  SmallProblem problem;
+  for (const v1::Tensor& tensor : bad) {
+    LyingHandler handler(tensor);
+    const FakeServer server(&handler);
+    const Reply reply = AttentionClient({.target = server.target()})
+                            .Attention(problem.inputs(), {.output = output});
+    EXPECT_EQ(DetailsOf(reply.status()).reason, "BAD_RESPONSE")
+        << tensor.ShortDebugString();
+  }
+}
+
+TEST(AttentionClientErrorTest, RefusesABenchmarkWithoutResult) {
+  LyingHandler handler{v1::Tensor()};
+  const FakeServer server(&handler);
+  const auto result = AttentionClient({.target = server.target()})
+                          .Benchmark({.num_vectors = 1}, nullptr);
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(AttentionClientTest, BenchmarkReportsProgressThenResult) {
+  std::vector<std::string> phases;
+  const auto result = client_.Benchmark({.num_vectors = 64, .dimensions = 32},
+                                        [&](const BenchmarkProgress& progress) {
+                                          phases.push_back(progress.phase);
+                                          return true;
+                                        });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(phases,
+              ElementsAre("prepare", "peak", "naive", "flash", "verify"));
+  EXPECT_EQ(result->num_queries, 64);
+  EXPECT_EQ(result->dimensions, 32);
+  EXPECT_EQ(result->speedup, 4);
+  EXPECT_EQ(result->stats.isa, "scalar");
+}
+
+TEST_F(AttentionClientTest, BenchmarkStopsWhenItsCallerHasEnough) {
+  const auto result = client_.Benchmark(
+      {.num_vectors = 64}, [](const BenchmarkProgress&) { return false; });
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(AttentionClientTest, EstimatesAndServerInfoComeThrough) {
+  const auto estimate =
+      client_.EstimateMemory({.seq_len = 4096, .concurrency = 7});
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_EQ(estimate->input_bytes, 4096);
+  EXPECT_EQ(estimate->peak_bytes, 7);
+  EXPECT_TRUE(estimate->fits);
+  EXPECT_EQ(estimate->limiting_factor, "message_size");
+
+  const auto info = client_.GetServerInfo();
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->version, "9.8.7");
+  EXPECT_EQ(info->memory_budget_bytes, int64_t{3} << 30);
+  EXPECT_THAT(info->features, ElementsAre("stream", "backward"));
+}
+
+TEST_F(AttentionClientTest, ChecksHealth) {
+  EXPECT_EQ(client_.CheckHealth().value_or(Health::kUnknown), Health::kServing);
+  server_.SetServing(false);
+  EXPECT_EQ(client_.CheckHealth().value_or(Health::kUnknown),
+            Health::kNotServing);
+  EXPECT_EQ(client_.CheckHealth("no.such.Service").status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST(AttentionClientTransportTest, SpeaksOverAUnixSocket) {
+  FakeHandler handler;
+  const FakeServer server(&handler,
+                          "unix:" + testing::TempDir() + "client_test.sock");
+  SmallProblem problem;
+  const Reply reply = AttentionClient({.target = server.target()})
+                          .Attention(problem.inputs(), problem.outputs());
+  EXPECT_TRUE(reply.ok()) << reply.status();
+}
+
+TEST(ErrorDetailsTest, ReadsNothingFromAForeignStatus) {
+  EXPECT_EQ(DetailsOf(absl::OkStatus()).reason, "");
+  absl::Status status = absl::InternalError("x");
+  status.SetPayload(kStatusPayloadUrl, absl::Cord("\xff\xff not a message"));
+  EXPECT_TRUE(DetailsOf(status).field_violations.empty());
+}
+
+TEST(ErrorDetailsTest, ReadsTheRetryDelay) {
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_nanos(100'000'000);
+  google::rpc::Status proto;
+  proto.add_details()->PackFrom(retry);
+  absl::Status status = absl::ResourceExhaustedError("later");
+  status.SetPayload(kStatusPayloadUrl, absl::Cord(proto.SerializeAsString()));
+  EXPECT_EQ(DetailsOf(status).retry_delay, absl::Milliseconds(100));
+}
+
+TEST(ShapesTest, AreThoseOfTheAnswer) {
+  EXPECT_THAT(OutputShape({2, 8, 5, 64}, {2, 2, 7, 32}),
+              ElementsAre(2, 8, 5, 32));
+  EXPECT_THAT(LseShape({2, 8, 5, 64}), ElementsAre(2, 8, 5));
+  EXPECT_TRUE(OutputShape({}, {3}).empty());
+  EXPECT_EQ(ElementCount({2, 3, 4}), 24);
+  EXPECT_EQ(ElementCount({}), 1);
+  EXPECT_EQ(ElementCount({int64_t{1} << 62, 8, 0}), 0);
+  EXPECT_EQ(ElementCount({int64_t{1} << 62, 8}), std::nullopt);
+  EXPECT_EQ(ElementCount({0, -1}), std::nullopt);
+}
+
+}  // namespace
+}  // namespace attnd::client

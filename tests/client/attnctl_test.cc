@@ -1,0 +1,289 @@
+#include "client/attnctl/attnctl.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "client/attnctl/exit_codes.h"
+#include "client/attnctl/npy.h"
+#include "tests/client/fake_server.h"
+
+namespace attnd::attnctl {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+struct Outcome {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+
+  nlohmann::json json() const { return nlohmann::json::parse(out); }
+};
+
+Outcome RunTool(const std::vector<std::string>& arguments,
+                bool err_is_terminal = false) {
+  std::ostringstream out;
+  std::ostringstream err;
+  Outcome outcome;
+  outcome.exit_code = RunAttnctl(arguments, out, err, err_is_terminal);
+  outcome.out = out.str();
+  outcome.err = err.str();
+  return outcome;
+}
+
+TEST(AttnctlUsageTest, HelpTeachesAndListsExitCodes) {
+  const Outcome help = RunTool({"--help"});
+  EXPECT_EQ(help.exit_code, kOk);
+  EXPECT_THAT(help.out, HasSubstr("Examples:"));
+  EXPECT_THAT(help.out, HasSubstr(kExitCodesHelp));
+  for (const char* command :
+       {"attention", "self", "cross", "bench", "estimate", "info", "health"}) {
+    const Outcome of_command = RunTool({command, "--help"});
+    EXPECT_EQ(of_command.exit_code, kOk) << command;
+    EXPECT_THAT(of_command.out, HasSubstr("Example")) << command;
+  }
+}
+
+TEST(AttnctlUsageTest, VersionIsOneLine) {
+  const Outcome version = RunTool({"--version"});
+  EXPECT_EQ(version.exit_code, kOk);
+  EXPECT_THAT(version.out, testing::MatchesRegex("attnctl [0-9.]+\n"));
+}
+
+TEST(AttnctlUsageTest, WrongArgumentsExitWithUsage) {
+  const std::vector<std::vector<std::string>> wrong = {
+      {},
+      {"frobnicate"},
+      {"info", "--frobnicate"},
+      {"attention", "--query=q.npy"},
+      {"self", "--sequence=x.npy", "--causal=sideways"},
+      {"bench", "--num-vectors=many"},
+      {"info", "--deadline=-1"},
+      {"info", "--max-message-bytes=0"},
+      {"estimate", "--offline"},
+      {"estimate", "--offline", "--seq-len=8", "--num-q-heads=-1"}};
+  for (const auto& arguments : wrong) {
+    const Outcome outcome = RunTool(arguments);
+    EXPECT_EQ(outcome.exit_code, kUsage) << testing::PrintToString(arguments);
+    EXPECT_NE(outcome.err, "") << testing::PrintToString(arguments);
+    EXPECT_EQ(outcome.out, "") << testing::PrintToString(arguments);
+  }
+}
+
+TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
+  const std::string server =
+      "--server=unix:" + testing::TempDir() + "nobody-listens-here";
+  for (const char* command : {"info", "health", "bench"}) {
+    const Outcome outcome = RunTool({server, command});
+    EXPECT_EQ(outcome.exit_code, kUnavailable) << command;
+    EXPECT_THAT(outcome.err, HasSubstr("UNAVAILABLE"));
+    EXPECT_THAT(outcome.err, HasSubstr("nobody-listens-here"));
+  }
+}
+
+TEST(AttnctlEstimateTest, WorksOffline) {
+  const Outcome table = RunTool({"estimate", "--offline", "--seq-len=4096"});
+  EXPECT_EQ(table.exit_code, kOk);
+  EXPECT_THAT(table.out, HasSubstr("6.0 MiB (6291456)"));
+  EXPECT_THAT(table.out, Not(HasSubstr("fits")));
+
+  const Outcome json =
+      RunTool({"estimate", "--offline", "--seq-len=4096", "--json"});
+  EXPECT_EQ(json.json().at("input_bytes"), 6291456);
+  EXPECT_FALSE(json.json().contains("fits"));
+}
+
+class AttnctlTest : public testing::Test {
+ protected:
+  AttnctlTest() {
+    std::filesystem::create_directories(folder_);
+    Write("q.npy", {2, 3, 2}, 12);
+    Write("k.npy", {2, 4, 2}, 16);
+    Write("v.npy", {2, 4, 1}, 8);
+  }
+
+  std::string Path(const std::string& name) { return folder_ + "/" + name; }
+
+  // Elements 0, 1, 2 ..., each `step` times its index.
+  void Write(const std::string& name, const std::vector<int64_t>& shape,
+             size_t count, float step = 1) {
+    std::vector<float> values(count);
+    for (size_t i = 0; i < count; ++i) values[i] = step * static_cast<float>(i);
+    ASSERT_TRUE(WriteNpyFloat32(Path(name), shape, values).ok());
+  }
+
+  Outcome RunHere(std::vector<std::string> arguments) {
+    arguments.push_back("--server=" + server_.target());
+    return RunTool(arguments);
+  }
+
+  Outcome RunAttention(std::vector<std::string> more) {
+    std::vector<std::string> arguments = {
+        "attention", "--query=" + Path("q.npy"), "--key=" + Path("k.npy"),
+        "--value=" + Path("v.npy")};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return RunHere(std::move(arguments));
+  }
+
+  std::string folder_ =
+      testing::TempDir() + "attnctl_test_" +
+      testing::UnitTest::GetInstance()->current_test_info()->name();
+  client::FakeHandler handler_;
+  client::FakeServer server_{&handler_};
+};
+
+TEST_F(AttnctlTest, AttentionWritesWhatTheServerAnswers) {
+  const Outcome outcome = RunAttention(
+      {"--output=" + Path("o.npy"), "--lse=" + Path("lse.npy"), "--scale=0.25",
+       "--temperature=2", "--block-size=16", "--causal=top-left"});
+  EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
+  EXPECT_THAT(outcome.out, HasSubstr("[2, 3, 1]"));
+  const auto output = ReadNpyFloat32(Path("o.npy"));
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_THAT(output->shape, ElementsAre(2, 3, 1));
+  EXPECT_THAT(output->values, ElementsAre(0, 1, 2, 3, 4, 5));
+  const auto lse = ReadNpyFloat32(Path("lse.npy"));
+  ASSERT_TRUE(lse.ok()) << lse.status();
+  EXPECT_THAT(lse->shape, ElementsAre(2, 3));
+  EXPECT_EQ(lse->values.back(), -5);
+
+  const auto calls = handler_.calls();
+  ASSERT_EQ(calls.size(), 1u);
+  EXPECT_EQ(calls[0].options.scale(), 0.25f);
+  EXPECT_EQ(calls[0].options.temperature(), 2.0f);
+  EXPECT_EQ(calls[0].options.block_size(), 16);
+  EXPECT_EQ(calls[0].options.causal(), v1::CAUSAL_TOP_LEFT);
+  EXPECT_TRUE(calls[0].options.return_lse());
+}
+
+TEST_F(AttnctlTest, SelfAndCrossCallTheirMethods) {
+  EXPECT_EQ(RunHere({"self", "-s", Path("q.npy")}).exit_code, kOk);
+  EXPECT_EQ(
+      RunHere({"cross", "-q", Path("q.npy"), "-s", Path("k.npy")}).exit_code,
+      kOk);
+  const auto calls = handler_.calls();
+  ASSERT_EQ(calls.size(), 2u);
+  EXPECT_EQ(calls[0].method, "SelfAttention");
+  EXPECT_EQ(calls[1].method, "CrossAttention");
+}
+
+TEST_F(AttnctlTest, ComparesWithWhatWasExpected) {
+  Write("same.npy", {2, 3, 1}, 6);
+  Write("near.npy", {2, 3, 1}, 6, 1.125f);
+  Write("flat.npy", {6}, 6);
+
+  Outcome outcome = RunAttention({"--expected=" + Path("same.npy")});
+  EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
+  EXPECT_THAT(outcome.out, HasSubstr("worst error 0, "));
+  EXPECT_THAT(outcome.out, HasSubstr(": agrees"));
+
+  outcome = RunAttention({"--expected=" + Path("near.npy")});
+  EXPECT_EQ(outcome.exit_code, kDisagrees);
+  EXPECT_THAT(outcome.out,
+              HasSubstr("worst error 0.625 at [1, 2, 0], allowed 1e-05: "
+                        "DISAGREES"));
+
+  outcome = RunAttention(
+      {"--expected=" + Path("near.npy"), "--max-error=0.625", "--json"});
+  EXPECT_EQ(outcome.exit_code, kOk);
+  const nlohmann::json comparison = outcome.json().at("comparisons").at(0);
+  EXPECT_EQ(comparison.at("worst_error"), 0.625);
+  EXPECT_EQ(comparison.at("agrees"), true);
+
+  outcome = RunAttention({"--expected=" + Path("flat.npy")});
+  EXPECT_EQ(outcome.exit_code, kDisagrees);
+  EXPECT_THAT(outcome.err, HasSubstr("expected shape [6], got [2, 3, 1]"));
+}
+
+TEST_F(AttnctlTest, ExpectedLseAsksForLse) {
+  Write("lse.npy", {2, 3}, 6, -1);
+  const Outcome outcome = RunAttention({"--expected-lse=" + Path("lse.npy")});
+  EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
+  EXPECT_THAT(outcome.out, HasSubstr("lse vs"));
+}
+
+TEST_F(AttnctlTest, FileErrorsHaveTheirOwnExitCode) {
+  EXPECT_EQ(RunHere({"self", "-s", Path("missing.npy")}).exit_code, kFileError);
+  EXPECT_EQ(RunAttention({"--output=/nowhere/o.npy"}).exit_code, kFileError);
+  EXPECT_EQ(RunAttention({"--expected=" + Path("missing.npy")}).exit_code,
+            kFileError);
+}
+
+TEST_F(AttnctlTest, RefusesAnswersThatCouldNotArrive) {
+  // Two small inputs whose answer has 10^8 elements.
+  Write("tall.npy", {10000, 0}, 0);
+  Write("wide.npy", {0, 10000}, 0);
+  const Outcome outcome = RunHere({"attention", "-q", Path("tall.npy"), "-k",
+                                   Path("tall.npy"), "-v", Path("wide.npy")});
+  EXPECT_EQ(outcome.exit_code, kCallFailed);
+  EXPECT_THAT(outcome.err, HasSubstr("MESSAGE_TOO_LARGE"));
+}
+
+TEST_F(AttnctlTest, BenchShowsProgressAndOneVerdict) {
+  const Outcome outcome =
+      RunHere({"bench", "--num-vectors=64", "--dimensions=32"});
+  EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("attnctl bench: naive\n"));
+  EXPECT_THAT(outcome.err, Not(HasSubstr("\r")));
+  EXPECT_EQ(outcome.out,
+            "64 x 32: flash 2 ms, naive 8 ms: 4.00x faster, 75.0 % less "
+            "memory (1.0 KiB, naive 4.0 KiB); 50.0 GFLOP/s = 50 % of FMA peak "
+            "on scalar, 1 thread; worst error 0.0e+00\n");
+  const Outcome terminal =
+      RunTool({"bench", "--server=" + server_.target(), "--json"}, true);
+  EXPECT_THAT(terminal.err, HasSubstr("\r\033[K"));
+  EXPECT_THAT(terminal.err, HasSubstr("100 %"));
+  EXPECT_EQ(terminal.json().at("speedup"), 4);
+  EXPECT_EQ(terminal.json().at("num_queries"), 4096);
+}
+
+TEST_F(AttnctlTest, EstimateAndInfoPrintTablesAndJson) {
+  const Outcome table =
+      RunHere({"estimate", "--seq-len=4096", "--concurrency=7"});
+  EXPECT_EQ(table.exit_code, kOk);
+  EXPECT_THAT(table.out, HasSubstr("4.0 KiB (4096)"));
+  EXPECT_THAT(table.out, HasSubstr("peak, 7 at once"));
+  EXPECT_THAT(table.out, HasSubstr("message_size"));
+  EXPECT_EQ(RunHere({"estimate", "--seq-len=4096", "--json"})
+                .json()
+                .at("limiting_factor"),
+            "message_size");
+
+  const Outcome info = RunHere({"info"});
+  EXPECT_EQ(info.exit_code, kOk);
+  EXPECT_THAT(info.out, HasSubstr("9.8.7"));
+  EXPECT_THAT(info.out, HasSubstr("3.0 GiB (3221225472)"));
+  EXPECT_THAT(info.out, HasSubstr("stream, backward"));
+  EXPECT_EQ(RunHere({"info", "--json"}).json().at("threads"), 5);
+}
+
+TEST_F(AttnctlTest, HealthExitsWithZeroOnlyWhileServing) {
+  EXPECT_EQ(RunHere({"health"}).exit_code, kOk);
+  EXPECT_EQ(RunHere({"health", "--service=no.such.Service"}).exit_code,
+            kUnavailable);
+  server_.SetServing(false);
+  const Outcome outcome = RunHere({"health"});
+  EXPECT_EQ(outcome.exit_code, kUnavailable);
+  EXPECT_EQ(outcome.out, "NOT_SERVING\n");
+}
+
+TEST_F(AttnctlTest, EnvironmentNamesTheServerUnlessAFlagDoes) {
+  ASSERT_EQ(setenv("ATTND_SERVER", server_.target().c_str(), 1), 0);
+  EXPECT_EQ(RunTool({"health"}).exit_code, kOk);
+  EXPECT_EQ(RunTool({"health", "--server=unix:" + Path("nobody")}).exit_code,
+            kUnavailable);
+  ASSERT_EQ(unsetenv("ATTND_SERVER"), 0);
+}
+
+}  // namespace
+}  // namespace attnd::attnctl

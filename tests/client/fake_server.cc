@@ -1,0 +1,117 @@
+#include "tests/client/fake_server.h"
+
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+
+#include <limits>
+#include <utility>
+
+#include "attnd/v1/attention.grpc.pb.h"
+
+namespace attnd::client {
+namespace {
+
+grpc::Status ToGrpc(const WireReply& reply) {
+  return {static_cast<grpc::StatusCode>(reply.code), reply.message,
+          reply.details};
+}
+
+class FakeService final : public v1::AttentionService::Service {
+ public:
+  explicit FakeService(FakeHandler* handler) : handler_(handler) {}
+
+  grpc::Status Attention(grpc::ServerContext*,
+                         const v1::AttentionRequest* request,
+                         v1::AttentionResponse* response) override {
+    return Answer({"Attention",
+                   {request->query(), request->key(), request->value()},
+                   request->options()},
+                  response);
+  }
+
+  grpc::Status SelfAttention(grpc::ServerContext*,
+                             const v1::SelfAttentionRequest* request,
+                             v1::SelfAttentionResponse* response) override {
+    return Answer({"SelfAttention", {request->sequence()}, request->options()},
+                  response);
+  }
+
+  grpc::Status CrossAttention(grpc::ServerContext*,
+                              const v1::CrossAttentionRequest* request,
+                              v1::CrossAttentionResponse* response) override {
+    return Answer({"CrossAttention",
+                   {request->queries(), request->kv_sequence()},
+                   request->options()},
+                  response);
+  }
+
+  grpc::Status Benchmark(
+      grpc::ServerContext*, const v1::BenchmarkRequest* request,
+      grpc::ServerWriter<v1::BenchmarkResponse>* writer) override {
+    return ToGrpc(handler_->OnBenchmark(
+        *request, [writer](const v1::BenchmarkResponse& event) {
+          return writer->Write(event);
+        }));
+  }
+
+  grpc::Status MemoryEstimate(grpc::ServerContext*,
+                              const v1::MemoryEstimateRequest* request,
+                              v1::MemoryEstimateResponse* response) override {
+    return ToGrpc(handler_->OnMemoryEstimate(*request, response));
+  }
+
+  grpc::Status GetServerInfo(grpc::ServerContext*,
+                             const v1::GetServerInfoRequest*,
+                             v1::GetServerInfoResponse* response) override {
+    return ToGrpc(handler_->OnServerInfo(response));
+  }
+
+ private:
+  template <typename Response>
+  grpc::Status Answer(const FakeCall& call, Response* response) {
+    v1::AttentionResponse answer;
+    const WireReply reply = handler_->OnAttention(call, &answer);
+    *response->mutable_output() = answer.output();
+    if (answer.has_lse()) *response->mutable_lse() = answer.lse();
+    *response->mutable_stats() = answer.stats();
+    return ToGrpc(reply);
+  }
+
+  FakeHandler* handler_;
+};
+
+}  // namespace
+
+class FakeServer::Impl {
+ public:
+  explicit Impl(FakeHandler* handler) : service(handler) {}
+
+  FakeService service;
+  std::unique_ptr<grpc::Server> server;
+};
+
+FakeServer::FakeServer(FakeHandler* handler, const std::string& address)
+    : impl_(std::make_unique<Impl>(handler)) {
+  grpc::EnableDefaultHealthCheckService(true);
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder.SetMaxReceiveMessageSize(std::numeric_limits<int>::max());
+  builder.RegisterService(&impl_->service);
+  impl_->server = builder.BuildAndStart();
+  if (!impl_->server) return;
+  target_ = address.starts_with("unix:") ? address
+                                         : "127.0.0.1:" + std::to_string(port);
+}
+
+FakeServer::~FakeServer() {
+  if (impl_->server) impl_->server->Shutdown();
+}
+
+void FakeServer::SetServing(bool serving) {
+  impl_->server->GetHealthCheckService()->SetServingStatus(serving);
+}
+
+}  // namespace attnd::client

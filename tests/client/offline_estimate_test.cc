@@ -1,0 +1,86 @@
+#include "client/attnctl/offline_estimate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace attnd::attnctl {
+namespace {
+
+using ::testing::StartsWith;
+
+TEST(OfflineEstimateTest, CountsBytesOfEveryTensor) {
+  const auto estimate = EstimateOffline({.batch = 2,
+                                         .num_q_heads = 8,
+                                         .num_kv_heads = 2,
+                                         .q_len = 100,
+                                         .kv_len = 300,
+                                         .head_dim = 64,
+                                         .v_head_dim = 32,
+                                         .threads = 1,
+                                         .concurrency = 5,
+                                         .return_lse = true});
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_EQ(estimate->input_bytes,
+            4 * 2 * (8 * 100 * 64 + 2 * 300 * 64 + 2 * 300 * 32));
+  EXPECT_EQ(estimate->output_bytes, 4 * 2 * 8 * (100 * 32 + 100));
+  EXPECT_GT(estimate->workspace_bytes, 0);
+  EXPECT_EQ(estimate->flash_bytes, estimate->input_bytes +
+                                       estimate->output_bytes +
+                                       estimate->workspace_bytes);
+  EXPECT_EQ(
+      estimate->naive_bytes,
+      estimate->input_bytes + estimate->output_bytes + 4 * 2 * 8 * 100 * 300);
+  EXPECT_EQ(estimate->flops, int64_t{2} * (64 + 32) * 2 * 8 * 100 * 300);
+  EXPECT_EQ(estimate->peak_bytes, 5 * estimate->peak_per_request_bytes);
+}
+
+TEST(OfflineEstimateTest, TakesTheContractsDefaults) {
+  const auto terse = EstimateOffline({.seq_len = 64, .threads = 2});
+  const auto full = EstimateOffline({.batch = 1,
+                                     .num_q_heads = 1,
+                                     .num_kv_heads = 1,
+                                     .q_len = 64,
+                                     .kv_len = 64,
+                                     .head_dim = 128,
+                                     .v_head_dim = 128,
+                                     .threads = 2,
+                                     .concurrency = 1});
+  ASSERT_TRUE(terse.ok()) << terse.status();
+  ASSERT_TRUE(full.ok()) << full.status();
+  EXPECT_EQ(terse->peak_bytes, full->peak_bytes);
+  EXPECT_EQ(terse->flops, full->flops);
+}
+
+TEST(OfflineEstimateTest, NamesTheFlagAtFault) {
+  using Case = std::pair<std::string, client::MemoryEstimateOptions>;
+  const std::vector<Case> cases = {
+      {"--seq-len:", {}},
+      {"--seq-len:", {.q_len = 5}},
+      {"--batch:", {.seq_len = 8, .batch = -1}},
+      {"--num-q-heads:", {.seq_len = 8, .num_q_heads = 3, .num_kv_heads = 2}},
+      {"--q-len:", {.seq_len = 8, .q_len = -8}},
+      {"--kv-len:", {.seq_len = 8, .kv_len = -8}},
+      {"--head-dim:", {.seq_len = 8, .head_dim = -1}},
+      {"--threads:", {.seq_len = 8, .threads = -1}},
+      {"--concurrency:", {.seq_len = 8, .concurrency = -1}},
+      {"--concurrency:",
+       {.seq_len = 8, .concurrency = std::numeric_limits<int64_t>::max()}}};
+  for (const auto& [flag, options] : cases) {
+    const auto estimate = EstimateOffline(options);
+    EXPECT_EQ(estimate.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(estimate.status().message()), StartsWith(flag));
+  }
+}
+
+TEST(OfflineEstimateTest, RefusesWhatDoesNotFitAnInt64) {
+  EXPECT_FALSE(
+      EstimateOffline({.seq_len = std::numeric_limits<int64_t>::max()}).ok());
+}
+
+}  // namespace
+}  // namespace attnd::attnctl
