@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -35,17 +36,17 @@ class ProgressBar {
                                       std::string(kCells - filled, '.'),
                                       fraction * 100)
                    << std::flush;
-    } else if (progress.phase != phase_) {
+    } else if (shown_.insert(progress.phase).second) {
+      // Phases take turns, so that a log would fill with them.
       session_.err << "attnctl bench: " << progress.phase << std::endl;
     }
-    phase_ = progress.phase;
   }
 
  private:
   static constexpr int kCells = 40;
 
   Session& session_;
-  std::string phase_;
+  std::set<std::string> shown_;
 };
 
 std::string Verdict(const client::BenchmarkResult& result) {

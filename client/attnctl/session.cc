@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -29,8 +30,12 @@ ExitCode Session::CallError(const absl::Status& status) {
   }
   for (const client::FieldViolation& violation : details.field_violations) {
     err << "  field:  "
-        << (violation.field.empty() ? "(the whole message)" : violation.field)
-        << ": " << violation.description << "\n";
+        << (violation.field.empty() ? "(the whole message)" : violation.field);
+    // Usually the message says it already.
+    if (!absl::StrContains(status.message(), violation.description)) {
+      err << ": " << violation.description;
+    }
+    err << "\n";
   }
   if (details.retry_delay) {
     err << "  retry:  after " << absl::FormatDuration(*details.retry_delay)

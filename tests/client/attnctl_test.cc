@@ -10,9 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/match.h"
+#include "absl/status/status.h"
 #include "client/attnctl/exit_codes.h"
 #include "client/attnctl/npy.h"
+#include "client/error_details.h"
 #include "tests/client/fake_server.h"
 
 namespace attnd::attnctl {
@@ -227,6 +228,31 @@ TEST_F(AttnctlTest, RefusesAnswersThatCouldNotArrive) {
                                    Path("tall.npy"), "-v", Path("wide.npy")});
   EXPECT_EQ(outcome.exit_code, kCallFailed);
   EXPECT_THAT(outcome.err, HasSubstr("MESSAGE_TOO_LARGE"));
+}
+
+// Refuses a field, as the server does.
+class RefusingHandler final : public client::FakeHandler {
+ public:
+  client::WireReply OnServerInfo(v1::GetServerInfoResponse*) override {
+    const absl::Status refusal = client::FieldError("a.b", "1", "2");
+    return {
+        .code = 3,
+        .message = std::string(refusal.message()),
+        .details = std::string(*refusal.GetPayload(client::kStatusPayloadUrl))};
+  }
+};
+
+TEST(AttnctlErrorTest, PrintsCodeMessageReasonAndFieldOnce) {
+  RefusingHandler handler;
+  const client::FakeServer server(&handler);
+  const Outcome outcome = RunTool({"info", "--server=" + server.target()});
+  EXPECT_EQ(outcome.exit_code, kCallFailed);
+  EXPECT_EQ(outcome.err,
+            "attnctl: INVALID_ARGUMENT: a.b: expected 1, got 2\n"
+            "  reason: INVALID_FIELD (attnd.client)\n"
+            "  field:  a.b\n"
+            "  server: " +
+                server.target() + "\n");
 }
 
 TEST_F(AttnctlTest, BenchShowsProgressAndOneVerdict) {
