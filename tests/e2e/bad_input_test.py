@@ -51,8 +51,10 @@ SPOILT = {
                         'key.shape[2]', '0', '-5'),
     'most negative': (lambda r, _: set_shape(r.value, 1, 2, -2**63, 8),
                       'value.shape[2]', '0', str(-2**63)),
-    'overflowing product': (lambda r, _: set_shape(r.query, 2**40, 2**40, 6, 8),
-                            'query.shape', '', '1099511627776'),
+    'overflowing product': (
+        lambda r, _: [set_shape(t, 2**40, 2**40, 6, 8)
+                      for t in (r.query, r.key, r.value)],
+        'query.shape', 'at most', '1099511627776'),
     'largest extents': (lambda r, _: set_shape(r.query, *[2**63 - 1] * 4),
                         'query.shape', '', str(2**63 - 1)),
     'heads that do not divide': (lambda r, _: set_shape(r.query, 1, 3, 8, 8),

@@ -18,17 +18,18 @@ def server(attnd):
 
 
 @pytest.fixture
-def endless(server, stubs):
-  """Starts endless work on a connection of its own."""
+def endless(server, stubs, client):
+  """endless() holds the slot with endless work, on a connection of its own."""
   with open_channel(server.tcp) as channel:
-    client = Client(stubs, channel)
-    yield lambda **how: client.stub.SelfAttention.future(
-        work.endless_request(client), **how)
+    own = Client(stubs, channel)
+    request = work.endless_request(own)
+    yield lambda **how: work.hold_slot(
+        client, lambda: own.stub.SelfAttention.future(request, **how))
 
 
 def test_one_slot_refuses_with_advice_to_retry(client, endless):
   call = endless()
-  refusal = work.wait_until_taken(client)
+  refusal = work.refusal_of(client)
   assert refusal.code == grpc.StatusCode.RESOURCE_EXHAUSTED
   assert refusal.retry_info is not None
   call.cancel()
@@ -37,15 +38,13 @@ def test_one_slot_refuses_with_advice_to_retry(client, endless):
 
 def test_cancel_frees_the_server(client, endless):
   call = endless()
-  work.wait_until_taken(client)
   call.cancel()
   work.wait_until_free(client)
   assert call.code() == grpc.StatusCode.CANCELLED
 
 
 def test_deadline_frees_the_server(client, endless):
-  call = endless(timeout=3)
-  work.wait_until_taken(client)
+  call = endless(timeout=5)
   assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
   work.wait_until_free(client)
 
@@ -53,14 +52,18 @@ def test_deadline_frees_the_server(client, endless):
 def test_a_lost_connection_frees_the_server(client, server, stubs):
   with open_channel(server.unix) as channel:
     own = Client(stubs, channel)
-    own.stub.SelfAttention.future(work.endless_request(own))
-    work.wait_until_taken(client)
+    call = work.hold_slot(client, lambda: own.stub.SelfAttention.future(
+        work.endless_request(own)))
+    assert not call.done()
   work.wait_until_free(client)
 
 
-def test_an_expired_call_never_starts(client, endless):
+def test_an_expired_call_never_starts(client, server, stubs):
   start = time.monotonic()
-  call = endless(timeout=0.001)
-  assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+  with open_channel(server.tcp) as channel:
+    own = Client(stubs, channel)
+    call = own.stub.SelfAttention.future(
+        work.endless_request(own), timeout=0.001)
+    assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
   work.wait_until_free(client)
   assert time.monotonic() - start < work.AT_ONCE_SECONDS

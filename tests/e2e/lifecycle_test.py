@@ -63,9 +63,9 @@ def test_a_signal_drains(attnd, stubs, number):
         for name in ('', SERVICE)
     ]
     assert [next(w).status for w in watches] == [SERVING, SERVING]
-    call = own.stub.SelfAttention.future(
-        own.self_request(np.ones((1, rows, 1), np.float32)))
-    work.wait_until_taken(client)
+    request = own.self_request(np.ones((1, rows, 1), np.float32))
+    call = work.hold_slot(
+        client, lambda: own.stub.SelfAttention.future(request))
 
     server.signal(number)
 
@@ -85,8 +85,8 @@ def test_a_second_signal_is_quick(attnd, stubs):
     client, own = Client(stubs, channel), Client(stubs, busy)
     watch = health(channel).Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == SERVING
-    call = own.stub.SelfAttention.future(work.endless_request(own))
-    work.wait_until_taken(client)
+    call = work.hold_slot(client, lambda: own.stub.SelfAttention.future(
+        work.endless_request(own)))
     server.signal()
     assert next(watch).status == NOT_SERVING
     server.signal()

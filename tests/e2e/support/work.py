@@ -44,15 +44,30 @@ def refusal_of(client):
     return Refusal(error)
 
 
-def wait_until_taken(client):
-  """For a server with --max-in-flight=1: until a call holds the one slot."""
+def hold_slot(client, start):
+  """For a server with --max-in-flight=1: start() until its call has the slot.
 
-  def taken():
-    refusal = refusal_of(client)
-    assert refusal is None or refusal.reason == 'TOO_MANY_REQUESTS', refusal
-    return refusal
+  A probe may be in the slot when the call comes, which is refused then; and
+  what a probe held may be given back after its answer is here. So only the
+  third refusal in a row tells, of a call that has not ended.
+  """
 
-  return poll_until(taken, 60, 'a call in the only slot')
+  def attempt():
+    call, in_a_row = start(), []
+
+    def settled():
+      refusal = refusal_of(client)
+      assert refusal is None or refusal.reason == 'TOO_MANY_REQUESTS', refusal
+      in_a_row[:] = in_a_row + [refusal] if refusal else []
+      return call.done() or len(in_a_row) == 3
+
+    poll_until(settled, 60, 'a call in the only slot')
+    if not call.done():
+      return call
+    assert call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, call.code()
+    return None
+
+  return poll_until(attempt, 60, 'a call in the only slot')
 
 
 def wait_until_free(client):
