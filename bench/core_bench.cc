@@ -21,6 +21,7 @@
 #include "core/attention_engine.h"
 #include "core/fma_peak.h"
 #include "core/naive_attention.h"
+#include "core/workspace.h"
 
 namespace attnd::bench {
 namespace {
@@ -92,28 +93,33 @@ std::vector<Case> Cases() {
   return cases;
 }
 
-// Random inputs and room for the outputs of one case.
-struct Tensors {
-  explicit Tensors(const AttentionProblem& problem) {
-    std::mt19937 rng(1);
-    std::normal_distribution<float> normal;
-    const auto fill = [&](std::vector<float>& to, int64_t bytes) {
-      to.resize(static_cast<size_t>(bytes) / sizeof(float));
-      for (float& x : to) x = normal(rng);
-    };
-    fill(query, problem.query_bytes());
-    fill(key, problem.key_bytes());
-    fill(value, problem.value_bytes());
-    output.resize(static_cast<size_t>(problem.output_bytes()) / sizeof(float));
-  }
-  AttentionBuffers buffers() {
-    return {.query = query.data(),
-            .key = key.data(),
-            .value = value.data(),
-            .output = output.data(),
+// Random inputs and room for the outputs of one case, aligned as a server's.
+class Tensors {
+ public:
+  explicit Tensors(const AttentionProblem& problem)
+      : query_(Fill(problem.query_bytes())),
+        key_(Fill(problem.key_bytes())),
+        value_(Fill(problem.value_bytes())),
+        output_(Fill(problem.output_bytes())) {}
+
+  AttentionBuffers buffers() const {
+    return {.query = query_.floats(),
+            .key = key_.floats(),
+            .value = value_.floats(),
+            .output = output_.floats(),
             .lse = nullptr};
   }
-  std::vector<float> query, key, value, output;
+
+ private:
+  Workspace Fill(int64_t bytes) {
+    Workspace to = Workspace::Reserve(bytes).value();
+    std::generate_n(to.floats(), bytes / 4, [&] { return normal_(rng_); });
+    return to;
+  }
+
+  std::mt19937 rng_{1};
+  std::normal_distribution<float> normal_;
+  Workspace query_, key_, value_, output_;
 };
 
 double Seconds(const RunStats& stats) {
@@ -136,7 +142,7 @@ class Bench {
             .value();
     const MemoryEstimate estimate =
         engine.estimator().Estimate(problem).value();
-    Tensors tensors(problem);
+    const Tensors tensors(problem);
     const auto flops = static_cast<double>(estimate.flops);
     const auto bytes =
         static_cast<double>(estimate.input_bytes + estimate.output_bytes);
@@ -216,7 +222,7 @@ class Bench {
     cpu_set_t all;
     sched_getaffinity(0, sizeof(all), &all);
     if (threads == 1) {
-      int last = CPU_SETSIZE - 1;
+      size_t last = CPU_SETSIZE - 1;
       while (!CPU_ISSET(last, &all)) --last;
       cpu_set_t one;
       CPU_ZERO(&one);

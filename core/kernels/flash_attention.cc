@@ -150,12 +150,34 @@ void PackKeys(const FlashJob& job, int64_t task) {
 // ---------------------------------------------------------------------------
 // Microkernels
 
+// Memory that the next phase of a tile will read, fetched into the second-level
+// cache one line a step while this phase computes: on a core whose outer caches
+// are slow or shared this is a third of the speed (docs/performance.md).
+class Ahead {
+ public:
+  static constexpr int64_t kLineBytes = 64;
+
+  Ahead(const float* from, bool advance)
+      : at_(reinterpret_cast<const char*>(from)),
+        step_(advance ? kLineBytes : 0) {}
+
+  HWY_INLINE void Next() {
+    __builtin_prefetch(at_, 0, 2);
+    at_ += step_;
+  }
+
+ private:
+  const char* at_;
+  int64_t step_;
+};
+
 // scores[r][column] = dot(q[r], panel column) for R rows and N vectors of a
 // panel. With kTrackMax, row_max[r] keeps the lane-wise maximum.
 template <size_t R, size_t N, bool kTrackMax>
 void ScoreBlock(const float* const* q, const float* HWY_RESTRICT panel,
                 int64_t head_dim, float* HWY_RESTRICT scores,
-                int64_t score_stride, float* HWY_RESTRICT row_max) {
+                int64_t score_stride, float* HWY_RESTRICT row_max,
+                Ahead ahead) {
   Vec acc[R][N];
   ATTND_UNROLL
   for (size_t r = 0; r < R; ++r) {
@@ -171,6 +193,7 @@ void ScoreBlock(const float* const* q, const float* HWY_RESTRICT panel,
       k[n] = hn::Load(kF, panel + n * static_cast<size_t>(kLanes));
     }
     panel += kPanelKeys;
+    ahead.Next();
     ATTND_UNROLL
     for (size_t r = 0; r < R; ++r) {
       const Vec x = hn::Set(kF, row[r][d]);
@@ -203,7 +226,7 @@ void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                 const float* HWY_RESTRICT value, int64_t value_stride,
                 int64_t keys, const float* HWY_RESTRICT alpha,
                 float* HWY_RESTRICT output, int64_t output_stride,
-                [[maybe_unused]] int64_t last_lanes) {
+                [[maybe_unused]] int64_t last_lanes, Ahead ahead) {
   [[maybe_unused]] const auto mask =
       hn::FirstN(kF, static_cast<size_t>(last_lanes));
   Vec acc[R][N];
@@ -229,6 +252,7 @@ void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
       }
     }
     value += value_stride;
+    ahead.Next();
     ATTND_UNROLL
     for (size_t r = 0; r < R; ++r) {
       const Vec p =
@@ -311,6 +335,9 @@ float RangeMax(const float* scores, int64_t begin, int64_t end) {
   return result;
 }
 
+// 2^x for one x <= 0, from the same polynomial.
+float Exp2(float x) { return hn::GetLane(Exp2NonPositive(kF, hn::Set(kF, x))); }
+
 // scores[j] = 2^(c * scores[j] - max) for begin <= j < end. Returns their sum,
 // in an order that depends on begin and end alone.
 float Exponentiate(float* HWY_RESTRICT scores, int64_t begin, int64_t end,
@@ -389,15 +416,13 @@ class Tile {
       ranges_[r] = job_.mask->VisibleRange(head, q_row);
     }
     MakeBlocks();
+    for (int64_t b = 0; b < num_blocks_; ++b) {
+      span_ = Union(span_, blocks_[b].some);
+    }
   }
 
   // The keys that any row sees.
-  KeyRange Span() const {
-    KeyRange span = blocks_[0].some;
-    for (int64_t b = 1; b < num_blocks_; ++b)
-      span = Union(span, blocks_[b].some);
-    return span;
-  }
+  const KeyRange& span() const { return span_; }
 
   // Before the first kv tile of a fresh tile.
   void Reset() {
@@ -408,14 +433,18 @@ class Tile {
 
   // Takes in keys begin <= j < end; begin is a multiple of the panel.
   void Absorb(int64_t begin, int64_t end) {
-    ComputeScores(begin, end);
     const float* value = job_.value.Row(batch_, kv_head_, begin);
+    // Rows of V that are not dense are left to the hardware.
+    const bool dense = job_.value.strides[2] == params_.v_head_dim;
+    FetchAhead(value, dense ? (end - begin) * params_.v_head_dim : 0);
+    ComputeScores(begin, end);
+    const int64_t next = std::min(plan_.tile_kv, span_.end - end);
+    FetchAhead(PackedHead(job_, batch_, kv_head_) + end * params_.head_dim,
+               next * params_.head_dim);
     for (int64_t b = 0; b < num_blocks_; ++b) {
       const Block& block = blocks_[b];
       if (Clip(block.some, begin, end).size() == 0) continue;
-      for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-        Softmax(r, begin, end, IsFull(block, begin, end));
-      }
+      Softmax(block, begin, end);
       AddValues(block, begin, end, value);
     }
   }
@@ -480,6 +509,21 @@ class Tile {
     }
   }
 
+  // `floats` from `from` on are what the next phase reads.
+  void FetchAhead(const float* from, int64_t floats) {
+    ahead_ = from;
+    ahead_end_ = from + floats;
+  }
+
+  // The share of it for a microkernel of `steps` steps.
+  Ahead TakeAhead(int64_t steps) {
+    constexpr int64_t kLineFloats = Ahead::kLineBytes / 4;
+    if (ahead_ >= ahead_end_) return {slot_, false};
+    const Ahead ahead(ahead_, true);
+    ahead_ += std::min(steps * kLineFloats, ahead_end_ - ahead_);
+    return ahead;
+  }
+
   void ComputeScores(int64_t begin, int64_t end) {
     std::fill_n(slot_ + layout_.row_max_lanes, rows_ * kLanes, kMinusInfinity);
     const float* packed = PackedHead(job_, batch_, kv_head_);
@@ -496,30 +540,42 @@ class Tile {
                     [static_cast<size_t>(block.rows - 1)][vectors - 1](
                         &q_[block.first], panel, params_.head_dim,
                         Scores(block.first) + key - begin, layout_.score_stride,
-                        slot_ + layout_.row_max_lanes + block.first * kLanes);
+                        slot_ + layout_.row_max_lanes + block.first * kLanes,
+                        TakeAhead(params_.head_dim));
       }
     }
   }
 
-  // Turns row r's scores into weights and moves its maximum and sum on.
-  void Softmax(int64_t r, int64_t begin, int64_t end, bool full) {
-    float* scores = Scores(r);
-    const KeyRange seen = Clip(ranges_[r], begin, end);
-    const float tile_max =
-        full
-            ? hn::GetLane(hn::MaxOfLanes(
-                  kF, hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)))
-            : RangeMax(scores, seen.begin - begin, seen.end - begin);
-    float& max = slot_[layout_.max + r];
-    float& sum = slot_[layout_.sum + r];
-    const float new_max = std::max(max, scale_ * tile_max);
-    // A row without a score above -inf keeps weights of 2^-inf = 0.
-    const float base = new_max == kMinusInfinity ? 0.0f : new_max;
-    const float alpha = max == new_max ? 1.0f : std::exp2(max - base);
-    sum = sum * alpha + Exponentiate(scores, seen.begin - begin,
-                                     seen.end - begin, scale_, base);
-    slot_[layout_.alpha + r] = alpha;
-    max = new_max;
+  // Turns a block's scores into weights and moves maxima and sums on. First
+  // all maxima, then all weights: each row's steps wait for one another, but
+  // not for those of the next row.
+  void Softmax(const Block& block, int64_t begin, int64_t end) {
+    const bool full = IsFull(block, begin, end);
+    const int64_t last = block.first + block.rows;
+    float base[kRows];
+    for (int64_t r = block.first; r < last; ++r) {
+      const KeyRange seen = Clip(ranges_[r], begin, end);
+      const float tile_max =
+          full ? hn::GetLane(hn::MaxOfLanes(
+                     kF,
+                     hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)))
+               : RangeMax(Scores(r), seen.begin - begin, seen.end - begin);
+      float& max = slot_[layout_.max + r];
+      const float new_max = std::max(max, scale_ * tile_max);
+      // A row without a score above -inf keeps weights of 2^-inf = 0.
+      base[r - block.first] = new_max == kMinusInfinity ? 0.0f : new_max;
+      const float alpha =
+          max == new_max ? 1.0f : Exp2(max - base[r - block.first]);
+      slot_[layout_.alpha + r] = alpha;
+      slot_[layout_.sum + r] *= alpha;
+      max = new_max;
+    }
+    for (int64_t r = block.first; r < last; ++r) {
+      const KeyRange seen = Clip(ranges_[r], begin, end);
+      slot_[layout_.sum + r] +=
+          Exponentiate(Scores(r), seen.begin - begin, seen.end - begin, scale_,
+                       base[r - block.first]);
+    }
   }
 
   void AddValues(const Block& block, int64_t begin, int64_t end,
@@ -539,12 +595,12 @@ class Tile {
       vector += count;
       const int64_t missing =
           std::max<int64_t>(0, vector * kLanes - params_.v_head_dim);
-      kValueBlocks[missing > 0][static_cast<size_t>(block.rows - 1)]
-                  [static_cast<size_t>(count - 1)](
-                      weights, layout_.score_stride,
-                      value + (all.begin - begin) * stride + column, stride,
-                      all.size(), slot_ + layout_.alpha + block.first,
-                      output + column, layout_.output_stride, kLanes - missing);
+      kValueBlocks[missing > 0][static_cast<size_t>(
+          block.rows - 1)][static_cast<size_t>(count - 1)](
+          weights, layout_.score_stride,
+          value + (all.begin - begin) * stride + column, stride, all.size(),
+          slot_ + layout_.alpha + block.first, output + column,
+          layout_.output_stride, kLanes - missing, TakeAhead(all.size()));
     }
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       const KeyRange seen = Clip(ranges_[r], begin, end);
@@ -581,6 +637,9 @@ class Tile {
   int64_t first_row_ = 0;
   int64_t rows_ = 0;
   int64_t num_blocks_ = 0;
+  KeyRange span_;
+  const float* ahead_ = nullptr;
+  const float* ahead_end_ = nullptr;
   const float* q_[kMaxTileRows];
   KeyRange ranges_[kMaxTileRows];
   Block blocks_[kMaxTileRows];
@@ -606,7 +665,7 @@ void InitSlot(float* slot) { StoreHeader(slot, {.next_key = -1}); }
 TileJob::Slice RunTile(const FlashJob& job, int64_t task, float* slot,
                        SliceControl& control) {
   Tile tile(job, task, slot);
-  const KeyRange span = tile.Span();
+  const KeyRange span = tile.span();
   const int64_t tile_kv = job.plan->tile_kv;
   int64_t key = LoadHeader(slot).next_key;
   if (key < 0) {

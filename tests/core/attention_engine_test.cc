@@ -13,6 +13,7 @@
 namespace attnd {
 namespace {
 
+using ::attnd::testing::Affordable;
 using ::attnd::testing::AttentionCase;
 using ::attnd::testing::CaseShape;
 using ::attnd::testing::RandomShape;
@@ -30,7 +31,7 @@ class AttentionEngineTest : public ::testing::TestWithParam<Isa> {};
 TEST_P(AttentionEngineTest, AnswersWithTheForcedSetAndTheEstimatedBytes) {
   AttentionEngine engine({.threads = 2, .force_isa = GetParam()});
   std::mt19937_64 rng(kSeed);
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < Affordable(40); ++i) {
     SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
     AttentionCase c(RandomShape(rng, 300), rng());
     const auto stats = engine.Run(c.problem(), c.buffers());
@@ -69,14 +70,14 @@ TEST_P(AttentionEngineTest, SameBitsForAnyThreadsLoadAndNeighbours) {
     for (uint64_t t = 0; t < 3; ++t) {
       others.emplace_back([&engine, t] {
         AttentionCase other(
-            {.q_len = 200, .kv_len = 900, .head_dim = 64, .v_head_dim = 64},
+            {.q_len = 100, .kv_len = 600, .head_dim = 64, .v_head_dim = 64},
             kSeed + t);
-        for (int i = 0; i < 3; ++i) {
+        for (int i = 0; i < Affordable(3); ++i) {
           EXPECT_TRUE(engine.Run(other.problem(), other.buffers()).ok());
         }
       });
     }
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < Affordable(3); ++i) {
       c.ClearOutputs();
       ASSERT_TRUE(engine.Run(c.problem(), c.buffers()).ok());
       EXPECT_TRUE(SameBits(c.output, expected)) << threads << " threads";

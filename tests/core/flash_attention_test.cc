@@ -15,6 +15,7 @@
 namespace attnd {
 namespace {
 
+using ::attnd::testing::Affordable;
 using ::attnd::testing::AttentionCase;
 using ::attnd::testing::CaseShape;
 using ::attnd::testing::RandomShape;
@@ -75,7 +76,7 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
 
 TEST_P(FlashAttentionTest, AgreesWithTheOracleOnRandomShapes) {
   std::mt19937_64 rng(kSeed);
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < Affordable(300); ++i) {
     SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
     AttentionCase c(RandomShape(rng, 300), rng());
     Compute(c);
@@ -112,7 +113,7 @@ TEST_P(FlashAttentionTest, SurvivesScoresOfTenThousand) {
 
 TEST_P(FlashAttentionTest, YieldingChangesNoBit) {
   std::mt19937_64 rng(kSeed);
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < Affordable(20); ++i) {
     CaseShape shape = RandomShape(rng, 1100);
     shape.kv_len += 600;
     AttentionCase c(shape, rng());

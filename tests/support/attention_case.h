@@ -49,6 +49,16 @@ class AttentionCase {
   AttentionProblem problem_;
 };
 
+// How many cases of `n` a run can afford: sanitizers make each 20 times slower,
+// and look for other bugs than wrong numbers.
+constexpr int Affordable(int n) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return n < 10 ? 1 : n / 10;
+#else
+  return n;
+#endif
+}
+
 // A shape with every length at an edge of some tile: 1..9 or a power of two
 // and its neighbours, up to `max_len`.
 CaseShape RandomShape(std::mt19937_64& rng, int64_t max_len);
