@@ -370,6 +370,19 @@ float Exponentiate(float* HWY_RESTRICT scores, int64_t begin, int64_t end,
   return hn::GetLane(hn::SumOfLanes(kF, hn::Add(sum0, sum1)));
 }
 
+// The same where a score is +inf: its weight is, that of NaN is NaN, and all
+// others vanish beside it. Output becomes NaN and lse +inf, as the formula has
+// it.
+float ExponentiateInfinite(float* scores, int64_t begin, int64_t end, float c) {
+  float sum = 0;
+  for (int64_t j = begin; j < end; ++j) {
+    const float score = c * scores[j];
+    scores[j] = score < std::numeric_limits<float>::infinity() ? 0 : score;
+    sum += scores[j];
+  }
+  return sum;
+}
+
 // ---------------------------------------------------------------------------
 // A tile
 
@@ -401,7 +414,9 @@ class Tile {
         layout_(SlotLayout::Of(kGeometry, plan_.tile_q, plan_.tile_kv,
                                params_.v_head_dim)),
         slot_(slot),
-        scale_(std::abs(params_.score_scale) * 1.44269504088896340736f) {
+        // Finite, or a score of 0 would become NaN.
+        scale_(std::min(std::abs(params_.score_scale) * 1.44269504088896340736f,
+                        std::numeric_limits<float>::max())) {
     const int64_t head_index = task / plan_.q_tiles;
     // Later rows see more keys where a rule is causal: heaviest tiles first.
     const int64_t tile = plan_.q_tiles - 1 - task % plan_.q_tiles;
@@ -572,9 +587,13 @@ class Tile {
     }
     for (int64_t r = block.first; r < last; ++r) {
       const KeyRange seen = Clip(ranges_[r], begin, end);
+      const float row_base = base[r - block.first];
       slot_[layout_.sum + r] +=
-          Exponentiate(Scores(r), seen.begin - begin, seen.end - begin, scale_,
-                       base[r - block.first]);
+          row_base == std::numeric_limits<float>::infinity()
+              ? ExponentiateInfinite(Scores(r), seen.begin - begin,
+                                     seen.end - begin, scale_)
+              : Exponentiate(Scores(r), seen.begin - begin, seen.end - begin,
+                             scale_, row_base);
     }
   }
 

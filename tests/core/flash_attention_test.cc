@@ -234,6 +234,43 @@ TEST_P(FlashAttentionTest, AllScoresMinusInfinityGiveZero) {
   EXPECT_THAT(c.lse, Each(-kInfinity));
 }
 
+TEST_P(FlashAttentionTest, AScoreOfPlusInfinityGivesNanAndLseInfinity) {
+  for (const int64_t key : {0, 200, 699}) {
+    AttentionCase c({.q_len = 3,
+                     .kv_len = 700,
+                     .head_dim = 1,
+                     .v_head_dim = 5,
+                     .options = {.return_lse = true}},
+                    kSeed);
+    for (float& x : c.query) x = 1;
+    c.key[static_cast<size_t>(key)] = kInfinity;
+    Compute(c);
+    for (const float x : c.output) EXPECT_TRUE(std::isnan(x));
+    EXPECT_THAT(c.lse, Each(kInfinity));
+    c.key[300] = kNan;
+    Compute(c);
+    for (const float x : c.lse) EXPECT_TRUE(std::isnan(x));
+  }
+}
+
+TEST_P(FlashAttentionTest, TheLargestScaleLeavesAScoreOfZeroAlone) {
+  AttentionCase c({.q_len = 2,
+                   .kv_len = 9,
+                   .head_dim = 3,
+                   .v_head_dim = 3,
+                   .options = {.scale = std::numeric_limits<float>::max(),
+                               .return_lse = true}},
+                  kSeed);
+  for (size_t i = 0; i < 3; ++i) c.query[i] = 0;
+  for (size_t i = 0; i < c.key.size(); ++i) c.key[i] = std::abs(c.key[i]);
+  for (size_t i = 3; i < 6; ++i) c.query[i] = 2;
+  Compute(c);
+  EXPECT_TRUE(std::isfinite(c.output[0]));
+  EXPECT_NEAR(c.lse[0], std::log(9.0), 1e-6);
+  EXPECT_TRUE(std::isnan(c.output[3]));  // its scores overflow
+  EXPECT_EQ(c.lse[1], kInfinity);
+}
+
 TEST_P(FlashAttentionTest, GroupedHeadsEqualRepeatedHeads) {
   CaseShape grouped = {.num_kv_heads = 2,
                        .group = 3,
