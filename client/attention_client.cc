@@ -156,7 +156,7 @@ PendingCall Start(RpcChannel& channel, const char* method, const Inputs& inputs,
                     call->mutable_request());
   if (!status.ok()) {
     call->Fail(std::move(status));
-    return PendingCall();
+    return {};
   }
   call->Publish();
   return PendingCall(channel.Start(method, std::move(call), client.deadline));

@@ -1,6 +1,5 @@
 #include "client/rpc_channel.h"
 
-#include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/completion_queue.h>
 #include <grpcpp/create_channel.h>
@@ -9,9 +8,9 @@
 #include <grpcpp/support/channel_arguments.h>
 // Protobuf messages on generic stubs; the header moved in gRPC 1.52.
 #if __has_include(<grpcpp/impl/proto_utils.h>)
-#include <grpcpp/impl/proto_utils.h>
+#include <grpcpp/impl/proto_utils.h>  // NOLINT(misc-include-cleaner)
 #else
-#include <grpcpp/impl/codegen/proto_utils.h>
+#include <grpcpp/impl/codegen/proto_utils.h>  // NOLINT(misc-include-cleaner)
 #endif
 
 #include <algorithm>

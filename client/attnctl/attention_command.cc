@@ -1,6 +1,5 @@
 // attnctl attention, self and cross: .npy files in, a .npy file out, and the
 // comparison with what was expected.
-#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -79,7 +78,7 @@ std::string Sentence(const Answer& answer, const Comparison& comparison,
 }
 
 // Writes and compares what `answers` ask for, then reports.
-ExitCode Finish(const AttentionFlags& flags, std::vector<Answer> answers,
+ExitCode Finish(const AttentionFlags& flags, const std::vector<Answer>& answers,
                 const client::AttentionReply& reply, absl::Duration elapsed,
                 Session& session) {
   ExitCode exit_code = kOk;
@@ -138,6 +137,7 @@ ExitCode RunAttention(const Method& method, const AttentionFlags& flags,
     arrays.push_back(*std::move(array));
   }
   std::vector<client::ConstTensor> tensors;
+  tensors.reserve(arrays.size());
   for (const auto& array : arrays) {
     tensors.push_back({array.values, array.shape});
   }
@@ -171,7 +171,7 @@ ExitCode RunAttention(const Method& method, const AttentionFlags& flags,
   if (!reply.ok()) return session.CallError(reply.status());
   answers[0].shape = reply->output_shape;
   if (answers.size() > 1) answers[1].shape = reply->lse_shape;
-  return Finish(flags, std::move(answers), *reply, elapsed, session);
+  return Finish(flags, answers, *reply, elapsed, session);
 }
 
 void AddMethod(CLI::App& app, const Method& method, Session& session) {

@@ -38,7 +38,7 @@ class ProgressBar {
                    << std::flush;
     } else if (shown_.insert(progress.phase).second) {
       // Phases take turns, so that a log would fill with them.
-      session_.err << "attnctl bench: " << progress.phase << std::endl;
+      session_.err << "attnctl bench: " << progress.phase << "\n" << std::flush;
     }
   }
 

@@ -176,7 +176,7 @@ class NpyFile {
     if (!stream_ || absl::string_view(fixed, kMagic.size()) != kMagic) {
       return Malformed(path_, "a .npy file", "no such magic at its start");
     }
-    const int version = fixed[6];
+    const int version = static_cast<unsigned char>(fixed[6]);
     if (version < 1 || version > 3) {
       return Malformed(path_, "format version 1, 2 or 3",
                        absl::StrCat(version));

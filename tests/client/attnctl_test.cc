@@ -105,7 +105,7 @@ TEST(AttnctlEstimateTest, WorksOffline) {
 }
 
 class AttnctlTest : public testing::Test {
- protected:
+ public:
   AttnctlTest() {
     std::filesystem::create_directories(folder_);
     Write("q.npy", {2, 3, 2}, 12);

@@ -11,7 +11,8 @@ void FillTensor(const std::vector<int64_t>& shape, float step,
                 v1::Tensor* tensor) {
   tensor->set_dtype(v1::DATA_TYPE_F32);
   tensor->mutable_shape()->Assign(shape.begin(), shape.end());
-  std::vector<float> values(static_cast<size_t>(*ElementCount(shape)));
+  std::vector<float> values(
+      static_cast<size_t>(ElementCount(shape).value_or(0)));
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = step * static_cast<float>(i);
   }

@@ -6,7 +6,6 @@
 #include <grpcpp/server_builder.h>
 
 #include <limits>
-#include <utility>
 
 #include "attnd/v1/attention.grpc.pb.h"
 

@@ -26,15 +26,15 @@ TEST(OfflineEstimateTest, CountsBytesOfEveryTensor) {
                                          .return_lse = true});
   ASSERT_TRUE(estimate.ok()) << estimate.status();
   EXPECT_EQ(estimate->input_bytes,
-            4 * 2 * (8 * 100 * 64 + 2 * 300 * 64 + 2 * 300 * 32));
-  EXPECT_EQ(estimate->output_bytes, 4 * 2 * 8 * (100 * 32 + 100));
+            int64_t{4} * 2 * (8 * 100 * 64 + 2 * 300 * 64 + 2 * 300 * 32));
+  EXPECT_EQ(estimate->output_bytes, int64_t{4} * 2 * 8 * (100 * 32 + 100));
   EXPECT_GT(estimate->workspace_bytes, 0);
   EXPECT_EQ(estimate->flash_bytes, estimate->input_bytes +
                                        estimate->output_bytes +
                                        estimate->workspace_bytes);
-  EXPECT_EQ(
-      estimate->naive_bytes,
-      estimate->input_bytes + estimate->output_bytes + 4 * 2 * 8 * 100 * 300);
+  EXPECT_EQ(estimate->naive_bytes, estimate->input_bytes +
+                                       estimate->output_bytes +
+                                       int64_t{4} * 2 * 8 * 100 * 300);
   EXPECT_EQ(estimate->flops, int64_t{2} * (64 + 32) * 2 * 8 * 100 * 300);
   EXPECT_EQ(estimate->peak_bytes, 5 * estimate->peak_per_request_bytes);
 }
