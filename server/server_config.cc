@@ -134,6 +134,8 @@ absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
     line.answer = app->help();
   } catch (const CLI::CallForVersion& version) {
     line.answer = absl::StrCat(version.what(), "\n");
+  } catch (const CLI::FileError& error) {
+    return absl::InvalidArgumentError(absl::StrCat("--config: ", error.what()));
   } catch (const CLI::Error& error) {
     return absl::InvalidArgumentError(
         absl::StrCat(error.what(), " (attnd --help shows every option)"));

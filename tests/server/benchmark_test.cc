@@ -1,0 +1,262 @@
+#include "server/benchmark.h"
+
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/naive_attention.h"
+#include "server/admission.h"
+#include "server/benchmark_call.h"
+#include "tests/server/message_tools.h"
+
+namespace attnd::server {
+namespace {
+
+class BenchmarkTest : public ::testing::Test {
+ protected:
+  static v1::BenchmarkRequest Small() {
+    v1::BenchmarkRequest request;
+    request.set_num_vectors(256);
+    request.set_dimensions(32);
+    request.set_num_heads(2);
+    request.set_repetitions(2);
+    return request;
+  }
+
+  struct Outcome {
+    absl::StatusOr<v1::BenchmarkResult> result = absl::UnknownError("unset");
+    std::vector<std::string> phases;
+    std::vector<double> fractions;
+  };
+  Outcome Run(
+      const v1::BenchmarkRequest& request, Admission& admission,
+      const StopSignal& stop,
+      const std::function<void()>& on_progress = [] {}) {
+    const ServiceContext context{engine_, admission, 1LL << 28, 4096};
+    Outcome outcome;
+    const auto spec = DecodeBenchmark(request, context);
+    if (!spec.ok()) {
+      outcome.result = spec.status();
+      return outcome;
+    }
+    Admission::Reservation reservation = *admission.Admit(0);
+    outcome.result =
+        RunBenchmark(*spec, context, reservation, stop,
+                     [&](absl::string_view phase, double fraction) {
+                       outcome.phases.emplace_back(phase);
+                       outcome.fractions.push_back(fraction);
+                       on_progress();
+                     });
+    return outcome;
+  }
+
+  AttentionEngine engine_{{.threads = 2}};
+  Admission admission_{1LL << 30, 8};
+  StopSignal stop_;
+};
+
+TEST_F(BenchmarkTest, TheResultAddsUp) {
+  const Outcome outcome = Run(Small(), admission_, stop_);
+  ASSERT_TRUE(outcome.result.ok()) << outcome.result.status();
+  const v1::BenchmarkResult& got = *outcome.result;
+  EXPECT_EQ(got.num_queries(), 256);
+  EXPECT_EQ(got.dimensions(), 32);
+  EXPECT_GT(got.flash_time_ms(), 0);
+  EXPECT_NEAR(got.speedup(), got.naive_time_ms() / got.flash_time_ms(), 1e-9);
+  EXPECT_NEAR(got.peak_ratio(), got.gflops() / got.peak_gflops(), 1e-9);
+  EXPECT_NEAR(got.gflops(),
+              4.0 * 32 * 256 * 256 * 2 / got.flash_time_ms() / 1e6, 1e-6);
+  EXPECT_LT(got.max_abs_error(), 1e-5);
+  const int64_t tensors = 4LL * 2 * 256 * 32 * 4;
+  EXPECT_EQ(got.naive_peak_bytes(), tensors + 2LL * 256 * 256 * 4);
+  EXPECT_EQ(got.flash_peak_bytes(), tensors + got.stats().workspace_bytes());
+  EXPECT_NEAR(
+      got.memory_reduction(),
+      1 - double(got.flash_peak_bytes()) / double(got.naive_peak_bytes()),
+      1e-12);
+  EXPECT_EQ(got.stats().threads(), 2);
+  EXPECT_EQ(admission_.usage().bytes, 0);
+}
+
+TEST_F(BenchmarkTest, ProgressNeverFallsAndNamesThePhases) {
+  const Outcome outcome = Run(Small(), admission_, stop_);
+  const std::vector<std::string> expected = {
+      "prepare", "peak", "naive", "flash", "peak", "naive", "flash", "verify"};
+  EXPECT_EQ(outcome.phases, expected);
+  double last = 0;
+  for (const double fraction : outcome.fractions) {
+    EXPECT_GE(fraction, last);
+    EXPECT_LT(fraction, 1);
+    last = fraction;
+  }
+}
+
+TEST_F(BenchmarkTest, LeavesNaiveOutWhereItDoesNotFit) {
+  v1::BenchmarkRequest request = Small();
+  request.set_num_vectors(2048);
+  Admission tight(16LL << 20, 1);  // the scores alone are 32 MiB
+  const Outcome outcome = Run(request, tight, stop_);
+  ASSERT_TRUE(outcome.result.ok()) << outcome.result.status();
+  EXPECT_FALSE(outcome.result->has_naive_time_ms());
+  EXPECT_FALSE(outcome.result->has_speedup());
+  EXPECT_EQ(outcome.result->naive_peak_bytes(),
+            4LL * 2 * 2048 * 32 * 4 + 2LL * 2048 * 2048 * 4);
+}
+
+TEST_F(BenchmarkTest, FewerThreadsAreGranted) {
+  v1::BenchmarkRequest request = Small();
+  request.set_threads(1);
+  const Outcome outcome = Run(request, admission_, stop_);
+  ASSERT_TRUE(outcome.result.ok());
+  EXPECT_EQ(outcome.result->stats().threads(), 1);
+}
+
+TEST_F(BenchmarkTest, StopsWhereverItIs) {
+  for (size_t at = 1; at <= 8; ++at) {
+    StopSignal stop;
+    size_t seen = 0;
+    const Outcome outcome = Run(Small(), admission_, stop, [&] {
+      if (++seen == at) stop.Cancel();
+    });
+    EXPECT_EQ(outcome.result.status().code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(outcome.phases.size(), at);
+  }
+}
+
+TEST_F(BenchmarkTest, RefusesByName) {
+  using R = v1::BenchmarkRequest;
+  struct Case {
+    const char* field;
+    absl::StatusCode code;
+    std::function<void(R&)> spoil;
+  };
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  const Case cases[] = {
+      {"num_vectors", kInvalid, [](R& r) { r.set_num_vectors(0); }},
+      {"num_vectors", kInvalid, [](R& r) { r.set_num_vectors(4097); }},
+      {"dimensions", kInvalid, [](R& r) { r.set_dimensions(-1); }},
+      {"dimensions", kInvalid, [](R& r) { r.set_dimensions(100'000); }},
+      {"num_heads", kInvalid, [](R& r) { r.set_num_heads(-1); }},
+      {"dtype", kInvalid, [](R& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
+      {"dtype", absl::StatusCode::kUnimplemented,
+       [](R& r) { r.set_dtype(v1::DATA_TYPE_F16); }},
+      {"block_size", kInvalid, [](R& r) { r.set_block_size(-1); }},
+      {"threads", kInvalid, [](R& r) { r.set_threads(3); }},
+      {"repetitions", kInvalid, [](R& r) { r.set_repetitions(100'000); }},
+      {"<none>", absl::StatusCode::kResourceExhausted,
+       [](R& r) {
+         r.set_num_vectors(4096);
+         r.set_num_heads(1'000'000);
+       }},
+  };
+  for (const Case& test : cases) {
+    SCOPED_TRACE(test.field);
+    R request = Small();
+    test.spoil(request);
+    const Refusal refusal =
+        RefusalOf(Run(request, admission_, stop_).result.status());
+    EXPECT_EQ(refusal.code, static_cast<int>(test.code)) << refusal.message;
+    EXPECT_EQ(refusal.field, test.field) << refusal.message;
+  }
+}
+
+// A stream that is read as fast as the test says.
+class FakeSink : public EventSink {
+ public:
+  void Write(ResponsePieces message) override {
+    v1::BenchmarkResponse event;
+    EXPECT_TRUE(event.ParseFromString(Join(message)));
+    const std::lock_guard lock(mutex_);
+    events.push_back(event);
+    changed_.notify_all();
+  }
+  void Finish(const absl::Status& status) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_FALSE(finished);
+    finished = status;
+    changed_.notify_all();
+  }
+  // Waits for `count` events or the end; true at the end, after which the
+  // sink is left alone.
+  bool IsOver(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return events.size() >= count || finished; });
+    return finished.has_value();
+  }
+
+  std::vector<v1::BenchmarkResponse> events;
+  std::optional<absl::Status> finished;
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+};
+
+class BenchmarkCallTest : public BenchmarkTest {
+ protected:
+  std::shared_ptr<BenchmarkCall> Call(FakeSink& sink) {
+    return std::make_shared<BenchmarkCall>(context_, runner_, sink,
+                                           SteadyTime::max());
+  }
+  // Reads the stream to its end; `ok` is what becomes of the writes.
+  static void ReadAll(BenchmarkCall& call, FakeSink& sink, bool ok) {
+    for (size_t count = 1; !sink.IsOver(count); ++count) call.OnWritten(ok);
+  }
+  static ReceivedMessage Message(const v1::BenchmarkRequest& request) {
+    return InSlices(request.SerializeAsString(), 10, 1);
+  }
+
+  ServiceContext context_{engine_, admission_, 1LL << 28, 4096};
+  BenchmarkRunner runner_;
+};
+
+TEST_F(BenchmarkCallTest, AnswersProgressThenOneResult) {
+  FakeSink sink;
+  const auto call = Call(sink);
+  call->Start(Message(Small()));
+  ReadAll(*call, sink, true);
+  EXPECT_TRUE(sink.finished->ok());
+  ASSERT_GE(sink.events.size(), 2U);
+  for (size_t i = 0; i + 1 < sink.events.size(); ++i) {
+    EXPECT_TRUE(sink.events[i].has_progress());
+  }
+  EXPECT_TRUE(sink.events.back().has_result());
+}
+
+TEST_F(BenchmarkCallTest, OneRunsAtATime) {
+  v1::BenchmarkRequest endless = Small();
+  endless.set_num_vectors(4096);
+  endless.set_repetitions(300);  // just within the work limit
+  FakeSink first_sink;
+  const auto first = Call(first_sink);
+  first->Start(Message(endless));
+  FakeSink second_sink;
+  Call(second_sink)->Start(Message(Small()));
+  ASSERT_TRUE(second_sink.finished);
+  EXPECT_EQ(RefusalOf(*second_sink.finished).reason, "TOO_MANY_REQUESTS");
+  EXPECT_GT(RefusalOf(*second_sink.finished).retry_ms, 0);
+  // A client that does not read holds up nothing but itself.
+  first->Cancel();
+  ReadAll(*first, first_sink, true);
+  EXPECT_EQ(first_sink.finished->code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(BenchmarkCallTest, ABrokenStreamStopsIt) {
+  v1::BenchmarkRequest endless = Small();
+  endless.set_num_vectors(4096);
+  endless.set_repetitions(300);  // just within the work limit
+  FakeSink sink;
+  const auto call = Call(sink);
+  call->Start(Message(endless));
+  ReadAll(*call, sink, false);
+  EXPECT_EQ(sink.finished->code(), absl::StatusCode::kCancelled);
+}
+
+}  // namespace
+}  // namespace attnd::server

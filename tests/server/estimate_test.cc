@@ -1,0 +1,143 @@
+#include "server/estimate.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+
+#include "server/admission.h"
+#include "tests/server/message_tools.h"
+
+namespace attnd::server {
+namespace {
+
+class EstimateTest : public ::testing::Test {
+ protected:
+  v1::MemoryEstimateResponse Estimate(
+      const v1::MemoryEstimateRequest& request) {
+    const auto response = EstimateMemory(request, context_);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.ok() ? *response : v1::MemoryEstimateResponse();
+  }
+
+  AttentionEngine engine_{{.threads = 2}};
+  Admission admission_{100LL << 20, 8};
+  ServiceContext context_{engine_, admission_, 16LL << 20, 1024};
+};
+
+TEST_F(EstimateTest, TheParts) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(1000);
+  request.set_dimensions(64);
+  const auto got = Estimate(request);
+  EXPECT_EQ(got.input_bytes(), 3 * 1000 * 64 * 4);
+  EXPECT_EQ(got.output_bytes(), 1000 * 64 * 4);
+  EXPECT_EQ(got.naive_bytes(),
+            4LL * 1000 * 1000 + got.input_bytes() + got.output_bytes());
+  EXPECT_EQ(got.flash_bytes(),
+            got.input_bytes() + got.output_bytes() + got.workspace_bytes());
+  EXPECT_EQ(got.flops(), 4LL * 64 * 1000 * 1000);
+  EXPECT_NEAR(got.reduction_ratio(),
+              1 - double(got.flash_bytes()) / double(got.naive_bytes()), 1e-12);
+  EXPECT_GE(got.peak_per_request_bytes(), got.flash_bytes());
+  EXPECT_EQ(got.peak_bytes(), got.peak_per_request_bytes());
+  EXPECT_GT(got.required_message_bytes(), got.input_bytes());
+  EXPECT_TRUE(got.fits());
+}
+
+TEST_F(EstimateTest, ConcurrencyMultipliesAndMayNotFit) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(1000);
+  const int64_t one = Estimate(request).peak_bytes();
+  request.set_concurrency(1000);
+  const auto got = Estimate(request);
+  EXPECT_EQ(got.peak_bytes(), 1000 * one);
+  EXPECT_FALSE(got.fits());
+  EXPECT_EQ(got.limiting_factor(), "memory_budget");
+}
+
+TEST_F(EstimateTest, AMessageMayBeTheLimit) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(12'000);
+  const auto got = Estimate(request);
+  EXPECT_FALSE(got.fits());
+  EXPECT_EQ(got.limiting_factor(), "message_size");
+}
+
+TEST_F(EstimateTest, MoreThreadsHoldMore) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(4000);
+  request.set_threads(1);
+  const int64_t one = Estimate(request).workspace_bytes();
+  request.set_threads(16);
+  EXPECT_GT(Estimate(request).workspace_bytes(), one);
+}
+
+TEST_F(EstimateTest, RefusesByName) {
+  using R = v1::MemoryEstimateRequest;
+  constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
+  struct Case {
+    const char* field;
+    bool unbuilt;
+    std::function<void(R&)> spoil;
+  };
+  const Case cases[] = {
+      {"seq_len", false, [](R& r) { r.set_seq_len(0); }},
+      {"seq_len", false, [](R& r) { r.set_seq_len(-1); }},
+      {"seq_len", false, [](R& r) { r.set_seq_len(kHuge); }},
+      {"seq_len", false,
+       [](R& r) {
+         r.set_seq_len(0);
+         r.set_q_len(5);
+       }},
+      {"dimensions", false, [](R& r) { r.set_dimensions(5000); }},
+      {"head_dim", false, [](R& r) { r.set_head_dim(5000); }},
+      {"v_head_dim", false, [](R& r) { r.set_v_head_dim(5000); }},
+      {"num_q_heads", false,
+       [](R& r) {
+         r.set_num_q_heads(3);
+         r.set_num_kv_heads(2);
+       }},
+      {"batch", false, [](R& r) { r.set_batch(-1); }},
+      {"threads", false, [](R& r) { r.set_threads(-1); }},
+      {"concurrency", false, [](R& r) { r.set_concurrency(kHuge); }},
+      {"dtype", false, [](R& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
+      {"dtype", true, [](R& r) { r.set_dtype(v1::DATA_TYPE_BF16); }},
+      {"transport", false, [](R& r) { r.set_transport(v1::Transport(9)); }},
+      {"transport", true,
+       [](R& r) { r.set_transport(v1::TRANSPORT_SHARED_MEMORY); }},
+      {"options.layout", true,
+       [](R& r) { r.mutable_options()->set_layout(v1::LAYOUT_BSHD); }},
+      {"options.scale", false,
+       [](R& r) {
+         r.mutable_options()->set_scale(std::numeric_limits<float>::infinity());
+       }},
+      {"max_batch_for_budget_bytes", false,
+       [](R& r) { r.set_max_batch_for_budget_bytes(-1); }},
+      {"max_batch_for_budget_bytes", true,
+       [](R& r) { r.set_max_batch_for_budget_bytes(0); }},
+      {"max_seq_len_for_budget_bytes", true,
+       [](R& r) {
+         r.set_seq_len(0);
+         r.set_max_seq_len_for_budget_bytes(1);
+       }},
+  };
+  for (const Case& test : cases) {
+    SCOPED_TRACE(test.field);
+    R request;
+    request.set_seq_len(10);
+    test.spoil(request);
+    const Refusal refusal =
+        RefusalOf(EstimateMemory(request, context_).status());
+    EXPECT_EQ(
+        refusal.code,
+        static_cast<int>(test.unbuilt ? absl::StatusCode::kUnimplemented
+                                      : absl::StatusCode::kInvalidArgument))
+        << refusal.message;
+    EXPECT_EQ(refusal.field, test.field) << refusal.message;
+  }
+}
+
+}  // namespace
+}  // namespace attnd::server

@@ -1,0 +1,106 @@
+#include "server/listen_address.h"
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+namespace attnd::server {
+namespace {
+
+std::string TestPath() {
+  const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
+  return ::testing::TempDir() + "attnd_" + std::to_string(getpid()) +
+         test->name();
+}
+
+bool Exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
+
+// A socket bound to `path`, listening or not.
+int Bind(const std::string& path, bool listening) {
+  const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)),
+            0);
+  if (listening) {
+    EXPECT_EQ(listen(fd, 1), 0);
+  }
+  return fd;
+}
+
+TEST(ListenAddressTest, ParsesBothKinds) {
+  EXPECT_EQ(ListenAddress::Parse("127.0.0.1:50051")->port, 50051);
+  EXPECT_EQ(ListenAddress::Parse("localhost:0")->Text(), "localhost:0");
+  EXPECT_EQ(ListenAddress::Parse("[::1]:7")->host, "[::1]");
+  EXPECT_EQ(ListenAddress::Parse("unix:/a/b")->unix_path, "/a/b");
+  EXPECT_EQ(ListenAddress::Parse("unix:///a/b")->Text(), "unix:/a/b");
+  EXPECT_EQ(ListenAddress::Parse("unix:rel")->unix_path, "rel");
+}
+
+TEST(ListenAddressTest, RefusesWhatIsNeither) {
+  for (const char* text : {"", "host", ":1", "host:", "host:65536", "host:-1",
+                           "host:http", "::1:5", "unix:"}) {
+    EXPECT_FALSE(ListenAddress::Parse(text).ok()) << text;
+  }
+  EXPECT_FALSE(ListenAddress::Parse("unix:/" + std::string(200, 'x')).ok());
+}
+
+TEST(UnixSocketGuardTest, ASecondOneIsRefusedUntilTheFirstIsGone) {
+  const std::string path = TestPath();
+  {
+    const auto first = UnixSocketGuard::Acquire(path);
+    ASSERT_TRUE(first.ok()) << first.status();
+    const auto second = UnixSocketGuard::Acquire(path);
+    EXPECT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
+  }
+  EXPECT_TRUE(UnixSocketGuard::Acquire(path).ok());
+  EXPECT_FALSE(Exists(path + ".lock"));
+}
+
+TEST(UnixSocketGuardTest, ReplacesAStaleSocket) {
+  const std::string path = TestPath();
+  close(Bind(path, /*listening=*/true));
+  ASSERT_TRUE(Exists(path));
+  const auto guard = UnixSocketGuard::Acquire(path);
+  EXPECT_TRUE(guard.ok()) << guard.status();
+  EXPECT_FALSE(Exists(path));
+}
+
+TEST(UnixSocketGuardTest, LeavesALivingSocketAlone) {
+  const std::string path = TestPath();
+  const int fd = Bind(path, /*listening=*/true);
+  EXPECT_FALSE(UnixSocketGuard::Acquire(path).ok());
+  EXPECT_TRUE(Exists(path));
+  EXPECT_FALSE(Exists(path + ".lock"));
+  close(fd);
+  unlink(path.c_str());
+}
+
+TEST(UnixSocketGuardTest, LeavesOtherFilesAlone) {
+  const std::string path = TestPath();
+  std::ofstream(path) << "mine";
+  EXPECT_FALSE(UnixSocketGuard::Acquire(path).ok());
+  EXPECT_TRUE(Exists(path));
+  unlink(path.c_str());
+}
+
+TEST(AddressFileTest, HoldsOneAddressALine) {
+  const std::string path = TestPath();
+  ASSERT_TRUE(WriteAddressFile(path, {"a:1", "unix:/b"}).ok());
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  EXPECT_EQ(text.str(), "a:1\nunix:/b\n");
+  unlink(path.c_str());
+  EXPECT_FALSE(WriteAddressFile("/no/such/folder/file", {"a:1"}).ok());
+}
+
+}  // namespace
+}  // namespace attnd::server

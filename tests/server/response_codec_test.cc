@@ -1,0 +1,99 @@
+#include "server/response_codec.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/server/message_tools.h"
+
+namespace attnd::server {
+namespace {
+
+class ResponseCodecTest : public ::testing::Test {
+ protected:
+  AttentionAnswer Answer() {
+    return {.output = {{2, 3}, output_}, .lse = &lse_, .stats = stats_};
+  }
+  template <typename Response>
+  static Response Parse(const ResponsePieces& pieces) {
+    Response response;
+    EXPECT_TRUE(response.ParseFromString(Join(pieces)));
+    return response;
+  }
+
+  std::vector<float> output_ = {1, 2, 3, 4, 5, 6};
+  std::vector<float> lse_elements_ = {7, 8};
+  ResponseTensor lse_{{2}, lse_elements_};
+  RunStats stats_{.isa = Isa::kScalar,
+                  .kernel = "tiled",
+                  .tile_q = 1,
+                  .tile_kv = 2,
+                  .threads = 3,
+                  .queue_time = std::chrono::nanoseconds(5),
+                  .compute_time = std::chrono::nanoseconds(2'000'000'001),
+                  .flops = 4,
+                  .workspace_bytes = 6};
+};
+
+TEST_F(ResponseCodecTest, AllThreeResponsesParse) {
+  const ResponsePieces pieces =
+      EncodeAnswer(Answer(), PayloadKind::kData, nullptr);
+  const auto one = Parse<v1::AttentionResponse>(pieces);
+  const auto two = Parse<v1::SelfAttentionResponse>(pieces);
+  const auto three = Parse<v1::CrossAttentionResponse>(pieces);
+  EXPECT_EQ(one.output().SerializeAsString(), two.output().SerializeAsString());
+  EXPECT_EQ(one.lse().SerializeAsString(), three.lse().SerializeAsString());
+  EXPECT_EQ(one.output().dtype(), v1::DATA_TYPE_F32);
+  EXPECT_EQ(one.output().shape_size(), 2);
+  ASSERT_EQ(one.output().data().size(), output_.size() * sizeof(float));
+  EXPECT_EQ(std::memcmp(one.output().data().data(), output_.data(),
+                        one.output().data().size()),
+            0);
+  EXPECT_EQ(one.lse().shape(0), 2);
+  EXPECT_EQ(one.stats().kernel(), "tiled");
+  EXPECT_EQ(one.stats().compute_time().seconds(), 2);
+  EXPECT_EQ(one.stats().compute_time().nanos(), 1);
+}
+
+TEST_F(ResponseCodecTest, DataIsBorrowedAndKeptAlive) {
+  auto owner = std::make_shared<int>(0);
+  const std::weak_ptr<int> watch = owner;
+  ResponsePieces pieces =
+      EncodeAnswer(Answer(), PayloadKind::kData, std::move(owner));
+  bool borrowed = false;
+  for (const ResponsePiece& piece : pieces) {
+    borrowed |= static_cast<const void*>(piece.bytes.data()) == output_.data();
+  }
+  EXPECT_TRUE(borrowed);
+  EXPECT_FALSE(watch.expired());
+  pieces.clear();
+  EXPECT_TRUE(watch.expired());
+}
+
+TEST_F(ResponseCodecTest, ValuesAreNumbers) {
+  const auto response = Parse<v1::AttentionResponse>(
+      EncodeAnswer(Answer(), PayloadKind::kValues, nullptr));
+  ASSERT_EQ(response.output().values().values_size(), 6);
+  EXPECT_EQ(response.output().values().values(5), 6);
+  EXPECT_EQ(response.lse().values().values(1), 8);
+}
+
+TEST_F(ResponseCodecTest, AnEmptyOutputStillHasItsPayloadAndShape) {
+  AttentionAnswer answer = Answer();
+  answer.output = {{0, 3}, {}};
+  answer.lse = nullptr;
+  const auto data = Parse<v1::AttentionResponse>(
+      EncodeAnswer(answer, PayloadKind::kData, nullptr));
+  EXPECT_EQ(data.output().payload_case(), v1::Tensor::kData);
+  EXPECT_EQ(data.output().shape(1), 3);
+  EXPECT_FALSE(data.has_lse());
+  const auto values = Parse<v1::AttentionResponse>(
+      EncodeAnswer(answer, PayloadKind::kValues, nullptr));
+  EXPECT_EQ(values.output().payload_case(), v1::Tensor::kValues);
+}
+
+}  // namespace
+}  // namespace attnd::server

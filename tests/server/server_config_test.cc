@@ -1,0 +1,146 @@
+#include "server/server_config.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace attnd::server {
+namespace {
+
+class ServerConfigTest : public ::testing::Test {
+ protected:
+  // A file that this test alone writes, and its flag.
+  std::string ConfigFlag(const std::string& text) {
+    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
+    const std::string path =
+        ::testing::TempDir() + "attnd_" + test->name() + ".conf";
+    std::ofstream(path) << text;
+    return "--config=" + path;
+  }
+
+  static ServerConfig Parse(const std::vector<std::string>& args,
+                            const Environment& environment = {}) {
+    const auto line = ParseConfig(args, environment);
+    EXPECT_TRUE(line.ok()) << line.status();
+    return line.ok() ? line->config : ServerConfig{};
+  }
+};
+
+TEST_F(ServerConfigTest, Defaults) {
+  const ServerConfig config = Parse({});
+  EXPECT_EQ(config.listen, std::vector<std::string>{"127.0.0.1:50051"});
+  EXPECT_EQ(config.threads, 0);
+  EXPECT_EQ(config.max_message_bytes, 268435456);
+  EXPECT_EQ(config.max_in_flight, 256);
+}
+
+TEST_F(ServerConfigTest, ListensOnSeveralAddresses) {
+  const std::vector<std::string> both = {"127.0.0.1:0", "unix:/tmp/x"};
+  EXPECT_EQ(Parse({"--listen=127.0.0.1:0,unix:/tmp/x"}).listen, both);
+  EXPECT_EQ(Parse({}, {{"ATTND_LISTEN", "127.0.0.1:0,unix:/tmp/x"}}).listen,
+            both);
+  EXPECT_EQ(Parse({ConfigFlag("listen = 127.0.0.1:0,unix:/tmp/x\n")}).listen,
+            both);
+  EXPECT_EQ(Parse({"--listen=[::1]:0"}).listen.front(), "[::1]:0");
+}
+
+TEST_F(ServerConfigTest, FileSets) {
+  const std::string flag =
+      ConfigFlag("threads = 3\nmax-in-flight = 7\ndrain-timeout = 1.5\n");
+  const ServerConfig config = Parse({flag});
+  EXPECT_EQ(config.threads, 3);
+  EXPECT_EQ(config.max_in_flight, 7);
+  EXPECT_DOUBLE_EQ(config.drain_timeout_s, 1.5);
+}
+
+TEST_F(ServerConfigTest, FlagOverEnvironmentOverFile) {
+  const std::string flag =
+      ConfigFlag("threads = 1\nmax-in-flight = 1\nmax-benchmark-vectors = 1\n");
+  const Environment environment = {{"ATTND_THREADS", "2"},
+                                   {"ATTND_MAX_IN_FLIGHT", "2"}};
+  const ServerConfig config = Parse({flag, "--threads", "3"}, environment);
+  EXPECT_EQ(config.threads, 3);
+  EXPECT_EQ(config.max_in_flight, 2);
+  EXPECT_EQ(config.max_benchmark_vectors, 1);
+}
+
+TEST_F(ServerConfigTest, TheEnvironmentMayNameTheFile) {
+  const std::string flag = ConfigFlag("threads = 5\n");
+  const std::string path = flag.substr(flag.find('=') + 1);
+  EXPECT_EQ(Parse({}, {{"ATTND_CONFIG", path}}).threads, 5);
+}
+
+TEST_F(ServerConfigTest, EmptyAndForeignVariablesSetNothing) {
+  const Environment environment = {{"ATTND_THREADS", ""},
+                                   {"ATTND_SERVICE_HOST", "10.0.0.1"}};
+  EXPECT_EQ(Parse({}, environment).threads, 0);
+}
+
+TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {
+  // A value that no option accepts: each variable must be looked at.
+  for (const std::string& option : OptionNames()) {
+    if (option == "listen" || option == "address-file") continue;
+    std::string name = "ATTND_" + option;
+    for (char& c : name) {
+      c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
+    }
+    EXPECT_FALSE(ParseConfig({}, {{name, "/no/such/value"}}).ok()) << name;
+  }
+}
+
+TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
+  const std::vector<std::vector<std::string>> wrong = {
+      {"--no-such-flag"},         {"--threads=-1"},
+      {"--threads=two"},          {"--max-message-bytes=1"},
+      {"--max-in-flight=0"},      {"--log-level=loud"},
+      {"--drain-timeout=-1"},     {"positional"},
+      {"--config=/no/such/file"}, {"--max-message-bytes=9999999999"}};
+  for (const auto& args : wrong) {
+    EXPECT_FALSE(ParseConfig(args, {}).ok()) << args.front();
+  }
+}
+
+TEST_F(ServerConfigTest, UnknownKeysInTheFileAreErrors) {
+  const auto line = ParseConfig({ConfigFlag("treads = 3\n")}, {});
+  ASSERT_FALSE(line.ok());
+  EXPECT_NE(line.status().message().find("treads"), std::string::npos);
+  EXPECT_FALSE(ParseConfig({ConfigFlag("[x]\nthreads = 3\n")}, {}).ok());
+}
+
+TEST_F(ServerConfigTest, AnswersHelpAndVersion) {
+  EXPECT_EQ(ParseConfig({"--version"}, {})->answer->rfind("attnd ", 0), 0U);
+  const std::string help = *ParseConfig({"--help"}, {})->answer;
+  for (const std::string& option : OptionNames()) {
+    EXPECT_NE(help.find("--" + option), std::string::npos) << option;
+  }
+}
+
+TEST_F(ServerConfigTest, TheDocumentNamesEveryOption) {
+  std::ifstream file(ATTND_CONFIGURATION_MD);
+  std::stringstream text;
+  text << file.rdbuf();
+  ASSERT_FALSE(OptionNames().empty());
+  for (const std::string& option : OptionNames()) {
+    EXPECT_NE(text.str().find("`--" + option + "`"), std::string::npos)
+        << option;
+  }
+}
+
+TEST_F(ServerConfigTest, ReadsItsOwnVariablesOnly) {
+  const char* const entries[] = {"HOME=/root", "ATTND_THREADS=4", "ATTND_X",
+                                 nullptr};
+  EXPECT_EQ(EnvironmentOf(entries), (Environment{{"ATTND_THREADS", "4"}}));
+}
+
+TEST_F(ServerConfigTest, TheDefaultBudgetLeavesAReserve) {
+  constexpr int64_t kMiB = 1 << 20;
+  EXPECT_EQ(DefaultMemoryBudgetBytes(10'000 * kMiB), 9'000 * kMiB);
+  EXPECT_EQ(DefaultMemoryBudgetBytes(1'000 * kMiB), 744 * kMiB);
+  EXPECT_EQ(DefaultMemoryBudgetBytes(100 * kMiB), 50 * kMiB);
+}
+
+}  // namespace
+}  // namespace attnd::server

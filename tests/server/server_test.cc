@@ -1,0 +1,267 @@
+// The life of a server over real sockets: what it answers while it comes up,
+// serves, drains and goes.
+#include "server/server.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <fstream>
+#include <future>
+#include <random>
+#include <string>
+#include <thread>
+
+#include "tests/server/life_server.h"
+#include "tests/server/message_tools.h"
+#include "tests/support/raw_call.h"
+
+namespace attnd::server {
+namespace {
+
+using ::attnd::testing::RawClient;
+using ::attnd::testing::RawOptions;
+using ::attnd::testing::RawReply;
+using std::chrono::milliseconds;
+
+constexpr int kOk = 0;
+constexpr int kCancelled = 1;
+constexpr int kInvalidArgument = 3;
+constexpr int kDeadlineExceeded = 4;
+constexpr int kUnimplemented = 12;
+constexpr int kUnavailable = 14;
+
+std::string Good() { return GoodAttention().SerializeAsString(); }
+
+// Seconds of work in a small message.
+std::string Long(int64_t rows) {
+  v1::SelfAttentionRequest request;
+  *request.mutable_sequence() = DataTensor({rows, 1}, 1);
+  return request.SerializeAsString();
+}
+constexpr int64_t kEndlessRows = 1 << 20;
+
+// grpc.health.v1.HealthCheckRequest and the status of its response, by hand:
+// 1 is SERVING, 2 NOT_SERVING.
+RawReply Health(RawClient& client, const std::string& service) {
+  std::string request = "\x0a";
+  request += static_cast<char>(service.size());
+  return client.Call("/grpc.health.v1.Health/Check", request + service);
+}
+std::string Serving() { return "\x08\x01"; }
+
+// Until a call holds a slot of the server.
+void AwaitInFlight(const Server& server, int64_t count) {
+  while (server.usage().in_flight < count) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+}
+bool BecomesIdle(const Server& server) {
+  const auto limit =
+      std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (server.usage().in_flight > 0) {
+    if (std::chrono::steady_clock::now() > limit) return false;
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  return server.usage().bytes == 0;
+}
+
+TEST(ServerTest, ServesOnBothAddressesAndSaysSo) {
+  ServerConfig config = TestConfig();
+  config.address_file = SocketPath() + ".addresses";
+  const auto server = StartServer(config);
+  ASSERT_EQ(server->addresses().size(), 2U);
+  EXPECT_NE(server->addresses()[0], "127.0.0.1:0");
+  std::ifstream file(config.address_file);
+  std::string line;
+  for (const std::string& address : server->addresses()) {
+    ASSERT_TRUE(std::getline(file, line));
+    EXPECT_EQ(line, address);
+    RawClient client(address);
+    const RawReply reply = client.Call(Method("Attention"), Good());
+    EXPECT_EQ(reply.code, kOk) << reply.message;
+    ASSERT_EQ(reply.responses.size(), 1U);
+    v1::AttentionResponse response;
+    ASSERT_TRUE(response.ParseFromString(reply.responses[0]));
+    EXPECT_EQ(response.output().data().size(), 2U * 4 * 5 * 3 * 4);
+    for (const char* service : {"", "attnd.v1.AttentionService"}) {
+      EXPECT_EQ(Health(client, service).responses.at(0), Serving());
+    }
+  }
+  unlink(config.address_file.c_str());
+}
+
+TEST(ServerTest, InfoTellsTheLimits) {
+  const auto server = StartServer();
+  RawClient client(server->addresses()[0]);
+  v1::GetServerInfoResponse info;
+  ASSERT_TRUE(info.ParseFromString(
+      client.Call(Method("GetServerInfo"), "").responses.at(0)));
+  EXPECT_FALSE(info.version().empty());
+  EXPECT_FALSE(info.isa().empty());
+  EXPECT_EQ(info.threads(), 2);
+  EXPECT_EQ(info.max_receive_message_bytes(), 256 << 20);
+  EXPECT_EQ(info.max_send_message_bytes(), 256 << 20);
+  EXPECT_EQ(info.memory_budget_bytes(), 1 << 30);
+  EXPECT_EQ(info.max_benchmark_vectors(), 32768);
+}
+
+TEST(ServerTest, ABusyPortIsAnError) {
+  const auto first = StartServer();
+  ServerConfig config = TestConfig();
+  config.listen = {first->addresses()[0]};
+  const auto second = Server::Start(config);
+  ASSERT_FALSE(second.ok());
+  EXPECT_NE(second.status().message().find(first->addresses()[0]),
+            std::string::npos);
+}
+
+TEST(ServerTest, ABusySocketIsAnErrorAndStaysWithItsServer) {
+  const auto first = StartServer();
+  ASSERT_FALSE(Server::Start(TestConfig()).ok());
+  RawClient client(first->addresses()[1]);
+  EXPECT_EQ(client.Call(Method("Attention"), Good()).code, kOk);
+}
+
+TEST(ServerTest, RemovesItsSocketAtTheEnd) {
+  const std::string path = SocketPath();
+  StartServer().reset();
+  EXPECT_NE(access(path.c_str(), F_OK), 0);
+  EXPECT_NE(access((path + ".lock").c_str(), F_OK), 0);
+}
+
+TEST(ServerTest, DrainFinishesWhatRunsAndRefusesWhatIsNew) {
+  const auto server = StartServer();
+  RawClient busy(server->addresses()[0]);
+  RawClient other(server->addresses()[1]);
+  ASSERT_EQ(Health(other, "").responses.at(0), Serving());
+  auto running = std::async(std::launch::async, [&] {
+    return busy.Call(Method("SelfAttention"), Long(60'000));
+  });
+  AwaitInFlight(*server, 1);
+  std::thread drain([&] { server->Drain(); });
+  while (Health(other, "").responses.at(0) == Serving()) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  const RawReply refused = other.Call(Method("Attention"), Good());
+  EXPECT_EQ(refused.code, kUnavailable) << refused.message;
+  const RawReply finished = running.get();
+  EXPECT_EQ(finished.code, kOk) << finished.message;
+  drain.join();
+}
+
+TEST(ServerTest, DrainCancelsWhatTakesTooLong) {
+  ServerConfig config = TestConfig();
+  config.drain_timeout_s = 0.05;
+  const auto server = StartServer(config);
+  RawClient client(server->addresses()[0]);
+  auto running = std::async(std::launch::async, [&] {
+    return client.Call(Method("SelfAttention"), Long(kEndlessRows));
+  });
+  AwaitInFlight(*server, 1);
+  server->Drain();
+  EXPECT_NE(running.get().code, kOk);
+}
+
+TEST(ServerTest, AbortCutsADrainShort) {
+  const auto server = StartServer();
+  RawClient client(server->addresses()[0]);
+  auto running = std::async(std::launch::async, [&] {
+    return client.Call(Method("SelfAttention"), Long(kEndlessRows));
+  });
+  AwaitInFlight(*server, 1);
+  std::thread drain([&] { server->Drain(); });
+  server->Abort();
+  drain.join();
+  EXPECT_NE(running.get().code, kOk);
+}
+
+TEST(ServerTest, CancelAndDeadlineFreeTheServer) {
+  const auto server = StartServer();
+  RawClient client(server->addresses()[0]);
+  RawOptions cancelled;
+  cancelled.cancel_after = milliseconds(200);
+  EXPECT_EQ(
+      client.Call(Method("SelfAttention"), Long(kEndlessRows), cancelled).code,
+      kCancelled);
+  EXPECT_TRUE(BecomesIdle(*server));
+  RawOptions late;
+  late.timeout = milliseconds(200);
+  EXPECT_EQ(client.Call(Method("SelfAttention"), Long(kEndlessRows), late).code,
+            kDeadlineExceeded);
+  EXPECT_TRUE(BecomesIdle(*server));
+}
+
+TEST(ServerTest, BenchmarkStreamsAndMayBeCancelled) {
+  const auto server = StartServer();
+  RawClient client(server->addresses()[0]);
+  v1::BenchmarkRequest request;
+  request.set_num_vectors(128);
+  const RawReply reply =
+      client.Call(Method("Benchmark"), request.SerializeAsString());
+  EXPECT_EQ(reply.code, kOk) << reply.message;
+  v1::BenchmarkResponse last;
+  ASSERT_TRUE(last.ParseFromString(reply.responses.back()));
+  EXPECT_TRUE(last.has_result());
+
+  request.set_num_vectors(8192);
+  request.set_repetitions(1000);
+  RawOptions once;
+  once.keep_going = [](const std::string&) { return false; };
+  EXPECT_EQ(
+      client.Call(Method("Benchmark"), request.SerializeAsString(), once).code,
+      kCancelled);
+  EXPECT_TRUE(BecomesIdle(*server));
+}
+
+TEST(ServerTest, WhatIsNotBuiltSaysSo) {
+  const auto server = StartServer();
+  RawClient client(server->addresses()[0]);
+  for (const char* method : {"AttentionBackward", "AttentionStream"}) {
+    const RawReply reply = client.Call(Method(method), "");
+    EXPECT_EQ(reply.code, kUnimplemented) << method;
+    EXPECT_EQ(ParseRefusal(reply.details).reason, "NOT_IMPLEMENTED");
+    EXPECT_EQ(ParseRefusal(reply.details).field, "<none>");
+  }
+}
+
+TEST(ServerTest, BytesThatDoNotParseAreRefused) {
+  const auto server = StartServer();
+  RawClient client(server->addresses()[0]);
+  for (const char* method :
+       {"Attention", "SelfAttention", "CrossAttention", "AttentionBackward",
+        "Benchmark", "MemoryEstimate", "GetServerInfo"}) {
+    const RawReply reply = client.Call(Method(method), "\x0a\x7f");
+    EXPECT_EQ(reply.code, kInvalidArgument) << method;
+    EXPECT_EQ(ParseRefusal(reply.details).reason, "MALFORMED_MESSAGE");
+    EXPECT_EQ(ParseRefusal(reply.details).field, "");
+  }
+}
+
+TEST(ServerTest, RandomBytesAreNeverTheServersFault) {
+  ServerConfig config = TestConfig();
+  config.max_benchmark_vectors = 256;  // some random bytes ask for one
+  const auto server = StartServer(config);
+  RawClient client(server->addresses()[0]);
+  std::mt19937_64 rng(1);
+  const std::string good = Good();
+  for (int i = 0; i < 1500; ++i) {
+    const char* const methods[] = {
+        "Attention", "SelfAttention",  "CrossAttention", "AttentionBackward",
+        "Benchmark", "MemoryEstimate", "GetServerInfo",  "AttentionStream"};
+    const std::string bytes =
+        i % 2 == 0 ? RandomBytes(rng() % 60, rng) : Mutate(good, rng);
+    const RawReply reply = client.Call(Method(methods[rng() % 8]), bytes);
+    const bool earned = reply.code == kOk || reply.code == kInvalidArgument ||
+                        reply.code == kUnimplemented || reply.code == 8;
+    ASSERT_TRUE(earned) << i << ": " << reply.code << " " << reply.message;
+    if (reply.code != kOk) {
+      EXPECT_FALSE(ParseRefusal(reply.details).reason.empty()) << i;
+    }
+  }
+  EXPECT_EQ(client.Call(Method("Attention"), good).code, kOk);
+  EXPECT_TRUE(BecomesIdle(*server));
+}
+
+}  // namespace
+}  // namespace attnd::server
