@@ -366,53 +366,6 @@ TEST(AttentionClientErrorTest, RefusesABenchmarkWithoutResult) {
   EXPECT_EQ(result.status().code(), absl::StatusCode::kInternal);
 }
 
-TEST_F(AttentionClientTest, BenchmarkReportsProgressThenResult) {
-  std::vector<std::string> phases;
-  const auto result = client_.Benchmark({.num_vectors = 64, .dimensions = 32},
-                                        [&](const BenchmarkProgress& progress) {
-                                          phases.push_back(progress.phase);
-                                          return true;
-                                        });
-  ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_THAT(phases,
-              ElementsAre("prepare", "peak", "naive", "flash", "verify"));
-  EXPECT_EQ(result->num_queries, 64);
-  EXPECT_EQ(result->dimensions, 32);
-  EXPECT_EQ(result->speedup, 4);
-  EXPECT_EQ(result->stats.isa, "scalar");
-}
-
-TEST_F(AttentionClientTest, BenchmarkStopsWhenItsCallerHasEnough) {
-  const auto result = client_.Benchmark(
-      {.num_vectors = 64}, [](const BenchmarkProgress&) { return false; });
-  EXPECT_EQ(result.status().code(), absl::StatusCode::kCancelled);
-}
-
-TEST_F(AttentionClientTest, EstimatesAndServerInfoComeThrough) {
-  const auto estimate =
-      client_.EstimateMemory({.seq_len = 4096, .concurrency = 7});
-  ASSERT_TRUE(estimate.ok()) << estimate.status();
-  EXPECT_EQ(estimate->input_bytes, 4096);
-  EXPECT_EQ(estimate->peak_bytes, 7);
-  EXPECT_TRUE(estimate->fits);
-  EXPECT_EQ(estimate->limiting_factor, "message_size");
-
-  const auto info = client_.GetServerInfo();
-  ASSERT_TRUE(info.ok()) << info.status();
-  EXPECT_EQ(info->version, "9.8.7");
-  EXPECT_EQ(info->memory_budget_bytes, int64_t{3} << 30);
-  EXPECT_THAT(info->features, ElementsAre("stream", "backward"));
-}
-
-TEST_F(AttentionClientTest, ChecksHealth) {
-  EXPECT_EQ(client_.CheckHealth().value_or(Health::kUnknown), Health::kServing);
-  server_.SetServing(false);
-  EXPECT_EQ(client_.CheckHealth().value_or(Health::kUnknown),
-            Health::kNotServing);
-  EXPECT_EQ(client_.CheckHealth("no.such.Service").status().code(),
-            absl::StatusCode::kNotFound);
-}
-
 TEST(AttentionClientTransportTest, SpeaksOverAUnixSocket) {
   FakeHandler handler;
   const FakeServer server(&handler,
@@ -421,35 +374,6 @@ TEST(AttentionClientTransportTest, SpeaksOverAUnixSocket) {
   const Reply reply = AttentionClient({.target = server.target()})
                           .Attention(problem.inputs(), problem.outputs());
   EXPECT_TRUE(reply.ok()) << reply.status();
-}
-
-TEST(ErrorDetailsTest, ReadsNothingFromAForeignStatus) {
-  EXPECT_EQ(DetailsOf(absl::OkStatus()).reason, "");
-  absl::Status status = absl::InternalError("x");
-  status.SetPayload(kStatusPayloadUrl, absl::Cord("\xff\xff not a message"));
-  EXPECT_TRUE(DetailsOf(status).field_violations.empty());
-}
-
-TEST(ErrorDetailsTest, ReadsTheRetryDelay) {
-  google::rpc::RetryInfo retry;
-  retry.mutable_retry_delay()->set_nanos(100'000'000);
-  google::rpc::Status proto;
-  proto.add_details()->PackFrom(retry);
-  absl::Status status = absl::ResourceExhaustedError("later");
-  status.SetPayload(kStatusPayloadUrl, absl::Cord(proto.SerializeAsString()));
-  EXPECT_EQ(DetailsOf(status).retry_delay, absl::Milliseconds(100));
-}
-
-TEST(ShapesTest, AreThoseOfTheAnswer) {
-  EXPECT_THAT(OutputShape({2, 8, 5, 64}, {2, 2, 7, 32}),
-              ElementsAre(2, 8, 5, 32));
-  EXPECT_THAT(LseShape({2, 8, 5, 64}), ElementsAre(2, 8, 5));
-  EXPECT_TRUE(OutputShape({}, {3}).empty());
-  EXPECT_EQ(ElementCount({2, 3, 4}), 24);
-  EXPECT_EQ(ElementCount({}), 1);
-  EXPECT_EQ(ElementCount({int64_t{1} << 62, 8, 0}), 0);
-  EXPECT_EQ(ElementCount({int64_t{1} << 62, 8}), std::nullopt);
-  EXPECT_EQ(ElementCount({0, -1}), std::nullopt);
 }
 
 }  // namespace

@@ -1,0 +1,71 @@
+// The client's calls that move no tensors.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "client/attention_client.h"
+#include "tests/client/fake_server.h"
+
+namespace attnd::client {
+namespace {
+
+using ::testing::ElementsAre;
+
+class PlainCallsTest : public testing::Test {
+ protected:
+  FakeHandler handler_;
+  FakeServer server_{&handler_};
+  AttentionClient client_{{.target = server_.target()}};
+};
+
+TEST_F(PlainCallsTest, BenchmarkReportsProgressThenResult) {
+  std::vector<std::string> phases;
+  const auto result = client_.Benchmark({.num_vectors = 64, .dimensions = 32},
+                                        [&](const BenchmarkProgress& progress) {
+                                          phases.push_back(progress.phase);
+                                          return true;
+                                        });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(phases,
+              ElementsAre("prepare", "peak", "naive", "flash", "verify"));
+  EXPECT_EQ(result->num_queries, 64);
+  EXPECT_EQ(result->dimensions, 32);
+  EXPECT_EQ(result->speedup, 4);
+  EXPECT_EQ(result->stats.isa, "scalar");
+}
+
+TEST_F(PlainCallsTest, BenchmarkStopsWhenItsCallerHasEnough) {
+  const auto result = client_.Benchmark(
+      {.num_vectors = 64}, [](const BenchmarkProgress&) { return false; });
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(PlainCallsTest, EstimatesAndServerInfoComeThrough) {
+  const auto estimate =
+      client_.EstimateMemory({.seq_len = 4096, .concurrency = 7});
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_EQ(estimate->input_bytes, 4096);
+  EXPECT_EQ(estimate->peak_bytes, 7);
+  EXPECT_TRUE(estimate->fits);
+  EXPECT_EQ(estimate->limiting_factor, "message_size");
+
+  const auto info = client_.GetServerInfo();
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->version, "9.8.7");
+  EXPECT_EQ(info->memory_budget_bytes, int64_t{3} << 30);
+  EXPECT_THAT(info->features, ElementsAre("stream", "backward"));
+}
+
+TEST_F(PlainCallsTest, ChecksHealth) {
+  EXPECT_EQ(client_.CheckHealth().value_or(Health::kUnknown), Health::kServing);
+  server_.SetServing(false);
+  EXPECT_EQ(client_.CheckHealth().value_or(Health::kUnknown),
+            Health::kNotServing);
+  EXPECT_EQ(client_.CheckHealth("no.such.Service").status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace attnd::client
