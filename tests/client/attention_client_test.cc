@@ -12,8 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
+#include "tests/client/error_status.h"
 #include "tests/client/fake_server.h"
 
 namespace attnd::client {
@@ -276,19 +275,10 @@ TEST(AttentionClientStopTest, DeadlineEndsASyncCall) {
 class RefusingHandler final : public FakeHandler {
  public:
   WireReply OnAttention(const FakeCall&, v1::AttentionResponse*) override {
-    google::rpc::ErrorInfo info;
-    info.set_reason("INVALID_FIELD");
-    info.set_domain("attnd");
-    google::rpc::BadRequest bad_request;
-    auto* violation = bad_request.add_field_violations();
-    violation->set_field("key.shape[1]");
-    violation->set_description("expected 2, got 3");
-    google::rpc::Status status;
-    status.add_details()->PackFrom(info);
-    status.add_details()->PackFrom(bad_request);
     return {.code = 3,
             .message = "key.shape[1]: expected 2, got 3",
-            .details = status.SerializeAsString()};
+            .details = SerializedRefusal("INVALID_FIELD", "key.shape[1]",
+                                         "expected 2, got 3")};
   }
 };
 
