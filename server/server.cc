@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/resource_quota.h"
 #include "server/attention_service.h"
 #include "server/listen_address.h"
 #include "server/self_test.h"
@@ -127,6 +129,17 @@ class Server::Impl {
     builder.SetMaxReceiveMessageSize(
         static_cast<int>(config_.max_message_bytes));
     builder.SetMaxSendMessageSize(static_cast<int>(config_.max_message_bytes));
+    // gRPC unpacks a message before it looks at its size, so a megabyte on the
+    // wire could take a gigabyte here. Tensors of floats hardly compress.
+    for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+      builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+    }
+    // It also receives a message to its end before it does: all connections
+    // together may hold what requests may, and one message in any case.
+    grpc::ResourceQuota quota("attnd");
+    quota.Resize(static_cast<size_t>(
+        std::max(admission_.budget_bytes(), 2 * config_.max_message_bytes)));
+    builder.SetResourceQuota(quota);
     // Two servers on one port would share its calls without a word.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.RegisterService(service_.get());
