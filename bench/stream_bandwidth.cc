@@ -1,6 +1,5 @@
 #include "bench/stream_bandwidth.h"
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -20,10 +19,9 @@ class SumJob : public TileJob {
         sums_(static_cast<size_t>(buffer.size_bytes() / kChunkBytes)),
         threads_(threads) {}
 
-  std::vector<int64_t> PhaseTasks() const override {
-    return {static_cast<int64_t>(sums_.size())};
+  std::vector<Phase> Phases() const override {
+    return {{.tasks = static_cast<int64_t>(sums_.size()), .slots = threads_}};
   }
-  int64_t MaxSlots() const override { return threads_; }
   Slice Run(int64_t /*phase*/, int64_t task, int64_t /*slot*/,
             SliceControl& /*control*/) override {
     constexpr int64_t kWords = kChunkBytes / 8;

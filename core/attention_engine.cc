@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <cstddef>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -28,8 +27,8 @@ class AttentionEngine::Job : public TileJob {
       const AttentionBuffers& buffers, int threads, Workspace workspace)
       : problem_(problem),
         plan_(plan),
-        slots_(
-            std::max<int64_t>(1, std::min<int64_t>(threads, plan.task_count))),
+        threads_(threads),
+        slots_(plan.Slots(threads)),
         kernel_(GetFlashKernel(plan.isa)),
         workspace_(std::move(workspace)) {
     flash_ = {
@@ -47,10 +46,10 @@ class AttentionEngine::Job : public TileJob {
     for (int64_t slot = 0; slot < slots_; ++slot) kernel_.init_slot(Slot(slot));
   }
 
-  std::vector<int64_t> PhaseTasks() const override {
-    return {plan_.pack_tasks, plan_.task_count};
+  std::vector<Phase> Phases() const override {
+    return {{.tasks = plan_.pack_tasks, .slots = threads_},
+            {.tasks = plan_.task_count, .slots = slots_}};
   }
-  int64_t MaxSlots() const override { return slots_; }
 
   Slice Run(int64_t phase, int64_t task, int64_t slot,
             SliceControl& control) override {
@@ -69,7 +68,8 @@ class AttentionEngine::Job : public TileJob {
 
   const AttentionProblem problem_;
   const KernelPlan plan_;
-  const int64_t slots_;
+  const int64_t threads_;
+  const int64_t slots_;  // of plan_.slot_bytes, behind the packed keys
   const FlashKernel& kernel_;
   const Workspace workspace_;
   FlashJob flash_;

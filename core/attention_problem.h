@@ -32,7 +32,7 @@ class AttentionProblem {
 
   // The most bytes of one tensor, and the most scalar steps of a problem. Far
   // enough below overflow that sums of a problem's bytes, strides, pairs and
-  // flops need no further check.
+  // flops need no further check; what is padded to tiles does.
   static constexpr int64_t kMaxTensorBytes = int64_t{1} << 60;
   static constexpr int64_t kMaxWork = int64_t{1} << 62;
 

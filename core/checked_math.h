@@ -23,8 +23,7 @@ inline std::optional<int64_t> CheckedProduct(
 }
 
 // The sum, or nothing where it does not fit.
-inline std::optional<int64_t> CheckedSum(
-    std::initializer_list<int64_t> terms) {
+inline std::optional<int64_t> CheckedSum(std::initializer_list<int64_t> terms) {
   int64_t sum = 0;
   for (const int64_t term : terms) {
     if (__builtin_add_overflow(sum, term, &sum)) return std::nullopt;

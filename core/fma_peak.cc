@@ -105,37 +105,73 @@ Chains ChainsFor(Isa isa) {
   }
 }
 
-// One thread's share: waits until all have begun, then measures.
+// What a thread measured so far.
+struct Share {
+  int64_t operations = 0;
+  std::chrono::nanoseconds busy{0};
+
+  double Rate() const {
+    return busy.count() > 0 ? static_cast<double>(operations) /
+                                  std::chrono::duration<double>(busy).count()
+                            : 0;
+  }
+};
+
+// Adds to `share` until it was busy for `duration` or `stop` says so.
+template <typename Stop>
+void Measure(Isa isa, std::chrono::nanoseconds duration, Stop stop,
+             Share& share) {
+  // A few microseconds a call: the clock is read seldom, yet often enough.
+  constexpr int64_t kSteps = 2000;
+  const Chains chains = ChainsFor(isa);
+  volatile float seed = 0.5F;
+  // Wide vectors start at a fraction of their speed until their units are on.
+  chains(kSteps, &seed);
+  const std::chrono::nanoseconds before = share.busy;
+  const auto start = Clock::now();
+  do {
+    share.operations += chains(kSteps, &seed);
+    share.busy = before + (Clock::now() - start);
+  } while (share.busy < duration && !stop());
+}
+
+// One thread's share is a task: it waits until all have begun, then measures,
+// and makes way for other jobs as every task does.
 class PeakJob : public TileJob {
  public:
   PeakJob(Isa isa, std::chrono::nanoseconds duration, int64_t threads)
-      : isa_(isa), duration_(duration), rates_(static_cast<size_t>(threads)) {}
+      : isa_(isa), duration_(duration), shares_(static_cast<size_t>(threads)) {}
 
-  std::vector<int64_t> PhaseTasks() const override {
-    return {static_cast<int64_t>(rates_.size())};
-  }
-  int64_t MaxSlots() const override {
-    return static_cast<int64_t>(rates_.size());
+  std::vector<Phase> Phases() const override {
+    const auto threads = static_cast<int64_t>(shares_.size());
+    return {{.tasks = threads, .slots = threads}};
   }
 
   Slice Run(int64_t /*phase*/, int64_t task, int64_t /*slot*/,
             SliceControl& control) override {
-    // Threads that share clocks or units must run at once. Where other jobs
-    // hold the workers the wait is given up: then each runs as it comes.
-    const auto give_up = Clock::now() + duration_;
-    begun_.fetch_add(1, std::memory_order_relaxed);
-    while (begun_.load(std::memory_order_relaxed) <
-               static_cast<int64_t>(rates_.size()) &&
-           Clock::now() < give_up && !control.ShouldStop()) {
-      std::this_thread::yield();
+    Share& share = shares_[static_cast<size_t>(task)];
+    const auto stop = [&] {
+      return control.ShouldStop() || control.ShouldYield();
+    };
+    if (share.operations == 0) {
+      // Threads that share clocks or units must run at once. Where other jobs
+      // hold the workers the wait is given up: then each runs as it comes.
+      const auto give_up = Clock::now() + duration_;
+      begun_.fetch_add(1, std::memory_order_relaxed);
+      while (begun_.load(std::memory_order_relaxed) <
+                 static_cast<int64_t>(shares_.size()) &&
+             Clock::now() < give_up && !stop()) {
+        std::this_thread::yield();
+      }
     }
-    rates_[static_cast<size_t>(task)] = MeasureFmaPeak(isa_, duration_);
-    return Slice::kDone;
+    Measure(isa_, duration_, stop, share);
+    return share.busy < duration_ && !control.ShouldStop() ? Slice::kYield
+                                                           : Slice::kDone;
   }
 
   double TotalRate() const {
     double total = 0;
-    for (const double rate : rates_) total += rate;
+    for (const Share& share : shares_) total += share.Rate();
     return total;
   }
 
@@ -143,27 +179,16 @@ class PeakJob : public TileJob {
   const Isa isa_;
   const std::chrono::nanoseconds duration_;
   std::atomic<int64_t> begun_{0};
-  std::vector<double> rates_;  // each written by its task alone
+  std::vector<Share> shares_;  // each written by its task alone
 };
 
 }  // namespace
 
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration) {
-  // A few microseconds a call: the clock is read seldom, yet often enough.
-  constexpr int64_t kSteps = 2000;
-  const Chains chains = ChainsFor(isa);
-  volatile float seed = 0.5F;
-  // Wide vectors start at a fraction of their speed until their units are on.
-  chains(kSteps, &seed);
-  int64_t operations = 0;
-  const auto start = Clock::now();
-  std::chrono::nanoseconds elapsed{0};
-  do {
-    operations += chains(kSteps, &seed);
-    elapsed = Clock::now() - start;
-  } while (elapsed < duration);
-  return static_cast<double>(operations) /
-         std::chrono::duration<double>(elapsed).count();
+  Share share;
+  Measure(
+      isa, duration, [] { return false; }, share);
+  return share.Rate();
 }
 
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration,

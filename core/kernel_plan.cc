@@ -11,6 +11,7 @@ namespace attnd {
 namespace {
 
 constexpr int64_t kFloatBytes = 4;
+constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
 // A tile wants its scores and one pass of K^T or V in the second-level cache,
 // with room for the other's lines: what is over half of it does not pay.
@@ -31,12 +32,15 @@ int64_t ChooseTileKv(const AttentionParams& params, const Geometry& geometry,
 
 }  // namespace
 
+int64_t KernelPlan::Slots(int64_t threads) const {
+  return std::max<int64_t>(1, std::min(threads, task_count));
+}
+
 int64_t KernelPlan::WorkspaceBytes(int64_t threads) const {
-  const int64_t slots = std::max<int64_t>(1, std::min(threads, task_count));
-  const auto slot_total = CheckedProduct({slots, slot_bytes});
+  const auto slot_total = CheckedProduct({Slots(threads), slot_bytes});
   const auto total =
       slot_total ? CheckedSum({packed_keys_bytes, *slot_total}) : std::nullopt;
-  return total.value_or(std::numeric_limits<int64_t>::max());
+  return total.value_or(kMaxBytes);
 }
 
 KernelPlan MakeKernelPlan(const AttentionParams& params,
@@ -56,10 +60,13 @@ KernelPlan MakeKernelPlan(const AttentionParams& params,
     const int64_t panels = CeilDiv(params.kv_len, plan.panel_keys);
     plan.pack_tasks =
         kv_heads * CeilDiv(panels, KernelPlan::kPanelsPerPackTask);
-    // AttentionProblem bounds the product; the slots behind it stay aligned.
-    plan.packed_keys_bytes = RoundUp(
-        kFloatBytes * kv_heads * panels * plan.panel_keys * params.head_dim,
-        Workspace::kAlignment);
+    // Whole panels may be far more than the keys, of which AttentionProblem
+    // bounds the product; one line more keeps the slots behind them aligned.
+    const auto bytes = CheckedProduct(
+        {kFloatBytes, kv_heads, panels * plan.panel_keys, params.head_dim});
+    plan.packed_keys_bytes = bytes && *bytes < kMaxBytes - Workspace::kAlignment
+                                 ? RoundUp(*bytes, Workspace::kAlignment)
+                                 : kMaxBytes;
   }
   plan.slot_bytes =
       kFloatBytes *

@@ -31,6 +31,9 @@ struct KernelPlan {
   int64_t packed_keys_bytes = 0;  // K^T of the whole job
   int64_t slot_bytes = 0;         // one tile in progress
 
+  // Tiles that may be in progress on `threads` workers; at least 1.
+  int64_t Slots(int64_t threads) const;
+
   // Bytes that the job holds beside inputs and outputs, when at most `threads`
   // of its tiles are in progress.
   int64_t WorkspaceBytes(int64_t threads) const;

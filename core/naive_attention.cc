@@ -223,10 +223,10 @@ class NaiveJob : public TileJob {
     tasks_per_head_ = CeilDiv(params_.q_len, rows_per_task_);
   }
 
-  std::vector<int64_t> PhaseTasks() const override {
-    return {params_.batch * params_.num_q_heads * tasks_per_head_};
+  std::vector<Phase> Phases() const override {
+    return {{.tasks = params_.batch * params_.num_q_heads * tasks_per_head_,
+             .slots = threads_}};
   }
-  int64_t MaxSlots() const override { return threads_; }
 
   Slice Run(int64_t /*phase*/, int64_t task, int64_t /*slot*/,
             SliceControl& control) override {

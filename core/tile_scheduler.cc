@@ -55,23 +55,24 @@ class TileScheduler::Impl {
     state->job = job;
     state->stop = stop;
     state->done = std::move(done);
-    state->phase_tasks = job->PhaseTasks();
+    state->phases = job->Phases();
     state->submitted = Clock::now();
-    const auto slots = static_cast<size_t>(job->MaxSlots());
-    state->free_slots.resize(slots);
-    // The lowest slot is taken first.
-    std::iota(state->free_slots.rbegin(), state->free_slots.rend(), 0);
-    state->yielded.reserve(slots);
-    const int64_t most = state->phase_tasks.empty()
-                             ? 1
-                             : *std::max_element(state->phase_tasks.begin(),
-                                                 state->phase_tasks.end());
+    int64_t most_slots = 1;
+    int64_t most_at_once = 1;
+    for (const TileJob::Phase& phase : state->phases) {
+      most_slots = std::max(most_slots, phase.slots);
+      most_at_once = std::max(most_at_once, std::min(phase.slots, phase.tasks));
+    }
+    // Nothing grows while the job runs.
+    state->free_slots.reserve(static_cast<size_t>(most_slots));
+    state->yielded.reserve(static_cast<size_t>(most_slots));
+    state->BeginPhase(0);
     {
       const std::lock_guard lock(mutex_);
       jobs_.push_back(std::move(state));
       queued_.fetch_add(1, std::memory_order_relaxed);
     }
-    if (std::min(most, static_cast<int64_t>(slots)) > 1) {
+    if (most_at_once > 1) {
       wake_.notify_all();
     } else {
       wake_.notify_one();
@@ -90,7 +91,7 @@ class TileScheduler::Impl {
     TileJob* job = nullptr;
     const StopSignal* stop = nullptr;
     Done done;
-    std::vector<int64_t> phase_tasks;
+    std::vector<TileJob::Phase> phases;
     std::vector<int64_t> free_slots;
     std::vector<Task> yielded;
     int64_t phase = 0;
@@ -100,6 +101,19 @@ class TileScheduler::Impl {
     absl::Status status;
     Clock::time_point submitted;
     Clock::time_point began;
+
+    bool over() const { return static_cast<size_t>(phase) >= phases.size(); }
+    const TileJob::Phase& current() const {
+      return phases[static_cast<size_t>(phase)];
+    }
+    void BeginPhase(int64_t index) {
+      phase = index;
+      next_task = 0;
+      if (over()) return;
+      // The lowest slot is taken first.
+      free_slots.resize(static_cast<size_t>(current().slots));
+      std::iota(free_slots.rbegin(), free_slots.rend(), 0);
+    }
   };
   using Jobs = std::list<std::unique_ptr<State>>;
 
@@ -130,9 +144,8 @@ class TileScheduler::Impl {
       state.yielded.pop_back();
       return task;
     }
-    const auto phase = static_cast<size_t>(state.phase);
-    if (phase >= state.phase_tasks.size() || state.free_slots.empty() ||
-        state.next_task >= state.phase_tasks[phase]) {
+    if (state.over() || state.free_slots.empty() ||
+        state.next_task >= state.current().tasks) {
       return std::nullopt;
     }
     const Task task{state.next_task++, state.free_slots.back()};
@@ -143,14 +156,11 @@ class TileScheduler::Impl {
   // Steps over finished phases. True where the job has nothing left.
   static bool Advance(State& state) {
     if (!state.status.ok()) return state.running == 0;
-    while (state.running == 0 && state.yielded.empty() &&
-           static_cast<size_t>(state.phase) < state.phase_tasks.size() &&
-           state.next_task >=
-               state.phase_tasks[static_cast<size_t>(state.phase)]) {
-      ++state.phase;
-      state.next_task = 0;
+    while (state.running == 0 && state.yielded.empty() && !state.over() &&
+           state.next_task >= state.current().tasks) {
+      state.BeginPhase(state.phase + 1);
     }
-    return static_cast<size_t>(state.phase) >= state.phase_tasks.size();
+    return state.over();
   }
 
   void CheckStop(State& state) const {
@@ -172,6 +182,8 @@ class TileScheduler::Impl {
     if (state->started) times.running = now - state->began;
     lock.unlock();
     state->done(std::move(state->status), times);
+    // It may own what the job computed with: freed here, not under the lock.
+    state->done = nullptr;
     lock.lock();
     if (closing_ && jobs_.empty()) wake_.notify_all();
   }

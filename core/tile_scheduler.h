@@ -47,21 +47,24 @@ class SliceControl {
 };
 
 // A job: phases one after the other, each a number of tasks that may run in
-// any order and at once. A task runs in a slot, of which a job has as many as
-// it has tasks in progress; a task that yields keeps its slot.
+// any order and at once. A task runs in a slot, of which a phase has as many as
+// it may have tasks in progress; a task that yields keeps its slot.
 class TileJob {
  public:
   enum class Slice { kDone, kYield };
 
+  struct Phase {
+    int64_t tasks = 0;
+    int64_t slots = 1;  // >= 1
+  };
+
   virtual ~TileJob() = default;
 
-  // How many tasks each phase has. Read once, at submission; 0 is fine.
-  virtual std::vector<int64_t> PhaseTasks() const = 0;
-  // The most tasks that may be in progress at once; >= 1.
-  virtual int64_t MaxSlots() const = 0;
+  // Read once, at submission.
+  virtual std::vector<Phase> Phases() const = 0;
   // Runs task `task` of `phase` until it is done or yields; called again with
-  // the same slot after a yield. `slot` < MaxSlots() belongs to this task
-  // alone meanwhile. Must not throw, block or allocate.
+  // the same slot after a yield. `slot`, below the phase's slots, belongs to
+  // this task alone meanwhile. Must not throw, block or allocate.
   virtual Slice Run(int64_t phase, int64_t task, int64_t slot,
                     SliceControl& control) = 0;
 };

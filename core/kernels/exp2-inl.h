@@ -14,9 +14,8 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 2^x for x <= 0, within 2 ulp; below 2^-126 it is 0. NaN stays NaN. For
-// 0 < x < 127 it is as exact, so a score that rounds to just above the maximum
-// does no harm.
+// 2^x for x <= 0, within 2 ulp; 0 where it would be denormal, give or take half
+// a step of x. NaN stays NaN.
 //
 // x = n + f with |f| <= 1/2: adding 1.5 * 2^23 + 127 leaves n + 127 in the low
 // bits of the mantissa, which the shift moves to the exponent's place. The

@@ -1,12 +1,14 @@
 // Tiled flash attention (Dao et al. 2022; online softmax after Milakov and
 // Gimelshein 2018), for one tile of query rows over all the keys that they see.
 //
-// Maths. Scores are kept in units of log2: with c = |scale| * log2(e),
-//   s = dot(q, k)          m = max(c * s) so far       p = 2^(c * s - m)
+// Maths. With c = |scale| * log2(e),
+//   s = dot(q, k)          m = max s so far            p = 2^((s - m) * c)
 //   l = sum p              o = sum p * v               output = o / l
-// and o and l shrink by alpha = 2^(m_old - m_new) when the maximum grows. A
-// negative scale flips the sign of K while it is packed, which is exact, so
-// that c >= 0 and the maximum of s is that of c * s.
+// and o and l shrink by alpha = 2^((m_old - m_new) * c) when the maximum grows.
+// The difference comes first, so that scores of any size keep the weights of
+// those near the maximum. A negative scale flips the sign of K while it is
+// packed, which is exact, so that c >= 0 and the largest s has the largest
+// weight.
 //
 // Memory traffic of a tile of R rows over a tile of C keys: K^T and V are read
 // once from the second-level cache for each block of 6 rows, R / 6 times; the
@@ -21,7 +23,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -70,20 +71,33 @@ using Vec = hn::Vec<Floats>;
 constexpr Floats kF;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr double kLn2 = 0.69314718055994530942;
+
+// How the scale is split between the packed keys and the softmax.
+struct ScoreScale {
+  // |scale| * log2(e) can exceed the largest float; a power of two that moves
+  // to the keys, exact there, makes room for it.
+  explicit ScoreScale(const AttentionParams& params)
+      : key_factor(
+            std::copysign(std::abs(params.score_scale) > 1e38f ? 4.0f : 1.0f,
+                          params.score_scale)),
+        magnitude(std::abs(params.score_scale / key_factor)) {}
+
+  float key_factor;  // of K while it is packed; has the scale's sign
+  float magnitude;   // of what is left, >= 0
+};
 
 // ---------------------------------------------------------------------------
 // Packing
 
-// dst[d][j] = sign * src[j][d] for the `keys` rows of one panel; the panel's
+// dst[d][j] = factor * src[j][d] for the `keys` rows of one panel; the panel's
 // other columns become 0. src rows are `stride` apart, dst rows kPanelKeys.
 void PackPanel(const float* src, int64_t stride, int64_t keys, int64_t head_dim,
-               float sign, float* HWY_RESTRICT dst) {
+               float factor, float* HWY_RESTRICT dst) {
   int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR
   const hn::FixedTag<float, 4> f4;
   const hn::Repartition<double, decltype(f4)> d2;
-  const auto sign4 = hn::Set(f4, sign);
+  const auto factor4 = hn::Set(f4, factor);
   for (; j + 4 <= keys; j += 4) {
     const float* rows = src + j * stride;
     int64_t d = 0;
@@ -97,7 +111,7 @@ void PackPanel(const float* src, int64_t stride, int64_t keys, int64_t head_dim,
       const auto ce_low = hn::BitCast(d2, hn::InterleaveLower(f4, c, e));
       const auto ce_high = hn::BitCast(d2, hn::InterleaveUpper(f4, c, e));
       const auto put = [&](int64_t row, auto column) HWY_ATTR {
-        hn::StoreU(hn::Mul(hn::BitCast(f4, column), sign4), f4,
+        hn::StoreU(hn::Mul(hn::BitCast(f4, column), factor4), f4,
                    dst + (d + row) * kPanelKeys + j);
       };
       put(0, hn::InterleaveLower(d2, ab_low, ce_low));
@@ -107,14 +121,14 @@ void PackPanel(const float* src, int64_t stride, int64_t keys, int64_t head_dim,
     }
     for (; d < head_dim; ++d) {
       for (int64_t i = 0; i < 4; ++i) {
-        dst[d * kPanelKeys + j + i] = sign * rows[i * stride + d];
+        dst[d * kPanelKeys + j + i] = factor * rows[i * stride + d];
       }
     }
   }
 #endif
   for (int64_t d = 0; d < head_dim; ++d) {
     float* row = dst + d * kPanelKeys;
-    for (int64_t i = j; i < keys; ++i) row[i] = sign * src[i * stride + d];
+    for (int64_t i = j; i < keys; ++i) row[i] = factor * src[i * stride + d];
     std::fill(row + keys, row + kPanelKeys, 0.0f);
   }
 }
@@ -137,13 +151,13 @@ void PackKeys(const FlashJob& job, int64_t task) {
   const int64_t kv_head = head_index % params.num_kv_heads;
   const int64_t first = task % tasks_per_head * KernelPlan::kPanelsPerPackTask;
   const int64_t last = std::min(first + KernelPlan::kPanelsPerPackTask, panels);
-  const float sign = params.score_scale < 0 ? -1.0f : 1.0f;
+  const float factor = ScoreScale(params).key_factor;
   float* packed = PackedHead(job, b, kv_head);
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t key = panel * kPanelKeys;
     PackPanel(job.key.Row(b, kv_head, key), job.key.strides[2],
-              std::min(kPanelKeys, params.kv_len - key), params.head_dim, sign,
-              packed + key * params.head_dim);
+              std::min(kPanelKeys, params.kv_len - key), params.head_dim,
+              factor, packed + key * params.head_dim);
   }
 }
 
@@ -338,17 +352,17 @@ float RangeMax(const float* scores, int64_t begin, int64_t end) {
 // 2^x for one x <= 0, from the same polynomial.
 float Exp2(float x) { return hn::GetLane(Exp2NonPositive(kF, hn::Set(kF, x))); }
 
-// scores[j] = 2^(c * scores[j] - max) for begin <= j < end. Returns their sum,
-// in an order that depends on begin and end alone.
+// scores[j] = 2^((scores[j] - max) * c) for begin <= j < end. Returns their
+// sum, in an order that depends on begin and end alone.
 float Exponentiate(float* HWY_RESTRICT scores, int64_t begin, int64_t end,
                    float c, float max) {
   const Vec scale = hn::Set(kF, c);
-  const Vec shift = hn::Set(kF, -max);
+  const Vec top = hn::Set(kF, max);
   Vec sum0 = hn::Zero(kF);
   Vec sum1 = hn::Zero(kF);
   const auto weigh = [&](int64_t j) HWY_ATTR {
-    return Exp2NonPositive(kF,
-                           hn::MulAdd(hn::LoadU(kF, scores + j), scale, shift));
+    return Exp2NonPositive(
+        kF, hn::Mul(hn::Sub(hn::LoadU(kF, scores + j), top), scale));
   };
   int64_t j = begin;
   for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
@@ -376,8 +390,8 @@ float Exponentiate(float* HWY_RESTRICT scores, int64_t begin, int64_t end,
 float ExponentiateInfinite(float* scores, int64_t begin, int64_t end, float c) {
   float sum = 0;
   for (int64_t j = begin; j < end; ++j) {
-    const float score = c * scores[j];
-    scores[j] = score < std::numeric_limits<float>::infinity() ? 0 : score;
+    const bool vanishes = scores[j] < std::numeric_limits<float>::infinity();
+    scores[j] = vanishes ? 0.0f : c * scores[j];
     sum += scores[j];
   }
   return sum;
@@ -414,9 +428,8 @@ class Tile {
         layout_(SlotLayout::Of(kGeometry, plan_.tile_q, plan_.tile_kv,
                                params_.v_head_dim)),
         slot_(slot),
-        // Finite, or a score of 0 would become NaN.
-        scale_(std::min(std::abs(params_.score_scale) * 1.44269504088896340736f,
-                        std::numeric_limits<float>::max())) {
+        scale_(ScoreScale(params_).magnitude),
+        scale_log2_(scale_ * 1.44269504088896340736f) {
     const int64_t head_index = task / plan_.q_tiles;
     // Later rows see more keys where a rule is causal: heaviest tiles first.
     const int64_t tile = plan_.q_tiles - 1 - task % plan_.q_tiles;
@@ -479,11 +492,10 @@ class Tile {
           out[c] = o[c] * inverse;
       }
       if (job_.lse.data != nullptr) {
-        const double max = slot_[layout_.max + r];
+        const double max = double{scale_} * slot_[layout_.max + r];
         *job_.lse.Row(batch_, head, q_row) =
-            sum == 0.0f
-                ? kMinusInfinity
-                : static_cast<float>(kLn2 * (max + std::log2(double{sum})));
+            sum == 0.0f ? kMinusInfinity
+                        : static_cast<float>(max + std::log(double{sum}));
       }
     }
   }
@@ -576,11 +588,15 @@ class Tile {
                      hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)))
                : RangeMax(Scores(r), seen.begin - begin, seen.end - begin);
       float& max = slot_[layout_.max + r];
-      const float new_max = std::max(max, scale_ * tile_max);
+      const float new_max = std::max(max, tile_max);
       // A row without a score above -inf keeps weights of 2^-inf = 0.
       base[r - block.first] = new_max == kMinusInfinity ? 0.0f : new_max;
-      const float alpha =
-          max == new_max ? 1.0f : Exp2(max - base[r - block.first]);
+      float alpha = 1.0f;
+      if (max == kMinusInfinity) {
+        alpha = 0.0f;
+      } else if (max != new_max) {
+        alpha = Exp2((max - new_max) * scale_log2_);
+      }
       slot_[layout_.alpha + r] = alpha;
       slot_[layout_.sum + r] *= alpha;
       max = new_max;
@@ -591,9 +607,9 @@ class Tile {
       slot_[layout_.sum + r] +=
           row_base == std::numeric_limits<float>::infinity()
               ? ExponentiateInfinite(Scores(r), seen.begin - begin,
-                                     seen.end - begin, scale_)
+                                     seen.end - begin, scale_log2_)
               : Exponentiate(Scores(r), seen.begin - begin, seen.end - begin,
-                             scale_, row_base);
+                             scale_log2_, row_base);
     }
   }
 
@@ -650,7 +666,8 @@ class Tile {
   const KernelPlan& plan_;
   const SlotLayout layout_;
   float* const slot_;
-  const float scale_;  // c above
+  const float scale_;
+  const float scale_log2_;  // c above
   int64_t batch_ = 0;
   int64_t kv_head_ = 0;
   int64_t first_row_ = 0;

@@ -38,7 +38,7 @@ struct FlashKernel {
 
   // Computes tile `task` to its end, or until `control` wants it to yield, in
   // which case a call with the same task and slot goes on where it stopped.
-  // Neither allocates nor fails; takes about 20 KiB of stack.
+  // Neither allocates nor fails; takes about 16 KiB of stack.
   TileJob::Slice (*run_tile)(const FlashJob& job, int64_t task, float* slot,
                              SliceControl& control);
 };

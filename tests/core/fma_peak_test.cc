@@ -47,8 +47,7 @@ INSTANTIATE_TEST_SUITE_P(EveryIsa, FmaPeakTest,
 // Holds a worker until it is told to go.
 class HoldingJob : public TileJob {
  public:
-  std::vector<int64_t> PhaseTasks() const override { return {1}; }
-  int64_t MaxSlots() const override { return 1; }
+  std::vector<Phase> Phases() const override { return {{.tasks = 1}}; }
   Slice Run(int64_t, int64_t, int64_t, SliceControl&) override {
     holding.store(true);
     holding.notify_one();

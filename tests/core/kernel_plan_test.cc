@@ -83,6 +83,14 @@ TEST(KernelPlanTest, WorkspaceGrowsWithThreadsUpToTheTiles) {
   EXPECT_EQ(plan.WorkspaceBytes(3), plan.WorkspaceBytes(64));
 }
 
+TEST(KernelPlanTest, BytesSaturateWherePanelsOverflow) {
+  for (const int64_t batch : {int64_t{1} << 49, int64_t{1} << 50}) {
+    const KernelPlan plan =
+        MakeKernelPlan(Params(batch, 1, 1, 1, 1, 256), kWide);
+    EXPECT_GT(plan.WorkspaceBytes(2), int64_t{1} << 62);
+  }
+}
+
 TEST(KernelPlanTest, EveryTileFitsTheKernelsFixedArrays) {
   for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
     MachineInfo machine = kWide;

@@ -41,19 +41,19 @@ class FunctionJob : public TileJob {
  public:
   using Body = std::function<Slice(int64_t phase, int64_t task, int64_t slot,
                                    SliceControl& control)>;
-  FunctionJob(std::vector<int64_t> phases, int64_t slots, Body body)
-      : phases_(std::move(phases)), slots_(slots), body_(std::move(body)) {}
+  FunctionJob(const std::vector<int64_t>& tasks, int64_t slots, Body body)
+      : body_(std::move(body)) {
+    for (const int64_t n : tasks) phases_.push_back({n, slots});
+  }
 
-  std::vector<int64_t> PhaseTasks() const override { return phases_; }
-  int64_t MaxSlots() const override { return slots_; }
+  std::vector<Phase> Phases() const override { return phases_; }
   Slice Run(int64_t phase, int64_t task, int64_t slot,
             SliceControl& control) override {
     return body_(phase, task, slot, control);
   }
 
  private:
-  std::vector<int64_t> phases_;
-  int64_t slots_;
+  std::vector<Phase> phases_;
   Body body_;
 };
 
