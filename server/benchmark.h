@@ -34,9 +34,10 @@ using BenchmarkProgressFn =
     std::function<void(absl::string_view phase, double fraction)>;
 
 // Runs naive, flash and the FMA peak in turns, so that what disturbs one
-// disturbs all, and takes medians. Holds what it allocates in `reservation`;
-// leaves naive out where that does not grow so far. Checks `stop` between runs
-// and inside them. Blocks; not from a worker.
+// disturbs all, and takes medians. Holds what it allocates in `reservation`,
+// which is left with no more than an answer needs; leaves naive out where that
+// does not grow so far. Checks `stop` in every phase, every few milliseconds
+// but for the peak's 60. Blocks; not from a worker.
 absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
     const BenchmarkSpec& spec, const ServiceContext& context,
     Admission::Reservation& reservation, const StopSignal& stop,

@@ -1,5 +1,7 @@
 #include "server/estimate.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -72,18 +74,7 @@ absl::Status CheckNumbers(const Request& in) {
   return absl::OkStatus();
 }
 
-absl::Status CheckTypes(const Request& in) {
-  switch (in.dtype()) {
-    case v1::DATA_TYPE_UNSPECIFIED:
-    case v1::DATA_TYPE_F32:
-      break;
-    case v1::DATA_TYPE_F16:
-    case v1::DATA_TYPE_BF16:
-      return NotImplementedError("dtype", v1::DataType_Name(in.dtype()));
-    default:
-      return FieldError("dtype", "F32, F16 or BF16",
-                        absl::StrCat(static_cast<int>(in.dtype())));
-  }
+absl::Status CheckTransport(const Request& in) {
   switch (in.transport()) {
     case v1::TRANSPORT_UNSPECIFIED:
     case v1::TRANSPORT_INLINE:
@@ -157,8 +148,8 @@ absl::Status Renamed(const absl::Status& status, const Extents& extents) {
 }
 
 absl::StatusOr<AttentionProblem> ProblemOf(const Request& in) {
-  const absl::Status checks[] = {CheckNumbers(in), CheckTypes(in),
-                                 CheckGoal(in)};
+  const absl::Status checks[] = {CheckNumbers(in), CheckProblemType(in.dtype()),
+                                 CheckTransport(in), CheckGoal(in)};
   for (const absl::Status& check : checks) {
     if (!check.ok() && !absl::IsUnimplemented(check)) return check;
   }
@@ -182,22 +173,15 @@ absl::StatusOr<AttentionProblem> ProblemOf(const Request& in) {
   return problem;
 }
 
-// Which limit a growing problem meets first: the one of which the larger share
-// is used.
-absl::string_view LimitingFactor(int64_t peak_bytes, int64_t message_bytes,
-                                 const ServiceContext& context) {
-  const double memory_share =
-      static_cast<double>(peak_bytes) /
-      static_cast<double>(context.admission.budget_bytes());
-  const double message_share = static_cast<double>(message_bytes) /
-                               static_cast<double>(context.max_message_bytes);
-  return memory_share > message_share ? "memory_budget" : "message_size";
-}
+// What a request's problem costs.
+struct Cost {
+  MemoryEstimate estimate;
+  RequestFootprint footprint;
+  int64_t peak_bytes = 0;  // at the concurrency that was asked for
+};
 
-}  // namespace
-
-absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
-    const Request& request, const ServiceContext& context) {
+absl::StatusOr<Cost> CostOf(const Request& request,
+                            const ServiceContext& context) {
   const absl::StatusOr<AttentionProblem> problem = ProblemOf(request);
   if (!problem.ok()) return problem.status();
   const int64_t threads =
@@ -217,24 +201,77 @@ absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
                    absl::StrCat(concurrency)),
         kInt64RangeReason);
   }
+  return Cost{*estimate, *footprint, *peak_bytes};
+}
 
+// The limit that is exceeded, the one that is exceeded by the larger factor
+// where both are; empty where the problem fits.
+absl::string_view ExceededLimit(const Cost& cost,
+                                const ServiceContext& context) {
+  const double memory_share =
+      static_cast<double>(cost.peak_bytes) /
+      static_cast<double>(context.admission.budget_bytes());
+  const double message_share =
+      static_cast<double>(cost.footprint.required_message_bytes) /
+      static_cast<double>(context.max_message_bytes);
+  if (std::max(memory_share, message_share) <= 1) return "";
+  return memory_share > message_share ? "memory_budget" : "message_size";
+}
+
+// What stops a larger problem: which limit the shortest sequences exceed that
+// do not fit, of this problem's proportions and at least its lengths. The
+// limits' shares of this problem would not tell, for some of what is held does
+// not grow with the sequences.
+absl::string_view LimitingFactor(const Request& request,
+                                 const ServiceContext& context) {
+  const Extents extents = ExtentsOf(request);
+  const int64_t q_len = extents.q_len.value;
+  const int64_t kv_len = extents.kv_len.value;
+  const int64_t longest = std::max(q_len, kv_len);
+  Request grown = request;
+  const auto limit_at = [&](int64_t length) -> absl::string_view {
+    const double factor =
+        static_cast<double>(length) / static_cast<double>(longest);
+    const auto scaled = [factor](int64_t size) {
+      return std::llround(static_cast<double>(size) * factor);
+    };
+    grown.set_q_len(scaled(q_len));
+    grown.set_kv_len(scaled(kv_len));
+    const absl::StatusOr<Cost> cost = CostOf(grown, context);
+    return cost.ok() ? ExceededLimit(*cost, context) : "int64_range";
+  };
+  // Ends: a problem is bounded by AttentionProblem::kMaxWork.
+  int64_t too_long = longest;
+  while (limit_at(too_long).empty()) too_long *= 2;
+  int64_t fits = too_long == longest ? longest - 1 : too_long / 2;
+  while (too_long - fits > 1) {
+    const int64_t middle = fits + (too_long - fits) / 2;
+    (limit_at(middle).empty() ? fits : too_long) = middle;
+  }
+  return limit_at(too_long);
+}
+
+}  // namespace
+
+absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
+    const Request& request, const ServiceContext& context) {
+  const absl::StatusOr<Cost> cost = CostOf(request, context);
+  if (!cost.ok()) return cost.status();
+  const auto& [estimate, footprint, peak_bytes] = *cost;
   v1::MemoryEstimateResponse response;
-  response.set_naive_bytes(estimate->naive_bytes);
-  response.set_flash_bytes(estimate->flash_bytes);
-  response.set_reduction_ratio(estimate->ReductionRatio());
-  response.set_input_bytes(estimate->input_bytes);
-  response.set_output_bytes(estimate->output_bytes);
-  response.set_workspace_bytes(estimate->workspace_bytes);
-  response.set_wire_bytes(footprint->wire_bytes);
-  response.set_peak_per_request_bytes(footprint->peak_per_request_bytes);
-  response.set_peak_bytes(*peak_bytes);
-  response.set_required_message_bytes(footprint->required_message_bytes);
-  response.set_flops(estimate->flops);
-  response.set_fits(*peak_bytes <= context.admission.budget_bytes() &&
-                    footprint->required_message_bytes <=
-                        context.max_message_bytes);
-  response.set_limiting_factor(std::string(
-      LimitingFactor(*peak_bytes, footprint->required_message_bytes, context)));
+  response.set_naive_bytes(estimate.naive_bytes);
+  response.set_flash_bytes(estimate.flash_bytes);
+  response.set_reduction_ratio(estimate.ReductionRatio());
+  response.set_input_bytes(estimate.input_bytes);
+  response.set_output_bytes(estimate.output_bytes);
+  response.set_workspace_bytes(estimate.workspace_bytes);
+  response.set_wire_bytes(footprint.wire_bytes);
+  response.set_peak_per_request_bytes(footprint.peak_per_request_bytes);
+  response.set_peak_bytes(peak_bytes);
+  response.set_required_message_bytes(footprint.required_message_bytes);
+  response.set_flops(estimate.flops);
+  response.set_fits(ExceededLimit(*cost, context).empty());
+  response.set_limiting_factor(std::string(LimitingFactor(request, context)));
   return response;
 }
 

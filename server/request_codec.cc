@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -70,6 +71,31 @@ void CheckPositions(const v1::AttentionOptions& in, Checks& checks) {
   checks.Unserved(in.has_window_right(), "window_right", "a window");
 }
 
+// The type of a float tensor; beside `values` it is F32 and may be unset.
+void CheckFloatType(const v1::Tensor& tensor, absl::string_view field,
+                    Checks& checks) {
+  const v1::DataType type = tensor.dtype();
+  if (tensor.payload_case() == v1::Tensor::kValues) {
+    checks.Require(
+        type == v1::DATA_TYPE_UNSPECIFIED || type == v1::DATA_TYPE_F32, field,
+        "F32 beside values", DataTypeText(type));
+  } else {
+    checks.Require(KnownFloatType(type), field, "F32, F16 or BF16",
+                   DataTypeText(type));
+  }
+}
+
+// Lists may be long: a path is made for the bad element alone.
+template <typename T, typename Good>
+void CheckElements(const google::protobuf::RepeatedField<T>& list,
+                   absl::string_view field, absl::string_view expected,
+                   const Good& good, Checks& checks) {
+  const auto bad = std::find_if_not(list.begin(), list.end(), good);
+  if (bad == list.end()) return;
+  checks.Require(false, absl::StrCat(field, "[", bad - list.begin(), "]"),
+                 expected, *bad);
+}
+
 void CheckScores(const v1::AttentionOptions& in, Checks& checks) {
   if (in.has_logits_soft_cap()) {
     const float cap = in.logits_soft_cap();
@@ -77,22 +103,18 @@ void CheckScores(const v1::AttentionOptions& in, Checks& checks) {
                    "a finite number > 0", cap);
     checks.Unserved(true, "logits_soft_cap", "a soft cap");
   }
-  for (int i = 0; i < in.alibi_slopes_size(); ++i) {
-    checks.Require(std::isfinite(in.alibi_slopes(i)),
-                   absl::StrCat("alibi_slopes[", i, "]"), "a finite number",
-                   in.alibi_slopes(i));
-  }
+  CheckElements(
+      in.alibi_slopes(), "alibi_slopes", "a finite number",
+      [](float slope) { return std::isfinite(slope); }, checks);
   checks.Unserved(in.alibi_slopes_size() > 0, "alibi_slopes", "ALiBi");
-  for (int i = 0; i < in.sink_logits_size(); ++i) {
-    const float sink = in.sink_logits(i);
-    checks.Require(!std::isnan(sink) && !(std::isinf(sink) && sink > 0),
-                   absl::StrCat("sink_logits[", i, "]"),
-                   "a finite number or -inf", sink);
-  }
+  CheckElements(
+      in.sink_logits(), "sink_logits", "a finite number or -inf",
+      [](float sink) {
+        return sink < std::numeric_limits<float>::infinity();  // and no NaN
+      },
+      checks);
   checks.Unserved(in.sink_logits_size() > 0, "sink_logits", "sinks");
-  checks.Require(!in.has_bias() || KnownFloatType(in.bias().dtype()),
-                 "bias.dtype", "F32, F16 or BF16",
-                 DataTypeText(in.bias().dtype()));
+  if (in.has_bias()) CheckFloatType(in.bias(), "bias.dtype", checks);
   checks.Unserved(in.has_bias(), "bias", "a bias");
   checks.Require(!in.has_mask() || in.mask().dtype() == v1::DATA_TYPE_BOOL,
                  "mask.dtype", "BOOL", DataTypeText(in.mask().dtype()));
@@ -102,12 +124,9 @@ void CheckScores(const v1::AttentionOptions& in, Checks& checks) {
 void CheckLengths(const google::protobuf::RepeatedField<int64_t>& lengths,
                   absl::string_view field, absl::string_view what,
                   Checks& checks) {
-  for (int i = 0; i < lengths.size(); ++i) {
-    if (lengths[i] >= 0) continue;
-    checks.Require(false, absl::StrCat(field, "[", i, "]"), "a number >= 0",
-                   lengths[i]);
-    break;
-  }
+  CheckElements(
+      lengths, field, "a number >= 0", [](int64_t n) { return n >= 0; },
+      checks);
   checks.Unserved(!lengths.empty(), field, what);
 }
 
@@ -140,17 +159,10 @@ absl::Status CheckTensor(const NamedTensor& in) {
     return FieldError(std::string(in.field), "a tensor", "none");
   }
   const v1::Tensor& tensor = *in.tensor;
-  const bool values = tensor.payload_case() == v1::Tensor::kValues;
-  if (values) {
-    checks.Require(tensor.dtype() == v1::DATA_TYPE_UNSPECIFIED ||
-                       tensor.dtype() == v1::DATA_TYPE_F32,
-                   "dtype", "F32 beside values", DataTypeText(tensor.dtype()));
-  } else {
-    checks.Require(KnownFloatType(tensor.dtype()), "dtype", "F32, F16 or BF16",
-                   DataTypeText(tensor.dtype()));
-    checks.Unserved(tensor.dtype() != v1::DATA_TYPE_F32, "dtype",
-                    DataTypeText(tensor.dtype()));
-  }
+  CheckFloatType(tensor, "dtype", checks);
+  checks.Unserved(tensor.payload_case() != v1::Tensor::kValues &&
+                      tensor.dtype() != v1::DATA_TYPE_F32,
+                  "dtype", DataTypeText(tensor.dtype()));
   if (absl::Status status = checks.Result(); !status.ok()) return status;
   switch (tensor.payload_case()) {
     case v1::Tensor::kData:
@@ -249,6 +261,16 @@ absl::StatusOr<AttentionOptions> DecodeOptions(const v1::AttentionOptions& in,
   return out;
 }
 
+absl::Status CheckProblemType(v1::DataType type) {
+  if (type == v1::DATA_TYPE_UNSPECIFIED || type == v1::DATA_TYPE_F32) {
+    return absl::OkStatus();
+  }
+  if (KnownFloatType(type)) {
+    return NotImplementedError("dtype", v1::DataType_Name(type));
+  }
+  return FieldError("dtype", "F32, F16 or BF16", DataTypeText(type));
+}
+
 AttentionTensors AttentionTensors::Of(const v1::AttentionRequest& request) {
   return {{"query", request.has_query() ? &request.query() : nullptr},
           {"key", request.has_key() ? &request.key() : nullptr},
@@ -275,8 +297,10 @@ AttentionTensors AttentionTensors::Of(
 
 absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
                                              const SplitMessage& split) {
-  // Every tensor is checked for what is wrong in itself before any answer is
-  // UNIMPLEMENTED, so that a client fixes its mistakes first.
+  // What this file finds wrong in any field comes before an UNIMPLEMENTED, so
+  // that a client fixes its mistakes first. What the core checks (shapes,
+  // scale, temperature, block_size) and the byte counts come after it: a
+  // problem with unserved options cannot be made.
   absl::Status unserved;
   for (const NamedTensor* tensor :
        {&tensors.query, &tensors.key, &tensors.value}) {

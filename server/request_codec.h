@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
@@ -22,9 +23,15 @@ enum class PayloadKind { kData, kValues };
 
 // The options as the core knows them. `path` is where they stand in the
 // request: "options". INVALID_ARGUMENT for what is wrong in itself,
-// UNIMPLEMENTED for what no build serves yet, both naming the field.
+// UNIMPLEMENTED for what no build serves yet, both naming the field. `scale`,
+// `temperature` and `block_size` are passed on unchecked:
+// AttentionProblem::Create refuses them.
 absl::StatusOr<AttentionOptions> DecodeOptions(const v1::AttentionOptions& in,
                                                absl::string_view path);
+
+// The `dtype` of a request that names a problem without its tensors; unset
+// means F32. Errors as above.
+absl::Status CheckProblemType(v1::DataType type);
 
 // One tensor of a request, by its name there.
 struct NamedTensor {

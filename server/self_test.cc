@@ -38,7 +38,7 @@ constexpr double kTolerance = 1e-5;
 
 std::vector<float> RandomTensor(int64_t size_bytes, uint32_t seed) {
   std::vector<float> tensor(static_cast<size_t>(size_bytes) / sizeof(float));
-  FillRandom(tensor, seed);
+  RandomFloats(seed).Fill(tensor);
   return tensor;
 }
 

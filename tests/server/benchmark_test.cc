@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -33,6 +34,7 @@ class BenchmarkTest : public ::testing::Test {
     absl::StatusOr<v1::BenchmarkResult> result = absl::UnknownError("unset");
     std::vector<std::string> phases;
     std::vector<double> fractions;
+    int64_t held_bytes = -1;  // by the call, when it is over
   };
   Outcome Run(
       const v1::BenchmarkRequest& request, Admission& admission,
@@ -53,6 +55,7 @@ class BenchmarkTest : public ::testing::Test {
                        outcome.fractions.push_back(fraction);
                        on_progress();
                      });
+    outcome.held_bytes = reservation.bytes();
     return outcome;
   }
 
@@ -81,6 +84,8 @@ TEST_F(BenchmarkTest, TheResultAddsUp) {
       1 - double(got.flash_peak_bytes()) / double(got.naive_peak_bytes()),
       1e-12);
   EXPECT_EQ(got.stats().threads(), 2);
+  // The tensors are freed, though the client may still read.
+  EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
   EXPECT_EQ(admission_.usage().bytes, 0);
 }
 
@@ -127,6 +132,22 @@ TEST_F(BenchmarkTest, StopsWhereverItIs) {
     EXPECT_EQ(outcome.result.status().code(), absl::StatusCode::kCancelled);
     EXPECT_EQ(outcome.phases.size(), at);
   }
+}
+
+TEST_F(BenchmarkTest, StopsWhileItPrepares) {
+  v1::BenchmarkRequest request = Small();
+  request.set_num_vectors(1024);
+  request.set_dimensions(128);
+  request.set_num_heads(1024);  // 2 GiB of tensors: about a second to fill
+  Admission wide(8LL << 30, 1);
+  const auto begin = std::chrono::steady_clock::now();
+  const StopSignal stop(begin + std::chrono::milliseconds(20));
+  const Outcome outcome = Run(request, wide, stop);
+  const auto took = std::chrono::steady_clock::now() - begin;
+  EXPECT_EQ(outcome.result.status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(outcome.phases, std::vector<std::string>{"prepare"});
+  EXPECT_LT(took, std::chrono::milliseconds(500));
 }
 
 TEST_F(BenchmarkTest, RefusesByName) {

@@ -65,6 +65,42 @@ TEST_F(EstimateTest, AMessageMayBeTheLimit) {
   EXPECT_EQ(got.limiting_factor(), "message_size");
 }
 
+// By the limits' shares of this problem it would be the other one.
+TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(8);
+  request.set_concurrency(2);
+  const auto small = Estimate(request);
+  const double memory_share = double(small.peak_bytes()) / (100LL << 20);
+  const double message_share =
+      double(small.required_message_bytes()) / (16LL << 20);
+  EXPECT_GT(memory_share, message_share);
+  EXPECT_EQ(small.limiting_factor(), "message_size");
+  // The boundary itself: the last length that fits, and the first that does
+  // not.
+  int64_t fits = 8;
+  int64_t too_long = 1 << 20;
+  while (too_long - fits > 1) {
+    request.set_seq_len((fits + too_long) / 2);
+    (Estimate(request).fits() ? fits : too_long) = request.seq_len();
+  }
+  request.set_seq_len(too_long);
+  EXPECT_GT(Estimate(request).required_message_bytes(), 16LL << 20);
+  EXPECT_LE(Estimate(request).peak_bytes(), 100LL << 20);
+}
+
+TEST_F(EstimateTest, WithoutLimitsNumbersRunOut) {
+  constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+  Admission admission(kNoLimit, 8);
+  const ServiceContext context{engine_, admission, kNoLimit, 1024};
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(1000);
+  const auto got = EstimateMemory(request, context);
+  ASSERT_TRUE(got.ok()) << got.status();
+  EXPECT_TRUE(got->fits());
+  EXPECT_EQ(got->limiting_factor(), "int64_range");
+}
+
 TEST_F(EstimateTest, MoreThreadsHoldMore) {
   v1::MemoryEstimateRequest request;
   request.set_seq_len(4000);

@@ -118,9 +118,21 @@ const RefusalCase kCases[] = {
      [](R& r) { Opt(r).add_alibi_slopes(1); }},
     {"options.sink_logits[0]", kInvalid,
      [](R& r) { Opt(r).add_sink_logits(kInf); }},
+    {"options.sink_logits[0]", kInvalid,
+     [](R& r) { Opt(r).add_sink_logits(kNan); }},
     {"options.sink_logits", kUnbuilt,
      [](R& r) { Opt(r).add_sink_logits(-kInf); }},
     {"options.bias.dtype", kInvalid, [](R& r) { Opt(r).mutable_bias(); }},
+    {"options.bias.dtype", kInvalid,
+     [](R& r) {
+       *Opt(r).mutable_bias() = ValuesTensor({5, 7}, 1);
+       Opt(r).mutable_bias()->set_dtype(v1::DATA_TYPE_F16);
+     }},
+    {"options.bias", kUnbuilt,
+     [](R& r) {
+       *Opt(r).mutable_bias() = ValuesTensor({5, 7}, 1);
+       Opt(r).mutable_bias()->clear_dtype();
+     }},
     {"options.bias", kUnbuilt,
      [](R& r) {
        *Opt(r).mutable_bias() = DataTensor({5, 7}, 1);
