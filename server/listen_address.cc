@@ -64,7 +64,8 @@ absl::StatusOr<int> Lock(const std::string& path) {
 }
 
 // A server without our lock may listen there; only a refused connection means
-// that nobody does.
+// that nobody does. One whose queue is full answers EAGAIN, as the socket does
+// not block.
 absl::Status RemoveStaleSocket(const std::string& path) {
   struct stat info {};
   if (lstat(path.c_str(), &info) != 0) return absl::OkStatus();
@@ -72,7 +73,7 @@ absl::Status RemoveStaleSocket(const std::string& path) {
     return absl::AlreadyExistsError(
         absl::StrCat(path, " exists and is no socket"));
   }
-  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return absl::ErrnoToStatus(errno, "cannot make a socket");
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -86,7 +87,10 @@ absl::Status RemoveStaleSocket(const std::string& path) {
     return absl::AlreadyExistsError(
         absl::StrCat("another program listens on unix:", path));
   }
-  unlink(path.c_str());
+  if (unlink(path.c_str()) != 0) {
+    return absl::ErrnoToStatus(errno,
+                               absl::StrCat("cannot remove the stale ", path));
+  }
   return absl::OkStatus();
 }
 
@@ -98,6 +102,11 @@ absl::StatusOr<ListenAddress> ListenAddress::Parse(absl::string_view text) {
     absl::string_view path = text.substr(kUnixPrefix.size());
     if (absl::StartsWith(path, "///")) path.remove_prefix(2);
     if (path.empty()) return BadAddress(text, "the path is empty");
+    if (absl::StrContains(path, '%')) {
+      return BadAddress(text,
+                        "the path contains '%', which gRPC would decode as in "
+                        "a URI and so listen elsewhere");
+    }
     constexpr size_t kMaxPathBytes = sizeof(sockaddr_un::sun_path) - 1;
     if (path.size() > kMaxPathBytes) {
       return BadAddress(
@@ -149,19 +158,32 @@ UnixSocketGuard::~UnixSocketGuard() {
   close(lock_fd_);
 }
 
-absl::Status WriteAddressFile(const std::string& path,
-                              const std::vector<std::string>& addresses) {
+absl::StatusOr<AddressFile> AddressFile::Write(
+    std::string path, const std::vector<std::string>& addresses) {
   const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
   std::ofstream file(temporary);
   for (const std::string& address : addresses) file << address << '\n';
   file.close();
-  if (!file.good() || std::rename(temporary.c_str(), path.c_str()) != 0) {
+  struct stat written {};
+  if (!file.good() || stat(temporary.c_str(), &written) != 0 ||
+      std::rename(temporary.c_str(), path.c_str()) != 0) {
     const int error = errno;
     unlink(temporary.c_str());
     return absl::ErrnoToStatus(
         error, absl::StrCat("--address-file: cannot write ", path));
   }
-  return absl::OkStatus();
+  return AddressFile(std::move(path), written.st_dev, written.st_ino);
+}
+
+AddressFile::AddressFile(AddressFile&& other) noexcept
+    : path_(std::exchange(other.path_, {})),
+      device_(other.device_),
+      inode_(other.inode_) {}
+
+AddressFile::~AddressFile() {
+  struct stat named {};
+  if (path_.empty() || stat(path_.c_str(), &named) != 0) return;
+  if (named.st_dev == device_ && named.st_ino == inode_) unlink(path_.c_str());
 }
 
 }  // namespace attnd::server

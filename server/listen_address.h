@@ -3,7 +3,10 @@
 #ifndef ATTND_SERVER_LISTEN_ADDRESS_H_
 #define ATTND_SERVER_LISTEN_ADDRESS_H_
 
+#include <sys/types.h>
+
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -46,9 +49,27 @@ class UnixSocketGuard {
   int lock_fd_;
 };
 
-// Writes one address a line, so that a reader sees all of them or no file.
-absl::Status WriteAddressFile(const std::string& path,
-                              const std::vector<std::string>& addresses);
+// Tells scripts where a server listens. The destructor removes the file, unless
+// another server has put its own in that place since.
+class AddressFile {
+ public:
+  // Writes one address a line. Replaces what stood there in one step: a reader
+  // sees all addresses of one server, never some.
+  static absl::StatusOr<AddressFile> Write(
+      std::string path, const std::vector<std::string>& addresses);
+
+  AddressFile(AddressFile&& other) noexcept;
+  AddressFile& operator=(AddressFile&&) = delete;
+  ~AddressFile();
+
+ private:
+  AddressFile(std::string path, dev_t device, ino_t inode)
+      : path_(std::move(path)), device_(device), inode_(inode) {}
+
+  std::string path_;
+  dev_t device_;
+  ino_t inode_;
+};
 
 }  // namespace attnd::server
 

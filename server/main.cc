@@ -57,6 +57,8 @@ int ServeUntilSignal(Server& server, const sigset_t& signals) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Whoever reads the log may go away; that is no reason to stop serving.
+  std::signal(SIGPIPE, SIG_IGN);
   const sigset_t signals = BlockStopSignals();
   const absl::StatusOr<CommandLine> line = attnd::server::ParseConfig(
       {argv + 1, argv + argc}, attnd::server::EnvironmentOf(environ));

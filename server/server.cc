@@ -1,7 +1,5 @@
 #include "server/server.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <optional>
@@ -69,7 +67,6 @@ class Server::Impl {
   }
 
   absl::Status Start() {
-    if (!config_.address_file.empty()) unlink(config_.address_file.c_str());
     absl::StatusOr<std::vector<ListenAddress>> addresses =
         ParseAddresses(config_.listen);
     if (!addresses.ok()) return addresses.status();
@@ -95,7 +92,11 @@ class Server::Impl {
         IsaName(engine_.machine().isa), engine_.threads(),
         admission_.budget_bytes(), config_.max_message_bytes);
     if (config_.address_file.empty()) return absl::OkStatus();
-    return WriteAddressFile(config_.address_file, addresses_);
+    absl::StatusOr<AddressFile> file =
+        AddressFile::Write(config_.address_file, addresses_);
+    if (!file.ok()) return file.status();
+    address_file_.emplace(*std::move(file));
+    return absl::OkStatus();
   }
 
   void Drain() {
@@ -114,6 +115,7 @@ class Server::Impl {
                       (idle ? kFlushTime : kFlushTime * 0));
     server_->Wait();
     server_.reset();
+    address_file_.reset();
   }
 
   void Abort() { admission_.Interrupt(); }
@@ -171,6 +173,7 @@ class Server::Impl {
   const std::unique_ptr<grpc::Service> service_;
   std::vector<std::string> addresses_;
   std::unique_ptr<grpc::Server> server_;
+  std::optional<AddressFile> address_file_;
 };
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

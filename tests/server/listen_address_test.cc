@@ -9,6 +9,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace attnd::server {
 namespace {
@@ -46,7 +47,7 @@ TEST(ListenAddressTest, ParsesBothKinds) {
 
 TEST(ListenAddressTest, RefusesWhatIsNeither) {
   for (const char* text : {"", "host", ":1", "host:", "host:65536", "host:-1",
-                           "host:http", "::1:5", "unix:"}) {
+                           "host:http", "::1:5", "unix:", "unix:/a%20b"}) {
     EXPECT_FALSE(ListenAddress::Parse(text).ok()) << text;
   }
   EXPECT_FALSE(ListenAddress::Parse("unix:/" + std::string(200, 'x')).ok());
@@ -83,6 +84,28 @@ TEST(UnixSocketGuardTest, LeavesALivingSocketAlone) {
   unlink(path.c_str());
 }
 
+TEST(UnixSocketGuardTest, DoesNotWaitForABusyListener) {
+  const std::string path = TestPath();
+  const int listener = Bind(path, /*listening=*/true);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+  std::vector<int> clients;  // until the listener's queue is full
+  for (int i = 0; i < 100; ++i) {
+    clients.push_back(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0));
+    if (connect(clients.back(), reinterpret_cast<sockaddr*>(&address),
+                sizeof(address)) != 0) {
+      break;
+    }
+  }
+  EXPECT_LT(clients.size(), 100U);
+  EXPECT_EQ(UnixSocketGuard::Acquire(path).status().code(),
+            absl::StatusCode::kAlreadyExists);
+  for (const int fd : clients) close(fd);
+  close(listener);
+  unlink(path.c_str());
+}
+
 TEST(UnixSocketGuardTest, LeavesOtherFilesAlone) {
   const std::string path = TestPath();
   std::ofstream(path) << "mine";
@@ -93,13 +116,28 @@ TEST(UnixSocketGuardTest, LeavesOtherFilesAlone) {
 
 TEST(AddressFileTest, HoldsOneAddressALine) {
   const std::string path = TestPath();
-  ASSERT_TRUE(WriteAddressFile(path, {"a:1", "unix:/b"}).ok());
+  const auto written = AddressFile::Write(path, {"a:1", "unix:/b"});
+  ASSERT_TRUE(written.ok()) << written.status();
   std::ifstream file(path);
   std::stringstream text;
   text << file.rdbuf();
   EXPECT_EQ(text.str(), "a:1\nunix:/b\n");
-  unlink(path.c_str());
-  EXPECT_FALSE(WriteAddressFile("/no/such/folder/file", {"a:1"}).ok());
+  EXPECT_FALSE(AddressFile::Write("/no/such/folder/file", {"a:1"}).ok());
+}
+
+TEST(AddressFileTest, GoesWithItsServerUnlessAnotherTookItsPlace) {
+  const std::string path = TestPath();
+  {
+    const auto first = AddressFile::Write(path, {"a:1"});
+    ASSERT_TRUE(first.ok()) << first.status();
+    EXPECT_TRUE(Exists(path));
+  }
+  EXPECT_FALSE(Exists(path));
+  auto first = AddressFile::Write(path, {"a:1"});
+  const auto second = AddressFile::Write(path, {"b:1"});
+  ASSERT_TRUE(second.ok()) << second.status();
+  first = absl::CancelledError();
+  EXPECT_TRUE(Exists(path));
 }
 
 }  // namespace
