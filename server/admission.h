@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -23,7 +24,9 @@ class Admission {
   class Reservation {
    public:
     Reservation() = default;
-    Reservation(Reservation&& other) noexcept = default;
+    Reservation(Reservation&& other) noexcept
+        : state_(std::move(other.state_)),
+          bytes_(std::exchange(other.bytes_, 0)) {}
     Reservation& operator=(Reservation&& other) noexcept;
     ~Reservation();
 

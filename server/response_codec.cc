@@ -1,6 +1,7 @@
 #include "server/response_codec.h"
 
 #include <chrono>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -86,7 +87,12 @@ ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
   if (kind == PayloadKind::kValues) {
     *rest.mutable_output() = WithValues(answer.output);
     if (answer.lse != nullptr) *rest.mutable_lse() = WithValues(*answer.lse);
-    return SerializePieces(rest);
+    // The numbers are copied; the owner also stands for the memory budget that
+    // the answer holds until it is sent.
+    using Text = std::pair<std::string, std::shared_ptr<const void>>;
+    const auto text =
+        std::make_shared<Text>(rest.SerializeAsString(), std::move(owner));
+    return ResponsePieces{{.bytes = text->first, .owner = text}};
   }
   ResponsePieces pieces;
   AppendTensor(v1::AttentionResponse::kOutputFieldNumber, answer.output, owner,

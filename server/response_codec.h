@@ -31,8 +31,8 @@ struct AttentionAnswer {
   RunStats stats;
 };
 
-// The answer's message. With kData the pieces borrow the elements, which
-// `owner` keeps alive; with kValues they are copied.
+// The answer's message. With kData the pieces borrow the elements, with kValues
+// they hold a copy; they keep `owner` alive either way.
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner);
 

@@ -81,6 +81,16 @@ TEST_F(ResponseCodecTest, ValuesAreNumbers) {
   EXPECT_EQ(response.lse().values().values(1), 8);
 }
 
+TEST_F(ResponseCodecTest, ValuesKeepTheirOwnerToo) {
+  auto owner = std::make_shared<int>(0);
+  const std::weak_ptr<int> watch = owner;
+  ResponsePieces pieces =
+      EncodeAnswer(Answer(), PayloadKind::kValues, std::move(owner));
+  EXPECT_FALSE(watch.expired());
+  pieces.clear();
+  EXPECT_TRUE(watch.expired());
+}
+
 TEST_F(ResponseCodecTest, AnEmptyOutputStillHasItsPayloadAndShape) {
   AttentionAnswer answer = Answer();
   answer.output = {{0, 3}, {}};
