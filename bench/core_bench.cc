@@ -7,14 +7,15 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <exception>
 #include <fstream>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/stream_bandwidth.h"
@@ -128,7 +129,7 @@ double Seconds(const RunStats& stats) {
 
 class Bench {
  public:
-  explicit Bench(const Flags& flags) : flags_(flags) {}
+  explicit Bench(Flags flags) : flags_(std::move(flags)) {}
 
   // One record, and one more for the naive baseline where it is wanted.
   std::vector<Json> Measure(const Case& c) {
@@ -250,7 +251,7 @@ Json MachineRecord() {
   std::string model = "unknown";
   std::ifstream cpuinfo("/proc/cpuinfo");
   for (std::string line; std::getline(cpuinfo, line);) {
-    if (line.rfind("model name", 0) == 0) {
+    if (line.starts_with("model name")) {
       model = line.substr(line.find(':') + 2);
       break;
     }
@@ -326,4 +327,11 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace attnd::bench
 
-int main(int argc, char** argv) { return attnd::bench::Main(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return attnd::bench::Main(argc, argv);
+  } catch (const std::exception& error) {
+    std::cerr << "core_bench: " << error.what() << "\n";
+    return 1;
+  }
+}

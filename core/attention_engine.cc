@@ -1,6 +1,5 @@
 #include "core/attention_engine.h"
 
-#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <utility>

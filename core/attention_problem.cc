@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <initializer_list>
-#include <limits>
 #include <optional>
 #include <string>
 

@@ -11,10 +11,8 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstddef>
 #include <limits>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"

@@ -519,8 +519,9 @@ class Tile {
         std::fill_n(out, params_.v_head_dim, 0.0f);
       } else {
         const float inverse = 1.0f / sum;
-        for (int64_t c = 0; c < params_.v_head_dim; ++c)
+        for (int64_t c = 0; c < params_.v_head_dim; ++c) {
           out[c] = o[c] * inverse;
+        }
       }
       if (job_.lse.data != nullptr) {
         const double max = double{scale_} * slot_[layout_.max + r];

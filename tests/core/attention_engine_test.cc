@@ -67,6 +67,7 @@ TEST_P(AttentionEngineTest, SameBitsForAnyThreadsLoadAndNeighbours) {
 
     // Under load: other problems share the workers meanwhile.
     std::vector<std::thread> others;
+    others.reserve(3);
     for (uint64_t t = 0; t < 3; ++t) {
       others.emplace_back([&engine, t] {
         AttentionCase other(

@@ -14,7 +14,6 @@ namespace attnd {
 namespace {
 
 using ::attnd::testing::AttentionCase;
-using ::attnd::testing::CaseShape;
 using ::attnd::testing::RandomShape;
 using ::testing::DoubleEq;
 using ::testing::DoubleNear;
