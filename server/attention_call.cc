@@ -16,6 +16,14 @@ namespace {
 
 int64_t Aligned(int64_t bytes) { return RoundUp(bytes, Workspace::kAlignment); }
 
+bool HasOwnKey(const AttentionTensors& tensors) {
+  return tensors.key.tensor != tensors.query.tensor;
+}
+
+bool HasOwnValue(const AttentionTensors& tensors) {
+  return tensors.value.tensor != tensors.key.tensor;
+}
+
 std::span<const float> Elements(const float* data, int64_t size_bytes) {
   return {data, static_cast<size_t>(size_bytes) / sizeof(float)};
 }
@@ -73,17 +81,25 @@ absl::Status AttentionCall::Decode(ReceivedMessage received) {
   if (!decoded.ok()) return decoded.status();
   problem_ = std::move(decoded->problem);
   kind_ = decoded->kind;
-  if (absl::Status status = Reserve(reservation_.bytes()); !status.ok()) {
+  if (absl::Status status = Reserve(tensors, reservation_.bytes());
+      !status.ok()) {
     return status;
   }
   return CopyInputs(tensors, *split, received);
 }
 
 // `decoding_bytes` is what the message and its parsed form hold.
-absl::Status AttentionCall::Reserve(int64_t decoding_bytes) {
-  const absl::StatusOr<MemoryEstimate> estimate =
+absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
+                                    int64_t decoding_bytes) {
+  absl::StatusOr<MemoryEstimate> estimate =
       context_.engine.estimator().Estimate(*problem_);
   if (!estimate.ok()) return estimate.status();
+  // A tensor that plays several parts came once and is copied once.
+  const int64_t shared_bytes =
+      (HasOwnKey(tensors) ? 0 : problem_->key_bytes()) +
+      (HasOwnValue(tensors) ? 0 : problem_->value_bytes());
+  estimate->input_bytes -= shared_bytes;
+  estimate->flash_bytes -= shared_bytes;
   const absl::StatusOr<RequestFootprint> footprint = InlineFootprint(*estimate);
   if (!footprint.ok()) return footprint.status();
   const int64_t response_bytes = estimate->output_bytes + kMessageEnvelopeBytes;
@@ -109,8 +125,8 @@ absl::Status AttentionCall::Reserve(int64_t decoding_bytes) {
 absl::Status AttentionCall::CopyInputs(const AttentionTensors& tensors,
                                        const SplitMessage& split,
                                        const ReceivedMessage& received) {
-  const bool own_key = tensors.key.tensor != tensors.query.tensor;
-  const bool own_value = tensors.value.tensor != tensors.key.tensor;
+  const bool own_key = HasOwnKey(tensors);
+  const bool own_value = HasOwnValue(tensors);
   const int64_t query_bytes = Aligned(problem_->query_bytes());
   const int64_t key_bytes = own_key ? Aligned(problem_->key_bytes()) : 0;
   const int64_t value_bytes = own_value ? Aligned(problem_->value_bytes()) : 0;

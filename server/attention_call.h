@@ -47,7 +47,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   absl::Status Prepare(ReceivedMessage received);
   template <typename Request>
   absl::Status Decode(ReceivedMessage received);
-  absl::Status Reserve(int64_t decoding_bytes);
+  absl::Status Reserve(const AttentionTensors& tensors, int64_t decoding_bytes);
   absl::Status CopyInputs(const AttentionTensors& tensors,
                           const SplitMessage& split,
                           const ReceivedMessage& received);

@@ -58,9 +58,14 @@ class ForwardReactor final : public grpc::ServerUnaryReactor {
                                               DeadlineOf(rpc))) {}
 
   void Start(const ByteBuffer* request, ByteBuffer* response) {
+    absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
+    if (!received.ok()) {
+      FinishUnary(this, response, log_, received.status());
+      return;
+    }
     // The call outlives the reactor where it answers before Start returns.
     const std::shared_ptr<AttentionCall> call = call_;
-    call->Start(TakeMessage(request),
+    call->Start(*std::move(received),
                 [this, response](absl::StatusOr<ResponsePieces> answer) {
                   FinishUnary(this, response, log_, std::move(answer));
                 });
@@ -98,8 +103,13 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
   }
 
   void Start(const ByteBuffer* request) {
+    const absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
+    if (!received.ok()) {
+      Finish(received.status());
+      return;
+    }
     const std::shared_ptr<BenchmarkCall> call = call_;
-    call->Start(TakeMessage(request));
+    call->Start(*received);
   }
   void OnWriteDone(bool ok) override {
     const std::shared_ptr<BenchmarkCall> call = call_;
@@ -212,7 +222,12 @@ class RawAttentionService final : public RawBase {
                                   const ByteBuffer* request,
                                   ByteBuffer* response) {
     auto* reactor = new PlainReactor(name);
-    reactor->Start(answer(context_, TakeMessage(request)), response);
+    const absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
+    if (received.ok()) {
+      reactor->Start(answer(context_, *received), response);
+    } else {
+      reactor->Start(received.status(), response);
+    }
     return reactor;
   }
 

@@ -11,20 +11,22 @@
 
 namespace attnd::server {
 
-ReceivedMessage TakeMessage(const grpc::ByteBuffer* buffer) {
+absl::StatusOr<ReceivedMessage> TakeMessage(const grpc::ByteBuffer* buffer) {
   // gRPC hands the message in as const, but owns no more than this reference,
   // and holds it until the call is over: too long for a large tensor.
   grpc::ByteBuffer taken;
   taken.Swap(const_cast<grpc::ByteBuffer*>(buffer));
   auto slices = std::make_shared<std::vector<grpc::Slice>>();
-  if (!taken.Valid() || !taken.Dump(slices.get()).ok()) return {};
+  if (!taken.Valid() || !taken.Dump(slices.get()).ok()) {
+    return absl::InternalError("gRPC gave a message that cannot be read");
+  }
   std::vector<absl::string_view> views;
   views.reserve(slices->size());
   for (const grpc::Slice& slice : *slices) {
     views.emplace_back(reinterpret_cast<const char*>(slice.begin()),
                        slice.size());
   }
-  return {std::move(views), std::move(slices)};
+  return ReceivedMessage(std::move(views), std::move(slices));
 }
 
 grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces) {

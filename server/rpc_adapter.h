@@ -6,6 +6,7 @@
 #define ATTND_SERVER_RPC_ADAPTER_H_
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "core/tile_scheduler.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
@@ -14,8 +15,9 @@
 
 namespace attnd::server {
 
-// Takes the slices out of `buffer`, which is left empty.
-ReceivedMessage TakeMessage(const grpc::ByteBuffer* buffer);
+// Takes the slices out of `buffer`, which is left empty. INTERNAL where gRPC
+// cannot hand them out.
+absl::StatusOr<ReceivedMessage> TakeMessage(const grpc::ByteBuffer* buffer);
 
 // A message that refers to the pieces' bytes; their owners are dropped when
 // gRPC has sent them.

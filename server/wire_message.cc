@@ -88,12 +88,6 @@ void ReceivedMessage::CopyTo(const PayloadRange& range, std::byte* to) const {
   }
 }
 
-void ReceivedMessage::Release() {
-  slices_.clear();
-  slices_.shrink_to_fit();
-  owner_.reset();
-}
-
 absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
                                           Admission::Reservation& reservation,
                                           google::protobuf::Message& message) {

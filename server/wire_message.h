@@ -22,7 +22,7 @@ namespace attnd::server {
 class ReceivedMessage {
  public:
   ReceivedMessage() = default;
-  // `owner` keeps `slices` alive and is dropped by Release.
+  // `owner` keeps `slices` alive and goes with the message.
   ReceivedMessage(std::vector<absl::string_view> slices,
                   std::shared_ptr<const void> owner);
 
@@ -31,9 +31,6 @@ class ReceivedMessage {
 
   // Copies what `range` covers, which lies within the message, to `to`.
   void CopyTo(const PayloadRange& range, std::byte* to) const;
-
-  // Frees the buffers.
-  void Release();
 
  private:
   std::vector<absl::string_view> slices_;

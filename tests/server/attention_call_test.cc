@@ -109,6 +109,40 @@ TEST_F(AttentionCallTest, SharedTensorsAreCopiedOnceAndMeanTheSame) {
   EXPECT_EQ(Parse(Start(*two, cross).get()).output().data(), expected);
 }
 
+TEST_F(AttentionCallTest, SharedTensorsAreReservedOnce) {
+  const TensorSpec spec{.shape = {1, 1, 3000, 64}};
+  const auto problem = AttentionProblem::Create(spec, spec, spec, {});
+  const auto estimate = engine_.estimator().Estimate(*problem);
+  const int64_t tensor = problem->query_bytes();
+  v1::SelfAttentionRequest self;
+  *self.mutable_sequence() = DataTensor({3000, 64}, 1);
+  Admission for_one(estimate->flash_bytes - 2 * tensor + tensor / 2, 1);
+  const auto one =
+      Make(for_one, SteadyTime::max(), ForwardMethod::kSelfAttention);
+  Parse(Start(*one, self).get());
+  v1::CrossAttentionRequest cross;
+  *cross.mutable_queries() = DataTensor({3000, 64}, 1);
+  *cross.mutable_kv_sequence() = DataTensor({3000, 64}, 2);
+  Admission for_two(estimate->flash_bytes - tensor + tensor / 2, 1);
+  const auto two =
+      Make(for_two, SteadyTime::max(), ForwardMethod::kCrossAttention);
+  Parse(Start(*two, cross).get());
+}
+
+// MemoryEstimate says what fits, so that much must do.
+TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
+  const TensorSpec spec{.shape = {1, 1, 3000, 64}};
+  const auto problem = AttentionProblem::Create(spec, spec, spec, {});
+  const auto estimate = engine_.estimator().Estimate(*problem);
+  Admission exact(InlineFootprint(*estimate)->peak_per_request_bytes, 1);
+  v1::AttentionRequest request;
+  *request.mutable_query() = DataTensor({3000, 64}, 1);
+  *request.mutable_key() = DataTensor({3000, 64}, 2);
+  *request.mutable_value() = DataTensor({3000, 64}, 3);
+  const auto call = Make(exact);
+  Parse(Start(*call, request).get());
+}
+
 TEST_F(AttentionCallTest, GivesBackEverythingOnceTheAnswerIsGone) {
   auto call = Make(admission_);
   {

@@ -88,7 +88,6 @@ TEST(ServerTest, ServesOnBothAddressesAndSaysSo) {
       EXPECT_EQ(Health(client, service).responses.at(0), Serving());
     }
   }
-  unlink(config.address_file.c_str());
 }
 
 TEST(ServerTest, InfoTellsTheLimits) {
@@ -107,13 +106,16 @@ TEST(ServerTest, InfoTellsTheLimits) {
 }
 
 TEST(ServerTest, ABusyPortIsAnError) {
-  const auto first = StartServer();
   ServerConfig config = TestConfig();
+  config.address_file = SocketPath() + ".addresses";
+  const auto first = StartServer(config);
   config.listen = {first->addresses()[0]};
   const auto second = Server::Start(config);
   ASSERT_FALSE(second.ok());
   EXPECT_NE(second.status().message().find(first->addresses()[0]),
             std::string::npos);
+  // What the first one wrote is still true.
+  EXPECT_EQ(access(config.address_file.c_str(), F_OK), 0);
 }
 
 TEST(ServerTest, ABusySocketIsAnErrorAndStaysWithItsServer) {
@@ -123,10 +125,13 @@ TEST(ServerTest, ABusySocketIsAnErrorAndStaysWithItsServer) {
   EXPECT_EQ(client.Call(Method("Attention"), Good()).code, kOk);
 }
 
-TEST(ServerTest, RemovesItsSocketAtTheEnd) {
+TEST(ServerTest, RemovesItsFilesAtTheEnd) {
   const std::string path = SocketPath();
-  StartServer().reset();
+  ServerConfig config = TestConfig();
+  config.address_file = path + ".addresses";
+  StartServer(config).reset();
   EXPECT_NE(access(path.c_str(), F_OK), 0);
+  EXPECT_NE(access(config.address_file.c_str(), F_OK), 0);
   EXPECT_NE(access((path + ".lock").c_str(), F_OK), 0);
 }
 
