@@ -30,20 +30,27 @@ std::span<const float> Elements(const float* data, int64_t size_bytes) {
 
 }  // namespace
 
+AttentionCall::~AttentionCall() {
+  (void)answered_.load(std::memory_order_acquire);
+}
+
 void AttentionCall::Start(ReceivedMessage received, Done done) {
+  const auto answer = [self = shared_from_this(), done = std::move(done)](
+                          absl::Status status, const RunStats& stats) {
+    absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
+    if (status.ok()) {
+      pieces = self->Encode(stats);
+    } else {
+      pieces = std::move(status);
+    }
+    self->answered_.store(true, std::memory_order_release);
+    done(std::move(pieces));
+  };
   if (absl::Status status = Prepare(std::move(received)); !status.ok()) {
-    done(std::move(status));
+    answer(std::move(status), {});
     return;
   }
-  context_.engine.Submit(*problem_, buffers_, &stop_,
-                         [self = shared_from_this(), done = std::move(done)](
-                             absl::Status status, const RunStats& stats) {
-                           if (!status.ok()) {
-                             done(std::move(status));
-                             return;
-                           }
-                           done(self->Encode(stats));
-                         });
+  context_.engine.Submit(*problem_, buffers_, &stop_, answer);
 }
 
 absl::Status AttentionCall::Prepare(ReceivedMessage received) {

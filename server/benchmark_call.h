@@ -55,6 +55,8 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall> {
                 EventSink& sink, SteadyTime deadline)
       : context_(context), runner_(runner), sink_(sink), stop_(deadline) {}
 
+  ~BenchmarkCall();
+
   void Start(const ReceivedMessage& received);
   // The outstanding write is over; `ok` is false where the stream is broken.
   void OnWritten(bool ok);

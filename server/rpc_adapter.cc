@@ -30,14 +30,11 @@ absl::StatusOr<ReceivedMessage> TakeMessage(const grpc::ByteBuffer* buffer) {
 }
 
 grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces) {
-  using Owner = std::shared_ptr<const void>;
   std::vector<grpc::Slice> slices;
   slices.reserve(pieces.size());
   for (ResponsePiece& piece : pieces) {
-    auto owner = std::make_unique<Owner>(std::move(piece.owner));
-    slices.emplace_back(
-        const_cast<char*>(piece.bytes.data()), piece.bytes.size(),
-        [](void* held) { delete static_cast<Owner*>(held); }, owner.release());
+    slices.emplace_back(const_cast<char*>(piece.bytes.data()),
+                        piece.bytes.size(), Drop, Hold(std::move(piece.owner)));
   }
   return {slices.data(), slices.size()};
 }

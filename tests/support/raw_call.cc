@@ -50,6 +50,7 @@ class RawClient::Impl {
                 const RawOptions& options) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + options.timeout);
+    if (options.gzip) context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
     grpc::CompletionQueue queue;
     const auto stream = stub_.PrepareCall(&context, method, &queue);
     std::optional<std::chrono::system_clock::time_point> cancel_at;

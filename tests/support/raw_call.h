@@ -22,6 +22,7 @@ struct RawOptions {
   std::chrono::milliseconds timeout{120'000};
   // Called with each response; the call is cancelled once it returns false.
   std::function<bool(const std::string&)> keep_going;
+  bool gzip = false;  // compress the request
   // Cancels once this much time has passed, if ever.
   std::chrono::milliseconds cancel_after{0};
 };
