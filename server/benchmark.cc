@@ -23,7 +23,6 @@
 #include "server/reasons.h"
 #include "server/request_codec.h"
 #include "server/response_codec.h"
-#include "server/status_convert.h"
 
 namespace attnd::server {
 namespace {
