@@ -86,7 +86,7 @@ absl::Status AttentionCall::Decode(ReceivedMessage received) {
   const AttentionTensors tensors = AttentionTensors::Of(request);
   absl::StatusOr<DecodedRequest> decoded = DecodeRequest(tensors, *split);
   if (!decoded.ok()) return decoded.status();
-  problem_ = std::move(decoded->problem);
+  problem_ = decoded->problem;
   kind_ = decoded->kind;
   if (absl::Status status = Reserve(tensors, reservation_.bytes());
       !status.ok()) {

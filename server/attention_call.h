@@ -47,8 +47,10 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
 
  private:
   absl::Status Prepare(ReceivedMessage received);
+  // Takes the message, so that it is gone when this returns.
   template <typename Request>
-  absl::Status Decode(ReceivedMessage received);
+  absl::Status Decode(
+      ReceivedMessage received);  // NOLINT(performance-unnecessary-value-param)
   absl::Status Reserve(const AttentionTensors& tensors, int64_t decoding_bytes);
   absl::Status CopyInputs(const AttentionTensors& tensors,
                           const SplitMessage& split,

@@ -43,10 +43,11 @@ class CallLog {
 template <typename Reactor>
 void FinishUnary(Reactor* reactor, ByteBuffer* response, CallLog& log,
                  absl::StatusOr<ResponsePieces> answer) {
-  log.Finished(answer.status());
-  if (answer.ok()) *response = ToByteBuffer(*std::move(answer));
+  const absl::Status status = answer.status();
+  log.Finished(status);
+  if (status.ok()) *response = ToByteBuffer(*std::move(answer));
   // The reactor may be gone when this returns.
-  reactor->Finish(ToGrpcStatus(answer.status()));
+  reactor->Finish(ToGrpcStatus(status));
 }
 
 class ForwardReactor final : public grpc::ServerUnaryReactor {

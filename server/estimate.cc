@@ -141,8 +141,9 @@ absl::Status Renamed(const absl::Status& status, const Extents& extents) {
       {"value.shape[3]", &extents.v_head_dim},
       {"value.shape", &extents.kv_len}};
   for (const auto& [core_name, number] : names) {
-    if (*field == core_name)
+    if (*field == core_name) {
       return WithField(status, std::string(number->field));
+    }
   }
   return status;
 }

@@ -3,7 +3,6 @@
 #include <array>
 #include <cstring>
 #include <limits>
-#include <optional>
 
 #include "attnd/v1/attention.pb.h"
 #include "google/protobuf/io/coded_stream.h"
@@ -223,8 +222,9 @@ class Walker {
           open_groups[open++] = WireFormatLite::GetTagFieldNumber(tag);
           break;
         case WireFormatLite::WIRETYPE_END_GROUP:
-          if (open == 0 ||
-              open_groups[--open] != WireFormatLite::GetTagFieldNumber(tag)) {
+          if (open == 0) return false;
+          --open;
+          if (open_groups[open] != WireFormatLite::GetTagFieldNumber(tag)) {
             return false;
           }
           break;

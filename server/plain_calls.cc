@@ -1,7 +1,6 @@
 #include "server/plain_calls.h"
 
 #include <string>
-#include <utility>
 
 #include "attnd/v1/attention.pb.h"
 #include "server/estimate.h"

@@ -40,9 +40,8 @@ grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces) {
 }
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
-  WireStatus wire = ToWireStatus(status);
-  return {static_cast<grpc::StatusCode>(wire.code), std::move(wire.message),
-          std::move(wire.details)};
+  const WireStatus wire = ToWireStatus(status);
+  return {static_cast<grpc::StatusCode>(wire.code), wire.message, wire.details};
 }
 
 SteadyTime DeadlineOf(const grpc::ServerContextBase& context) {

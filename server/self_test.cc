@@ -1,5 +1,6 @@
 #include "server/self_test.h"
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -17,14 +18,14 @@ namespace attnd::server {
 namespace {
 
 struct Case {
-  std::vector<int64_t> query;
-  std::vector<int64_t> key;
+  std::array<int64_t, 4> query;
+  std::array<int64_t, 4> key;
   int64_t v_head_dim;
   Causal causal;
 };
 
 // Odd dims, grouped heads, both causal rules, tails of every tile, one row.
-const Case kCases[] = {
+constexpr Case kCases[] = {
     {{1, 2, 70, 64}, {1, 2, 130, 64}, 64, Causal::kNone},
     {{2, 4, 33, 17}, {2, 2, 65, 17}, 5, Causal::kTopLeft},
     {{1, 6, 129, 128}, {1, 1, 97, 128}, 96, Causal::kBottomRight},
@@ -60,10 +61,12 @@ double WorstError(const std::vector<float>& got,
 }
 
 absl::Status RunCase(AttentionEngine& engine, const Case& test) {
-  std::vector<int64_t> value_shape = test.key;
+  const std::vector<int64_t> query_shape(test.query.begin(), test.query.end());
+  const std::vector<int64_t> key_shape(test.key.begin(), test.key.end());
+  std::vector<int64_t> value_shape = key_shape;
   value_shape.back() = test.v_head_dim;
   const absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
-      {.shape = test.query}, {.shape = test.key}, {.shape = value_shape},
+      {.shape = query_shape}, {.shape = key_shape}, {.shape = value_shape},
       {.causal = test.causal, .return_lse = true});
   if (!problem.ok()) return problem.status();
   const std::vector<float> query = RandomTensor(problem->query_bytes(), 1);
