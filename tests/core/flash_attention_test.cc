@@ -50,7 +50,7 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
     ASSERT_EQ(plan.isa, GetParam());
     const Workspace workspace =
         Workspace::Reserve(plan.WorkspaceBytes(1)).value();
-    float* const slot =
+    auto* const slot =
         reinterpret_cast<float*>(workspace.data() + plan.packed_keys_bytes);
     const AttentionBuffers buffers = c.buffers();
     const FlashJob job = {
