@@ -115,6 +115,7 @@ TEST(AdmissionTest, NeverHoldsMoreThanItsBudgetUnderContention) {
   std::atomic<int64_t> held_bytes = 0;
   std::atomic<int> admitted = 0;
   std::vector<std::thread> threads;
+  threads.reserve(8);
   for (int t = 0; t < 8; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < 2000; ++i) {

@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <cmath>
-#include <condition_variable>
 #include <cstring>
 #include <future>
 #include <memory>

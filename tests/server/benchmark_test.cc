@@ -11,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "core/naive_attention.h"
 #include "server/admission.h"
 #include "server/benchmark_call.h"
 #include "server/random_floats.h"

@@ -71,9 +71,10 @@ TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
   request.set_seq_len(8);
   request.set_concurrency(2);
   const auto small = Estimate(request);
-  const double memory_share = double(small.peak_bytes()) / (100LL << 20);
+  const double memory_share =
+      static_cast<double>(small.peak_bytes()) / (100LL << 20);
   const double message_share =
-      double(small.required_message_bytes()) / (16LL << 20);
+      static_cast<double>(small.required_message_bytes()) / (16LL << 20);
   EXPECT_GT(memory_share, message_share);
   EXPECT_EQ(small.limiting_factor(), "message_size");
   // The boundary itself: the last length that fits, and the first that does

@@ -167,7 +167,9 @@ std::string Mutate(std::string bytes, std::mt19937_64& rng) {
         if (!bytes.empty()) bytes[at] = static_cast<char>(rng());
         break;
       case 1:
-        if (!bytes.empty()) bytes[at] ^= static_cast<char>(1 << rng() % 8);
+        if (!bytes.empty()) {
+          bytes[at] = static_cast<char>(bytes[at] ^ (1 << rng() % 8));
+        }
         break;
       case 2:
         bytes.insert(at, RandomBytes(1 + rng() % 4, rng));

@@ -7,7 +7,6 @@
 #include <random>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "core/reference_attention.h"
@@ -96,6 +95,7 @@ TEST(ServerLoadTest, SixtyFourClientsGetRightAnswersAndTheSameBitsAsAlone) {
   constexpr size_t kClients = 64;
   constexpr size_t kCallsEach = 6;
   std::vector<LoadCase> cases;
+  cases.reserve(kCases);
   for (size_t i = 0; i < kCases; ++i) cases.push_back(MakeCase(i));
   {
     ServerConfig config = TestConfig();
@@ -112,6 +112,7 @@ TEST(ServerLoadTest, SixtyFourClientsGetRightAnswersAndTheSameBitsAsAlone) {
   const auto server = StartServer(config);
   std::atomic<size_t> same = 0;
   std::vector<std::thread> clients;
+  clients.reserve(kClients);
   for (size_t c = 0; c < kClients; ++c) {
     clients.emplace_back([&, c] {
       RawClient client(server->addresses()[c % 2]);

@@ -10,6 +10,7 @@
 #include <future>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "tests/server/life_server.h"
@@ -49,7 +50,7 @@ RawReply Health(RawClient& client, const std::string& service) {
   request += static_cast<char>(service.size());
   return client.Call("/grpc.health.v1.Health/Check", request + service);
 }
-std::string Serving() { return "\x08\x01"; }
+constexpr std::string_view Serving() { return "\x08\x01"; }
 
 // Until a call holds a slot of the server.
 void AwaitInFlight(const Server& server, int64_t count) {

@@ -1,8 +1,6 @@
 #include "tests/support/raw_call.h"
 
-#include <limits>
 #include <optional>
-#include <utility>
 
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
