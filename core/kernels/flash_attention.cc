@@ -444,7 +444,7 @@ constexpr int64_t kMaxSpread = 16;
 // Keys whose weighted values are summed before they join the output: what a
 // partial sum rounds off grows with the sum, so several short ones are more
 // exact than one long one. 128 keeps a real layer (tests/data) below the error
-// of other f32 kernels, for 1.5 % more instructions.
+// of other f32 kernels (docs/performance.md has the price).
 constexpr int64_t kKeysPerSum = 128;
 constexpr float kOnes[] = {1, 1, 1, 1, 1, 1};
 static_assert(std::size(kOnes) >= kRows);
