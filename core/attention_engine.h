@@ -20,16 +20,6 @@
 
 namespace attnd {
 
-// Where the elements are; each as many as the problem's shapes say, dense,
-// aligned to 4 bytes. `lse` may be null where it was not asked for.
-struct AttentionBuffers {
-  const float* query = nullptr;  // [batch, num_q_heads, q_len, head_dim]
-  const float* key = nullptr;    // [batch, num_kv_heads, kv_len, head_dim]
-  const float* value = nullptr;  // [batch, num_kv_heads, kv_len, v_head_dim]
-  float* output = nullptr;       // [batch, num_q_heads, q_len, v_head_dim]
-  float* lse = nullptr;          // [batch, num_q_heads, q_len]
-};
-
 // What ran, and what it took.
 struct RunStats {
   Isa isa = Isa::kScalar;
@@ -65,10 +55,19 @@ class AttentionEngine {
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
               const StopSignal* stop, Done done);
 
+  // The same for the gradients: `problem` must be of f32 query, key, value and
+  // output. Reserves the estimate's workspace_bytes of EstimateBackward.
+  void SubmitBackward(const AttentionProblem& problem,
+                      const BackwardBuffers& buffers, const StopSignal* stop,
+                      Done done);
+
   // Submits and waits. Not from a worker.
   absl::StatusOr<RunStats> Run(const AttentionProblem& problem,
                                const AttentionBuffers& buffers,
                                const StopSignal* stop = nullptr);
+  absl::StatusOr<RunStats> RunBackward(const AttentionProblem& problem,
+                                       const BackwardBuffers& buffers,
+                                       const StopSignal* stop = nullptr);
 
   const MachineInfo& machine() const { return machine_; }
   int threads() const { return scheduler_.threads(); }

@@ -5,11 +5,16 @@
 #include <cmath>
 #include <cstddef>
 #include <initializer_list>
+#include <limits>
+#include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "core/checked_math.h"
 #include "core/field_error.h"
@@ -18,17 +23,26 @@ namespace attnd {
 namespace {
 
 enum Axis { kBatch, kHeads, kSeq, kDim };
+constexpr Axis kAxes[] = {kBatch, kHeads, kSeq, kDim};
 
 // A tensor's four extents, those it lacks being 1, and how to name them in the
-// rank that its sender used.
+// rank and layout that its sender used.
 struct Extents {
   absl::string_view name;
   int rank = 0;
+  Layout layout = Layout::kBhsd;
   std::array<int64_t, 4> of{1, 1, 1, 1};
 
+  // Where `axis` stands in the sender's shape; negative where it does not.
+  int IndexOf(Axis axis) const {
+    constexpr int kBshdOrder[] = {0, 2, 1, 3};
+    if (layout == Layout::kBhsd) return axis - (4 - rank);
+    if (rank == 2) return axis == kSeq ? 0 : axis == kDim ? 1 : -1;
+    return kBshdOrder[axis] - (4 - rank);
+  }
   std::string ShapePath() const { return absl::StrCat(name, ".shape"); }
   std::string AxisPath(Axis axis) const {
-    return absl::StrCat(name, ".shape[", axis - (4 - rank), "]");
+    return absl::StrCat(name, ".shape[", IndexOf(axis), "]");
   }
   absl::Status Refuse(Axis axis, const std::string& expected) const {
     return FieldError(AxisPath(axis), expected, absl::StrCat(of[axis]));
@@ -37,9 +51,9 @@ struct Extents {
 
 // `expected_rank` 0 lets every rank through that the contract knows.
 absl::StatusOr<Extents> ParseExtents(absl::string_view name,
-                                     const TensorSpec& spec,
+                                     const TensorSpec& spec, Layout layout,
                                      int expected_rank) {
-  Extents extents{.name = name};
+  Extents extents{.name = name, .layout = layout};
   const size_t rank = spec.shape.size();
   if (expected_rank == 0 && (rank < 2 || rank > 4)) {
     return FieldError(extents.ShapePath(), "rank 4, 3 or 2",
@@ -51,9 +65,10 @@ absl::StatusOr<Extents> ParseExtents(absl::string_view name,
                       absl::StrCat("rank ", rank));
   }
   extents.rank = static_cast<int>(rank);
-  std::copy(spec.shape.begin(), spec.shape.end(),
-            extents.of.end() - extents.rank);
-  for (const Axis axis : {kBatch, kHeads, kSeq, kDim}) {
+  for (const Axis axis : kAxes) {
+    const int index = extents.IndexOf(axis);
+    if (index < 0) continue;
+    extents.of[axis] = spec.shape[static_cast<size_t>(index)];
     if (extents.of[axis] < 0) {
       return extents.Refuse(axis, "an extent >= 0");
     }
@@ -102,14 +117,14 @@ std::optional<int64_t> ProductOfExtents(std::initializer_list<int64_t> extents,
 
 absl::Status TooLarge(const Extents& tensor, absl::string_view what,
                       int64_t limit) {
-  std::string shape = "[";
-  for (int axis = 4 - tensor.rank; axis < 4; ++axis) {
-    absl::StrAppend(&shape, tensor.of[static_cast<size_t>(axis)],
-                    axis == 3 ? "]" : ", ");
+  std::vector<int64_t> shape(static_cast<size_t>(tensor.rank));
+  for (const Axis axis : kAxes) {
+    const int index = tensor.IndexOf(axis);
+    if (index >= 0) shape[static_cast<size_t>(index)] = tensor.of[axis];
   }
   return WithReason(
       FieldError(tensor.ShapePath(), absl::StrCat(what, " of at most ", limit),
-                 shape),
+                 absl::StrCat("[", absl::StrJoin(shape, ", "), "]")),
       kInt64RangeReason);
 }
 
@@ -162,16 +177,219 @@ absl::StatusOr<float> ScoreScale(const AttentionOptions& options,
   return score_scale;
 }
 
+// The first element of an options' list that is not good, by its path.
+template <typename T, typename Good>
+absl::Status CheckElements(const std::vector<T>& list, absl::string_view field,
+                           const std::string& expected, const Good& good) {
+  const auto bad = std::find_if_not(list.begin(), list.end(), good);
+  if (bad == list.end()) return absl::OkStatus();
+  return FieldError(
+      absl::StrCat("options.", field, "[", bad - list.begin(), "]"), expected,
+      absl::StrCat(*bad));
+}
+
+// A list that is empty or has one element for each of `count`.
+template <typename T>
+absl::Status CheckCount(const std::vector<T>& list, absl::string_view field,
+                        int64_t count, absl::string_view what) {
+  if (list.empty() || static_cast<int64_t>(list.size()) == count) {
+    return absl::OkStatus();
+  }
+  return FieldError(absl::StrCat("options.", field),
+                    absl::StrCat("none, or ", count, ", one a ", what),
+                    absl::StrCat(list.size()));
+}
+
+absl::Status CheckScores(const AttentionOptions& options, int64_t q_heads) {
+  if (const auto cap = options.logits_soft_cap;
+      cap && !(std::isfinite(*cap) && *cap > 0)) {
+    return FieldError("options.logits_soft_cap", "a finite number > 0",
+                      absl::StrCat(*cap));
+  }
+  absl::Status status =
+      CheckCount(options.alibi_slopes, "alibi_slopes", q_heads, "query head");
+  status.Update(CheckElements(
+      options.alibi_slopes, "alibi_slopes", "a finite number",
+      [](float slope) { return std::isfinite(slope); }));
+  status.Update(
+      CheckCount(options.sink_logits, "sink_logits", q_heads, "query head"));
+  status.Update(CheckElements(
+      options.sink_logits, "sink_logits", "a finite number or -inf",
+      [](float sink) {
+        return sink < std::numeric_limits<float>::infinity();  // and no NaN
+      }));
+  return status;
+}
+
+// Axes align from the right; each is the score's own or 1.
+absl::Status CheckBroadcast(const std::vector<int64_t>& shape,
+                            absl::string_view field, const Extents& query,
+                            int64_t kv_len) {
+  const std::string path = absl::StrCat("options.", field, ".shape");
+  if (shape.size() > 4) {
+    return FieldError(path, "rank 4 or less",
+                      absl::StrCat("rank ", shape.size()));
+  }
+  constexpr absl::string_view kNames[] = {"batch", "q_heads", "q_len",
+                                          "kv_len"};
+  const int64_t full[] = {query.of[kBatch], query.of[kHeads], query.of[kSeq],
+                          kv_len};
+  for (size_t i = 0; i < shape.size(); ++i) {
+    const size_t axis = 4 - shape.size() + i;
+    if (shape[i] == 1 || shape[i] == full[axis]) continue;
+    return FieldError(absl::StrCat(path, "[", i, "]"),
+                      absl::StrCat("1 or ", full[axis], " (", kNames[axis], ")"),
+                      absl::StrCat(shape[i]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckLengths(const std::vector<int64_t>& lengths,
+                          absl::string_view field, int64_t batch,
+                          int64_t longest) {
+  absl::Status status = CheckCount(lengths, field, batch, "batch entry");
+  status.Update(CheckElements(
+      lengths, field, absl::StrCat("0 to ", longest),
+      [longest](int64_t n) { return n >= 0 && n <= longest; }));
+  return status;
+}
+
+absl::Status CheckOffsets(const std::vector<int64_t>& offsets,
+                          absl::string_view field, int64_t seq) {
+  const auto at = [&](size_t i) {
+    return absl::StrCat("options.", field, "[", i, "]");
+  };
+  if (offsets.front() != 0) {
+    return FieldError(at(0), "0", absl::StrCat(offsets.front()));
+  }
+  for (size_t i = 1; i < offsets.size(); ++i) {
+    if (offsets[i] < offsets[i - 1]) {
+      return FieldError(at(i), absl::StrCat("no less than ", offsets[i - 1]),
+                        absl::StrCat(offsets[i]));
+    }
+  }
+  if (offsets.back() != seq) {
+    return FieldError(at(offsets.size() - 1),
+                      absl::StrCat(seq, " (the length of seq)"),
+                      absl::StrCat(offsets.back()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRagged(const AttentionOptions& options, const Extents& query,
+                         const Extents& key) {
+  const size_t count = options.cu_seqlens_q.size();
+  if (options.cu_seqlens_k.size() != count) {
+    return FieldError(
+        "options.cu_seqlens_k",
+        absl::StrCat("as many offsets as cu_seqlens_q, ", count),
+        absl::StrCat(options.cu_seqlens_k.size()));
+  }
+  if (query.rank == 4) {
+    return FieldError(query.ShapePath(), "rank 2 or 3 beside cu_seqlens_q",
+                      "rank 4");
+  }
+  absl::Status status =
+      CheckOffsets(options.cu_seqlens_q, "cu_seqlens_q", query.of[kSeq]);
+  status.Update(
+      CheckOffsets(options.cu_seqlens_k, "cu_seqlens_k", key.of[kSeq]));
+  const std::pair<bool, absl::string_view> excluded[] = {
+      {!options.query_lengths.empty(), "query_lengths"},
+      {!options.key_lengths.empty(), "key_lengths"},
+      {options.bias.has_value(), "bias"},
+      {options.mask_shape.has_value(), "mask"}};
+  for (const auto& [used, field] : excluded) {
+    if (used) {
+      status.Update(FieldError(absl::StrCat("options.", field),
+                               "nothing beside cu_seqlens_q", "a value"));
+    }
+  }
+  return status;
+}
+
+// Lists of one number an entry are kept, and planned for, entry by entry.
+absl::Status CheckListedEntries(const AttentionOptions& options,
+                                int64_t batch) {
+  const std::pair<size_t, absl::string_view> lists[] = {
+      {options.cu_seqlens_q.size(), "cu_seqlens_q"},
+      {options.query_lengths.size(), "query_lengths"},
+      {options.key_lengths.size(), "key_lengths"},
+      {options.query_offsets.size(), "query_offsets"}};
+  for (const auto& [size, field] : lists) {
+    if (size > 1 && batch > AttentionProblem::kMaxListedEntries) {
+      return FieldError(absl::StrCat("options.", field),
+                        absl::StrCat("at most ",
+                                     AttentionProblem::kMaxListedEntries,
+                                     " batch entries"),
+                        absl::StrCat(batch));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Everything that says which keys a row sees. `batch` counts entries.
+absl::Status CheckVisibility(const AttentionOptions& options,
+                             const Extents& query, const Extents& key,
+                             int64_t batch) {
+  absl::Status status = CheckListedEntries(options, batch);
+  if (!status.ok()) return status;
+  if (!options.cu_seqlens_q.empty() || !options.cu_seqlens_k.empty()) {
+    if (options.cu_seqlens_q.empty()) {
+      return FieldError("options.cu_seqlens_q", "offsets beside cu_seqlens_k",
+                        "none");
+    }
+    status.Update(CheckRagged(options, query, key));
+  }
+  status.Update(CheckLengths(options.query_lengths, "query_lengths", batch,
+                             query.of[kSeq]));
+  status.Update(
+      CheckLengths(options.key_lengths, "key_lengths", batch, key.of[kSeq]));
+  if (options.query_offsets.size() != 1) {
+    status.Update(CheckCount(options.query_offsets, "query_offsets", batch,
+                             "batch entry (or one for all)"));
+  }
+  status.Update(CheckElements(
+      options.query_offsets, "query_offsets",
+      absl::StrCat("a number within +-", Mask::kMaxPosition), [](int64_t n) {
+        return n >= -Mask::kMaxPosition && n <= Mask::kMaxPosition;
+      }));
+  const std::pair<std::optional<int64_t>, absl::string_view> windows[] = {
+      {options.window_left, "window_left"},
+      {options.window_right, "window_right"}};
+  for (const auto& [window, field] : windows) {
+    if (window.value_or(0) < 0) {
+      status.Update(FieldError(absl::StrCat("options.", field),
+                               "a number >= 0", absl::StrCat(*window)));
+    }
+  }
+  const int64_t kv_len = key.of[kSeq];
+  if (options.bias) {
+    status.Update(CheckBroadcast(options.bias->shape, "bias", query, kv_len));
+  }
+  if (options.mask_shape) {
+    status.Update(CheckBroadcast(*options.mask_shape, "mask", query, kv_len));
+  }
+  return status;
+}
+
+int64_t Elements(const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (const int64_t extent : shape) count *= extent;
+  return count;
+}
+
 }  // namespace
 
 absl::StatusOr<AttentionProblem> AttentionProblem::Create(
     const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
     const AttentionOptions& options) {
-  const absl::StatusOr<Extents> q = ParseExtents("query", query, 0);
+  const Layout layout = options.layout;
+  const absl::StatusOr<Extents> q = ParseExtents("query", query, layout, 0);
   if (!q.ok()) return q.status();
-  const absl::StatusOr<Extents> k = ParseExtents("key", key, q->rank);
+  const absl::StatusOr<Extents> k = ParseExtents("key", key, layout, q->rank);
   if (!k.ok()) return k.status();
-  const absl::StatusOr<Extents> v = ParseExtents("value", value, q->rank);
+  const absl::StatusOr<Extents> v =
+      ParseExtents("value", value, layout, q->rank);
   if (!v.ok()) return v.status();
 
   absl::Status status = CheckHeadDim(*q);
@@ -192,85 +410,93 @@ absl::StatusOr<AttentionProblem> AttentionProblem::Create(
     return FieldError("options.block_size", "a number >= 0",
                       absl::StrCat(options.block_size));
   }
+  const bool ragged = !options.cu_seqlens_q.empty();
+  const int64_t batch =
+      ragged ? static_cast<int64_t>(options.cu_seqlens_q.size()) - 1
+             : q->of[kBatch];
+  status = CheckScores(options, q->of[kHeads]);
+  status.Update(CheckVisibility(options, *q, *k, batch));
+  if (!status.ok()) return status;
 
-  return AttentionProblem({.batch = q->of[kBatch],
-                           .num_q_heads = q->of[kHeads],
-                           .num_kv_heads = k->of[kHeads],
-                           .q_len = q->of[kSeq],
-                           .kv_len = k->of[kSeq],
-                           .head_dim = q->of[kDim],
-                           .v_head_dim = v->of[kDim],
-                           .dtype = query.dtype,
-                           .score_scale = *score_scale,
-                           .block_size = options.block_size,
-                           .causal = options.causal,
-                           .return_lse = options.return_lse},
-                          q->rank);
+  return AttentionProblem(
+      {.batch = batch,
+       .num_q_heads = q->of[kHeads],
+       .num_kv_heads = k->of[kHeads],
+       .q_len = q->of[kSeq],
+       .kv_len = k->of[kSeq],
+       .head_dim = q->of[kDim],
+       .v_head_dim = v->of[kDim],
+       .query_dtype = query.dtype,
+       .key_dtype = key.dtype,
+       .value_dtype = value.dtype,
+       .output_dtype = options.output_dtype.value_or(query.dtype),
+       .bias_dtype = options.bias ? options.bias->dtype : DataType::kF32,
+       .layout = layout,
+       .precision = options.precision,
+       .score_scale = *score_scale,
+       .soft_cap = options.logits_soft_cap.value_or(0.0F),
+       .block_size = options.block_size,
+       .causal = options.causal,
+       .ragged = ragged,
+       .has_bias = options.bias.has_value(),
+       .has_mask = options.mask_shape.has_value(),
+       .has_alibi = !options.alibi_slopes.empty(),
+       .has_sinks = !options.sink_logits.empty(),
+       .return_lse = options.return_lse},
+      q->rank, std::make_shared<const AttentionOptions>(options));
 }
 
 std::vector<int64_t> AttentionProblem::OutputShape() const {
-  const std::array<int64_t, 4> shape{params_.batch, params_.num_q_heads,
-                                     params_.q_len, params_.v_head_dim};
-  return {shape.end() - rank_, shape.end()};
-}
-
-std::vector<int64_t> AttentionProblem::LseShape() const {
-  std::vector<int64_t> shape = OutputShape();
-  shape.pop_back();
+  const auto& [batch, heads, seq, dim] =
+      std::tie(params_.batch, params_.num_q_heads, params_.q_len,
+               params_.v_head_dim);
+  if (rank_ == 2) return {seq, dim};
+  std::vector<int64_t> shape =
+      params_.layout == Layout::kBhsd
+          ? std::vector<int64_t>{batch, heads, seq, dim}
+          : std::vector<int64_t>{batch, seq, heads, dim};
+  if (rank_ == 3) shape.erase(shape.begin());
   return shape;
 }
 
-TensorView<const float> AttentionProblem::QueryView(const float* data) const {
-  return TensorView<const float>::Dense(
-      data,
-      {params_.batch, params_.num_q_heads, params_.q_len, params_.head_dim});
-}
-
-TensorView<const float> AttentionProblem::KeyView(const float* data) const {
-  return TensorView<const float>::Dense(
-      data,
-      {params_.batch, params_.num_kv_heads, params_.kv_len, params_.head_dim});
-}
-
-TensorView<const float> AttentionProblem::ValueView(const float* data) const {
-  return TensorView<const float>::Dense(
-      data, {params_.batch, params_.num_kv_heads, params_.kv_len,
-             params_.v_head_dim});
-}
-
-TensorView<float> AttentionProblem::OutputView(float* data) const {
-  return TensorView<float>::Dense(data, {params_.batch, params_.num_q_heads,
-                                         params_.q_len, params_.v_head_dim});
-}
-
-TensorView<float> AttentionProblem::LseView(float* data) const {
-  return TensorView<float>::Dense(
-      data, {params_.batch, params_.num_q_heads, params_.q_len, 1});
+std::vector<int64_t> AttentionProblem::LseShape() const {
+  const std::array<int64_t, 3> shape{params_.batch, params_.num_q_heads,
+                                     params_.q_len};
+  return {shape.end() - (rank_ - 1), shape.end()};
 }
 
 int64_t AttentionProblem::query_bytes() const {
-  return params_.batch * params_.num_q_heads * params_.q_len *
-         params_.head_dim * SizeOf(params_.dtype);
+  return tensor_batch() * params_.num_q_heads * params_.q_len *
+         params_.head_dim * SizeOf(params_.query_dtype);
 }
 
 int64_t AttentionProblem::key_bytes() const {
-  return params_.batch * params_.num_kv_heads * params_.kv_len *
-         params_.head_dim * SizeOf(params_.dtype);
+  return tensor_batch() * params_.num_kv_heads * params_.kv_len *
+         params_.head_dim * SizeOf(params_.key_dtype);
 }
 
 int64_t AttentionProblem::value_bytes() const {
-  return params_.batch * params_.num_kv_heads * params_.kv_len *
-         params_.v_head_dim * SizeOf(params_.dtype);
+  return tensor_batch() * params_.num_kv_heads * params_.kv_len *
+         params_.v_head_dim * SizeOf(params_.value_dtype);
 }
 
 int64_t AttentionProblem::output_bytes() const {
-  return params_.batch * params_.num_q_heads * params_.q_len *
-         params_.v_head_dim * SizeOf(params_.dtype);
+  return tensor_batch() * params_.num_q_heads * params_.q_len *
+         params_.v_head_dim * SizeOf(params_.output_dtype);
 }
 
 int64_t AttentionProblem::lse_bytes() const {
-  return params_.batch * params_.num_q_heads * params_.q_len *
+  return tensor_batch() * params_.num_q_heads * params_.q_len *
          int64_t{sizeof(float)};
+}
+
+int64_t AttentionProblem::bias_bytes() const {
+  if (!options_->bias) return 0;
+  return Elements(options_->bias->shape) * SizeOf(params_.bias_dtype);
+}
+
+int64_t AttentionProblem::mask_bytes() const {
+  return options_->mask_shape ? Elements(*options_->mask_shape) : 0;
 }
 
 }  // namespace attnd

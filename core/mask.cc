@@ -1,28 +1,89 @@
 #include "core/mask.h"
 
-namespace attnd {
+#include <cstddef>
+#include <utility>
 
-Mask::Mask(const AttentionParams& params)
-    : causal_(params.causal != Causal::kNone),
+namespace attnd {
+namespace {
+
+// The sum of clamp(i + shift, 0, limit) over rows 0 <= i < rows.
+int64_t SumOfRamp(int64_t rows, int64_t shift, int64_t limit) {
+  // Nothing, then a ramp that grows by one a row, then all.
+  const int64_t begin = std::clamp<int64_t>(-shift, 0, rows);
+  const int64_t end = std::clamp<int64_t>(limit - shift, begin, rows);
+  const int64_t steps = end - begin;
+  int64_t ramp = 0;
+  if (steps > 0) {
+    // steps * (first + last) is even; halve the even factor.
+    const int64_t ends = 2 * (begin + shift) + steps - 1;
+    ramp = steps % 2 == 0 ? steps / 2 * ends : ends / 2 * steps;
+  }
+  return ramp + (rows - end) * limit;
+}
+
+int64_t At(const std::vector<int64_t>& list, int64_t index) {
+  return list[static_cast<size_t>(index)];
+}
+
+}  // namespace
+
+int64_t BatchEntry::VisiblePairs() const {
+  return SumOfRamp(q_seeing, last + 1, kv_len) -
+         SumOfRamp(q_seeing, first, kv_len);
+}
+
+Mask::Mask(const AttentionParams& params,
+           std::shared_ptr<const AttentionOptions> options)
+    : batch_(params.batch),
       q_len_(params.q_len),
       kv_len_(params.kv_len),
-      shift_(params.causal == Causal::kBottomRight
-                 ? params.kv_len - params.q_len
-                 : 0) {}
+      uniform_(!params.ragged && options->query_lengths.empty() &&
+               options->key_lengths.empty() &&
+               options->query_offsets.size() <= 1),
+      options_(std::move(options)) {}
+
+BatchEntry Mask::Entry(int64_t index) const {
+  BatchEntry entry;
+  const AttentionOptions& o = *options_;
+  entry.batch = index;
+  entry.q_len = q_len_;
+  entry.kv_len = kv_len_;
+  if (!o.cu_seqlens_q.empty()) {
+    entry.batch = 0;
+    entry.q_begin = At(o.cu_seqlens_q, index);
+    entry.kv_begin = At(o.cu_seqlens_k, index);
+    entry.q_len = At(o.cu_seqlens_q, index + 1) - entry.q_begin;
+    entry.kv_len = At(o.cu_seqlens_k, index + 1) - entry.kv_begin;
+  }
+  entry.q_seeing =
+      o.query_lengths.empty() ? entry.q_len : At(o.query_lengths, index);
+  if (!o.key_lengths.empty()) entry.kv_len = At(o.key_lengths, index);
+
+  if (!o.query_offsets.empty()) {
+    entry.shift =
+        At(o.query_offsets, o.query_offsets.size() == 1 ? 0 : index);
+  } else if (o.causal == Causal::kBottomRight) {
+    entry.shift = entry.kv_len - entry.q_seeing;
+  }
+  const int64_t left =
+      std::min(o.window_left.value_or(kMaxPosition), kMaxPosition);
+  const int64_t right =
+      o.causal != Causal::kNone
+          ? 0
+          : std::min(o.window_right.value_or(kMaxPosition), kMaxPosition);
+  // Without a bound the shift, large as it may be, must not become one.
+  entry.first = o.window_left && left < kMaxPosition ? entry.shift - left
+                                                     : -2 * kMaxPosition;
+  entry.last = right < kMaxPosition ? entry.shift + right : 2 * kMaxPosition;
+  return entry;
+}
 
 int64_t Mask::VisiblePairs() const {
-  if (!causal_) return q_len_ * kv_len_;
-  // Row i sees clamp(i + first, 0, kv_len) keys: none, then a ramp that grows
-  // by one a row, then all of them.
-  const int64_t first = shift_ + 1;
-  const int64_t ramp_begin = std::clamp<int64_t>(1 - first, 0, q_len_);
-  const int64_t ramp_end =
-      std::clamp<int64_t>(kv_len_ - first, ramp_begin, q_len_);
-  const int64_t rows = ramp_end - ramp_begin;
-  // rows * (first key count + last key count) is even; halve the even factor.
-  const int64_t sum = 2 * (ramp_begin + first) + rows - 1;
-  const int64_t ramp = rows % 2 == 0 ? rows / 2 * sum : sum / 2 * rows;
-  return ramp + (q_len_ - ramp_end) * kv_len_;
+  if (batch_ == 0) return 0;
+  if (uniform_) return batch_ * Entry(0).VisiblePairs();
+  int64_t pairs = 0;
+  for (int64_t b = 0; b < batch_; ++b) pairs += Entry(b).VisiblePairs();
+  return pairs;
 }
 
 }  // namespace attnd

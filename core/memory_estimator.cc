@@ -53,7 +53,8 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
   const AttentionParams& params = problem.params();
   MemoryEstimate estimate;
   estimate.input_bytes =
-      problem.query_bytes() + problem.key_bytes() + problem.value_bytes();
+      problem.query_bytes() + problem.key_bytes() + problem.value_bytes() +
+      problem.bias_bytes() + problem.mask_bytes();
   estimate.output_bytes =
       problem.output_bytes() + (params.return_lse ? problem.lse_bytes() : 0);
   estimate.workspace_bytes =
@@ -61,12 +62,12 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
   const std::optional<int64_t> flash = CheckedSum(
       {estimate.input_bytes, estimate.output_bytes, estimate.workspace_bytes});
   const std::optional<int64_t> naive = CheckedSum(
-      {estimate.input_bytes, estimate.output_bytes, NaiveScoreBytes(params)});
+      {estimate.input_bytes, estimate.output_bytes, NaiveScoreBytes(problem)});
   if (!flash || !naive) return OutOfRange();
   estimate.flash_bytes = *flash;
   estimate.naive_bytes = *naive;
   // Fits: AttentionProblem bounds the same product by kMaxWork.
-  estimate.flops = 2 * (params.head_dim + params.v_head_dim) * params.batch *
+  estimate.flops = 2 * (params.head_dim + params.v_head_dim) *
                    params.num_q_heads * problem.mask().VisiblePairs();
   return estimate;
 }

@@ -13,12 +13,12 @@ namespace attnd {
 
 // All in bytes but `flops`.
 struct MemoryEstimate {
-  int64_t input_bytes = 0;      // query, key, value
+  int64_t input_bytes = 0;      // query, key, value, bias, mask
   int64_t output_bytes = 0;     // output, and lse where asked for
   int64_t workspace_bytes = 0;  // of all threads
   int64_t flash_bytes = 0;      // the three above
-  int64_t naive_bytes = 0;      // batch * q_heads * q_len * kv_len f32 scores,
-                                // and input and output
+  int64_t naive_bytes = 0;      // q_heads * q_len * kv_len f32 scores of every
+                                // batch entry, and input and output
   // 2 * (head_dim + v_head_dim) for each visible pair of query row and key.
   int64_t flops = 0;
 
@@ -51,6 +51,12 @@ class MemoryEstimator {
 
   // INVALID_ARGUMENT with reason INT64_RANGE where a figure does not fit.
   absl::StatusOr<MemoryEstimate> Estimate(
+      const AttentionProblem& problem) const;
+
+  // The same for AttentionBackward: inputs are the forward's, its answers and
+  // the gradient of output; outputs are three gradients; naive_bytes counts the
+  // scores and their gradients.
+  absl::StatusOr<MemoryEstimate> EstimateBackward(
       const AttentionProblem& problem) const;
 
  private:

@@ -203,13 +203,16 @@ class NaiveJob : public TileJob {
   NaiveJob(const AttentionProblem& problem, const AttentionBuffers& buffers,
            const AttentionEngine& engine, float* scores)
       : params_(problem.params()),
-        mask_(problem.mask()),
+        entry_(problem.mask().Entry(0)),
         row_(RowFunctionFor(engine.machine().isa)),
         threads_(engine.threads()),
-        query_(problem.QueryView(buffers.query)),
-        key_(problem.KeyView(buffers.key)),
-        value_(problem.ValueView(buffers.value)),
-        output_(problem.OutputView(buffers.output)),
+        query_(problem.QueryView(
+            static_cast<const float*>(buffers.query))),
+        key_(problem.KeyView(
+            static_cast<const float*>(buffers.key))),
+        value_(problem.ValueView(
+            static_cast<const float*>(buffers.value))),
+        output_(problem.OutputView(static_cast<float*>(buffers.output))),
         lse_(problem.LseView(params_.return_lse ? buffers.lse : nullptr)),
         scores_(scores) {
     // About 100 us of work, so that tasks spread over the workers.
@@ -235,7 +238,7 @@ class NaiveJob : public TileJob {
     const int64_t begin = task % tasks_per_head_ * rows_per_task_;
     const int64_t end = std::min(begin + rows_per_task_, params_.q_len);
     for (int64_t i = begin; i < end && !control.ShouldStop(); ++i) {
-      const KeyRange range = mask_.VisibleRange(head, i);
+      const KeyRange range = entry_.VisibleRange(i);
       const float lse =
           row_(params_, query_.Row(batch, head, i),
                key_.Row(batch, kv_head, range.begin),
@@ -249,7 +252,7 @@ class NaiveJob : public TileJob {
 
  private:
   const AttentionParams params_;
-  const Mask mask_;
+  const BatchEntry entry_;  // all are alike
   const RowFunction row_;
   const int64_t threads_;
   const TensorView<const float> query_;
@@ -264,10 +267,30 @@ class NaiveJob : public TileJob {
 
 }  // namespace
 
-int64_t NaiveScoreBytes(const AttentionParams& params) {
-  return CheckedProduct({params.batch, params.num_q_heads, params.q_len,
-                         params.kv_len, int64_t{sizeof(float)}})
-      .value_or(std::numeric_limits<int64_t>::max());
+int64_t NaiveScoreBytes(const AttentionProblem& problem) {
+  const AttentionParams& params = problem.params();
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  if (!params.ragged) {
+    return CheckedProduct({params.batch, params.num_q_heads, params.q_len,
+                           params.kv_len, int64_t{sizeof(float)}})
+        .value_or(kMost);
+  }
+  // Fits, as less than the product over all rows and keys, which is bounded.
+  int64_t pairs = 0;
+  for (int64_t b = 0; b < params.batch; ++b) {
+    const BatchEntry entry = problem.mask().Entry(b);
+    pairs += entry.q_len * entry.kv_len;
+  }
+  return CheckedProduct({pairs, params.num_q_heads, int64_t{sizeof(float)}})
+      .value_or(kMost);
+}
+
+bool NaiveCanCompute(const AttentionProblem& problem) {
+  const AttentionParams& p = problem.params();
+  return p.query_dtype == DataType::kF32 && p.key_dtype == DataType::kF32 &&
+         p.value_dtype == DataType::kF32 && p.output_dtype == DataType::kF32 &&
+         p.layout == Layout::kBhsd && p.precision != Precision::kBF16 &&
+         !p.AdjustsScores() && !p.has_sinks && problem.mask().uniform();
 }
 
 absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
@@ -275,7 +298,7 @@ absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
                                         const AttentionBuffers& buffers,
                                         const StopSignal* stop) {
   const AttentionParams& params = problem.params();
-  const int64_t score_bytes = NaiveScoreBytes(params);
+  const int64_t score_bytes = NaiveScoreBytes(problem);
   const absl::StatusOr<Workspace> scores = Workspace::Reserve(score_bytes);
   if (!scores.ok()) return scores.status();
   NaiveJob job(problem, buffers, engine, scores->floats());
@@ -290,7 +313,7 @@ absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
   stats.threads = engine.threads();
   stats.queue_time = times.queued;
   stats.compute_time = times.running;
-  stats.flops = 2 * (params.head_dim + params.v_head_dim) * params.batch *
+  stats.flops = 2 * (params.head_dim + params.v_head_dim) *
                 params.num_q_heads * problem.mask().VisiblePairs();
   stats.workspace_bytes = score_bytes;
   return stats;

@@ -11,11 +11,15 @@
 
 namespace attnd {
 
-// Bytes of the score matrix: batch * num_q_heads * q_len * kv_len floats.
-// Saturates at the largest int64.
-int64_t NaiveScoreBytes(const AttentionParams& params);
+// Bytes of the score matrices: num_q_heads * q_len * kv_len floats of every
+// batch entry. Saturates at the largest int64.
+int64_t NaiveScoreBytes(const AttentionProblem& problem);
 
-// Same inputs, same outputs as AttentionEngine::Run, on the same workers.
+// Whether the baseline can compute `problem`: f32 in BHSD, of whose options only
+// scale, temperature, causal, windows and lse are set.
+bool NaiveCanCompute(const AttentionProblem& problem);
+
+// `problem` must be one that it can. Same inputs, same outputs as AttentionEngine::Run, on the same workers.
 // Allocates the score matrix: RESOURCE_EXHAUSTED where there is no room.
 // Not from a worker.
 absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,

@@ -9,19 +9,30 @@
 
 namespace attnd {
 
-// One row of the answer: output [v_head_dim] and lse, of query row `q_row` of
-// `head` of batch entry `batch`. Follows the formula at AttentionOptions in
-// the contract. Allocates kv_len doubles.
-void ReferenceAttentionRow(const AttentionProblem& problem, const float* query,
-                           const float* key, const float* value, int64_t batch,
+// One row of the answer: output [v_head_dim] and lse, of row `q_row` of `head`
+// of batch entry `entry`. Follows the formula at AttentionOptions in the
+// contract. Allocates two doubles a key.
+void ReferenceAttentionRow(const AttentionProblem& problem,
+                           const AttentionBuffers& inputs, int64_t entry,
                            int64_t head, int64_t q_row, double* output,
                            double* lse);
 
-// Every row: output [batch, num_q_heads, q_len, v_head_dim] and lse
-// [batch, num_q_heads, q_len], both dense.
-void ReferenceAttention(const AttentionProblem& problem, const float* query,
-                        const float* key, const float* value, double* output,
+// Every row: output in the problem's output shape and lse in its lse shape,
+// both dense.
+void ReferenceAttention(const AttentionProblem& problem,
+                        const AttentionBuffers& inputs, double* output,
                         double* lse);
+
+// The gradients by the definition, for a loss whose gradient with respect to
+// the output is `grad_output` (f32, the output's shape): dense arrays of the
+// shapes of query, key and value, which are overwritten. `output` and `lse` of
+// `inputs` are not read: they are computed anew.
+void ReferenceBackward(const AttentionProblem& problem,
+                       const BackwardBuffers& inputs, double* grad_query,
+                       double* grad_key, double* grad_value);
+
+// Element `index` of an array of `type`.
+double ReferenceElement(const void* data, DataType type, int64_t index);
 
 }  // namespace attnd
 

@@ -469,10 +469,11 @@ class Tile {
     first_row_ = tile * plan_.tile_q;
     rows_ = std::min(plan_.tile_q,
                      params_.HeadsPerGroup() * params_.q_len - first_row_);
+    const BatchEntry entry = job_.mask->Entry(batch_);
     for (int64_t r = 0; r < rows_; ++r) {
       const auto [head, q_row] = HeadAndRow(r);
       q_[r] = job_.query.Row(batch_, head, q_row);
-      ranges_[r] = job_.mask->VisibleRange(head, q_row);
+      ranges_[r] = entry.VisibleRange(q_row);
     }
     MakeBlocks();
     for (int64_t b = 0; b < num_blocks_; ++b) {

@@ -79,6 +79,7 @@ std::string AttentionCase::Compare() const {
   const auto q_view = problem_.QueryView(query.data());
   const auto k_view = problem_.KeyView(key.data());
   std::vector<double> expected(static_cast<size_t>(p.v_head_dim));
+  const AttentionBuffers inputs = {.query = query.data(), .key = key.data(), .value = value.data()};
   double worst = 1;
   std::string report;
   size_t row = 0;
@@ -86,9 +87,9 @@ std::string AttentionCase::Compare() const {
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
       for (int64_t i = 0; i < p.q_len; ++i, ++row) {
         double expected_lse = 0;
-        ReferenceAttentionRow(problem_, query.data(), key.data(), value.data(),
-                              b, h, i, expected.data(), &expected_lse);
-        const KeyRange seen = problem_.mask().VisibleRange(h, i);
+        ReferenceAttentionRow(problem_, inputs, b, h, i, expected.data(),
+                              &expected_lse);
+        const KeyRange seen = problem_.mask().Entry(b).VisibleRange(i);
         const float* q = q_view.Row(b, h, i);
         double magnitude = 0;
         for (int64_t j = seen.begin; j < seen.end; ++j) {
