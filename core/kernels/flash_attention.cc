@@ -232,7 +232,7 @@ class Tile {
   // Before the first kv tile of a fresh tile.
   void Reset() {
     std::fill_n(slot_ + layout_.max, rows_, kMinusInfinity);
-    std::fill_n(slot_ + layout_.sum, rows_, 0.0F);
+    std::fill_n(slot_ + layout_.sum_lanes, rows_ * kLanes, 0.0F);
     std::fill_n(slot_ + layout_.output, rows_ * layout_.output_stride, 0.0F);
     LoadQuery();
   }
@@ -327,15 +327,15 @@ class Tile {
                   block.seen.begin == begin_ && block.seen.size() % kLanes == 0;
     if (block.plain) return;
     bool any = false;
-    bool all = true;
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-      Mark(r, block.seen, any, all);
+      any |= Mark(r, block.seen);
     }
     if (!any) block.seen = {};
   }
 
-  // Notes which keys row r sees, by range, mask and bias.
-  void Mark(int64_t r, const KeyRange& seen, bool& any, bool& all) const {
+  // Notes which keys row r sees, by range, mask and bias. Whether there are
+  // any.
+  bool Mark(int64_t r, const KeyRange& seen) const {
     const auto [head, q_row] = HeadAndRow(r);
     const KeyRange range = Clip(ranges_[r], begin_, end_);
     uint8_t* const bits = Visible(r);
@@ -364,8 +364,7 @@ class Tile {
       StoreVisible(shown, bits, j);
       some = hn::Or(some, shown);
     }
-    any |= !hn::AllFalse(kF, some);
-    (void)all;
+    return !hn::AllFalse(kF, some);
   }
 
   const std::byte* BiasRow(int64_t head, int64_t q_row) const {
@@ -483,38 +482,50 @@ class Tile {
     const int64_t last = block.first + block.rows;
     float base[kRows];
     for (int64_t r = block.first; r < last; ++r) {
-      float tile_max = kMinusInfinity;
+      Vec largest;
       if (!block.plain) {
         if (adjusts_) Adjust(r, begin, end);
-        tile_max = HideRow(Visible(r), begin, end, Scores(r));
+        largest = HideRow(Visible(r), begin, end, Scores(r));
       } else if (entry_plan_.direct) {
-        tile_max = RowMax(Scores(r), begin, end);
+        largest = RowMax(Scores(r), begin, end);
       } else {
-        tile_max = hn::GetLane(hn::MaxOfLanes(
-            kF, hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)));
+        largest = hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes);
       }
       float& max = slot_[layout_.max + r];
-      const float new_max = std::max(max, tile_max);
-      // A row without a score above -inf keeps weights of 2^-inf = 0.
-      base[r - block.first] = new_max == kMinusInfinity ? 0.0F : new_max;
-      if (max != new_max && max != kMinusInfinity) {
-        Shrink(r, Exp2((max - new_max) * scale_log2_));
+      // Most tiles raise no maximum: then their own is of no interest.
+      if (!hn::AllFalse(kF, hn::Gt(largest, hn::Set(kF, max)))) {
+        const float new_max = hn::GetLane(
+            hn::MaxOfLanes(kF, hn::Max(hn::Set(kF, max), IgnoreNan(largest))));
+        if (max != kMinusInfinity) {
+          Shrink(r, Exp2((max - new_max) * scale_log2_));
+        }
+        max = new_max;
       }
-      max = new_max;
+      // A row without a score above -inf keeps weights of 2^-inf = 0.
+      base[r - block.first] = max == kMinusInfinity ? 0.0F : max;
     }
     for (int64_t r = block.first; r < last; ++r) {
-      slot_[layout_.sum + r] +=
-          Weigh(r, block.plain, begin, end, base[r - block.first]);
+      float* const sum = SumLanes(r);
+      hn::Store(hn::Add(hn::Load(kF, sum), Weigh(r, block.plain, begin, end,
+                                                 base[r - block.first])),
+                kF, sum);
     }
+  }
+
+  static Vec IgnoreNan(Vec x) {
+    return hn::IfThenElse(hn::Eq(x, x), x, hn::Set(kF, kMinusInfinity));
   }
 
   // What was summed before a larger score came up.
   void Shrink(int64_t r, float factor) {
-    slot_[layout_.sum + r] *= factor;
-    float* output = Output(r);
     const Vec scale = hn::Set(kF, factor);
+    const auto shrink = [&](float* x) HWY_ATTR {
+      hn::Store(hn::Mul(hn::Load(kF, x), scale), kF, x);
+    };
+    shrink(SumLanes(r));
+    float* output = Output(r);
     for (int64_t c = 0; c < layout_.output_stride; c += kLanes) {
-      hn::Store(hn::Mul(hn::Load(kF, output + c), scale), kF, output + c);
+      shrink(output + c);
     }
   }
 
@@ -535,8 +546,8 @@ class Tile {
   }
 
   template <WeightKind kKind>
-  float WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
-                float max) const {
+  Vec WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
+              float max) const {
     if (max == std::numeric_limits<float>::infinity()) {
       return ExponentiateInfinite<kKind>(
           Scores(r), plain ? nullptr : Visible(r), begin, end, scale_log2_);
@@ -547,8 +558,8 @@ class Tile {
                                              scale_log2_, max);
   }
 
-  float Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
-              float max) const {
+  Vec Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
+            float max) const {
     switch (weights_) {
       case WeightKind::kF32:
         return WeighAs<WeightKind::kF32>(r, plain, begin, end, max);
@@ -557,7 +568,7 @@ class Tile {
       case WeightKind::kBf16:
         return WeighAs<WeightKind::kBf16>(r, plain, begin, end, max);
     }
-    return 0;
+    return hn::Zero(kF);
   }
 
   // Sums of keys outside, blocks inside: what one of them reads of V stays in
@@ -657,6 +668,12 @@ class Tile {
   }
   float* Scores(int64_t r) const {
     return slot_ + layout_.scores + r * layout_.score_stride;
+  }
+  float* SumLanes(int64_t r) const {
+    return slot_ + layout_.sum_lanes + r * kLanes;
+  }
+  float Sum(int64_t r) const {
+    return hn::GetLane(hn::SumOfLanes(kF, hn::Load(kF, SumLanes(r))));
   }
   // Those of the keys from `key` on, in words.
   const float* Weights(int64_t r, int64_t key) const {
@@ -758,7 +775,7 @@ void Tile::Finish() const {
     for (int64_t r = 0; r < rows_; ++r) {
       const auto [head, q_row] = HeadAndRow(r);
       FinishRow(job_, entry_, head, q_row, Output(r), slot_[layout_.max + r],
-                slot_[layout_.sum + r]);
+                Sum(r));
     }
     return;
   }
@@ -767,7 +784,7 @@ void Tile::Finish() const {
   float* const to = job_.partials + plan_.PartialIndex(task_) * layout.total;
   std::copy_n(slot_ + layout_.output, rows_ * layout_.output_stride, to);
   std::copy_n(slot_ + layout_.max, rows_, to + layout.max);
-  std::copy_n(slot_ + layout_.sum, rows_, to + layout.sum);
+  for (int64_t r = 0; r < rows_; ++r) to[layout.sum + r] = Sum(r);
 }
 
 void Merge(const FlashJob& job, int64_t task) {
