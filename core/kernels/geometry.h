@@ -65,7 +65,7 @@ struct SlotLayout {
   int64_t output;         // [tile_q, output_stride]
   int64_t row_max_lanes;  // [tile_q, lanes]
   int64_t max;            // [tile_q]
-  int64_t sum;            // [tile_q]
+  int64_t sum_lanes;      // [tile_q, lanes]
   int64_t visible;        // [tile_q, visible_stride]: a bit a key
   int64_t values;         // [tile_kv, output_stride], or nothing
   int64_t total;
@@ -88,7 +88,7 @@ struct SlotLayout {
     layout.output = take(shape.tile_q * layout.output_stride);
     layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
     layout.max = take(shape.tile_q);
-    layout.sum = take(shape.tile_q);
+    layout.sum_lanes = take(shape.tile_q * geometry.lanes);
     layout.visible = take(shape.tile_q * layout.visible_stride);
     layout.values =
         take(shape.converts_values ? shape.tile_kv * layout.output_stride : 0);
