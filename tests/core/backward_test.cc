@@ -2,7 +2,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <limits>
 #include <random>
 #include <thread>
@@ -19,19 +18,13 @@ using ::attnd::testing::Affordable;
 using ::attnd::testing::CaseShape;
 using ::attnd::testing::GradientCase;
 using ::attnd::testing::RandomGradientCase;
-using ::attnd::testing::TypedArray;
+using ::attnd::testing::SameBits;
 using ::testing::Each;
 using ::testing::IsEmpty;
 
 constexpr uint64_t kSeed = 20261122;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() &&
-         (a.empty() ||
-          std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
 
 bool SameGradients(const GradientCase& a, const GradientCase& b) {
   return SameBits(a.grad_query, b.grad_query) &&

@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 #include <span>
+#include <vector>
 
 #include "tests/support/attention_case.h"
 
@@ -160,16 +161,48 @@ INSTANTIATE_TEST_SUITE_P(EveryIsa, NaiveAttentionTest,
                            return std::string(IsaName(isa.param));
                          });
 
-TEST(NaiveScoreBytesTest, SaturatesInsteadOfOverflowing) {
-  AttentionParams params;
-  params.q_len = 100;
-  params.kv_len = 10;
-  EXPECT_EQ(NaiveScoreBytes(params), 4000);
-  params.q_len = int64_t{1} << 40;
-  params.kv_len = int64_t{1} << 40;
-  EXPECT_EQ(NaiveScoreBytes(params), std::numeric_limits<int64_t>::max());
-  params.batch = 0;
-  EXPECT_EQ(NaiveScoreBytes(params), 0);
+TEST(NaiveScoreBytesTest, CountsTheScoresOfEveryHead) {
+  const auto bytes = [](const std::vector<int64_t>& query,
+                        const std::vector<int64_t>& key) {
+    const auto problem = AttentionProblem::Create(
+        {.shape = query}, {.shape = key}, {.shape = key}, {});
+    EXPECT_TRUE(problem.ok()) << problem.status();
+    return NaiveScoreBytes(*problem);
+  };
+  EXPECT_EQ(bytes({100, 1}, {10, 1}), 4000);
+  EXPECT_EQ(bytes({2, 6, 100, 1}, {2, 3, 10, 1}), 2 * 6 * 4000);
+  EXPECT_EQ(bytes({0, 6, 100, 1}, {0, 3, 10, 1}), 0);
+  // The largest that a problem may have.
+  EXPECT_EQ(bytes({int64_t{1} << 29, 1}, {int64_t{1} << 29, 1}),
+            int64_t{1} << 60);
+}
+
+// Whatever else is set would be left out silently.
+TEST(NaiveCanComputeTest, IsTrueOfPlainProblemsOnly) {
+  const auto can = [](const AttentionOptions& options,
+                      DataType type = DataType::kF32) {
+    const TensorSpec spec{.dtype = type, .shape = {1, 2, 3, 4}};
+    const auto problem = AttentionProblem::Create(spec, spec, spec, options);
+    EXPECT_TRUE(problem.ok()) << problem.status();
+    return NaiveCanCompute(*problem);
+  };
+  EXPECT_TRUE(can({}));
+  EXPECT_TRUE(can({.scale = 2.0F,
+                   .temperature = 3.0F,
+                   .causal = Causal::kBottomRight,
+                   .window_left = 1,
+                   .window_right = 1,
+                   .return_lse = true}));
+  EXPECT_FALSE(can({}, DataType::kBF16));
+  EXPECT_FALSE(can({.layout = Layout::kBshd}));
+  EXPECT_FALSE(can({.logits_soft_cap = 1.0F}));
+  EXPECT_FALSE(can({.alibi_slopes = {1, 2}}));
+  EXPECT_FALSE(can({.sink_logits = {1, 2}}));
+  EXPECT_FALSE(can({.bias = TensorSpec{.shape = {1}}}));
+  EXPECT_FALSE(can({.mask_shape = {{1}}}));
+  EXPECT_FALSE(can({.query_lengths = {1}}));
+  EXPECT_FALSE(can({.key_lengths = {1}}));
+  EXPECT_FALSE(can({.output_dtype = DataType::kF16}));
 }
 
 }  // namespace

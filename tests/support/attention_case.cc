@@ -156,6 +156,7 @@ class Draw {
 
   int64_t Length(int64_t max) {
     if (OneIn(2)) return std::min(max, 1 + Below(9));
+    if (max > 1000) return 1 + Below(max);  // there are few powers that far
     int64_t power = 16;
     while (power * 2 <= max && Below(3) != 0) power *= 2;
     return std::clamp<int64_t>(power - 1 + Below(3), 1, max);
@@ -442,9 +443,11 @@ CaseShape RandomShape(std::mt19937_64& rng, int64_t max_len) {
   return shape;
 }
 
-CaseShape RandomCase(std::mt19937_64& rng, int64_t max_len) {
+CaseShape RandomCase(std::mt19937_64& rng, int64_t max_q_len,
+                     int64_t max_kv_len) {
   Draw draw(rng);
-  CaseShape shape = RandomShape(rng, max_len);
+  CaseShape shape = RandomShape(rng, max_q_len);
+  shape.kv_len = draw.Length(max_kv_len);
   shape.options.layout = draw.OneOf({Layout::kBhsd, Layout::kBshd});
   shape.options.return_lse = !draw.OneIn(4);
   const bool ragged = draw.OneIn(5);

@@ -90,7 +90,11 @@ CaseShape RandomShape(std::mt19937_64& rng, int64_t max_len);
 
 // The same with any types, layout, rank and options that go together, ragged
 // batches and empty axes among them.
-CaseShape RandomCase(std::mt19937_64& rng, int64_t max_len);
+CaseShape RandomCase(std::mt19937_64& rng, int64_t max_q_len,
+                     int64_t max_kv_len);
+inline CaseShape RandomCase(std::mt19937_64& rng, int64_t max_len) {
+  return RandomCase(rng, max_len, max_len);
+}
 
 }  // namespace attnd::testing
 

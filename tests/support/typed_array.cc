@@ -43,6 +43,13 @@ float RoundTo(DataType type, float value) {
   return static_cast<float>(rounded);
 }
 
+bool SameBits(std::span<const float> a, std::span<const float> b) {
+  return std::equal(
+      a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
+        return std::bit_cast<uint32_t>(x) == std::bit_cast<uint32_t>(y);
+      });
+}
+
 void TypedArray::Set(int64_t index, float value) {
   std::byte* const to = bytes_.data() + index * SizeOf(type_);
   value = RoundTo(type_, value);

@@ -14,6 +14,9 @@ namespace attnd::testing {
 // `value` as the nearest number of `type`, ties to even.
 float RoundTo(DataType type, float value);
 
+// So that a NaN equals itself.
+bool SameBits(std::span<const float> a, std::span<const float> b);
+
 class TypedArray {
  public:
   TypedArray() = default;
@@ -36,7 +39,7 @@ class TypedArray {
   std::span<float> floats();
   std::span<const float> floats() const;
 
-  // The same bits, so that a NaN equals itself.
+  // The same bits.
   friend bool operator==(const TypedArray&, const TypedArray&) = default;
 
  private:

@@ -1,0 +1,307 @@
+// Calls at the edges of docs/numerics.md that random cases seldom or never
+// meet, on every instruction set.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "core/attention_engine.h"
+#include "core/reference_attention.h"
+#include "tests/support/attention_case.h"
+
+namespace attnd {
+namespace {
+
+using ::attnd::testing::AttentionCase;
+using ::attnd::testing::CaseShape;
+using ::testing::Each;
+using ::testing::IsEmpty;
+
+constexpr uint64_t kSeed = 20261122;
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+class AttentionEdgesTest : public ::testing::TestWithParam<Isa> {
+ protected:
+  AttentionEdgesTest() : engine_({.threads = 2, .force_isa = GetParam()}) {}
+
+  void Compute(AttentionCase& c) {
+    c.ClearOutputs();
+    const auto stats = engine_.Run(c.problem(), c.buffers());
+    ASSERT_TRUE(stats.ok()) << stats.status() << " " << c.ToString();
+  }
+
+  AttentionEngine engine_;
+};
+
+TEST_P(AttentionEdgesTest, AgreesAtEveryHeadDimUpTo80AndAtTheLargest) {
+  std::vector<int64_t> dims;
+  for (int64_t d = 1; d <= 80; ++d) dims.push_back(d);
+  dims.insert(dims.end(), {127, 128, 129, 256, 511, 512, 513, 1024});
+  for (const int64_t d : dims) {
+    AttentionCase c({.q_len = 13,
+                     .kv_len = 70,
+                     .head_dim = d,
+                     .v_head_dim = d,
+                     .options = {.return_lse = true}},
+                    kSeed);
+    Compute(c);
+    ASSERT_THAT(c.Compare(), IsEmpty());
+  }
+}
+
+TEST_P(AttentionEdgesTest, SurvivesScoresOfTenThousand) {
+  AttentionCase c({.q_len = 50,
+                   .kv_len = 131,
+                   .head_dim = 64,
+                   .v_head_dim = 64,
+                   .options = {.scale = 1.0F, .return_lse = true}},
+                  kSeed, 1250);
+  Compute(c);
+  EXPECT_THAT(c.Compare(), IsEmpty());
+}
+
+TEST_P(AttentionEdgesTest, RowsWithNothingToSeeAreZeroWithLseMinusInfinity) {
+  // Bottom-right with more queries than keys: the first rows see nothing.
+  AttentionCase c(
+      {.q_len = 20,
+       .kv_len = 5,
+       .head_dim = 4,
+       .v_head_dim = 4,
+       .options = {.causal = Causal::kBottomRight, .return_lse = true}},
+      kSeed);
+  Compute(c);
+  EXPECT_THAT(c.Compare(), IsEmpty());
+  EXPECT_EQ(c.output[0], 0.0F);
+  EXPECT_EQ(c.lse[14], -kInfinity);
+  EXPECT_TRUE(std::isfinite(c.lse[15]));
+
+  AttentionCase none({.q_len = 7,
+                      .kv_len = 0,
+                      .head_dim = 4,
+                      .v_head_dim = 4,
+                      .options = {.return_lse = true}},
+                     kSeed);
+  Compute(none);
+  EXPECT_THAT(none.output.floats(), Each(0.0F));
+  EXPECT_THAT(none.lse, Each(-kInfinity));
+}
+
+TEST_P(AttentionEdgesTest, AllScoresMinusInfinityGiveZero) {
+  AttentionCase c({.q_len = 3,
+                   .kv_len = 33,
+                   .head_dim = 1,
+                   .v_head_dim = 5,
+                   .options = {.scale = 1.0F, .return_lse = true}},
+                  kSeed);
+  c.query.Fill(1);
+  c.key.Fill(-kInfinity);
+  Compute(c);
+  EXPECT_THAT(c.output.floats(), Each(0.0F));
+  EXPECT_THAT(c.lse, Each(-kInfinity));
+}
+
+TEST_P(AttentionEdgesTest, AScoreOfPlusInfinityGivesNanAndLseInfinity) {
+  for (const int64_t key : {0, 200, 699}) {
+    AttentionCase c({.q_len = 3,
+                     .kv_len = 700,
+                     .head_dim = 1,
+                     .v_head_dim = 5,
+                     .options = {.return_lse = true}},
+                    kSeed);
+    c.query.Fill(1);
+    c.key.Set(key, kInfinity);
+    Compute(c);
+    for (const float x : c.output.floats()) EXPECT_TRUE(std::isnan(x));
+    EXPECT_THAT(c.lse, Each(kInfinity));
+    c.key.Set(300, kNan);
+    Compute(c);
+    for (const float x : c.lse) EXPECT_TRUE(std::isnan(x));
+  }
+}
+
+TEST_P(AttentionEdgesTest, TheLargestScaleLeavesAScoreOfZeroAlone) {
+  AttentionCase c({.q_len = 2,
+                   .kv_len = 9,
+                   .head_dim = 3,
+                   .v_head_dim = 3,
+                   .options = {.scale = std::numeric_limits<float>::max(),
+                               .return_lse = true}},
+                  kSeed);
+  c.query.Fill(0);
+  Compute(c);
+  EXPECT_THAT(c.Compare(), IsEmpty());
+  // Small scores, by a scale that must stay exact.
+  c.query.Set(0, 1e-38F);
+  c.query.Set(4, 2e-38F);
+  for (int64_t at = 0; at < c.key.size(); ++at) {
+    c.key.Set(at, static_cast<float>(at / 3 % 3));
+  }
+  Compute(c);
+  EXPECT_THAT(c.Compare(), IsEmpty());
+}
+
+TEST_P(AttentionEdgesTest, ScoresOfAnySizeKeepTheWeightsOfTheLargest) {
+  for (const float score : {1e8F, 1e10F, 1e12F, 1e16F, 1e30F, -1e30F}) {
+    AttentionCase c({.q_len = 1,
+                     .kv_len = 600,
+                     .head_dim = 1,
+                     .v_head_dim = 2,
+                     .options = {.scale = 1.0F, .return_lse = true}},
+                    kSeed);
+    c.query.Set(0, 1);
+    c.key.Fill(score);
+    c.key.Set(599, score / 2);  // far below, or far above, all others
+    Compute(c);
+    // The bound at such magnitudes is loose; the weights are 0 or equal.
+    double expected[2];
+    double lse = 0;
+    ReferenceAttentionRow(c.problem(), c.buffers(), 0, 0, 0, expected, &lse);
+    EXPECT_NEAR(c.output[0], expected[0], 1e-5) << score;
+    EXPECT_NEAR(c.output[1], expected[1], 1e-5) << score;
+    EXPECT_FLOAT_EQ(c.lse[0], static_cast<float>(lse)) << score;
+  }
+}
+
+TEST_P(AttentionEdgesTest, ASoftCapMakesInfiniteScoresFinite) {
+  for (const int64_t q_len : {1, 40}) {
+    AttentionCase c({.q_len = q_len,
+                     .kv_len = 100,
+                     .head_dim = 1,
+                     .v_head_dim = 3,
+                     .options = {.logits_soft_cap = 3.0F, .return_lse = true}},
+                    kSeed);
+    c.query.Fill(1);
+    c.key.Set(5, kInfinity);
+    c.key.Set(70, -kInfinity);
+    c.key.Set(71, 1e30F);
+    Compute(c);
+    // All the bound's magnitudes are infinite; the scores are 3 and -3.
+    std::vector<double> expected(3);
+    double lse = 0;
+    ReferenceAttentionRow(c.problem(), c.buffers(), 0, 0, 0, expected.data(),
+                          &lse);
+    for (int64_t d = 0; d < 3; ++d) {
+      EXPECT_NEAR(c.output[d], expected[static_cast<size_t>(d)], 1e-6);
+    }
+    EXPECT_NEAR(c.lse[0], lse, 1e-6);
+  }
+}
+
+// tanh must keep its relative accuracy where it is nearly straight.
+TEST_P(AttentionEdgesTest, ALargeSoftCapLeavesSmallScoresAlone) {
+  for (const float cap : {100.0F, 1e6F, 1e30F}) {
+    AttentionCase c({.q_len = 9,
+                     .kv_len = 90,
+                     .head_dim = 16,
+                     .v_head_dim = 8,
+                     .options = {.logits_soft_cap = cap, .return_lse = true}},
+                    kSeed);
+    Compute(c);
+    EXPECT_THAT(c.Compare(), IsEmpty());
+  }
+}
+
+TEST_P(AttentionEdgesTest, TheLowestFiniteBiasHidesNothing) {
+  for (const DataType type :
+       {DataType::kF32, DataType::kF16, DataType::kBF16}) {
+    AttentionCase c(
+        {.q_len = 3,
+         .kv_len = 70,
+         .head_dim = 8,
+         .v_head_dim = 2,
+         .options = {.bias = TensorSpec{.dtype = type, .shape = {3, 70}}}},
+        kSeed);
+    const float lowest = type == DataType::kF32   ? -0x1.fffffep127F
+                         : type == DataType::kF16 ? -65504.0F
+                                                  : -0x1.fep127F;
+    c.bias.Fill(lowest);
+    c.query.Fill(0);  // so that every score is the bias: the values' mean
+    c.bias.Set(70 + 9, 1);
+    Compute(c);
+    EXPECT_THAT(c.Compare(), IsEmpty()) << static_cast<int>(type);
+    // Row 1 has one key above all others.
+    EXPECT_EQ(c.output[2], c.value[9 * 2]);
+  }
+}
+
+TEST_P(AttentionEdgesTest, ABiasOfPlusInfinityOrNanFollowsTheFormula) {
+  for (const float bad : {kInfinity, kNan}) {
+    AttentionCase c(
+        {.q_len = 3,
+         .kv_len = 70,
+         .head_dim = 8,
+         .v_head_dim = 2,
+         .options = {.bias = TensorSpec{.shape = {3, 70}}, .return_lse = true}},
+        kSeed);
+    c.bias.Set(70 + 64, bad);  // of row 1
+    Compute(c);
+    EXPECT_THAT(c.Compare(), IsEmpty());
+  }
+}
+
+TEST_P(AttentionEdgesTest, AnOutputBeyondF16IsInfinite) {
+  AttentionCase c({.q_len = 1,
+                   .kv_len = 1,
+                   .head_dim = 4,
+                   .v_head_dim = 6,
+                   .options = {.output_dtype = DataType::kF16}},
+                  kSeed);
+  const float values[] = {65504, 65519, 65520, -1e30F, 0x1p-24F, 0x1p-26F};
+  const float expected[] = {65504, 65504, kInfinity, -kInfinity, 0x1p-24F, 0};
+  for (int64_t d = 0; d < 6; ++d) c.value.Set(d, values[d]);
+  Compute(c);
+  for (int64_t d = 0; d < 6; ++d) EXPECT_EQ(c.output[d], expected[d]) << d;
+}
+
+// Every number that a type has goes through unchanged where one key is seen.
+TEST_P(AttentionEdgesTest, ConvertsEveryNumberOfF16AndBF16) {
+  for (const DataType type : {DataType::kF16, DataType::kBF16}) {
+    for (const DataType output : {DataType::kF32, type}) {
+      constexpr int64_t kWide = 1024;
+      AttentionCase c(
+          {.batch = 64,
+           .head_dim = 1,
+           .v_head_dim = kWide,
+           .value_dtype = type,
+           .options = {.output_dtype = output, .precision = Precision::kF32}},
+          kSeed);
+      auto* const bits = reinterpret_cast<uint16_t*>(c.value.data());
+      for (int64_t i = 0; i < 64 * kWide; ++i) {
+        bits[i] = static_cast<uint16_t>(i);
+      }
+      Compute(c);
+      for (int64_t i = 0; i < 64 * kWide; ++i) {
+        const float value = c.value[i];
+        const float got = c.output[i];
+        ASSERT_TRUE(std::isnan(value) ? std::isnan(got) : got == value)
+            << "bits " << i << " are " << value << ", came out as " << got;
+      }
+    }
+  }
+}
+
+TEST_P(AttentionEdgesTest, ASinkFarAboveOrBelowAllScores) {
+  for (const float sink : {-1e30F, -200.0F, 200.0F, 1e30F}) {
+    AttentionCase c({.q_len = 5,
+                     .kv_len = 70,
+                     .head_dim = 8,
+                     .v_head_dim = 2,
+                     .options = {.sink_logits = {sink}, .return_lse = true}},
+                    kSeed);
+    Compute(c);
+    EXPECT_THAT(c.Compare(), IsEmpty()) << sink;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(PerIsa, AttentionEdgesTest,
+                         ::testing::ValuesIn(SupportedIsas()),
+                         [](const auto& isa) {
+                           return std::string(IsaName(isa.param));
+                         });
+
+}  // namespace
+}  // namespace attnd
