@@ -34,7 +34,6 @@ int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
   // Whole sums, and a power of two of them, so that it divides a split.
   int64_t tile = kKeysPerSum;
   while (tile < keys && tile < kMaxTileKeys) tile *= 2;
-  while (tile > kKeysPerSum && tile / 2 >= params.kv_len) tile /= 2;
   return tile;
 }
 
@@ -66,21 +65,27 @@ int64_t PackTasksPerHead(const EntryPlan& entry) {
 
 }  // namespace
 
-EntryPlan PlanEntry(const AttentionParams& params, int64_t q_len,
-                    int64_t kv_len, const MachineInfo& machine) {
+EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
+                    const MachineInfo& machine) {
   const Geometry geometry = GeometryOf(machine.isa);
   EntryPlan entry;
-  const int64_t rows = params.HeadsPerGroup() * q_len;
+  const int64_t rows = params.HeadsPerGroup() * of.q_len;
   if (rows == 0) return entry;
+  // Rows of padding are answered, but must not change how others are.
+  const int64_t seeing_rows = params.HeadsPerGroup() * of.q_seeing;
+  const int64_t kv_len = of.kv_len;
   entry.kv_len = kv_len;
-  entry.direct = rows <= kMaxDirectRows;
+  // Keys as they lie cannot be rounded.
+  const bool rounds_keys = params.precision == Precision::kBF16 &&
+                           params.key_dtype != DataType::kBF16;
+  entry.direct = seeing_rows <= kMaxDirectRows && !rounds_keys;
   // Tiles of nearly equal numbers of rows, in whole microkernels.
   entry.q_tiles = CeilDiv(rows, kTileRows);
   entry.tile_q = CeilDiv(rows, entry.q_tiles);
   if (entry.q_tiles > 1) entry.tile_q = RoundUp(entry.tile_q, geometry.rows);
   entry.q_tiles = CeilDiv(rows, entry.tile_q);
   // One tile would be one task, however many keys it has.
-  if (entry.q_tiles == 1) {
+  if (seeing_rows <= kTileRows) {
     entry.splits =
         std::max<int64_t>(1, CeilDiv(kv_len, KernelPlan::kKeysPerSplit));
   }
@@ -167,9 +172,9 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
 
   bool any_direct = false;
   bool any_tiled = false;
-  const auto add = [&](int64_t q_len, int64_t kv_len) -> const EntryPlan& {
+  const auto add = [&](const BatchEntry& of) -> const EntryPlan& {
     const EntryPlan& entry =
-        plan.entries_.emplace_back(PlanEntry(params, q_len, kv_len, machine));
+        plan.entries_.emplace_back(PlanEntry(params, of, machine));
     plan.tile_q = std::max(plan.tile_q, entry.tile_q);
     (entry.direct ? any_direct : any_tiled) |= entry.q_tiles > 0;
     return entry;
@@ -177,7 +182,8 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   // Counts that overflow do so with the bytes of the keys, below.
   bool overflow = false;
   if (plan.uniform_) {
-    const EntryPlan& entry = add(params.q_len, params.kv_len);
+    const EntryPlan& entry =
+        add(params.batch > 0 ? mask.Entry(0) : BatchEntry());
     overflow =
         !CheckedProduct({params.batch, params.num_kv_heads,
                          std::max<int64_t>(1, entry.packed_keys),
@@ -191,8 +197,7 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
     std::vector<int64_t> work;
     for (int64_t b = 0; b < params.batch; ++b) {
       const BatchEntry entry = mask.Entry(b);
-      counts.push_back(KernelPlan::CountsOf(add(entry.q_len, entry.kv_len),
-                                            params.num_kv_heads));
+      counts.push_back(KernelPlan::CountsOf(add(entry), params.num_kv_heads));
       work.push_back(entry.VisiblePairs());
     }
     plan.table_ = KernelPlan::Table(counts, work);

@@ -107,9 +107,9 @@ class KernelPlan {
   Table table_;
 };
 
-// The share of one entry of `q_len` rows and `kv_len` keys.
-EntryPlan PlanEntry(const AttentionParams& params, int64_t q_len,
-                    int64_t kv_len, const MachineInfo& machine);
+// The part of one entry.
+EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& entry,
+                    const MachineInfo& machine);
 
 // Byte counts saturate at the largest int64 instead of overflowing.
 KernelPlan MakeKernelPlan(const AttentionProblem& problem,
