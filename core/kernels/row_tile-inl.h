@@ -185,10 +185,12 @@ class RowTile {
     if (block.seen.size() == 0) return;
     block.plain = !adjusts_ && Clip(block.all, begin_, end_) == block.seen &&
                   block.seen.begin == begin_ && block.seen.size() % kLanes == 0;
-    if (block.plain) return;
+    if (block.plain && !params_.has_mask) return;
     bool any = false;
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-      any |= Mark(r, block.seen);
+      const auto [some, all] = Mark(r, block.seen);
+      any |= some;
+      block.plain &= all;
     }
     if (!any) block.seen = {};
   }
@@ -208,6 +210,7 @@ class RowTile {
     }
     if (params_.has_bias) bias = BiasRow(head, q_row);
     LaneMask some = FirstLanes(0);
+    LaneMask all = FirstLanes(kLanes);
     for (int64_t j = FirstVector(seen); j < seen.end - begin_; j += kLanes) {
       LaneMask shown = hn::AndNot(FirstLanes(range.begin - begin_ - j),
                                   FirstLanes(range.end - begin_ - j));
@@ -223,8 +226,9 @@ class RowTile {
       }
       StoreVisible(shown, bits, j);
       some = hn::Or(some, shown);
+      all = hn::And(all, shown);
     }
-    return !hn::AllFalse(kF, some);
+    return {!hn::AllFalse(kF, some), hn::AllTrue(kF, all)};
   }
 
   const std::byte* BiasRow(int64_t head, int64_t q_row) const {

@@ -81,30 +81,41 @@ struct RowAdjustment {
   int64_t bias_stride = 0;
 };
 
-// scores[j] becomes the score by the contract's formula, for whole vectors from
-// `begin` on, while keys below `end` exist.
+// The scores of keys j..j + kLanes, as far as they are below `end`, by the
+// contract's formula from their dot products. `slope` becomes the derivative.
+template <class Bias>
+HWY_INLINE Vec AdjustVector(const RowAdjustment& row, int64_t j, int64_t end,
+                            Vec dot, Vec& slope) {
+  slope = hn::Set(kF, row.scale);
+  Vec s = hn::Mul(dot, slope);
+  if (row.soft_cap != 0) {
+    const Vec cap = hn::Set(kF, row.soft_cap);
+    const Vec t = hn::Tanh(kF, hn::Div(s, cap));
+    slope = hn::Mul(slope, hn::NegMulAdd(t, t, hn::Set(kF, 1.0F)));
+    s = hn::Mul(cap, t);
+  }
+  if (row.slope != 0) {
+    HWY_ALIGN float distance[kLaneCount];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      distance[i] = static_cast<float>(row.distance - j - i);
+    }
+    s = hn::NegMulAdd(hn::Set(kF, row.slope), hn::Abs(hn::Load(kF, distance)),
+                      s);
+  }
+  if (row.bias != nullptr) {
+    s = hn::Add(s, LoadBroadcast<Bias>(row.bias, row.bias_stride, j, end));
+  }
+  return s;
+}
+
+// The same for whole vectors from `begin` on.
 template <class Bias>
 void AdjustRow(const RowAdjustment& row, int64_t begin, int64_t end,
                float* HWY_RESTRICT scores) {
-  const Vec scale = hn::Set(kF, row.scale);
   for (int64_t j = begin; j < end; j += kLanes) {
-    Vec s = hn::Mul(hn::Load(kF, scores + j), scale);
-    if (row.soft_cap != 0) {
-      const Vec cap = hn::Set(kF, row.soft_cap);
-      s = hn::Mul(cap, hn::Tanh(kF, hn::Div(s, cap)));
-    }
-    if (row.slope != 0) {
-      HWY_ALIGN float distance[kLaneCount];
-      for (int64_t i = 0; i < kLanes; ++i) {
-        distance[i] = static_cast<float>(row.distance - j - i);
-      }
-      s = hn::NegMulAdd(hn::Set(kF, row.slope), hn::Abs(hn::Load(kF, distance)),
-                        s);
-    }
-    if (row.bias != nullptr) {
-      s = hn::Add(s, LoadBroadcast<Bias>(row.bias, row.bias_stride, j, end));
-    }
-    hn::Store(s, kF, scores + j);
+    Vec slope;
+    hn::Store(AdjustVector<Bias>(row, j, end, hn::Load(kF, scores + j), slope),
+              kF, scores + j);
   }
 }
 
