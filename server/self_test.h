@@ -1,4 +1,4 @@
-// The warm-up: every kernel in use, on small shapes, held against the oracle
+// The warm-up: every kernel in use, forward and backward, held against the oracle
 // before the first client is let in.
 #ifndef ATTND_SERVER_SELF_TEST_H_
 #define ATTND_SERVER_SELF_TEST_H_
