@@ -19,59 +19,49 @@ MachineInfo ChooseMachine(const EngineOptions& options) {
 
 }  // namespace
 
-// One call: first the packing of K, then its tiles.
+// One call: first the packing, then its tiles, then what joins them.
 class AttentionEngine::Job : public TileJob {
  public:
-  Job(const AttentionProblem& problem, const KernelPlan& plan,
+  Job(const AttentionProblem& problem, KernelPlan plan,
       const AttentionBuffers& buffers, int threads, Workspace workspace)
       : problem_(problem),
-        plan_(plan),
+        plan_(std::move(plan)),
         threads_(threads),
-        slots_(plan.Slots(threads)),
-        kernel_(GetFlashKernel(plan.isa)),
-        workspace_(std::move(workspace)) {
-    flash_ = {
-        .params = &problem_.params(),
-        .mask = &problem_.mask(),
-        .plan = &plan_,
-        .query = problem_.QueryView(static_cast<const float*>(buffers.query)),
-        .key = problem_.KeyView(static_cast<const float*>(buffers.key)),
-        .value = problem_.ValueView(static_cast<const float*>(buffers.value)),
-        .output = problem_.OutputView(static_cast<float*>(buffers.output)),
-        .lse = problem_.LseView(problem_.params().return_lse ? buffers.lse
-                                                             : nullptr),
-        .packed_keys = workspace_.floats(),
-    };
-    for (int64_t slot = 0; slot < slots_; ++slot) kernel_.init_slot(Slot(slot));
+        kernel_(GetFlashKernel(plan_.isa)),
+        workspace_(std::move(workspace)),
+        flash_(problem_, plan_, buffers, workspace_.data()) {
+    for (int64_t slot = 0; slot < plan_.Slots(threads_); ++slot) {
+      kernel_.init_slot(flash_.Slot(slot));
+    }
   }
 
   std::vector<Phase> Phases() const override {
     return {{.tasks = plan_.pack_tasks, .slots = threads_},
-            {.tasks = plan_.task_count, .slots = slots_}};
+            {.tasks = plan_.tile_tasks, .slots = plan_.Slots(threads_)},
+            {.tasks = plan_.merge_tasks, .slots = threads_}};
   }
 
   Slice Run(int64_t phase, int64_t task, int64_t slot,
             SliceControl& control) override {
-    if (phase == 0) {
-      kernel_.pack_keys(flash_, task);
-      return Slice::kDone;
+    switch (phase) {
+      case 0:
+        kernel_.pack(flash_, task);
+        return Slice::kDone;
+      case 1:
+        return kernel_.run_tile(flash_, task, flash_.Slot(slot), control);
+      default:
+        kernel_.merge(flash_, task);
+        return Slice::kDone;
     }
-    return kernel_.run_tile(flash_, task, Slot(slot), control);
   }
 
  private:
-  float* Slot(int64_t slot) const {
-    return reinterpret_cast<float*>(
-        workspace_.data() + plan_.packed_keys_bytes + slot * plan_.slot_bytes);
-  }
-
   const AttentionProblem problem_;
   const KernelPlan plan_;
   const int64_t threads_;
-  const int64_t slots_;  // of plan_.slot_bytes, behind the packed keys
   const FlashKernel& kernel_;
   const Workspace workspace_;
-  FlashJob flash_;
+  const FlashJob flash_;
 };
 
 AttentionEngine::AttentionEngine(const EngineOptions& options)
@@ -95,7 +85,7 @@ void AttentionEngine::Submit(const AttentionProblem& problem,
     done(workspace.status(), {});
     return;
   }
-  const KernelPlan plan = MakeKernelPlan(problem.params(), machine_);
+  KernelPlan plan = MakeKernelPlan(problem, machine_);
   RunStats stats;
   stats.isa = plan.isa;
   stats.kernel = plan.variant;
@@ -105,7 +95,7 @@ void AttentionEngine::Submit(const AttentionProblem& problem,
   stats.flops = estimate->flops;
   stats.workspace_bytes = estimate->workspace_bytes;
   // std::function wants a copyable owner.
-  auto job = std::make_shared<Job>(problem, plan, buffers, threads(),
+  auto job = std::make_shared<Job>(problem, std::move(plan), buffers, threads(),
                                    *std::move(workspace));
   TileJob* const raw_job = job.get();
   scheduler_.Submit(raw_job, stop,

@@ -77,8 +77,8 @@ struct AttentionOptions {
 // tokens. Made by AttentionProblem::Create only. What differs from one batch
 // entry to the next is asked of Mask.
 struct AttentionParams {
-  int64_t batch = 1;         // entries; of a ragged batch those packed along seq
-  int64_t num_q_heads = 1;   // a multiple of num_kv_heads
+  int64_t batch = 1;        // entries; of a ragged batch those packed along seq
+  int64_t num_q_heads = 1;  // a multiple of num_kv_heads
   int64_t num_kv_heads = 1;  // q head h reads kv head h / HeadsPerGroup()
   int64_t q_len = 0;         // the tensors' extents along seq: the longest that
   int64_t kv_len = 0;        // an entry can be; of a ragged batch all together

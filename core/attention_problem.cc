@@ -208,9 +208,9 @@ absl::Status CheckScores(const AttentionOptions& options, int64_t q_heads) {
   }
   absl::Status status =
       CheckCount(options.alibi_slopes, "alibi_slopes", q_heads, "query head");
-  status.Update(CheckElements(
-      options.alibi_slopes, "alibi_slopes", "a finite number",
-      [](float slope) { return std::isfinite(slope); }));
+  status.Update(
+      CheckElements(options.alibi_slopes, "alibi_slopes", "a finite number",
+                    [](float slope) { return std::isfinite(slope); }));
   status.Update(
       CheckCount(options.sink_logits, "sink_logits", q_heads, "query head"));
   status.Update(CheckElements(
@@ -237,9 +237,10 @@ absl::Status CheckBroadcast(const std::vector<int64_t>& shape,
   for (size_t i = 0; i < shape.size(); ++i) {
     const size_t axis = 4 - shape.size() + i;
     if (shape[i] == 1 || shape[i] == full[axis]) continue;
-    return FieldError(absl::StrCat(path, "[", i, "]"),
-                      absl::StrCat("1 or ", full[axis], " (", kNames[axis], ")"),
-                      absl::StrCat(shape[i]));
+    return FieldError(
+        absl::StrCat(path, "[", i, "]"),
+        absl::StrCat("1 or ", full[axis], " (", kNames[axis], ")"),
+        absl::StrCat(shape[i]));
   }
   return absl::OkStatus();
 }
@@ -248,9 +249,9 @@ absl::Status CheckLengths(const std::vector<int64_t>& lengths,
                           absl::string_view field, int64_t batch,
                           int64_t longest) {
   absl::Status status = CheckCount(lengths, field, batch, "batch entry");
-  status.Update(CheckElements(
-      lengths, field, absl::StrCat("0 to ", longest),
-      [longest](int64_t n) { return n >= 0 && n <= longest; }));
+  status.Update(
+      CheckElements(lengths, field, absl::StrCat("0 to ", longest),
+                    [longest](int64_t n) { return n >= 0 && n <= longest; }));
   return status;
 }
 
@@ -280,10 +281,9 @@ absl::Status CheckRagged(const AttentionOptions& options, const Extents& query,
                          const Extents& key) {
   const size_t count = options.cu_seqlens_q.size();
   if (options.cu_seqlens_k.size() != count) {
-    return FieldError(
-        "options.cu_seqlens_k",
-        absl::StrCat("as many offsets as cu_seqlens_q, ", count),
-        absl::StrCat(options.cu_seqlens_k.size()));
+    return FieldError("options.cu_seqlens_k",
+                      absl::StrCat("as many offsets as cu_seqlens_q, ", count),
+                      absl::StrCat(options.cu_seqlens_k.size()));
   }
   if (query.rank == 4) {
     return FieldError(query.ShapePath(), "rank 2 or 3 beside cu_seqlens_q",
@@ -317,11 +317,11 @@ absl::Status CheckListedEntries(const AttentionOptions& options,
       {options.query_offsets.size(), "query_offsets"}};
   for (const auto& [size, field] : lists) {
     if (size > 1 && batch > AttentionProblem::kMaxListedEntries) {
-      return FieldError(absl::StrCat("options.", field),
-                        absl::StrCat("at most ",
-                                     AttentionProblem::kMaxListedEntries,
-                                     " batch entries"),
-                        absl::StrCat(batch));
+      return FieldError(
+          absl::StrCat("options.", field),
+          absl::StrCat("at most ", AttentionProblem::kMaxListedEntries,
+                       " batch entries"),
+          absl::StrCat(batch));
     }
   }
   return absl::OkStatus();
@@ -358,8 +358,8 @@ absl::Status CheckVisibility(const AttentionOptions& options,
       {options.window_right, "window_right"}};
   for (const auto& [window, field] : windows) {
     if (window.value_or(0) < 0) {
-      status.Update(FieldError(absl::StrCat("options.", field),
-                               "a number >= 0", absl::StrCat(*window)));
+      status.Update(FieldError(absl::StrCat("options.", field), "a number >= 0",
+                               absl::StrCat(*window)));
     }
   }
   const int64_t kv_len = key.of[kSeq];
@@ -447,9 +447,8 @@ absl::StatusOr<AttentionProblem> AttentionProblem::Create(
 }
 
 std::vector<int64_t> AttentionProblem::OutputShape() const {
-  const auto& [batch, heads, seq, dim] =
-      std::tie(params_.batch, params_.num_q_heads, params_.q_len,
-               params_.v_head_dim);
+  const auto& [batch, heads, seq, dim] = std::tie(
+      params_.batch, params_.num_q_heads, params_.q_len, params_.v_head_dim);
   if (rank_ == 2) return {seq, dim};
   std::vector<int64_t> shape =
       params_.layout == Layout::kBhsd

@@ -153,18 +153,20 @@ class AttentionProblem {
   TensorView<T> View(T* data, int64_t heads, int64_t seq, int64_t dim) const {
     const int64_t entry = heads * seq * dim;
     if (params_.layout == Layout::kBshd) {
-      return {data, {tensor_batch(), heads, seq, dim},
+      return {data,
+              {tensor_batch(), heads, seq, dim},
               {entry, dim, heads * dim, 1}};
     }
-    return {data, {tensor_batch(), heads, seq, dim}, {entry, seq * dim, dim, 1}};
+    return {
+        data, {tensor_batch(), heads, seq, dim}, {entry, seq * dim, dim, 1}};
   }
 
   template <typename T>
   TensorView<T> Broadcast(T* data, const std::vector<int64_t>& shape) const {
-    TensorView<T> view{data,
-                       {tensor_batch(), params_.num_q_heads, params_.q_len,
-                        params_.kv_len},
-                       {}};
+    TensorView<T> view{
+        data,
+        {tensor_batch(), params_.num_q_heads, params_.q_len, params_.kv_len},
+        {}};
     int64_t stride = 1;
     for (size_t i = 0; i < shape.size(); ++i) {
       const int64_t extent = shape[shape.size() - 1 - i];

@@ -5,31 +5,85 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
-#include "core/attention_params.h"
+#include "core/attention_problem.h"
 #include "core/machine.h"
 
 namespace attnd {
 
-// Immutable once made. Tiles depend on one batch entry's lengths, dims, types
-// and options and on the machine; never on workers, batch or load, so that the
-// same request gives the same bits whatever runs beside it.
-struct KernelPlan {
-  // K^T panels that one packing task makes.
-  static constexpr int64_t kPanelsPerPackTask = 8;
-
-  Isa isa = Isa::kScalar;
-  std::string_view variant = "tiled";  // what ExecutionStats.kernel answers
+// One batch entry's part. Depends on the entry's lengths, dims, types and
+// options and on the machine; never on workers, batch or load, so that the same
+// request gives the same bits whatever runs beside it.
+struct EntryPlan {
+  // Few query rows: keys are read as they lie, once, and never packed.
+  bool direct = false;
+  int64_t kv_len = 0;
   // Query rows in a tile. The heads of a GQA group that share a kv head are
   // rows of one matrix, so a tile may hold rows of several heads.
-  int64_t tile_q = 0;
-  int64_t tile_kv = 0;            // keys in a tile
-  int64_t panel_keys = 0;         // keys in a packed K^T panel; divides tile_kv
-  int64_t q_tiles = 0;            // tiles of one kv head of one batch entry
-  int64_t pack_tasks = 0;         // packing tasks of the job
-  int64_t task_count = 0;         // tiles of the job
-  int64_t packed_keys_bytes = 0;  // K^T of the whole job
-  int64_t slot_bytes = 0;         // one tile in progress
+  int64_t tile_q = 1;
+  int64_t q_tiles = 0;  // of one kv head
+  // Pieces that a tile's keys are cut into, each a task; their partial results
+  // are merged in order.
+  int64_t splits = 1;
+  // Keys of one kv head that are packed, in whole sums; 0 where direct.
+  int64_t packed_keys = 0;
+
+  friend bool operator==(const EntryPlan&, const EntryPlan&) = default;
+};
+
+// Keys first <= j < last of one kv head of one entry, to be packed.
+struct PackTask {
+  int64_t entry, kv_head, first, last;
+};
+
+// One tile, or one split of it.
+struct TileTask {
+  int64_t entry, kv_head, tile, split;
+};
+
+// Immutable once made.
+class KernelPlan {
+ public:
+  // Keys that one packing task takes: whole panels and whole sums.
+  static constexpr int64_t kKeysPerPackTask = 512;
+  // Keys of a split: a whole number of tiles, whatever the plan.
+  static constexpr int64_t kKeysPerSplit = 4096;
+
+  // The set that the products run on, and the kernel's name in ExecutionStats.
+  Isa isa = Isa::kScalar;
+  std::string_view variant = "tiled";
+  // Inputs and weights go through the products as bf16: natively where isa is
+  // avx512_bf16, else as f32 numbers that were rounded.
+  bool bf16_products = false;
+  // Direct tiles copy their values to the slot: converted, or in whole vectors.
+  bool converts_values = false;
+  int64_t tile_q = 0;      // the largest of any entry
+  int64_t tile_kv = 0;     // keys in a tile
+  int64_t panel_keys = 0;  // keys in a packed K^T panel; divides tile_kv
+  int64_t pack_tasks = 0;  // of the whole job, as all that follow
+  int64_t tile_tasks = 0;
+  int64_t merge_tasks = 0;
+  int64_t packed_keys_bytes = 0;
+  int64_t packed_values_bytes = 0;
+  int64_t partial_bytes = 0;
+  int64_t slot_bytes = 0;  // one tile in progress
+
+  // Which part of the work a task number stands for: below pack_tasks,
+  // tile_tasks and merge_tasks. Tiles of the heaviest entries come first, and
+  // of an entry those that see most. A merge is of a whole tile: its split is
+  // 0.
+  PackTask Pack(int64_t task) const;
+  TileTask Tile(int64_t task) const;
+  TileTask Merge(int64_t task) const;
+
+  const EntryPlan& Entry(int64_t entry) const {
+    return entries_[uniform_ ? 0 : static_cast<size_t>(entry)];
+  }
+  // Where the packed keys and values of one kv head begin, in keys.
+  int64_t FirstKey(int64_t entry, int64_t kv_head) const;
+  // Where the partial results of a split are, in partial results.
+  int64_t PartialIndex(const TileTask& task) const;
 
   // Tiles that may be in progress on `threads` workers; at least 1.
   int64_t Slots(int64_t threads) const;
@@ -37,11 +91,40 @@ struct KernelPlan {
   // Bytes that the job holds beside inputs and outputs, when at most `threads`
   // of its tiles are in progress.
   int64_t WorkspaceBytes(int64_t threads) const;
+
+ private:
+  friend KernelPlan MakeKernelPlan(const AttentionProblem& problem,
+                                   const MachineInfo& machine);
+
+  // What comes before an entry, or in all.
+  struct Start {
+    int64_t pack_task = 0;
+    int64_t tile_task = 0;
+    int64_t merge_task = 0;
+    int64_t packed_key = 0;
+    int64_t partial = 0;
+  };
+  static Start Advance(Start start, const EntryPlan& entry, int64_t kv_heads);
+  TileTask Locate(int64_t task, int64_t Start::*counter, bool splits) const;
+  // The entry that task number `task` of a kind belongs to, and its start.
+  int64_t EntryOf(int64_t task, int64_t Start::*counter) const;
+  Start StartOf(int64_t place) const;
+
+  bool uniform_ = true;
+  int64_t kv_heads_ = 0;
+  std::vector<EntryPlan> entries_;  // one for all where uniform
+  // By place in the order of work; empty where uniform.
+  std::vector<Start> starts_;
+  std::vector<int32_t> order_;   // place -> entry
+  std::vector<int32_t> places_;  // entry -> place
 };
 
-// `params` must come from an AttentionProblem. Byte counts saturate at the
-// largest int64 instead of overflowing.
-KernelPlan MakeKernelPlan(const AttentionParams& params,
+// The share of one entry of `q_len` rows and `kv_len` keys.
+EntryPlan PlanEntry(const AttentionParams& params, int64_t q_len,
+                    int64_t kv_len, const MachineInfo& machine);
+
+// Byte counts saturate at the largest int64 instead of overflowing.
+KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                           const MachineInfo& machine);
 
 }  // namespace attnd

@@ -15,6 +15,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "core/kernels/microkernels.h"
 #include "hwy/highway.h"
 
 namespace attnd {
@@ -109,12 +110,15 @@ std::string_view IsaName(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   return "unknown";
 }
 
 std::optional<Isa> ParseIsa(std::string_view name) {
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa :
+       {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
     if (name == IsaName(isa)) return isa;
   }
   return std::nullopt;
@@ -123,7 +127,10 @@ std::optional<Isa> ParseIsa(std::string_view name) {
 std::vector<Isa> SupportedIsas() {
   const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
   std::vector<Isa> isas;
-  if ((usable & HWY_AVX3) != 0) isas.push_back(Isa::kAvx512);
+  if ((usable & HWY_AVX3) != 0) {
+    if (HasBf16Dot()) isas.push_back(Isa::kAvx512Bf16);
+    isas.push_back(Isa::kAvx512);
+  }
   if ((usable & HWY_AVX2) != 0) isas.push_back(Isa::kAvx2);
   isas.push_back(Isa::kScalar);
   return isas;

@@ -12,9 +12,9 @@
 namespace attnd {
 
 // Instruction sets that kernels exist for, narrowest first.
-enum class Isa { kScalar, kAvx2, kAvx512 };
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 
-std::string_view IsaName(Isa isa);  // "avx512"
+std::string_view IsaName(Isa isa);  // "avx512_bf16"
 std::optional<Isa> ParseIsa(std::string_view name);
 
 // The sets that are both compiled in and offered by this processor, widest

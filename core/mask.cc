@@ -60,8 +60,7 @@ BatchEntry Mask::Entry(int64_t index) const {
   if (!o.key_lengths.empty()) entry.kv_len = At(o.key_lengths, index);
 
   if (!o.query_offsets.empty()) {
-    entry.shift =
-        At(o.query_offsets, o.query_offsets.size() == 1 ? 0 : index);
+    entry.shift = At(o.query_offsets, o.query_offsets.size() == 1 ? 0 : index);
   } else if (o.causal == Causal::kBottomRight) {
     entry.shift = entry.kv_len - entry.q_seeing;
   }

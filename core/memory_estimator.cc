@@ -52,13 +52,13 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
     const AttentionProblem& problem) const {
   const AttentionParams& params = problem.params();
   MemoryEstimate estimate;
-  estimate.input_bytes =
-      problem.query_bytes() + problem.key_bytes() + problem.value_bytes() +
-      problem.bias_bytes() + problem.mask_bytes();
+  estimate.input_bytes = problem.query_bytes() + problem.key_bytes() +
+                         problem.value_bytes() + problem.bias_bytes() +
+                         problem.mask_bytes();
   estimate.output_bytes =
       problem.output_bytes() + (params.return_lse ? problem.lse_bytes() : 0);
   estimate.workspace_bytes =
-      MakeKernelPlan(params, machine_).WorkspaceBytes(threads_);
+      MakeKernelPlan(problem, machine_).WorkspaceBytes(threads_);
   const std::optional<int64_t> flash = CheckedSum(
       {estimate.input_bytes, estimate.output_bytes, estimate.workspace_bytes});
   const std::optional<int64_t> naive = CheckedSum(

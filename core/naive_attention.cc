@@ -185,6 +185,7 @@ using RowFunction = decltype(&HWY_STATIC_DISPATCH(NaiveRow));
 RowFunction RowFunctionFor(Isa isa) {
   switch (isa) {
 #if HWY_TARGETS & HWY_AVX3
+    case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return &N_AVX3::NaiveRow;
 #endif
@@ -206,12 +207,9 @@ class NaiveJob : public TileJob {
         entry_(problem.mask().Entry(0)),
         row_(RowFunctionFor(engine.machine().isa)),
         threads_(engine.threads()),
-        query_(problem.QueryView(
-            static_cast<const float*>(buffers.query))),
-        key_(problem.KeyView(
-            static_cast<const float*>(buffers.key))),
-        value_(problem.ValueView(
-            static_cast<const float*>(buffers.value))),
+        query_(problem.QueryView(static_cast<const float*>(buffers.query))),
+        key_(problem.KeyView(static_cast<const float*>(buffers.key))),
+        value_(problem.ValueView(static_cast<const float*>(buffers.value))),
         output_(problem.OutputView(static_cast<float*>(buffers.output))),
         lse_(problem.LseView(params_.return_lse ? buffers.lse : nullptr)),
         scores_(scores) {
@@ -313,8 +311,8 @@ absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
   stats.threads = engine.threads();
   stats.queue_time = times.queued;
   stats.compute_time = times.running;
-  stats.flops = 2 * (params.head_dim + params.v_head_dim) *
-                params.num_q_heads * problem.mask().VisiblePairs();
+  stats.flops = 2 * (params.head_dim + params.v_head_dim) * params.num_q_heads *
+                problem.mask().VisiblePairs();
   stats.workspace_bytes = score_bytes;
   return stats;
 }

@@ -15,13 +15,13 @@ namespace attnd {
 // batch entry. Saturates at the largest int64.
 int64_t NaiveScoreBytes(const AttentionProblem& problem);
 
-// Whether the baseline can compute `problem`: f32 in BHSD, of whose options only
-// scale, temperature, causal, windows and lse are set.
+// Whether the baseline can compute `problem`: f32 in BHSD, of whose options
+// only scale, temperature, causal, windows and lse are set.
 bool NaiveCanCompute(const AttentionProblem& problem);
 
-// `problem` must be one that it can. Same inputs, same outputs as AttentionEngine::Run, on the same workers.
-// Allocates the score matrix: RESOURCE_EXHAUSTED where there is no room.
-// Not from a worker.
+// `problem` must be one that it can. Same inputs, same outputs as
+// AttentionEngine::Run, on the same workers. Allocates the score matrix:
+// RESOURCE_EXHAUSTED where there is no room. Not from a worker.
 absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
                                         const AttentionProblem& problem,
                                         const AttentionBuffers& buffers,

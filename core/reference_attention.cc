@@ -103,8 +103,7 @@ void ReferenceAttentionRow(const AttentionProblem& problem,
                      params.value_dtype);
   // Keys of the entry in memory, hidden ones included.
   const int64_t kv_len = params.ragged ? where.kv_len : params.kv_len;
-  const int64_t position =
-      q_row + ShiftOf(problem, entry, where.q_len, kv_len);
+  const int64_t position = q_row + ShiftOf(problem, entry, where.q_len, kv_len);
 
   // The largest score is taken off all of them, so that no exp overflows. A NaN
   // is never the largest, but makes the sum below NaN.
@@ -134,14 +133,13 @@ void ReferenceAttentionRow(const AttentionProblem& problem,
       score = cap * std::tanh(score / cap);
     }
     if (params.has_alibi) {
-      const double slope{
-          problem.alibi_slopes()[static_cast<size_t>(head)]};
+      const double slope{problem.alibi_slopes()[static_cast<size_t>(head)]};
       score -= slope * std::abs(static_cast<double>(position - j));
     }
     if (params.has_bias) {
-      const double bias = Reader(problem.BiasView(Bytes(inputs.bias)),
-                                 params.bias_dtype)
-                              .At(where.batch, head, q_row, j);
+      const double bias =
+          Reader(problem.BiasView(Bytes(inputs.bias)), params.bias_dtype)
+              .At(where.batch, head, q_row, j);
       if (bias == -kInfinity) continue;
       score += bias;
     }
@@ -167,7 +165,8 @@ void ReferenceAttentionRow(const AttentionProblem& problem,
     const double weight = std::exp(scores[static_cast<size_t>(j)] - largest);
     sum += weight;
     for (int64_t d = 0; d < params.v_head_dim; ++d) {
-      output[d] += weight * value.At(where.batch, kv_head, where.kv_begin + j, d);
+      output[d] +=
+          weight * value.At(where.batch, kv_head, where.kv_begin + j, d);
     }
   }
   for (int64_t d = 0; d < params.v_head_dim; ++d) output[d] /= sum;

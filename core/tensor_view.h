@@ -31,9 +31,7 @@ struct TensorView {
 
   // The same of elements of `element_bytes` each.
   T* RowBytes(int64_t element_bytes, int64_t batch, int64_t head,
-              int64_t seq) const
-    requires(sizeof(T) == 1)
-  {
+              int64_t seq) const requires(sizeof(T) == 1) {
     return data + Offset(batch, head, seq) * element_bytes;
   }
 };

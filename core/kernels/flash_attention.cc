@@ -1,427 +1,167 @@
 // Tiled flash attention (Dao et al. 2022; online softmax after Milakov and
-// Gimelshein 2018), for one tile of query rows over all the keys that they see.
+// Gimelshein 2018), for one tile of query rows over the keys that they see.
 //
 // Maths. With c = |scale| * log2(e),
 //   s = dot(q, k)          m = max s so far            p = 2^((s - m) * c)
 //   l = sum p              o = sum p * v               output = o / l
-// and o and l shrink by alpha = 2^((m_old - m_new) * c) when the maximum grows.
-// The difference comes first, so that scores of any size keep the weights of
-// those near the maximum. A negative scale flips the sign of K while it is
-// packed, which is exact, so that c >= 0 and the largest s has the largest
-// weight.
+// and o and l shrink by 2^((m_old - m_new) * c) when the maximum grows. The
+// difference comes first, so that scores of any size keep the weights of those
+// near the maximum. A negative scale flips the sign of q, which is exact, so
+// that c >= 0 and the largest s has the largest weight. Where scores are more
+// than scaled dot products (soft cap, ALiBi, bias), s is the final score and
+// c = log2(e).
+//
+// Three ways to the same tile:
+//   tiled, f32    K^T is packed into panels once a job; 6 x 4-vector
+//                 microkernels (core/kernels/microkernels-inl.h)
+//   tiled, bf16   the same with pairs of bf16 (core/kernels/bf16_dot.cc)
+//   direct        few rows: each key is read once, as it lies, so packing it
+//                 would be the larger part of the work
 //
 // Memory traffic of a tile of R rows over a tile of C keys: K^T and V are read
 // once from the second-level cache for each block of 6 rows, R / 6 times; the
 // scores are written once, turned into weights in place, and read once. So a
 // multiply-add costs (1/6 + 1/4) loads, of which the cache gives two a cycle.
+// Direct: each byte of K and V comes from memory once, whatever the rows.
 //
-// Edges. A row sees the range of keys that the mask gave it, and touches no
-// other: its weights are made from its own range, and where the ranges in a
-// block of rows differ, the keys that not all of them see are added row by row.
-// A hidden NaN can therefore reach nothing.
+// Edges. A block of rows computes the keys that any of its rows sees. Where
+// they do not all see the same, hidden scores are set aside by a bit a key and
+// get weight 0. A hidden value could still reach a row as 0 * NaN: tiles that
+// hold such values take the careful way, row by row with hidden values left
+// out.
+//
+// Bits. A row's result depends on its own scores and on where the tiles and
+// their pieces begin, which is the same for every row; neither on which rows
+// share its block nor on how much of a tile the others see.
 #include "core/kernels/flash_attention.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
-#include <iterator>
 #include <limits>
 #include <utility>
 
 #include "core/checked_math.h"
 #include "core/kernels/geometry.h"
+#include "core/kernels/microkernels.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/kernels/flash_attention.cc"
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
-#include "core/kernels/exp2-inl.h"
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/microkernels-inl.h"
+#include "core/kernels/pack-inl.h"
+#include "core/kernels/softmax-inl.h"
+#include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
-
-// Every loop over rows or vectors of a microkernel: its arrays are registers
-// only if no index is left.
-#undef ATTND_UNROLL
-#define ATTND_UNROLL HWY_PRAGMA(GCC unroll 16)
 
 HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 namespace {
 
-namespace hn = hwy::HWY_NAMESPACE;
+constexpr float kLog2E = 1.44269504088896340736F;
 
-#if HWY_TARGET == HWY_AVX3
-constexpr Isa kIsa = Isa::kAvx512;
-#elif HWY_TARGET == HWY_AVX2
-constexpr Isa kIsa = Isa::kAvx2;
-#else
-constexpr Isa kIsa = Isa::kScalar;
-#endif
-
-constexpr Geometry kGeometry = GeometryOf(kIsa);
-constexpr auto kRows = static_cast<size_t>(kGeometry.rows);
-constexpr auto kVectors = static_cast<size_t>(kGeometry.vectors);
-constexpr int64_t kLanes = kGeometry.lanes;
-constexpr int64_t kPanelKeys = kGeometry.panel_keys();
-
-// Exactly as many lanes as the plan counts on, whatever the machine has.
-using Floats = hn::CappedTag<float, static_cast<size_t>(kLanes)>;
-using Vec = hn::Vec<Floats>;
-constexpr Floats kF;
-
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-// How the scale is split between the packed keys and the softmax.
+// How the scale is split between the query and the softmax.
 struct ScoreScale {
   // |scale| * log2(e) can exceed the largest float; a power of two that moves
-  // to the keys, exact there, makes room for it.
+  // to the query, exact there, makes room for it.
   explicit ScoreScale(const AttentionParams& params)
-      : key_factor(
-            std::copysign(std::abs(params.score_scale) > 1e38f ? 4.0f : 1.0f,
+      : query_factor(
+            std::copysign(std::abs(params.score_scale) > 1e38F ? 4.0F : 1.0F,
                           params.score_scale)),
-        magnitude(std::abs(params.score_scale / key_factor)) {}
+        magnitude(std::abs(params.score_scale / query_factor)) {}
 
-  float key_factor;  // of K while it is packed; has the scale's sign
-  float magnitude;   // of what is left, >= 0
+  float query_factor;  // has the scale's sign
+  float magnitude;     // what is left, >= 0
 };
+
+// Words are f32, or pairs of bf16.
+int64_t PerWord(const KernelPlan& plan) {
+  return plan.isa == Isa::kAvx512Bf16 ? 2 : 1;
+}
 
 // ---------------------------------------------------------------------------
 // Packing
 
-// dst[d][j] = factor * src[j][d] for the `keys` rows of one panel; the panel's
-// other columns become 0. src rows are `stride` apart, dst rows kPanelKeys.
-void PackPanel(const float* src, int64_t stride, int64_t keys, int64_t head_dim,
-               float factor, float* HWY_RESTRICT dst) {
-  int64_t j = 0;
-#if HWY_TARGET != HWY_SCALAR
-  const hn::FixedTag<float, 4> f4;
-  const hn::Repartition<double, decltype(f4)> d2;
-  const auto factor4 = hn::Set(f4, factor);
-  for (; j + 4 <= keys; j += 4) {
-    const float* rows = src + j * stride;
-    int64_t d = 0;
-    for (; d + 4 <= head_dim; d += 4) {
-      const auto a = hn::LoadU(f4, rows + d);
-      const auto b = hn::LoadU(f4, rows + stride + d);
-      const auto c = hn::LoadU(f4, rows + 2 * stride + d);
-      const auto e = hn::LoadU(f4, rows + 3 * stride + d);
-      const auto ab_low = hn::BitCast(d2, hn::InterleaveLower(f4, a, b));
-      const auto ab_high = hn::BitCast(d2, hn::InterleaveUpper(f4, a, b));
-      const auto ce_low = hn::BitCast(d2, hn::InterleaveLower(f4, c, e));
-      const auto ce_high = hn::BitCast(d2, hn::InterleaveUpper(f4, c, e));
-      const auto put = [&](int64_t row, auto column) HWY_ATTR {
-        hn::StoreU(hn::Mul(hn::BitCast(f4, column), factor4), f4,
-                   dst + (d + row) * kPanelKeys + j);
-      };
-      put(0, hn::InterleaveLower(d2, ab_low, ce_low));
-      put(1, hn::InterleaveUpper(d2, ab_low, ce_low));
-      put(2, hn::InterleaveLower(d2, ab_high, ce_high));
-      put(3, hn::InterleaveUpper(d2, ab_high, ce_high));
-    }
-    for (; d < head_dim; ++d) {
-      for (int64_t i = 0; i < 4; ++i) {
-        dst[d * kPanelKeys + j + i] = factor * rows[i * stride + d];
-      }
-    }
-  }
-#endif
-  for (int64_t d = 0; d < head_dim; ++d) {
-    float* row = dst + d * kPanelKeys;
-    for (int64_t i = j; i < keys; ++i) row[i] = factor * src[i * stride + d];
-    std::fill(row + keys, row + kPanelKeys, 0.0f);
-  }
+int64_t PanelWords(const FlashJob& job) {
+  return kPanelKeys * CeilDiv(job.params.head_dim, PerWord(job.plan));
 }
 
-// Where kv head `kv_head` of batch entry `b` has its panels.
-float* PackedHead(const FlashJob& job, int64_t b, int64_t kv_head) {
-  const int64_t head_floats =
-      RoundUp(job.params->kv_len, kPanelKeys) * job.params->head_dim;
-  return job.packed_keys +
-         (b * job.params->num_kv_heads + kv_head) * head_floats;
+int64_t ValueStride(const FlashJob& job) {
+  return RoundToLine(job.params.v_head_dim);
 }
 
-void PackKeys(const FlashJob& job, int64_t task) {
-  const AttentionParams& params = *job.params;
-  const int64_t panels = CeilDiv(params.kv_len, kPanelKeys);
-  const int64_t tasks_per_head =
-      CeilDiv(panels, KernelPlan::kPanelsPerPackTask);
-  const int64_t head_index = task / tasks_per_head;
-  const int64_t b = head_index / params.num_kv_heads;
-  const int64_t kv_head = head_index % params.num_kv_heads;
-  const int64_t first = task % tasks_per_head * KernelPlan::kPanelsPerPackTask;
-  const int64_t last = std::min(first + KernelPlan::kPanelsPerPackTask, panels);
-  const float factor = ScoreScale(params).key_factor;
-  float* packed = PackedHead(job, b, kv_head);
-  for (int64_t panel = first; panel < last; ++panel) {
-    const int64_t key = panel * kPanelKeys;
-    PackPanel(job.key.Row(b, kv_head, key), job.key.strides[2],
-              std::min(kPanelKeys, params.kv_len - key), params.head_dim,
-              factor, packed + key * params.head_dim);
+void PackKeys(const FlashJob& job, const std::byte* from, int64_t keys,
+              float* to) {
+  const int64_t stride = job.key.strides[2];
+  const int64_t dims = job.params.head_dim;
+  if (PerWord(job.plan) == 2) {
+    PackPanelPairs(reinterpret_cast<const uint16_t*>(from), stride, keys, dims,
+                   to);
+    return;
   }
+  VisitType(job.params.key_dtype, [&](auto as) {
+    using As = decltype(as);
+    PackPanel<As>(reinterpret_cast<const typename As::Element*>(from), stride,
+                  keys, dims, job.plan.bf16_products, to);
+  });
 }
 
-// ---------------------------------------------------------------------------
-// Microkernels
-
-// Memory that the next phase of a tile will read, fetched into the second-level
-// cache one line a step while this phase computes: on a core whose outer caches
-// are slow or shared this is a third of the speed (docs/performance.md).
-class Ahead {
- public:
-  static constexpr int64_t kLineBytes = 64;
-
-  Ahead(const float* from, bool advance)
-      : at_(reinterpret_cast<const char*>(from)),
-        step_(advance ? kLineBytes : 0) {}
-
-  HWY_INLINE void Next() {
-    __builtin_prefetch(at_, 0, 2);
-    at_ += step_;
+void PackValues(const FlashJob& job, const std::byte* from, int64_t keys,
+                float* to) {
+  const int64_t stride = job.value.strides[2];
+  const int64_t dims = job.params.v_head_dim;
+  if (PerWord(job.plan) == 2) {
+    PackValuePairChunk(reinterpret_cast<const uint16_t*>(from), stride, keys,
+                       dims, to);
+    return;
   }
-
- private:
-  const char* at_;
-  int64_t step_;
-};
-
-// The fewest terms that are worth a sum of their own.
-constexpr int64_t kMinHalf = 16;
-
-// scores[r][column] = dot(q[r], panel column) for R rows and N vectors of a
-// panel. With kTrackMax, row_max[r] keeps the lane-wise maximum.
-template <size_t R, size_t N, bool kTrackMax>
-void ScoreBlock(const float* const* q, const float* HWY_RESTRICT panel,
-                int64_t head_dim, float* HWY_RESTRICT scores,
-                int64_t score_stride, float* HWY_RESTRICT row_max,
-                Ahead ahead) {
-  Vec acc[R][N];
-  ATTND_UNROLL
-  for (size_t r = 0; r < R; ++r) {
-    ATTND_UNROLL
-    for (size_t n = 0; n < N; ++n) acc[r][n] = hn::Zero(kF);
-  }
-  const float* row[R];
-  for (size_t r = 0; r < R; ++r) row[r] = q[r];
-  // Two sums of half the terms each, added at the end, round half as much as
-  // one: a partial sum's rounding error grows with the sum.
-  const bool halved = head_dim >= 2 * kMinHalf;
-  int64_t end = halved ? head_dim / 2 : head_dim;
-  int64_t d = 0;
-  while (true) {
-    for (; d < end; ++d) {
-      Vec k[N];
-      ATTND_UNROLL
-      for (size_t n = 0; n < N; ++n) {
-        k[n] = hn::Load(kF, panel + n * static_cast<size_t>(kLanes));
-      }
-      panel += kPanelKeys;
-      ahead.Next();
-      ATTND_UNROLL
-      for (size_t r = 0; r < R; ++r) {
-        const Vec x = hn::Set(kF, row[r][d]);
-        ATTND_UNROLL
-        for (size_t n = 0; n < N; ++n) {
-          acc[r][n] = hn::MulAdd(x, k[n], acc[r][n]);
-        }
-      }
-    }
-    if (d == head_dim) break;
-    ATTND_UNROLL
-    for (size_t r = 0; r < R; ++r) {
-      float* out = scores + static_cast<int64_t>(r) * score_stride;
-      ATTND_UNROLL
-      for (size_t n = 0; n < N; ++n) {
-        hn::Store(acc[r][n], kF, out + n * static_cast<size_t>(kLanes));
-        acc[r][n] = hn::Zero(kF);
-      }
-    }
-    end = head_dim;
-  }
-  ATTND_UNROLL
-  for (size_t r = 0; r < R; ++r) {
-    float* out = scores + static_cast<int64_t>(r) * score_stride;
-    ATTND_UNROLL
-    for (size_t n = 0; n < N; ++n) {
-      float* to = out + n * static_cast<size_t>(kLanes);
-      if (halved) acc[r][n] = hn::Add(acc[r][n], hn::Load(kF, to));
-      hn::Store(acc[r][n], kF, to);
-    }
-    if constexpr (kTrackMax) {
-      float* lanes = row_max + r * static_cast<size_t>(kLanes);
-      Vec max = hn::Load(kF, lanes);
-      ATTND_UNROLL
-      for (size_t n = 0; n < N; ++n) max = hn::Max(max, acc[r][n]);
-      hn::Store(max, kF, lanes);
-    }
-  }
+  VisitType(job.params.value_dtype, [&](auto as) {
+    using As = decltype(as);
+    PackValueChunk<As>(reinterpret_cast<const typename As::Element*>(from),
+                       stride, keys, dims, job.plan.bf16_products, to);
+  });
 }
 
-// output[r][column] = alpha[r] * output[r][column] + sum_j weights[r][j] *
-// value[j][column] for R rows and N vectors of columns; of the last vector only
-// `last_lanes` columns exist where kPartial.
-template <size_t R, size_t N, bool kPartial>
-void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
-                const float* HWY_RESTRICT value, int64_t value_stride,
-                int64_t keys, const float* HWY_RESTRICT alpha,
-                float* HWY_RESTRICT output, int64_t output_stride,
-                [[maybe_unused]] int64_t last_lanes, Ahead ahead) {
-  [[maybe_unused]] const auto mask =
-      hn::FirstN(kF, static_cast<size_t>(last_lanes));
-  Vec acc[R][N];
-  ATTND_UNROLL
-  for (size_t r = 0; r < R; ++r) {
-    ATTND_UNROLL
-    for (size_t n = 0; n < N; ++n) acc[r][n] = hn::Zero(kF);
-  }
-  for (int64_t j = 0; j < keys; ++j) {
-    Vec v[N];
-    ATTND_UNROLL
-    for (size_t n = 0; n < N; ++n) {
-      const float* from = value + n * static_cast<size_t>(kLanes);
-      if (kPartial && n + 1 == N) {
-        v[n] = hn::MaskedLoad(mask, kF, from);
-      } else {
-        v[n] = hn::LoadU(kF, from);
-      }
-    }
-    value += value_stride;
-    ahead.Next();
-    ATTND_UNROLL
-    for (size_t r = 0; r < R; ++r) {
-      const Vec p =
-          hn::Set(kF, weights[static_cast<int64_t>(r) * weight_stride + j]);
-      ATTND_UNROLL
-      for (size_t n = 0; n < N; ++n) acc[r][n] = hn::MulAdd(p, v[n], acc[r][n]);
-    }
-  }
-  ATTND_UNROLL
-  for (size_t r = 0; r < R; ++r) {
-    const Vec scale = hn::Set(kF, alpha[r]);
-    float* out = output + static_cast<int64_t>(r) * output_stride;
-    ATTND_UNROLL
-    for (size_t n = 0; n < N; ++n) {
-      float* to = out + n * static_cast<size_t>(kLanes);
-      hn::Store(hn::MulAdd(scale, hn::Load(kF, to), acc[r][n]), kF, to);
-    }
-  }
-}
-
-using ScoreBlockFn = decltype(&ScoreBlock<1, 1, false>);
-using ValueBlockFn = decltype(&ValueBlock<1, 1, false>);
-
-// [rows - 1][vectors - 1] of every microkernel, so that an edge costs a
-// smaller one and never a scalar loop.
-template <typename Fn>
-using BlockTable = std::array<std::array<Fn, kVectors>, kRows>;
-
-template <bool kTrackMax, size_t... I>
-constexpr BlockTable<ScoreBlockFn> MakeScoreTable(std::index_sequence<I...>) {
-  BlockTable<ScoreBlockFn> table{};
-  ((table[I / kVectors][I % kVectors] =
-        &ScoreBlock<I / kVectors + 1, I % kVectors + 1, kTrackMax>),
-   ...);
-  return table;
-}
-
-template <bool kPartial, size_t... I>
-constexpr BlockTable<ValueBlockFn> MakeValueTable(std::index_sequence<I...>) {
-  BlockTable<ValueBlockFn> table{};
-  ((table[I / kVectors][I % kVectors] =
-        &ValueBlock<I / kVectors + 1, I % kVectors + 1, kPartial>),
-   ...);
-  return table;
-}
-
-using AllBlocks = std::make_index_sequence<kRows * kVectors>;
-constexpr BlockTable<ScoreBlockFn> kScoreBlocks[2] = {
-    MakeScoreTable<false>(AllBlocks()), MakeScoreTable<true>(AllBlocks())};
-constexpr BlockTable<ValueBlockFn> kValueBlocks[2] = {
-    MakeValueTable<false>(AllBlocks()), MakeValueTable<true>(AllBlocks())};
-
-// output[column] += weight * value[column], for the keys that only some rows
-// of a block see.
-void AddValueRow(float weight, const float* HWY_RESTRICT value, int64_t columns,
-                 float* HWY_RESTRICT output) {
-  const Vec p = hn::Set(kF, weight);
-  int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) {
-    const Vec o = hn::Load(kF, output + c);
-    hn::Store(hn::MulAdd(p, hn::LoadU(kF, value + c), o), kF, output + c);
-  }
-  if (c < columns) {
-    const auto mask = hn::FirstN(kF, static_cast<size_t>(columns - c));
-    const Vec o = hn::Load(kF, output + c);
-    hn::Store(hn::MulAdd(p, hn::MaskedLoad(mask, kF, value + c), o), kF,
-              output + c);
-  }
-}
-
-// ---------------------------------------------------------------------------
-// Softmax
-
-float RangeMax(const float* scores, int64_t begin, int64_t end) {
-  Vec max = hn::Set(kF, kMinusInfinity);
-  int64_t j = begin;
-  for (; j + kLanes <= end; j += kLanes) {
-    max = hn::Max(max, hn::LoadU(kF, scores + j));
-  }
-  float result = hn::GetLane(hn::MaxOfLanes(kF, max));
-  for (; j < end; ++j) result = std::max(result, scores[j]);
-  return result;
-}
-
-// 2^x for one x <= 0, from the same polynomial.
-float Exp2(float x) { return hn::GetLane(Exp2NonPositive(kF, hn::Set(kF, x))); }
-
-// scores[j] = 2^((scores[j] - max) * c) for begin <= j < end. Returns their
-// sum, in an order that depends on begin and end alone.
-float Exponentiate(float* HWY_RESTRICT scores, int64_t begin, int64_t end,
-                   float c, float max) {
-  const Vec scale = hn::Set(kF, c);
-  const Vec top = hn::Set(kF, max);
-  Vec sum0 = hn::Zero(kF);
-  Vec sum1 = hn::Zero(kF);
-  const auto weigh = [&](int64_t j) HWY_ATTR {
-    return Exp2NonPositive(
-        kF, hn::Mul(hn::Sub(hn::LoadU(kF, scores + j), top), scale));
+void Pack(const FlashJob& job, int64_t task) {
+  const AttentionParams& params = job.params;
+  const PackTask part = job.plan.Pack(task);
+  const BatchEntry entry = job.problem.mask().Entry(part.entry);
+  const int64_t base = job.plan.FirstKey(part.entry, part.kv_head);
+  const auto row = [&](const TensorView<const std::byte>& tensor, DataType type,
+                       int64_t key) {
+    return tensor.RowBytes(SizeOf(type), entry.batch, part.kv_head,
+                           entry.kv_begin + key);
   };
-  int64_t j = begin;
-  for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
-    const Vec p0 = weigh(j);
-    const Vec p1 = weigh(j + kLanes);
-    hn::StoreU(p0, kF, scores + j);
-    hn::StoreU(p1, kF, scores + j + kLanes);
-    sum0 = hn::Add(sum0, p0);
-    sum1 = hn::Add(sum1, p1);
+  for (int64_t key = part.first; key < part.last; key += kPanelKeys) {
+    PackKeys(job, row(job.key, params.key_dtype, key),
+             std::min(kPanelKeys, part.last - key),
+             job.packed_keys + (base + key) / kPanelKeys * PanelWords(job));
   }
-  for (; j < end; j += kLanes) {
-    // What lies beyond `end` is within the row's padding: read, and dropped.
-    const auto mask =
-        hn::FirstN(kF, static_cast<size_t>(std::min(kLanes, end - j)));
-    const Vec p = hn::IfThenElseZero(mask, weigh(j));
-    hn::StoreU(p, kF, scores + j);
-    sum0 = hn::Add(sum0, p);
+  for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
+    PackValues(job, row(job.value, params.value_dtype, key),
+               std::min(kKeysPerSum, part.last - key),
+               job.packed_values +
+                   (base + key) / PerWord(job.plan) * ValueStride(job));
   }
-  return hn::GetLane(hn::SumOfLanes(kF, hn::Add(sum0, sum1)));
-}
-
-// The same where a score is +inf: its weight is, that of NaN is NaN, and all
-// others vanish beside it. Output becomes NaN and lse +inf, as the formula has
-// it.
-float ExponentiateInfinite(float* scores, int64_t begin, int64_t end, float c) {
-  float sum = 0;
-  for (int64_t j = begin; j < end; ++j) {
-    const bool vanishes = scores[j] < std::numeric_limits<float>::infinity();
-    scores[j] = vanishes ? 0.0f : c * scores[j];
-    sum += scores[j];
-  }
-  return sum;
 }
 
 // ---------------------------------------------------------------------------
 // A tile
+
+KeyRange Clip(const KeyRange& range, int64_t begin, int64_t end) {
+  const int64_t low = std::clamp(range.begin, begin, end);
+  return {low, std::clamp(range.end, low, end)};
+}
+
+KeyRange Union(const KeyRange& a, const KeyRange& b) {
+  if (a.size() == 0) return b;
+  if (b.size() == 0) return a;
+  return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+}
 
 // Rows first..first + rows of a tile that go through the microkernels
 // together.
@@ -430,55 +170,60 @@ struct Block {
   int64_t rows = 0;
   KeyRange all;   // what every row sees
   KeyRange some;  // the smallest range that holds what any row sees
+  // Of the tile of keys in work: what is computed, empty where nothing is, and
+  // whether every row sees all of it and scores need no change.
+  KeyRange seen;
+  bool plain = false;
 };
 
-KeyRange Clip(const KeyRange& range, int64_t begin, int64_t end) {
-  const int64_t low = std::clamp(range.begin, begin, end);
-  return {low, std::clamp(range.end, low, end)};
-}
+// Rows whose ranges begin or end further apart than this go to different
+// blocks: those of a causal tile are one apart, those of different heads may
+// have little in common.
+constexpr int64_t kMaxStep = 2;
 
-// Rows whose ranges differ by more keys than this go into different blocks,
-// since what they do not share is added row by row.
-constexpr int64_t kMaxSpread = 16;
-
-// Keys whose weighted values are summed before they join the output: what a
-// partial sum rounds off grows with the sum, so several short ones are more
-// exact than one long one. 128 keeps a real layer (tests/data) below the error
-// of other f32 kernels (docs/performance.md has the price).
-constexpr int64_t kKeysPerSum = 128;
-constexpr float kOnes[] = {1, 1, 1, 1, 1, 1};
-static_assert(std::size(kOnes) >= kRows);
-
-// One tile: `rows` rows of the matrix that the heads of a GQA group make up.
+// One tile: rows of the matrix that the heads of a GQA group make up, and the
+// keys of one split.
 class Tile {
  public:
   Tile(const FlashJob& job, int64_t task, float* slot)
       : job_(job),
-        params_(*job.params),
-        plan_(*job.plan),
-        layout_(SlotLayout::Of(kGeometry, plan_.tile_q, plan_.tile_kv,
-                               params_.v_head_dim)),
+        params_(job.params),
+        plan_(job.plan),
+        task_(plan_.Tile(task)),
+        entry_plan_(plan_.Entry(task_.entry)),
+        entry_(job.problem.mask().Entry(task_.entry)),
+        layout_(SlotLayout::Of(kGeometry, {.tile_q = plan_.tile_q,
+                                           .tile_kv = plan_.tile_kv,
+                                           .head_dim = params_.head_dim,
+                                           .v_head_dim = params_.v_head_dim,
+                                           .converts_values = false})),
         slot_(slot),
-        scale_(ScoreScale(params_).magnitude),
-        scale_log2_(scale_ * 1.44269504088896340736f) {
-    const int64_t head_index = task / plan_.q_tiles;
-    // Later rows see more keys where a rule is causal: heaviest tiles first.
-    const int64_t tile = plan_.q_tiles - 1 - task % plan_.q_tiles;
-    batch_ = head_index / params_.num_kv_heads;
-    kv_head_ = head_index % params_.num_kv_heads;
-    first_row_ = tile * plan_.tile_q;
-    rows_ = std::min(plan_.tile_q,
-                     params_.HeadsPerGroup() * params_.q_len - first_row_);
-    const BatchEntry entry = job_.mask->Entry(batch_);
+        adjusts_(params_.AdjustsScores()),
+        magnitude_(ScoreScale(params_).magnitude),
+        scale_log2_((adjusts_ ? 1 : magnitude_) * kLog2E),
+        // Direct tiles multiply f32 whatever tiled ones do.
+        per_word_(entry_plan_.direct ? 1 : PerWord(plan_)),
+        kernels_(per_word_ == 2 ? Bf16DotMicrokernels() : kMicrokernels),
+        weights_(per_word_ == 2 ? WeightKind::kBf16
+                 : plan_.bf16_products && plan_.isa != Isa::kAvx512Bf16
+                     ? WeightKind::kRounded
+                     : WeightKind::kF32) {
+    first_row_ = task_.tile * entry_plan_.tile_q;
+    rows_ = std::min(entry_plan_.tile_q,
+                     params_.HeadsPerGroup() * entry_.q_len - first_row_);
     for (int64_t r = 0; r < rows_; ++r) {
-      const auto [head, q_row] = HeadAndRow(r);
-      q_[r] = job_.query.Row(batch_, head, q_row);
-      ranges_[r] = entry.VisibleRange(q_row);
+      ranges_[r] = entry_.VisibleRange(HeadAndRow(r).second);
     }
     MakeBlocks();
+    KeyRange span;
     for (int64_t b = 0; b < num_blocks_; ++b) {
-      span_ = Union(span_, blocks_[b].some);
+      span = Union(span, blocks_[b].some);
     }
+    const int64_t split_begin = task_.split * KernelPlan::kKeysPerSplit;
+    span_ =
+        entry_plan_.splits == 1
+            ? span
+            : Clip(span, split_begin, split_begin + KernelPlan::kKeysPerSplit);
   }
 
   // The keys that any row sees.
@@ -487,239 +232,587 @@ class Tile {
   // Before the first kv tile of a fresh tile.
   void Reset() {
     std::fill_n(slot_ + layout_.max, rows_, kMinusInfinity);
-    std::fill_n(slot_ + layout_.sum, rows_, 0.0f);
-    std::fill_n(slot_ + layout_.output, rows_ * layout_.output_stride, 0.0f);
+    std::fill_n(slot_ + layout_.sum, rows_, 0.0F);
+    std::fill_n(slot_ + layout_.output, rows_ * layout_.output_stride, 0.0F);
+    LoadQuery();
   }
 
-  // Takes in keys begin <= j < end; begin is a multiple of the panel.
+  // Takes in keys begin <= j < end; begin is a multiple of the tile.
   void Absorb(int64_t begin, int64_t end) {
-    const float* value = job_.value.Row(batch_, kv_head_, begin);
-    // Rows of V that are not dense are left to the hardware.
-    const bool dense = job_.value.strides[2] == params_.v_head_dim;
-    FetchAhead(value, dense ? (end - begin) * params_.v_head_dim : 0);
-    ComputeScores(begin, end);
-    const int64_t next = std::min(plan_.tile_kv, span_.end - end);
-    FetchAhead(PackedHead(job_, batch_, kv_head_) + end * params_.head_dim,
-               next * params_.head_dim);
-    for (int64_t b = 0; b < num_blocks_; ++b) {
-      const Block& block = blocks_[b];
-      if (Clip(block.some, begin, end).size() == 0) continue;
-      Softmax(block, begin, end);
-      AddValues(block, begin, end, value);
+    begin_ = begin;
+    end_ = end;
+    for (int64_t b = 0; b < num_blocks_; ++b) Look(blocks_[b]);
+    LocateValues();
+    FetchAhead(value_, (end - begin) / per_word_ * value_stride_);
+    if (entry_plan_.direct) {
+      ScoreDirect();
+    } else {
+      ScorePanels();
+      const int64_t next = std::min(plan_.tile_kv, span_.end - end);
+      FetchAhead(Panel(end), next / kPanelKeys * PanelWords(job_));
     }
+    for (int64_t b = 0; b < num_blocks_; ++b) {
+      if (blocks_[b].seen.size() > 0) Softmax(blocks_[b]);
+    }
+    AddValues();
   }
 
-  // Writes output and lse.
-  void Finish() const {
-    for (int64_t r = 0; r < rows_; ++r) {
-      const auto [head, q_row] = HeadAndRow(r);
-      const float sum = slot_[layout_.sum + r];
-      const float* o = slot_ + layout_.output + r * layout_.output_stride;
-      float* out = job_.output.Row(batch_, head, q_row);
-      if (sum == 0.0f) {
-        std::fill_n(out, params_.v_head_dim, 0.0f);
-      } else {
-        const float inverse = 1.0f / sum;
-        for (int64_t c = 0; c < params_.v_head_dim; ++c) {
-          out[c] = o[c] * inverse;
-        }
-      }
-      if (job_.lse.data != nullptr) {
-        const double max = double{scale_} * slot_[layout_.max + r];
-        *job_.lse.Row(batch_, head, q_row) =
-            sum == 0.0f ? kMinusInfinity
-                        : static_cast<float>(max + std::log(double{sum}));
-      }
-    }
-  }
+  // Writes output and lse, or what the merge needs.
+  void Finish() const;
 
  private:
-  static KeyRange Union(const KeyRange& a, const KeyRange& b) {
-    if (a.size() == 0) return b;
-    if (b.size() == 0) return a;
-    return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
-  }
-
-  static bool IsFull(const Block& block, int64_t begin, int64_t end) {
-    return block.all.begin <= begin && block.all.end >= end &&
-           (end - begin) % kPanelKeys == 0;
-  }
-
   std::pair<int64_t, int64_t> HeadAndRow(int64_t r) const {
     const int64_t row = first_row_ + r;
-    return {kv_head_ * params_.HeadsPerGroup() + row / params_.q_len,
-            row % params_.q_len};
+    return {task_.kv_head * params_.HeadsPerGroup() + row / entry_.q_len,
+            row % entry_.q_len};
   }
 
+  // Runs of rows with like ranges, cut into blocks of nearly equal size: a
+  // block of one row alone would wait for its own sums.
   void MakeBlocks() {
-    for (int64_t r = 0; r < rows_; ++r) {
-      const KeyRange range = ranges_[r];
-      if (num_blocks_ > 0) {
-        Block& last = blocks_[num_blocks_ - 1];
-        const KeyRange all = {std::max(last.all.begin, range.begin),
-                              std::min(last.all.end, range.end)};
-        const KeyRange some = Union(last.some, range);
-        if (last.rows < static_cast<int64_t>(kRows) &&
-            some.size() - all.size() <= kMaxSpread) {
-          last = {last.first, last.rows + 1, all, some};
-          continue;
-        }
+    const auto near = [](int64_t a, int64_t b) {
+      return std::abs(a - b) <= kMaxStep;
+    };
+    for (int64_t begin = 0; begin < rows_;) {
+      int64_t end = begin + 1;
+      while (end < rows_ && near(ranges_[end].begin, ranges_[end - 1].begin) &&
+             near(ranges_[end].end, ranges_[end - 1].end)) {
+        ++end;
       }
-      blocks_[num_blocks_++] = {r, 1, range, range};
+      for (int64_t left = CeilDiv(end - begin, static_cast<int64_t>(kRows));
+           left > 0; --left) {
+        Block& block = blocks_[num_blocks_++];
+        block = {};
+        block.first = begin;
+        block.rows = CeilDiv(end - begin, left);
+        block.all = block.some = ranges_[begin];
+        for (int64_t r = begin; r < begin + block.rows; ++r) {
+          block.all = {std::max(block.all.begin, ranges_[r].begin),
+                       std::min(block.all.end, ranges_[r].end)};
+          block.some = Union(block.some, ranges_[r]);
+        }
+        begin += block.rows;
+      }
     }
   }
 
-  // `floats` from `from` on are what the next phase reads.
-  void FetchAhead(const float* from, int64_t floats) {
+  void LoadQuery() {
+    const float factor = ScoreScale(params_).query_factor;
+    for (int64_t r = 0; r < rows_; ++r) {
+      const auto [head, q_row] = HeadAndRow(r);
+      const std::byte* from =
+          job_.query.RowBytes(SizeOf(params_.query_dtype), entry_.batch, head,
+                              entry_.q_begin + q_row);
+      float* to = Query(r);
+      VisitType(params_.query_dtype, [&](auto as) {
+        using As = decltype(as);
+        const auto* row = reinterpret_cast<const typename As::Element*>(from);
+        if (per_word_ == 2) {
+          ConvertRowToBf16<As>(row, params_.head_dim,
+                               RoundUp(params_.head_dim, 2), factor,
+                               reinterpret_cast<uint16_t*>(to));
+        } else {
+          ConvertRow<As>(row, params_.head_dim, layout_.q_stride, factor,
+                         weights_ == WeightKind::kRounded, to);
+        }
+      });
+    }
+  }
+
+  // Finds what of the tile of keys the block has to compute.
+  void Look(Block& block) const {
+    block.seen = Clip(block.some, begin_, end_);
+    if (block.seen.size() == 0) return;
+    block.plain = !adjusts_ && Clip(block.all, begin_, end_) == block.seen &&
+                  block.seen.begin == begin_ && block.seen.size() % kLanes == 0;
+    if (block.plain) return;
+    bool any = false;
+    bool all = true;
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      Mark(r, block.seen, any, all);
+    }
+    if (!any) block.seen = {};
+  }
+
+  // Notes which keys row r sees, by range, mask and bias.
+  void Mark(int64_t r, const KeyRange& seen, bool& any, bool& all) const {
+    const auto [head, q_row] = HeadAndRow(r);
+    const KeyRange range = Clip(ranges_[r], begin_, end_);
+    uint8_t* const bits = Visible(r);
+    const std::byte* mask = nullptr;
+    const std::byte* bias = nullptr;
+    const int64_t mask_stride = job_.mask.strides[3];
+    const int64_t bias_stride = job_.bias.strides[3];
+    if (params_.has_mask) {
+      mask = job_.mask.Row(entry_.batch, head, q_row) + begin_ * mask_stride;
+    }
+    if (params_.has_bias) bias = BiasRow(head, q_row);
+    LaneMask some = FirstLanes(0);
+    for (int64_t j = FirstVector(seen); j < seen.end - begin_; j += kLanes) {
+      LaneMask shown = hn::AndNot(FirstLanes(range.begin - begin_ - j),
+                                  FirstLanes(range.end - begin_ - j));
+      if (mask != nullptr) {
+        shown = hn::And(shown, LoadShown(mask, mask_stride, j, end_ - begin_));
+      }
+      if (bias != nullptr) {
+        VisitType(params_.bias_dtype, [&](auto as) {
+          const Vec x =
+              LoadBroadcast<decltype(as)>(bias, bias_stride, j, end_ - begin_);
+          shown = hn::And(shown, hn::Ne(x, hn::Set(kF, kMinusInfinity)));
+        });
+      }
+      StoreVisible(shown, bits, j);
+      some = hn::Or(some, shown);
+    }
+    any |= !hn::AllFalse(kF, some);
+    (void)all;
+  }
+
+  const std::byte* BiasRow(int64_t head, int64_t q_row) const {
+    const int64_t bytes = SizeOf(params_.bias_dtype);
+    return job_.bias.RowBytes(bytes, entry_.batch, head, q_row) +
+           begin_ * job_.bias.strides[3] * bytes;
+  }
+
+  // Where in the tile the vectors of a range begin: so that sums of weights go
+  // in the same order wherever that is.
+  int64_t FirstVector(const KeyRange& seen) const {
+    return (seen.begin - begin_) / (kSums * kLanes) * (kSums * kLanes);
+  }
+
+  // Where the tile's values are for the microkernels.
+  void LocateValues() {
+    checked_values_ = false;
+    value_stride_ = ValueStride(job_);
+    if (!entry_plan_.direct) {
+      const int64_t key = plan_.FirstKey(task_.entry, task_.kv_head) + begin_;
+      value_ = job_.packed_values + key / per_word_ * value_stride_;
+      return;
+    }
+    const int64_t bytes = SizeOf(params_.value_dtype);
+    const std::byte* row = job_.value.RowBytes(
+        bytes, entry_.batch, task_.kv_head, entry_.kv_begin + begin_);
+    if (!plan_.converts_values) {
+      value_ = reinterpret_cast<const float*>(row);
+      value_stride_ = job_.value.strides[2];
+      return;
+    }
+    float* const to = slot_ + layout_.values;
+    VisitType(params_.value_dtype, [&](auto as) {
+      using As = decltype(as);
+      const auto* from = reinterpret_cast<const typename As::Element*>(row);
+      for (int64_t j = 0; j < end_ - begin_; ++j) {
+        ConvertRow<As>(from + j * job_.value.strides[2], params_.v_head_dim,
+                       value_stride_, 1, plan_.bf16_products,
+                       to + j * value_stride_);
+      }
+    });
+    value_ = to;
+  }
+
+  // The values of a group of columns from the tile's key `key` on, which begins
+  // a sum, and the words from one step to the next.
+  const float* Values(int64_t key, int64_t column) const {
+    if (entry_plan_.direct) return value_ + key * value_stride_ + column;
+    return value_ + key / per_word_ * value_stride_ +
+           column * (kKeysPerSum / per_word_);
+  }
+  int64_t ValueStep(int64_t vectors) const {
+    return entry_plan_.direct ? value_stride_ : vectors * kLanes;
+  }
+
+  // `words` from `from` on are what the next phase reads.
+  void FetchAhead(const float* from, int64_t words) {
     ahead_ = from;
-    ahead_end_ = from + floats;
+    ahead_end_ = from + words;
   }
 
   // The share of it for a microkernel of `steps` steps.
   Ahead TakeAhead(int64_t steps) {
-    constexpr int64_t kLineFloats = Ahead::kLineBytes / 4;
+    constexpr int64_t kLineWords = Ahead::kLineBytes / 4;
     if (ahead_ >= ahead_end_) return {slot_, false};
     const Ahead ahead(ahead_, true);
-    ahead_ += std::min(steps * kLineFloats, ahead_end_ - ahead_);
+    ahead_ += std::min(steps * kLineWords, ahead_end_ - ahead_);
     return ahead;
   }
 
-  void ComputeScores(int64_t begin, int64_t end) {
+  void ScorePanels() {
     std::fill_n(slot_ + layout_.row_max_lanes, rows_ * kLanes, kMinusInfinity);
-    const float* packed = PackedHead(job_, batch_, kv_head_);
-    for (int64_t key = begin; key < end; key += kPanelKeys) {
-      const float* panel = packed + key * params_.head_dim;
-      const int64_t panel_end = std::min(key + kPanelKeys, end);
+    const int64_t steps = CeilDiv(params_.head_dim, per_word_);
+    for (int64_t key = begin_; key < end_; key += kPanelKeys) {
+      const float* panel = Panel(key);
       for (int64_t b = 0; b < num_blocks_; ++b) {
         const Block& block = blocks_[b];
-        const KeyRange seen = Clip(block.some, key, panel_end);
+        const KeyRange seen = Clip(block.seen, key, key + kPanelKeys);
         if (seen.size() == 0) continue;
-        const auto vectors =
-            static_cast<size_t>(CeilDiv(seen.end - key, kLanes));
-        kScoreBlocks[IsFull(block, begin, end)]
-                    [static_cast<size_t>(block.rows - 1)][vectors - 1](
-                        &q_[block.first], panel, params_.head_dim,
-                        Scores(block.first) + key - begin, layout_.score_stride,
-                        slot_ + layout_.row_max_lanes + block.first * kLanes,
-                        TakeAhead(params_.head_dim));
+        const int64_t vectors = CeilDiv(seen.end - key, kLanes);
+        kernels_.score[block.rows - 1][vectors - 1](
+            Query(block.first), layout_.q_stride, panel, steps,
+            Scores(block.first) + key - begin_, layout_.score_stride,
+            slot_ + layout_.row_max_lanes + block.first * kLanes,
+            TakeAhead(steps));
       }
+    }
+  }
+
+  void ScoreDirect() const {
+    const int64_t bytes = SizeOf(params_.key_dtype);
+    for (int64_t b = 0; b < num_blocks_; ++b) {
+      const Block& block = blocks_[b];
+      if (block.seen.size() == 0) continue;
+      const int64_t first = FirstVector(block.seen);
+      const std::byte* from = job_.key.RowBytes(
+          bytes, entry_.batch, task_.kv_head, entry_.kv_begin + begin_ + first);
+      VisitType(params_.key_dtype, [&](auto as) {
+        using As = decltype(as);
+        DirectScores<As>(Query(block.first), layout_.q_stride,
+                         reinterpret_cast<const typename As::Element*>(from),
+                         job_.key.strides[2], block.seen.end - begin_ - first,
+                         params_.head_dim, block.rows,
+                         Scores(block.first) + first, layout_.score_stride);
+      });
     }
   }
 
   // Turns a block's scores into weights and moves maxima and sums on. First
   // all maxima, then all weights: each row's steps wait for one another, but
   // not for those of the next row.
-  void Softmax(const Block& block, int64_t begin, int64_t end) {
-    const bool full = IsFull(block, begin, end);
+  void Softmax(const Block& block) {
+    const int64_t begin = FirstVector(block.seen);
+    const int64_t end = block.seen.end - begin_;
     const int64_t last = block.first + block.rows;
     float base[kRows];
     for (int64_t r = block.first; r < last; ++r) {
-      const KeyRange seen = Clip(ranges_[r], begin, end);
-      const float tile_max =
-          full ? hn::GetLane(hn::MaxOfLanes(
-                     kF,
-                     hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)))
-               : RangeMax(Scores(r), seen.begin - begin, seen.end - begin);
+      float tile_max = kMinusInfinity;
+      if (!block.plain) {
+        if (adjusts_) Adjust(r, begin, end);
+        tile_max = HideRow(Visible(r), begin, end, Scores(r));
+      } else if (entry_plan_.direct) {
+        tile_max = RowMax(Scores(r), begin, end);
+      } else {
+        tile_max = hn::GetLane(hn::MaxOfLanes(
+            kF, hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)));
+      }
       float& max = slot_[layout_.max + r];
       const float new_max = std::max(max, tile_max);
       // A row without a score above -inf keeps weights of 2^-inf = 0.
-      base[r - block.first] = new_max == kMinusInfinity ? 0.0f : new_max;
-      float alpha = 1.0f;
-      if (max == kMinusInfinity) {
-        alpha = 0.0f;
-      } else if (max != new_max) {
-        alpha = Exp2((max - new_max) * scale_log2_);
+      base[r - block.first] = new_max == kMinusInfinity ? 0.0F : new_max;
+      if (max != new_max && max != kMinusInfinity) {
+        Shrink(r, Exp2((max - new_max) * scale_log2_));
       }
-      slot_[layout_.alpha + r] = alpha;
-      slot_[layout_.sum + r] *= alpha;
       max = new_max;
     }
     for (int64_t r = block.first; r < last; ++r) {
-      const KeyRange seen = Clip(ranges_[r], begin, end);
-      const float row_base = base[r - block.first];
       slot_[layout_.sum + r] +=
-          row_base == std::numeric_limits<float>::infinity()
-              ? ExponentiateInfinite(Scores(r), seen.begin - begin,
-                                     seen.end - begin, scale_log2_)
-              : Exponentiate(Scores(r), seen.begin - begin, seen.end - begin,
-                             scale_log2_, row_base);
+          Weigh(r, block.plain, begin, end, base[r - block.first]);
     }
   }
 
-  void AddValues(const Block& block, int64_t begin, int64_t end,
-                 const float* value) {
-    const KeyRange all = Clip(block.all, begin, end);
-    const int64_t stride = job_.value.strides[2];
-    float* output = Output(block.first);
-    // Columns in groups of near-equal width: a group of one vector alone would
-    // wait for its own accumulators.
-    const int64_t vectors = CeilDiv(params_.v_head_dim, kLanes);
-    const int64_t groups = CeilDiv(vectors, static_cast<int64_t>(kVectors));
-    int64_t vector = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t count = CeilDiv(vectors - vector, groups - g);
-      const int64_t column = vector * kLanes;
-      vector += count;
-      const int64_t missing =
-          std::max<int64_t>(0, vector * kLanes - params_.v_head_dim);
-      const ValueBlockFn compute =
-          kValueBlocks[missing > 0][static_cast<size_t>(block.rows - 1)]
-                      [static_cast<size_t>(count - 1)];
-      const float* alpha = slot_ + layout_.alpha + block.first;
-      int64_t key = all.begin;
-      do {
-        const int64_t keys = std::min(kKeysPerSum, all.end - key);
-        compute(Scores(block.first) + key - begin, layout_.score_stride,
-                value + (key - begin) * stride + column, stride, keys, alpha,
-                output + column, layout_.output_stride, kLanes - missing,
-                TakeAhead(keys));
-        alpha = kOnes;
-        key += keys;
-      } while (key < all.end);
+  // What was summed before a larger score came up.
+  void Shrink(int64_t r, float factor) {
+    slot_[layout_.sum + r] *= factor;
+    float* output = Output(r);
+    const Vec scale = hn::Set(kF, factor);
+    for (int64_t c = 0; c < layout_.output_stride; c += kLanes) {
+      hn::Store(hn::Mul(hn::Load(kF, output + c), scale), kF, output + c);
     }
-    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-      const KeyRange seen = Clip(ranges_[r], begin, end);
-      const auto add = [&](int64_t from, int64_t to) {
-        for (int64_t j = from; j < to; ++j) {
-          AddValueRow(Scores(r)[j - begin], value + (j - begin) * stride,
-                      params_.v_head_dim, Output(r));
+  }
+
+  void Adjust(int64_t r, int64_t begin, int64_t end) const {
+    const auto [head, q_row] = HeadAndRow(r);
+    RowAdjustment row{.scale = magnitude_, .soft_cap = params_.soft_cap};
+    if (params_.has_alibi) {
+      row.slope = job_.problem.alibi_slopes()[static_cast<size_t>(head)];
+      row.distance = entry_.Position(q_row) - begin_;
+    }
+    if (params_.has_bias) {
+      row.bias = BiasRow(head, q_row);
+      row.bias_stride = job_.bias.strides[3];
+    }
+    VisitType(params_.bias_dtype, [&](auto as) {
+      AdjustRow<decltype(as)>(row, begin, end, Scores(r));
+    });
+  }
+
+  template <WeightKind kKind>
+  float WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
+                float max) const {
+    if (max == std::numeric_limits<float>::infinity()) {
+      return ExponentiateInfinite<kKind>(
+          Scores(r), plain ? nullptr : Visible(r), begin, end, scale_log2_);
+    }
+    return plain ? Exponentiate<kKind, false>(Scores(r), nullptr, begin, end,
+                                              scale_log2_, max)
+                 : Exponentiate<kKind, true>(Scores(r), Visible(r), begin, end,
+                                             scale_log2_, max);
+  }
+
+  float Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
+              float max) const {
+    switch (weights_) {
+      case WeightKind::kF32:
+        return WeighAs<WeightKind::kF32>(r, plain, begin, end, max);
+      case WeightKind::kRounded:
+        return WeighAs<WeightKind::kRounded>(r, plain, begin, end, max);
+      case WeightKind::kBf16:
+        return WeighAs<WeightKind::kBf16>(r, plain, begin, end, max);
+    }
+    return 0;
+  }
+
+  // Sums of keys outside, blocks inside: what one of them reads of V stays in
+  // the first-level cache for all blocks.
+  void AddValues() {
+    const auto& value_blocks =
+        entry_plan_.direct ? kernels_.value_in_place : kernels_.value;
+    for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
+      const int64_t last = std::min(key + kKeysPerSum, end_);
+      VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
+        const float* values = Values(key - begin_, column);
+        const int64_t stride = ValueStep(vectors);
+        for (int64_t b = 0; b < num_blocks_; ++b) {
+          const Block& block = blocks_[b];
+          const KeyRange seen = Clip(block.seen, key, last);
+          if (seen.size() == 0) continue;
+          // In steps of the sum.
+          const int64_t first = (seen.begin - key) / per_word_;
+          const int64_t steps = CeilDiv(seen.end - key, per_word_) - first;
+          if (!block.plain && !ValuesAreFinite()) {
+            AddCarefully(block, key, first, steps, column, vectors);
+            continue;
+          }
+          value_blocks[block.rows - 1][vectors - 1](
+              Weights(block.first, key) + first, layout_.score_stride,
+              values + first * stride, stride, steps,
+              Output(block.first) + column, layout_.output_stride,
+              TakeAhead(steps));
         }
-      };
-      if (all.size() == 0) {
-        add(seen.begin, seen.end);
-      } else {
-        add(seen.begin, all.begin);
-        add(all.end, seen.end);
+      });
+    }
+  }
+
+  // Whether no value of the tile is NaN or infinite. Looked up once a tile, by
+  // those blocks that hide some of it.
+  bool ValuesAreFinite() {
+    if (checked_values_) return values_finite_;
+    checked_values_ = true;
+    const hn::RebindToUnsigned<Floats> du;
+    // An exponent of all ones, in the word or in one of its halves.
+    const auto high = hn::Set(du, 0x7F800000U);
+    const auto low = hn::Set(du, per_word_ == 2 ? 0x00007F80U : 0x7F800000U);
+    auto bad = hn::Zero(du);
+    for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
+      const int64_t steps =
+          CeilDiv(std::min(kKeysPerSum, end_ - key), per_word_);
+      VisitColumns(params_.v_head_dim, [&](int64_t column,
+                                           int64_t vectors) HWY_ATTR {
+        const float* row = Values(key - begin_, column);
+        for (int64_t step = 0; step < steps; ++step) {
+          for (int64_t v = 0; v < vectors; ++v) {
+            const auto words = hn::BitCast(du, hn::LoadU(kF, row + v * kLanes));
+            const auto is = hn::Or(hn::Eq(hn::And(words, high), high),
+                                   hn::Eq(hn::And(words, low), low));
+            bad = hn::Or(bad, hn::IfThenElseZero(is, high));
+          }
+          row += ValueStep(vectors);
+        }
+      });
+    }
+    values_finite_ = hn::AllTrue(du, hn::Eq(bad, hn::Zero(du)));
+    return values_finite_;
+  }
+
+  // Row by row, with the values of hidden keys replaced by 0: the microkernel
+  // adds the same terms in the same order as for a whole block.
+  void AddCarefully(const Block& block, int64_t key, int64_t first,
+                    int64_t steps, int64_t column, int64_t vectors) const {
+    const hn::RebindToUnsigned<Floats> du;
+    HWY_ALIGN float values[kKeysPerSum * kLanes];
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        const float* from = Values(key - begin_, column) +
+                            first * ValueStep(vectors) + v * kLanes;
+        for (int64_t step = 0; step < steps; ++step) {
+          uint32_t keep = 0;
+          for (int64_t i = 0; i < per_word_; ++i) {
+            const int64_t at = key - begin_ + (first + step) * per_word_ + i;
+            if (at >= end_ - begin_ || !IsVisible(Visible(r), at)) continue;
+            keep |= per_word_ == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
+          }
+          const auto words = hn::BitCast(du, hn::LoadU(kF, from));
+          hn::Store(hn::BitCast(kF, hn::And(words, hn::Set(du, keep))), kF,
+                    values + step * kLanes);
+          from += ValueStep(vectors);
+        }
+        kernels_.value[0][0](Weights(r, key) + first, layout_.score_stride,
+                             values, kLanes, steps,
+                             Output(r) + column + v * kLanes,
+                             layout_.output_stride, Ahead(slot_, false));
       }
     }
   }
 
+  float* Query(int64_t r) const {
+    return slot_ + layout_.query + r * layout_.q_stride;
+  }
   float* Scores(int64_t r) const {
     return slot_ + layout_.scores + r * layout_.score_stride;
   }
+  // Those of the keys from `key` on, in words.
+  const float* Weights(int64_t r, int64_t key) const {
+    return Scores(r) + (key - begin_) / per_word_;
+  }
   float* Output(int64_t r) const {
     return slot_ + layout_.output + r * layout_.output_stride;
+  }
+  uint8_t* Visible(int64_t r) const {
+    return reinterpret_cast<uint8_t*>(slot_ + layout_.visible +
+                                      r * layout_.visible_stride);
+  }
+  const float* Panel(int64_t key) const {
+    return job_.packed_keys +
+           (plan_.FirstKey(task_.entry, task_.kv_head) + key) / kPanelKeys *
+               PanelWords(job_);
   }
 
   const FlashJob& job_;
   const AttentionParams& params_;
   const KernelPlan& plan_;
+  const TileTask task_;
+  const EntryPlan& entry_plan_;
+  const BatchEntry entry_;
   const SlotLayout layout_;
   float* const slot_;
-  const float scale_;
+  const bool adjusts_;
+  const float magnitude_;
   const float scale_log2_;  // c above
-  int64_t batch_ = 0;
-  int64_t kv_head_ = 0;
+  const int64_t per_word_;
+  const Microkernels& kernels_;
+  const WeightKind weights_;
   int64_t first_row_ = 0;
   int64_t rows_ = 0;
   int64_t num_blocks_ = 0;
   KeyRange span_;
+  int64_t begin_ = 0;  // the tile of keys in work
+  int64_t end_ = 0;
+  const float* value_ = nullptr;  // its values, value_stride_ words a step
+  int64_t value_stride_ = 0;
+  bool checked_values_ = false;
+  bool values_finite_ = false;
   const float* ahead_ = nullptr;
   const float* ahead_end_ = nullptr;
-  const float* q_[kMaxTileRows];
   KeyRange ranges_[kMaxTileRows];
   Block blocks_[kMaxTileRows];
 };
+
+// Writes one row's output and lse: `output` unnormalised, `max` in the units of
+// the scores as the softmax has them.
+void FinishRow(const FlashJob& job, const BatchEntry& entry, int64_t head,
+               int64_t q_row, const float* output, float max, float sum) {
+  const AttentionParams& params = job.params;
+  const int64_t row = entry.q_begin + q_row;
+  const double scale =
+      params.AdjustsScores() ? 1.0 : double{ScoreScale(params).magnitude};
+  const float sink = params.has_sinks
+                         ? job.problem.sink_logits()[static_cast<size_t>(head)]
+                         : kMinusInfinity;
+  float divisor = 1;
+  double lse{sink};
+  if (sum != 0) {
+    // exp(sink) joins the sum, on the scale of the larger of the two.
+    const double top = scale * double{max};
+    const double base = std::max(top, lse);
+    const double shrink = top == base ? 1.0 : std::exp(top - base);
+    const double total =
+        double{sum} * shrink + (lse == -HUGE_VAL ? 0 : std::exp(lse - base));
+    divisor = static_cast<float>(total / shrink);
+    lse = base + std::log(total);
+  }
+  if (job.lse.data != nullptr) {
+    *job.lse.Row(entry.batch, head, row) = static_cast<float>(lse);
+  }
+  std::byte* const to =
+      job.output.RowBytes(SizeOf(params.output_dtype), entry.batch, head, row);
+  VisitType(params.output_dtype, [&](auto as) {
+    using As = decltype(as);
+    auto* out = reinterpret_cast<typename As::Element*>(to);
+    const Vec whole = hn::Set(kF, divisor);
+    int64_t c = 0;
+    const auto at = [&]() HWY_ATTR {
+      // A row of no weight is 0 even where its sums are not.
+      return sum == 0 ? hn::Zero(kF)
+                      : hn::Div(hn::LoadU(kF, output + c), whole);
+    };
+    for (; c + kLanes <= params.v_head_dim; c += kLanes) {
+      As::Store(kF, at(), out + c);
+    }
+    if (c < params.v_head_dim) {
+      StoreFirst<As>(kF, at(), out + c,
+                     static_cast<size_t>(params.v_head_dim - c));
+    }
+  });
+}
+
+void Tile::Finish() const {
+  if (entry_plan_.splits == 1) {
+    for (int64_t r = 0; r < rows_; ++r) {
+      const auto [head, q_row] = HeadAndRow(r);
+      FinishRow(job_, entry_, head, q_row, Output(r), slot_[layout_.max + r],
+                slot_[layout_.sum + r]);
+    }
+    return;
+  }
+  const PartialLayout layout =
+      PartialLayout::Of(plan_.tile_q, params_.v_head_dim);
+  float* const to = job_.partials + plan_.PartialIndex(task_) * layout.total;
+  std::copy_n(slot_ + layout_.output, rows_ * layout_.output_stride, to);
+  std::copy_n(slot_ + layout_.max, rows_, to + layout.max);
+  std::copy_n(slot_ + layout_.sum, rows_, to + layout.sum);
+}
+
+void Merge(const FlashJob& job, int64_t task) {
+  const AttentionParams& params = job.params;
+  const TileTask tile = job.plan.Merge(task);
+  const EntryPlan& plan = job.plan.Entry(tile.entry);
+  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  const PartialLayout layout =
+      PartialLayout::Of(job.plan.tile_q, params.v_head_dim);
+  const float c =
+      (params.AdjustsScores() ? 1 : ScoreScale(params).magnitude) * kLog2E;
+  float* const first =
+      job.partials + job.plan.PartialIndex(tile) * layout.total;
+  const int64_t first_row = tile.tile * plan.tile_q;
+  const int64_t rows =
+      std::min(plan.tile_q, params.HeadsPerGroup() * entry.q_len - first_row);
+  for (int64_t r = 0; r < rows; ++r) {
+    float max = kMinusInfinity;
+    for (int64_t s = 0; s < plan.splits; ++s) {
+      max = std::max(max, first[s * layout.total + layout.max + r]);
+    }
+    float sum = 0;
+    float* const output = first + r * layout.output_stride;
+    for (int64_t s = 0; s < plan.splits; ++s) {
+      const float* part = first + s * layout.total;
+      const float part_max = part[layout.max + r];
+      const float factor = part_max == max ? 1.0F
+                           : part_max == kMinusInfinity
+                               ? 0.0F
+                               : Exp2((part_max - max) * c);
+      sum += part[layout.sum + r] * factor;
+      const float* from = part + r * layout.output_stride;
+      const Vec scale = hn::Set(kF, factor);
+      for (int64_t d = 0; d < layout.output_stride; d += kLanes) {
+        const Vec x = hn::Mul(hn::Load(kF, from + d), scale);
+        hn::Store(s == 0 ? x : hn::Add(hn::Load(kF, output + d), x), kF,
+                  output + d);
+      }
+    }
+    const int64_t row = first_row + r;
+    FinishRow(job, entry,
+              tile.kv_head * params.HeadsPerGroup() + row / entry.q_len,
+              row % entry.q_len, output, max, sum);
+  }
+}
 
 // The first words of a slot. `next_key` < 0: no tile is in progress.
 struct SlotHeader {
@@ -742,7 +835,7 @@ TileJob::Slice RunTile(const FlashJob& job, int64_t task, float* slot,
                        SliceControl& control) {
   Tile tile(job, task, slot);
   const KeyRange span = tile.span();
-  const int64_t tile_kv = job.plan->tile_kv;
+  const int64_t tile_kv = job.plan.tile_kv;
   int64_t key = LoadHeader(slot).next_key;
   if (key < 0) {
     tile.Reset();
@@ -767,7 +860,7 @@ TileJob::Slice RunTile(const FlashJob& job, int64_t task, float* slot,
 }  // namespace
 
 const FlashKernel& Kernel() {
-  static constexpr FlashKernel kKernel = {&PackKeys, &InitSlot, &RunTile};
+  static constexpr FlashKernel kKernel = {&Pack, &InitSlot, &RunTile, &Merge};
   return kKernel;
 }
 
@@ -781,6 +874,7 @@ namespace attnd {
 const FlashKernel& GetFlashKernel(Isa isa) {
   switch (isa) {
 #if HWY_TARGETS & HWY_AVX3
+    case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return N_AVX3::Kernel();
 #endif
@@ -791,6 +885,31 @@ const FlashKernel& GetFlashKernel(Isa isa) {
     default:
       return HWY_STATIC_DISPATCH(Kernel)();
   }
+}
+
+FlashJob::FlashJob(const AttentionProblem& of_problem,
+                   const KernelPlan& of_plan, const AttentionBuffers& buffers,
+                   std::byte* workspace)
+    : problem(of_problem), params(of_problem.params()), plan(of_plan) {
+  const auto bytes = [](const void* data) {
+    return static_cast<const std::byte*>(data);
+  };
+  query = problem.QueryView(bytes(buffers.query));
+  key = problem.KeyView(bytes(buffers.key));
+  value = problem.ValueView(bytes(buffers.value));
+  output = problem.OutputView(static_cast<std::byte*>(buffers.output));
+  lse = problem.LseView(params.return_lse ? buffers.lse : nullptr);
+  if (params.has_bias) bias = problem.BiasView(bytes(buffers.bias));
+  if (params.has_mask) mask = problem.MaskView(bytes(buffers.mask));
+  const auto take = [&workspace](int64_t size_bytes) {
+    std::byte* const part = workspace;
+    workspace += size_bytes;
+    return reinterpret_cast<float*>(part);
+  };
+  packed_keys = take(plan.packed_keys_bytes);
+  packed_values = take(plan.packed_values_bytes);
+  partials = take(plan.partial_bytes);
+  slots = workspace;
 }
 
 }  // namespace attnd

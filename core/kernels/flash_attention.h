@@ -4,6 +4,7 @@
 #ifndef ATTND_CORE_KERNELS_FLASH_ATTENTION_H_
 #define ATTND_CORE_KERNELS_FLASH_ATTENTION_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/attention_problem.h"
@@ -16,31 +17,48 @@ namespace attnd {
 
 // All that the tasks of one job share. Borrowed; must outlive the tasks.
 struct FlashJob {
-  const AttentionParams* params = nullptr;
-  const Mask* mask = nullptr;
-  const KernelPlan* plan = nullptr;
-  TensorView<const float> query;  // [batch, num_q_heads, q_len, head_dim]
-  TensorView<const float> key;    // [batch, num_kv_heads, kv_len, head_dim]
-  TensorView<const float> value;  // [batch, num_kv_heads, kv_len, v_head_dim]
-  TensorView<float> output;       // [batch, num_q_heads, q_len, v_head_dim]
-  TensorView<float> lse;          // [batch, num_q_heads, q_len, 1], or null
-  float* packed_keys = nullptr;   // plan->packed_keys_bytes, 64-byte-aligned
+  // `workspace` has plan.WorkspaceBytes(threads) bytes, 64-byte-aligned.
+  FlashJob(const AttentionProblem& problem, const KernelPlan& plan,
+           const AttentionBuffers& buffers, std::byte* workspace);
+
+  // The memory of tile number `slot` in progress.
+  float* Slot(int64_t slot) const {
+    return reinterpret_cast<float*>(slots + slot * plan.slot_bytes);
+  }
+
+  const AttentionProblem& problem;
+  const AttentionParams& params;
+  const KernelPlan& plan;
+  TensorView<const std::byte> query;  // [batch, num_q_heads, q_len, head_dim]
+  TensorView<const std::byte> key;    // [batch, num_kv_heads, kv_len, head_dim]
+  TensorView<const std::byte> value;  // [batch, num_kv_heads, kv_len,
+                                      //  v_head_dim]
+  TensorView<const std::byte> bias;   // [batch, num_q_heads, q_len, kv_len],
+  TensorView<const std::byte> mask;   // each broadcast, or null
+  TensorView<std::byte> output;       // [batch, num_q_heads, q_len, v_head_dim]
+  TensorView<float> lse;              // [batch, num_q_heads, q_len, 1], or null
+  float* packed_keys;
+  float* packed_values;
+  float* partials;
+  std::byte* slots;
 };
 
 struct FlashKernel {
-  // Packs the keys of packing task `task` into K^T panels. Tasks are
-  // independent; all of them come before any tile.
-  void (*pack_keys)(const FlashJob& job, int64_t task);
+  // Packs keys, and values where the plan says so. Tasks are independent; all
+  // of them come before any tile.
+  void (*pack)(const FlashJob& job, int64_t task);
 
-  // Makes a slot of plan->slot_bytes, 64-byte-aligned, ready for its first
-  // tile.
+  // Makes a slot ready for its first tile.
   void (*init_slot)(float* slot);
 
-  // Computes tile `task` to its end, or until `control` wants it to yield, in
-  // which case a call with the same task and slot goes on where it stopped.
-  // Neither allocates nor fails; takes about 16 KiB of stack.
+  // Computes tile task `task` to its end, or until `control` wants it to yield,
+  // in which case a call with the same task and slot goes on where it stopped.
+  // Neither allocates nor fails; takes about 24 KiB of stack.
   TileJob::Slice (*run_tile)(const FlashJob& job, int64_t task, float* slot,
                              SliceControl& control);
+
+  // Joins the splits of a tile, once all of them are done.
+  void (*merge)(const FlashJob& job, int64_t task);
 };
 
 // The kernel of `isa`, which must be one of SupportedIsas().

@@ -1,5 +1,5 @@
-// The shape of the microkernels of each instruction set: shared by the plan,
-// which cuts tiles to it, and by the kernels, which are built in it.
+// The shapes that plan and kernels share: the microkernels of each instruction
+// set, in which the plan cuts tiles, and how a tile's memory is divided.
 #ifndef ATTND_CORE_KERNELS_GEOMETRY_H_
 #define ATTND_CORE_KERNELS_GEOMETRY_H_
 
@@ -22,6 +22,7 @@ struct Geometry {
 
 constexpr Geometry GeometryOf(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return {.lanes = 16, .rows = 6, .vectors = 4};
     case Isa::kAvx2:
@@ -33,46 +34,84 @@ constexpr Geometry GeometryOf(Isa isa) {
 }
 
 // The largest tile, which bounds what a tile keeps on the stack.
-inline constexpr int64_t kMaxTileRows = 192;
+inline constexpr int64_t kMaxTileRows = 96;
+inline constexpr int64_t kMaxTileKeys = 512;
+
+// Keys whose weighted values are summed before they join the output: what a
+// partial sum rounds off grows with the sum, so several short ones are more
+// exact than one long one. 128 keeps a real layer (tests/data) below the error
+// of other f32 kernels; and so many packed values stay in the first-level cache
+// for all rows of a tile.
+inline constexpr int64_t kKeysPerSum = 128;
+
+constexpr int64_t RoundToLine(int64_t words) { return (words + 15) / 16 * 16; }
 
 // How a slot, the memory of one tile in progress, is divided. Offsets count
-// floats; every part starts on a cache line.
+// words of 4 bytes; every part starts on a cache line.
 struct SlotLayout {
-  // Scores have one vector more than keys, so that rows do not share the sets
-  // of the cache.
+  struct Shape {
+    int64_t tile_q, tile_kv, head_dim, v_head_dim;
+    bool converts_values;  // a tile of V is copied to the slot
+  };
+
+  int64_t q_stride;
+  // Scores have one line more than keys, so that rows do not share the sets of
+  // the cache.
   int64_t score_stride;
-  int64_t output_stride;  // v_head_dim in whole vectors
+  int64_t output_stride;  // v_head_dim in whole lines
+  int64_t visible_stride;
+  int64_t query;          // [tile_q, q_stride]
   int64_t scores;         // [tile_q, score_stride]
   int64_t output;         // [tile_q, output_stride]
   int64_t row_max_lanes;  // [tile_q, lanes]
   int64_t max;            // [tile_q]
   int64_t sum;            // [tile_q]
-  int64_t alpha;          // [tile_q]
+  int64_t visible;        // [tile_q, visible_stride]: a bit a key
+  int64_t values;         // [tile_kv, output_stride], or nothing
   int64_t total;
 
-  static constexpr SlotLayout Of(const Geometry& geometry, int64_t tile_q,
-                                 int64_t tile_kv, int64_t v_head_dim) {
-    constexpr int64_t kLine = 16;
-    const auto round = [](int64_t n) {
-      return (n + kLine - 1) / kLine * kLine;
-    };
+  static constexpr SlotLayout Of(const Geometry& geometry, const Shape& shape) {
     SlotLayout layout{};
-    layout.score_stride = tile_kv + kLine;
-    layout.output_stride = round(v_head_dim);
-    int64_t at = kLine;  // the header
-    const auto take = [&](int64_t floats) {
+    layout.q_stride = RoundToLine(shape.head_dim);
+    layout.score_stride = shape.tile_kv + 16;
+    layout.output_stride = RoundToLine(shape.v_head_dim);
+    // Two bytes for each vector of whatever width, and room to read eight.
+    layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
+    int64_t at = 16;  // the header
+    const auto take = [&](int64_t words) {
       const int64_t begin = at;
-      at += round(floats);
+      at += RoundToLine(words);
       return begin;
     };
-    layout.scores = take(tile_q * layout.score_stride);
-    layout.output = take(tile_q * layout.output_stride);
-    layout.row_max_lanes = take(tile_q * geometry.lanes);
-    layout.max = take(tile_q);
-    layout.sum = take(tile_q);
-    layout.alpha = take(tile_q);
+    layout.query = take(shape.tile_q * layout.q_stride);
+    layout.scores = take(shape.tile_q * layout.score_stride);
+    layout.output = take(shape.tile_q * layout.output_stride);
+    layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
+    layout.max = take(shape.tile_q);
+    layout.sum = take(shape.tile_q);
+    layout.visible = take(shape.tile_q * layout.visible_stride);
+    layout.values =
+        take(shape.converts_values ? shape.tile_kv * layout.output_stride : 0);
     layout.total = at;
     return layout;
+  }
+};
+
+// What a split leaves for the merge: unnormalised rows, their maxima and sums.
+// Offsets count floats.
+struct PartialLayout {
+  int64_t output_stride;
+  int64_t max;
+  int64_t sum;
+  int64_t total;
+
+  static constexpr PartialLayout Of(int64_t tile_q, int64_t v_head_dim) {
+    const int64_t stride = RoundToLine(v_head_dim);
+    const int64_t rows = RoundToLine(tile_q);
+    return {.output_stride = stride,
+            .max = tile_q * stride,
+            .sum = tile_q * stride + rows,
+            .total = tile_q * stride + 2 * rows};
   }
 };
 

@@ -46,32 +46,20 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
     const AttentionProblem& problem = c.problem();
     MachineInfo machine = MachineInfo::Detect();
     machine.isa = GetParam();
-    const KernelPlan plan = MakeKernelPlan(problem.params(), machine);
-    ASSERT_EQ(plan.isa, GetParam());
+    const KernelPlan plan = MakeKernelPlan(problem, machine);
     const Workspace workspace =
         Workspace::Reserve(plan.WorkspaceBytes(1)).value();
-    auto* const slot =
-        reinterpret_cast<float*>(workspace.data() + plan.packed_keys_bytes);
-    const AttentionBuffers buffers = c.buffers();
-    const FlashJob job = {
-        .params = &problem.params(),
-        .mask = &problem.mask(),
-        .plan = &plan,
-        .query = problem.QueryView(buffers.query),
-        .key = problem.KeyView(buffers.key),
-        .value = problem.ValueView(buffers.value),
-        .output = problem.OutputView(buffers.output),
-        .lse = problem.LseView(buffers.lse),
-        .packed_keys = workspace.floats(),
-    };
-    const FlashKernel& kernel = GetFlashKernel(GetParam());
-    kernel.init_slot(slot);
+    const FlashJob job(problem, plan, c.buffers(), workspace.data());
+    const FlashKernel& kernel = GetFlashKernel(plan.isa);
+    kernel.init_slot(job.Slot(0));
     FakeControl control(yield);
-    for (int64_t t = 0; t < plan.pack_tasks; ++t) kernel.pack_keys(job, t);
-    for (int64_t t = 0; t < plan.task_count; ++t) {
-      while (kernel.run_tile(job, t, slot, control) == TileJob::Slice::kYield) {
+    for (int64_t t = 0; t < plan.pack_tasks; ++t) kernel.pack(job, t);
+    for (int64_t t = 0; t < plan.tile_tasks; ++t) {
+      while (kernel.run_tile(job, t, job.Slot(0), control) ==
+             TileJob::Slice::kYield) {
       }
     }
+    for (int64_t t = 0; t < plan.merge_tasks; ++t) kernel.merge(job, t);
   }
 };
 
@@ -291,8 +279,7 @@ TEST_P(FlashAttentionTest, ScoresOfAnySizeKeepTheWeightsOfTheLargest) {
     // The bound at such magnitudes is loose; the weights are 0 or equal.
     double expected[2];
     double lse = 0;
-    ReferenceAttentionRow(c.problem(), c.query.data(), c.key.data(),
-                          c.value.data(), 0, 0, 0, expected, &lse);
+    ReferenceAttentionRow(c.problem(), c.buffers(), 0, 0, 0, expected, &lse);
     EXPECT_NEAR(c.output[0], expected[0], 1e-5) << score;
     EXPECT_NEAR(c.output[1], expected[1], 1e-5) << score;
     EXPECT_FLOAT_EQ(c.lse[0], static_cast<float>(lse)) << score;

@@ -1,0 +1,120 @@
+// Elements of any type to f32 and back, a vector at a time. For inclusion by
+// kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_CONVERT_INL_H_
+#undef ATTND_CORE_KERNELS_CONVERT_INL_H_
+#else
+#define ATTND_CORE_KERNELS_CONVERT_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "core/attention_params.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// How elements of one type are read and written; `Element` is how they lie in
+// memory.
+struct AsF32 {
+  using Element = float;
+  template <class D>
+  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
+    return hn::LoadU(d, from);
+  }
+  template <class D>
+  static HWY_INLINE void Store(D d, hn::Vec<D> x, Element* to) {
+    hn::StoreU(x, d, to);
+  }
+};
+
+struct AsF16 {
+  using Element = uint16_t;
+  template <class D>
+  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
+    const hn::Rebind<hwy::float16_t, D> d16;
+    return hn::PromoteTo(
+        d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+  }
+  template <class D>
+  static HWY_INLINE void Store(D /*d*/, hn::Vec<D> x, Element* to) {
+    const hn::Rebind<hwy::float16_t, D> d16;
+    hn::StoreU(hn::DemoteTo(d16, x), d16,
+               reinterpret_cast<hwy::float16_t*>(to));
+  }
+};
+
+// The nearest bf16, ties to even, as the f32 whose lower half is 0; NaN stays.
+template <class D>
+HWY_INLINE hn::Vec<D> RoundToBf16(D d, hn::Vec<D> x) {
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::BitCast(du, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFU)));
+  const auto upper = hn::Set(du, 0xFFFF0000U);
+  const auto nan = hn::Or(bits, hn::Set(du, 0x00400000U));
+  return hn::BitCast(
+      d, hn::And(upper, hn::IfThenElse(hn::RebindMask(du, hn::Ne(x, x)), nan,
+                                       rounded)));
+}
+
+struct AsBf16 {
+  using Element = uint16_t;
+  template <class D>
+  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
+    const hn::RebindToUnsigned<D> du;
+    const hn::Rebind<uint16_t, D> d16;
+    return hn::BitCast(
+        d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, from))));
+  }
+  template <class D>
+  static HWY_INLINE void Store(D d, hn::Vec<D> x, Element* to) {
+    const hn::RebindToSigned<D> di;
+    const hn::Rebind<uint16_t, D> d16;
+    const hn::RebindToUnsigned<D> du;
+    const auto upper = hn::ShiftRight<16>(hn::BitCast(du, RoundToBf16(d, x)));
+    hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, upper)), d16, to);
+  }
+};
+
+// The first `count` elements at `from`, the other lanes 0. Reads no further.
+template <class As, class D>
+HWY_INLINE hn::Vec<D> LoadFirst(D d, const typename As::Element* from,
+                                size_t count) {
+  HWY_ALIGN typename As::Element lanes[hn::MaxLanes(D())] = {};
+  std::memcpy(lanes, from, count * sizeof(lanes[0]));
+  return As::Load(d, lanes);
+}
+
+template <class As, class D>
+HWY_INLINE void StoreFirst(D d, hn::Vec<D> x, typename As::Element* to,
+                           size_t count) {
+  HWY_ALIGN typename As::Element lanes[hn::MaxLanes(D())];
+  As::Store(d, x, lanes);
+  std::memcpy(to, lanes, count * sizeof(lanes[0]));
+}
+
+// Calls `visit` with the way to read and write `type`.
+template <class Visitor>
+HWY_INLINE void VisitType(DataType type, const Visitor& visit) {
+  switch (type) {
+    case DataType::kF32:
+      return visit(AsF32());
+    case DataType::kF16:
+      return visit(AsF16());
+    case DataType::kBF16:
+      return visit(AsBf16());
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,214 @@
+// Laying keys and values out for the microkernels: K^T panels, and values as
+// rows of whole vectors. For inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_PACK_INL_H_
+#undef ATTND_CORE_KERNELS_PACK_INL_H_
+#else
+#define ATTND_CORE_KERNELS_PACK_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+#if HWY_TARGET != HWY_SCALAR
+// Four elements of each of kLanes / 4 rows that are four rows apart, one row to
+// a block of 128 bits.
+template <class As>
+HWY_INLINE Vec LoadBlocks(const typename As::Element* from, int64_t stride) {
+  const hn::FixedTag<float, 4> f4;
+  const hn::FixedTag<float, 8> f8;
+  const auto row = [&](int64_t i)
+                       HWY_ATTR { return As::Load(f4, from + 4 * i * stride); };
+  const auto low = hn::Combine(f8, row(1), row(0));
+#if HWY_TARGET == HWY_AVX3
+  return hn::Combine(kF, hn::Combine(f8, row(3), row(2)), low);
+#else
+  return low;
+#endif
+}
+#endif
+
+// dst[d][j] = src[j][d] for the `keys` rows of one panel; the panel's other
+// columns become 0. src rows are `stride` elements apart, dst rows kPanelKeys.
+// With `rounds`, to bf16.
+template <class As>
+void PackPanel(const typename As::Element* src, int64_t stride, int64_t keys,
+               int64_t dims, bool rounds, float* HWY_RESTRICT dst) {
+  int64_t j = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Repartition<double, Floats> d2;
+  for (; j + kLanes <= keys; j += kLanes) {
+    const typename As::Element* rows = src + j * stride;
+    float* HWY_RESTRICT to = dst + j;
+    int64_t d = 0;
+    for (; d + 4 <= dims; d += 4) {
+      Vec a = LoadBlocks<As>(rows + d, stride);
+      Vec b = LoadBlocks<As>(rows + stride + d, stride);
+      Vec c = LoadBlocks<As>(rows + 2 * stride + d, stride);
+      Vec e = LoadBlocks<As>(rows + 3 * stride + d, stride);
+      if (rounds) {
+        a = RoundToBf16(kF, a);
+        b = RoundToBf16(kF, b);
+        c = RoundToBf16(kF, c);
+        e = RoundToBf16(kF, e);
+      }
+      // 4 x 4 transposes within each block.
+      const auto ab_low = hn::BitCast(d2, hn::InterleaveLower(kF, a, b));
+      const auto ab_high = hn::BitCast(d2, hn::InterleaveUpper(kF, a, b));
+      const auto ce_low = hn::BitCast(d2, hn::InterleaveLower(kF, c, e));
+      const auto ce_high = hn::BitCast(d2, hn::InterleaveUpper(kF, c, e));
+      const auto put = [&](int64_t row, auto column) HWY_ATTR {
+        hn::Store(hn::BitCast(kF, column), kF, to + (d + row) * kPanelKeys);
+      };
+      put(0, hn::InterleaveLower(d2, ab_low, ce_low));
+      put(1, hn::InterleaveUpper(d2, ab_low, ce_low));
+      put(2, hn::InterleaveLower(d2, ab_high, ce_high));
+      put(3, hn::InterleaveUpper(d2, ab_high, ce_high));
+    }
+    for (; d < dims; ++d) {
+      for (int64_t i = 0; i < kLanes; ++i) {
+        Vec x = LoadFirst<As>(kF, rows + i * stride + d, 1);
+        if (rounds) x = RoundToBf16(kF, x);
+        to[d * kPanelKeys + i] = hn::GetLane(x);
+      }
+    }
+  }
+#endif
+  for (int64_t d = 0; d < dims; ++d) {
+    float* row = dst + d * kPanelKeys;
+    for (int64_t i = j; i < keys; ++i) {
+      Vec x = LoadFirst<As>(kF, src + i * stride + d, 1);
+      if (rounds) x = RoundToBf16(kF, x);
+      row[i] = hn::GetLane(x);
+    }
+    std::fill(row + keys, row + kPanelKeys, 0.0F);
+  }
+}
+
+// One row of `dims` elements as floats, times `factor`, the rest of `padded`
+// floats 0. With `rounds`, to bf16.
+template <class As>
+HWY_INLINE void ConvertRow(const typename As::Element* src, int64_t dims,
+                           int64_t padded, float factor, bool rounds,
+                           float* HWY_RESTRICT dst) {
+  const Vec scale = hn::Set(kF, factor);
+  int64_t d = 0;
+  const auto put = [&](Vec x) HWY_ATTR {
+    x = hn::Mul(x, scale);
+    hn::Store(rounds ? RoundToBf16(kF, x) : x, kF, dst + d);
+  };
+  for (; d + kLanes <= dims; d += kLanes) put(As::Load(kF, src + d));
+  if (d < dims) {
+    put(LoadFirst<As>(kF, src + d, static_cast<size_t>(dims - d)));
+    d += kLanes;
+  }
+  std::fill(dst + std::min(d, padded), dst + padded, 0.0F);
+}
+
+// The same as bf16: `padded` counts elements and is even.
+template <class As>
+HWY_INLINE void ConvertRowToBf16(const typename As::Element* src, int64_t dims,
+                                 int64_t padded, float factor,
+                                 uint16_t* HWY_RESTRICT dst) {
+  const Vec scale = hn::Set(kF, factor);
+  int64_t d = 0;
+  for (; d + kLanes <= dims; d += kLanes) {
+    AsBf16::Store(kF, hn::Mul(As::Load(kF, src + d), scale), dst + d);
+  }
+  for (; d < padded; ++d) {
+    const auto left = static_cast<size_t>(d < dims ? 1 : 0);
+    StoreFirst<AsBf16>(
+        kF, hn::Mul(LoadFirst<As>(kF, src + (d < dims ? d : 0), left), scale),
+        dst + d, 1);
+  }
+}
+
+// K^T of bf16 rows in pairs along the dimensions: the panel of their words.
+inline void PackPanelPairs(const uint16_t* src, int64_t stride, int64_t keys,
+                           int64_t dims, float* HWY_RESTRICT dst) {
+  auto* to = reinterpret_cast<uint16_t*>(dst);
+  int64_t j = 0;
+#if HWY_TARGET != HWY_SCALAR
+  if (stride % 2 == 0 && dims % 2 == 0 &&
+      reinterpret_cast<uintptr_t>(src) % 4 == 0) {
+    PackPanel<AsF32>(reinterpret_cast<const float*>(src), stride / 2, keys,
+                     dims / 2, false, dst);
+    return;
+  }
+#endif
+  for (; j < kPanelKeys; ++j) {
+    for (int64_t d = 0; d < dims + dims % 2; ++d) {
+      to[(d / 2 * kPanelKeys + j) * 2 + d % 2] =
+          j < keys && d < dims ? src[j * stride + d] : uint16_t{0};
+    }
+  }
+}
+
+// Up to kKeysPerSum rows of values, as the microkernels read them: for each
+// group of columns its keys one after the other, the last vector's missing
+// columns 0.
+template <class As>
+void PackValueChunk(const typename As::Element* src, int64_t stride,
+                    int64_t keys, int64_t dims, bool rounds,
+                    float* HWY_RESTRICT dst) {
+  VisitColumns(dims, [&](int64_t column, int64_t vectors) HWY_ATTR {
+    float* HWY_RESTRICT to = dst + column * kKeysPerSum;
+    for (int64_t j = 0; j < keys; ++j) {
+      for (int64_t c = column; c < column + vectors * kLanes; c += kLanes) {
+        const typename As::Element* from = src + j * stride + c;
+        Vec x = c + kLanes <= dims
+                    ? As::Load(kF, from)
+                    : LoadFirst<As>(kF, from, static_cast<size_t>(dims - c));
+        if (rounds) x = RoundToBf16(kF, x);
+        hn::Store(x, kF, to);
+        to += kLanes;
+      }
+    }
+  });
+}
+
+// The same of bf16 in pairs along the keys: a word of a step holds keys j and
+// j + 1, or 0 where there is no such key.
+inline void PackValuePairChunk(const uint16_t* src, int64_t stride,
+                               int64_t keys, int64_t dims,
+                               float* HWY_RESTRICT dst) {
+  const hn::RebindToUnsigned<Floats> du;
+  const hn::Rebind<uint16_t, Floats> d16;
+  const auto load = [&](int64_t j, int64_t c) HWY_ATTR {
+    HWY_ALIGN uint16_t lanes[kLaneCount] = {};
+    const uint16_t* from = src + j * stride + c;
+    if (j >= keys || c + kLanes > dims) {
+      const int64_t left = j >= keys ? 0 : dims - c;
+      std::memcpy(lanes, from - (j >= keys ? stride : 0),
+                  static_cast<size_t>(left) * sizeof(uint16_t));
+      from = lanes;
+    }
+    return hn::PromoteTo(du, hn::LoadU(d16, from));
+  };
+  VisitColumns(dims, [&](int64_t column, int64_t vectors) HWY_ATTR {
+    float* HWY_RESTRICT to = dst + column * (kKeysPerSum / 2);
+    for (int64_t j = 0; j < keys; j += 2) {
+      for (int64_t c = column; c < column + vectors * kLanes; c += kLanes) {
+        const auto pair = hn::Or(load(j, c), hn::ShiftLeft<16>(load(j + 1, c)));
+        hn::Store(hn::BitCast(kF, pair), kF, to);
+        to += kLanes;
+      }
+    }
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif

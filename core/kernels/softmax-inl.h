@@ -1,0 +1,232 @@
+// From raw scores to weights, a row at a time: what may be seen, what is added
+// to a score, its exponential. For inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_SOFTMAX_INL_H_
+#undef ATTND_CORE_KERNELS_SOFTMAX_INL_H_
+#else
+#define ATTND_CORE_KERNELS_SOFTMAX_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/exp2-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+// Bits of a row: which keys of a tile it sees, two bytes for each vector of
+// keys. Reading takes eight, so the row has room behind its last.
+inline constexpr int64_t kBytesPerMask = 2;
+
+HWY_INLINE LaneMask LoadVisible(const uint8_t* visible, int64_t key) {
+  return hn::LoadMaskBits(kF, visible + key / kLanes * kBytesPerMask);
+}
+
+HWY_INLINE void StoreVisible(LaneMask mask, uint8_t* visible, int64_t key) {
+  hn::StoreMaskBits(kF, mask, visible + key / kLanes * kBytesPerMask);
+}
+
+inline bool IsVisible(const uint8_t* visible, int64_t key) {
+  const int64_t lane = key % kLanes;
+  const uint8_t byte = visible[key / kLanes * kBytesPerMask + lane / 8];
+  return ((byte >> (lane % 8)) & 1) != 0;
+}
+
+// One row's part of a tensor that is broadcast to the scores, from the tile's
+// first key on: consecutive elements, or the same one for every key.
+template <class As>
+HWY_INLINE Vec LoadBroadcast(const std::byte* row, int64_t stride, int64_t key,
+                             int64_t end) {
+  const auto* from = reinterpret_cast<const typename As::Element*>(row);
+  if (stride == 0) {
+    return hn::Set(kF, hn::GetLane(LoadFirst<As>(kF, from, 1)));
+  }
+  if (key + kLanes <= end) return As::Load(kF, from + key);
+  return LoadFirst<As>(kF, from + key, static_cast<size_t>(end - key));
+}
+
+// Which of the keys key..key + kLanes a BOOL row shows.
+HWY_INLINE LaneMask LoadShown(const std::byte* row, int64_t stride, int64_t key,
+                              int64_t end) {
+  if (stride == 0) return FirstLanes(row[0] != std::byte{0} ? kLanes : 0);
+  const hn::Rebind<uint8_t, Floats> d8;
+  const hn::RebindToUnsigned<Floats> du;
+  HWY_ALIGN uint8_t bytes[kLaneCount] = {};
+  const auto* from = reinterpret_cast<const uint8_t*>(row) + key;
+  if (key + kLanes > end) {
+    std::memcpy(bytes, from, static_cast<size_t>(end - key));
+    from = bytes;
+  }
+  const auto wide = hn::PromoteTo(du, hn::LoadU(d8, from));
+  return hn::RebindMask(kF, hn::Ne(wide, hn::Zero(du)));
+}
+
+// What one row's scores are changed by, beside their scale. Pointers start at
+// the tile's first key.
+struct RowAdjustment {
+  float scale = 1;
+  float soft_cap = 0;               // 0 = none
+  float slope = 0;                  // 0 = none
+  int64_t distance = 0;             // p(i) - the tile's first key
+  const std::byte* bias = nullptr;  // null = none
+  int64_t bias_stride = 0;
+};
+
+// scores[j] becomes the score by the contract's formula, for whole vectors from
+// `begin` on, while keys below `end` exist.
+template <class Bias>
+void AdjustRow(const RowAdjustment& row, int64_t begin, int64_t end,
+               float* HWY_RESTRICT scores) {
+  const Vec scale = hn::Set(kF, row.scale);
+  for (int64_t j = begin; j < end; j += kLanes) {
+    Vec s = hn::Mul(hn::Load(kF, scores + j), scale);
+    if (row.soft_cap != 0) {
+      const Vec cap = hn::Set(kF, row.soft_cap);
+      s = hn::Mul(cap, hn::Tanh(kF, hn::Div(s, cap)));
+    }
+    if (row.slope != 0) {
+      HWY_ALIGN float distance[kLaneCount];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        distance[i] = static_cast<float>(row.distance - j - i);
+      }
+      s = hn::NegMulAdd(hn::Set(kF, row.slope), hn::Abs(hn::Load(kF, distance)),
+                        s);
+    }
+    if (row.bias != nullptr) {
+      s = hn::Add(s, LoadBroadcast<Bias>(row.bias, row.bias_stride, j, end));
+    }
+    hn::Store(s, kF, scores + j);
+  }
+}
+
+// Hidden scores become -inf. Returns the largest, or -inf.
+inline float HideRow(const uint8_t* visible, int64_t begin, int64_t end,
+                     float* HWY_RESTRICT scores) {
+  const Vec hidden = hn::Set(kF, kMinusInfinity);
+  Vec max = hidden;
+  for (int64_t j = begin; j < end; j += kLanes) {
+    const Vec s = hn::IfThenElse(LoadVisible(visible, j),
+                                 hn::Load(kF, scores + j), hidden);
+    hn::Store(s, kF, scores + j);
+    max = hn::Max(max, s);
+  }
+  return hn::GetLane(hn::MaxOfLanes(kF, max));
+}
+
+inline float RowMax(const float* scores, int64_t begin, int64_t end) {
+  Vec max = hn::Set(kF, kMinusInfinity);
+  for (int64_t j = begin; j < end; j += kLanes) {
+    max = hn::Max(max, hn::Load(kF, scores + j));
+  }
+  return hn::GetLane(hn::MaxOfLanes(kF, max));
+}
+
+// 2^x for one x <= 0, from the same polynomial.
+inline float Exp2(float x) {
+  return hn::GetLane(Exp2NonPositive(kF, hn::Set(kF, x)));
+}
+
+// Vectors whose weights are summed side by side: independent chains for the
+// processor, and shorter sums, which round less, where vectors are short.
+inline constexpr int64_t kSums = kLanes == 16 ? 2 : kLanes == 8 ? 4 : 16;
+
+// What a weight is kept as, in the place of its score.
+enum class WeightKind {
+  kF32,
+  kRounded,  // f32, rounded to bf16
+  kBf16,     // bf16, so that pairs of keys fill the first half of the row
+};
+
+template <WeightKind kKind>
+HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
+  if constexpr (kKind == WeightKind::kF32) {
+    hn::Store(p, kF, scores + j);
+  } else if constexpr (kKind == WeightKind::kRounded) {
+    hn::Store(RoundToBf16(kF, p), kF, scores + j);
+  } else {
+    // Behind what is still to be read: two bytes for each four.
+    AsBf16::Store(kF, p, reinterpret_cast<uint16_t*>(scores) + j);
+  }
+}
+
+// scores[j] = 2^((scores[j] - max) * c) over whole vectors from `begin`, a
+// multiple of kSums vectors, to `end`; with kMasked, 0 where hidden. Returns
+// their sum, to which hidden keys add nothing wherever the range begins and
+// ends.
+template <WeightKind kKind, bool kMasked>
+float Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
+                   int64_t begin, int64_t end, float c, float max) {
+  const Vec scale = hn::Set(kF, c);
+  const Vec top = hn::Set(kF, max);
+  Vec sums[kSums];
+  ATTND_UNROLL
+  for (Vec& sum : sums) sum = hn::Zero(kF);
+  const auto weigh = [&](int64_t j) HWY_ATTR {
+    const Vec p = Exp2NonPositive(
+        kF, hn::Mul(hn::Sub(hn::Load(kF, scores + j), top), scale));
+    if constexpr (kMasked) {
+      return hn::IfThenElseZero(LoadVisible(visible, j), p);
+    } else {
+      return p;
+    }
+  };
+  int64_t j = begin;
+  for (; j + (kSums - 1) * kLanes < end; j += kSums * kLanes) {
+    Vec p[kSums];
+    ATTND_UNROLL
+    for (int64_t i = 0; i < kSums; ++i) p[i] = weigh(j + i * kLanes);
+    ATTND_UNROLL
+    for (int64_t i = 0; i < kSums; ++i) {
+      StoreWeights<kKind>(p[i], j + i * kLanes, scores);
+      sums[i] = hn::Add(sums[i], p[i]);
+    }
+  }
+  ATTND_UNROLL
+  for (int64_t i = 0; i < kSums; ++i) {
+    if (j >= end) break;
+    const Vec p = weigh(j);
+    StoreWeights<kKind>(p, j, scores);
+    sums[i] = hn::Add(sums[i], p);
+    j += kLanes;
+  }
+  ATTND_UNROLL
+  for (int64_t step = kSums / 2; step > 0; step /= 2) {
+    ATTND_UNROLL
+    for (int64_t i = 0; i < step; ++i) sums[i] = hn::Add(sums[i], sums[i + step]);
+  }
+  return hn::GetLane(hn::SumOfLanes(kF, sums[0]));
+}
+
+// The same where a score is +inf: its weight is, that of NaN is NaN, and all
+// others vanish beside it. Output becomes NaN and lse +inf, as the formula has
+// it.
+template <WeightKind kKind>
+float ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
+                           int64_t end, float c) {
+  float sum = 0;
+  for (int64_t j = begin; j < end; ++j) {
+    const bool vanishes = scores[j] < std::numeric_limits<float>::infinity() ||
+                          (visible != nullptr && !IsVisible(visible, j));
+    scores[j] = vanishes ? 0.0F : c * scores[j];
+    sum += scores[j];
+  }
+  for (int64_t j = begin; j < end; j += kLanes) {
+    StoreWeights<kKind>(hn::Load(kF, scores + j), j, scores);
+  }
+  return sum;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif

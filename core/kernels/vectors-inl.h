@@ -1,0 +1,77 @@
+// What all kernel parts of one target share: its vectors and its geometry. For
+// inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_VECTORS_INL_H_
+#undef ATTND_CORE_KERNELS_VECTORS_INL_H_
+#else
+#define ATTND_CORE_KERNELS_VECTORS_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "core/kernels/geometry.h"
+#include "hwy/highway.h"
+
+// Every loop over rows or vectors of a microkernel: its arrays are registers
+// only if no index is left.
+#undef ATTND_UNROLL
+#define ATTND_UNROLL HWY_PRAGMA(GCC unroll 16)
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+#if HWY_TARGET == HWY_AVX3
+inline constexpr Isa kIsa = Isa::kAvx512;
+#elif HWY_TARGET == HWY_AVX2
+inline constexpr Isa kIsa = Isa::kAvx2;
+#else
+inline constexpr Isa kIsa = Isa::kScalar;
+#endif
+
+inline constexpr Geometry kGeometry = GeometryOf(kIsa);
+inline constexpr auto kRows = static_cast<size_t>(kGeometry.rows);
+inline constexpr auto kVectors = static_cast<size_t>(kGeometry.vectors);
+inline constexpr int64_t kLanes = kGeometry.lanes;
+inline constexpr auto kLaneCount = static_cast<size_t>(kLanes);
+inline constexpr int64_t kPanelKeys = kGeometry.panel_keys();
+
+// Exactly as many lanes as the plan counts on, whatever the machine has.
+using Floats = hn::CappedTag<float, kLaneCount>;
+using Vec = hn::Vec<Floats>;
+using LaneMask = hn::Mask<Floats>;
+inline constexpr Floats kF;
+
+inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// The first `lanes` lanes; all of them, or none, where it is out of range.
+HWY_INLINE LaneMask FirstLanes(int64_t lanes) {
+  return hn::FirstN(kF, lanes <= 0        ? size_t{0}
+                        : lanes >= kLanes ? kLaneCount
+                                          : static_cast<size_t>(lanes));
+}
+
+// Calls `visit(column, vectors)` for groups of columns that a microkernel takes
+// at once. Near-equal in width: a group of one vector alone would wait for its
+// own sums.
+template <class Visitor>
+HWY_INLINE void VisitColumns(int64_t columns, const Visitor& visit) {
+  const int64_t vectors = (columns + kLanes - 1) / kLanes;
+  constexpr auto kMost = static_cast<int64_t>(kVectors);
+  int64_t done = 0;
+  for (int64_t groups = (vectors + kMost - 1) / kMost; groups > 0; --groups) {
+    const int64_t count = (vectors - done + groups - 1) / groups;
+    visit(done * kLanes, count);
+    done += count;
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif
