@@ -252,8 +252,9 @@ TEST_F(AttentionCallTest, GradientsAreWhatTheOracleSays) {
       *request.mutable_grad_output() = DataTensor(problem.OutputShape(), 9);
       const auto backward = Make(admission_, SteadyTime::max(),
                                  AttentionMethod::kAttentionBackward);
-      const auto response = Parse<v1::AttentionBackwardResponse>(
-          Start(*backward, request).get());
+      const Answer gradients = Start(*backward, request).get();
+      ASSERT_TRUE(gradients.ok()) << gradients.status();
+      const auto response = Parse<v1::AttentionBackwardResponse>(gradients);
       EXPECT_EQ(response.grad_query().has_values(), values);
 
       const AttentionBuffers in = BuffersOf(forward);

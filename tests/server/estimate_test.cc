@@ -67,27 +67,31 @@ TEST_F(EstimateTest, AMessageMayBeTheLimit) {
 
 // By the limits' shares of this problem it would be the other one.
 TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
+  // A little more than two requests hold that are as long as may be.
+  constexpr int64_t kBudget = 66LL << 20;
+  constexpr int64_t kMessage = 16LL << 20;
+  Admission admission(kBudget, 8);
+  const ServiceContext context{engine_, admission, kMessage, 1024};
   v1::MemoryEstimateRequest request;
-  request.set_seq_len(8);
   request.set_concurrency(2);
-  const auto small = Estimate(request);
-  const double memory_share =
-      static_cast<double>(small.peak_bytes()) / (100LL << 20);
-  const double message_share =
-      static_cast<double>(small.required_message_bytes()) / (16LL << 20);
-  EXPECT_GT(memory_share, message_share);
+  const auto estimate = [&](int64_t length) {
+    request.set_seq_len(length);
+    return EstimateMemory(request, context).value();
+  };
+  const auto small = estimate(8);
+  EXPECT_GT(static_cast<double>(small.peak_bytes()) / kBudget,
+            static_cast<double>(small.required_message_bytes()) / kMessage);
   EXPECT_EQ(small.limiting_factor(), "message_size");
   // The boundary itself: the last length that fits, and the first that does
   // not.
   int64_t fits = 8;
   int64_t too_long = 1 << 20;
   while (too_long - fits > 1) {
-    request.set_seq_len((fits + too_long) / 2);
-    (Estimate(request).fits() ? fits : too_long) = request.seq_len();
+    const int64_t middle = (fits + too_long) / 2;
+    (estimate(middle).fits() ? fits : too_long) = middle;
   }
-  request.set_seq_len(too_long);
-  EXPECT_GT(Estimate(request).required_message_bytes(), 16LL << 20);
-  EXPECT_LE(Estimate(request).peak_bytes(), 100LL << 20);
+  EXPECT_GT(estimate(too_long).required_message_bytes(), kMessage);
+  EXPECT_LE(estimate(too_long).peak_bytes(), kBudget);
 }
 
 TEST_F(EstimateTest, WithoutLimitsNumbersRunOut) {
