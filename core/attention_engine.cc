@@ -5,7 +5,9 @@
 #include <utility>
 #include <vector>
 
+#include "core/backward_plan.h"
 #include "core/kernels/flash_attention.h"
+#include "core/kernels/flash_backward.h"
 #include "core/workspace.h"
 
 namespace attnd {
@@ -64,6 +66,53 @@ class AttentionEngine::Job : public TileJob {
   const FlashJob flash_;
 };
 
+// The gradients: packing and rows' numbers first, then tiles of keys, then what
+// is written of the rows.
+class AttentionEngine::GradientJob : public TileJob {
+ public:
+  GradientJob(const AttentionProblem& problem, BackwardPlan plan,
+              const BackwardBuffers& buffers, int threads, Workspace workspace)
+      : problem_(problem),
+        plan_(std::move(plan)),
+        threads_(threads),
+        kernel_(GetBackwardKernel(plan_.isa())),
+        workspace_(std::move(workspace)),
+        job_(problem_, plan_, buffers, plan_.Slots(threads),
+             workspace_.data()) {}
+
+  std::vector<Phase> Phases() const override {
+    return {{.tasks = plan_.key_tiles(), .slots = threads_},
+            {.tasks = plan_.row_tiles(), .slots = threads_},
+            {.tasks = plan_.key_tiles(), .slots = plan_.Slots(threads_)},
+            {.tasks = plan_.row_tiles(), .slots = threads_}};
+  }
+
+  Slice Run(int64_t phase, int64_t task, int64_t slot,
+            SliceControl& control) override {
+    switch (phase) {
+      case 0:
+        kernel_.pack(job_, task);
+        return Slice::kDone;
+      case 1:
+        kernel_.prepare_rows(job_, task);
+        return Slice::kDone;
+      case 2:
+        return kernel_.run_tile(job_, task, job_.Slot(slot), control);
+      default:
+        kernel_.finish_rows(job_, task);
+        return Slice::kDone;
+    }
+  }
+
+ private:
+  const AttentionProblem problem_;
+  const BackwardPlan plan_;
+  const int64_t threads_;
+  const BackwardKernel& kernel_;
+  const Workspace workspace_;
+  const BackwardJob job_;
+};
+
 AttentionEngine::AttentionEngine(const EngineOptions& options)
     : machine_(ChooseMachine(options)),
       scheduler_(options.threads > 0 ? options.threads : AvailableThreads()),
@@ -71,10 +120,11 @@ AttentionEngine::AttentionEngine(const EngineOptions& options)
 
 AttentionEngine::~AttentionEngine() = default;
 
-void AttentionEngine::Submit(const AttentionProblem& problem,
-                             const AttentionBuffers& buffers,
-                             const StopSignal* stop, Done done) {
-  const absl::StatusOr<MemoryEstimate> estimate = estimator_.Estimate(problem);
+template <typename J, typename Plan, typename Buffers>
+void AttentionEngine::Start(const AttentionProblem& problem, Plan plan,
+                            const Buffers& buffers,
+                            const absl::StatusOr<MemoryEstimate>& estimate,
+                            RunStats stats, const StopSignal* stop, Done done) {
   if (!estimate.ok()) {
     done(estimate.status(), {});
     return;
@@ -85,18 +135,12 @@ void AttentionEngine::Submit(const AttentionProblem& problem,
     done(workspace.status(), {});
     return;
   }
-  KernelPlan plan = MakeKernelPlan(problem, machine_);
-  RunStats stats;
-  stats.isa = plan.isa;
-  stats.kernel = plan.variant;
-  stats.tile_q = plan.tile_q;
-  stats.tile_kv = plan.tile_kv;
   stats.threads = threads();
   stats.flops = estimate->flops;
   stats.workspace_bytes = estimate->workspace_bytes;
   // std::function wants a copyable owner.
-  auto job = std::make_shared<Job>(problem, std::move(plan), buffers, threads(),
-                                   *std::move(workspace));
+  auto job = std::make_shared<J>(problem, std::move(plan), buffers, threads(),
+                                 *std::move(workspace));
   TileJob* const raw_job = job.get();
   scheduler_.Submit(raw_job, stop,
                     [job = std::move(job), stats, done = std::move(done)](
@@ -108,25 +152,70 @@ void AttentionEngine::Submit(const AttentionProblem& problem,
                     });
 }
 
-absl::StatusOr<RunStats> AttentionEngine::Run(const AttentionProblem& problem,
-                                              const AttentionBuffers& buffers,
-                                              const StopSignal* stop) {
+void AttentionEngine::Submit(const AttentionProblem& problem,
+                             const AttentionBuffers& buffers,
+                             const StopSignal* stop, Done done) {
+  KernelPlan plan = MakeKernelPlan(problem, machine_);
+  RunStats stats;
+  stats.isa = plan.isa;
+  stats.kernel = plan.variant;
+  stats.tile_q = plan.tile_q;
+  stats.tile_kv = plan.tile_kv;
+  Start<Job>(problem, std::move(plan), buffers, estimator_.Estimate(problem),
+             stats, stop, std::move(done));
+}
+
+void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
+                                     const BackwardBuffers& buffers,
+                                     const StopSignal* stop, Done done) {
+  BackwardPlan plan(problem, machine_);
+  RunStats stats;
+  stats.isa = plan.isa();
+  stats.kernel = "backward";
+  stats.tile_q = BackwardPlan::kTileRows;
+  stats.tile_kv = BackwardPlan::kTileKeys;
+  Start<GradientJob>(problem, std::move(plan), buffers,
+                     estimator_.EstimateBackward(problem), stats, stop,
+                     std::move(done));
+}
+
+namespace {
+
+// Waits for what `submit` starts.
+template <typename Submit>
+absl::StatusOr<RunStats> Await(const Submit& submit) {
   std::mutex mutex;
   std::condition_variable finished;
   std::optional<absl::StatusOr<RunStats>> result;
-  Submit(problem, buffers, stop,
-         [&](absl::Status status, const RunStats& stats) {
-           const std::lock_guard lock(mutex);
-           if (status.ok()) {
-             result = stats;
-           } else {
-             result = std::move(status);
-           }
-           finished.notify_one();
-         });
+  submit([&](absl::Status status, const RunStats& stats) {
+    const std::lock_guard lock(mutex);
+    if (status.ok()) {
+      result = stats;
+    } else {
+      result = std::move(status);
+    }
+    finished.notify_one();
+  });
   std::unique_lock lock(mutex);
   finished.wait(lock, [&] { return result.has_value(); });
   return *std::move(result);
+}
+
+}  // namespace
+
+absl::StatusOr<RunStats> AttentionEngine::Run(const AttentionProblem& problem,
+                                              const AttentionBuffers& buffers,
+                                              const StopSignal* stop) {
+  return Await(
+      [&](Done done) { Submit(problem, buffers, stop, std::move(done)); });
+}
+
+absl::StatusOr<RunStats> AttentionEngine::RunBackward(
+    const AttentionProblem& problem, const BackwardBuffers& buffers,
+    const StopSignal* stop) {
+  return Await([&](Done done) {
+    SubmitBackward(problem, buffers, stop, std::move(done));
+  });
 }
 
 }  // namespace attnd

@@ -77,6 +77,13 @@ class AttentionEngine {
 
  private:
   class Job;
+  class GradientJob;
+
+  // Reserves what `estimate` says and hands a job of type J to the scheduler.
+  template <typename J, typename Plan, typename Buffers>
+  void Start(const AttentionProblem& problem, Plan plan, const Buffers& buffers,
+             const absl::StatusOr<MemoryEstimate>& estimate, RunStats stats,
+             const StopSignal* stop, Done done);
 
   MachineInfo machine_;
   TileScheduler scheduler_;

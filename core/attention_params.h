@@ -107,11 +107,8 @@ struct AttentionParams {
     return num_kv_heads > 0 ? num_q_heads / num_kv_heads : 1;
   }
 
-  // Whether scores are more than scaled dot products, or visibility more than a
-  // range: then they pass through memory once more.
-  bool AdjustsScores() const {
-    return soft_cap != 0 || has_alibi || has_bias || has_mask;
-  }
+  // Whether scores are more than scaled dot products.
+  bool AdjustsScores() const { return soft_cap != 0 || has_alibi || has_bias; }
 };
 
 }  // namespace attnd

@@ -116,7 +116,8 @@ class AttentionProblem {
     return View(data, params_.num_q_heads, params_.q_len, params_.v_head_dim);
   }
   // [batch, num_q_heads, q_len, 1] whatever the layout.
-  TensorView<float> LseView(float* data) const {
+  template <typename T>
+  TensorView<T> LseView(T* data) const {
     return {data,
             {tensor_batch(), params_.num_q_heads, params_.q_len, 1},
             {params_.num_q_heads * params_.q_len, params_.q_len, 1, 1}};

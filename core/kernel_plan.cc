@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <optional>
 
 #include "core/checked_math.h"
@@ -35,7 +34,6 @@ int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
   // Whole sums, and a power of two of them, so that it divides a split.
   int64_t tile = kKeysPerSum;
   while (tile < keys && tile < kMaxTileKeys) tile *= 2;
-  while (tile > kKeysPerSum && tile / 2 >= params.kv_len) tile /= 2;
   return tile;
 }
 
@@ -67,21 +65,27 @@ int64_t PackTasksPerHead(const EntryPlan& entry) {
 
 }  // namespace
 
-EntryPlan PlanEntry(const AttentionParams& params, int64_t q_len,
-                    int64_t kv_len, const MachineInfo& machine) {
+EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
+                    const MachineInfo& machine) {
   const Geometry geometry = GeometryOf(machine.isa);
   EntryPlan entry;
-  const int64_t rows = params.HeadsPerGroup() * q_len;
+  const int64_t rows = params.HeadsPerGroup() * of.q_len;
   if (rows == 0) return entry;
+  // Rows of padding are answered, but must not change how others are.
+  const int64_t seeing_rows = params.HeadsPerGroup() * of.q_seeing;
+  const int64_t kv_len = of.kv_len;
   entry.kv_len = kv_len;
-  entry.direct = rows <= kMaxDirectRows;
+  // Keys as they lie cannot be rounded.
+  const bool rounds_keys = params.precision == Precision::kBF16 &&
+                           params.key_dtype != DataType::kBF16;
+  entry.direct = seeing_rows <= kMaxDirectRows && !rounds_keys;
   // Tiles of nearly equal numbers of rows, in whole microkernels.
   entry.q_tiles = CeilDiv(rows, kTileRows);
   entry.tile_q = CeilDiv(rows, entry.q_tiles);
   if (entry.q_tiles > 1) entry.tile_q = RoundUp(entry.tile_q, geometry.rows);
   entry.q_tiles = CeilDiv(rows, entry.tile_q);
   // One tile would be one task, however many keys it has.
-  if (entry.q_tiles == 1) {
+  if (seeing_rows <= kTileRows) {
     entry.splits =
         std::max<int64_t>(1, CeilDiv(kv_len, KernelPlan::kKeysPerSplit));
   }
@@ -89,87 +93,57 @@ EntryPlan PlanEntry(const AttentionParams& params, int64_t q_len,
   return entry;
 }
 
-KernelPlan::Start KernelPlan::Advance(Start start, const EntryPlan& entry,
-                                      int64_t kv_heads) {
+KernelPlan::Table::Counts KernelPlan::CountsOf(const EntryPlan& entry,
+                                               int64_t kv_heads) {
   const int64_t tiles = kv_heads * entry.q_tiles;
-  start.pack_task += kv_heads * PackTasksPerHead(entry);
-  start.tile_task += tiles * entry.splits;
-  start.packed_key += kv_heads * entry.packed_keys;
-  if (entry.splits > 1) {
-    start.merge_task += tiles;
-    start.partial += tiles * entry.splits;
-  }
-  return start;
-}
-
-KernelPlan::Start KernelPlan::StartOf(int64_t place) const {
-  if (!uniform_) return starts_[static_cast<size_t>(place)];
-  const Start one = Advance({}, entries_[0], kv_heads_);
-  return {.pack_task = place * one.pack_task,
-          .tile_task = place * one.tile_task,
-          .merge_task = place * one.merge_task,
-          .packed_key = place * one.packed_key,
-          .partial = place * one.partial};
-}
-
-int64_t KernelPlan::EntryOf(int64_t task, int64_t Start::*counter) const {
-  if (uniform_) return task / (Advance({}, entries_[0], kv_heads_).*counter);
-  // The last place that starts at or before the task; those before it that
-  // start there too have no task of this kind.
-  const auto after = std::upper_bound(
-      starts_.begin(), starts_.end(), task,
-      [counter](int64_t t, const Start& start) { return t < start.*counter; });
-  return after - starts_.begin() - 1;
+  const bool splits = entry.splits > 1;
+  Table::Counts counts{};
+  counts[kPack] = kv_heads * PackTasksPerHead(entry);
+  counts[kTile] = tiles * entry.splits;
+  counts[kMerge] = splits ? tiles : 0;
+  counts[kPackedKey] = kv_heads * entry.packed_keys;
+  counts[kPartial] = splits ? tiles * entry.splits : 0;
+  return counts;
 }
 
 PackTask KernelPlan::Pack(int64_t task) const {
-  const int64_t place = EntryOf(task, &Start::pack_task);
-  const int64_t entry = uniform_ ? place : order_[static_cast<size_t>(place)];
+  const auto [entry, index] = table_.Locate(kPack, task);
   const EntryPlan& plan = Entry(entry);
-  task -= StartOf(place).pack_task;
   const int64_t per_head = PackTasksPerHead(plan);
-  const int64_t first = task % per_head * kKeysPerPackTask;
+  const int64_t first = index % per_head * kKeysPerPackTask;
   return {.entry = entry,
-          .kv_head = task / per_head,
+          .kv_head = index / per_head,
           .first = first,
           .last = std::min(first + kKeysPerPackTask, plan.kv_len)};
 }
 
-TileTask KernelPlan::Locate(int64_t task, int64_t Start::*counter,
-                            bool splits) const {
-  const int64_t place = EntryOf(task, counter);
-  const int64_t entry = uniform_ ? place : order_[static_cast<size_t>(place)];
-  const EntryPlan& plan = Entry(entry);
-  task -= StartOf(place).*counter;
-  TileTask located{.entry = entry, .kv_head = 0, .tile = 0, .split = 0};
-  if (splits) {
-    located.split = task % plan.splits;
-    task /= plan.splits;
-  }
-  located.kv_head = task / plan.q_tiles;
-  // Later rows see more keys where a rule is causal.
-  located.tile = plan.q_tiles - 1 - task % plan.q_tiles;
-  return located;
-}
-
 TileTask KernelPlan::Tile(int64_t task) const {
-  return Locate(task, &Start::tile_task, true);
+  const auto [entry, index] = table_.Locate(kTile, task);
+  const EntryPlan& plan = Entry(entry);
+  const int64_t tile = index / plan.splits;
+  // Later rows see more keys where a rule is causal.
+  return {.entry = entry,
+          .kv_head = tile / plan.q_tiles,
+          .tile = plan.q_tiles - 1 - tile % plan.q_tiles,
+          .split = index % plan.splits};
 }
 
 TileTask KernelPlan::Merge(int64_t task) const {
-  return Locate(task, &Start::merge_task, false);
+  const auto [entry, index] = table_.Locate(kMerge, task);
+  const EntryPlan& plan = Entry(entry);
+  return {.entry = entry,
+          .kv_head = index / plan.q_tiles,
+          .tile = index % plan.q_tiles,
+          .split = 0};
 }
 
 int64_t KernelPlan::FirstKey(int64_t entry, int64_t kv_head) const {
-  const int64_t place = uniform_ ? entry : places_[static_cast<size_t>(entry)];
-  return StartOf(place).packed_key + kv_head * Entry(entry).packed_keys;
+  return table_.First(kPackedKey, entry) + kv_head * Entry(entry).packed_keys;
 }
 
 int64_t KernelPlan::PartialIndex(const TileTask& task) const {
-  const int64_t place =
-      uniform_ ? task.entry : places_[static_cast<size_t>(task.entry)];
   const EntryPlan& plan = Entry(task.entry);
-  return StartOf(place).partial +
+  return table_.First(kPartial, task.entry) +
          (task.kv_head * plan.q_tiles + task.tile) * plan.splits + task.split;
 }
 
@@ -194,60 +168,44 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   KernelPlan plan;
   plan.panel_keys = geometry.panel_keys();
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
-  plan.kv_heads_ = params.num_kv_heads;
   plan.uniform_ = mask.uniform();
 
-  KernelPlan::Start total;
   bool any_direct = false;
   bool any_tiled = false;
-  const auto add = [&](const EntryPlan& entry) {
+  const auto add = [&](const BatchEntry& of) -> const EntryPlan& {
+    const EntryPlan& entry =
+        plan.entries_.emplace_back(PlanEntry(params, of, machine));
     plan.tile_q = std::max(plan.tile_q, entry.tile_q);
     (entry.direct ? any_direct : any_tiled) |= entry.q_tiles > 0;
+    return entry;
   };
-  // Counts that overflow do so with the bytes of the panels, below.
+  // Counts that overflow do so with the bytes of the keys, below.
   bool overflow = false;
   if (plan.uniform_) {
-    const EntryPlan entry =
-        PlanEntry(params, params.q_len, params.kv_len, machine);
-    plan.entries_ = {entry};
-    add(entry);
+    const EntryPlan& entry =
+        add(params.batch > 0 ? mask.Entry(0) : BatchEntry());
     overflow =
         !CheckedProduct({params.batch, params.num_kv_heads,
                          std::max<int64_t>(1, entry.packed_keys),
                          std::max<int64_t>(1, entry.q_tiles), entry.splits});
-    if (!overflow) total = plan.StartOf(params.batch);
+    if (!overflow) {
+      plan.table_ = KernelPlan::Table(
+          params.batch, KernelPlan::CountsOf(entry, params.num_kv_heads));
+    }
   } else {
-    const auto count = static_cast<size_t>(params.batch);
-    plan.entries_.reserve(count);
+    std::vector<KernelPlan::Table::Counts> counts;
     std::vector<int64_t> work;
-    work.reserve(count);
     for (int64_t b = 0; b < params.batch; ++b) {
       const BatchEntry entry = mask.Entry(b);
-      plan.entries_.push_back(
-          PlanEntry(params, entry.q_len, entry.kv_len, machine));
-      add(plan.entries_.back());
+      counts.push_back(KernelPlan::CountsOf(add(entry), params.num_kv_heads));
       work.push_back(entry.VisiblePairs());
     }
-    plan.order_.resize(count);
-    std::iota(plan.order_.begin(), plan.order_.end(), 0);
-    std::stable_sort(
-        plan.order_.begin(), plan.order_.end(), [&](int32_t a, int32_t b) {
-          return work[static_cast<size_t>(a)] > work[static_cast<size_t>(b)];
-        });
-    plan.places_.resize(count);
-    plan.starts_.reserve(count);
-    for (size_t place = 0; place < count; ++place) {
-      const auto entry = static_cast<size_t>(plan.order_[place]);
-      plan.places_[entry] = static_cast<int32_t>(place);
-      plan.starts_.push_back(total);
-      total =
-          KernelPlan::Advance(total, plan.entries_[entry], params.num_kv_heads);
-    }
+    plan.table_ = KernelPlan::Table(counts, work);
   }
   plan.tile_q = std::max<int64_t>(plan.tile_q, 1);
-  plan.pack_tasks = total.pack_task;
-  plan.tile_tasks = total.tile_task;
-  plan.merge_tasks = total.merge_task;
+  plan.pack_tasks = plan.table_.Total(KernelPlan::kPack);
+  plan.tile_tasks = plan.table_.Total(KernelPlan::kTile);
+  plan.merge_tasks = plan.table_.Total(KernelPlan::kMerge);
 
   plan.bf16_products = params.precision == Precision::kBF16;
   plan.isa = machine.isa == Isa::kAvx512Bf16 ? Isa::kAvx512 : machine.isa;
@@ -266,13 +224,14 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                 .converts_values = plan.converts_values});
   plan.slot_bytes = kWordBytes * layout.total;
   const int64_t per_word = plan.isa == Isa::kAvx512Bf16 ? 2 : 1;
-  const int64_t keys = overflow ? kMaxBytes : total.packed_key;
+  const int64_t keys =
+      overflow ? kMaxBytes : plan.table_.Total(KernelPlan::kPackedKey);
   plan.packed_keys_bytes = Saturated(
       CheckedProduct({kWordBytes, keys, CeilDiv(params.head_dim, per_word)}));
   plan.packed_values_bytes = Saturated(
       CheckedProduct({kWordBytes, keys / per_word, layout.output_stride}));
   plan.partial_bytes = Saturated(CheckedProduct(
-      {kWordBytes, total.partial,
+      {kWordBytes, plan.table_.Total(KernelPlan::kPartial),
        PartialLayout::Of(plan.tile_q, params.v_head_dim).total}));
   return plan;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/attention_problem.h"
+#include "core/entry_table.h"
 #include "core/machine.h"
 
 namespace attnd {
@@ -96,32 +97,19 @@ class KernelPlan {
   friend KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                    const MachineInfo& machine);
 
-  // What comes before an entry, or in all.
-  struct Start {
-    int64_t pack_task = 0;
-    int64_t tile_task = 0;
-    int64_t merge_task = 0;
-    int64_t packed_key = 0;
-    int64_t partial = 0;
-  };
-  static Start Advance(Start start, const EntryPlan& entry, int64_t kv_heads);
-  TileTask Locate(int64_t task, int64_t Start::*counter, bool splits) const;
-  // The entry that task number `task` of a kind belongs to, and its start.
-  int64_t EntryOf(int64_t task, int64_t Start::*counter) const;
-  Start StartOf(int64_t place) const;
+  enum Kind : size_t { kPack, kTile, kMerge, kPackedKey, kPartial, kKinds };
+  using Table = EntryTable<kKinds>;
+
+  static Table::Counts CountsOf(const EntryPlan& entry, int64_t kv_heads);
 
   bool uniform_ = true;
-  int64_t kv_heads_ = 0;
   std::vector<EntryPlan> entries_;  // one for all where uniform
-  // By place in the order of work; empty where uniform.
-  std::vector<Start> starts_;
-  std::vector<int32_t> order_;   // place -> entry
-  std::vector<int32_t> places_;  // entry -> place
+  Table table_;
 };
 
-// The share of one entry of `q_len` rows and `kv_len` keys.
-EntryPlan PlanEntry(const AttentionParams& params, int64_t q_len,
-                    int64_t kv_len, const MachineInfo& machine);
+// The part of one entry.
+EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& entry,
+                    const MachineInfo& machine);
 
 // Byte counts saturate at the largest int64 instead of overflowing.
 KernelPlan MakeKernelPlan(const AttentionProblem& problem,

@@ -18,7 +18,7 @@ std::string_view IsaName(Isa isa);  // "avx512_bf16"
 std::optional<Isa> ParseIsa(std::string_view name);
 
 // The sets that are both compiled in and offered by this processor, widest
-// first. Never empty.
+// first. Never empty. avx512_bf16 is avx512 with native bf16 dot products.
 std::vector<Isa> SupportedIsas();
 
 // What a plan depends on.
@@ -27,7 +27,8 @@ struct MachineInfo {
   int64_t l1_bytes = 32 << 10;
   int64_t l2_bytes = 1 << 20;
 
-  // This machine, with its widest set.
+  // This machine, with its fastest set: the widest, but avx512_bf16 only where
+  // its dot products outrun multiply-adds.
   static MachineInfo Detect();
 };
 

@@ -57,6 +57,7 @@ BatchEntry Mask::Entry(int64_t index) const {
   }
   entry.q_seeing =
       o.query_lengths.empty() ? entry.q_len : At(o.query_lengths, index);
+  entry.kv_extent = entry.kv_len;
   if (!o.key_lengths.empty()) entry.kv_len = At(o.key_lengths, index);
 
   if (!o.query_offsets.empty()) {

@@ -24,15 +24,16 @@ struct KeyRange {
 
 // One batch entry. Rows and keys count from the entry's own first.
 struct BatchEntry {
-  int64_t batch = 0;     // along the tensors' batch axis
-  int64_t q_begin = 0;   // its first row along the tensors' seq axis
-  int64_t kv_begin = 0;  // its first key there
-  int64_t q_len = 0;     // rows that it answers
-  int64_t kv_len = 0;    // keys that any row may see
-  int64_t q_seeing = 0;  // rows from here on see nothing
-  int64_t shift = 0;     // p(i) - i
-  int64_t first = 0;     // row i sees keys from i + first
-  int64_t last = 0;      // to i + last, both included, as far as they exist
+  int64_t batch = 0;      // along the tensors' batch axis
+  int64_t q_begin = 0;    // its first row along the tensors' seq axis
+  int64_t kv_begin = 0;   // its first key there
+  int64_t q_len = 0;      // rows that it answers
+  int64_t kv_len = 0;     // keys that any row may see, the first of
+  int64_t kv_extent = 0;  // those that lie in the tensors
+  int64_t q_seeing = 0;   // rows from here on see nothing
+  int64_t shift = 0;      // p(i) - i
+  int64_t first = 0;      // row i sees keys from i + first
+  int64_t last = 0;       // to i + last, both included, as far as they exist
 
   // p(i), which causal, windows and ALiBi count from.
   int64_t Position(int64_t q_row) const { return q_row + shift; }

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "core/backward_plan.h"
 #include "core/checked_math.h"
 #include "core/field_error.h"
 #include "core/naive_attention.h"
@@ -16,6 +17,26 @@ absl::Status OutOfRange() {
       absl::InvalidArgumentError(
           "the problem's bytes do not fit a signed 64-bit number"),
       kInt64RangeReason);
+}
+
+// Fills in what follows from the parts: `score_bytes` is what naive attention
+// would hold beside them, `dims` the multiply-adds of a visible pair.
+absl::StatusOr<MemoryEstimate> Totalled(const AttentionProblem& problem,
+                                        MemoryEstimate estimate,
+                                        int64_t score_bytes, int64_t dims) {
+  const std::optional<int64_t> flash = CheckedSum(
+      {estimate.input_bytes, estimate.output_bytes, estimate.workspace_bytes});
+  const std::optional<int64_t> naive =
+      CheckedSum({estimate.input_bytes, estimate.output_bytes, score_bytes});
+  // Forward this fits, for AttentionProblem bounds the product; backward it
+  // need not.
+  const std::optional<int64_t> flops = CheckedProduct(
+      {2, dims, problem.params().num_q_heads, problem.mask().VisiblePairs()});
+  if (!flash || !naive || !flops) return OutOfRange();
+  estimate.flash_bytes = *flash;
+  estimate.naive_bytes = *naive;
+  estimate.flops = *flops;
+  return estimate;
 }
 
 }  // namespace
@@ -59,17 +80,26 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
       problem.output_bytes() + (params.return_lse ? problem.lse_bytes() : 0);
   estimate.workspace_bytes =
       MakeKernelPlan(problem, machine_).WorkspaceBytes(threads_);
-  const std::optional<int64_t> flash = CheckedSum(
-      {estimate.input_bytes, estimate.output_bytes, estimate.workspace_bytes});
-  const std::optional<int64_t> naive = CheckedSum(
-      {estimate.input_bytes, estimate.output_bytes, NaiveScoreBytes(problem)});
-  if (!flash || !naive) return OutOfRange();
-  estimate.flash_bytes = *flash;
-  estimate.naive_bytes = *naive;
-  // Fits: AttentionProblem bounds the same product by kMaxWork.
-  estimate.flops = 2 * (params.head_dim + params.v_head_dim) *
-                   params.num_q_heads * problem.mask().VisiblePairs();
-  return estimate;
+  return Totalled(problem, estimate, NaiveScoreBytes(problem),
+                  params.head_dim + params.v_head_dim);
+}
+
+absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
+    const AttentionProblem& problem) const {
+  const AttentionParams& params = problem.params();
+  MemoryEstimate estimate;
+  estimate.output_bytes =
+      problem.query_bytes() + problem.key_bytes() + problem.value_bytes();
+  estimate.input_bytes = estimate.output_bytes + problem.bias_bytes() +
+                         problem.mask_bytes() + 2 * problem.output_bytes() +
+                         problem.lse_bytes();
+  estimate.workspace_bytes =
+      BackwardPlan(problem, machine_).WorkspaceBytes(threads_);
+  const std::optional<int64_t> scores =
+      CheckedProduct({2, NaiveScoreBytes(problem)});
+  if (!scores) return OutOfRange();
+  return Totalled(problem, estimate, *scores,
+                  3 * params.head_dim + 2 * params.v_head_dim);
 }
 
 }  // namespace attnd

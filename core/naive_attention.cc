@@ -288,7 +288,8 @@ bool NaiveCanCompute(const AttentionProblem& problem) {
   return p.query_dtype == DataType::kF32 && p.key_dtype == DataType::kF32 &&
          p.value_dtype == DataType::kF32 && p.output_dtype == DataType::kF32 &&
          p.layout == Layout::kBhsd && p.precision != Precision::kBF16 &&
-         !p.AdjustsScores() && !p.has_sinks && problem.mask().uniform();
+         !p.AdjustsScores() && !p.has_mask && !p.has_sinks &&
+         problem.mask().uniform();
 }
 
 absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,

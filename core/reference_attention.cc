@@ -46,37 +46,67 @@ const std::byte* Bytes(const void* data) {
   return static_cast<const std::byte*>(data);
 }
 
-// Whether row i sees key j by position and lengths, as the contract has it.
-// Written out here and not asked of Mask, which this file is there to check.
-bool Sees(const AttentionProblem& problem, const BatchEntry& where,
-          int64_t position, int64_t i, int64_t j) {
-  const AttentionOptions& options = problem.options();
-  const auto listed = [&](const std::vector<int64_t>& list, int64_t otherwise) {
-    return list.empty() ? otherwise : list[static_cast<size_t>(where.batch)];
-  };
-  return i < listed(options.query_lengths, where.q_len) &&
-         j < listed(options.key_lengths, where.kv_len) &&
-         (options.causal == Causal::kNone || j <= position) &&
-         (!options.window_left || position - j <= *options.window_left) &&
-         (!options.window_right || j - position <= *options.window_right);
-}
+// Which keys row i of batch entry `entry` sees by position and lengths. Written
+// out from the contract and not asked of Mask, which this is there to check.
+class Visibility {
+ public:
+  Visibility(const AttentionProblem& problem, int64_t entry)
+      : options_(problem.options()) {
+    const AttentionParams& params = problem.params();
+    const auto at = [entry](const std::vector<int64_t>& list, int64_t plus) {
+      return list[static_cast<size_t>(entry + plus)];
+    };
+    batch_ = entry;
+    q_len_ = params.q_len;
+    kv_len_ = params.kv_len;
+    if (params.ragged) {
+      batch_ = 0;
+      q_begin_ = at(options_.cu_seqlens_q, 0);
+      kv_begin_ = at(options_.cu_seqlens_k, 0);
+      q_len_ = at(options_.cu_seqlens_q, 1) - q_begin_;
+      kv_len_ = at(options_.cu_seqlens_k, 1) - kv_begin_;
+    }
+    query_length_ =
+        options_.query_lengths.empty() ? q_len_ : at(options_.query_lengths, 0);
+    key_length_ =
+        options_.key_lengths.empty() ? kv_len_ : at(options_.key_lengths, 0);
+    if (options_.query_offsets.size() == 1) {
+      shift_ = options_.query_offsets[0];
+    } else if (!options_.query_offsets.empty()) {
+      shift_ = at(options_.query_offsets, 0);
+    } else if (options_.causal == Causal::kBottomRight) {
+      shift_ = key_length_ - query_length_;
+    }
+  }
 
-// p(i) - i of batch entry `entry`.
-int64_t ShiftOf(const AttentionProblem& problem, int64_t entry, int64_t q_len,
-                int64_t kv_len) {
-  const AttentionOptions& options = problem.options();
-  const auto at = [entry](const std::vector<int64_t>& list) {
-    return list[list.size() == 1 ? 0 : static_cast<size_t>(entry)];
-  };
-  if (!options.query_offsets.empty()) return at(options.query_offsets);
-  if (options.causal != Causal::kBottomRight) return 0;
-  const auto length = [entry](const std::vector<int64_t>& list,
-                              int64_t otherwise) {
-    return list.empty() ? otherwise : list[static_cast<size_t>(entry)];
-  };
-  return length(options.key_lengths, kv_len) -
-         length(options.query_lengths, q_len);
-}
+  // Where the entry lies in the tensors, and its extents there.
+  int64_t batch() const { return batch_; }
+  int64_t q_begin() const { return q_begin_; }
+  int64_t kv_begin() const { return kv_begin_; }
+  int64_t q_len() const { return q_len_; }
+  int64_t kv_len() const { return kv_len_; }
+
+  int64_t Position(int64_t i) const { return i + shift_; }
+
+  bool Sees(int64_t i, int64_t j) const {
+    const int64_t ahead = j - Position(i);
+    return i < query_length_ && j < key_length_ &&
+           (options_.causal == Causal::kNone || ahead <= 0) &&
+           (!options_.window_left || -ahead <= *options_.window_left) &&
+           (!options_.window_right || ahead <= *options_.window_right);
+  }
+
+ private:
+  const AttentionOptions& options_;
+  int64_t batch_ = 0;
+  int64_t q_begin_ = 0;
+  int64_t kv_begin_ = 0;
+  int64_t q_len_ = 0;
+  int64_t kv_len_ = 0;
+  int64_t query_length_ = 0;
+  int64_t key_length_ = 0;
+  int64_t shift_ = 0;
+};
 
 }  // namespace
 
@@ -89,89 +119,113 @@ double ReferenceElement(const void* data, DataType type, int64_t index) {
   return double{std::bit_cast<float>(uint32_t{bits} << 16U)};
 }
 
-void ReferenceAttentionRow(const AttentionProblem& problem,
-                           const AttentionBuffers& inputs, int64_t entry,
-                           int64_t head, int64_t q_row, double* output,
-                           double* lse) {
+ReferenceRow ReferenceWeights(const AttentionProblem& problem,
+                              const AttentionBuffers& inputs, int64_t entry,
+                              int64_t head, int64_t q_row) {
   const AttentionParams& params = problem.params();
-  const BatchEntry where = problem.mask().Entry(entry);
+  const Visibility visible(problem, entry);
+  const int64_t batch = visible.batch();
   const int64_t kv_head = head / params.HeadsPerGroup();
   const Reader query(problem.QueryView(Bytes(inputs.query)),
                      params.query_dtype);
   const Reader key(problem.KeyView(Bytes(inputs.key)), params.key_dtype);
-  const Reader value(problem.ValueView(Bytes(inputs.value)),
-                     params.value_dtype);
-  // Keys of the entry in memory, hidden ones included.
-  const int64_t kv_len = params.ragged ? where.kv_len : params.kv_len;
-  const int64_t position = q_row + ShiftOf(problem, entry, where.q_len, kv_len);
 
-  // The largest score is taken off all of them, so that no exp overflows. A NaN
-  // is never the largest, but makes the sum below NaN.
-  std::vector<double> scores(static_cast<size_t>(kv_len));
-  std::vector<bool> seen(static_cast<size_t>(kv_len));
-  double largest = -kInfinity;
+  ReferenceRow row;
   bool has_weight = false;
   bool has_nan = false;
-  for (int64_t j = 0; j < kv_len; ++j) {
-    if (!Sees(problem, where, position, q_row, j)) continue;
+  // The largest score is taken off all of them, so that no exp overflows. A NaN
+  // is never the largest, but makes the sum below NaN.
+  double largest = -kInfinity;
+  for (int64_t j = 0; j < visible.kv_len(); ++j) {
+    if (!visible.Sees(q_row, j)) continue;
     if (params.has_mask) {
       const TensorView<const std::byte> mask =
           problem.MaskView(Bytes(inputs.mask));
-      if (mask.Row(where.batch, head, q_row)[j * mask.strides[3]] ==
-          std::byte{0}) {
-        continue;
-      }
+      const std::byte* mask_row = mask.Row(batch, head, q_row);
+      if (mask_row[j * mask.strides[3]] == std::byte{0}) continue;
     }
-    double score = 0;
+    double bias = 0;
+    if (params.has_bias) {
+      bias = Reader(problem.BiasView(Bytes(inputs.bias)), params.bias_dtype)
+                 .At(batch, head, q_row, j);
+      if (bias == -kInfinity) continue;
+    }
+    ReferenceKey seen{.index = j};
     for (int64_t d = 0; d < params.head_dim; ++d) {
-      score += query.At(where.batch, head, where.q_begin + q_row, d) *
-               key.At(where.batch, kv_head, where.kv_begin + j, d);
+      const double product =
+          query.At(batch, head, visible.q_begin() + q_row, d) *
+          key.At(batch, kv_head, visible.kv_begin() + j, d);
+      seen.dot += product;
+      seen.dot_magnitude += std::abs(product);
     }
-    score *= double{params.score_scale};
+    seen.dot *= double{params.score_scale};
+    seen.dot_magnitude *= std::abs(double{params.score_scale});
+    seen.score = seen.dot;
     if (params.soft_cap != 0) {
       const double cap{params.soft_cap};
-      score = cap * std::tanh(score / cap);
+      seen.score = cap * std::tanh(seen.dot / cap);
     }
     if (params.has_alibi) {
       const double slope{problem.alibi_slopes()[static_cast<size_t>(head)]};
-      score -= slope * std::abs(static_cast<double>(position - j));
+      const double distance =
+          std::abs(static_cast<double>(visible.Position(q_row) - j));
+      seen.score -= slope * distance;
+      seen.added_magnitude += std::abs(slope * distance);
     }
     if (params.has_bias) {
-      const double bias =
-          Reader(problem.BiasView(Bytes(inputs.bias)), params.bias_dtype)
-              .At(where.batch, head, q_row, j);
-      if (bias == -kInfinity) continue;
-      score += bias;
+      seen.score += bias;
+      seen.added_magnitude += std::abs(bias);
     }
-    seen[static_cast<size_t>(j)] = true;
-    scores[static_cast<size_t>(j)] = score;
-    if (score > largest) largest = score;
-    has_weight |= score != -kInfinity;
-    has_nan |= std::isnan(score);
+    row.keys.push_back(seen);
+    if (seen.score > largest) largest = seen.score;
+    has_weight |= seen.score != -kInfinity;
+    has_nan |= std::isnan(seen.score);
   }
 
-  std::fill_n(output, params.v_head_dim, 0.0);
   const double sink =
       params.has_sinks
           ? double{problem.sink_logits()[static_cast<size_t>(head)]}
           : -kInfinity;
-  *lse = sink;
-  if (!has_weight) return;
+  if (!has_weight) return {.keys = {}, .lse = sink};
 
   largest = std::max(largest, sink);
   double sum = std::exp(sink - largest);
-  for (int64_t j = 0; j < kv_len; ++j) {
-    if (!seen[static_cast<size_t>(j)]) continue;
-    const double weight = std::exp(scores[static_cast<size_t>(j)] - largest);
-    sum += weight;
+  for (ReferenceKey& seen : row.keys) {
+    seen.weight = std::exp(seen.score - largest);
+    sum += seen.weight;
+  }
+  for (ReferenceKey& seen : row.keys) seen.weight /= sum;
+  // A score of +inf: ln(inf) by the formula, though inf - inf above is NaN.
+  row.lse =
+      largest == kInfinity && !has_nan ? kInfinity : largest + std::log(sum);
+  return row;
+}
+
+void ReferenceOutput(const AttentionProblem& problem,
+                     const AttentionBuffers& inputs, int64_t entry,
+                     int64_t head, const ReferenceRow& row, double* output) {
+  const AttentionParams& params = problem.params();
+  const Visibility visible(problem, entry);
+  const int64_t kv_head = head / params.HeadsPerGroup();
+  const Reader value(problem.ValueView(Bytes(inputs.value)),
+                     params.value_dtype);
+  std::fill_n(output, params.v_head_dim, 0.0);
+  for (const ReferenceKey& seen : row.keys) {
     for (int64_t d = 0; d < params.v_head_dim; ++d) {
-      output[d] +=
-          weight * value.At(where.batch, kv_head, where.kv_begin + j, d);
+      output[d] += seen.weight * value.At(visible.batch(), kv_head,
+                                          visible.kv_begin() + seen.index, d);
     }
   }
-  for (int64_t d = 0; d < params.v_head_dim; ++d) output[d] /= sum;
-  // A score of +inf: ln(inf) by the formula, though inf - inf above is NaN.
-  *lse = largest == kInfinity && !has_nan ? kInfinity : largest + std::log(sum);
+}
+
+void ReferenceAttentionRow(const AttentionProblem& problem,
+                           const AttentionBuffers& inputs, int64_t entry,
+                           int64_t head, int64_t q_row, double* output,
+                           double* lse) {
+  const ReferenceRow row =
+      ReferenceWeights(problem, inputs, entry, head, q_row);
+  ReferenceOutput(problem, inputs, entry, head, row, output);
+  *lse = row.lse;
 }
 
 void ReferenceAttention(const AttentionProblem& problem,
@@ -180,13 +234,80 @@ void ReferenceAttention(const AttentionProblem& problem,
   const AttentionParams& params = problem.params();
   const TensorView<double> out = problem.OutputView(output);
   for (int64_t b = 0; b < params.batch; ++b) {
-    const BatchEntry where = problem.mask().Entry(b);
+    const Visibility where(problem, b);
     for (int64_t h = 0; h < params.num_q_heads; ++h) {
-      for (int64_t i = 0; i < where.q_len; ++i) {
-        const int64_t row = where.q_begin + i;
+      for (int64_t i = 0; i < where.q_len(); ++i) {
+        const int64_t row = where.q_begin() + i;
         ReferenceAttentionRow(
-            problem, inputs, b, h, i, out.Row(where.batch, h, row),
-            lse + (where.batch * params.num_q_heads + h) * params.q_len + row);
+            problem, inputs, b, h, i, out.Row(where.batch(), h, row),
+            lse + (where.batch() * params.num_q_heads + h) * params.q_len +
+                row);
+      }
+    }
+  }
+}
+
+void ReferenceBackward(const AttentionProblem& problem,
+                       const BackwardBuffers& inputs, double* grad_query,
+                       double* grad_key, double* grad_value) {
+  const AttentionParams& params = problem.params();
+  const AttentionBuffers forward = {.query = inputs.query,
+                                    .key = inputs.key,
+                                    .value = inputs.value,
+                                    .bias = inputs.bias,
+                                    .mask = inputs.mask};
+  const auto clear = [](double* to, int64_t f32_bytes) {
+    std::fill_n(to, f32_bytes / SizeOf(DataType::kF32), 0.0);
+  };
+  clear(grad_query, problem.query_bytes());
+  clear(grad_key, problem.key_bytes());
+  clear(grad_value, problem.value_bytes());
+  for (int64_t b = 0; b < params.batch; ++b) {
+    const Visibility where(problem, b);
+    for (int64_t h = 0; h < params.num_q_heads; ++h) {
+      const int64_t kv_head = h / params.HeadsPerGroup();
+      for (int64_t i = 0; i < where.q_len(); ++i) {
+        const ReferenceRow row = ReferenceWeights(problem, forward, b, h, i);
+        const auto at_row = [&](auto view) {
+          return view.Row(where.batch(), h, where.q_begin() + i);
+        };
+        const auto at_key = [&](auto view, const ReferenceKey& seen) {
+          return view.Row(where.batch(), kv_head,
+                          where.kv_begin() + seen.index);
+        };
+        const float* grad_out = at_row(problem.OutputView(inputs.grad_output));
+        const float* q = at_row(problem.QueryView(inputs.query));
+        double* grad_q = at_row(problem.QueryView(grad_query));
+
+        // The gradient of each weight, and their mean by weight.
+        std::vector<double> grad_weights;
+        double mean = 0;
+        for (const ReferenceKey& seen : row.keys) {
+          const float* v = at_key(problem.ValueView(inputs.value), seen);
+          double* grad_v = at_key(problem.ValueView(grad_value), seen);
+          double grad_weight = 0;
+          for (int64_t d = 0; d < params.v_head_dim; ++d) {
+            grad_weight += double{grad_out[d]} * double{v[d]};
+            grad_v[d] += seen.weight * double{grad_out[d]};
+          }
+          grad_weights.push_back(grad_weight);
+          mean += seen.weight * grad_weight;
+        }
+        for (size_t n = 0; n < row.keys.size(); ++n) {
+          const ReferenceKey& seen = row.keys[n];
+          double grad_dot = seen.weight * (grad_weights[n] - mean);
+          if (params.soft_cap != 0) {
+            const double tanh = std::tanh(seen.dot / double{params.soft_cap});
+            grad_dot *= 1 - tanh * tanh;
+          }
+          grad_dot *= double{params.score_scale};
+          const float* k = at_key(problem.KeyView(inputs.key), seen);
+          double* grad_k = at_key(problem.KeyView(grad_key), seen);
+          for (int64_t d = 0; d < params.head_dim; ++d) {
+            grad_q[d] += grad_dot * double{k[d]};
+            grad_k[d] += grad_dot * double{q[d]};
+          }
+        }
       }
     }
   }

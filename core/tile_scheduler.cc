@@ -140,8 +140,9 @@ class TileScheduler::Impl {
   // The job's next task, if it has one that may run now.
   static std::optional<Task> Take(State& state) {
     if (!state.yielded.empty()) {
-      const Task task = state.yielded.back();
-      state.yielded.pop_back();
+      // The one that waits longest: tasks may wait for one another.
+      const Task task = state.yielded.front();
+      state.yielded.erase(state.yielded.begin());
       return task;
     }
     if (state.over() || state.free_slots.empty() ||

@@ -44,6 +44,13 @@ HWY_INLINE hn::Vec<D> Exp2NonPositive(D d, hn::Vec<D> x) {
   return hn::Mul(p, power);
 }
 
+// The same for any x: inf from 128 on.
+template <class D>
+HWY_INLINE hn::Vec<D> Exp2(D d, hn::Vec<D> x) {
+  const auto highest = hn::Set(d, 128.0f);
+  return Exp2NonPositive(d, hn::IfThenElse(hn::Gt(x, highest), highest, x));
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace attnd
 HWY_AFTER_NAMESPACE();

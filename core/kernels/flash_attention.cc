@@ -53,6 +53,7 @@
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
+#include "core/kernels/row_tile-inl.h"
 #include "core/kernels/softmax-inl.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
@@ -63,20 +64,6 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr float kLog2E = 1.44269504088896340736F;
-
-// How the scale is split between the query and the softmax.
-struct ScoreScale {
-  // |scale| * log2(e) can exceed the largest float; a power of two that moves
-  // to the query, exact there, makes room for it.
-  explicit ScoreScale(const AttentionParams& params)
-      : query_factor(
-            std::copysign(std::abs(params.score_scale) > 1e38F ? 4.0F : 1.0F,
-                          params.score_scale)),
-        magnitude(std::abs(params.score_scale / query_factor)) {}
-
-  float query_factor;  // has the scale's sign
-  float magnitude;     // what is left, >= 0
-};
 
 // Words are f32, or pairs of bf16.
 int64_t PerWord(const KernelPlan& plan) {
@@ -152,35 +139,6 @@ void Pack(const FlashJob& job, int64_t task) {
 // ---------------------------------------------------------------------------
 // A tile
 
-KeyRange Clip(const KeyRange& range, int64_t begin, int64_t end) {
-  const int64_t low = std::clamp(range.begin, begin, end);
-  return {low, std::clamp(range.end, low, end)};
-}
-
-KeyRange Union(const KeyRange& a, const KeyRange& b) {
-  if (a.size() == 0) return b;
-  if (b.size() == 0) return a;
-  return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
-}
-
-// Rows first..first + rows of a tile that go through the microkernels
-// together.
-struct Block {
-  int64_t first = 0;
-  int64_t rows = 0;
-  KeyRange all;   // what every row sees
-  KeyRange some;  // the smallest range that holds what any row sees
-  // Of the tile of keys in work: what is computed, empty where nothing is, and
-  // whether every row sees all of it and scores need no change.
-  KeyRange seen;
-  bool plain = false;
-};
-
-// Rows whose ranges begin or end further apart than this go to different
-// blocks: those of a causal tile are one apart, those of different heads may
-// have little in common.
-constexpr int64_t kMaxStep = 2;
-
 // One tile: rows of the matrix that the heads of a GQA group make up, and the
 // keys of one split.
 class Tile {
@@ -198,32 +156,27 @@ class Tile {
                                            .v_head_dim = params_.v_head_dim,
                                            .converts_values = false})),
         slot_(slot),
-        adjusts_(params_.AdjustsScores()),
         magnitude_(ScoreScale(params_).magnitude),
-        scale_log2_((adjusts_ ? 1 : magnitude_) * kLog2E),
+        scale_log2_((params_.AdjustsScores() ? 1 : magnitude_) * kLog2E),
         // Direct tiles multiply f32 whatever tiled ones do.
         per_word_(entry_plan_.direct ? 1 : PerWord(plan_)),
         kernels_(per_word_ == 2 ? Bf16DotMicrokernels() : kMicrokernels),
         weights_(per_word_ == 2 ? WeightKind::kBf16
                  : plan_.bf16_products && plan_.isa != Isa::kAvx512Bf16
                      ? WeightKind::kRounded
-                     : WeightKind::kF32) {
-    first_row_ = task_.tile * entry_plan_.tile_q;
-    rows_ = std::min(entry_plan_.tile_q,
-                     params_.HeadsPerGroup() * entry_.q_len - first_row_);
-    for (int64_t r = 0; r < rows_; ++r) {
-      ranges_[r] = entry_.VisibleRange(HeadAndRow(r).second);
+                     : WeightKind::kF32),
+        rows_(job.scores, entry_, task_.kv_head,
+              task_.tile * entry_plan_.tile_q,
+              std::min(entry_plan_.tile_q,
+                       params_.HeadsPerGroup() * entry_.q_len -
+                           task_.tile * entry_plan_.tile_q),
+              reinterpret_cast<uint8_t*>(slot + layout_.visible),
+              layout_.visible_stride * 4),
+        span_(rows_.Span()) {
+    if (entry_plan_.splits > 1) {
+      const int64_t begin = task_.split * KernelPlan::kKeysPerSplit;
+      span_ = Clip(span_, begin, begin + KernelPlan::kKeysPerSplit);
     }
-    MakeBlocks();
-    KeyRange span;
-    for (int64_t b = 0; b < num_blocks_; ++b) {
-      span = Union(span, blocks_[b].some);
-    }
-    const int64_t split_begin = task_.split * KernelPlan::kKeysPerSplit;
-    span_ =
-        entry_plan_.splits == 1
-            ? span
-            : Clip(span, split_begin, split_begin + KernelPlan::kKeysPerSplit);
   }
 
   // The keys that any row sees.
@@ -231,9 +184,10 @@ class Tile {
 
   // Before the first kv tile of a fresh tile.
   void Reset() {
-    std::fill_n(slot_ + layout_.max, rows_, kMinusInfinity);
-    std::fill_n(slot_ + layout_.sum, rows_, 0.0F);
-    std::fill_n(slot_ + layout_.output, rows_ * layout_.output_stride, 0.0F);
+    std::fill_n(slot_ + layout_.max, rows_.rows(), kMinusInfinity);
+    std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
+    std::fill_n(slot_ + layout_.output, rows_.rows() * layout_.output_stride,
+                0.0F);
     LoadQuery();
   }
 
@@ -241,7 +195,7 @@ class Tile {
   void Absorb(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
-    for (int64_t b = 0; b < num_blocks_; ++b) Look(blocks_[b]);
+    if (!rows_.LookAt(begin, end)) return;
     LocateValues();
     FetchAhead(value_, (end - begin) / per_word_ * value_stride_);
     if (entry_plan_.direct) {
@@ -251,8 +205,8 @@ class Tile {
       const int64_t next = std::min(plan_.tile_kv, span_.end - end);
       FetchAhead(Panel(end), next / kPanelKeys * PanelWords(job_));
     }
-    for (int64_t b = 0; b < num_blocks_; ++b) {
-      if (blocks_[b].seen.size() > 0) Softmax(blocks_[b]);
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      if (rows_.block(b).seen.size() > 0) Softmax(rows_.block(b));
     }
     AddValues();
   }
@@ -261,45 +215,10 @@ class Tile {
   void Finish() const;
 
  private:
-  std::pair<int64_t, int64_t> HeadAndRow(int64_t r) const {
-    const int64_t row = first_row_ + r;
-    return {task_.kv_head * params_.HeadsPerGroup() + row / entry_.q_len,
-            row % entry_.q_len};
-  }
-
-  // Runs of rows with like ranges, cut into blocks of nearly equal size: a
-  // block of one row alone would wait for its own sums.
-  void MakeBlocks() {
-    const auto near = [](int64_t a, int64_t b) {
-      return std::abs(a - b) <= kMaxStep;
-    };
-    for (int64_t begin = 0; begin < rows_;) {
-      int64_t end = begin + 1;
-      while (end < rows_ && near(ranges_[end].begin, ranges_[end - 1].begin) &&
-             near(ranges_[end].end, ranges_[end - 1].end)) {
-        ++end;
-      }
-      for (int64_t left = CeilDiv(end - begin, static_cast<int64_t>(kRows));
-           left > 0; --left) {
-        Block& block = blocks_[num_blocks_++];
-        block = {};
-        block.first = begin;
-        block.rows = CeilDiv(end - begin, left);
-        block.all = block.some = ranges_[begin];
-        for (int64_t r = begin; r < begin + block.rows; ++r) {
-          block.all = {std::max(block.all.begin, ranges_[r].begin),
-                       std::min(block.all.end, ranges_[r].end)};
-          block.some = Union(block.some, ranges_[r]);
-        }
-        begin += block.rows;
-      }
-    }
-  }
-
   void LoadQuery() {
     const float factor = ScoreScale(params_).query_factor;
-    for (int64_t r = 0; r < rows_; ++r) {
-      const auto [head, q_row] = HeadAndRow(r);
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      const auto [head, q_row] = rows_.HeadAndRow(r);
       const std::byte* from =
           job_.query.RowBytes(SizeOf(params_.query_dtype), entry_.batch, head,
                               entry_.q_begin + q_row);
@@ -317,67 +236,6 @@ class Tile {
         }
       });
     }
-  }
-
-  // Finds what of the tile of keys the block has to compute.
-  void Look(Block& block) const {
-    block.seen = Clip(block.some, begin_, end_);
-    if (block.seen.size() == 0) return;
-    block.plain = !adjusts_ && Clip(block.all, begin_, end_) == block.seen &&
-                  block.seen.begin == begin_ && block.seen.size() % kLanes == 0;
-    if (block.plain) return;
-    bool any = false;
-    bool all = true;
-    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-      Mark(r, block.seen, any, all);
-    }
-    if (!any) block.seen = {};
-  }
-
-  // Notes which keys row r sees, by range, mask and bias.
-  void Mark(int64_t r, const KeyRange& seen, bool& any, bool& all) const {
-    const auto [head, q_row] = HeadAndRow(r);
-    const KeyRange range = Clip(ranges_[r], begin_, end_);
-    uint8_t* const bits = Visible(r);
-    const std::byte* mask = nullptr;
-    const std::byte* bias = nullptr;
-    const int64_t mask_stride = job_.mask.strides[3];
-    const int64_t bias_stride = job_.bias.strides[3];
-    if (params_.has_mask) {
-      mask = job_.mask.Row(entry_.batch, head, q_row) + begin_ * mask_stride;
-    }
-    if (params_.has_bias) bias = BiasRow(head, q_row);
-    LaneMask some = FirstLanes(0);
-    for (int64_t j = FirstVector(seen); j < seen.end - begin_; j += kLanes) {
-      LaneMask shown = hn::AndNot(FirstLanes(range.begin - begin_ - j),
-                                  FirstLanes(range.end - begin_ - j));
-      if (mask != nullptr) {
-        shown = hn::And(shown, LoadShown(mask, mask_stride, j, end_ - begin_));
-      }
-      if (bias != nullptr) {
-        VisitType(params_.bias_dtype, [&](auto as) {
-          const Vec x =
-              LoadBroadcast<decltype(as)>(bias, bias_stride, j, end_ - begin_);
-          shown = hn::And(shown, hn::Ne(x, hn::Set(kF, kMinusInfinity)));
-        });
-      }
-      StoreVisible(shown, bits, j);
-      some = hn::Or(some, shown);
-    }
-    any |= !hn::AllFalse(kF, some);
-    (void)all;
-  }
-
-  const std::byte* BiasRow(int64_t head, int64_t q_row) const {
-    const int64_t bytes = SizeOf(params_.bias_dtype);
-    return job_.bias.RowBytes(bytes, entry_.batch, head, q_row) +
-           begin_ * job_.bias.strides[3] * bytes;
-  }
-
-  // Where in the tile the vectors of a range begin: so that sums of weights go
-  // in the same order wherever that is.
-  int64_t FirstVector(const KeyRange& seen) const {
-    return (seen.begin - begin_) / (kSums * kLanes) * (kSums * kLanes);
   }
 
   // Where the tile's values are for the microkernels.
@@ -437,12 +295,13 @@ class Tile {
   }
 
   void ScorePanels() {
-    std::fill_n(slot_ + layout_.row_max_lanes, rows_ * kLanes, kMinusInfinity);
+    std::fill_n(slot_ + layout_.row_max_lanes, rows_.rows() * kLanes,
+                kMinusInfinity);
     const int64_t steps = CeilDiv(params_.head_dim, per_word_);
     for (int64_t key = begin_; key < end_; key += kPanelKeys) {
       const float* panel = Panel(key);
-      for (int64_t b = 0; b < num_blocks_; ++b) {
-        const Block& block = blocks_[b];
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
         const KeyRange seen = Clip(block.seen, key, key + kPanelKeys);
         if (seen.size() == 0) continue;
         const int64_t vectors = CeilDiv(seen.end - key, kLanes);
@@ -457,10 +316,10 @@ class Tile {
 
   void ScoreDirect() const {
     const int64_t bytes = SizeOf(params_.key_dtype);
-    for (int64_t b = 0; b < num_blocks_; ++b) {
-      const Block& block = blocks_[b];
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
       if (block.seen.size() == 0) continue;
-      const int64_t first = FirstVector(block.seen);
+      const int64_t first = rows_.FirstVector(block.seen);
       const std::byte* from = job_.key.RowBytes(
           bytes, entry_.batch, task_.kv_head, entry_.kv_begin + begin_ + first);
       VisitType(params_.key_dtype, [&](auto as) {
@@ -478,77 +337,80 @@ class Tile {
   // all maxima, then all weights: each row's steps wait for one another, but
   // not for those of the next row.
   void Softmax(const Block& block) {
-    const int64_t begin = FirstVector(block.seen);
+    const int64_t begin = rows_.FirstVector(block.seen);
     const int64_t end = block.seen.end - begin_;
     const int64_t last = block.first + block.rows;
     float base[kRows];
     for (int64_t r = block.first; r < last; ++r) {
-      float tile_max = kMinusInfinity;
+      Vec largest;
       if (!block.plain) {
-        if (adjusts_) Adjust(r, begin, end);
-        tile_max = HideRow(Visible(r), begin, end, Scores(r));
+        if (rows_.adjusts()) Adjust(r, begin, end);
+        largest = HideRow(rows_.Visible(r), begin, end, Scores(r));
       } else if (entry_plan_.direct) {
-        tile_max = RowMax(Scores(r), begin, end);
+        largest = RowMax(Scores(r), begin, end);
       } else {
-        tile_max = hn::GetLane(hn::MaxOfLanes(
-            kF, hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes)));
+        largest = hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes);
       }
       float& max = slot_[layout_.max + r];
-      const float new_max = std::max(max, tile_max);
-      // A row without a score above -inf keeps weights of 2^-inf = 0.
-      base[r - block.first] = new_max == kMinusInfinity ? 0.0F : new_max;
-      if (max != new_max && max != kMinusInfinity) {
-        Shrink(r, Exp2((max - new_max) * scale_log2_));
+      // Most tiles raise no maximum: then their own is of no interest.
+      if (!hn::AllFalse(kF, hn::Gt(largest, hn::Set(kF, max)))) {
+        const float new_max = hn::GetLane(
+            hn::MaxOfLanes(kF, hn::Max(hn::Set(kF, max), IgnoreNan(largest))));
+        if (max != kMinusInfinity) {
+          Shrink(r, Exp2((max - new_max) * scale_log2_));
+        }
+        max = new_max;
       }
-      max = new_max;
+      // A row without a score above -inf keeps weights of 2^-inf = 0.
+      base[r - block.first] = max == kMinusInfinity ? 0.0F : max;
     }
     for (int64_t r = block.first; r < last; ++r) {
-      slot_[layout_.sum + r] +=
-          Weigh(r, block.plain, begin, end, base[r - block.first]);
+      float* const sum = SumLanes(r);
+      hn::Store(hn::Add(hn::Load(kF, sum), Weigh(r, block.plain, begin, end,
+                                                 base[r - block.first])),
+                kF, sum);
     }
+  }
+
+  static Vec IgnoreNan(Vec x) {
+    return hn::IfThenElse(hn::Eq(x, x), x, hn::Set(kF, kMinusInfinity));
   }
 
   // What was summed before a larger score came up.
   void Shrink(int64_t r, float factor) {
-    slot_[layout_.sum + r] *= factor;
-    float* output = Output(r);
     const Vec scale = hn::Set(kF, factor);
+    const auto shrink = [&](float* x) HWY_ATTR {
+      hn::Store(hn::Mul(hn::Load(kF, x), scale), kF, x);
+    };
+    shrink(SumLanes(r));
+    float* output = Output(r);
     for (int64_t c = 0; c < layout_.output_stride; c += kLanes) {
-      hn::Store(hn::Mul(hn::Load(kF, output + c), scale), kF, output + c);
+      shrink(output + c);
     }
   }
 
   void Adjust(int64_t r, int64_t begin, int64_t end) const {
-    const auto [head, q_row] = HeadAndRow(r);
-    RowAdjustment row{.scale = magnitude_, .soft_cap = params_.soft_cap};
-    if (params_.has_alibi) {
-      row.slope = job_.problem.alibi_slopes()[static_cast<size_t>(head)];
-      row.distance = entry_.Position(q_row) - begin_;
-    }
-    if (params_.has_bias) {
-      row.bias = BiasRow(head, q_row);
-      row.bias_stride = job_.bias.strides[3];
-    }
     VisitType(params_.bias_dtype, [&](auto as) {
-      AdjustRow<decltype(as)>(row, begin, end, Scores(r));
+      AdjustRow<decltype(as)>(rows_.Adjustment(r), begin, end, Scores(r));
     });
   }
 
   template <WeightKind kKind>
-  float WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
-                float max) const {
+  Vec WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
+              float max) const {
     if (max == std::numeric_limits<float>::infinity()) {
-      return ExponentiateInfinite<kKind>(
-          Scores(r), plain ? nullptr : Visible(r), begin, end, scale_log2_);
+      return ExponentiateInfinite<kKind>(Scores(r),
+                                         plain ? nullptr : rows_.Visible(r),
+                                         begin, end, scale_log2_);
     }
     return plain ? Exponentiate<kKind, false>(Scores(r), nullptr, begin, end,
                                               scale_log2_, max)
-                 : Exponentiate<kKind, true>(Scores(r), Visible(r), begin, end,
-                                             scale_log2_, max);
+                 : Exponentiate<kKind, true>(Scores(r), rows_.Visible(r), begin,
+                                             end, scale_log2_, max);
   }
 
-  float Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
-              float max) const {
+  Vec Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
+            float max) const {
     switch (weights_) {
       case WeightKind::kF32:
         return WeighAs<WeightKind::kF32>(r, plain, begin, end, max);
@@ -557,7 +419,7 @@ class Tile {
       case WeightKind::kBf16:
         return WeighAs<WeightKind::kBf16>(r, plain, begin, end, max);
     }
-    return 0;
+    return hn::Zero(kF);
   }
 
   // Sums of keys outside, blocks inside: what one of them reads of V stays in
@@ -570,15 +432,15 @@ class Tile {
       VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
         const float* values = Values(key - begin_, column);
         const int64_t stride = ValueStep(vectors);
-        for (int64_t b = 0; b < num_blocks_; ++b) {
-          const Block& block = blocks_[b];
+        for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+          const Block& block = rows_.block(b);
           const KeyRange seen = Clip(block.seen, key, last);
           if (seen.size() == 0) continue;
           // In steps of the sum.
           const int64_t first = (seen.begin - key) / per_word_;
           const int64_t steps = CeilDiv(seen.end - key, per_word_) - first;
           if (!block.plain && !ValuesAreFinite()) {
-            AddCarefully(block, key, first, steps, column, vectors);
+            AddBlockCarefully(block, key, first, steps, column, vectors);
             continue;
           }
           value_blocks[block.rows - 1][vectors - 1](
@@ -595,59 +457,40 @@ class Tile {
   // those blocks that hide some of it.
   bool ValuesAreFinite() {
     if (checked_values_) return values_finite_;
-    checked_values_ = true;
-    const hn::RebindToUnsigned<Floats> du;
-    // An exponent of all ones, in the word or in one of its halves.
-    const auto high = hn::Set(du, 0x7F800000U);
-    const auto low = hn::Set(du, per_word_ == 2 ? 0x00007F80U : 0x7F800000U);
-    auto bad = hn::Zero(du);
+    checked_values_ = values_finite_ = true;
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
       const int64_t steps =
           CeilDiv(std::min(kKeysPerSum, end_ - key), per_word_);
-      VisitColumns(params_.v_head_dim, [&](int64_t column,
-                                           int64_t vectors) HWY_ATTR {
-        const float* row = Values(key - begin_, column);
+      VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
         for (int64_t step = 0; step < steps; ++step) {
-          for (int64_t v = 0; v < vectors; ++v) {
-            const auto words = hn::BitCast(du, hn::LoadU(kF, row + v * kLanes));
-            const auto is = hn::Or(hn::Eq(hn::And(words, high), high),
-                                   hn::Eq(hn::And(words, low), low));
-            bad = hn::Or(bad, hn::IfThenElseZero(is, high));
-          }
-          row += ValueStep(vectors);
+          values_finite_ &= AllFinite(
+              Values(key - begin_, column) + step * ValueStep(vectors), vectors,
+              per_word_ == 2);
         }
       });
     }
-    values_finite_ = hn::AllTrue(du, hn::Eq(bad, hn::Zero(du)));
     return values_finite_;
   }
 
-  // Row by row, with the values of hidden keys replaced by 0: the microkernel
-  // adds the same terms in the same order as for a whole block.
-  void AddCarefully(const Block& block, int64_t key, int64_t first,
-                    int64_t steps, int64_t column, int64_t vectors) const {
-    const hn::RebindToUnsigned<Floats> du;
-    HWY_ALIGN float values[kKeysPerSum * kLanes];
+  void AddBlockCarefully(const Block& block, int64_t key, int64_t first,
+                         int64_t steps, int64_t column, int64_t vectors) const {
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-      for (int64_t v = 0; v < vectors; ++v) {
-        const float* from = Values(key - begin_, column) +
-                            first * ValueStep(vectors) + v * kLanes;
-        for (int64_t step = 0; step < steps; ++step) {
-          uint32_t keep = 0;
-          for (int64_t i = 0; i < per_word_; ++i) {
-            const int64_t at = key - begin_ + (first + step) * per_word_ + i;
-            if (at >= end_ - begin_ || !IsVisible(Visible(r), at)) continue;
-            keep |= per_word_ == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
-          }
-          const auto words = hn::BitCast(du, hn::LoadU(kF, from));
-          hn::Store(hn::BitCast(kF, hn::And(words, hn::Set(du, keep))), kF,
-                    values + step * kLanes);
-          from += ValueStep(vectors);
+      const auto keep = [&](int64_t step) {
+        uint32_t bits = 0;
+        for (int64_t i = 0; i < per_word_; ++i) {
+          const int64_t at = key - begin_ + (first + step) * per_word_ + i;
+          if (at >= end_ - begin_ || !IsVisible(rows_.Visible(r), at)) continue;
+          bits |= per_word_ == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
         }
-        kernels_.value[0][0](Weights(r, key) + first, layout_.score_stride,
-                             values, kLanes, steps,
-                             Output(r) + column + v * kLanes,
-                             layout_.output_stride, Ahead(slot_, false));
+        return bits;
+      };
+      const float* from =
+          Values(key - begin_, column) + first * ValueStep(vectors);
+      for (int64_t v = 0; v < vectors; ++v) {
+        AddCarefully(kernels_.value[0][0], Weights(r, key) + first,
+                     layout_.score_stride, from + v * kLanes,
+                     ValueStep(vectors), steps, keep,
+                     Output(r) + column + v * kLanes);
       }
     }
   }
@@ -658,16 +501,18 @@ class Tile {
   float* Scores(int64_t r) const {
     return slot_ + layout_.scores + r * layout_.score_stride;
   }
+  float* SumLanes(int64_t r) const {
+    return slot_ + layout_.sum_lanes + r * kLanes;
+  }
+  float Sum(int64_t r) const {
+    return hn::GetLane(hn::SumOfLanes(kF, hn::Load(kF, SumLanes(r))));
+  }
   // Those of the keys from `key` on, in words.
   const float* Weights(int64_t r, int64_t key) const {
     return Scores(r) + (key - begin_) / per_word_;
   }
   float* Output(int64_t r) const {
     return slot_ + layout_.output + r * layout_.output_stride;
-  }
-  uint8_t* Visible(int64_t r) const {
-    return reinterpret_cast<uint8_t*>(slot_ + layout_.visible +
-                                      r * layout_.visible_stride);
   }
   const float* Panel(int64_t key) const {
     return job_.packed_keys +
@@ -683,15 +528,12 @@ class Tile {
   const BatchEntry entry_;
   const SlotLayout layout_;
   float* const slot_;
-  const bool adjusts_;
   const float magnitude_;
   const float scale_log2_;  // c above
   const int64_t per_word_;
   const Microkernels& kernels_;
   const WeightKind weights_;
-  int64_t first_row_ = 0;
-  int64_t rows_ = 0;
-  int64_t num_blocks_ = 0;
+  RowTile rows_;
   KeyRange span_;
   int64_t begin_ = 0;  // the tile of keys in work
   int64_t end_ = 0;
@@ -701,8 +543,6 @@ class Tile {
   bool values_finite_ = false;
   const float* ahead_ = nullptr;
   const float* ahead_end_ = nullptr;
-  KeyRange ranges_[kMaxTileRows];
-  Block blocks_[kMaxTileRows];
 };
 
 // Writes one row's output and lse: `output` unnormalised, `max` in the units of
@@ -755,19 +595,19 @@ void FinishRow(const FlashJob& job, const BatchEntry& entry, int64_t head,
 
 void Tile::Finish() const {
   if (entry_plan_.splits == 1) {
-    for (int64_t r = 0; r < rows_; ++r) {
-      const auto [head, q_row] = HeadAndRow(r);
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      const auto [head, q_row] = rows_.HeadAndRow(r);
       FinishRow(job_, entry_, head, q_row, Output(r), slot_[layout_.max + r],
-                slot_[layout_.sum + r]);
+                Sum(r));
     }
     return;
   }
   const PartialLayout layout =
       PartialLayout::Of(plan_.tile_q, params_.v_head_dim);
   float* const to = job_.partials + plan_.PartialIndex(task_) * layout.total;
-  std::copy_n(slot_ + layout_.output, rows_ * layout_.output_stride, to);
-  std::copy_n(slot_ + layout_.max, rows_, to + layout.max);
-  std::copy_n(slot_ + layout_.sum, rows_, to + layout.sum);
+  std::copy_n(slot_ + layout_.output, rows_.rows() * layout_.output_stride, to);
+  std::copy_n(slot_ + layout_.max, rows_.rows(), to + layout.max);
+  for (int64_t r = 0; r < rows_.rows(); ++r) to[layout.sum + r] = Sum(r);
 }
 
 void Merge(const FlashJob& job, int64_t task) {
@@ -890,7 +730,10 @@ const FlashKernel& GetFlashKernel(Isa isa) {
 FlashJob::FlashJob(const AttentionProblem& of_problem,
                    const KernelPlan& of_plan, const AttentionBuffers& buffers,
                    std::byte* workspace)
-    : problem(of_problem), params(of_problem.params()), plan(of_plan) {
+    : problem(of_problem),
+      params(of_problem.params()),
+      plan(of_plan),
+      scores(of_problem, buffers.bias, buffers.mask) {
   const auto bytes = [](const void* data) {
     return static_cast<const std::byte*>(data);
   };
@@ -899,8 +742,6 @@ FlashJob::FlashJob(const AttentionProblem& of_problem,
   value = problem.ValueView(bytes(buffers.value));
   output = problem.OutputView(static_cast<std::byte*>(buffers.output));
   lse = problem.LseView(params.return_lse ? buffers.lse : nullptr);
-  if (params.has_bias) bias = problem.BiasView(bytes(buffers.bias));
-  if (params.has_mask) mask = problem.MaskView(bytes(buffers.mask));
   const auto take = [&workspace](int64_t size_bytes) {
     std::byte* const part = workspace;
     workspace += size_bytes;

@@ -9,6 +9,7 @@
 
 #include "core/attention_problem.h"
 #include "core/kernel_plan.h"
+#include "core/kernels/score_inputs.h"
 #include "core/machine.h"
 #include "core/tensor_view.h"
 #include "core/tile_scheduler.h"
@@ -29,12 +30,11 @@ struct FlashJob {
   const AttentionProblem& problem;
   const AttentionParams& params;
   const KernelPlan& plan;
+  const ScoreInputs scores;
   TensorView<const std::byte> query;  // [batch, num_q_heads, q_len, head_dim]
   TensorView<const std::byte> key;    // [batch, num_kv_heads, kv_len, head_dim]
   TensorView<const std::byte> value;  // [batch, num_kv_heads, kv_len,
                                       //  v_head_dim]
-  TensorView<const std::byte> bias;   // [batch, num_q_heads, q_len, kv_len],
-  TensorView<const std::byte> mask;   // each broadcast, or null
   TensorView<std::byte> output;       // [batch, num_q_heads, q_len, v_head_dim]
   TensorView<float> lse;              // [batch, num_q_heads, q_len, 1], or null
   float* packed_keys;

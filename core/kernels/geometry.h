@@ -65,7 +65,7 @@ struct SlotLayout {
   int64_t output;         // [tile_q, output_stride]
   int64_t row_max_lanes;  // [tile_q, lanes]
   int64_t max;            // [tile_q]
-  int64_t sum;            // [tile_q]
+  int64_t sum_lanes;      // [tile_q, lanes]
   int64_t visible;        // [tile_q, visible_stride]: a bit a key
   int64_t values;         // [tile_kv, output_stride], or nothing
   int64_t total;
@@ -88,10 +88,58 @@ struct SlotLayout {
     layout.output = take(shape.tile_q * layout.output_stride);
     layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
     layout.max = take(shape.tile_q);
-    layout.sum = take(shape.tile_q);
+    layout.sum_lanes = take(shape.tile_q * geometry.lanes);
     layout.visible = take(shape.tile_q * layout.visible_stride);
     layout.values =
         take(shape.converts_values ? shape.tile_kv * layout.output_stride : 0);
+    layout.total = at;
+    return layout;
+  }
+};
+
+// The same for a tile of keys of the backward pass, in words.
+struct BackwardLayout {
+  int64_t q_stride;  // one line more than rows need, so that they do not
+  int64_t v_stride;  // share the sets of the cache
+  int64_t score_stride;
+  int64_t visible_stride;
+  int64_t query;        // [tile_q, q_stride]
+  int64_t grad_output;  // [tile_q, v_stride]
+  int64_t query_chunk;  // the same two as the right-hand side of a product
+  int64_t grad_chunk;
+  int64_t weights;        // [tile_q, score_stride]
+  int64_t grad_scores;    // [tile_q, score_stride]
+  int64_t grad_key;       // [tile_kv, head_dim in whole lines]
+  int64_t grad_value;     // [tile_kv, v_head_dim in whole lines]
+  int64_t row_max_lanes;  // [tile_q, lanes], of no interest here
+  int64_t visible;        // [tile_q, visible_stride]
+  int64_t total;
+
+  static constexpr BackwardLayout Of(const Geometry& geometry,
+                                     const SlotLayout::Shape& shape) {
+    BackwardLayout layout{};
+    const int64_t head = RoundToLine(shape.head_dim);
+    const int64_t v_head = RoundToLine(shape.v_head_dim);
+    layout.q_stride = head + 16;
+    layout.v_stride = v_head + 16;
+    layout.score_stride = shape.tile_kv + 16;
+    layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
+    int64_t at = 16;  // the header
+    const auto take = [&](int64_t words) {
+      const int64_t begin = at;
+      at += RoundToLine(words);
+      return begin;
+    };
+    layout.query = take(shape.tile_q * layout.q_stride);
+    layout.grad_output = take(shape.tile_q * layout.v_stride);
+    layout.query_chunk = take(kKeysPerSum * head);
+    layout.grad_chunk = take(kKeysPerSum * v_head);
+    layout.weights = take(shape.tile_q * layout.score_stride);
+    layout.grad_scores = take(shape.tile_q * layout.score_stride);
+    layout.grad_key = take(shape.tile_kv * head);
+    layout.grad_value = take(shape.tile_kv * v_head);
+    layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
+    layout.visible = take(shape.tile_q * layout.visible_stride);
     layout.total = at;
     return layout;
   }

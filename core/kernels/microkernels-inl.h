@@ -84,7 +84,7 @@ void ScoreBlock(const float* q, int64_t q_stride,
 }
 
 // A ValueBlockFn.
-template <size_t R, size_t N, bool kPacked>
+template <size_t R, size_t N, bool kPacked, bool kTransposed = false>
 void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                 const float* HWY_RESTRICT value, int64_t value_stride,
                 int64_t steps, float* HWY_RESTRICT output,
@@ -100,6 +100,12 @@ void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
   for (size_t r = 0; r < R; ++r) {
     row[r] = weights + static_cast<int64_t>(r) * weight_stride;
   }
+  const auto weight = [&](size_t r, int64_t step) HWY_ATTR {
+    return hn::Set(kF,
+                   kTransposed
+                       ? weights[step * weight_stride + static_cast<int64_t>(r)]
+                       : row[r][step]);
+  };
   int64_t j = 0;
   if constexpr (kPacked) value_stride = static_cast<int64_t>(N) * kLanes;
   const auto step = [&](int64_t i) HWY_ATTR {
@@ -110,7 +116,7 @@ void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
     }
     ATTND_UNROLL
     for (size_t r = 0; r < R; ++r) {
-      const Vec p = hn::Set(kF, row[r][j + i]);
+      const Vec p = weight(r, j + i);
       ATTND_UNROLL
       for (size_t n = 0; n < N; ++n) acc[r][n] = hn::MulAdd(p, v[n], acc[r][n]);
     }
@@ -144,7 +150,9 @@ constexpr Microkernels MakeMicrokernels(std::index_sequence<I...>) {
     table.value[I / kVectors][I % kVectors] =
         &ValueBlock<I / kVectors + 1, I % kVectors + 1, true>,
     table.value_in_place[I / kVectors][I % kVectors] =
-        &ValueBlock<I / kVectors + 1, I % kVectors + 1, false>),
+        &ValueBlock<I / kVectors + 1, I % kVectors + 1, false>,
+    table.value_transposed[I / kVectors][I % kVectors] =
+        &ValueBlock<I / kVectors + 1, I % kVectors + 1, true, true>),
    ...);
   return table;
 }

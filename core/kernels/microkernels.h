@@ -64,6 +64,9 @@ struct Microkernels {
   // Values as they lie, value_stride words a step, at any address. Not for
   // pairs.
   ValueBlockFn value_in_place[kMaxRows][kMaxVectors];
+  // Packed, with weights the other way round: weights[step][r], weight_stride
+  // words a step. Not for pairs.
+  ValueBlockFn value_transposed[kMaxRows][kMaxVectors];
 };
 
 // Those of bf16 pairs with AVX-512's VDPBF16PS. Only where SupportedIsas() has

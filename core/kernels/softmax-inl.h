@@ -81,36 +81,47 @@ struct RowAdjustment {
   int64_t bias_stride = 0;
 };
 
-// scores[j] becomes the score by the contract's formula, for whole vectors from
-// `begin` on, while keys below `end` exist.
+// The scores of keys j..j + kLanes, as far as they are below `end`, by the
+// contract's formula from their dot products. `slope` becomes the derivative.
+template <class Bias>
+HWY_INLINE Vec AdjustVector(const RowAdjustment& row, int64_t j, int64_t end,
+                            Vec dot, Vec& slope) {
+  slope = hn::Set(kF, row.scale);
+  Vec s = hn::Mul(dot, slope);
+  if (row.soft_cap != 0) {
+    const Vec cap = hn::Set(kF, row.soft_cap);
+    const Vec t = hn::Tanh(kF, hn::Div(s, cap));
+    slope = hn::Mul(slope, hn::NegMulAdd(t, t, hn::Set(kF, 1.0F)));
+    s = hn::Mul(cap, t);
+  }
+  if (row.slope != 0) {
+    HWY_ALIGN float distance[kLaneCount];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      distance[i] = static_cast<float>(row.distance - j - i);
+    }
+    s = hn::NegMulAdd(hn::Set(kF, row.slope), hn::Abs(hn::Load(kF, distance)),
+                      s);
+  }
+  if (row.bias != nullptr) {
+    s = hn::Add(s, LoadBroadcast<Bias>(row.bias, row.bias_stride, j, end));
+  }
+  return s;
+}
+
+// The same for whole vectors from `begin` on.
 template <class Bias>
 void AdjustRow(const RowAdjustment& row, int64_t begin, int64_t end,
                float* HWY_RESTRICT scores) {
-  const Vec scale = hn::Set(kF, row.scale);
   for (int64_t j = begin; j < end; j += kLanes) {
-    Vec s = hn::Mul(hn::Load(kF, scores + j), scale);
-    if (row.soft_cap != 0) {
-      const Vec cap = hn::Set(kF, row.soft_cap);
-      s = hn::Mul(cap, hn::Tanh(kF, hn::Div(s, cap)));
-    }
-    if (row.slope != 0) {
-      HWY_ALIGN float distance[kLaneCount];
-      for (int64_t i = 0; i < kLanes; ++i) {
-        distance[i] = static_cast<float>(row.distance - j - i);
-      }
-      s = hn::NegMulAdd(hn::Set(kF, row.slope), hn::Abs(hn::Load(kF, distance)),
-                        s);
-    }
-    if (row.bias != nullptr) {
-      s = hn::Add(s, LoadBroadcast<Bias>(row.bias, row.bias_stride, j, end));
-    }
-    hn::Store(s, kF, scores + j);
+    Vec slope;
+    hn::Store(AdjustVector<Bias>(row, j, end, hn::Load(kF, scores + j), slope),
+              kF, scores + j);
   }
 }
 
-// Hidden scores become -inf. Returns the largest, or -inf.
-inline float HideRow(const uint8_t* visible, int64_t begin, int64_t end,
-                     float* HWY_RESTRICT scores) {
+// Hidden scores become -inf. Returns the largest of each lane, or -inf.
+inline Vec HideRow(const uint8_t* visible, int64_t begin, int64_t end,
+                   float* HWY_RESTRICT scores) {
   const Vec hidden = hn::Set(kF, kMinusInfinity);
   Vec max = hidden;
   for (int64_t j = begin; j < end; j += kLanes) {
@@ -119,15 +130,16 @@ inline float HideRow(const uint8_t* visible, int64_t begin, int64_t end,
     hn::Store(s, kF, scores + j);
     max = hn::Max(max, s);
   }
-  return hn::GetLane(hn::MaxOfLanes(kF, max));
+  return max;
 }
 
-inline float RowMax(const float* scores, int64_t begin, int64_t end) {
+// The largest of each lane.
+inline Vec RowMax(const float* scores, int64_t begin, int64_t end) {
   Vec max = hn::Set(kF, kMinusInfinity);
   for (int64_t j = begin; j < end; j += kLanes) {
     max = hn::Max(max, hn::Load(kF, scores + j));
   }
-  return hn::GetLane(hn::MaxOfLanes(kF, max));
+  return max;
 }
 
 // 2^x for one x <= 0, from the same polynomial.
@@ -137,7 +149,7 @@ inline float Exp2(float x) {
 
 // Vectors whose weights are summed side by side: independent chains for the
 // processor, and shorter sums, which round less, where vectors are short.
-inline constexpr int64_t kSums = kLanes == 16 ? 2 : kLanes == 8 ? 4 : 16;
+inline constexpr int64_t kSums = kLanes == 1 ? 16 : 4;
 
 // What a weight is kept as, in the place of its score.
 enum class WeightKind {
@@ -163,8 +175,8 @@ HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
 // their sum, to which hidden keys add nothing wherever the range begins and
 // ends.
 template <WeightKind kKind, bool kMasked>
-float Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
-                   int64_t begin, int64_t end, float c, float max) {
+Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
+                 int64_t begin, int64_t end, float c, float max) {
   const Vec scale = hn::Set(kF, c);
   const Vec top = hn::Set(kF, max);
   Vec sums[kSums];
@@ -201,17 +213,18 @@ float Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
   ATTND_UNROLL
   for (int64_t step = kSums / 2; step > 0; step /= 2) {
     ATTND_UNROLL
-    for (int64_t i = 0; i < step; ++i) sums[i] = hn::Add(sums[i], sums[i + step]);
+    for (int64_t i = 0; i < step; ++i)
+      sums[i] = hn::Add(sums[i], sums[i + step]);
   }
-  return hn::GetLane(hn::SumOfLanes(kF, sums[0]));
+  return sums[0];
 }
 
 // The same where a score is +inf: its weight is, that of NaN is NaN, and all
 // others vanish beside it. Output becomes NaN and lse +inf, as the formula has
 // it.
 template <WeightKind kKind>
-float ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
-                           int64_t end, float c) {
+Vec ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
+                         int64_t end, float c) {
   float sum = 0;
   for (int64_t j = begin; j < end; ++j) {
     const bool vanishes = scores[j] < std::numeric_limits<float>::infinity() ||
@@ -222,7 +235,7 @@ float ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
   for (int64_t j = begin; j < end; j += kLanes) {
     StoreWeights<kKind>(hn::Load(kF, scores + j), j, scores);
   }
-  return sum;
+  return hn::IfThenElseZero(FirstLanes(1), hn::Set(kF, sum));
 }
 
 }  // namespace HWY_NAMESPACE

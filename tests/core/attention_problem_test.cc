@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "core/field_error.h"
 
@@ -268,6 +270,258 @@ TEST(AttentionProblemTest,
   EXPECT_THAT(std::string(both.message()), HasSubstr("1e+30 / 1e-30"));
   // Where the caller set no scale, the temperature is what it has to change.
   EXPECT_EQ(FieldOf(status({.temperature = 1e-40F})), "options.temperature");
+}
+
+// --- options -----------------------------------------------------------------
+
+// A problem of 2 entries, 4 query heads over 2, 5 rows and 7 keys.
+absl::StatusOr<AttentionProblem> WithOptions(const AttentionOptions& options) {
+  return Create({2, 4, 5, 6}, {2, 2, 7, 6}, {2, 2, 7, 3}, options);
+}
+
+TEST(AttentionProblemTest, TypesDefaultToTheQuerys) {
+  const auto problem =
+      AttentionProblem::Create({.dtype = DataType::kBF16, .shape = {5, 6}},
+                               {.dtype = DataType::kF16, .shape = {7, 6}},
+                               {.dtype = DataType::kF32, .shape = {7, 3}}, {});
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  EXPECT_EQ(problem->params().query_dtype, DataType::kBF16);
+  EXPECT_EQ(problem->params().key_dtype, DataType::kF16);
+  EXPECT_EQ(problem->params().value_dtype, DataType::kF32);
+  EXPECT_EQ(problem->params().output_dtype, DataType::kBF16);
+  EXPECT_EQ(problem->query_bytes(), 5 * 6 * 2);
+  EXPECT_EQ(problem->key_bytes(), 7 * 6 * 2);
+  EXPECT_EQ(problem->value_bytes(), 7 * 3 * 4);
+  EXPECT_EQ(problem->output_bytes(), 5 * 3 * 2);
+  EXPECT_EQ(problem->lse_bytes(), 5 * 4);
+  EXPECT_EQ(WithOptions({.output_dtype = DataType::kF16})->output_bytes(),
+            2 * 4 * 5 * 3 * 2);
+}
+
+TEST(AttentionProblemTest, BshdSwapsHeadsAndLengths) {
+  const AttentionOptions bshd = {.layout = Layout::kBshd};
+  const auto problem = Create({2, 5, 4, 6}, {2, 7, 2, 6}, {2, 7, 2, 3}, bshd);
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  EXPECT_EQ(problem->params().num_q_heads, 4);
+  EXPECT_EQ(problem->params().num_kv_heads, 2);
+  EXPECT_EQ(problem->params().q_len, 5);
+  EXPECT_EQ(problem->params().kv_len, 7);
+  EXPECT_THAT(problem->OutputShape(), ElementsAre(2, 5, 4, 3));
+  EXPECT_THAT(problem->LseShape(), ElementsAre(2, 4, 5));
+  const std::vector<float> data(2000);
+  const float* base = data.data();
+  EXPECT_EQ(problem->QueryView(base).Row(1, 2, 3),
+            base + ((5 + 3) * 4 + 2) * 6);
+  EXPECT_EQ(problem->ValueView(base).Row(1, 1, 3),
+            base + ((7 + 3) * 2 + 1) * 3);
+
+  const auto rank3 = Create({5, 4, 6}, {7, 2, 6}, {7, 2, 3}, bshd);
+  ASSERT_TRUE(rank3.ok()) << rank3.status();
+  EXPECT_THAT(rank3->OutputShape(), ElementsAre(5, 4, 3));
+  EXPECT_THAT(rank3->LseShape(), ElementsAre(4, 5));
+  const auto rank2 = Create({5, 6}, {7, 6}, {7, 3}, bshd);
+  ASSERT_TRUE(rank2.ok()) << rank2.status();
+  EXPECT_EQ(rank2->params().q_len, 5);
+
+  // Fields are named by the sender's axes.
+  ExpectRefused(Create({2, 5, 4, 6}, {2, 7, 3, 6}, {2, 7, 3, 6}, bshd),
+                "query.shape[2]", "a multiple of the 3 kv heads", "4");
+  ExpectRefused(Create({5, 4, 6}, {7, 2, 6}, {8, 2, 6}, bshd), "value.shape[0]",
+                "7 (kv_len of key)", "8");
+}
+
+TEST(AttentionProblemTest, BroadcastAxesHaveNoStride) {
+  const auto problem = WithOptions(
+      {.bias = TensorSpec{.dtype = DataType::kF16, .shape = {4, 1, 7}},
+       .mask_shape = {{2, 1, 5, 1}}});
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  EXPECT_TRUE(problem->params().has_bias);
+  EXPECT_TRUE(problem->params().has_mask);
+  EXPECT_EQ(problem->params().bias_dtype, DataType::kF16);
+  EXPECT_EQ(problem->bias_bytes(), 4 * 7 * 2);
+  EXPECT_EQ(problem->mask_bytes(), 2 * 5);
+  const std::vector<std::byte> data(100);
+  const auto bias = problem->BiasView(data.data());
+  EXPECT_EQ(bias.Offset(1, 2, 3), 2 * 7);
+  EXPECT_EQ(bias.strides[3], 1);
+  const auto mask = problem->MaskView(data.data());
+  EXPECT_EQ(mask.Offset(1, 2, 3), 5 + 3);
+  EXPECT_EQ(mask.strides[3], 0);
+  // Right-aligned, down to a scalar; of every element at most.
+  EXPECT_TRUE(WithOptions({.mask_shape = Shape{}}).ok());
+  EXPECT_TRUE(WithOptions({.mask_shape = Shape{7}}).ok());
+  EXPECT_TRUE(WithOptions({.mask_shape = Shape{2, 4, 5, 7}}).ok());
+}
+
+TEST(AttentionProblemTest, RefusesMasksAndBiasesThatDoNotBroadcast) {
+  ExpectRefused(WithOptions({.bias = TensorSpec{.shape = {6}}}),
+                "options.bias.shape[0]", "1 or 7 (kv_len)", "6");
+  ExpectRefused(WithOptions({.bias = TensorSpec{.shape = {4, 5}}}),
+                "options.bias.shape[0]", "1 or 5 (q_len)", "4");
+  ExpectRefused(WithOptions({.mask_shape = Shape{2, 5, 7}}),
+                "options.mask.shape[0]", "1 or 4 (q_heads)", "2");
+  ExpectRefused(WithOptions({.mask_shape = Shape{3, 4, 5, 7}}),
+                "options.mask.shape[0]", "1 or 2 (batch)", "3");
+  ExpectRefused(WithOptions({.mask_shape = Shape{1, 2, 4, 5, 7}}),
+                "options.mask.shape", "rank 4 or less", "rank 5");
+  ExpectRefused(WithOptions({.bias = TensorSpec{.shape = {0}}}),
+                "options.bias.shape[0]", "1 or 7 (kv_len)", "0");
+  ExpectRefused(WithOptions({.bias = TensorSpec{.shape = {-1, 7}}}),
+                "options.bias.shape[0]", "1 or 5 (q_len)", "-1");
+  // [batch, heads, q_len, kv_len] in every layout.
+  EXPECT_TRUE(Create({5, 4, 6}, {7, 2, 6}, {7, 2, 3},
+                     {.layout = Layout::kBshd, .mask_shape = Shape{4, 5, 7}})
+                  .ok());
+}
+
+TEST(AttentionProblemTest, RefusesScoreOptionsOutOfRange) {
+  for (const float bad : {kNan, kInfinity, -kInfinity, 0.0F, -1.0F}) {
+    EXPECT_EQ(FieldOf(WithOptions({.logits_soft_cap = bad}).status()),
+              "options.logits_soft_cap");
+  }
+  ExpectRefused(WithOptions({.logits_soft_cap = 0.0F}),
+                "options.logits_soft_cap", "a finite number > 0", "0");
+  EXPECT_EQ(WithOptions({.logits_soft_cap = 30.0F})->params().soft_cap, 30);
+  EXPECT_EQ(WithOptions({})->params().soft_cap, 0);
+
+  ExpectRefused(WithOptions({.alibi_slopes = {1, 2}}), "options.alibi_slopes",
+                "none, or 4, one a query head", "2");
+  ExpectRefused(WithOptions({.alibi_slopes = {1, 2, kInfinity, 4}}),
+                "options.alibi_slopes[2]", "a finite number", "inf");
+  ExpectRefused(WithOptions({.alibi_slopes = {1, kNan, 3, 4}}),
+                "options.alibi_slopes[1]", "a finite number", "nan");
+  EXPECT_TRUE(WithOptions({.alibi_slopes = {1, -2, 0, 4}})->params().has_alibi);
+
+  ExpectRefused(WithOptions({.sink_logits = {1}}), "options.sink_logits",
+                "none, or 4, one a query head", "1");
+  ExpectRefused(WithOptions({.sink_logits = {1, 2, 3, kInfinity}}),
+                "options.sink_logits[3]", "a finite number or -inf", "inf");
+  ExpectRefused(WithOptions({.sink_logits = {kNan, 2, 3, 4}}),
+                "options.sink_logits[0]", "a finite number or -inf", "nan");
+  EXPECT_TRUE(
+      WithOptions({.sink_logits = {1, -kInfinity, 3, 4}})->params().has_sinks);
+}
+
+TEST(AttentionProblemTest, RefusesLengthsBeyondTheTensors) {
+  ExpectRefused(WithOptions({.query_lengths = {5}}), "options.query_lengths",
+                "none, or 2, one a batch entry", "1");
+  ExpectRefused(WithOptions({.query_lengths = {5, 6}}),
+                "options.query_lengths[1]", "0 to 5", "6");
+  ExpectRefused(WithOptions({.key_lengths = {-1, 6}}), "options.key_lengths[0]",
+                "0 to 7", "-1");
+  ExpectRefused(WithOptions({.key_lengths = {1, 2, 3}}), "options.key_lengths",
+                "none, or 2, one a batch entry", "3");
+  EXPECT_TRUE(
+      WithOptions({.query_lengths = {0, 5}, .key_lengths = {7, 0}}).ok());
+}
+
+TEST(AttentionProblemTest, RefusesOffsetsAndWindowsOutOfRange) {
+  EXPECT_TRUE(WithOptions({.query_offsets = {3}}).ok());
+  EXPECT_TRUE(WithOptions({.query_offsets = {-3, 1000}}).ok());
+  ExpectRefused(WithOptions({.query_offsets = {1, 2, 3}}),
+                "options.query_offsets",
+                "none, or 2, one a batch entry (or one for all)", "3");
+  ExpectRefused(WithOptions({.query_offsets = {1, kMax}}),
+                "options.query_offsets[1]",
+                "a number within +-1152921504606846976", "9223372036854775807");
+  ExpectRefused(WithOptions({.window_left = -1}), "options.window_left",
+                "a number >= 0", "-1");
+  ExpectRefused(WithOptions({.window_right = -5}), "options.window_right",
+                "a number >= 0", "-5");
+  EXPECT_TRUE(WithOptions({.window_left = kMax, .window_right = 0}).ok());
+}
+
+// Query of 6 rows and 9 keys in all.
+absl::StatusOr<AttentionProblem> Ragged(const AttentionOptions& options) {
+  return Create({4, 6, 8}, {2, 9, 8}, {2, 9, 8}, options);
+}
+
+TEST(AttentionProblemTest, RaggedBatchesCountTheirEntries) {
+  const auto problem =
+      Ragged({.cu_seqlens_q = {0, 1, 1, 6}, .cu_seqlens_k = {0, 4, 4, 9}});
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  EXPECT_TRUE(problem->params().ragged);
+  EXPECT_EQ(problem->params().batch, 3);
+  EXPECT_EQ(problem->params().q_len, 6);
+  EXPECT_EQ(problem->query_bytes(), 4 * 6 * 8 * 4);
+  EXPECT_EQ(problem->output_bytes(), 4 * 6 * 8 * 4);
+  EXPECT_EQ(problem->lse_bytes(), 4 * 6 * 4);
+  EXPECT_THAT(problem->OutputShape(), ElementsAre(4, 6, 8));
+  EXPECT_THAT(problem->LseShape(), ElementsAre(4, 6));
+  // One offset an entry.
+  EXPECT_TRUE(Ragged({.query_offsets = {1, 2, 3},
+                      .cu_seqlens_q = {0, 1, 1, 6},
+                      .cu_seqlens_k = {0, 4, 4, 9}})
+                  .ok());
+  // No entry at all, of nothing at all.
+  const auto none = Create({0, 8}, {0, 8}, {0, 8},
+                           {.cu_seqlens_q = {0}, .cu_seqlens_k = {0}});
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->params().batch, 0);
+}
+
+TEST(AttentionProblemTest, RefusesRaggedBatchesThatDoNotAddUp) {
+  ExpectRefused(Ragged({.cu_seqlens_k = {0, 9}}), "options.cu_seqlens_q",
+                "offsets beside cu_seqlens_k", "none");
+  ExpectRefused(Ragged({.cu_seqlens_q = {0, 6}}), "options.cu_seqlens_k",
+                "as many offsets as cu_seqlens_q, 2", "0");
+  ExpectRefused(Ragged({.cu_seqlens_q = {0, 6}, .cu_seqlens_k = {0, 4, 9}}),
+                "options.cu_seqlens_k", "as many offsets as cu_seqlens_q, 2",
+                "3");
+  ExpectRefused(Ragged({.cu_seqlens_q = {1, 6}, .cu_seqlens_k = {0, 9}}),
+                "options.cu_seqlens_q[0]", "0", "1");
+  ExpectRefused(
+      Ragged({.cu_seqlens_q = {0, 4, 3, 6}, .cu_seqlens_k = {0, 4, 4, 9}}),
+      "options.cu_seqlens_q[2]", "no less than 4", "3");
+  ExpectRefused(Ragged({.cu_seqlens_q = {0, 6}, .cu_seqlens_k = {0, 8}}),
+                "options.cu_seqlens_k[1]", "9 (the length of seq)", "8");
+  ExpectRefused(Ragged({.cu_seqlens_q = {0}, .cu_seqlens_k = {0}}),
+                "options.cu_seqlens_q[0]", "6 (the length of seq)", "0");
+  ExpectRefused(Create({1, 4, 6, 8}, {1, 2, 9, 8}, {1, 2, 9, 8},
+                       {.cu_seqlens_q = {0, 6}, .cu_seqlens_k = {0, 9}}),
+                "query.shape", "rank 2 or 3 beside cu_seqlens_q", "rank 4");
+  const AttentionOptions ragged = {.cu_seqlens_q = {0, 6},
+                                   .cu_seqlens_k = {0, 9}};
+  const auto with = [&](auto change) {
+    AttentionOptions options = ragged;
+    change(options);
+    return Ragged(options);
+  };
+  ExpectRefused(with([](auto& o) { o.query_lengths = {6}; }),
+                "options.query_lengths", "nothing beside cu_seqlens_q",
+                "a value");
+  ExpectRefused(with([](auto& o) { o.key_lengths = {9}; }),
+                "options.key_lengths", "nothing beside cu_seqlens_q",
+                "a value");
+  ExpectRefused(with([](auto& o) { o.bias = TensorSpec{.shape = {1}}; }),
+                "options.bias", "nothing beside cu_seqlens_q", "a value");
+  ExpectRefused(with([](auto& o) { o.mask_shape = Shape{1}; }), "options.mask",
+                "nothing beside cu_seqlens_q", "a value");
+}
+
+TEST(AttentionProblemTest, RefusesListsOfMoreEntriesThanMemoryIsPlannedFor) {
+  constexpr int64_t kMost = AttentionProblem::kMaxListedEntries;
+  const auto create = [](int64_t batch, const AttentionOptions& options) {
+    return Create({batch, 1, 1, 1}, {batch, 1, 1, 1}, {batch, 1, 1, 1},
+                  options);
+  };
+  const auto ones = [](int64_t count) {
+    return std::vector<int64_t>(static_cast<size_t>(count), 1);
+  };
+  EXPECT_TRUE(create(kMost, {.key_lengths = ones(kMost)}).ok());
+  const std::string most = "at most 65536 batch entries";
+  ExpectRefused(create(kMost + 1, {.key_lengths = ones(kMost + 1)}),
+                "options.key_lengths", most, "65537");
+  ExpectRefused(create(kMost + 1, {.query_lengths = ones(kMost + 1)}),
+                "options.query_lengths", most, "65537");
+  ExpectRefused(create(kMost + 1, {.query_offsets = ones(kMost + 1)}),
+                "options.query_offsets", most, "65537");
+  const std::vector<int64_t> empty(static_cast<size_t>(kMost + 2), 0);
+  ExpectRefused(Create({0, 1}, {0, 1}, {0, 1},
+                       {.cu_seqlens_q = empty, .cu_seqlens_k = empty}),
+                "options.cu_seqlens_q", most, "65537");
+  // One for all is no list.
+  EXPECT_TRUE(create(kMost + 1, {.query_offsets = {1}}).ok());
 }
 
 }  // namespace

@@ -2,41 +2,78 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "core/attention_problem.h"
+
 namespace attnd {
 namespace {
 
 constexpr Causal kEveryCausal[] = {Causal::kNone, Causal::kTopLeft,
                                    Causal::kBottomRight};
+constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
-AttentionParams Params(Causal causal, int64_t q_len, int64_t kv_len) {
-  AttentionParams params;
-  params.causal = causal;
-  params.q_len = q_len;
-  params.kv_len = kv_len;
-  return params;
+// The mask of one head of `batch` entries.
+Mask MaskOf(int64_t batch, int64_t q_len, int64_t kv_len,
+            const AttentionOptions& options) {
+  const TensorSpec key{.shape = {batch, 1, kv_len, 1}};
+  const auto problem = AttentionProblem::Create({.shape = {batch, 1, q_len, 1}},
+                                                key, key, options);
+  EXPECT_TRUE(problem.ok()) << problem.status();
+  return problem->mask();
 }
 
-// The contract's words: key j is seen by row i when j <= p(i).
-bool Sees(Causal causal, int64_t q_len, int64_t kv_len, int64_t i, int64_t j) {
-  if (causal == Causal::kNone) return true;
-  return j <= i + (causal == Causal::kBottomRight ? kv_len - q_len : 0);
+Mask RaggedMask(const AttentionOptions& options) {
+  const TensorSpec key{.shape = {options.cu_seqlens_k.back(), 1}};
+  const auto problem = AttentionProblem::Create(
+      {.shape = {options.cu_seqlens_q.back(), 1}}, key, key, options);
+  EXPECT_TRUE(problem.ok()) << problem.status();
+  return problem->mask();
 }
 
-TEST(MaskTest, RangeHoldsExactlyTheKeysThatTheFormulaShows) {
+// The contract's words, for the one entry of a batch.
+bool Sees(const AttentionOptions& o, int64_t q_len, int64_t kv_len, int64_t i,
+          int64_t j) {
+  if (!o.query_lengths.empty()) q_len = o.query_lengths[0];
+  if (!o.key_lengths.empty()) kv_len = o.key_lengths[0];
+  int64_t p = i;
+  if (!o.query_offsets.empty()) {
+    p += o.query_offsets[0];
+  } else if (o.causal == Causal::kBottomRight) {
+    p += kv_len - q_len;
+  }
+  return i < q_len && j < kv_len && (o.causal == Causal::kNone || j <= p) &&
+         (!o.window_left || p - j <= *o.window_left) &&
+         (!o.window_right || j - p <= *o.window_right);
+}
+
+// Every combination of small options: calls check(options, q_len, kv_len).
+template <typename Check>
+void ForEveryCombination(const Check& check) {
+  const std::optional<int64_t> windows[] = {std::nullopt, 0, 2, kMax};
+  const std::vector<int64_t> offsets[] = {{}, {-3}, {0}, {2}, {9}};
+  const std::vector<int64_t> lengths[] = {{}, {0}, {3}};
   for (const Causal causal : kEveryCausal) {
-    for (int64_t q_len = 0; q_len <= 9; ++q_len) {
-      for (int64_t kv_len = 0; kv_len <= 9; ++kv_len) {
-        const Mask mask(Params(causal, q_len, kv_len));
-        for (int64_t i = 0; i < q_len; ++i) {
-          const KeyRange range = mask.VisibleRange(0, i);
-          ASSERT_GE(range.begin, 0);
-          ASSERT_LE(range.begin, range.end);
-          ASSERT_LE(range.end, kv_len);
-          for (int64_t j = 0; j < kv_len; ++j) {
-            ASSERT_EQ(range.begin <= j && j < range.end,
-                      Sees(causal, q_len, kv_len, i, j))
-                << "causal " << static_cast<int>(causal) << " q_len " << q_len
-                << " kv_len " << kv_len << " i " << i << " j " << j;
+    for (const auto& left : windows) {
+      for (const auto& right : windows) {
+        for (const auto& offset : offsets) {
+          for (const auto& q_length : lengths) {
+            for (const auto& k_length : lengths) {
+              for (const int64_t q_len : {3, 4, 7}) {
+                for (const int64_t kv_len : {3, 5, 8}) {
+                  check(AttentionOptions{.causal = causal,
+                                         .query_offsets = offset,
+                                         .window_left = left,
+                                         .window_right = right,
+                                         .query_lengths = q_length,
+                                         .key_lengths = k_length},
+                        q_len, kv_len);
+                  if (::testing::Test::HasFatalFailure()) return;
+                }
+              }
+            }
           }
         }
       }
@@ -44,37 +81,141 @@ TEST(MaskTest, RangeHoldsExactlyTheKeysThatTheFormulaShows) {
   }
 }
 
+std::string ToString(const AttentionOptions& o, int64_t q_len, int64_t kv_len) {
+  const auto show = [](const auto& x) {
+    return x.empty() ? std::string("none") : std::to_string(x[0]);
+  };
+  return "causal " + std::to_string(static_cast<int>(o.causal)) + " offset " +
+         show(o.query_offsets) + " left " +
+         std::to_string(o.window_left.value_or(-1)) + " right " +
+         std::to_string(o.window_right.value_or(-1)) + " query length " +
+         show(o.query_lengths) + " key length " + show(o.key_lengths) +
+         " q_len " + std::to_string(q_len) + " kv_len " +
+         std::to_string(kv_len);
+}
+
+TEST(MaskTest, RangeHoldsExactlyTheKeysThatTheFormulaShows) {
+  ForEveryCombination(
+      [](const AttentionOptions& options, int64_t q_len, int64_t kv_len) {
+        const BatchEntry entry = MaskOf(1, q_len, kv_len, options).Entry(0);
+        for (int64_t i = 0; i < q_len; ++i) {
+          const KeyRange range = entry.VisibleRange(i);
+          ASSERT_GE(range.begin, 0);
+          ASSERT_LE(range.begin, range.end);
+          ASSERT_LE(range.end, kv_len);
+          for (int64_t j = 0; j < kv_len; ++j) {
+            ASSERT_EQ(range.begin <= j && j < range.end,
+                      Sees(options, q_len, kv_len, i, j))
+                << ToString(options, q_len, kv_len) << " i " << i << " j " << j;
+          }
+        }
+      });
+}
+
 TEST(MaskTest, VisiblePairsIsTheSumOfTheRanges) {
-  for (const Causal causal : kEveryCausal) {
-    for (int64_t q_len = 0; q_len <= 20; ++q_len) {
-      for (int64_t kv_len = 0; kv_len <= 20; ++kv_len) {
-        const Mask mask(Params(causal, q_len, kv_len));
+  ForEveryCombination(
+      [](const AttentionOptions& options, int64_t q_len, int64_t kv_len) {
+        const Mask mask = MaskOf(1, q_len, kv_len, options);
         int64_t pairs = 0;
         for (int64_t i = 0; i < q_len; ++i) {
-          pairs += mask.VisibleRange(0, i).size();
+          pairs += mask.Entry(0).VisibleRange(i).size();
         }
-        ASSERT_EQ(mask.VisiblePairs(), pairs)
-            << "causal " << static_cast<int>(causal) << " q_len " << q_len
-            << " kv_len " << kv_len;
-      }
-    }
+        ASSERT_EQ(mask.Entry(0).VisiblePairs(), pairs)
+            << ToString(options, q_len, kv_len);
+        ASSERT_EQ(mask.VisiblePairs(), pairs);
+      });
+}
+
+TEST(MaskTest, EntriesDifferByTheirLengthsAndOffsets) {
+  const Mask mask = MaskOf(3, 4, 6,
+                           {.causal = Causal::kBottomRight,
+                            .query_lengths = {4, 1, 0},
+                            .key_lengths = {6, 5, 2}});
+  EXPECT_FALSE(mask.uniform());
+  EXPECT_EQ(mask.Entry(0).Position(0), 2);
+  EXPECT_EQ(mask.Entry(1).Position(0), 4);
+  EXPECT_EQ(mask.Entry(1).VisibleRange(0), (KeyRange{0, 5}));
+  EXPECT_EQ(mask.Entry(1).VisibleRange(1).size(), 0);
+  EXPECT_EQ(mask.Entry(1).batch, 1);
+  EXPECT_EQ(mask.Entry(1).q_len, 4);  // rows to answer, seeing or not
+  EXPECT_EQ(mask.VisiblePairs(), (3 + 4 + 5 + 6) + 5 + 0);
+
+  const Mask offsets =
+      MaskOf(2, 1, 6, {.causal = Causal::kTopLeft, .query_offsets = {0, 4}});
+  EXPECT_EQ(offsets.Entry(0).VisibleRange(0), (KeyRange{0, 1}));
+  EXPECT_EQ(offsets.Entry(1).VisibleRange(0), (KeyRange{0, 5}));
+  EXPECT_FALSE(offsets.uniform());
+
+  const Mask one =
+      MaskOf(2, 1, 6, {.causal = Causal::kTopLeft, .query_offsets = {4}});
+  EXPECT_EQ(one.Entry(0).VisibleRange(0), (KeyRange{0, 5}));
+  EXPECT_EQ(one.Entry(1).VisibleRange(0), (KeyRange{0, 5}));
+  EXPECT_TRUE(one.uniform());
+  EXPECT_EQ(one.VisiblePairs(), 10);
+}
+
+TEST(MaskTest, RaggedEntriesCountFromTheirOwnFirstRowAndKey) {
+  const Mask mask = RaggedMask({.causal = Causal::kBottomRight,
+                                .window_left = 2,
+                                .cu_seqlens_q = {0, 3, 3, 4},
+                                .cu_seqlens_k = {0, 3, 5, 12}});
+  EXPECT_FALSE(mask.uniform());
+  const BatchEntry prompt = mask.Entry(0);
+  EXPECT_EQ(prompt.q_begin, 0);
+  EXPECT_EQ(prompt.q_len, 3);
+  EXPECT_EQ(prompt.VisibleRange(2), (KeyRange{0, 3}));
+  const BatchEntry nothing = mask.Entry(1);
+  EXPECT_EQ(nothing.q_len, 0);
+  EXPECT_EQ(nothing.kv_len, 2);
+  const BatchEntry decode = mask.Entry(2);
+  EXPECT_EQ(decode.batch, 0);
+  EXPECT_EQ(decode.q_begin, 3);
+  EXPECT_EQ(decode.kv_begin, 5);
+  EXPECT_EQ(decode.Position(0), 6);
+  EXPECT_EQ(decode.VisibleRange(0), (KeyRange{4, 7}));
+  EXPECT_EQ(mask.VisiblePairs(), (1 + 2 + 3) + 0 + 3);
+}
+
+TEST(MaskTest, TheLargestNumbersDoNotOverflow) {
+  constexpr int64_t kLen = int64_t{1} << 29;
+  EXPECT_EQ(MaskOf(1, kLen, kLen, {}).VisiblePairs(), kLen * kLen);
+  EXPECT_EQ(MaskOf(1, kLen, kLen, {.causal = Causal::kTopLeft}).VisiblePairs(),
+            kLen * kLen / 2 + kLen / 2);
+  EXPECT_EQ(MaskOf(1, 1, kLen, {.causal = Causal::kBottomRight}).VisiblePairs(),
+            kLen);
+  EXPECT_EQ(MaskOf(1, kLen, 1, {.causal = Causal::kBottomRight}).VisiblePairs(),
+            1);
+  for (const int64_t offset : {Mask::kMaxPosition, -Mask::kMaxPosition}) {
+    // No bound of its own: an offset alone hides nothing.
+    EXPECT_EQ(MaskOf(1, 2, 3, {.query_offsets = {offset}}).VisiblePairs(), 6);
+    EXPECT_EQ(MaskOf(1, 2, 3,
+                     {.query_offsets = {offset},
+                      .window_left = kMax,
+                      .window_right = kMax})
+                  .VisiblePairs(),
+              6);
+    EXPECT_EQ(
+        MaskOf(1, 2, 3,
+               {.query_offsets = {offset}, .window_left = 0, .window_right = 0})
+            .VisiblePairs(),
+        0);
+    EXPECT_EQ(
+        MaskOf(1, 2, 3, {.causal = Causal::kTopLeft, .query_offsets = {offset}})
+            .VisiblePairs(),
+        offset > 0 ? 6 : 0);
   }
+  // Exactly at the far end of the largest window that is one.
+  EXPECT_EQ(MaskOf(1, 1, 3,
+                   {.query_offsets = {Mask::kMaxPosition},
+                    .window_left = Mask::kMaxPosition - 1})
+                .VisiblePairs(),
+            2);
 }
 
-TEST(MaskTest, VisiblePairsOfTheLongestSequencesDoNotOverflow) {
-  constexpr int64_t kLen = int64_t{1} << 31;
-  EXPECT_EQ(Mask(Params(Causal::kNone, kLen, kLen)).VisiblePairs(),
-            int64_t{1} << 62);
-  EXPECT_EQ(Mask(Params(Causal::kTopLeft, kLen, kLen)).VisiblePairs(),
-            (int64_t{1} << 61) + kLen / 2);
-  EXPECT_EQ(Mask(Params(Causal::kBottomRight, 1, kLen)).VisiblePairs(), kLen);
-  EXPECT_EQ(Mask(Params(Causal::kBottomRight, kLen, 1)).VisiblePairs(), 1);
-}
-
-TEST(MaskTest, EveryHeadSeesTheSame) {
-  const Mask mask(Params(Causal::kBottomRight, 4, 7));
-  EXPECT_EQ(mask.VisibleRange(0, 2), mask.VisibleRange(5, 2));
-  EXPECT_EQ(mask.VisibleRange(0, 3), (KeyRange{0, 7}));
+TEST(MaskTest, NoEntriesSeeNothing) {
+  EXPECT_EQ(MaskOf(0, 4, 5, {}).VisiblePairs(), 0);
+  EXPECT_EQ(
+      RaggedMask({.cu_seqlens_q = {0}, .cu_seqlens_k = {0}}).VisiblePairs(), 0);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <span>
 
 #include "tests/support/attention_case.h"
 
@@ -15,6 +16,7 @@ namespace {
 using ::attnd::testing::AttentionCase;
 using ::attnd::testing::CaseShape;
 using ::attnd::testing::RandomShape;
+using ::attnd::testing::TypedArray;
 using ::testing::Each;
 using ::testing::IsEmpty;
 using ::testing::IsNan;
@@ -84,7 +86,7 @@ TEST_P(NaiveAttentionTest, ComputesEmptyProblems) {
   shape.options.return_lse = true;
   AttentionCase no_keys(shape, kSeed);
   Compute(no_keys);
-  EXPECT_THAT(no_keys.output, Each(0.0F));
+  EXPECT_THAT(no_keys.output.floats(), Each(0.0F));
   EXPECT_THAT(no_keys.lse, Each(-kInfinity));
   shape.kv_len = 3;
   shape.q_len = 0;
@@ -102,8 +104,8 @@ TEST_P(NaiveAttentionTest, FollowsIeeeWhereInputsAreNotFinite) {
   for (int i = 0; i < 60; ++i) {
     SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
     AttentionCase c(RandomShape(rng, 40), rng());
-    std::vector<float>* const tensors[] = {&c.query, &c.key, &c.value};
-    std::vector<float>& tensor = *tensors[rng() % 3];
+    TypedArray* const tensors[] = {&c.query, &c.key, &c.value};
+    const std::span<float> tensor = tensors[rng() % 3]->floats();
     tensor[rng() % tensor.size()] = bad[rng() % 3];
     Compute(c);
     ASSERT_THAT(c.Compare(), IsEmpty());
@@ -114,14 +116,14 @@ TEST_P(NaiveAttentionTest, ARowWithoutAScoreAboveMinusInfinityIsZero) {
   CaseShape shape{.q_len = 1, .kv_len = 37, .head_dim = 1, .v_head_dim = 3};
   shape.options.return_lse = true;
   AttentionCase c(shape, kSeed);
-  c.query = {1};
-  c.key.assign(37, -kInfinity);
+  c.query.Set(0, 1);
+  c.key.Fill(-kInfinity);
   Compute(c);
-  EXPECT_THAT(c.output, Each(0.0F));
+  EXPECT_THAT(c.output.floats(), Each(0.0F));
   EXPECT_THAT(c.lse, Each(-kInfinity));
-  c.key[36] = kNan;
+  c.key.Set(36, kNan);
   Compute(c);
-  EXPECT_THAT(c.output, Each(IsNan()));
+  EXPECT_THAT(c.output.floats(), Each(IsNan()));
   EXPECT_THAT(c.lse, Each(IsNan()));
 }
 

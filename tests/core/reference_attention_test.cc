@@ -3,18 +3,28 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "tests/support/attention_case.h"
+#include "tests/support/gradient_case.h"
+#include "tests/support/typed_array.h"
 
 namespace attnd {
 namespace {
 
+using ::attnd::testing::Affordable;
 using ::attnd::testing::AttentionCase;
+using ::attnd::testing::CaseShape;
+using ::attnd::testing::GradientCase;
+using ::attnd::testing::RandomGradientCase;
 using ::attnd::testing::RandomShape;
+using ::attnd::testing::TypedArray;
 using ::testing::DoubleEq;
 using ::testing::DoubleNear;
 using ::testing::Each;
@@ -31,26 +41,27 @@ struct Answer {
   std::vector<double> lse;
 };
 
-Answer Reference(const AttentionCase& c) {
-  Answer answer{std::vector<double>(c.output.size(), -7),
+Answer Reference(AttentionCase c) {
+  Answer answer{std::vector<double>(static_cast<size_t>(c.output.size()), -7),
                 std::vector<double>(c.lse.size(), -7)};
-  ReferenceAttention(c.problem(), c.query.data(), c.key.data(), c.value.data(),
-                     answer.output.data(), answer.lse.data());
+  ReferenceAttention(c.problem(), c.buffers(), answer.output.data(),
+                     answer.lse.data());
   return answer;
 }
 
 // One query row and `keys` keys of head_dim 1 and v_head_dim 2; scores are
 // query * key.
 AttentionCase OneRow(float query, const std::vector<float>& keys,
-                     const std::vector<float>& values) {
+                     const std::vector<float>& values,
+                     const AttentionOptions& options = {}) {
   AttentionCase c({.kv_len = static_cast<int64_t>(keys.size()),
                    .head_dim = 1,
                    .v_head_dim = 2,
-                   .options = {.return_lse = true}},
+                   .options = options},
                   kSeed);
-  c.query = {query};
-  c.key = keys;
-  c.value = values;
+  c.query.Set(0, query);
+  std::copy(keys.begin(), keys.end(), c.key.floats().begin());
+  std::copy(values.begin(), values.end(), c.value.floats().begin());
   return c;
 }
 
@@ -83,7 +94,7 @@ TEST(ReferenceAttentionTest, IsTheFormulaOfTheContract) {
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < 100; ++i) {
     SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
-    const AttentionCase c(RandomShape(rng, 20), rng());
+    AttentionCase c(RandomShape(rng, 20), rng());
     const AttentionParams& p = c.problem().params();
     const int64_t shift =
         p.causal == Causal::kBottomRight ? p.kv_len - p.q_len : 0;
@@ -100,9 +111,8 @@ TEST(ReferenceAttentionTest, IsTheFormulaOfTheContract) {
         if (p.causal != Causal::kNone && j > i_row + shift) continue;
         long double dot = 0;
         for (int64_t d = 0; d < p.head_dim; ++d) {
-          dot += static_cast<long double>(
-                     c.query[static_cast<size_t>(row * p.head_dim + d)]) *
-                 c.key[static_cast<size_t>((first + j) * p.head_dim + d)];
+          dot += static_cast<long double>(c.query[row * p.head_dim + d]) *
+                 c.key[(first + j) * p.head_dim + d];
         }
         const long double weight =
             std::exp(static_cast<long double>(p.score_scale) * dot);
@@ -110,7 +120,7 @@ TEST(ReferenceAttentionTest, IsTheFormulaOfTheContract) {
         for (size_t d = 0; d < weighted.size(); ++d) {
           weighted[d] +=
               weight *
-              c.value[static_cast<size_t>((first + j) * p.v_head_dim) + d];
+              c.value[(first + j) * p.v_head_dim + static_cast<int64_t>(d)];
         }
       }
       for (const long double w : weighted) {
@@ -201,13 +211,257 @@ TEST(ReferenceAttentionTest, HiddenKeysTouchNothing) {
                     kSeed);
     const Answer clean = Reference(c);
     // Key 4 is seen by row 4 alone.
-    for (size_t d = 12; d < 15; ++d) c.key[d] = kNan;
-    for (size_t d = 8; d < 10; ++d) c.value[d] = kNan;
+    for (int64_t d = 12; d < 15; ++d) c.key.Set(d, kNan);
+    for (int64_t d = 8; d < 10; ++d) c.value.Set(d, kNan);
     const Answer dirty = Reference(c);
     for (size_t x = 0; x < 8; ++x) EXPECT_EQ(dirty.output[x], clean.output[x]);
     for (size_t x = 0; x < 4; ++x) EXPECT_EQ(dirty.lse[x], clean.lse[x]);
     EXPECT_THAT(dirty.lse[4], IsNan());
   }
+}
+
+// --- options, one at a time --------------------------------------------------
+
+TEST(ReferenceAttentionTest, SoftCapBendsScores) {
+  const Answer answer =
+      Reference(OneRow(1, {3}, {10, 20}, {.logits_soft_cap = 2.0F}));
+  EXPECT_THAT(answer.lse, ElementsAre(DoubleEq(2 * std::tanh(1.5))));
+}
+
+TEST(ReferenceAttentionTest, AlibiCountsTheDistanceFromThePosition) {
+  // p(0) = 2; scores 1 - 0.5 * {2, 1, 0, 1}.
+  const Answer answer =
+      Reference(OneRow(1, {1, 1, 1, 1}, {1, 0, 0, 0, 0, 0, 0, 0},
+                       {.query_offsets = {2}, .alibi_slopes = {0.5F}}));
+  const double sum = 1 + 2 * std::exp(-0.5) + std::exp(-1);
+  EXPECT_THAT(answer.output,
+              ElementsAre(DoubleEq(std::exp(-1) / sum), DoubleEq(0)));
+  EXPECT_THAT(answer.lse, ElementsAre(DoubleEq(1 + std::log(sum))));
+}
+
+TEST(ReferenceAttentionTest, BiasIsAddedAfterTheSoftCap) {
+  AttentionCase c =
+      OneRow(1, {3}, {10, 20},
+             {.logits_soft_cap = 2.0F, .bias = TensorSpec{.shape = {1}}});
+  c.bias.Set(0, 7);
+  EXPECT_THAT(Reference(c).lse, ElementsAre(DoubleEq(2 * std::tanh(1.5) + 7)));
+}
+
+TEST(ReferenceAttentionTest, ABiasOfMinusInfinityHidesEvenNan) {
+  AttentionCase c = OneRow(1, {kNan, 3}, {kNan, kNan, 5, 6},
+                           {.bias = TensorSpec{.shape = {2}}});
+  c.bias.Set(0, -std::numeric_limits<float>::infinity());
+  c.bias.Set(1, 1);
+  EXPECT_THAT(Reference(c).output, ElementsAre(5, 6));
+  EXPECT_THAT(Reference(c).lse, ElementsAre(4));
+  // The least finite number does not: alone, it is a score like any other.
+  c.bias.Set(0, -std::numeric_limits<float>::max());
+  EXPECT_THAT(Reference(c).output, Each(IsNan()));
+}
+
+TEST(ReferenceAttentionTest, AMaskOfZeroHidesAndAnyOtherByteShows) {
+  AttentionCase c =
+      OneRow(1, {1, 1, kNan}, {1, 2, 3, 4, kNan, kNan}, {.mask_shape = {{3}}});
+  c.mask = {std::byte{1}, std::byte{0x80}, std::byte{0}};
+  EXPECT_THAT(Reference(c).output, ElementsAre(DoubleEq(2), DoubleEq(3)));
+}
+
+TEST(ReferenceAttentionTest, ASinkTakesWeightAndGivesNoValue) {
+  const Answer answer = Reference(OneRow(1, {0}, {4, 8}, {.sink_logits = {0}}));
+  EXPECT_THAT(answer.output, ElementsAre(DoubleEq(2), DoubleEq(4)));
+  EXPECT_THAT(answer.lse, ElementsAre(DoubleEq(std::log(2))));
+  const Answer none = Reference(
+      OneRow(1, {0}, {4, 8},
+             {.sink_logits = {-std::numeric_limits<float>::infinity()}}));
+  EXPECT_THAT(none.output, ElementsAre(4, 8));
+  // A row that sees no key answers the sink.
+  const Answer nothing = Reference(
+      OneRow(1, {kNan}, {kNan, 8}, {.sink_logits = {3}, .key_lengths = {0}}));
+  EXPECT_THAT(nothing.output, ElementsAre(0, 0));
+  EXPECT_THAT(nothing.lse, ElementsAre(3));
+}
+
+// Which of 4 keys a single row sees: each key's value is a power of two, and
+// with scores of 0 the sum of what is seen is their mean times their number.
+std::vector<int> Seen(const AttentionOptions& options) {
+  const Answer answer =
+      Reference(OneRow(0, {1, 1, 1, 1}, {1, 0, 2, 0, 4, 0, 8, 0}, options));
+  const double count = std::exp(answer.lse[0]);
+  const auto bits = std::lround(answer.output[0] * count);
+  std::vector<int> seen;
+  for (int j = 0; j < 4; ++j) {
+    if ((bits >> j) % 2 == 1) seen.push_back(j);
+  }
+  return seen;
+}
+
+TEST(ReferenceAttentionTest, CausalWindowsOffsetsAndLengthsIntersect) {
+  EXPECT_THAT(Seen({}), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(Seen({.causal = Causal::kTopLeft}), ElementsAre(0));
+  EXPECT_THAT(Seen({.causal = Causal::kBottomRight}), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(Seen({.causal = Causal::kTopLeft, .query_offsets = {2}}),
+              ElementsAre(0, 1, 2));
+  // An offset is what it is, whatever the alignment.
+  EXPECT_THAT(Seen({.causal = Causal::kBottomRight, .query_offsets = {1}}),
+              ElementsAre(0, 1));
+  EXPECT_THAT(Seen({.query_offsets = {1}, .window_left = 0}),
+              ElementsAre(1, 2, 3));
+  EXPECT_THAT(Seen({.query_offsets = {1}, .window_right = 1}),
+              ElementsAre(0, 1, 2));
+  EXPECT_THAT(Seen({.query_offsets = {2}, .window_left = 1, .window_right = 0}),
+              ElementsAre(1, 2));
+  EXPECT_THAT(Seen({.causal = Causal::kBottomRight,
+                    .window_left = 1,
+                    .window_right = 9}),
+              ElementsAre(2, 3));
+  EXPECT_THAT(Seen({.key_lengths = {3}}), ElementsAre(0, 1, 2));
+  // Bottom-right counts from the lengths: p(0) = 3 - 1.
+  EXPECT_THAT(Seen({.causal = Causal::kBottomRight,
+                    .window_left = 0,
+                    .key_lengths = {3}}),
+              ElementsAre(2));
+  EXPECT_THAT(Seen({.query_lengths = {0}}), ElementsAre());
+  EXPECT_THAT(Seen({.causal = Causal::kTopLeft, .query_offsets = {-1}}),
+              ElementsAre());
+  EXPECT_THAT(Seen({.window_left = std::numeric_limits<int64_t>::max(),
+                    .window_right = std::numeric_limits<int64_t>::max()}),
+              ElementsAre(0, 1, 2, 3));
+}
+
+TEST(ReferenceAttentionTest, RaggedEntriesSeeTheirOwnKeys) {
+  AttentionCase c({.q_len = 3,
+                   .kv_len = 4,
+                   .head_dim = 1,
+                   .v_head_dim = 1,
+                   .rank = 2,
+                   .options = {.causal = Causal::kBottomRight,
+                               .cu_seqlens_q = {0, 1, 1, 3},
+                               .cu_seqlens_k = {0, 2, 2, 4}}},
+                  kSeed);
+  c.query.Fill(0);
+  const float values[] = {1, 2, 10, 20};
+  std::copy_n(values, 4, c.value.floats().begin());
+  const Answer answer = Reference(c);
+  EXPECT_THAT(answer.output,
+              ElementsAre(DoubleEq(1.5), DoubleEq(10), DoubleEq(15)));
+  EXPECT_THAT(answer.lse,
+              ElementsAre(DoubleEq(std::log(2)), 0, DoubleEq(std::log(2))));
+}
+
+TEST(ReferenceElementTest, ReadsEveryType) {
+  const uint16_t f16[] = {0x3C00, 0xC000, 0x0001, 0x7BFF, 0x7C00, 0x7E00};
+  EXPECT_EQ(ReferenceElement(f16, DataType::kF16, 0), 1);
+  EXPECT_EQ(ReferenceElement(f16, DataType::kF16, 1), -2);
+  EXPECT_EQ(ReferenceElement(f16, DataType::kF16, 2), 0x1p-24);
+  EXPECT_EQ(ReferenceElement(f16, DataType::kF16, 3), 65504);
+  EXPECT_EQ(ReferenceElement(f16, DataType::kF16, 4), kInfinity);
+  EXPECT_THAT(ReferenceElement(f16, DataType::kF16, 5), IsNan());
+  const uint16_t bf16[] = {0x3F80, 0xC040, 0x7F80};
+  EXPECT_EQ(ReferenceElement(bf16, DataType::kBF16, 0), 1);
+  EXPECT_EQ(ReferenceElement(bf16, DataType::kBF16, 1), -3);
+  EXPECT_EQ(ReferenceElement(bf16, DataType::kBF16, 2), kInfinity);
+}
+
+// What the support library writes, the oracle reads: nearest, ties to even.
+TEST(TypedArrayTest, RoundsToTheNearest) {
+  const DataType types[] = {DataType::kF16, DataType::kBF16};
+  std::mt19937_64 rng(kSeed);
+  std::normal_distribution<float> normal;
+  for (const DataType type : types) {
+    const double unit = type == DataType::kF16 ? 0x1p-11 : 0x1p-8;
+    TypedArray array(type, 2);
+    for (int i = 0; i < 1000; ++i) {
+      const float x = normal(rng);
+      array.Set(0, x);
+      ASSERT_LE(std::abs(array[0] - x), unit * std::abs(x)) << "seed " << kSeed;
+      const float once = array[0];
+      array.Set(0, once);
+      ASSERT_EQ(array[0], once) << "seed " << kSeed;
+    }
+  }
+  TypedArray f16(DataType::kF16, 2);
+  const std::pair<float, float> cases[] = {{1 + 0x1p-11F, 1},
+                                           {1 + 0x3p-11F, 1 + 0x2p-10F},
+                                           {0x1p-24F, 0x1p-24F},
+                                           {0x1p-25F, 0},
+                                           {65519, 65504},
+                                           {65520, INFINITY},
+                                           {0x1.ff8p-15F, 0x1.ff8p-15F}};
+  for (const auto& [from, to] : cases) {
+    f16.Set(0, from);
+    EXPECT_EQ(f16[0], to);
+    f16.Set(0, -from);
+    EXPECT_EQ(f16[0], -to);
+  }
+}
+
+// --- gradients ---------------------------------------------------------------
+
+// The loss whose gradients ReferenceBackward gives.
+double Loss(GradientCase& c) {
+  const Answer answer = Reference(c.forward);
+  double loss = 0;
+  for (size_t i = 0; i < answer.output.size(); ++i) {
+    loss += answer.output[i] * double{c.grad_output[i]};
+  }
+  return loss;
+}
+
+// Differences over steps that f32 holds exactly, extrapolated from h and 2h so
+// that the error goes with h^4: near 1e-11 with h = 2^-10.
+TEST(ReferenceBackwardTest, AgreesWithFiniteDifferencesOnRandomOptions) {
+  constexpr float kStep = 0x1p-10F;
+  std::mt19937_64 rng(kSeed);
+  for (int i = 0; i < Affordable(300); ++i) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
+    CaseShape shape = RandomGradientCase(rng, 12);
+    shape.head_dim = 1 + shape.head_dim % 8;
+    shape.v_head_dim = 1 + shape.v_head_dim % 8;
+    GradientCase c(shape, rng());
+    TypedArray* const tensors[] = {&c.forward.query, &c.forward.key,
+                                   &c.forward.value};
+    for (TypedArray* tensor : tensors) {
+      for (float& x : tensor->floats()) x = std::round(x / kStep) * kStep;
+    }
+    std::vector<double> gradients[3];
+    for (size_t t = 0; t < 3; ++t) {
+      gradients[t].resize(static_cast<size_t>(tensors[t]->size()));
+    }
+    ReferenceBackward(c.forward.problem(), c.buffers(), gradients[0].data(),
+                      gradients[1].data(), gradients[2].data());
+    for (size_t t = 0; t < 3; ++t) {
+      const std::span<float> inputs = tensors[t]->floats();
+      for (int probe = 0; probe < 5 && !inputs.empty(); ++probe) {
+        const size_t at = rng() % inputs.size();
+        const float x = inputs[at];
+        const auto slope = [&](float step) {
+          inputs[at] = x + step;
+          const double above = Loss(c);
+          inputs[at] = x - step;
+          const double below = Loss(c);
+          inputs[at] = x;
+          return (above - below) / (2 * double{step});
+        };
+        const double expected = (4 * slope(kStep) - slope(2 * kStep)) / 3;
+        ASSERT_NEAR(gradients[t][at], expected, 1e-8 * (1 + std::abs(expected)))
+            << "tensor " << t << " element " << at << " of "
+            << c.forward.ToString();
+      }
+    }
+  }
+}
+
+TEST(ReferenceBackwardTest, OneKeyHasNoGradientButItsValues) {
+  GradientCase c(
+      {.head_dim = 2, .v_head_dim = 3, .options = {.return_lse = true}}, kSeed);
+  std::vector<double> query(2, -7);
+  std::vector<double> key(2, -7);
+  std::vector<double> value(3, -7);
+  ReferenceBackward(c.forward.problem(), c.buffers(), query.data(), key.data(),
+                    value.data());
+  EXPECT_THAT(query, Each(0));
+  EXPECT_THAT(key, Each(0));
+  for (size_t d = 0; d < 3; ++d) EXPECT_EQ(value[d], double{c.grad_output[d]});
 }
 
 }  // namespace

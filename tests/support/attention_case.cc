@@ -2,61 +2,317 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "core/reference_attention.h"
+#include "tests/support/tolerance.h"
 
 namespace attnd::testing {
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 AttentionProblem MakeProblem(const CaseShape& s) {
-  const int64_t q_heads = s.num_kv_heads * s.group;
-  const auto spec = [](int64_t b, int64_t h, int64_t n, int64_t d) {
-    return TensorSpec{.dtype = DataType::kF32, .shape = {b, h, n, d}};
+  const auto spec = [&](DataType type, int64_t h, int64_t n, int64_t d) {
+    std::vector<int64_t> shape = s.options.layout == Layout::kBhsd
+                                     ? std::vector<int64_t>{s.batch, h, n, d}
+                                     : std::vector<int64_t>{s.batch, n, h, d};
+    if (s.rank == 3) shape.erase(shape.begin());
+    if (s.rank == 2) shape = {n, d};
+    return TensorSpec{.dtype = type, .shape = shape};
   };
+  const int64_t q_heads = s.num_kv_heads * s.group;
   return AttentionProblem::Create(
-             spec(s.batch, q_heads, s.q_len, s.head_dim),
-             spec(s.batch, s.num_kv_heads, s.kv_len, s.head_dim),
-             spec(s.batch, s.num_kv_heads, s.kv_len, s.v_head_dim), s.options)
+             spec(s.query_dtype, q_heads, s.q_len, s.head_dim),
+             spec(s.key_dtype, s.num_kv_heads, s.kv_len, s.head_dim),
+             spec(s.value_dtype, s.num_kv_heads, s.kv_len, s.v_head_dim),
+             s.options)
       .value();
 }
 
-// How far f32 may be from the oracle in one row. With u = 2^-24, a score of
-// magnitude sum |q_d k_d| * |scale| = A carries a rounding error of about
-// sqrt(head_dim) * u * A from its dot product and 2 * u * A from its scaling;
-// that is the relative error of its weight. Sums of n terms add sqrt(n) * u.
-// Both are typical growth, not worst case, hence the factor of 4.
-double RowTolerance(const AttentionParams& p, double magnitude) {
-  const double u = std::ldexp(1.0, -24);
-  const auto root = [](int64_t n) { return std::sqrt(static_cast<double>(n)); };
-  return 4 * u * (4 + root(p.kv_len) / 2 + (root(p.head_dim) + 2) * magnitude);
+// --- as C++ ------------------------------------------------------------------
+
+std::string Cpp(int64_t x) { return absl::StrCat(x); }
+std::string Cpp(bool x) { return x ? "true" : "false"; }
+std::string Cpp(float x) {
+  return std::isfinite(x) ? absl::StrFormat("%aF", x)
+         : x < 0          ? "-INFINITY"
+                          : "INFINITY";
+}
+std::string Cpp(DataType x) {
+  return x == DataType::kF32   ? "DataType::kF32"
+         : x == DataType::kF16 ? "DataType::kF16"
+                               : "DataType::kBF16";
+}
+std::string Cpp(Layout x) {
+  return x == Layout::kBhsd ? "Layout::kBhsd" : "Layout::kBshd";
+}
+std::string Cpp(Causal x) {
+  return x == Causal::kNone      ? "Causal::kNone"
+         : x == Causal::kTopLeft ? "Causal::kTopLeft"
+                                 : "Causal::kBottomRight";
+}
+std::string Cpp(Precision x) {
+  return x == Precision::kAuto  ? "Precision::kAuto"
+         : x == Precision::kF32 ? "Precision::kF32"
+                                : "Precision::kBF16";
+}
+template <typename T>
+std::string Cpp(const std::vector<T>& list) {
+  return absl::StrCat(
+      "{",
+      absl::StrJoin(list, ", ",
+                    [](std::string* out, const T& x) { out->append(Cpp(x)); }),
+      "}");
+}
+std::string Cpp(const TensorSpec& x) {
+  return absl::StrCat("TensorSpec{.dtype = ", Cpp(x.dtype),
+                      ", .shape = ", Cpp(x.shape), "}");
+}
+template <typename T>
+std::string Cpp(const std::optional<T>& x) {
+  return Cpp(*x);
+}
+
+// A braced list of the members that differ from those of a fresh `T`.
+template <typename T>
+class Initialiser {
+ public:
+  explicit Initialiser(const T& value) : value_(value) {}
+
+  template <typename Member>
+  Initialiser& Add(const char* name, Member T::*member) {
+    const Member& x = value_.*member;
+    if (Differs(x, T{}.*member)) {
+      items_.push_back(absl::StrCat(".", name, " = ", Cpp(x)));
+    }
+    return *this;
+  }
+  Initialiser& AddText(const std::string& text) {
+    items_.push_back(text);
+    return *this;
+  }
+  std::string ToString() const {
+    return absl::StrCat("{", absl::StrJoin(items_, ", "), "}");
+  }
+
+ private:
+  template <typename M>
+  static bool Differs(const M& a, const M& b) {
+    return a != b;
+  }
+  static bool Differs(const std::optional<TensorSpec>& a,
+                      const std::optional<TensorSpec>& b) {
+    return a.has_value() != b.has_value();
+  }
+
+  const T& value_;
+  std::vector<std::string> items_;
+};
+
+std::string Cpp(const AttentionOptions& options) {
+  using O = AttentionOptions;
+  return Initialiser(options)
+      .Add("scale", &O::scale)
+      .Add("temperature", &O::temperature)
+      .Add("block_size", &O::block_size)
+      .Add("layout", &O::layout)
+      .Add("causal", &O::causal)
+      .Add("query_offsets", &O::query_offsets)
+      .Add("window_left", &O::window_left)
+      .Add("window_right", &O::window_right)
+      .Add("logits_soft_cap", &O::logits_soft_cap)
+      .Add("alibi_slopes", &O::alibi_slopes)
+      .Add("sink_logits", &O::sink_logits)
+      .Add("bias", &O::bias)
+      .Add("mask_shape", &O::mask_shape)
+      .Add("query_lengths", &O::query_lengths)
+      .Add("key_lengths", &O::key_lengths)
+      .Add("cu_seqlens_q", &O::cu_seqlens_q)
+      .Add("cu_seqlens_k", &O::cu_seqlens_k)
+      .Add("return_lse", &O::return_lse)
+      .Add("output_dtype", &O::output_dtype)
+      .Add("precision", &O::precision)
+      .ToString();
+}
+
+// --- draws -------------------------------------------------------------------
+
+class Draw {
+ public:
+  explicit Draw(std::mt19937_64& rng) : rng_(rng) {}
+
+  int64_t Below(int64_t n) {
+    return static_cast<int64_t>(rng_() % static_cast<uint64_t>(n));
+  }
+  bool OneIn(int64_t n) { return Below(n) == 0; }
+  int64_t UpTo(int64_t n) { return Below(n + 1); }
+
+  int64_t Length(int64_t max) {
+    if (OneIn(2)) return std::min(max, 1 + Below(9));
+    int64_t power = 16;
+    while (power * 2 <= max && Below(3) != 0) power *= 2;
+    return std::clamp<int64_t>(power - 1 + Below(3), 1, max);
+  }
+
+  template <typename T, size_t n>
+  T OneOf(const T (&choices)[n]) {
+    return choices[Below(n)];
+  }
+
+  DataType Type() {
+    return OneOf({DataType::kF32, DataType::kF16, DataType::kBF16});
+  }
+
+  // A shape that broadcasts to `full`.
+  std::vector<int64_t> Broadcast(std::vector<int64_t> full) {
+    for (int64_t& extent : full) {
+      if (OneIn(3)) extent = 1;
+    }
+    full.erase(full.begin(), full.begin() + static_cast<std::ptrdiff_t>(
+                                                OneIn(2) ? 0 : Below(5)));
+    return full;
+  }
+
+  // One number, of about `size` to either side, or now and then far off.
+  int64_t Offset(int64_t size) {
+    if (OneIn(20)) return OneOf({-1, 1}) * Mask::kMaxPosition;
+    return UpTo(2 * size) - size;
+  }
+
+ private:
+  std::mt19937_64& rng_;
+};
+
+void DrawTypes(Draw& draw, CaseShape& shape) {
+  if (draw.OneIn(2)) return;
+  shape.query_dtype = draw.Type();
+  shape.key_dtype = draw.OneIn(2) ? draw.Type() : shape.query_dtype;
+  shape.value_dtype = draw.OneIn(2) ? draw.Type() : shape.query_dtype;
+  if (draw.OneIn(3)) shape.options.output_dtype = draw.Type();
+  shape.options.precision = draw.OneOf(
+      {Precision::kAuto, Precision::kAuto, Precision::kF32, Precision::kBF16});
+}
+
+// Entries of long prompts, single queries, and nothing.
+void DrawRagged(Draw& draw, CaseShape& shape) {
+  std::vector<int64_t> q = {0};
+  std::vector<int64_t> k = {0};
+  for (int64_t entries = draw.UpTo(5); entries > 0; --entries) {
+    q.push_back(q.back() + (draw.OneIn(3)   ? 1
+                            : draw.OneIn(8) ? 0
+                                            : draw.Length(shape.q_len)));
+    k.push_back(k.back() + (draw.OneIn(8) ? 0 : draw.Length(shape.kv_len)));
+  }
+  shape.q_len = q.back();
+  shape.kv_len = k.back();
+  shape.options.cu_seqlens_q = std::move(q);
+  shape.options.cu_seqlens_k = std::move(k);
+}
+
+// `batch` counts entries.
+void DrawVisibility(Draw& draw, int64_t batch, CaseShape& shape) {
+  AttentionOptions& o = shape.options;
+  const int64_t longest = std::max(shape.q_len, shape.kv_len);
+  if (draw.OneIn(4)) {
+    const int64_t count = draw.OneIn(2) ? 1 : batch;
+    for (int64_t b = 0; b < count; ++b) {
+      o.query_offsets.push_back(draw.Offset(longest));
+    }
+  }
+  const auto window = [&]() -> int64_t {
+    if (draw.OneIn(10)) return std::numeric_limits<int64_t>::max();
+    return draw.OneIn(2) ? draw.UpTo(9) : draw.UpTo(longest);
+  };
+  if (draw.OneIn(3)) o.window_left = window();
+  if (draw.OneIn(3)) o.window_right = window();
+  if (!o.cu_seqlens_q.empty()) return;
+  const auto lengths = [&](std::vector<int64_t>& to, int64_t length) {
+    if (!draw.OneIn(4)) return;
+    for (int64_t b = 0; b < batch; ++b) {
+      to.push_back(draw.OneIn(4) ? length : draw.UpTo(length));
+    }
+  };
+  lengths(o.query_lengths, shape.q_len);
+  lengths(o.key_lengths, shape.kv_len);
+  const std::vector<int64_t> full = {batch, shape.num_kv_heads * shape.group,
+                                     shape.q_len, shape.kv_len};
+  if (draw.OneIn(3)) {
+    o.bias = TensorSpec{.dtype = draw.Type(), .shape = draw.Broadcast(full)};
+  }
+  if (draw.OneIn(3)) o.mask_shape = draw.Broadcast(full);
+}
+
+void DrawScores(Draw& draw, std::mt19937_64& rng, CaseShape& shape) {
+  AttentionOptions& o = shape.options;
+  const int64_t q_heads = shape.num_kv_heads * shape.group;
+  std::normal_distribution<float> normal;
+  if (draw.OneIn(4)) o.logits_soft_cap = draw.OneOf({0.5F, 5.0F, 50.0F});
+  if (draw.OneIn(4)) {
+    for (int64_t h = 0; h < q_heads; ++h) {
+      o.alibi_slopes.push_back(normal(rng) * draw.OneOf({0.01F, 0.3F}));
+    }
+    // Slopes below 0 favour far keys: of these, not 2^60 away.
+    for (int64_t& offset : o.query_offsets) {
+      offset = std::clamp<int64_t>(offset, -1000, 1000);
+    }
+  }
+  if (draw.OneIn(4)) {
+    for (int64_t h = 0; h < q_heads; ++h) {
+      o.sink_logits.push_back(draw.OneIn(6) ? -kInfinity : 2 * normal(rng));
+    }
+  }
 }
 
 }  // namespace
 
 std::string CaseShape::ToString() const {
-  return absl::StrCat(
-      "batch ", batch, " kv_heads ", num_kv_heads, " group ", group, " q_len ",
-      q_len, " kv_len ", kv_len, " head_dim ", head_dim, " v_head_dim ",
-      v_head_dim, " causal ", static_cast<int>(options.causal), " block_size ",
-      options.block_size, " scale ", options.scale.value_or(NAN));
+  using S = CaseShape;
+  return Initialiser(*this)
+      .Add("batch", &S::batch)
+      .Add("num_kv_heads", &S::num_kv_heads)
+      .Add("group", &S::group)
+      .Add("q_len", &S::q_len)
+      .Add("kv_len", &S::kv_len)
+      .Add("head_dim", &S::head_dim)
+      .Add("v_head_dim", &S::v_head_dim)
+      .AddText(absl::StrCat(".rank = ", rank))
+      .Add("query_dtype", &S::query_dtype)
+      .Add("key_dtype", &S::key_dtype)
+      .Add("value_dtype", &S::value_dtype)
+      .AddText(absl::StrCat(".options = ", Cpp(options)))
+      .ToString();
 }
 
 AttentionCase::AttentionCase(const CaseShape& shape, uint64_t seed,
                              float query_deviation)
-    : shape_(shape), problem_(MakeProblem(shape)) {
+    : shape_(shape), seed_(seed), problem_(MakeProblem(shape)) {
   std::mt19937_64 rng(seed);
   std::normal_distribution<float> normal;
-  const auto fill = [&](std::vector<float>& to, int64_t bytes, float factor) {
-    to.resize(static_cast<size_t>(bytes) / sizeof(float));
-    for (float& x : to) x = normal(rng) * factor;
+  const auto fill = [&](TypedArray& to, DataType type, int64_t bytes,
+                        float factor) {
+    to = TypedArray(type, bytes);
+    for (int64_t i = 0; i < to.size(); ++i) to.Set(i, normal(rng) * factor);
   };
-  fill(query, problem_.query_bytes(), query_deviation);
-  fill(key, problem_.key_bytes(), 1);
-  fill(value, problem_.value_bytes(), 1);
+  const AttentionParams& p = problem_.params();
+  fill(query, p.query_dtype, problem_.query_bytes(), query_deviation);
+  fill(key, p.key_dtype, problem_.key_bytes(), 1);
+  fill(value, p.value_dtype, problem_.value_bytes(), 1);
+  fill(bias, p.bias_dtype, problem_.bias_bytes(), 1);
+  for (int64_t i = 0; i < bias.size(); ++i) {
+    if (rng() % 8 == 0) bias.Set(i, -kInfinity);
+  }
+  mask.resize(static_cast<size_t>(problem_.mask_bytes()));
+  // Anything but 0 is true.
+  for (std::byte& x : mask) {
+    x = rng() % 4 == 0 ? std::byte{0} : static_cast<std::byte>(1 + rng() % 255);
+  }
   ClearOutputs();
 }
 
@@ -65,95 +321,150 @@ AttentionBuffers AttentionCase::buffers() {
           .key = key.data(),
           .value = value.data(),
           .output = output.data(),
-          .lse = lse.data()};
+          .lse = lse.data(),
+          .bias = bias.data(),
+          .mask = mask.data()};
 }
 
 void AttentionCase::ClearOutputs() {
-  output.assign(static_cast<size_t>(problem_.output_bytes()) / sizeof(float),
-                kNan);
+  output = TypedArray(problem_.params().output_dtype, problem_.output_bytes());
+  output.Fill(kNan);
   lse.assign(static_cast<size_t>(problem_.lse_bytes()) / sizeof(float), kNan);
 }
 
-std::string AttentionCase::Compare() const {
+AttentionCase::Expected AttentionCase::Expect() const {
   const AttentionParams& p = problem_.params();
-  const auto q_view = problem_.QueryView(query.data());
-  const auto k_view = problem_.KeyView(key.data());
-  std::vector<double> expected(static_cast<size_t>(p.v_head_dim));
-  const AttentionBuffers inputs = {.query = query.data(), .key = key.data(), .value = value.data()};
-  double worst = 1;
-  std::string report;
-  size_t row = 0;
+  // bf16 products are those of inputs that were sent as bf16.
+  TypedArray rounded[] = {query, key, value};
+  if (p.precision == Precision::kBF16) {
+    for (TypedArray& array : rounded) {
+      for (int64_t i = 0; i < array.size(); ++i) {
+        array.Set(i, RoundTo(DataType::kBF16, array[i]));
+      }
+    }
+  }
+  const AttentionBuffers inputs = {.query = rounded[0].data(),
+                                   .key = rounded[1].data(),
+                                   .value = rounded[2].data(),
+                                   .bias = bias.data(),
+                                   .mask = mask.data()};
+  Expected expected;
+  expected.output.resize(static_cast<size_t>(output.size()));
+  expected.output_bound.resize(expected.output.size());
+  expected.lse.resize(lse.size());
+  expected.lse_bound.resize(lse.size());
+  const auto out_view = problem_.OutputView(expected.output.data());
+  const auto bound_view = problem_.OutputView(expected.output_bound.data());
+  const auto value_view = problem_.ValueView(rounded[2].data());
   for (int64_t b = 0; b < p.batch; ++b) {
+    const BatchEntry entry = problem_.mask().Entry(b);
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
-      for (int64_t i = 0; i < p.q_len; ++i, ++row) {
-        double expected_lse = 0;
-        ReferenceAttentionRow(problem_, inputs, b, h, i, expected.data(),
-                              &expected_lse);
-        const KeyRange seen = problem_.mask().Entry(b).VisibleRange(i);
-        const float* q = q_view.Row(b, h, i);
-        double magnitude = 0;
-        for (int64_t j = seen.begin; j < seen.end; ++j) {
-          const float* k = k_view.Row(b, h / p.HeadsPerGroup(), j);
-          double sum = 0;
-          for (int64_t d = 0; d < p.head_dim; ++d) sum += std::abs(q[d] * k[d]);
-          magnitude = std::max(magnitude, sum * std::abs(p.score_scale));
+      for (int64_t i = 0; i < entry.q_len; ++i) {
+        const int64_t seq = entry.q_begin + i;
+        const auto lse_at = static_cast<size_t>(
+            (entry.batch * p.num_q_heads + h) * p.q_len + seq);
+        double* const out = out_view.Row(entry.batch, h, seq);
+        const ReferenceRow row = ReferenceWeights(problem_, inputs, b, h, i);
+        ReferenceOutput(problem_, inputs, b, h, row, out);
+        expected.lse[lse_at] = row.lse;
+        double largest = 0;
+        for (const ReferenceKey& seen : row.keys) {
+          const int64_t first = value_view.Offset(
+              entry.batch, h / p.HeadsPerGroup(), entry.kv_begin + seen.index);
+          for (int64_t d = 0; d < p.v_head_dim; ++d) {
+            const double v = std::abs(double{rounded[2][first + d]});
+            if (std::isfinite(v)) largest = std::max(largest, v);
+          }
         }
-        const double tolerance = RowTolerance(p, magnitude);
-        const auto check = [&](const char* what, int64_t column, double got,
-                               double want, double scale) {
-          if (std::isnan(want) ? std::isnan(got) : got == want) return;
-          const double error = std::abs(got - want) / (tolerance * scale);
-          if (error <= worst) return;  // false for NaN: it is reported
-          worst = std::isnan(error) ? std::numeric_limits<double>::infinity()
-                                    : error;
-          report =
-              absl::StrCat(shape_.ToString(), ": ", what, "[", b, ", ", h, ", ",
-                           i, ", ", column, "] is ", got, ", expected ", want,
-                           ", off by ", error, " times the bound");
-        };
-        for (int64_t c = 0; c < p.v_head_dim; ++c) {
-          const auto column = static_cast<size_t>(c);
-          // Normal deviates stay below 6 here.
-          check(
-              "output", c,
-              double{output[row * static_cast<size_t>(p.v_head_dim) + column]},
-              expected[column], 6);
-        }
-        if (p.return_lse) {
-          check("lse", 0, double{lse[row]}, expected_lse,
-                1 + std::abs(expected_lse));
+        const double sink = p.has_sinks
+                                ? problem_.sink_logits()[static_cast<size_t>(h)]
+                                : -double{kInfinity};
+        const RowBound bound = BoundOf(p, row, sink);
+        expected.lse_bound[lse_at] =
+            row.keys.empty() ? 0 : bound.lse;  // the sink, to the bit
+        double* const out_bound = bound_view.Row(entry.batch, h, seq);
+        for (int64_t d = 0; d < p.v_head_dim; ++d) {
+          out_bound[d] = row.keys.empty()
+                             ? 0
+                             : bound.output * largest +
+                                   RoundingError(p.output_dtype, out[d]);
         }
       }
     }
   }
+  return expected;
+}
+
+std::string AttentionCase::Compare(const Expected& expected) const {
+  double worst = 1;
+  std::string report;
+  const auto check = [&](const char* what, size_t index, double got,
+                         double want, double bound) {
+    if (std::isnan(want) ? std::isnan(got) : got == want) return;
+    const double error = std::abs(got - want) / bound;
+    if (error <= worst) return;  // false for NaN: it is reported
+    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+    report = absl::StrCat(what, "[", index, "] is ", got, ", expected ", want,
+                          ", off by ", error, " times the bound of ", bound,
+                          "; AttentionCase c(", ToString(), ")");
+  };
+  for (size_t i = 0; i < expected.output.size(); ++i) {
+    check("output", i, double{output[static_cast<int64_t>(i)]},
+          expected.output[i], expected.output_bound[i]);
+  }
+  for (size_t i = 0; problem_.params().return_lse && i < lse.size(); ++i) {
+    check("lse", i, double{lse[i]}, expected.lse[i], expected.lse_bound[i]);
+  }
   return report;
 }
 
+std::string AttentionCase::ToString() const {
+  return absl::StrCat("CaseShape", shape_.ToString(), ", ", seed_, "U");
+}
+
 CaseShape RandomShape(std::mt19937_64& rng, int64_t max_len) {
-  const auto below = [&](int64_t n) {
-    return static_cast<int64_t>(rng() % static_cast<uint64_t>(n));
-  };
-  const auto length = [&](int64_t max) {
-    if (below(2) == 0) return std::min(max, 1 + below(9));
-    int64_t power = 16;
-    while (power * 2 <= max && below(3) != 0) power *= 2;
-    return std::clamp<int64_t>(power - 1 + below(3), 1, max);
-  };
+  Draw draw(rng);
   CaseShape shape;
-  shape.batch = 1 + below(2);
-  shape.num_kv_heads = 1 + below(3);
-  shape.group = 1 + below(4);
-  shape.q_len = length(max_len);
-  shape.kv_len = length(max_len);
-  shape.head_dim = length(160);
-  shape.v_head_dim = below(2) == 0 ? shape.head_dim : length(160);
-  shape.options.causal = static_cast<Causal>(below(3));
+  shape.batch = 1 + draw.Below(2);
+  shape.num_kv_heads = 1 + draw.Below(3);
+  shape.group = 1 + draw.Below(4);
+  shape.q_len = draw.Length(max_len);
+  shape.kv_len = draw.Length(max_len);
+  shape.head_dim = draw.Length(160);
+  shape.v_head_dim = draw.OneIn(2) ? shape.head_dim : draw.Length(160);
+  shape.options.causal = static_cast<Causal>(draw.Below(3));
   shape.options.return_lse = true;
-  if (below(4) == 0) shape.options.block_size = 1 + below(300);
-  if (below(4) == 0) {
-    shape.options.scale = static_cast<float>(below(5) - 2) / 4.0f;
+  if (draw.OneIn(4)) shape.options.block_size = 1 + draw.Below(300);
+  if (draw.OneIn(4)) {
+    shape.options.scale = static_cast<float>(draw.Below(5) - 2) / 4.0F;
   }
-  if (below(4) == 0) shape.options.temperature = 0.5f;
+  if (draw.OneIn(4)) shape.options.temperature = 0.5F;
+  return shape;
+}
+
+CaseShape RandomCase(std::mt19937_64& rng, int64_t max_len) {
+  Draw draw(rng);
+  CaseShape shape = RandomShape(rng, max_len);
+  shape.options.layout = draw.OneOf({Layout::kBhsd, Layout::kBshd});
+  shape.options.return_lse = !draw.OneIn(4);
+  const bool ragged = draw.OneIn(5);
+  shape.rank = ragged          ? 3 - static_cast<int>(draw.OneIn(4))
+               : draw.OneIn(3) ? 2 + static_cast<int>(draw.Below(3))
+                               : 4;
+  if (draw.OneIn(4)) shape.q_len = 1;
+  if (draw.OneIn(40)) shape.q_len = 0;
+  if (draw.OneIn(40)) shape.kv_len = 0;
+  if (draw.OneIn(40)) shape.batch = 0;
+  if (shape.rank < 4) shape.batch = 1;
+  if (shape.rank == 2) shape.num_kv_heads = shape.group = 1;
+  if (ragged) DrawRagged(draw, shape);
+  DrawTypes(draw, shape);
+  DrawVisibility(
+      draw,
+      ragged ? static_cast<int64_t>(shape.options.cu_seqlens_q.size()) - 1
+             : shape.batch,
+      shape);
+  DrawScores(draw, rng, shape);
   return shape;
 }
 

@@ -1,0 +1,77 @@
+// How the gradients of a problem will be computed: cut into which tiles, held
+// in how many bytes. A pure choice, as KernelPlan is for the forward pass.
+#ifndef ATTND_CORE_BACKWARD_PLAN_H_
+#define ATTND_CORE_BACKWARD_PLAN_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/attention_problem.h"
+#include "core/entry_table.h"
+#include "core/machine.h"
+
+namespace attnd {
+
+// Immutable once made. Tiles are of one size whatever the problem, so that the
+// same request gives the same bits whatever runs beside it.
+class BackwardPlan {
+ public:
+  // Keys and query rows of a tile: what both gradients of a tile of keys take
+  // stays in the second-level cache while all rows pass by.
+  static constexpr int64_t kTileKeys = 128;
+  static constexpr int64_t kTileRows = 96;
+
+  // A tile of keys, or of the query rows that share a kv head.
+  struct Tile {
+    int64_t entry, kv_head, tile;
+  };
+
+  // Byte counts saturate at the largest int64 instead of overflowing.
+  BackwardPlan(const AttentionProblem& problem, const MachineInfo& machine);
+
+  Isa isa() const { return isa_; }
+  // Of the whole job. Tiles of keys of the same kv head are numbered in order.
+  int64_t key_tiles() const { return table_.Total(kKeyTile); }
+  int64_t row_tiles() const { return table_.Total(kRowTile); }
+  Tile KeyTile(int64_t task) const;
+  Tile RowTile(int64_t task) const;
+
+  // Of one kv head of an entry.
+  int64_t KeyTilesOf(const BatchEntry& entry) const;
+  int64_t RowTilesOf(const BatchEntry& entry) const;
+  int64_t RowsOf(const BatchEntry& entry) const;
+
+  // Where a tile of keys begins among all packed keys, and a tile of rows among
+  // all rows and all tiles of rows.
+  int64_t FirstKey(const Tile& tile, const BatchEntry& entry) const;
+  int64_t FirstRow(const Tile& tile, const BatchEntry& entry) const;
+  int64_t RowTileIndex(const Tile& tile, const BatchEntry& entry) const;
+
+  int64_t packed_bytes() const { return packed_bytes_; }  // K^T, V^T and K
+  int64_t rows_bytes() const { return rows_bytes_; }  // the query's gradient
+  int64_t deltas_bytes() const { return deltas_bytes_; }  // one number a row
+  int64_t turns_bytes() const { return turns_bytes_; }    // one a tile of rows
+  int64_t slot_bytes() const { return slot_bytes_; }
+
+  // Tiles of keys that may be in progress on `threads` workers; at least 1.
+  int64_t Slots(int64_t threads) const;
+  // Bytes that the job holds beside inputs and outputs.
+  int64_t WorkspaceBytes(int64_t threads) const;
+
+ private:
+  enum Kind : size_t { kKeyTile, kRowTile, kRow, kKinds };
+
+  Isa isa_;
+  int64_t kv_heads_;
+  int64_t group_;
+  int64_t packed_bytes_ = 0;
+  int64_t rows_bytes_ = 0;
+  int64_t deltas_bytes_ = 0;
+  int64_t turns_bytes_ = 0;
+  int64_t slot_bytes_ = 0;
+  EntryTable<kKinds> table_;
+};
+
+}  // namespace attnd
+
+#endif  // ATTND_CORE_BACKWARD_PLAN_H_

@@ -1,0 +1,580 @@
+// The backward pass of flash attention (Dao et al. 2022, section 3; the order
+// of the loops after FlashAttention-2, Dao 2023), for one tile of keys over all
+// the rows that see it.
+//
+// Maths. With s the score by the contract's formula, P = exp(s - lse),
+// D = rowsum(dO * O) and s' the derivative of s by dot(q, k) (scale, times
+// 1 - tanh^2 where there is a soft cap),
+//   dP = dO V^T      dS = P * (dP - D) * s'
+//   dV = P^T dO      dK = dS^T Q      dQ = dS K
+// Sinks are in lse, so P needs no more of them; bias and mask get no gradient.
+//
+// Five products a tile, each by a microkernel of the forward pass: S and dP
+// against panels of K^T and V^T, dQ against K as values are, dV and dK with
+// their weights read the other way round. A tile of keys keeps its dK and dV in
+// the slot while the rows pass by. dQ is summed over tiles of keys in memory,
+// and always in the order of the keys: a tile of rows counts the tiles that it
+// took in, and the next one waits for its turn. Memory is O(N): three packed
+// copies, dQ, and a number a row.
+//
+// Edges are those of the forward pass: hidden pairs have P = dS = 0, and where
+// a row of K, Q or dO is not finite, edge tiles take the careful way.
+#include "core/kernels/flash_backward.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <limits>
+
+#include "core/checked_math.h"
+#include "core/kernels/geometry.h"
+#include "core/kernels/microkernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/kernels/flash_backward.cc"
+#include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"
+// Highway must come after foreach_target.
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/microkernels-inl.h"
+#include "core/kernels/pack-inl.h"
+#include "core/kernels/row_tile-inl.h"
+#include "core/kernels/softmax-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+namespace {
+
+constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
+constexpr int64_t kTileRows = BackwardPlan::kTileRows;
+static_assert(kTileKeys == kKeysPerSum && kTileRows <= kMaxTileRows);
+
+// Where the three packed copies of a tile of keys are.
+struct PackedTile {
+  PackedTile(const BackwardJob& job, const BackwardPlan::Tile& tile,
+             const BatchEntry& entry) {
+    const int64_t key = job.plan.FirstKey(tile, entry);
+    const int64_t keys = job.plan.key_tiles() * kTileKeys;
+    const int64_t dims = job.params.head_dim;
+    const int64_t v_dims = job.params.v_head_dim;
+    key_panels = job.packed + key * dims;
+    value_panels = job.packed + keys * dims + key * v_dims;
+    key_chunk = job.packed + keys * (dims + v_dims) + key * RoundToLine(dims);
+  }
+  float* key_panels;
+  float* value_panels;
+  float* key_chunk;
+};
+
+void Pack(const BackwardJob& job, int64_t task) {
+  const BackwardPlan::Tile tile = job.plan.KeyTile(task);
+  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  const PackedTile to(job, tile, entry);
+  const int64_t first = tile.tile * kTileKeys;
+  const int64_t last = std::min(first + kTileKeys, entry.kv_extent);
+  const int64_t dims = job.params.head_dim;
+  const int64_t v_dims = job.params.v_head_dim;
+  const auto row = [&](const TensorView<const float>& tensor, int64_t key) {
+    return tensor.Row(entry.batch, tile.kv_head, entry.kv_begin + key);
+  };
+  for (int64_t key = first; key < last; key += kPanelKeys) {
+    const int64_t keys = std::min(kPanelKeys, last - key);
+    PackPanel<AsF32>(row(job.key, key), job.key.strides[2], keys, dims, false,
+                     to.key_panels + (key - first) * dims);
+    PackPanel<AsF32>(row(job.value, key), job.value.strides[2], keys, v_dims,
+                     false, to.value_panels + (key - first) * v_dims);
+  }
+  PackValueChunk<AsF32>(row(job.key, first), job.key.strides[2], last - first,
+                        dims, false, to.key_chunk);
+}
+
+// Calls `visit(r, head, row)` for the rows of a tile: their number in it, query
+// head and row of the tensors.
+template <class Visitor>
+void VisitRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
+               const BatchEntry& entry, const Visitor& visit) {
+  const int64_t first = tile.tile * kTileRows;
+  const int64_t last = std::min(first + kTileRows, job.plan.RowsOf(entry));
+  for (int64_t row = first; row < last; ++row) {
+    visit(row - first,
+          tile.kv_head * job.params.HeadsPerGroup() + row / entry.q_len,
+          entry.q_begin + row % entry.q_len);
+  }
+}
+
+float Dot(const float* a, const float* b, int64_t dims) {
+  Vec sum = hn::Zero(kF);
+  int64_t d = 0;
+  for (; d + kLanes <= dims; d += kLanes) {
+    sum = hn::MulAdd(hn::LoadU(kF, a + d), hn::LoadU(kF, b + d), sum);
+  }
+  if (d < dims) {
+    const auto left = static_cast<size_t>(dims - d);
+    sum = hn::MulAdd(LoadFirst<AsF32>(kF, a + d, left),
+                     LoadFirst<AsF32>(kF, b + d, left), sum);
+  }
+  return hn::GetLane(hn::SumOfLanes(kF, sum));
+}
+
+void PrepareRows(const BackwardJob& job, int64_t task) {
+  const BackwardPlan::Tile tile = job.plan.RowTile(task);
+  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  const int64_t first = job.plan.FirstRow(tile, entry);
+  const int64_t stride = RoundToLine(job.params.head_dim);
+  VisitRows(job, tile, entry, [&](int64_t r, int64_t head, int64_t row) {
+    job.deltas[first + r] =
+        Dot(job.grad_output.Row(entry.batch, head, row),
+            job.output.Row(entry.batch, head, row), job.params.v_head_dim);
+    std::fill_n(job.row_grads + (first + r) * stride, stride, 0.0F);
+  });
+}
+
+void FinishRows(const BackwardJob& job, int64_t task) {
+  const BackwardPlan::Tile tile = job.plan.RowTile(task);
+  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  const int64_t first = job.plan.FirstRow(tile, entry);
+  const int64_t stride = RoundToLine(job.params.head_dim);
+  // Scores were made with the query times this, their gradients without.
+  const float factor = ScoreScale(job.params).query_factor;
+  VisitRows(job, tile, entry, [&](int64_t r, int64_t head, int64_t row) {
+    const float* from = job.row_grads + (first + r) * stride;
+    float* to = job.grad_query.Row(entry.batch, head, row);
+    for (int64_t d = 0; d < job.params.head_dim; ++d) to[d] = factor * from[d];
+  });
+}
+
+// Weights and gradients of row r's scores in place of scores and dP, for whole
+// vectors from `begin` on; 0 where hidden. `visible` is null where every key is
+// seen.
+template <class Bias>
+void WeighRow(const RowAdjustment& row, const uint8_t* visible, int64_t begin,
+              int64_t end, int64_t keys, float lse, float delta,
+              float* HWY_RESTRICT scores, float* HWY_RESTRICT grads) {
+  const Vec log2e = hn::Set(kF, 1.44269504088896340736F);
+  const Vec base = hn::Set(kF, lse);
+  const Vec shift = hn::Set(kF, delta);
+  for (int64_t j = begin; j < end; j += kLanes) {
+    Vec slope;
+    const Vec s =
+        AdjustVector<Bias>(row, j, keys, hn::Load(kF, scores + j), slope);
+    Vec p = Exp2(kF, hn::Mul(hn::Sub(s, base), log2e));
+    Vec g = hn::Mul(hn::Mul(p, hn::Sub(hn::Load(kF, grads + j), shift)), slope);
+    if (visible != nullptr) {
+      const LaneMask seen = LoadVisible(visible, j);
+      p = hn::IfThenElseZero(seen, p);
+      g = hn::IfThenElseZero(seen, g);
+    }
+    hn::Store(p, kF, scores + j);
+    hn::Store(g, kF, grads + j);
+  }
+}
+
+// The first words of a slot: how far its tile is.
+struct SlotHeader {
+  int64_t next_rows;  // tile of rows; < 0: no tile of keys is in progress
+  int64_t pending;    // that tile's weights are there, its dQ is not added
+};
+
+SlotHeader LoadHeader(const float* slot) {
+  SlotHeader header;
+  std::memcpy(&header, slot, sizeof(header));
+  return header;
+}
+
+void StoreHeader(float* slot, const SlotHeader& header) {
+  std::memcpy(slot, &header, sizeof(header));
+}
+
+// One tile of keys against one tile of rows.
+class TilePair {
+ public:
+  TilePair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
+           const BatchEntry& entry, int64_t row_tile, float* slot)
+      : job_(job),
+        params_(job.params),
+        entry_(entry),
+        row_tile_{key_tile.entry, key_tile.kv_head, row_tile},
+        layout_(BackwardLayout::Of(kGeometry, {.tile_q = kTileRows,
+                                               .tile_kv = kTileKeys,
+                                               .head_dim = params_.head_dim,
+                                               .v_head_dim = params_.v_head_dim,
+                                               .converts_values = false})),
+        slot_(slot),
+        packed_(job, key_tile, entry),
+        begin_(key_tile.tile * kTileKeys),
+        end_(std::min(begin_ + kTileKeys, entry.kv_len)),
+        rows_(
+            job.scores, entry, key_tile.kv_head, row_tile * kTileRows,
+            std::min(kTileRows, job.plan.RowsOf(entry) - row_tile * kTileRows),
+            reinterpret_cast<uint8_t*>(slot + layout_.visible),
+            layout_.visible_stride * 4) {
+    seen_ = begin_ < end_ && rows_.LookAt(begin_, end_);
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
+      whole_ &= block.plain && block.seen.end == end_;
+      for (int64_t r = 0; r < block.rows; ++r) block_of_[block.first + r] = b;
+    }
+  }
+
+  // Whether any row sees any key.
+  bool seen() const { return seen_; }
+
+  // Everything but dQ.
+  void AddToKeys() {
+    LoadRows();
+    Multiply(Rows(layout_.query, layout_.q_stride), layout_.q_stride,
+             packed_.key_panels, params_.head_dim, slot_ + layout_.weights);
+    Multiply(Rows(layout_.grad_output, layout_.v_stride), layout_.v_stride,
+             packed_.value_panels, params_.v_head_dim,
+             slot_ + layout_.grad_scores);
+    Weigh();
+    AddTransposed(slot_ + layout_.weights, slot_ + layout_.grad_chunk,
+                  params_.v_head_dim, slot_ + layout_.grad_value);
+    AddTransposed(slot_ + layout_.grad_scores, slot_ + layout_.query_chunk,
+                  params_.head_dim, slot_ + layout_.grad_key);
+  }
+
+  // dQ += dS K. Needs the weights of AddToKeys in the slot.
+  void AddToRows() {
+    const int64_t stride = RoundToLine(params_.head_dim);
+    float* const rows =
+        job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) * stride;
+    const bool careful =
+        !whole_ &&
+        !ChunkIsFinite(packed_.key_chunk, params_.head_dim, end_ - begin_);
+    VisitColumns(params_.head_dim, [&](int64_t column, int64_t vectors) {
+      const float* keys = packed_.key_chunk + column * kTileKeys;
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        if (block.seen.size() == 0) continue;
+        const int64_t first = block.seen.begin - begin_;
+        const int64_t steps = block.seen.size();
+        const float* weights = GradScores(block.first) + first;
+        if (!careful) {
+          kMicrokernels.value[block.rows - 1][vectors - 1](
+              weights, layout_.score_stride, keys + first * vectors * kLanes, 0,
+              steps, rows + block.first * stride + column, stride,
+              Ahead(slot_, false));
+          continue;
+        }
+        for (int64_t r = 0; r < block.rows; ++r) {
+          for (int64_t v = 0; v < vectors; ++v) {
+            AddCarefully(
+                kMicrokernels.value[0][0], weights + r * layout_.score_stride,
+                layout_.score_stride,
+                keys + first * vectors * kLanes + v * kLanes, vectors * kLanes,
+                steps,
+                [&](int64_t step) {
+                  return Sees(block.first + r, first + step) ? 0xFFFFFFFFU : 0U;
+                },
+                rows + (block.first + r) * stride + column + v * kLanes);
+          }
+        }
+      }
+    });
+  }
+
+ private:
+  float* Rows(int64_t part, int64_t stride, int64_t r = 0) const {
+    return slot_ + part + r * stride;
+  }
+  float* GradScores(int64_t r) const {
+    return slot_ + layout_.grad_scores + r * layout_.score_stride;
+  }
+
+  // Whether row r of the tile sees the tile's key j.
+  bool Sees(int64_t r, int64_t j) const {
+    const Block& block = rows_.block(block_of_[r]);
+    const int64_t key = begin_ + j;
+    if (key < block.seen.begin || key >= block.seen.end) return false;
+    return block.plain || IsVisible(rows_.Visible(r), j);
+  }
+
+  void LoadRows() const {
+    const float factor = ScoreScale(params_).query_factor;
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      const auto [head, q_row] = rows_.HeadAndRow(r);
+      const int64_t row = entry_.q_begin + q_row;
+      ConvertRow<AsF32>(job_.query.Row(entry_.batch, head, row),
+                        params_.head_dim, layout_.q_stride, factor, false,
+                        Rows(layout_.query, layout_.q_stride, r));
+      ConvertRow<AsF32>(job_.grad_output.Row(entry_.batch, head, row),
+                        params_.v_head_dim, layout_.v_stride, 1, false,
+                        Rows(layout_.grad_output, layout_.v_stride, r));
+    }
+    PackValueChunk<AsF32>(Rows(layout_.query, layout_.q_stride),
+                          layout_.q_stride, rows_.rows(), params_.head_dim,
+                          false, slot_ + layout_.query_chunk);
+    PackValueChunk<AsF32>(Rows(layout_.grad_output, layout_.v_stride),
+                          layout_.v_stride, rows_.rows(), params_.v_head_dim,
+                          false, slot_ + layout_.grad_chunk);
+  }
+
+  // products[r][j] = dot(left[r], column j of the panels), where seen.
+  void Multiply(const float* left, int64_t stride, const float* panels,
+                int64_t dims, float* products) {
+    for (int64_t key = begin_; key < end_; key += kPanelKeys) {
+      const float* panel = panels + (key - begin_) * dims;
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        const KeyRange seen = Clip(block.seen, key, key + kPanelKeys);
+        if (seen.size() == 0) continue;
+        const int64_t vectors = CeilDiv(seen.end - key, kLanes);
+        kMicrokernels.score[block.rows - 1][vectors - 1](
+            left + block.first * stride, stride, panel, dims,
+            products + block.first * layout_.score_stride + key - begin_,
+            layout_.score_stride,
+            slot_ + layout_.row_max_lanes + block.first * kLanes,
+            Ahead(slot_, false));
+      }
+    }
+  }
+
+  void Weigh() const {
+    const int64_t first_row = job_.plan.FirstRow(row_tile_, entry_);
+    const int64_t keys = end_ - begin_;
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
+      for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+        float* const weights =
+            slot_ + layout_.weights + r * layout_.score_stride;
+        float* const grads = GradScores(r);
+        const auto [head, q_row] = rows_.HeadAndRow(r);
+        const float lse =
+            *job_.lse.Row(entry_.batch, head, entry_.q_begin + q_row);
+        int64_t begin = keys;
+        int64_t end = keys;
+        if (block.seen.size() > 0 && lse != kMinusInfinity) {
+          begin = rows_.FirstVector(block.seen);
+          end = block.seen.end - begin_;
+          VisitType(params_.bias_dtype, [&](auto as) {
+            WeighRow<decltype(as)>(rows_.Adjustment(r),
+                                   block.plain ? nullptr : rows_.Visible(r),
+                                   begin, end, keys, lse,
+                                   job_.deltas[first_row + r], weights, grads);
+          });
+        }
+        // The other keys of the tile, which the rows of other blocks may see.
+        for (float* x : {weights, grads}) {
+          std::fill(x, x + begin, 0.0F);
+          std::fill(x + std::min(keys, RoundUp(end, kLanes)), x + keys, 0.0F);
+        }
+      }
+    }
+  }
+
+  // output[j] += sum over rows of weights[row][j] * right[row].
+  void AddTransposed(const float* weights, const float* right, int64_t dims,
+                     float* output) const {
+    const int64_t stride = RoundToLine(dims);
+    const int64_t keys = end_ - begin_;
+    const int64_t steps = rows_.rows();
+    const bool careful = !whole_ && !ChunkIsFinite(right, dims, steps);
+    VisitColumns(dims, [&](int64_t column, int64_t vectors) {
+      const float* from = right + column * kKeysPerSum;
+      int64_t key = 0;
+      for (int64_t left = CeilDiv(keys, static_cast<int64_t>(kRows)); left > 0;
+           --left) {
+        const int64_t count = CeilDiv(keys - key, left);
+        if (!careful) {
+          kMicrokernels.value_transposed[count - 1][vectors - 1](
+              weights + key, layout_.score_stride, from, 0, steps,
+              output + key * stride + column, stride, Ahead(slot_, false));
+        }
+        for (int64_t j = key; careful && j < key + count; ++j) {
+          for (int64_t v = 0; v < vectors; ++v) {
+            AddCarefully(
+                kMicrokernels.value_transposed[0][0], weights + j,
+                layout_.score_stride, from + v * kLanes, vectors * kLanes,
+                steps,
+                [&](int64_t step) { return Sees(step, j) ? 0xFFFFFFFFU : 0U; },
+                output + j * stride + column + v * kLanes);
+          }
+        }
+        key += count;
+      }
+    });
+  }
+
+  static bool ChunkIsFinite(const float* chunk, int64_t dims, int64_t steps) {
+    bool finite = true;
+    VisitColumns(dims, [&](int64_t column, int64_t vectors) {
+      finite &= AllFinite(chunk + column * kKeysPerSum, steps * vectors, false);
+    });
+    return finite;
+  }
+
+  const BackwardJob& job_;
+  const AttentionParams& params_;
+  const BatchEntry& entry_;
+  const BackwardPlan::Tile row_tile_;
+  const BackwardLayout layout_;
+  float* const slot_;
+  const PackedTile packed_;
+  const int64_t begin_;
+  const int64_t end_;
+  RowTile rows_;
+  bool seen_ = false;
+  bool whole_ = true;  // every row sees every key
+  int64_t block_of_[kTileRows];
+};
+
+// Writes a tile's gradients of keys and values.
+void FinishKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                const BatchEntry& entry, const float* slot) {
+  const BackwardLayout layout =
+      BackwardLayout::Of(kGeometry, {.tile_q = kTileRows,
+                                     .tile_kv = kTileKeys,
+                                     .head_dim = job.params.head_dim,
+                                     .v_head_dim = job.params.v_head_dim,
+                                     .converts_values = false});
+  const int64_t first = tile.tile * kTileKeys;
+  const int64_t last = std::min(first + kTileKeys, entry.kv_extent);
+  for (int64_t key = first; key < last; ++key) {
+    const int64_t row = entry.kv_begin + key;
+    const auto write = [&](const TensorView<float>& to, const float* from,
+                           int64_t dims) {
+      std::copy_n(from + (key - first) * RoundToLine(dims), dims,
+                  to.Row(entry.batch, tile.kv_head, row));
+    };
+    write(job.grad_key, slot + layout.grad_key, job.params.head_dim);
+    write(job.grad_value, slot + layout.grad_value, job.params.v_head_dim);
+  }
+}
+
+void ClearKeys(const BackwardJob& job, float* slot) {
+  const BackwardLayout layout =
+      BackwardLayout::Of(kGeometry, {.tile_q = kTileRows,
+                                     .tile_kv = kTileKeys,
+                                     .head_dim = job.params.head_dim,
+                                     .v_head_dim = job.params.v_head_dim,
+                                     .converts_values = false});
+  std::fill_n(slot + layout.grad_key,
+              kTileKeys * RoundToLine(job.params.head_dim), 0.0F);
+  std::fill_n(slot + layout.grad_value,
+              kTileKeys * RoundToLine(job.params.v_head_dim), 0.0F);
+}
+
+// Waits a moment for the tiles of keys before this one.
+bool IsTurn(const std::atomic_ref<int32_t>& turn, int32_t mine) {
+  constexpr int kTries = 2000;  // some microseconds, less than a slice costs
+  for (int i = 0; i < kTries; ++i) {
+    if (turn.load(std::memory_order_acquire) == mine) return true;
+    hwy::Pause();
+  }
+  return false;
+}
+
+TileJob::Slice RunTile(const BackwardJob& job, int64_t task, float* slot,
+                       SliceControl& control) {
+  const BackwardPlan::Tile tile = job.plan.KeyTile(task);
+  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  const int64_t row_tiles = job.plan.RowTilesOf(entry);
+  SlotHeader header = LoadHeader(slot);
+  if (header.next_rows < 0) {
+    ClearKeys(job, slot);
+    header = {.next_rows = 0, .pending = 0};
+  }
+  for (; header.next_rows < row_tiles; ++header.next_rows) {
+    TilePair pair(job, tile, entry, header.next_rows, slot);
+    if (pair.seen() && header.pending == 0) {
+      pair.AddToKeys();
+      header.pending = 1;
+    }
+    const std::atomic_ref<int32_t> turn(job.turns[job.plan.RowTileIndex(
+        {tile.entry, tile.kv_head, header.next_rows}, entry)]);
+    if (!IsTurn(turn, static_cast<int32_t>(tile.tile))) {
+      if (control.ShouldStop()) return TileJob::Slice::kDone;
+      StoreHeader(slot, header);
+      return TileJob::Slice::kYield;
+    }
+    if (pair.seen()) pair.AddToRows();
+    header.pending = 0;
+    turn.store(static_cast<int32_t>(tile.tile) + 1, std::memory_order_release);
+    if (header.next_rows + 1 == row_tiles) break;
+    if (control.ShouldStop()) return TileJob::Slice::kDone;
+    if (control.ShouldYield()) {
+      StoreHeader(slot, {.next_rows = header.next_rows + 1, .pending = 0});
+      return TileJob::Slice::kYield;
+    }
+  }
+  FinishKeys(job, tile, entry, slot);
+  StoreHeader(slot, {.next_rows = -1, .pending = 0});
+  return TileJob::Slice::kDone;
+}
+
+}  // namespace
+
+const BackwardKernel& Backward() {
+  static constexpr BackwardKernel kKernel = {&Pack, &PrepareRows, &RunTile,
+                                             &FinishRows};
+  return kKernel;
+}
+
+void ClearSlot(float* slot) {
+  StoreHeader(slot, {.next_rows = -1, .pending = 0});
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace attnd {
+
+const BackwardKernel& GetBackwardKernel(Isa isa) {
+  switch (isa) {
+#if HWY_TARGETS & HWY_AVX3
+    case Isa::kAvx512Bf16:
+    case Isa::kAvx512:
+      return N_AVX3::Backward();
+#endif
+#if HWY_TARGETS & HWY_AVX2
+    case Isa::kAvx2:
+      return N_AVX2::Backward();
+#endif
+    default:
+      return HWY_STATIC_DISPATCH(Backward)();
+  }
+}
+
+BackwardJob::BackwardJob(const AttentionProblem& of_problem,
+                         const BackwardPlan& of_plan,
+                         const BackwardBuffers& buffers, int64_t slots,
+                         std::byte* workspace)
+    : problem(of_problem),
+      params(of_problem.params()),
+      plan(of_plan),
+      scores(of_problem, buffers.bias, buffers.mask),
+      query(problem.QueryView(buffers.query)),
+      key(problem.KeyView(buffers.key)),
+      value(problem.ValueView(buffers.value)),
+      output(problem.OutputView(buffers.output)),
+      grad_output(problem.OutputView(buffers.grad_output)),
+      lse(problem.LseView(buffers.lse)),
+      grad_query(problem.QueryView(buffers.grad_query)),
+      grad_key(problem.KeyView(buffers.grad_key)),
+      grad_value(problem.ValueView(buffers.grad_value)) {
+  const auto take = [&workspace](int64_t size_bytes) {
+    std::byte* const part = workspace;
+    workspace += size_bytes;
+    return part;
+  };
+  packed = reinterpret_cast<float*>(take(plan.packed_bytes()));
+  row_grads = reinterpret_cast<float*>(take(plan.rows_bytes()));
+  deltas = reinterpret_cast<float*>(take(plan.deltas_bytes()));
+  turns = reinterpret_cast<int32_t*>(take(plan.turns_bytes()));
+  slot_memory = workspace;
+  std::fill_n(turns, plan.row_tiles(), 0);
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    HWY_STATIC_DISPATCH(ClearSlot)(Slot(slot));
+  }
+}
+
+}  // namespace attnd
+#endif  // HWY_ONCE

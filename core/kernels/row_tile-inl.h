@@ -1,0 +1,296 @@
+// The query rows of one tile: which keys each of them sees, and what changes
+// their scores. Forward and backward kernels walk the same rows. For inclusion
+// by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_ROW_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_ROW_TILE_INL_H_
+#undef ATTND_CORE_KERNELS_ROW_TILE_INL_H_
+#else
+#define ATTND_CORE_KERNELS_ROW_TILE_INL_H_
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <utility>
+
+#include "core/checked_math.h"
+#include "core/kernels/score_inputs.h"
+#include "core/kernels/softmax-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+// How the scale is split between the query and the softmax.
+struct ScoreScale {
+  // |scale| * log2(e) can exceed the largest float; a power of two that moves
+  // to the query, exact there, makes room for it.
+  explicit ScoreScale(const AttentionParams& params)
+      : query_factor(
+            std::copysign(std::abs(params.score_scale) > 1e38F ? 4.0F : 1.0F,
+                          params.score_scale)),
+        magnitude(std::abs(params.score_scale / query_factor)) {}
+
+  float query_factor;  // has the scale's sign
+  float magnitude;     // what is left, >= 0
+};
+
+inline KeyRange Clip(const KeyRange& range, int64_t begin, int64_t end) {
+  const int64_t low = std::clamp(range.begin, begin, end);
+  return {low, std::clamp(range.end, low, end)};
+}
+
+inline KeyRange Union(const KeyRange& a, const KeyRange& b) {
+  if (a.size() == 0) return b;
+  if (b.size() == 0) return a;
+  return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+}
+
+// Rows first..first + rows of a tile that go through the microkernels
+// together.
+struct Block {
+  int64_t first = 0;
+  int64_t rows = 0;
+  KeyRange all;   // what every row sees
+  KeyRange some;  // the smallest range that holds what any row sees
+  // Of the tile of keys in work: what is computed, empty where nothing is, and
+  // whether every row sees all of it and scores need no change.
+  KeyRange seen;
+  bool plain = false;
+};
+
+// Rows whose ranges begin or end further apart than this go to different
+// blocks: those of a causal tile are one apart, those of different heads may
+// have little in common.
+inline constexpr int64_t kMaxStep = 2;
+
+// Rows of the matrix that the heads of a GQA group make up. A row's bits, one a
+// key of the tile in work, are the caller's: `visible` has `visible_stride`
+// bytes for each.
+class RowTile {
+ public:
+  RowTile(const ScoreInputs& inputs, const BatchEntry& entry, int64_t kv_head,
+          int64_t first_row, int64_t rows, uint8_t* visible,
+          int64_t visible_stride)
+      : inputs_(inputs),
+        params_(inputs.problem.params()),
+        entry_(entry),
+        kv_head_(kv_head),
+        first_row_(first_row),
+        rows_(rows),
+        adjusts_(params_.AdjustsScores()),
+        magnitude_(ScoreScale(params_).magnitude),
+        visible_(visible),
+        visible_stride_(visible_stride) {
+    for (int64_t r = 0; r < rows_; ++r) {
+      ranges_[r] = entry_.VisibleRange(HeadAndRow(r).second);
+    }
+    MakeBlocks();
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t num_blocks() const { return num_blocks_; }
+  const Block& block(int64_t b) const { return blocks_[b]; }
+  bool adjusts() const { return adjusts_; }
+
+  // The keys that any row sees.
+  KeyRange Span() const {
+    KeyRange span;
+    for (int64_t b = 0; b < num_blocks_; ++b) {
+      span = Union(span, blocks_[b].some);
+    }
+    return span;
+  }
+
+  // Query head, and row of the batch entry.
+  std::pair<int64_t, int64_t> HeadAndRow(int64_t r) const {
+    const int64_t row = first_row_ + r;
+    return {kv_head_ * params_.HeadsPerGroup() + row / entry_.q_len,
+            row % entry_.q_len};
+  }
+
+  // Turns to keys begin <= j < end: blocks say what of them is seen. Whether
+  // anything is.
+  bool LookAt(int64_t begin, int64_t end) {
+    begin_ = begin;
+    end_ = end;
+    bool any = false;
+    for (int64_t b = 0; b < num_blocks_; ++b) {
+      Look(blocks_[b]);
+      any |= blocks_[b].seen.size() > 0;
+    }
+    return any;
+  }
+
+  // Where in the tile the vectors of a range begin: so that sums of weights go
+  // in the same order wherever that is.
+  int64_t FirstVector(const KeyRange& seen) const {
+    return (seen.begin - begin_) / (kSums * kLanes) * (kSums * kLanes);
+  }
+
+  // The bits of the keys in work.
+  uint8_t* Visible(int64_t r) const { return visible_ + r * visible_stride_; }
+
+  // How a score of row r comes from its dot product, for the keys in work.
+  RowAdjustment Adjustment(int64_t r) const {
+    const auto [head, q_row] = HeadAndRow(r);
+    RowAdjustment row{.scale = magnitude_, .soft_cap = params_.soft_cap};
+    if (params_.has_alibi) {
+      row.slope = inputs_.problem.alibi_slopes()[static_cast<size_t>(head)];
+      row.distance = entry_.Position(q_row) - begin_;
+    }
+    if (params_.has_bias) {
+      row.bias = BiasRow(head, q_row);
+      row.bias_stride = inputs_.bias.strides[3];
+    }
+    return row;
+  }
+
+ private:
+  // Runs of rows with like ranges, cut into blocks of nearly equal size: a
+  // block of one row alone would wait for its own sums.
+  void MakeBlocks() {
+    const auto near = [](int64_t a, int64_t b) {
+      return std::abs(a - b) <= kMaxStep;
+    };
+    for (int64_t begin = 0; begin < rows_;) {
+      int64_t end = begin + 1;
+      while (end < rows_ && near(ranges_[end].begin, ranges_[end - 1].begin) &&
+             near(ranges_[end].end, ranges_[end - 1].end)) {
+        ++end;
+      }
+      for (int64_t left = CeilDiv(end - begin, static_cast<int64_t>(kRows));
+           left > 0; --left) {
+        Block& block = blocks_[num_blocks_++];
+        block = {};
+        block.first = begin;
+        block.rows = CeilDiv(end - begin, left);
+        block.all = block.some = ranges_[begin];
+        for (int64_t r = begin; r < begin + block.rows; ++r) {
+          block.all = {std::max(block.all.begin, ranges_[r].begin),
+                       std::min(block.all.end, ranges_[r].end)};
+          block.some = Union(block.some, ranges_[r]);
+        }
+        begin += block.rows;
+      }
+    }
+  }
+
+  void Look(Block& block) const {
+    block.seen = Clip(block.some, begin_, end_);
+    if (block.seen.size() == 0) return;
+    block.plain = !adjusts_ && Clip(block.all, begin_, end_) == block.seen &&
+                  block.seen.begin == begin_ && block.seen.size() % kLanes == 0;
+    if (block.plain && !params_.has_mask) return;
+    bool any = false;
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      const auto [some, all] = Mark(r, block.seen);
+      any |= some;
+      block.plain &= all;
+    }
+    if (!any) block.seen = {};
+  }
+
+  // Notes which keys row r sees, by range, mask and bias. Whether there are
+  // any.
+  bool Mark(int64_t r, const KeyRange& seen) const {
+    const auto [head, q_row] = HeadAndRow(r);
+    const KeyRange range = Clip(ranges_[r], begin_, end_);
+    uint8_t* const bits = Visible(r);
+    const std::byte* mask = nullptr;
+    const std::byte* bias = nullptr;
+    const int64_t mask_stride = inputs_.mask.strides[3];
+    const int64_t bias_stride = inputs_.bias.strides[3];
+    if (params_.has_mask) {
+      mask = inputs_.mask.Row(entry_.batch, head, q_row) + begin_ * mask_stride;
+    }
+    if (params_.has_bias) bias = BiasRow(head, q_row);
+    LaneMask some = FirstLanes(0);
+    LaneMask all = FirstLanes(kLanes);
+    for (int64_t j = FirstVector(seen); j < seen.end - begin_; j += kLanes) {
+      LaneMask shown = hn::AndNot(FirstLanes(range.begin - begin_ - j),
+                                  FirstLanes(range.end - begin_ - j));
+      if (mask != nullptr) {
+        shown = hn::And(shown, LoadShown(mask, mask_stride, j, end_ - begin_));
+      }
+      if (bias != nullptr) {
+        VisitType(params_.bias_dtype, [&](auto as) {
+          const Vec x =
+              LoadBroadcast<decltype(as)>(bias, bias_stride, j, end_ - begin_);
+          shown = hn::And(shown, hn::Ne(x, hn::Set(kF, kMinusInfinity)));
+        });
+      }
+      StoreVisible(shown, bits, j);
+      some = hn::Or(some, shown);
+      all = hn::And(all, shown);
+    }
+    return {!hn::AllFalse(kF, some), hn::AllTrue(kF, all)};
+  }
+
+  const std::byte* BiasRow(int64_t head, int64_t q_row) const {
+    const int64_t bytes = SizeOf(params_.bias_dtype);
+    return inputs_.bias.RowBytes(bytes, entry_.batch, head, q_row) +
+           begin_ * inputs_.bias.strides[3] * bytes;
+  }
+
+  const ScoreInputs& inputs_;
+  const AttentionParams& params_;
+  const BatchEntry entry_;
+  const int64_t kv_head_;
+  const int64_t first_row_;
+  const int64_t rows_;
+  const bool adjusts_;
+  const float magnitude_;
+  uint8_t* const visible_;
+  const int64_t visible_stride_;
+  int64_t num_blocks_ = 0;
+  int64_t begin_ = 0;  // the keys in work
+  int64_t end_ = 0;
+  KeyRange ranges_[kMaxTileRows];
+  Block blocks_[kMaxTileRows];
+};
+
+// Adds weights * values for one row, with the values of hidden keys (or rows)
+// replaced by 0: the same terms in the same order as in a whole block. `words`
+// is the first step's vector of values, `step_words` apart from the next;
+// `keep(step)` has the bits of a word that are seen.
+template <class Keep>
+void AddCarefully(const ValueBlockFn one_by_one, const float* weights,
+                  int64_t weight_stride, const float* words, int64_t step_words,
+                  int64_t steps, const Keep& keep, float* output) {
+  const hn::RebindToUnsigned<Floats> du;
+  HWY_ALIGN float values[kKeysPerSum * kLanes];
+  for (int64_t step = 0; step < steps; ++step) {
+    const auto x = hn::BitCast(du, hn::LoadU(kF, words + step * step_words));
+    hn::Store(hn::BitCast(kF, hn::And(x, hn::Set(du, keep(step)))), kF,
+              values + step * kLanes);
+  }
+  one_by_one(weights, weight_stride, values, kLanes, steps, output, 0,
+             Ahead(values, false));
+}
+
+// Whether an exponent of all ones, NaN or infinite, is among `count` vectors of
+// words of f32, or of pairs of bf16.
+inline bool AllFinite(const float* words, int64_t count, bool pairs) {
+  const hn::RebindToUnsigned<Floats> du;
+  const auto high = hn::Set(du, 0x7F800000U);
+  const auto low = hn::Set(du, pairs ? 0x00007F80U : 0x7F800000U);
+  auto bad = hn::Zero(du);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto x = hn::BitCast(du, hn::LoadU(kF, words + i * kLanes));
+    const auto is =
+        hn::Or(hn::Eq(hn::And(x, high), high), hn::Eq(hn::And(x, low), low));
+    bad = hn::Or(bad, hn::IfThenElseZero(is, high));
+  }
+  return hn::AllTrue(du, hn::Eq(bad, hn::Zero(du)));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif
