@@ -51,7 +51,9 @@ absl::StatusOr<ResponsePieces> AnswerServerInfo(
         info.set_memory_budget_bytes(context.admission.budget_bytes());
         info.set_max_benchmark_vectors(context.max_benchmark_vectors);
         info.add_features("backward");
-        if (info.isa() == "avx512_bf16") info.add_features("bf16_dot");
+        if (context.engine.machine().isa == Isa::kAvx512Bf16) {
+          info.add_features("bf16_dot");
+        }
         return info;
       });
 }
