@@ -97,8 +97,7 @@ absl::Status EncodeRequest(const ConstTensor& sequence,
                 max_message_bytes, request);
 }
 
-absl::Status EncodeRequest(const BackwardInputs& inputs,
-                           const BackwardOutputs&,
+absl::Status EncodeRequest(const BackwardInputs& inputs, const BackwardOutputs&,
                            const AttentionOptions& options,
                            int64_t max_message_bytes,
                            v1::AttentionBackwardRequest* request) {
@@ -180,9 +179,8 @@ template <typename Request, typename Response, typename Inputs,
 PendingCall Start(RpcChannel& channel, const char* method, const Inputs& inputs,
                   const Outputs& outputs, const AttentionOptions& options,
                   const ClientOptions& client, Done done) {
-  auto call =
-      std::make_unique<AttentionCall<Request, Response, Outputs, Done>>(
-          outputs, std::move(done));
+  auto call = std::make_unique<AttentionCall<Request, Response, Outputs, Done>>(
+      outputs, std::move(done));
   absl::Status status =
       EncodeRequest(inputs, outputs, options, client.max_message_bytes,
                     call->mutable_request());

@@ -19,7 +19,8 @@ void EncodeTensor(const ConstTensor& tensor, v1::Tensor* proto);
 v1::DataType EncodeType(DataType type);
 
 // Copies the elements of bias and mask too.
-void EncodeOptions(const AttentionOptions& options, v1::AttentionOptions* proto);
+void EncodeOptions(const AttentionOptions& options,
+                   v1::AttentionOptions* proto);
 
 v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options);
 

@@ -31,13 +31,12 @@ constexpr int64_t SizeOf(DataType type) {
 }
 
 template <typename Range>
-concept ContiguousRange = std::ranges::contiguous_range<Range> &&
-                          std::ranges::sized_range<Range>;
+concept ContiguousRange =
+    std::ranges::contiguous_range<Range> && std::ranges::sized_range<Range>;
 
 // Whether the elements of `Range` tell their type by themselves.
 template <typename Range, typename... Elements>
-concept RangeOf =
-    ContiguousRange<Range> &&
+concept RangeOf = ContiguousRange<Range> &&
     (std::same_as<std::ranges::range_value_t<Range>, Elements> || ...);
 
 // Elements that the caller owns. A range of float is F32, one of bool or
@@ -107,7 +106,8 @@ struct AttentionInputs {
 // Where the answer goes: memory of the caller, exactly as many elements as the
 // answer has. OutputShape() and LseShape() say how many that is.
 struct AttentionOutputs {
-  Elements output;  // [batch, q_heads, q_len, v_head_dim]; its type is asked for
+  Elements
+      output;  // [batch, q_heads, q_len, v_head_dim]; its type is asked for
   std::optional<std::span<float>> lse = {};  // [batch, q_heads, q_len];
                                              // set = asked for
 };
@@ -176,8 +176,8 @@ struct AttentionOptions {
   std::vector<float> alibi_slopes = {};  // one a query head
   std::vector<float> sink_logits = {};   // one a query head
   // Each broadcast as NumPy does to [batch, q_heads, q_len, kv_len].
-  std::optional<ConstTensor> bias = {};  // F32, F16 or BF16
-  std::optional<ConstTensor> mask = {};  // BOOL, true = visible
+  std::optional<ConstTensor> bias = {};     // F32, F16 or BF16
+  std::optional<ConstTensor> mask = {};     // BOOL, true = visible
   std::vector<int64_t> query_lengths = {};  // one an entry
   std::vector<int64_t> key_lengths = {};
   std::vector<int64_t> cu_seqlens_q = {};  // a ragged batch's offsets
@@ -250,7 +250,7 @@ struct MemoryEstimateOptions {
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
   int64_t threads = 0;
-  int64_t concurrency = 0;  // requests that run at once
+  int64_t concurrency = 0;                    // requests that run at once
   DataType dtype = DataType::kF32;            // of query, key and value
   std::optional<DataType> output_dtype = {};  // `dtype` where unset
   // Of bias and mask the type and the shape count; their elements are not sent.

@@ -105,8 +105,7 @@ absl::Status AttentionCall::Decode(ReceivedMessage received) {
   // Decoding copies the lists twice for a moment.
   const int64_t decoding_bytes =
       reservation_.bytes() + 2 * DecodedListBytes(request.options());
-  if (absl::Status status = reservation_.GrowTo(decoding_bytes);
-      !status.ok()) {
+  if (absl::Status status = reservation_.GrowTo(decoding_bytes); !status.ok()) {
     return status;
   }
   const AttentionTensors tensors = AttentionTensors::Of(request);

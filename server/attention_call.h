@@ -1,6 +1,6 @@
-// One attention call, forward or backward, from the bytes that came to the bytes
-// that go: admission, decoding, compute, encoding, and the memory of all of
-// them. Knows no gRPC.
+// One attention call, forward or backward, from the bytes that came to the
+// bytes that go: admission, decoding, compute, encoding, and the memory of all
+// of them. Knows no gRPC.
 #ifndef ATTND_SERVER_ATTENTION_CALL_H_
 #define ATTND_SERVER_ATTENTION_CALL_H_
 

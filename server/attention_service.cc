@@ -53,7 +53,7 @@ void FinishUnary(Reactor* reactor, ByteBuffer* response, CallLog& log,
 class AttentionReactor final : public grpc::ServerUnaryReactor {
  public:
   AttentionReactor(const ServiceContext& context, AttentionMethod method,
-                 std::string_view name, const CallbackServerContext& rpc)
+                   std::string_view name, const CallbackServerContext& rpc)
       : log_(name),
         call_(std::make_shared<AttentionCall>(context, method,
                                               DeadlineOf(rpc))) {}
@@ -170,8 +170,8 @@ class RawAttentionService final : public RawBase {
   grpc::ServerUnaryReactor* SelfAttention(CallbackServerContext* rpc,
                                           const ByteBuffer* request,
                                           ByteBuffer* response) override {
-    return Compute(AttentionMethod::kSelfAttention, "SelfAttention", rpc, request,
-                   response);
+    return Compute(AttentionMethod::kSelfAttention, "SelfAttention", rpc,
+                   request, response);
   }
   grpc::ServerUnaryReactor* CrossAttention(CallbackServerContext* rpc,
                                            const ByteBuffer* request,
@@ -208,7 +208,8 @@ class RawAttentionService final : public RawBase {
   }
 
  private:
-  grpc::ServerUnaryReactor* Compute(AttentionMethod method, std::string_view name,
+  grpc::ServerUnaryReactor* Compute(AttentionMethod method,
+                                    std::string_view name,
                                     CallbackServerContext* rpc,
                                     const ByteBuffer* request,
                                     ByteBuffer* response) {

@@ -244,8 +244,8 @@ class Run {
 
   absl::Status FillInputs() {
     const DataType type = spec_.problem.params().query_dtype;
-    InputFiller filler(type, twins_ ? ElementsOf<float>(twins_->inputs)
-                                    : std::span<float>());
+    InputFiller filler(
+        type, twins_ ? ElementsOf<float>(twins_->inputs) : std::span<float>());
     const auto fill = [&filler](auto piece) { filler.Fill(piece); };
     absl::Status status =
         type == DataType::kF32
@@ -335,9 +335,9 @@ class Run {
                             row / params.q_len, row % params.q_len,
                             expected.data(), &lse);
       for (size_t d = 0; d < expected.size(); ++d) {
-        const double got = ReferenceElement(
-            tensors_.buffers.output, params.output_dtype,
-            row * params.v_head_dim + static_cast<int64_t>(d));
+        const double got =
+            ReferenceElement(tensors_.buffers.output, params.output_dtype,
+                             row * params.v_head_dim + static_cast<int64_t>(d));
         const double error = std::abs(expected[d] - got);
         // Written so that a NaN wins.
         if (!(error <= max_abs)) max_abs = error;

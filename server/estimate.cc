@@ -224,10 +224,10 @@ absl::StatusOr<AttentionProblem> ProblemOf(const Request& in) {
     return FieldError("batch", "1 beside options.cu_seqlens_q, which says more",
                       absl::StrCat(of.batch.value));
   }
-  const Axes query = AxesOf("query", of.batch, of.q_heads, of.q_len,
-                            of.head_dim, *options);
-  const Axes key = AxesOf("key", of.batch, of.kv_heads, of.kv_len, of.head_dim,
-                          *options);
+  const Axes query =
+      AxesOf("query", of.batch, of.q_heads, of.q_len, of.head_dim, *options);
+  const Axes key =
+      AxesOf("key", of.batch, of.kv_heads, of.kv_len, of.head_dim, *options);
   const Axes value = AxesOf("value", of.batch, of.kv_heads, of.kv_len,
                             of.v_head_dim, *options);
   absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
@@ -324,8 +324,7 @@ Request Grown(const Request& request, double factor) {
 absl::string_view LimitingFactor(const Request& request,
                                  const ServiceContext& context) {
   const Extents extents = ExtentsOf(request);
-  const int64_t longest =
-      std::max(extents.q_len.value, extents.kv_len.value);
+  const int64_t longest = std::max(extents.q_len.value, extents.kv_len.value);
   const auto limit_at = [&](int64_t length) -> absl::string_view {
     const double factor =
         static_cast<double>(length) / static_cast<double>(longest);

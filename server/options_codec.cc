@@ -128,8 +128,7 @@ absl::Status DecodeLists(const v1::AttentionOptions& in,
 absl::Status DecodeTensors(const v1::AttentionOptions& in,
                            AttentionOptions& out) {
   if (in.has_bias()) {
-    absl::StatusOr<TensorSpec> bias =
-        DecodeSpec(in.bias(), OptionPath("bias"));
+    absl::StatusOr<TensorSpec> bias = DecodeSpec(in.bias(), OptionPath("bias"));
     if (!bias.ok()) return bias.status();
     out.bias = *std::move(bias);
   }
@@ -171,8 +170,8 @@ absl::StatusOr<TensorSpec> DecodeSpec(const v1::Tensor& tensor,
     return FieldError(absl::StrCat(path, ".dtype"), kFloatTypes,
                       WireTypeText(tensor.dtype()));
   }
-  if (absl::Status status = DecodeList(
-          tensor.shape(), absl::StrCat(path, ".shape"), spec.shape);
+  if (absl::Status status =
+          DecodeList(tensor.shape(), absl::StrCat(path, ".shape"), spec.shape);
       !status.ok()) {
     return status;
   }

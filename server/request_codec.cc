@@ -141,10 +141,10 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
   switch (tensor->payload_case()) {
     case v1::Tensor::kValues:
       if (mask) {
-        return FieldError(absl::StrCat(path, ".values"),
-                          "data: values are F32, a mask is BOOL",
-                          absl::StrCat(tensor->values().values_size(),
-                                       " numbers"));
+        return FieldError(
+            absl::StrCat(path, ".values"),
+            "data: values are F32, a mask is BOOL",
+            absl::StrCat(tensor->values().values_size(), " numbers"));
       }
       [[fallthrough]];
     case v1::Tensor::kData:
@@ -157,10 +157,10 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
                         "shared memory");
     }
     case v1::Tensor::PAYLOAD_NOT_SET:
-      return FieldError(path,
-                        mask ? "data or shared_memory"
-                             : "data, values or shared_memory",
-                        "no payload");
+      return FieldError(
+          path,
+          mask ? "data or shared_memory" : "data, values or shared_memory",
+          "no payload");
   }
   return absl::InternalError("a payload case that the switch lacks");
 }
@@ -261,16 +261,16 @@ absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
       return status;
     }
   }
-  const bool values = tensors.by_role[kQuery].tensor->payload_case() ==
-                      v1::Tensor::kValues;
+  const bool values =
+      tensors.by_role[kQuery].tensor->payload_case() == v1::Tensor::kValues;
   const DataType output_type = problem->params().output_dtype;
   if (values && output_type != DataType::kF32) {
     return FieldError("options.output_dtype",
                       "F32, for the answer travels as values",
                       std::string(TypeName(output_type)));
   }
-  DecodedRequest decoded{*std::move(problem), values ? PayloadKind::kValues
-                                                     : PayloadKind::kData};
+  DecodedRequest decoded{*std::move(problem),
+                         values ? PayloadKind::kValues : PayloadKind::kData};
   // Everything that is wrong comes before what is only missing here, so that a
   // client fixes its own mistakes first.
   const absl::Status regions = CheckRegions(*tensors.options, tensors.backward);
@@ -280,8 +280,8 @@ absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
   for (size_t i = 0; i < kTensorRoles; ++i) {
     if (tensors.by_role[i].tensor == nullptr) continue;
     const auto& [type, bytes] = expected[i];
-    absl::Status status = CheckPayload(tensors, static_cast<TensorRole>(i),
-                                       type, bytes, split);
+    absl::Status status =
+        CheckPayload(tensors, static_cast<TensorRole>(i), type, bytes, split);
     if (absl::IsInvalidArgument(status)) return status;
     unserved.Update(status);
     decoded.bytes[i] = bytes;

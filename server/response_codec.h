@@ -33,9 +33,9 @@ struct AttentionAnswer {
   RunStats stats = {};
 };
 
-// The answer's message. With kData the pieces borrow the elements, with kValues,
-// for which all must be F32, they hold a copy; they keep `owner` alive either
-// way.
+// The answer's message. With kData the pieces borrow the elements, with
+// kValues, for which all must be F32, they hold a copy; they keep `owner` alive
+// either way.
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner);
 

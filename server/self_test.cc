@@ -47,10 +47,7 @@ std::vector<Case> ForwardCases() {
   return {
       {{1, 2, 70, 64}, {1, 2, 130, 64}, 64, {}},
       {{2, 4, 33, 17}, {2, 2, 65, 17}, 5, {.causal = Causal::kTopLeft}},
-      {{1, 6, 129, 128},
-       {1, 1, 97, 128},
-       96,
-       {.causal = Causal::kBottomRight}},
+      {{1, 6, 129, 128}, {1, 1, 97, 128}, 96, {.causal = Causal::kBottomRight}},
       {{1, 8, 1, 80}, {1, 2, 2500, 80}, 80, {}},
       {{1, 1, 9, 1}, {1, 1, 7, 1}, 1, {.causal = Causal::kBottomRight}},
       {{1, 2, 40, 33}, {1, 1, 300, 33}, 20, {}, DataType::kF16, kF16Tolerance},
@@ -155,8 +152,7 @@ double WorstError(const void* got, DataType type,
                   const std::vector<double>& expected) {
   double worst = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
-    const double value =
-        ReferenceElement(got, type, static_cast<int64_t>(i));
+    const double value = ReferenceElement(got, type, static_cast<int64_t>(i));
     if (value == expected[i]) continue;
     const double error = std::abs(value - expected[i]);
     if (!(error <= worst)) {
@@ -182,13 +178,13 @@ struct Inputs {
         {.dtype = test.dtype, .shape = test.key},
         {.dtype = test.dtype, .shape = value_shape}, options);
     if (!problem.ok()) return problem.status();
-    return Inputs{*problem,
-                  RandomTensor(test.dtype, problem->query_bytes(), 1),
-                  RandomTensor(test.dtype, problem->key_bytes(), 2),
-                  RandomTensor(test.dtype, problem->value_bytes(), 3),
-                  RandomTensor(problem->params().bias_dtype,
-                               problem->bias_bytes(), 4),
-                  RandomMask(problem->mask_bytes(), 5)};
+    return Inputs{
+        *problem,
+        RandomTensor(test.dtype, problem->query_bytes(), 1),
+        RandomTensor(test.dtype, problem->key_bytes(), 2),
+        RandomTensor(test.dtype, problem->value_bytes(), 3),
+        RandomTensor(problem->params().bias_dtype, problem->bias_bytes(), 4),
+        RandomMask(problem->mask_bytes(), 5)};
   }
 
   AttentionBuffers buffers() const {
@@ -230,9 +226,8 @@ absl::Status RunForward(AttentionEngine& engine, const Case& test) {
                                static_cast<size_t>(SizeOf(output_type)));
   std::vector<double> expected_lse(lse.size());
   ReferenceAttention(problem, buffers, expected.data(), expected_lse.data());
-  absl::Status status =
-      Verdict(test, "output", *stats,
-              WorstError(output.data(), output_type, expected));
+  absl::Status status = Verdict(
+      test, "output", *stats, WorstError(output.data(), output_type, expected));
   status.Update(Verdict(test, "lse", *stats,
                         WorstError(lse.data(), DataType::kF32, expected_lse)));
   return status;
@@ -242,8 +237,8 @@ absl::Status RunBackward(AttentionEngine& engine, const Case& test) {
   const absl::StatusOr<Inputs> inputs = Inputs::Make(test);
   if (!inputs.ok()) return inputs.status();
   const AttentionProblem& problem = inputs->problem;
-  std::vector<float> output = Unwritten(
-      static_cast<size_t>(problem.output_bytes()) / sizeof(float));
+  std::vector<float> output =
+      Unwritten(static_cast<size_t>(problem.output_bytes()) / sizeof(float));
   std::vector<float> lse =
       Unwritten(static_cast<size_t>(problem.lse_bytes()) / sizeof(float));
   AttentionBuffers forward = inputs->buffers();

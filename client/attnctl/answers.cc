@@ -36,8 +36,7 @@ absl::Status Answer::Allocate(int64_t max_message_bytes) {
 }
 
 std::span<float> Answer::floats() {
-  return {reinterpret_cast<float*>(bytes.data()),
-          bytes.size() / sizeof(float)};
+  return {reinterpret_cast<float*>(bytes.data()), bytes.size() / sizeof(float)};
 }
 
 void AddReportFlags(CLI::App& command, AnswerReport& report) {
@@ -54,11 +53,10 @@ ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
   const client::ExecutionStats& stats = report.stats;
   const std::vector<int64_t>& shape = answers.front().shape;
   ExitCode exit_code = kOk;
-  Json json = {
-      {absl::StrCat(answers.front().name, "_shape"), shape},
-      {"call_ms", absl::ToDoubleMilliseconds(report.elapsed)},
-      {"stats", StatsJson(stats)},
-      {"comparisons", Json::array()}};
+  Json json = {{absl::StrCat(answers.front().name, "_shape"), shape},
+               {"call_ms", absl::ToDoubleMilliseconds(report.elapsed)},
+               {"stats", StatsJson(stats)},
+               {"comparisons", Json::array()}};
   std::vector<std::string> lines;
   for (const Answer& answer : answers) {
     if (!answer.path.empty()) {

@@ -30,8 +30,8 @@ struct NpyDoubles {
 
 // A tensor: float32 ('<f4'), float16 ('<f2'), bool ('|b1'), or two opaque bytes
 // an element ('<V2', '|V2'), which is what NumPy makes of a bfloat16 of
-// ml_dtypes. NOT_FOUND where there is no such file, INVALID_ARGUMENT where it is
-// anything else; the message names the file.
+// ml_dtypes. NOT_FOUND where there is no such file, INVALID_ARGUMENT where it
+// is anything else; the message names the file.
 absl::StatusOr<NpyTensor> ReadNpy(const std::string& path);
 
 // Numbers to compare with: any of the floats above, or float64.

@@ -97,12 +97,11 @@ absl::Status NameFlag(const absl::Status& status, bool ragged, bool bshd) {
   if (!field) return status;
   if (absl::StartsWith(*field, "options.")) {
     // As the field is named, but for the shapes of tensors that have no file.
-    const std::string name =
-        field->substr(std::string_view("options.").size());
-    return WithField(status,
-                     absl::StrCat("--", absl::StrReplaceAll(
-                                            name, {{"_", "-"},
-                                                   {".shape", "-shape"}})));
+    const std::string name = field->substr(std::string_view("options.").size());
+    return WithField(
+        status,
+        absl::StrCat("--", absl::StrReplaceAll(
+                               name, {{"_", "-"}, {".shape", "-shape"}})));
   }
   std::vector<std::string> query = {"--batch", "--num-q-heads", "--q-len",
                                     "--head-dim"};

@@ -83,22 +83,22 @@ TEST_F(AttentionClientTest, SendsEveryOption) {
   const std::vector<uint16_t> bias = {1, 2, 3};
   const std::vector<uint8_t> mask = {1, 0, 1};
   std::vector<uint16_t> output(2);
-  const Reply reply = client_.Attention(
-      problem.inputs(), {.output = {DataType::kBF16, output}},
-      {.layout = Layout::kBshd,
-       .query_offsets = {-7},
-       .window_left = 3,
-       .window_right = 0,
-       .logits_soft_cap = 50.0f,
-       .alibi_slopes = {0.5f},
-       .sink_logits = {-1.0f},
-       .bias = ConstTensor{{DataType::kF16, bias}, {1, 3}},
-       .mask = ConstTensor{mask, {3}},
-       .query_lengths = {2},
-       .key_lengths = {1},
-       .cu_seqlens_q = {0, 2},
-       .cu_seqlens_k = {0, 3},
-       .precision = Precision::kF32});
+  const Reply reply =
+      client_.Attention(problem.inputs(), {.output = {DataType::kBF16, output}},
+                        {.layout = Layout::kBshd,
+                         .query_offsets = {-7},
+                         .window_left = 3,
+                         .window_right = 0,
+                         .logits_soft_cap = 50.0f,
+                         .alibi_slopes = {0.5f},
+                         .sink_logits = {-1.0f},
+                         .bias = ConstTensor{{DataType::kF16, bias}, {1, 3}},
+                         .mask = ConstTensor{mask, {3}},
+                         .query_lengths = {2},
+                         .key_lengths = {1},
+                         .cu_seqlens_q = {0, 2},
+                         .cu_seqlens_k = {0, 3},
+                         .precision = Precision::kF32});
   ASSERT_TRUE(reply.ok()) << reply.status();
   EXPECT_THAT(output, ElementsAre(0, 1));
   const v1::AttentionOptions options = handler_.calls().at(0).options;
@@ -132,8 +132,8 @@ TEST_F(AttentionClientTest, GradientsGoIntoTheSpans) {
                               .lse = {problem.lse, {2}},
                               .grad_output = {problem.output, {2, 1}}};
   const BackwardOutputs outputs{grad_query, grad_key, grad_value};
-  const auto stats = client_.AttentionBackward(inputs, outputs,
-                                               {.causal = Causal::kTopLeft});
+  const auto stats =
+      client_.AttentionBackward(inputs, outputs, {.causal = Causal::kTopLeft});
   ASSERT_TRUE(stats.ok()) << stats.status();
   EXPECT_EQ(stats->isa, "scalar");
   EXPECT_THAT(grad_query, ElementsAre(0, 1, 2, 3));
@@ -146,11 +146,10 @@ TEST_F(AttentionClientTest, GradientsGoIntoTheSpans) {
   EXPECT_EQ(call.options.causal(), v1::CAUSAL_TOP_LEFT);
 
   std::promise<absl::StatusOr<ExecutionStats>> done;
-  client_.AttentionBackwardAsync(
-      inputs, {grad_query, {}, grad_value}, {},
-      [&](absl::StatusOr<ExecutionStats> result) {
-        done.set_value(std::move(result));
-      });
+  client_.AttentionBackwardAsync(inputs, {grad_query, {}, grad_value}, {},
+                                 [&](absl::StatusOr<ExecutionStats> result) {
+                                   done.set_value(std::move(result));
+                                 });
   const auto refused = done.get_future().get();
   EXPECT_EQ(DetailsOf(refused.status()).field_violations.at(0).field,
             "grad_key");

@@ -49,8 +49,8 @@ TEST(AttnctlUsageTest, HelpTeachesAndListsExitCodes) {
   EXPECT_EQ(help.exit_code, kOk);
   EXPECT_THAT(help.out, HasSubstr("Examples:"));
   EXPECT_THAT(help.out, HasSubstr(kExitCodesHelp));
-  for (const char* command :
-       {"attention", "self", "cross", "backward", "bench", "estimate", "info", "health"}) {
+  for (const char* command : {"attention", "self", "cross", "backward", "bench",
+                              "estimate", "info", "health"}) {
     const Outcome of_command = RunTool({command, "--help"});
     EXPECT_EQ(of_command.exit_code, kOk) << command;
     EXPECT_THAT(of_command.out, HasSubstr("Example")) << command;
@@ -179,8 +179,7 @@ TEST_F(AttnctlTest, AttentionWritesWhatTheServerAnswers) {
 TEST_F(AttnctlTest, EveryOptionHasItsFlag) {
   Write("b.npy", {3, 4}, 12);
   const std::vector<std::byte> mask(4, std::byte{1});
-  ASSERT_TRUE(
-      WriteNpy(Path("m.npy"), client::DataType::kBool, {4}, mask).ok());
+  ASSERT_TRUE(WriteNpy(Path("m.npy"), client::DataType::kBool, {4}, mask).ok());
   const Outcome outcome = RunAttention(
       {"--layout=bshd", "--query-offsets=-1,2", "--window-left=0",
        "--window-right=7", "--logits-soft-cap=30", "--alibi-slopes=0.5,-1e-3",

@@ -58,15 +58,14 @@ INSTANTIATE_TEST_SUITE_P(Halves, RoundingHalvesTest,
                          testing::Values(DataType::kF16, DataType::kBF16));
 
 TEST(RoundingTest, KnownNumbers) {
-  EXPECT_THAT(
-      Rounded(DataType::kF16, {1, -2, 65504, 65519, 65520, -kInf, 0x1p-25F,
-                               0x1.8p-25F}),
-      testing::ElementsAre(0x3c00, 0xc000, 0x7bff, 0x7bff, 0x7c00, 0xfc00, 0,
-                           1));
+  EXPECT_THAT(Rounded(DataType::kF16, {1, -2, 65504, 65519, 65520, -kInf,
+                                       0x1p-25F, 0x1.8p-25F}),
+              testing::ElementsAre(0x3c00, 0xc000, 0x7bff, 0x7bff, 0x7c00,
+                                   0xfc00, 0, 1));
   EXPECT_THAT(Rounded(DataType::kBF16, {1, -2, 3.4e38F, kInf}),
               testing::ElementsAre(0x3f80, 0xc000, 0x7f80, 0x7f80));
-  EXPECT_TRUE(std::isnan(Widened(
-      DataType::kBF16, Rounded(DataType::kBF16, {std::nanf("1")})[0])));
+  EXPECT_TRUE(std::isnan(
+      Widened(DataType::kBF16, Rounded(DataType::kBF16, {std::nanf("1")})[0])));
   EXPECT_THAT(ToFloats(DataType::kF32, FromFloats(DataType::kF32, {{1, 2}})),
               testing::ElementsAre(1, 2));
 }

@@ -51,8 +51,8 @@ class FakeService final : public v1::AttentionService::Service {
       v1::AttentionBackwardResponse* response) override {
     return ToGrpc(handler_->OnBackward(
         {"AttentionBackward",
-         {request->query(), request->key(), request->value(),
-          request->output(), request->lse(), request->grad_output()},
+         {request->query(), request->key(), request->value(), request->output(),
+          request->lse(), request->grad_output()},
          request->options()},
         response));
   }

@@ -103,9 +103,9 @@ TEST_F(NpyTest, ReadsEveryTypeThatItWrites) {
 TEST_F(NpyTest, ReadsHalvesAsDoubles) {
   const std::string header = "', 'fortran_order': False, 'shape': (2,), }";
   const std::string halves("\x00\x3e\x01\x00", 4);
-  EXPECT_THAT(ReadNpyAsDouble(WriteFile("{'descr': '<f2" + header, halves))
-                  ->values,
-              ElementsAre(1.5, 0x1p-24));
+  EXPECT_THAT(
+      ReadNpyAsDouble(WriteFile("{'descr': '<f2" + header, halves))->values,
+      ElementsAre(1.5, 0x1p-24));
   const std::string bf16("\xc0\x3f\x80\xff", 4);
   EXPECT_THAT(
       ReadNpyAsDouble(WriteFile("{'descr': '<V2" + header, bf16))->values,
@@ -159,8 +159,7 @@ TEST_F(NpyTest, SaysWhichFileIsMissing) {
 }
 
 TEST_F(NpyTest, RefusesToWriteWhereItCannot) {
-  EXPECT_FALSE(
-      WriteFloats("/nowhere/o.npy", {1}, std::vector<float>{1}).ok());
+  EXPECT_FALSE(WriteFloats("/nowhere/o.npy", {1}, std::vector<float>{1}).ok());
   // A full device: the error comes when the bytes are flushed, and the device
   // is still there.
   if (std::filesystem::exists("/dev/full")) {

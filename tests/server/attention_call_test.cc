@@ -100,9 +100,9 @@ AttentionBuffers BuffersOf(const v1::AttentionRequest& request) {
 void ExpectClose(const v1::Tensor& got, DataType type,
                  const std::vector<double>& expected, double tolerance) {
   const void* const data = DataOf(got);
-  ASSERT_EQ(got.has_values() ? static_cast<size_t>(got.values().values_size())
-                             : got.data().size() /
-                                   static_cast<size_t>(SizeOf(type)),
+  ASSERT_EQ(got.has_values()
+                ? static_cast<size_t>(got.values().values_size())
+                : got.data().size() / static_cast<size_t>(SizeOf(type)),
             expected.size());
   for (size_t i = 0; i < expected.size(); ++i) {
     const double element =
@@ -179,7 +179,9 @@ const OptionCase kOptions[] = {
        *Opt(r).mutable_bias() = HalfTensor(v1::DATA_TYPE_F16, {4, 1, 7}, 4);
      }},
     {"mask", 1e-5,
-     [](R& r) { *Opt(r).mutable_mask() = MaskTensor({2, 1, 5, 7}, 4); }},
+     [](R& r) {
+       *Opt(r).mutable_mask() = MaskTensor({2, 1, 5, 7}, 4);
+     }},
     {"lengths", 1e-5,
      [](R& r) {
        Opt(r).add_query_lengths(3);
@@ -214,8 +216,8 @@ TEST_F(AttentionCallTest, AnswersWhatTheOracleSays) {
     const DataType type = problem.params().output_dtype;
     std::vector<double> output(
         static_cast<size_t>(problem.output_bytes() / SizeOf(type)));
-    std::vector<double> lse(
-        static_cast<size_t>(problem.lse_bytes()) / sizeof(float));
+    std::vector<double> lse(static_cast<size_t>(problem.lse_bytes()) /
+                            sizeof(float));
     ReferenceAttention(problem, BuffersOf(request), output.data(), lse.data());
     ExpectClose(response.output(), type, output, test.tolerance);
     ExpectClose(response.lse(), DataType::kF32, lse, 1e-4);
@@ -333,9 +335,8 @@ TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
   // As many numbers as a list may have, of several bytes each.
   constexpr int64_t kEntries = AttentionProblem::kMaxListedEntries;
   requests[3].Clear();
-  for (auto* tensor :
-       {requests[3].mutable_query(), requests[3].mutable_key(),
-        requests[3].mutable_value()}) {
+  for (auto* tensor : {requests[3].mutable_query(), requests[3].mutable_key(),
+                       requests[3].mutable_value()}) {
     *tensor = DataTensor({kEntries, 1, 1, 1}, 5);
   }
   Opt(requests[3]).mutable_query_offsets()->Resize(kEntries, 1 << 20);

@@ -144,11 +144,17 @@ const RefusalCase<R> kCases[] = {
        Opt(r).mutable_bias()->set_dtype(v1::DATA_TYPE_F16);
      }},
     {"options.bias.dtype", kInvalid,
-     [](R& r) { *Opt(r).mutable_bias() = MaskTensor({5, 7}, 1); }},
+     [](R& r) {
+       *Opt(r).mutable_bias() = MaskTensor({5, 7}, 1);
+     }},
     {"options.bias.shape[0]", kInvalid,
-     [](R& r) { *Opt(r).mutable_bias() = DataTensor({4, 7}, 1); }},
+     [](R& r) {
+       *Opt(r).mutable_bias() = DataTensor({4, 7}, 1);
+     }},
     {"options.bias.shape", kInvalid,
-     [](R& r) { *Opt(r).mutable_bias() = DataTensor({1, 1, 1, 5, 7}, 1); }},
+     [](R& r) {
+       *Opt(r).mutable_bias() = DataTensor({1, 1, 1, 5, 7}, 1);
+     }},
     {"options.bias.data", kInvalid,
      [](R& r) {
        *Opt(r).mutable_bias() = DataTensor({5, 7}, 1);
@@ -170,16 +176,22 @@ const RefusalCase<R> kCases[] = {
        Opt(r).mutable_bias()->mutable_shared_memory();
      }},
     {"options.mask.dtype", kInvalid,
-     [](R& r) { *Opt(r).mutable_mask() = DataTensor({5, 7}, 1); }},
+     [](R& r) {
+       *Opt(r).mutable_mask() = DataTensor({5, 7}, 1);
+     }},
     {"options.mask.dtype", kInvalid,
-     [](R& r) { *Opt(r).mutable_mask() = ValuesTensor({5, 7}, 1); }},
+     [](R& r) {
+       *Opt(r).mutable_mask() = ValuesTensor({5, 7}, 1);
+     }},
     {"options.mask.values", kInvalid,
      [](R& r) {
        *Opt(r).mutable_mask() = ValuesTensor({5, 7}, 1);
        Opt(r).mutable_mask()->set_dtype(v1::DATA_TYPE_BOOL);
      }},
     {"options.mask.shape[0]", kInvalid,
-     [](R& r) { *Opt(r).mutable_mask() = MaskTensor({3, 5, 7}, 1); }},
+     [](R& r) {
+       *Opt(r).mutable_mask() = MaskTensor({3, 5, 7}, 1);
+     }},
     {"options.mask.data", kInvalid,
      [](R& r) {
        *Opt(r).mutable_mask() = MaskTensor({5, 7}, 1);
@@ -379,8 +391,10 @@ TEST(RequestCodecTest, DecodesARaggedBatch) {
   *request.mutable_query() = DataTensor({4, 5, 8}, 1);
   *request.mutable_key() = DataTensor({2, 7, 8}, 2);
   *request.mutable_value() = DataTensor({2, 7, 3}, 3);
-  for (const int64_t offset : {0, 2, 2, 5}) Opt(request).add_cu_seqlens_q(offset);
-  for (const int64_t offset : {0, 0, 6, 7}) Opt(request).add_cu_seqlens_k(offset);
+  for (const int64_t offset : {0, 2, 2, 5})
+    Opt(request).add_cu_seqlens_q(offset);
+  for (const int64_t offset : {0, 0, 6, 7})
+    Opt(request).add_cu_seqlens_k(offset);
   const auto decoded = Decode(request);
   ASSERT_TRUE(decoded.ok()) << decoded.status();
   EXPECT_EQ(decoded->problem.params().batch, 3);
