@@ -19,6 +19,8 @@ namespace {
 constexpr char kAttention[] = "/attnd.v1.AttentionService/Attention";
 constexpr char kSelfAttention[] = "/attnd.v1.AttentionService/SelfAttention";
 constexpr char kCrossAttention[] = "/attnd.v1.AttentionService/CrossAttention";
+constexpr char kAttentionBackward[] =
+    "/attnd.v1.AttentionService/AttentionBackward";
 constexpr char kBenchmark[] = "/attnd.v1.AttentionService/Benchmark";
 constexpr char kMemoryEstimate[] = "/attnd.v1.AttentionService/MemoryEstimate";
 constexpr char kGetServerInfo[] = "/attnd.v1.AttentionService/GetServerInfo";
@@ -44,12 +46,14 @@ struct NamedTensor {
 // Fills a request's tensors and options.
 template <typename Request>
 absl::Status Encode(std::initializer_list<NamedTensor> tensors,
-                    const AttentionOutputs& outputs,
                     const AttentionOptions& options, int64_t max_message_bytes,
                     Request* request) {
   uint64_t bytes = 0;
   for (const NamedTensor& named : tensors) {
-    bytes += named.tensor.data.size_bytes();
+    bytes += named.tensor.data.bytes().size();
+  }
+  for (const auto* tensor : {&options.bias, &options.mask}) {
+    if (*tensor) bytes += (*tensor)->data.bytes().size();
   }
   if (absl::Status status = CheckSize(bytes, max_message_bytes); !status.ok()) {
     return status;
@@ -57,8 +61,20 @@ absl::Status Encode(std::initializer_list<NamedTensor> tensors,
   for (const NamedTensor& named : tensors) {
     EncodeTensor(named.tensor, named.proto);
   }
-  EncodeOptions(options, outputs.lse.has_value(), request->mutable_options());
+  EncodeOptions(options, request->mutable_options());
   return CheckSize(request->ByteSizeLong(), max_message_bytes);
+}
+
+// The same of a forward method, with what its outputs ask for.
+template <typename Request>
+absl::Status Encode(std::initializer_list<NamedTensor> tensors,
+                    const AttentionOutputs& outputs,
+                    const AttentionOptions& options, int64_t max_message_bytes,
+                    Request* request) {
+  request->mutable_options()->set_return_lse(outputs.lse.has_value());
+  request->mutable_options()->set_output_dtype(
+      EncodeType(outputs.output.type()));
+  return Encode(tensors, options, max_message_bytes, request);
 }
 
 absl::Status EncodeRequest(const AttentionInputs& inputs,
@@ -81,6 +97,19 @@ absl::Status EncodeRequest(const ConstTensor& sequence,
                 max_message_bytes, request);
 }
 
+absl::Status EncodeRequest(const BackwardInputs& inputs, const BackwardOutputs&,
+                           const AttentionOptions& options,
+                           int64_t max_message_bytes,
+                           v1::AttentionBackwardRequest* request) {
+  return Encode({{inputs.query, request->mutable_query()},
+                 {inputs.key, request->mutable_key()},
+                 {inputs.value, request->mutable_value()},
+                 {inputs.output, request->mutable_output()},
+                 {inputs.lse, request->mutable_lse()},
+                 {inputs.grad_output, request->mutable_grad_output()}},
+                options, max_message_bytes, request);
+}
+
 struct CrossInputs {
   const ConstTensor& queries;
   const ConstTensor& kv_sequence;
@@ -96,10 +125,10 @@ absl::Status EncodeRequest(const CrossInputs& inputs,
                 outputs, options, max_message_bytes, request);
 }
 
-template <typename Request, typename Response>
+template <typename Request, typename Response, typename Outputs, typename Done>
 class AttentionCall final : public AsyncCall {
  public:
-  AttentionCall(const AttentionOutputs& outputs, AttentionClient::Done done)
+  AttentionCall(const Outputs& outputs, Done done)
       : outputs_(outputs), done_(std::move(done)) {}
 
   Request* mutable_request() { return &request_; }
@@ -123,17 +152,18 @@ class AttentionCall final : public AsyncCall {
  private:
   Request request_;
   Response response_;
-  AttentionOutputs outputs_;
-  AttentionClient::Done done_;
+  Outputs outputs_;
+  Done done_;
   std::atomic<bool> published_{false};
 };
 
-template <typename Request, typename Response, typename Inputs>
-absl::StatusOr<AttentionReply> Call(RpcChannel& channel, const char* method,
-                                    const Inputs& inputs,
-                                    const AttentionOutputs& outputs,
-                                    const AttentionOptions& options,
-                                    const ClientOptions& client) {
+// Answers what DecodeReply makes of the response.
+template <typename Request, typename Response, typename Inputs,
+          typename Outputs>
+auto Call(RpcChannel& channel, const char* method, const Inputs& inputs,
+          const Outputs& outputs, const AttentionOptions& options,
+          const ClientOptions& client)
+    -> decltype(DecodeReply(Response(), outputs)) {
   Request request;
   absl::Status status = EncodeRequest(inputs, outputs, options,
                                       client.max_message_bytes, &request);
@@ -144,12 +174,12 @@ absl::StatusOr<AttentionReply> Call(RpcChannel& channel, const char* method,
   return DecodeReply(response, outputs);
 }
 
-template <typename Request, typename Response, typename Inputs>
+template <typename Request, typename Response, typename Inputs,
+          typename Outputs, typename Done>
 PendingCall Start(RpcChannel& channel, const char* method, const Inputs& inputs,
-                  const AttentionOutputs& outputs,
-                  const AttentionOptions& options, const ClientOptions& client,
-                  AttentionClient::Done done) {
-  auto call = std::make_unique<AttentionCall<Request, Response>>(
+                  const Outputs& outputs, const AttentionOptions& options,
+                  const ClientOptions& client, Done done) {
+  auto call = std::make_unique<AttentionCall<Request, Response, Outputs, Done>>(
       outputs, std::move(done));
   absl::Status status =
       EncodeRequest(inputs, outputs, options, client.max_message_bytes,
@@ -229,6 +259,21 @@ PendingCall AttentionClient::CrossAttentionAsync(
   return Start<v1::CrossAttentionRequest, v1::CrossAttentionResponse>(
       *channel_, kCrossAttention, CrossInputs{queries, kv_sequence}, outputs,
       options, options_, std::move(done));
+}
+
+absl::StatusOr<ExecutionStats> AttentionClient::AttentionBackward(
+    const BackwardInputs& inputs, const BackwardOutputs& outputs,
+    const AttentionOptions& options) const {
+  return Call<v1::AttentionBackwardRequest, v1::AttentionBackwardResponse>(
+      *channel_, kAttentionBackward, inputs, outputs, options, options_);
+}
+
+PendingCall AttentionClient::AttentionBackwardAsync(
+    const BackwardInputs& inputs, const BackwardOutputs& outputs,
+    const AttentionOptions& options, BackwardDone done) const {
+  return Start<v1::AttentionBackwardRequest, v1::AttentionBackwardResponse>(
+      *channel_, kAttentionBackward, inputs, outputs, options, options_,
+      std::move(done));
 }
 
 absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(

@@ -62,6 +62,7 @@ class PendingCall {
 class AttentionClient {
  public:
   using Done = std::function<void(absl::StatusOr<AttentionReply>)>;
+  using BackwardDone = std::function<void(absl::StatusOr<ExecutionStats>)>;
 
   explicit AttentionClient(ClientOptions options = {});
 
@@ -81,6 +82,11 @@ class AttentionClient {
       const AttentionOutputs& outputs,
       const AttentionOptions& options = {}) const;
 
+  // The gradients of Attention. `options` are those that it was called with.
+  absl::StatusOr<ExecutionStats> AttentionBackward(
+      const BackwardInputs& inputs, const BackwardOutputs& outputs,
+      const AttentionOptions& options = {}) const;
+
   // The same without waiting. `done` is called exactly once: in a thread of
   // gRPC, where it must not block, or before this returns if the call cannot
   // start. Inputs may go away as soon as this returns, outputs only after
@@ -97,6 +103,11 @@ class AttentionClient {
                                   const AttentionOutputs& outputs,
                                   const AttentionOptions& options,
                                   Done done) const;
+
+  PendingCall AttentionBackwardAsync(const BackwardInputs& inputs,
+                                     const BackwardOutputs& outputs,
+                                     const AttentionOptions& options,
+                                     BackwardDone done) const;
 
   // Times flash against naive attention on the server. `on_progress` runs in
   // this thread after each event; where it answers false, the run is cancelled.

@@ -31,24 +31,88 @@ v1::Causal EncodeCausal(Causal causal) {
   return v1::CAUSAL_UNSPECIFIED;
 }
 
-}  // namespace
-
-void EncodeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
-  proto->set_dtype(v1::DATA_TYPE_F32);
-  proto->mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
-  std::string* data = proto->mutable_data();
-  if (tensor.data.empty()) return;
-  data->assign(reinterpret_cast<const char*>(tensor.data.data()),
-               tensor.data.size_bytes());
+v1::Precision EncodePrecision(Precision precision) {
+  switch (precision) {
+    case Precision::kAuto:
+      return v1::PRECISION_UNSPECIFIED;
+    case Precision::kF32:
+      return v1::PRECISION_F32;
+    case Precision::kBF16:
+      return v1::PRECISION_BF16;
+  }
+  return v1::PRECISION_UNSPECIFIED;
 }
 
-void EncodeOptions(const AttentionOptions& options, bool return_lse,
-                   v1::AttentionOptions* proto) {
+template <typename T>
+void EncodeList(const std::vector<T>& list,
+                google::protobuf::RepeatedField<T>* proto) {
+  proto->Assign(list.begin(), list.end());
+}
+
+// Type and shape.
+void DescribeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
+  proto->set_dtype(EncodeType(tensor.data.type()));
+  EncodeList(tensor.shape, proto->mutable_shape());
+}
+
+// Everything but the elements of bias and mask.
+void DescribeOptions(const AttentionOptions& options,
+                     v1::AttentionOptions* proto) {
   if (options.scale) proto->set_scale(*options.scale);
   if (options.temperature) proto->set_temperature(*options.temperature);
   proto->set_block_size(options.block_size);
+  if (options.layout == Layout::kBshd) proto->set_layout(v1::LAYOUT_BSHD);
   proto->set_causal(EncodeCausal(options.causal));
-  proto->set_return_lse(return_lse);
+  EncodeList(options.query_offsets, proto->mutable_query_offsets());
+  if (options.window_left) proto->set_window_left(*options.window_left);
+  if (options.window_right) proto->set_window_right(*options.window_right);
+  if (options.logits_soft_cap) {
+    proto->set_logits_soft_cap(*options.logits_soft_cap);
+  }
+  EncodeList(options.alibi_slopes, proto->mutable_alibi_slopes());
+  EncodeList(options.sink_logits, proto->mutable_sink_logits());
+  if (options.bias) DescribeTensor(*options.bias, proto->mutable_bias());
+  if (options.mask) DescribeTensor(*options.mask, proto->mutable_mask());
+  EncodeList(options.query_lengths, proto->mutable_query_lengths());
+  EncodeList(options.key_lengths, proto->mutable_key_lengths());
+  EncodeList(options.cu_seqlens_q, proto->mutable_cu_seqlens_q());
+  EncodeList(options.cu_seqlens_k, proto->mutable_cu_seqlens_k());
+  proto->set_precision(EncodePrecision(options.precision));
+}
+
+void EncodeData(const ConstElements& elements, v1::Tensor* proto) {
+  std::string* data = proto->mutable_data();
+  if (elements.bytes().empty()) return;
+  data->assign(reinterpret_cast<const char*>(elements.bytes().data()),
+               elements.bytes().size());
+}
+
+}  // namespace
+
+v1::DataType EncodeType(DataType type) {
+  switch (type) {
+    case DataType::kF32:
+      return v1::DATA_TYPE_F32;
+    case DataType::kF16:
+      return v1::DATA_TYPE_F16;
+    case DataType::kBF16:
+      return v1::DATA_TYPE_BF16;
+    case DataType::kBool:
+      return v1::DATA_TYPE_BOOL;
+  }
+  return v1::DATA_TYPE_UNSPECIFIED;
+}
+
+void EncodeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
+  DescribeTensor(tensor, proto);
+  EncodeData(tensor.data, proto);
+}
+
+void EncodeOptions(const AttentionOptions& options,
+                   v1::AttentionOptions* proto) {
+  DescribeOptions(options, proto);
+  if (options.bias) EncodeData(options.bias->data, proto->mutable_bias());
+  if (options.mask) EncodeData(options.mask->data, proto->mutable_mask());
 }
 
 v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options) {
@@ -56,6 +120,7 @@ v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options) {
   proto.set_num_vectors(options.num_vectors);
   proto.set_dimensions(options.dimensions);
   proto.set_num_heads(options.num_heads);
+  proto.set_dtype(EncodeType(options.dtype));
   proto.set_block_size(options.block_size);
   proto.set_threads(options.threads);
   proto.set_repetitions(options.repetitions);
@@ -75,36 +140,57 @@ v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
   proto.set_v_head_dim(options.v_head_dim);
   proto.set_threads(options.threads);
   proto.set_concurrency(options.concurrency);
-  EncodeOptions(options.attention, options.return_lse, proto.mutable_options());
+  proto.set_dtype(EncodeType(options.dtype));
+  v1::AttentionOptions& attention = *proto.mutable_options();
+  DescribeOptions(options.attention, &attention);
+  attention.set_return_lse(options.return_lse);
+  if (options.output_dtype) {
+    attention.set_output_dtype(EncodeType(*options.output_dtype));
+  }
   return proto;
 }
 
 absl::Status DecodeTensor(const v1::Tensor& proto, absl::string_view name,
-                          std::span<float> target) {
+                          const Elements& target) {
   const std::vector<int64_t> shape(proto.shape().begin(), proto.shape().end());
   const std::string described =
       absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
   const auto count = ElementCount(shape);
-  if (proto.dtype() != v1::DATA_TYPE_F32 || !proto.has_data() || !count ||
-      static_cast<uint64_t>(*count) != proto.data().size() / sizeof(float) ||
-      proto.data().size() % sizeof(float) != 0) {
+  const auto element_bytes = static_cast<uint64_t>(SizeOf(target.type()));
+  const uint64_t size_bytes = proto.data().size();
+  if (proto.dtype() != EncodeType(target.type()) || !proto.has_data() ||
+      !count || static_cast<uint64_t>(*count) != size_bytes / element_bytes ||
+      size_bytes % element_bytes != 0) {
     return ReasonError(
         absl::StatusCode::kInternal, "BAD_RESPONSE",
-        absl::StrCat(name, ": the server answered ", proto.data().size(),
+        absl::StrCat(name, ": the server answered ", size_bytes,
                      " bytes of dtype ", static_cast<int>(proto.dtype()),
                      " for shape ", described));
   }
-  if (target.size_bytes() != proto.data().size()) {
+  if (target.bytes().size() != size_bytes) {
     return FieldError(
         name,
-        absl::StrCat("a span of ", *count, " floats for an answer of shape ",
+        absl::StrCat("room for ", *count, " elements for an answer of shape ",
                      described),
-        absl::StrCat("a span of ", target.size()));
+        absl::StrCat("room for ", target.bytes().size() / element_bytes));
   }
-  if (!target.empty()) {
-    std::memcpy(target.data(), proto.data().data(), target.size_bytes());
+  if (size_bytes > 0) {
+    std::memcpy(target.bytes().data(), proto.data().data(), size_bytes);
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<ExecutionStats> DecodeReply(
+    const v1::AttentionBackwardResponse& response,
+    const BackwardOutputs& outputs) {
+  absl::Status status =
+      DecodeTensor(response.grad_query(), "grad_query", outputs.grad_query);
+  status.Update(
+      DecodeTensor(response.grad_key(), "grad_key", outputs.grad_key));
+  status.Update(
+      DecodeTensor(response.grad_value(), "grad_value", outputs.grad_value));
+  if (!status.ok()) return status;
+  return DecodeStats(response.stats());
 }
 
 BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto) {

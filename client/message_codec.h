@@ -16,7 +16,10 @@ namespace attnd::client {
 // Copies the elements.
 void EncodeTensor(const ConstTensor& tensor, v1::Tensor* proto);
 
-void EncodeOptions(const AttentionOptions& options, bool return_lse,
+v1::DataType EncodeType(DataType type);
+
+// Copies the elements of bias and mask too.
+void EncodeOptions(const AttentionOptions& options,
                    v1::AttentionOptions* proto);
 
 v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options);
@@ -24,10 +27,11 @@ v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options);
 v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options);
 
 // Writes the answer's elements to `target`. INVALID_ARGUMENT where there are
-// more or fewer than it holds, INTERNAL where the answer contradicts itself.
+// more or fewer than it holds, INTERNAL where the answer contradicts itself or
+// is of another type.
 // `name` is what an error calls it.
 absl::Status DecodeTensor(const v1::Tensor& proto, absl::string_view name,
-                          std::span<float> target);
+                          const Elements& target);
 
 BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto);
 
@@ -37,7 +41,7 @@ ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& proto);
 
 ExecutionStats DecodeStats(const v1::ExecutionStats& proto);
 
-// Any of the three responses, whose fields are alike.
+// Any of the three forward responses, whose fields are alike.
 template <typename Response>
 absl::StatusOr<AttentionReply> DecodeReply(const Response& response,
                                            const AttentionOutputs& outputs) {
@@ -60,6 +64,10 @@ absl::StatusOr<AttentionReply> DecodeReply(const Response& response,
   reply.stats = DecodeStats(response.stats());
   return reply;
 }
+
+absl::StatusOr<ExecutionStats> DecodeReply(
+    const v1::AttentionBackwardResponse& response,
+    const BackwardOutputs& outputs);
 
 }  // namespace attnd::client
 

@@ -1,5 +1,7 @@
 #include "client/types.h"
 
+#include <utility>
+
 namespace attnd::client {
 
 std::vector<int64_t> OutputShape(const std::vector<int64_t>& query_shape,
@@ -10,9 +12,14 @@ std::vector<int64_t> OutputShape(const std::vector<int64_t>& query_shape,
   return shape;
 }
 
-std::vector<int64_t> LseShape(const std::vector<int64_t>& query_shape) {
+std::vector<int64_t> LseShape(const std::vector<int64_t>& query_shape,
+                              Layout layout) {
   if (query_shape.empty()) return {};
-  return {query_shape.begin(), query_shape.end() - 1};
+  std::vector<int64_t> shape = {query_shape.begin(), query_shape.end() - 1};
+  if (layout == Layout::kBshd && shape.size() >= 2) {
+    std::swap(shape[shape.size() - 2], shape.back());
+  }
+  return shape;
 }
 
 std::optional<int64_t> ElementCount(const std::vector<int64_t>& shape) {

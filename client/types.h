@@ -4,8 +4,11 @@
 #ifndef ATTND_CLIENT_TYPES_H_
 #define ATTND_CLIENT_TYPES_H_
 
+#include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <ranges>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,14 +17,86 @@
 
 namespace attnd::client {
 
-// A dense row-major tensor that the caller owns, of rank 4, 3 or 2:
-// [batch, heads, seq, dim], without batch, or without batch and heads.
+// The type of a tensor's elements.
+enum class DataType {
+  kF32,
+  kF16,   // IEEE 754 binary16
+  kBF16,  // bfloat16
+  kBool,  // one byte: 0 is false, anything else true
+};
+
+// Bytes of one element.
+constexpr int64_t SizeOf(DataType type) {
+  return type == DataType::kF32 ? 4 : type == DataType::kBool ? 1 : 2;
+}
+
+template <typename Range>
+concept ContiguousRange =
+    std::ranges::contiguous_range<Range> && std::ranges::sized_range<Range>;
+
+// Whether the elements of `Range` tell their type by themselves.
+template <typename Range, typename... Elements>
+concept RangeOf = ContiguousRange<Range> &&
+    (std::same_as<std::ranges::range_value_t<Range>, Elements> || ...);
+
+// Elements that the caller owns. A range of float is F32, one of bool or
+// uint8_t is BOOL. C++20 has no 16-bit floats, so their type is said:
+//   std::vector<uint16_t> halves = ...;  // or _Float16, Eigen::half, ...
+//   ConstElements elements(DataType::kF16, halves);
+class ConstElements {
+ public:
+  ConstElements() = default;
+  template <RangeOf<float> Range>
+  ConstElements(const Range& range)  // NOLINT(google-explicit-constructor)
+      : ConstElements(DataType::kF32, range) {}
+  template <RangeOf<bool, uint8_t> Range>
+  ConstElements(const Range& range)  // NOLINT(google-explicit-constructor)
+      : ConstElements(DataType::kBool, range) {}
+  // Any range of bytes that hold elements of `type` as they lie in memory.
+  template <ContiguousRange Range>
+  ConstElements(DataType type, const Range& range)
+      : type_(type),
+        bytes_(std::as_bytes(
+            std::span(std::ranges::data(range), std::ranges::size(range)))) {}
+
+  DataType type() const { return type_; }
+  std::span<const std::byte> bytes() const { return bytes_; }
+
+ private:
+  DataType type_ = DataType::kF32;
+  std::span<const std::byte> bytes_;
+};
+
+// The same to be written to. F32, F16 or BF16.
+class Elements {
+ public:
+  Elements() = default;
+  template <RangeOf<float> Range>
+  Elements(Range&& range)  // NOLINT(google-explicit-constructor)
+      : Elements(DataType::kF32, range) {}
+  template <ContiguousRange Range>
+  Elements(DataType type, Range&& range)
+      : type_(type),
+        bytes_(std::as_writable_bytes(
+            std::span(std::ranges::data(range), std::ranges::size(range)))) {}
+
+  DataType type() const { return type_; }
+  std::span<std::byte> bytes() const { return bytes_; }
+
+ private:
+  DataType type_ = DataType::kF32;
+  std::span<std::byte> bytes_;
+};
+
+// A dense row-major tensor that the caller owns. Query, key, value and what has
+// their shapes are of rank 4, 3 or 2: [batch, heads, seq, dim], without batch,
+// or without batch and heads.
 struct ConstTensor {
-  std::span<const float> data;  // as many elements as `shape` says
+  ConstElements data;  // as many elements as `shape` says
   std::vector<int64_t> shape;
 };
 
-// All three have the same rank.
+// All three have the same rank; each is F32, F16 or BF16.
 struct AttentionInputs {
   ConstTensor query;  // [batch, q_heads, q_len, head_dim]
   ConstTensor key;    // [batch, kv_heads, kv_len, head_dim]
@@ -31,34 +106,83 @@ struct AttentionInputs {
 // Where the answer goes: memory of the caller, exactly as many elements as the
 // answer has. OutputShape() and LseShape() say how many that is.
 struct AttentionOutputs {
-  std::span<float> output;  // [batch, q_heads, q_len, v_head_dim]
+  Elements
+      output;  // [batch, q_heads, q_len, v_head_dim]; its type is asked for
   std::optional<std::span<float>> lse = {};  // [batch, q_heads, q_len];
                                              // set = asked for
+};
+
+// What Attention saw and answered, and the gradient of its output. All F32.
+struct BackwardInputs {
+  ConstTensor query;
+  ConstTensor key;
+  ConstTensor value;
+  ConstTensor output;       // as Attention answered it
+  ConstTensor lse;          // likewise
+  ConstTensor grad_output;  // the shape of output
+};
+
+// Where the gradients go, each as large as what it is the gradient of.
+struct BackwardOutputs {
+  std::span<float> grad_query;
+  std::span<float> grad_key;
+  std::span<float> grad_value;
 };
 
 // The query's shape with the value's last axis; empty where either is.
 std::vector<int64_t> OutputShape(const std::vector<int64_t>& query_shape,
                                  const std::vector<int64_t>& value_shape);
 
-// The query's shape without its last axis.
-std::vector<int64_t> LseShape(const std::vector<int64_t>& query_shape);
+// The order of axes in memory.
+enum class Layout {
+  kBhsd,  // [batch, heads, seq, dim]
+  kBshd,  // [batch, seq, heads, dim]
+};
+
+// [batch, heads, seq] without the axes that the query lacks, in every layout.
+std::vector<int64_t> LseShape(const std::vector<int64_t>& query_shape,
+                              Layout layout = Layout::kBhsd);
 
 // The product of the axes; nothing where one is negative or it overflows.
 std::optional<int64_t> ElementCount(const std::vector<int64_t>& shape);
 
-// Which keys a query row may see: those with j <= p(i).
+// Which keys a query row may see by position: those with j <= p(i).
 enum class Causal {
   kNone,
   kTopLeft,      // p(i) = i
-  kBottomRight,  // p(i) = i + kv_len - q_len
+  kBottomRight,  // p(i) = i + key length - query length of the batch entry
 };
 
-// How scores are made. Unset or 0 takes the server's default.
+// The arithmetic of the products; sums are always f32.
+enum class Precision {
+  kAuto,  // the fastest that keeps the documented error of the input type
+  kF32,
+  kBF16,
+};
+
+// Everything that shapes the scores, by the names that the contract gives it:
+// AttentionOptions in attnd/v1/attention.proto has the formula. Unset, empty or
+// 0 takes the server's default.
 struct AttentionOptions {
   std::optional<float> scale = {};        // 1 / sqrt(head_dim)
   std::optional<float> temperature = {};  // 1
   int64_t block_size = 0;                 // keys in a tile; 0 = automatic
+  Layout layout = Layout::kBhsd;
   Causal causal = Causal::kNone;
+  std::vector<int64_t> query_offsets = {};  // one for all, or one an entry
+  std::optional<int64_t> window_left = {};
+  std::optional<int64_t> window_right = {};
+  std::optional<float> logits_soft_cap = {};
+  std::vector<float> alibi_slopes = {};  // one a query head
+  std::vector<float> sink_logits = {};   // one a query head
+  // Each broadcast as NumPy does to [batch, q_heads, q_len, kv_len].
+  std::optional<ConstTensor> bias = {};     // F32, F16 or BF16
+  std::optional<ConstTensor> mask = {};     // BOOL, true = visible
+  std::vector<int64_t> query_lengths = {};  // one an entry
+  std::vector<int64_t> key_lengths = {};
+  std::vector<int64_t> cu_seqlens_q = {};  // a ragged batch's offsets
+  std::vector<int64_t> cu_seqlens_k = {};
+  Precision precision = Precision::kAuto;
 };
 
 // What ran on the server, and what it took.
@@ -86,6 +210,7 @@ struct BenchmarkOptions {
   int64_t num_vectors = 0;  // q_len = kv_len; required
   int64_t dimensions = 0;   // head_dim
   int64_t num_heads = 0;
+  DataType dtype = DataType::kF32;
   int64_t block_size = 0;
   int64_t threads = 0;
   int64_t repetitions = 0;
@@ -125,7 +250,10 @@ struct MemoryEstimateOptions {
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
   int64_t threads = 0;
-  int64_t concurrency = 0;  // requests that run at once
+  int64_t concurrency = 0;                    // requests that run at once
+  DataType dtype = DataType::kF32;            // of query, key and value
+  std::optional<DataType> output_dtype = {};  // `dtype` where unset
+  // Of bias and mask the type and the shape count; their elements are not sent.
   AttentionOptions attention = {};
   bool return_lse = false;
 };

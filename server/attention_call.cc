@@ -1,32 +1,48 @@
 #include "server/attention_call.h"
 
 #include <algorithm>
-#include <cstddef>
-#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/checked_math.h"
 #include "core/field_error.h"
+#include "core/options_footprint.h"
+#include "server/options_codec.h"
 #include "server/reasons.h"
-#include "server/response_codec.h"
 
 namespace attnd::server {
 namespace {
 
 int64_t Aligned(int64_t bytes) { return RoundUp(bytes, Workspace::kAlignment); }
 
-bool HasOwnKey(const AttentionTensors& tensors) {
-  return tensors.key.tensor != tensors.query.tensor;
+// The first part that the tensor of `role` plays: where several are the same
+// tensor, it came once and is copied once.
+size_t FirstRole(const AttentionTensors& tensors, size_t role) {
+  size_t first = 0;
+  while (tensors.by_role[first].tensor != tensors.by_role[role].tensor) ++first;
+  return first;
 }
 
-bool HasOwnValue(const AttentionTensors& tensors) {
-  return tensors.value.tensor != tensors.key.tensor;
+// Bytes of the parts that share another's tensor.
+int64_t SharedBytes(const AttentionTensors& tensors,
+                    const DecodedRequest& decoded) {
+  int64_t bytes = 0;
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    if (FirstRole(tensors, role) != role) bytes += decoded.bytes[role];
+  }
+  return bytes;
 }
 
-std::span<const float> Elements(const float* data, int64_t size_bytes) {
-  return {data, static_cast<size_t>(size_bytes) / sizeof(float)};
+int64_t SizeBytes(const ResponseTensor& tensor) {
+  int64_t bytes = SizeOf(tensor.dtype);
+  for (const int64_t extent : tensor.shape) bytes *= extent;
+  return bytes;
 }
+
+const float* Floats(const std::byte* data) {
+  return reinterpret_cast<const float*>(data);
+}
+float* Floats(std::byte* data) { return reinterpret_cast<float*>(data); }
 
 }  // namespace
 
@@ -50,7 +66,7 @@ void AttentionCall::Start(ReceivedMessage received, Done done) {
     answer(std::move(status), {});
     return;
   }
-  context_.engine.Submit(*problem_, buffers_, &stop_, answer);
+  Submit(answer);
 }
 
 absl::Status AttentionCall::Prepare(ReceivedMessage received) {
@@ -61,14 +77,17 @@ absl::Status AttentionCall::Prepare(ReceivedMessage received) {
   if (absl::Status status = stop_.Check(); !status.ok()) return status;
   absl::Status status;
   switch (method_) {
-    case ForwardMethod::kAttention:
+    case AttentionMethod::kAttention:
       status = Decode<v1::AttentionRequest>(std::move(received));
       break;
-    case ForwardMethod::kSelfAttention:
+    case AttentionMethod::kSelfAttention:
       status = Decode<v1::SelfAttentionRequest>(std::move(received));
       break;
-    case ForwardMethod::kCrossAttention:
+    case AttentionMethod::kCrossAttention:
       status = Decode<v1::CrossAttentionRequest>(std::move(received));
+      break;
+    case AttentionMethod::kAttentionBackward:
+      status = Decode<v1::AttentionBackwardRequest>(std::move(received));
       break;
   }
   if (!status.ok()) return status;
@@ -83,28 +102,35 @@ absl::Status AttentionCall::Decode(ReceivedMessage received) {
   const absl::StatusOr<SplitMessage> split =
       ParseMessage(received, reservation_, request);
   if (!split.ok()) return split.status();
+  // Decoding copies the lists twice for a moment.
+  const int64_t decoding_bytes =
+      reservation_.bytes() + 2 * DecodedListBytes(request.options());
+  if (absl::Status status = reservation_.GrowTo(decoding_bytes); !status.ok()) {
+    return status;
+  }
   const AttentionTensors tensors = AttentionTensors::Of(request);
-  absl::StatusOr<DecodedRequest> decoded = DecodeRequest(tensors, *split);
+  const absl::StatusOr<DecodedRequest> decoded = DecodeRequest(tensors, *split);
   if (!decoded.ok()) return decoded.status();
   problem_ = decoded->problem;
   kind_ = decoded->kind;
-  if (absl::Status status = Reserve(tensors, reservation_.bytes());
+  answers_ = Answers(tensors);
+  if (absl::Status status = Reserve(tensors, *decoded, decoding_bytes);
       !status.ok()) {
     return status;
   }
-  return CopyInputs(tensors, *split, received);
+  return CopyInputs(tensors, *decoded, *split, received);
 }
 
 // `decoding_bytes` is what the message and its parsed form hold.
 absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
+                                    const DecodedRequest& decoded,
                                     int64_t decoding_bytes) {
+  const MemoryEstimator& estimator = context_.engine.estimator();
   absl::StatusOr<MemoryEstimate> estimate =
-      context_.engine.estimator().Estimate(*problem_);
+      backward() ? estimator.EstimateBackward(*problem_)
+                 : estimator.Estimate(*problem_);
   if (!estimate.ok()) return estimate.status();
-  // A tensor that plays several parts came once and is copied once.
-  const int64_t shared_bytes =
-      (HasOwnKey(tensors) ? 0 : problem_->key_bytes()) +
-      (HasOwnValue(tensors) ? 0 : problem_->value_bytes());
+  const int64_t shared_bytes = SharedBytes(tensors, decoded);
   estimate->input_bytes -= shared_bytes;
   estimate->flash_bytes -= shared_bytes;
   const absl::StatusOr<RequestFootprint> footprint = InlineFootprint(*estimate);
@@ -120,7 +146,8 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
   // As numbers the answer is copied into a message, and that into bytes.
   const int64_t copies =
       kind_ == PayloadKind::kValues ? 2 * estimate->output_bytes : 0;
-  computing_bytes_ = estimate->flash_bytes + 2 * kMessageEnvelopeBytes + copies;
+  computing_bytes_ = estimate->flash_bytes + 2 * kMessageEnvelopeBytes +
+                     FootprintOf(problem_->options()).held_bytes + copies;
   return reservation_.GrowTo(
       std::max({footprint->peak_per_request_bytes, computing_bytes_,
                 decoding_bytes + estimate->input_bytes}));
@@ -130,60 +157,126 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
 // gRPC's callback thread: memory speed, so short beside the transfer that
 // brought the bytes.
 absl::Status AttentionCall::CopyInputs(const AttentionTensors& tensors,
+                                       const DecodedRequest& decoded,
                                        const SplitMessage& split,
                                        const ReceivedMessage& received) {
-  const bool own_key = HasOwnKey(tensors);
-  const bool own_value = HasOwnValue(tensors);
-  const int64_t query_bytes = Aligned(problem_->query_bytes());
-  const int64_t key_bytes = own_key ? Aligned(problem_->key_bytes()) : 0;
-  const int64_t value_bytes = own_value ? Aligned(problem_->value_bytes()) : 0;
-  absl::StatusOr<Workspace> inputs =
-      Workspace::Reserve(query_bytes + key_bytes + value_bytes);
+  std::array<int64_t, kTensorRoles> offsets{};
+  int64_t size_bytes = 0;
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    const size_t first = FirstRole(tensors, role);
+    offsets[role] = first == role ? size_bytes : offsets[first];
+    if (first == role) size_bytes += Aligned(decoded.bytes[role]);
+  }
+  absl::StatusOr<Workspace> inputs = Workspace::Reserve(size_bytes);
   if (!inputs.ok()) return inputs.status();
   inputs_ = *std::move(inputs);
-  std::byte* const query = inputs_.data();
-  std::byte* const key = own_key ? query + query_bytes : query;
-  std::byte* const value = own_value ? key + key_bytes : key;
-  CopyElements(*tensors.query.tensor, split, received, query);
-  if (own_key) CopyElements(*tensors.key.tensor, split, received, key);
-  if (own_value) CopyElements(*tensors.value.tensor, split, received, value);
-  buffers_.query = reinterpret_cast<const float*>(query);
-  buffers_.key = reinterpret_cast<const float*>(key);
-  buffers_.value = reinterpret_cast<const float*>(value);
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    const v1::Tensor* const tensor = tensors.by_role[role].tensor;
+    if (tensor == nullptr) continue;
+    std::byte* const data = inputs_.data() + offsets[role];
+    if (FirstRole(tensors, role) == role) {
+      CopyElements(*tensor, split, received, data);
+    }
+    input_data_[role] = data;
+  }
   return absl::OkStatus();
 }
 
+std::vector<ResponseTensor> AttentionCall::Answers(
+    const AttentionTensors& tensors) const {
+  if (backward()) {
+    using Response = v1::AttentionBackwardResponse;
+    const auto shape_of = [&tensors](TensorRole role) {
+      const auto& shape = tensors.by_role[role].tensor->shape();
+      return std::vector<int64_t>(shape.begin(), shape.end());
+    };
+    return {{.field_number = Response::kGradQueryFieldNumber,
+             .shape = shape_of(kQuery)},
+            {.field_number = Response::kGradKeyFieldNumber,
+             .shape = shape_of(kKey)},
+            {.field_number = Response::kGradValueFieldNumber,
+             .shape = shape_of(kValue)}};
+  }
+  // The messages of the three forward methods have equal fields.
+  using Response = v1::AttentionResponse;
+  std::vector<ResponseTensor> answers = {
+      {.field_number = Response::kOutputFieldNumber,
+       .dtype = problem_->params().output_dtype,
+       .shape = problem_->OutputShape()}};
+  if (problem_->params().return_lse) {
+    answers.push_back({.field_number = Response::kLseFieldNumber,
+                       .shape = problem_->LseShape()});
+  }
+  return answers;
+}
+
 absl::Status AttentionCall::AllocateOutputs() {
-  const bool with_lse = problem_->params().return_lse;
-  const int64_t output_bytes = Aligned(problem_->output_bytes());
-  absl::StatusOr<Workspace> outputs =
-      Workspace::Reserve(output_bytes + (with_lse ? problem_->lse_bytes() : 0));
+  int64_t size_bytes = 0;
+  for (const ResponseTensor& answer : answers_) {
+    size_bytes += Aligned(SizeBytes(answer));
+  }
+  absl::StatusOr<Workspace> outputs = Workspace::Reserve(size_bytes);
   if (!outputs.ok()) return outputs.status();
   outputs_ = *std::move(outputs);
-  buffers_.output = outputs_.floats();
-  if (with_lse) {
-    buffers_.lse = reinterpret_cast<float*>(outputs_.data() + output_bytes);
+  std::byte* next = outputs_.data();
+  for (ResponseTensor& answer : answers_) {
+    const int64_t answer_bytes = SizeBytes(answer);
+    answer.data = {next, static_cast<size_t>(answer_bytes)};
+    output_data_.push_back(next);
+    next += Aligned(answer_bytes);
   }
   return absl::OkStatus();
+}
+
+void AttentionCall::Submit(AttentionEngine::Done done) {
+  const auto& in = input_data_;
+  const auto& out = output_data_;
+  if (backward()) {
+    context_.engine.SubmitBackward(*problem_,
+                                   {.query = Floats(in[kQuery]),
+                                    .key = Floats(in[kKey]),
+                                    .value = Floats(in[kValue]),
+                                    .bias = in[kBias],
+                                    .mask = in[kMask],
+                                    .output = Floats(in[kOutput]),
+                                    .lse = Floats(in[kLse]),
+                                    .grad_output = Floats(in[kGradOutput]),
+                                    .grad_query = Floats(out[0]),
+                                    .grad_key = Floats(out[1]),
+                                    .grad_value = Floats(out[2])},
+                                   &stop_, std::move(done));
+    return;
+  }
+  context_.engine.Submit(*problem_,
+                         {.query = in[kQuery],
+                          .key = in[kKey],
+                          .value = in[kValue],
+                          .output = out[0],
+                          .lse = out.size() > 1 ? Floats(out[1]) : nullptr,
+                          .bias = in[kBias],
+                          .mask = in[kMask]},
+                         &stop_, std::move(done));
 }
 
 ResponsePieces AttentionCall::Encode(const RunStats& stats) {
   // The inputs go first: what waits to be sent is the output alone.
   inputs_ = Workspace();
-  const ResponseTensor lse{
-      problem_->LseShape(),
-      Elements(buffers_.lse, buffers_.lse ? problem_->lse_bytes() : 0)};
-  const AttentionAnswer answer{
-      .output = {problem_->OutputShape(),
-                 Elements(buffers_.output, problem_->output_bytes())},
-      .lse = buffers_.lse != nullptr ? &lse : nullptr,
-      .stats = stats};
-  ResponsePieces pieces = EncodeAnswer(answer, kind_, shared_from_this());
+  int64_t answer_bytes = 0;
+  for (const ResponseTensor& answer : answers_) {
+    answer_bytes += static_cast<int64_t>(answer.data.size());
+  }
+  ResponsePieces pieces = EncodeAnswer(
+      {.tensors = std::move(answers_),
+       .stats_field_number =
+           backward() ? int{v1::AttentionBackwardResponse::kStatsFieldNumber}
+                      : int{v1::AttentionResponse::kStatsFieldNumber},
+       .stats = stats},
+      kind_, shared_from_this());
+  // Numbers were copied.
   if (kind_ == PayloadKind::kValues) outputs_ = Workspace();
-  reservation_.ShrinkTo(outputs_.size_bytes() + kMessageEnvelopeBytes +
-                        (kind_ == PayloadKind::kValues
-                             ? problem_->output_bytes() + problem_->lse_bytes()
-                             : 0));
+  reservation_.ShrinkTo(
+      kMessageEnvelopeBytes + FootprintOf(problem_->options()).held_bytes +
+      (kind_ == PayloadKind::kValues ? answer_bytes : outputs_.size_bytes()));
   return pieces;
 }
 

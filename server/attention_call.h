@@ -1,27 +1,38 @@
-// One forward call, from the bytes that came to the bytes that go: admission,
-// decoding, compute, encoding, and the memory of all of them. Knows no gRPC.
+// One attention call, forward or backward, from the bytes that came to the
+// bytes that go: admission, decoding, compute, encoding, and the memory of all
+// of them. Knows no gRPC.
 #ifndef ATTND_SERVER_ATTENTION_CALL_H_
 #define ATTND_SERVER_ATTENTION_CALL_H_
 
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/attention_engine.h"
 #include "core/attention_problem.h"
 #include "core/tile_scheduler.h"
 #include "core/workspace.h"
 #include "server/admission.h"
 #include "server/request_codec.h"
+#include "server/response_codec.h"
 #include "server/service_context.h"
 #include "server/wire_message.h"
 
 namespace attnd::server {
 
 // Which method was called.
-enum class ForwardMethod { kAttention, kSelfAttention, kCrossAttention };
+enum class AttentionMethod {
+  kAttention,
+  kSelfAttention,
+  kCrossAttention,
+  kAttentionBackward
+};
 
 // Held by shared pointers: by its caller, by the job while it runs, and by the
 // answer's pieces until they are sent. The last of them frees the memory and
@@ -31,7 +42,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   using Done = std::function<void(absl::StatusOr<ResponsePieces>)>;
 
   // `context` must outlive the call.
-  AttentionCall(const ServiceContext& context, ForwardMethod method,
+  AttentionCall(const ServiceContext& context, AttentionMethod method,
                 SteadyTime deadline)
       : context_(context), method_(method), stop_(deadline) {}
   ~AttentionCall();
@@ -51,15 +62,24 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   template <typename Request>
   absl::Status Decode(
       ReceivedMessage received);  // NOLINT(performance-unnecessary-value-param)
-  absl::Status Reserve(const AttentionTensors& tensors, int64_t decoding_bytes);
+  absl::Status Reserve(const AttentionTensors& tensors,
+                       const DecodedRequest& decoded, int64_t decoding_bytes);
   absl::Status CopyInputs(const AttentionTensors& tensors,
+                          const DecodedRequest& decoded,
                           const SplitMessage& split,
                           const ReceivedMessage& received);
   absl::Status AllocateOutputs();
+  void Submit(AttentionEngine::Done done);
   ResponsePieces Encode(const RunStats& stats);
 
+  bool backward() const {
+    return method_ == AttentionMethod::kAttentionBackward;
+  }
+  // What the method answers, without its data.
+  std::vector<ResponseTensor> Answers(const AttentionTensors& tensors) const;
+
   const ServiceContext& context_;
-  const ForwardMethod method_;
+  const AttentionMethod method_;
   StopSignal stop_;
   Admission::Reservation reservation_;
   std::optional<AttentionProblem> problem_;
@@ -67,7 +87,9 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   int64_t computing_bytes_ = 0;
   Workspace inputs_;
   Workspace outputs_;
-  AttentionBuffers buffers_;
+  std::array<const std::byte*, kTensorRoles> input_data_{};  // null: none
+  std::vector<ResponseTensor> answers_;
+  std::vector<std::byte*> output_data_;  // of answers_
   // Set before `done`, read by the destructor: gRPC orders the two, but thread
   // sanitizer cannot see how.
   std::atomic<bool> answered_ = false;

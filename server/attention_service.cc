@@ -50,10 +50,10 @@ void FinishUnary(Reactor* reactor, ByteBuffer* response, CallLog& log,
   reactor->Finish(ToGrpcStatus(status));
 }
 
-class ForwardReactor final : public grpc::ServerUnaryReactor {
+class AttentionReactor final : public grpc::ServerUnaryReactor {
  public:
-  ForwardReactor(const ServiceContext& context, ForwardMethod method,
-                 std::string_view name, const CallbackServerContext& rpc)
+  AttentionReactor(const ServiceContext& context, AttentionMethod method,
+                   std::string_view name, const CallbackServerContext& rpc)
       : log_(name),
         call_(std::make_shared<AttentionCall>(context, method,
                                               DeadlineOf(rpc))) {}
@@ -164,26 +164,26 @@ class RawAttentionService final : public RawBase {
   grpc::ServerUnaryReactor* Attention(CallbackServerContext* rpc,
                                       const ByteBuffer* request,
                                       ByteBuffer* response) override {
-    return Forward(ForwardMethod::kAttention, "Attention", rpc, request,
+    return Compute(AttentionMethod::kAttention, "Attention", rpc, request,
                    response);
   }
   grpc::ServerUnaryReactor* SelfAttention(CallbackServerContext* rpc,
                                           const ByteBuffer* request,
                                           ByteBuffer* response) override {
-    return Forward(ForwardMethod::kSelfAttention, "SelfAttention", rpc, request,
-                   response);
+    return Compute(AttentionMethod::kSelfAttention, "SelfAttention", rpc,
+                   request, response);
   }
   grpc::ServerUnaryReactor* CrossAttention(CallbackServerContext* rpc,
                                            const ByteBuffer* request,
                                            ByteBuffer* response) override {
-    return Forward(ForwardMethod::kCrossAttention, "CrossAttention", rpc,
+    return Compute(AttentionMethod::kCrossAttention, "CrossAttention", rpc,
                    request, response);
   }
-  grpc::ServerUnaryReactor* AttentionBackward(CallbackServerContext*,
+  grpc::ServerUnaryReactor* AttentionBackward(CallbackServerContext* rpc,
                                               const ByteBuffer* request,
                                               ByteBuffer* response) override {
-    return Plain("AttentionBackward", AnswerAttentionBackward, request,
-                 response);
+    return Compute(AttentionMethod::kAttentionBackward, "AttentionBackward",
+                   rpc, request, response);
   }
   grpc::ServerUnaryReactor* MemoryEstimate(CallbackServerContext*,
                                            const ByteBuffer* request,
@@ -208,11 +208,12 @@ class RawAttentionService final : public RawBase {
   }
 
  private:
-  grpc::ServerUnaryReactor* Forward(ForwardMethod method, std::string_view name,
+  grpc::ServerUnaryReactor* Compute(AttentionMethod method,
+                                    std::string_view name,
                                     CallbackServerContext* rpc,
                                     const ByteBuffer* request,
                                     ByteBuffer* response) {
-    auto* reactor = new ForwardReactor(context_, method, name, *rpc);
+    auto* reactor = new AttentionReactor(context_, method, name, *rpc);
     reactor->Start(request, response);
     return reactor;
   }

@@ -1,6 +1,7 @@
 #include "server/benchmark.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -15,12 +16,13 @@
 #include "core/checked_math.h"
 #include "core/field_error.h"
 #include "core/fma_peak.h"
+#include "core/half_float.h"
 #include "core/naive_attention.h"
 #include "core/reference_attention.h"
 #include "core/workspace.h"
+#include "server/options_codec.h"
 #include "server/random_floats.h"
 #include "server/reasons.h"
-#include "server/request_codec.h"
 #include "server/response_codec.h"
 
 namespace attnd::server {
@@ -37,7 +39,7 @@ constexpr double kSmallestExpected = 1e-6;
 constexpr std::chrono::milliseconds kPeakTime{30};
 // Filled between two looks at the stop signal: milliseconds, page faults
 // included.
-constexpr size_t kFillFloats = size_t{1} << 20;
+constexpr size_t kFillBytes = size_t{4} << 20;
 
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t lowest,
                         int64_t highest) {
@@ -63,8 +65,7 @@ absl::Status CheckFields(const v1::BenchmarkRequest& in,
     status.Update(FieldError("block_size", "a number >= 0",
                              absl::StrCat(in.block_size())));
   }
-  if (!status.ok()) return status;
-  return CheckProblemType(in.dtype());
+  return status;
 }
 
 absl::Status CheckWork(double pairs, double dimensions, int64_t repetitions,
@@ -83,16 +84,51 @@ absl::Status CheckWork(double pairs, double dimensions, int64_t repetitions,
 }
 
 // Calls `fill` with one piece of `all` after the other.
-template <typename Fill>
-absl::Status FillInPieces(std::span<float> all, const StopSignal& stop,
+template <typename T, typename Fill>
+absl::Status FillInPieces(std::span<T> all, const StopSignal& stop,
                           const Fill& fill) {
   while (!all.empty()) {
     if (absl::Status status = stop.Check(); !status.ok()) return status;
-    const size_t count = std::min(all.size(), kFillFloats);
+    const size_t count = std::min(all.size(), kFillBytes / sizeof(T));
     fill(all.first(count));
     all = all.subspan(count);
   }
   return absl::OkStatus();
+}
+
+// Random inputs of any type. `twins`, where there are any, get the same values
+// in f32.
+class InputFiller {
+ public:
+  InputFiller(DataType type, std::span<float> twins)
+      : f16_(type == DataType::kF16), twins_(twins) {}
+
+  void Fill(std::span<float> piece) { random_.Fill(piece); }
+  void Fill(std::span<uint16_t> piece) {
+    std::array<float, 1024> floats;
+    while (!piece.empty()) {
+      const size_t count = std::min(piece.size(), floats.size());
+      random_.Fill(std::span(floats).first(count));
+      for (size_t i = 0; i < count; ++i) {
+        piece[i] = f16_ ? F16FromFloat(floats[i]) : BF16FromFloat(floats[i]);
+        if (twins_.empty()) continue;
+        twins_[i] = f16_ ? FloatFromF16(piece[i]) : FloatFromBF16(piece[i]);
+      }
+      piece = piece.subspan(count);
+      if (!twins_.empty()) twins_ = twins_.subspan(count);
+    }
+  }
+
+ private:
+  RandomFloats random_{/*seed=*/1};
+  bool f16_;
+  std::span<float> twins_;
+};
+
+template <typename T>
+std::span<T> ElementsOf(const Workspace& memory) {
+  return {reinterpret_cast<T*>(memory.data()),
+          static_cast<size_t>(memory.size_bytes()) / sizeof(T)};
 }
 
 double Median(std::vector<double> numbers) {
@@ -102,7 +138,7 @@ double Median(std::vector<double> numbers) {
   return *middle;
 }
 
-// The inputs and the output of every run.
+// The inputs and the output of every run of one algorithm.
 struct Tensors {
   Workspace inputs;
   Workspace output;
@@ -112,6 +148,8 @@ struct Tensors {
     return inputs.size_bytes() + output.size_bytes();
   }
 
+  // Without contents. The output is touched before anything is timed, so that
+  // no run pays for its page faults.
   static absl::StatusOr<Tensors> Make(const AttentionProblem& problem,
                                       const StopSignal& stop) {
     const int64_t each = RoundUp(problem.query_bytes(), Workspace::kAlignment);
@@ -121,25 +159,16 @@ struct Tensors {
         Workspace::Reserve(problem.output_bytes());
     if (!output.ok()) return output.status();
     Tensors tensors{*std::move(inputs), *std::move(output), {}};
-    float* const data = tensors.inputs.floats();
-    const auto stride = each / static_cast<int64_t>(sizeof(float));
-    RandomFloats random(/*seed=*/1);
-    absl::Status status =
-        FillInPieces({data, static_cast<size_t>(3 * stride)}, stop,
-                     [&random](std::span<float> piece) { random.Fill(piece); });
+    // All ones are a NaN in every type.
+    absl::Status status = FillInPieces(
+        ElementsOf<unsigned char>(tensors.output), stop,
+        [](auto piece) { std::fill(piece.begin(), piece.end(), 0xff); });
     if (!status.ok()) return status;
-    // Touched before anything is timed, so that no run pays for the page
-    // faults of inputs and output.
-    status = FillInPieces(
-        {tensors.output.floats(),
-         static_cast<size_t>(problem.output_bytes()) / sizeof(float)},
-        stop, [](std::span<float> piece) {
-          std::fill(piece.begin(), piece.end(),
-                    std::numeric_limits<float>::quiet_NaN());
-        });
-    if (!status.ok()) return status;
-    tensors.buffers = {data, data + stride, data + 2 * stride,
-                       tensors.output.floats(), nullptr};
+    const std::byte* const data = tensors.inputs.data();
+    tensors.buffers = {.query = data,
+                       .key = data + each,
+                       .value = data + 2 * each,
+                       .output = tensors.output.data()};
     return tensors;
   }
 };
@@ -186,7 +215,10 @@ class Run {
     const absl::StatusOr<MemoryEstimate> estimate =
         engine_->estimator().Estimate(spec_.problem);
     if (!estimate.ok()) return estimate.status();
-    naive_bytes_ = estimate->naive_bytes;
+    const absl::StatusOr<MemoryEstimate> naive =
+        engine_->estimator().Estimate(spec_.naive_problem);
+    if (!naive.ok()) return naive.status();
+    naive_bytes_ = naive->naive_bytes;
     const int64_t beside = reservation_.bytes() + kMessageEnvelopeBytes;
     const int64_t tensors = estimate->input_bytes + estimate->output_bytes;
     if (absl::Status status =
@@ -194,12 +226,32 @@ class Run {
         !status.ok()) {
       return status;
     }
+    // Where it has no tensors of its own, it takes turns with flash on these.
+    const bool twins = spec_.problem.params().query_dtype != DataType::kF32;
     const std::optional<int64_t> with_naive =
-        CheckedSum({beside, estimate->naive_bytes});
+        CheckedSum({beside, twins ? tensors : 0, naive_bytes_});
     naive_fits_ = with_naive && reservation_.GrowTo(*with_naive).ok();
     absl::StatusOr<Tensors> made = Tensors::Make(spec_.problem, stop_);
     if (!made.ok()) return made.status();
     tensors_ = *std::move(made);
+    if (twins && naive_fits_) {
+      made = Tensors::Make(spec_.naive_problem, stop_);
+      if (!made.ok()) return made.status();
+      twins_ = *std::move(made);
+    }
+    return FillInputs();
+  }
+
+  absl::Status FillInputs() {
+    const DataType type = spec_.problem.params().query_dtype;
+    InputFiller filler(
+        type, twins_ ? ElementsOf<float>(twins_->inputs) : std::span<float>());
+    const auto fill = [&filler](auto piece) { filler.Fill(piece); };
+    absl::Status status =
+        type == DataType::kF32
+            ? FillInPieces(ElementsOf<float>(tensors_.inputs), stop_, fill)
+            : FillInPieces(ElementsOf<uint16_t>(tensors_.inputs), stop_, fill);
+    if (!status.ok()) return status;
     return stop_.Check();
   }
 
@@ -210,12 +262,13 @@ class Run {
     if (absl::Status status = stop_.Check(); !status.ok()) return status;
     Begin("naive");
     if (naive_fits_) {
-      const absl::StatusOr<RunStats> stats =
-          NaiveAttention(*engine_, spec_.problem, tensors_.buffers, &stop_);
+      const Tensors& tensors = twins_ ? *twins_ : tensors_;
+      const absl::StatusOr<RunStats> stats = NaiveAttention(
+          *engine_, spec_.naive_problem, tensors.buffers, &stop_);
       if (!stats.ok()) return stats.status();
       naive_ms_.push_back(TimeMs(*stats));
       naive_peak_bytes_ = std::max(
-          naive_peak_bytes_, tensors_.size_bytes() + stats->workspace_bytes);
+          naive_peak_bytes_, tensors.size_bytes() + stats->workspace_bytes);
     }
     Begin("flash");
     const absl::StatusOr<RunStats> stats =
@@ -278,14 +331,14 @@ class Run {
       if (absl::Status status = stop_.Check(); !status.ok()) return status;
       const int64_t row = i * rows / checked;
       double lse = 0;
-      ReferenceAttentionRow(spec_.problem, tensors_.buffers.query,
-                            tensors_.buffers.key, tensors_.buffers.value,
-                            /*batch=*/0, row / params.q_len, row % params.q_len,
+      ReferenceAttentionRow(spec_.problem, tensors_.buffers, /*entry=*/0,
+                            row / params.q_len, row % params.q_len,
                             expected.data(), &lse);
-      const float* const got =
-          tensors_.buffers.output + row * params.v_head_dim;
       for (size_t d = 0; d < expected.size(); ++d) {
-        const double error = std::abs(expected[d] - double{got[d]});
+        const double got =
+            ReferenceElement(tensors_.buffers.output, params.output_dtype,
+                             row * params.v_head_dim + static_cast<int64_t>(d));
+        const double error = std::abs(expected[d] - got);
         // Written so that a NaN wins.
         if (!(error <= max_abs)) max_abs = error;
         const double relative =
@@ -307,6 +360,7 @@ class Run {
 
   bool naive_fits_ = false;
   Tensors tensors_;
+  std::optional<Tensors> twins_;  // in f32, for naive; unset: it takes tensors_
   int64_t steps_begun_ = 0;
   std::vector<double> peaks_;
   std::vector<double> naive_ms_;
@@ -324,6 +378,8 @@ absl::StatusOr<BenchmarkSpec> DecodeBenchmark(const v1::BenchmarkRequest& in,
   if (absl::Status status = CheckFields(in, context); !status.ok()) {
     return status;
   }
+  const absl::StatusOr<DataType> dtype = DecodeProblemType(in.dtype());
+  if (!dtype.ok()) return dtype.status();
   const int64_t vectors = in.num_vectors();
   const int64_t heads = in.num_heads() > 0 ? in.num_heads() : 1;
   const int64_t dimensions =
@@ -338,12 +394,22 @@ absl::StatusOr<BenchmarkSpec> DecodeBenchmark(const v1::BenchmarkRequest& in,
       !status.ok()) {
     return status;
   }
-  const TensorSpec tensor{.shape = {1, heads, vectors, dimensions}};
-  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
-      tensor, tensor, tensor, {.block_size = in.block_size()});
+  const auto make_problem = [&](DataType type) {
+    const TensorSpec tensor{.dtype = type,
+                            .shape = {1, heads, vectors, dimensions}};
+    return AttentionProblem::Create(tensor, tensor, tensor,
+                                    {.block_size = in.block_size()});
+  };
+  const absl::StatusOr<AttentionProblem> problem = make_problem(*dtype);
   if (!problem.ok()) return WithField(problem.status(), "num_vectors");
+  const absl::StatusOr<AttentionProblem> naive_problem =
+      make_problem(DataType::kF32);
+  if (!naive_problem.ok()) {
+    return WithField(naive_problem.status(), "num_vectors");
+  }
   return BenchmarkSpec{
-      .problem = *std::move(problem),
+      .problem = *problem,
+      .naive_problem = *naive_problem,
       .threads = in.threads() > 0 ? in.threads() : context.engine.threads(),
       .repetitions = repetitions};
 }

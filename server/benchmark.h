@@ -20,6 +20,7 @@ namespace attnd::server {
 // A request that was found good, with every default resolved.
 struct BenchmarkSpec {
   AttentionProblem problem;
+  AttentionProblem naive_problem;  // the same of F32, which naive computes in
   int64_t threads = 0;
   int64_t repetitions = 0;
 };

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -13,7 +15,8 @@
 #include "core/checked_math.h"
 #include "core/field_error.h"
 #include "core/memory_estimator.h"
-#include "server/request_codec.h"
+#include "core/options_footprint.h"
+#include "server/options_codec.h"
 #include "server/status_convert.h"
 
 namespace attnd::server {
@@ -125,53 +128,114 @@ absl::Status CheckLengths(const Extents& extents) {
   return absl::OkStatus();
 }
 
+// The options' tensors are described, not sent.
+absl::Status CheckNoPayload(const v1::AttentionOptions& options) {
+  const std::pair<const v1::Tensor*, const char*> tensors[] = {
+      {&options.bias(), "options.bias"}, {&options.mask(), "options.mask"}};
+  for (const auto& [tensor, path] : tensors) {
+    const auto refuse = [path = path](const char* payload) {
+      return FieldError(absl::StrCat(path, ".", payload),
+                        "type and shape alone", "a payload");
+    };
+    switch (tensor->payload_case()) {
+      case v1::Tensor::kData:
+        return refuse("data");
+      case v1::Tensor::kValues:
+        return refuse("values");
+      case v1::Tensor::kSharedMemory:
+        return refuse("shared_memory");
+      case v1::Tensor::PAYLOAD_NOT_SET:
+        break;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRegions(const v1::AttentionOptions& options) {
+  if (options.has_output_region()) {
+    return NotImplementedError("options.output_region", "shared memory");
+  }
+  if (options.has_lse_region()) {
+    return NotImplementedError("options.lse_region", "shared memory");
+  }
+  return absl::OkStatus();
+}
+
+// A tensor's axes in the order of the options' layout; a ragged batch, which
+// is packed along seq, has none for batch.
+struct Axes {
+  absl::string_view name;
+  std::vector<Number> numbers;
+
+  TensorSpec Spec(DataType dtype) const {
+    TensorSpec spec{.dtype = dtype, .shape = {}};
+    for (const Number& number : numbers) spec.shape.push_back(number.value);
+    return spec;
+  }
+};
+
+Axes AxesOf(absl::string_view name, const Number& batch, const Number& heads,
+            const Number& seq, const Number& dim,
+            const AttentionOptions& options) {
+  Axes axes{name, {batch, heads, seq, dim}};
+  auto& numbers = axes.numbers;
+  if (options.layout == Layout::kBshd) std::swap(numbers[1], numbers[2]);
+  if (!options.cu_seqlens_q.empty()) numbers.erase(numbers.begin());
+  return axes;
+}
+
 // The core speaks of tensors and axes; this request has numbers instead.
-absl::Status Renamed(const absl::Status& status, const Extents& extents) {
+absl::Status Renamed(const absl::Status& status,
+                     std::initializer_list<Axes> tensors,
+                     const Number& longest) {
   const std::optional<std::string> field = FieldOf(status);
   if (!field) return status;
-  const std::pair<absl::string_view, const Number*> names[] = {
-      {"query.shape[0]", &extents.batch},
-      {"query.shape[1]", &extents.q_heads},
-      {"query.shape[2]", &extents.q_len},
-      {"query.shape[3]", &extents.head_dim},
-      {"query.shape", &extents.q_len},
-      {"key.shape[1]", &extents.kv_heads},
-      {"key.shape[2]", &extents.kv_len},
-      {"key.shape", &extents.kv_len},
-      {"value.shape[3]", &extents.v_head_dim},
-      {"value.shape", &extents.kv_len}};
-  for (const auto& [core_name, number] : names) {
-    if (*field == core_name) {
-      return WithField(status, std::string(number->field));
+  for (const Axes& axes : tensors) {
+    const std::string shape = absl::StrCat(axes.name, ".shape");
+    if (*field == shape) return WithField(status, std::string(longest.field));
+    for (size_t i = 0; i < axes.numbers.size(); ++i) {
+      if (*field == absl::StrCat(shape, "[", i, "]")) {
+        return WithField(status, std::string(axes.numbers[i].field));
+      }
     }
   }
   return status;
 }
 
 absl::StatusOr<AttentionProblem> ProblemOf(const Request& in) {
-  const absl::Status checks[] = {CheckNumbers(in), CheckProblemType(in.dtype()),
-                                 CheckTransport(in), CheckGoal(in)};
+  const absl::StatusOr<DataType> dtype = DecodeProblemType(in.dtype());
+  const absl::Status checks[] = {CheckNumbers(in),
+                                 dtype.status(),
+                                 CheckTransport(in),
+                                 CheckGoal(in),
+                                 CheckNoPayload(in.options()),
+                                 CheckRegions(in.options())};
   for (const absl::Status& check : checks) {
     if (!check.ok() && !absl::IsUnimplemented(check)) return check;
   }
-  const absl::StatusOr<AttentionOptions> options =
-      DecodeOptions(in.options(), "options");
+  const absl::StatusOr<AttentionOptions> options = DecodeOptions(in.options());
   if (!options.ok()) return options.status();
   for (const absl::Status& check : checks) {
     if (!check.ok()) return check;
   }
   const Extents of = ExtentsOf(in);
   if (absl::Status status = CheckLengths(of); !status.ok()) return status;
+  if (!options->cu_seqlens_q.empty() && of.batch.value != 1) {
+    return FieldError("batch", "1 beside options.cu_seqlens_q, which says more",
+                      absl::StrCat(of.batch.value));
+  }
+  const Axes query =
+      AxesOf("query", of.batch, of.q_heads, of.q_len, of.head_dim, *options);
+  const Axes key =
+      AxesOf("key", of.batch, of.kv_heads, of.kv_len, of.head_dim, *options);
+  const Axes value = AxesOf("value", of.batch, of.kv_heads, of.kv_len,
+                            of.v_head_dim, *options);
   absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
-      {.shape = {of.batch.value, of.q_heads.value, of.q_len.value,
-                 of.head_dim.value}},
-      {.shape = {of.batch.value, of.kv_heads.value, of.kv_len.value,
-                 of.head_dim.value}},
-      {.shape = {of.batch.value, of.kv_heads.value, of.kv_len.value,
-                 of.v_head_dim.value}},
-      *options);
-  if (!problem.ok()) return Renamed(problem.status(), of);
-  return problem;
+      query.Spec(*dtype), key.Spec(*dtype), value.Spec(*dtype), *options);
+  if (problem.ok()) return problem;
+  // Where a whole shape is at fault, it is too large.
+  const absl::Status status = Renamed(problem.status(), {query}, of.q_len);
+  return Renamed(status, {key, value}, of.kv_len);
 }
 
 // What a request's problem costs.
@@ -190,8 +254,12 @@ absl::StatusOr<Cost> CostOf(const Request& request,
   const absl::StatusOr<MemoryEstimate> estimate =
       MemoryEstimator(context.engine.machine(), threads).Estimate(*problem);
   if (!estimate.ok()) return estimate.status();
-  const absl::StatusOr<RequestFootprint> footprint = InlineFootprint(*estimate);
+  absl::StatusOr<RequestFootprint> footprint = InlineFootprint(*estimate);
   if (!footprint.ok()) return footprint.status();
+  const OptionsFootprint listed = FootprintOf(problem->options());
+  footprint->wire_bytes += listed.wire_bytes;
+  footprint->required_message_bytes += listed.wire_bytes;
+  footprint->peak_per_request_bytes += listed.held_bytes;
   const int64_t concurrency =
       request.concurrency() > 0 ? request.concurrency() : 1;
   const std::optional<int64_t> peak_bytes =
@@ -219,6 +287,36 @@ absl::string_view ExceededLimit(const Cost& cost,
   return memory_share > message_share ? "memory_budget" : "message_size";
 }
 
+// `request` with sequences `factor` times as long, and with them whatever its
+// options say of them.
+Request Grown(const Request& request, double factor) {
+  const auto scaled = [factor](int64_t size) {
+    return std::llround(static_cast<double>(size) * factor);
+  };
+  const Extents extents = ExtentsOf(request);
+  const int64_t q_len = scaled(extents.q_len.value);
+  const int64_t kv_len = scaled(extents.kv_len.value);
+  Request grown = request;
+  grown.set_q_len(q_len);
+  grown.set_kv_len(kv_len);
+  if (!request.has_options()) return grown;
+  v1::AttentionOptions& options = *grown.mutable_options();
+  for (auto* lengths :
+       {options.mutable_query_lengths(), options.mutable_key_lengths(),
+        options.mutable_cu_seqlens_q(), options.mutable_cu_seqlens_k()}) {
+    std::transform(lengths->begin(), lengths->end(), lengths->begin(), scaled);
+  }
+  const auto grow_shape = [&](v1::Tensor& tensor) {
+    auto& shape = *tensor.mutable_shape();
+    const int rank = shape.size();
+    if (rank >= 1 && shape[rank - 1] != 1) shape[rank - 1] = kv_len;
+    if (rank >= 2 && shape[rank - 2] != 1) shape[rank - 2] = q_len;
+  };
+  if (options.has_bias()) grow_shape(*options.mutable_bias());
+  if (options.has_mask()) grow_shape(*options.mutable_mask());
+  return grown;
+}
+
 // What stops a larger problem: which limit the shortest sequences exceed that
 // do not fit, of this problem's proportions and at least its lengths. The
 // limits' shares of this problem would not tell, for some of what is held does
@@ -226,19 +324,11 @@ absl::string_view ExceededLimit(const Cost& cost,
 absl::string_view LimitingFactor(const Request& request,
                                  const ServiceContext& context) {
   const Extents extents = ExtentsOf(request);
-  const int64_t q_len = extents.q_len.value;
-  const int64_t kv_len = extents.kv_len.value;
-  const int64_t longest = std::max(q_len, kv_len);
-  Request grown = request;
+  const int64_t longest = std::max(extents.q_len.value, extents.kv_len.value);
   const auto limit_at = [&](int64_t length) -> absl::string_view {
     const double factor =
         static_cast<double>(length) / static_cast<double>(longest);
-    const auto scaled = [factor](int64_t size) {
-      return std::llround(static_cast<double>(size) * factor);
-    };
-    grown.set_q_len(scaled(q_len));
-    grown.set_kv_len(scaled(kv_len));
-    const absl::StatusOr<Cost> cost = CostOf(grown, context);
+    const absl::StatusOr<Cost> cost = CostOf(Grown(request, factor), context);
     return cost.ok() ? ExceededLimit(*cost, context) : "int64_range";
   };
   // Ends: a problem is bounded by AttentionProblem::kMaxWork.

@@ -4,7 +4,6 @@
 
 #include "attnd/v1/attention.pb.h"
 #include "server/estimate.h"
-#include "server/status_convert.h"
 #include "server/version.h"
 
 namespace attnd::server {
@@ -51,19 +50,11 @@ absl::StatusOr<ResponsePieces> AnswerServerInfo(
         info.set_max_send_message_bytes(context.max_message_bytes);
         info.set_memory_budget_bytes(context.admission.budget_bytes());
         info.set_max_benchmark_vectors(context.max_benchmark_vectors);
-        // `features` names what this build has beyond the forward methods,
-        // the planner and the benchmark: nothing yet.
+        info.add_features("backward");
+        if (context.engine.machine().isa == Isa::kAvx512Bf16) {
+          info.add_features("bf16_dot");
+        }
         return info;
-      });
-}
-
-absl::StatusOr<ResponsePieces> AnswerAttentionBackward(
-    const ServiceContext& context, const ReceivedMessage& received) {
-  return Answer<v1::AttentionBackwardRequest>(
-      context, received,
-      [](const v1::AttentionBackwardRequest&)
-          -> absl::StatusOr<v1::AttentionBackwardResponse> {
-        return MethodNotImplementedError("AttentionBackward");
       });
 }
 

@@ -14,9 +14,6 @@ absl::StatusOr<ResponsePieces> AnswerMemoryEstimate(
     const ServiceContext& context, const ReceivedMessage& received);
 absl::StatusOr<ResponsePieces> AnswerServerInfo(
     const ServiceContext& context, const ReceivedMessage& received);
-// Refuses: UNIMPLEMENTED for what parses.
-absl::StatusOr<ResponsePieces> AnswerAttentionBackward(
-    const ServiceContext& context, const ReceivedMessage& received);
 
 }  // namespace attnd::server
 

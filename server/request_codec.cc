@@ -1,185 +1,23 @@
 #include "server/request_codec.h"
 
-#include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "core/field_error.h"
+#include "server/options_codec.h"
 #include "server/status_convert.h"
 
 namespace attnd::server {
 namespace {
 
-// Collects the first refusal of a list of checks on fields below one path.
-class Checks {
- public:
-  explicit Checks(absl::string_view path) : path_(path) {}
-
-  std::string Path(absl::string_view field) const {
-    return absl::StrCat(path_, ".", field);
-  }
-
-  // Wrong in itself, whatever this build can do.
-  template <typename Got>
-  void Require(bool good, absl::string_view field, absl::string_view expected,
-               const Got& got) {
-    if (status_.ok() && !good) {
-      status_ =
-          FieldError(Path(field), std::string(expected), absl::StrCat(got));
-    }
-  }
-
-  // Right, but not served yet. Reported only where nothing is wrong.
-  void Unserved(bool used, absl::string_view field, absl::string_view what) {
-    if (unserved_.ok() && used) {
-      unserved_ = NotImplementedError(Path(field), what);
-    }
-  }
-
-  absl::Status Result() const { return status_.ok() ? unserved_ : status_; }
-
- private:
-  absl::string_view path_;
-  absl::Status status_;
-  absl::Status unserved_;
-};
-
-bool KnownFloatType(v1::DataType type) {
-  return type == v1::DATA_TYPE_F32 || type == v1::DATA_TYPE_F16 ||
-         type == v1::DATA_TYPE_BF16;
-}
-
-std::string DataTypeText(v1::DataType type) {
-  const std::string& name = v1::DataType_Name(type);
-  return name.empty() ? absl::StrCat("unknown value ", static_cast<int>(type))
-                      : name;
-}
-
-void CheckPositions(const v1::AttentionOptions& in, Checks& checks) {
-  checks.Unserved(in.query_offsets_size() > 0, "query_offsets",
-                  "positions by query_offsets");
-  checks.Require(!in.has_window_left() || in.window_left() >= 0, "window_left",
-                 "a number >= 0", in.window_left());
-  checks.Unserved(in.has_window_left(), "window_left", "a window");
-  checks.Require(!in.has_window_right() || in.window_right() >= 0,
-                 "window_right", "a number >= 0", in.window_right());
-  checks.Unserved(in.has_window_right(), "window_right", "a window");
-}
-
-// The type of a float tensor; beside `values` it is F32 and may be unset.
-void CheckFloatType(const v1::Tensor& tensor, absl::string_view field,
-                    Checks& checks) {
-  const v1::DataType type = tensor.dtype();
-  if (tensor.payload_case() == v1::Tensor::kValues) {
-    checks.Require(
-        type == v1::DATA_TYPE_UNSPECIFIED || type == v1::DATA_TYPE_F32, field,
-        "F32 beside values", DataTypeText(type));
-  } else {
-    checks.Require(KnownFloatType(type), field, "F32, F16 or BF16",
-                   DataTypeText(type));
-  }
-}
-
-// Lists may be long: a path is made for the bad element alone.
-template <typename T, typename Good>
-void CheckElements(const google::protobuf::RepeatedField<T>& list,
-                   absl::string_view field, absl::string_view expected,
-                   const Good& good, Checks& checks) {
-  const auto bad = std::find_if_not(list.begin(), list.end(), good);
-  if (bad == list.end()) return;
-  checks.Require(false, absl::StrCat(field, "[", bad - list.begin(), "]"),
-                 expected, *bad);
-}
-
-void CheckScores(const v1::AttentionOptions& in, Checks& checks) {
-  if (in.has_logits_soft_cap()) {
-    const float cap = in.logits_soft_cap();
-    checks.Require(std::isfinite(cap) && cap > 0, "logits_soft_cap",
-                   "a finite number > 0", cap);
-    checks.Unserved(true, "logits_soft_cap", "a soft cap");
-  }
-  CheckElements(
-      in.alibi_slopes(), "alibi_slopes", "a finite number",
-      [](float slope) { return std::isfinite(slope); }, checks);
-  checks.Unserved(in.alibi_slopes_size() > 0, "alibi_slopes", "ALiBi");
-  CheckElements(
-      in.sink_logits(), "sink_logits", "a finite number or -inf",
-      [](float sink) {
-        return sink < std::numeric_limits<float>::infinity();  // and no NaN
-      },
-      checks);
-  checks.Unserved(in.sink_logits_size() > 0, "sink_logits", "sinks");
-  if (in.has_bias()) CheckFloatType(in.bias(), "bias.dtype", checks);
-  checks.Unserved(in.has_bias(), "bias", "a bias");
-  checks.Require(!in.has_mask() || in.mask().dtype() == v1::DATA_TYPE_BOOL,
-                 "mask.dtype", "BOOL", DataTypeText(in.mask().dtype()));
-  checks.Unserved(in.has_mask(), "mask", "a mask");
-}
-
-void CheckLengths(const google::protobuf::RepeatedField<int64_t>& lengths,
-                  absl::string_view field, absl::string_view what,
-                  Checks& checks) {
-  CheckElements(
-      lengths, field, "a number >= 0", [](int64_t n) { return n >= 0; },
-      checks);
-  checks.Unserved(!lengths.empty(), field, what);
-}
-
-void CheckTypes(const v1::AttentionOptions& in, Checks& checks) {
-  checks.Require(v1::Layout_IsValid(in.layout()), "layout",
-                 "LAYOUT_BHSD or LAYOUT_BSHD",
-                 absl::StrCat("unknown value ", static_cast<int>(in.layout())));
-  checks.Unserved(in.layout() == v1::LAYOUT_BSHD, "layout", "LAYOUT_BSHD");
-  checks.Require(in.output_dtype() == v1::DATA_TYPE_UNSPECIFIED ||
-                     KnownFloatType(in.output_dtype()),
-                 "output_dtype", "F32, F16 or BF16",
-                 DataTypeText(in.output_dtype()));
-  checks.Unserved(in.output_dtype() == v1::DATA_TYPE_F16 ||
-                      in.output_dtype() == v1::DATA_TYPE_BF16,
-                  "output_dtype", "a 16-bit output");
-  checks.Require(
-      v1::Precision_IsValid(in.precision()), "precision",
-      "PRECISION_AUTO, PRECISION_F32 or PRECISION_BF16",
-      absl::StrCat("unknown value ", static_cast<int>(in.precision())));
-  checks.Unserved(in.precision() == v1::PRECISION_BF16, "precision",
-                  "PRECISION_BF16");
-  checks.Unserved(in.has_output_region(), "output_region", "shared memory");
-  checks.Unserved(in.has_lse_region(), "lse_region", "shared memory");
-}
-
-// The type and payload of one tensor, its byte count aside.
-absl::Status CheckTensor(const NamedTensor& in) {
-  Checks checks(in.field);
-  if (in.tensor == nullptr) {
-    return FieldError(std::string(in.field), "a tensor", "none");
-  }
-  const v1::Tensor& tensor = *in.tensor;
-  CheckFloatType(tensor, "dtype", checks);
-  checks.Unserved(tensor.payload_case() != v1::Tensor::kValues &&
-                      tensor.dtype() != v1::DATA_TYPE_F32,
-                  "dtype", DataTypeText(tensor.dtype()));
-  if (absl::Status status = checks.Result(); !status.ok()) return status;
-  switch (tensor.payload_case()) {
-    case v1::Tensor::kData:
-    case v1::Tensor::kValues:
-      return absl::OkStatus();
-    case v1::Tensor::kSharedMemory:
-      return NotImplementedError(checks.Path("shared_memory"), "shared memory");
-    case v1::Tensor::PAYLOAD_NOT_SET:
-      return FieldError(std::string(in.field), "data, values or shared_memory",
-                        "no payload");
-  }
-  return absl::InternalError("a payload case that the switch lacks");
-}
-
-TensorSpec SpecOf(const v1::Tensor& tensor) {
-  return {.dtype = DataType::kF32,
-          .shape = {tensor.shape().begin(), tensor.shape().end()}};
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
 // The core calls tensors query, key and value; the request may not.
@@ -189,152 +27,268 @@ absl::Status Renamed(const absl::Status& status,
   if (!field) return status;
   const absl::string_view path = *field;
   const absl::string_view root = path.substr(0, path.find_first_of(".["));
-  const std::pair<absl::string_view, absl::string_view> names[] = {
-      {"query", tensors.query.field},
-      {"key", tensors.key.field},
-      {"value", tensors.value.field}};
-  for (const auto& [core_name, name] : names) {
+  const std::pair<absl::string_view, TensorRole> names[] = {
+      {"query", kQuery}, {"key", kKey}, {"value", kValue}};
+  for (const auto& [core_name, role] : names) {
     if (root != core_name) continue;
-    return WithField(status, absl::StrCat(name, path.substr(root.size())));
+    return WithField(status, absl::StrCat(tensors.by_role[role].path,
+                                          path.substr(root.size())));
   }
   return status;
 }
 
-absl::Status CheckPayloadSize(const NamedTensor& in, int64_t expected_bytes,
-                              const SplitMessage& split) {
-  const v1::Tensor& tensor = *in.tensor;
-  const std::string shape =
-      absl::StrCat(" for shape [", absl::StrJoin(tensor.shape(), ", "), "]");
-  if (tensor.payload_case() == v1::Tensor::kValues) {
-    const int64_t expected =
-        expected_bytes / static_cast<int64_t>(sizeof(float));
-    const int64_t got = tensor.values().values_size();
-    if (got == expected) return absl::OkStatus();
-    return FieldError(absl::StrCat(in.field, ".values"),
-                      absl::StrCat(expected, " numbers", shape),
-                      absl::StrCat(got, " numbers"));
+absl::StatusOr<TensorSpec> SpecOf(const NamedTensor& in) {
+  if (in.tensor == nullptr) return FieldError(in.path, "a tensor", "none");
+  return DecodeSpec(*in.tensor, in.path);
+}
+
+absl::StatusOr<AttentionProblem> DecodeProblem(
+    const AttentionTensors& tensors) {
+  std::array<TensorSpec, 3> specs;
+  for (const TensorRole role : {kQuery, kKey, kValue}) {
+    absl::StatusOr<TensorSpec> spec = SpecOf(tensors.by_role[role]);
+    if (!spec.ok()) return spec.status();
+    specs[role] = *std::move(spec);
   }
-  const int64_t got = PayloadOf(split, tensor.data()).size_bytes;
-  if (got == expected_bytes) return absl::OkStatus();
-  return FieldError(absl::StrCat(in.field, ".data"),
-                    absl::StrCat(expected_bytes, " bytes", shape, " of F32"),
-                    absl::StrCat(got, " bytes"));
+  const absl::StatusOr<AttentionOptions> options =
+      DecodeOptions(*tensors.options);
+  if (!options.ok()) return options.status();
+  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
+      specs[kQuery], specs[kKey], specs[kValue], *options);
+  if (!problem.ok()) return Renamed(problem.status(), tensors);
+  return problem;
+}
+
+absl::Status CheckShape(const TensorSpec& spec, const std::string& path,
+                        const std::vector<int64_t>& expected) {
+  if (spec.shape.size() != expected.size()) {
+    return FieldError(absl::StrCat(path, ".shape"), ShapeText(expected),
+                      absl::StrCat("rank ", spec.shape.size()));
+  }
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (spec.shape[i] == expected[i]) continue;
+    return FieldError(absl::StrCat(path, ".shape[", i, "]"),
+                      absl::StrCat(expected[i], " of ", ShapeText(expected)),
+                      absl::StrCat(spec.shape[i]));
+  }
+  return absl::OkStatus();
+}
+
+// What AttentionBackward asks beyond what Attention does: gradients are of f32
+// and computed in it, from the answers of the same problem.
+absl::Status CheckBackward(const AttentionTensors& tensors,
+                           const AttentionProblem& problem) {
+  const AttentionParams& params = problem.params();
+  const auto require_f32 = [](DataType type, const std::string& path) {
+    if (type == DataType::kF32) return absl::OkStatus();
+    return FieldError(path, "F32, of which gradients are",
+                      std::string(TypeName(type)));
+  };
+  absl::Status status;
+  const std::pair<TensorRole, DataType> inputs[] = {
+      {kQuery, params.query_dtype},
+      {kKey, params.key_dtype},
+      {kValue, params.value_dtype}};
+  for (const auto& [role, type] : inputs) {
+    status.Update(
+        require_f32(type, absl::StrCat(tensors.by_role[role].path, ".dtype")));
+  }
+  status.Update(require_f32(params.output_dtype, "options.output_dtype"));
+  if (params.precision == Precision::kBF16) {
+    status.Update(FieldError("options.precision",
+                             "PRECISION_AUTO or PRECISION_F32, in which "
+                             "gradients are computed",
+                             "PRECISION_BF16"));
+  }
+  const std::pair<TensorRole, std::vector<int64_t>> answers[] = {
+      {kOutput, problem.OutputShape()},
+      {kLse, problem.LseShape()},
+      {kGradOutput, problem.OutputShape()}};
+  for (const auto& [role, shape] : answers) {
+    if (!status.ok()) return status;
+    const NamedTensor& tensor = tensors.by_role[role];
+    const absl::StatusOr<TensorSpec> spec = SpecOf(tensor);
+    if (!spec.ok()) return spec.status();
+    status = require_f32(spec->dtype, absl::StrCat(tensor.path, ".dtype"));
+    status.Update(CheckShape(*spec, tensor.path, shape));
+  }
+  return status;
+}
+
+absl::Status CheckCount(const v1::Tensor& tensor, const std::string& path,
+                        absl::string_view type, int64_t element_bytes,
+                        int64_t expected_bytes, const SplitMessage& split) {
+  const bool values = tensor.payload_case() == v1::Tensor::kValues;
+  const int64_t expected =
+      values ? expected_bytes / element_bytes : expected_bytes;
+  const int64_t got = values ? tensor.values().values_size()
+                             : PayloadOf(split, tensor.data()).size_bytes;
+  if (got == expected) return absl::OkStatus();
+  const char* const unit = values ? " numbers" : " bytes";
+  return FieldError(
+      absl::StrCat(path, values ? ".values" : ".data"),
+      absl::StrCat(expected, unit, " for shape [",
+                   absl::StrJoin(tensor.shape(), ", "), "] of ", type),
+      absl::StrCat(got, unit));
+}
+
+// UNIMPLEMENTED where the payload lies in shared memory.
+absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
+                          DataType type, int64_t expected_bytes,
+                          const SplitMessage& split) {
+  const auto& [path, tensor] = tensors.by_role[role];
+  const bool mask = role == kMask;
+  switch (tensor->payload_case()) {
+    case v1::Tensor::kValues:
+      if (mask) {
+        return FieldError(
+            absl::StrCat(path, ".values"),
+            "data: values are F32, a mask is BOOL",
+            absl::StrCat(tensor->values().values_size(), " numbers"));
+      }
+      [[fallthrough]];
+    case v1::Tensor::kData:
+      return CheckCount(*tensor, path, mask ? "BOOL" : TypeName(type),
+                        mask ? 1 : SizeOf(type), expected_bytes, split);
+    case v1::Tensor::kSharedMemory: {
+      const std::string field = absl::StrCat(path, ".shared_memory");
+      if (!tensors.backward) return NotImplementedError(field, "shared memory");
+      return FieldError(field, "data or values, inside the message",
+                        "shared memory");
+    }
+    case v1::Tensor::PAYLOAD_NOT_SET:
+      return FieldError(
+          path,
+          mask ? "data or shared_memory" : "data, values or shared_memory",
+          "no payload");
+  }
+  return absl::InternalError("a payload case that the switch lacks");
+}
+
+absl::Status CheckRegions(const v1::AttentionOptions& options, bool backward) {
+  const std::pair<bool, const char*> regions[] = {
+      {options.has_output_region(), "options.output_region"},
+      {options.has_lse_region(), "options.lse_region"}};
+  for (const auto& [used, field] : regions) {
+    if (!used) continue;
+    if (!backward) return NotImplementedError(field, "shared memory");
+    return FieldError(field, "none, for gradients travel inside the message",
+                      "a region");
+  }
+  return absl::OkStatus();
+}
+
+// The type and bytes of every tensor that the problem has.
+struct Expected {
+  DataType type = DataType::kF32;
+  int64_t bytes = 0;
+};
+std::array<Expected, kTensorRoles> ExpectedPayloads(
+    const AttentionProblem& problem) {
+  const AttentionParams& params = problem.params();
+  std::array<Expected, kTensorRoles> expected;
+  expected[kQuery] = {params.query_dtype, problem.query_bytes()};
+  expected[kKey] = {params.key_dtype, problem.key_bytes()};
+  expected[kValue] = {params.value_dtype, problem.value_bytes()};
+  expected[kBias] = {params.bias_dtype, problem.bias_bytes()};
+  expected[kMask].bytes = problem.mask_bytes();
+  expected[kOutput].bytes = problem.output_bytes();
+  expected[kLse].bytes = problem.lse_bytes();
+  expected[kGradOutput].bytes = problem.output_bytes();
+  return expected;
 }
 
 template <typename Request>
-const v1::AttentionOptions* OptionsOf(const Request& request) {
-  return &request.options();  // the default instance where unset
+AttentionTensors WithOptions(const Request& request) {
+  const v1::AttentionOptions& options = request.options();
+  AttentionTensors tensors;
+  tensors.options = &options;  // the default instance where unset
+  tensors.by_role[kBias] = {"options.bias",
+                            options.has_bias() ? &options.bias() : nullptr};
+  tensors.by_role[kMask] = {"options.mask",
+                            options.has_mask() ? &options.mask() : nullptr};
+  return tensors;
 }
 
 }  // namespace
 
-absl::StatusOr<AttentionOptions> DecodeOptions(const v1::AttentionOptions& in,
-                                               absl::string_view path) {
-  Checks checks(path);
-  AttentionOptions out;
-  if (in.has_scale()) out.scale = in.scale();
-  if (in.has_temperature()) out.temperature = in.temperature();
-  out.block_size = in.block_size();
-  out.return_lse = in.return_lse();
-  switch (in.causal()) {
-    case v1::CAUSAL_UNSPECIFIED:
-      break;
-    case v1::CAUSAL_TOP_LEFT:
-      out.causal = Causal::kTopLeft;
-      break;
-    case v1::CAUSAL_BOTTOM_RIGHT:
-      out.causal = Causal::kBottomRight;
-      break;
-    default:
-      checks.Require(
-          false, "causal", "CAUSAL_TOP_LEFT or CAUSAL_BOTTOM_RIGHT",
-          absl::StrCat("unknown value ", static_cast<int>(in.causal())));
-  }
-  CheckTypes(in, checks);
-  CheckPositions(in, checks);
-  CheckScores(in, checks);
-  CheckLengths(in.query_lengths(), "query_lengths", "lengths", checks);
-  CheckLengths(in.key_lengths(), "key_lengths", "lengths", checks);
-  CheckLengths(in.cu_seqlens_q(), "cu_seqlens_q", "a ragged batch", checks);
-  CheckLengths(in.cu_seqlens_k(), "cu_seqlens_k", "a ragged batch", checks);
-  if (absl::Status status = checks.Result(); !status.ok()) return status;
+AttentionTensors AttentionTensors::Of(const v1::AttentionRequest& in) {
+  AttentionTensors out = WithOptions(in);
+  out.by_role[kQuery] = {"query", in.has_query() ? &in.query() : nullptr};
+  out.by_role[kKey] = {"key", in.has_key() ? &in.key() : nullptr};
+  out.by_role[kValue] = {"value", in.has_value() ? &in.value() : nullptr};
   return out;
 }
 
-absl::Status CheckProblemType(v1::DataType type) {
-  if (type == v1::DATA_TYPE_UNSPECIFIED || type == v1::DATA_TYPE_F32) {
-    return absl::OkStatus();
+AttentionTensors AttentionTensors::Of(const v1::SelfAttentionRequest& in) {
+  AttentionTensors out = WithOptions(in);
+  for (const TensorRole role : {kQuery, kKey, kValue}) {
+    out.by_role[role] = {"sequence",
+                         in.has_sequence() ? &in.sequence() : nullptr};
   }
-  if (KnownFloatType(type)) {
-    return NotImplementedError("dtype", v1::DataType_Name(type));
+  return out;
+}
+
+AttentionTensors AttentionTensors::Of(const v1::CrossAttentionRequest& in) {
+  AttentionTensors out = WithOptions(in);
+  out.by_role[kQuery] = {"queries", in.has_queries() ? &in.queries() : nullptr};
+  for (const TensorRole role : {kKey, kValue}) {
+    out.by_role[role] = {"kv_sequence",
+                         in.has_kv_sequence() ? &in.kv_sequence() : nullptr};
   }
-  return FieldError("dtype", "F32, F16 or BF16", DataTypeText(type));
+  return out;
 }
 
-AttentionTensors AttentionTensors::Of(const v1::AttentionRequest& request) {
-  return {{"query", request.has_query() ? &request.query() : nullptr},
-          {"key", request.has_key() ? &request.key() : nullptr},
-          {"value", request.has_value() ? &request.value() : nullptr},
-          OptionsOf(request)};
-}
-
-AttentionTensors AttentionTensors::Of(const v1::SelfAttentionRequest& request) {
-  const NamedTensor sequence{
-      "sequence", request.has_sequence() ? &request.sequence() : nullptr};
-  return {sequence, sequence, sequence, OptionsOf(request)};
-}
-
-AttentionTensors AttentionTensors::Of(
-    const v1::CrossAttentionRequest& request) {
-  const NamedTensor kv{"kv_sequence", request.has_kv_sequence()
-                                          ? &request.kv_sequence()
-                                          : nullptr};
-  return {{"queries", request.has_queries() ? &request.queries() : nullptr},
-          kv,
-          kv,
-          OptionsOf(request)};
+AttentionTensors AttentionTensors::Of(const v1::AttentionBackwardRequest& in) {
+  AttentionTensors out = WithOptions(in);
+  out.backward = true;
+  out.by_role[kQuery] = {"query", in.has_query() ? &in.query() : nullptr};
+  out.by_role[kKey] = {"key", in.has_key() ? &in.key() : nullptr};
+  out.by_role[kValue] = {"value", in.has_value() ? &in.value() : nullptr};
+  out.by_role[kOutput] = {"output", in.has_output() ? &in.output() : nullptr};
+  out.by_role[kLse] = {"lse", in.has_lse() ? &in.lse() : nullptr};
+  out.by_role[kGradOutput] = {
+      "grad_output", in.has_grad_output() ? &in.grad_output() : nullptr};
+  return out;
 }
 
 absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
                                              const SplitMessage& split) {
-  // What this file finds wrong in any field comes before an UNIMPLEMENTED, so
-  // that a client fixes its mistakes first. What the core checks (shapes,
-  // scale, temperature, block_size) and the byte counts come after it: a
-  // problem with unserved options cannot be made.
-  absl::Status unserved;
-  for (const NamedTensor* tensor :
-       {&tensors.query, &tensors.key, &tensors.value}) {
-    absl::Status status = CheckTensor(*tensor);
-    if (status.ok()) continue;
-    if (!absl::IsUnimplemented(status)) return status;
-    if (unserved.ok()) unserved = std::move(status);
-  }
-  absl::StatusOr<AttentionOptions> options =
-      DecodeOptions(*tensors.options, "options");
-  if (!options.ok() && !absl::IsUnimplemented(options.status())) {
-    return options.status();
-  }
-  if (!unserved.ok()) return unserved;
-  if (!options.ok()) return options.status();
-
-  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
-      SpecOf(*tensors.query.tensor), SpecOf(*tensors.key.tensor),
-      SpecOf(*tensors.value.tensor), *options);
-  if (!problem.ok()) return Renamed(problem.status(), tensors);
-  const std::pair<const NamedTensor*, int64_t> sizes[] = {
-      {&tensors.query, problem->query_bytes()},
-      {&tensors.key, problem->key_bytes()},
-      {&tensors.value, problem->value_bytes()}};
-  for (const auto& [tensor, bytes] : sizes) {
-    if (absl::Status status = CheckPayloadSize(*tensor, bytes, split);
-        !status.ok()) {
+  absl::StatusOr<AttentionProblem> problem = DecodeProblem(tensors);
+  if (!problem.ok()) return problem.status();
+  if (tensors.backward) {
+    if (absl::Status status = CheckBackward(tensors, *problem); !status.ok()) {
       return status;
     }
   }
   const bool values =
-      tensors.query.tensor->payload_case() == v1::Tensor::kValues;
-  return DecodedRequest{*std::move(problem),
-                        values ? PayloadKind::kValues : PayloadKind::kData};
+      tensors.by_role[kQuery].tensor->payload_case() == v1::Tensor::kValues;
+  const DataType output_type = problem->params().output_dtype;
+  if (values && output_type != DataType::kF32) {
+    return FieldError("options.output_dtype",
+                      "F32, for the answer travels as values",
+                      std::string(TypeName(output_type)));
+  }
+  DecodedRequest decoded{*std::move(problem),
+                         values ? PayloadKind::kValues : PayloadKind::kData};
+  // Everything that is wrong comes before what is only missing here, so that a
+  // client fixes its own mistakes first.
+  const absl::Status regions = CheckRegions(*tensors.options, tensors.backward);
+  if (absl::IsInvalidArgument(regions)) return regions;
+  absl::Status unserved;
+  const auto expected = ExpectedPayloads(decoded.problem);
+  for (size_t i = 0; i < kTensorRoles; ++i) {
+    if (tensors.by_role[i].tensor == nullptr) continue;
+    const auto& [type, bytes] = expected[i];
+    absl::Status status =
+        CheckPayload(tensors, static_cast<TensorRole>(i), type, bytes, split);
+    if (absl::IsInvalidArgument(status)) return status;
+    unserved.Update(status);
+    decoded.bytes[i] = bytes;
+  }
+  unserved.Update(regions);
+  if (!unserved.ok()) return unserved;
+  return decoded;
 }
 
 void CopyElements(const v1::Tensor& tensor, const SplitMessage& split,

@@ -24,9 +24,21 @@ google::protobuf::Duration ToDuration(std::chrono::nanoseconds time) {
   return duration;
 }
 
+v1::DataType WireType(DataType type) {
+  switch (type) {
+    case DataType::kF32:
+      return v1::DATA_TYPE_F32;
+    case DataType::kF16:
+      return v1::DATA_TYPE_F16;
+    case DataType::kBF16:
+      return v1::DATA_TYPE_BF16;
+  }
+  return v1::DATA_TYPE_UNSPECIFIED;
+}
+
 v1::Tensor TensorHeader(const ResponseTensor& tensor) {
   v1::Tensor header;
-  header.set_dtype(v1::DATA_TYPE_F32);
+  header.set_dtype(WireType(tensor.dtype));
   header.mutable_shape()->Add(tensor.shape.begin(), tensor.shape.end());
   return header;
 }
@@ -43,25 +55,49 @@ std::string FieldPrefix(int number, size_t length) {
   return prefix;
 }
 
-// Field `number` of the answer: a Tensor whose last field is its data.
-void AppendTensor(int number, const ResponseTensor& tensor,
+// A Tensor whose last field is its data, which stays where it is.
+void AppendTensor(const ResponseTensor& tensor,
                   const std::shared_ptr<const void>& owner,
                   ResponsePieces& pieces) {
   const absl::string_view data(
-      reinterpret_cast<const char*>(tensor.elements.data()),
-      tensor.elements.size_bytes());
+      reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
   std::string header = TensorHeader(tensor).SerializeAsString();
   header += FieldPrefix(v1::Tensor::kDataFieldNumber, data.size());
-  pieces.push_back(
-      OwnedPiece(FieldPrefix(number, header.size() + data.size()) + header));
+  pieces.push_back(OwnedPiece(
+      FieldPrefix(tensor.field_number, header.size() + data.size()) + header));
   if (!data.empty()) pieces.push_back({.bytes = data, .owner = owner});
 }
 
 v1::Tensor WithValues(const ResponseTensor& tensor) {
   v1::Tensor message = TensorHeader(tensor);
-  message.mutable_values()->mutable_values()->Add(tensor.elements.begin(),
-                                                  tensor.elements.end());
+  const std::span<const float> elements(
+      reinterpret_cast<const float*>(tensor.data.data()),
+      tensor.data.size() / sizeof(float));
+  message.mutable_values()->mutable_values()->Add(elements.begin(),
+                                                  elements.end());
   return message;
+}
+
+void AppendField(int number, const google::protobuf::Message& message,
+                 std::string& text) {
+  text += FieldPrefix(number, message.ByteSizeLong());
+  message.AppendToString(&text);
+}
+
+// One message at a time, so that an answer is held no more than thrice: as the
+// kernel's output, as a message and as text.
+std::string TextOfValues(const AttentionAnswer& answer) {
+  size_t bytes = kMessageEnvelopeBytes;
+  for (const ResponseTensor& tensor : answer.tensors) {
+    bytes += tensor.data.size();
+  }
+  std::string text;
+  text.reserve(bytes);
+  for (const ResponseTensor& tensor : answer.tensors) {
+    AppendField(tensor.field_number, WithValues(tensor), text);
+  }
+  AppendField(answer.stats_field_number, EncodeStats(answer.stats), text);
+  return text;
 }
 
 }  // namespace
@@ -82,26 +118,21 @@ v1::ExecutionStats EncodeStats(const RunStats& stats) {
 
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner) {
-  v1::AttentionResponse rest;
-  *rest.mutable_stats() = EncodeStats(answer.stats);
   if (kind == PayloadKind::kValues) {
-    *rest.mutable_output() = WithValues(answer.output);
-    if (answer.lse != nullptr) *rest.mutable_lse() = WithValues(*answer.lse);
     // The numbers are copied; the owner also stands for the memory budget that
     // the answer holds until it is sent.
     using Text = std::pair<std::string, std::shared_ptr<const void>>;
     const auto text =
-        std::make_shared<Text>(rest.SerializeAsString(), std::move(owner));
+        std::make_shared<Text>(TextOfValues(answer), std::move(owner));
     return ResponsePieces{{.bytes = text->first, .owner = text}};
   }
   ResponsePieces pieces;
-  AppendTensor(v1::AttentionResponse::kOutputFieldNumber, answer.output, owner,
-               pieces);
-  if (answer.lse != nullptr) {
-    AppendTensor(v1::AttentionResponse::kLseFieldNumber, *answer.lse, owner,
-                 pieces);
+  for (const ResponseTensor& tensor : answer.tensors) {
+    AppendTensor(tensor, owner, pieces);
   }
-  pieces.push_back(OwnedPiece(rest.SerializeAsString()));
+  std::string stats;
+  AppendField(answer.stats_field_number, EncodeStats(answer.stats), stats);
+  pieces.push_back(OwnedPiece(std::move(stats)));
   return pieces;
 }
 

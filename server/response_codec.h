@@ -18,21 +18,24 @@ namespace attnd::server {
 
 v1::ExecutionStats EncodeStats(const RunStats& stats);
 
-// An F32 tensor of an answer.
+// A tensor of an answer.
 struct ResponseTensor {
-  std::vector<int64_t> shape;
-  std::span<const float> elements;
+  int field_number = 0;  // in the answer's message
+  DataType dtype = DataType::kF32;
+  std::vector<int64_t> shape = {};
+  std::span<const std::byte> data = {};
 };
 
-// What the three forward methods answer; their messages have equal fields.
+// What an attention method answers.
 struct AttentionAnswer {
-  ResponseTensor output;
-  const ResponseTensor* lse = nullptr;  // null where not asked for
-  RunStats stats;
+  std::vector<ResponseTensor> tensors;
+  int stats_field_number = 0;
+  RunStats stats = {};
 };
 
-// The answer's message. With kData the pieces borrow the elements, with kValues
-// they hold a copy; they keep `owner` alive either way.
+// The answer's message. With kData the pieces borrow the elements, with
+// kValues, for which all must be F32, they hold a copy; they keep `owner` alive
+// either way.
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner);
 

@@ -1,5 +1,5 @@
-// The warm-up: every kernel in use, on small shapes, held against the oracle
-// before the first client is let in.
+// The warm-up: every kernel in use, forward and backward, held against the
+// oracle before the first client is let in.
 #ifndef ATTND_SERVER_SELF_TEST_H_
 #define ATTND_SERVER_SELF_TEST_H_
 

@@ -48,6 +48,7 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
   app.footer(absl::StrCat(kFooter, kExitCodesHelp));
   AddGlobalFlags(app, session);
   AddAttentionCommands(app, session);
+  AddBackwardCommand(app, session);
   AddBenchCommand(app, session);
   AddEstimateCommand(app, session);
   AddInfoCommand(app, session);

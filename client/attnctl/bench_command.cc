@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/attnctl/commands.h"
+#include "client/attnctl/option_flags.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -131,6 +132,8 @@ void AddBenchCommand(CLI::App& app, Session& session) {
   command->add_option("--dimensions", options.dimensions,
                       "head_dim; default 128");
   command->add_option("--num-heads", options.num_heads, "default 1");
+  AddTypeFlag(*command, "--dtype", options.dtype,
+              "of the tensors: f32 (default), f16 or bf16");
   command->add_option("--block-size", options.block_size,
                       "keys in a tile; default automatic");
   command->add_option("--threads", options.threads,

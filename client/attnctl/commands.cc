@@ -1,24 +1,6 @@
 #include "client/attnctl/commands.h"
 
-#include <map>
-#include <string>
-
 namespace attnd::attnctl {
-
-void AddCausalFlag(CLI::App& command, client::Causal& causal) {
-  static const std::map<std::string, client::Causal> kNames = {
-      {"none", client::Causal::kNone},
-      {"top-left", client::Causal::kTopLeft},
-      {"bottom-right", client::Causal::kBottomRight}};
-  command
-      .add_option_function<std::string>(
-          "--causal",
-          [&causal](const std::string& name) { causal = kNames.at(name); },
-          "which keys a query row sees by position: none, top-left (row 0 sees "
-          "key 0) or bottom-right (the last row sees the last key)")
-      ->check(CLI::IsMember(&kNames))
-      ->type_name("RULE");
-}
 
 Json StatsJson(const client::ExecutionStats& stats) {
   return {{"isa", stats.isa},

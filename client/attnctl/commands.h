@@ -12,13 +12,11 @@
 namespace attnd::attnctl {
 
 void AddAttentionCommands(CLI::App& app, Session& session);
+void AddBackwardCommand(CLI::App& app, Session& session);
 void AddBenchCommand(CLI::App& app, Session& session);
 void AddEstimateCommand(CLI::App& app, Session& session);
 void AddInfoCommand(CLI::App& app, Session& session);
 void AddHealthCommand(CLI::App& app, Session& session);
-
-// Flags that several of them have.
-void AddCausalFlag(CLI::App& command, client::Causal& causal);
 
 // For --json: keys in the order in which they were added.
 using Json = nlohmann::ordered_json;

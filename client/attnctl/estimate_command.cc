@@ -1,16 +1,23 @@
 // attnctl estimate: what a problem costs in bytes, from a server or offline.
+#include <cstddef>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/attnctl/commands.h"
 #include "client/attnctl/offline_estimate.h"
+#include "client/attnctl/option_flags.h"
 
 namespace attnd::attnctl {
 namespace {
 
 struct EstimateFlags {
   client::MemoryEstimateOptions options;
+  std::vector<int64_t> bias_shape;
+  client::DataType bias_dtype = client::DataType::kF32;
+  std::vector<int64_t> mask_shape;
   bool offline = false;
   bool json = false;
 };
@@ -59,7 +66,20 @@ Json EstimateJson(const client::MemoryEstimate& estimate, bool offline) {
   return json;
 }
 
-ExitCode RunEstimate(const EstimateFlags& flags, Session& session) {
+// A tensor without elements: nothing of them is sent.
+client::ConstTensor Described(client::DataType dtype,
+                              const std::vector<int64_t>& shape) {
+  return {client::ConstElements(dtype, std::span<const std::byte>()), shape};
+}
+
+ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
+  client::AttentionOptions& attention = flags.options.attention;
+  if (!flags.bias_shape.empty()) {
+    attention.bias = Described(flags.bias_dtype, flags.bias_shape);
+  }
+  if (!flags.mask_shape.empty()) {
+    attention.mask = Described(client::DataType::kBool, flags.mask_shape);
+  }
   const auto estimate = flags.offline
                             ? EstimateOffline(flags.options)
                             : session.Connect().EstimateMemory(flags.options);
@@ -97,9 +117,22 @@ void AddEstimateCommand(CLI::App& app, Session& session) {
                       "default the server's, or this machine's if --offline");
   command->add_option("--concurrency", options.concurrency,
                       "requests that run at once; default 1");
-  command->add_option("--block-size", options.attention.block_size,
-                      "keys in a tile; default automatic");
-  AddCausalFlag(*command, options.attention.causal);
+  AddTypeFlag(*command, "--dtype", options.dtype,
+              "of query, key and value: f32 (default), f16 or bf16");
+  AddTypeFlag(*command, "--output-dtype", options.output_dtype,
+              "default --dtype");
+  AddOptionFlags(*command, options.attention);
+  const auto shape = [command](const char* name, std::vector<int64_t>& to,
+                               const char* help) {
+    command->add_option(name, to, help)
+        ->delimiter(',')
+        ->allow_extra_args(false)
+        ->type_name("N,...");
+  };
+  shape("--bias-shape", flags->bias_shape, "count a bias of this shape");
+  AddTypeFlag(*command, "--bias-dtype", flags->bias_dtype,
+              "f32 (default), f16 or bf16");
+  shape("--mask-shape", flags->mask_shape, "count a mask of this shape");
   command->add_flag("--return-lse", options.return_lse,
                     "count lse as part of the output");
   command->add_flag("--offline", flags->offline,

@@ -15,6 +15,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "client/attnctl/elements.h"
 #include "client/types.h"
 
 namespace attnd::attnctl {
@@ -28,6 +29,29 @@ constexpr absl::string_view kMagic("\x93NUMPY", 6);
 constexpr size_t kAlignment = 64;
 // Far above any header of a float array; a larger one is no honest file.
 constexpr size_t kMaxHeaderBytes = 1 << 16;
+
+// How NumPy names the types that are tensors.
+std::optional<client::DataType> TypeOf(absl::string_view descr) {
+  if (descr == "<f4") return client::DataType::kF32;
+  if (descr == "<f2") return client::DataType::kF16;
+  if (descr == "<V2" || descr == "|V2") return client::DataType::kBF16;
+  if (descr == "|b1") return client::DataType::kBool;
+  return std::nullopt;
+}
+
+absl::string_view DescrOf(client::DataType dtype) {
+  switch (dtype) {
+    case client::DataType::kF32:
+      return "<f4";
+    case client::DataType::kF16:
+      return "<f2";
+    case client::DataType::kBF16:
+      return "<V2";
+    case client::DataType::kBool:
+      return "|b1";
+  }
+  return "";
+}
 
 struct Header {
   std::string descr;
@@ -147,26 +171,25 @@ class NpyFile {
 
   const Header& header() const { return header_; }
 
-  template <typename T>
-  absl::StatusOr<std::vector<T>> ReadElements() {
+  absl::StatusOr<std::vector<std::byte>> ReadElements(int64_t element_bytes) {
     const std::streampos begin = stream_.tellg();
     stream_.seekg(0, std::ios::end);
     const int64_t got_bytes = stream_.tellg() - begin;
     stream_.seekg(begin);
     const auto count = client::ElementCount(header_.shape);
     // Divided rather than multiplied, so that no shape can overflow.
-    if (!stream_ || !count || got_bytes % int64_t{sizeof(T)} != 0 ||
-        got_bytes / int64_t{sizeof(T)} != *count) {
+    if (!stream_ || !count || got_bytes % element_bytes != 0 ||
+        got_bytes / element_bytes != *count) {
       return Malformed(
           path_,
-          absl::StrCat("elements of ", sizeof(T), " bytes for shape [",
+          absl::StrCat("elements of ", element_bytes, " bytes for shape [",
                        absl::StrJoin(header_.shape, ", "), "]"),
           absl::StrCat(got_bytes, " bytes of them"));
     }
-    std::vector<T> values(static_cast<size_t>(*count));
-    stream_.read(reinterpret_cast<char*>(values.data()), got_bytes);
+    std::vector<std::byte> bytes(static_cast<size_t>(got_bytes));
+    stream_.read(reinterpret_cast<char*>(bytes.data()), got_bytes);
     if (!stream_) return SystemError(path_, "cannot read");
-    return values;
+    return bytes;
   }
 
  private:
@@ -214,47 +237,61 @@ class NpyFile {
 
 }  // namespace
 
-absl::StatusOr<NpyArray<float>> ReadNpyFloat32(const std::string& path) {
+absl::StatusOr<NpyTensor> ReadNpy(const std::string& path) {
   auto file = NpyFile::Open(path);
   if (!file.ok()) return file.status();
-  if (file->header().descr != "<f4") {
-    return Malformed(path, "little-endian float32 ('<f4')",
+  const auto dtype = TypeOf(file->header().descr);
+  if (!dtype) {
+    return Malformed(path,
+                     "little-endian float32 ('<f4'), float16 ('<f2'), bfloat16 "
+                     "('<V2') or bool ('|b1')",
                      absl::StrCat("'", file->header().descr, "'"));
   }
-  auto values = file->ReadElements<float>();
-  if (!values.ok()) return values.status();
-  return NpyArray<float>{file->header().shape, *std::move(values)};
+  auto bytes = file->ReadElements(client::SizeOf(*dtype));
+  if (!bytes.ok()) return bytes.status();
+  return NpyTensor{*dtype, file->header().shape, *std::move(bytes)};
 }
 
-absl::StatusOr<NpyArray<double>> ReadNpyAsDouble(const std::string& path) {
+absl::StatusOr<NpyDoubles> ReadNpyAsDouble(const std::string& path) {
   auto file = NpyFile::Open(path);
   if (!file.ok()) return file.status();
-  if (file->header().descr == "<f8") {
-    auto values = file->ReadElements<double>();
-    if (!values.ok()) return values.status();
-    return NpyArray<double>{file->header().shape, *std::move(values)};
+  const std::string& descr = file->header().descr;
+  const auto dtype = TypeOf(descr);
+  const bool wide = descr == "<f8";
+  if (!wide && (!dtype || *dtype == client::DataType::kBool)) {
+    return Malformed(path,
+                     "little-endian float64 ('<f8'), float32 ('<f4'), float16 "
+                     "('<f2') or bfloat16 ('<V2')",
+                     absl::StrCat("'", descr, "'"));
   }
-  if (file->header().descr != "<f4") {
-    return Malformed(path, "little-endian float32 or float64 ('<f4', '<f8')",
-                     absl::StrCat("'", file->header().descr, "'"));
+  const auto bytes = file->ReadElements(wide ? int64_t{sizeof(double)}
+                                             : client::SizeOf(*dtype));
+  if (!bytes.ok()) return bytes.status();
+  NpyDoubles doubles{.shape = file->header().shape, .values = {}};
+  if (wide) {
+    doubles.values.resize(bytes->size() / sizeof(double));
+    if (!bytes->empty()) {
+      std::memcpy(doubles.values.data(), bytes->data(), bytes->size());
+    }
+  } else {
+    const std::vector<float> floats = ToFloats(*dtype, *bytes);
+    doubles.values.assign(floats.begin(), floats.end());
   }
-  auto values = file->ReadElements<float>();
-  if (!values.ok()) return values.status();
-  return NpyArray<double>{file->header().shape,
-                          {values->begin(), values->end()}};
+  return doubles;
 }
 
-absl::Status WriteNpyFloat32(const std::string& path,
-                             const std::vector<int64_t>& shape,
-                             std::span<const float> values) {
+absl::Status WriteNpy(const std::string& path, client::DataType dtype,
+                      const std::vector<int64_t>& shape,
+                      std::span<const std::byte> bytes) {
   const auto count = client::ElementCount(shape);
-  if (!count || static_cast<uint64_t>(*count) != values.size()) {
+  const auto element_bytes = static_cast<uint64_t>(client::SizeOf(dtype));
+  if (!count || static_cast<uint64_t>(*count) != bytes.size() / element_bytes) {
     return absl::InternalError(
         absl::StrCat(path, ": shape [", absl::StrJoin(shape, ", "), "] for ",
-                     values.size(), " elements"));
+                     bytes.size() / element_bytes, " elements"));
   }
   std::string text = absl::StrCat(
-      "{'descr': '<f4', 'fortran_order': False, 'shape': (",
+      "{'descr': '", DescrOf(dtype), "', 'fortran_order': False, 'shape': (",
       absl::StrJoin(shape, ", "), shape.size() == 1 ? ",), }" : "), }");
   const size_t prefix_bytes = kMagic.size() + 4;
   const size_t unpadded_bytes = prefix_bytes + text.size() + 1;
@@ -265,8 +302,8 @@ absl::Status WriteNpyFloat32(const std::string& path,
   if (!stream) return SystemError(path, "cannot write");
   stream << kMagic << '\x01' << '\x00' << static_cast<char>(text.size() & 0xff)
          << static_cast<char>(text.size() >> 8) << text;
-  stream.write(reinterpret_cast<const char*>(values.data()),
-               static_cast<std::streamsize>(values.size_bytes()));
+  stream.write(reinterpret_cast<const char*>(bytes.data()),
+               static_cast<std::streamsize>(bytes.size()));
   stream.close();
   // What was written stays: removing it could remove a device or a pipe.
   if (!stream) return SystemError(path, "cannot write");

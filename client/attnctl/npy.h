@@ -1,9 +1,10 @@
-// NumPy's .npy files, as strictly as attention needs them: little-endian
-// float32 or float64 in C order, format versions 1 to 3. Anything else is
-// refused by name; nothing is converted silently.
+// NumPy's .npy files, as strictly as attention needs them: little-endian, in C
+// order, format versions 1 to 3. Anything else is refused by name; nothing is
+// converted silently.
 #ifndef ATTND_CLIENT_ATTNCTL_NPY_H_
 #define ATTND_CLIENT_ATTNCTL_NPY_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -11,27 +12,37 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "client/types.h"
 
 namespace attnd::attnctl {
 
-template <typename T>
-struct NpyArray {
+// Row-major elements, as many as `shape` says.
+struct NpyTensor {
+  client::DataType dtype = client::DataType::kF32;
   std::vector<int64_t> shape;
-  std::vector<T> values;  // row-major, as many as `shape` says
+  std::vector<std::byte> bytes;
 };
 
-// A float32 array. NOT_FOUND where there is no such file, INVALID_ARGUMENT
-// where it is anything else; the message names the file.
-absl::StatusOr<NpyArray<float>> ReadNpyFloat32(const std::string& path);
+struct NpyDoubles {
+  std::vector<int64_t> shape;
+  std::vector<double> values;
+};
 
-// A float32 or float64 array, as doubles.
-absl::StatusOr<NpyArray<double>> ReadNpyAsDouble(const std::string& path);
+// A tensor: float32 ('<f4'), float16 ('<f2'), bool ('|b1'), or two opaque bytes
+// an element ('<V2', '|V2'), which is what NumPy makes of a bfloat16 of
+// ml_dtypes. NOT_FOUND where there is no such file, INVALID_ARGUMENT where it
+// is anything else; the message names the file.
+absl::StatusOr<NpyTensor> ReadNpy(const std::string& path);
 
-// Writes format version 1.0. Replaces what is there. Where writing fails, a
-// file that is cut short may stay behind, which every reader refuses.
-absl::Status WriteNpyFloat32(const std::string& path,
-                             const std::vector<int64_t>& shape,
-                             std::span<const float> values);
+// Numbers to compare with: any of the floats above, or float64.
+absl::StatusOr<NpyDoubles> ReadNpyAsDouble(const std::string& path);
+
+// Writes format version 1.0, bfloat16 as '<V2'. Replaces what is there. Where
+// writing fails, a file that is cut short may stay behind, which every reader
+// refuses.
+absl::Status WriteNpy(const std::string& path, client::DataType dtype,
+                      const std::vector<int64_t>& shape,
+                      std::span<const std::byte> bytes);
 
 }  // namespace attnd::attnctl
 

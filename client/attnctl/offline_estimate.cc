@@ -1,14 +1,19 @@
 #include "client/attnctl/offline_estimate.h"
 
-#include <map>
 #include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "core/attention_problem.h"
 #include "core/checked_math.h"
 #include "core/field_error.h"
 #include "core/machine.h"
 #include "core/memory_estimator.h"
+#include "core/options_footprint.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -31,25 +36,92 @@ Causal CoreCausal(client::Causal causal) {
   return Causal::kNone;
 }
 
-// The core names the axes of tensors; whoever typed the flags knows none.
-absl::Status NameFlag(const absl::Status& status) {
-  static const std::map<std::string, std::string> kFlags = {
-      {"query.shape[0]", "--batch"},
-      {"query.shape[1]", "--num-q-heads"},
-      {"query.shape[2]", "--q-len"},
-      {"query.shape[3]", "--head-dim"},
-      {"key.shape[0]", "--batch"},
-      {"key.shape[1]", "--num-kv-heads"},
-      {"key.shape[2]", "--kv-len"},
-      {"key.shape[3]", "--head-dim"},
-      {"value.shape[3]", "--v-head-dim"},
-      {"options.scale", "--scale"},
-      {"options.temperature", "--temperature"},
-      {"options.block_size", "--block-size"}};
+Precision CorePrecision(client::Precision precision) {
+  switch (precision) {
+    case client::Precision::kAuto:
+      return Precision::kAuto;
+    case client::Precision::kF32:
+      return Precision::kF32;
+    case client::Precision::kBF16:
+      return Precision::kBF16;
+  }
+  return Precision::kAuto;
+}
+
+// Of a float tensor: no flag gives another type.
+DataType CoreType(client::DataType type) {
+  switch (type) {
+    case client::DataType::kF16:
+      return DataType::kF16;
+    case client::DataType::kBF16:
+      return DataType::kBF16;
+    default:
+      return DataType::kF32;
+  }
+}
+
+AttentionOptions CoreOptions(const client::MemoryEstimateOptions& options) {
+  const client::AttentionOptions& in = options.attention;
+  AttentionOptions out{.scale = in.scale,
+                       .temperature = in.temperature,
+                       .block_size = in.block_size,
+                       .layout = in.layout == client::Layout::kBshd
+                                     ? Layout::kBshd
+                                     : Layout::kBhsd,
+                       .causal = CoreCausal(in.causal),
+                       .query_offsets = in.query_offsets,
+                       .window_left = in.window_left,
+                       .window_right = in.window_right,
+                       .logits_soft_cap = in.logits_soft_cap,
+                       .alibi_slopes = in.alibi_slopes,
+                       .sink_logits = in.sink_logits,
+                       .query_lengths = in.query_lengths,
+                       .key_lengths = in.key_lengths,
+                       .cu_seqlens_q = in.cu_seqlens_q,
+                       .cu_seqlens_k = in.cu_seqlens_k,
+                       .return_lse = options.return_lse,
+                       .precision = CorePrecision(in.precision)};
+  if (in.bias) {
+    out.bias = TensorSpec{.dtype = CoreType(in.bias->data.type()),
+                          .shape = in.bias->shape};
+  }
+  if (in.mask) out.mask_shape = in.mask->shape;
+  if (options.output_dtype) out.output_dtype = CoreType(*options.output_dtype);
+  return out;
+}
+
+// The core names the axes of tensors and fields; whoever typed the flags knows
+// flags.
+absl::Status NameFlag(const absl::Status& status, bool ragged, bool bshd) {
   const auto field = FieldOf(status);
   if (!field) return status;
-  const auto flag = kFlags.find(*field);
-  return flag == kFlags.end() ? status : WithField(status, flag->second);
+  if (absl::StartsWith(*field, "options.")) {
+    // As the field is named, but for the shapes of tensors that have no file.
+    const std::string name = field->substr(std::string_view("options.").size());
+    return WithField(
+        status,
+        absl::StrCat("--", absl::StrReplaceAll(
+                               name, {{"_", "-"}, {".shape", "-shape"}})));
+  }
+  std::vector<std::string> query = {"--batch", "--num-q-heads", "--q-len",
+                                    "--head-dim"};
+  std::vector<std::string> key = {"--batch", "--num-kv-heads", "--kv-len",
+                                  "--head-dim"};
+  for (auto* axes : {&query, &key}) {
+    if (bshd) std::swap((*axes)[1], (*axes)[2]);
+    if (ragged) axes->erase(axes->begin());
+  }
+  const std::string_view tensor =
+      std::string_view(*field).substr(0, field->find('.'));
+  const size_t at = field->find('[');
+  if (at == std::string::npos) {
+    return WithField(status, tensor == "query" ? "--q-len" : "--kv-len");
+  }
+  const auto axis = static_cast<size_t>((*field)[at + 1] - '0');
+  if (tensor == "value" && axis + 1 == key.size()) {
+    return WithField(status, "--v-head-dim");
+  }
+  return WithField(status, (tensor == "query" ? query : key).at(axis));
 }
 
 absl::Status AtLeastOne(const char* flag, int64_t value) {
@@ -80,21 +152,33 @@ absl::StatusOr<client::MemoryEstimate> EstimateOffline(
     if (!status.ok()) return status;
   }
 
+  const AttentionOptions attention = CoreOptions(options);
+  const bool ragged = !attention.cu_seqlens_q.empty();
+  const bool bshd = attention.layout == Layout::kBshd;
+  if (ragged && batch != 1) {
+    return FieldError("--batch", "1 beside --cu-seqlens-q, which says more",
+                      absl::StrCat(batch));
+  }
+  const auto spec = [&](int64_t heads, int64_t seq, int64_t dim) {
+    TensorSpec tensor{.dtype = CoreType(options.dtype),
+                      .shape = {batch, heads, seq, dim}};
+    if (bshd) std::swap(tensor.shape[1], tensor.shape[2]);
+    if (ragged) tensor.shape.erase(tensor.shape.begin());
+    return tensor;
+  };
   const auto problem = AttentionProblem::Create(
-      {.shape = {batch, num_q_heads, q_len, head_dim}},
-      {.shape = {batch, num_kv_heads, kv_len, head_dim}},
-      {.shape = {batch, num_kv_heads, kv_len, v_head_dim}},
-      {.scale = options.attention.scale,
-       .temperature = options.attention.temperature,
-       .block_size = options.attention.block_size,
-       .causal = CoreCausal(options.attention.causal),
-       .return_lse = options.return_lse});
-  if (!problem.ok()) return NameFlag(problem.status());
+      spec(num_q_heads, q_len, head_dim), spec(num_kv_heads, kv_len, head_dim),
+      spec(num_kv_heads, kv_len, v_head_dim), attention);
+  if (!problem.ok()) return NameFlag(problem.status(), ragged, bshd);
   const auto estimate =
       MemoryEstimator(MachineInfo::Detect(), threads).Estimate(*problem);
   if (!estimate.ok()) return estimate.status();
-  const auto footprint = InlineFootprint(*estimate);
+  auto footprint = InlineFootprint(*estimate);
   if (!footprint.ok()) return footprint.status();
+  const OptionsFootprint listed = FootprintOf(attention);
+  footprint->wire_bytes += listed.wire_bytes;
+  footprint->required_message_bytes += listed.wire_bytes;
+  footprint->peak_per_request_bytes += listed.held_bytes;
   const auto peak_bytes =
       CheckedProduct({footprint->peak_per_request_bytes, concurrency});
   if (!peak_bytes) {

@@ -78,6 +78,94 @@ TEST_F(AttentionClientTest, SendsTensorsAndOptions) {
   EXPECT_TRUE(calls[0].options.return_lse());
 }
 
+TEST_F(AttentionClientTest, SendsEveryOption) {
+  SmallProblem problem;
+  const std::vector<uint16_t> bias = {1, 2, 3};
+  const std::vector<uint8_t> mask = {1, 0, 1};
+  std::vector<uint16_t> output(2);
+  const Reply reply =
+      client_.Attention(problem.inputs(), {.output = {DataType::kBF16, output}},
+                        {.layout = Layout::kBshd,
+                         .query_offsets = {-7},
+                         .window_left = 3,
+                         .window_right = 0,
+                         .logits_soft_cap = 50.0f,
+                         .alibi_slopes = {0.5f},
+                         .sink_logits = {-1.0f},
+                         .bias = ConstTensor{{DataType::kF16, bias}, {1, 3}},
+                         .mask = ConstTensor{mask, {3}},
+                         .query_lengths = {2},
+                         .key_lengths = {1},
+                         .cu_seqlens_q = {0, 2},
+                         .cu_seqlens_k = {0, 3},
+                         .precision = Precision::kF32});
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_THAT(output, ElementsAre(0, 1));
+  const v1::AttentionOptions options = handler_.calls().at(0).options;
+  EXPECT_EQ(options.layout(), v1::LAYOUT_BSHD);
+  EXPECT_THAT(options.query_offsets(), ElementsAre(-7));
+  EXPECT_EQ(options.window_left(), 3);
+  EXPECT_TRUE(options.has_window_right());
+  EXPECT_EQ(options.logits_soft_cap(), 50);
+  EXPECT_THAT(options.alibi_slopes(), ElementsAre(0.5f));
+  EXPECT_THAT(options.sink_logits(), ElementsAre(-1.0f));
+  EXPECT_EQ(options.bias().dtype(), v1::DATA_TYPE_F16);
+  EXPECT_THAT(options.bias().shape(), ElementsAre(1, 3));
+  EXPECT_EQ(options.bias().data(), std::string("\1\0\2\0\3\0", 6));
+  EXPECT_EQ(options.mask().dtype(), v1::DATA_TYPE_BOOL);
+  EXPECT_EQ(options.mask().data(), std::string("\1\0\1", 3));
+  EXPECT_THAT(options.query_lengths(), ElementsAre(2));
+  EXPECT_THAT(options.key_lengths(), ElementsAre(1));
+  EXPECT_THAT(options.cu_seqlens_q(), ElementsAre(0, 2));
+  EXPECT_THAT(options.cu_seqlens_k(), ElementsAre(0, 3));
+  EXPECT_EQ(options.precision(), v1::PRECISION_F32);
+  EXPECT_EQ(options.output_dtype(), v1::DATA_TYPE_BF16);
+}
+
+TEST_F(AttentionClientTest, GradientsGoIntoTheSpans) {
+  SmallProblem problem;
+  std::vector<float> grad_query(4), grad_key(6), grad_value(3);
+  const BackwardInputs inputs{.query = {problem.q, {2, 2}},
+                              .key = {problem.k, {3, 2}},
+                              .value = {problem.v, {3, 1}},
+                              .output = {problem.output, {2, 1}},
+                              .lse = {problem.lse, {2}},
+                              .grad_output = {problem.output, {2, 1}}};
+  const BackwardOutputs outputs{grad_query, grad_key, grad_value};
+  const auto stats =
+      client_.AttentionBackward(inputs, outputs, {.causal = Causal::kTopLeft});
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  EXPECT_EQ(stats->isa, "scalar");
+  EXPECT_THAT(grad_query, ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(grad_key, ElementsAre(0, 1, 2, 3, 4, 5));
+  EXPECT_THAT(grad_value, ElementsAre(0, 1, 2));
+  const FakeCall call = handler_.calls().at(0);
+  EXPECT_EQ(call.method, "AttentionBackward");
+  ASSERT_EQ(call.tensors.size(), 6u);
+  EXPECT_EQ(Floats(call.tensors[4]), problem.lse);
+  EXPECT_EQ(call.options.causal(), v1::CAUSAL_TOP_LEFT);
+
+  std::promise<absl::StatusOr<ExecutionStats>> done;
+  client_.AttentionBackwardAsync(inputs, {grad_query, {}, grad_value}, {},
+                                 [&](absl::StatusOr<ExecutionStats> result) {
+                                   done.set_value(std::move(result));
+                                 });
+  const auto refused = done.get_future().get();
+  EXPECT_EQ(DetailsOf(refused.status()).field_violations.at(0).field,
+            "grad_key");
+}
+
+TEST_F(AttentionClientTest, BiasAndMaskCountTowardsTheLimit) {
+  const AttentionClient client(
+      {.target = server_.target(), .max_message_bytes = 1000});
+  SmallProblem problem;
+  const std::vector<float> bias(300);
+  const Reply reply =
+      client.Attention(problem.inputs(), {.output = problem.output},
+                       {.bias = ConstTensor{bias, {300}}});
+  EXPECT_EQ(DetailsOf(reply.status()).reason, "MESSAGE_TOO_LARGE");
+}
+
 TEST_F(AttentionClientTest, LeavesDefaultsToTheServer) {
   SmallProblem problem;
   ASSERT_TRUE(

@@ -5,7 +5,9 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -47,8 +49,8 @@ TEST(AttnctlUsageTest, HelpTeachesAndListsExitCodes) {
   EXPECT_EQ(help.exit_code, kOk);
   EXPECT_THAT(help.out, HasSubstr("Examples:"));
   EXPECT_THAT(help.out, HasSubstr(kExitCodesHelp));
-  for (const char* command :
-       {"attention", "self", "cross", "bench", "estimate", "info", "health"}) {
+  for (const char* command : {"attention", "self", "cross", "backward", "bench",
+                              "estimate", "info", "health"}) {
     const Outcome of_command = RunTool({command, "--help"});
     EXPECT_EQ(of_command.exit_code, kOk) << command;
     EXPECT_THAT(of_command.out, HasSubstr("Example")) << command;
@@ -68,6 +70,11 @@ TEST(AttnctlUsageTest, WrongArgumentsExitWithUsage) {
       {"info", "--frobnicate"},
       {"attention", "--query=q.npy"},
       {"self", "--sequence=x.npy", "--causal=sideways"},
+      {"self", "--sequence=x.npy", "--layout=sdhb"},
+      {"self", "--sequence=x.npy", "--dtype=f64"},
+      {"self", "--sequence=x.npy", "--key-lengths=1,two"},
+      {"self", "--sequence=x.npy", "--window-left=wide"},
+      {"backward", "--query=q.npy"},
       {"bench", "--num-vectors=many"},
       {"info", "--deadline=-1"},
       {"info", "--max-message-bytes=0"},
@@ -120,7 +127,9 @@ class AttnctlTest : public testing::Test {
              size_t count, float step = 1) {
     std::vector<float> values(count);
     for (size_t i = 0; i < count; ++i) values[i] = step * static_cast<float>(i);
-    ASSERT_TRUE(WriteNpyFloat32(Path(name), shape, values).ok());
+    ASSERT_TRUE(WriteNpy(Path(name), client::DataType::kF32, shape,
+                         std::as_bytes(std::span(values)))
+                    .ok());
   }
 
   Outcome RunHere(std::vector<std::string> arguments) {
@@ -149,11 +158,11 @@ TEST_F(AttnctlTest, AttentionWritesWhatTheServerAnswers) {
        "--temperature=2", "--block-size=16", "--causal=top-left"});
   EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
   EXPECT_THAT(outcome.out, HasSubstr("[2, 3, 1]"));
-  const auto output = ReadNpyFloat32(Path("o.npy"));
+  const auto output = ReadNpyAsDouble(Path("o.npy"));
   ASSERT_TRUE(output.ok()) << output.status();
   EXPECT_THAT(output->shape, ElementsAre(2, 3, 1));
   EXPECT_THAT(output->values, ElementsAre(0, 1, 2, 3, 4, 5));
-  const auto lse = ReadNpyFloat32(Path("lse.npy"));
+  const auto lse = ReadNpyAsDouble(Path("lse.npy"));
   ASSERT_TRUE(lse.ok()) << lse.status();
   EXPECT_THAT(lse->shape, ElementsAre(2, 3));
   EXPECT_EQ(lse->values.back(), -5);
@@ -165,6 +174,69 @@ TEST_F(AttnctlTest, AttentionWritesWhatTheServerAnswers) {
   EXPECT_EQ(calls[0].options.block_size(), 16);
   EXPECT_EQ(calls[0].options.causal(), v1::CAUSAL_TOP_LEFT);
   EXPECT_TRUE(calls[0].options.return_lse());
+}
+
+TEST_F(AttnctlTest, EveryOptionHasItsFlag) {
+  Write("b.npy", {3, 4}, 12);
+  const std::vector<std::byte> mask(4, std::byte{1});
+  ASSERT_TRUE(WriteNpy(Path("m.npy"), client::DataType::kBool, {4}, mask).ok());
+  const Outcome outcome = RunAttention(
+      {"--layout=bshd", "--query-offsets=-1,2", "--window-left=0",
+       "--window-right=7", "--logits-soft-cap=30", "--alibi-slopes=0.5,-1e-3",
+       "--sink-logits=-inf,2", "--query-lengths=3", "--key-lengths=4",
+       "--cu-seqlens-q=0,2", "--cu-seqlens-k=0,3", "--precision=bf16",
+       "--output-dtype=bf16", "--bias=" + Path("b.npy"),
+       "--mask=" + Path("m.npy"), "--output=" + Path("o.npy")});
+  EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
+  const v1::AttentionOptions options = handler_.calls().at(0).options;
+  EXPECT_EQ(options.layout(), v1::LAYOUT_BSHD);
+  EXPECT_THAT(options.query_offsets(), ElementsAre(-1, 2));
+  EXPECT_TRUE(options.has_window_left());
+  EXPECT_EQ(options.window_right(), 7);
+  EXPECT_EQ(options.logits_soft_cap(), 30);
+  EXPECT_THAT(options.alibi_slopes(), ElementsAre(0.5f, -1e-3f));
+  EXPECT_THAT(options.sink_logits(),
+              ElementsAre(-std::numeric_limits<float>::infinity(), 2));
+  EXPECT_THAT(options.query_lengths(), ElementsAre(3));
+  EXPECT_THAT(options.key_lengths(), ElementsAre(4));
+  EXPECT_THAT(options.cu_seqlens_q(), ElementsAre(0, 2));
+  EXPECT_THAT(options.cu_seqlens_k(), ElementsAre(0, 3));
+  EXPECT_EQ(options.precision(), v1::PRECISION_BF16);
+  EXPECT_EQ(options.output_dtype(), v1::DATA_TYPE_BF16);
+  EXPECT_EQ(options.bias().data().size(), 48U);
+  EXPECT_EQ(options.mask().dtype(), v1::DATA_TYPE_BOOL);
+  EXPECT_EQ(options.mask().data(), "\x01\x01\x01\x01");
+  EXPECT_EQ(ReadNpy(Path("o.npy"))->dtype, client::DataType::kBF16);
+}
+
+TEST_F(AttnctlTest, RoundsBeforeItSends) {
+  EXPECT_EQ(RunAttention({"--dtype=f16"}).exit_code, kOk);
+  const auto call = handler_.calls().at(0);
+  for (const v1::Tensor& tensor : call.tensors) {
+    EXPECT_EQ(tensor.dtype(), v1::DATA_TYPE_F16);
+  }
+  EXPECT_EQ(call.tensors[0].data().substr(0, 4), std::string("\0\0\0\x3c", 4));
+  EXPECT_EQ(call.options.output_dtype(), v1::DATA_TYPE_F16);
+}
+
+TEST_F(AttnctlTest, BackwardWritesGradients) {
+  Write("o.npy", {2, 3, 1}, 6);
+  Write("l.npy", {2, 3}, 6);
+  Write("same.npy", {2, 4, 1}, 8);
+  const Outcome outcome = RunHere(
+      {"backward", "--query=" + Path("q.npy"), "--key=" + Path("k.npy"),
+       "--value=" + Path("v.npy"), "--output=" + Path("o.npy"),
+       "--lse=" + Path("l.npy"), "--grad-output=" + Path("o.npy"),
+       "--grad-query=" + Path("dq.npy"), "--grad-key=" + Path("dk.npy"),
+       "--expected-grad-value=" + Path("same.npy"), "--causal=top-left"});
+  EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
+  EXPECT_THAT(outcome.out, HasSubstr("grad_value vs"));
+  EXPECT_THAT(ReadNpy(Path("dq.npy"))->shape, ElementsAre(2, 3, 2));
+  EXPECT_THAT(ReadNpy(Path("dk.npy"))->shape, ElementsAre(2, 4, 2));
+  const auto call = handler_.calls().at(0);
+  EXPECT_EQ(call.method, "AttentionBackward");
+  EXPECT_EQ(call.tensors.size(), 6U);
+  EXPECT_EQ(call.options.causal(), v1::CAUSAL_TOP_LEFT);
 }
 
 TEST_F(AttnctlTest, SelfAndCrossCallTheirMethods) {

@@ -1,6 +1,7 @@
 #include "tests/client/fake_handler.h"
 
 #include <cstdint>
+#include <numeric>
 
 #include "client/types.h"
 
@@ -19,6 +20,16 @@ void FillTensor(const std::vector<int64_t>& shape, float step,
   tensor->set_data(values.data(), values.size() * sizeof(float));
 }
 
+void FillHalves(v1::DataType type, const std::vector<int64_t>& shape,
+                v1::Tensor* tensor) {
+  tensor->set_dtype(type);
+  tensor->mutable_shape()->Assign(shape.begin(), shape.end());
+  std::vector<uint16_t> values(
+      static_cast<size_t>(ElementCount(shape).value_or(0)));
+  std::iota(values.begin(), values.end(), 0);
+  tensor->set_data(values.data(), values.size() * sizeof(uint16_t));
+}
+
 std::vector<int64_t> ShapeOf(const v1::Tensor& tensor) {
   return {tensor.shape().begin(), tensor.shape().end()};
 }
@@ -29,9 +40,17 @@ WireReply FakeHandler::OnAttention(const FakeCall& call,
                                    v1::AttentionResponse* response) {
   const std::vector<int64_t> query = ShapeOf(call.tensors.front());
   const std::vector<int64_t> value = ShapeOf(call.tensors.back());
-  FillTensor(OutputShape(query, value), 1, response->mutable_output());
+  const v1::DataType type = call.options.output_dtype();
+  if (type == v1::DATA_TYPE_F16 || type == v1::DATA_TYPE_BF16) {
+    FillHalves(type, OutputShape(query, value), response->mutable_output());
+  } else {
+    FillTensor(OutputShape(query, value), 1, response->mutable_output());
+  }
   if (call.options.return_lse()) {
-    FillTensor(LseShape(query), -1, response->mutable_lse());
+    const auto layout = call.options.layout() == v1::LAYOUT_BSHD
+                            ? Layout::kBshd
+                            : Layout::kBhsd;
+    FillTensor(LseShape(query, layout), -1, response->mutable_lse());
   }
   v1::ExecutionStats* stats = response->mutable_stats();
   stats->set_isa("scalar");
@@ -40,6 +59,17 @@ WireReply FakeHandler::OnAttention(const FakeCall& call,
   stats->mutable_compute_time()->set_seconds(2);
   stats->mutable_compute_time()->set_nanos(250'000'000);
   stats->set_flops(int64_t{1} << 40);
+  const std::lock_guard lock(mutex_);
+  calls_.push_back(call);
+  return {};
+}
+
+WireReply FakeHandler::OnBackward(const FakeCall& call,
+                                  v1::AttentionBackwardResponse* response) {
+  FillTensor(ShapeOf(call.tensors[0]), 1, response->mutable_grad_query());
+  FillTensor(ShapeOf(call.tensors[1]), 1, response->mutable_grad_key());
+  FillTensor(ShapeOf(call.tensors[2]), 1, response->mutable_grad_value());
+  response->mutable_stats()->set_isa("scalar");
   const std::lock_guard lock(mutex_);
   calls_.push_back(call);
   return {};

@@ -12,7 +12,7 @@
 
 namespace attnd::client {
 
-// One call of the three attention methods, in one shape.
+// One call of the four attention methods, in one shape.
 struct FakeCall {
   std::string method;
   std::vector<v1::Tensor> tensors;  // in the order of the request's fields
@@ -26,8 +26,9 @@ struct WireReply {
   std::string details = {};  // a serialized google.rpc.Status
 };
 
-// Answers arbitrary but well-formed numbers: output[i] = i, lse[i] = -i, in
-// the shapes that the contract says. Override what a test is about. Methods
+// Answers arbitrary but well-formed numbers: output[i] = i (as bits where it is
+// of 16), lse[i] = -i, gradients[i] = i, in the shapes and types that the
+// contract says. Override what a test is about. Methods
 // run in threads of gRPC and may block.
 class FakeHandler {
  public:
@@ -35,6 +36,8 @@ class FakeHandler {
 
   virtual WireReply OnAttention(const FakeCall& call,
                                 v1::AttentionResponse* response);
+  virtual WireReply OnBackward(const FakeCall& call,
+                               v1::AttentionBackwardResponse* response);
   virtual WireReply OnBenchmark(
       const v1::BenchmarkRequest& request,
       const std::function<bool(const v1::BenchmarkResponse&)>& write);

@@ -46,6 +46,17 @@ class FakeService final : public v1::AttentionService::Service {
                   response);
   }
 
+  grpc::Status AttentionBackward(
+      grpc::ServerContext*, const v1::AttentionBackwardRequest* request,
+      v1::AttentionBackwardResponse* response) override {
+    return ToGrpc(handler_->OnBackward(
+        {"AttentionBackward",
+         {request->query(), request->key(), request->value(), request->output(),
+          request->lse(), request->grad_output()},
+         request->options()},
+        response));
+  }
+
   grpc::Status Benchmark(
       grpc::ServerContext*, const v1::BenchmarkRequest* request,
       grpc::ServerWriter<v1::BenchmarkResponse>* writer) override {

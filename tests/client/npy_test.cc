@@ -6,10 +6,12 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "client/attnctl/elements.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -41,6 +43,13 @@ class NpyTest : public testing::Test {
       testing::UnitTest::GetInstance()->current_test_info()->name(), ".npy");
 };
 
+absl::Status WriteFloats(const std::string& path,
+                         const std::vector<int64_t>& shape,
+                         const std::vector<float>& values) {
+  return WriteNpy(path, client::DataType::kF32, shape,
+                  std::as_bytes(std::span(values)));
+}
+
 constexpr char kTwoByThree[] =
     "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }\n";
 
@@ -56,16 +65,57 @@ TEST_F(NpyTest, ReadsWhatItWrote) {
                                  std::numeric_limits<float>::denorm_min(),
                                  5};
     values.resize(count);
-    ASSERT_TRUE(WriteNpyFloat32(path_, shape, values).ok());
-    const auto array = ReadNpyFloat32(path_);
+    ASSERT_TRUE(WriteFloats(path_, shape, values).ok());
+    const auto array = ReadNpy(path_);
     ASSERT_TRUE(array.ok()) << array.status();
+    EXPECT_EQ(array->dtype, client::DataType::kF32);
     EXPECT_EQ(array->shape, shape);
-    EXPECT_EQ(array->values, values);
+    EXPECT_EQ(ToFloats(array->dtype, array->bytes), values);
   }
 }
 
+TEST_F(NpyTest, ReadsEveryTypeThatItWrites) {
+  using client::DataType;
+  const std::pair<DataType, const char*> types[] = {{DataType::kF32, "'<f4'"},
+                                                    {DataType::kF16, "'<f2'"},
+                                                    {DataType::kBF16, "'<V2'"},
+                                                    {DataType::kBool, "'|b1'"}};
+  for (const auto& [dtype, descr] : types) {
+    const std::vector<std::byte> bytes(
+        static_cast<size_t>(3 * client::SizeOf(dtype)), std::byte{1});
+    ASSERT_TRUE(WriteNpy(path_, dtype, {3}, bytes).ok());
+    const auto array = ReadNpy(path_);
+    ASSERT_TRUE(array.ok()) << array.status();
+    EXPECT_EQ(array->dtype, dtype);
+    EXPECT_EQ(array->bytes, bytes);
+    std::ifstream stream(path_, std::ios::binary);
+    const std::string text((std::istreambuf_iterator<char>(stream)), {});
+    EXPECT_THAT(text, HasSubstr(descr));
+  }
+  // NumPy gives opaque bytes no order.
+  EXPECT_EQ(ReadNpy(WriteFile("{'descr': '|V2', 'fortran_order': False, "
+                              "'shape': (1,), }",
+                              "ab"))
+                ->dtype,
+            DataType::kBF16);
+}
+
+TEST_F(NpyTest, ReadsHalvesAsDoubles) {
+  const std::string header = "', 'fortran_order': False, 'shape': (2,), }";
+  const std::string halves("\x00\x3e\x01\x00", 4);
+  EXPECT_THAT(
+      ReadNpyAsDouble(WriteFile("{'descr': '<f2" + header, halves))->values,
+      ElementsAre(1.5, 0x1p-24));
+  const std::string bf16("\xc0\x3f\x80\xff", 4);
+  EXPECT_THAT(
+      ReadNpyAsDouble(WriteFile("{'descr': '<V2" + header, bf16))->values,
+      ElementsAre(1.5, -std::numeric_limits<double>::infinity()));
+  EXPECT_FALSE(
+      ReadNpyAsDouble(WriteFile("{'descr': '|b1" + header, "ab")).ok());
+}
+
 TEST_F(NpyTest, WritesHeadersThatNumPyAligns) {
-  ASSERT_TRUE(WriteNpyFloat32(path_, {1}, std::vector<float>{1}).ok());
+  ASSERT_TRUE(WriteFloats(path_, {1}, std::vector<float>{1}).ok());
   std::ifstream stream(path_, std::ios::binary);
   const std::string bytes((std::istreambuf_iterator<char>(stream)), {});
   EXPECT_EQ(bytes.size(), 128u + 4u);
@@ -76,14 +126,14 @@ TEST_F(NpyTest, WritesHeadersThatNumPyAligns) {
 TEST_F(NpyTest, ReadsEveryFormatVersion) {
   for (const char version : {'\x01', '\x02', '\x03'}) {
     const auto array =
-        ReadNpyFloat32(WriteFile(kTwoByThree, std::string(24, '\0'), version));
+        ReadNpy(WriteFile(kTwoByThree, std::string(24, '\0'), version));
     ASSERT_TRUE(array.ok()) << array.status();
     EXPECT_THAT(array->shape, ElementsAre(2, 3));
   }
 }
 
 TEST_F(NpyTest, ReadsKeysInAnyOrder) {
-  const auto array = ReadNpyFloat32(WriteFile(
+  const auto array = ReadNpy(WriteFile(
       "{\"shape\": (1,), 'fortran_order':False,'descr':'<f4'}", "abcd"));
   EXPECT_TRUE(array.ok()) << array.status();
 }
@@ -95,29 +145,28 @@ TEST_F(NpyTest, ReadsDoublesOnlyAsDoubles) {
   const auto array = ReadNpyAsDouble(path_);
   ASSERT_TRUE(array.ok()) << array.status();
   EXPECT_THAT(array->values, ElementsAre(0.1));
-  EXPECT_THAT(ReadNpyFloat32(path_).status().message(), HasSubstr("'<f8'"));
+  EXPECT_THAT(ReadNpy(path_).status().message(), HasSubstr("'<f8'"));
 
-  ASSERT_TRUE(WriteNpyFloat32(path_, {1}, std::vector<float>{0.5f}).ok());
+  ASSERT_TRUE(WriteFloats(path_, {1}, std::vector<float>{0.5f}).ok());
   EXPECT_THAT(ReadNpyAsDouble(path_)->values, ElementsAre(0.5));
 }
 
 TEST_F(NpyTest, SaysWhichFileIsMissing) {
-  const auto array = ReadNpyFloat32("/nowhere/q.npy");
+  const auto array = ReadNpy("/nowhere/q.npy");
   EXPECT_EQ(array.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(array.status().message(), HasSubstr("/nowhere/q.npy"));
-  EXPECT_FALSE(ReadNpyFloat32(testing::TempDir()).ok());
+  EXPECT_FALSE(ReadNpy(testing::TempDir()).ok());
 }
 
 TEST_F(NpyTest, RefusesToWriteWhereItCannot) {
-  EXPECT_FALSE(
-      WriteNpyFloat32("/nowhere/o.npy", {1}, std::vector<float>{1}).ok());
+  EXPECT_FALSE(WriteFloats("/nowhere/o.npy", {1}, std::vector<float>{1}).ok());
   // A full device: the error comes when the bytes are flushed, and the device
   // is still there.
   if (std::filesystem::exists("/dev/full")) {
-    EXPECT_FALSE(WriteNpyFloat32("/dev/full", {1}, std::vector<float>{1}).ok());
+    EXPECT_FALSE(WriteFloats("/dev/full", {1}, std::vector<float>{1}).ok());
     EXPECT_TRUE(std::filesystem::exists("/dev/full"));
   }
-  EXPECT_FALSE(WriteNpyFloat32(path_, {2}, std::vector<float>{1}).ok());
+  EXPECT_FALSE(WriteFloats(path_, {2}, std::vector<float>{1}).ok());
 }
 
 TEST_F(NpyTest, RefusesMalformedFiles) {
@@ -134,7 +183,11 @@ TEST_F(NpyTest, RefusesMalformedFiles) {
       "[]",
       "{'descr': '<f4'}",
       header("'>f4'", "False", "(2, 3)"),
+      header("'>f2'", "False", "(2, 3)"),
       header("'<f2'", "False", "(2, 3)"),
+      header("'<u2'", "False", "(3, 4)"),
+      header("'|V4'", "False", "(2, 3)"),
+      header("'|u1'", "False", "(24,)"),
       header("'<i4'", "False", "(2, 3)"),
       header("'|O'", "False", "(2, 3)"),
       header("[('a', '<f4')]", "False", "(2, 3)"),
@@ -152,7 +205,7 @@ TEST_F(NpyTest, RefusesMalformedFiles) {
       "{'descr': '<f4', 'descr': '<f4', 'shape': (2, 3)}",
       "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), 'x': 1}"};
   for (const std::string& text : headers) {
-    const auto array = ReadNpyFloat32(WriteFile(text, six));
+    const auto array = ReadNpy(WriteFile(text, six));
     EXPECT_EQ(array.status().code(), absl::StatusCode::kInvalidArgument)
         << text;
     EXPECT_THAT(array.status().message(), HasSubstr(path_)) << text;
@@ -163,7 +216,7 @@ TEST_F(NpyTest, RefusesMalformedFiles) {
         std::string("\x93NUMPY\x04\x00\x10\x00", 10),
         std::string("\x93NUMPY\x01\x00\xff\xff{", 11),
         std::string("\x93NUMPY\x02\x00\xff\xff\xff\xff", 12)}) {
-    EXPECT_EQ(ReadNpyFloat32(WriteBytes(bytes)).status().code(),
+    EXPECT_EQ(ReadNpy(WriteBytes(bytes)).status().code(),
               absl::StatusCode::kInvalidArgument)
         << bytes;
   }
@@ -171,7 +224,7 @@ TEST_F(NpyTest, RefusesMalformedFiles) {
 
 TEST_F(NpyTest, RefusesTooFewAndTooManyElements) {
   for (const size_t size : {0u, 23u, 25u, 28u}) {
-    EXPECT_EQ(ReadNpyFloat32(WriteFile(kTwoByThree, std::string(size, '\0')))
+    EXPECT_EQ(ReadNpy(WriteFile(kTwoByThree, std::string(size, '\0')))
                   .status()
                   .code(),
               absl::StatusCode::kInvalidArgument)

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <limits>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -56,6 +58,28 @@ TEST(OfflineEstimateTest, TakesTheContractsDefaults) {
   EXPECT_EQ(terse->flops, full->flops);
 }
 
+TEST(OfflineEstimateTest, CountsTypesAndTensors) {
+  const client::ConstElements none(client::DataType::kF16,
+                                   std::span<const std::byte>());
+  const auto estimate = EstimateOffline(
+      {.seq_len = 100,
+       .dimensions = 64,
+       .num_q_heads = 2,
+       .dtype = client::DataType::kBF16,
+       .output_dtype = client::DataType::kF32,
+       .attention = {.layout = client::Layout::kBshd,
+                     .window_left = 0,
+                     .window_right = 0,
+                     .bias = client::ConstTensor{none, {2, 100, 100}},
+                     .mask = client::ConstTensor{none, {100}},
+                     .precision = client::Precision::kF32}});
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_EQ(estimate->input_bytes,
+            2 * 3 * 2 * 100 * 64 + 2 * 2 * 100 * 100 + 100);
+  EXPECT_EQ(estimate->output_bytes, 4 * 2 * 100 * 64);
+  EXPECT_EQ(estimate->flops, 4 * 64 * 2 * 100);
+}
+
 TEST(OfflineEstimateTest, NamesTheFlagAtFault) {
   using Case = std::pair<std::string, client::MemoryEstimateOptions>;
   const std::vector<Case> cases = {
@@ -66,6 +90,22 @@ TEST(OfflineEstimateTest, NamesTheFlagAtFault) {
       {"--q-len:", {.seq_len = 8, .q_len = -8}},
       {"--kv-len:", {.seq_len = 8, .kv_len = -8}},
       {"--head-dim:", {.seq_len = 8, .head_dim = -1}},
+      {"--num-q-heads:",
+       {.seq_len = 8,
+        .num_q_heads = 3,
+        .num_kv_heads = 2,
+        .attention = {.layout = client::Layout::kBshd}}},
+      {"--window-left:", {.seq_len = 8, .attention = {.window_left = -1}}},
+      {"--key-lengths[0]:", {.seq_len = 8, .attention = {.key_lengths = {9}}}},
+      {"--batch:",
+       {.seq_len = 8,
+        .batch = 2,
+        .attention = {.cu_seqlens_q = {0, 8}, .cu_seqlens_k = {0, 8}}}},
+      {"--cu-seqlens-k[1]:",
+       {.seq_len = 8,
+        .attention = {.cu_seqlens_q = {0, 8}, .cu_seqlens_k = {0, 7}}}},
+      {"--mask-shape[0]:",
+       {.seq_len = 8, .attention = {.mask = client::ConstTensor{{}, {3}}}}},
       {"--threads:", {.seq_len = 8, .threads = -1}},
       {"--concurrency:", {.seq_len = 8, .concurrency = -1}},
       {"--concurrency:",

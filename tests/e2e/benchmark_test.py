@@ -69,12 +69,17 @@ def test_wrong_requests_name_the_field(client, refused, field, value):
       grpc.StatusCode.INVALID_ARGUMENT, field), refusal
 
 
-def test_types_that_are_not_built_are_named(client, refused):
+@pytest.mark.parametrize('dtype,bound', [('F16', 5e-4), ('BF16', 5e-3)])
+def test_16_bit_types(client, dtype, bound):
   request = client.pb.BenchmarkRequest(
-      num_vectors=64, dtype=client.pb.DATA_TYPE_BF16)
-  refusal = refused(lambda: list(client.stub.Benchmark(request, timeout=60)))
-  assert (refusal.code, refusal.field) == (
-      grpc.StatusCode.UNIMPLEMENTED, 'dtype')
+      num_vectors=256, dimensions=32, repetitions=1,
+      dtype=getattr(client.pb, f'DATA_TYPE_{dtype}'))
+  *_, last = client.stub.Benchmark(request, timeout=300)
+  # Averages of numbers in [-1, 1), rounded to 16 bits.
+  assert 0 < last.result.max_abs_error < bound
+  assert last.result.speedup > 0
+  assert last.result.flash_peak_bytes == (
+      4 * 256 * 32 * 2 + last.result.stats.workspace_bytes)
 
 
 def longest(client):

@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 
+from support import problems
 from support import stubs as stubs_module
 from support.client import Client, Refusal
 from support.server import Server, open_channel
@@ -79,3 +80,10 @@ def rng(request):
   seed = sum(request.node.name.encode())
   print(f'seed {seed}')
   return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def tensors(rng):
+  """Query, key and value of the problem that OPTIONS are for."""
+  return [problems.normal(rng, *shape)
+          for shape in (problems.QUERY, problems.KEY, problems.VALUE)]

@@ -6,12 +6,15 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/reference_attention.h"
+#include "server/estimate.h"
+#include "server/options_codec.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {
@@ -23,7 +26,7 @@ class AttentionCallTest : public ::testing::Test {
  protected:
   std::shared_ptr<AttentionCall> Make(
       Admission& admission, SteadyTime deadline = SteadyTime::max(),
-      ForwardMethod method = ForwardMethod::kAttention,
+      AttentionMethod method = AttentionMethod::kAttention,
       int64_t max_message_bytes = 1LL << 30) {
     context_ = std::make_unique<ServiceContext>(
         ServiceContext{engine_, admission, max_message_bytes, 1});
@@ -39,8 +42,9 @@ class AttentionCallTest : public ::testing::Test {
     return promise->get_future();
   }
 
-  static v1::AttentionResponse Parse(const Answer& answer) {
-    v1::AttentionResponse response;
+  template <typename Response = v1::AttentionResponse>
+  static Response Parse(const Answer& answer) {
+    Response response;
     EXPECT_TRUE(answer.ok()) << answer.status();
     if (answer.ok()) {
       EXPECT_TRUE(response.ParseFromString(Join(*answer)));
@@ -66,29 +70,217 @@ std::vector<float> Floats(const std::string& bytes) {
   return floats;
 }
 
-TEST_F(AttentionCallTest, AnswersWhatTheOracleSays) {
-  v1::AttentionRequest request = GoodAttention();
-  request.mutable_options()->set_return_lse(true);
-  const auto call = Make(admission_);
-  const auto response = Parse(Start(*call, request).get());
-  const auto problem =
-      AttentionProblem::Create({.shape = {2, 4, 5, 8}}, {.shape = {2, 2, 7, 8}},
-                               {.shape = {2, 2, 7, 3}}, {.return_lse = true});
-  const auto query = Floats(request.query().data());
-  const auto key = Floats(request.key().data());
-  const auto value = Floats(request.value().data());
-  std::vector<double> output(2 * 4 * 5 * 3);
-  std::vector<double> lse(2 * 4 * 5);
-  ReferenceAttention(*problem, query.data(), key.data(), value.data(),
-                     output.data(), lse.data());
-  const auto got = Floats(response.output().data());
-  ASSERT_EQ(got.size(), output.size());
-  for (size_t i = 0; i < got.size(); ++i) {
-    EXPECT_NEAR(got[i], output[i], 1e-5);
+std::vector<int64_t> ShapeOf(const v1::Tensor& tensor) {
+  return {tensor.shape().begin(), tensor.shape().end()};
+}
+
+AttentionProblem ProblemOf(const v1::AttentionRequest& request) {
+  return AttentionProblem::Create(*DecodeSpec(request.query(), "query"),
+                                  *DecodeSpec(request.key(), "key"),
+                                  *DecodeSpec(request.value(), "value"),
+                                  *DecodeOptions(request.options()))
+      .value();
+}
+
+// Where the elements lie in a message.
+const void* DataOf(const v1::Tensor& tensor) {
+  return tensor.has_values()
+             ? static_cast<const void*>(tensor.values().values().data())
+             : tensor.data().data();
+}
+
+AttentionBuffers BuffersOf(const v1::AttentionRequest& request) {
+  return {.query = DataOf(request.query()),
+          .key = DataOf(request.key()),
+          .value = DataOf(request.value()),
+          .bias = DataOf(request.options().bias()),
+          .mask = DataOf(request.options().mask())};
+}
+
+void ExpectClose(const v1::Tensor& got, DataType type,
+                 const std::vector<double>& expected, double tolerance) {
+  const void* const data = DataOf(got);
+  ASSERT_EQ(got.has_values()
+                ? static_cast<size_t>(got.values().values_size())
+                : got.data().size() / static_cast<size_t>(SizeOf(type)),
+            expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double element =
+        ReferenceElement(data, type, static_cast<int64_t>(i));
+    if (element == expected[i]) continue;  // infinities, too
+    ASSERT_NEAR(element, expected[i], tolerance) << i;
   }
-  const auto got_lse = Floats(response.lse().data());
-  ASSERT_EQ(got_lse.size(), lse.size());
-  for (size_t i = 0; i < lse.size(); ++i) EXPECT_NEAR(got_lse[i], lse[i], 1e-5);
+}
+
+// Each asks for what no other does; together they are all options.
+struct OptionCase {
+  const char* name;
+  double tolerance;
+  std::function<void(v1::AttentionRequest&)> ask;
+};
+using R = v1::AttentionRequest;
+v1::AttentionOptions& Opt(R& r) { return *r.mutable_options(); }
+
+// NOLINTNEXTLINE(bugprone-throwing-static-initialization): fails the test run
+const OptionCase kOptions[] = {
+    {"defaults", 1e-5, [](R&) {}},
+    {"f16", 3e-3,
+     [](R& r) {
+       *r.mutable_query() = HalfTensor(v1::DATA_TYPE_F16, {2, 4, 5, 8}, 1);
+       *r.mutable_key() = HalfTensor(v1::DATA_TYPE_F16, {2, 2, 7, 8}, 2);
+       *r.mutable_value() = HalfTensor(v1::DATA_TYPE_F16, {2, 2, 7, 3}, 3);
+     }},
+    {"mixed types", 1e-5,
+     [](R& r) {
+       *r.mutable_query() = HalfTensor(v1::DATA_TYPE_BF16, {2, 4, 5, 8}, 1);
+       *r.mutable_key() = HalfTensor(v1::DATA_TYPE_F16, {2, 2, 7, 8}, 2);
+       Opt(r).set_output_dtype(v1::DATA_TYPE_F32);
+       Opt(r).set_precision(v1::PRECISION_F32);
+     }},
+    {"bf16", 5e-2,
+     [](R& r) {
+       *r.mutable_query() = HalfTensor(v1::DATA_TYPE_BF16, {2, 4, 5, 8}, 1);
+       *r.mutable_key() = HalfTensor(v1::DATA_TYPE_BF16, {2, 2, 7, 8}, 2);
+       *r.mutable_value() = HalfTensor(v1::DATA_TYPE_BF16, {2, 2, 7, 3}, 3);
+     }},
+    {"layout", 1e-5,
+     [](R& r) {
+       Opt(r).set_layout(v1::LAYOUT_BSHD);
+       *r.mutable_query() = DataTensor({2, 5, 4, 8}, 1);
+       *r.mutable_key() = DataTensor({2, 7, 2, 8}, 2);
+       *r.mutable_value() = DataTensor({2, 7, 2, 3}, 3);
+     }},
+    {"values", 1e-5,
+     [](R& r) {
+       *r.mutable_query() = ValuesTensor({2, 4, 5, 8}, 1);
+       *r.mutable_key() = HalfTensor(v1::DATA_TYPE_F16, {2, 2, 7, 8}, 2);
+       *Opt(r).mutable_bias() = ValuesTensor({5, 7}, 4);
+     }},
+    {"positions", 1e-5,
+     [](R& r) {
+       Opt(r).add_query_offsets(1);
+       Opt(r).add_query_offsets(-2);
+       Opt(r).set_causal(v1::CAUSAL_TOP_LEFT);
+       Opt(r).set_window_left(2);
+     }},
+    {"windows", 1e-5,
+     [](R& r) {
+       Opt(r).set_window_left(1);
+       Opt(r).set_window_right(2);
+     }},
+    {"scores", 1e-5,
+     [](R& r) {
+       Opt(r).set_logits_soft_cap(2);
+       Opt(r).mutable_alibi_slopes()->Resize(4, 0.25F);
+       Opt(r).mutable_sink_logits()->Resize(4, 0.5F);
+     }},
+    {"bias", 1e-5,
+     [](R& r) {
+       *Opt(r).mutable_bias() = HalfTensor(v1::DATA_TYPE_F16, {4, 1, 7}, 4);
+     }},
+    {"mask", 1e-5,
+     [](R& r) {
+       *Opt(r).mutable_mask() = MaskTensor({2, 1, 5, 7}, 4);
+     }},
+    {"lengths", 1e-5,
+     [](R& r) {
+       Opt(r).add_query_lengths(3);
+       Opt(r).add_query_lengths(5);
+       Opt(r).add_key_lengths(7);
+       Opt(r).add_key_lengths(0);
+     }},
+    {"ragged", 1e-5,
+     [](R& r) {
+       *r.mutable_query() = DataTensor({4, 5, 8}, 1);
+       *r.mutable_key() = DataTensor({2, 7, 8}, 2);
+       *r.mutable_value() = DataTensor({2, 7, 3}, 3);
+       for (const int64_t offset : {0, 2, 2, 5}) {
+         Opt(r).add_cu_seqlens_q(offset);
+       }
+       for (const int64_t offset : {0, 3, 6, 7}) {
+         Opt(r).add_cu_seqlens_k(offset);
+       }
+       Opt(r).set_causal(v1::CAUSAL_BOTTOM_RIGHT);
+     }},
+};
+
+TEST_F(AttentionCallTest, AnswersWhatTheOracleSays) {
+  for (const OptionCase& test : kOptions) {
+    SCOPED_TRACE(test.name);
+    v1::AttentionRequest request = GoodAttention();
+    test.ask(request);
+    request.mutable_options()->set_return_lse(true);
+    const auto call = Make(admission_);
+    const auto response = Parse(Start(*call, request).get());
+    const AttentionProblem problem = ProblemOf(request);
+    const DataType type = problem.params().output_dtype;
+    std::vector<double> output(
+        static_cast<size_t>(problem.output_bytes() / SizeOf(type)));
+    std::vector<double> lse(static_cast<size_t>(problem.lse_bytes()) /
+                            sizeof(float));
+    ReferenceAttention(problem, BuffersOf(request), output.data(), lse.data());
+    ExpectClose(response.output(), type, output, test.tolerance);
+    ExpectClose(response.lse(), DataType::kF32, lse, 1e-4);
+  }
+}
+
+TEST_F(AttentionCallTest, GradientsAreWhatTheOracleSays) {
+  for (const bool values : {false, true}) {
+    for (const OptionCase& test : kOptions) {
+      SCOPED_TRACE(test.name);
+      v1::AttentionRequest forward = GoodAttention();
+      test.ask(forward);
+      if (ProblemOf(forward).params().query_dtype != DataType::kF32 ||
+          forward.key().dtype() == v1::DATA_TYPE_F16) {
+        continue;
+      }
+      forward.mutable_options()->set_return_lse(true);
+      const auto call = Make(admission_);
+      const auto answer = Parse(Start(*call, forward).get());
+
+      const AttentionProblem problem = ProblemOf(forward);
+      v1::AttentionBackwardRequest request;
+      *request.mutable_query() = forward.query();
+      if (values) {
+        const auto query = Floats(forward.query().data());
+        request.mutable_query()->mutable_values()->mutable_values()->Add(
+            query.begin(), query.end());
+      }
+      *request.mutable_key() = forward.key();
+      *request.mutable_value() = forward.value();
+      *request.mutable_options() = forward.options();
+      *request.mutable_output() = answer.output();
+      *request.mutable_lse() = answer.lse();
+      *request.mutable_grad_output() = DataTensor(problem.OutputShape(), 9);
+      const auto backward = Make(admission_, SteadyTime::max(),
+                                 AttentionMethod::kAttentionBackward);
+      const Answer gradients = Start(*backward, request).get();
+      ASSERT_TRUE(gradients.ok()) << gradients.status();
+      const auto response = Parse<v1::AttentionBackwardResponse>(gradients);
+      EXPECT_EQ(response.grad_query().has_values(), values);
+
+      const AttentionBuffers in = BuffersOf(forward);
+      const auto elements = [](int64_t bytes) {
+        return std::vector<double>(static_cast<size_t>(bytes) / sizeof(float));
+      };
+      auto grad_query = elements(problem.query_bytes());
+      auto grad_key = elements(problem.key_bytes());
+      auto grad_value = elements(problem.value_bytes());
+      const auto grad_output = Floats(request.grad_output().data());
+      ReferenceBackward(problem,
+                        {.query = static_cast<const float*>(in.query),
+                         .key = static_cast<const float*>(in.key),
+                         .value = static_cast<const float*>(in.value),
+                         .bias = in.bias,
+                         .mask = in.mask,
+                         .grad_output = grad_output.data()},
+                        grad_query.data(), grad_key.data(), grad_value.data());
+      EXPECT_EQ(ShapeOf(response.grad_key()), ShapeOf(request.key()));
+      ExpectClose(response.grad_query(), DataType::kF32, grad_query, 1e-4);
+      ExpectClose(response.grad_key(), DataType::kF32, grad_key, 1e-4);
+      ExpectClose(response.grad_value(), DataType::kF32, grad_value, 1e-4);
+    }
+  }
 }
 
 TEST_F(AttentionCallTest, SharedTensorsAreCopiedOnceAndMeanTheSame) {
@@ -104,7 +296,7 @@ TEST_F(AttentionCallTest, SharedTensorsAreCopiedOnceAndMeanTheSame) {
   const auto one = Make(admission_);
   const std::string expected = Parse(Start(*one, plain).get()).output().data();
   const auto two =
-      Make(admission_, SteadyTime::max(), ForwardMethod::kCrossAttention);
+      Make(admission_, SteadyTime::max(), AttentionMethod::kCrossAttention);
   EXPECT_EQ(Parse(Start(*two, cross).get()).output().data(), expected);
 }
 
@@ -117,29 +309,62 @@ TEST_F(AttentionCallTest, SharedTensorsAreReservedOnce) {
   *self.mutable_sequence() = DataTensor({3000, 64}, 1);
   Admission for_one(estimate->flash_bytes - 2 * tensor + tensor / 2, 1);
   const auto one =
-      Make(for_one, SteadyTime::max(), ForwardMethod::kSelfAttention);
+      Make(for_one, SteadyTime::max(), AttentionMethod::kSelfAttention);
   Parse(Start(*one, self).get());
   v1::CrossAttentionRequest cross;
   *cross.mutable_queries() = DataTensor({3000, 64}, 1);
   *cross.mutable_kv_sequence() = DataTensor({3000, 64}, 2);
   Admission for_two(estimate->flash_bytes - tensor + tensor / 2, 1);
   const auto two =
-      Make(for_two, SteadyTime::max(), ForwardMethod::kCrossAttention);
+      Make(for_two, SteadyTime::max(), AttentionMethod::kCrossAttention);
   Parse(Start(*two, cross).get());
 }
 
-// MemoryEstimate says what fits, so that much must do.
+// MemoryEstimate says what fits, so that much must do; and not much less.
 TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
-  const TensorSpec spec{.shape = {1, 1, 3000, 64}};
-  const auto problem = AttentionProblem::Create(spec, spec, spec, {});
-  const auto estimate = engine_.estimator().Estimate(*problem);
-  Admission exact(InlineFootprint(*estimate)->peak_per_request_bytes, 1);
-  v1::AttentionRequest request;
-  *request.mutable_query() = DataTensor({3000, 64}, 1);
-  *request.mutable_key() = DataTensor({3000, 64}, 2);
-  *request.mutable_value() = DataTensor({3000, 64}, 3);
-  const auto call = Make(exact);
-  Parse(Start(*call, request).get());
+  v1::AttentionRequest plain;
+  *plain.mutable_query() = DataTensor({1, 1, 3000, 64}, 1);
+  *plain.mutable_key() = DataTensor({1, 1, 3000, 64}, 2);
+  *plain.mutable_value() = DataTensor({1, 1, 3000, 64}, 3);
+  std::vector<v1::AttentionRequest> requests(4, plain);
+  *Opt(requests[1]).mutable_bias() = DataTensor({1, 1, 3000, 3000}, 4);
+  *Opt(requests[1]).mutable_mask() = MaskTensor({1, 1, 1, 3000}, 4);
+  *requests[2].mutable_query() =
+      HalfTensor(v1::DATA_TYPE_BF16, {1, 1, 3000, 64}, 1);
+  Opt(requests[2]).set_return_lse(true);
+  // As many numbers as a list may have, of several bytes each.
+  constexpr int64_t kEntries = AttentionProblem::kMaxListedEntries;
+  requests[3].Clear();
+  for (auto* tensor : {requests[3].mutable_query(), requests[3].mutable_key(),
+                       requests[3].mutable_value()}) {
+    *tensor = DataTensor({kEntries, 1, 1, 1}, 5);
+  }
+  Opt(requests[3]).mutable_query_offsets()->Resize(kEntries, 1 << 20);
+  Opt(requests[3]).mutable_key_lengths()->Resize(kEntries, 1);
+  for (const v1::AttentionRequest& request : requests) {
+    v1::MemoryEstimateRequest question;
+    question.set_batch(request.query().shape(0));
+    question.set_seq_len(request.query().shape(2));
+    question.set_dimensions(request.query().shape(3));
+    *question.mutable_options() = request.options();
+    // The types may be mixed; a question has one, of which the largest counts.
+    for (auto* tensor : {question.mutable_options()->mutable_bias(),
+                         question.mutable_options()->mutable_mask()}) {
+      tensor->clear_payload();
+    }
+    if (!request.options().has_bias()) {
+      question.mutable_options()->clear_bias();
+      question.mutable_options()->clear_mask();
+    }
+    Make(admission_);
+    const auto estimate = EstimateMemory(question, *context_);
+    ASSERT_TRUE(estimate.ok()) << estimate.status();
+    EXPECT_LE(static_cast<int64_t>(request.ByteSizeLong()),
+              estimate->required_message_bytes());
+    Admission exact(estimate->peak_per_request_bytes(), 1);
+    const auto call = Make(exact);
+    Parse(Start(*call, request).get());
+  }
 }
 
 TEST_F(AttentionCallTest, GivesBackEverythingOnceTheAnswerIsGone) {
@@ -172,7 +397,7 @@ TEST_F(AttentionCallTest, RefusesWhatNeverFits) {
   v1::SelfAttentionRequest request;
   *request.mutable_sequence() = DataTensor({300, 64}, 1);
   const auto call =
-      Make(tight, SteadyTime::max(), ForwardMethod::kSelfAttention);
+      Make(tight, SteadyTime::max(), AttentionMethod::kSelfAttention);
   const Refusal refusal = RefusalOf(Start(*call, request).get().status());
   EXPECT_EQ(refusal.reason, "MEMORY_BUDGET");
   EXPECT_EQ(refusal.retry_ms, -1);
@@ -184,7 +409,7 @@ TEST_F(AttentionCallTest, AdvisesToRetryWhatDoesNotFitNow) {
   v1::SelfAttentionRequest request;
   *request.mutable_sequence() = DataTensor({300, 64}, 1);
   const auto call =
-      Make(busy, SteadyTime::max(), ForwardMethod::kSelfAttention);
+      Make(busy, SteadyTime::max(), AttentionMethod::kSelfAttention);
   const Refusal refusal = RefusalOf(Start(*call, request).get().status());
   EXPECT_EQ(refusal.reason, "MEMORY_BUDGET");
   EXPECT_GT(refusal.retry_ms, 0);
@@ -196,16 +421,27 @@ TEST_F(AttentionCallTest, RefusesAnAnswerAboveTheMessageLimit) {
   *request.mutable_key() = DataTensor({1, 1}, 1);
   *request.mutable_value() = DataTensor({1, 100}, 1);
   const auto call =
-      Make(admission_, SteadyTime::max(), ForwardMethod::kAttention, 100'000);
+      Make(admission_, SteadyTime::max(), AttentionMethod::kAttention, 100'000);
   const Refusal refusal = RefusalOf(Start(*call, request).get().status());
   EXPECT_EQ(refusal.code,
             static_cast<int>(absl::StatusCode::kResourceExhausted));
   EXPECT_EQ(refusal.reason, "MESSAGE_TOO_LARGE");
 }
 
+// A list of a million one-byte numbers, which would be copied and copied again.
+TEST_F(AttentionCallTest, RefusesLongListsByName) {
+  v1::AttentionRequest request = GoodAttention();
+  request.mutable_options()->mutable_key_lengths()->Resize(1'000'000, 1);
+  const auto call = Make(admission_);
+  const Refusal refusal = RefusalOf(Start(*call, request).get().status());
+  EXPECT_EQ(refusal.field, "options.key_lengths");
+  EXPECT_EQ(refusal.message,
+            "options.key_lengths: expected at most 65537 numbers, got 1000000");
+}
+
 TEST_F(AttentionCallTest, CancelStopsWhatRuns) {
   const auto call =
-      Make(admission_, SteadyTime::max(), ForwardMethod::kSelfAttention);
+      Make(admission_, SteadyTime::max(), AttentionMethod::kSelfAttention);
   std::future<Answer> answer = Start(*call, Endless());
   EXPECT_EQ(answer.wait_for(std::chrono::milliseconds(100)),
             std::future_status::timeout);
@@ -217,11 +453,11 @@ TEST_F(AttentionCallTest, DeadlinesStopWhatRunsAndWhatHasNotBegun) {
   const auto late =
       Make(admission_,
            std::chrono::steady_clock::now() + std::chrono::milliseconds(50),
-           ForwardMethod::kSelfAttention);
+           AttentionMethod::kSelfAttention);
   EXPECT_EQ(RefusalOf(Start(*late, Endless()).get().status()).reason,
             "DEADLINE_EXCEEDED");
   const auto expired = Make(admission_, std::chrono::steady_clock::now(),
-                            ForwardMethod::kSelfAttention);
+                            AttentionMethod::kSelfAttention);
   EXPECT_EQ(RefusalOf(Start(*expired, Endless()).get().status()).reason,
             "DEADLINE_EXCEEDED");
 }

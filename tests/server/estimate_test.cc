@@ -67,27 +67,31 @@ TEST_F(EstimateTest, AMessageMayBeTheLimit) {
 
 // By the limits' shares of this problem it would be the other one.
 TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
+  // A little more than two requests hold that are as long as may be.
+  constexpr int64_t kBudget = 66LL << 20;
+  constexpr int64_t kMessage = 16LL << 20;
+  Admission admission(kBudget, 8);
+  const ServiceContext context{engine_, admission, kMessage, 1024};
   v1::MemoryEstimateRequest request;
-  request.set_seq_len(8);
   request.set_concurrency(2);
-  const auto small = Estimate(request);
-  const double memory_share =
-      static_cast<double>(small.peak_bytes()) / (100LL << 20);
-  const double message_share =
-      static_cast<double>(small.required_message_bytes()) / (16LL << 20);
-  EXPECT_GT(memory_share, message_share);
+  const auto estimate = [&](int64_t length) {
+    request.set_seq_len(length);
+    return EstimateMemory(request, context).value();
+  };
+  const auto small = estimate(8);
+  EXPECT_GT(static_cast<double>(small.peak_bytes()) / kBudget,
+            static_cast<double>(small.required_message_bytes()) / kMessage);
   EXPECT_EQ(small.limiting_factor(), "message_size");
   // The boundary itself: the last length that fits, and the first that does
   // not.
   int64_t fits = 8;
   int64_t too_long = 1 << 20;
   while (too_long - fits > 1) {
-    request.set_seq_len((fits + too_long) / 2);
-    (Estimate(request).fits() ? fits : too_long) = request.seq_len();
+    const int64_t middle = (fits + too_long) / 2;
+    (estimate(middle).fits() ? fits : too_long) = middle;
   }
-  request.set_seq_len(too_long);
-  EXPECT_GT(Estimate(request).required_message_bytes(), 16LL << 20);
-  EXPECT_LE(Estimate(request).peak_bytes(), 100LL << 20);
+  EXPECT_GT(estimate(too_long).required_message_bytes(), kMessage);
+  EXPECT_LE(estimate(too_long).peak_bytes(), kBudget);
 }
 
 TEST_F(EstimateTest, WithoutLimitsNumbersRunOut) {
@@ -109,6 +113,55 @@ TEST_F(EstimateTest, MoreThreadsHoldMore) {
   const int64_t one = Estimate(request).workspace_bytes();
   request.set_threads(16);
   EXPECT_GT(Estimate(request).workspace_bytes(), one);
+}
+
+TEST_F(EstimateTest, TypesAndOptionsCount) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(1000);
+  request.set_dimensions(64);
+  request.set_num_q_heads(2);
+  request.set_dtype(v1::DATA_TYPE_BF16);
+  v1::AttentionOptions& options = *request.mutable_options();
+  options.set_output_dtype(v1::DATA_TYPE_F32);
+  options.set_return_lse(true);
+  options.mutable_bias()->set_dtype(v1::DATA_TYPE_F16);
+  for (const int64_t extent : {2, 1, 1000}) {
+    options.mutable_bias()->add_shape(extent);
+  }
+  options.mutable_mask()->set_dtype(v1::DATA_TYPE_BOOL);
+  for (const int64_t extent : {1000, 1000}) {
+    options.mutable_mask()->add_shape(extent);
+  }
+  options.set_window_left(0);
+  options.set_window_right(0);
+  const auto got = Estimate(request);
+  EXPECT_EQ(got.input_bytes(),
+            3 * 2 * 1000 * 64 * 2 + 2 * 1000 * 2 + 1000 * 1000);
+  EXPECT_EQ(got.output_bytes(), 2 * 1000 * 64 * 4 + 2 * 1000 * 4);
+  EXPECT_EQ(got.flops(), 4LL * 64 * 2 * 1000);
+  EXPECT_EQ(got.limiting_factor(), "message_size");
+}
+
+// What larger problems look like where options speak of the lengths.
+TEST_F(EstimateTest, ARaggedBatchHasALimitToo) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(1000);
+  for (const int64_t offset : {0, 1, 1, 300, 1000}) {
+    request.mutable_options()->add_cu_seqlens_q(offset);
+    request.mutable_options()->add_cu_seqlens_k(offset);
+  }
+  const auto got = Estimate(request);
+  EXPECT_EQ(got.flops(), 4LL * 128 * (1 + 299 * 299 + 700 * 700));
+  EXPECT_EQ(got.limiting_factor(), "message_size");
+  request.clear_options();
+  request.set_batch(2);
+  for (const int64_t length : {1000, 10}) {
+    request.mutable_options()->add_query_lengths(length);
+    request.mutable_options()->add_key_lengths(length);
+  }
+  const auto padded = Estimate(request);
+  EXPECT_EQ(padded.flops(), 4LL * 128 * (1000 * 1000 + 10 * 10));
+  EXPECT_EQ(padded.limiting_factor(), "message_size");
 }
 
 TEST_F(EstimateTest, RefusesByName) {
@@ -140,12 +193,49 @@ TEST_F(EstimateTest, RefusesByName) {
       {"threads", false, [](R& r) { r.set_threads(-1); }},
       {"concurrency", false, [](R& r) { r.set_concurrency(kHuge); }},
       {"dtype", false, [](R& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
-      {"dtype", true, [](R& r) { r.set_dtype(v1::DATA_TYPE_BF16); }},
+      {"dtype", false, [](R& r) { r.set_dtype(v1::DataType(9)); }},
       {"transport", false, [](R& r) { r.set_transport(v1::Transport(9)); }},
       {"transport", true,
        [](R& r) { r.set_transport(v1::TRANSPORT_SHARED_MEMORY); }},
-      {"options.layout", true,
-       [](R& r) { r.mutable_options()->set_layout(v1::LAYOUT_BSHD); }},
+      // Axes have no names here, whatever their order.
+      {"num_q_heads", false,
+       [](R& r) {
+         r.mutable_options()->set_layout(v1::LAYOUT_BSHD);
+         r.set_num_q_heads(3);
+         r.set_num_kv_heads(2);
+       }},
+      {"options.output_region", true,
+       [](R& r) { r.mutable_options()->mutable_output_region(); }},
+      {"options.lse_region", true,
+       [](R& r) { r.mutable_options()->mutable_lse_region(); }},
+      {"options.bias.data", false,
+       [](R& r) {
+         *r.mutable_options()->mutable_bias() = DataTensor({10}, 1);
+       }},
+      {"options.mask.data", false,
+       [](R& r) {
+         *r.mutable_options()->mutable_mask() = MaskTensor({10}, 1);
+       }},
+      {"options.bias.shape[0]", false,
+       [](R& r) {
+         r.mutable_options()->mutable_bias()->set_dtype(v1::DATA_TYPE_F16);
+         r.mutable_options()->mutable_bias()->add_shape(9);
+       }},
+      {"options.bias.dtype", false,
+       [](R& r) { r.mutable_options()->mutable_bias()->add_shape(10); }},
+      {"batch", false,
+       [](R& r) {
+         r.set_batch(2);
+         r.mutable_options()->add_cu_seqlens_q(0);
+         r.mutable_options()->add_cu_seqlens_k(0);
+       }},
+      {"options.cu_seqlens_q[1]", false,
+       [](R& r) {
+         for (const int64_t offset : {0, 9}) {
+           r.mutable_options()->add_cu_seqlens_q(offset);
+           r.mutable_options()->add_cu_seqlens_k(offset);
+         }
+       }},
       {"options.scale", false,
        [](R& r) {
          r.mutable_options()->set_scale(std::numeric_limits<float>::infinity());

@@ -5,6 +5,7 @@
 #include <memory>
 #include <utility>
 
+#include "core/half_float.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "server/status_convert.h"
@@ -84,6 +85,49 @@ v1::Tensor ValuesTensor(const std::vector<int64_t>& shape, uint64_t seed) {
   tensor.mutable_values()->mutable_values()->Add(elements.begin(),
                                                  elements.end());
   return tensor;
+}
+
+v1::Tensor HalfTensor(v1::DataType type, const std::vector<int64_t>& shape,
+                      uint64_t seed) {
+  std::string data;
+  for (const float element : RandomElements(shape, seed)) {
+    const uint16_t bits = type == v1::DATA_TYPE_F16 ? F16FromFloat(element)
+                                                    : BF16FromFloat(element);
+    data.append(reinterpret_cast<const char*>(&bits), sizeof(bits));
+  }
+  v1::Tensor tensor;
+  tensor.set_dtype(type);
+  tensor.mutable_shape()->Add(shape.begin(), shape.end());
+  tensor.set_data(std::move(data));
+  return tensor;
+}
+
+v1::Tensor MaskTensor(const std::vector<int64_t>& shape, uint64_t seed) {
+  size_t count = 1;
+  for (const int64_t extent : shape) count *= static_cast<size_t>(extent);
+  std::mt19937_64 rng(seed);
+  std::string data(count, '\0');
+  for (char& visible : data) {
+    // Anything but 0 is true.
+    visible = static_cast<char>(rng() % 4);
+  }
+  v1::Tensor tensor;
+  tensor.set_dtype(v1::DATA_TYPE_BOOL);
+  tensor.mutable_shape()->Add(shape.begin(), shape.end());
+  tensor.set_data(std::move(data));
+  return tensor;
+}
+
+v1::AttentionBackwardRequest GoodBackward() {
+  const v1::AttentionRequest forward = GoodAttention();
+  v1::AttentionBackwardRequest request;
+  *request.mutable_query() = forward.query();
+  *request.mutable_key() = forward.key();
+  *request.mutable_value() = forward.value();
+  *request.mutable_output() = DataTensor({2, 4, 5, 3}, 4);
+  *request.mutable_lse() = DataTensor({2, 4, 5}, 5);
+  *request.mutable_grad_output() = DataTensor({2, 4, 5, 3}, 6);
+  return request;
 }
 
 v1::AttentionRequest GoodAttention() {

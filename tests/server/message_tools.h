@@ -17,9 +17,16 @@ namespace attnd::server {
 // An F32 tensor of `shape` with random elements.
 v1::Tensor DataTensor(const std::vector<int64_t>& shape, uint64_t seed);
 v1::Tensor ValuesTensor(const std::vector<int64_t>& shape, uint64_t seed);
+// The same of F16 or BF16, as `data`.
+v1::Tensor HalfTensor(v1::DataType type, const std::vector<int64_t>& shape,
+                      uint64_t seed);
+// A mask that hides a key in four.
+v1::Tensor MaskTensor(const std::vector<int64_t>& shape, uint64_t seed);
 
 // A small request that is good, and so are its parts.
 v1::AttentionRequest GoodAttention();
+// Of the same query, key and value; its output and lse are random.
+v1::AttentionBackwardRequest GoodBackward();
 
 // `bytes` in slices of 1 to `max_slice` bytes.
 ReceivedMessage InSlices(const std::string& bytes, size_t max_slice,

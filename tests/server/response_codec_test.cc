@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,14 @@ namespace {
 class ResponseCodecTest : public ::testing::Test {
  protected:
   AttentionAnswer Answer() {
-    return {.output = {{2, 3}, output_}, .lse = &lse_, .stats = stats_};
+    return {.tensors = {{.field_number = 1,
+                         .shape = {2, 3},
+                         .data = std::as_bytes(std::span(output_))},
+                        {.field_number = 2,
+                         .shape = {2},
+                         .data = std::as_bytes(std::span(lse_))}},
+            .stats_field_number = 3,
+            .stats = stats_};
   }
   template <typename Response>
   static Response Parse(const ResponsePieces& pieces) {
@@ -25,8 +33,7 @@ class ResponseCodecTest : public ::testing::Test {
   }
 
   std::vector<float> output_ = {1, 2, 3, 4, 5, 6};
-  std::vector<float> lse_elements_ = {7, 8};
-  ResponseTensor lse_{{2}, lse_elements_};
+  std::vector<float> lse_ = {7, 8};
   RunStats stats_{.isa = Isa::kScalar,
                   .kernel = "tiled",
                   .tile_q = 1,
@@ -56,6 +63,34 @@ TEST_F(ResponseCodecTest, AllThreeResponsesParse) {
   EXPECT_EQ(one.stats().kernel(), "tiled");
   EXPECT_EQ(one.stats().compute_time().seconds(), 2);
   EXPECT_EQ(one.stats().compute_time().nanos(), 1);
+}
+
+TEST_F(ResponseCodecTest, GradientsParse) {
+  AttentionAnswer answer = Answer();
+  answer.tensors.push_back({.field_number = 3, .shape = {0}});
+  answer.stats_field_number = 4;
+  for (const PayloadKind kind : {PayloadKind::kData, PayloadKind::kValues}) {
+    const auto response = Parse<v1::AttentionBackwardResponse>(
+        EncodeAnswer(answer, kind, nullptr));
+    EXPECT_EQ(response.grad_query().shape(1), 3);
+    EXPECT_EQ(response.grad_key().shape(0), 2);
+    EXPECT_EQ(response.grad_value().shape(0), 0);
+    EXPECT_EQ(response.stats().tile_kv(), 2);
+  }
+}
+
+TEST_F(ResponseCodecTest, HalvesKeepTheirType) {
+  const std::vector<uint16_t> halves = {1, 2, 3};
+  AttentionAnswer answer = Answer();
+  answer.tensors = {{.field_number = 1,
+                     .dtype = DataType::kBF16,
+                     .shape = {3},
+                     .data = std::as_bytes(std::span(halves))}};
+  const auto response = Parse<v1::AttentionResponse>(
+      EncodeAnswer(answer, PayloadKind::kData, nullptr));
+  EXPECT_EQ(response.output().dtype(), v1::DATA_TYPE_BF16);
+  ASSERT_EQ(response.output().data().size(), 6U);
+  EXPECT_EQ(response.output().data()[4], 3);
 }
 
 TEST_F(ResponseCodecTest, DataIsBorrowedAndKeptAlive) {
@@ -93,8 +128,7 @@ TEST_F(ResponseCodecTest, ValuesKeepTheirOwnerToo) {
 
 TEST_F(ResponseCodecTest, AnEmptyOutputStillHasItsPayloadAndShape) {
   AttentionAnswer answer = Answer();
-  answer.output = {{0, 3}, {}};
-  answer.lse = nullptr;
+  answer.tensors = {{.field_number = 1, .shape = {0, 3}}};
   const auto data = Parse<v1::AttentionResponse>(
       EncodeAnswer(answer, PayloadKind::kData, nullptr));
   EXPECT_EQ(data.output().payload_case(), v1::Tensor::kData);

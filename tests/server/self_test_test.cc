@@ -8,7 +8,8 @@ namespace {
 TEST(SelfTestTest, EveryInstructionSetPasses) {
   for (const Isa isa : SupportedIsas()) {
     AttentionEngine engine({.threads = 2, .force_isa = isa});
-    EXPECT_TRUE(RunSelfTest(engine).ok()) << IsaName(isa);
+    const absl::Status status = RunSelfTest(engine);
+    EXPECT_TRUE(status.ok()) << IsaName(isa) << ": " << status;
   }
 }
 

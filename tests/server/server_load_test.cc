@@ -63,9 +63,10 @@ LoadCase MakeCase(uint64_t seed) {
   load.request = request.SerializeAsString();
   load.expected.resize(static_cast<size_t>(batch * q_heads * q_len * v_dim));
   std::vector<double> lse(static_cast<size_t>(batch * q_heads * q_len));
-  ReferenceAttention(*problem, Floats(request.query().data()).data(),
-                     Floats(request.key().data()).data(),
-                     Floats(request.value().data()).data(),
+  ReferenceAttention(*problem,
+                     {.query = request.query().data().data(),
+                      .key = request.key().data().data(),
+                      .value = request.value().data().data()},
                      load.expected.data(), lse.data());
   return load;
 }

@@ -7,42 +7,81 @@ from grpc_status import rpc_status
 from support import reference
 
 
+def bf16(array):
+  """Rounds to bfloat16. NumPy has none: uint16 stands for its bits here."""
+  bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+  return ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def widened(array):
+  """The numbers of an array of float16 or of bfloat16's bits, as float32."""
+  if array.dtype == np.uint16:
+    return (array.astype(np.uint32) << 16).view(np.float32)
+  return array.astype(np.float32)
+
+
 class Client:
-  """Calls with arrays over one channel."""
+  """Calls with arrays over one channel: of float32, float16, bool, or uint16,
+  which stands for bfloat16. What else there is becomes float32."""
 
   def __init__(self, stubs, channel):
     self.pb, pb_grpc = stubs
     self.channel = channel
     self.stub = pb_grpc.AttentionServiceStub(channel)
+    self.types = {np.dtype(np.float32): self.pb.DATA_TYPE_F32,
+                  np.dtype(np.float16): self.pb.DATA_TYPE_F16,
+                  np.dtype(np.uint16): self.pb.DATA_TYPE_BF16,
+                  np.dtype(bool): self.pb.DATA_TYPE_BOOL}
 
   def tensor(self, array, values=False):
-    array = np.ascontiguousarray(array, np.float32)
-    message = self.pb.Tensor(dtype=self.pb.DATA_TYPE_F32, shape=array.shape)
-    if values:
+    array = np.ascontiguousarray(array)
+    if array.dtype not in self.types:
+      array = array.astype(np.float32)
+    message = self.pb.Tensor(
+        dtype=self.types[array.dtype], shape=array.shape)
+    if values and array.dtype == np.float32:
       message.values.values.extend(array.ravel().tolist())
     else:
       message.data = array.tobytes()
     return message
 
-  def array(self, tensor):
-    kind = tensor.WhichOneof('payload')
-    assert tensor.dtype == self.pb.DATA_TYPE_F32
-    flat = (np.array(tensor.values.values, np.float32) if kind == 'values' else
-            np.frombuffer(tensor.data, np.float32))
+  def raw(self, tensor):
+    """The array of the message's own type."""
+    if tensor.WhichOneof('payload') == 'values':
+      assert tensor.dtype == self.pb.DATA_TYPE_F32
+      flat = np.array(tensor.values.values, np.float32)
+    else:
+      dtype = {number: name for name, number in self.types.items()}
+      flat = np.frombuffer(tensor.data, dtype[tensor.dtype])
     return flat.reshape(tuple(tensor.shape))
 
-  def options(self, causal=reference.NONE, **fields):
-    rule = {
+  def array(self, tensor):
+    """Its numbers, as float32."""
+    return widened(self.raw(tensor))
+
+  def options(self, causal=reference.NONE, layout=None, bias=None, mask=None,
+              values=False, **fields):
+    fields['causal'] = {
         reference.NONE: self.pb.CAUSAL_UNSPECIFIED,
         reference.TOP_LEFT: self.pb.CAUSAL_TOP_LEFT,
         reference.BOTTOM_RIGHT: self.pb.CAUSAL_BOTTOM_RIGHT,
     }[causal]
-    return self.pb.AttentionOptions(causal=rule, **fields)
+    fields['layout'] = {
+        None: self.pb.LAYOUT_UNSPECIFIED,
+        reference.BHSD: self.pb.LAYOUT_BHSD,
+        reference.BSHD: self.pb.LAYOUT_BSHD,
+    }[layout]
+    if bias is not None:
+      fields['bias'] = self.tensor(bias, values)
+    if mask is not None:
+      fields['mask'] = self.tensor(mask)
+    return self.pb.AttentionOptions(**fields)
 
   def request(self, query, key, value, values=False, **options):
     return self.pb.AttentionRequest(
         query=self.tensor(query, values), key=self.tensor(key, values),
-        value=self.tensor(value, values), options=self.options(**options))
+        value=self.tensor(value, values),
+        options=self.options(values=values, **options))
 
   def attention(self, query, key, value, *, timeout=300, **how):
     """Returns the response's message."""
@@ -52,6 +91,23 @@ class Client:
   def self_request(self, sequence, **options):
     return self.pb.SelfAttentionRequest(
         sequence=self.tensor(sequence), options=self.options(**options))
+
+  def backward_request(self, query, key, value, grad_output, *, answer=None,
+                       values=False, **options):
+    """Of an answer of Attention; without one, it is asked for."""
+    if answer is None:
+      answer = self.attention(query, key, value, values=values,
+                              return_lse=True, **options)
+    return self.pb.AttentionBackwardRequest(
+        query=self.tensor(query, values), key=self.tensor(key, values),
+        value=self.tensor(value, values), output=answer.output,
+        lse=answer.lse, grad_output=self.tensor(grad_output, values),
+        options=self.options(values=values, **options))
+
+  def backward(self, *tensors, timeout=300, **how):
+    """Returns the response's message."""
+    return self.stub.AttentionBackward(
+        self.backward_request(*tensors, **how), timeout=timeout)
 
 
 class Refusal:

@@ -1,0 +1,148 @@
+#include "client/attnctl/option_flags.h"
+
+#include <cstdint>
+#include <map>
+#include <utility>
+#include <vector>
+
+namespace attnd::attnctl {
+namespace {
+
+// A flag that takes one of the names of `values`. The map must stay.
+template <typename Value, typename Target>
+CLI::Option* AddNamedFlag(CLI::App& command, const std::string& flag,
+                          const std::map<std::string, Value>& values,
+                          Target& target, const std::string& help,
+                          const char* type_name) {
+  return command
+      .add_option_function<std::string>(
+          flag,
+          [&values, &target](const std::string& name) {
+            target = values.at(name);
+          },
+          help)
+      ->check(CLI::IsMember(&values))
+      ->type_name(type_name);
+}
+
+const auto& Types() {
+  static const std::map<std::string, client::DataType> kTypes = {
+      {"f32", client::DataType::kF32},
+      {"f16", client::DataType::kF16},
+      {"bf16", client::DataType::kBF16}};
+  return kTypes;
+}
+
+const auto& CausalRules() {
+  static const std::map<std::string, client::Causal> kRules = {
+      {"none", client::Causal::kNone},
+      {"top-left", client::Causal::kTopLeft},
+      {"bottom-right", client::Causal::kBottomRight}};
+  return kRules;
+}
+
+const auto& Layouts() {
+  static const std::map<std::string, client::Layout> kLayouts = {
+      {"bhsd", client::Layout::kBhsd}, {"bshd", client::Layout::kBshd}};
+  return kLayouts;
+}
+
+const auto& Precisions() {
+  static const std::map<std::string, client::Precision> kPrecisions = {
+      {"auto", client::Precision::kAuto},
+      {"f32", client::Precision::kF32},
+      {"bf16", client::Precision::kBF16}};
+  return kPrecisions;
+}
+
+// A flag that takes numbers with commas between them.
+template <typename T>
+void AddListFlag(CLI::App& command, const std::string& flag,
+                 std::vector<T>& list, const std::string& help) {
+  command.add_option(flag, list, help)
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->type_name("N,...");
+}
+
+}  // namespace
+
+void AddOptionFlags(CLI::App& command, client::AttentionOptions& options) {
+  command.add_option("--scale", options.scale,
+                     "of the scores; default 1 / sqrt(head_dim)");
+  command.add_option("--temperature", options.temperature,
+                     "divides the scores; default 1");
+  command.add_option("--block-size", options.block_size,
+                     "keys in a tile; default automatic");
+  AddNamedFlag(command, "--layout", Layouts(), options.layout,
+               "order of axes: bhsd ([batch, heads, seq, dim], the default) or "
+               "bshd ([batch, seq, heads, dim])",
+               "ORDER");
+  AddNamedFlag(command, "--causal", CausalRules(), options.causal,
+               "which keys a query row sees by position: none, top-left (row 0 "
+               "sees key 0) or bottom-right (the last row sees the last key)",
+               "RULE");
+  AddListFlag(command, "--query-offsets", options.query_offsets,
+              "row i stands at i + offset: one for all, or one a batch entry");
+  command.add_option("--window-left", options.window_left,
+                     "keys at most so far before a row; default no bound");
+  command.add_option("--window-right", options.window_right,
+                     "keys at most so far behind a row; default no bound");
+  command.add_option("--logits-soft-cap", options.logits_soft_cap,
+                     "bends scores s to cap * tanh(s / cap); default none");
+  AddListFlag(command, "--alibi-slopes", options.alibi_slopes,
+              "one a query head: lowers scores by slope * distance");
+  AddListFlag(command, "--sink-logits", options.sink_logits,
+              "one a query head: a score that takes weight and has no value");
+  AddListFlag(command, "--query-lengths", options.query_lengths,
+              "one a batch entry: rows beyond see no key");
+  AddListFlag(command, "--key-lengths", options.key_lengths,
+              "one a batch entry: keys beyond are hidden");
+  AddListFlag(command, "--cu-seqlens-q", options.cu_seqlens_q,
+              "where the entries of a ragged batch begin along seq, and its "
+              "end; with --cu-seqlens-k");
+  AddListFlag(command, "--cu-seqlens-k", options.cu_seqlens_k,
+              "the same for keys and values");
+  AddNamedFlag(command, "--precision", Precisions(), options.precision,
+               "of the products: auto (default), f32 or bf16", "KIND");
+}
+
+CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
+                         client::DataType& type, const std::string& help) {
+  return AddNamedFlag(command, name, Types(), type, help, "TYPE");
+}
+
+CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
+                         std::optional<client::DataType>& type,
+                         const std::string& help) {
+  return AddNamedFlag(command, name, Types(), type, help, "TYPE");
+}
+
+void TensorFlags::Add(CLI::App& command) {
+  command
+      .add_option("--bias", bias_path_,
+                  "added to the scores; float32, float16 or bfloat16, "
+                  "broadcast to [batch, q_heads, q_len, kv_len]")
+      ->type_name("FILE.npy");
+  command
+      .add_option("--mask", mask_path_,
+                  "bool, true = visible; broadcast likewise")
+      ->type_name("FILE.npy");
+}
+
+absl::Status TensorFlags::Load(client::AttentionOptions& options) {
+  const auto load = [](const std::string& path, NpyTensor& array,
+                       std::optional<client::ConstTensor>& tensor) {
+    if (path.empty()) return absl::OkStatus();
+    auto read = ReadNpy(path);
+    if (!read.ok()) return read.status();
+    array = *std::move(read);
+    tensor = {{array.dtype, array.bytes}, array.shape};
+    return absl::OkStatus();
+  };
+  absl::Status status = load(bias_path_, bias_, options.bias);
+  status.Update(load(mask_path_, mask_, options.mask));
+  return status;
+}
+
+}  // namespace attnd::attnctl

@@ -1,0 +1,42 @@
+// The flags that are AttentionOptions, named as its fields are.
+#ifndef ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
+#define ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "client/attnctl/npy.h"
+#include "client/types.h"
+
+namespace attnd::attnctl {
+
+// Every option but those that are tensors.
+void AddOptionFlags(CLI::App& command, client::AttentionOptions& options);
+
+// --NAME=f32|f16|bf16.
+CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
+                         client::DataType& type, const std::string& help);
+CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
+                         std::optional<client::DataType>& type,
+                         const std::string& help);
+
+// --bias and --mask as files. Holds what the options refer to.
+class TensorFlags {
+ public:
+  void Add(CLI::App& command);
+
+  // Reads the files that were given and puts them into `options`.
+  absl::Status Load(client::AttentionOptions& options);
+
+ private:
+  std::string bias_path_;
+  std::string mask_path_;
+  NpyTensor bias_;
+  NpyTensor mask_;
+};
+
+}  // namespace attnd::attnctl
+
+#endif  // ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
