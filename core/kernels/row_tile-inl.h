@@ -195,9 +195,9 @@ class RowTile {
     if (!any) block.seen = {};
   }
 
-  // Notes which keys row r sees, by range, mask and bias. Whether there are
-  // any.
-  bool Mark(int64_t r, const KeyRange& seen) const {
+  // Notes which keys row r sees, by range, mask and bias. Whether it sees any,
+  // and all of whole vectors.
+  std::pair<bool, bool> Mark(int64_t r, const KeyRange& seen) const {
     const auto [head, q_row] = HeadAndRow(r);
     const KeyRange range = Clip(ranges_[r], begin_, end_);
     uint8_t* const bits = Visible(r);
