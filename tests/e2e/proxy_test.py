@@ -167,6 +167,7 @@ def test_every_answer_is_right_while_servers_die_and_drain(
 
     assert not load.failures, load.failures
     assert envoy.stat('retry_or_shadow_abandoned') == 0
+    assert envoy.stat('lb_healthy_panic') == 0
     print(f'\n{load.total()} requests, all answered right:', ', '.join(
         f'{n} of {size / MIB:.2f} MiB'
         for size, n in sorted(load.answered.items())))

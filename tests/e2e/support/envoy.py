@@ -98,7 +98,8 @@ class Envoy:
     """A counter or gauge of the cluster."""
     full = f'cluster.attnd.{name}'
     stats = self._get(f'stats?format=json&filter=^{full}$')['stats']
-    return sum(s['value'] for s in stats if s.get('name') == full)
+    (value,) = [s['value'] for s in stats if s.get('name') == full]
+    return value
 
   def host_stats(self, address):
     """The counters and gauges of one server."""
