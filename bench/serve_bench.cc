@@ -2,6 +2,7 @@
 // problem on an engine in this process, a bare gRPC echo and plain sockets, all
 // of them interleaved in one run. docs/performance.md has the method.
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <csignal>
@@ -11,7 +12,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
