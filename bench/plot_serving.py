@@ -15,8 +15,10 @@ COLOURS = {'tcp': '#b3541e', 'unix': '#1e6bb3'}
 
 
 def shape(r):
-  return (f'{r["q_heads"]} head{"s" if r["q_heads"] > 1 else ""}, '
-          f'N = {r["q_len"]}, head_dim {r["head_dim"]}')
+  lengths = (f'N = {r["q_len"]}' if r['q_len'] == r['kv_len'] else
+             f'{r["q_len"]} over {r["kv_len"]}')
+  return (f'{r["q_heads"]} head{"s" if r["q_heads"] > 1 else ""}, {lengths}, '
+          f'head_dim {r["head_dim"]}')
 
 
 def draw(records, target):
@@ -52,19 +54,20 @@ def number(value, form):
   return '-' if value is None else format(value, form)
 
 
+def time(us):
+  return f'{us:.0f} us' if us < 10000 else f'{us / 1e3:.0f} ms'
+
+
 def print_tables(data):
   records = data['records']
-  names = {r['case'] for r in records}
-  print('| call | clients | over | calls/s | p50 us | p99 us | core p50 us '
-        '| ratio | GB/s |')
-  print('|---|---:|---|---:|---:|---:|---:|---:|---:|')
+  print('| one client | over | p50 | p99 | core p50 | ratio |')
+  print('|---|---|---:|---:|---:|---:|')
   for r in records:
-    if r['name'] in names and r['name'] != 'memory':
-      print(f'| {r["name"]} | {r["clients"]} | {r["transport"]} '
-            f'| {r["rps"]:.1f} | {r["p50_us"]:.0f} | {r["p99_us"]:.0f} '
-            f'| {r["core_p50_us"]:.0f} | {r["overhead_ratio"]:.2f} '
-            f'| {number(r.get("payload_gbytes_per_s"), ".2f")} |')
-  print('\n| beside | over | attnd | gRPC echo, raw | gRPC echo, protobuf '
+    if r['name'] == r['case'] and r['clients'] == 1:
+      print(f'| {r["name"]} ({shape(r)}) | {r["transport"]} '
+            f'| {time(r["p50_us"])} | {time(r["p99_us"])} '
+            f'| {time(r["core_p50_us"])} | {r["overhead_ratio"]:.2f} |')
+  print('\n| GB/s | over | attnd | gRPC echo, raw | gRPC echo, protobuf '
         '| plain sockets |')
   print('|---|---|---:|---:|---:|---:|')
   rate = {(r['case'], r['transport'], r['name']): r['payload_gbytes_per_s']

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <utility>
@@ -32,11 +33,14 @@ Json MachineRecord() {
       break;
     }
   }
+  double load = 0;
+  getloadavg(&load, 1);
   return {{"cpu", model},
           {"isa", IsaName(machine.isa)},
           {"threads", AvailableThreads()},
           {"l1_bytes", machine.l1_bytes},
-          {"l2_bytes", machine.l2_bytes}};
+          {"l2_bytes", machine.l2_bytes},
+          {"load_average", load}};
 }
 
 bool WriteJson(const Json& json, const std::string& path) {

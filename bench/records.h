@@ -15,7 +15,8 @@ using Json = nlohmann::ordered_json;
 double Percentile(std::vector<double> values, double fraction);
 double Median(std::vector<double> values);
 
-// Processor, instruction set, threads and caches.
+// Processor, instruction set, threads, caches, and what else runs: the number
+// of busy threads in the last minute. Call it before measuring.
 Json MachineRecord();
 
 // False, with a line on stderr, where `path` cannot be written.
