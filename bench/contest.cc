@@ -2,7 +2,6 @@
 
 #include <barrier>
 #include <chrono>
-#include <cstddef>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -61,7 +60,7 @@ void Burst(Contestant& contestant) {
 
 }  // namespace
 
-void RunContest(std::vector<Contestant*> contestants,
+void RunContest(const std::vector<Contestant*>& contestants,
                 const ContestOptions& options) {
   for (Contestant* contestant : contestants) {
     Burst(*contestant);

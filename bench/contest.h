@@ -28,7 +28,7 @@ struct ContestOptions {
 };
 
 // A first round warms up and is not counted. Throws what a call throws.
-void RunContest(std::vector<Contestant*> contestants,
+void RunContest(const std::vector<Contestant*>& contestants,
                 const ContestOptions& options);
 
 }  // namespace attnd::bench

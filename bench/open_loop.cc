@@ -2,7 +2,6 @@
 
 #include <sys/prctl.h>
 
-#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -84,15 +83,17 @@ OpenLoopResult RunOpenLoop(const ServingCase& shape,
   std::vector<double> delays_us;
   Tally tally;
   const Clock::time_point begin = Clock::now();
+  size_t next = 0;
   double at = gap(rng);
-  for (size_t i = 0; at < seconds; at += gap(rng), ++i) {
+  while (at < seconds) {
     const Clock::time_point due =
         begin + std::chrono::duration_cast<Clock::duration>(
                     std::chrono::duration<double>(at));
+    at += gap(rng);
     std::this_thread::sleep_until(due);
     const int slot = tally.TakeSlot();
     delays_us.push_back(Microseconds(Clock::now() - due));
-    workload.CallAsync(clients[i % clients.size()], slot,
+    workload.CallAsync(clients[next++ % clients.size()], slot,
                        [&tally, slot, due](const auto& reply) {
                          tally.Answered(slot, due, reply.status());
                        });

@@ -216,15 +216,16 @@ class Bench {
 
   void AddYardsticks(const ServingCase& shape, std::deque<Yardstick>& to) {
     const int64_t in = shape.request_bytes(), out = shape.reply_bytes();
-    const auto add = [&](std::string name, size_t t, int64_t request_bytes,
-                         int64_t reply_bytes, auto client, auto call) {
-      to.push_back({.name = std::move(name),
+    const auto add = [&](const std::string& name, size_t t,
+                         int64_t request_bytes, int64_t reply_bytes,
+                         const auto& client, auto call) {
+      to.push_back({.name = name,
                     .transport = kTransports[t],
                     .request_bytes = request_bytes,
                     .reply_bytes = reply_bytes,
                     .owner = client,
-                    .contestant = {.call = [client = client.get(), call](int) {
-                      (client->*call)();
+                    .contestant = {.call = [target = client.get(), call](int) {
+                      (target->*call)();
                     }}});
     };
     for (size_t t = 0; t < 2; ++t) {

@@ -112,6 +112,7 @@ void Workload::CallAsync(const client::AttentionClient& client, int slot,
 std::vector<client::AttentionClient> Connect(const std::string& target,
                                              int count) {
   std::vector<client::AttentionClient> clients;
+  clients.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) {
     // gRPC lets equal channels share a connection, so they differ in a limit.
     clients.emplace_back(client::ClientOptions{
