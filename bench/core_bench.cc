@@ -8,16 +8,15 @@
 #include <chrono>
 #include <cstdio>
 #include <exception>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "bench/records.h"
 #include "bench/stream_bandwidth.h"
 #include "core/attention_engine.h"
 #include "core/fma_peak.h"
@@ -27,7 +26,6 @@
 namespace attnd::bench {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using std::chrono::duration;
 using std::chrono::milliseconds;
 
@@ -47,12 +45,6 @@ struct Flags {
   int min_samples = 5;
   double seconds_per_case = 1.0;
 };
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
@@ -246,23 +238,6 @@ class Bench {
   std::map<int, std::unique_ptr<AttentionEngine>> engines_;
 };
 
-Json MachineRecord() {
-  const MachineInfo machine = MachineInfo::Detect();
-  std::string model = "unknown";
-  std::ifstream cpuinfo("/proc/cpuinfo");
-  for (std::string line; std::getline(cpuinfo, line);) {
-    if (line.starts_with("model name")) {
-      model = line.substr(line.find(':') + 2);
-      break;
-    }
-  }
-  return {{"cpu", model},
-          {"isa", IsaName(machine.isa)},
-          {"threads", AvailableThreads()},
-          {"l1_bytes", machine.l1_bytes},
-          {"l2_bytes", machine.l2_bytes}};
-}
-
 void PrintRow(const Json& r) {
   std::printf("%-15s %4lld %7lld %5lld %4lld  %8.1f %8.1f  %6.3f",
               r["name"].get<std::string>().c_str(),
@@ -308,14 +283,7 @@ int Main(int argc, char** argv) {
       out["records"].push_back(std::move(record));
     }
   }
-  if (!flags.json_path.empty()) {
-    std::ofstream file(flags.json_path);
-    file << out.dump(1) << "\n";
-    if (!file.flush()) {
-      std::cerr << "core_bench: cannot write " << flags.json_path << "\n";
-      return 1;
-    }
-  }
+  if (!flags.json_path.empty() && !WriteJson(out, flags.json_path)) return 1;
   if (broken) {
     std::cerr << "core_bench: a case exceeds the FMA peak by over 3 %; the "
                  "peak was measured wrong\n";

@@ -69,6 +69,27 @@ class ContextCanceller final : public CallCanceller {
   grpc::ClientContext context;
 };
 
+// gRPC 1.51 ends its callback threads, and waits for them, when the last
+// channel goes that made a call with a callback. Where a call is the last to
+// hold its channel, that is in such a thread itself, and crashes. So one
+// channel that is connected to nothing, and one call on it, stay as long as the
+// process.
+void KeepCallbackThreads() {
+  struct Kept {
+    grpc::GenericStub stub{grpc::CreateChannel("", nullptr)};
+    grpc::ClientContext context;
+    grpc::ByteBuffer request{nullptr, 0};  // valid, and empty
+    grpc::ByteBuffer response;
+  };
+  // "used": or the pointer is optimised away, and what it keeps looks leaked.
+  [[gnu::used]] static const Kept* const kept = [] {
+    auto* made = new Kept;
+    made->stub.UnaryCall(&made->context, "/none", {}, &made->request,
+                         &made->response, [](const grpc::Status&) {});
+    return made;
+  }();
+}
+
 grpc::ChannelArguments MakeArguments(int64_t max_message_bytes) {
   const int limit = static_cast<int>(std::clamp<int64_t>(
       max_message_bytes, 0, std::numeric_limits<int>::max()));
@@ -116,6 +137,7 @@ absl::Status RpcChannel::Call(const std::string& method,
 std::shared_ptr<CallCanceller> RpcChannel::Start(
     const std::string& method, std::unique_ptr<AsyncCall> call,
     absl::Duration deadline) {
+  KeepCallbackThreads();
   auto canceller = std::make_shared<ContextCanceller>();
   SetDeadline(deadline, canceller->context);
   std::shared_ptr<AsyncCall> shared = std::move(call);

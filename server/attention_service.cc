@@ -41,34 +41,36 @@ class CallLog {
 
 // Answers a unary call, where `answer` is what the call came to.
 template <typename Reactor>
-void FinishUnary(Reactor* reactor, ByteBuffer* response, CallLog& log,
+void FinishUnary(Reactor* reactor, CallbackServerContext& rpc,
+                 ByteBuffer* response, CallLog& log,
                  absl::StatusOr<ResponsePieces> answer) {
   const absl::Status status = answer.status();
   log.Finished(status);
   if (status.ok()) *response = ToByteBuffer(*std::move(answer));
   // The reactor may be gone when this returns.
-  reactor->Finish(ToGrpcStatus(status));
+  reactor->Finish(ToGrpcStatus(status, rpc));
 }
 
 class AttentionReactor final : public grpc::ServerUnaryReactor {
  public:
   AttentionReactor(const ServiceContext& context, AttentionMethod method,
-                   std::string_view name, const CallbackServerContext& rpc)
+                   std::string_view name, CallbackServerContext& rpc)
       : log_(name),
+        rpc_(rpc),
         call_(std::make_shared<AttentionCall>(context, method,
                                               DeadlineOf(rpc))) {}
 
   void Start(const ByteBuffer* request, ByteBuffer* response) {
     absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
     if (!received.ok()) {
-      FinishUnary(this, response, log_, received.status());
+      FinishUnary(this, rpc_, response, log_, received.status());
       return;
     }
     // The call outlives the reactor where it answers before Start returns.
     const std::shared_ptr<AttentionCall> call = call_;
     call->Start(*std::move(received),
                 [this, response](absl::StatusOr<ResponsePieces> answer) {
-                  FinishUnary(this, response, log_, std::move(answer));
+                  FinishUnary(this, rpc_, response, log_, std::move(answer));
                 });
   }
   void OnCancel() override { call_->Cancel(); }
@@ -76,29 +78,33 @@ class AttentionReactor final : public grpc::ServerUnaryReactor {
 
  private:
   CallLog log_;
+  CallbackServerContext& rpc_;
   const std::shared_ptr<AttentionCall> call_;
 };
 
 // A call that is answered before its handler returns.
 class PlainReactor final : public grpc::ServerUnaryReactor {
  public:
-  explicit PlainReactor(std::string_view name) : log_(name) {}
+  PlainReactor(std::string_view name, CallbackServerContext& rpc)
+      : log_(name), rpc_(rpc) {}
 
   void Start(absl::StatusOr<ResponsePieces> answer, ByteBuffer* response) {
-    FinishUnary(this, response, log_, std::move(answer));
+    FinishUnary(this, rpc_, response, log_, std::move(answer));
   }
   void OnDone() override { delete this; }
 
  private:
   CallLog log_;
+  CallbackServerContext& rpc_;
 };
 
 class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
                                private EventSink {
  public:
   BenchmarkReactor(const ServiceContext& context, BenchmarkRunner& runner,
-                   const CallbackServerContext& rpc)
+                   CallbackServerContext& rpc)
       : log_("Benchmark"),
+        rpc_(rpc),
         call_(std::make_shared<BenchmarkCall>(
             context, runner, static_cast<EventSink&>(*this), DeadlineOf(rpc))) {
   }
@@ -126,10 +132,11 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
   }
   void Finish(const absl::Status& status) override {
     log_.Finished(status);
-    grpc::ServerWriteReactor<ByteBuffer>::Finish(ToGrpcStatus(status));
+    grpc::ServerWriteReactor<ByteBuffer>::Finish(ToGrpcStatus(status, rpc_));
   }
 
   CallLog log_;
+  CallbackServerContext& rpc_;
   ByteBuffer outgoing_;
   const std::shared_ptr<BenchmarkCall> call_;
 };
@@ -137,8 +144,8 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
 class RefusedStreamReactor final
     : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer> {
  public:
-  explicit RefusedStreamReactor(const absl::Status& status) {
-    Finish(ToGrpcStatus(status));
+  RefusedStreamReactor(const absl::Status& status, CallbackServerContext& rpc) {
+    Finish(ToGrpcStatus(status, rpc));
   }
   void OnDone() override { delete this; }
 };
@@ -185,20 +192,21 @@ class RawAttentionService final : public RawBase {
     return Compute(AttentionMethod::kAttentionBackward, "AttentionBackward",
                    rpc, request, response);
   }
-  grpc::ServerUnaryReactor* MemoryEstimate(CallbackServerContext*,
+  grpc::ServerUnaryReactor* MemoryEstimate(CallbackServerContext* rpc,
                                            const ByteBuffer* request,
                                            ByteBuffer* response) override {
-    return Plain("MemoryEstimate", AnswerMemoryEstimate, request, response);
+    return Plain("MemoryEstimate", AnswerMemoryEstimate, rpc, request,
+                 response);
   }
-  grpc::ServerUnaryReactor* GetServerInfo(CallbackServerContext*,
+  grpc::ServerUnaryReactor* GetServerInfo(CallbackServerContext* rpc,
                                           const ByteBuffer* request,
                                           ByteBuffer* response) override {
-    return Plain("GetServerInfo", AnswerServerInfo, request, response);
+    return Plain("GetServerInfo", AnswerServerInfo, rpc, request, response);
   }
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
-      CallbackServerContext*) override {
+      CallbackServerContext* rpc) override {
     return new RefusedStreamReactor(
-        MethodNotImplementedError("AttentionStream"));
+        MethodNotImplementedError("AttentionStream"), *rpc);
   }
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
       CallbackServerContext* rpc, const ByteBuffer* request) override {
@@ -221,9 +229,10 @@ class RawAttentionService final : public RawBase {
   using Answer = absl::StatusOr<ResponsePieces> (*)(const ServiceContext&,
                                                     const ReceivedMessage&);
   grpc::ServerUnaryReactor* Plain(std::string_view name, Answer answer,
+                                  CallbackServerContext* rpc,
                                   const ByteBuffer* request,
                                   ByteBuffer* response) {
-    auto* reactor = new PlainReactor(name);
+    auto* reactor = new PlainReactor(name, *rpc);
     const absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
     if (received.ok()) {
       reactor->Start(answer(context_, *received), response);

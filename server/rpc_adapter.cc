@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -39,8 +40,13 @@ grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces) {
   return {slices.data(), slices.size()};
 }
 
-grpc::Status ToGrpcStatus(const absl::Status& status) {
+grpc::Status ToGrpcStatus(const absl::Status& status,
+                          grpc::ServerContextBase& rpc) {
   const WireStatus wire = ToWireStatus(status);
+  if (wire.retry_delay) {
+    rpc.AddTrailingMetadata("grpc-retry-pushback-ms",
+                            std::to_string(wire.retry_delay->count()));
+  }
   return {static_cast<grpc::StatusCode>(wire.code), wire.message, wire.details};
 }
 

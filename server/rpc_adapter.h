@@ -23,7 +23,11 @@ absl::StatusOr<ReceivedMessage> TakeMessage(const grpc::ByteBuffer* buffer);
 // gRPC has sent them.
 grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces);
 
-grpc::Status ToGrpcStatus(const absl::Status& status);
+// What `rpc` is finished with. A retry delay also goes to its trailers, as
+// `grpc-retry-pushback-ms`: proxies and gRPC's own retries act on that name,
+// and do not read RetryInfo.
+grpc::Status ToGrpcStatus(const absl::Status& status,
+                          grpc::ServerContextBase& rpc);
 
 // The call's deadline, or SteadyTime::max().
 SteadyTime DeadlineOf(const grpc::ServerContextBase& context);

@@ -59,13 +59,14 @@ absl::StatusCode WireCode(absl::StatusCode code) {
   return DefaultReason(code) == kInternal ? absl::StatusCode::kInternal : code;
 }
 
-std::optional<int64_t> RetryDelayMs(const absl::Status& status) {
+std::optional<std::chrono::milliseconds> RetryDelay(
+    const absl::Status& status) {
   int64_t delay_ms = 0;
   const auto payload = status.GetPayload(kRetryPayload);
   if (!payload || !absl::SimpleAtoi(std::string(*payload), &delay_ms)) {
     return std::nullopt;
   }
-  return delay_ms;
+  return std::chrono::milliseconds(delay_ms);
 }
 
 }  // namespace
@@ -96,11 +97,13 @@ WireStatus ToWireStatus(const absl::Status& status) {
     violation->set_description(wire.message);
     rpc.add_details()->PackFrom(bad);
   }
-  if (const std::optional<int64_t> delay_ms = RetryDelayMs(status)) {
+  wire.retry_delay = RetryDelay(status);
+  if (wire.retry_delay) {
+    const int64_t delay_ms = wire.retry_delay->count();
     google::rpc::RetryInfo retry;
-    retry.mutable_retry_delay()->set_seconds(*delay_ms / 1000);
+    retry.mutable_retry_delay()->set_seconds(delay_ms / 1000);
     retry.mutable_retry_delay()->set_nanos(
-        static_cast<int32_t>(*delay_ms % 1000 * 1'000'000));
+        static_cast<int32_t>(delay_ms % 1000 * 1'000'000));
     rpc.add_details()->PackFrom(retry);
   }
   wire.details = rpc.SerializeAsString();

@@ -4,6 +4,7 @@
 #define ATTND_SERVER_STATUS_CONVERT_H_
 
 #include <chrono>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -16,6 +17,7 @@ struct WireStatus {
   int code = 0;  // of google.rpc.Code; the numbers of gRPC and Abseil are equal
   std::string message;
   std::string details;  // a serialized google.rpc.Status; empty where OK
+  std::optional<std::chrono::milliseconds> retry_delay;  // as in RetryInfo
 };
 
 // Details always hold ErrorInfo (reason, domain "attnd"); BadRequest where

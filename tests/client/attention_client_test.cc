@@ -302,6 +302,20 @@ TEST_F(AttentionClientTest, AsyncCallOutlivesItsClient) {
   EXPECT_TRUE(reply.ok()) << reply.status();
 }
 
+// Without a server in this process nothing but the call keeps gRPC's callback
+// threads, and the call ends in one of them.
+TEST(AttentionClientLifeTest, ACallMayBeTheLastToHoldTheConnection) {
+  for (int i = 0; i < 50; ++i) {
+    SmallProblem problem;
+    std::promise<Reply> done;
+    AttentionClient(ClientOptions{.target = "unix:/nobody/listens/here"})
+        .AttentionAsync(problem.inputs(), problem.outputs(), {},
+                        [&](Reply reply) { done.set_value(std::move(reply)); });
+    EXPECT_EQ(done.get_future().get().status().code(),
+              absl::StatusCode::kUnavailable);
+  }
+}
+
 // Holds calls until the test lets go of them.
 class BlockingHandler final : public FakeHandler {
  public:

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <optional>
 #include <string>
 
 #include "core/field_error.h"
@@ -59,6 +61,8 @@ TEST(StatusConvertTest, CarriesTheDelay) {
   const absl::Status status = WithRetryDelay(absl::ResourceExhaustedError("x"),
                                              std::chrono::milliseconds(1250));
   EXPECT_EQ(RefusalOf(status).retry_ms, 1250);
+  EXPECT_EQ(ToWireStatus(status).retry_delay, std::chrono::milliseconds(1250));
+  EXPECT_EQ(ToWireStatus(absl::InternalError("x")).retry_delay, std::nullopt);
 }
 
 TEST(StatusConvertTest, WhatIsNotBuiltNamesItsField) {

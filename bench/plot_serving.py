@@ -1,0 +1,104 @@
+"""Draws latency against throughput, from the open-loop records that serve_bench
+wrote: python bench/plot_serving.py serving.json serving.svg. Prints the tables of
+docs/performance.md. Needs matplotlib.
+"""
+
+import json
+import sys
+
+import matplotlib
+
+matplotlib.use('svg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLOURS = {'tcp': '#b3541e', 'unix': '#1e6bb3'}
+
+
+def shape(r):
+  lengths = (f'N = {r["q_len"]}' if r['q_len'] == r['kv_len'] else
+             f'{r["q_len"]} over {r["kv_len"]}')
+  return (f'{r["q_heads"]} head{"s" if r["q_heads"] > 1 else ""}, {lengths}, '
+          f'head_dim {r["head_dim"]}')
+
+
+def draw(records, target):
+  cases = list(dict.fromkeys(r['case'] for r in records))
+  plt.rcParams.update({'font.size': 10, 'svg.hashsalt': 'attnd',
+                       'svg.fonttype': 'none'})
+  figure, axes = plt.subplots(1, len(cases), figsize=(4 * len(cases), 3.6),
+                              squeeze=False)
+  for axis, case in zip(axes[0], cases):
+    for transport, colour in COLOURS.items():
+      chosen = sorted((r for r in records if r['case'] == case and
+                       r['transport'] == transport and r['p50_us']),
+                      key=lambda r: r['offered_rps'])
+      for key, style, marker in (('p50_us', '-', 'o'), ('p99_us', '--', 's')):
+        axis.plot([r['offered_rps'] for r in chosen],
+                  [r[key] / 1e3 for r in chosen], style, color=colour,
+                  marker=marker, markersize=4,
+                  label=f'{transport} {key.removesuffix("_us")}')
+    axis.set(yscale='log', xlabel='offered calls a second',
+             ylabel='latency (ms)')
+    axis.set_title(shape(next(r for r in records if r['case'] == case)),
+                   fontsize=10)
+    axis.set_xlim(left=0)
+    axis.grid(True, alpha=0.3)
+  axes[0][0].legend(frameon=False, fontsize=8)
+  figure.suptitle('Latency from the scheduled time, Poisson arrivals',
+                  fontsize=10)
+  figure.tight_layout()
+  figure.savefig(target, metadata={'Date': None})
+
+
+def number(value, form):
+  return '-' if value is None else format(value, form)
+
+
+def time(us):
+  return f'{us:.0f} us' if us < 10000 else f'{us / 1e3:.0f} ms'
+
+
+def print_tables(data):
+  records = data['records']
+  print('| one client | over | p50 | p99 | core p50 | ratio |')
+  print('|---|---|---:|---:|---:|---:|')
+  for r in records:
+    if r['name'] == r['case'] and r['clients'] == 1:
+      print(f'| {r["name"]} ({shape(r)}) | {r["transport"]} '
+            f'| {time(r["p50_us"])} | {time(r["p99_us"])} '
+            f'| {time(r["core_p50_us"])} | {r["overhead_ratio"]:.2f} |')
+  print('\n| GB/s | over | attnd | gRPC echo, raw | gRPC echo, protobuf '
+        '| plain sockets |')
+  print('|---|---|---:|---:|---:|---:|')
+  rate = {(r['case'], r['transport'], r['name']): r['payload_gbytes_per_s']
+          for r in records if r['clients'] == 1 and
+          'payload_gbytes_per_s' in r}
+  for case, transport, name in rate:
+    if name == case:
+      row = [rate[case, transport, n] for n in
+             (name, 'grpc_echo', 'grpc_echo_protobuf', 'socket_copy')]
+      print(f'| {case} | {transport} | ' +
+            ' | '.join(number(v, '.2f') for v in row) + ' |')
+  print('\n| bar | over | measured | bar | |')
+  print('|---|---|---:|---|---|')
+  for v in data['verdicts']:
+    bar = ' '.join(f'{sign} {v[key]:.2f}' for key, sign in
+                   (('at_least', '>='), ('at_most', '<=')) if key in v)
+    print(f'| {v["bar"]} | {v["transport"]} | {v["measured"]:.2f} | {bar} '
+          f'| {"meets" if v["meets"] else "misses"} |')
+
+
+def main(source, target):
+  with open(source, encoding='utf-8') as file:
+    data = json.load(file)
+  open_loops = [r for r in data['records'] if r['name'] == 'open_loop']
+  if not open_loops:
+    sys.exit(f'{source}: no open_loop records')
+  draw(open_loops, target)
+  print_tables(data)
+
+
+if __name__ == '__main__':
+  if len(sys.argv) != 3:
+    sys.exit(__doc__)
+  main(*sys.argv[1:])

@@ -1,0 +1,386 @@
+// What serving adds to computing: calls through a real server beside the same
+// problem on an engine in this process, a bare gRPC echo and plain sockets, all
+// of them interleaved in one run. docs/performance.md has the method.
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <deque>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bench/child_process.h"
+#include "bench/contest.h"
+#include "bench/grpc_echo.h"
+#include "bench/open_loop.h"
+#include "bench/records.h"
+#include "bench/serving_bars.h"
+#include "bench/serving_case.h"
+#include "bench/serving_memory.h"
+#include "bench/socket_copy.h"
+
+namespace attnd::bench {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Flags {
+  std::string json_path;
+  std::string filter;
+  std::string attnd_path;
+  ContestOptions contest;
+  double open_seconds = 2;
+  std::string yardstick_address_file;  // set: be the yardsticks' server
+};
+
+// TCP and unix addresses of a server's, in this order.
+constexpr const char* kTransports[] = {"tcp", "unix"};
+
+// The child in which the yardsticks' servers run, until it is killed.
+int ServeYardsticks(const std::string& address_file) {
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  const std::string folder = fs::path(address_file).parent_path().string();
+  const EchoServer echo({"127.0.0.1:0", "unix:" + folder + "/echo.sock"});
+  const SocketServer sockets(folder + "/copy.sock");
+  const std::string unfinished = address_file + ".new";
+  std::ofstream file(unfinished);
+  for (const auto& address : echo.addresses()) file << address << "\n";
+  for (const auto& address : sockets.addresses()) file << address << "\n";
+  file.close();
+  fs::rename(unfinished, address_file);
+  for (;;) pause();
+}
+
+void PrintHeader(const char* title) {
+  std::printf("\n%-16s %-19s %-5s %3s %9s %9s %9s %9s %7s %6s\n", title, "name",
+              "over", "cl", "rps", "p50 us", "p99 us", "core p50", "ratio",
+              "GB/s");
+}
+
+void PrintNumber(const Json& r, const char* key, const char* format,
+                 const char* none) {
+  if (r.contains(key) && r[key].is_number()) {
+    std::printf(format, r[key].get<double>());
+  } else {
+    std::printf("%s", none);
+  }
+}
+
+void PrintRow(const Json& r) {
+  std::printf("%-16s %-19s %-5s %3d", r["case"].get<std::string>().c_str(),
+              r["name"].get<std::string>().c_str(),
+              r["transport"].get<std::string>().c_str(),
+              r["clients"].get<int>());
+  PrintNumber(r, "rps", " %9.1f", "         -");
+  PrintNumber(r, "p50_us", " %9.0f", "         -");
+  PrintNumber(r, "p99_us", " %9.0f", "         -");
+  PrintNumber(r, "core_p50_us", " %9.0f", "         -");
+  PrintNumber(r, "overhead_ratio", " %7.2f", "       -");
+  PrintNumber(r, "payload_gbytes_per_s", " %6.2f", "      -");
+  PrintNumber(r, "offered_rps", "  offered %.0f/s", "");
+  PrintNumber(r, "refused", ", refused %.0f", "");
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+class Bench {
+ public:
+  explicit Bench(Flags flags)
+      : flags_(std::move(flags)),
+        yardsticks_({"/proc/self/exe", "--yardstick-server=" + (folder_ / "y")},
+                    folder_ / "y") {
+    StartServer();
+  }
+
+  const std::vector<Json>& records() const { return records_; }
+
+  // One case with this many clients, both transports and the yardsticks in the
+  // same rounds. Yardsticks run beside one client.
+  void MeasureClosed(const ServingCase& shape, int clients) {
+    Workload workload(shape, clients);
+    std::vector<client::AttentionClient> connections[2];
+    Contestant core{.call = [&](int i) { workload.Run(engine_, i); },
+                    .clients = clients};
+    std::vector<Contestant*> all = {&core};
+    Contestant rpc[2];
+    for (size_t t = 0; t < 2; ++t) {
+      connections[t] = Connect(server_->addresses()[t], clients);
+      rpc[t] = {.call =
+                    [&, t](int i) {
+                      workload.Call(connections[t][static_cast<size_t>(i)], i);
+                    },
+                .clients = clients};
+      all.push_back(&rpc[t]);
+    }
+    std::deque<Yardstick> yardsticks;
+    if (clients == 1) AddYardsticks(shape, yardsticks);
+    for (Yardstick& yardstick : yardsticks) {
+      all.push_back(&yardstick.contestant);
+    }
+    RunContest(all, flags_.contest);
+
+    const double core_us = Median(core.samples_us);
+    const int64_t bytes = shape.request_bytes() + shape.reply_bytes();
+    for (size_t t = 0; t < 2; ++t) {
+      Json r = ServingRecord(shape, shape.name, kTransports[t], clients);
+      const double p50_us = AddTimes(rpc[t], r);
+      r["core_p50_us"] = core_us;
+      r["overhead_ratio"] = p50_us / core_us;
+      // Callers that wait for each other wait for no bytes.
+      if (clients == 1) AddRate(bytes, p50_us - core_us, r);
+      Keep(std::move(r));
+    }
+    for (const Yardstick& yardstick : yardsticks) {
+      Json r = ServingRecord(shape, yardstick.name, yardstick.transport, 1);
+      const double p50_us = AddTimes(yardstick.contestant, r);
+      r["request_bytes"] = yardstick.request_bytes;
+      r["reply_bytes"] = yardstick.reply_bytes;
+      AddRate(yardstick.request_bytes + yardstick.reply_bytes, p50_us, r);
+      Keep(std::move(r));
+    }
+  }
+
+  // Rates up to beyond what closed loops of four clients reached just before.
+  void MeasureOpen(const ServingCase& shape) {
+    constexpr int kClients = 4;
+    for (size_t t = 0; t < 2; ++t) {
+      const auto clients = Connect(server_->addresses()[t], kClients);
+      Workload workload(shape, kClients);
+      Contestant core{.call = [&](int i) { workload.Run(engine_, i); }};
+      Contestant closed{
+          .call =
+              [&](int i) { workload.Call(clients[static_cast<size_t>(i)], i); },
+          .clients = kClients};
+      RunContest({&core, &closed}, {.seconds = 1, .min_rounds = 3});
+      const double core_us = Median(core.samples_us);
+      for (const double share : {0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2}) {
+        const double rate = share * closed.rps();
+        const OpenLoopResult result =
+            RunOpenLoop(shape, clients, rate, flags_.open_seconds);
+        Json r = ServingRecord(shape, "open_loop", kTransports[t], kClients);
+        r["rps"] = result.answered_per_second;
+        r["offered_rps"] = rate;
+        r["closed_rps"] = closed.rps();
+        r["refused"] = result.refused;
+        r["samples"] = result.latencies_us.size();
+        if (!result.latencies_us.empty()) {
+          r["p50_us"] = Median(result.latencies_us);
+          r["p99_us"] = Percentile(result.latencies_us, 0.99);
+          r["overhead_ratio"] = Median(result.latencies_us) / core_us;
+          r["send_delay_p99_us"] = Percentile(result.send_delays_us, 0.99);
+        }
+        r["core_p50_us"] = core_us;
+        Keep(std::move(r));
+      }
+    }
+  }
+
+  // On a server that has done nothing yet.
+  void MeasureMemory() {
+    StartServer();
+    for (Json& r : MeasureServerMemory(*server_)) {
+      std::printf("%s\n", r.dump().c_str());
+      records_.push_back(std::move(r));
+    }
+  }
+
+ private:
+  struct Yardstick {
+    std::string name;
+    std::string transport;
+    int64_t request_bytes = 0;
+    int64_t reply_bytes = 0;
+    std::shared_ptr<void> owner;  // of what the contestant calls
+    Contestant contestant;
+  };
+
+  void StartServer() {
+    server_.reset();
+    const std::string file = folder_ / "attnd";
+    server_.emplace(
+        std::vector<std::string>{
+            flags_.attnd_path,
+            "--listen=127.0.0.1:0,unix:" + (folder_ / "attnd.sock"),
+            "--address-file=" + file, "--log-level=error"},
+        file);
+  }
+
+  void AddYardsticks(const ServingCase& shape, std::deque<Yardstick>& to) {
+    const int64_t in = shape.request_bytes(), out = shape.reply_bytes();
+    const auto add = [&](const std::string& name, size_t t,
+                         int64_t request_bytes, int64_t reply_bytes,
+                         const auto& client, auto call) {
+      to.push_back({.name = name,
+                    .transport = kTransports[t],
+                    .request_bytes = request_bytes,
+                    .reply_bytes = reply_bytes,
+                    .owner = client,
+                    .contestant = {.call = [target = client.get(), call](int) {
+                      (target->*call)();
+                    }}});
+    };
+    for (size_t t = 0; t < 2; ++t) {
+      const std::string& echo = yardsticks_.addresses()[t];
+      const std::string& copy = yardsticks_.addresses()[2 + t];
+      const auto client = std::make_shared<EchoClient>(echo, in, out);
+      add("grpc_echo", t, in, out, client, &EchoClient::CallRaw);
+      add("grpc_echo_protobuf", t, in, out, client, &EchoClient::CallProtobuf);
+      add("socket_copy", t, in, out,
+          std::make_shared<SocketClient>(copy, in, out), &SocketClient::Call);
+      if (shape.name != "smallest") continue;
+      add("grpc_echo_1_kib", t, 1024, 1024,
+          std::make_shared<EchoClient>(echo, 1024, 1024), &EchoClient::CallRaw);
+    }
+  }
+
+  // Returns the p50.
+  static double AddTimes(const Contestant& contestant, Json& record) {
+    const double p50_us = Median(contestant.samples_us);
+    record["rps"] = contestant.rps();
+    record["p50_us"] = p50_us;
+    record["p99_us"] = Percentile(contestant.samples_us, 0.99);
+    record["samples"] = contestant.samples_us.size();
+    return p50_us;
+  }
+
+  // Below the clock's and the machine's noise there is no rate.
+  static void AddRate(int64_t bytes, double us, Json& record) {
+    record["payload_gbytes_per_s"] = nullptr;
+    if (us > 0) {
+      record["payload_gbytes_per_s"] = static_cast<double>(bytes) / us / 1e3;
+    }
+  }
+
+  void Keep(Json record) {
+    PrintRow(record);
+    records_.push_back(std::move(record));
+  }
+
+  Flags flags_;
+  TempFolder folder_;
+  // Before the engine: a process is forked while there is one thread.
+  ChildProcess yardsticks_;
+  std::optional<ChildProcess> server_;
+  AttentionEngine engine_;
+  std::vector<Json> records_;
+};
+
+Json PrintVerdicts(const std::vector<Verdict>& verdicts) {
+  Json json = Json::array();
+  if (verdicts.empty()) return json;
+  std::printf("\n%-40s %-5s %8s  %s\n", "bar", "over", "measured", "bar");
+  for (const Verdict& v : verdicts) {
+    std::string bar;
+    Json record = {
+        {"bar", v.bar}, {"transport", v.transport}, {"measured", v.measured}};
+    char text[32];
+    if (v.at_least) {
+      record["at_least"] = *v.at_least;
+      std::snprintf(text, sizeof(text), ">= %.2f ", *v.at_least);
+      bar += text;
+    }
+    if (v.at_most) {
+      record["at_most"] = *v.at_most;
+      std::snprintf(text, sizeof(text), "<= %.2f ", *v.at_most);
+      bar += text;
+    }
+    record["meets"] = v.meets();
+    std::printf("%-40s %-5s %8.2f  %-16s %s\n", v.bar.c_str(),
+                v.transport.c_str(), v.measured, bar.c_str(),
+                v.meets() ? "meets" : "misses");
+    json.push_back(std::move(record));
+  }
+  std::printf(
+      "Not judged, because not built: shared memory, and streams against "
+      "inline calls.\n");
+  return json;
+}
+
+int Run(const Flags& flags) {
+  const auto wanted = [&](const std::string& name) {
+    return name.find(flags.filter) != std::string::npos;
+  };
+  Bench bench(flags);
+  Json out = {{"machine", MachineRecord()}};
+  std::printf("%s\n", out["machine"].dump().c_str());
+  PrintHeader("closed loops");
+  for (const ServingCase& shape : ServingCases()) {
+    if (!wanted(shape.name)) continue;
+    for (const int clients : {1, 4, 16}) {
+      if (clients <= shape.max_clients) bench.MeasureClosed(shape, clients);
+    }
+  }
+  if (wanted("open_loop")) {
+    PrintHeader("open loop");
+    for (const ServingCase& shape : ServingCases()) {
+      if (shape.name == "smallest" || shape.name == "short" ||
+          shape.name == "medium") {
+        bench.MeasureOpen(shape);
+      }
+    }
+  }
+  if (wanted("memory")) {
+    std::printf("\nmemory of the server\n");
+    bench.MeasureMemory();
+  }
+  out["verdicts"] = PrintVerdicts(Judge(bench.records()));
+  out["records"] = bench.records();
+  if (!flags.json_path.empty() && !WriteJson(out, flags.json_path)) return 1;
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  Flags flags;
+  flags.attnd_path =
+      (fs::read_symlink("/proc/self/exe").parent_path() / "../server/attnd")
+          .lexically_normal()
+          .string();
+  CLI::App app(
+      "Times calls through a real attnd over TCP and unix sockets beside the "
+      "same\nproblem in this process, a bare gRPC echo and plain sockets.");
+  app.add_option("--json", flags.json_path, "Write the records to this file");
+  app.add_option("--filter", flags.filter,
+                 "Only cases whose name contains this (also: open_loop, "
+                 "memory)");
+  app.add_option("--attnd", flags.attnd_path, "The server's binary")
+      ->capture_default_str();
+  app.add_option("--rounds", flags.contest.min_rounds,
+                 "At least this many of a case")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--seconds", flags.contest.seconds,
+                 "Go on sampling a case for this long")
+      ->capture_default_str();
+  app.add_option("--open-seconds", flags.open_seconds,
+                 "Length of an open loop at one rate")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--yardstick-server", flags.yardstick_address_file)
+      ->group("");  // how this program starts itself
+  CLI11_PARSE(app, argc, argv);
+  if (!flags.yardstick_address_file.empty()) {
+    return ServeYardsticks(flags.yardstick_address_file);
+  }
+  return Run(flags);
+}
+
+}  // namespace
+}  // namespace attnd::bench
+
+int main(int argc, char** argv) {
+  try {
+    return attnd::bench::Main(argc, argv);
+  } catch (const std::exception& error) {
+    std::cerr << "serve_bench: " << error.what() << "\n";
+    return 1;
+  }
+}

@@ -1,0 +1,81 @@
+#include "bench/serving_bars.h"
+
+#include <optional>
+
+namespace attnd::bench {
+namespace {
+
+class Finder {
+ public:
+  explicit Finder(const std::vector<Json>& records) : records_(records) {}
+
+  // `key` of the first record of one client with this name that ran beside this
+  // case; nothing where there is none or it has no number.
+  std::optional<double> Find(const std::string& name, const std::string& beside,
+                             const std::string& transport,
+                             const std::string& key) const {
+    for (const Json& r : records_) {
+      if (r["name"] == name && r["case"] == beside &&
+          r["transport"] == transport && r["clients"] == 1) {
+        if (!r.contains(key) || !r[key].is_number()) return std::nullopt;
+        return r[key].get<double>();
+      }
+    }
+    return std::nullopt;
+  }
+
+ private:
+  const std::vector<Json>& records_;
+};
+
+}  // namespace
+
+std::vector<Verdict> Judge(const std::vector<Json>& records) {
+  const Finder finder(records);
+  std::vector<Verdict> verdicts;
+  using Number = std::optional<double>;
+  // Where both are there, their ratio is judged.
+  const auto judge = [&](const std::string& bar, const std::string& transport,
+                         Number over, Number under, Number at_least,
+                         Number at_most) {
+    if (!over || !under || *under <= 0) return;
+    verdicts.push_back({bar, transport, *over / *under, at_least, at_most});
+  };
+  const std::string rate = "payload_gbytes_per_s";
+  const std::vector<std::string> payloads = {"payload_1_mib", "payload_4_mib",
+                                             "payload_16_mib"};
+  for (const std::string transport : {"tcp", "unix"}) {
+    judge("smallest call / echo of 1 KiB", transport,
+          finder.Find("smallest", "smallest", transport, "p50_us"),
+          finder.Find("grpc_echo_1_kib", "smallest", transport, "p50_us"), {},
+          1.3);
+    judge("prefill, rpc / core", transport,
+          finder.Find("prefill", "prefill", transport, "overhead_ratio"), 1, {},
+          1.1);
+    for (const std::string& payload : payloads) {
+      const Number own = finder.Find(payload, payload, transport, rate);
+      judge(payload + " rate / plain sockets", transport, own,
+            finder.Find("socket_copy", payload, transport, rate),
+            transport == "tcp" ? 0.70 : 0.95, {});
+      judge(payload + " rate / protobuf echo", transport, own,
+            finder.Find("grpc_echo_protobuf", payload, transport, rate), 2, {});
+    }
+  }
+  for (const std::string& payload : payloads) {
+    judge(payload + " rate / that of TCP", "unix",
+          finder.Find(payload, payload, "unix", rate),
+          finder.Find(payload, payload, "tcp", rate), 1, {});
+  }
+  const auto memory = [&](const std::string& name, const std::string& key) {
+    return finder.Find(name, "memory", "tcp", key);
+  };
+  judge("peak of 64 MiB a tensor / estimate", "tcp",
+        memory("memory_peak", "peak_bytes"),
+        memory("memory_peak", "estimate_bytes"), 0.95, 1);
+  judge("resident after 1,000 calls / 100 calls", "tcp",
+        memory("memory_flat", "resident_1000_bytes"),
+        memory("memory_flat", "resident_100_bytes"), 0.95, 1.05);
+  return verdicts;
+}
+
+}  // namespace attnd::bench

@@ -1,0 +1,240 @@
+"""deploy/envoy/envoy.yaml under a real Envoy, in front of real servers."""
+
+import collections
+import contextlib
+import itertools
+import threading
+
+import grpc
+import numpy as np
+import pytest
+
+from support import reference, work
+from support.client import Client, Refusal
+from support.envoy import Envoy
+from support.server import Server, open_channel, poll_until
+
+MIB = 1 << 20
+CALLERS = 6
+
+# (q_heads = kv_heads, q_len, kv_len, head_dim)
+SHAPES = [
+    (1, 16, 16, 16),
+    (8, 128, 128, 64),
+    (16, 320, 320, 64),   # 4 MiB in
+    (64, 320, 320, 64),   # 15 MiB in, 5 MiB out
+    (8, 16, 2040, 128),   # 16 MiB in, little out
+]
+
+
+class Problem:
+  """A request and its right answer."""
+
+  def __init__(self, client, rng, shape):
+    heads, q_len, kv_len, head_dim = shape
+    draw = lambda *s: rng.standard_normal(s).astype(np.float32)
+    tensors = (draw(heads, q_len, head_dim), draw(heads, kv_len, head_dim),
+               draw(heads, kv_len, head_dim))
+    self.payload_bytes = sum(t.nbytes for t in tensors)
+    self.request = client.request(*tensors)
+    self.expected, _ = reference.attention(*tensors)
+    self.bound = reference.error_bound(tensors[2])
+
+  def check(self, client, response):
+    reference.assert_close(client.array(response.output), self.expected,
+                           self.bound)
+
+
+@pytest.fixture(scope='module')
+def problems(stubs):
+  rng = np.random.default_rng(4)
+  with open_channel('unix:/unused') as channel:  # only messages are made
+    client = Client(stubs, channel)
+    made = [Problem(client, rng, shape) for shape in SHAPES]
+  assert max(p.payload_bytes for p in made) == 16 * MIB
+  return made
+
+
+class Load:
+  """Callers that go on until the context ends; every answer is checked."""
+
+  def __init__(self, stubs, address, problems):
+    self._stubs, self._address, self._problems = stubs, address, problems
+    self._stop = threading.Event()
+    self._lock = threading.Lock()
+    self.answered = collections.Counter()  # by payload bytes
+    self.cut_off = 0
+    self.failures = []
+    self._threads = [threading.Thread(target=self._run, args=(i,))
+                     for i in range(CALLERS)]
+
+  def __enter__(self):
+    for thread in self._threads:
+      thread.start()
+    return self
+
+  def __exit__(self, *_):
+    self._stop.set()
+    for thread in self._threads:
+      thread.join()
+
+  def total(self):
+    with self._lock:
+      return sum(self.answered.values())
+
+  def wait_for_more(self, requests):
+    target = self.total() + requests
+    poll_until(lambda: self.failures or self.total() >= target, 300,
+               f'{requests} more answers')
+    assert not self.failures, self.failures
+
+  def _run(self, index):
+    try:
+      with open_channel(self._address) as channel:
+        client = Client(self._stubs, channel)
+        for turn in itertools.count(index):
+          if self._stop.is_set():
+            return
+          problem = self._problems[turn % len(self._problems)]
+          problem.check(client, self._ask(client, problem.request))
+          with self._lock:
+            self.answered[problem.payload_bytes] += 1
+    except BaseException as error:  # pylint: disable=broad-except
+      self.failures.append(repr(error))
+
+  def _ask(self, client, request):
+    """An answer that has begun cannot be replaced by a proxy: it is asked for
+    again here, as a client would, and counted. Nothing else is."""
+    while True:
+      call = client.stub.Attention.future(request, timeout=120)
+      error = call.exception()
+      if error is None:
+        return call.result()
+      if not call.initial_metadata():
+        raise error
+      with self._lock:
+        self.cut_off += 1
+
+
+@contextlib.contextmanager
+def servers_of(attnd, *flags, count=3):
+  with contextlib.ExitStack() as stack:
+    yield [stack.enter_context(Server(attnd, *flags)) for _ in range(count)]
+
+
+def wait_until_busy(envoy, server):
+  poll_until(lambda: envoy.host_stats(server.tcp)['rq_active'] > 0, 60,
+             'a call on the server')
+
+
+def test_every_answer_is_right_while_servers_die_and_drain(
+    attnd, stubs, problems):
+  with servers_of(attnd) as (killed, drained, kept), \
+      Envoy([s.tcp for s in (killed, drained, kept)]) as envoy, \
+      Load(stubs, envoy.address, problems) as load:
+    load.wait_for_more(60)
+    counted = {s.tcp: envoy.host_stats(s.tcp)['rq_total']
+               for s in (killed, drained, kept)}
+    assert min(counted.values()) > 0, counted
+
+    wait_until_busy(envoy, killed)
+    killed.kill()
+    load.wait_for_more(60)
+    envoy.wait_for_healthy(2)
+    cut_by_kill = load.cut_off
+    retries_of_kill = envoy.stat('upstream_rq_retry')
+    # What had arrived there and what was on the way, no more.
+    assert cut_by_kill <= CALLERS
+    assert retries_of_kill + cut_by_kill > 0
+
+    wait_until_busy(envoy, drained)
+    drained.signal()
+    load.wait_for_more(60)
+    assert drained.wait() == 0
+    # One of three is left, which must not be taken for a reason to use all.
+    envoy.wait_for_healthy(1)
+    load.wait_for_more(30)
+    assert load.cut_off == cut_by_kill, 'a drain cut an answer off'
+
+    # Whoever comes back is used again.
+    before = envoy.host_stats(killed.tcp)['rq_success']
+    killed.forget()
+    with Server(attnd, listen=killed.tcp):
+      poll_until(lambda: load.failures or
+                 envoy.host_stats(killed.tcp)['rq_success'] > before, 120,
+                 'an answer of the server that came back')
+      load.__exit__()
+
+    assert not load.failures, load.failures
+    assert envoy.stat('retry_or_shadow_abandoned') == 0
+    assert envoy.stat('lb_healthy_panic') == 0
+    print(f'\n{load.total()} requests, all answered right:', ', '.join(
+        f'{n} of {size / MIB:.2f} MiB'
+        for size, n in sorted(load.answered.items())))
+    print(f'{load.cut_off} answers cut off by the kill and asked for again')
+    for name in ('upstream_rq_total', 'upstream_rq_retry',
+                 'upstream_rq_retry_success', 'upstream_rq_retry_overflow',
+                 'upstream_rq_retry_limit_exceeded',
+                 'retry_or_shadow_abandoned', 'outlier_detection.ejections_'
+                 'enforced_total', 'health_check.failure'):
+      print(f'{name}: {envoy.stat(name)}')
+    for name, server in (('killed', killed), ('drained', drained),
+                         ('kept', kept)):
+      print(name, {k: v for k, v in envoy.host_stats(server.tcp).items()
+                   if k.startswith('rq_')})
+
+
+def test_what_is_too_much_now_is_retried(attnd, stubs, problems):
+  with servers_of(attnd, '--max-in-flight=1') as servers, \
+      Envoy([s.tcp for s in servers]) as envoy, \
+      Load(stubs, envoy.address, problems[:3]) as load:
+    load.wait_for_more(200)
+    poll_until(lambda: load.failures or envoy.stat('upstream_rq_retry') > 0,
+               60, 'a retry')
+    load.__exit__()
+    assert not load.failures, load.failures
+    print(f'\n{load.total()} requests, {envoy.stat("upstream_rq_retry")} '
+          'retries of RESOURCE_EXHAUSTED')
+
+
+def test_what_will_never_do_is_refused_once(attnd, connect, refused):
+  with Server(attnd, '--memory-budget-bytes=1048576') as server, \
+      Envoy([server.tcp]) as envoy:
+    client = connect(envoy.address)
+    refusal = refused(lambda: client.stub.SelfAttention(
+        client.self_request(np.ones((1, 1024, 256), np.float32)), timeout=60))
+    assert refusal.code == grpc.StatusCode.RESOURCE_EXHAUSTED, refusal
+    assert refusal.reason == 'MEMORY_BUDGET' and refusal.retry_info is None
+    refusal = refused(lambda: client.stub.SelfAttention(
+        client.pb.SelfAttentionRequest(sequence=client.pb.Tensor(
+            dtype=client.pb.DATA_TYPE_F32, shape=[2, 2], data=b'1')),
+        timeout=60))
+    assert refusal.field == 'sequence.data', refusal
+    assert envoy.stat('upstream_rq_retry') == 0
+
+
+def test_the_last_refusal_reaches_the_caller(attnd, connect):
+  with Server(attnd, '--max-in-flight=1') as server, \
+      Envoy([server.tcp]) as envoy:
+    client, busy = connect(server.tcp), connect(server.unix)
+    request = work.endless_request(busy)
+    call = work.hold_slot(client,
+                          lambda: busy.stub.SelfAttention.future(request))
+    with pytest.raises(grpc.RpcError) as caught:
+      proxied = connect(envoy.address)
+      proxied.stub.SelfAttention(work.small_request(proxied), timeout=120)
+    refusal = Refusal(caught.value)
+    assert refusal.reason == 'TOO_MANY_REQUESTS', refusal
+    assert refusal.retry_info.retry_delay.ToMilliseconds() == 100
+    assert ('grpc-retry-pushback-ms', '100') in caught.value.trailing_metadata()
+    assert envoy.stat('upstream_rq_retry') == 8
+    call.cancel()
+
+
+def test_what_is_too_large_to_keep_passes_once(attnd, stubs, connect, rng):
+  with Server(attnd) as server, Envoy([server.tcp]) as envoy:
+    client = connect(envoy.address)
+    problem = Problem(client, rng, (8, 16, 4096, 128))
+    assert problem.payload_bytes > 32 * MIB
+    problem.check(client, client.stub.Attention(problem.request, timeout=120))
+    assert envoy.stat('retry_or_shadow_abandoned') == 1
