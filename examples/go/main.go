@@ -1,0 +1,138 @@
+// Attention of a real transformer layer on an attnd server, checked against
+// float64, timed, and refused once to show what an error looks like.
+//
+//	attnd-example (HOST:PORT | unix:PATH) FOLDER
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/kshedden/gonpy"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	pb "attnd-example/attndv1"
+)
+
+const (
+	allowedError = 1.3e-6 // what PyTorch's float32 kernel is off on the same data
+	timedCalls   = 500
+)
+
+// tensor is a float32 array as it travels.
+func tensor(elements []float32, shape ...int64) *pb.Tensor {
+	data := make([]byte, 0, 4*len(elements))
+	for _, x := range elements {
+		data = binary.LittleEndian.AppendUint32(data, math.Float32bits(x))
+	}
+	return &pb.Tensor{Dtype: pb.DataType_DATA_TYPE_F32, Shape: shape, Payload: &pb.Tensor_Data{Data: data}}
+}
+
+// must ends the program where err says why.
+func must[T any](value T, err error) T {
+	if err != nil {
+		log.Fatal(err)
+	}
+	return value
+}
+
+// loadTensor reads a float32 array.
+func loadTensor(path string) *pb.Tensor {
+	file := must(gonpy.NewFileReader(path))
+	var shape []int64
+	for _, extent := range file.Shape {
+		shape = append(shape, int64(extent))
+	}
+	return tensor(must(file.GetFloat32()), shape...)
+}
+
+// worstError is the largest difference; infinite where a number or a length is none.
+func worstError(got []byte, expected []float64) float64 {
+	if len(got) != 4*len(expected) {
+		return math.Inf(1)
+	}
+	worst := 0.0
+	for i, want := range expected {
+		x := math.Float32frombits(binary.LittleEndian.Uint32(got[4*i:]))
+		worst = max(worst, math.Abs(float64(x)-want)) // NaN stays NaN
+	}
+	return worst
+}
+
+// realAttention returns how far the answer is from the expected output.
+func realAttention(ctx context.Context, client pb.AttentionServiceClient, folder string) float64 {
+	request := &pb.AttentionRequest{
+		Query: loadTensor(filepath.Join(folder, "query.npy")),
+		Key:   loadTensor(filepath.Join(folder, "key.npy")),
+		Value: loadTensor(filepath.Join(folder, "value.npy")),
+	}
+	start := time.Now()
+	reply := must(client.Attention(ctx, request))
+	took, stats := time.Since(start), reply.GetStats()
+	fmt.Printf("attention     %v by %s %s on %d thread(s): %v of %v\n", reply.GetOutput().GetShape(),
+		stats.GetIsa(), stats.GetKernel(), stats.GetThreads(), stats.GetComputeTime().AsDuration(), took)
+	expected := must(gonpy.NewFileReader(filepath.Join(folder, "expected.npy")))
+	return worstError(reply.GetOutput().GetData(), must(expected.GetFloat64()))
+}
+
+// smallestCall times one query, one key, one dimension: nothing but the way there and back.
+func smallestCall(ctx context.Context, client pb.AttentionServiceClient) time.Duration {
+	one := tensor([]float32{1}, 1, 1)
+	times := make([]time.Duration, timedCalls)
+	for i := range times {
+		start := time.Now()
+		must(client.Attention(ctx, &pb.AttentionRequest{Query: one, Key: one, Value: one}))
+		times[i] = time.Since(start)
+	}
+	slices.Sort(times)
+	return times[timedCalls/2]
+}
+
+// refusedCall sends a key whose head_dim is not the query's: the error names the field.
+func refusedCall(ctx context.Context, client pb.AttentionServiceClient) {
+	two, three := tensor([]float32{1, 1}, 1, 2), tensor([]float32{1, 1, 1}, 1, 3)
+	_, err := client.Attention(ctx, &pb.AttentionRequest{Query: two, Key: three, Value: two})
+	refusal := status.Convert(err)
+	fmt.Printf("refused       %v", refusal.Code())
+	for _, detail := range refusal.Details() {
+		switch detail := detail.(type) {
+		case *errdetails.ErrorInfo:
+			fmt.Printf(", %s", detail.GetReason())
+		case *errdetails.BadRequest:
+			for _, violation := range detail.GetFieldViolations() {
+				fmt.Printf(" in %s\n              %s\n", violation.GetField(), violation.GetDescription())
+			}
+		}
+	}
+}
+
+func main() {
+	if len(os.Args) != 3 {
+		log.Fatalf("usage: %s (HOST:PORT | unix:PATH) FOLDER", os.Args[0])
+	}
+	// grpc-go refuses answers above 4 MiB unless told; the server has a limit of its own.
+	channel := must(grpc.NewClient(os.Args[1], grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32))))
+	client := pb.NewAttentionServiceClient(channel)
+	// The deadline travels with each call: past it the server stops computing.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	worst := realAttention(ctx, client, os.Args[2])
+	fmt.Printf("worst error   %.3e, allowed %.1e\n", worst, allowedError)
+	p50 := smallestCall(ctx, client)
+	fmt.Printf("smallest call p50 %.1f us of %d\n", float64(p50)/1e3, timedCalls)
+	refusedCall(ctx, client)
+	if !(worst <= allowedError) { // not a number is no answer either
+		log.Fatal("the answer is off by more than is allowed")
+	}
+}

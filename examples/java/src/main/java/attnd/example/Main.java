@@ -1,0 +1,150 @@
+package attnd.example;
+
+import attnd.v1.AttentionRequest;
+import attnd.v1.AttentionServiceGrpc;
+import attnd.v1.AttentionServiceGrpc.AttentionServiceBlockingStub;
+import attnd.v1.DataType;
+import attnd.v1.Tensor;
+import com.google.protobuf.ByteString;
+import com.google.rpc.BadRequest;
+import com.google.rpc.ErrorInfo;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
+import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.DoubleBuffer;
+import java.nio.FloatBuffer;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.List;
+import java.util.concurrent.TimeUnit;
+import java.util.regex.Pattern;
+
+/**
+ * Attention of a real transformer layer on an attnd server, checked against float64, timed, and
+ * refused once to show what an error looks like. Arguments: HOST:PORT or unix:PATH, and FOLDER.
+ */
+public final class Main {
+  private static final double ALLOWED_ERROR = 1.3e-6; // PyTorch's float32 kernel on the same data
+  private static final int TIMED_CALLS = 500;
+
+  /** A little-endian, row-major array of a .npy file of version 1. */
+  private record Npy(List<Long> shape, ByteBuffer elements) {
+    static Npy load(Path path, String type) throws IOException {
+      ByteBuffer file = ByteBuffer.wrap(Files.readAllBytes(path)).order(ByteOrder.LITTLE_ENDIAN);
+      int start = 10 + file.getShort(8); // magic, version and length, then a Python dictionary
+      String header = new String(file.array(), 10, start - 10, StandardCharsets.US_ASCII);
+      var expected = "'descr': '" + type + "', 'fortran_order': False, 'shape': \\(([^)]*)\\)";
+      var shape = Pattern.compile(expected).matcher(header);
+      if (!shape.find()) {
+        throw new IOException(path + ": expected " + type + " in C order, got " + header);
+      }
+      var extents = Pattern.compile("\\d+").matcher(shape.group(1)).results();
+      return new Npy(
+          extents.map(extent -> Long.valueOf(extent.group())).toList(),
+          file.position(start).slice().order(ByteOrder.LITTLE_ENDIAN));
+    }
+  }
+
+  private static Tensor load(Path folder, String name) throws IOException {
+    Npy npy = Npy.load(folder.resolve(name + ".npy"), "<f4");
+    return tensorOf(npy.shape(), ByteString.copyFrom(npy.elements()));
+  }
+
+  private static Tensor tensorOf(List<Long> shape, ByteString data) {
+    var tensor = Tensor.newBuilder().setDtype(DataType.DATA_TYPE_F32);
+    return tensor.addAllShape(shape).setData(data).build();
+  }
+
+  /** One row of zeros. */
+  private static Tensor row(int dimensions) {
+    return tensorOf(List.of(1L, (long) dimensions), ByteString.copyFrom(new byte[4 * dimensions]));
+  }
+
+  private static AttentionRequest request(Tensor query, Tensor key, Tensor value) {
+    return AttentionRequest.newBuilder().setQuery(query).setKey(key).setValue(value).build();
+  }
+
+  /** The largest difference; infinite where the lengths differ, NaN where a number is none. */
+  private static double worstError(FloatBuffer got, DoubleBuffer expected) {
+    double worst = got.remaining() == expected.remaining() ? 0 : Double.POSITIVE_INFINITY;
+    while (got.hasRemaining() && expected.hasRemaining()) {
+      worst = Math.max(worst, Math.abs(got.get() - expected.get()));
+    }
+    return worst;
+  }
+
+  private static double realAttention(AttentionServiceBlockingStub attnd, Path folder)
+      throws IOException {
+    AttentionRequest request =
+        request(load(folder, "query"), load(folder, "key"), load(folder, "value"));
+    long start = System.nanoTime();
+    var reply = attnd.attention(request);
+    long took = System.nanoTime() - start;
+    var stats = reply.getStats();
+    System.out.printf(
+        "attention     %s by %s %s on %d thread(s): %.2f ms of %.2f ms%n",
+        reply.getOutput().getShapeList(), stats.getIsa(), stats.getKernel(), stats.getThreads(),
+        stats.getComputeTime().getSeconds() * 1e3 + stats.getComputeTime().getNanos() / 1e6,
+        took / 1e6);
+    var output = reply.getOutput().getData().asReadOnlyByteBuffer().order(ByteOrder.LITTLE_ENDIAN);
+    var expected = Npy.load(folder.resolve("expected.npy"), "<f8");
+    return worstError(output.asFloatBuffer(), expected.elements().asDoubleBuffer());
+  }
+
+  /** One query, one key, one dimension: nothing but the way there and back, in microseconds. */
+  private static double smallestCall(AttentionServiceBlockingStub attnd) {
+    long[] times = new long[TIMED_CALLS];
+    for (int i = -TIMED_CALLS; i < TIMED_CALLS; i++) { // as many before, which warm the JIT up
+      long start = System.nanoTime();
+      attnd.attention(request(row(1), row(1), row(1)));
+      times[Math.max(i, 0)] = System.nanoTime() - start;
+    }
+    Arrays.sort(times);
+    return times[TIMED_CALLS / 2] / 1e3;
+  }
+
+  /** A key whose head_dim is not the query's: the error names the field. */
+  private static void refusedCall(AttentionServiceBlockingStub attnd) throws IOException {
+    try {
+      attnd.attention(request(row(2), row(3), row(2)));
+    } catch (StatusRuntimeException refusal) {
+      System.out.print("refused       " + refusal.getStatus().getCode());
+      for (var detail : StatusProto.fromThrowable(refusal).getDetailsList()) {
+        if (detail.is(ErrorInfo.class)) {
+          System.out.print(", " + detail.unpack(ErrorInfo.class).getReason());
+        } else if (detail.is(BadRequest.class)) {
+          for (var violation : detail.unpack(BadRequest.class).getFieldViolationsList()) {
+            System.out.println(" in " + violation.getField());
+            System.out.println("              " + violation.getDescription());
+          }
+        }
+      }
+    }
+  }
+
+  public static void main(String[] arguments) throws IOException {
+    if (arguments.length != 2) {
+      throw new IllegalArgumentException("expected (HOST:PORT | unix:PATH) FOLDER");
+    }
+    // gRPC refuses answers above 4 MiB unless told; the server has a limit of its own.
+    var channel =
+        Grpc.newChannelBuilder(arguments[0], InsecureChannelCredentials.create())
+            .maxInboundMessageSize(Integer.MAX_VALUE)
+            .build();
+    // The deadline travels with each call: past it the server stops computing.
+    var stub = AttentionServiceGrpc.newBlockingStub(channel);
+    var attnd = stub.withDeadlineAfter(60, TimeUnit.SECONDS);
+    double worst = realAttention(attnd, Path.of(arguments[1]));
+    System.out.printf("worst error   %.3e, allowed %.1e%n", worst, ALLOWED_ERROR);
+    System.out.printf("smallest call p50 %.1f us of %d%n", smallestCall(attnd), TIMED_CALLS);
+    refusedCall(attnd);
+    channel.shutdownNow();
+    System.exit(worst <= ALLOWED_ERROR ? 0 : 1);
+  }
+}

@@ -1,0 +1,68 @@
+"""Attention of a real transformer layer on an attnd server, checked against
+float64, timed, and refused once to show what an error looks like.
+
+    python main.py (HOST:PORT | unix:PATH) FOLDER
+"""
+
+import pathlib
+import statistics
+import sys
+import time
+
+import attnd
+import numpy as np
+
+ALLOWED_ERROR = 1.3e-6  # what PyTorch's float32 kernel is off on the same data
+TIMED_CALLS = 500
+
+
+def real_attention(client, folder):
+  """Returns how far the answer is from the expected output."""
+  query, key, value, expected = (
+      np.load(folder / f'{name}.npy')
+      for name in ('query', 'key', 'value', 'expected'))
+  start = time.perf_counter()
+  result = client.attention(query, key, value)
+  took = time.perf_counter() - start
+  stats = result.stats
+  computed = stats.compute_time.ToTimedelta().total_seconds()
+  print(f'attention     {result.output.shape} by {stats.isa} {stats.kernel} on '
+        f'{stats.threads} thread(s): {computed * 1e3:.2f} ms of '
+        f'{took * 1e3:.2f} ms')
+  return np.max(np.abs(result.output - expected))
+
+
+def smallest_call(client):
+  """One query, one key, one dimension: nothing but the way there and back."""
+  one = np.ones((1, 1), np.float32)
+  times = []
+  for _ in range(TIMED_CALLS):
+    start = time.perf_counter()
+    client.attention(one, one, one)
+    times.append(time.perf_counter() - start)
+  return statistics.median(times) * 1e6
+
+
+def refused_call(client):
+  """A key whose head_dim is not the query's: the error names the field."""
+  two, three = np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)
+  try:
+    client.attention(two, three, two)
+  except attnd.InvalidArgument as error:
+    print(f'refused       {error.code.name}, {error.reason} in {error.field}')
+    print(f'              {error.field_violations[0].description}')
+
+
+def main():
+  if len(sys.argv) != 3:
+    sys.exit('usage: main.py (HOST:PORT | unix:PATH) FOLDER')
+  with attnd.Client(sys.argv[1]) as client:
+    worst = real_attention(client, pathlib.Path(sys.argv[2]))
+    print(f'worst error   {worst:.3e}, allowed {ALLOWED_ERROR:.1e}')
+    print(f'smallest call p50 {smallest_call(client):.1f} us of {TIMED_CALLS}')
+    refused_call(client)
+  return 0 if worst <= ALLOWED_ERROR else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,25 @@
+"""Exact attention on an attnd server: NumPy in, NumPy out.
+
+    with attnd.Client('127.0.0.1:50051') as client:
+      result = client.attention(q, k, v, causal='bottom_right', timeout=5)
+      result.output  # an array like q
+
+`AsyncClient` is the same for asyncio. Every field of AttentionOptions in
+attnd/v1/attention.proto is a keyword argument of the attention calls. What a
+server refuses is an AttndError that names the field.
+"""
+
+from attnd.calls import AttentionResult, Gradients
+from attnd.clients import AsyncClient, Client
+from attnd.errors import (AttndError, Cancelled, DeadlineExceeded,
+                          FailedPrecondition, FieldViolation, Internal,
+                          InvalidArgument, ResourceExhausted, Unavailable,
+                          Unimplemented)
+from attnd.retry import RetryPolicy
+
+__all__ = [
+    'AsyncClient', 'AttentionResult', 'AttndError', 'Cancelled', 'Client',
+    'DeadlineExceeded', 'FailedPrecondition', 'FieldViolation', 'Gradients',
+    'Internal', 'InvalidArgument', 'ResourceExhausted', 'RetryPolicy',
+    'Unavailable', 'Unimplemented'
+]

@@ -1,0 +1,100 @@
+"""A failed call as a typed exception, with what the server said beside it."""
+
+import dataclasses
+
+from google.rpc import error_details_pb2, status_pb2
+import grpc
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldViolation:
+  """A field at fault."""
+  field: str  # its path from the request's root: "key.shape[3]"
+  description: str  # what was expected and what came
+
+
+class AttndError(Exception):
+  """A call that failed; the subclasses below are by code."""
+
+  def __init__(self, code, message, reason='', field_violations=(),
+               retry_delay=None):
+    super().__init__(f'{code.name}: {message}')
+    self.code = code  # a grpc.StatusCode
+    self.message = message
+    self.reason = reason  # "INVALID_FIELD"; empty where gRPC itself failed
+    self.field_violations = tuple(field_violations)
+    self.retry_delay = retry_delay  # seconds; None where waiting is no help
+
+  @property
+  def field(self):
+    """The path of the first field at fault; None where none is."""
+    return self.field_violations[0].field if self.field_violations else None
+
+
+class InvalidArgument(AttndError):
+  """The request is wrong in itself."""
+
+
+class ResourceExhausted(AttndError):
+  """Too large, or too much now: then with a retry_delay."""
+
+
+class Unavailable(AttndError):
+  """No server there, or it is draining."""
+
+
+class DeadlineExceeded(AttndError):
+  """The timeout passed; the server has stopped computing too."""
+
+
+class Cancelled(AttndError):
+  """The call was cancelled."""
+
+
+class FailedPrecondition(AttndError):
+  """A feature that is off."""
+
+
+class Unimplemented(AttndError):
+  """This server cannot do that."""
+
+
+class Internal(AttndError):
+  """A bug of the server."""
+
+
+_CLASSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
+    grpc.StatusCode.INTERNAL: Internal,
+}
+
+
+def from_rpc_error(error):
+  """The AttndError of a grpc.RpcError, synchronous or asyncio."""
+  reason, violations, retry_delay = '', [], None
+  for detail in _details(error):
+    if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+      reason = error_details_pb2.ErrorInfo.FromString(detail.value).reason
+    elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+      bad = error_details_pb2.BadRequest.FromString(detail.value)
+      violations = [
+          FieldViolation(v.field, v.description) for v in bad.field_violations
+      ]
+    elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+      retry = error_details_pb2.RetryInfo.FromString(detail.value)
+      retry_delay = retry.retry_delay.ToTimedelta().total_seconds()
+  return _CLASSES.get(error.code(), AttndError)(
+      error.code(), error.details(), reason, violations, retry_delay)
+
+
+def _details(error):
+  for key, value in error.trailing_metadata() or ():
+    if key == 'grpc-status-details-bin':
+      return status_pb2.Status.FromString(value).details
+  return ()

@@ -1,0 +1,175 @@
+"""What is tried again, and when. The server here is a scripted one, over a real
+socket, except where attnd itself is asked to be full."""
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+
+import attnd
+from attnd.v1 import attention_pb2 as pb
+from attnd.v1 import attention_pb2_grpc as pb_grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+import grpc
+import numpy as np
+import pytest
+
+from support.server import Server
+
+UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, None)
+FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, None)
+QUICK = attnd.RetryPolicy(initial_backoff=0.01)
+
+
+def full_for(seconds):
+  return (grpc.StatusCode.RESOURCE_EXHAUSTED, seconds)
+
+
+class Scripted(pb_grpc.AttentionServiceServicer):
+  """Fails as the script says, then answers."""
+
+  def __init__(self, script):
+    self.times = []
+    self._script = script
+
+  def GetServerInfo(self, request, context):
+    self.times.append(time.monotonic())
+    if len(self.times) > len(self._script):
+      return pb.GetServerInfoResponse(threads=7)
+    code, retry_delay = self._script[len(self.times) - 1]
+    status = status_pb2.Status(code=code.value[0], message='scripted')
+    if retry_delay is not None:
+      delay = duration_pb2.Duration()
+      delay.FromNanoseconds(int(retry_delay * 1e9))
+      detail = any_pb2.Any()
+      detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+      status.details.append(detail)
+    context.set_trailing_metadata(
+        (('grpc-status-details-bin', status.SerializeToString()),))
+    context.abort(code, 'scripted')
+
+
+@pytest.fixture
+def scripted():
+  """scripted(script) starts a server; returns it and its address."""
+  servers = []
+
+  def start(script):
+    servicer = Scripted(script)
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+    pb_grpc.add_AttentionServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port('127.0.0.1:0')
+    server.start()
+    servers.append(server)
+    return servicer, f'127.0.0.1:{port}'
+
+  yield start
+  for server in servers:
+    server.stop(None).wait()
+
+
+@pytest.fixture(params=['sync', 'asyncio'])
+def ask(request):
+  """ask(address, ...) is server_info() by one of the clients."""
+
+  def sync(address, retry=QUICK, timeout=60):
+    with attnd.Client(address, retry=retry) as client:
+      return client.server_info(timeout=timeout)
+
+  async def by_asyncio(address, retry=QUICK, timeout=60):
+    async with attnd.AsyncClient(address, retry=retry) as client:
+      return await client.server_info(timeout=timeout)
+
+  if request.param == 'sync':
+    return sync
+  return lambda *args, **kwargs: asyncio.run(by_asyncio(*args, **kwargs))
+
+
+def test_unavailable_is_tried_again(scripted, ask):
+  servicer, address = scripted([UNAVAILABLE, UNAVAILABLE])
+  assert ask(address).threads == 7
+  assert len(servicer.times) == 3
+
+
+def test_not_more_often_than_the_policy_says(scripted, ask):
+  servicer, address = scripted([UNAVAILABLE] * 9)
+  with pytest.raises(attnd.Unavailable):
+    ask(address, retry=attnd.RetryPolicy(max_attempts=3, initial_backoff=0.01))
+  assert len(servicer.times) == 3
+
+
+def test_full_is_tried_again_when_the_server_says_so(scripted, ask):
+  servicer, address = scripted([full_for(0.2)])
+  assert ask(address).threads == 7
+  assert servicer.times[1] - servicer.times[0] >= 0.2
+
+
+@pytest.mark.parametrize('failure', [
+    FULL,  # too large, however long one waits
+    (grpc.StatusCode.INVALID_ARGUMENT, None),
+    (grpc.StatusCode.INTERNAL, None),
+    (grpc.StatusCode.DEADLINE_EXCEEDED, None),
+    (grpc.StatusCode.UNIMPLEMENTED, 0.01),
+], ids=str)
+def test_nothing_else_is_tried_again(scripted, ask, failure):
+  servicer, address = scripted([failure])
+  with pytest.raises(attnd.AttndError) as caught:
+    ask(address)
+  assert caught.value.code == failure[0]
+  assert len(servicer.times) == 1
+
+
+def test_no_wait_that_the_deadline_forbids(scripted, ask):
+  servicer, address = scripted([full_for(3600)])
+  start = time.monotonic()
+  with pytest.raises(attnd.ResourceExhausted) as caught:
+    ask(address, timeout=30)
+  assert caught.value.retry_delay == 3600
+  assert time.monotonic() - start < 25
+  assert len(servicer.times) == 1
+
+
+def test_waits_spread_and_grow():
+  from attnd.retry import Attempts
+  policy = attnd.RetryPolicy(max_attempts=9, initial_backoff=1, max_backoff=4)
+  error = attnd.Unavailable(grpc.StatusCode.UNAVAILABLE, '')
+  waits = []
+  for _ in range(200):
+    attempts = Attempts(policy, 1e6)
+    waits.append([attempts.delay_after(error) for _ in range(5)])
+  tops = np.max(waits, axis=0)
+  assert (tops <= [1, 2, 4, 4, 4]).all() and (tops > [0.5, 1, 2, 2, 2]).all()
+  assert len(set(np.ravel(waits))) == 1000
+
+
+def test_a_full_attnd_is_waited_for(attnd_binary):
+  """Its only slot is taken by a call that ends at its own deadline."""
+  endless = np.ones((16, 262144, 1), np.float32)
+  small = np.ones((1, 1), np.float32)
+  never = attnd.RetryPolicy(max_attempts=1)
+  patient = attnd.RetryPolicy(max_attempts=10**6, max_backoff=0.1)
+  with Server(attnd_binary, '--max-in-flight=1') as server:
+    with attnd.Client(server.tcp, retry=never) as client:
+
+      def take_the_slot():
+        # Patient, since a probe may be in the slot when it comes.
+        with attnd.Client(server.tcp, retry=patient, timeout=5) as first:
+          with pytest.raises(attnd.DeadlineExceeded):
+            first.self_attention(endless)
+
+      holder = threading.Thread(target=take_the_slot)
+      holder.start()
+      try:
+        refused = None
+        while refused is None and holder.is_alive():
+          try:
+            client.self_attention(small)
+          except attnd.ResourceExhausted as error:
+            refused = error
+        assert refused and refused.reason == 'TOO_MANY_REQUESTS'
+        assert refused.retry_delay is not None
+        with attnd.Client(server.tcp, retry=patient) as other:
+          assert other.self_attention(small).output == small
+      finally:
+        holder.join()

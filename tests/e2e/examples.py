@@ -1,0 +1,272 @@
+"""./dev examples: builds the program of every language in examples/, runs each
+on the real input against one live server, over TCP and over a unix socket, and
+checks what it says. Exits with 0 only if every one was built, ran and agreed.
+
+What is here of each language: its tools and their least versions, the commands
+of its README, and where its program stands.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from support import minilm, reference
+from support.server import Server, clean_environment
+from support.stubs import REPOSITORY
+
+EXAMPLES = REPOSITORY / 'examples'
+BUILT = REPOSITORY / 'build' / 'examples'
+BOUND = next(c.bound for c in minilm.CASES if c.title == 'plain')
+FIELD = 'key.shape[1]'  # which the refused call of every program gets wrong
+MAX_LINES = 150
+COMMAND_SECONDS = 900
+
+
+class Failure(Exception):
+  """Why a language failed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+  """A program that has to be there, and the least version of it."""
+  version_command: tuple
+  least: tuple
+
+  def check(self):
+    name = self.version_command[0]
+    if not shutil.which(name):
+      raise Failure(f'{name} is not installed')
+    said = subprocess.run(self.version_command, capture_output=True, text=True,
+                          check=True)
+    found = re.search(r'(\d+)\.(\d+)', said.stdout + said.stderr)
+    version = tuple(int(part) for part in found.groups())
+    if version < self.least:
+      least = '.'.join(map(str, self.least))
+      raise Failure(f'{name} {found[0]} is too old, {least} is needed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+  """One folder of examples/, or one page. Commands run in the folder."""
+  name: str
+  folder: str
+  source: str  # the program whose lines count, below the folder
+  tools: tuple
+  build: tuple
+  run: tuple  # gets the address and the data folder appended
+
+
+VENV_PYTHON = str(BUILT / 'python' / 'bin' / 'python')
+GO = Tool(('go', 'version'), (1, 25))
+
+LANGUAGES = (
+    Language('python', 'python', 'main.py', (),
+             ((sys.executable, '-m', 'venv', str(BUILT / 'python')),
+              (VENV_PYTHON, '-m', 'pip', 'install', '--quiet', '.[test]'),
+              (VENV_PYTHON, '-B', '-m', 'pytest', '-q', '-p',
+               'no:cacheprovider', 'tests')),
+             (VENV_PYTHON, 'main.py')),
+    Language('cpp', 'cpp', 'main.cc', (Tool(('cmake', '--version'), (3, 25)),),
+             (('cmake', '--install', '{build}', '--prefix',
+               str(BUILT / 'prefix')),
+              ('cmake', '-S', '.', '-B', str(BUILT / 'cpp'), '-G', 'Ninja',
+               '-DCMAKE_BUILD_TYPE=Release',
+               f'-DCMAKE_PREFIX_PATH={BUILT / "prefix"}'),
+              ('cmake', '--build', str(BUILT / 'cpp'))),
+             (str(BUILT / 'cpp' / 'attnd_example'),)),
+    Language('go', 'go', 'main.go', (GO,),
+             (('go', 'generate', './...'),
+              ('go', 'build', '-o', f'{BUILT / "go"}/', '.')),
+             (str(BUILT / 'go' / 'attnd-example'),)),
+    Language('typescript', 'typescript', 'src/main.ts',
+             (Tool(('node', '--version'), (20, 11)),
+              Tool(('npm', '--version'), (7, 0))),
+             (('npm', 'ci', '--silent'), ('npm', 'run', '--silent', 'build')),
+             ('npm', 'start', '--silent', '--')),
+    Language('java', 'java', 'src/main/java/attnd/example/Main.java',
+             (Tool(('java', '-version'), (17, 0)),
+              Tool(('mvn', '--version'), (3, 8))),
+             (('mvn', '-B', '-q', 'compile'),),
+             ('mvn', '-B', '-q', 'exec:java')),
+    Language('rust', 'rust', 'src/main.rs',
+             (Tool(('cargo', '--version'), (1, 88)),),
+             (('cargo', 'build', '--locked', '--quiet'),),
+             (str(BUILT / 'rust' / 'debug' / 'attnd-example'),)),
+    Language('shell', '..', 'examples/grpcurl.md', (GO,), (), ()),
+)
+
+
+@dataclasses.dataclass
+class Outcome:
+  """A row of the table."""
+  language: Language
+  worst_error: float = float('nan')
+  p50_us: dict = dataclasses.field(default_factory=dict)  # by transport
+  lines: int = 0
+  build_seconds: float = 0
+  problem: str = ''
+
+
+def command_environment(build):
+  return clean_environment({
+      'ATTND_BUILD_DIR': str(build),
+      'GOBIN': str(BUILT / 'bin'),
+      'PATH': f'{BUILT / "bin"}{os.pathsep}{os.environ["PATH"]}',
+  })
+
+
+def execute(command, folder, environment, accept=(0,)):
+  """Returns what the command wrote; fails with all of it."""
+  done = subprocess.run(command, cwd=folder, env=environment, text=True,
+                        stdin=subprocess.DEVNULL, capture_output=True,
+                        timeout=COMMAND_SECONDS, check=False)
+  if done.returncode not in accept:
+    raise Failure(f'{" ".join(command)}: exit code {done.returncode}\n'
+                  f'{done.stdout}{done.stderr}')
+  return done
+
+
+def find(pattern, text):
+  """The groups of the pattern, which the text must have."""
+  found = re.search(pattern, text)
+  if not found:
+    raise Failure(f'no {pattern!r} in what it said:\n{text}')
+  return found.groups()
+
+
+class Runner:
+  """Runs languages against one server."""
+
+  def __init__(self, build, server):
+    self._build = build
+    self._server = server
+    self._environment = command_environment(build)
+
+  def run(self, language):
+    outcome = Outcome(language)
+    folder = EXAMPLES / language.folder
+    print(f'\n==> {language.name}', flush=True)
+    try:
+      for tool in language.tools:
+        tool.check()
+      start = time.monotonic()
+      for command in language.build:
+        command = [part.format(build=self._build) for part in command]
+        print('  ' + ' '.join(command), flush=True)
+        said = execute(command, folder, self._environment).stdout
+        print(said, end='', flush=True)
+      outcome.build_seconds = time.monotonic() - start
+      if language.run:
+        self._run_program(outcome, folder)
+      else:
+        self._run_page(outcome, folder)
+    except (Failure, OSError, subprocess.SubprocessError) as error:
+      outcome.problem = str(error)
+      print(f'  FAILED: {error}', flush=True)
+    return outcome
+
+  def _run_program(self, outcome, folder):
+    language = outcome.language
+    outcome.lines = len((folder / language.source).read_text().splitlines())
+    outcome.worst_error = 0
+    for transport in ('tcp', 'unix'):
+      arguments = (getattr(self._server, transport), str(minilm.FOLDER))
+      command = (*language.run, f'-Dexec.args={" ".join(arguments)}'
+                ) if language.run[0] == 'mvn' else language.run + arguments
+      said = execute(command, folder, self._environment).stdout
+      print(said, end='', flush=True)
+      worst = float(find(r'worst error +(\S+),', said)[0])
+      # NaN is no agreement either.
+      if not worst <= BOUND:
+        raise Failure(f'{transport}: off by {worst}, allowed is {BOUND}')
+      outcome.worst_error = max(outcome.worst_error, worst)
+      outcome.p50_us[transport] = float(
+          find(r'smallest call p50 (\S+) us', said)[0])
+      (field,) = find(r'refused .* in (\S+)\n', said)
+      if field != FIELD:
+        raise Failure(f'the refused call names {field}, not {FIELD}')
+    if outcome.lines > MAX_LINES:
+      raise Failure(f'{outcome.lines} lines, allowed are {MAX_LINES}')
+
+  def _run_page(self, outcome, folder):
+    """Every command on the page, on this server's addresses."""
+    page = (folder / outcome.language.source).read_text()
+    install, call, refused, load = re.findall(r'```sh\n(.*?)```', page, re.S)
+    start = time.monotonic()
+    self._shell(install)
+    outcome.build_seconds = time.monotonic() - start
+
+    answer = json.loads(self._shell(call).stdout)['output']
+    got = np.array(answer['values']['values']).reshape(
+        [int(extent) for extent in answer['shape']])
+    expected, _ = reference.attention(
+        [[1, 0]], [[1, 0], [0, 1]], [[1, 2], [3, 4]])
+    outcome.worst_error = float(np.max(np.abs(got - expected)))
+    if not outcome.worst_error <= BOUND:
+      raise Failure(f'off by {outcome.worst_error}, allowed is {BOUND}')
+
+    # grpcurl's exit code is 64 and the status code; 3 is INVALID_ARGUMENT.
+    find(r'"reason": "(INVALID_FIELD)"[\s\S]*"field": "key\.shape\[1\]"',
+         self._shell(refused, accept=(64 + 3,)).stderr)
+
+    report = self._shell(load).stdout
+    find(r'\[OK\] +(500) responses', report)
+    outcome.p50_us['tcp'] = 1e3 * float(find(r'50 % in (\S+) ms', report)[0])
+
+  def _shell(self, commands, accept=(0,)):
+    commands = commands.replace('127.0.0.1:50051', self._server.tcp).replace(
+        '/run/attnd.sock', str(self._server.socket_path))
+    print('  ' + commands.rstrip().replace('\n', '\n  '), flush=True)
+    done = execute(['bash', '-euo', 'pipefail', '-c', commands], REPOSITORY,
+                   self._environment, accept)
+    print(done.stdout, end='', flush=True)
+    return done
+
+
+def table(outcomes):
+  row = '{:<12}{:>12}{:>10}{:>10}{:>7}{:>8}  {}'
+  yield row.format('', 'worst error', 'p50 tcp', 'p50 unix', 'lines', 'built',
+                   '')
+  for o in outcomes:
+    p50 = [f'{o.p50_us[t]:.0f} us' if t in o.p50_us else '-'
+           for t in ('tcp', 'unix')]
+    yield row.format(o.language.name, f'{o.worst_error:.2e}', *p50,
+                     o.lines or '-', f'{o.build_seconds:.0f} s',
+                     f'FAILED: {o.problem.splitlines()[0]}' if o.problem
+                     else 'ok')
+
+
+def main():
+  names = [language.name for language in LANGUAGES]
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--build', type=pathlib.Path, required=True,
+                      help='the build folder with server/ and client/')
+  parser.add_argument('--only', default=','.join(names),
+                      help='comma-separated; default: %(default)s')
+  arguments = parser.parse_args()
+  chosen = arguments.only.split(',')
+  if unknown := set(chosen) - set(names):
+    parser.error(f'--only knows {", ".join(names)}; got {", ".join(unknown)}')
+  build = arguments.build.resolve()
+  (BUILT / 'bin').mkdir(parents=True, exist_ok=True)
+  with Server(build / 'server' / 'attnd') as server:
+    print(f'attnd listens on {" and ".join(server.addresses)}')
+    runner = Runner(build, server)
+    outcomes = [runner.run(l) for l in LANGUAGES if l.name in chosen]
+  print('\nAttention of a real layer, the smallest call\'s median, seconds to '
+        'build:\n')
+  print('\n'.join(table(outcomes)))
+  return 1 if any(o.problem for o in outcomes) else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
