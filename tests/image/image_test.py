@@ -7,6 +7,7 @@ printed only.
 
 import io
 import json
+import os
 import pathlib
 import tarfile
 
@@ -90,6 +91,8 @@ def test_what_it_says_of_itself(saved):
   assert config['Healthcheck']['Test'] == ['CMD', '/usr/bin/attnctl', 'health']
   labels = config['Labels']
   assert labels['org.opencontainers.image.licenses'] == 'Apache-2.0'
+  revision = os.environ['ATTND_REVISION']
+  assert labels['org.opencontainers.image.revision'] == revision
   assert labels['org.opencontainers.image.version'] in run_once(
       ['attnd', '--version'])
 
