@@ -1,0 +1,84 @@
+"""compose.yaml and the Kubernetes manifests against their schemas, and against
+what no schema knows: that attnd has the time to drain."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+COMPOSE = REPOSITORY / 'docker' / 'compose.yaml'
+KUBERNETES = REPOSITORY / 'deploy' / 'kubernetes'
+# The first that has all that is used, and the newest that is known.
+VERSIONS = ['1.30', kubernetes_validate.latest_version()]
+
+
+def render(folder):
+  """The documents as `kubectl apply -k` would send them."""
+  text = subprocess.run(['kubectl', 'kustomize', str(KUBERNETES / folder)],
+                        capture_output=True, check=True, timeout=60).stdout
+  return {d['kind']: d for d in yaml.safe_load_all(text)}
+
+
+def drain_seconds():
+  row = re.search(r'^\| `--drain-timeout` .*$',
+                  (REPOSITORY / 'docs/configuration.md').read_text(), re.M)
+  return int(row.group().split('|')[4])
+
+
+def seconds(text):
+  return int(re.fullmatch(r'(\d+)s', text).group(1))
+
+
+def test_compose():
+  """By compose itself where it is there, else by its schema."""
+  command = ['docker', 'compose', '--file', str(COMPOSE), 'config', '--quiet']
+  try:
+    have = subprocess.run(command[:2] + ['version'], check=False,
+                          capture_output=True).returncode == 0
+  except FileNotFoundError:
+    have = False
+  if not have:
+    command = [sys.executable, '-m', 'check_jsonschema',
+               '--builtin-schema=vendor.compose-spec', str(COMPOSE)]
+  print(f'\ncompose.yaml is checked by {"compose" if have else "its schema"}')
+  done = subprocess.run(command, check=False, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_lets_attnd_drain():
+  attnd = yaml.safe_load(COMPOSE.read_text())['services']['attnd']
+  assert seconds(attnd['stop_grace_period']) > drain_seconds()
+
+
+@pytest.mark.parametrize('version', VERSIONS)
+@pytest.mark.parametrize('folder,kinds', [
+    ('sidecar', {'Pod'}),
+    ('service', {'Deployment', 'Service', 'PodDisruptionBudget',
+                 'HorizontalPodAutoscaler'}),
+])
+def test_manifests(folder, kinds, version):
+  documents = render(folder)
+  assert set(documents) == kinds
+  for document in documents.values():
+    kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_a_wrong_manifest_is_found():
+  pod = render('sidecar')['Pod']
+  pod['spec']['initContainers'][0]['restartpolicy'] = 'Always'
+  with pytest.raises(kubernetes_validate.ValidationError):
+    kubernetes_validate.validate(pod, VERSIONS[0], strict=True)
+
+
+def test_kubernetes_lets_attnd_drain():
+  spec = render('service')['Deployment']['spec']['template']['spec']
+  (attnd,) = spec['containers']
+  pre_stop = attnd['lifecycle']['preStop']['sleep']['seconds']
+  assert spec['terminationGracePeriodSeconds'] > pre_stop + drain_seconds()
+  pod = render('sidecar')['Pod']['spec']
+  assert pod['terminationGracePeriodSeconds'] > drain_seconds()
