@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <set>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/kernels/geometry.h"
@@ -13,93 +16,171 @@ namespace {
 constexpr MachineInfo kWide = {
     .isa = Isa::kAvx512, .l1_bytes = 32 << 10, .l2_bytes = 1 << 20};
 
-AttentionParams Params(int64_t batch, int64_t heads, int64_t group,
-                       int64_t q_len, int64_t kv_len, int64_t head_dim) {
-  AttentionParams params;
-  params.batch = batch;
-  params.num_q_heads = heads * group;
-  params.num_kv_heads = heads;
-  params.q_len = q_len;
-  params.kv_len = kv_len;
-  params.head_dim = head_dim;
-  params.v_head_dim = head_dim;
-  return params;
+AttentionProblem Problem(int64_t batch, int64_t heads, int64_t group,
+                         int64_t q_len, int64_t kv_len, int64_t head_dim,
+                         const AttentionOptions& options = {}) {
+  const TensorSpec kv{.shape = {batch, heads, kv_len, head_dim}};
+  return AttentionProblem::Create(
+             {.shape = {batch, heads * group, q_len, head_dim}}, kv, kv,
+             options)
+      .value();
 }
 
 struct Row {
-  AttentionParams params;
+  AttentionProblem problem;
+  const char* variant;
   int64_t tile_q;
   int64_t tile_kv;
-  int64_t task_count;
+  int64_t tile_tasks;
+  int64_t merge_tasks;
 };
 
 TEST(KernelPlanTest, ChoosesTheTilesOfTheTable) {
   const std::vector<Row> table = {
-      {Params(1, 1, 1, 4096, 4096, 128), 96, 256, 43},
-      {Params(1, 1, 1, 4096, 4096, 64), 96, 256, 43},
-      {Params(2, 8, 4, 1, 32768, 128), 4, 256, 16},
-      {Params(1, 32, 1, 128, 128, 64), 96, 128, 64},
-      {Params(1, 1, 1, 4096, 4096, 1024), 96, 64, 43},
-      {Params(1, 1, 1, 5, 0, 64), 5, 64, 1},
-      {Params(1, 1, 1, 0, 5, 64), 1, 64, 0},
-      {Params(0, 1, 1, 5, 5, 64), 5, 64, 0},
+      {Problem(1, 1, 1, 4096, 4096, 128), "tiled", 96, 256, 43, 0},
+      {Problem(1, 1, 1, 4096, 4096, 64), "tiled", 96, 256, 43, 0},
+      // Few rows: read as they lie, in splits of 4096 keys.
+      {Problem(2, 8, 4, 1, 32768, 128), "direct", 4, 256, 128, 16},
+      {Problem(1, 2, 1, 12, 4096, 64), "direct", 12, 256, 2, 0},
+      {Problem(1, 2, 1, 13, 4096, 64), "tiled", 13, 256, 2, 0},
+      // One tile of rows, so that only splits let workers share it.
+      {Problem(1, 1, 1, 96, 10000, 64), "tiled", 96, 256, 3, 1},
+      // Two tiles of nearly equal numbers of rows.
+      {Problem(1, 32, 1, 128, 128, 64), "tiled", 66, 256, 64, 0},
+      {Problem(1, 1, 1, 4096, 4096, 1024), "tiled", 96, 128, 43, 0},
+      {Problem(1, 1, 1, 5, 0, 64), "direct", 5, 256, 1, 0},
+      {Problem(1, 1, 1, 0, 5, 64), "direct", 1, 256, 0, 0},
+      {Problem(0, 1, 1, 5, 5, 64), "direct", 1, 256, 0, 0},
   };
   for (const Row& row : table) {
-    const KernelPlan plan = MakeKernelPlan(row.params, kWide);
+    const KernelPlan plan = MakeKernelPlan(row.problem, kWide);
+    const AttentionParams& p = row.problem.params();
+    SCOPED_TRACE(::testing::Message()
+                 << "q_len " << p.q_len << " kv_len " << p.kv_len
+                 << " head_dim " << p.head_dim);
+    EXPECT_EQ(plan.variant, row.variant);
     EXPECT_EQ(plan.tile_q, row.tile_q);
     EXPECT_EQ(plan.tile_kv, row.tile_kv);
-    EXPECT_EQ(plan.task_count, row.task_count);
+    EXPECT_EQ(plan.tile_tasks, row.tile_tasks);
+    EXPECT_EQ(plan.merge_tasks, row.merge_tasks);
   }
 }
 
 TEST(KernelPlanTest, TilesDependOnNeitherBatchNorHeads) {
-  const KernelPlan one = MakeKernelPlan(Params(1, 1, 2, 700, 900, 64), kWide);
+  const KernelPlan one = MakeKernelPlan(Problem(1, 1, 2, 700, 900, 64), kWide);
   const KernelPlan many =
-      MakeKernelPlan(Params(16, 32, 2, 700, 900, 64), kWide);
-  EXPECT_EQ(one.tile_q, many.tile_q);
+      MakeKernelPlan(Problem(16, 32, 2, 700, 900, 64), kWide);
+  EXPECT_EQ(one.Entry(0), many.Entry(15));
   EXPECT_EQ(one.tile_kv, many.tile_kv);
   EXPECT_EQ(one.variant, many.variant);
 }
 
-TEST(KernelPlanTest, BlockSizeIsAHintInWholePanels) {
-  AttentionParams params = Params(1, 1, 1, 512, 4096, 64);
+// Padding, and what else is in a ragged batch, must not change an entry's part.
+TEST(KernelPlanTest, AnEntryIsPlannedByItsOwnLengths) {
+  const KernelPlan alone = MakeKernelPlan(Problem(1, 2, 1, 8, 5000, 64), kWide);
+  const KernelPlan padded = MakeKernelPlan(
+      Problem(2, 2, 1, 300, 9000, 64,
+              {.query_lengths = {8, 300}, .key_lengths = {5000, 9000}}),
+      kWide);
+  EXPECT_TRUE(alone.Entry(0).direct);
+  EXPECT_TRUE(padded.Entry(0).direct);
+  EXPECT_EQ(alone.Entry(0).splits, padded.Entry(0).splits);
+  EXPECT_FALSE(padded.Entry(1).direct);
+  EXPECT_EQ(padded.variant, "tiled+direct");
+}
+
+TEST(KernelPlanTest, EveryTaskIsOnePartOfOneEntry) {
+  const TensorSpec spec{.shape = {3, 600, 16}};
+  const AttentionProblem problem =
+      AttentionProblem::Create(spec, spec, spec,
+                               {.cu_seqlens_q = {0, 1, 1, 400, 600},
+                                .cu_seqlens_k = {0, 300, 350, 600, 600}})
+          .value();
+  const KernelPlan plan = MakeKernelPlan(problem, kWide);
+  std::set<std::tuple<int64_t, int64_t, int64_t, int64_t>> tiles;
+  for (int64_t task = 0; task < plan.tile_tasks; ++task) {
+    const TileTask tile = plan.Tile(task);
+    EXPECT_LT(tile.kv_head, 3);
+    EXPECT_LT(tile.tile, plan.Entry(tile.entry).q_tiles);
+    EXPECT_TRUE(
+        tiles.insert({tile.entry, tile.kv_head, tile.tile, tile.split}).second);
+  }
+  // One row; none; 399 rows in 5 tiles; 200 rows in 3, which see no key.
+  EXPECT_EQ(plan.tile_tasks, 3 * (1 + 0 + 5 + 3));
+  // The heaviest entry comes first.
+  EXPECT_EQ(plan.Tile(0).entry, 2);
+  int64_t packed = 0;
+  for (int64_t task = 0; task < plan.pack_tasks; ++task) {
+    const PackTask part = plan.Pack(task);
+    EXPECT_LT(part.first, part.last);
+    packed += part.last - part.first;
+  }
+  EXPECT_EQ(packed, 3 * 250);
+}
+
+TEST(KernelPlanTest, BlockSizeIsAHintInWholeSums) {
   for (const auto& [hint, keys] : std::vector<std::pair<int64_t, int64_t>>{
-           {1, 64},
-           {64, 64},
-           {65, 128},
-           {200, 256},
+           {1, 128},
+           {128, 128},
+           {129, 256},
+           {300, 512},
            {1 << 30, 512},
            {std::numeric_limits<int64_t>::max(), 512}}) {
-    params.block_size = hint;
-    EXPECT_EQ(MakeKernelPlan(params, kWide).tile_kv, keys) << hint;
+    EXPECT_EQ(MakeKernelPlan(
+                  Problem(1, 1, 1, 512, 4096, 64, {.block_size = hint}), kWide)
+                  .tile_kv,
+              keys)
+        << hint;
   }
 }
 
+TEST(KernelPlanTest, Bf16DotIsForBf16Alone) {
+  MachineInfo machine = kWide;
+  machine.isa = Isa::kAvx512Bf16;
+  const auto isa_of = [&](DataType type, Precision precision) {
+    const TensorSpec spec{.dtype = type, .shape = {512, 64}};
+    return MakeKernelPlan(AttentionProblem::Create(spec, spec, spec,
+                                                   {.precision = precision})
+                              .value(),
+                          machine)
+        .isa;
+  };
+  EXPECT_EQ(isa_of(DataType::kBF16, Precision::kAuto), Isa::kAvx512Bf16);
+  EXPECT_EQ(isa_of(DataType::kBF16, Precision::kBF16), Isa::kAvx512Bf16);
+  EXPECT_EQ(isa_of(DataType::kBF16, Precision::kF32), Isa::kAvx512);
+  EXPECT_EQ(isa_of(DataType::kF32, Precision::kAuto), Isa::kAvx512);
+  EXPECT_EQ(isa_of(DataType::kF32, Precision::kBF16), Isa::kAvx512);
+  EXPECT_EQ(isa_of(DataType::kF16, Precision::kAuto), Isa::kAvx512);
+}
+
 TEST(KernelPlanTest, WorkspaceGrowsWithThreadsUpToTheTiles) {
-  const KernelPlan plan = MakeKernelPlan(Params(1, 1, 1, 200, 64, 64), kWide);
-  ASSERT_EQ(plan.task_count, 3);
+  const KernelPlan plan = MakeKernelPlan(Problem(1, 1, 1, 200, 64, 64), kWide);
+  ASSERT_EQ(plan.tile_tasks, 3);
   const int64_t one = plan.WorkspaceBytes(1);
   EXPECT_EQ(plan.WorkspaceBytes(2), one + plan.slot_bytes);
   EXPECT_EQ(plan.WorkspaceBytes(3), plan.WorkspaceBytes(64));
 }
 
-TEST(KernelPlanTest, BytesSaturateWherePanelsOverflow) {
-  for (const int64_t batch : {int64_t{1} << 49, int64_t{1} << 50}) {
+TEST(KernelPlanTest, BytesSaturateWherePackedKeysOverflow) {
+  for (const int64_t batch : {int64_t{1} << 46, int64_t{1} << 47}) {
     const KernelPlan plan =
-        MakeKernelPlan(Params(batch, 1, 1, 1, 1, 256), kWide);
-    EXPECT_GT(plan.WorkspaceBytes(2), int64_t{1} << 62);
+        MakeKernelPlan(Problem(batch, 1, 1, 13, 1, 256), kWide);
+    EXPECT_GT(plan.WorkspaceBytes(2), int64_t{1} << 60);
   }
 }
 
 TEST(KernelPlanTest, EveryTileFitsTheKernelsFixedArrays) {
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa :
+       {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
     MachineInfo machine = kWide;
     machine.isa = isa;
     for (const int64_t q_len : {1, 95, 96, 97, 5000}) {
       const KernelPlan plan =
-          MakeKernelPlan(Params(1, 1, 3, q_len, 777, 100), machine);
+          MakeKernelPlan(Problem(1, 1, 3, q_len, 777, 100), machine);
       EXPECT_LE(plan.tile_q, kMaxTileRows);
-      EXPECT_EQ(plan.tile_kv % plan.panel_keys, 0);
+      EXPECT_EQ(plan.tile_kv % kKeysPerSum, 0);
+      EXPECT_EQ(KernelPlan::kKeysPerSplit % plan.tile_kv, 0);
+      EXPECT_EQ(kKeysPerSum % plan.panel_keys, 0);
       EXPECT_EQ(plan.slot_bytes % 64, 0);
       EXPECT_EQ(plan.packed_keys_bytes % 64, 0);
     }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <random>
 
+#include "core/backward_plan.h"
 #include "core/field_error.h"
 #include "tests/support/attention_case.h"
 
@@ -35,26 +36,41 @@ TEST(MemoryEstimatorTest, CountsWhatTheContractSays) {
     const absl::StatusOr<MemoryEstimate> estimate =
         estimator.Estimate(c.problem());
     ASSERT_TRUE(estimate.ok()) << estimate.status();
-    const auto bytes_of = [](const std::vector<float>& tensor) {
-      return static_cast<int64_t>(tensor.size() * sizeof(float));
+    const auto bytes_of = [](const auto& tensor) {
+      return static_cast<int64_t>(tensor.size()) * SizeOf(tensor.type());
     };
     EXPECT_EQ(estimate->input_bytes,
-              bytes_of(c.query) + bytes_of(c.key) + bytes_of(c.value));
-    EXPECT_EQ(estimate->output_bytes, bytes_of(c.output) + bytes_of(c.lse));
+              bytes_of(c.query) + bytes_of(c.key) + bytes_of(c.value) +
+                  c.problem().bias_bytes() + c.problem().mask_bytes());
+    EXPECT_EQ(
+        estimate->output_bytes,
+        bytes_of(c.output) + (p.return_lse ? c.problem().lse_bytes() : 0));
     EXPECT_EQ(estimate->workspace_bytes,
-              MakeKernelPlan(p, machine).WorkspaceBytes(3));
+              MakeKernelPlan(c.problem(), machine).WorkspaceBytes(3));
     EXPECT_EQ(estimate->flash_bytes, estimate->input_bytes +
                                          estimate->output_bytes +
                                          estimate->workspace_bytes);
-    EXPECT_EQ(estimate->naive_bytes,
-              4 * p.batch * p.num_q_heads * p.q_len * p.kv_len +
-                  estimate->input_bytes + estimate->output_bytes);
+    int64_t scores = 0;
     int64_t pairs = 0;
-    for (int64_t row = 0; row < p.q_len; ++row) {
-      pairs += c.problem().mask().VisibleRange(0, row).size();
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const BatchEntry entry = c.problem().mask().Entry(b);
+      scores += entry.q_len * entry.kv_extent;
+      for (int64_t row = 0; row < entry.q_len; ++row) {
+        pairs += entry.VisibleRange(row).size();
+      }
     }
-    EXPECT_EQ(estimate->flops, 2 * (p.head_dim + p.v_head_dim) * p.batch *
-                                   p.num_q_heads * pairs);
+    EXPECT_EQ(estimate->naive_bytes, 4 * p.num_q_heads * scores +
+                                         estimate->input_bytes +
+                                         estimate->output_bytes);
+    EXPECT_EQ(estimate->flops,
+              2 * (p.head_dim + p.v_head_dim) * p.num_q_heads * pairs);
+    const absl::StatusOr<MemoryEstimate> backward =
+        estimator.EstimateBackward(c.problem());
+    ASSERT_TRUE(backward.ok()) << backward.status();
+    EXPECT_EQ(backward->workspace_bytes,
+              BackwardPlan(c.problem(), machine).WorkspaceBytes(3));
+    EXPECT_EQ(backward->flops,
+              2 * (3 * p.head_dim + 2 * p.v_head_dim) * p.num_q_heads * pairs);
   }
 }
 
