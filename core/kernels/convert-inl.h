@@ -104,7 +104,7 @@ HWY_INLINE hn::Vec<D> RoundToBf16(D d, hn::Vec<D> x) {
   const auto upper = hn::Set(du, 0xFFFF0000U);
   const auto nan = hn::Or(bits, hn::Set(du, 0x00400000U));
   return hn::BitCast(
-      d, hn::And(upper, hn::IfThenElse(hn::RebindMask(du, hn::Ne(x, x)), nan,
+      d, hn::And(upper, hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(x)), nan,
                                        rounded)));
 }
 

@@ -221,7 +221,7 @@ class RowTile {
         VisitType(params_.bias_dtype, [&](auto as) {
           const Vec x =
               LoadBroadcast<decltype(as)>(bias, bias_stride, j, end_ - begin_);
-          shown = hn::And(shown, hn::Ne(x, hn::Set(kF, kMinusInfinity)));
+          shown = hn::AndNot(hn::Eq(x, hn::Set(kF, kMinusInfinity)), shown);
         });
       }
       StoreVisible(shown, bits, j);
