@@ -10,6 +10,7 @@
 
 // GCC 12 finds the undefined vectors in its own intrinsics.
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 #include <cstddef>
 #include <utility>
