@@ -35,6 +35,7 @@ struct Case {
   int64_t len = 0;  // q_len = kv_len
   int64_t head_dim = 128;
   bool causal = false;
+  int64_t window = 0;  // keys that a row sees at most; 0 = all
   int threads = 1;
   bool naive = false;  // beside it, interleaved
 };
@@ -67,6 +68,11 @@ std::vector<Case> Cases() {
         }
       }
     }
+    cases.push_back({.name = "window",
+                     .len = 4096,
+                     .causal = true,
+                     .window = 1024,
+                     .threads = threads});
     for (const auto& [head_dim, len] :
          std::map<int64_t, int64_t>{{80, 1000}, {96, 1537}, {100, 777}}) {
       cases.push_back({.name = "odd",
@@ -115,6 +121,13 @@ class Tensors {
   Workspace query_, key_, value_, output_;
 };
 
+AttentionOptions OptionsOf(const Case& c) {
+  AttentionOptions options;
+  if (c.causal) options.causal = Causal::kTopLeft;
+  if (c.window > 0) options.window_left = c.window - 1;
+  return options;
+}
+
 double Seconds(const RunStats& stats) {
   return duration<double>(stats.compute_time).count();
 }
@@ -129,10 +142,7 @@ class Bench {
     const TensorSpec spec{.dtype = DataType::kF32,
                           .shape = {c.heads, c.len, c.head_dim}};
     const AttentionProblem problem =
-        AttentionProblem::Create(
-            spec, spec, spec,
-            {.causal = c.causal ? Causal::kTopLeft : Causal::kNone})
-            .value();
+        AttentionProblem::Create(spec, spec, spec, OptionsOf(c)).value();
     const MemoryEstimate estimate =
         engine.estimator().Estimate(problem).value();
     const Tensors tensors(problem);
@@ -185,6 +195,7 @@ class Bench {
                   {"kv_len", c.len},
                   {"head_dim", c.head_dim},
                   {"causal", c.causal},
+                  {"window", c.window},
                   {"threads", c.threads},
                   {"isa", IsaName(first.isa)},
                   {"gflops", flops / time / 1e9},
