@@ -24,9 +24,9 @@ MachineInfo ChooseMachine(const EngineOptions& options) {
 // One call: first the packing, then its tiles, then what joins them.
 class AttentionEngine::Job : public TileJob {
  public:
-  Job(const AttentionProblem& problem, KernelPlan plan,
+  Job(AttentionProblem problem, KernelPlan plan,
       const AttentionBuffers& buffers, int threads, Workspace workspace)
-      : problem_(problem),
+      : problem_(std::move(problem)),
         plan_(std::move(plan)),
         threads_(threads),
         kernel_(GetFlashKernel(plan_.isa)),
@@ -70,9 +70,9 @@ class AttentionEngine::Job : public TileJob {
 // is written of the rows.
 class AttentionEngine::GradientJob : public TileJob {
  public:
-  GradientJob(const AttentionProblem& problem, BackwardPlan plan,
+  GradientJob(AttentionProblem problem, BackwardPlan plan,
               const BackwardBuffers& buffers, int threads, Workspace workspace)
-      : problem_(problem),
+      : problem_(std::move(problem)),
         plan_(std::move(plan)),
         threads_(threads),
         kernel_(GetBackwardKernel(plan_.isa())),

@@ -38,8 +38,10 @@ class EntryTable {
              const std::vector<int64_t>& work)
       : order_(counts.size()), places_(counts.size()) {
     std::iota(order_.begin(), order_.end(), 0);
-    std::stable_sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) {
-      return work[static_cast<size_t>(a)] > work[static_cast<size_t>(b)];
+    std::sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) {
+      const int64_t work_a = work[static_cast<size_t>(a)];
+      const int64_t work_b = work[static_cast<size_t>(b)];
+      return work_a != work_b ? work_a > work_b : a < b;
     });
     starts_.reserve(counts.size());
     for (size_t place = 0; place < order_.size(); ++place) {

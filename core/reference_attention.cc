@@ -15,8 +15,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 double FromF16(uint16_t bits) {
   const double sign = (bits & 0x8000U) != 0 ? -1 : 1;
-  const int exponent = (bits >> 10U) & 31U;
-  const int fraction = bits & 1023U;
+  const auto exponent = static_cast<int>((bits >> 10U) & 31U);
+  const auto fraction = static_cast<int>(bits & 1023U);
   if (exponent == 31) {
     return fraction == 0 ? sign * kInfinity
                          : std::numeric_limits<double>::quiet_NaN();

@@ -40,7 +40,6 @@
 #include <cstddef>
 #include <cstring>
 #include <limits>
-#include <utility>
 
 #include "core/checked_math.h"
 #include "core/kernels/geometry.h"

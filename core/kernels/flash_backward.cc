@@ -26,7 +26,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
-#include <limits>
 
 #include "core/checked_math.h"
 #include "core/kernels/geometry.h"

@@ -169,7 +169,7 @@ inline constexpr int64_t kDirectKeys = 4;
 
 // The sums of four vectors' lanes.
 HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT to) {
-#if HWY_TARGET == HWY_SCALAR
+#if !ATTND_WIDE
   to[0] = hn::GetLane(a);
   to[1] = hn::GetLane(b);
   to[2] = hn::GetLane(c);
@@ -269,7 +269,7 @@ void DirectScores(const float* q, int64_t q_stride,
       case 2:
         run(&DirectBlock<As, 2>);
         break;
-#if HWY_TARGET != HWY_SCALAR
+#if ATTND_WIDE
       case 3:
         run(&DirectBlock<As, 3>);
         break;

@@ -20,7 +20,7 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-#if HWY_TARGET != HWY_SCALAR
+#if ATTND_WIDE
 // Four elements of each of kLanes / 4 rows that are four rows apart, one row to
 // a block of 128 bits.
 template <class As>
@@ -45,7 +45,7 @@ template <class As>
 void PackPanel(const typename As::Element* src, int64_t stride, int64_t keys,
                int64_t dims, bool rounds, float* HWY_RESTRICT dst) {
   int64_t j = 0;
-#if HWY_TARGET != HWY_SCALAR
+#if ATTND_WIDE
   const hn::Repartition<double, Floats> d2;
   for (; j + kLanes <= keys; j += kLanes) {
     const typename As::Element* rows = src + j * stride;
@@ -138,7 +138,7 @@ inline void PackPanelPairs(const uint16_t* src, int64_t stride, int64_t keys,
                            int64_t dims, float* HWY_RESTRICT dst) {
   auto* to = reinterpret_cast<uint16_t*>(dst);
   int64_t j = 0;
-#if HWY_TARGET != HWY_SCALAR
+#if ATTND_WIDE
   if (stride % 2 == 0 && dims % 2 == 0 &&
       reinterpret_cast<uintptr_t>(src) % 4 == 0) {
     PackPanel<AsF32>(reinterpret_cast<const float*>(src), stride / 2, keys,

@@ -203,18 +203,19 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
     }
   }
   ATTND_UNROLL
-  for (int64_t i = 0; i < kSums; ++i) {
+  for (Vec& sum : sums) {
     if (j >= end) break;
     const Vec p = weigh(j);
     StoreWeights<kKind>(p, j, scores);
-    sums[i] = hn::Add(sums[i], p);
+    sum = hn::Add(sum, p);
     j += kLanes;
   }
   ATTND_UNROLL
   for (int64_t step = kSums / 2; step > 0; step /= 2) {
     ATTND_UNROLL
-    for (int64_t i = 0; i < step; ++i)
+    for (int64_t i = 0; i < step; ++i) {
       sums[i] = hn::Add(sums[i], sums[i + step]);
+    }
   }
   return sums[0];
 }

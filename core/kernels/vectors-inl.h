@@ -19,6 +19,15 @@
 #undef ATTND_UNROLL
 #define ATTND_UNROLL HWY_PRAGMA(GCC unroll 16)
 
+// Whether this target has the vectors that packing and sums are written for; on
+// all others the kernels take one lane at a time.
+#undef ATTND_WIDE
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+#define ATTND_WIDE 1
+#else
+#define ATTND_WIDE 0
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
