@@ -53,6 +53,10 @@ constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
 constexpr int64_t kTileRows = BackwardPlan::kTileRows;
 static_assert(kTileKeys == kKeysPerSum && kTileRows <= kMaxTileRows);
 
+// Rows whose products are summed before they join a key's gradient: as with
+// keys in the forward pass, short sums round less.
+constexpr int64_t kRowsPerSum = 32;
+
 // Where the three packed copies of a tile of keys are.
 struct PackedTile {
   PackedTile(const BackwardJob& job, const BackwardPlan::Tile& tile,
@@ -380,19 +384,27 @@ class TilePair {
       for (int64_t left = CeilDiv(keys, static_cast<int64_t>(kRows)); left > 0;
            --left) {
         const int64_t count = CeilDiv(keys - key, left);
-        if (!careful) {
+        for (int64_t row = 0; !careful && row < steps; row += kRowsPerSum) {
           kMicrokernels.value_transposed[count - 1][vectors - 1](
-              weights + key, layout_.score_stride, from, 0, steps,
+              weights + row * layout_.score_stride + key, layout_.score_stride,
+              from + row * vectors * kLanes, 0,
+              std::min(kRowsPerSum, steps - row),
               output + key * stride + column, stride, Ahead(slot_, false));
         }
         for (int64_t j = key; careful && j < key + count; ++j) {
           for (int64_t v = 0; v < vectors; ++v) {
-            AddCarefully(
-                kMicrokernels.value_transposed[0][0], weights + j,
-                layout_.score_stride, from + v * kLanes, vectors * kLanes,
-                steps,
-                [&](int64_t step) { return Sees(step, j) ? 0xFFFFFFFFU : 0U; },
-                output + j * stride + column + v * kLanes);
+            for (int64_t row = 0; row < steps; row += kRowsPerSum) {
+              AddCarefully(
+                  kMicrokernels.value_transposed[0][0],
+                  weights + row * layout_.score_stride + j,
+                  layout_.score_stride,
+                  from + row * vectors * kLanes + v * kLanes, vectors * kLanes,
+                  std::min(kRowsPerSum, steps - row),
+                  [&](int64_t step) {
+                    return Sees(row + step, j) ? 0xFFFFFFFFU : 0U;
+                  },
+                  output + j * stride + column + v * kLanes);
+            }
           }
         }
         key += count;
