@@ -47,10 +47,10 @@ class ConstElements {
  public:
   ConstElements() = default;
   template <RangeOf<float> Range>
-  ConstElements(const Range& range)  // NOLINT(google-explicit-constructor)
+  ConstElements(const Range& range)  // NOLINT(*-explicit-constructor)
       : ConstElements(DataType::kF32, range) {}
   template <RangeOf<bool, uint8_t> Range>
-  ConstElements(const Range& range)  // NOLINT(google-explicit-constructor)
+  ConstElements(const Range& range)  // NOLINT(*-explicit-constructor)
       : ConstElements(DataType::kBool, range) {}
   // Any range of bytes that hold elements of `type` as they lie in memory.
   template <ContiguousRange Range>
@@ -72,7 +72,7 @@ class Elements {
  public:
   Elements() = default;
   template <RangeOf<float> Range>
-  Elements(Range&& range)  // NOLINT(google-explicit-constructor)
+  Elements(Range&& range)  // NOLINT(*-explicit-constructor)
       : Elements(DataType::kF32, range) {}
   template <ContiguousRange Range>
   Elements(DataType type, Range&& range)

@@ -1,6 +1,5 @@
 #include "client/attnctl/option_flags.h"
 
-#include <cstdint>
 #include <map>
 #include <utility>
 #include <vector>
