@@ -48,8 +48,8 @@ int ServeUntilSignal(Server& server, const sigset_t& signals) {
   server.Drain();
   drained = true;
   // It waits for this signal, which is blocked everywhere: nothing is killed.
-  pthread_kill(second.native_handle(),
-               SIGTERM);  // NOLINT(bugprone-bad-signal-to-kill-thread)
+  // NOLINTNEXTLINE(bugprone-bad-signal-to-kill-thread)
+  pthread_kill(second.native_handle(), SIGTERM);
   second.join();
   spdlog::info("stopped");
   return aborted ? EXIT_FAILURE : EXIT_SUCCESS;
