@@ -203,6 +203,22 @@ TEST(PayloadSplitterCases, LeavesTensorsWhereTheyAre) {
   EXPECT_LT(reservation.bytes(), received.size_bytes() + 8192);
 }
 
+// Those of the options too.
+TEST(PayloadSplitterCases, LeavesNestedTensorsWhereTheyAre) {
+  v1::AttentionRequest request = GoodAttention();
+  *request.mutable_options()->mutable_bias() = DataTensor({1000, 1000}, 1);
+  *request.mutable_options()->mutable_mask() = MaskTensor({1000, 1000}, 2);
+  const ReceivedMessage received =
+      InSlices(request.SerializeAsString(), 100'000, 1);
+  Admission admission(kMuch, 1);
+  Admission::Reservation reservation = *admission.Admit(received.size_bytes());
+  v1::AttentionRequest header;
+  ASSERT_TRUE(ParseMessage(received, reservation, header).ok());
+  EXPECT_EQ(header.options().bias().data().size(), size_t{kPayloadTokenBytes});
+  EXPECT_EQ(header.options().mask().data().size(), size_t{kPayloadTokenBytes});
+  EXPECT_LT(reservation.bytes() - received.size_bytes(), 10'000);
+}
+
 TEST(PayloadSplitterCases, RefusesBeforeItAllocatesWhatTheBudgetLacks) {
   // Each byte becomes an int64.
   v1::AttentionRequest request;
