@@ -323,14 +323,14 @@ TEST_F(AttentionCallTest, SharedTensorsAreReservedOnce) {
 // MemoryEstimate says what fits, so that much must do; and not much less.
 TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
   v1::AttentionRequest plain;
-  *plain.mutable_query() = DataTensor({1, 1, 3000, 64}, 1);
-  *plain.mutable_key() = DataTensor({1, 1, 3000, 64}, 2);
-  *plain.mutable_value() = DataTensor({1, 1, 3000, 64}, 3);
+  *plain.mutable_query() = DataTensor({1, 1, 1000, 64}, 1);
+  *plain.mutable_key() = DataTensor({1, 1, 1000, 64}, 2);
+  *plain.mutable_value() = DataTensor({1, 1, 1000, 64}, 3);
   std::vector<v1::AttentionRequest> requests(4, plain);
-  *Opt(requests[1]).mutable_bias() = DataTensor({1, 1, 3000, 3000}, 4);
-  *Opt(requests[1]).mutable_mask() = MaskTensor({1, 1, 1, 3000}, 4);
+  *Opt(requests[1]).mutable_bias() = DataTensor({1, 1, 1000, 1000}, 4);
+  *Opt(requests[1]).mutable_mask() = MaskTensor({1, 1, 1, 1000}, 4);
   *requests[2].mutable_query() =
-      HalfTensor(v1::DATA_TYPE_BF16, {1, 1, 3000, 64}, 1);
+      HalfTensor(v1::DATA_TYPE_BF16, {1, 1, 1000, 64}, 1);
   Opt(requests[2]).set_return_lse(true);
   // As many numbers as a list may have, of several bytes each.
   constexpr int64_t kEntries = AttentionProblem::kMaxListedEntries;
