@@ -16,7 +16,6 @@ namespace attnd {
 namespace {
 
 using ::attnd::testing::AttentionCase;
-using ::attnd::testing::CaseShape;
 using ::testing::Each;
 using ::testing::IsEmpty;
 

@@ -15,7 +15,6 @@ namespace attnd {
 namespace {
 
 using ::attnd::testing::Affordable;
-using ::attnd::testing::CaseShape;
 using ::attnd::testing::GradientCase;
 using ::attnd::testing::RandomGradientCase;
 using ::attnd::testing::SameBits;
