@@ -78,9 +78,10 @@ def test_it_holds_the_binaries_their_libraries_and_licences_alone(saved):
 
 def test_no_address_of_a_package_mirror_is_left(saved):
   _, _, raw = saved
-  urls = {'http://deb.debian.org'}
-  if APT_SOURCES.exists():
-    urls |= {line.split()[1] for line in APT_SOURCES.read_text().splitlines()}
+  if not APT_SOURCES.exists():
+    pytest.skip('a registry had the base: the build was handed no mirror')
+  urls = {line.split()[1] for line in APT_SOURCES.read_text().splitlines()}
+  assert urls
   assert not {url for url in urls if url.encode() in raw}
 
 
