@@ -46,70 +46,26 @@ float* Floats(std::byte* data) { return reinterpret_cast<float*>(data); }
 
 }  // namespace
 
-AttentionCall::~AttentionCall() {
-  (void)answered_.load(std::memory_order_acquire);
-}
+AttentionCall::~AttentionCall() = default;
 
-void AttentionCall::Start(ReceivedMessage received, Done done) {
-  const auto answer = [self = shared_from_this(), done = std::move(done)](
-                          absl::Status status, const RunStats& stats) {
-    absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
-    if (status.ok()) {
-      pieces = self->Encode(stats);
-    } else {
-      pieces = std::move(status);
-    }
-    self->answered_.store(true, std::memory_order_release);
-    done(std::move(pieces));
-  };
-  if (absl::Status status = Prepare(std::move(received)); !status.ok()) {
-    answer(std::move(status), {});
-    return;
-  }
-  Submit(answer);
-}
-
-absl::Status AttentionCall::Prepare(ReceivedMessage received) {
+absl::Status AttentionCall::Admit(int64_t message_bytes) {
   absl::StatusOr<Admission::Reservation> admitted =
-      context_.admission.Admit(received.size_bytes());
+      context_.admission.Admit(message_bytes);
   if (!admitted.ok()) return admitted.status();
   reservation_ = *std::move(admitted);
-  if (absl::Status status = stop_.Check(); !status.ok()) return status;
-  absl::Status status;
-  switch (method_) {
-    case AttentionMethod::kAttention:
-      status = Decode<v1::AttentionRequest>(std::move(received));
-      break;
-    case AttentionMethod::kSelfAttention:
-      status = Decode<v1::SelfAttentionRequest>(std::move(received));
-      break;
-    case AttentionMethod::kCrossAttention:
-      status = Decode<v1::CrossAttentionRequest>(std::move(received));
-      break;
-    case AttentionMethod::kAttentionBackward:
-      status = Decode<v1::AttentionBackwardRequest>(std::move(received));
-      break;
-  }
-  if (!status.ok()) return status;
-  // The request is gone by now; what is left is what computing holds.
-  reservation_.ShrinkTo(computing_bytes_);
-  return AllocateOutputs();
+  return stop_.Check();
 }
 
-template <typename Request>
-absl::Status AttentionCall::Decode(ReceivedMessage received) {
-  Request request;
-  const absl::StatusOr<SplitMessage> split =
-      ParseMessage(received, reservation_, request);
-  if (!split.ok()) return split.status();
+absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
+                                        const SplitMessage& split,
+                                        const ReceivedMessage& received) {
   // Decoding copies the lists twice for a moment.
   const int64_t decoding_bytes =
-      reservation_.bytes() + 2 * DecodedListBytes(request.options());
+      reservation_.bytes() + 2 * DecodedListBytes(*tensors.options);
   if (absl::Status status = reservation_.GrowTo(decoding_bytes); !status.ok()) {
     return status;
   }
-  const AttentionTensors tensors = AttentionTensors::Of(request);
-  const absl::StatusOr<DecodedRequest> decoded = DecodeRequest(tensors, *split);
+  const absl::StatusOr<DecodedRequest> decoded = DecodeRequest(tensors, split);
   if (!decoded.ok()) return decoded.status();
   problem_ = decoded->problem;
   kind_ = decoded->kind;
@@ -118,7 +74,7 @@ absl::Status AttentionCall::Decode(ReceivedMessage received) {
       !status.ok()) {
     return status;
   }
-  return CopyInputs(tensors, *decoded, *split, received);
+  return CopyInputs(tensors, *decoded, split, received);
 }
 
 // `decoding_bytes` is what the message and its parsed form hold.
@@ -211,6 +167,7 @@ std::vector<ResponseTensor> AttentionCall::Answers(
 }
 
 absl::Status AttentionCall::AllocateOutputs() {
+  reservation_.ShrinkTo(computing_bytes_);
   int64_t size_bytes = 0;
   for (const ResponseTensor& answer : answers_) {
     size_bytes += Aligned(SizeBytes(answer));
@@ -229,6 +186,12 @@ absl::Status AttentionCall::AllocateOutputs() {
 }
 
 void AttentionCall::Submit(AttentionEngine::Done done) {
+  // The inputs go first: what waits to be sent is the output alone.
+  const auto end = [this, done = std::move(done)](absl::Status status,
+                                                  const RunStats& stats) {
+    inputs_ = Workspace();
+    done(std::move(status), stats);
+  };
   const auto& in = input_data_;
   const auto& out = output_data_;
   if (backward()) {
@@ -244,7 +207,7 @@ void AttentionCall::Submit(AttentionEngine::Done done) {
                                     .grad_query = Floats(out[0]),
                                     .grad_key = Floats(out[1]),
                                     .grad_value = Floats(out[2])},
-                                   &stop_, std::move(done));
+                                   &stop_, end);
     return;
   }
   context_.engine.Submit(*problem_,
@@ -255,28 +218,80 @@ void AttentionCall::Submit(AttentionEngine::Done done) {
                           .lse = out.size() > 1 ? Floats(out[1]) : nullptr,
                           .bias = in[kBias],
                           .mask = in[kMask]},
-                         &stop_, std::move(done));
+                         &stop_, end);
 }
 
-ResponsePieces AttentionCall::Encode(const RunStats& stats) {
-  // The inputs go first: what waits to be sent is the output alone.
-  inputs_ = Workspace();
-  int64_t answer_bytes = 0;
+void AttentionCall::ShrinkToAnswer() {
+  int64_t held_bytes =
+      kMessageEnvelopeBytes + FootprintOf(problem_->options()).held_bytes;
   for (const ResponseTensor& answer : answers_) {
-    answer_bytes += static_cast<int64_t>(answer.data.size());
+    held_bytes += Aligned(SizeBytes(answer));
   }
+  reservation_.ShrinkTo(held_bytes);
+}
+
+UnaryCall::~UnaryCall() { (void)answered_.load(std::memory_order_acquire); }
+
+void UnaryCall::Start(ReceivedMessage received, Done done) {
+  const auto answer = [this, self = shared_from_this(), done = std::move(done)](
+                          absl::Status status, const RunStats& stats) {
+    absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
+    if (status.ok()) {
+      pieces = Encode(stats);
+    } else {
+      pieces = std::move(status);
+    }
+    answered_.store(true, std::memory_order_release);
+    done(std::move(pieces));
+  };
+  if (absl::Status status = Prepare(std::move(received)); !status.ok()) {
+    answer(std::move(status), {});
+    return;
+  }
+  Submit(answer);
+}
+
+absl::Status UnaryCall::Prepare(ReceivedMessage received) {
+  absl::Status status = Admit(received.size_bytes());
+  if (!status.ok()) return status;
+  switch (method()) {
+    case AttentionMethod::kAttention:
+      status = Decode<v1::AttentionRequest>(std::move(received));
+      break;
+    case AttentionMethod::kSelfAttention:
+      status = Decode<v1::SelfAttentionRequest>(std::move(received));
+      break;
+    case AttentionMethod::kCrossAttention:
+      status = Decode<v1::CrossAttentionRequest>(std::move(received));
+      break;
+    case AttentionMethod::kAttentionBackward:
+      status = Decode<v1::AttentionBackwardRequest>(std::move(received));
+      break;
+  }
+  if (!status.ok()) return status;
+  return AllocateOutputs();
+}
+
+template <typename Request>
+absl::Status UnaryCall::Decode(ReceivedMessage received) {
+  Request request;
+  const absl::StatusOr<SplitMessage> split =
+      ParseMessage(received, reservation(), request);
+  if (!split.ok()) return split.status();
+  return TakeRequest(AttentionTensors::Of(request), *split, received);
+}
+
+ResponsePieces UnaryCall::Encode(const RunStats& stats) {
   ResponsePieces pieces = EncodeAnswer(
-      {.tensors = std::move(answers_),
+      {.tensors = answers(),
        .stats_field_number =
            backward() ? int{v1::AttentionBackwardResponse::kStatsFieldNumber}
                       : int{v1::AttentionResponse::kStatsFieldNumber},
        .stats = stats},
-      kind_, shared_from_this());
+      kind(), shared_from_this());
   // Numbers were copied.
-  if (kind_ == PayloadKind::kValues) outputs_ = Workspace();
-  reservation_.ShrinkTo(
-      kMessageEnvelopeBytes + FootprintOf(problem_->options()).held_bytes +
-      (kind_ == PayloadKind::kValues ? answer_bytes : outputs_.size_bytes()));
+  if (kind() == PayloadKind::kValues) DropOutputs();
+  ShrinkToAnswer();
   return pieces;
 }
 

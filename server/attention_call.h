@@ -1,5 +1,5 @@
-// One attention call, forward or backward, from the bytes that came to the
-// bytes that go: admission, decoding, compute, encoding, and the memory of all
+// Attention calls, forward and backward, from the bytes that came to the bytes
+// that go: admission, decoding, compute, encoding, and the memory of all
 // of them. Knows no gRPC.
 #ifndef ATTND_SERVER_ATTENTION_CALL_H_
 #define ATTND_SERVER_ATTENTION_CALL_H_
@@ -34,47 +34,59 @@ enum class AttentionMethod {
   kAttentionBackward
 };
 
-// Held by shared pointers: by its caller, by the job while it runs, and by the
-// answer's pieces until they are sent. The last of them frees the memory and
-// gives the reservation back.
+// One attention, its memory, and the steps that every call takes, whichever way
+// its tensors come and go. Held by shared pointers: by its caller, by the job
+// while it runs, and by the answer's pieces until they are sent. The last of
+// them frees the memory and gives the reservation back.
 class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
  public:
-  using Done = std::function<void(absl::StatusOr<ResponsePieces>)>;
+  virtual ~AttentionCall();
+  AttentionCall(const AttentionCall&) = delete;
+  AttentionCall& operator=(const AttentionCall&) = delete;
 
+  // Stops what runs. Thread-safe; may come at any time.
+  void Cancel() { stop_.Cancel(); }
+
+ protected:
   // `context` must outlive the call.
   AttentionCall(const ServiceContext& context, AttentionMethod method,
                 SteadyTime deadline)
       : context_(context), method_(method), stop_(deadline) {}
-  ~AttentionCall();
 
-  // Copies the tensors out of `received`, frees it, hands the job to the
-  // engine and returns; refuses before anything is allocated for what does not
-  // fit. `done` is called once, by this call or by a worker, and must not
-  // block.
-  void Start(ReceivedMessage received, Done done);
+  // The steps, in their order, each once.
 
-  // Stops what runs; `done` gets CANCELLED. Thread-safe; may come at any time.
-  void Cancel() { stop_.Cancel(); }
+  // Takes a slot, and the bytes of the message that begins the call; refuses a
+  // call that is over.
+  absl::Status Admit(int64_t message_bytes);
+  // Checks the request, reserves the most that the call will hold, and copies
+  // the tensors that came in `received`, from which `split` was made.
+  absl::Status TakeRequest(const AttentionTensors& tensors,
+                           const SplitMessage& split,
+                           const ReceivedMessage& received);
+  // Once the request's message is gone: what is left is what computing holds.
+  absl::Status AllocateOutputs();
+  // Hands the job to the engine. The inputs are gone when `done` is called.
+  void Submit(AttentionEngine::Done done);
+
+  bool backward() const {
+    return method_ == AttentionMethod::kAttentionBackward;
+  }
+  AttentionMethod method() const { return method_; }
+  PayloadKind kind() const { return kind_; }
+  Admission::Reservation& reservation() { return reservation_; }
+  // What is answered; with data once the outputs are allocated.
+  const std::vector<ResponseTensor>& answers() const { return answers_; }
+  void DropOutputs() { outputs_ = Workspace(); }
+  // Gives back what is held beside the answer.
+  void ShrinkToAnswer();
 
  private:
-  absl::Status Prepare(ReceivedMessage received);
-  // Takes the message, so that it is gone when this returns.
-  template <typename Request>
-  absl::Status Decode(
-      ReceivedMessage received);  // NOLINT(performance-unnecessary-value-param)
   absl::Status Reserve(const AttentionTensors& tensors,
                        const DecodedRequest& decoded, int64_t decoding_bytes);
   absl::Status CopyInputs(const AttentionTensors& tensors,
                           const DecodedRequest& decoded,
                           const SplitMessage& split,
                           const ReceivedMessage& received);
-  absl::Status AllocateOutputs();
-  void Submit(AttentionEngine::Done done);
-  ResponsePieces Encode(const RunStats& stats);
-
-  bool backward() const {
-    return method_ == AttentionMethod::kAttentionBackward;
-  }
   // What the method answers, without its data.
   std::vector<ResponseTensor> Answers(const AttentionTensors& tensors) const;
 
@@ -90,6 +102,32 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   std::array<const std::byte*, kTensorRoles> input_data_{};  // null: none
   std::vector<ResponseTensor> answers_;
   std::vector<std::byte*> output_data_;  // of answers_
+};
+
+// One message in, one message out.
+class UnaryCall final : public AttentionCall {
+ public:
+  using Done = std::function<void(absl::StatusOr<ResponsePieces>)>;
+
+  UnaryCall(const ServiceContext& context, AttentionMethod method,
+            SteadyTime deadline)
+      : AttentionCall(context, method, deadline) {}
+  ~UnaryCall() override;
+
+  // Copies the tensors out of `received`, frees it, hands the job to the
+  // engine and returns; refuses before anything is allocated for what does not
+  // fit. `done` is called once, by this call or by a worker, and must not
+  // block.
+  void Start(ReceivedMessage received, Done done);
+
+ private:
+  absl::Status Prepare(ReceivedMessage received);
+  // Takes the message, so that it is gone when this returns.
+  template <typename Request>
+  absl::Status Decode(
+      ReceivedMessage received);  // NOLINT(performance-unnecessary-value-param)
+  ResponsePieces Encode(const RunStats& stats);
+
   // Set before `done`, read by the destructor: gRPC orders the two, but thread
   // sanitizer cannot see how.
   std::atomic<bool> answered_ = false;

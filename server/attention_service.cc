@@ -57,8 +57,7 @@ class AttentionReactor final : public grpc::ServerUnaryReactor {
                    std::string_view name, CallbackServerContext& rpc)
       : log_(name),
         rpc_(rpc),
-        call_(std::make_shared<AttentionCall>(context, method,
-                                              DeadlineOf(rpc))) {}
+        call_(std::make_shared<UnaryCall>(context, method, DeadlineOf(rpc))) {}
 
   void Start(const ByteBuffer* request, ByteBuffer* response) {
     absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
@@ -67,7 +66,7 @@ class AttentionReactor final : public grpc::ServerUnaryReactor {
       return;
     }
     // The call outlives the reactor where it answers before Start returns.
-    const std::shared_ptr<AttentionCall> call = call_;
+    const std::shared_ptr<UnaryCall> call = call_;
     call->Start(*std::move(received),
                 [this, response](absl::StatusOr<ResponsePieces> answer) {
                   FinishUnary(this, rpc_, response, log_, std::move(answer));
@@ -79,7 +78,7 @@ class AttentionReactor final : public grpc::ServerUnaryReactor {
  private:
   CallLog log_;
   CallbackServerContext& rpc_;
-  const std::shared_ptr<AttentionCall> call_;
+  const std::shared_ptr<UnaryCall> call_;
 };
 
 // A call that is answered before its handler returns.

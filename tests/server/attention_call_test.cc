@@ -24,16 +24,16 @@ using Answer = absl::StatusOr<ResponsePieces>;
 
 class AttentionCallTest : public ::testing::Test {
  protected:
-  std::shared_ptr<AttentionCall> Make(
+  std::shared_ptr<UnaryCall> Make(
       Admission& admission, SteadyTime deadline = SteadyTime::max(),
       AttentionMethod method = AttentionMethod::kAttention,
       int64_t max_message_bytes = 1LL << 30) {
     context_ = std::make_unique<ServiceContext>(
         ServiceContext{engine_, admission, max_message_bytes, 1});
-    return std::make_shared<AttentionCall>(*context_, method, deadline);
+    return std::make_shared<UnaryCall>(*context_, method, deadline);
   }
 
-  static std::future<Answer> Start(AttentionCall& call,
+  static std::future<Answer> Start(UnaryCall& call,
                                    const google::protobuf::Message& request) {
     auto promise = std::make_shared<std::promise<Answer>>();
     call.Start(
