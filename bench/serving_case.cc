@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <utility>
 
@@ -81,7 +82,8 @@ Workload::Workload(const ServingCase& shape, int slots)
 }
 
 client::AttentionOutputs Workload::Outputs(int slot) const {
-  return {.output = {outputs_[static_cast<size_t>(slot)].get(), query_.size()}};
+  return {.output = std::span(outputs_[static_cast<size_t>(slot)].get(),
+                              query_.size())};
 }
 
 client::AttentionInputs Workload::Inputs() const {
