@@ -8,7 +8,6 @@
 #include "core/backward_plan.h"
 #include "core/kernels/flash_attention.h"
 #include "core/kernels/flash_backward.h"
-#include "core/workspace.h"
 
 namespace attnd {
 namespace {
@@ -130,7 +129,7 @@ void AttentionEngine::Start(const AttentionProblem& problem, Plan plan,
     return;
   }
   absl::StatusOr<Workspace> workspace =
-      Workspace::Reserve(estimate->workspace_bytes);
+      pool_.Reserve(estimate->workspace_bytes);
   if (!workspace.ok()) {
     done(workspace.status(), {});
     return;

@@ -17,6 +17,7 @@
 #include "core/machine.h"
 #include "core/memory_estimator.h"
 #include "core/tile_scheduler.h"
+#include "core/workspace.h"
 
 namespace attnd {
 
@@ -47,11 +48,11 @@ class AttentionEngine {
   explicit AttentionEngine(const EngineOptions& options = {});
   ~AttentionEngine();
 
-  // Starts `problem` and returns. Allocates the workspace, the estimate's
-  // workspace_bytes, in the caller's thread. `buffers` and `stop` must stay
-  // valid until `done`, which is called exactly once: by a worker, or by this
-  // call where the workspace cannot be had (RESOURCE_EXHAUSTED). It must not
-  // block. After an error the contents of the outputs are undefined.
+  // Starts `problem` and returns. Takes the workspace, the estimate's
+  // workspace_bytes, from the pool in the caller's thread. `buffers` and `stop`
+  // must stay valid until `done`, which is called exactly once: by a worker, or
+  // by this call where the workspace cannot be had (RESOURCE_EXHAUSTED). It
+  // must not block. After an error the contents of the outputs are undefined.
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
               const StopSignal* stop, Done done);
 
@@ -74,6 +75,8 @@ class AttentionEngine {
   const MemoryEstimator& estimator() const { return estimator_; }
   // For work that is no attention call, on the same workers.
   TileScheduler& scheduler() { return scheduler_; }
+  // Where workspaces come from. Callers take inputs and outputs from it too.
+  WorkspacePool& pool() { return pool_; }
 
  private:
   class Job;
@@ -86,6 +89,7 @@ class AttentionEngine {
              const StopSignal* stop, Done done);
 
   MachineInfo machine_;
+  WorkspacePool pool_;
   TileScheduler scheduler_;
   MemoryEstimator estimator_;
 };

@@ -1,16 +1,151 @@
 #include "core/workspace.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cstdlib>
+#include <deque>
 #include <limits>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "core/checked_math.h"
 
 namespace attnd {
+namespace {
 
-void Workspace::Free::operator()(std::byte* block) const { std::free(block); }
+// A huge page of x86-64, and of aarch64 with pages of 4 KiB.
+constexpr int64_t kHugeBytes = int64_t{2} << 20;
+
+// Beyond this there are no blocks, and sizes can be rounded without care.
+constexpr int64_t kMaxBlockBytes = int64_t{1} << 62;
+
+// Address sanitizer sees the end of malloc's blocks only.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kPools = false;
+#else
+constexpr bool kPools = true;
+#endif
+
+absl::Status NoMemory(int64_t size_bytes) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("workspace: no memory for ", size_bytes, " bytes"));
+}
+
+// What is mapped for a block: the next eighth of a power of two, so that jobs
+// of about a size share blocks and at most an eighth is wasted.
+int64_t MappedBytes(int64_t size_bytes) {
+  const auto floor =
+      static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size_bytes)));
+  const int64_t mapped = RoundUp(size_bytes, floor / 8);
+  return mapped < kHugeBytes ? mapped : RoundUp(mapped, kHugeBytes);
+}
+
+// Null where the system has no such block. Untouched pages take no memory.
+std::byte* Map(int64_t mapped_bytes) {
+  const bool huge = mapped_bytes >= kHugeBytes;
+  const auto size = static_cast<size_t>(mapped_bytes);
+  const size_t slack = huge ? kHugeBytes : 0;
+  void* const begin = mmap(nullptr, size + slack, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (begin == MAP_FAILED) return nullptr;
+  auto* block = static_cast<std::byte*>(begin);
+  if (!huge) return block;
+  // Huge pages are given to aligned addresses only: the ends go back.
+  const size_t before =
+      static_cast<size_t>(-reinterpret_cast<uintptr_t>(begin)) % kHugeBytes;
+  if (before > 0) munmap(block, before);
+  block += before;
+  if (before < slack) munmap(block + size, slack - before);
+  // One fault in 512 is left, and as many entries of the TLB. Where the system
+  // has none to give, the block is of small pages.
+  madvise(block, size, MADV_HUGEPAGE);
+  return block;
+}
+
+void Unmap(std::byte* block, int64_t mapped_bytes) {
+  munmap(block, static_cast<size_t>(mapped_bytes));
+}
+
+}  // namespace
+
+// The idle blocks of a pool. Thread-safe.
+class Workspace::Shelf {
+ public:
+  explicit Shelf(int64_t max_idle_bytes) : max_idle_bytes_(max_idle_bytes) {}
+  ~Shelf() { TrimTo(0); }
+
+  int64_t idle_bytes() const { return idle_bytes_.load(); }
+
+  // The block of this size that came back last; null where there is none.
+  std::byte* Take(int64_t mapped_bytes) {
+    const std::lock_guard lock(mutex_);
+    const auto found = blocks_.find(mapped_bytes);
+    if (found == blocks_.end()) return nullptr;
+    std::byte* const block = found->second.back().block;
+    found->second.pop_back();
+    if (found->second.empty()) blocks_.erase(found);
+    idle_bytes_ -= mapped_bytes;
+    return block;
+  }
+
+  void Put(std::byte* block, int64_t mapped_bytes) {
+    {
+      const std::lock_guard lock(mutex_);
+      blocks_[mapped_bytes].push_back({block, ++returned_});
+      idle_bytes_ += mapped_bytes;
+    }
+    TrimTo(max_idle_bytes_);
+  }
+
+  void TrimTo(int64_t idle_bytes) {
+    while (idle_bytes_.load() > idle_bytes) {
+      const auto [block, mapped_bytes] = TakeOldest();
+      if (block == nullptr) return;
+      Unmap(block, mapped_bytes);  // dear, so without the lock
+    }
+  }
+
+ private:
+  struct Idle {
+    std::byte* block;
+    uint64_t returned;
+  };
+
+  std::pair<std::byte*, int64_t> TakeOldest() {
+    const std::lock_guard lock(mutex_);
+    const auto oldest = std::min_element(
+        blocks_.begin(), blocks_.end(), [](const auto& a, const auto& b) {
+          return a.second.front().returned < b.second.front().returned;
+        });
+    if (oldest == blocks_.end()) return {nullptr, 0};
+    const std::pair taken{oldest->second.front().block, oldest->first};
+    oldest->second.pop_front();
+    if (oldest->second.empty()) blocks_.erase(oldest);
+    idle_bytes_ -= taken.second;
+    return taken;
+  }
+
+  const int64_t max_idle_bytes_;
+  std::mutex mutex_;
+  // By size, in the order in which they came back; no list is empty.
+  std::map<int64_t, std::deque<Idle>> blocks_;
+  uint64_t returned_ = 0;
+  std::atomic<int64_t> idle_bytes_{0};  // written under mutex_
+};
+
+void Workspace::Return::operator()(std::byte* block) const {
+  if (shelf) {
+    shelf->Put(block, mapped_bytes);
+  } else {
+    std::free(block);
+  }
+}
 
 absl::StatusOr<Workspace> Workspace::Reserve(int64_t size_bytes) {
   Workspace workspace;
@@ -22,12 +157,38 @@ absl::StatusOr<Workspace> Workspace::Reserve(int64_t size_bytes) {
     workspace.block_.reset(static_cast<std::byte*>(
         std::aligned_alloc(kAlignment, static_cast<size_t>(rounded))));
   }
-  if (workspace.block_ == nullptr) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("workspace: no memory for ", size_bytes, " bytes"));
-  }
+  if (workspace.block_ == nullptr) return NoMemory(size_bytes);
   workspace.size_bytes_ = size_bytes;
   return workspace;
 }
+
+WorkspacePool::WorkspacePool(int64_t max_idle_bytes)
+    : shelf_(std::make_shared<Workspace::Shelf>(max_idle_bytes)) {}
+
+WorkspacePool::~WorkspacePool() { TrimTo(0); }
+
+absl::StatusOr<Workspace> WorkspacePool::Reserve(int64_t size_bytes) {
+  if (!kPools || size_bytes < kSmallestBytes) {
+    return Workspace::Reserve(size_bytes);
+  }
+  if (size_bytes > kMaxBlockBytes) return NoMemory(size_bytes);
+  const int64_t mapped_bytes = MappedBytes(size_bytes);
+  std::byte* block = shelf_->Take(mapped_bytes);
+  if (block == nullptr) block = Map(mapped_bytes);
+  if (block == nullptr) {
+    // What others left may be what is missing.
+    TrimTo(0);
+    block = Map(mapped_bytes);
+  }
+  if (block == nullptr) return NoMemory(size_bytes);
+  Workspace workspace;
+  workspace.block_ = {block, {shelf_, mapped_bytes}};
+  workspace.size_bytes_ = size_bytes;
+  return workspace;
+}
+
+int64_t WorkspacePool::idle_bytes() const { return shelf_->idle_bytes(); }
+
+void WorkspacePool::TrimTo(int64_t idle_bytes) { shelf_->TrimTo(idle_bytes); }
 
 }  // namespace attnd

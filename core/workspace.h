@@ -1,5 +1,6 @@
 // Memory that is reserved before a job starts, so that nothing allocates while
-// a kernel runs. Knows nothing of what is kept in it.
+// a kernel runs, and the pool that keeps it mapped from one job to the next.
+// Knows nothing of what is kept in it.
 #ifndef ATTND_CORE_WORKSPACE_H_
 #define ATTND_CORE_WORKSPACE_H_
 
@@ -19,7 +20,8 @@ class Workspace {
 
   Workspace() = default;
 
-  // RESOURCE_EXHAUSTED where the system has no such block. `size_bytes` >= 0.
+  // A block of its own. RESOURCE_EXHAUSTED where the system has none of this
+  // size. `size_bytes` >= 0.
   static absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
 
   std::byte* data() const { return block_.get(); }
@@ -29,12 +31,48 @@ class Workspace {
   float* floats() const { return reinterpret_cast<float*>(block_.get()); }
 
  private:
-  struct Free {
+  friend class WorkspacePool;
+  class Shelf;
+
+  // Puts a block back on its shelf, or frees it where it has none.
+  struct Return {
+    std::shared_ptr<Shelf> shelf;
+    int64_t mapped_bytes;
     void operator()(std::byte* block) const;
   };
 
-  std::unique_ptr<std::byte, Free> block_;
+  std::unique_ptr<std::byte, Return> block_;
   int64_t size_bytes_ = 0;
+};
+
+// Hands out workspaces, and keeps those that come back for the next that asks
+// for about as much: the first touch of fresh memory costs more than a copy
+// into it. What is kept is bounded; the block that was idle longest goes first.
+// Blocks below kSmallestBytes are malloc's, which keeps such by itself.
+// Thread-safe. Its workspaces may outlive it.
+class WorkspacePool {
+ public:
+  static constexpr int64_t kSmallestBytes = int64_t{64} << 10;
+  // About what a call of the largest message by default holds.
+  static constexpr int64_t kMaxIdleBytes = int64_t{512} << 20;
+
+  explicit WorkspacePool(int64_t max_idle_bytes = kMaxIdleBytes);
+  ~WorkspacePool();
+  WorkspacePool(const WorkspacePool&) = delete;
+  WorkspacePool& operator=(const WorkspacePool&) = delete;
+
+  // As Workspace::Reserve.
+  absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
+
+  // What is mapped and in nobody's hands.
+  int64_t idle_bytes() const;
+
+  // Unmaps idle blocks until no more than `idle_bytes` are left. Costs one
+  // atomic load where that is so already.
+  void TrimTo(int64_t idle_bytes);
+
+ private:
+  const std::shared_ptr<Workspace::Shelf> shelf_;
 };
 
 }  // namespace attnd

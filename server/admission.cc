@@ -19,14 +19,15 @@ constexpr std::chrono::milliseconds kRetryDelay{100};
 }  // namespace
 
 struct Admission::State {
-  State(int64_t budget, int64_t slots)
-      : budget_bytes(budget), max_in_flight(slots) {}
+  State(int64_t budget, int64_t slots, WorkspacePool* idle_pool)
+      : budget_bytes(budget), max_in_flight(slots), pool(idle_pool) {}
 
   // Moves a reservation from `held` to `wanted` bytes; `mutex` is held.
   absl::Status Grow(int64_t held, int64_t wanted) {
     const int64_t used_by_others = used.bytes - held;
     if (wanted <= budget_bytes - used_by_others) {
       used.bytes += wanted - held;
+      if (pool != nullptr) pool->TrimTo(budget_bytes - used.bytes);
       return absl::OkStatus();
     }
     absl::Status refusal = WithReason(
@@ -41,6 +42,7 @@ struct Admission::State {
 
   const int64_t budget_bytes;
   const int64_t max_in_flight;
+  WorkspacePool* const pool;
   std::mutex mutex;
   std::condition_variable changed;
   Usage used;
@@ -78,8 +80,9 @@ void Admission::Reservation::ShrinkTo(int64_t bytes) {
   bytes_ = bytes;
 }
 
-Admission::Admission(int64_t budget_bytes, int64_t max_in_flight)
-    : state_(std::make_shared<State>(budget_bytes, max_in_flight)) {}
+Admission::Admission(int64_t budget_bytes, int64_t max_in_flight,
+                     WorkspacePool* pool)
+    : state_(std::make_shared<State>(budget_bytes, max_in_flight, pool)) {}
 
 absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
   const std::lock_guard lock(state_->mutex);

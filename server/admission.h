@@ -1,6 +1,6 @@
 // Who may come in: a byte budget and a number of requests, kept before memory
 // is allocated. Never waits, so two requests that grow cannot deadlock. Knows
-// no gRPC and no attention.
+// no gRPC and no attention, but the pool whose idle memory the budget covers.
 #ifndef ATTND_SERVER_ADMISSION_H_
 #define ATTND_SERVER_ADMISSION_H_
 
@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/workspace.h"
 
 namespace attnd::server {
 
@@ -51,7 +52,11 @@ class Admission {
     int64_t in_flight = 0;
   };
 
-  Admission(int64_t budget_bytes, int64_t max_in_flight);
+  // What is reserved and what lies idle in `pool` together stay within the
+  // budget: idle memory goes when a request needs its room. `pool` must outlive
+  // every reservation; null: none.
+  Admission(int64_t budget_bytes, int64_t max_in_flight,
+            WorkspacePool* pool = nullptr);
 
   // A slot and `bytes`, or RESOURCE_EXHAUSTED at once; UNAVAILABLE once closed.
   absl::StatusOr<Reservation> Admit(int64_t bytes);

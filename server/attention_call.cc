@@ -123,7 +123,7 @@ absl::Status AttentionCall::CopyInputs(const AttentionTensors& tensors,
     offsets[role] = first == role ? size_bytes : offsets[first];
     if (first == role) size_bytes += Aligned(decoded.bytes[role]);
   }
-  absl::StatusOr<Workspace> inputs = Workspace::Reserve(size_bytes);
+  absl::StatusOr<Workspace> inputs = context_.engine.pool().Reserve(size_bytes);
   if (!inputs.ok()) return inputs.status();
   inputs_ = *std::move(inputs);
   for (size_t role = 0; role < kTensorRoles; ++role) {
@@ -172,7 +172,8 @@ absl::Status AttentionCall::AllocateOutputs() {
   for (const ResponseTensor& answer : answers_) {
     size_bytes += Aligned(SizeBytes(answer));
   }
-  absl::StatusOr<Workspace> outputs = Workspace::Reserve(size_bytes);
+  absl::StatusOr<Workspace> outputs =
+      context_.engine.pool().Reserve(size_bytes);
   if (!outputs.ok()) return outputs.status();
   outputs_ = *std::move(outputs);
   std::byte* next = outputs_.data();

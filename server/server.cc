@@ -56,7 +56,7 @@ class Server::Impl {
   explicit Impl(const ServerConfig& config)
       : config_(config),
         engine_({.threads = config.threads}),
-        admission_(BudgetOf(config), config.max_in_flight),
+        admission_(BudgetOf(config), config.max_in_flight, &engine_.pool()),
         context_{engine_, admission_, config.max_message_bytes,
                  config.max_benchmark_vectors},
         service_(MakeAttentionService(context_)) {}

@@ -4,7 +4,9 @@
 
 #include <cstring>
 #include <limits>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 
@@ -51,6 +53,115 @@ TEST(WorkspaceTest, RefusesWhatThisSystemHasNot) {
   EXPECT_EQ(Workspace::Reserve(int64_t{1} << 60).status().code(),
             absl::StatusCode::kResourceExhausted);
 #endif
+}
+
+// Address sanitizer watches malloc's blocks only, so there pools keep nothing.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kPools = false;
+#else
+constexpr bool kPools = true;
+#endif
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+TEST(WorkspacePoolTest, IsAlignedAndWritableToItsLastByte) {
+  WorkspacePool pool;
+  for (const int64_t size_bytes :
+       {int64_t{0}, int64_t{1}, WorkspacePool::kSmallestBytes - 1,
+        WorkspacePool::kSmallestBytes, WorkspacePool::kSmallestBytes + 1, kMiB,
+        2 * kMiB - 1, 2 * kMiB, 2 * kMiB + 1, 9 * kMiB + 1}) {
+    for (int times = 0; times < 2; ++times) {
+      const absl::StatusOr<Workspace> workspace = pool.Reserve(size_bytes);
+      ASSERT_TRUE(workspace.ok()) << workspace.status();
+      EXPECT_EQ(workspace->size_bytes(), size_bytes);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(workspace->data()) %
+                    static_cast<uintptr_t>(Workspace::kAlignment),
+                0U);
+      std::memset(workspace->data(), 1, static_cast<size_t>(size_bytes));
+    }
+  }
+}
+
+TEST(WorkspacePoolTest, HandsOutAgainWhatCameBack) {
+  if (!kPools) GTEST_SKIP();
+  WorkspacePool pool;
+  std::byte* block = nullptr;
+  {
+    const Workspace first = pool.Reserve(3 * kMiB).value();
+    block = first.data();
+    EXPECT_EQ(pool.idle_bytes(), 0);
+    // While the first is held, another gets another block.
+    EXPECT_NE(pool.Reserve(3 * kMiB).value().data(), block);
+  }
+  EXPECT_GE(pool.idle_bytes(), 6 * kMiB);
+  const Workspace second = pool.Reserve(3 * kMiB - 100).value();
+  EXPECT_EQ(second.data(), block);
+}
+
+TEST(WorkspacePoolTest, KeepsNoMoreThanItsBound) {
+  WorkspacePool pool(4 * kMiB);
+  {
+    std::vector<Workspace> held;
+    held.reserve(8);
+    for (int i = 0; i < 8; ++i) held.push_back(pool.Reserve(kMiB).value());
+  }
+  EXPECT_EQ(pool.idle_bytes(), kPools ? 4 * kMiB : 0);
+  { const Workspace larger = pool.Reserve(5 * kMiB).value(); }
+  EXPECT_LE(pool.idle_bytes(), 4 * kMiB);
+}
+
+TEST(WorkspacePoolTest, FreesFirstWhatWasIdleLongest) {
+  if (!kPools) GTEST_SKIP();
+  WorkspacePool pool;
+  { const Workspace older = pool.Reserve(kMiB).value(); }
+  std::byte* const younger = pool.Reserve(kMiB / 2).value().data();
+  pool.TrimTo(kMiB);
+  EXPECT_EQ(pool.idle_bytes(), kMiB / 2);
+  EXPECT_EQ(pool.Reserve(kMiB / 2).value().data(), younger);
+  pool.TrimTo(0);
+  EXPECT_EQ(pool.idle_bytes(), 0);
+}
+
+TEST(WorkspacePoolTest, RefusesWhatNoSystemHas) {
+  WorkspacePool pool;
+  { const Workspace kept = pool.Reserve(kMiB).value(); }
+  for (const int64_t size_bytes :
+       {std::numeric_limits<int64_t>::max(), (int64_t{1} << 62) - 1}) {
+#if defined(__SANITIZE_ADDRESS__)
+    if (size_bytes != std::numeric_limits<int64_t>::max()) continue;
+#endif
+    EXPECT_EQ(pool.Reserve(size_bytes).status().code(),
+              absl::StatusCode::kResourceExhausted);
+  }
+}
+
+TEST(WorkspacePoolTest, IsOutlivedByItsBlocks) {
+  Workspace workspace;
+  {
+    WorkspacePool pool;
+    workspace = pool.Reserve(kMiB).value();
+  }
+  std::memset(workspace.data(), 1, kMiB);
+}
+
+TEST(WorkspacePoolTest, ServesThreadsAtOnce) {
+  WorkspacePool pool(8 * kMiB);
+  std::vector<std::thread> threads;
+  for (int t = 1; t <= 4; ++t) {
+    threads.emplace_back([&pool, t] {
+      for (int i = 0; i < 200; ++i) {
+        const int64_t size_bytes = (1 + i % 5) * kMiB / 2;
+        const Workspace workspace = pool.Reserve(size_bytes).value();
+        auto* const ends = workspace.data();
+        ends[0] = std::byte(t);
+        ends[size_bytes - 1] = std::byte(t);
+        pool.TrimTo(4 * kMiB);
+        ASSERT_EQ(ends[0], std::byte(t));
+        ASSERT_EQ(ends[size_bytes - 1], std::byte(t));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace

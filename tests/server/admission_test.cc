@@ -39,6 +39,19 @@ TEST(AdmissionTest, AdvisesToRetryWhereTheWholeBudgetWouldDo) {
   EXPECT_EQ(admission.usage().in_flight, 1);
 }
 
+TEST(AdmissionTest, IdleMemoryMakesRoomForRequests) {
+  constexpr int64_t kBlock = 2 * WorkspacePool::kSmallestBytes;
+  WorkspacePool pool;
+  Admission admission(4 * kBlock, 9, &pool);
+  (void)pool.Reserve(kBlock);
+  const int64_t idle = pool.idle_bytes();
+  if (idle == 0) GTEST_SKIP() << "nothing is kept in this build";
+  auto held = *admission.Admit(3 * kBlock);
+  EXPECT_EQ(pool.idle_bytes(), idle);
+  ASSERT_TRUE(held.GrowTo(4 * kBlock).ok());
+  EXPECT_EQ(pool.idle_bytes(), 0);
+}
+
 TEST(AdmissionTest, RefusesMoreThanItsSlots) {
   Admission admission(100, 1);
   const auto held = admission.Admit(0);
