@@ -1,27 +1,27 @@
 // The core as a share of what the silicon can do: every case interleaved with
-// the FMA peak and the stream bandwidth of the same threads, medians of ratios.
-// Absolute times on shared machines swing; ratios within one run do not.
-#include <sched.h>
-
+// the FMA peak or the stream bandwidth of the same threads, and with the cases
+// that it is compared with; medians of ratios. Absolute times on shared
+// machines swing; ratios within one run do not.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <fstream>
 #include <iostream>
 #include <map>
 #include <memory>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "bench/core_bars.h"
+#include "bench/core_case.h"
 #include "bench/records.h"
 #include "bench/stream_bandwidth.h"
 #include "core/attention_engine.h"
 #include "core/fma_peak.h"
-#include "core/naive_attention.h"
-#include "core/workspace.h"
+#include "core/kernels/geometry.h"
 
 namespace attnd::bench {
 namespace {
@@ -29,271 +29,469 @@ namespace {
 using std::chrono::duration;
 using std::chrono::milliseconds;
 
-struct Case {
-  std::string name;
-  int64_t heads = 1;
-  int64_t len = 0;  // q_len = kv_len
-  int64_t head_dim = 128;
-  bool causal = false;
-  int64_t window = 0;  // keys that a row sees at most; 0 = all
-  int threads = 1;
-  bool naive = false;  // beside it, interleaved
-};
+// Cases that take turns. Where there are more than one, each is also compared
+// with the first.
+using Group = std::vector<Case>;
 
 struct Flags {
   std::string json_path;
+  bool join = false;
   std::string filter;
   int min_samples = 5;
   double seconds_per_case = 1.0;
 };
 
-std::vector<Case> Cases() {
-  std::vector<Case> cases;
-  for (const int threads : {1, 2}) {
-    if (threads > AvailableThreads()) break;
-    cases.push_back({.name = "short",
-                     .heads = 32,
-                     .len = 128,
-                     .head_dim = 64,
-                     .threads = threads});
-    for (const bool causal : {false, true}) {
-      for (const int64_t head_dim : {64, 128}) {
-        for (int64_t len = 128; len <= 16384; len *= 2) {
-          cases.push_back({.name = causal ? "prefill_causal" : "prefill",
-                           .heads = len <= 1024 ? 8 : 1,
-                           .len = len,
-                           .head_dim = head_dim,
-                           .causal = causal,
-                           .threads = threads});
-        }
+Case Square(const std::string& name, int64_t heads, int64_t len,
+            int64_t head_dim, int threads = 1) {
+  return {.name = name,
+          .q_heads = heads,
+          .kv_heads = heads,
+          .q_len = len,
+          .kv_len = len,
+          .head_dim = head_dim,
+          .threads = threads};
+}
+
+Case With(Case c, const auto& change) {
+  change(c);
+  return c;
+}
+
+void AddPrefill(int threads, std::vector<Group>& groups) {
+  groups.push_back({Square("short", 32, 128, 64, threads)});
+  for (const bool causal : {false, true}) {
+    for (const int64_t head_dim : {64, 128}) {
+      for (int64_t len = 128; len <= 16384; len *= 2) {
+        Case c = Square(causal ? "prefill_causal" : "prefill",
+                        len <= 1024 ? 8 : 1, len, head_dim, threads);
+        c.causal = causal;
+        groups.push_back({c});
       }
     }
-    cases.push_back({.name = "window",
-                     .len = 4096,
-                     .causal = true,
-                     .window = 1024,
-                     .threads = threads});
-    for (const auto& [head_dim, len] :
-         std::map<int64_t, int64_t>{{80, 1000}, {96, 1537}, {100, 777}}) {
-      cases.push_back({.name = "odd",
-                       .heads = 8,
-                       .len = len,
-                       .head_dim = head_dim,
-                       .threads = threads});
-    }
-    for (int64_t len = 256; len <= 8192; len *= 2) {
-      cases.push_back({.name = "over_naive",
-                       .len = len,
-                       .head_dim = 128,
-                       .threads = threads,
-                       .naive = true});
+  }
+  for (const int64_t head_dim : {80, 96, 100}) {
+    for (const int64_t len : {777, 1000, 1537}) {
+      groups.push_back({Square("odd", 8, len, head_dim, threads)});
     }
   }
-  return cases;
+  for (int64_t len = 256; len <= 8192; len *= 2) {
+    const Case c = Square("over_naive", 1, len, 128, threads);
+    groups.push_back({c, With(c, [](Case& naive) {
+                        naive.name = "naive";
+                        naive.pass = Case::Pass::kNaive;
+                      })});
+  }
 }
 
-// Random inputs and room for the outputs of one case, aligned as a server's.
-class Tensors {
- public:
-  explicit Tensors(const AttentionProblem& problem)
-      : query_(Fill(problem.query_bytes())),
-        key_(Fill(problem.key_bytes())),
-        value_(Fill(problem.value_bytes())),
-        output_(Fill(problem.output_bytes())) {}
+// One head from end to end, so that what is held has one slope.
+void AddScaling(std::vector<Group>& groups) {
+  for (const int64_t head_dim : {64, 128}) {
+    for (int64_t len = 1024; len <= 32768; len *= 2) {
+      groups.push_back({Square("scaling", 1, len, head_dim)});
+    }
+  }
+}
 
-  AttentionBuffers buffers() const {
-    return {.query = query_.floats(),
-            .key = key_.floats(),
-            .value = value_.floats(),
-            .output = output_.floats(),
-            .lse = nullptr};
+void AddMasked(std::vector<Group>& groups) {
+  const Case full = Square("masked", 1, 4096, 128);
+  Case causal = full;
+  causal.causal = true;
+  Case window = causal;
+  window.window = 1024;
+  groups.push_back({full, causal, window});
+}
+
+void AddSixteenBit(std::vector<Group>& groups) {
+  for (const int64_t head_dim : {64, 128}) {
+    const Case f32 = Square("16_bit", 1, 4096, head_dim);
+    Case f16 = f32;
+    f16.dtype = DataType::kF16;
+    Case bf16 = f32;
+    bf16.dtype = DataType::kBF16;
+    groups.push_back({f32, f16, bf16});
+  }
+}
+
+void AddDecode(int threads, std::vector<Group>& groups) {
+  for (const int64_t heads_per_group : {1, 4}) {
+    for (const DataType dtype :
+         {DataType::kF32, DataType::kF16, DataType::kBF16}) {
+      groups.push_back({{.name = heads_per_group > 1 ? "decode_gqa" : "decode",
+                         .dtype = dtype,
+                         .q_heads = 8 * heads_per_group,
+                         .kv_heads = 8,
+                         .q_len = 1,
+                         .kv_len = 32768,
+                         .threads = threads}});
+    }
+  }
+}
+
+void AddBackward(std::vector<Group>& groups) {
+  for (const bool causal : {false, true}) {
+    for (const int64_t head_dim : {64, 96, 128}) {
+      Case c = Square("backward", 8, 2048, head_dim);
+      c.causal = causal;
+      c.pass = Case::Pass::kBackward;
+      groups.push_back({c});
+    }
+  }
+}
+
+void AddTwoThreads(std::vector<Group>& groups) {
+  const auto add = [&](const Case& one) {
+    Case two = one;
+    two.threads = 2;
+    groups.push_back({one, two});
+  };
+  for (const int64_t len : {1024, 4096, 16384}) {
+    add(Square("two_threads", 1, len, 64));
+  }
+  add(Square("two_threads", 1, 4096, 128));
+  add(With(Square("two_threads", 1, 4096, 128),
+           [](Case& c) { c.causal = true; }));
+}
+
+// What a caller can force against what is chosen for it.
+void AddForced(std::vector<Group>& groups) {
+  const auto block_sizes = [&](const Case& automatic) {
+    Group group = {automatic};
+    for (const int64_t keys : {128, 256, 512}) {
+      group.push_back(With(automatic, [&](Case& c) { c.block_size = keys; }));
+    }
+    groups.push_back(group);
+  };
+  for (const int64_t head_dim : {32, 64, 128, 256}) {
+    block_sizes(Square("auto", 8, 128, head_dim));
+    block_sizes(Square("auto", 2, 1024, head_dim));
+    block_sizes(Square("auto", 1, 4096, head_dim));
+    block_sizes(With(Square("auto", 1, 4096, head_dim),
+                     [](Case& c) { c.causal = true; }));
+    // A few rows over many keys, cut into splits.
+    block_sizes(With(Square("auto", 8, 16384, head_dim),
+                     [](Case& c) { c.q_len = 16; }));
+  }
+  for (const DataType dtype : {DataType::kF32, DataType::kBF16}) {
+    for (const int64_t head_dim : {64, 128}) {
+      const Case automatic = With(Square("auto_isa", 1, 2048, head_dim),
+                                  [&](Case& c) { c.dtype = dtype; });
+      Group group = {automatic};
+      for (const Isa isa : SupportedIsas()) {
+        if (isa == Isa::kScalar) continue;
+        group.push_back(With(automatic, [&](Case& c) { c.isa = isa; }));
+      }
+      if (dtype == DataType::kBF16) {
+        group.push_back(
+            With(automatic, [](Case& c) { c.precision = Precision::kF32; }));
+      }
+      groups.push_back(group);
+    }
+  }
+}
+
+std::vector<Group> Groups() {
+  std::vector<Group> groups;
+  const bool two = AvailableThreads() >= 2;
+  AddPrefill(1, groups);
+  if (two) AddPrefill(2, groups);
+  AddScaling(groups);
+  AddMasked(groups);
+  AddSixteenBit(groups);
+  AddDecode(1, groups);
+  if (two) AddDecode(2, groups);
+  AddBackward(groups);
+  if (two) AddTwoThreads(groups);
+  AddForced(groups);
+  return groups;
+}
+
+// One case in a group, and what its turns gave.
+struct Contestant {
+  Contestant(const Case& of, AttentionEngine& by)
+      : c(of),
+        engine(by),
+        problem(ProblemOf(of)),
+        tensors(of, problem),
+        estimate((of.pass == Case::Pass::kBackward
+                      ? by.estimator().EstimateBackward(problem)
+                      : by.estimator().Estimate(problem))
+                     .value()),
+        flops(FlopsOf(of, estimate)) {
+    if (c.pass == Case::Pass::kBackward) {
+      engine.Run(problem, tensors.forward()).value();
+    }
+    first = RunOnce(c, engine, problem, tensors);
+    // A turn is a burst that lasts long against the clock and the wake-up of a
+    // worker.
+    burst = std::clamp(static_cast<int>(0.02 / SecondsOf(first)), 1, 64);
   }
 
- private:
-  Workspace Fill(int64_t bytes) {
-    Workspace to = Workspace::Reserve(bytes).value();
-    std::generate_n(to.floats(), bytes / 4, [&] { return normal_(rng_); });
-    return to;
+  static double SecondsOf(const RunStats& stats) {
+    return duration<double>(stats.compute_time).count();
   }
 
-  std::mt19937 rng_{1};
-  std::normal_distribution<float> normal_;
-  Workspace query_, key_, value_, output_;
+  // Seconds of a call.
+  double Turn() {
+    double sum = 0;
+    for (int i = 0; i < burst; ++i) {
+      sum += SecondsOf(RunOnce(c, engine, problem, tensors));
+    }
+    return sum / burst;
+  }
+
+  double bytes() const {
+    return static_cast<double>(estimate.input_bytes + estimate.output_bytes);
+  }
+  bool native_dot() const { return IsaName(first.isa).ends_with("_bf16"); }
+
+  const Case c;
+  AttentionEngine& engine;
+  const AttentionProblem problem;
+  const Tensors tensors;
+  const MemoryEstimate estimate;
+  const double flops;
+  RunStats first;
+  int burst = 1;
+  // One a round.
+  std::vector<double> seconds, peaks, peak_ratios, streams, stream_ratios;
 };
-
-AttentionOptions OptionsOf(const Case& c) {
-  AttentionOptions options;
-  if (c.causal) options.causal = Causal::kTopLeft;
-  if (c.window > 0) options.window_left = c.window - 1;
-  return options;
-}
-
-double Seconds(const RunStats& stats) {
-  return duration<double>(stats.compute_time).count();
-}
 
 class Bench {
  public:
   explicit Bench(Flags flags) : flags_(std::move(flags)) {}
 
-  // One record, and one more for the naive baseline where it is wanted.
-  std::vector<Json> Measure(const Case& c) {
-    AttentionEngine& engine = EngineOf(c.threads);
-    const TensorSpec spec{.dtype = DataType::kF32,
-                          .shape = {c.heads, c.len, c.head_dim}};
-    const AttentionProblem problem =
-        AttentionProblem::Create(spec, spec, spec, OptionsOf(c)).value();
-    const MemoryEstimate estimate =
-        engine.estimator().Estimate(problem).value();
-    const Tensors tensors(problem);
-    const auto flops = static_cast<double>(estimate.flops);
-    const auto bytes =
-        static_cast<double>(estimate.input_bytes + estimate.output_bytes);
-
-    // A sample is a burst of calls that lasts long against the clock and the
-    // wake-up of a worker, between two measurements of the peak.
-    const RunStats first = engine.Run(problem, tensors.buffers()).value();
-    const int burst =
-        std::clamp(static_cast<int>(0.02 / Seconds(first)), 1, 64);
-    std::vector<double> seconds, peaks, ratios, naive_seconds, speedups,
-        naive_ratios;
-    const double stream = stream_.Measure(engine.scheduler());
-    double spent = 0;
-    double before = Peak(engine);
-    while (seconds.size() < static_cast<size_t>(flags_.min_samples) ||
-           (spent < flags_.seconds_per_case && seconds.size() < 101)) {
-      double time = 0;
-      for (int i = 0; i < burst; ++i) {
-        time += Seconds(engine.Run(problem, tensors.buffers()).value());
-      }
-      time /= burst;
-      const double after = Peak(engine);
-      const double peak = (before + after) / 2;
-      seconds.push_back(time);
-      peaks.push_back(peak);
-      ratios.push_back(flops / time / peak);
-      spent += time * burst;
-      before = after;
-      if (c.naive) {
-        const double naive =
-            Seconds(NaiveAttention(engine, problem, tensors.buffers()).value());
-        naive_seconds.push_back(naive);
-        speedups.push_back(naive / time);
-        naive_ratios.push_back(flops / naive / peak);
-        spent += naive;
-        before = Peak(engine);
-      }
+  // A record a case.
+  std::vector<Json> Measure(const Group& group) {
+    std::vector<std::unique_ptr<Contestant>> contestants;
+    for (const Case& c : group) {
+      contestants.push_back(std::make_unique<Contestant>(c, EngineOf(c)));
     }
-    const auto record = [&](const std::string& name, double time, double ratio,
-                            int64_t held_bytes) {
-      return Json{{"name", name},
-                  {"dtype", "f32"},
-                  {"batch", 1},
-                  {"q_heads", c.heads},
-                  {"kv_heads", c.heads},
-                  {"q_len", c.len},
-                  {"kv_len", c.len},
-                  {"head_dim", c.head_dim},
-                  {"causal", c.causal},
-                  {"window", c.window},
-                  {"threads", c.threads},
-                  {"isa", IsaName(first.isa)},
-                  {"gflops", flops / time / 1e9},
-                  {"peak_gflops", Median(peaks) / 1e9},
-                  {"peak_ratio", ratio},
-                  {"gbytes_per_s", bytes / time / 1e9},
-                  {"stream_ratio", bytes / time / stream},
-                  {"time_ms", time * 1e3},
-                  {"held_bytes", held_bytes},
-                  {"samples", seconds.size()}};
-    };
-    std::vector<Json> records = {
-        record(c.name, Median(seconds), Median(ratios), estimate.flash_bytes)};
-    if (c.naive) {
-      records.push_back(record("naive", Median(naive_seconds),
-                               Median(naive_ratios), estimate.naive_bytes));
-      records.front()["speedup"] = Median(speedups);
+    const double budget =
+        flags_.seconds_per_case * static_cast<double>(group.size());
+    double spent = 0;
+    for (int round = 0;
+         round < flags_.min_samples || (spent < budget && round < 101);
+         ++round) {
+      for (const auto& contestant : contestants) spent += Turn(*contestant);
+    }
+    std::vector<Json> records;
+    for (const auto& contestant : contestants) {
+      records.push_back(Record(*contestant));
+      if (contestant != contestants.front()) {
+        Compare(*contestants.front(), *contestant, records.front(),
+                records.back());
+      }
     }
     return records;
   }
 
  private:
-  // A single worker stays on one processor, so that the peak measured beside a
-  // case is that of the core which ran it. Workers inherit their maker's mask.
-  AttentionEngine& EngineOf(int threads) {
-    std::unique_ptr<AttentionEngine>& engine = engines_[threads];
-    if (engine) return *engine;
-    cpu_set_t all;
-    sched_getaffinity(0, sizeof(all), &all);
-    if (threads == 1) {
-      size_t last = CPU_SETSIZE - 1;
-      while (!CPU_ISSET(last, &all)) --last;
-      cpu_set_t one;
-      CPU_ZERO(&one);
-      CPU_SET(last, &one);
-      sched_setaffinity(0, sizeof(one), &one);
+  // Between two measurements of what bounds it; of the other limit, once.
+  double Turn(Contestant& it) {
+    const bool by_stream = it.c.ReadsMost();
+    const auto measure = [&] {
+      return by_stream ? stream_.Measure(it.engine.scheduler())
+                       : Peak(it.engine);
+    };
+    const double before =
+        last_engine_ == &it.engine && last_ > 0 && last_by_stream_ == by_stream
+            ? last_
+            : measure();
+    const double time = it.Turn();
+    last_ = measure();
+    last_engine_ = &it.engine;
+    last_by_stream_ = by_stream;
+    const double limit = (before + last_) / 2;
+    if (it.seconds.empty()) {
+      (by_stream ? it.peaks : it.streams)
+          .push_back(by_stream ? Peak(it.engine)
+                               : stream_.Measure(it.engine.scheduler()));
+      last_ = 0;
     }
-    engine =
-        std::make_unique<AttentionEngine>(EngineOptions{.threads = threads});
-    sched_setaffinity(0, sizeof(all), &all);
+    (by_stream ? it.streams : it.peaks).push_back(limit);
+    it.seconds.push_back(time);
+    it.peak_ratios.push_back(it.flops / time /
+                             (by_stream ? it.peaks.front() : limit));
+    it.stream_ratios.push_back(it.bytes() / time /
+                               (by_stream ? limit : it.streams.front()));
+    return time * it.burst;
+  }
+
+  static Json Record(const Contestant& it) {
+    const double time = Median(it.seconds);
+    const int64_t held = it.c.pass == Case::Pass::kNaive
+                             ? it.estimate.naive_bytes
+                             : it.estimate.flash_bytes;
+    Json record = RecordOf(it.c);
+    record.update({{"isa", IsaName(it.first.isa)},
+                   {"native_dot", it.native_dot()},
+                   {"gflops", it.flops / time / 1e9},
+                   {"peak_gflops", Median(it.peaks) / 1e9},
+                   {"peak_ratio", Median(it.peak_ratios)},
+                   {"gbytes_per_s", it.bytes() / time / 1e9},
+                   {"stream_gbytes_per_s", Median(it.streams) / 1e9},
+                   {"stream_ratio", Median(it.stream_ratios)},
+                   {"time_ms", time * 1e3},
+                   {"held_bytes", held},
+                   {"samples", it.seconds.size()}});
+    return record;
+  }
+
+  // `relative`: speed over that of the group's first case, in operations a
+  // second; of another number of threads, in shares of peak.
+  static void Compare(const Contestant& first, const Contestant& other,
+                      Json& first_record, Json& record) {
+    const bool by_share = first.c.threads != other.c.threads;
+    std::vector<double> relative, inverse;
+    for (size_t i = 0; i < first.seconds.size(); ++i) {
+      relative.push_back(by_share ? other.peak_ratios[i] / first.peak_ratios[i]
+                                  : other.flops / other.seconds[i] /
+                                        (first.flops / first.seconds[i]));
+      inverse.push_back(1 / relative.back());
+    }
+    record["relative"] = Median(relative);
+    if (first.c.name == "masked") record["cost"] = Median(inverse);
+    if (other.c.pass == Case::Pass::kNaive) {
+      first_record["speedup"] = Median(inverse);
+    }
+  }
+
+  AttentionEngine& EngineOf(const Case& c) {
+    std::unique_ptr<AttentionEngine>& engine = engines_[{c.threads, c.isa}];
+    if (!engine) {
+      engine = MakePinnedEngine({.threads = c.threads, .force_isa = c.isa});
+    }
     return *engine;
   }
 
-  static double Peak(AttentionEngine& engine) {
-    return MeasureFmaPeak(engine.machine().isa, milliseconds(10),
-                          engine.scheduler(), engine.threads());
+  // Of the widest set, whatever a case is forced to.
+  double Peak(AttentionEngine& engine) const {
+    return MeasureFmaPeak(isa_, milliseconds(10), engine.scheduler(),
+                          engine.threads());
   }
 
-  Flags flags_;
+  const Flags flags_;
+  const Isa isa_ = MachineInfo::Detect().isa;
   StreamBandwidth stream_;
-  std::map<int, std::unique_ptr<AttentionEngine>> engines_;
+  std::map<std::pair<int, std::optional<Isa>>, std::unique_ptr<AttentionEngine>>
+      engines_;
+  // The limit that was measured last, for whom, and which it was.
+  double last_ = 0;
+  const AttentionEngine* last_engine_ = nullptr;
+  bool last_by_stream_ = false;
 };
 
-void PrintRow(const Json& r) {
-  std::printf("%-15s %4lld %7lld %5lld %4lld  %8.1f %8.1f  %6.3f",
-              r["name"].get<std::string>().c_str(),
-              r["q_heads"].get<long long>(), r["q_len"].get<long long>(),
-              r["head_dim"].get<long long>(), r["threads"].get<long long>(),
-              r["gflops"].get<double>(), r["peak_gflops"].get<double>(),
-              r["peak_ratio"].get<double>());
-  if (r.contains("speedup")) {
-    std::printf("  %5.1fx naive", r["speedup"].get<double>());
+// Cycles a second: an add that waits for the one before takes one.
+double MeasureClock() {
+  constexpr int64_t kSteps = 10'000'000;
+  uint64_t sum = 1;
+  uint64_t addend = 3;
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < kSteps; i += 10) {
+#pragma GCC unroll 10
+    for (int j = 0; j < 10; ++j) {
+      sum += addend;
+      asm volatile("" : "+r"(sum), "+r"(addend));  // NOLINT(hicpp-no-assembler)
+    }
   }
+  const auto time = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(kSteps) / duration<double>(time).count();
+}
+
+// Multiply-adds of the widest vectors that a core starts each cycle.
+double FmasPerCycle() {
+  const Isa isa = MachineInfo::Detect().isa;
+  const double lanes = static_cast<double>(GeometryOf(isa).lanes);
+  std::vector<double> ratios;
+  for (int i = 0; i < 9; ++i) {
+    const double peak = MeasureFmaPeak(isa, milliseconds(10));
+    ratios.push_back(peak / (2 * lanes) / MeasureClock());
+  }
+  return Median(ratios);
+}
+
+std::string Wanted(const Group& group) {
+  std::string names;
+  for (const Case& c : group) {
+    names += c.name + "/" + std::string(DataTypeName(c.dtype)) + "/" +
+             std::to_string(c.head_dim) + "/" + std::to_string(c.q_len) + "/" +
+             std::to_string(c.threads) + " ";
+  }
+  return names;
+}
+
+void PrintRow(const Json& r) {
+  const auto text = [&](const char* key) {
+    return r.value(key, std::string());
+  };
+  const auto number = [&](const char* key) { return r[key].get<double>(); };
+  std::printf(
+      "%-14s %-4s %3.0f:%-3.0f %5.0f %5.0f %4.0f %3.0f  %7.1f %6.3f "
+      "%7.1f %6.3f",
+      text("name").c_str(), text("dtype").c_str(), number("q_heads"),
+      number("kv_heads"), number("q_len"), number("kv_len"), number("head_dim"),
+      number("threads"), number("gflops"), number("peak_ratio"),
+      number("gbytes_per_s"), number("stream_ratio"));
+  if (r["causal"].get<bool>()) std::printf(" causal");
+  if (number("window") > 0) std::printf(" window %.0f", number("window"));
+  if (r.contains("block_size")) std::printf(" by %.0f", number("block_size"));
+  if (r.contains("forced_isa")) std::printf(" %s", text("forced_isa").c_str());
+  if (r.contains("precision")) std::printf(" as %s", text("precision").c_str());
+  if (r.contains("relative")) std::printf("  x %.3f", number("relative"));
+  if (r.contains("speedup")) std::printf("  %.1fx naive", number("speedup"));
   std::printf("\n");
   std::fflush(stdout);
 }
 
-int Main(int argc, char** argv) {
-  Flags flags;
-  CLI::App app(
-      "Times the attention core against this machine's FMA peak and stream "
-      "bandwidth.\nA peak above 1.03 of itself means a broken measurement and "
-      "fails the run.");
-  app.add_option("--json", flags.json_path, "Write the records to this file");
-  app.add_option("--filter", flags.filter,
-                 "Only cases whose name contains this");
-  app.add_option("--samples", flags.min_samples, "At least this many a case")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--seconds", flags.seconds_per_case,
-                 "Go on sampling a case for this long")
-      ->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+// Whether two records are of the same case.
+bool SameCase(const Json& a, const Json& b) {
+  for (const char* key : {"name", "dtype", "q_heads", "kv_heads", "q_len",
+                          "kv_len", "head_dim", "causal", "window", "threads",
+                          "block_size", "precision", "forced_isa"}) {
+    if (a.value(key, Json()) != b.value(key, Json())) return false;
+  }
+  return true;
+}
 
-  Bench bench(flags);
+// Records of `path` whose cases this run has not measured come first.
+void Join(const std::string& path, Json& records) {
+  std::ifstream file(path);
+  if (!file) return;
+  Json joined = Json::array();
+  for (Json& old : Json::parse(file)["records"]) {
+    if (std::none_of(records.begin(), records.end(),
+                     [&](const Json& r) { return SameCase(r, old); })) {
+      joined.push_back(std::move(old));
+    }
+  }
+  for (Json& r : records) joined.push_back(std::move(r));
+  records = std::move(joined);
+}
+
+int Run(const Flags& flags) {
+  std::vector<Group> groups = Groups();
+  std::erase_if(groups, [&](const Group& group) {
+    return Wanted(group).find(flags.filter) == std::string::npos;
+  });
   Json out = {{"machine", MachineRecord()}, {"records", Json::array()}};
-  std::printf("%s\n%-15s %4s %7s %5s %4s  %8s %8s  %6s\n",
-              out["machine"].dump().c_str(), "name", "head", "len", "dim",
-              "thr", "GFLOP/s", "peak", "share");
+  out["machine"]["fmas_per_cycle"] = FmasPerCycle();
+  std::printf("%s\n%7s %-14s %-4s %7s %5s %5s %4s %3s  %7s %6s %7s %6s\n",
+              out["machine"].dump().c_str(), "", "name", "type", "heads", "q",
+              "kv", "dim", "thr", "GFLOP/s", "share", "GB/s", "share");
+  Bench bench(flags);
   bool broken = false;
-  for (const Case& c : Cases()) {
-    if (c.name.find(flags.filter) == std::string::npos) continue;
-    for (Json& record : bench.Measure(c)) {
+  for (size_t i = 0; i < groups.size(); ++i) {
+    for (Json& record : bench.Measure(groups[i])) {
+      std::printf("%3zu/%-3zu ", i + 1, groups.size());
       PrintRow(record);
-      broken |= record["peak_ratio"].get<double>() > 1.03;
+      broken |= !record["native_dot"].get<bool>() &&
+                record["peak_ratio"].get<double>() > 1.03;
       out["records"].push_back(std::move(record));
     }
   }
+  if (flags.join) Join(flags.json_path, out["records"]);
+  out["verdicts"] = JudgeCore(out);
+  PrintCoreVerdicts(out["verdicts"]);
   if (!flags.json_path.empty() && !WriteJson(out, flags.json_path)) return 1;
   if (broken) {
     std::cerr << "core_bench: a case exceeds the FMA peak by over 3 %; the "
@@ -301,6 +499,31 @@ int Main(int argc, char** argv) {
     return 1;
   }
   return 0;
+}
+
+int Main(int argc, char** argv) {
+  Flags flags;
+  CLI::App app(
+      "Times the attention core against this machine's FMA peak and stream "
+      "bandwidth,\nand prints what it is held to. A share of peak above 1.03 "
+      "means a broken\nmeasurement and fails the run; a bar that is missed "
+      "does not.");
+  CLI::Option* json = app.add_option("--json", flags.json_path,
+                                     "Write the records to this file");
+  app.add_flag("--join", flags.join,
+               "Keep the records of --json's file whose cases do not run now")
+      ->needs(json);
+  app.add_option("--filter", flags.filter,
+                 "Only cases whose name/dtype/head_dim/q_len/threads contains "
+                 "this, such as 'prefill/f32/128/4096/1'");
+  app.add_option("--samples", flags.min_samples, "At least this many a case")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--seconds", flags.seconds_per_case,
+                 "Go on sampling a case for this long")
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  return Run(flags);
 }
 
 }  // namespace

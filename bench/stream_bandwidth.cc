@@ -1,5 +1,7 @@
 #include "bench/stream_bandwidth.h"
 
+#include <sys/mman.h>
+
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -9,9 +11,46 @@ namespace attnd::bench {
 namespace {
 
 constexpr int64_t kChunkBytes = int64_t{4} << 20;
+constexpr int64_t kLineWords = 8;
 
-// Sums one chunk a task. Integer adds vectorise on every set and are far
-// cheaper than the reads that they wait for.
+// One cache line, in whatever vectors the set has.
+using Line = uint64_t __attribute__((vector_size(64)));
+
+// Four streams of whole pages at once, fetched a kilobyte ahead: one stream in
+// order, or none fetched, is up to a third slower. Integer adds are far cheaper
+// than the reads that they wait for.
+#if defined(__x86_64__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+uint64_t
+SumChunk(const uint64_t* words) {
+  constexpr int64_t kStreams = 4;
+  constexpr int64_t kLines = 4;
+  constexpr int64_t kAheadWords = 16 * kLineWords;
+  constexpr int64_t kPart = kChunkBytes / 8 / kStreams;
+  Line sums[kStreams][kLines] = {};
+  for (int64_t i = 0; i < kPart; i += kLines * kLineWords) {
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < kStreams; ++s) {
+      const uint64_t* at = words + s * kPart + i;
+#pragma GCC unroll 4
+      for (int64_t line = 0; line < kLines; ++line) {
+        const uint64_t* from = at + line * kLineWords;
+        __builtin_prefetch(from + kAheadWords);
+        sums[s][line] += *reinterpret_cast<const Line*>(from);
+      }
+    }
+  }
+  uint64_t sum = 0;
+  for (const auto& stream : sums) {
+    for (const Line& line : stream) {
+      for (int64_t i = 0; i < kLineWords; ++i) sum += line[i];
+    }
+  }
+  return sum;
+}
+
+// Sums one chunk a task.
 class SumJob : public TileJob {
  public:
   SumJob(const Workspace& buffer, int threads)
@@ -24,16 +63,8 @@ class SumJob : public TileJob {
   }
   Slice Run(int64_t /*phase*/, int64_t task, int64_t /*slot*/,
             SliceControl& /*control*/) override {
-    constexpr int64_t kWords = kChunkBytes / 8;
-    constexpr int64_t kChains = 32;
-    const uint64_t* words = words_ + task * kWords;
-    uint64_t sums[kChains] = {};
-    for (int64_t i = 0; i < kWords; i += kChains) {
-      for (int64_t c = 0; c < kChains; ++c) sums[c] += words[i + c];
-    }
-    uint64_t sum = 0;
-    for (const uint64_t part : sums) sum += part;
-    sums_[static_cast<size_t>(task)] = sum;
+    sums_[static_cast<size_t>(task)] =
+        SumChunk(words_ + task * kChunkBytes / 8);
     return Slice::kDone;
   }
 
@@ -51,8 +82,20 @@ class SumJob : public TileJob {
 
 }  // namespace
 
+void AdviseHugePages(const Workspace& block) {
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(block.data());
+  const uintptr_t end = begin + static_cast<uintptr_t>(block.size_bytes());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  const uintptr_t last = end / kPage * kPage;
+  if (first < last) {
+    madvise(block.data() + (first - begin), last - first, MADV_HUGEPAGE);
+  }
+}
+
 StreamBandwidth::StreamBandwidth()
     : buffer_(Workspace::Reserve(kBufferBytes).value()) {
+  AdviseHugePages(buffer_);
   std::memset(buffer_.data(), 1, static_cast<size_t>(kBufferBytes));
 }
 

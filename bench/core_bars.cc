@@ -1,0 +1,231 @@
+#include "bench/core_bars.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace attnd::bench {
+namespace {
+
+enum class Sign { kAtLeast, kAtMost };
+
+struct Bar {
+  std::string text;
+  // A record falls under the bar where it has all these values; of a list, one.
+  Json where;
+  std::string key;
+  Sign sign = Sign::kAtLeast;
+  double limit = 0;
+};
+
+bool FallsUnder(const Json& record, const Json& where) {
+  return std::all_of(
+      where.items().begin(), where.items().end(), [&](const auto& item) {
+        const Json& wanted = item.value();
+        const Json value = record.value(item.key(), Json());
+        return wanted.is_array() ? std::find(wanted.begin(), wanted.end(),
+                                             value) != wanted.end()
+                                 : value == wanted;
+      });
+}
+
+std::vector<Json> RecordsUnder(const Json& records, const Json& where) {
+  std::vector<Json> chosen;
+  std::copy_if(records.begin(), records.end(), std::back_inserter(chosen),
+               [&](const Json& r) { return FallsUnder(r, where); });
+  return chosen;
+}
+
+const std::vector<Bar>& Bars() {
+  const Json one_thread_f32 = {{"dtype", "f32"}, {"threads", 1}};
+  const auto with = [&](Json where) {
+    where.update(one_thread_f32);
+    return where;
+  };
+  static const std::vector<Bar> bars = {
+      {.text = "f32 prefill, head_dim 128, N = 4096, of FMA peak",
+       .where = with({{"name", "prefill"}, {"head_dim", 128}, {"q_len", 4096}}),
+       .key = "peak_ratio",
+       .limit = 0.92},
+      {.text = "f32 prefill, head_dim 64, N = 1024 to 16384, of FMA peak",
+       .where = with({{"name", "prefill"},
+                      {"head_dim", 64},
+                      {"q_len", {1024, 2048, 4096, 8192, 16384}}}),
+       .key = "peak_ratio",
+       .limit = 0.88},
+      {.text = "f32, 32 heads, N = 128, head_dim 64, of FMA peak",
+       .where = with({{"name", "short"}}),
+       .key = "peak_ratio",
+       .limit = 0.72},
+      {.text = "f32 causal, head_dim 128, N = 4096, of FMA peak",
+       .where = with(
+           {{"name", "prefill_causal"}, {"head_dim", 128}, {"q_len", 4096}}),
+       .key = "peak_ratio",
+       .limit = 0.86},
+      {.text = "odd shapes, of FMA peak",
+       .where = with({{"name", "odd"}}),
+       .key = "peak_ratio",
+       .limit = 0.80},
+      {.text = "decode, f32, of stream bandwidth",
+       .where = with({{"name", "decode"}}),
+       .key = "stream_ratio",
+       .limit = 0.90},
+      {.text = "decode, bf16, of stream bandwidth",
+       .where = {{"name", "decode"}, {"dtype", "bf16"}, {"threads", 1}},
+       .key = "stream_ratio",
+       .limit = 0.90},
+      {.text = "decode, 4 query heads to a kv head, f32, of stream bandwidth",
+       .where = with({{"name", "decode_gqa"}}),
+       .key = "stream_ratio",
+       .limit = 0.85},
+      {.text = "decode, 4 query heads to a kv head, bf16, of stream bandwidth",
+       .where = {{"name", "decode_gqa"}, {"dtype", "bf16"}, {"threads", 1}},
+       .key = "stream_ratio",
+       .limit = 0.70},
+      {.text = "2 threads' share of peak, over 1 thread's",
+       .where = {{"name", "two_threads"}, {"threads", 2}},
+       .key = "relative",
+       .limit = 0.95},
+      {.text = "times faster than naive, N = 4096, 1 and 2 threads",
+       .where = {{"name", "over_naive"}, {"q_len", 4096}},
+       .key = "speedup",
+       .limit = 5},
+      {.text = "backward, head_dim 64 to 128, N = 2048, of FMA peak",
+       .where = with({{"name", "backward"}}),
+       .key = "peak_ratio",
+       .limit = 0.70},
+      {.text = "causal and window 1024, N = 4096: cost over visible share",
+       .where = {{"name", "masked"}, {"causal", true}},
+       .key = "cost",
+       .sign = Sign::kAtMost,
+       .limit = 1.15},
+      {.text = "fastest forced block_size, over automatic",
+       .where = {{"name", "auto"}},
+       .key = "relative",
+       .sign = Sign::kAtMost,
+       .limit = 1.05},
+      {.text = "fastest forced instruction set or precision, over automatic",
+       .where = {{"name", "auto_isa"}},
+       .key = "relative",
+       .sign = Sign::kAtMost,
+       .limit = 1.05},
+  };
+  return bars;
+}
+
+class Judge {
+ public:
+  explicit Judge(const Json& run)
+      : machine_(run["machine"]), records_(run["records"]) {}
+
+  Json Verdicts() {
+    for (const Bar& bar : Bars()) Add(bar);
+    for (const int head_dim : {64, 128}) AddSixteenBit(head_dim);
+    for (const int head_dim : {64, 128}) AddScaling(head_dim);
+    return std::move(verdicts_);
+  }
+
+ private:
+  void Add(const std::string& text, double measured, Sign sign, double limit) {
+    const bool least = sign == Sign::kAtLeast;
+    verdicts_.push_back(
+        {{"bar", text},
+         {"measured", measured},
+         {least ? "at_least" : "at_most", limit},
+         {"meets", least ? measured >= limit : measured <= limit}});
+  }
+
+  void Add(const Bar& bar) {
+    std::vector<double> values;
+    for (const Json& r : RecordsUnder(records_, bar.where)) {
+      if (r.contains(bar.key)) values.push_back(r[bar.key].get<double>());
+    }
+    if (values.empty()) return;
+    const auto [low, high] = std::minmax_element(values.begin(), values.end());
+    Add(bar.text, bar.sign == Sign::kAtLeast ? *low : *high, bar.sign,
+        bar.limit);
+  }
+
+  // With native dot products against the f32 peak, by how many multiply-adds
+  // the core starts a cycle; without them against our f32 speed.
+  void AddSixteenBit(int head_dim) {
+    const auto text = [&](std::string dtype, const char* native) {
+      return dtype.append(native).append(std::to_string(head_dim));
+    };
+    for (const std::string dtype : {"bf16", "f16"}) {
+      for (const Json& r : RecordsUnder(records_, {{"name", "16_bit"},
+                                                   {"dtype", dtype},
+                                                   {"head_dim", head_dim}})) {
+        if (!r["native_dot"].get<bool>()) {
+          Add(text(dtype, ", without native dot, over f32, head_dim "),
+              r["relative"].get<double>(), Sign::kAtLeast, 0.95);
+          continue;
+        }
+        const bool two = machine_["fmas_per_cycle"].get<double>() > 1.5;
+        const double limit =
+            head_dim == 64 ? (two ? 1.25 : 1.58) : (two ? 1.45 : 1.75);
+        Add(text(dtype, ", native dot, of f32 FMA peak, head_dim "),
+            r["peak_ratio"].get<double>(), Sign::kAtLeast, limit);
+      }
+    }
+  }
+
+  // Shares of peak lie together, and what is held grows by the same bytes for
+  // every further key.
+  void AddScaling(int head_dim) {
+    const std::string text =
+        "head_dim " + std::to_string(head_dim) + ", N = 1024 to 32768: ";
+    std::vector<Json> records =
+        RecordsUnder(records_, {{"name", "scaling"}, {"head_dim", head_dim}});
+    if (records.size() < 3) return;
+    std::map<double, Json> by_length;
+    for (const Json& r : records) by_length[r["q_len"].get<double>()] = r;
+    std::vector<double> shares, growths;
+    const Json* previous = nullptr;
+    for (const auto& [length, r] : by_length) {
+      shares.push_back(r["peak_ratio"].get<double>());
+      if (previous != nullptr) {
+        growths.push_back((r["held_bytes"].get<double>() -
+                           (*previous)["held_bytes"].get<double>()) /
+                          (length - (*previous)["q_len"].get<double>()));
+      }
+      previous = &r;
+    }
+    const auto spread = [](const std::vector<double>& values) {
+      const auto [low, high] =
+          std::minmax_element(values.begin(), values.end());
+      return std::pair(*low, *high);
+    };
+    const auto [slow, fast] = spread(shares);
+    Add(text + "spread of share", fast - slow, Sign::kAtMost, 0.05);
+    const auto [least, most] = spread(growths);
+    Add(text + "spread of bytes a further key", most / least - 1, Sign::kAtMost,
+        0.01);
+  }
+
+  const Json& machine_;
+  const Json& records_;
+  Json verdicts_ = Json::array();
+};
+
+}  // namespace
+
+Json JudgeCore(const Json& run) { return Judge(run).Verdicts(); }
+
+void PrintCoreVerdicts(const Json& verdicts) {
+  if (verdicts.empty()) return;
+  std::printf("\n%-64s %8s  %s\n", "bar", "measured", "bar");
+  for (const Json& v : verdicts) {
+    const bool least = v.contains("at_least");
+    std::printf(
+        "%-64s %8.3f  %s %.2f  %s\n", v["bar"].get<std::string>().c_str(),
+        v["measured"].get<double>(),
+        least ? ">=" : "<=", v[least ? "at_least" : "at_most"].get<double>(),
+        v["meets"].get<bool>() ? "meets" : "misses");
+  }
+}
+
+}  // namespace attnd::bench
