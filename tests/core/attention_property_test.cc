@@ -15,8 +15,8 @@
 #include "core/attention_engine.h"
 #include "core/kernel_plan.h"
 #include "core/merge.h"
+#include "core/reference_attention.h"
 #include "tests/support/attention_case.h"
-#include "tests/support/tolerance.h"
 
 namespace attnd {
 namespace {
@@ -441,6 +441,7 @@ TEST_P(AttentionPropertyTest, SplitKeysMergeToTheWhole) {
       lses.push_back(c.lse);
     }
     std::vector<PartialResult> partials;
+    partials.reserve(outputs.size());
     for (size_t piece = 0; piece < outputs.size(); ++piece) {
       partials.push_back({outputs[piece].data(), lses[piece].data()});
     }
@@ -566,6 +567,7 @@ TEST_P(AttentionPropertyTest, AKeyOfNanReachesTheRowsThatSeeItAlone) {
       Compute(clean);
       ASSERT_THAT(clean.Compare(), IsEmpty()) << way.name;
       std::vector<ReferenceRow> rows;
+      rows.reserve(2 * kRows);
       for (int64_t row = 0; row < 2 * kRows; ++row) {
         rows.push_back(ReferenceWeights(clean.problem(), clean.buffers(), 0,
                                         row / kRows, row % kRows));

@@ -391,10 +391,12 @@ TEST(RequestCodecTest, DecodesARaggedBatch) {
   *request.mutable_query() = DataTensor({4, 5, 8}, 1);
   *request.mutable_key() = DataTensor({2, 7, 8}, 2);
   *request.mutable_value() = DataTensor({2, 7, 3}, 3);
-  for (const int64_t offset : {0, 2, 2, 5})
+  for (const int64_t offset : {0, 2, 2, 5}) {
     Opt(request).add_cu_seqlens_q(offset);
-  for (const int64_t offset : {0, 0, 6, 7})
+  }
+  for (const int64_t offset : {0, 0, 6, 7}) {
     Opt(request).add_cu_seqlens_k(offset);
+  }
   const auto decoded = Decode(request);
   ASSERT_TRUE(decoded.ok()) << decoded.status();
   EXPECT_EQ(decoded->problem.params().batch, 3);

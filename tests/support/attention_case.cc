@@ -378,7 +378,7 @@ AttentionCase::Expected AttentionCase::Expect() const {
         }
         const double sink = p.has_sinks
                                 ? problem_.sink_logits()[static_cast<size_t>(h)]
-                                : -double{kInfinity};
+                                : -std::numeric_limits<double>::infinity();
         const RowBound bound = BoundOf(p, row, sink);
         expected.lse_bound[lse_at] =
             row.keys.empty() ? 0 : bound.lse;  // the sink, to the bit
