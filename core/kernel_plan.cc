@@ -186,7 +186,8 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
         add(params.batch > 0 ? mask.Entry(0) : BatchEntry());
     overflow =
         !CheckedProduct({params.batch, params.num_kv_heads,
-                         std::max<int64_t>(1, entry.packed_keys),
+                         std::max<int64_t>(1, entry.packed_keys)}) ||
+        !CheckedProduct({params.batch, params.num_kv_heads,
                          std::max<int64_t>(1, entry.q_tiles), entry.splits});
     if (!overflow) {
       plan.table_ = KernelPlan::Table(

@@ -164,6 +164,18 @@ TEST(MemoryEstimatorTest, TheLargestProblemsAreExactOrRefused) {
   EXPECT_GT(checked, 100);
 }
 
+// Packed keys and splits, which were once multiplied with each other.
+TEST(MemoryEstimatorTest, VeryManyKeysAreCountedToTheByte) {
+  constexpr int64_t kKeys = int64_t{1} << 40;
+  const auto problem = AttentionProblem::Create(
+      {.shape = {56, 1}}, {.shape = {kKeys, 1}}, {.shape = {kKeys, 1}}, {});
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  const auto estimate = MemoryEstimator(MachineInfo{}, 8).Estimate(*problem);
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_EQ(estimate->input_bytes, 4 * (56 + 2 * kKeys));
+  EXPECT_GT(estimate->workspace_bytes, 2 * 4 * kKeys);
+}
+
 TEST(InlineFootprintTest, CountsMessageAndTensorsSideBySide) {
   const MemoryEstimate estimate{.input_bytes = 1000000,
                                 .output_bytes = 300000,
