@@ -140,15 +140,40 @@ v1::AttentionRequest GoodAttention() {
 
 ReceivedMessage InSlices(const std::string& bytes, size_t max_slice,
                          uint64_t seed) {
-  auto owner = std::make_shared<const std::string>(bytes);
+  auto owner = std::make_shared<std::vector<std::unique_ptr<char[]>>>();
   std::mt19937_64 rng(seed);
   std::vector<absl::string_view> slices;
-  absl::string_view rest = *owner;
+  absl::string_view rest = bytes;
   while (!rest.empty()) {
-    slices.push_back(rest.substr(0, 1 + rng() % max_slice));
-    rest.remove_prefix(slices.back().size());
+    const absl::string_view slice = rest.substr(0, 1 + rng() % max_slice);
+    owner->push_back(std::make_unique_for_overwrite<char[]>(slice.size()));
+    std::memcpy(owner->back().get(), slice.data(), slice.size());
+    slices.emplace_back(owner->back().get(), slice.size());
+    rest.remove_prefix(slice.size());
   }
   return {std::move(slices), std::move(owner)};
+}
+
+void RestorePayloads(Message& message, const SplitMessage& split,
+                     const ReceivedMessage& received) {
+  if (auto* tensor = dynamic_cast<v1::Tensor*>(&message)) {
+    if (tensor->payload_case() == v1::Tensor::kData) {
+      const PayloadRange range = PayloadOf(split, tensor->data());
+      std::string data(static_cast<size_t>(range.size_bytes), '\0');
+      received.CopyTo(range, reinterpret_cast<std::byte*>(data.data()));
+      tensor->set_data(data);
+    }
+    return;
+  }
+  const auto& reflection = *message.GetReflection();
+  for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) {
+    const auto* field = message.GetDescriptor()->field(i);
+    if (field->cpp_type() == field->CPPTYPE_MESSAGE &&
+        reflection.HasField(message, field)) {
+      RestorePayloads(*reflection.MutableMessage(&message, field), split,
+                      received);
+    }
+  }
 }
 
 std::string Join(const ResponsePieces& pieces) {

@@ -28,9 +28,15 @@ v1::AttentionRequest GoodAttention();
 // Of the same query, key and value; its output and lse are random.
 v1::AttentionBackwardRequest GoodBackward();
 
-// `bytes` in slices of 1 to `max_slice` bytes.
+// `bytes` in slices of 1 to `max_slice` bytes, each with memory of its own, so
+// that a sanitizer sees who reads past one.
 ReceivedMessage InSlices(const std::string& bytes, size_t max_slice,
                          uint64_t seed);
+
+// Puts the payloads of a parsed message back where their tokens stand.
+void RestorePayloads(google::protobuf::Message& message,
+                     const SplitMessage& split,
+                     const ReceivedMessage& received);
 
 // All bytes of a response.
 std::string Join(const ResponsePieces& pieces);

@@ -17,32 +17,9 @@
 namespace attnd::server {
 namespace {
 
-using google::protobuf::Message;
 using google::protobuf::util::MessageDifferencer;
 
 constexpr int64_t kMuch = 1LL << 40;
-
-// Puts the payloads back where their tokens stand.
-void Restore(Message& message, const SplitMessage& split,
-             const ReceivedMessage& received) {
-  if (auto* tensor = dynamic_cast<v1::Tensor*>(&message)) {
-    if (tensor->payload_case() == v1::Tensor::kData) {
-      const PayloadRange range = PayloadOf(split, tensor->data());
-      std::string data(static_cast<size_t>(range.size_bytes), '\0');
-      received.CopyTo(range, reinterpret_cast<std::byte*>(data.data()));
-      tensor->set_data(data);
-    }
-    return;
-  }
-  const auto& reflection = *message.GetReflection();
-  for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) {
-    const auto* field = message.GetDescriptor()->field(i);
-    if (field->cpp_type() == field->CPPTYPE_MESSAGE &&
-        reflection.HasField(message, field)) {
-      Restore(*reflection.MutableMessage(&message, field), split, received);
-    }
-  }
-}
 
 // Fails unless both parsers say the same of `bytes`. Returns what they say.
 template <typename Request>
@@ -59,7 +36,7 @@ bool Compare(const std::string& bytes, uint64_t seed) {
       ParseMessage(received, reservation, got);
   EXPECT_EQ(split.ok(), accepted) << split.status();
   if (split.ok() && accepted) {
-    Restore(got, *split, received);
+    RestorePayloads(got, *split, received);
     EXPECT_TRUE(MessageDifferencer::Equals(got, expected));
   } else if (!split.ok()) {
     EXPECT_EQ(RefusalOf(split.status()).reason, "MALFORMED_MESSAGE");

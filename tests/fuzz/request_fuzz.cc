@@ -1,0 +1,226 @@
+// The way of a request's bytes into the server against protobuf's own parser.
+// An input is a byte that picks the type, one that says how the rest is cut
+// into slices, and the message.
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attnd/v1/attention.pb.h"
+#include "core/field_error.h"
+#include "server/admission.h"
+#include "server/estimate.h"
+#include "server/request_codec.h"
+#include "server/wire_message.h"
+#include "tests/fuzz/fuzz_target.h"
+#include "tests/fuzz/heap_peak.h"
+#include "tests/server/message_tools.h"
+
+namespace attnd::server {
+namespace {
+
+using fuzz::Require;
+
+// A refusal is the request's own fault and says where, or is of what this
+// build does not serve.
+void CheckRefusal(const absl::Status& status) {
+  Require(FieldOf(status) || ReasonOf(status) == kInt64RangeReason,
+          "a refusal names its field, or all is too large together");
+  Require(absl::IsInvalidArgument(status) || absl::IsUnimplemented(status),
+          "a refusal is INVALID_ARGUMENT or UNIMPLEMENTED");
+}
+
+// What is decoded of `got`, whose payloads are tokens, are the elements that
+// `expected` holds.
+void CheckDecoding(const AttentionTensors& got,
+                   const AttentionTensors& expected, const SplitMessage& split,
+                   const ReceivedMessage& received) {
+  const absl::StatusOr<DecodedRequest> decoded = DecodeRequest(got, split);
+  if (!decoded.ok()) return CheckRefusal(decoded.status());
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    const v1::Tensor* const tensor = expected.by_role[role].tensor;
+    if (tensor == nullptr) continue;
+    const auto size = static_cast<size_t>(decoded->bytes[role]);
+    std::string elements(size, '\0');
+    CopyElements(*got.by_role[role].tensor, split, received,
+                 reinterpret_cast<std::byte*>(elements.data()));
+    const bool values = tensor->payload_case() == v1::Tensor::kValues;
+    const auto& numbers = tensor->values().values();
+    const absl::string_view sent =
+        values ? absl::string_view(
+                     reinterpret_cast<const char*>(numbers.data()),
+                     static_cast<size_t>(numbers.size()) * sizeof(float))
+               : absl::string_view(tensor->data());
+    Require(sent == elements, "elements are what was sent");
+  }
+}
+
+template <typename Request>
+void CheckMeaning(const Request& got, const Request& expected,
+                  const SplitMessage& split, const ReceivedMessage& received) {
+  CheckDecoding(AttentionTensors::Of(got), AttentionTensors::Of(expected),
+                split, received);
+}
+
+void CheckMeaning(const v1::MemoryEstimateRequest& got,
+                  const v1::MemoryEstimateRequest&, const SplitMessage&,
+                  const ReceivedMessage&) {
+  static AttentionEngine engine({.threads = 1});
+  static Admission admission(int64_t{100} << 20, 8);
+  const ServiceContext context{engine, admission, int64_t{16} << 20, 1024};
+  const auto response = EstimateMemory(got, context);
+  if (!response.ok()) CheckRefusal(response.status());
+}
+
+// Its fields are checked where it runs.
+void CheckMeaning(const v1::BenchmarkRequest&, const v1::BenchmarkRequest&,
+                  const SplitMessage&, const ReceivedMessage&) {}
+
+template <typename Request>
+void Check(const std::string& bytes, uint8_t cut) {
+  static Admission admission(std::numeric_limits<int64_t>::max(), 1);
+  Request expected;
+  const bool accepted = expected.ParseFromString(bytes);
+  const ReceivedMessage received = InSlices(bytes, size_t{1} + cut % 64, cut);
+  Admission::Reservation reservation = *admission.Admit(received.size_bytes());
+  Request got;
+  (void)Request::descriptor();  // made at its first use; reserved for by nobody
+  const fuzz::HeapPeak peak;
+  const absl::StatusOr<SplitMessage> split =
+      ParseMessage(received, reservation, got);
+  const int64_t peak_bytes = peak.bytes();
+  Require(split.ok() == accepted, "both parsers accept the same");
+  if (!accepted) return;
+  Require(peak_bytes >= static_cast<int64_t>(got.SpaceUsedLong() - sizeof(got)),
+          "the peak is counted");
+  Require(peak_bytes <= reservation.bytes() - received.size_bytes(),
+          "a message takes no more than was reserved for it");
+  CheckMeaning(got, expected, *split, received);
+  RestorePayloads(got, *split, received);
+  expected.DiscardUnknownFields();
+  // As bytes, for a NaN is to be the same one.
+  Require(got.SerializeAsString() == expected.SerializeAsString(),
+          "both parsers make the same message");
+}
+
+constexpr void (*kChecks[])(const std::string&, uint8_t) = {
+    Check<v1::AttentionRequest>,      Check<v1::SelfAttentionRequest>,
+    Check<v1::CrossAttentionRequest>, Check<v1::AttentionBackwardRequest>,
+    Check<v1::MemoryEstimateRequest>, Check<v1::BenchmarkRequest>};
+
+// Good requests, small enough that an edit is likely to hit a byte that counts.
+v1::AttentionRequest Small(bool values) {
+  const auto make = values ? ValuesTensor : DataTensor;
+  v1::AttentionRequest request;
+  *request.mutable_query() = make({2, 1, 2, 3}, 1);
+  *request.mutable_key() = make({2, 1, 3, 3}, 2);
+  *request.mutable_value() = make({2, 1, 3, 1}, 3);
+  return request;
+}
+
+v1::AttentionRequest WithOptions() {
+  v1::AttentionRequest request = Small(false);
+  v1::AttentionOptions& options = *request.mutable_options();
+  options.set_scale(0.5F);
+  options.set_causal(v1::CAUSAL_BOTTOM_RIGHT);
+  options.set_window_left(1);
+  options.set_return_lse(true);
+  options.add_query_lengths(2);
+  options.add_query_lengths(1);
+  options.add_key_lengths(3);
+  options.add_key_lengths(0);
+  options.add_alibi_slopes(0.25F);
+  *options.mutable_bias() = DataTensor({2, 3}, 4);
+  *options.mutable_mask() = MaskTensor({2, 3}, 5);
+  return request;
+}
+
+v1::AttentionRequest RaggedHalves() {
+  v1::AttentionRequest request;
+  *request.mutable_query() = HalfTensor(v1::DATA_TYPE_F16, {1, 2, 3}, 1);
+  *request.mutable_key() = HalfTensor(v1::DATA_TYPE_BF16, {1, 3, 3}, 2);
+  *request.mutable_value() = HalfTensor(v1::DATA_TYPE_BF16, {1, 3, 1}, 3);
+  for (const int64_t offset : {0, 1, 2}) {
+    request.mutable_options()->add_cu_seqlens_q(offset);
+    request.mutable_options()->add_cu_seqlens_k(offset + offset / 2);
+  }
+  return request;
+}
+
+// Arrays that grow many times, and a last time for their last elements.
+v1::AttentionRequest LongLists() {
+  v1::AttentionRequest request;
+  request.mutable_options()->mutable_key_lengths()->Resize(1030, 1);
+  request.mutable_options()->mutable_sink_logits()->Resize(300, 1);
+  request.mutable_query()->mutable_shape()->Resize(100, 1);
+  return request;
+}
+
+// The type of an input is where it stands in kChecks.
+std::string Input(char type, char cut,
+                  const google::protobuf::Message& message) {
+  return std::string{type, cut} + message.SerializeAsString();
+}
+
+std::vector<std::string> GoodInputs() {
+  v1::SelfAttentionRequest self;
+  *self.mutable_sequence() = DataTensor({1, 2, 3}, 1);
+  v1::CrossAttentionRequest cross;
+  *cross.mutable_queries() = ValuesTensor({2, 3}, 1);
+  *cross.mutable_kv_sequence() = ValuesTensor({1, 3}, 2);
+  v1::AttentionBackwardRequest backward;
+  *backward.mutable_query() = DataTensor({2, 3}, 1);
+  *backward.mutable_key() = DataTensor({1, 3}, 2);
+  *backward.mutable_value() = DataTensor({1, 2}, 3);
+  *backward.mutable_output() = DataTensor({2, 2}, 4);
+  *backward.mutable_lse() = DataTensor({2}, 5);
+  *backward.mutable_grad_output() = DataTensor({2, 2}, 6);
+  v1::MemoryEstimateRequest estimate;
+  estimate.set_seq_len(4096);
+  estimate.set_dimensions(64);
+  estimate.set_max_batch_for_budget_bytes(1 << 30);
+  v1::BenchmarkRequest benchmark;
+  benchmark.set_num_vectors(64);
+  return {Input(0, 0, Small(false)),  Input(0, 1, Small(true)),
+          Input(0, 2, WithOptions()), Input(0, 3, RaggedHalves()),
+          Input(0, 4, LongLists()),   Input(1, 4, self),
+          Input(2, 5, cross),         Input(3, 6, backward),
+          Input(4, 7, estimate),      Input(5, 8, benchmark)};
+}
+
+template <typename Request>
+void AddRandom(char type, std::vector<std::string>& inputs) {
+  for (char seed = 0; seed < 4; ++seed) {
+    std::mt19937_64 rng(static_cast<uint64_t>(seed));
+    Request request;
+    FillAtRandom(request, rng);
+    inputs.push_back(Input(type, seed, request));
+  }
+}
+
+std::vector<std::string> AllInputs() {
+  std::vector<std::string> inputs = GoodInputs();
+  AddRandom<v1::AttentionRequest>(0, inputs);
+  AddRandom<v1::SelfAttentionRequest>(1, inputs);
+  AddRandom<v1::CrossAttentionRequest>(2, inputs);
+  AddRandom<v1::AttentionBackwardRequest>(3, inputs);
+  AddRandom<v1::MemoryEstimateRequest>(4, inputs);
+  AddRandom<v1::BenchmarkRequest>(5, inputs);
+  return inputs;
+}
+
+}  // namespace
+}  // namespace attnd::server
+
+std::vector<std::string> attnd::fuzz::Seeds() { return server::AllInputs(); }
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using attnd::server::kChecks;
+  if (size < 2) return 0;
+  const std::string bytes(reinterpret_cast<const char*>(data) + 2, size - 2);
+  kChecks[data[0] % std::size(kChecks)](bytes, data[1]);
+  return 0;
+}
