@@ -25,7 +25,7 @@ int64_t Saturated(const std::optional<int64_t>& bytes) {
 
 BackwardPlan::BackwardPlan(const AttentionProblem& problem,
                            const MachineInfo& machine)
-    : isa_(machine.isa == Isa::kAvx512Bf16 ? Isa::kAvx512 : machine.isa),
+    : isa_(F32Isa(machine.isa)),
       kv_heads_(problem.params().num_kv_heads),
       group_(problem.params().HeadsPerGroup()) {
   const AttentionParams& params = problem.params();

@@ -93,6 +93,7 @@ using Chains = decltype(&HWY_STATIC_DISPATCH(RunChains));
 Chains ChainsFor(Isa isa) {
   switch (isa) {
 #if HWY_TARGETS & HWY_AVX3
+    case Isa::kAmxBf16:
     case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return &N_AVX3::RunChains;

@@ -37,12 +37,15 @@ int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
   return tile;
 }
 
-bool UsesBf16Dot(const AttentionParams& params, const MachineInfo& machine) {
-  return machine.isa == Isa::kAvx512Bf16 &&
-         params.precision != Precision::kF32 &&
-         params.query_dtype == DataType::kBF16 &&
-         params.key_dtype == DataType::kBF16 &&
-         params.value_dtype == DataType::kBF16;
+// What tiled entries multiply on: native bf16 where it loses nothing of the
+// inputs, or is asked for.
+Isa TiledIsa(const AttentionParams& params, const MachineInfo& machine) {
+  const bool all_bf16 = params.query_dtype == DataType::kBF16 &&
+                        params.key_dtype == DataType::kBF16 &&
+                        params.value_dtype == DataType::kBF16;
+  const bool bf16 = params.precision == Precision::kBF16 ||
+                    (params.precision == Precision::kAuto && all_bf16);
+  return bf16 ? machine.isa : F32Isa(machine.isa);
 }
 
 // In place, values must be f32 rows of whole vectors.
@@ -67,7 +70,7 @@ int64_t PackTasksPerHead(const EntryPlan& entry) {
 
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
                     const MachineInfo& machine) {
-  const Geometry geometry = GeometryOf(machine.isa);
+  const Geometry geometry = GeometryOf(TiledIsa(params, machine));
   EntryPlan entry;
   const int64_t rows = params.HeadsPerGroup() * of.q_len;
   if (rows == 0) return entry;
@@ -164,7 +167,8 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                           const MachineInfo& machine) {
   const AttentionParams& params = problem.params();
   const Mask& mask = problem.mask();
-  const Geometry geometry = GeometryOf(machine.isa);
+  const Isa tiled_isa = TiledIsa(params, machine);
+  const Geometry geometry = GeometryOf(tiled_isa);
   KernelPlan plan;
   plan.panel_keys = geometry.panel_keys();
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
@@ -208,12 +212,9 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.tile_tasks = plan.table_.Total(KernelPlan::kTile);
   plan.merge_tasks = plan.table_.Total(KernelPlan::kMerge);
 
-  plan.bf16_products = params.precision == Precision::kBF16;
-  plan.isa = machine.isa == Isa::kAvx512Bf16 ? Isa::kAvx512 : machine.isa;
-  if (any_tiled && UsesBf16Dot(params, machine)) {
-    plan.isa = Isa::kAvx512Bf16;
-    plan.bf16_products = true;
-  }
+  plan.isa = any_tiled ? tiled_isa : F32Isa(machine.isa);
+  plan.bf16_products =
+      params.precision == Precision::kBF16 || plan.isa != F32Isa(plan.isa);
   plan.variant = any_tiled ? (any_direct ? "tiled+direct" : "tiled") : "direct";
   plan.converts_values = any_direct && !ReadsValuesInPlace(params, geometry);
 
@@ -224,13 +225,12 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                 .v_head_dim = params.v_head_dim,
                                 .converts_values = plan.converts_values});
   plan.slot_bytes = kWordBytes * layout.total;
-  const int64_t per_word = plan.isa == Isa::kAvx512Bf16 ? 2 : 1;
   const int64_t keys =
       overflow ? kMaxBytes : plan.table_.Total(KernelPlan::kPackedKey);
   plan.packed_keys_bytes = Saturated(
-      CheckedProduct({kWordBytes, keys, CeilDiv(params.head_dim, per_word)}));
-  plan.packed_values_bytes = Saturated(
-      CheckedProduct({kWordBytes, keys / per_word, layout.output_stride}));
+      CheckedProduct({kWordBytes, keys, RowWords(plan.isa, params.head_dim)}));
+  plan.packed_values_bytes = Saturated(CheckedProduct(
+      {kWordBytes, keys / ElementsPerWord(plan.isa), layout.output_stride}));
   plan.partial_bytes = Saturated(CheckedProduct(
       {kWordBytes, plan.table_.Total(KernelPlan::kPartial),
        PartialLayout::Of(plan.tile_q, params.v_head_dim).total}));

@@ -54,8 +54,8 @@ class KernelPlan {
   // The set that the products run on, and the kernel's name in ExecutionStats.
   Isa isa = Isa::kScalar;
   std::string_view variant = "tiled";
-  // Inputs and weights go through the products as bf16: natively where isa is
-  // avx512_bf16, else as f32 numbers that were rounded.
+  // Inputs and weights go through the products as bf16: natively where isa has
+  // such products, else as f32 numbers that were rounded.
   bool bf16_products = false;
   // Direct tiles copy their values to the slot: converted, or in whole vectors.
   bool converts_values = false;

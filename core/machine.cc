@@ -15,6 +15,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "core/kernels/amx_bf16.h"
 #include "core/kernels/microkernels.h"
 #include "hwy/highway.h"
 
@@ -128,22 +129,27 @@ std::string_view IsaName(Isa isa) {
       return "avx512";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kAmxBf16:
+      return "amx_bf16";
   }
   return "unknown";
 }
 
 std::optional<Isa> ParseIsa(std::string_view name) {
-  for (const Isa isa :
-       {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512,
+                        Isa::kAvx512Bf16, Isa::kAmxBf16}) {
     if (name == IsaName(isa)) return isa;
   }
   return std::nullopt;
 }
 
+Isa F32Isa(Isa isa) { return std::min(isa, Isa::kAvx512); }
+
 std::vector<Isa> SupportedIsas() {
   const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
   std::vector<Isa> isas;
   if ((usable & HWY_AVX3) != 0) {
+    if (HasAmxBf16()) isas.push_back(Isa::kAmxBf16);
     if (HasBf16Dot()) isas.push_back(Isa::kAvx512Bf16);
     isas.push_back(Isa::kAvx512);
   }

@@ -12,13 +12,17 @@
 namespace attnd {
 
 // Instruction sets that kernels exist for, narrowest first.
-enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 
 std::string_view IsaName(Isa isa);  // "avx512_bf16"
 std::optional<Isa> ParseIsa(std::string_view name);
 
+// The set whose f32 kernels run where products are not native bf16.
+Isa F32Isa(Isa isa);
+
 // The sets that are both compiled in and offered by this processor, widest
-// first. Never empty. avx512_bf16 is avx512 with native bf16 dot products.
+// first. Never empty. avx512_bf16 and amx_bf16 are avx512 with native bf16
+// products, of vectors and of tiles.
 std::vector<Isa> SupportedIsas();
 
 // What a plan depends on.

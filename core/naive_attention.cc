@@ -185,6 +185,7 @@ using RowFunction = decltype(&HWY_STATIC_DISPATCH(NaiveRow));
 RowFunction RowFunctionFor(Isa isa) {
   switch (isa) {
 #if HWY_TARGETS & HWY_AVX3
+    case Isa::kAmxBf16:
     case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return &N_AVX3::NaiveRow;

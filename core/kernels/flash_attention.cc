@@ -14,7 +14,8 @@
 // Three ways to the same tile:
 //   tiled, f32    K^T is packed into panels once a job; 6 x 4-vector
 //                 microkernels (core/kernels/microkernels-inl.h)
-//   tiled, bf16   the same with pairs of bf16 (core/kernels/bf16_dot.cc)
+//   tiled, bf16   the same with pairs of bf16 (core/kernels/bf16_dot.cc), or
+//                 in blocks of 32 x 32 on AMX (core/kernels/amx_bf16.cc)
 //   direct        few rows: each key is read once, as it lies, so packing it
 //                 would be the larger part of the work
 //
@@ -40,8 +41,10 @@
 #include <cstddef>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "core/checked_math.h"
+#include "core/kernels/amx_bf16.h"
 #include "core/kernels/geometry.h"
 #include "core/kernels/microkernels.h"
 
@@ -64,16 +67,14 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896340736F;
 
-// Words are f32, or pairs of bf16.
-int64_t PerWord(const KernelPlan& plan) {
-  return plan.isa == Isa::kAvx512Bf16 ? 2 : 1;
-}
+// Keys of one AMX product, in pairs.
+constexpr int64_t kAmxKeys = 2 * kAmxSteps;
 
 // ---------------------------------------------------------------------------
 // Packing
 
 int64_t PanelWords(const FlashJob& job) {
-  return kPanelKeys * CeilDiv(job.params.head_dim, PerWord(job.plan));
+  return kPanelKeys * RowWords(job.plan.isa, job.params.head_dim);
 }
 
 int64_t ValueStride(const FlashJob& job) {
@@ -84,15 +85,15 @@ void PackKeys(const FlashJob& job, const std::byte* from, int64_t keys,
               float* to) {
   const int64_t stride = job.key.strides[2];
   const int64_t dims = job.params.head_dim;
-  if (PerWord(job.plan) == 2) {
-    PackPanelPairs(reinterpret_cast<const uint16_t*>(from), stride, keys, dims,
-                   to);
-    return;
-  }
   VisitType(job.params.key_dtype, [&](auto as) {
     using As = decltype(as);
-    PackPanel<As>(reinterpret_cast<const typename As::Element*>(from), stride,
-                  keys, dims, job.plan.bf16_products, to);
+    const auto* rows = reinterpret_cast<const typename As::Element*>(from);
+    if (ElementsPerWord(job.plan.isa) == 2) {
+      PackPanelAsPairs<As>(rows, stride, keys, dims,
+                           RowWords(job.plan.isa, dims), to);
+    } else {
+      PackPanel<As>(rows, stride, keys, dims, job.plan.bf16_products, to);
+    }
   });
 }
 
@@ -100,15 +101,14 @@ void PackValues(const FlashJob& job, const std::byte* from, int64_t keys,
                 float* to) {
   const int64_t stride = job.value.strides[2];
   const int64_t dims = job.params.v_head_dim;
-  if (PerWord(job.plan) == 2) {
-    PackValuePairChunk(reinterpret_cast<const uint16_t*>(from), stride, keys,
-                       dims, to);
-    return;
-  }
   VisitType(job.params.value_dtype, [&](auto as) {
     using As = decltype(as);
-    PackValueChunk<As>(reinterpret_cast<const typename As::Element*>(from),
-                       stride, keys, dims, job.plan.bf16_products, to);
+    const auto* rows = reinterpret_cast<const typename As::Element*>(from);
+    if (ElementsPerWord(job.plan.isa) == 2) {
+      PackValuePairChunk<As>(rows, stride, keys, dims, to);
+    } else {
+      PackValueChunk<As>(rows, stride, keys, dims, job.plan.bf16_products, to);
+    }
   });
 }
 
@@ -130,13 +130,25 @@ void Pack(const FlashJob& job, int64_t task) {
   for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
     PackValues(job, row(job.value, params.value_dtype, key),
                std::min(kKeysPerSum, part.last - key),
-               job.packed_values +
-                   (base + key) / PerWord(job.plan) * ValueStride(job));
+               job.packed_values + (base + key) /
+                                       ElementsPerWord(job.plan.isa) *
+                                       ValueStride(job));
   }
 }
 
 // ---------------------------------------------------------------------------
 // A tile
+
+// What AddCarefully calls for a row and a vector of columns.
+void AmxAddOneRow(const float* weights, int64_t weight_stride,
+                  const float* value, int64_t value_stride, int64_t steps,
+                  float* output, int64_t output_stride, Ahead /*ahead*/) {
+  AmxAddValues(1, 1, weights, weight_stride,
+               {.first = value,
+                .row_words = value_stride,
+                .chunk_words = kKeysPerSum / 2 * value_stride},
+               0, steps, output, output_stride);
+}
 
 // One tile: rows of the matrix that the heads of a GQA group make up, and the
 // keys of one split.
@@ -158,19 +170,21 @@ class Tile {
         magnitude_(ScoreScale(params_).magnitude),
         scale_log2_((params_.AdjustsScores() ? 1 : magnitude_) * kLog2E),
         // Direct tiles multiply f32 whatever tiled ones do.
-        per_word_(entry_plan_.direct ? 1 : PerWord(plan_)),
-        kernels_(per_word_ == 2 ? Bf16DotMicrokernels() : kMicrokernels),
-        weights_(per_word_ == 2 ? WeightKind::kBf16
-                 : plan_.bf16_products && plan_.isa != Isa::kAvx512Bf16
-                     ? WeightKind::kRounded
-                     : WeightKind::kF32),
+        isa_(entry_plan_.direct ? F32Isa(plan_.isa) : plan_.isa),
+        per_word_(ElementsPerWord(isa_)),
+        kernels_(isa_ == Isa::kAvx512Bf16 ? Bf16DotMicrokernels()
+                                          : kMicrokernels),
+        weights_(per_word_ == 2                          ? WeightKind::kBf16
+                 : params_.precision == Precision::kBF16 ? WeightKind::kRounded
+                                                         : WeightKind::kF32),
         rows_(job.scores, entry_, task_.kv_head,
               task_.tile * entry_plan_.tile_q,
               std::min(entry_plan_.tile_q,
                        params_.HeadsPerGroup() * entry_.q_len -
                            task_.tile * entry_plan_.tile_q),
               reinterpret_cast<uint8_t*>(slot + layout_.visible),
-              layout_.visible_stride * 4),
+              layout_.visible_stride * 4, GeometryOf(isa_).rows,
+              isa_ == Isa::kAmxBf16 ? kAmxKeys : kLanes),
         span_(rows_.Span()) {
     if (entry_plan_.splits > 1) {
       const int64_t begin = task_.split * KernelPlan::kKeysPerSplit;
@@ -200,14 +214,22 @@ class Tile {
     if (entry_plan_.direct) {
       ScoreDirect();
     } else {
-      ScorePanels();
+      if (isa_ == Isa::kAmxBf16) {
+        ScoreByAmx();
+      } else {
+        ScorePanels();
+      }
       const int64_t next = std::min(plan_.tile_kv, span_.end - end);
       FetchAhead(Panel(end), next / kPanelKeys * PanelWords(job_));
     }
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       if (rows_.block(b).seen.size() > 0) Softmax(rows_.block(b));
     }
-    AddValues();
+    if (isa_ == Isa::kAmxBf16) {
+      AddValuesByAmx();
+    } else {
+      AddValues();
+    }
   }
 
   // Writes output and lse, or what the merge needs.
@@ -227,7 +249,7 @@ class Tile {
         const auto* row = reinterpret_cast<const typename As::Element*>(from);
         if (per_word_ == 2) {
           ConvertRowToBf16<As>(row, params_.head_dim,
-                               RoundUp(params_.head_dim, 2), factor,
+                               2 * RowWords(isa_, params_.head_dim), factor,
                                reinterpret_cast<uint16_t*>(to));
         } else {
           ConvertRow<As>(row, params_.head_dim, layout_.q_stride, factor,
@@ -313,6 +335,23 @@ class Tile {
     }
   }
 
+  // As above, but for the rows' maxima.
+  void ScoreByAmx() const {
+    const int64_t steps = RowWords(isa_, params_.head_dim);
+    for (int64_t key = begin_; key < end_; key += kPanelKeys) {
+      const float* panel = Panel(key);
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        const KeyRange seen = Clip(block.seen, key, key + kPanelKeys);
+        if (seen.size() == 0) continue;
+        const int64_t vectors = CeilDiv(seen.end - key, kLanes);
+        AmxScores(block.rows, vectors, Query(block.first), layout_.q_stride,
+                  panel, steps, Scores(block.first) + key - begin_,
+                  layout_.score_stride);
+      }
+    }
+  }
+
   void ScoreDirect() const {
     const int64_t bytes = SizeOf(params_.key_dtype);
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
@@ -339,13 +378,13 @@ class Tile {
     const int64_t begin = rows_.FirstVector(block.seen);
     const int64_t end = block.seen.end - begin_;
     const int64_t last = block.first + block.rows;
-    float base[kRows];
+    float base[kMaxBlockRows];
     for (int64_t r = block.first; r < last; ++r) {
       Vec largest;
       if (!block.plain) {
         if (rows_.adjusts()) Adjust(r, begin, end);
         largest = HideRow(rows_.Visible(r), begin, end, Scores(r));
-      } else if (entry_plan_.direct) {
+      } else if (entry_plan_.direct || isa_ == Isa::kAmxBf16) {
         largest = RowMax(Scores(r), begin, end);
       } else {
         largest = hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes);
@@ -368,7 +407,15 @@ class Tile {
       hn::Store(hn::Add(hn::Load(kF, sum), Weigh(r, block.plain, begin, end,
                                                  base[r - block.first])),
                 kF, sum);
+      if (isa_ == Isa::kAmxBf16) ZeroWeights(r, end);
     }
+  }
+
+  // Of keys from `end` on to where a product of whole tiles ends.
+  void ZeroWeights(int64_t r, int64_t end) const {
+    auto* const weights = reinterpret_cast<uint16_t*>(Scores(r));
+    std::fill(weights + RoundUp(end, kLanes), weights + RoundUp(end, kAmxKeys),
+              uint16_t{0});
   }
 
   static Vec IgnoreNan(Vec x) {
@@ -452,14 +499,49 @@ class Tile {
     }
   }
 
+  // Columns outside, blocks inside, and all keys of the tile at once: results
+  // stay in tiles.
+  void AddValuesByAmx() {
+    VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
+      const AmxValues values = {
+          .first = Values(0, column),
+          .row_words = ValueStep(vectors),
+          .chunk_words = kKeysPerSum / per_word_ * value_stride_};
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        if (block.seen.size() == 0) continue;
+        // In steps, by whole tiles: weights are 0 in what this adds.
+        const int64_t first =
+            (block.seen.begin - begin_) / kAmxKeys * kAmxSteps;
+        const int64_t last =
+            CeilDiv(block.seen.end - begin_, kAmxKeys) * kAmxSteps;
+        if (block.plain || ValuesAreFinite()) {
+          AmxAddValues(block.rows, vectors, Weights(block.first, begin_),
+                       layout_.score_stride, values, first, last,
+                       Output(block.first) + column, layout_.output_stride);
+          continue;
+        }
+        constexpr int64_t kSteps = kKeysPerSum / 2;
+        for (int64_t step = first / kSteps * kSteps; step < last;
+             step += kSteps) {
+          const int64_t from = std::max(first, step);
+          AddBlockCarefully(block, begin_ + step * per_word_, from - step,
+                            std::min(last, step + kSteps) - from, column,
+                            vectors);
+        }
+      }
+    });
+  }
+
   // Whether no value of the tile is NaN or infinite. Looked up once a tile, by
   // those blocks that hide some of it.
   bool ValuesAreFinite() {
     if (checked_values_) return values_finite_;
     checked_values_ = values_finite_ = true;
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
-      const int64_t steps =
-          CeilDiv(std::min(kKeysPerSum, end_ - key), per_word_);
+      const int64_t keys = std::min(kKeysPerSum, end_ - key);
+      const int64_t steps = isa_ == Isa::kAmxBf16 ? RoundUp(keys, kAmxKeys) / 2
+                                                  : CeilDiv(keys, per_word_);
       VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
         for (int64_t step = 0; step < steps; ++step) {
           values_finite_ &= AllFinite(
@@ -478,7 +560,8 @@ class Tile {
         uint32_t bits = 0;
         for (int64_t i = 0; i < per_word_; ++i) {
           const int64_t at = key - begin_ + (first + step) * per_word_ + i;
-          if (at >= end_ - begin_ || !IsVisible(rows_.Visible(r), at)) continue;
+          if (at >= block.seen.end - begin_) continue;
+          if (!IsVisible(rows_.Visible(r), at)) continue;
           bits |= per_word_ == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
         }
         return bits;
@@ -486,10 +569,10 @@ class Tile {
       const float* from =
           Values(key - begin_, column) + first * ValueStep(vectors);
       for (int64_t v = 0; v < vectors; ++v) {
-        AddCarefully(kernels_.value[0][0], Weights(r, key) + first,
-                     layout_.score_stride, from + v * kLanes,
-                     ValueStep(vectors), steps, keep,
-                     Output(r) + column + v * kLanes);
+        AddCarefully(
+            isa_ == Isa::kAmxBf16 ? &AmxAddOneRow : kernels_.value[0][0],
+            Weights(r, key) + first, layout_.score_stride, from + v * kLanes,
+            ValueStep(vectors), steps, keep, Output(r) + column + v * kLanes);
       }
     }
   }
@@ -529,8 +612,9 @@ class Tile {
   float* const slot_;
   const float magnitude_;
   const float scale_log2_;  // c above
+  const Isa isa_;           // of the products
   const int64_t per_word_;
-  const Microkernels& kernels_;
+  const Microkernels& kernels_;  // but on AMX
   const WeightKind weights_;
   RowTile rows_;
   KeyRange span_;
@@ -673,6 +757,8 @@ void InitSlot(float* slot) { StoreHeader(slot, {.next_key = -1}); }
 TileJob::Slice RunTile(const FlashJob& job, int64_t task, float* slot,
                        SliceControl& control) {
   Tile tile(job, task, slot);
+  std::optional<AmxTiles> amx;
+  if (job.plan.isa == Isa::kAmxBf16) amx.emplace();
   const KeyRange span = tile.span();
   const int64_t tile_kv = job.plan.tile_kv;
   int64_t key = LoadHeader(slot).next_key;
@@ -713,6 +799,7 @@ namespace attnd {
 const FlashKernel& GetFlashKernel(Isa isa) {
   switch (isa) {
 #if HWY_TARGETS & HWY_AVX3
+    case Isa::kAmxBf16:
     case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return N_AVX3::Kernel();

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/checked_math.h"
 #include "core/machine.h"
 
 namespace attnd {
@@ -22,6 +23,8 @@ struct Geometry {
 
 constexpr Geometry GeometryOf(Isa isa) {
   switch (isa) {
+    case Isa::kAmxBf16:  // 2 x 2 tiles of 16 rows and 16 words, twice
+      return {.lanes = 16, .rows = 32, .vectors = 4};
     case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return {.lanes = 16, .rows = 6, .vectors = 4};
@@ -36,6 +39,21 @@ constexpr Geometry GeometryOf(Isa isa) {
 // The largest tile, which bounds what a tile keeps on the stack.
 inline constexpr int64_t kMaxTileRows = 96;
 inline constexpr int64_t kMaxTileKeys = 512;
+inline constexpr int64_t kMaxBlockRows = 32;
+
+// Words of 4 bytes hold one f32, or a pair of bf16.
+constexpr int64_t ElementsPerWord(Isa isa) {
+  return isa == Isa::kAvx512Bf16 || isa == Isa::kAmxBf16 ? 2 : 1;
+}
+
+// Steps that an AMX product takes at once: in these, words of a row.
+inline constexpr int64_t kAmxSteps = 16;
+
+// Words of a query's or a packed key's row, for products over head_dim.
+constexpr int64_t RowWords(Isa isa, int64_t head_dim) {
+  const int64_t words = CeilDiv(head_dim, ElementsPerWord(isa));
+  return isa == Isa::kAmxBf16 ? RoundUp(words, kAmxSteps) : words;
+}
 
 // Keys whose weighted values are summed before they join the output: what a
 // partial sum rounds off grows with the sum, so several short ones are more

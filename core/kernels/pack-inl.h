@@ -11,7 +11,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "core/checked_math.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
@@ -134,10 +136,11 @@ HWY_INLINE void ConvertRowToBf16(const typename As::Element* src, int64_t dims,
 }
 
 // K^T of bf16 rows in pairs along the dimensions: the panel of their words.
+// Steps behind the last pair, up to `steps`, become 0.
 inline void PackPanelPairs(const uint16_t* src, int64_t stride, int64_t keys,
-                           int64_t dims, float* HWY_RESTRICT dst) {
-  auto* to = reinterpret_cast<uint16_t*>(dst);
-  int64_t j = 0;
+                           int64_t dims, int64_t steps,
+                           float* HWY_RESTRICT dst) {
+  std::fill(dst + (dims + 1) / 2 * kPanelKeys, dst + steps * kPanelKeys, 0.0F);
 #if ATTND_WIDE
   if (stride % 2 == 0 && dims % 2 == 0 &&
       reinterpret_cast<uintptr_t>(src) % 4 == 0) {
@@ -146,10 +149,35 @@ inline void PackPanelPairs(const uint16_t* src, int64_t stride, int64_t keys,
     return;
   }
 #endif
-  for (; j < kPanelKeys; ++j) {
+  auto* to = reinterpret_cast<uint16_t*>(dst);
+  for (int64_t j = 0; j < kPanelKeys; ++j) {
     for (int64_t d = 0; d < dims + dims % 2; ++d) {
       to[(d / 2 * kPanelKeys + j) * 2 + d % 2] =
           j < keys && d < dims ? src[j * stride + d] : uint16_t{0};
+    }
+  }
+}
+
+// The same of rows of any type, rounded.
+template <class As>
+void PackPanelAsPairs(const typename As::Element* src, int64_t stride,
+                      int64_t keys, int64_t dims, int64_t steps,
+                      float* HWY_RESTRICT dst) {
+  if constexpr (std::is_same_v<As, AsBf16>) {
+    PackPanelPairs(src, stride, keys, dims, steps, dst);
+  } else {
+    constexpr int64_t kDims = 128;  // rounded at a time
+    HWY_ALIGN uint16_t slice[kPanelKeys * kDims];
+    for (int64_t d = 0; d < dims; d += kDims) {
+      const int64_t count = std::min(kDims, dims - d);
+      const int64_t padded = count + count % 2;
+      for (int64_t j = 0; j < keys; ++j) {
+        ConvertRowToBf16<As>(src + j * stride + d, count, padded, 1,
+                             slice + j * kDims);
+      }
+      PackPanelPairs(slice, kDims, keys, padded,
+                     d + count < dims ? kDims / 2 : steps - d / 2,
+                     dst + d / 2 * kPanelKeys);
     }
   }
 }
@@ -177,27 +205,40 @@ void PackValueChunk(const typename As::Element* src, int64_t stride,
   });
 }
 
-// The same of bf16 in pairs along the keys: a word of a step holds keys j and
-// j + 1, or 0 where there is no such key.
-inline void PackValuePairChunk(const uint16_t* src, int64_t stride,
-                               int64_t keys, int64_t dims,
-                               float* HWY_RESTRICT dst) {
+// An element as bf16, in the lower half of its lane.
+template <class As>
+HWY_INLINE auto LoadBf16Bits(const typename As::Element* from) {
   const hn::RebindToUnsigned<Floats> du;
-  const hn::Rebind<uint16_t, Floats> d16;
+  if constexpr (std::is_same_v<As, AsBf16>) {
+    const hn::Rebind<uint16_t, Floats> d16;
+    return hn::PromoteTo(du, hn::LoadU(d16, from));
+  } else {
+    const Vec rounded = RoundToBf16(kF, As::Load(kF, from));
+    return hn::ShiftRight<16>(hn::BitCast(du, rounded));
+  }
+}
+
+// The same as bf16, in pairs along the keys: a word of a step holds keys j and
+// j + 1, or 0 where there is no such key, and so do steps up to a multiple of
+// kAmxSteps.
+template <class As>
+void PackValuePairChunk(const typename As::Element* src, int64_t stride,
+                        int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
+  const hn::RebindToUnsigned<Floats> du;
   const auto load = [&](int64_t j, int64_t c) HWY_ATTR {
-    HWY_ALIGN uint16_t lanes[kLaneCount] = {};
-    const uint16_t* from = src + j * stride + c;
-    if (j >= keys || c + kLanes > dims) {
-      const int64_t left = j >= keys ? 0 : dims - c;
-      std::memcpy(lanes, from - (j >= keys ? stride : 0),
-                  static_cast<size_t>(left) * sizeof(uint16_t));
+    if (j >= keys) return hn::Zero(du);
+    const typename As::Element* from = src + j * stride + c;
+    HWY_ALIGN typename As::Element lanes[kLaneCount] = {};
+    if (c + kLanes > dims) {
+      std::memcpy(lanes, from, static_cast<size_t>(dims - c) * sizeof(*from));
       from = lanes;
     }
-    return hn::PromoteTo(du, hn::LoadU(d16, from));
+    return LoadBf16Bits<As>(from);
   };
+  const int64_t padded = RoundUp(keys, 2 * kAmxSteps);
   VisitColumns(dims, [&](int64_t column, int64_t vectors) HWY_ATTR {
     float* HWY_RESTRICT to = dst + column * (kKeysPerSum / 2);
-    for (int64_t j = 0; j < keys; j += 2) {
+    for (int64_t j = 0; j < padded; j += 2) {
       for (int64_t c = column; c < column + vectors * kLanes; c += kLanes) {
         const auto pair = hn::Or(load(j, c), hn::ShiftLeft<16>(load(j + 1, c)));
         hn::Store(hn::BitCast(kF, pair), kF, to);

@@ -73,9 +73,12 @@ inline constexpr int64_t kMaxStep = 2;
 // bytes for each.
 class RowTile {
  public:
+  // A block has up to `block_rows` rows, and is plain only where it sees a
+  // multiple of `granule` keys, whole vectors.
   RowTile(const ScoreInputs& inputs, const BatchEntry& entry, int64_t kv_head,
           int64_t first_row, int64_t rows, uint8_t* visible,
-          int64_t visible_stride)
+          int64_t visible_stride, int64_t block_rows = kGeometry.rows,
+          int64_t granule = kLanes)
       : inputs_(inputs),
         params_(inputs.problem.params()),
         entry_(entry),
@@ -85,7 +88,9 @@ class RowTile {
         adjusts_(params_.AdjustsScores()),
         magnitude_(ScoreScale(params_).magnitude),
         visible_(visible),
-        visible_stride_(visible_stride) {
+        visible_stride_(visible_stride),
+        block_rows_(block_rows),
+        granule_(granule) {
     for (int64_t r = 0; r < rows_; ++r) {
       ranges_[r] = entry_.VisibleRange(HeadAndRow(r).second);
     }
@@ -163,8 +168,7 @@ class RowTile {
              near(ranges_[end].end, ranges_[end - 1].end)) {
         ++end;
       }
-      for (int64_t left = CeilDiv(end - begin, static_cast<int64_t>(kRows));
-           left > 0; --left) {
+      for (int64_t left = CeilDiv(end - begin, block_rows_); left > 0; --left) {
         Block& block = blocks_[num_blocks_++];
         block = {};
         block.first = begin;
@@ -184,7 +188,8 @@ class RowTile {
     block.seen = Clip(block.some, begin_, end_);
     if (block.seen.size() == 0) return;
     block.plain = !adjusts_ && Clip(block.all, begin_, end_) == block.seen &&
-                  block.seen.begin == begin_ && block.seen.size() % kLanes == 0;
+                  block.seen.begin == begin_ &&
+                  block.seen.size() % granule_ == 0;
     if (block.plain && !params_.has_mask) return;
     bool any = false;
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
@@ -247,6 +252,8 @@ class RowTile {
   const float magnitude_;
   uint8_t* const visible_;
   const int64_t visible_stride_;
+  const int64_t block_rows_;
+  const int64_t granule_;
   int64_t num_blocks_ = 0;
   int64_t begin_ = 0;  // the keys in work
   int64_t end_ = 0;

@@ -136,10 +136,14 @@ inline Vec HideRow(const uint8_t* visible, int64_t begin, int64_t end,
 // The largest of each lane.
 inline Vec RowMax(const float* scores, int64_t begin, int64_t end) {
   Vec max = hn::Set(kF, kMinusInfinity);
-  for (int64_t j = begin; j < end; j += kLanes) {
+  Vec other = max;
+  int64_t j = begin;
+  for (; j + kLanes < end; j += 2 * kLanes) {
     max = hn::Max(max, hn::Load(kF, scores + j));
+    other = hn::Max(other, hn::Load(kF, scores + j + kLanes));
   }
-  return max;
+  if (j < end) max = hn::Max(max, hn::Load(kF, scores + j));
+  return hn::Max(max, other);
 }
 
 // 2^x for one x <= 0, from the same polynomial.
@@ -170,6 +174,16 @@ HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
   }
 }
 
+template <WeightKind kKind>
+HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores) {
+  if constexpr (kKind == WeightKind::kBf16) {
+    StoreNativeBf16(kF, low, high, reinterpret_cast<uint16_t*>(scores) + j);
+  } else {
+    StoreWeights<kKind>(low, j, scores);
+    StoreWeights<kKind>(high, j + kLanes, scores);
+  }
+}
+
 // scores[j] = 2^((scores[j] - max) * c) over whole vectors from `begin`, a
 // multiple of kSums vectors, to `end`; with kMasked, 0 where hidden. Returns
 // their sum, to which hidden keys add nothing wherever the range begins and
@@ -197,9 +211,10 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
     ATTND_UNROLL
     for (int64_t i = 0; i < kSums; ++i) p[i] = weigh(j + i * kLanes);
     ATTND_UNROLL
-    for (int64_t i = 0; i < kSums; ++i) {
-      StoreWeights<kKind>(p[i], j + i * kLanes, scores);
+    for (int64_t i = 0; i < kSums; i += 2) {
+      StoreTwoWeights<kKind>(p[i], p[i + 1], j + i * kLanes, scores);
       sums[i] = hn::Add(sums[i], p[i]);
+      sums[i + 1] = hn::Add(sums[i + 1], p[i + 1]);
     }
   }
   ATTND_UNROLL

@@ -134,9 +134,8 @@ TEST(KernelPlanTest, BlockSizeIsAHintInWholeSums) {
   }
 }
 
-TEST(KernelPlanTest, Bf16DotIsForBf16Alone) {
+TEST(KernelPlanTest, NativeBf16IsForWhatIsBf16OrMayBeRounded) {
   MachineInfo machine = kWide;
-  machine.isa = Isa::kAvx512Bf16;
   const auto isa_of = [&](DataType type, Precision precision) {
     const TensorSpec spec{.dtype = type, .shape = {512, 64}};
     return MakeKernelPlan(AttentionProblem::Create(spec, spec, spec,
@@ -145,12 +144,16 @@ TEST(KernelPlanTest, Bf16DotIsForBf16Alone) {
                           machine)
         .isa;
   };
-  EXPECT_EQ(isa_of(DataType::kBF16, Precision::kAuto), Isa::kAvx512Bf16);
-  EXPECT_EQ(isa_of(DataType::kBF16, Precision::kBF16), Isa::kAvx512Bf16);
-  EXPECT_EQ(isa_of(DataType::kBF16, Precision::kF32), Isa::kAvx512);
-  EXPECT_EQ(isa_of(DataType::kF32, Precision::kAuto), Isa::kAvx512);
-  EXPECT_EQ(isa_of(DataType::kF32, Precision::kBF16), Isa::kAvx512);
-  EXPECT_EQ(isa_of(DataType::kF16, Precision::kAuto), Isa::kAvx512);
+  for (const Isa native : {Isa::kAvx512Bf16, Isa::kAmxBf16}) {
+    machine.isa = native;
+    EXPECT_EQ(isa_of(DataType::kBF16, Precision::kAuto), native);
+    EXPECT_EQ(isa_of(DataType::kBF16, Precision::kBF16), native);
+    EXPECT_EQ(isa_of(DataType::kBF16, Precision::kF32), Isa::kAvx512);
+    EXPECT_EQ(isa_of(DataType::kF32, Precision::kAuto), Isa::kAvx512);
+    EXPECT_EQ(isa_of(DataType::kF32, Precision::kBF16), native);
+    EXPECT_EQ(isa_of(DataType::kF16, Precision::kBF16), native);
+    EXPECT_EQ(isa_of(DataType::kF16, Precision::kAuto), Isa::kAvx512);
+  }
 }
 
 TEST(KernelPlanTest, WorkspaceGrowsWithThreadsUpToTheTiles) {
@@ -170,8 +173,8 @@ TEST(KernelPlanTest, BytesSaturateWherePackedKeysOverflow) {
 }
 
 TEST(KernelPlanTest, EveryTileFitsTheKernelsFixedArrays) {
-  for (const Isa isa :
-       {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512,
+                        Isa::kAvx512Bf16, Isa::kAmxBf16}) {
     MachineInfo machine = kWide;
     machine.isa = isa;
     for (const int64_t q_len : {1, 95, 96, 97, 5000}) {

@@ -215,4 +215,4 @@ def test_what_is_seen_follows_ieee_arithmetic(client, tensors):
 def test_features(client):
   info = client.stub.GetServerInfo(client.pb.GetServerInfoRequest())
   assert 'backward' in info.features
-  assert ('bf16_dot' in info.features) == (info.isa == 'avx512_bf16')
+  assert ('bf16_dot' in info.features) == info.isa.endswith('_bf16')
