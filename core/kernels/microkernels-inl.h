@@ -83,12 +83,17 @@ void ScoreBlock(const float* q, int64_t q_stride,
   }
 }
 
+// Where a ValueBlockFn's values and weights lie.
+enum class ValueWay { kPacked, kTransposed, kInPlace };
+
 // A ValueBlockFn.
-template <size_t R, size_t N, bool kPacked, bool kTransposed = false>
+template <class As, ValueWay kWay, size_t R, size_t N>
 void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
-                const float* HWY_RESTRICT value, int64_t value_stride,
+                const void* HWY_RESTRICT values, int64_t value_stride,
                 int64_t steps, float* HWY_RESTRICT output,
                 int64_t output_stride, Ahead ahead) {
+  const auto* HWY_RESTRICT value =
+      static_cast<const typename As::Element*>(values);
   Vec acc[R][N];
   ATTND_UNROLL
   for (size_t r = 0; r < R; ++r) {
@@ -102,17 +107,19 @@ void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
   }
   const auto weight = [&](size_t r, int64_t step) HWY_ATTR {
     return hn::Set(kF,
-                   kTransposed
+                   kWay == ValueWay::kTransposed
                        ? weights[step * weight_stride + static_cast<int64_t>(r)]
                        : row[r][step]);
   };
   int64_t j = 0;
-  if constexpr (kPacked) value_stride = static_cast<int64_t>(N) * kLanes;
+  if constexpr (kWay != ValueWay::kInPlace) {
+    value_stride = static_cast<int64_t>(N) * kLanes;
+  }
   const auto step = [&](int64_t i) HWY_ATTR {
     Vec v[N];
     ATTND_UNROLL
     for (size_t n = 0; n < N; ++n) {
-      v[n] = hn::LoadU(kF, value + i * value_stride + n * kLaneCount);
+      v[n] = As::Load(kF, value + i * value_stride + n * kLaneCount);
     }
     ATTND_UNROLL
     for (size_t r = 0; r < R; ++r) {
@@ -122,9 +129,12 @@ void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
     }
   };
   for (; j + kUnroll <= steps; j += kUnroll) {
-    ahead.Next<kUnroll>();
+    if constexpr (kWay != ValueWay::kInPlace) ahead.Next<kUnroll>();
     ATTND_UNROLL
-    for (int64_t i = 0; i < kUnroll; ++i) step(i);
+    for (int64_t i = 0; i < kUnroll; ++i) {
+      if constexpr (kWay == ValueWay::kInPlace) ahead.NextRow();
+      step(i);
+    }
     value += kUnroll * value_stride;
   }
   for (; j < steps; ++j) {
@@ -148,11 +158,23 @@ constexpr Microkernels MakeMicrokernels(std::index_sequence<I...>) {
   ((table.score[I / kVectors][I % kVectors] =
         &ScoreBlock<I / kVectors + 1, I % kVectors + 1>,
     table.value[I / kVectors][I % kVectors] =
-        &ValueBlock<I / kVectors + 1, I % kVectors + 1, true>,
-    table.value_in_place[I / kVectors][I % kVectors] =
-        &ValueBlock<I / kVectors + 1, I % kVectors + 1, false>,
+        &ValueBlock<AsF32, ValueWay::kPacked, I / kVectors + 1,
+                    I % kVectors + 1>,
     table.value_transposed[I / kVectors][I % kVectors] =
-        &ValueBlock<I / kVectors + 1, I % kVectors + 1, true, true>),
+        &ValueBlock<AsF32, ValueWay::kTransposed, I / kVectors + 1,
+                    I % kVectors + 1>,
+    table
+        .value_in_place[TypeIndex(DataType::kF32)][I / kVectors][I % kVectors] =
+        &ValueBlock<AsF32, ValueWay::kInPlace, I / kVectors + 1,
+                    I % kVectors + 1>,
+    table
+        .value_in_place[TypeIndex(DataType::kF16)][I / kVectors][I % kVectors] =
+        &ValueBlock<AsF16, ValueWay::kInPlace, I / kVectors + 1,
+                    I % kVectors + 1>,
+    table.value_in_place[TypeIndex(DataType::kBF16)][I / kVectors]
+                        [I % kVectors] =
+        &ValueBlock<AsBf16, ValueWay::kInPlace, I / kVectors + 1,
+                    I % kVectors + 1>),
    ...);
   return table;
 }
@@ -218,7 +240,12 @@ void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
     for (int64_t d = 0; d < whole; d += kLanes) {
       Vec k[kDirectKeys];
       ATTND_UNROLL
-      for (int64_t i = 0; i < kDirectKeys; ++i) k[i] = As::Load(kF, row[i] + d);
+      for (int64_t i = 0; i < kDirectKeys; ++i) {
+        __builtin_prefetch(
+            reinterpret_cast<const char*>(row[i] + d) + Ahead::kStreamBytes, 0,
+            2);
+        k[i] = As::Load(kF, row[i] + d);
+      }
       ATTND_UNROLL
       for (size_t r = 0; r < R; ++r) {
         const Vec x = hn::Load(kF, q + static_cast<int64_t>(r) * q_stride + d);
