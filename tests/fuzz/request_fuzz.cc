@@ -84,7 +84,7 @@ void Check(const std::string& bytes, uint8_t cut) {
   static Admission admission(std::numeric_limits<int64_t>::max(), 1);
   Request expected;
   const bool accepted = expected.ParseFromString(bytes);
-  const ReceivedMessage received = InSlices(bytes, size_t{1} + cut % 64, cut);
+  const ReceivedMessage received = InSlices(bytes, size_t{4} << cut % 8, cut);
   Admission::Reservation reservation = *admission.Admit(received.size_bytes());
   Request got;
   (void)Request::descriptor();  // made at its first use; reserved for by nobody

@@ -141,7 +141,7 @@ v1::AttentionRequest GoodAttention() {
 ReceivedMessage InSlices(const std::string& bytes, size_t max_slice,
                          uint64_t seed) {
   auto owner = std::make_shared<std::vector<std::unique_ptr<char[]>>>();
-  std::mt19937_64 rng(seed);
+  std::minstd_rand rng(static_cast<uint32_t>(seed));
   std::vector<absl::string_view> slices;
   absl::string_view rest = bytes;
   while (!rest.empty()) {
