@@ -69,6 +69,19 @@ absl::StatusOr<RequestFootprint> InlineFootprint(
       .required_message_bytes = std::max(*request, *response)};
 }
 
+absl::StatusOr<RequestFootprint> StreamFootprint(
+    const MemoryEstimate& estimate) {
+  // Header and stats have an envelope each.
+  constexpr int64_t kWireBytes = kStreamBufferBytes + 2 * kMessageEnvelopeBytes;
+  const std::optional<int64_t> peak =
+      CheckedSum({estimate.flash_bytes, kWireBytes});
+  if (!peak) return OutOfRange();
+  return RequestFootprint{
+      .wire_bytes = kWireBytes,
+      .peak_per_request_bytes = *peak,
+      .required_message_bytes = kMaxChunkBytes + kMessageEnvelopeBytes};
+}
+
 absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
     const AttentionProblem& problem) const {
   const AttentionParams& params = problem.params();

@@ -26,7 +26,7 @@ struct MemoryEstimate {
   double ReductionRatio() const;
 };
 
-// What a call whose tensors travel inside its messages holds on the server.
+// What a call holds on the server, by how its tensors travel.
 struct RequestFootprint {
   int64_t wire_bytes = 0;  // message buffers that are no input or output
   int64_t peak_per_request_bytes = 0;  // the most that the call holds
@@ -40,6 +40,19 @@ inline constexpr int64_t kMessageEnvelopeBytes = 4096;
 // a moment; the output goes out from where the kernel wrote it.
 // INVALID_ARGUMENT with reason INT64_RANGE where a figure does not fit.
 absl::StatusOr<RequestFootprint> InlineFootprint(
+    const MemoryEstimate& estimate);
+
+// The most that a chunk of a streamed tensor carries.
+inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
+
+// What a call holds beside its tensors while they come and go in chunks: one
+// that is copied in, and one that is received meanwhile.
+inline constexpr int64_t kStreamBufferBytes =
+    2 * (kMaxChunkBytes + kMessageEnvelopeBytes);
+
+// Inputs are copied out of chunks as they come, and outputs go from where the
+// kernel wrote them.
+absl::StatusOr<RequestFootprint> StreamFootprint(
     const MemoryEstimate& estimate);
 
 // Immutable; safe to share between threads. Allocates nothing that counts.

@@ -89,10 +89,12 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
   const int64_t shared_bytes = SharedBytes(tensors, decoded);
   estimate->input_bytes -= shared_bytes;
   estimate->flash_bytes -= shared_bytes;
-  const absl::StatusOr<RequestFootprint> footprint = InlineFootprint(*estimate);
+  const absl::StatusOr<RequestFootprint> footprint =
+      tensors.streamed ? StreamFootprint(*estimate)
+                       : InlineFootprint(*estimate);
   if (!footprint.ok()) return footprint.status();
   const int64_t response_bytes = estimate->output_bytes + kMessageEnvelopeBytes;
-  if (response_bytes > context_.max_message_bytes) {
+  if (!tensors.streamed && response_bytes > context_.max_message_bytes) {
     return WithReason(absl::ResourceExhaustedError(absl::StrCat(
                           "the response would take up to ", response_bytes,
                           " bytes, the limit (--max-message-bytes) is ",
@@ -103,7 +105,8 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
   const int64_t copies =
       kind_ == PayloadKind::kValues ? 2 * estimate->output_bytes : 0;
   computing_bytes_ = estimate->flash_bytes + 2 * kMessageEnvelopeBytes +
-                     FootprintOf(problem_->options()).held_bytes + copies;
+                     FootprintOf(problem_->options()).held_bytes + copies +
+                     (tensors.streamed ? kStreamBufferBytes : 0);
   return reservation_.GrowTo(
       std::max({footprint->peak_per_request_bytes, computing_bytes_,
                 decoding_bytes + estimate->input_bytes}));
@@ -126,16 +129,22 @@ absl::Status AttentionCall::CopyInputs(const AttentionTensors& tensors,
   absl::StatusOr<Workspace> inputs = context_.engine.pool().Reserve(size_bytes);
   if (!inputs.ok()) return inputs.status();
   inputs_ = *std::move(inputs);
+  input_bytes_ = decoded.bytes;
   for (size_t role = 0; role < kTensorRoles; ++role) {
     const v1::Tensor* const tensor = tensors.by_role[role].tensor;
     if (tensor == nullptr) continue;
     std::byte* const data = inputs_.data() + offsets[role];
-    if (FirstRole(tensors, role) == role) {
+    if (FirstRole(tensors, role) == role && !ComesInChunks(*tensor)) {
       CopyElements(*tensor, split, received, data);
     }
     input_data_[role] = data;
   }
   return absl::OkStatus();
+}
+
+std::span<std::byte> AttentionCall::Input(TensorRole role) {
+  return {inputs_.data() + (input_data_[role] - inputs_.data()),
+          static_cast<size_t>(input_bytes_[role])};
 }
 
 std::vector<ResponseTensor> AttentionCall::Answers(

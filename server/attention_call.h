@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -59,7 +60,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // call that is over.
   absl::Status Admit(int64_t message_bytes);
   // Checks the request, reserves the most that the call will hold, and copies
-  // the tensors that came in `received`, from which `split` was made.
+  // the tensors whose payload came in `received`, from which `split` was made.
   absl::Status TakeRequest(const AttentionTensors& tensors,
                            const SplitMessage& split,
                            const ReceivedMessage& received);
@@ -71,9 +72,16 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   bool backward() const {
     return method_ == AttentionMethod::kAttentionBackward;
   }
+  const ServiceContext& context() const { return context_; }
   AttentionMethod method() const { return method_; }
+  // OK until the call is cancelled or its deadline has passed.
+  absl::Status StopStatus() const { return stop_.Check(); }
   PayloadKind kind() const { return kind_; }
   Admission::Reservation& reservation() { return reservation_; }
+  // Where the kernel reads the tensor of `role`, which the request has.
+  std::span<std::byte> Input(TensorRole role);
+  // What computing holds, and receiving before it.
+  int64_t computing_bytes() const { return computing_bytes_; }
   // What is answered; with data once the outputs are allocated.
   const std::vector<ResponseTensor>& answers() const { return answers_; }
   void DropOutputs() { outputs_ = Workspace(); }
@@ -100,6 +108,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   Workspace inputs_;
   Workspace outputs_;
   std::array<const std::byte*, kTensorRoles> input_data_{};  // null: none
+  std::array<int64_t, kTensorRoles> input_bytes_{};
   std::vector<ResponseTensor> answers_;
   std::vector<std::byte*> output_data_;  // of answers_
 };

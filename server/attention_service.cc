@@ -8,9 +8,10 @@
 #include "attnd/v1/attention.grpc.pb.h"
 #include "server/attention_call.h"
 #include "server/benchmark_call.h"
+#include "server/message_stream.h"
 #include "server/plain_calls.h"
 #include "server/rpc_adapter.h"
-#include "server/status_convert.h"
+#include "server/stream_call.h"
 #include "spdlog/spdlog.h"
 
 namespace attnd::server {
@@ -98,15 +99,15 @@ class PlainReactor final : public grpc::ServerUnaryReactor {
 };
 
 class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
-                               private EventSink {
+                               private MessageSink {
  public:
   BenchmarkReactor(const ServiceContext& context, BenchmarkRunner& runner,
                    CallbackServerContext& rpc)
       : log_("Benchmark"),
         rpc_(rpc),
-        call_(std::make_shared<BenchmarkCall>(
-            context, runner, static_cast<EventSink&>(*this), DeadlineOf(rpc))) {
-  }
+        call_(std::make_shared<BenchmarkCall>(context, runner,
+                                              static_cast<MessageSink&>(*this),
+                                              DeadlineOf(rpc))) {}
 
   void Start(const ByteBuffer* request) {
     const absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
@@ -140,13 +141,50 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
   const std::shared_ptr<BenchmarkCall> call_;
 };
 
-class RefusedStreamReactor final
-    : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer> {
+class StreamReactor final
+    : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>,
+      private MessageStream {
  public:
-  RefusedStreamReactor(const absl::Status& status, CallbackServerContext& rpc) {
-    Finish(ToGrpcStatus(status, rpc));
+  StreamReactor(const ServiceContext& context, CallbackServerContext& rpc)
+      : log_("AttentionStream"),
+        rpc_(rpc),
+        call_(std::make_shared<StreamCall>(
+            context, static_cast<MessageStream&>(*this), DeadlineOf(rpc))) {}
+
+  void Start() { call_->Start(); }
+  void OnReadDone(bool ok) override {
+    const std::shared_ptr<StreamCall> call = call_;
+    if (ok) {
+      call->OnMessage(TakeMessage(&incoming_));
+    } else {
+      call->OnEnd();
+    }
   }
+  void OnWriteDone(bool ok) override {
+    const std::shared_ptr<StreamCall> call = call_;
+    call->OnWritten(ok);
+  }
+  void OnCancel() override { call_->Cancel(); }
   void OnDone() override { delete this; }
+
+ private:
+  using Reactor = grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>;
+
+  void Read() override { StartRead(&incoming_); }
+  void Write(ResponsePieces message) override {
+    outgoing_ = ToByteBuffer(std::move(message));
+    StartWrite(&outgoing_);
+  }
+  void Finish(const absl::Status& status) override {
+    log_.Finished(status);
+    Reactor::Finish(ToGrpcStatus(status, rpc_));
+  }
+
+  CallLog log_;
+  CallbackServerContext& rpc_;
+  ByteBuffer incoming_;
+  ByteBuffer outgoing_;
+  const std::shared_ptr<StreamCall> call_;
 };
 
 using Base = v1::AttentionService::Service;
@@ -204,8 +242,9 @@ class RawAttentionService final : public RawBase {
   }
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
       CallbackServerContext* rpc) override {
-    return new RefusedStreamReactor(
-        MethodNotImplementedError("AttentionStream"), *rpc);
+    auto* reactor = new StreamReactor(context_, *rpc);
+    reactor->Start();
+    return reactor;
   }
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
       CallbackServerContext* rpc, const ByteBuffer* request) override {

@@ -15,19 +15,11 @@
 #include "core/tile_scheduler.h"
 #include "server/admission.h"
 #include "server/benchmark.h"
+#include "server/message_stream.h"
 #include "server/service_context.h"
 #include "server/wire_message.h"
 
 namespace attnd::server {
-
-// The stream that a call writes to. At most one Write is outstanding; Finish
-// comes once, after the last, and the sink may be gone when it returns.
-class EventSink {
- public:
-  virtual ~EventSink() = default;
-  virtual void Write(ResponsePieces message) = 0;
-  virtual void Finish(const absl::Status& status) = 0;
-};
 
 // Runs one benchmark at a time, in its own thread: two would disturb each
 // other's timings. Thread-safe. The destructor waits for it.
@@ -52,7 +44,7 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall> {
  public:
   // All but `deadline` must outlive the call; `sink` until its Finish.
   BenchmarkCall(const ServiceContext& context, BenchmarkRunner& runner,
-                EventSink& sink, SteadyTime deadline)
+                MessageSink& sink, SteadyTime deadline)
       : context_(context), runner_(runner), sink_(sink), stop_(deadline) {}
 
   ~BenchmarkCall();
@@ -73,7 +65,7 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall> {
 
   const ServiceContext& context_;
   BenchmarkRunner& runner_;
-  EventSink& sink_;
+  MessageSink& sink_;
   StopSignal stop_;
   Admission::Reservation reservation_;
   std::optional<BenchmarkSpec> spec_;

@@ -81,8 +81,8 @@ absl::Status CheckTransport(const Request& in) {
   switch (in.transport()) {
     case v1::TRANSPORT_UNSPECIFIED:
     case v1::TRANSPORT_INLINE:
-      return absl::OkStatus();
     case v1::TRANSPORT_STREAM:
+      return absl::OkStatus();
     case v1::TRANSPORT_SHARED_MEMORY:
       return NotImplementedError("transport",
                                  v1::Transport_Name(in.transport()));
@@ -254,11 +254,19 @@ absl::StatusOr<Cost> CostOf(const Request& request,
   const absl::StatusOr<MemoryEstimate> estimate =
       MemoryEstimator(context.engine.machine(), threads).Estimate(*problem);
   if (!estimate.ok()) return estimate.status();
-  absl::StatusOr<RequestFootprint> footprint = InlineFootprint(*estimate);
+  const bool streamed = request.transport() == v1::TRANSPORT_STREAM;
+  absl::StatusOr<RequestFootprint> footprint =
+      streamed ? StreamFootprint(*estimate) : InlineFootprint(*estimate);
   if (!footprint.ok()) return footprint.status();
   const OptionsFootprint listed = FootprintOf(problem->options());
   footprint->wire_bytes += listed.wire_bytes;
-  footprint->required_message_bytes += listed.wire_bytes;
+  // A stream's lists travel in the header, and its chunks are no larger than
+  // messages may be.
+  footprint->required_message_bytes =
+      streamed ? std::max(std::min(footprint->required_message_bytes,
+                                   context.max_message_bytes),
+                          kMessageEnvelopeBytes + listed.wire_bytes)
+               : footprint->required_message_bytes + listed.wire_bytes;
   footprint->peak_per_request_bytes += listed.held_bytes;
   const int64_t concurrency =
       request.concurrency() > 0 ? request.concurrency() : 1;

@@ -175,8 +175,11 @@ class Walker {
   }
 
   static bool IsPayload(const FieldDescriptor& field) {
-    return field.containing_type() == v1::Tensor::descriptor() &&
-           field.number() == v1::Tensor::kDataFieldNumber;
+    const Descriptor* const type = field.containing_type();
+    return (type == v1::Tensor::descriptor() &&
+            field.number() == v1::Tensor::kDataFieldNumber) ||
+           (type == v1::TensorChunk::descriptor() &&
+            field.number() == v1::TensorChunk::kDataFieldNumber);
   }
 
   bool Payload(uint32_t tag, int length) {

@@ -51,6 +51,7 @@ absl::StatusOr<ResponsePieces> AnswerServerInfo(
         info.set_memory_budget_bytes(context.admission.budget_bytes());
         info.set_max_benchmark_vectors(context.max_benchmark_vectors);
         info.add_features("backward");
+        info.add_features("stream");
         const Isa isa = context.engine.machine().isa;
         if (F32Isa(isa) != isa) {
           info.add_features("bf16_dot");

@@ -140,6 +140,10 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
   const bool mask = role == kMask;
   switch (tensor->payload_case()) {
     case v1::Tensor::kValues:
+      if (tensors.streamed) {
+        return FieldError(absl::StrCat(path, ".values"), "data, or chunks",
+                          "values");
+      }
       if (mask) {
         return FieldError(
             absl::StrCat(path, ".values"),
@@ -152,11 +156,15 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
                         mask ? 1 : SizeOf(type), expected_bytes, split);
     case v1::Tensor::kSharedMemory: {
       const std::string field = absl::StrCat(path, ".shared_memory");
+      if (tensors.streamed) {
+        return FieldError(field, "data, or chunks", "shared memory");
+      }
       if (!tensors.backward) return NotImplementedError(field, "shared memory");
       return FieldError(field, "data or values, inside the message",
                         "shared memory");
     }
     case v1::Tensor::PAYLOAD_NOT_SET:
+      if (tensors.streamed) return absl::OkStatus();
       return FieldError(
           path,
           mask ? "data or shared_memory" : "data, values or shared_memory",
@@ -165,15 +173,22 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
   return absl::InternalError("a payload case that the switch lacks");
 }
 
-absl::Status CheckRegions(const v1::AttentionOptions& options, bool backward) {
+absl::Status CheckRegions(const AttentionTensors& tensors) {
+  const v1::AttentionOptions& options = *tensors.options;
   const std::pair<bool, const char*> regions[] = {
       {options.has_output_region(), "options.output_region"},
       {options.has_lse_region(), "options.lse_region"}};
   for (const auto& [used, field] : regions) {
     if (!used) continue;
-    if (!backward) return NotImplementedError(field, "shared memory");
-    return FieldError(field, "none, for gradients travel inside the message",
-                      "a region");
+    if (tensors.backward) {
+      return FieldError(field, "none, for gradients travel inside the message",
+                        "a region");
+    }
+    if (tensors.streamed) {
+      return FieldError(field, "none, for a stream answers in chunks",
+                        "a region");
+    }
+    return NotImplementedError(field, "shared memory");
   }
   return absl::OkStatus();
 }
@@ -217,6 +232,12 @@ AttentionTensors AttentionTensors::Of(const v1::AttentionRequest& in) {
   out.by_role[kQuery] = {"query", in.has_query() ? &in.query() : nullptr};
   out.by_role[kKey] = {"key", in.has_key() ? &in.key() : nullptr};
   out.by_role[kValue] = {"value", in.has_value() ? &in.value() : nullptr};
+  return out;
+}
+
+AttentionTensors AttentionTensors::OfStream(const v1::AttentionRequest& in) {
+  AttentionTensors out = Of(in);
+  out.streamed = true;
   return out;
 }
 
@@ -273,7 +294,7 @@ absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
                          values ? PayloadKind::kValues : PayloadKind::kData};
   // Everything that is wrong comes before what is only missing here, so that a
   // client fixes its own mistakes first.
-  const absl::Status regions = CheckRegions(*tensors.options, tensors.backward);
+  const absl::Status regions = CheckRegions(tensors);
   if (absl::IsInvalidArgument(regions)) return regions;
   absl::Status unserved;
   const auto expected = ExpectedPayloads(decoded.problem);

@@ -46,11 +46,14 @@ struct AttentionTensors {
   std::array<NamedTensor, kTensorRoles> by_role;
   const v1::AttentionOptions* options = nullptr;
   bool backward = false;
+  bool streamed = false;  // payloads may come in chunks, and go in chunks
 
   static AttentionTensors Of(const v1::AttentionRequest& request);
   static AttentionTensors Of(const v1::SelfAttentionRequest& request);
   static AttentionTensors Of(const v1::CrossAttentionRequest& request);
   static AttentionTensors Of(const v1::AttentionBackwardRequest& request);
+  // The header of AttentionStream; paths begin below it.
+  static AttentionTensors OfStream(const v1::AttentionRequest& header);
 };
 
 // A request that was found good, its tensors' byte counts included.
@@ -65,7 +68,12 @@ struct DecodedRequest {
 absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
                                              const SplitMessage& split);
 
-// Copies the elements of a tensor of a decoded request to `to`.
+// Whether the payload of a tensor of a decoded request is still to come.
+inline bool ComesInChunks(const v1::Tensor& tensor) {
+  return tensor.payload_case() == v1::Tensor::PAYLOAD_NOT_SET;
+}
+
+// Copies the elements of a tensor whose payload came with its request to `to`.
 void CopyElements(const v1::Tensor& tensor, const SplitMessage& split,
                   const ReceivedMessage& received, std::byte* to);
 

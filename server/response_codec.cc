@@ -116,6 +116,42 @@ v1::ExecutionStats EncodeStats(const RunStats& stats) {
   return message;
 }
 
+ResponsePieces EncodeStreamHeader(const std::vector<ResponseTensor>& tensors) {
+  v1::AttentionStreamResponse message;
+  v1::AttentionResponse& header = *message.mutable_header();
+  for (const ResponseTensor& tensor : tensors) {
+    const bool lse =
+        tensor.field_number == v1::AttentionResponse::kLseFieldNumber;
+    *(lse ? header.mutable_lse() : header.mutable_output()) =
+        TensorHeader(tensor);
+  }
+  return SerializePieces(message);
+}
+
+ResponsePieces EncodeChunk(const ResponseTensor& tensor, size_t offset,
+                           size_t size, std::shared_ptr<const void> owner) {
+  const bool lse =
+      tensor.field_number == v1::AttentionResponse::kLseFieldNumber;
+  v1::TensorChunk chunk;
+  chunk.set_role(lse ? v1::TENSOR_ROLE_LSE : v1::TENSOR_ROLE_OUTPUT);
+  chunk.set_offset_bytes(static_cast<int64_t>(offset));
+  const std::string head = chunk.SerializeAsString() +
+                           FieldPrefix(v1::TensorChunk::kDataFieldNumber, size);
+  return {
+      OwnedPiece(FieldPrefix(v1::AttentionStreamResponse::kChunkFieldNumber,
+                             head.size() + size) +
+                 head),
+      {.bytes = absl::string_view(
+           reinterpret_cast<const char*>(tensor.data.data()) + offset, size),
+       .owner = std::move(owner)}};
+}
+
+ResponsePieces EncodeStreamStats(const RunStats& stats) {
+  v1::AttentionStreamResponse message;
+  *message.mutable_stats() = EncodeStats(stats);
+  return SerializePieces(message);
+}
+
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner) {
   if (kind == PayloadKind::kValues) {

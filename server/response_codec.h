@@ -33,6 +33,14 @@ struct AttentionAnswer {
   RunStats stats = {};
 };
 
+// The three messages of AttentionStream's answer. `tensor` is of
+// AttentionResponse; a chunk's piece borrows its bytes, from `offset` on, and
+// keeps `owner` alive.
+ResponsePieces EncodeStreamHeader(const std::vector<ResponseTensor>& tensors);
+ResponsePieces EncodeChunk(const ResponseTensor& tensor, size_t offset,
+                           size_t size, std::shared_ptr<const void> owner);
+ResponsePieces EncodeStreamStats(const RunStats& stats);
+
 // The answer's message. With kData the pieces borrow the elements, with
 // kValues, for which all must be F32, they hold a copy; they keep `owner` alive
 // either way.

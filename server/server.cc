@@ -142,6 +142,11 @@ class Server::Impl {
     quota.Resize(static_cast<size_t>(
         std::max(admission_.budget_bytes(), 2 * config_.max_message_bytes)));
     builder.SetResourceQuota(quota);
+    // A host that is gone says nothing. A ping a minute finds out, and what its
+    // calls held is given back; without the second, gRPC stops after two pings
+    // to a client that it only listens to.
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
     // Two servers on one port would share its calls without a word.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.RegisterService(service_.get());

@@ -128,12 +128,6 @@ absl::Status NotImplementedError(absl::string_view field,
   return WithReason(std::move(refusal), kNotImplemented);
 }
 
-absl::Status MethodNotImplementedError(absl::string_view method) {
-  return WithReason(
-      absl::UnimplementedError(absl::StrCat(method, " is not built yet")),
-      kNotImplemented);
-}
-
 absl::Status MalformedMessageError(absl::string_view message_type) {
   return WithReason(absl::InvalidArgumentError(absl::StrCat(
                         "the message does not parse: expected the wire format "

@@ -34,9 +34,6 @@ absl::Status WithRetryDelay(absl::Status status,
 absl::Status NotImplementedError(absl::string_view field,
                                  absl::string_view what);
 
-// UNIMPLEMENTED for a whole method.
-absl::Status MethodNotImplementedError(absl::string_view method);
-
 // INVALID_ARGUMENT for bytes that do not parse.
 absl::Status MalformedMessageError(absl::string_view message_type);
 

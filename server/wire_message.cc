@@ -97,14 +97,15 @@ void ReceivedMessage::CopyTo(const PayloadRange& range, std::byte* to) const {
 
 absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
                                           Admission::Reservation& reservation,
-                                          google::protobuf::Message& message) {
+                                          google::protobuf::Message& message,
+                                          int64_t held_bytes) {
   const auto* type = message.GetDescriptor();
   SliceStream measured(received.slices());
   absl::StatusOr<SplitCost> cost =
       MeasureSplit(&measured, received.size_bytes(), type);
   if (!cost.ok()) return cost.status();
-  if (absl::Status status =
-          reservation.GrowTo(received.size_bytes() + cost->bound_bytes);
+  if (absl::Status status = reservation.GrowTo(
+          held_bytes + received.size_bytes() + cost->bound_bytes);
       !status.ok()) {
     return status;
   }

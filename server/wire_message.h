@@ -39,10 +39,12 @@ class ReceivedMessage {
 };
 
 // Makes `message` of `received`, tensors' bytes apart, after growing
-// `reservation` to what that allocates beside the received bytes.
+// `reservation` to `held_bytes`, which stand for something else, the received
+// bytes and what parsing allocates beside them.
 absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
                                           Admission::Reservation& reservation,
-                                          google::protobuf::Message& message);
+                                          google::protobuf::Message& message,
+                                          int64_t held_bytes = 0);
 
 // A part of a message that goes out; `owner` keeps the bytes alive.
 struct ResponsePiece {

@@ -200,6 +200,22 @@ TEST(InlineFootprintTest, ComputingMayHoldMoreThanReceiving) {
   EXPECT_EQ(footprint->required_message_bytes, 300000 + kMessageEnvelopeBytes);
 }
 
+TEST(StreamFootprintTest, CountsTwoChunksWhateverTheTensors) {
+  const MemoryEstimate estimate{.input_bytes = 1000000,
+                                .output_bytes = 300000,
+                                .workspace_bytes = 50000,
+                                .flash_bytes = 1350000};
+  const auto footprint = StreamFootprint(estimate);
+  ASSERT_TRUE(footprint.ok()) << footprint.status();
+  EXPECT_EQ(footprint->wire_bytes,
+            2 * kMaxChunkBytes + 4 * kMessageEnvelopeBytes);
+  EXPECT_EQ(footprint->peak_per_request_bytes, 1350000 + footprint->wire_bytes);
+  EXPECT_EQ(footprint->required_message_bytes,
+            kMaxChunkBytes + kMessageEnvelopeBytes);
+  EXPECT_EQ(ReasonOf(StreamFootprint({.flash_bytes = kMax}).status()),
+            kInt64RangeReason);
+}
+
 TEST(InlineFootprintTest, RefusesWhatDoesNotFit) {
   for (const MemoryEstimate& estimate : {MemoryEstimate{.input_bytes = kMax},
                                          {.output_bytes = kMax},

@@ -215,7 +215,7 @@ TEST_F(BenchmarkTest, RefusesByName) {
 }
 
 // A stream that is read as fast as the test says.
-class FakeSink : public EventSink {
+class FakeSink : public MessageSink {
  public:
   void Write(ResponsePieces message) override {
     v1::BenchmarkResponse event;

@@ -65,6 +65,24 @@ TEST_F(EstimateTest, AMessageMayBeTheLimit) {
   EXPECT_EQ(got.limiting_factor(), "message_size");
 }
 
+TEST_F(EstimateTest, AStreamNeedsNoLargeMessage) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(12'000);
+  const auto inline_bytes = Estimate(request);
+  request.set_transport(v1::TRANSPORT_STREAM);
+  const auto got = Estimate(request);
+  EXPECT_TRUE(got.fits());
+  EXPECT_EQ(got.limiting_factor(), "memory_budget");
+  EXPECT_EQ(got.flash_bytes(), inline_bytes.flash_bytes());
+  EXPECT_EQ(got.peak_per_request_bytes(), got.flash_bytes() + got.wire_bytes());
+  EXPECT_LT(got.wire_bytes(), 3 << 20);
+  EXPECT_EQ(got.required_message_bytes(), (1 << 20) + 4096);
+  // Where messages must be smaller, so are chunks.
+  const ServiceContext small{engine_, admission_, 64 << 10, 1024};
+  EXPECT_EQ(EstimateMemory(request, small)->required_message_bytes(), 64 << 10);
+  EXPECT_TRUE(EstimateMemory(request, small)->fits());
+}
+
 // By the limits' shares of this problem it would be the other one.
 TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
   // A little more than two requests hold that are as long as may be.

@@ -223,21 +223,12 @@ TEST(ServerTest, BenchmarkStreamsAndMayBeCancelled) {
   EXPECT_TRUE(BecomesIdle(*server));
 }
 
-TEST(ServerTest, WhatIsNotBuiltSaysSo) {
-  const auto server = StartServer();
-  RawClient client(server->addresses()[0]);
-  const RawReply reply = client.Call(Method("AttentionStream"), "");
-  EXPECT_EQ(reply.code, kUnimplemented);
-  EXPECT_EQ(ParseRefusal(reply.details).reason, "NOT_IMPLEMENTED");
-  EXPECT_EQ(ParseRefusal(reply.details).field, "<none>");
-}
-
 TEST(ServerTest, BytesThatDoNotParseAreRefused) {
   const auto server = StartServer();
   RawClient client(server->addresses()[0]);
   for (const char* method :
        {"Attention", "SelfAttention", "CrossAttention", "AttentionBackward",
-        "Benchmark", "MemoryEstimate", "GetServerInfo"}) {
+        "AttentionStream", "Benchmark", "MemoryEstimate", "GetServerInfo"}) {
     const RawReply reply = client.Call(Method(method), "\x0a\x7f");
     EXPECT_EQ(reply.code, kInvalidArgument) << method;
     EXPECT_EQ(ParseRefusal(reply.details).reason, "MALFORMED_MESSAGE");

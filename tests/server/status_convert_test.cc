@@ -69,7 +69,6 @@ TEST(StatusConvertTest, WhatIsNotBuiltNamesItsField) {
   const Refusal refusal = RefusalOf(NotImplementedError("options.bias", "a"));
   EXPECT_EQ(refusal.code, static_cast<int>(StatusCode::kUnimplemented));
   EXPECT_EQ(refusal.field, "options.bias");
-  EXPECT_EQ(RefusalOf(MethodNotImplementedError("M")).field, "<none>");
 }
 
 TEST(StatusConvertTest, FitsInTrailersWhateverWasEchoed) {

@@ -88,6 +88,53 @@ class Client:
     return self.stub.Attention(
         self.request(query, key, value, **how), timeout=timeout)
 
+  def messages(self, request, chunk_bytes=1 << 20):
+    """A request as the messages of a stream, made while they are sent."""
+    header = self.pb.AttentionRequest()
+    header.CopyFrom(request)
+    tensors = {self.pb.TENSOR_ROLE_QUERY: header.query,
+               self.pb.TENSOR_ROLE_KEY: header.key,
+               self.pb.TENSOR_ROLE_VALUE: header.value}
+    for name, role in (('bias', self.pb.TENSOR_ROLE_BIAS),
+                       ('mask', self.pb.TENSOR_ROLE_MASK)):
+      if header.options.HasField(name):
+        tensors[role] = getattr(header.options, name)
+    data = {}
+    for role, tensor in tensors.items():
+      data[role] = memoryview(tensor.data)
+      tensor.ClearField('data')
+    yield self.pb.AttentionStreamRequest(header=header)
+    for role, whole in data.items():
+      for at in range(0, len(whole), chunk_bytes):
+        yield self.pb.AttentionStreamRequest(chunk=self.pb.TensorChunk(
+            role=role, offset_bytes=at,
+            data=bytes(whole[at:at + chunk_bytes])))
+
+  def answer(self, responses):
+    """What a stream answers, as the response of a unary call."""
+    responses = iter(responses)
+    answer = self.pb.AttentionResponse()
+    answer.CopyFrom(next(responses).header)
+    pieces = {self.pb.TENSOR_ROLE_OUTPUT: [], self.pb.TENSOR_ROLE_LSE: []}
+    for response in responses:
+      if response.HasField('stats'):
+        answer.stats.CopyFrom(response.stats)
+        continue
+      chunk = response.chunk
+      got = pieces[chunk.role]
+      assert chunk.offset_bytes == sum(map(len, got))
+      got.append(chunk.data)
+    answer.output.data = b''.join(pieces[self.pb.TENSOR_ROLE_OUTPUT])
+    if answer.HasField('lse'):
+      answer.lse.data = b''.join(pieces[self.pb.TENSOR_ROLE_LSE])
+    assert answer.HasField('stats')
+    return answer
+
+  def stream(self, request, *, timeout=300, **how):
+    """The same answer as Attention, by AttentionStream."""
+    return self.answer(self.stub.AttentionStream(
+        self.messages(request, **how), timeout=timeout))
+
   def self_request(self, sequence, **options):
     return self.pb.SelfAttentionRequest(
         sequence=self.tensor(sequence), options=self.options(**options))

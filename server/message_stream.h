@@ -1,0 +1,30 @@
+// The stream of messages that a call reads and writes, for calls that must not
+// know gRPC.
+#ifndef ATTND_SERVER_MESSAGE_STREAM_H_
+#define ATTND_SERVER_MESSAGE_STREAM_H_
+
+#include "absl/status/status.h"
+#include "server/wire_message.h"
+
+namespace attnd::server {
+
+// At most one Write is outstanding, so nothing piles up before a slow client;
+// Finish comes once, after the last, and the stream may be gone when it
+// returns.
+class MessageSink {
+ public:
+  virtual ~MessageSink() = default;
+  virtual void Write(ResponsePieces message) = 0;
+  virtual void Finish(const absl::Status& status) = 0;
+};
+
+// Both ways. At most one Read is outstanding: what the client sends faster
+// waits in its own buffers.
+class MessageStream : public MessageSink {
+ public:
+  virtual void Read() = 0;
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_MESSAGE_STREAM_H_

@@ -1,0 +1,268 @@
+#include "server/stream_call.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "core/field_error.h"
+#include "core/memory_estimator.h"
+#include "server/response_codec.h"
+
+namespace attnd::server {
+namespace {
+
+std::optional<TensorRole> InputRole(v1::TensorRole role) {
+  switch (role) {
+    case v1::TENSOR_ROLE_QUERY:
+      return kQuery;
+    case v1::TENSOR_ROLE_KEY:
+      return kKey;
+    case v1::TENSOR_ROLE_VALUE:
+      return kValue;
+    case v1::TENSOR_ROLE_BIAS:
+      return kBias;
+    case v1::TENSOR_ROLE_MASK:
+      return kMask;
+    default:
+      return std::nullopt;
+  }
+}
+
+std::string RoleText(v1::TensorRole role) {
+  const std::string& name = v1::TensorRole_Name(role);
+  return name.empty() ? absl::StrCat(static_cast<int>(role)) : name;
+}
+
+// The header's fields are known by their paths from the stream's message.
+absl::Status BelowHeader(const absl::Status& status) {
+  const std::optional<std::string> field = FieldOf(status);
+  return field ? WithField(status, absl::StrCat("header.", *field)) : status;
+}
+
+}  // namespace
+
+StreamCall::~StreamCall() { const std::lock_guard lock(mutex_); }
+
+void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
+  absl::Status status = received.status();
+  bool let_in = false;
+  if (status.ok()) {
+    const std::lock_guard lock(mutex_);
+    let_in = !begun_;
+    status = begun_ ? TakeChunk(*received) : TakeHeader(*received);
+  }
+  // Before the next is read, and before its bytes are given back.
+  received = ReceivedMessage();
+  if (status.ok() && let_in) {
+    const std::lock_guard lock(mutex_);
+    status = AllocateOutputs();
+    header_due_ = status.ok();
+  }
+  if (!status.ok()) {
+    Fail(std::move(status));
+    return;
+  }
+  if (let_in) Pump();
+  stream_.Read();
+}
+
+void StreamCall::OnEnd() {
+  absl::Status status = StopStatus();
+  if (status.ok()) {
+    const std::lock_guard lock(mutex_);
+    status = CheckComplete();
+  }
+  if (!status.ok()) {
+    Fail(std::move(status));
+    return;
+  }
+  Submit([this, self = shared_from_this()](absl::Status end,
+                                           const RunStats& stats) {
+    Computed(std::move(end), stats);
+  });
+}
+
+void StreamCall::OnWritten(bool ok) {
+  if (!ok) Cancel();
+  {
+    const std::lock_guard lock(mutex_);
+    busy_ = false;
+    if (!ok && !finish_) finish_ = StopStatus();
+  }
+  Pump();
+}
+
+absl::Status StreamCall::TakeHeader(const ReceivedMessage& received) {
+  if (absl::Status status = Admit(received.size_bytes()); !status.ok()) {
+    return status;
+  }
+  v1::AttentionStreamRequest request;
+  const absl::StatusOr<SplitMessage> split =
+      ParseMessage(received, reservation(), request);
+  if (!split.ok()) return split.status();
+  if (!request.has_header()) {
+    return FieldError("header", "a header in the first message",
+                      request.has_chunk() ? "a chunk" : "an empty message");
+  }
+  const AttentionTensors tensors = AttentionTensors::OfStream(request.header());
+  if (absl::Status status = TakeRequest(tensors, *split, received);
+      !status.ok()) {
+    return BelowHeader(status);
+  }
+  for (size_t i = 0; i < kTensorRoles; ++i) {
+    const auto& [path, tensor] = tensors.by_role[i];
+    if (tensor == nullptr) continue;
+    intakes_[i] = {.path = absl::StrCat("header.", path),
+                   .size_bytes = static_cast<int64_t>(
+                       Input(static_cast<TensorRole>(i)).size()),
+                   .in_chunks = ComesInChunks(*tensor)};
+  }
+  begun_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status StreamCall::TakeChunk(const ReceivedMessage& received) {
+  v1::AttentionStreamRequest request;
+  // The buffers for chunks are part of what is reserved; a message that takes
+  // more, and is refused for it below, has to fit as well.
+  const absl::StatusOr<SplitMessage> split = ParseMessage(
+      received, reservation(), request, computing_bytes() - kStreamBufferBytes);
+  if (!split.ok()) return split.status();
+  reservation().ShrinkTo(computing_bytes());
+  if (request.has_header()) {
+    return FieldError("header", "one header, in the first message",
+                      "another header");
+  }
+  if (!request.has_chunk()) {
+    return FieldError("chunk", "a chunk", "an empty message");
+  }
+  const v1::TensorChunk& chunk = request.chunk();
+  const PayloadRange data =
+      chunk.data().empty() ? PayloadRange() : PayloadOf(*split, chunk.data());
+  if (absl::Status status = CheckChunk(chunk, data.size_bytes); !status.ok()) {
+    return status;
+  }
+  const TensorRole role = *InputRole(chunk.role());
+  received.CopyTo(
+      data,
+      Input(role).subspan(static_cast<size_t>(chunk.offset_bytes())).data());
+  intakes_[role].received_bytes += data.size_bytes;
+  return absl::OkStatus();
+}
+
+absl::Status StreamCall::CheckChunk(const v1::TensorChunk& chunk,
+                                    int64_t size_bytes) {
+  const std::optional<TensorRole> role = InputRole(chunk.role());
+  if (!role) {
+    return FieldError("chunk.role", "QUERY, KEY, VALUE, BIAS or MASK",
+                      RoleText(chunk.role()));
+  }
+  const Intake& intake = intakes_[*role];
+  if (!intake.in_chunks) {
+    return FieldError(
+        "chunk.role", "a tensor that the header leaves to chunks",
+        absl::StrCat(RoleText(chunk.role()),
+                     intake.path.empty() ? ", which the header does not have"
+                                         : ", whose data the header holds"));
+  }
+  if (size_bytes < 1 || size_bytes > kMaxChunkBytes) {
+    return FieldError("chunk.data",
+                      absl::StrCat("1 to ", kMaxChunkBytes, " bytes"),
+                      absl::StrCat(size_bytes));
+  }
+  if (chunk.offset_bytes() != intake.received_bytes) {
+    return FieldError(
+        "chunk.offset_bytes",
+        absl::StrCat(intake.received_bytes, ", where the chunks of ",
+                     RoleText(chunk.role()), " before it end"),
+        absl::StrCat(chunk.offset_bytes()));
+  }
+  const int64_t left = intake.size_bytes - intake.received_bytes;
+  if (size_bytes > left) {
+    return FieldError("chunk.data",
+                      absl::StrCat("at most ", left, " bytes, which ",
+                                   intake.path, " still lacks"),
+                      absl::StrCat(size_bytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StreamCall::CheckComplete() const {
+  if (!begun_) {
+    return FieldError("header", "a header in the first message",
+                      "the end of the stream");
+  }
+  for (const Intake& intake : intakes_) {
+    if (!intake.in_chunks || intake.received_bytes == intake.size_bytes) {
+      continue;
+    }
+    return FieldError(
+        intake.path, absl::StrCat(intake.size_bytes, " bytes in chunks"),
+        absl::StrCat("the end of the stream after ", intake.received_bytes));
+  }
+  return absl::OkStatus();
+}
+
+void StreamCall::Fail(absl::Status status) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!finish_) finish_ = std::move(status);
+  }
+  Pump();
+}
+
+void StreamCall::Computed(absl::Status status, const RunStats& stats) {
+  if (!status.ok()) {
+    Fail(std::move(status));
+    return;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    stats_ = stats;
+    ShrinkToAnswer();
+  }
+  Pump();
+}
+
+void StreamCall::Pump() {
+  ResponsePieces message;
+  std::optional<absl::Status> finish;
+  {
+    const std::lock_guard lock(mutex_);
+    if (busy_ || (!finish_ && !header_due_ && !stats_)) return;
+    busy_ = true;
+    if (finish_) {
+      finish = finish_;
+    } else if (std::exchange(header_due_, false)) {
+      message = EncodeStreamHeader(answers());
+    } else {
+      message = NextAnswer();
+    }
+  }
+  if (finish) {
+    stream_.Finish(*finish);
+  } else {
+    stream_.Write(std::move(message));
+  }
+}
+
+// The next chunk of what is answered, or the stats, which are the last.
+ResponsePieces StreamCall::NextAnswer() {
+  const auto max_chunk_bytes = static_cast<size_t>(std::min(
+      kMaxChunkBytes, context().max_message_bytes - kMessageEnvelopeBytes));
+  for (; next_tensor_ < answers().size(); ++next_tensor_, next_offset_ = 0) {
+    const ResponseTensor& tensor = answers()[next_tensor_];
+    const size_t offset = next_offset_;
+    const size_t left = tensor.data.size() - offset;
+    if (left == 0) continue;
+    const size_t size = std::min(left, max_chunk_bytes);
+    next_offset_ += size;
+    return EncodeChunk(tensor, offset, size, shared_from_this());
+  }
+  finish_ = absl::OkStatus();
+  return EncodeStreamStats(*stats_);
+}
+
+}  // namespace attnd::server

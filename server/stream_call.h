@@ -1,0 +1,84 @@
+// One AttentionStream rpc: a header and chunks in, attention, a header, chunks
+// and stats out. Knows no gRPC.
+#ifndef ATTND_SERVER_STREAM_CALL_H_
+#define ATTND_SERVER_STREAM_CALL_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "attnd/v1/attention.pb.h"
+#include "core/attention_engine.h"
+#include "core/tile_scheduler.h"
+#include "server/attention_call.h"
+#include "server/message_stream.h"
+#include "server/request_codec.h"
+#include "server/service_context.h"
+#include "server/wire_message.h"
+
+namespace attnd::server {
+
+// Holds what the whole call takes from the header on, before the first chunk
+// is read. Computes once the client has ended its side, and answers then; the
+// answer's header alone goes earlier, as soon as the call is let in.
+class StreamCall final : public AttentionCall {
+ public:
+  // `context` must outlive the call; `stream` until its Finish.
+  StreamCall(const ServiceContext& context, MessageStream& stream,
+             SteadyTime deadline)
+      : AttentionCall(context, AttentionMethod::kAttention, deadline),
+        stream_(stream) {}
+  ~StreamCall() override;
+
+  void Start() { stream_.Read(); }
+  // What Read came to: a message or, with OnEnd, none: the client has ended its
+  // side, or is gone.
+  void OnMessage(absl::StatusOr<ReceivedMessage> received);
+  void OnEnd();
+  // The outstanding Write is over; `ok` is false where the stream is broken.
+  void OnWritten(bool ok);
+
+ private:
+  // A tensor of the header.
+  struct Intake {
+    std::string path;
+    int64_t size_bytes = 0;
+    int64_t received_bytes = 0;
+    bool in_chunks = false;
+  };
+
+  // With `mutex_` held.
+  absl::Status TakeHeader(const ReceivedMessage& received);
+  absl::Status TakeChunk(const ReceivedMessage& received);
+  absl::Status CheckChunk(const v1::TensorChunk& chunk, int64_t size_bytes);
+  absl::Status CheckComplete() const;
+
+  void Fail(absl::Status status);
+  void Computed(absl::Status status, const RunStats& stats);
+  // Writes what is due, unless a write is outstanding.
+  void Pump();
+  ResponsePieces NextAnswer();
+
+  MessageStream& stream_;
+
+  // gRPC calls one after the other, from threads of its own. Thread sanitizer
+  // cannot see how it orders them; it sees the mutex.
+  std::mutex mutex_;
+  bool begun_ = false;  // the header was taken
+  std::array<Intake, kTensorRoles> intakes_;
+  bool busy_ = false;  // a write is outstanding, or the call is finished
+  bool header_due_ = false;
+  std::optional<RunStats> stats_;  // set once computed
+  size_t next_tensor_ = 0;         // of the answers, and what of it is written
+  size_t next_offset_ = 0;
+  std::optional<absl::Status> finish_;
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_STREAM_CALL_H_
