@@ -241,9 +241,7 @@ void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
       Vec k[kDirectKeys];
       ATTND_UNROLL
       for (int64_t i = 0; i < kDirectKeys; ++i) {
-        __builtin_prefetch(
-            reinterpret_cast<const char*>(row[i] + d) + Ahead::kStreamBytes, 0,
-            2);
+        __builtin_prefetch(row[i] + d + Ahead::kStreamElements, 0, 2);
         k[i] = As::Load(kF, row[i] + d);
       }
       ATTND_UNROLL
