@@ -7,7 +7,6 @@
 #include <random>
 #include <string_view>
 
-#include "bench/stream_bandwidth.h"
 #include "core/half_float.h"
 #include "core/naive_attention.h"
 
@@ -26,7 +25,6 @@ class Normal {
 
   Workspace Fill(int64_t bytes, DataType type) {
     Workspace to = Workspace::Reserve(bytes).value();
-    AdviseHugePages(to);
     auto* halves = reinterpret_cast<uint16_t*>(to.data());
     switch (type) {
       case DataType::kF32:

@@ -4,8 +4,10 @@
 #define ATTND_BENCH_CORE_CASE_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "bench/records.h"
 #include "core/attention_engine.h"
@@ -56,6 +58,10 @@ class Tensors {
   const Workspace& key() const { return key_; }
   const Workspace& value() const { return value_; }
   const Workspace& output() const { return output_; }
+  const Workspace& grad_output() const { return grad_output_; }
+  const Workspace& grad_query() const { return grad_query_; }
+  const Workspace& grad_key() const { return grad_key_; }
+  const Workspace& grad_value() const { return grad_value_; }
 
  private:
   Workspace query_, key_, value_, output_;

@@ -1,7 +1,5 @@
 #include "bench/stream_bandwidth.h"
 
-#include <sys/mman.h>
-
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -82,20 +80,8 @@ class SumJob : public TileJob {
 
 }  // namespace
 
-void AdviseHugePages(const Workspace& block) {
-  constexpr uintptr_t kPage = uintptr_t{2} << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(block.data());
-  const uintptr_t end = begin + static_cast<uintptr_t>(block.size_bytes());
-  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-  const uintptr_t last = end / kPage * kPage;
-  if (first < last) {
-    madvise(block.data() + (first - begin), last - first, MADV_HUGEPAGE);
-  }
-}
-
 StreamBandwidth::StreamBandwidth()
     : buffer_(Workspace::Reserve(kBufferBytes).value()) {
-  AdviseHugePages(buffer_);
   std::memset(buffer_.data(), 1, static_cast<size_t>(kBufferBytes));
 }
 

@@ -10,10 +10,6 @@
 
 namespace attnd::bench {
 
-// Asks for huge pages under what `block` will hold; before it is written. With
-// small ones, walks through page tables bound a read that is in no cache.
-void AdviseHugePages(const Workspace& block);
-
 // Reads one large buffer again and again. Not thread-safe.
 class StreamBandwidth {
  public:
