@@ -689,7 +689,7 @@ void FinishRow(const FlashJob& job, const BatchEntry& entry, int64_t head,
     const double total =
         double{sum} * shrink + (lse == -HUGE_VAL ? 0 : std::exp(lse - base));
     divisor = static_cast<float>(total / shrink);
-    lse = base + std::log(total);
+    if (job.lse.data != nullptr) lse = base + std::log(total);
   }
   if (job.lse.data != nullptr) {
     *job.lse.Row(entry.batch, head, row) = static_cast<float>(lse);
