@@ -42,7 +42,7 @@ void CheckDecoding(const AttentionTensors& got,
   if (!decoded.ok()) return CheckRefusal(decoded.status());
   for (size_t role = 0; role < kTensorRoles; ++role) {
     const v1::Tensor* const tensor = expected.by_role[role].tensor;
-    if (tensor == nullptr) continue;
+    if (tensor == nullptr || ComesInChunks(*tensor)) continue;
     const auto size = static_cast<size_t>(decoded->bytes[role]);
     std::string elements(size, '\0');
     CopyElements(*got.by_role[role].tensor, split, received,
@@ -63,6 +63,14 @@ void CheckMeaning(const Request& got, const Request& expected,
                   const SplitMessage& split, const ReceivedMessage& received) {
   CheckDecoding(AttentionTensors::Of(got), AttentionTensors::Of(expected),
                 split, received);
+}
+
+void CheckMeaning(const v1::AttentionStreamRequest& got,
+                  const v1::AttentionStreamRequest& expected,
+                  const SplitMessage& split, const ReceivedMessage& received) {
+  if (!got.has_header()) return;
+  CheckDecoding(AttentionTensors::OfStream(got.header()),
+                AttentionTensors::OfStream(expected.header()), split, received);
 }
 
 void CheckMeaning(const v1::MemoryEstimateRequest& got,
@@ -109,7 +117,8 @@ void Check(const std::string& bytes, uint8_t cut) {
 constexpr void (*kChecks[])(const std::string&, uint8_t) = {
     Check<v1::AttentionRequest>,      Check<v1::SelfAttentionRequest>,
     Check<v1::CrossAttentionRequest>, Check<v1::AttentionBackwardRequest>,
-    Check<v1::MemoryEstimateRequest>, Check<v1::BenchmarkRequest>};
+    Check<v1::MemoryEstimateRequest>, Check<v1::BenchmarkRequest>,
+    Check<v1::AttentionStreamRequest>};
 
 // Good requests, small enough that an edit is likely to hit a byte that counts.
 v1::AttentionRequest Small(bool values) {
@@ -184,11 +193,18 @@ std::vector<std::string> GoodInputs() {
   estimate.set_max_batch_for_budget_bytes(1 << 30);
   v1::BenchmarkRequest benchmark;
   benchmark.set_num_vectors(64);
+  v1::AttentionStreamRequest header;
+  *header.mutable_header() = Small(false);
+  header.mutable_header()->mutable_query()->clear_data();
+  v1::AttentionStreamRequest chunk;
+  chunk.mutable_chunk()->set_role(v1::TENSOR_ROLE_QUERY);
+  chunk.mutable_chunk()->set_data("data");
   return {Input(0, 0, Small(false)),  Input(0, 1, Small(true)),
           Input(0, 2, WithOptions()), Input(0, 3, RaggedHalves()),
           Input(0, 4, LongLists()),   Input(1, 4, self),
           Input(2, 5, cross),         Input(3, 6, backward),
-          Input(4, 7, estimate),      Input(5, 8, benchmark)};
+          Input(4, 7, estimate),      Input(5, 8, benchmark),
+          Input(6, 9, header),        Input(6, 10, chunk)};
 }
 
 template <typename Request>
@@ -209,6 +225,7 @@ std::vector<std::string> AllInputs() {
   AddRandom<v1::AttentionBackwardRequest>(3, inputs);
   AddRandom<v1::MemoryEstimateRequest>(4, inputs);
   AddRandom<v1::BenchmarkRequest>(5, inputs);
+  AddRandom<v1::AttentionStreamRequest>(6, inputs);
   return inputs;
 }
 

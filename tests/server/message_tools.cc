@@ -156,13 +156,20 @@ ReceivedMessage InSlices(const std::string& bytes, size_t max_slice,
 
 void RestorePayloads(Message& message, const SplitMessage& split,
                      const ReceivedMessage& received) {
+  const auto payload_of = [&](const std::string& token) {
+    const PayloadRange range = PayloadOf(split, token);
+    std::string data(static_cast<size_t>(range.size_bytes), '\0');
+    received.CopyTo(range, reinterpret_cast<std::byte*>(data.data()));
+    return data;
+  };
   if (auto* tensor = dynamic_cast<v1::Tensor*>(&message)) {
     if (tensor->payload_case() == v1::Tensor::kData) {
-      const PayloadRange range = PayloadOf(split, tensor->data());
-      std::string data(static_cast<size_t>(range.size_bytes), '\0');
-      received.CopyTo(range, reinterpret_cast<std::byte*>(data.data()));
-      tensor->set_data(data);
+      tensor->set_data(payload_of(tensor->data()));
     }
+    return;
+  }
+  if (auto* chunk = dynamic_cast<v1::TensorChunk*>(&message)) {
+    if (!chunk->data().empty()) chunk->set_data(payload_of(chunk->data()));
     return;
   }
   const auto& reflection = *message.GetReflection();

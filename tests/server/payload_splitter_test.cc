@@ -50,7 +50,8 @@ class PayloadSplitterTest : public ::testing::Test {};
 using Requests =
     ::testing::Types<v1::AttentionRequest, v1::SelfAttentionRequest,
                      v1::CrossAttentionRequest, v1::AttentionBackwardRequest,
-                     v1::MemoryEstimateRequest, v1::BenchmarkRequest>;
+                     v1::AttentionStreamRequest, v1::MemoryEstimateRequest,
+                     v1::BenchmarkRequest>;
 TYPED_TEST_SUITE(PayloadSplitterTest, Requests);
 
 TYPED_TEST(PayloadSplitterTest, AgreesOnRandomMessages) {
