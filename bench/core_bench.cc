@@ -216,7 +216,7 @@ struct Contestant {
                       ? by.estimator().EstimateBackward(problem)
                       : by.estimator().Estimate(problem))
                      .value()),
-        flops(FlopsOf(of, estimate)) {
+        flops(static_cast<double>(estimate.flops)) {
     if (c.pass == Case::Pass::kBackward) {
       engine.Run(problem, tensors.forward()).value();
     }
@@ -458,7 +458,8 @@ void Join(const std::string& path, Json& records) {
   std::ifstream file(path);
   if (!file) return;
   Json joined = Json::array();
-  for (Json& old : Json::parse(file)["records"]) {
+  Json earlier = Json::parse(file);
+  for (Json& old : earlier["records"]) {
     if (std::none_of(records.begin(), records.end(),
                      [&](const Json& r) { return SameCase(r, old); })) {
       joined.push_back(std::move(old));

@@ -82,12 +82,6 @@ AttentionProblem ProblemOf(const Case& c) {
   return AttentionProblem::Create(query, key, key, options).value();
 }
 
-double FlopsOf(const Case& c, const MemoryEstimate& estimate) {
-  // The estimate counts two products a pair.
-  return static_cast<double>(estimate.flops) *
-         (c.pass == Case::Pass::kBackward ? 2.5 : 1);
-}
-
 Tensors::Tensors(const Case& c, const AttentionProblem& problem) {
   const auto normal = std::make_unique<Normal>();
   query_ = normal->Fill(problem.query_bytes(), c.dtype);

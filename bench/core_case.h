@@ -42,10 +42,6 @@ std::string_view DataTypeName(DataType type);  // "bf16"
 
 AttentionProblem ProblemOf(const Case& c);
 
-// Floating-point operations that the visible pairs need: 2 (head_dim +
-// v_head_dim) a pair; backward, five products of 2 head_dim each.
-double FlopsOf(const Case& c, const MemoryEstimate& estimate);
-
 // Random inputs and room for the answers, aligned as a server's.
 class Tensors {
  public:

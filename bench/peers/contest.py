@@ -180,13 +180,18 @@ def measure(c, contestants, folder, options):
   return record
 
 
+def place(over):
+  """What a ratio to the best peer says; 2 % are noise."""
+  return ('first' if over > 1.02 else 'level' if over >= 0.98 else
+          'not first')
+
+
 def row(record, names):
   shares = record['shares']
   cells = ' '.join(f'{shares[n]:12.3f}' if n in shares else f'{"-":>12}'
                    for n in names)
   over = record.get('over_best_peer')
-  verdict = ('' if over is None else
-             f'  {over:5.2f}x {"first" if over >= 1 else "not first"}')
+  verdict = '' if over is None else f'  {over:5.2f}x {place(over)}'
   return f'{label(record):58} {record["limit"]:6} {cells}{verdict}'
 
 
