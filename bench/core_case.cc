@@ -24,7 +24,9 @@ class Normal {
   }
 
   Workspace Fill(int64_t bytes, DataType type) {
-    Workspace to = Workspace::Reserve(bytes).value();
+    // Of the kind that a server puts tensors in: huge pages where there are
+    // any.
+    Workspace to = WorkspacePool(0).Reserve(bytes).value();
     auto* halves = reinterpret_cast<uint16_t*>(to.data());
     switch (type) {
       case DataType::kF32:

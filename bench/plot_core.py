@@ -1,7 +1,7 @@
 """Draws what core_bench measured, from the records that it wrote:
 python bench/plot_core.py core.json docs/performance. Makes scaling.svg (time,
 memory and share of peak as N grows) and roofline.svg there, and prints the
-README's table and the bars' of docs/performance.md. Needs matplotlib.
+README's table and those of docs/performance.md. Needs matplotlib.
 """
 
 import json
@@ -80,19 +80,19 @@ def draw_roofline(records, path):
   peak = sorted(r['peak_gflops'] for r in one)[len(one) // 2]
   stream = sorted(r['stream_gbytes_per_s'] for r in one)[len(one) // 2]
   figure, axis = plt.subplots(figsize=(7, 4.4))
-  ends = (0.5, 20000)
+  ends = (0.25, 20000)
   ridge = peak / stream
   axis.plot((ends[0], ridge, ends[1]), (ends[0] * stream, peak, peak),
             color='black', linewidth=1.2)
   axis.text(ends[1], peak * 1.05, f'FMA peak {peak:.0f} GFLOP/s', ha='right',
             fontsize=8)
-  axis.text(ends[0] * 1.1, ends[0] * stream * 1.6,
-            f'stream {stream:.1f} GB/s', fontsize=8, rotation=33)
+  axis.text(1.1, 1.1 * stream * 1.15, f'stream {stream:.1f} GB/s', fontsize=8,
+            rotation=53, rotation_mode='anchor')
   for label, colour, belongs in FAMILIES:
     those = [r for r in one if belongs(r)]
     axis.scatter([r['gflops'] / r['gbytes_per_s'] for r in those],
                  [r['gflops'] for r in those], s=18, color=colour, label=label)
-  axis.set(xscale='log', yscale='log', xlim=ends,
+  axis.set(xscale='log', yscale='log', xlim=ends, ylim=(3, peak * 1.5),
            xlabel='operations a byte of inputs and outputs',
            ylabel='GFLOP/s, one thread')
   axis.grid(True, alpha=0.3)
@@ -109,6 +109,17 @@ def print_tables(data, threads):
     print(f'| {f["q_len"]} | {n["time_ms"]:.1f} ms | {f["time_ms"]:.1f} ms '
           f'| {f["speedup"]:.1f}x | {n["held_bytes"] / 2**20:.1f} MiB '
           f'| {f["held_bytes"] / 2**20:.1f} MiB |')
+  lengths = [r['q_len'] for r in chosen(data['records'], 'prefill', 1,
+                                        head_dim=64)]
+  print('\n| N | ' + ' | '.join(map(str, lengths)) + ' |\n|---|' +
+        '---:|' * len(lengths))
+  for number in range(1, threads + 1):
+    for name, note in (('prefill', ''), ('prefill_causal', 'causal, ')):
+      for head_dim in (64, 128):
+        those = chosen(data['records'], name, number, head_dim=head_dim)
+        cells = ' | '.join(f'{r["peak_ratio"]:.2f}' for r in those)
+        print(f'| {note}{number} thread{"s" if number > 1 else ""}, '
+              f'head_dim {head_dim} | {cells} |')
   print('\n| bar | measured | bar | |\n|---|---:|---|---|')
   for v in data['verdicts']:
     bar = (f'>= {v["at_least"]:.2f}' if 'at_least' in v else

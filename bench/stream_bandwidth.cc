@@ -81,7 +81,7 @@ class SumJob : public TileJob {
 }  // namespace
 
 StreamBandwidth::StreamBandwidth()
-    : buffer_(Workspace::Reserve(kBufferBytes).value()) {
+    : buffer_(WorkspacePool(0).Reserve(kBufferBytes).value()) {
   std::memset(buffer_.data(), 1, static_cast<size_t>(kBufferBytes));
 }
 
