@@ -82,6 +82,17 @@ absl::StatusOr<RequestFootprint> StreamFootprint(
       .required_message_bytes = kMaxChunkBytes + kMessageEnvelopeBytes};
 }
 
+absl::StatusOr<RequestFootprint> SharedMemoryFootprint(
+    const MemoryEstimate& estimate, int64_t mask_bytes) {
+  constexpr int64_t kWireBytes = 2 * kMessageEnvelopeBytes;
+  const std::optional<int64_t> peak =
+      CheckedSum({estimate.workspace_bytes, mask_bytes, kWireBytes});
+  if (!peak) return OutOfRange();
+  return RequestFootprint{.wire_bytes = kWireBytes,
+                          .peak_per_request_bytes = *peak,
+                          .required_message_bytes = kMessageEnvelopeBytes};
+}
+
 absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
     const AttentionProblem& problem) const {
   const AttentionParams& params = problem.params();

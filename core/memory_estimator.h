@@ -55,6 +55,11 @@ inline constexpr int64_t kStreamBufferBytes =
 absl::StatusOr<RequestFootprint> StreamFootprint(
     const MemoryEstimate& estimate);
 
+// Tensors stay in regions, which belong to the client, but for the mask, which
+// is copied.
+absl::StatusOr<RequestFootprint> SharedMemoryFootprint(
+    const MemoryEstimate& estimate, int64_t mask_bytes);
+
 // Immutable; safe to share between threads. Allocates nothing that counts.
 class MemoryEstimator {
  public:

@@ -1,6 +1,7 @@
 #include "server/attention_call.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -21,16 +22,6 @@ size_t FirstRole(const AttentionTensors& tensors, size_t role) {
   size_t first = 0;
   while (tensors.by_role[first].tensor != tensors.by_role[role].tensor) ++first;
   return first;
-}
-
-// Bytes of the parts that share another's tensor.
-int64_t SharedBytes(const AttentionTensors& tensors,
-                    const DecodedRequest& decoded) {
-  int64_t bytes = 0;
-  for (size_t role = 0; role < kTensorRoles; ++role) {
-    if (FirstRole(tensors, role) != role) bytes += decoded.bytes[role];
-  }
-  return bytes;
 }
 
 int64_t SizeBytes(const ResponseTensor& tensor) {
@@ -69,6 +60,10 @@ absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
   if (!decoded.ok()) return decoded.status();
   problem_ = decoded->problem;
   kind_ = decoded->kind;
+  absl::StatusOr<SharedTensors> shared =
+      FindSharedTensors(tensors, *decoded, context_.regions);
+  if (!shared.ok()) return shared.status();
+  shared_ = *std::move(shared);
   answers_ = Answers(tensors);
   if (absl::Status status = Reserve(tensors, *decoded, decoding_bytes);
       !status.ok()) {
@@ -86,12 +81,20 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
       backward() ? estimator.EstimateBackward(*problem_)
                  : estimator.Estimate(*problem_);
   if (!estimate.ok()) return estimate.status();
-  const int64_t shared_bytes = SharedBytes(tensors, decoded);
-  estimate->input_bytes -= shared_bytes;
-  estimate->flash_bytes -= shared_bytes;
+  // What is not copied is not held.
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    if (IsCopied(tensors, role)) continue;
+    estimate->input_bytes -= decoded.bytes[role];
+    estimate->flash_bytes -= decoded.bytes[role];
+  }
+  if (kind_ == PayloadKind::kSharedMemory) {
+    estimate->flash_bytes -= std::exchange(estimate->output_bytes, 0);
+  }
   const absl::StatusOr<RequestFootprint> footprint =
-      tensors.streamed ? StreamFootprint(*estimate)
-                       : InlineFootprint(*estimate);
+      kind_ == PayloadKind::kSharedMemory
+          ? SharedMemoryFootprint(*estimate, problem_->mask_bytes())
+      : tensors.streamed ? StreamFootprint(*estimate)
+                         : InlineFootprint(*estimate);
   if (!footprint.ok()) return footprint.status();
   const int64_t response_bytes = estimate->output_bytes + kMessageEnvelopeBytes;
   if (!tensors.streamed && response_bytes > context_.max_message_bytes) {
@@ -112,6 +115,13 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
                 decoding_bytes + estimate->input_bytes}));
 }
 
+bool AttentionCall::IsCopied(const AttentionTensors& tensors,
+                             size_t role) const {
+  return tensors.by_role[role].tensor != nullptr &&
+         FirstRole(tensors, role) == role &&
+         (shared_.inputs[role].region == nullptr || role == kMask);
+}
+
 // This copy is the only one that a tensor sees on its way in. It runs in
 // gRPC's callback thread: memory speed, so short beside the transfer that
 // brought the bytes.
@@ -122,9 +132,10 @@ absl::Status AttentionCall::CopyInputs(const AttentionTensors& tensors,
   std::array<int64_t, kTensorRoles> offsets{};
   int64_t size_bytes = 0;
   for (size_t role = 0; role < kTensorRoles; ++role) {
-    const size_t first = FirstRole(tensors, role);
-    offsets[role] = first == role ? size_bytes : offsets[first];
-    if (first == role) size_bytes += Aligned(decoded.bytes[role]);
+    offsets[role] = offsets[FirstRole(tensors, role)];
+    if (!IsCopied(tensors, role)) continue;
+    offsets[role] = size_bytes;
+    size_bytes += Aligned(decoded.bytes[role]);
   }
   absl::StatusOr<Workspace> inputs = context_.engine.pool().Reserve(size_bytes);
   if (!inputs.ok()) return inputs.status();
@@ -133,11 +144,19 @@ absl::Status AttentionCall::CopyInputs(const AttentionTensors& tensors,
   for (size_t role = 0; role < kTensorRoles; ++role) {
     const v1::Tensor* const tensor = tensors.by_role[role].tensor;
     if (tensor == nullptr) continue;
-    std::byte* const data = inputs_.data() + offsets[role];
-    if (FirstRole(tensors, role) == role && !ComesInChunks(*tensor)) {
-      CopyElements(*tensor, split, received, data);
+    const SharedPart& part = shared_.inputs[role];
+    if (part.region != nullptr && role != kMask) {
+      input_data_[role] = part.data();
+      continue;
     }
+    std::byte* const data = inputs_.data() + offsets[role];
     input_data_[role] = data;
+    if (!IsCopied(tensors, role) || ComesInChunks(*tensor)) continue;
+    if (part.region == nullptr) {
+      CopyElements(*tensor, split, received, data);
+    } else if (part.size_bytes > 0) {
+      std::memcpy(data, part.data(), static_cast<size_t>(part.size_bytes));
+    }
   }
   return absl::OkStatus();
 }
@@ -172,11 +191,22 @@ std::vector<ResponseTensor> AttentionCall::Answers(
     answers.push_back({.field_number = Response::kLseFieldNumber,
                        .shape = problem_->LseShape()});
   }
+  if (kind_ == PayloadKind::kSharedMemory) {
+    answers[0].place = tensors.options->output_region();
+    if (answers.size() > 1) answers[1].place = tensors.options->lse_region();
+  }
   return answers;
 }
 
 absl::Status AttentionCall::AllocateOutputs() {
   reservation_.ShrinkTo(computing_bytes_);
+  if (kind_ == PayloadKind::kSharedMemory) {
+    output_data_.push_back(shared_.output.writable_data());
+    if (answers_.size() > 1) {
+      output_data_.push_back(shared_.lse.writable_data());
+    }
+    return absl::OkStatus();
+  }
   int64_t size_bytes = 0;
   for (const ResponseTensor& answer : answers_) {
     size_bytes += Aligned(SizeBytes(answer));
@@ -200,6 +230,7 @@ void AttentionCall::Submit(AttentionEngine::Done done) {
   const auto end = [this, done = std::move(done)](absl::Status status,
                                                   const RunStats& stats) {
     inputs_ = Workspace();
+    shared_ = SharedTensors();
     done(std::move(status), stats);
   };
   const auto& in = input_data_;
@@ -235,7 +266,7 @@ void AttentionCall::ShrinkToAnswer() {
   int64_t held_bytes =
       kMessageEnvelopeBytes + FootprintOf(problem_->options()).held_bytes;
   for (const ResponseTensor& answer : answers_) {
-    held_bytes += Aligned(SizeBytes(answer));
+    if (!answer.place) held_bytes += Aligned(SizeBytes(answer));
   }
   reservation_.ShrinkTo(held_bytes);
 }

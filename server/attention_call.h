@@ -23,6 +23,7 @@
 #include "server/request_codec.h"
 #include "server/response_codec.h"
 #include "server/service_context.h"
+#include "server/shared_tensors.h"
 #include "server/wire_message.h"
 
 namespace attnd::server {
@@ -95,6 +96,10 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
                           const DecodedRequest& decoded,
                           const SplitMessage& split,
                           const ReceivedMessage& received);
+  // Whether the tensor of `role` is copied: not where it came as another role,
+  // and not where it lies in a region. A mask says which keys are seen, so it
+  // is read once, where its client cannot write to it any more.
+  bool IsCopied(const AttentionTensors& tensors, size_t role) const;
   // What the method answers, without its data.
   std::vector<ResponseTensor> Answers(const AttentionTensors& tensors) const;
 
@@ -105,6 +110,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   std::optional<AttentionProblem> problem_;
   PayloadKind kind_ = PayloadKind::kData;
   int64_t computing_bytes_ = 0;
+  SharedTensors shared_;
   Workspace inputs_;
   Workspace outputs_;
   std::array<const std::byte*, kTensorRoles> input_data_{};  // null: none
@@ -123,10 +129,10 @@ class UnaryCall final : public AttentionCall {
       : AttentionCall(context, method, deadline) {}
   ~UnaryCall() override;
 
-  // Copies the tensors out of `received`, frees it, hands the job to the
-  // engine and returns; refuses before anything is allocated for what does not
-  // fit. `done` is called once, by this call or by a worker, and must not
-  // block.
+  // Copies the tensors that `received` carries out of it, frees it, hands the
+  // job to the engine and returns; refuses before anything is allocated for
+  // what does not fit. `done` is called once, by this call or by a worker, and
+  // must not block.
   void Start(ReceivedMessage received, Done done);
 
  private:

@@ -82,10 +82,8 @@ absl::Status CheckTransport(const Request& in) {
     case v1::TRANSPORT_UNSPECIFIED:
     case v1::TRANSPORT_INLINE:
     case v1::TRANSPORT_STREAM:
-      return absl::OkStatus();
     case v1::TRANSPORT_SHARED_MEMORY:
-      return NotImplementedError("transport",
-                                 v1::Transport_Name(in.transport()));
+      return absl::OkStatus();
     default:
       return FieldError("transport", "INLINE, STREAM or SHARED_MEMORY",
                         absl::StrCat(static_cast<int>(in.transport())));
@@ -152,11 +150,11 @@ absl::Status CheckNoPayload(const v1::AttentionOptions& options) {
 }
 
 absl::Status CheckRegions(const v1::AttentionOptions& options) {
-  if (options.has_output_region()) {
-    return NotImplementedError("options.output_region", "shared memory");
-  }
-  if (options.has_lse_region()) {
-    return NotImplementedError("options.lse_region", "shared memory");
+  const std::pair<bool, const char*> regions[] = {
+      {options.has_output_region(), "options.output_region"},
+      {options.has_lse_region(), "options.lse_region"}};
+  for (const auto& [there, field] : regions) {
+    if (there) return FieldError(field, "none beside no payload", "a region");
   }
   return absl::OkStatus();
 }
@@ -245,6 +243,19 @@ struct Cost {
   int64_t peak_bytes = 0;  // at the concurrency that was asked for
 };
 
+absl::StatusOr<RequestFootprint> FootprintBy(v1::Transport transport,
+                                             const MemoryEstimate& estimate,
+                                             const AttentionProblem& problem) {
+  switch (transport) {
+    case v1::TRANSPORT_STREAM:
+      return StreamFootprint(estimate);
+    case v1::TRANSPORT_SHARED_MEMORY:
+      return SharedMemoryFootprint(estimate, problem.mask_bytes());
+    default:
+      return InlineFootprint(estimate);
+  }
+}
+
 absl::StatusOr<Cost> CostOf(const Request& request,
                             const ServiceContext& context) {
   const absl::StatusOr<AttentionProblem> problem = ProblemOf(request);
@@ -254,19 +265,19 @@ absl::StatusOr<Cost> CostOf(const Request& request,
   const absl::StatusOr<MemoryEstimate> estimate =
       MemoryEstimator(context.engine.machine(), threads).Estimate(*problem);
   if (!estimate.ok()) return estimate.status();
-  const bool streamed = request.transport() == v1::TRANSPORT_STREAM;
   absl::StatusOr<RequestFootprint> footprint =
-      streamed ? StreamFootprint(*estimate) : InlineFootprint(*estimate);
+      FootprintBy(request.transport(), *estimate, *problem);
   if (!footprint.ok()) return footprint.status();
   const OptionsFootprint listed = FootprintOf(problem->options());
   footprint->wire_bytes += listed.wire_bytes;
   // A stream's lists travel in the header, and its chunks are no larger than
   // messages may be.
   footprint->required_message_bytes =
-      streamed ? std::max(std::min(footprint->required_message_bytes,
-                                   context.max_message_bytes),
-                          kMessageEnvelopeBytes + listed.wire_bytes)
-               : footprint->required_message_bytes + listed.wire_bytes;
+      request.transport() == v1::TRANSPORT_STREAM
+          ? std::max(std::min(footprint->required_message_bytes,
+                              context.max_message_bytes),
+                     kMessageEnvelopeBytes + listed.wire_bytes)
+          : footprint->required_message_bytes + listed.wire_bytes;
   footprint->peak_per_request_bytes += listed.held_bytes;
   const int64_t concurrency =
       request.concurrency() > 0 ? request.concurrency() : 1;

@@ -52,6 +52,7 @@ absl::StatusOr<ResponsePieces> AnswerServerInfo(
         info.set_max_benchmark_vectors(context.max_benchmark_vectors);
         info.add_features("backward");
         info.add_features("stream");
+        if (context.regions != nullptr) info.add_features("shared_memory");
         const Isa isa = context.engine.machine().isa;
         if (F32Isa(isa) != isa) {
           info.add_features("bf16_dot");

@@ -21,6 +21,10 @@ inline constexpr char kMessageTooLarge[] = "MESSAGE_TOO_LARGE";
 inline constexpr char kWorkLimit[] = "WORK_LIMIT";
 // UNIMPLEMENTED: in the contract, not in this build.
 inline constexpr char kNotImplemented[] = "NOT_IMPLEMENTED";
+// FAILED_PRECONDITION: the server was started without --shm-socket.
+inline constexpr char kSharedMemoryOff[] = "SHARED_MEMORY_OFF";
+// NOT_FOUND: no region has this handle (any more).
+inline constexpr char kUnknownRegion[] = "UNKNOWN_REGION";
 // UNAVAILABLE: the server is going down; another may serve the call.
 inline constexpr char kDraining[] = "DRAINING";
 // DEADLINE_EXCEEDED: the caller's deadline has passed; compute has stopped.

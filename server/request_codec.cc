@@ -11,10 +11,13 @@
 #include "absl/strings/string_view.h"
 #include "core/field_error.h"
 #include "server/options_codec.h"
-#include "server/status_convert.h"
+#include "server/shm_protocol.h"
 
 namespace attnd::server {
 namespace {
+
+// Of a tensor in a region: what kernels' loads are aligned to.
+constexpr int64_t kOffsetAlignment = 64;
 
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
@@ -132,7 +135,25 @@ absl::Status CheckCount(const v1::Tensor& tensor, const std::string& path,
       absl::StrCat(got, unit));
 }
 
-// UNIMPLEMENTED where the payload lies in shared memory.
+absl::Status CheckPlace(const v1::SharedMemory& place,
+                        const std::string& field) {
+  if (place.handle().size() != kHandleBytes) {
+    return FieldError(absl::StrCat(field, ".handle"),
+                      absl::StrCat(kHandleBytes,
+                                   " bytes, as the shared-memory socket "
+                                   "answered them"),
+                      absl::StrCat(place.handle().size(), " bytes"));
+  }
+  const int64_t offset_bytes = place.offset_bytes();
+  if (offset_bytes < 0 || offset_bytes % kOffsetAlignment != 0) {
+    return FieldError(
+        absl::StrCat(field, ".offset_bytes"),
+        absl::StrCat("a multiple of ", kOffsetAlignment, " from 0 on"),
+        absl::StrCat(offset_bytes));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
                           DataType type, int64_t expected_bytes,
                           const SplitMessage& split) {
@@ -159,7 +180,7 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
       if (tensors.streamed) {
         return FieldError(field, "data, or chunks", "shared memory");
       }
-      if (!tensors.backward) return NotImplementedError(field, "shared memory");
+      if (!tensors.backward) return CheckPlace(tensor->shared_memory(), field);
       return FieldError(field, "data or values, inside the message",
                         "shared memory");
     }
@@ -173,24 +194,36 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
   return absl::InternalError("a payload case that the switch lacks");
 }
 
-absl::Status CheckRegions(const AttentionTensors& tensors) {
+// An output region is there if, and only if, the first tensor lies in one.
+absl::Status CheckRegions(const AttentionTensors& tensors, bool return_lse) {
   const v1::AttentionOptions& options = *tensors.options;
-  const std::pair<bool, const char*> regions[] = {
-      {options.has_output_region(), "options.output_region"},
-      {options.has_lse_region(), "options.lse_region"}};
-  for (const auto& [used, field] : regions) {
-    if (!used) continue;
-    if (tensors.backward) {
-      return FieldError(field, "none, for gradients travel inside the message",
-                        "a region");
+  const NamedTensor& first = tensors.by_role[kQuery];
+  const bool shared = first.tensor->has_shared_memory();
+  const auto check = [&](const char* field, bool there,
+                         const v1::SharedMemory& place, bool needed,
+                         absl::string_view why_not) {
+    if (there == needed) {
+      return there ? CheckPlace(place, field) : absl::OkStatus();
     }
-    if (tensors.streamed) {
-      return FieldError(field, "none, for a stream answers in chunks",
-                        "a region");
-    }
-    return NotImplementedError(field, "shared memory");
-  }
-  return absl::OkStatus();
+    return there ? FieldError(field, absl::StrCat("none, for ", why_not),
+                              "a region")
+                 : FieldError(field,
+                              absl::StrCat("a region, for ", first.path,
+                                           " lies in shared memory"),
+                              "none");
+  };
+  const std::string not_shared =
+      tensors.backward ? "gradients travel inside the message"
+      : tensors.streamed
+          ? "a stream answers in chunks"
+          : absl::StrCat(first.path, " does not lie in shared memory");
+  absl::Status status =
+      check("options.output_region", options.has_output_region(),
+            options.output_region(), shared, not_shared);
+  status.Update(check("options.lse_region", options.has_lse_region(),
+                      options.lse_region(), shared && return_lse,
+                      shared ? "lse is not asked for" : not_shared));
+  return status;
 }
 
 // The type and bytes of every tensor that the problem has.
@@ -211,6 +244,17 @@ std::array<Expected, kTensorRoles> ExpectedPayloads(
   expected[kLse].bytes = problem.lse_bytes();
   expected[kGradOutput].bytes = problem.output_bytes();
   return expected;
+}
+
+PayloadKind KindOf(const v1::Tensor& tensor) {
+  switch (tensor.payload_case()) {
+    case v1::Tensor::kValues:
+      return PayloadKind::kValues;
+    case v1::Tensor::kSharedMemory:
+      return PayloadKind::kSharedMemory;
+    default:
+      return PayloadKind::kData;
+  }
 }
 
 template <typename Request>
@@ -282,33 +326,31 @@ absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
       return status;
     }
   }
-  const bool values =
-      tensors.by_role[kQuery].tensor->payload_case() == v1::Tensor::kValues;
+  const PayloadKind kind = KindOf(*tensors.by_role[kQuery].tensor);
   const DataType output_type = problem->params().output_dtype;
-  if (values && output_type != DataType::kF32) {
+  if (kind == PayloadKind::kValues && output_type != DataType::kF32) {
     return FieldError("options.output_dtype",
                       "F32, for the answer travels as values",
                       std::string(TypeName(output_type)));
   }
-  DecodedRequest decoded{*std::move(problem),
-                         values ? PayloadKind::kValues : PayloadKind::kData};
-  // Everything that is wrong comes before what is only missing here, so that a
-  // client fixes its own mistakes first.
-  const absl::Status regions = CheckRegions(tensors);
-  if (absl::IsInvalidArgument(regions)) return regions;
-  absl::Status unserved;
+  DecodedRequest decoded{*std::move(problem), kind};
   const auto expected = ExpectedPayloads(decoded.problem);
   for (size_t i = 0; i < kTensorRoles; ++i) {
     if (tensors.by_role[i].tensor == nullptr) continue;
     const auto& [type, bytes] = expected[i];
-    absl::Status status =
-        CheckPayload(tensors, static_cast<TensorRole>(i), type, bytes, split);
-    if (absl::IsInvalidArgument(status)) return status;
-    unserved.Update(status);
+    if (absl::Status status = CheckPayload(tensors, static_cast<TensorRole>(i),
+                                           type, bytes, split);
+        !status.ok()) {
+      return status;
+    }
     decoded.bytes[i] = bytes;
   }
-  unserved.Update(regions);
-  if (!unserved.ok()) return unserved;
+  // In AttentionBackward the first tensor is in no region, or was refused.
+  if (absl::Status status =
+          CheckRegions(tensors, decoded.problem.params().return_lse);
+      !status.ok()) {
+    return status;
+  }
   return decoded;
 }
 

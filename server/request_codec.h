@@ -1,7 +1,6 @@
 // From the contract's messages to the core's types: which tensor plays which
-// part, whether its bytes are as many as its shape says, and what of the
-// contract this build does not serve yet. Copies no tensor and allocates
-// nothing of a tensor's size.
+// part, and whether its bytes are as many as its shape says. Copies no tensor
+// and allocates nothing of a tensor's size.
 #ifndef ATTND_SERVER_REQUEST_CODEC_H_
 #define ATTND_SERVER_REQUEST_CODEC_H_
 
@@ -18,7 +17,7 @@
 namespace attnd::server {
 
 // What a request's tensors travel as, and what the answer's will.
-enum class PayloadKind { kData, kValues };
+enum class PayloadKind { kData, kValues, kSharedMemory };
 
 // The parts that tensors of a request play. The last three are those of
 // AttentionBackward alone.
@@ -63,8 +62,8 @@ struct DecodedRequest {
   std::array<int64_t, kTensorRoles> bytes{};  // 0 where there is no tensor
 };
 
-// INVALID_ARGUMENT for what is wrong in itself, before UNIMPLEMENTED for what
-// no build serves yet; both name the field.
+// INVALID_ARGUMENT for what is wrong in itself, by field. Of shared memory it
+// checks what needs no region for that; FindSharedTensors does the rest.
 absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
                                              const SplitMessage& split);
 
@@ -73,7 +72,7 @@ inline bool ComesInChunks(const v1::Tensor& tensor) {
   return tensor.payload_case() == v1::Tensor::PAYLOAD_NOT_SET;
 }
 
-// Copies the elements of a tensor whose payload came with its request to `to`.
+// Copies the elements of a tensor that the request's message carries to `to`.
 void CopyElements(const v1::Tensor& tensor, const SplitMessage& split,
                   const ReceivedMessage& received, std::byte* to);
 

@@ -61,6 +61,14 @@ void AppendTensor(const ResponseTensor& tensor,
                   ResponsePieces& pieces) {
   const absl::string_view data(
       reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+  if (tensor.place) {
+    v1::Tensor message = TensorHeader(tensor);
+    *message.mutable_shared_memory() = *tensor.place;
+    std::string text = message.SerializeAsString();
+    pieces.push_back(
+        OwnedPiece(FieldPrefix(tensor.field_number, text.size()) + text));
+    return;
+  }
   std::string header = TensorHeader(tensor).SerializeAsString();
   header += FieldPrefix(v1::Tensor::kDataFieldNumber, data.size());
   pieces.push_back(OwnedPiece(

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -24,6 +25,8 @@ struct ResponseTensor {
   DataType dtype = DataType::kF32;
   std::vector<int64_t> shape = {};
   std::span<const std::byte> data = {};
+  // Set where the client finds the data there.
+  std::optional<v1::SharedMemory> place = {};
 };
 
 // What an attention method answers.
@@ -42,8 +45,8 @@ ResponsePieces EncodeChunk(const ResponseTensor& tensor, size_t offset,
 ResponsePieces EncodeStreamStats(const RunStats& stats);
 
 // The answer's message. With kData the pieces borrow the elements, with
-// kValues, for which all must be F32, they hold a copy; they keep `owner` alive
-// either way.
+// kValues, for which all must be F32, they hold a copy, and keep `owner` alive
+// either way; with kSharedMemory they say where the elements are.
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner);
 

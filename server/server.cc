@@ -17,6 +17,8 @@
 #include "server/listen_address.h"
 #include "server/self_test.h"
 #include "server/service_context.h"
+#include "server/shared_region.h"
+#include "server/shm_socket.h"
 #include "server/version.h"
 #include "spdlog/spdlog.h"
 
@@ -57,8 +59,11 @@ class Server::Impl {
       : config_(config),
         engine_({.threads = config.threads}),
         admission_(BudgetOf(config), config.max_in_flight, &engine_.pool()),
+        regions_(config.shm_quota_bytes > 0 ? config.shm_quota_bytes
+                                            : admission_.budget_bytes()),
         context_{engine_, admission_, config.max_message_bytes,
-                 config.max_benchmark_vectors},
+                 config.max_benchmark_vectors,
+                 config.shm_socket.empty() ? nullptr : &regions_},
         service_(MakeAttentionService(context_)) {}
 
   ~Impl() {
@@ -81,6 +86,16 @@ class Server::Impl {
     // accepts, and the "" service, which gRPC starts as SERVING, lies.
     if (absl::Status status = RunSelfTest(engine_); !status.ok()) {
       return status;
+    }
+    if (!config_.shm_socket.empty()) {
+      absl::StatusOr<std::unique_ptr<ShmSocket>> shm_socket =
+          ShmSocket::Listen({.path = config_.shm_socket,
+                             .allowed_uids = {config_.shm_allow_uids.begin(),
+                                              config_.shm_allow_uids.end()}},
+                            regions_);
+      if (!shm_socket.ok()) return shm_socket.status();
+      shm_socket_ = *std::move(shm_socket);
+      spdlog::info("shared memory by {}", config_.shm_socket);
     }
     if (absl::Status status = Bind(*addresses); !status.ok()) return status;
     server_->GetHealthCheckService()->SetServingStatus(
@@ -115,6 +130,7 @@ class Server::Impl {
                       (idle ? kFlushTime : kFlushTime * 0));
     server_->Wait();
     server_.reset();
+    shm_socket_.reset();
     address_file_.reset();
   }
 
@@ -173,8 +189,10 @@ class Server::Impl {
   const ServerConfig config_;
   AttentionEngine engine_;
   Admission admission_;
+  RegionRegistry regions_;
   const ServiceContext context_;
   std::vector<UnixSocketGuard> guards_;
+  std::unique_ptr<ShmSocket> shm_socket_;
   const std::unique_ptr<grpc::Service> service_;
   std::vector<std::string> addresses_;
   std::unique_ptr<grpc::Server> server_;

@@ -64,6 +64,20 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
       ->check(CLI::Range(int64_t{1}, kMaxVectors));
 }
 
+void AddSharedMemoryOptions(CLI::App& app, ServerConfig& config) {
+  app.add_option("--shm-socket", config.shm_socket,
+                 "Path of a unix socket on which clients of this host register "
+                 "memory that they share with the server; off without it");
+  app.add_option("--shm-allow-uids", config.shm_allow_uids,
+                 "Whose processes may, separated by commas; default: the "
+                 "server's own uid")
+      ->delimiter(',');
+  app.add_option("--shm-quota-bytes", config.shm_quota_bytes,
+                 "What the regions of one uid may come to; 0 = the memory "
+                 "budget")
+      ->check(CLI::Range(int64_t{0}, kInt64Max));
+}
+
 // The options, bound to `config`. An app is parsed once.
 std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
   auto app = std::make_unique<CLI::App>(kDescription, "attnd");
@@ -77,6 +91,7 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
                   "File that gets the bound addresses, one a line, once "
                   "clients are served");
   AddCapacityOptions(*app, config);
+  AddSharedMemoryOptions(*app, config);
   app->add_option("--drain-timeout", config.drain_timeout_s,
                   "Seconds that running requests get to finish after SIGTERM")
       ->check(CLI::Range(0.0, kMaxDrainSeconds));

@@ -18,6 +18,12 @@ struct ServerConfig {
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   // Where the bound addresses are written once clients are served; "" = not.
   std::string address_file;
+  // Unix socket on which clients of this host register memory; "" = off.
+  std::string shm_socket;
+  // Whose processes may; empty = the server's own uid.
+  std::vector<uint32_t> shm_allow_uids;
+  // What the regions of one uid may come to, bytes; 0 = the memory budget.
+  int64_t shm_quota_bytes = 0;
   // Compute threads; 0 = what cgroup and affinity allow.
   int threads = 0;
   // The largest request and response, bytes.

@@ -6,6 +6,7 @@
 
 #include "core/attention_engine.h"
 #include "server/admission.h"
+#include "server/shared_region.h"
 
 namespace attnd::server {
 
@@ -15,6 +16,7 @@ struct ServiceContext {
   Admission& admission;
   int64_t max_message_bytes = 0;
   int64_t max_benchmark_vectors = 0;
+  const RegionRegistry* regions = nullptr;  // null: shared memory is off
 };
 
 }  // namespace attnd::server

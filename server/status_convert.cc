@@ -43,6 +43,10 @@ std::string_view DefaultReason(absl::StatusCode code) {
       return kMemoryBudget;
     case absl::StatusCode::kUnimplemented:
       return kNotImplemented;
+    case absl::StatusCode::kFailedPrecondition:
+      return kSharedMemoryOff;
+    case absl::StatusCode::kNotFound:
+      return kUnknownRegion;
     case absl::StatusCode::kUnavailable:
       return kDraining;
     case absl::StatusCode::kDeadlineExceeded:
@@ -116,16 +120,21 @@ absl::Status WithRetryDelay(absl::Status status,
   return status;
 }
 
-absl::Status NotImplementedError(absl::string_view field,
-                                 absl::string_view what) {
-  absl::Status refusal(absl::StatusCode::kUnimplemented,
-                       absl::StrCat(field, ": ", what, " is not built yet"));
+absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
+                         absl::string_view why, absl::string_view reason) {
+  absl::Status refusal(code, absl::StrCat(field, ": ", why));
   // FieldError is the one who knows how a field rides on a status.
   FieldError(std::string(field), "", "")
       .ForEachPayload([&](absl::string_view type, const absl::Cord& payload) {
         refusal.SetPayload(type, payload);
       });
-  return WithReason(std::move(refusal), kNotImplemented);
+  return WithReason(std::move(refusal), std::string(reason));
+}
+
+absl::Status NotImplementedError(absl::string_view field,
+                                 absl::string_view what) {
+  return RefuseField(absl::StatusCode::kUnimplemented, field,
+                     absl::StrCat(what, " is not built yet"), kNotImplemented);
 }
 
 absl::Status MalformedMessageError(absl::string_view message_type) {

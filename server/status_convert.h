@@ -30,6 +30,10 @@ WireStatus ToWireStatus(const absl::Status& status);
 absl::Status WithRetryDelay(absl::Status status,
                             std::chrono::milliseconds delay);
 
+// Any code for one field; "<field>: <why>".
+absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
+                         absl::string_view why, absl::string_view reason);
+
 // UNIMPLEMENTED for one field that is set to what no build does yet.
 absl::Status NotImplementedError(absl::string_view field,
                                  absl::string_view what);

@@ -235,28 +235,18 @@ def test_fields_are_named_as_the_method_calls_them(client, refused):
   assert (cross.code, cross.field) == (INVALID, 'queries.data')
 
 
-UNBUILT = {
-    'options.output_region': lambda r, pb: r.options.output_region.CopyFrom(
-        pb.SharedMemory(handle=b'1')),
-    'options.lse_region': lambda r, pb: r.options.lse_region.CopyFrom(
-        pb.SharedMemory(handle=b'1')),
-    'key.shared_memory': lambda r, pb: setattr(
-        r.key.shared_memory, 'handle', b'1'),
-    'options.bias.shared_memory': lambda r, pb: r.options.bias.CopyFrom(
-        pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[1],
-                  shared_memory=pb.SharedMemory(handle=b'1'))),
-    'options.mask.shared_memory': lambda r, pb: r.options.mask.CopyFrom(
-        pb.Tensor(dtype=pb.DATA_TYPE_BOOL, shape=[1],
-                  shared_memory=pb.SharedMemory(handle=b'1'))),
-}
-
-
-@pytest.mark.parametrize('field', UNBUILT)
-def test_what_is_not_built_is_named(client, good, refused, field):
-  UNBUILT[field](good, client.pb)
+def test_shared_memory_that_is_off(client, good, refused):
+  pb = client.pb
+  place = pb.SharedMemory(handle=b'1' * 16)
+  good.options.bias.CopyFrom(pb.Tensor(
+      dtype=pb.DATA_TYPE_F32, shape=[1], shared_memory=place))
   refusal = refused(lambda: client.stub.Attention(good, timeout=60))
-  assert (refusal.code, refusal.field) == (UNIMPLEMENTED, field), refusal
-  assert refusal.domain == 'attnd' and refusal.reason
+  assert refusal.code == grpc.StatusCode.FAILED_PRECONDITION
+  assert refusal.field == 'options.bias.shared_memory'
+  assert refusal.reason == 'SHARED_MEMORY_OFF'
+  good.options.output_region.CopyFrom(place)
+  refusal = refused(lambda: client.stub.Attention(good, timeout=60))
+  assert (refusal.code, refusal.field) == (INVALID, 'options.output_region')
 
 
 def send_raw(channel, method, message):

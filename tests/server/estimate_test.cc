@@ -182,6 +182,29 @@ TEST_F(EstimateTest, ARaggedBatchHasALimitToo) {
   EXPECT_EQ(padded.limiting_factor(), "message_size");
 }
 
+TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(1000);
+  request.set_concurrency(3);
+  request.set_transport(v1::TRANSPORT_SHARED_MEMORY);
+  const auto plain = Estimate(request);
+  EXPECT_EQ(plain.input_bytes(), 3 * 1000 * 128 * 4);
+  EXPECT_EQ(plain.wire_bytes(), 2 * kMessageEnvelopeBytes);
+  EXPECT_EQ(plain.required_message_bytes(), kMessageEnvelopeBytes);
+  EXPECT_EQ(plain.peak_per_request_bytes(),
+            plain.workspace_bytes() + 2 * kMessageEnvelopeBytes);
+  EXPECT_EQ(plain.peak_bytes(), 3 * plain.peak_per_request_bytes());
+  EXPECT_EQ(plain.limiting_factor(), "memory_budget");
+  // A mask is copied.
+  v1::Tensor& mask = *request.mutable_options()->mutable_mask();
+  mask.set_dtype(v1::DATA_TYPE_BOOL);
+  mask.add_shape(1000);
+  mask.add_shape(1000);
+  const auto masked = Estimate(request);
+  EXPECT_GE(masked.peak_per_request_bytes(),
+            masked.workspace_bytes() + 1000 * 1000);
+}
+
 TEST_F(EstimateTest, RefusesByName) {
   using R = v1::MemoryEstimateRequest;
   constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
@@ -213,8 +236,6 @@ TEST_F(EstimateTest, RefusesByName) {
       {"dtype", false, [](R& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
       {"dtype", false, [](R& r) { r.set_dtype(v1::DataType(9)); }},
       {"transport", false, [](R& r) { r.set_transport(v1::Transport(9)); }},
-      {"transport", true,
-       [](R& r) { r.set_transport(v1::TRANSPORT_SHARED_MEMORY); }},
       // Axes have no names here, whatever their order.
       {"num_q_heads", false,
        [](R& r) {
@@ -222,9 +243,9 @@ TEST_F(EstimateTest, RefusesByName) {
          r.set_num_q_heads(3);
          r.set_num_kv_heads(2);
        }},
-      {"options.output_region", true,
+      {"options.output_region", false,
        [](R& r) { r.mutable_options()->mutable_output_region(); }},
-      {"options.lse_region", true,
+      {"options.lse_region", false,
        [](R& r) { r.mutable_options()->mutable_lse_region(); }},
       {"options.bias.data", false,
        [](R& r) {

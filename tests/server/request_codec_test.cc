@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "server/admission.h"
+#include "server/shm_protocol.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {
@@ -19,7 +20,6 @@ namespace {
 using absl::StatusCode;
 
 constexpr auto kInvalid = StatusCode::kInvalidArgument;
-constexpr auto kUnbuilt = StatusCode::kUnimplemented;
 
 template <typename Request>
 absl::StatusOr<DecodedRequest> Decode(const Request& request) {
@@ -47,6 +47,10 @@ using B = v1::AttentionBackwardRequest;
 template <typename Request>
 v1::AttentionOptions& Opt(Request& r) {
   return *r.mutable_options();
+}
+void Place(v1::SharedMemory& place, int64_t offset_bytes) {
+  place.set_handle(std::string(kHandleBytes, 'h'));
+  place.set_offset_bytes(offset_bytes);
 }
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -80,10 +84,16 @@ const RefusalCase<R> kCases[] = {
        *r.mutable_query() = ValuesTensor({2, 4, 5, 8}, 1);
        r.mutable_query()->set_dtype(v1::DATA_TYPE_F16);
      }},
-    {"query.shared_memory", kUnbuilt,
+    {"query.shared_memory.handle", kInvalid,
      [](R& r) {
-       r.mutable_query()->mutable_shared_memory()->set_offset_bytes(64);
+       r.mutable_query()->mutable_shared_memory()->set_handle("short");
      }},
+    {"key.shared_memory.offset_bytes", kInvalid,
+     [](R& r) { Place(*r.mutable_key()->mutable_shared_memory(), 32); }},
+    {"key.shared_memory.offset_bytes", kInvalid,
+     [](R& r) { Place(*r.mutable_key()->mutable_shared_memory(), -64); }},
+    {"key.shared_memory.offset_bytes", kInvalid,
+     [](R& r) { Place(*r.mutable_key()->mutable_shared_memory(), INT64_MAX); }},
     // The query's rank is the one that counts.
     {"key.shape", kInvalid,
      [](R& r) { r.mutable_query()->mutable_shape()->RemoveLast(); }},
@@ -170,7 +180,7 @@ const RefusalCase<R> kCases[] = {
        *Opt(r).mutable_bias() = DataTensor({5, 7}, 1);
        Opt(r).mutable_bias()->clear_payload();
      }},
-    {"options.bias.shared_memory", kUnbuilt,
+    {"options.bias.shared_memory.handle", kInvalid,
      [](R& r) {
        *Opt(r).mutable_bias() = DataTensor({5, 7}, 1);
        Opt(r).mutable_bias()->mutable_shared_memory();
@@ -222,21 +232,37 @@ const RefusalCase<R> kCases[] = {
      }},
     {"options.precision", kInvalid,
      [](R& r) { Opt(r).set_precision(v1::Precision(9)); }},
-    {"options.output_region", kUnbuilt,
-     [](R& r) { Opt(r).mutable_output_region(); }},
-    {"options.lse_region", kUnbuilt, [](R& r) { Opt(r).mutable_lse_region(); }},
-    // What is wrong is said before what is missing, wherever it stands.
-    {"options.scale", kInvalid,
+    // Regions for the answer, if and only if the query lies in one.
+    {"options.output_region", kInvalid,
+     [](R& r) { Place(*Opt(r).mutable_output_region(), 0); }},
+    {"options.output_region", kInvalid,
      [](R& r) {
-       r.mutable_query()->mutable_shared_memory();
-       Opt(r).set_scale(kNan);
+       Place(*r.mutable_key()->mutable_shared_memory(), 0);
+       Place(*Opt(r).mutable_output_region(), 0);
      }},
-    {"options.mask.data", kInvalid,
+    {"options.lse_region", kInvalid,
      [](R& r) {
-       r.mutable_query()->mutable_shared_memory();
-       Opt(r).mutable_output_region();
-       *Opt(r).mutable_mask() = MaskTensor({5, 7}, 1);
-       Opt(r).mutable_mask()->set_data("");
+       Opt(r).set_return_lse(true);
+       Place(*Opt(r).mutable_lse_region(), 0);
+     }},
+    {"options.output_region", kInvalid,
+     [](R& r) { Place(*r.mutable_query()->mutable_shared_memory(), 0); }},
+    {"options.output_region.offset_bytes", kInvalid,
+     [](R& r) {
+       Place(*r.mutable_query()->mutable_shared_memory(), 0);
+       Place(*Opt(r).mutable_output_region(), 1);
+     }},
+    {"options.lse_region", kInvalid,
+     [](R& r) {
+       Place(*r.mutable_query()->mutable_shared_memory(), 0);
+       Place(*Opt(r).mutable_output_region(), 0);
+       Opt(r).set_return_lse(true);
+     }},
+    {"options.lse_region", kInvalid,
+     [](R& r) {
+       Place(*r.mutable_query()->mutable_shared_memory(), 0);
+       Place(*Opt(r).mutable_output_region(), 0);
+       Place(*Opt(r).mutable_lse_region(), 0);
      }},
 };
 
