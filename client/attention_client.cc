@@ -38,6 +38,21 @@ absl::Status CheckSize(uint64_t bytes, int64_t max_message_bytes) {
                    " bytes (the client's max_message_bytes), got ", bytes));
 }
 
+uint64_t MessageBytes(const ConstElements& elements) {
+  return elements.place() ? 0 : elements.bytes().size();
+}
+
+// Where the server itself writes the answer, it must fit before it is made.
+absl::Status CheckRoom(const Elements& target, const char* name,
+                       const std::vector<int64_t>& shape) {
+  const auto count = ElementCount(shape);
+  const auto room =
+      static_cast<int64_t>(target.bytes().size()) / SizeOf(target.type());
+  if (!target.place() || !count || *count == room) return absl::OkStatus();
+  return FieldError(name, absl::StrCat("room for ", *count, " elements"),
+                    absl::StrCat("room for ", room));
+}
+
 struct NamedTensor {
   const ConstTensor& tensor;
   v1::Tensor* proto;
@@ -50,10 +65,10 @@ absl::Status Encode(std::initializer_list<NamedTensor> tensors,
                     Request* request) {
   uint64_t bytes = 0;
   for (const NamedTensor& named : tensors) {
-    bytes += named.tensor.data.bytes().size();
+    bytes += MessageBytes(named.tensor.data);
   }
   for (const auto* tensor : {&options.bias, &options.mask}) {
-    if (*tensor) bytes += (*tensor)->data.bytes().size();
+    if (*tensor) bytes += MessageBytes((*tensor)->data);
   }
   if (absl::Status status = CheckSize(bytes, max_message_bytes); !status.ok()) {
     return status;
@@ -71,9 +86,24 @@ absl::Status Encode(std::initializer_list<NamedTensor> tensors,
                     const AttentionOutputs& outputs,
                     const AttentionOptions& options, int64_t max_message_bytes,
                     Request* request) {
-  request->mutable_options()->set_return_lse(outputs.lse.has_value());
-  request->mutable_options()->set_output_dtype(
-      EncodeType(outputs.output.type()));
+  v1::AttentionOptions& proto = *request->mutable_options();
+  proto.set_return_lse(outputs.lse.has_value());
+  proto.set_output_dtype(EncodeType(outputs.output.type()));
+  const std::vector<int64_t>& query_shape = tensors.begin()->tensor.shape;
+  const std::vector<int64_t>& value_shape = (tensors.end() - 1)->tensor.shape;
+  absl::Status room = CheckRoom(outputs.output, "output",
+                                OutputShape(query_shape, value_shape));
+  if (outputs.output.place()) {
+    EncodePlace(*outputs.output.place(), proto.mutable_output_region());
+  }
+  if (outputs.lse) {
+    room.Update(
+        CheckRoom(*outputs.lse, "lse", LseShape(query_shape, options.layout)));
+    if (outputs.lse->place()) {
+      EncodePlace(*outputs.lse->place(), proto.mutable_lse_region());
+    }
+  }
+  if (!room.ok()) return room;
   return Encode(tensors, options, max_message_bytes, request);
 }
 

@@ -70,7 +70,9 @@ class AttentionClient {
   AttentionClient WithDeadline(absl::Duration deadline) const;
 
   // Each waits for the answer and writes it to `outputs`. Inputs are copied
-  // once into the message before anything is sent.
+  // once into the message before anything is sent; those in a SharedRegion
+  // (client/shared_region.h) are not, and the server itself writes to outputs
+  // there.
   absl::StatusOr<AttentionReply> Attention(
       const AttentionInputs& inputs, const AttentionOutputs& outputs,
       const AttentionOptions& options = {}) const;

@@ -31,6 +31,18 @@ v1::Causal EncodeCausal(Causal causal) {
   return v1::CAUSAL_UNSPECIFIED;
 }
 
+v1::Transport EncodeTransport(Transport transport) {
+  switch (transport) {
+    case Transport::kInline:
+      return v1::TRANSPORT_INLINE;
+    case Transport::kStream:
+      return v1::TRANSPORT_STREAM;
+    case Transport::kSharedMemory:
+      return v1::TRANSPORT_SHARED_MEMORY;
+  }
+  return v1::TRANSPORT_UNSPECIFIED;
+}
+
 v1::Precision EncodePrecision(Precision precision) {
   switch (precision) {
     case Precision::kAuto:
@@ -81,13 +93,42 @@ void DescribeOptions(const AttentionOptions& options,
 }
 
 void EncodeData(const ConstElements& elements, v1::Tensor* proto) {
+  if (elements.place()) {
+    EncodePlace(*elements.place(), proto->mutable_shared_memory());
+    return;
+  }
   std::string* data = proto->mutable_data();
   if (elements.bytes().empty()) return;
   data->assign(reinterpret_cast<const char*>(elements.bytes().data()),
                elements.bytes().size());
 }
 
+// What the server wrote is there already, and as long as was asked for.
+absl::Status CheckShared(const v1::Tensor& proto, absl::string_view name,
+                         const Elements& target) {
+  const std::vector<int64_t> shape(proto.shape().begin(), proto.shape().end());
+  const auto count = ElementCount(shape);
+  const SharedPlace place = {
+      .handle = proto.shared_memory().handle(),
+      .offset_bytes = proto.shared_memory().offset_bytes()};
+  if (proto.has_shared_memory() && place == *target.place() && count &&
+      proto.dtype() == EncodeType(target.type()) &&
+      static_cast<uint64_t>(*count) *
+              static_cast<uint64_t>(SizeOf(target.type())) ==
+          target.bytes().size()) {
+    return absl::OkStatus();
+  }
+  return ReasonError(
+      absl::StatusCode::kInternal, "BAD_RESPONSE",
+      absl::StrCat(name, ": the server did not answer where it was asked to"));
+}
+
 }  // namespace
+
+void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto) {
+  proto->set_handle(place.handle);
+  proto->set_offset_bytes(place.offset_bytes);
+}
 
 v1::DataType EncodeType(DataType type) {
   switch (type) {
@@ -141,6 +182,7 @@ v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
   proto.set_threads(options.threads);
   proto.set_concurrency(options.concurrency);
   proto.set_dtype(EncodeType(options.dtype));
+  proto.set_transport(EncodeTransport(options.transport));
   v1::AttentionOptions& attention = *proto.mutable_options();
   DescribeOptions(options.attention, &attention);
   attention.set_return_lse(options.return_lse);
@@ -152,6 +194,7 @@ v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
 
 absl::Status DecodeTensor(const v1::Tensor& proto, absl::string_view name,
                           const Elements& target) {
+  if (target.place()) return CheckShared(proto, name, target);
   const std::vector<int64_t> shape(proto.shape().begin(), proto.shape().end());
   const std::string described =
       absl::StrCat("[", absl::StrJoin(shape, ", "), "]");

@@ -13,10 +13,12 @@
 
 namespace attnd::client {
 
-// Copies the elements.
+// Copies the elements, but for those in shared memory.
 void EncodeTensor(const ConstTensor& tensor, v1::Tensor* proto);
 
 v1::DataType EncodeType(DataType type);
+
+void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto);
 
 // Copies the elements of bias and mask too.
 void EncodeOptions(const AttentionOptions& options,
@@ -26,10 +28,10 @@ v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options);
 
 v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options);
 
-// Writes the answer's elements to `target`. INVALID_ARGUMENT where there are
-// more or fewer than it holds, INTERNAL where the answer contradicts itself or
-// is of another type.
-// `name` is what an error calls it.
+// Writes the answer's elements to `target`, unless the server has.
+// INVALID_ARGUMENT where there are more or fewer than it holds, INTERNAL where
+// the answer contradicts itself or is of another type. `name` is what an error
+// calls it.
 absl::Status DecodeTensor(const v1::Tensor& proto, absl::string_view name,
                           const Elements& target);
 

@@ -11,6 +11,7 @@
 #include <ranges>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -39,10 +40,51 @@ template <typename Range, typename... Elements>
 concept RangeOf = ContiguousRange<Range> &&
     (std::same_as<std::ranges::range_value_t<Range>, Elements> || ...);
 
-// Elements that the caller owns. A range of float is F32, one of bool or
-// uint8_t is BOOL. C++20 has no 16-bit floats, so their type is said:
+// Where elements lie for a server that shares their memory.
+struct SharedPlace {
+  std::string handle;
+  int64_t offset_bytes = 0;
+
+  bool operator==(const SharedPlace&) const = default;
+};
+
+// Elements that are written to. F32, F16 or BF16. A range of float is F32;
+// C++20 has no 16-bit floats, so their type is said:
 //   std::vector<uint16_t> halves = ...;  // or _Float16, Eigen::half, ...
-//   ConstElements elements(DataType::kF16, halves);
+//   Elements elements(DataType::kF16, halves);
+class Elements {
+ public:
+  Elements() = default;
+  template <RangeOf<float> Range>
+  Elements(Range&& range)  // NOLINT(*-explicit-constructor)
+      : Elements(DataType::kF32, range) {}
+  // Any range of bytes that hold elements of `type` as they lie in memory.
+  template <ContiguousRange Range>
+  Elements(DataType type, Range&& range)
+      : type_(type),
+        bytes_(std::as_writable_bytes(
+            std::span(std::ranges::data(range), std::ranges::size(range)))) {}
+  // In memory that a server shares: SharedRegion makes these.
+  Elements(DataType type, std::span<std::byte> bytes, SharedPlace place)
+      : type_(type), bytes_(bytes), place_(std::move(place)) {}
+
+  DataType type() const { return type_; }
+  std::span<std::byte> bytes() const { return bytes_; }
+  // The same as numbers, for F32.
+  std::span<float> floats() const {
+    return {reinterpret_cast<float*>(bytes_.data()),
+            bytes_.size() / sizeof(float)};
+  }
+  // Set: not the elements travel, but this.
+  const std::optional<SharedPlace>& place() const { return place_; }
+
+ private:
+  DataType type_ = DataType::kF32;
+  std::span<std::byte> bytes_;
+  std::optional<SharedPlace> place_;
+};
+
+// The same to be read only, and also of BOOL: a range of bool or uint8_t.
 class ConstElements {
  public:
   ConstElements() = default;
@@ -52,40 +94,24 @@ class ConstElements {
   template <RangeOf<bool, uint8_t> Range>
   ConstElements(const Range& range)  // NOLINT(*-explicit-constructor)
       : ConstElements(DataType::kBool, range) {}
-  // Any range of bytes that hold elements of `type` as they lie in memory.
   template <ContiguousRange Range>
   ConstElements(DataType type, const Range& range)
       : type_(type),
         bytes_(std::as_bytes(
             std::span(std::ranges::data(range), std::ranges::size(range)))) {}
+  ConstElements(const Elements& elements)  // NOLINT(*-explicit-constructor)
+      : type_(elements.type()),
+        bytes_(elements.bytes()),
+        place_(elements.place()) {}
 
   DataType type() const { return type_; }
   std::span<const std::byte> bytes() const { return bytes_; }
+  const std::optional<SharedPlace>& place() const { return place_; }
 
  private:
   DataType type_ = DataType::kF32;
   std::span<const std::byte> bytes_;
-};
-
-// The same to be written to. F32, F16 or BF16.
-class Elements {
- public:
-  Elements() = default;
-  template <RangeOf<float> Range>
-  Elements(Range&& range)  // NOLINT(*-explicit-constructor)
-      : Elements(DataType::kF32, range) {}
-  template <ContiguousRange Range>
-  Elements(DataType type, Range&& range)
-      : type_(type),
-        bytes_(std::as_writable_bytes(
-            std::span(std::ranges::data(range), std::ranges::size(range)))) {}
-
-  DataType type() const { return type_; }
-  std::span<std::byte> bytes() const { return bytes_; }
-
- private:
-  DataType type_ = DataType::kF32;
-  std::span<std::byte> bytes_;
+  std::optional<SharedPlace> place_;
 };
 
 // A dense row-major tensor that the caller owns. Query, key, value and what has
@@ -104,12 +130,13 @@ struct AttentionInputs {
 };
 
 // Where the answer goes: memory of the caller, exactly as many elements as the
-// answer has. OutputShape() and LseShape() say how many that is.
+// answer has; in a shared region if, and only if, the query is. OutputShape()
+// and LseShape() say how many that is.
 struct AttentionOutputs {
   Elements
       output;  // [batch, q_heads, q_len, v_head_dim]; its type is asked for
-  std::optional<std::span<float>> lse = {};  // [batch, q_heads, q_len];
-                                             // set = asked for
+  std::optional<Elements> lse = {};  // [batch, q_heads, q_len], F32;
+                                     // set = asked for
 };
 
 // What Attention saw and answered, and the gradient of its output. All F32.
@@ -238,6 +265,13 @@ struct BenchmarkResult {
   ExecutionStats stats;
 };
 
+// How tensors travel.
+enum class Transport {
+  kInline,  // in the message
+  kStream,  // in chunks
+  kSharedMemory,
+};
+
 // A problem without its data. 0 takes the server's default.
 struct MemoryEstimateOptions {
   int64_t seq_len = 0;     // q_len and kv_len where those are 0
@@ -250,7 +284,8 @@ struct MemoryEstimateOptions {
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
   int64_t threads = 0;
-  int64_t concurrency = 0;                    // requests that run at once
+  int64_t concurrency = 0;  // requests that run at once
+  Transport transport = Transport::kInline;
   DataType dtype = DataType::kF32;            // of query, key and value
   std::optional<DataType> output_dtype = {};  // `dtype` where unset
   // Of bias and mask the type and the shape count; their elements are not sent.

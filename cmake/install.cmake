@@ -16,7 +16,8 @@ install(TARGETS attnctl RUNTIME)
 # The messages are no part of the library's interface, only of its linking.
 install(TARGETS attnd_client attnd_messages EXPORT attnd_targets ARCHIVE)
 install(FILES
-  client/attention_client.h client/error_details.h client/types.h
+  client/attention_client.h client/error_details.h client/shared_region.h
+  client/types.h
   DESTINATION ${attnd_include_dir}/client)
 install(FILES proto/attnd/v1/attention.proto
   DESTINATION ${CMAKE_INSTALL_DATADIR}/attnd/proto/attnd/v1)

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -63,6 +64,7 @@ class Language:
   tools: tuple
   build: tuple
   run: tuple  # gets the address and the data folder appended
+  shared: tuple = ()  # the same for the address and the shared-memory socket
 
 
 VENV_PYTHON = str(BUILT / 'python' / 'bin' / 'python')
@@ -74,7 +76,7 @@ LANGUAGES = (
               (VENV_PYTHON, '-m', 'pip', 'install', '--quiet', '.[test]'),
               (VENV_PYTHON, '-B', '-m', 'pytest', '-q', '-p',
                'no:cacheprovider', 'tests')),
-             (VENV_PYTHON, 'main.py')),
+             (VENV_PYTHON, 'main.py'), (VENV_PYTHON, 'shared_memory.py')),
     Language('cpp', 'cpp', 'main.cc', (Tool(('cmake', '--version'), (3, 25)),),
              (('cmake', '--install', '{build}', '--prefix',
                str(BUILT / 'prefix')),
@@ -82,7 +84,8 @@ LANGUAGES = (
                '-DCMAKE_BUILD_TYPE=Release',
                f'-DCMAKE_PREFIX_PATH={BUILT / "prefix"}'),
               ('cmake', '--build', str(BUILT / 'cpp'))),
-             (str(BUILT / 'cpp' / 'attnd_example'),)),
+             (str(BUILT / 'cpp' / 'attnd_example'),),
+             (str(BUILT / 'cpp' / 'attnd_shared_memory'),)),
     Language('go', 'go', 'main.go', (GO,),
              (('go', 'generate', './...'),
               ('go', 'build', '-o', f'{BUILT / "go"}/', '.')),
@@ -146,9 +149,10 @@ def find(pattern, text):
 class Runner:
   """Runs languages against one server."""
 
-  def __init__(self, build, server):
+  def __init__(self, build, server, shm_socket):
     self._build = build
     self._server = server
+    self._shm_socket = shm_socket
     self._environment = command_environment(build)
 
   def run(self, language):
@@ -194,6 +198,11 @@ class Runner:
       (field,) = find(r'refused .* in (\S+)\n', said)
       if field != FIELD:
         raise Failure(f'the refused call names {field}, not {FIELD}')
+      if language.shared:
+        said = execute((*language.shared, arguments[0], self._shm_socket),
+                       folder, self._environment).stdout
+        print(said, end='', flush=True)
+        find('(same bits)', said)
     if outcome.lines > MAX_LINES:
       raise Failure(f'{outcome.lines} lines, allowed are {MAX_LINES}')
 
@@ -258,9 +267,11 @@ def main():
     parser.error(f'--only knows {", ".join(names)}; got {", ".join(unknown)}')
   build = arguments.build.resolve()
   (BUILT / 'bin').mkdir(parents=True, exist_ok=True)
-  with Server(build / 'server' / 'attnd') as server:
+  with (tempfile.TemporaryDirectory(prefix='attnd-') as folder,
+        Server(build / 'server' / 'attnd',
+               f'--shm-socket={folder}/shm.sock') as server):
     print(f'attnd listens on {" and ".join(server.addresses)}')
-    runner = Runner(build, server)
+    runner = Runner(build, server, f'{folder}/shm.sock')
     outcomes = [runner.run(l) for l in LANGUAGES if l.name in chosen]
   print('\nAttention of a real layer, the smallest call\'s median, seconds to '
         'build:\n')

@@ -13,13 +13,15 @@ from attnd.calls import AttentionResult, Gradients
 from attnd.clients import AsyncClient, Client
 from attnd.errors import (AttndError, Cancelled, DeadlineExceeded,
                           FailedPrecondition, FieldViolation, Internal,
-                          InvalidArgument, ResourceExhausted, Unavailable,
-                          Unimplemented)
+                          InvalidArgument, NotFound, ResourceExhausted,
+                          Unavailable, Unimplemented)
 from attnd.retry import RetryPolicy
+from attnd.shared_memory import RegionRefused, SharedRegion
 
 __all__ = [
     'AsyncClient', 'AttentionResult', 'AttndError', 'Cancelled', 'Client',
     'DeadlineExceeded', 'FailedPrecondition', 'FieldViolation', 'Gradients',
-    'Internal', 'InvalidArgument', 'ResourceExhausted', 'RetryPolicy',
-    'Unavailable', 'Unimplemented'
+    'Internal', 'InvalidArgument', 'NotFound', 'RegionRefused',
+    'ResourceExhausted', 'RetryPolicy', 'SharedRegion', 'Unavailable',
+    'Unimplemented'
 ]

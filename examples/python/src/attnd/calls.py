@@ -7,7 +7,7 @@ import typing
 
 import numpy as np
 
-from attnd import tensors
+from attnd import shared_memory, tensors
 from attnd.v1 import attention_pb2 as pb
 
 
@@ -34,7 +34,9 @@ class Calls:
   Arrays are float32, float16 or bfloat16, of NumPy or PyTorch, [batch, heads,
   seq, head_dim] or without the leading axes. `options` are the fields of
   AttentionOptions by name: scale, causal='top_left', window_left, mask, bias,
-  return_lse=True ... `timeout` is in seconds, over all attempts.
+  return_lse=True ... `timeout` is in seconds, over all attempts. Arrays of a
+  SharedRegion stay where they are; where the query is one, output_region, and
+  lse_region with return_lse, are arrays of a region too.
   """
 
   def _call(self, method, request, timeout, decode=lambda reply: reply):
@@ -45,21 +47,23 @@ class Calls:
     """softmax(scores(query, key)) value, as an AttentionResult."""
     return self._call(
         'Attention',
-        _request(pb.AttentionRequest, options, query=query, key=key,
-                 value=value), timeout, lambda r: _result(r, query))
+        _request(pb.AttentionRequest, _checked(options, query, value),
+                 query=query, key=key, value=value), timeout,
+        lambda r: _result(r, query))
 
   def self_attention(self, sequence, *, timeout=None, **options):
     """attention() with query = key = value = sequence."""
     return self._call(
         'SelfAttention',
-        _request(pb.SelfAttentionRequest, options, sequence=sequence), timeout,
-        lambda r: _result(r, sequence))
+        _request(pb.SelfAttentionRequest, _checked(options, sequence, sequence),
+                 sequence=sequence), timeout, lambda r: _result(r, sequence))
 
   def cross_attention(self, queries, kv_sequence, *, timeout=None, **options):
     """attention() with key = value = kv_sequence."""
     return self._call(
         'CrossAttention',
-        _request(pb.CrossAttentionRequest, options, queries=queries,
+        _request(pb.CrossAttentionRequest,
+                 _checked(options, queries, kv_sequence), queries=queries,
                  kv_sequence=kv_sequence), timeout,
         lambda r: _result(r, queries))
 
@@ -96,6 +100,24 @@ def _request(message_type, options, **fields):
   return message
 
 
+def _checked(options, query, value):
+  """The options, where the server may write to the arrays that they name: it
+  knows where these start, not where they end."""
+  output, lse = options.get('output_region'), options.get('lse_region')
+  if isinstance(output, np.ndarray):
+    options = {'output_dtype': output.dtype.name} | options
+    shape = (*query.shape[:-1], value.shape[-1])
+    if output.shape != shape or output.dtype.name != options['output_dtype']:
+      raise ValueError(f'output_region: expected {options["output_dtype"]} of '
+                       f'shape {shape}, got {output.dtype} of {output.shape}')
+  if isinstance(lse, np.ndarray):
+    size = np.prod(query.shape[:-1])
+    if lse.size != size or lse.dtype != np.float32:
+      raise ValueError(f'lse_region: expected {size} numbers of float32, got '
+                       f'{lse.size} of {lse.dtype}')
+  return options
+
+
 def _result(reply, like):
   lse = (tensors.from_message(reply.lse, like) if reply.HasField('lse')
          else None)
@@ -127,6 +149,13 @@ def _fill(message, values, path=''):
 def _set(message, field, value, path):
   if field.message_type is pb.Tensor.DESCRIPTOR:
     getattr(message, field.name).CopyFrom(tensors.to_message(path, value))
+  elif field.message_type is pb.SharedMemory.DESCRIPTOR and isinstance(
+      value, np.ndarray):
+    place = shared_memory.place_of(path, value)
+    if place is None:
+      raise ValueError(f'{path}: expected an array of a SharedRegion, got '
+                       'another')
+    getattr(message, field.name).CopyFrom(place)
   elif field.message_type and isinstance(value, collections.abc.Mapping):
     nested = getattr(message, field.name)
     nested.SetInParent()

@@ -55,6 +55,10 @@ class FailedPrecondition(AttndError):
   """A feature that is off."""
 
 
+class NotFound(AttndError):
+  """A shared region that the server does not know (any more)."""
+
+
 class Unimplemented(AttndError):
   """This server cannot do that."""
 
@@ -70,6 +74,7 @@ _CLASSES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
     grpc.StatusCode.INTERNAL: Internal,
 }

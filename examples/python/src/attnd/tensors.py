@@ -1,10 +1,11 @@
-"""Arrays to Tensor messages and back. Knows NumPy, and PyTorch where the
-caller has imported it; neither options nor calls."""
+"""Arrays to Tensor messages and back. Knows NumPy, PyTorch where the caller has
+imported it, and shared regions; neither options nor calls."""
 
 import sys
 
 import numpy as np
 
+from attnd import shared_memory
 from attnd.v1 import attention_pb2 as pb
 
 # NumPy's name of a type to the wire's. ml_dtypes gives NumPy "bfloat16".
@@ -32,6 +33,9 @@ def to_message(field, value):
   if name not in DTYPES:
     raise TypeError(f'{field}: expected {", ".join(DTYPES)}, got {name}; '
                     'convert it on purpose, as by .astype("float32")')
+  place = shared_memory.place_of(field, array)
+  if place is not None:
+    return pb.Tensor(dtype=DTYPES[name], shape=array.shape, shared_memory=place)
   if array.dtype.byteorder == '>':  # the wire is little-endian
     array = array.astype(array.dtype.newbyteorder('<'))
   return pb.Tensor(dtype=DTYPES[name], shape=array.shape, data=array.tobytes())
@@ -40,16 +44,17 @@ def to_message(field, value):
 def from_message(message, like):
   """The array of a Tensor; a torch tensor where `like` is one.
 
-  A NumPy array is a read-only view of the message. None where the tensor
-  carries no elements, since they went to shared memory.
+  A NumPy array is a read-only view of the message, or lies in the shared region
+  that was asked for.
   """
   kind = message.WhichOneof('payload')
   if kind == 'values':
     array = np.array(message.values.values, np.float32)
     return array.reshape(message.shape)
-  if kind != 'data':
-    return None
   name = _NAMES[message.dtype]
+  if kind == 'shared_memory':
+    return shared_memory.array_at(message.shared_memory, message.shape,
+                                  _numpy_dtype(name))
   if _is_torch(like):
     torch = sys.modules['torch']
     # PyTorch wants memory that it may write to, and at least one element.
