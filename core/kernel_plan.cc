@@ -14,9 +14,11 @@ namespace {
 constexpr int64_t kWordBytes = 4;
 constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
-// Up to here a row's scores are made by dot products with the keys as they lie:
-// packing them would cost more than it saves.
-constexpr int64_t kMaxDirectRows = 12;
+// Up to so many rows scores are made by dot products with the keys as they lie:
+// packing them would cost more than it saves. Native bf16 products save more.
+int64_t MaxDirectRows(Isa tiled_isa) {
+  return tiled_isa == F32Isa(tiled_isa) ? 48 : 24;
+}
 
 // The most rows in a tile: enough to read K^T and V seldom, few enough that
 // their scores stay in the second-level cache.
@@ -70,7 +72,8 @@ int64_t PackTasksPerHead(const EntryPlan& entry) {
 
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
                     const MachineInfo& machine) {
-  const Geometry geometry = GeometryOf(TiledIsa(params, machine));
+  const Isa tiled_isa = TiledIsa(params, machine);
+  const Geometry geometry = GeometryOf(tiled_isa);
   EntryPlan entry;
   const int64_t rows = params.HeadsPerGroup() * of.q_len;
   if (rows == 0) return entry;
@@ -81,7 +84,7 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
   // Keys as they lie cannot be rounded.
   const bool rounds_keys = params.precision == Precision::kBF16 &&
                            params.key_dtype != DataType::kBF16;
-  entry.direct = seeing_rows <= kMaxDirectRows && !rounds_keys;
+  entry.direct = seeing_rows <= MaxDirectRows(tiled_isa) && !rounds_keys;
   // Tiles of nearly equal numbers of rows, in whole microkernels.
   entry.q_tiles = CeilDiv(rows, kTileRows);
   entry.tile_q = CeilDiv(rows, entry.q_tiles);

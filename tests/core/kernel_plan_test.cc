@@ -41,8 +41,8 @@ TEST(KernelPlanTest, ChoosesTheTilesOfTheTable) {
       {Problem(1, 1, 1, 4096, 4096, 64), "tiled", 96, 256, 43, 0},
       // Few rows: read as they lie, in splits of 4096 keys.
       {Problem(2, 8, 4, 1, 32768, 128), "direct", 4, 256, 128, 16},
-      {Problem(1, 2, 1, 12, 4096, 64), "direct", 12, 256, 2, 0},
-      {Problem(1, 2, 1, 13, 4096, 64), "tiled", 13, 256, 2, 0},
+      {Problem(1, 2, 1, 48, 4096, 64), "direct", 48, 256, 2, 0},
+      {Problem(1, 2, 1, 49, 4096, 64), "tiled", 49, 256, 2, 0},
       // One tile of rows, so that only splits let workers share it.
       {Problem(1, 1, 1, 96, 10000, 64), "tiled", 96, 256, 3, 1},
       // Two tiles of nearly equal numbers of rows.
@@ -167,7 +167,7 @@ TEST(KernelPlanTest, WorkspaceGrowsWithThreadsUpToTheTiles) {
 TEST(KernelPlanTest, BytesSaturateWherePackedKeysOverflow) {
   for (const int64_t batch : {int64_t{1} << 45, int64_t{1} << 46}) {
     const KernelPlan plan =
-        MakeKernelPlan(Problem(batch, 1, 1, 13, 1, 256), kWide);
+        MakeKernelPlan(Problem(batch, 1, 1, 49, 1, 64), kWide);
     EXPECT_GT(plan.WorkspaceBytes(2), int64_t{1} << 60);
   }
 }
