@@ -61,6 +61,23 @@ std::vector<Verdict> Judge(const std::vector<Json>& records) {
             finder.Find("grpc_echo_protobuf", payload, transport, rate), 2, {});
     }
   }
+  // What a call in shared memory costs beside computing, whatever it carries.
+  for (const std::string transport : {"tcp", "unix"}) {
+    const auto overhead = [&](const std::string& name) -> Number {
+      const Number rpc = finder.Find(name, name, transport, "p50_us");
+      const Number core = finder.Find(name, name, transport, "core_p50_us");
+      if (!rpc || !core) return std::nullopt;
+      return *rpc - *core;
+    };
+    for (const std::string name :
+         {"shared_16_kib", "shared_1_mib", "shared_16_mib", "shared_64_mib",
+          "shared_256_mib"}) {
+      judge(name + ", rpc - core / echo of 1 KiB", transport, overhead(name),
+            finder.Find("grpc_echo_1_kib", name, transport, "p50_us"), {}, 1.3);
+    }
+    judge("shared memory, 256 MiB / 16 KiB", transport,
+          overhead("shared_256_mib"), overhead("shared_16_kib"), {}, 1.2);
+  }
   for (const std::string& payload : payloads) {
     judge(payload + " rate / that of TCP", "unix",
           finder.Find(payload, payload, "unix", rate),
@@ -72,6 +89,9 @@ std::vector<Verdict> Judge(const std::vector<Json>& records) {
   judge("peak of 64 MiB a tensor / estimate", "tcp",
         memory("memory_peak", "peak_bytes"),
         memory("memory_peak", "estimate_bytes"), 0.95, 1);
+  judge("the same in shared memory", "tcp",
+        memory("memory_peak_shared", "peak_bytes"),
+        memory("memory_peak_shared", "estimate_bytes"), 0.95, 1);
   judge("resident after 1,000 calls / 100 calls", "tcp",
         memory("memory_flat", "resident_1000_bytes"),
         memory("memory_flat", "resident_100_bytes"), 0.95, 1.05);

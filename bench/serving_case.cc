@@ -1,6 +1,6 @@
 #include "bench/serving_case.h"
 
-#include <algorithm>
+#include <initializer_list>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -15,11 +15,14 @@ int64_t Elements(const std::vector<int64_t>& shape) {
   return client::ElementCount(shape).value();
 }
 
-std::vector<float> Random(int64_t count, std::mt19937& rng) {
+// Random numbers, again and again from some point on, as drawing them for
+// hundreds of MiB would take longer than the measurement.
+void Fill(std::span<float> values, std::mt19937& rng) {
+  constexpr size_t kDrawn = 1 << 20;
   std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(count));
-  std::generate(values.begin(), values.end(), [&] { return normal(rng); });
-  return values;
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = i < kDrawn ? normal(rng) : values[i - kDrawn];
+  }
 }
 
 void Check(const absl::Status& status, const std::string& what) {
@@ -66,24 +69,72 @@ std::vector<ServingCase> ServingCases() {
           square("prefill", 8, 4096, 128, 1)};
 }
 
-Workload::Workload(const ServingCase& shape, int slots)
+std::vector<ServingCase> SharedMemoryCases() {
+  std::vector<ServingCase> cases;
+  for (const auto& [name, mib] :
+       std::initializer_list<std::pair<const char*, double>>{
+           {"shared_16_kib", 1.0 / 64},
+           {"shared_1_mib", 1},
+           {"shared_16_mib", 16},
+           {"shared_64_mib", 64},
+           {"shared_256_mib", 256}}) {
+    cases.push_back({.name = name,
+                     .q_len = 1,
+                     .kv_len = static_cast<int64_t>(mib * (1 << 20)) / (64 * 4),
+                     .seen_keys = 64});
+  }
+  for (const ServingCase& shape : ServingCases()) {
+    if (shape.name != "payload_16_mib" && shape.name != "prefill") continue;
+    cases.push_back(shape);
+    cases.back().name = "shared_" + shape.name;
+  }
+  for (ServingCase& shape : cases) {
+    shape.shared_memory = true;
+    shape.max_clients = 1;
+  }
+  return cases;
+}
+
+Workload::Workload(const ServingCase& shape, int slots,
+                   const std::string& shm_socket)
     : shape_(shape),
       problem_(AttentionProblem::Create({.shape = shape.QueryShape()},
                                         {.shape = shape.KeyShape()},
-                                        {.shape = shape.KeyShape()}, {})
+                                        {.shape = shape.KeyShape()},
+                                        {.key_lengths = Options().key_lengths})
                    .value()) {
-  std::mt19937 rng(1);
-  query_ = Random(Elements(shape.QueryShape()), rng);
-  key_ = Random(Elements(shape.KeyShape()), rng);
-  value_ = Random(Elements(shape.KeyShape()), rng);
-  for (int i = 0; i < slots; ++i) {
-    outputs_.push_back(std::make_unique_for_overwrite<float[]>(query_.size()));
+  const int64_t q_count = Elements(shape.QueryShape());
+  const int64_t kv_count = Elements(shape.KeyShape());
+  if (shape.shared_memory) {
+    constexpr int64_t kPadding = 64;  // to the next part
+    auto region = client::RegisterRegion(
+        shm_socket,
+        (2 * kv_count + (slots + 1) * q_count) * SizeOf(DataType::kF32) +
+            (slots + 3) * kPadding);
+    Check(region.status(), shape.name);
+    region_ = *std::move(region);
   }
+  std::mt19937 rng(1);
+  query_ = Allocate(q_count);
+  key_ = Allocate(kv_count);
+  value_ = Allocate(kv_count);
+  for (const client::Elements* input : {&query_, &key_, &value_}) {
+    Fill(input->floats(), rng);
+  }
+  for (int i = 0; i < slots; ++i) outputs_.push_back(Allocate(q_count));
+}
+
+client::Elements Workload::Allocate(int64_t count) {
+  if (region_) {
+    return region_->Allocate(client::DataType::kF32, count).value();
+  }
+  const auto size = static_cast<size_t>(count);
+  own_memory_.push_back(std::make_unique_for_overwrite<float[]>(size));
+  return std::span(own_memory_.back().get(), size);
 }
 
 client::AttentionOutputs Workload::Outputs(int slot) const {
-  return {.output = std::span(outputs_[static_cast<size_t>(slot)].get(),
-                              query_.size())};
+  return {.output = outputs_[static_cast<size_t>(slot)]};
 }
 
 client::AttentionInputs Workload::Inputs() const {
@@ -92,23 +143,33 @@ client::AttentionInputs Workload::Inputs() const {
           .value = {value_, shape_.KeyShape()}};
 }
 
+client::AttentionOptions Workload::Options() const {
+  client::AttentionOptions options;
+  if (shape_.seen_keys > 0) {
+    options.key_lengths.assign(static_cast<size_t>(shape_.batch),
+                               shape_.seen_keys);
+  }
+  return options;
+}
+
 void Workload::Call(const client::AttentionClient& client, int slot) {
-  const auto reply = client.Attention(Inputs(), Outputs(slot));
+  const auto reply = client.Attention(Inputs(), Outputs(slot), Options());
   Check(reply.status(), shape_.name);
 }
 
 void Workload::Run(AttentionEngine& engine, int slot) {
   const auto stats = engine.Run(
-      problem_, {.query = query_.data(),
-                 .key = key_.data(),
-                 .value = value_.data(),
-                 .output = outputs_[static_cast<size_t>(slot)].get()});
+      problem_,
+      {.query = query_.floats().data(),
+       .key = key_.floats().data(),
+       .value = value_.floats().data(),
+       .output = outputs_[static_cast<size_t>(slot)].floats().data()});
   Check(stats.status(), shape_.name);
 }
 
 void Workload::CallAsync(const client::AttentionClient& client, int slot,
                          Done done) {
-  client.AttentionAsync(Inputs(), Outputs(slot), {}, std::move(done));
+  client.AttentionAsync(Inputs(), Outputs(slot), Options(), std::move(done));
 }
 
 std::vector<client::AttentionClient> Connect(const std::string& target,

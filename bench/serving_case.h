@@ -5,11 +5,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "bench/records.h"
 #include "client/attention_client.h"
+#include "client/shared_region.h"
 #include "core/attention_engine.h"
 
 namespace attnd::bench {
@@ -22,7 +24,9 @@ struct ServingCase {
   int64_t q_len = 0;
   int64_t kv_len = 0;
   int64_t head_dim = 64;
-  int max_clients = 16;  // where more would only measure patience
+  int max_clients = 16;        // where more would only measure patience
+  bool shared_memory = false;  // tensors lie in a region that the server shares
+  int64_t seen_keys = 0;       // the rest is hidden by length; 0 = all are seen
 
   std::vector<int64_t> QueryShape() const {
     return {batch, q_heads, q_len, head_dim};
@@ -38,11 +42,18 @@ struct ServingCase {
 // keys.
 std::vector<ServingCase> ServingCases();
 
-// One case's tensors, in memory of the caller. Calls may run at once where
-// each has a `slot` of its own. They throw std::runtime_error where they fail.
+// In shared memory: of keys and values of up to 256 MiB each, 64 are seen, so
+// that what a call costs beside computing stands out whatever it carries; and
+// two of the cases above.
+std::vector<ServingCase> SharedMemoryCases();
+
+// One case's tensors, in memory of the caller, or in a region registered on
+// `shm_socket` where the case says so. Calls may run at once where each has a
+// `slot` of its own. They throw std::runtime_error where they fail.
 class Workload {
  public:
-  Workload(const ServingCase& shape, int slots);
+  Workload(const ServingCase& shape, int slots,
+           const std::string& shm_socket = "");
 
   const ServingCase& shape() const { return shape_; }
 
@@ -54,12 +65,16 @@ class Workload {
  private:
   client::AttentionInputs Inputs() const;
   client::AttentionOutputs Outputs(int slot) const;
+  client::AttentionOptions Options() const;
+  client::Elements Allocate(int64_t count);
 
   ServingCase shape_;
   AttentionProblem problem_;
-  std::vector<float> query_, key_, value_;
-  // By slot; not touched before its first call.
-  std::vector<std::unique_ptr<float[]>> outputs_;
+  std::optional<client::SharedRegion> region_;
+  std::vector<std::unique_ptr<float[]>> own_memory_;
+  client::Elements query_, key_, value_;
+  // By slot; own memory is not touched before its first call.
+  std::vector<client::Elements> outputs_;
 };
 
 // A server's clients, each with a connection of its own.

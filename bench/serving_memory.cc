@@ -41,13 +41,14 @@ std::vector<int64_t> HundredCalls() {
 }
 
 int64_t EstimatedPeak(const client::AttentionClient& client,
-                      const ServingCase& shape) {
+                      const ServingCase& shape, client::Transport transport) {
   const auto estimate = client.EstimateMemory({.num_q_heads = shape.q_heads,
                                                .num_kv_heads = shape.kv_heads,
                                                .q_len = shape.q_len,
                                                .kv_len = shape.kv_len,
                                                .head_dim = shape.head_dim,
-                                               .concurrency = 1});
+                                               .concurrency = 1,
+                                               .transport = transport});
   if (!estimate.ok()) {
     throw std::runtime_error("MemoryEstimate: " +
                              std::string(estimate.status().message()));
@@ -70,7 +71,8 @@ std::vector<Json> MeasureServerMemory(const ChildProcess& server) {
   Json peak = ServingRecord(largest, "memory_peak", "tcp", 1);
   peak["idle_bytes"] = idle_bytes;
   peak["peak_bytes"] = peak_bytes;
-  peak["estimate_bytes"] = EstimatedPeak(client, largest);
+  peak["estimate_bytes"] =
+      EstimatedPeak(client, largest, client::Transport::kInline);
 
   std::map<int64_t, std::unique_ptr<Workload>> workloads;
   const auto call_hundred = [&] {
@@ -86,6 +88,29 @@ std::vector<Json> MeasureServerMemory(const ChildProcess& server) {
   for (int i = 1; i < 10; ++i) call_hundred();
   flat["resident_1000_bytes"] = server.StatusBytes("VmRSS");
   return {peak, flat};
+}
+
+Json MeasureSharedMemoryPeak(const ChildProcess& server,
+                             const std::string& shm_socket) {
+  const client::AttentionClient client =
+      Connect(server.addresses().front(), 1).front();
+  Workload(OfHeads(1), 1).Call(client, 0);
+
+  ServingCase largest = OfHeads(kLargestHeads);
+  largest.shared_memory = true;
+  Workload workload(largest, 1, shm_socket);
+  const int64_t idle_bytes = server.StatusBytes("VmRSS");
+  server.ResetPeak();
+  workload.Call(client, 0);
+  // The region's pages were new to the server, and stay as long as it.
+  const int64_t region_bytes = server.StatusBytes("RssShmem");
+  Json peak = ServingRecord(largest, "memory_peak_shared", "tcp", 1);
+  peak["idle_bytes"] = idle_bytes;
+  peak["peak_bytes"] = server.StatusBytes("VmHWM") - region_bytes - idle_bytes;
+  peak["region_bytes"] = region_bytes;
+  peak["estimate_bytes"] =
+      EstimatedPeak(client, largest, client::Transport::kSharedMemory);
+  return peak;
 }
 
 }  // namespace attnd::bench

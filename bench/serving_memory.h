@@ -2,6 +2,7 @@
 #ifndef ATTND_BENCH_SERVING_MEMORY_H_
 #define ATTND_BENCH_SERVING_MEMORY_H_
 
+#include <string>
 #include <vector>
 
 #include "bench/child_process.h"
@@ -14,6 +15,11 @@ namespace attnd::bench {
 // MemoryEstimate says. memory_flat: resident after 100 and after 1,000 calls of
 // mixed sizes up to that.
 std::vector<Json> MeasureServerMemory(const ChildProcess& server);
+
+// The same as memory_peak in shared memory, whose own pages do not count, on
+// another fresh server: memory_peak_shared.
+Json MeasureSharedMemoryPeak(const ChildProcess& server,
+                             const std::string& shm_socket);
 
 }  // namespace attnd::bench
 
