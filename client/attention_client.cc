@@ -158,8 +158,8 @@ absl::Status EncodeRequest(const CrossInputs& inputs,
 template <typename Request, typename Response, typename Outputs, typename Done>
 class AttentionCall final : public AsyncCall {
  public:
-  AttentionCall(const Outputs& outputs, Done done)
-      : outputs_(outputs), done_(std::move(done)) {}
+  AttentionCall(Outputs outputs, Done done)
+      : outputs_(std::move(outputs)), done_(std::move(done)) {}
 
   Request* mutable_request() { return &request_; }
   void Fail(absl::Status status) { done_(std::move(status)); }
