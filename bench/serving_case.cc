@@ -129,8 +129,8 @@ client::Elements Workload::Allocate(int64_t count) {
     return region_->Allocate(client::DataType::kF32, count).value();
   }
   const auto size = static_cast<size_t>(count);
-  own_memory_.push_back(std::make_unique_for_overwrite<float[]>(size));
-  return std::span(own_memory_.back().get(), size);
+  own_memory_->push_back(std::make_unique_for_overwrite<float[]>(size));
+  return std::span(own_memory_->back().get(), size);
 }
 
 client::AttentionOutputs Workload::Outputs(int slot) const {
@@ -138,9 +138,12 @@ client::AttentionOutputs Workload::Outputs(int slot) const {
 }
 
 client::AttentionInputs Workload::Inputs() const {
-  return {.query = {query_, shape_.QueryShape()},
-          .key = {key_, shape_.KeyShape()},
-          .value = {value_, shape_.KeyShape()}};
+  const auto owned = [this](const client::Elements& elements) {
+    return client::ConstElements(elements).OwnedBy(own_memory_);
+  };
+  return {.query = {owned(query_), shape_.QueryShape()},
+          .key = {owned(key_), shape_.KeyShape()},
+          .value = {owned(value_), shape_.KeyShape()}};
 }
 
 client::AttentionOptions Workload::Options() const {

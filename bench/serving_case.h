@@ -71,7 +71,9 @@ class Workload {
   ServingCase shape_;
   AttentionProblem problem_;
   std::optional<client::SharedRegion> region_;
-  std::vector<std::unique_ptr<float[]>> own_memory_;
+  // Shared with calls, so that they send it from where it lies.
+  using Memory = std::vector<std::unique_ptr<float[]>>;
+  const std::shared_ptr<Memory> own_memory_ = std::make_shared<Memory>();
   client::Elements query_, key_, value_;
   // By slot; own memory is not touched before its first call.
   std::vector<client::Elements> outputs_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -10,7 +9,9 @@
 #include "absl/strings/str_cat.h"
 #include "attnd/v1/attention.pb.h"
 #include "client/message_codec.h"
+#include "client/outgoing_message.h"
 #include "client/rpc_channel.h"
+#include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/wrappers.pb.h"
 
 namespace attnd::client {
@@ -26,8 +27,7 @@ constexpr char kMemoryEstimate[] = "/attnd.v1.AttentionService/MemoryEstimate";
 constexpr char kGetServerInfo[] = "/attnd.v1.AttentionService/GetServerInfo";
 constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
 
-// A message above the limit is refused before its tensors are copied into it;
-// protobuf itself aborts the process at 2 GiB.
+// A message above the limit is refused before its tensors are read.
 absl::Status CheckSize(uint64_t bytes, int64_t max_message_bytes) {
   const auto limit = static_cast<uint64_t>(std::clamp<int64_t>(
       max_message_bytes, 0, std::numeric_limits<int>::max()));
@@ -36,10 +36,6 @@ absl::Status CheckSize(uint64_t bytes, int64_t max_message_bytes) {
       absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
       absl::StrCat("request: expected at most ", limit,
                    " bytes (the client's max_message_bytes), got ", bytes));
-}
-
-uint64_t MessageBytes(const ConstElements& elements) {
-  return elements.place() ? 0 : elements.bytes().size();
 }
 
 // Where the server itself writes the answer, it must fit before it is made.
@@ -53,91 +49,34 @@ absl::Status CheckRoom(const Elements& target, const char* name,
                     absl::StrCat("room for ", room));
 }
 
-struct NamedTensor {
-  const ConstTensor& tensor;
-  v1::Tensor* proto;
-};
-
-// Fills a request's tensors and options.
-template <typename Request>
-absl::Status Encode(std::initializer_list<NamedTensor> tensors,
-                    const AttentionOptions& options, int64_t max_message_bytes,
-                    Request* request) {
-  uint64_t bytes = 0;
-  for (const NamedTensor& named : tensors) {
-    bytes += MessageBytes(named.tensor.data);
-  }
-  for (const auto* tensor : {&options.bias, &options.mask}) {
-    if (*tensor) bytes += MessageBytes((*tensor)->data);
-  }
-  if (absl::Status status = CheckSize(bytes, max_message_bytes); !status.ok()) {
-    return status;
-  }
-  for (const NamedTensor& named : tensors) {
-    EncodeTensor(named.tensor, named.proto);
-  }
-  EncodeOptions(options, request->mutable_options());
-  return CheckSize(request->ByteSizeLong(), max_message_bytes);
-}
-
-// The same of a forward method, with what its outputs ask for.
-template <typename Request>
-absl::Status Encode(std::initializer_list<NamedTensor> tensors,
-                    const AttentionOutputs& outputs,
-                    const AttentionOptions& options, int64_t max_message_bytes,
-                    Request* request) {
-  v1::AttentionOptions& proto = *request->mutable_options();
-  proto.set_return_lse(outputs.lse.has_value());
-  proto.set_output_dtype(EncodeType(outputs.output.type()));
-  const std::vector<int64_t>& query_shape = tensors.begin()->tensor.shape;
-  const std::vector<int64_t>& value_shape = (tensors.end() - 1)->tensor.shape;
-  absl::Status room = CheckRoom(outputs.output, "output",
-                                OutputShape(query_shape, value_shape));
+// What a forward method's outputs ask for.
+v1::AttentionOptions AskedBy(const AttentionOutputs& outputs) {
+  v1::AttentionOptions asked;
+  asked.set_return_lse(outputs.lse.has_value());
+  asked.set_output_dtype(EncodeType(outputs.output.type()));
   if (outputs.output.place()) {
-    EncodePlace(*outputs.output.place(), proto.mutable_output_region());
+    EncodePlace(*outputs.output.place(), asked.mutable_output_region());
   }
-  if (outputs.lse) {
-    room.Update(
-        CheckRoom(*outputs.lse, "lse", LseShape(query_shape, options.layout)));
-    if (outputs.lse->place()) {
-      EncodePlace(*outputs.lse->place(), proto.mutable_lse_region());
-    }
+  if (outputs.lse && outputs.lse->place()) {
+    EncodePlace(*outputs.lse->place(), asked.mutable_lse_region());
   }
-  if (!room.ok()) return room;
-  return Encode(tensors, options, max_message_bytes, request);
+  return asked;
+}
+v1::AttentionOptions AskedBy(const BackwardOutputs&) { return {}; }
+
+OutgoingMessage EncodeTensors(const AttentionInputs& inputs) {
+  using Request = v1::AttentionRequest;
+  OutgoingMessage message;
+  AddTensor(Request::kQueryFieldNumber, inputs.query, &message);
+  AddTensor(Request::kKeyFieldNumber, inputs.key, &message);
+  AddTensor(Request::kValueFieldNumber, inputs.value, &message);
+  return message;
 }
 
-absl::Status EncodeRequest(const AttentionInputs& inputs,
-                           const AttentionOutputs& outputs,
-                           const AttentionOptions& options,
-                           int64_t max_message_bytes,
-                           v1::AttentionRequest* request) {
-  return Encode({{inputs.query, request->mutable_query()},
-                 {inputs.key, request->mutable_key()},
-                 {inputs.value, request->mutable_value()}},
-                outputs, options, max_message_bytes, request);
-}
-
-absl::Status EncodeRequest(const ConstTensor& sequence,
-                           const AttentionOutputs& outputs,
-                           const AttentionOptions& options,
-                           int64_t max_message_bytes,
-                           v1::SelfAttentionRequest* request) {
-  return Encode({{sequence, request->mutable_sequence()}}, outputs, options,
-                max_message_bytes, request);
-}
-
-absl::Status EncodeRequest(const BackwardInputs& inputs, const BackwardOutputs&,
-                           const AttentionOptions& options,
-                           int64_t max_message_bytes,
-                           v1::AttentionBackwardRequest* request) {
-  return Encode({{inputs.query, request->mutable_query()},
-                 {inputs.key, request->mutable_key()},
-                 {inputs.value, request->mutable_value()},
-                 {inputs.output, request->mutable_output()},
-                 {inputs.lse, request->mutable_lse()},
-                 {inputs.grad_output, request->mutable_grad_output()}},
-                options, max_message_bytes, request);
+OutgoingMessage EncodeTensors(const ConstTensor& sequence) {
+  OutgoingMessage message;
+  AddTensor(v1::SelfAttentionRequest::kSequenceFieldNumber, sequence, &message);
+  return message;
 }
 
 struct CrossInputs {
@@ -145,81 +84,135 @@ struct CrossInputs {
   const ConstTensor& kv_sequence;
 };
 
-absl::Status EncodeRequest(const CrossInputs& inputs,
-                           const AttentionOutputs& outputs,
-                           const AttentionOptions& options,
-                           int64_t max_message_bytes,
-                           v1::CrossAttentionRequest* request) {
-  return Encode({{inputs.queries, request->mutable_queries()},
-                 {inputs.kv_sequence, request->mutable_kv_sequence()}},
-                outputs, options, max_message_bytes, request);
+OutgoingMessage EncodeTensors(const CrossInputs& inputs) {
+  using Request = v1::CrossAttentionRequest;
+  OutgoingMessage message;
+  AddTensor(Request::kQueriesFieldNumber, inputs.queries, &message);
+  AddTensor(Request::kKvSequenceFieldNumber, inputs.kv_sequence, &message);
+  return message;
 }
 
-template <typename Request, typename Response, typename Outputs, typename Done>
+OutgoingMessage EncodeTensors(const BackwardInputs& inputs) {
+  using Request = v1::AttentionBackwardRequest;
+  OutgoingMessage message;
+  AddTensor(Request::kQueryFieldNumber, inputs.query, &message);
+  AddTensor(Request::kKeyFieldNumber, inputs.key, &message);
+  AddTensor(Request::kValueFieldNumber, inputs.value, &message);
+  AddTensor(Request::kOutputFieldNumber, inputs.output, &message);
+  AddTensor(Request::kLseFieldNumber, inputs.lse, &message);
+  AddTensor(Request::kGradOutputFieldNumber, inputs.grad_output, &message);
+  return message;
+}
+
+// The shapes that the answer's follow from.
+struct AnswerShapes {
+  const std::vector<int64_t>& query;
+  const std::vector<int64_t>& value;
+};
+AnswerShapes ShapesOf(const AttentionInputs& inputs) {
+  return {inputs.query.shape, inputs.value.shape};
+}
+AnswerShapes ShapesOf(const ConstTensor& sequence) {
+  return {sequence.shape, sequence.shape};
+}
+AnswerShapes ShapesOf(const CrossInputs& inputs) {
+  return {inputs.queries.shape, inputs.kv_sequence.shape};
+}
+
+template <typename Inputs>
+absl::Status CheckRooms(const Inputs& inputs, const AttentionOutputs& outputs,
+                        Layout layout) {
+  const AnswerShapes shapes = ShapesOf(inputs);
+  absl::Status status = CheckRoom(outputs.output, "output",
+                                  OutputShape(shapes.query, shapes.value));
+  if (outputs.lse) {
+    status.Update(
+        CheckRoom(*outputs.lse, "lse", LseShape(shapes.query, layout)));
+  }
+  return status;
+}
+// Gradients always travel inside the message.
+absl::Status CheckRooms(const BackwardInputs&, const BackwardOutputs&, Layout) {
+  return absl::OkStatus();
+}
+
+// `Request` has the tensors of `inputs`.
+template <typename Request, typename Inputs, typename Outputs>
+absl::StatusOr<OutgoingMessage> Encode(const Inputs& inputs,
+                                       const Outputs& outputs,
+                                       const AttentionOptions& options,
+                                       int64_t max_message_bytes) {
+  if (absl::Status status = CheckRooms(inputs, outputs, options.layout);
+      !status.ok()) {
+    return status;
+  }
+  OutgoingMessage message = EncodeTensors(inputs);
+  AddOptions(Request::kOptionsFieldNumber, options, AskedBy(outputs), &message);
+  if (absl::Status status = CheckSize(message.size_bytes(), max_message_bytes);
+      !status.ok()) {
+    return status;
+  }
+  return message;
+}
+
+template <typename Outputs, typename Done>
 class AttentionCall final : public AsyncCall {
  public:
   AttentionCall(Outputs outputs, Done done)
       : outputs_(std::move(outputs)), done_(std::move(done)) {}
 
-  Request* mutable_request() { return &request_; }
   void Fail(absl::Status status) { done_(std::move(status)); }
 
   // What was written before this is seen in OnDone. gRPC sees to that by
   // itself, but with locks that thread sanitizer cannot watch.
   void Publish() { published_.store(true, std::memory_order_release); }
 
-  const google::protobuf::MessageLite& request() const override {
-    return request_;
-  }
-  google::protobuf::MessageLite* response() override { return &response_; }
-
-  void OnDone(const absl::Status& status) override {
+  void OnDone(const absl::Status& status,
+              google::protobuf::io::ZeroCopyInputStream* answer) override {
     (void)published_.load(std::memory_order_acquire);
     if (!status.ok()) return done_(status);
-    done_(DecodeReply(response_, outputs_));
+    done_(ReadReply(answer, outputs_));
   }
 
  private:
-  Request request_;
-  Response response_;
   Outputs outputs_;
   Done done_;
   std::atomic<bool> published_{false};
 };
 
-// Answers what DecodeReply makes of the response.
-template <typename Request, typename Response, typename Inputs,
-          typename Outputs>
+// Answers what ReadReply makes of the response.
+template <typename Request, typename Inputs, typename Outputs>
 auto Call(RpcChannel& channel, const char* method, const Inputs& inputs,
           const Outputs& outputs, const AttentionOptions& options,
-          const ClientOptions& client)
-    -> decltype(DecodeReply(Response(), outputs)) {
-  Request request;
-  absl::Status status = EncodeRequest(inputs, outputs, options,
-                                      client.max_message_bytes, &request);
+          const ClientOptions& client) -> decltype(ReadReply({}, outputs)) {
+  const absl::StatusOr<OutgoingMessage> request =
+      Encode<Request>(inputs, outputs, options, client.max_message_bytes);
+  if (!request.ok()) return request.status();
+  decltype(ReadReply({}, outputs)) reply;
+  const absl::Status status =
+      channel.Call(method, *request, client.deadline,
+                   [&](google::protobuf::io::ZeroCopyInputStream* answer) {
+                     reply = ReadReply(answer, outputs);
+                   });
   if (!status.ok()) return status;
-  Response response;
-  status = channel.Call(method, request, &response, client.deadline);
-  if (!status.ok()) return status;
-  return DecodeReply(response, outputs);
+  return reply;
 }
 
-template <typename Request, typename Response, typename Inputs,
-          typename Outputs, typename Done>
+template <typename Request, typename Inputs, typename Outputs, typename Done>
 PendingCall Start(RpcChannel& channel, const char* method, const Inputs& inputs,
                   const Outputs& outputs, const AttentionOptions& options,
                   const ClientOptions& client, Done done) {
-  auto call = std::make_unique<AttentionCall<Request, Response, Outputs, Done>>(
-      outputs, std::move(done));
-  absl::Status status =
-      EncodeRequest(inputs, outputs, options, client.max_message_bytes,
-                    call->mutable_request());
-  if (!status.ok()) {
-    call->Fail(std::move(status));
+  auto call =
+      std::make_unique<AttentionCall<Outputs, Done>>(outputs, std::move(done));
+  const absl::StatusOr<OutgoingMessage> request =
+      Encode<Request>(inputs, outputs, options, client.max_message_bytes);
+  if (!request.ok()) {
+    call->Fail(request.status());
     return {};
   }
   call->Publish();
-  return PendingCall(channel.Start(method, std::move(call), client.deadline));
+  return PendingCall(
+      channel.Start(method, *request, client.deadline, std::move(call)));
 }
 
 }  // namespace
@@ -245,48 +238,47 @@ AttentionClient AttentionClient::WithDeadline(absl::Duration deadline) const {
 absl::StatusOr<AttentionReply> AttentionClient::Attention(
     const AttentionInputs& inputs, const AttentionOutputs& outputs,
     const AttentionOptions& options) const {
-  return Call<v1::AttentionRequest, v1::AttentionResponse>(
-      *channel_, kAttention, inputs, outputs, options, options_);
+  return Call<v1::AttentionRequest>(*channel_, kAttention, inputs, outputs,
+                                    options, options_);
 }
 
 absl::StatusOr<AttentionReply> AttentionClient::SelfAttention(
     const ConstTensor& sequence, const AttentionOutputs& outputs,
     const AttentionOptions& options) const {
-  return Call<v1::SelfAttentionRequest, v1::SelfAttentionResponse>(
-      *channel_, kSelfAttention, sequence, outputs, options, options_);
+  return Call<v1::SelfAttentionRequest>(*channel_, kSelfAttention, sequence,
+                                        outputs, options, options_);
 }
 
 absl::StatusOr<AttentionReply> AttentionClient::CrossAttention(
     const ConstTensor& queries, const ConstTensor& kv_sequence,
     const AttentionOutputs& outputs, const AttentionOptions& options) const {
-  return Call<v1::CrossAttentionRequest, v1::CrossAttentionResponse>(
-      *channel_, kCrossAttention, CrossInputs{queries, kv_sequence}, outputs,
-      options, options_);
+  return Call<v1::CrossAttentionRequest>(*channel_, kCrossAttention,
+                                         CrossInputs{queries, kv_sequence},
+                                         outputs, options, options_);
 }
 
 PendingCall AttentionClient::AttentionAsync(const AttentionInputs& inputs,
                                             const AttentionOutputs& outputs,
                                             const AttentionOptions& options,
                                             Done done) const {
-  return Start<v1::AttentionRequest, v1::AttentionResponse>(
-      *channel_, kAttention, inputs, outputs, options, options_,
-      std::move(done));
+  return Start<v1::AttentionRequest>(*channel_, kAttention, inputs, outputs,
+                                     options, options_, std::move(done));
 }
 
 PendingCall AttentionClient::SelfAttentionAsync(const ConstTensor& sequence,
                                                 const AttentionOutputs& outputs,
                                                 const AttentionOptions& options,
                                                 Done done) const {
-  return Start<v1::SelfAttentionRequest, v1::SelfAttentionResponse>(
-      *channel_, kSelfAttention, sequence, outputs, options, options_,
-      std::move(done));
+  return Start<v1::SelfAttentionRequest>(*channel_, kSelfAttention, sequence,
+                                         outputs, options, options_,
+                                         std::move(done));
 }
 
 PendingCall AttentionClient::CrossAttentionAsync(
     const ConstTensor& queries, const ConstTensor& kv_sequence,
     const AttentionOutputs& outputs, const AttentionOptions& options,
     Done done) const {
-  return Start<v1::CrossAttentionRequest, v1::CrossAttentionResponse>(
+  return Start<v1::CrossAttentionRequest>(
       *channel_, kCrossAttention, CrossInputs{queries, kv_sequence}, outputs,
       options, options_, std::move(done));
 }
@@ -294,16 +286,16 @@ PendingCall AttentionClient::CrossAttentionAsync(
 absl::StatusOr<ExecutionStats> AttentionClient::AttentionBackward(
     const BackwardInputs& inputs, const BackwardOutputs& outputs,
     const AttentionOptions& options) const {
-  return Call<v1::AttentionBackwardRequest, v1::AttentionBackwardResponse>(
-      *channel_, kAttentionBackward, inputs, outputs, options, options_);
+  return Call<v1::AttentionBackwardRequest>(*channel_, kAttentionBackward,
+                                            inputs, outputs, options, options_);
 }
 
 PendingCall AttentionClient::AttentionBackwardAsync(
     const BackwardInputs& inputs, const BackwardOutputs& outputs,
     const AttentionOptions& options, BackwardDone done) const {
-  return Start<v1::AttentionBackwardRequest, v1::AttentionBackwardResponse>(
-      *channel_, kAttentionBackward, inputs, outputs, options, options_,
-      std::move(done));
+  return Start<v1::AttentionBackwardRequest>(*channel_, kAttentionBackward,
+                                             inputs, outputs, options, options_,
+                                             std::move(done));
 }
 
 absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
@@ -330,7 +322,7 @@ absl::StatusOr<MemoryEstimate> AttentionClient::EstimateMemory(
     const MemoryEstimateOptions& options) const {
   v1::MemoryEstimateResponse response;
   const absl::Status status = channel_->Call(
-      kMemoryEstimate, EncodeEstimate(options), &response, options_.deadline);
+      kMemoryEstimate, EncodeEstimate(options), options_.deadline, &response);
   if (!status.ok()) return status;
   return DecodeEstimate(response);
 }
@@ -338,7 +330,7 @@ absl::StatusOr<MemoryEstimate> AttentionClient::EstimateMemory(
 absl::StatusOr<ServerInfo> AttentionClient::GetServerInfo() const {
   v1::GetServerInfoResponse response;
   const absl::Status status = channel_->Call(
-      kGetServerInfo, v1::GetServerInfoRequest(), &response, options_.deadline);
+      kGetServerInfo, v1::GetServerInfoRequest(), options_.deadline, &response);
   if (!status.ok()) return status;
   return DecodeServerInfo(response);
 }
@@ -352,7 +344,7 @@ absl::StatusOr<Health> AttentionClient::CheckHealth(
   request.set_value(service);
   google::protobuf::Int32Value response;
   const absl::Status status =
-      channel_->Call(kHealthCheck, request, &response, options_.deadline);
+      channel_->Call(kHealthCheck, request, options_.deadline, &response);
   if (!status.ok()) return status;
   switch (response.value()) {
     case 1:

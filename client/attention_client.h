@@ -25,7 +25,8 @@ struct ClientOptions {
   int64_t max_message_bytes = int64_t{256} << 20;  // sent and received alike
 };
 
-// A call in flight. Dropping it does not stop the call.
+// A call in flight. Dropping it does not stop the call; until it is dropped,
+// owners of inputs may be kept.
 class PendingCall {
  public:
   PendingCall() = default;
@@ -69,10 +70,11 @@ class AttentionClient {
   // The same connection with another deadline.
   AttentionClient WithDeadline(absl::Duration deadline) const;
 
-  // Each waits for the answer and writes it to `outputs`. Inputs are copied
-  // once into the message before anything is sent; those in a SharedRegion
-  // (client/shared_region.h) are not, and the server itself writes to outputs
-  // there.
+  // Each waits for the answer and writes it to `outputs`. Inputs with an owner
+  // (ConstElements::OwnedBy) are sent from where they lie, others are copied
+  // once before anything is sent; the answer is copied once. Those in a
+  // SharedRegion (client/shared_region.h) are not sent at all, and the server
+  // itself writes to outputs there.
   absl::StatusOr<AttentionReply> Attention(
       const AttentionInputs& inputs, const AttentionOutputs& outputs,
       const AttentionOptions& options = {}) const;
@@ -91,8 +93,9 @@ class AttentionClient {
 
   // The same without waiting. `done` is called exactly once: in a thread of
   // gRPC, where it must not block, or before this returns if the call cannot
-  // start. Inputs may go away as soon as this returns, outputs only after
-  // `done` was called; the client need not stay.
+  // start. Inputs may go away as soon as this returns (those with an owner are
+  // kept by it), outputs only after `done` was called; the client need not
+  // stay.
   PendingCall AttentionAsync(const AttentionInputs& inputs,
                              const AttentionOutputs& outputs,
                              const AttentionOptions& options, Done done) const;

@@ -1,19 +1,42 @@
 #include "client/message_codec.h"
 
+#include <algorithm>
 #include <bit>
-#include <cstring>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "client/error_details.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "google/protobuf/wire_format_lite.h"
 
 namespace attnd::client {
 namespace {
 
+using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedInputStream;
+using google::protobuf::io::CodedOutputStream;
+using google::protobuf::io::StringOutputStream;
+using google::protobuf::io::ZeroCopyInputStream;
+
+// What protobuf's own parser allows a field.
+constexpr uint32_t kMaxLength = std::numeric_limits<int32_t>::max() - 16;
+
 static_assert(std::endian::native == std::endian::little,
               "tensors travel as the bytes of little-endian floats");
+
+absl::Status BadResponse(absl::string_view message) {
+  return ReasonError(absl::StatusCode::kInternal, "BAD_RESPONSE", message);
+}
 
 absl::Duration DecodeDuration(const google::protobuf::Duration& proto) {
   return absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
@@ -67,7 +90,7 @@ void DescribeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
   EncodeList(tensor.shape, proto->mutable_shape());
 }
 
-// Everything but the elements of bias and mask.
+// Everything but bias and mask.
 void DescribeOptions(const AttentionOptions& options,
                      v1::AttentionOptions* proto) {
   if (options.scale) proto->set_scale(*options.scale);
@@ -83,8 +106,6 @@ void DescribeOptions(const AttentionOptions& options,
   }
   EncodeList(options.alibi_slopes, proto->mutable_alibi_slopes());
   EncodeList(options.sink_logits, proto->mutable_sink_logits());
-  if (options.bias) DescribeTensor(*options.bias, proto->mutable_bias());
-  if (options.mask) DescribeTensor(*options.mask, proto->mutable_mask());
   EncodeList(options.query_lengths, proto->mutable_query_lengths());
   EncodeList(options.key_lengths, proto->mutable_key_lengths());
   EncodeList(options.cu_seqlens_q, proto->mutable_cu_seqlens_q());
@@ -92,35 +113,148 @@ void DescribeOptions(const AttentionOptions& options,
   proto->set_precision(EncodePrecision(options.precision));
 }
 
-void EncodeData(const ConstElements& elements, v1::Tensor* proto) {
-  if (elements.place()) {
-    EncodePlace(*elements.place(), proto->mutable_shared_memory());
-    return;
+// A tensor of an answer: what is known of it, and what came.
+struct AnswerTensor {
+  int field_number;
+  absl::string_view name;  // what an error calls it
+  Elements target;
+  v1::Tensor header = {};  // without its data
+  std::optional<uint64_t> data_bytes = {};
+};
+
+// Elements that do not fit their target are passed over, and found out later.
+bool ReadData(CodedInputStream& in, AnswerTensor& tensor) {
+  uint32_t length = 0;
+  if (!in.ReadVarint32(&length) ||
+      static_cast<int64_t>(length) > in.BytesUntilLimit()) {
+    return false;
   }
-  std::string* data = proto->mutable_data();
-  if (elements.bytes().empty()) return;
-  data->assign(reinterpret_cast<const char*>(elements.bytes().data()),
-               elements.bytes().size());
+  tensor.data_bytes = length;
+  const std::span<std::byte> room = tensor.target.bytes();
+  const auto size = static_cast<int>(length);
+  return length == room.size() ? in.ReadRaw(room.data(), size) : in.Skip(size);
+}
+
+bool ReadTensor(CodedInputStream& in, AnswerTensor& tensor) {
+  constexpr uint32_t kDataTag = WireFormatLite::MakeTag(
+      v1::Tensor::kDataFieldNumber, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+  std::string rest;
+  {
+    StringOutputStream stream(&rest);
+    CodedOutputStream out(&stream);
+    while (const uint32_t tag = in.ReadTag()) {
+      const bool good = tag == kDataTag
+                            ? ReadData(in, tensor)
+                            : WireFormatLite::SkipField(&in, tag, &out);
+      if (!good) return false;
+    }
+  }
+  return in.ConsumedEntireMessage() && tensor.header.MergeFromString(rest);
+}
+
+// One length-delimited field.
+template <typename Read>
+bool ReadNested(CodedInputStream& in, const Read& read) {
+  uint32_t length = 0;
+  if (!in.ReadVarint32(&length) || length > kMaxLength) return false;
+  const auto limit = in.PushLimit(static_cast<int>(length));
+  // The limit of the message around it may come first, or the end of all.
+  if (in.BytesUntilLimit() != static_cast<int>(length) || !read() ||
+      in.BytesUntilLimit() != 0) {
+    return false;
+  }
+  in.PopLimit(limit);
+  return true;
+}
+
+bool ReadAnswer(ZeroCopyInputStream* answer, int stats_number,
+                std::span<AnswerTensor> tensors, v1::ExecutionStats* stats) {
+  CodedInputStream in(answer);
+  while (const uint32_t tag = in.ReadTag()) {
+    const int number = WireFormatLite::GetTagFieldNumber(tag);
+    const bool nested = WireFormatLite::GetTagWireType(tag) ==
+                        WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+    const auto tensor = std::find_if(
+        tensors.begin(), tensors.end(),
+        [&](const AnswerTensor& t) { return t.field_number == number; });
+    bool good = false;
+    if (nested && tensor != tensors.end()) {
+      good = ReadNested(in, [&] { return ReadTensor(in, *tensor); });
+    } else if (nested && number == stats_number) {
+      good = ReadNested(in, [&] {
+        return stats->MergeFromCodedStream(&in) && in.ConsumedEntireMessage();
+      });
+    } else {
+      good = WireFormatLite::SkipField(&in, tag);
+    }
+    if (!good) return false;
+  }
+  return in.ConsumedEntireMessage();
+}
+
+std::vector<int64_t> ShapeOf(const v1::Tensor& proto) {
+  return {proto.shape().begin(), proto.shape().end()};
 }
 
 // What the server wrote is there already, and as long as was asked for.
-absl::Status CheckShared(const v1::Tensor& proto, absl::string_view name,
-                         const Elements& target) {
-  const std::vector<int64_t> shape(proto.shape().begin(), proto.shape().end());
-  const auto count = ElementCount(shape);
+absl::Status CheckShared(const AnswerTensor& tensor) {
+  const v1::Tensor& proto = tensor.header;
+  const Elements& target = tensor.target;
+  const auto count = ElementCount(ShapeOf(proto));
   const SharedPlace place = {
       .handle = proto.shared_memory().handle(),
       .offset_bytes = proto.shared_memory().offset_bytes()};
-  if (proto.has_shared_memory() && place == *target.place() && count &&
+  if (proto.has_shared_memory() && !tensor.data_bytes &&
+      place == *target.place() && count &&
       proto.dtype() == EncodeType(target.type()) &&
       static_cast<uint64_t>(*count) *
               static_cast<uint64_t>(SizeOf(target.type())) ==
           target.bytes().size()) {
     return absl::OkStatus();
   }
-  return ReasonError(
-      absl::StatusCode::kInternal, "BAD_RESPONSE",
-      absl::StrCat(name, ": the server did not answer where it was asked to"));
+  return BadResponse(absl::StrCat(
+      tensor.name, ": the server did not answer where it was asked to"));
+}
+
+absl::Status CheckAnswer(const AnswerTensor& tensor) {
+  if (tensor.target.place()) return CheckShared(tensor);
+  const Elements& target = tensor.target;
+  const std::vector<int64_t> shape = ShapeOf(tensor.header);
+  const std::string described =
+      absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+  const auto count = ElementCount(shape);
+  const auto element_bytes = static_cast<uint64_t>(SizeOf(target.type()));
+  const uint64_t size_bytes = tensor.data_bytes.value_or(0);
+  if (tensor.header.dtype() != EncodeType(target.type()) ||
+      !tensor.data_bytes ||
+      tensor.header.payload_case() != v1::Tensor::PAYLOAD_NOT_SET || !count ||
+      static_cast<uint64_t>(*count) != size_bytes / element_bytes ||
+      size_bytes % element_bytes != 0) {
+    return BadResponse(absl::StrCat(
+        tensor.name, ": the server answered ", size_bytes, " bytes of dtype ",
+        static_cast<int>(tensor.header.dtype()), " for shape ", described));
+  }
+  if (target.bytes().size() != size_bytes) {
+    return FieldError(
+        tensor.name,
+        absl::StrCat("room for ", *count, " elements for an answer of shape ",
+                     described),
+        absl::StrCat("room for ", target.bytes().size() / element_bytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ExecutionStats> ReadTensors(ZeroCopyInputStream* answer,
+                                           int stats_number,
+                                           std::span<AnswerTensor> tensors) {
+  v1::ExecutionStats stats;
+  if (!ReadAnswer(answer, stats_number, tensors, &stats)) {
+    return BadResponse("the server's answer does not parse");
+  }
+  for (const AnswerTensor& tensor : tensors) {
+    if (absl::Status status = CheckAnswer(tensor); !status.ok()) return status;
+  }
+  return DecodeStats(stats);
 }
 
 }  // namespace
@@ -144,16 +278,31 @@ v1::DataType EncodeType(DataType type) {
   return v1::DATA_TYPE_UNSPECIFIED;
 }
 
-void EncodeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
-  DescribeTensor(tensor, proto);
-  EncodeData(tensor.data, proto);
+void AddTensor(int number, const ConstTensor& tensor,
+               OutgoingMessage* message) {
+  v1::Tensor header;
+  DescribeTensor(tensor, &header);
+  if (tensor.data.place()) {
+    EncodePlace(*tensor.data.place(), header.mutable_shared_memory());
+  }
+  OutgoingMessage field = OutgoingMessage::Of(header);
+  if (!tensor.data.place()) {
+    field.AddField(v1::Tensor::kDataFieldNumber, tensor.data);
+  }
+  message->AddField(number, std::move(field));
 }
 
-void EncodeOptions(const AttentionOptions& options,
-                   v1::AttentionOptions* proto) {
-  DescribeOptions(options, proto);
-  if (options.bias) EncodeData(options.bias->data, proto->mutable_bias());
-  if (options.mask) EncodeData(options.mask->data, proto->mutable_mask());
+void AddOptions(int number, const AttentionOptions& options,
+                v1::AttentionOptions asked, OutgoingMessage* message) {
+  DescribeOptions(options, &asked);
+  OutgoingMessage field = OutgoingMessage::Of(asked);
+  if (options.bias) {
+    AddTensor(v1::AttentionOptions::kBiasFieldNumber, *options.bias, &field);
+  }
+  if (options.mask) {
+    AddTensor(v1::AttentionOptions::kMaskFieldNumber, *options.mask, &field);
+  }
+  message->AddField(number, std::move(field));
 }
 
 v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options) {
@@ -185,6 +334,12 @@ v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
   proto.set_transport(EncodeTransport(options.transport));
   v1::AttentionOptions& attention = *proto.mutable_options();
   DescribeOptions(options.attention, &attention);
+  if (const auto& bias = options.attention.bias) {
+    DescribeTensor(*bias, attention.mutable_bias());
+  }
+  if (const auto& mask = options.attention.mask) {
+    DescribeTensor(*mask, attention.mutable_mask());
+  }
   attention.set_return_lse(options.return_lse);
   if (options.output_dtype) {
     attention.set_output_dtype(EncodeType(*options.output_dtype));
@@ -192,48 +347,41 @@ v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
   return proto;
 }
 
-absl::Status DecodeTensor(const v1::Tensor& proto, absl::string_view name,
-                          const Elements& target) {
-  if (target.place()) return CheckShared(proto, name, target);
-  const std::vector<int64_t> shape(proto.shape().begin(), proto.shape().end());
-  const std::string described =
-      absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
-  const auto count = ElementCount(shape);
-  const auto element_bytes = static_cast<uint64_t>(SizeOf(target.type()));
-  const uint64_t size_bytes = proto.data().size();
-  if (proto.dtype() != EncodeType(target.type()) || !proto.has_data() ||
-      !count || static_cast<uint64_t>(*count) != size_bytes / element_bytes ||
-      size_bytes % element_bytes != 0) {
-    return ReasonError(
-        absl::StatusCode::kInternal, "BAD_RESPONSE",
-        absl::StrCat(name, ": the server answered ", size_bytes,
-                     " bytes of dtype ", static_cast<int>(proto.dtype()),
-                     " for shape ", described));
+absl::StatusOr<AttentionReply> ReadReply(ZeroCopyInputStream* answer,
+                                         const AttentionOutputs& outputs) {
+  using Response = v1::AttentionResponse;
+  std::vector<AnswerTensor> tensors = {
+      {.field_number = Response::kOutputFieldNumber,
+       .name = "output",
+       .target = outputs.output}};
+  if (outputs.lse) {
+    tensors.push_back({.field_number = Response::kLseFieldNumber,
+                       .name = "lse",
+                       .target = *outputs.lse});
   }
-  if (target.bytes().size() != size_bytes) {
-    return FieldError(
-        name,
-        absl::StrCat("room for ", *count, " elements for an answer of shape ",
-                     described),
-        absl::StrCat("room for ", target.bytes().size() / element_bytes));
-  }
-  if (size_bytes > 0) {
-    std::memcpy(target.bytes().data(), proto.data().data(), size_bytes);
-  }
-  return absl::OkStatus();
+  absl::StatusOr<ExecutionStats> stats =
+      ReadTensors(answer, Response::kStatsFieldNumber, tensors);
+  if (!stats.ok()) return stats.status();
+  AttentionReply reply;
+  reply.output_shape = ShapeOf(tensors[0].header);
+  reply.stats = *std::move(stats);
+  if (outputs.lse) reply.lse_shape = ShapeOf(tensors[1].header);
+  return reply;
 }
 
-absl::StatusOr<ExecutionStats> DecodeReply(
-    const v1::AttentionBackwardResponse& response,
-    const BackwardOutputs& outputs) {
-  absl::Status status =
-      DecodeTensor(response.grad_query(), "grad_query", outputs.grad_query);
-  status.Update(
-      DecodeTensor(response.grad_key(), "grad_key", outputs.grad_key));
-  status.Update(
-      DecodeTensor(response.grad_value(), "grad_value", outputs.grad_value));
-  if (!status.ok()) return status;
-  return DecodeStats(response.stats());
+absl::StatusOr<ExecutionStats> ReadReply(ZeroCopyInputStream* answer,
+                                         const BackwardOutputs& outputs) {
+  using Response = v1::AttentionBackwardResponse;
+  AnswerTensor tensors[] = {{.field_number = Response::kGradQueryFieldNumber,
+                             .name = "grad_query",
+                             .target = outputs.grad_query},
+                            {.field_number = Response::kGradKeyFieldNumber,
+                             .name = "grad_key",
+                             .target = outputs.grad_key},
+                            {.field_number = Response::kGradValueFieldNumber,
+                             .name = "grad_value",
+                             .target = outputs.grad_value}};
+  return ReadTensors(answer, Response::kStatsFieldNumber, tensors);
 }
 
 BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto) {

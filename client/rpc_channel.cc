@@ -5,26 +5,29 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/security/credentials.h>
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/channel_arguments.h>
-// Protobuf messages on generic stubs; the header moved in gRPC 1.52.
-#if __has_include(<grpcpp/impl/proto_utils.h>)
-#include <grpcpp/impl/proto_utils.h>  // NOLINT(misc-include-cleaner)
-#else
-#include <grpcpp/impl/codegen/proto_utils.h>  // NOLINT(misc-include-cleaner)
-#endif
+#include <grpcpp/support/proto_buffer_reader.h>
+#include <grpcpp/support/slice.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/cord.h"
 #include "client/error_details.h"
+#include "client/outgoing_message.h"
+#include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/message_lite.h"
 
 namespace attnd::client {
 namespace {
 
 using google::protobuf::MessageLite;
+using google::protobuf::io::ZeroCopyInputStream;
 
 absl::Status ToAbsl(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
@@ -34,6 +37,31 @@ absl::Status ToAbsl(const grpc::Status& status) {
     result.SetPayload(kStatusPayloadUrl, absl::Cord(status.error_details()));
   }
   return result;
+}
+
+absl::Status Unparsed() {
+  return ReasonError(absl::StatusCode::kInternal, "BAD_RESPONSE",
+                     "the server's answer does not parse");
+}
+
+// What is owned is sent from where it lies; the rest is copied.
+grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
+  std::vector<grpc::Slice> slices;
+  slices.reserve(message.pieces().size() + 1);
+  for (const OutgoingMessage::Piece& piece : message.pieces()) {
+    const std::span<const std::byte> data = piece.elements.bytes();
+    if (!piece.text.empty()) {
+      slices.emplace_back(piece.text);
+    } else if (piece.elements.owner() != nullptr) {
+      slices.emplace_back(const_cast<std::byte*>(data.data()), data.size(),
+                          Drop, Hold(piece.elements.owner()));
+    } else {
+      slices.emplace_back(data.data(), data.size());
+    }
+  }
+  // A buffer of no slices would be no message.
+  if (slices.empty()) slices.emplace_back();
+  return {slices.data(), slices.size()};
 }
 
 void SetDeadline(absl::Duration deadline, grpc::ClientContext& context) {
@@ -99,6 +127,9 @@ grpc::ChannelArguments MakeArguments(int64_t max_message_bytes) {
   // Tensors go to the address that was asked for, never to the proxy that the
   // environment names for web traffic.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  // Few large frames and writes, as the server does: see server.cc.
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 16777215);
+  arguments.SetInt(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 1 << 20);
   return arguments;
 }
 
@@ -111,7 +142,7 @@ class RpcChannel::Impl {
                                        grpc::InsecureChannelCredentials(),
                                        MakeArguments(max_message_bytes))) {}
 
-  grpc::TemplatedGenericStub<MessageLite, MessageLite> stub;
+  grpc::GenericStub stub;
 };
 
 RpcChannel::RpcChannel(const std::string& target, int64_t max_message_bytes)
@@ -119,34 +150,58 @@ RpcChannel::RpcChannel(const std::string& target, int64_t max_message_bytes)
 
 RpcChannel::~RpcChannel() = default;
 
-absl::Status RpcChannel::Call(const std::string& method,
-                              const MessageLite& request, MessageLite* response,
-                              absl::Duration deadline) {
+absl::Status RpcChannel::Call(
+    const std::string& method, const OutgoingMessage& request,
+    absl::Duration deadline,
+    const std::function<void(ZeroCopyInputStream*)>& on_answer) {
   grpc::ClientContext context;
   SetDeadline(deadline, context);
   CallQueue queue;
-  const auto call =
-      impl_->stub.PrepareUnaryCall(&context, method, request, queue.get());
+  const auto call = impl_->stub.PrepareUnaryCall(
+      &context, method, ToByteBuffer(request), queue.get());
+  grpc::ByteBuffer response;
   grpc::Status status;
   call->StartCall();
-  call->Finish(response, &status, nullptr);
+  call->Finish(&response, &status, nullptr);
   queue.Wait();
+  if (status.ok()) {
+    grpc::ProtoBufferReader answer(&response);
+    on_answer(&answer);
+  }
   return ToAbsl(status);
 }
 
+absl::Status RpcChannel::Call(const std::string& method,
+                              const MessageLite& request,
+                              absl::Duration deadline, MessageLite* response) {
+  bool parsed = true;
+  const absl::Status status =
+      Call(method, OutgoingMessage::Of(request), deadline,
+           [&](ZeroCopyInputStream* answer) {
+             parsed = response->ParseFromZeroCopyStream(answer);
+           });
+  return parsed ? status : Unparsed();
+}
+
 std::shared_ptr<CallCanceller> RpcChannel::Start(
-    const std::string& method, std::unique_ptr<AsyncCall> call,
-    absl::Duration deadline) {
+    const std::string& method, const OutgoingMessage& request,
+    absl::Duration deadline, std::unique_ptr<AsyncCall> call) {
   KeepCallbackThreads();
+  struct Pending {
+    std::unique_ptr<AsyncCall> call;
+    grpc::ByteBuffer response;
+  };
   auto canceller = std::make_shared<ContextCanceller>();
   SetDeadline(deadline, canceller->context);
-  std::shared_ptr<AsyncCall> shared = std::move(call);
-  const MessageLite* request = &shared->request();
-  MessageLite* response = shared->response();
-  impl_->stub.UnaryCall(&canceller->context, method, {}, request, response,
-                        [shared, canceller](const grpc::Status& status) {
-                          shared->OnDone(ToAbsl(status));
-                        });
+  auto pending = std::make_shared<Pending>(std::move(call));
+  const grpc::ByteBuffer message = ToByteBuffer(request);
+  impl_->stub.UnaryCall(
+      &canceller->context, method, {}, &message, &pending->response,
+      [pending, canceller](const grpc::Status& status) {
+        if (!status.ok()) return pending->call->OnDone(ToAbsl(status), nullptr);
+        grpc::ProtoBufferReader answer(&pending->response);
+        pending->call->OnDone(absl::OkStatus(), &answer);
+      });
   return canceller;
 }
 
@@ -159,23 +214,28 @@ absl::Status RpcChannel::Stream(const std::string& method,
   CallQueue queue;
   const auto stream = impl_->stub.PrepareCall(&context, method, queue.get());
   bool wanted = true;
+  bool parsed = true;
   stream->StartCall(nullptr);
   if (queue.Wait()) {
-    stream->WriteLast(request, grpc::WriteOptions(), nullptr);
+    stream->WriteLast(ToByteBuffer(OutgoingMessage::Of(request)),
+                      grpc::WriteOptions(), nullptr);
     if (queue.Wait()) {
       for (;;) {
-        stream->Read(response, nullptr);
+        grpc::ByteBuffer message;
+        stream->Read(&message, nullptr);
         if (!queue.Wait()) break;
-        if (wanted && !on_response()) {
-          wanted = false;
-          context.TryCancel();
-        }
+        if (!wanted) continue;
+        grpc::ProtoBufferReader reader(&message);
+        parsed = response->ParseFromZeroCopyStream(&reader);
+        wanted = parsed && on_response();
+        if (!wanted) context.TryCancel();
       }
     }
   }
   grpc::Status status;
   stream->Finish(&status, nullptr);
   queue.Wait();
+  if (!parsed) return Unparsed();
   // The end may have been on its way already when the call was cancelled.
   if (!wanted) return absl::CancelledError("the caller stopped the call");
   return ToAbsl(status);

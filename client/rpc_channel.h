@@ -14,18 +14,23 @@
 
 namespace google::protobuf {
 class MessageLite;
+namespace io {
+class ZeroCopyInputStream;
 }
+}  // namespace google::protobuf
 
 namespace attnd::client {
+
+class OutgoingMessage;
 
 // A call that somebody else completes. Lives until OnDone has returned.
 class AsyncCall {
  public:
   virtual ~AsyncCall() = default;
-  virtual const google::protobuf::MessageLite& request() const = 0;
-  virtual google::protobuf::MessageLite* response() = 0;
-  // Called exactly once, in a thread of gRPC; must not block.
-  virtual void OnDone(const absl::Status& status) = 0;
+  // Called exactly once, in a thread of gRPC; must not block. `answer` is null
+  // where the call failed.
+  virtual void OnDone(const absl::Status& status,
+                      google::protobuf::io::ZeroCopyInputStream* answer) = 0;
 };
 
 // What can stop a call from another thread.
@@ -44,16 +49,27 @@ class RpcChannel {
   ~RpcChannel();
 
   // Waits in the calling thread, which also moves the bytes: no other thread
-  // has to wake up.
+  // has to wake up. `on_answer` gets the answer of a call that succeeded.
+  // Elements of the request that have no owner are copied at the start.
+  absl::Status Call(
+      const std::string& method, const OutgoingMessage& request,
+      absl::Duration deadline,
+      const std::function<void(google::protobuf::io::ZeroCopyInputStream*)>&
+          on_answer);
+
+  // The same for messages that are small. INTERNAL where the answer does not
+  // parse.
   absl::Status Call(const std::string& method,
                     const google::protobuf::MessageLite& request,
-                    google::protobuf::MessageLite* response,
-                    absl::Duration deadline);
+                    absl::Duration deadline,
+                    google::protobuf::MessageLite* response);
 
-  // Returns at once. The call outlives this channel where it has to.
+  // Returns at once. The call outlives this channel where it has to, and the
+  // elements of the request where those have no owner.
   std::shared_ptr<CallCanceller> Start(const std::string& method,
-                                       std::unique_ptr<AsyncCall> call,
-                                       absl::Duration deadline);
+                                       const OutgoingMessage& request,
+                                       absl::Duration deadline,
+                                       std::unique_ptr<AsyncCall> call);
 
   // One request, many responses: `on_response` runs in the calling thread
   // after each was read into `response`; false ends the call with

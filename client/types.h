@@ -7,6 +7,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <ranges>
 #include <span>
@@ -104,14 +105,27 @@ class ConstElements {
         bytes_(elements.bytes()),
         place_(elements.place()) {}
 
+  // The same elements, kept alive by `owner`. They are sent from where they
+  // lie: without an owner a call copies what it sends, for a call that is
+  // cancelled may end before gRPC has stopped reading.
+  //   auto q = std::make_shared<std::vector<float>>(...);
+  //   ConstElements elements = ConstElements(*q).OwnedBy(q);
+  ConstElements OwnedBy(std::shared_ptr<const void> owner) const {
+    ConstElements owned = *this;
+    owned.owner_ = std::move(owner);
+    return owned;
+  }
+
   DataType type() const { return type_; }
   std::span<const std::byte> bytes() const { return bytes_; }
   const std::optional<SharedPlace>& place() const { return place_; }
+  const std::shared_ptr<const void>& owner() const { return owner_; }
 
  private:
   DataType type_ = DataType::kF32;
   std::span<const std::byte> bytes_;
   std::optional<SharedPlace> place_;
+  std::shared_ptr<const void> owner_;
 };
 
 // A dense row-major tensor that the caller owns. Query, key, value and what has

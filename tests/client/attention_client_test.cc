@@ -7,6 +7,7 @@
 #include <cstring>
 #include <future>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -300,6 +301,54 @@ TEST_F(AttentionClientTest, AsyncCallOutlivesItsClient) {
                       [&](Reply reply) { done.set_value(std::move(reply)); });
   const Reply reply = done.get_future().get();
   EXPECT_TRUE(reply.ok()) << reply.status();
+}
+
+// Floats that are sent from where they lie, and whose end can be waited for.
+struct OwnedFloats {
+  explicit OwnedFloats(size_t size)
+      : floats(new std::vector<float>(size, 2),
+               [this](const std::vector<float>* ended) {
+                 delete ended;
+                 gone.set_value();
+               }) {}
+
+  ConstTensor Matrix() const {
+    return {ConstElements(*floats).OwnedBy(floats),
+            {static_cast<int64_t>(floats->size() / 64), 64}};
+  }
+  // Returns when gRPC has let go of it too.
+  void WaitUntilGone() {
+    floats.reset();
+    gone.get_future().get();
+  }
+
+  std::promise<void> gone;
+  std::shared_ptr<const std::vector<float>> floats;
+};
+
+TEST_F(AttentionClientTest, SendsOwnedTensorsLargerThanAFrame) {
+  OwnedFloats owned(1 << 20);
+  std::vector<float> output(owned.floats->size());
+  const Reply reply = client_.SelfAttention(owned.Matrix(), {.output = output});
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(output.back(), static_cast<float>(output.size() - 1));
+  EXPECT_EQ(Floats(handler_.calls().at(0).tensors.at(0)), *owned.floats);
+  owned.WaitUntilGone();
+}
+
+TEST_F(AttentionClientTest, AnOwnerOutlivesACallThatIsCancelled) {
+  OwnedFloats owned(16 << 20);
+  std::vector<float> output(owned.floats->size());
+  {
+    std::promise<Reply> done;
+    const PendingCall call = client_.SelfAttentionAsync(
+        owned.Matrix(), {.output = output}, {},
+        [&](Reply reply) { done.set_value(std::move(reply)); });
+    call.Cancel();
+    EXPECT_EQ(done.get_future().get().status().code(),
+              absl::StatusCode::kCancelled);
+  }
+  owned.WaitUntilGone();
 }
 
 // Without a server in this process nothing but the call keeps gRPC's callback

@@ -1,0 +1,247 @@
+// What the client writes and reads by hand, beside what protobuf makes of it.
+#include "client/message_codec.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "attnd/v1/attention.pb.h"
+#include "client/error_details.h"
+#include "client/outgoing_message.h"
+#include "client/types.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "google/protobuf/util/message_differencer.h"
+
+namespace attnd::client {
+namespace {
+
+using google::protobuf::io::ArrayInputStream;
+using google::protobuf::util::MessageDifferencer;
+
+constexpr uint64_t kSeed = 20261125;
+
+std::string Joined(const OutgoingMessage& message) {
+  std::string text;
+  for (const OutgoingMessage::Piece& piece : message.pieces()) {
+    text += piece.text;
+    const auto bytes = piece.elements.bytes();
+    text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
+  EXPECT_EQ(text.size(), message.size_bytes());
+  return text;
+}
+
+std::vector<float> Count(size_t size) {
+  std::vector<float> floats(size);
+  std::iota(floats.begin(), floats.end(), 0.0f);
+  return floats;
+}
+
+std::string Bytes(const std::vector<float>& floats) {
+  return {reinterpret_cast<const char*>(floats.data()),
+          floats.size() * sizeof(float)};
+}
+
+TEST(OutgoingMessageTest, IsWhatProtobufWouldWrite) {
+  for (const size_t size : {0u, 1u, 1023u, 1024u, 100000u}) {
+    const std::vector<float> elements = Count(size);
+    const ConstTensor tensor{elements, {static_cast<int64_t>(size), 1}};
+    OutgoingMessage message;
+    AddTensor(v1::AttentionRequest::kQueryFieldNumber, tensor, &message);
+    AddTensor(v1::AttentionRequest::kValueFieldNumber, tensor, &message);
+    v1::AttentionOptions asked;
+    asked.set_return_lse(true);
+    AddOptions(v1::AttentionRequest::kOptionsFieldNumber,
+               {.block_size = 7, .bias = tensor, .mask = tensor}, asked,
+               &message);
+
+    v1::AttentionRequest expected;
+    v1::Tensor* const query = expected.mutable_query();
+    query->set_dtype(v1::DATA_TYPE_F32);
+    query->add_shape(static_cast<int64_t>(size));
+    query->add_shape(1);
+    query->set_data(Bytes(elements));
+    *expected.mutable_value() = *query;
+    v1::AttentionOptions* const options = expected.mutable_options();
+    options->set_return_lse(true);
+    options->set_block_size(7);
+    *options->mutable_bias() = *query;
+    *options->mutable_mask() = *query;
+    v1::AttentionRequest parsed;
+    ASSERT_TRUE(parsed.ParseFromString(Joined(message)));
+    EXPECT_TRUE(MessageDifferencer::Equals(parsed, expected)) << size;
+  }
+}
+
+TEST(OutgoingMessageTest, CopiesNoLargeElementsAndKeepsTheirOwner) {
+  auto elements = std::make_shared<std::vector<float>>(Count(4096));
+  const std::weak_ptr<std::vector<float>> watched = elements;
+  const float* const data = elements->data();
+  OutgoingMessage message;
+  AddTensor(1, {ConstElements(*elements).OwnedBy(elements), {4096}}, &message);
+  elements.reset();
+  EXPECT_FALSE(watched.expired());
+  EXPECT_EQ(message.pieces().back().elements.bytes().data(),
+            reinterpret_cast<const std::byte*>(data));
+  void* const held = Hold(message.pieces().back().elements.owner());
+  message = {};
+  EXPECT_FALSE(watched.expired());
+  Drop(held);
+  EXPECT_TRUE(watched.expired());
+}
+
+// An answer of these tensors, in blocks that end anywhere.
+struct Read {
+  std::vector<float> output;
+  std::vector<float> lse;
+  absl::StatusOr<AttentionReply> reply;
+};
+Read ReadIn(const std::string& text, size_t outputs, int block_bytes) {
+  Read read{.output = std::vector<float>(outputs, -1),
+            .lse = std::vector<float>(2, -1),
+            .reply = AttentionReply()};
+  ArrayInputStream stream(text.data(), static_cast<int>(text.size()),
+                          block_bytes);
+  read.reply = ReadReply(
+      &stream, AttentionOutputs{.output = read.output, .lse = read.lse});
+  return read;
+}
+
+v1::AttentionResponse GoodResponse(size_t outputs) {
+  v1::AttentionResponse response;
+  v1::Tensor* const output = response.mutable_output();
+  output->set_dtype(v1::DATA_TYPE_F32);
+  output->add_shape(static_cast<int64_t>(outputs));
+  output->set_data(Bytes(Count(outputs)));
+  v1::Tensor* const lse = response.mutable_lse();
+  lse->set_dtype(v1::DATA_TYPE_F32);
+  lse->add_shape(2);
+  lse->set_data(Bytes({3, 4}));
+  response.mutable_stats()->set_isa("avx2");
+  response.mutable_stats()->set_flops(5);
+  return response;
+}
+
+TEST(ReadReplyTest, ReadsAcrossBlocksThatEndAnywhere) {
+  const std::string text = GoodResponse(9).SerializeAsString();
+  for (int block = 1; block <= static_cast<int>(text.size()); ++block) {
+    const Read read = ReadIn(text, 9, block);
+    ASSERT_TRUE(read.reply.ok()) << read.reply.status();
+    EXPECT_EQ(read.output, Count(9));
+    EXPECT_EQ(read.lse, std::vector<float>({3, 4}));
+    EXPECT_EQ(read.reply->output_shape, std::vector<int64_t>({9}));
+    EXPECT_EQ(read.reply->stats.isa, "avx2");
+  }
+}
+
+TEST(ReadReplyTest, TakesFieldsInAnyOrderAndPassesOverUnknownOnes) {
+  const v1::AttentionResponse response = GoodResponse(3);
+  v1::AttentionResponse stats;
+  *stats.mutable_stats() = response.stats();
+  v1::AttentionResponse tensors = response;
+  tensors.clear_stats();
+  // Data before type and shape, then a field 99 of each wire type.
+  v1::Tensor data, shape = response.output();
+  data.set_data(response.output().data());
+  shape.clear_payload();
+  v1::AttentionResponse lse;
+  *lse.mutable_lse() = response.lse();
+  OutgoingMessage output;
+  output.AddField(1, data);
+  output.AddField(1, shape);
+  const std::string unknown(
+      "\x98\x06\x01\x9d\x06....\x99\x06........\x9a\x06\x01.", 23);
+  const std::string text = stats.SerializeAsString() + unknown +
+                           lse.SerializeAsString() + Joined(output) + unknown;
+  const Read read = ReadIn(text, 3, 5);
+  ASSERT_TRUE(read.reply.ok()) << read.reply.status();
+  EXPECT_EQ(read.output, Count(3));
+  EXPECT_EQ(read.reply->stats.flops, 5);
+}
+
+TEST(ReadReplyTest, RefusesEveryTruncation) {
+  const std::string text = GoodResponse(9).SerializeAsString();
+  for (size_t size = 0; size < text.size(); ++size) {
+    const Read read = ReadIn(text.substr(0, size), 9, 7);
+    v1::AttentionResponse parsed;
+    const bool whole = parsed.ParseFromString(text.substr(0, size)) &&
+                       parsed.has_lse() && parsed.lse().data().size() == 8;
+    EXPECT_EQ(read.reply.ok(), whole) << size;
+    if (whole) continue;
+    EXPECT_EQ(DetailsOf(read.reply.status()).reason, "BAD_RESPONSE") << size;
+  }
+}
+
+// What a reply read from protobuf's own message would be, where it is good.
+bool GoodByProtobuf(const std::string& text, size_t outputs,
+                    std::vector<float>* output) {
+  v1::AttentionResponse parsed;
+  if (!parsed.ParseFromString(text)) return false;
+  const auto good = [](const v1::Tensor& t, size_t size) {
+    const std::vector<int64_t> shape(t.shape().begin(), t.shape().end());
+    return t.dtype() == v1::DATA_TYPE_F32 && t.has_data() &&
+           ElementCount(shape) == static_cast<int64_t>(size) &&
+           t.data().size() == size * sizeof(float);
+  };
+  if (!good(parsed.output(), outputs) || !good(parsed.lse(), 2)) return false;
+  output->resize(outputs);
+  std::memcpy(output->data(), parsed.output().data().data(),
+              outputs * sizeof(float));
+  return true;
+}
+
+TEST(ReadReplyTest, AgreesWithProtobufOnMutations) {
+  std::mt19937_64 rng(kSeed);
+  const std::string good = GoodResponse(5).SerializeAsString();
+  int accepted = 0;
+  for (int i = 0; i < 20000; ++i) {
+    std::string text = good;
+    for (uint64_t n = 1 + rng() % 3; n > 0; --n) {
+      const size_t at = rng() % text.size();
+      switch (rng() % 4) {
+        case 0:
+          text[at] = static_cast<char>(rng());
+          break;
+        case 1:
+          text.erase(at, 1 + rng() % 3);
+          break;
+        case 2:
+          text.insert(text.begin() + static_cast<int64_t>(at),
+                      static_cast<char>(rng()));
+          break;
+        default:
+          text += good.substr(rng() % good.size());
+          break;
+      }
+      if (text.empty()) text.push_back(10);
+    }
+    std::vector<float> expected;
+    const bool whole = GoodByProtobuf(text, 5, &expected);
+    const Read read = ReadIn(text, 5, 1 + static_cast<int>(rng() % 40));
+    // What protobuf's message hides, that data was replaced by other payload
+    // and came again, may be refused here.
+    if (read.reply.ok()) {
+      ASSERT_TRUE(whole) << "seed " << kSeed << " case " << i;
+      ASSERT_EQ(Bytes(read.output), Bytes(expected))
+          << "seed " << kSeed << " case " << i;
+      ++accepted;
+    } else {
+      ASSERT_FALSE(whole) << "seed " << kSeed << " case " << i << ": "
+                          << read.reply.status();
+    }
+  }
+  EXPECT_GT(accepted, 500);
+}
+
+}  // namespace
+}  // namespace attnd::client
