@@ -1,4 +1,5 @@
 // attnd: options in, a server up, signals to a drain. Nothing else.
+#include <malloc.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -19,6 +20,21 @@ namespace {
 
 using attnd::server::CommandLine;
 using attnd::server::Server;
+
+// gRPC receives a message into blocks of 64 KiB from malloc. By default glibc
+// unmaps them as soon as 128 KiB at the end of a heap are free, and deletes the
+// heaps of threads, so every message was received into fresh pages. As much as
+// the largest message of the default limit now stays, in one heap: what one
+// thread freed serves the next, and what is idle is bounded once. Takes effect
+// for threads that start later. docs/adr/0006 has numbers.
+void KeepMessageBuffers() {
+#ifdef __GLIBC__
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
+  mallopt(M_TOP_PAD, 1 << 20);
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
+#endif
+}
 
 // Blocked in every thread, so that only sigwait sees them.
 sigset_t BlockStopSignals() {
@@ -58,6 +74,7 @@ int ServeUntilSignal(Server& server, const sigset_t& signals) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  KeepMessageBuffers();
   // Whoever reads the log may go away; that is no reason to stop serving.
   std::signal(SIGPIPE, SIG_IGN);
   const sigset_t signals = BlockStopSignals();
