@@ -1,7 +1,9 @@
 #include "core/attention_engine.h"
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -11,6 +13,43 @@
 
 namespace attnd {
 namespace {
+
+// What runs in the thread that submits it: less work than a worker costs, which
+// has to wake and to wake others (67 us), on memory that fits a core's own
+// cache. docs/adr/0008 has the measurement.
+constexpr int64_t kHereFlops = int64_t{1} << 20;
+constexpr int64_t kHereBytes = int64_t{1} << 20;
+
+bool RunsHere(const MemoryEstimate& estimate) {
+  return estimate.flops <= kHereFlops && estimate.flash_bytes <= kHereBytes;
+}
+
+// Nobody else waits for this thread to be free.
+class HereControl : public SliceControl {
+ public:
+  explicit HereControl(const StopSignal* stop) : stop_(stop) {}
+  bool ShouldStop() override { return stop_ != nullptr && stop_->ShouldStop(); }
+  bool ShouldYield() override { return false; }
+
+ private:
+  const StopSignal* stop_;
+};
+
+// Runs the job's tasks one after the other in one slot. Which tasks there are
+// does not depend on where they run, so neither do the bits of the answer.
+absl::Status RunHere(TileJob& job, const StopSignal* stop) {
+  HereControl control(stop);
+  const std::vector<TileJob::Phase> phases = job.Phases();
+  for (size_t phase = 0; phase < phases.size(); ++phase) {
+    for (int64_t task = 0; task < phases[phase].tasks; ++task) {
+      if (stop != nullptr) {
+        if (absl::Status status = stop->Check(); !status.ok()) return status;
+      }
+      job.Run(static_cast<int64_t>(phase), task, 0, control);
+    }
+  }
+  return stop == nullptr ? absl::OkStatus() : stop->Check();
+}
 
 MachineInfo ChooseMachine(const EngineOptions& options) {
   MachineInfo machine = MachineInfo::Detect();
@@ -137,6 +176,16 @@ void AttentionEngine::Start(const AttentionProblem& problem, Plan plan,
   stats.threads = threads();
   stats.flops = estimate->flops;
   stats.workspace_bytes = estimate->workspace_bytes;
+  if (RunsHere(*estimate)) {
+    std::optional<J> job(std::in_place, problem, std::move(plan), buffers,
+                         threads(), *std::move(workspace));
+    const auto began = std::chrono::steady_clock::now();
+    absl::Status status = RunHere(*job, stop);
+    stats.compute_time = std::chrono::steady_clock::now() - began;
+    job.reset();  // the workspace goes before the answer
+    done(std::move(status), stats);
+    return;
+  }
   // std::function wants a copyable owner.
   auto job = std::make_shared<J>(problem, std::move(plan), buffers, threads(),
                                  *std::move(workspace));

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <future>
+#include <optional>
 #include <random>
+#include <thread>
 
 #include "core/kernel_plan.h"
 #include "tests/support/attention_case.h"
@@ -44,6 +47,33 @@ INSTANTIATE_TEST_SUITE_P(PerIsa, AttentionEngineTest,
                          [](const auto& isa) {
                            return std::string(IsaName(isa.param));
                          });
+
+// A tiny problem beside one that is just too large to run where it arrives: the
+// first has answered when Submit returns, in this thread.
+TEST(AttentionEngineHereTest, TinyProblemsAnswerBeforeSubmitReturns) {
+  AttentionEngine engine({.threads = 2});
+  AttentionCase tiny(
+      {.q_len = 16, .kv_len = 16, .head_dim = 16, .v_head_dim = 16}, kSeed);
+  std::optional<std::thread::id> ran_in;
+  engine.Submit(tiny.problem(), tiny.buffers(), nullptr,
+                [&](const absl::Status& status, const RunStats& stats) {
+                  EXPECT_TRUE(status.ok()) << status;
+                  EXPECT_GT(stats.compute_time.count(), 0);
+                  ran_in = std::this_thread::get_id();
+                });
+  EXPECT_EQ(ran_in, std::this_thread::get_id());
+  EXPECT_THAT(tiny.Compare(), IsEmpty());
+
+  AttentionCase larger(
+      {.q_len = 256, .kv_len = 256, .head_dim = 64, .v_head_dim = 64}, kSeed);
+  std::promise<std::thread::id> done;
+  engine.Submit(larger.problem(), larger.buffers(), nullptr,
+                [&](const absl::Status& status, const RunStats&) {
+                  EXPECT_TRUE(status.ok()) << status;
+                  done.set_value(std::this_thread::get_id());
+                });
+  EXPECT_NE(done.get_future().get(), std::this_thread::get_id());
+}
 
 TEST(AttentionEngineStopTest, AnExpiredOrCancelledCallSaysSo) {
   AttentionEngine engine({.threads = 1});
