@@ -54,18 +54,15 @@ absl::StatusOr<RequestFootprint> InlineFootprint(
   const std::optional<int64_t> response =
       CheckedSum({estimate.output_bytes, kMessageEnvelopeBytes});
   if (!request || !response) return OutOfRange();
-  // The request is freed once its tensors are copied out; of the response only
-  // the envelope is no output.
+  // Of the response only the envelope is no output.
   const std::optional<int64_t> wire =
       CheckedSum({*request, kMessageEnvelopeBytes});
-  const std::optional<int64_t> decoding =
-      CheckedSum({*request, estimate.input_bytes});
-  const std::optional<int64_t> computing =
-      CheckedSum({estimate.flash_bytes, 2 * kMessageEnvelopeBytes});
-  if (!wire || !decoding || !computing) return OutOfRange();
+  if (!wire) return OutOfRange();
+  const std::optional<int64_t> peak = CheckedSum({estimate.flash_bytes, *wire});
+  if (!peak) return OutOfRange();
   return RequestFootprint{
       .wire_bytes = *wire,
-      .peak_per_request_bytes = std::max(*decoding, *computing),
+      .peak_per_request_bytes = *peak,
       .required_message_bytes = std::max(*request, *response)};
 }
 

@@ -36,8 +36,10 @@ struct RequestFootprint {
 // An upper bound of what a message carries beside its tensors' bytes.
 inline constexpr int64_t kMessageEnvelopeBytes = 4096;
 
-// The received message and the tensors copied out of it stand side by side for
-// a moment; the output goes out from where the kernel wrote it.
+// The received message, and beside it the tensors that are copied out of it,
+// workspace and output: what the message came in is free then, but stays mapped
+// for the next message, so it counts for as long as the call. The output goes
+// out from where the kernel wrote it.
 // INVALID_ARGUMENT with reason INT64_RANGE where a figure does not fit.
 absl::StatusOr<RequestFootprint> InlineFootprint(
     const MemoryEstimate& estimate);

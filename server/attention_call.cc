@@ -107,9 +107,13 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
   // As numbers the answer is copied into a message, and that into bytes.
   const int64_t copies =
       kind_ == PayloadKind::kValues ? 2 * estimate->output_bytes : 0;
+  const int64_t message_bytes = tensors.streamed ? kStreamBufferBytes
+                                : kind_ == PayloadKind::kSharedMemory
+                                    ? 0
+                                    : estimate->input_bytes;
   computing_bytes_ = estimate->flash_bytes + 2 * kMessageEnvelopeBytes +
                      FootprintOf(problem_->options()).held_bytes + copies +
-                     (tensors.streamed ? kStreamBufferBytes : 0);
+                     message_bytes;
   return reservation_.GrowTo(
       std::max({footprint->peak_per_request_bytes, computing_bytes_,
                 decoding_bytes + estimate->input_bytes}));

@@ -184,11 +184,11 @@ TEST(InlineFootprintTest, CountsMessageAndTensorsSideBySide) {
   const auto footprint = InlineFootprint(estimate);
   ASSERT_TRUE(footprint.ok()) << footprint.status();
   EXPECT_EQ(footprint->wire_bytes, 1000000 + 2 * kMessageEnvelopeBytes);
-  EXPECT_EQ(footprint->peak_per_request_bytes, 2000000 + kMessageEnvelopeBytes);
+  EXPECT_EQ(footprint->peak_per_request_bytes, 1350000 + footprint->wire_bytes);
   EXPECT_EQ(footprint->required_message_bytes, 1000000 + kMessageEnvelopeBytes);
 }
 
-TEST(InlineFootprintTest, ComputingMayHoldMoreThanReceiving) {
+TEST(InlineFootprintTest, TheResponseMayBeTheLargerMessage) {
   const MemoryEstimate estimate{.input_bytes = 1000,
                                 .output_bytes = 300000,
                                 .workspace_bytes = 50000,
@@ -196,7 +196,7 @@ TEST(InlineFootprintTest, ComputingMayHoldMoreThanReceiving) {
   const auto footprint = InlineFootprint(estimate);
   ASSERT_TRUE(footprint.ok()) << footprint.status();
   EXPECT_EQ(footprint->peak_per_request_bytes,
-            351000 + 2 * kMessageEnvelopeBytes);
+            351000 + 1000 + 2 * kMessageEnvelopeBytes);
   EXPECT_EQ(footprint->required_message_bytes, 300000 + kMessageEnvelopeBytes);
 }
 
@@ -217,10 +217,11 @@ TEST(StreamFootprintTest, CountsTwoChunksWhateverTheTensors) {
 }
 
 TEST(InlineFootprintTest, RefusesWhatDoesNotFit) {
-  for (const MemoryEstimate& estimate : {MemoryEstimate{.input_bytes = kMax},
-                                         {.output_bytes = kMax},
-                                         {.flash_bytes = kMax},
-                                         {.input_bytes = kMax / 2 + 1}}) {
+  for (const MemoryEstimate& estimate :
+       {MemoryEstimate{.input_bytes = kMax},
+        {.output_bytes = kMax},
+        {.flash_bytes = kMax},
+        {.input_bytes = kMax / 2 + 1, .flash_bytes = kMax / 2 + 1}}) {
     const auto footprint = InlineFootprint(estimate);
     ASSERT_FALSE(footprint.ok());
     EXPECT_EQ(footprint.status().code(), absl::StatusCode::kInvalidArgument);

@@ -86,7 +86,7 @@ TEST_F(EstimateTest, AStreamNeedsNoLargeMessage) {
 // By the limits' shares of this problem it would be the other one.
 TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
   // A little more than two requests hold that are as long as may be.
-  constexpr int64_t kBudget = 66LL << 20;
+  constexpr int64_t kBudget = 99LL << 20;
   constexpr int64_t kMessage = 16LL << 20;
   Admission admission(kBudget, 8);
   const ServiceContext context{engine_, admission, kMessage, 1024};
