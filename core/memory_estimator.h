@@ -48,9 +48,10 @@ absl::StatusOr<RequestFootprint> InlineFootprint(
 inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
 
 // What a call holds beside its tensors while they come and go in chunks: one
-// that is copied in, and one that is received meanwhile.
+// that is copied in, and what the transport receives and keeps meanwhile, of
+// which up to 11 MiB were measured.
 inline constexpr int64_t kStreamBufferBytes =
-    2 * (kMaxChunkBytes + kMessageEnvelopeBytes);
+    16 * (kMaxChunkBytes + kMessageEnvelopeBytes);
 
 // Inputs are copied out of chunks as they come, and outputs go from where the
 // kernel wrote them.

@@ -75,7 +75,7 @@ TEST_F(EstimateTest, AStreamNeedsNoLargeMessage) {
   EXPECT_EQ(got.limiting_factor(), "memory_budget");
   EXPECT_EQ(got.flash_bytes(), inline_bytes.flash_bytes());
   EXPECT_EQ(got.peak_per_request_bytes(), got.flash_bytes() + got.wire_bytes());
-  EXPECT_LT(got.wire_bytes(), 3 << 20);
+  EXPECT_LT(got.wire_bytes(), 17 << 20);
   EXPECT_EQ(got.required_message_bytes(), (1 << 20) + 4096);
   // Where messages must be smaller, so are chunks.
   const ServiceContext small{engine_, admission_, 64 << 10, 1024};

@@ -441,7 +441,7 @@ TEST_F(StreamCallTest, MessagesThatTakeMoreThanChunksMustFitToo) {
   const std::vector<Request> good = Chunked(GoodAttention(), 100);
   v1::AttentionRequest lists;
   lists.mutable_options()->mutable_key_lengths()->Resize(1 << 20, 1);
-  Admission tight(8 << 20, 1);
+  Admission tight(24 << 20, 1);
   EXPECT_EQ(RefusalOf(Run(tight, {good[0], HeaderOf(lists)}).status).reason,
             "MEMORY_BUDGET");
   EXPECT_EQ(Refused({good[0], HeaderOf(lists)}).field, "header");
