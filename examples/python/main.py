@@ -32,6 +32,18 @@ def real_attention(client, folder):
   return np.max(np.abs(result.output - expected))
 
 
+def streamed_call(client):
+  """In chunks, so that no message is large: as much as fits the server's
+  memory budget."""
+  large = np.random.default_rng(1).standard_normal(
+      (100_000, 64), dtype=np.float32)
+  result = client.attention_stream(large[:100], large, large, scale=0)
+  # With a scale of 0 every key weighs the same.
+  error = np.max(np.abs(result.output - large.mean(axis=0)))
+  print(f'streamed      {large.nbytes * 2 >> 20} MiB in chunks, off by '
+        f'{error:.1e}')
+
+
 def smallest_call(client):
   """One query, one key, one dimension: nothing but the way there and back."""
   one = np.ones((1, 1), np.float32)
@@ -59,6 +71,7 @@ def main():
   with attnd.Client(sys.argv[1]) as client:
     worst = real_attention(client, pathlib.Path(sys.argv[2]))
     print(f'worst error   {worst:.3e}, allowed {ALLOWED_ERROR:.1e}')
+    streamed_call(client)
     print(f'smallest call p50 {smallest_call(client):.1f} us of {TIMED_CALLS}')
     refused_call(client)
   return 0 if worst <= ALLOWED_ERROR else 1

@@ -64,6 +64,26 @@ def test_what_surrounds_attention(server):
   assert result.num_queries == 64 and events
 
 
+def test_streams_give_the_same_bits(address, minilm):
+  inputs = [minilm(name) for name in ('query', 'key', 'value')]
+  options = {'bias': np.ones((331, 331), np.float32), 'return_lse': True,
+             'mask': np.tri(331, dtype=bool)}
+
+  async def run():
+    async with attnd.AsyncClient(address) as client:
+      return await client.attention_stream(*inputs, **options)
+
+  with attnd.Client(address) as client:
+    expected = client.attention(*inputs, **options)
+    for got in (client.attention_stream(*inputs, **options),
+                asyncio.run(run())):
+      np.testing.assert_array_equal(got.output, expected.output)
+      np.testing.assert_array_equal(got.lse, expected.lse)
+    with pytest.raises(attnd.InvalidArgument) as caught:
+      client.attention_stream(inputs[0], inputs[1][..., :8], inputs[2])
+  assert caught.value.field == 'header.key.shape[2]'
+
+
 @pytest.mark.parametrize('run', ['sync', 'asyncio'])
 def test_a_refusal_names_the_field(server, run):
   two, three = np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)

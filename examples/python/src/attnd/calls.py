@@ -88,6 +88,15 @@ class Calls:
     return self._call('GetServerInfo', pb.GetServerInfoRequest(), timeout)
 
 
+def attention_request(query, key, value, options):
+  return _request(pb.AttentionRequest, options, query=query, key=key,
+                  value=value)
+
+
+def attention_result(reply, query):
+  return _result(reply, query)
+
+
 def benchmark_request(fields):
   return _request(pb.BenchmarkRequest, None, **fields)
 

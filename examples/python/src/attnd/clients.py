@@ -5,7 +5,7 @@ import time
 
 import grpc
 
-from attnd import calls, errors
+from attnd import calls, errors, streams
 from attnd.retry import Attempts, RetryPolicy
 from attnd.v1 import attention_pb2_grpc as pb_grpc
 
@@ -37,6 +37,19 @@ class Client(calls.Calls):
   def close(self):
     """Ends the connection and whatever runs on it."""
     self._channel.close()
+
+  def attention_stream(self, query, key, value, *, timeout=None, **options):
+    """attention() for tensors that no message holds. Not tried again."""
+    request = calls.attention_request(query, key, value, options)
+    response = streams.Response()
+    try:
+      for message in self._stub.AttentionStream(
+          streams.requests(request),
+          timeout=self._timeout if timeout is None else timeout):
+        response.add(message)
+    except grpc.RpcError as error:
+      raise errors.from_rpc_error(error) from error
+    return calls.attention_result(response.joined(), query)
 
   def benchmark(self, *, on_progress=None, timeout=None, **fields):
     """The BenchmarkResult for fields of BenchmarkRequest. Not tried again.
@@ -91,6 +104,20 @@ class AsyncClient(calls.Calls):
   async def close(self):
     """Ends the connection and whatever runs on it."""
     await self._channel.close()
+
+  async def attention_stream(self, query, key, value, *, timeout=None,
+                             **options):
+    """As Client.attention_stream."""
+    request = calls.attention_request(query, key, value, options)
+    response = streams.Response()
+    try:
+      async for message in self._stub.AttentionStream(
+          streams.requests(request),
+          timeout=self._timeout if timeout is None else timeout):
+        response.add(message)
+    except grpc.RpcError as error:
+      raise errors.from_rpc_error(error) from error
+    return calls.attention_result(response.joined(), query)
 
   async def benchmark(self, *, on_progress=None, timeout=None, **fields):
     """As Client.benchmark."""
