@@ -18,6 +18,7 @@ namespace attnd::client {
 
 class CallCanceller;
 class RpcChannel;
+class ServerLimits;
 
 struct ClientOptions {
   std::string target = "127.0.0.1:50051";       // or "unix:/run/attnd.sock"
@@ -57,6 +58,9 @@ class PendingCall {
 // Shapes and options are checked by the server, which names the field that it
 // refuses; this side checks only that the answer fits the spans it goes to.
 // A status carries the server's code, message and details (DetailsOf).
+// What is too large for a message, by the server's limits or max_message_bytes,
+// is streamed without being asked to: of the forward methods, where the server
+// can. Its errors name fields below "header.", such as "header.key.shape[1]".
 // UNAVAILABLE: no server there, or it is draining. DEADLINE_EXCEEDED and
 // CANCELLED: the server stops computing too. After an error the contents of
 // the outputs are undefined. Calls are not retried.
@@ -132,6 +136,7 @@ class AttentionClient {
  private:
   ClientOptions options_;
   std::shared_ptr<RpcChannel> channel_;
+  std::shared_ptr<ServerLimits> limits_;
 };
 
 }  // namespace attnd::client

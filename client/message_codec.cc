@@ -218,30 +218,13 @@ absl::Status CheckShared(const AnswerTensor& tensor) {
 
 absl::Status CheckAnswer(const AnswerTensor& tensor) {
   if (tensor.target.place()) return CheckShared(tensor);
-  const Elements& target = tensor.target;
-  const std::vector<int64_t> shape = ShapeOf(tensor.header);
-  const std::string described =
-      absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
-  const auto count = ElementCount(shape);
-  const auto element_bytes = static_cast<uint64_t>(SizeOf(target.type()));
-  const uint64_t size_bytes = tensor.data_bytes.value_or(0);
-  if (tensor.header.dtype() != EncodeType(target.type()) ||
-      !tensor.data_bytes ||
-      tensor.header.payload_case() != v1::Tensor::PAYLOAD_NOT_SET || !count ||
-      static_cast<uint64_t>(*count) != size_bytes / element_bytes ||
-      size_bytes % element_bytes != 0) {
-    return BadResponse(absl::StrCat(
-        tensor.name, ": the server answered ", size_bytes, " bytes of dtype ",
-        static_cast<int>(tensor.header.dtype()), " for shape ", described));
+  if (!tensor.data_bytes ||
+      tensor.header.payload_case() != v1::Tensor::PAYLOAD_NOT_SET) {
+    return BadResponse(
+        absl::StrCat(tensor.name, ": the server answered no data"));
   }
-  if (target.bytes().size() != size_bytes) {
-    return FieldError(
-        tensor.name,
-        absl::StrCat("room for ", *count, " elements for an answer of shape ",
-                     described),
-        absl::StrCat("room for ", target.bytes().size() / element_bytes));
-  }
-  return absl::OkStatus();
+  return CheckAnswer(tensor.name, tensor.header, *tensor.data_bytes,
+                     tensor.target);
 }
 
 absl::StatusOr<ExecutionStats> ReadTensors(ZeroCopyInputStream* answer,
@@ -303,6 +286,44 @@ void AddOptions(int number, const AttentionOptions& options,
     AddTensor(v1::AttentionOptions::kMaskFieldNumber, *options.mask, &field);
   }
   message->AddField(number, std::move(field));
+}
+
+v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
+                                     const AttentionOptions& options,
+                                     v1::AttentionOptions asked) {
+  v1::AttentionRequest request;
+  DescribeTensor(inputs.query, request.mutable_query());
+  DescribeTensor(inputs.key, request.mutable_key());
+  DescribeTensor(inputs.value, request.mutable_value());
+  DescribeOptions(options, &asked);
+  if (options.bias) DescribeTensor(*options.bias, asked.mutable_bias());
+  if (options.mask) DescribeTensor(*options.mask, asked.mutable_mask());
+  *request.mutable_options() = std::move(asked);
+  return request;
+}
+
+absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
+                         uint64_t size_bytes, const Elements& target) {
+  const std::vector<int64_t> shape = ShapeOf(header);
+  const std::string described =
+      absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+  const auto count = ElementCount(shape);
+  const auto element_bytes = static_cast<uint64_t>(SizeOf(target.type()));
+  if (header.dtype() != EncodeType(target.type()) || !count ||
+      static_cast<uint64_t>(*count) != size_bytes / element_bytes ||
+      size_bytes % element_bytes != 0) {
+    return BadResponse(absl::StrCat(
+        name, ": the server answered ", size_bytes, " bytes of dtype ",
+        static_cast<int>(header.dtype()), " for shape ", described));
+  }
+  if (target.bytes().size() != size_bytes) {
+    return FieldError(
+        name,
+        absl::StrCat("room for ", *count, " elements for an answer of shape ",
+                     described),
+        absl::StrCat("room for ", target.bytes().size() / element_bytes));
+  }
+  return absl::OkStatus();
 }
 
 v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options) {

@@ -3,7 +3,11 @@
 #ifndef ATTND_CLIENT_MESSAGE_CODEC_H_
 #define ATTND_CLIENT_MESSAGE_CODEC_H_
 
+#include <cstdint>
+
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
 #include "client/outgoing_message.h"
 #include "client/types.h"
@@ -24,6 +28,11 @@ void AddTensor(int number, const ConstTensor& tensor, OutgoingMessage* message);
 void AddOptions(int number, const AttentionOptions& options,
                 v1::AttentionOptions asked, OutgoingMessage* message);
 
+// A call without any tensor's elements. `asked` as above.
+v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
+                                     const AttentionOptions& options,
+                                     v1::AttentionOptions asked);
+
 v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options);
 
 v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options);
@@ -35,6 +44,12 @@ MemoryEstimate DecodeEstimate(const v1::MemoryEstimateResponse& proto);
 ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& proto);
 
 ExecutionStats DecodeStats(const v1::ExecutionStats& proto);
+
+// Whether an answer's tensor `header`, of `size_bytes` bytes, is of the type
+// that `target` has and fills it: else INTERNAL or INVALID_ARGUMENT, which
+// calls the tensor `name`.
+absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
+                         uint64_t size_bytes, const Elements& target);
 
 // Reads the answer to a call, of which the three forward ones have equal
 // fields, and writes its elements to `outputs`, in one copy. INVALID_ARGUMENT

@@ -7,12 +7,14 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/channel_arguments.h>
+#include <grpcpp/support/client_callback.h>
 #include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/slice.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <limits>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -118,6 +120,69 @@ void KeepCallbackThreads() {
   }();
 }
 
+// Writes all, then reads all. Owns itself until gRPC is done with it, and is
+// kept as a canceller beyond that.
+class ExchangeReactor final
+    : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
+      public CallCanceller {
+ public:
+  explicit ExchangeReactor(std::unique_ptr<AsyncExchange> exchange)
+      : exchange_(std::move(exchange)) {}
+
+  static std::shared_ptr<CallCanceller> Start(
+      std::shared_ptr<ExchangeReactor> reactor, grpc::GenericStub& stub,
+      const std::string& method, absl::Duration deadline) {
+    SetDeadline(deadline, reactor->context_);
+    reactor->self_ = reactor;
+    stub.PrepareBidiStreamingCall(&reactor->context_, method, {},
+                                  reactor.get());
+    reactor->WriteNext();
+    reactor->StartCall();
+    return reactor;
+  }
+
+  void Cancel() override { context_.TryCancel(); }
+
+  // Where a message cannot be sent, the call is over, and OnDone says why.
+  void OnWriteDone(bool ok) override {
+    if (ok) WriteNext();
+  }
+  void OnWritesDoneDone(bool ok) override {
+    if (ok) StartRead(&incoming_);
+  }
+  void OnReadDone(bool ok) override {
+    if (!ok) return;
+    grpc::ProtoBufferReader reader(&incoming_);
+    if (wanted_ && !exchange_->OnResponse(&reader)) {
+      wanted_ = false;
+      context_.TryCancel();
+    }
+    StartRead(&incoming_);
+  }
+  void OnDone(const grpc::Status& status) override {
+    const std::shared_ptr<ExchangeReactor> self = std::move(self_);
+    exchange_->OnDone(ToAbsl(status));
+    exchange_.reset();
+  }
+
+ private:
+  void WriteNext() {
+    if (const std::optional<OutgoingMessage> message = exchange_->Next()) {
+      outgoing_ = ToByteBuffer(*message);
+      StartWrite(&outgoing_);
+    } else {
+      StartWritesDone();
+    }
+  }
+
+  grpc::ClientContext context_;
+  std::unique_ptr<AsyncExchange> exchange_;
+  grpc::ByteBuffer outgoing_;
+  grpc::ByteBuffer incoming_;
+  bool wanted_ = true;
+  std::shared_ptr<ExchangeReactor> self_;
+};
+
 grpc::ChannelArguments MakeArguments(int64_t max_message_bytes) {
   const int limit = static_cast<int>(std::clamp<int64_t>(
       max_message_bytes, 0, std::numeric_limits<int>::max()));
@@ -203,6 +268,50 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
         pending->call->OnDone(absl::OkStatus(), &answer);
       });
   return canceller;
+}
+
+absl::Status RpcChannel::Exchange(const std::string& method,
+                                  absl::Duration deadline,
+                                  MessageExchange& exchange) {
+  grpc::ClientContext context;
+  SetDeadline(deadline, context);
+  CallQueue queue;
+  const auto stream = impl_->stub.PrepareCall(&context, method, queue.get());
+  stream->StartCall(nullptr);
+  bool good = queue.Wait();
+  while (good) {
+    const std::optional<OutgoingMessage> message = exchange.Next();
+    if (!message) break;
+    stream->Write(ToByteBuffer(*message), nullptr);
+    good = queue.Wait();
+  }
+  if (good) {
+    stream->WritesDone(nullptr);
+    good = queue.Wait();
+  }
+  bool wanted = true;
+  while (good) {
+    grpc::ByteBuffer response;
+    stream->Read(&response, nullptr);
+    good = queue.Wait();
+    if (!good || !wanted) continue;
+    grpc::ProtoBufferReader reader(&response);
+    wanted = exchange.OnResponse(&reader);
+    if (!wanted) context.TryCancel();
+  }
+  grpc::Status status;
+  stream->Finish(&status, nullptr);
+  queue.Wait();
+  return ToAbsl(status);
+}
+
+std::shared_ptr<CallCanceller> RpcChannel::Start(
+    const std::string& method, absl::Duration deadline,
+    std::unique_ptr<AsyncExchange> exchange) {
+  KeepCallbackThreads();
+  return ExchangeReactor::Start(
+      std::make_shared<ExchangeReactor>(std::move(exchange)), impl_->stub,
+      method, deadline);
 }
 
 absl::Status RpcChannel::Stream(const std::string& method,

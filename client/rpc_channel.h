@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "client/outgoing_message.h"
 
 namespace google::protobuf {
 class MessageLite;
@@ -21,8 +23,6 @@ class ZeroCopyInputStream;
 
 namespace attnd::client {
 
-class OutgoingMessage;
-
 // A call that somebody else completes. Lives until OnDone has returned.
 class AsyncCall {
  public:
@@ -31,6 +31,25 @@ class AsyncCall {
   // where the call failed.
   virtual void OnDone(const absl::Status& status,
                       google::protobuf::io::ZeroCopyInputStream* answer) = 0;
+};
+
+// A call of many messages: first all that this side sends, then all that it
+// gets.
+class MessageExchange {
+ public:
+  virtual ~MessageExchange() = default;
+  // The next to send; nothing where there is no more.
+  virtual std::optional<OutgoingMessage> Next() = 0;
+  // One that came; false ends the call with CANCELLED.
+  virtual bool OnResponse(
+      google::protobuf::io::ZeroCopyInputStream* message) = 0;
+};
+
+// One that somebody else completes, in threads of gRPC that take turns; must
+// not block. Lives until OnDone has returned, which is called exactly once.
+class AsyncExchange : public MessageExchange {
+ public:
+  virtual void OnDone(const absl::Status& status) = 0;
 };
 
 // What can stop a call from another thread.
@@ -70,6 +89,13 @@ class RpcChannel {
                                        const OutgoingMessage& request,
                                        absl::Duration deadline,
                                        std::unique_ptr<AsyncCall> call);
+
+  // Sends the next message once HTTP/2 has taken the one before.
+  absl::Status Exchange(const std::string& method, absl::Duration deadline,
+                        MessageExchange& exchange);
+  std::shared_ptr<CallCanceller> Start(const std::string& method,
+                                       absl::Duration deadline,
+                                       std::unique_ptr<AsyncExchange> exchange);
 
   // One request, many responses: `on_response` runs in the calling thread
   // after each was read into `response`; false ends the call with

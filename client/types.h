@@ -279,9 +279,9 @@ struct BenchmarkResult {
   ExecutionStats stats;
 };
 
-// How tensors travel.
+// How a problem's tensors would travel.
 enum class Transport {
-  kInline,  // in the message
+  kInline,  // in one message each way
   kStream,  // in chunks
   kSharedMemory,
 };
@@ -298,13 +298,13 @@ struct MemoryEstimateOptions {
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
   int64_t threads = 0;
-  int64_t concurrency = 0;  // requests that run at once
-  Transport transport = Transport::kInline;
+  int64_t concurrency = 0;                    // requests that run at once
   DataType dtype = DataType::kF32;            // of query, key and value
   std::optional<DataType> output_dtype = {};  // `dtype` where unset
   // Of bias and mask the type and the shape count; their elements are not sent.
   AttentionOptions attention = {};
   bool return_lse = false;
+  Transport transport = Transport::kInline;
 };
 
 struct MemoryEstimate {

@@ -249,19 +249,25 @@ TEST_F(AttentionClientTest, RefusesMessagesAboveTheLimitBeforeSending) {
   EXPECT_TRUE(handler_.calls().empty());
 }
 
-TEST_F(AttentionClientTest, NeverReadsSpansBeyondTheLargestMessage) {
+// A server that cannot be sent them in chunks.
+class NoStreamsHandler : public FakeHandler {
+ public:
+  WireReply OnServerInfo(v1::GetServerInfoResponse*) override { return {}; }
+};
+
+TEST(AttentionClientLimitTest, NeverReadsSpansBeyondTheLargestMessage) {
+  NoStreamsHandler handler;
+  const FakeServer server(&handler);
   // 4 GiB that do not exist: reading one page of them would crash.
   // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of nothing
   const auto* nothing = reinterpret_cast<const float*>(uintptr_t{4096});
   const std::span<const float> huge(nothing, size_t{1} << 30);
   const AttentionClient client(
-      {.target = server_.target(),
+      {.target = server.target(),
        .max_message_bytes = std::numeric_limits<int64_t>::max()});
-  std::promise<Reply> done;
-  client.SelfAttentionAsync(
-      {huge, {1 << 20, 1 << 10}}, {.output = {}}, {},
-      [&](Reply reply) { done.set_value(std::move(reply)); });
-  EXPECT_EQ(done.get_future().get().status().code(),
+  EXPECT_EQ(client.SelfAttention({huge, {1 << 20, 1 << 10}}, {.output = {}})
+                .status()
+                .code(),
             absl::StatusCode::kResourceExhausted);
 }
 

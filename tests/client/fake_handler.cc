@@ -117,6 +117,8 @@ WireReply FakeHandler::OnServerInfo(v1::GetServerInfoResponse* response) {
   response->set_version("9.8.7");
   response->set_threads(5);
   response->set_memory_budget_bytes(int64_t{3} << 30);
+  response->set_max_receive_message_bytes(int64_t{1} << 30);
+  response->set_max_send_message_bytes(int64_t{1} << 30);
   response->add_features("stream");
   response->add_features("backward");
   return {};

@@ -57,6 +57,43 @@ class FakeService final : public v1::AttentionService::Service {
         response));
   }
 
+  // Any chunks of a tensor are put together; the answer goes in pieces of
+  // kPieceBytes.
+  grpc::Status AttentionStream(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<v1::AttentionStreamResponse,
+                               v1::AttentionStreamRequest>* stream) override {
+    v1::AttentionStreamRequest message;
+    v1::AttentionRequest request;
+    while (stream->Read(&message)) {
+      if (message.has_header()) request = message.header();
+      if (message.has_chunk()) Append(message.chunk(), request);
+    }
+    v1::AttentionResponse answer;
+    const WireReply reply = handler_->OnAttention(
+        {"AttentionStream",
+         {request.query(), request.key(), request.value()},
+         request.options()},
+        &answer);
+    if (reply.code != 0) return ToGrpc(reply);
+    v1::AttentionStreamResponse header;
+    *header.mutable_header() = answer;
+    header.mutable_header()->clear_stats();
+    header.mutable_header()->mutable_output()->clear_payload();
+    if (answer.has_lse()) {
+      header.mutable_header()->mutable_lse()->clear_payload();
+    }
+    stream->Write(header);
+    Write(v1::TENSOR_ROLE_OUTPUT, answer.output().data(), stream);
+    if (answer.has_lse()) {
+      Write(v1::TENSOR_ROLE_LSE, answer.lse().data(), stream);
+    }
+    v1::AttentionStreamResponse stats;
+    *stats.mutable_stats() = answer.stats();
+    stream->Write(stats);
+    return ToGrpc(reply);
+  }
+
   grpc::Status Benchmark(
       grpc::ServerContext*, const v1::BenchmarkRequest* request,
       grpc::ServerWriter<v1::BenchmarkResponse>* writer) override {
@@ -79,6 +116,34 @@ class FakeService final : public v1::AttentionService::Service {
   }
 
  private:
+  static constexpr size_t kPieceBytes = 10'000;
+
+  static void Append(const v1::TensorChunk& chunk,
+                     v1::AttentionRequest& request) {
+    v1::AttentionOptions& options = *request.mutable_options();
+    v1::Tensor* const tensor =
+        chunk.role() == v1::TENSOR_ROLE_QUERY   ? request.mutable_query()
+        : chunk.role() == v1::TENSOR_ROLE_KEY   ? request.mutable_key()
+        : chunk.role() == v1::TENSOR_ROLE_VALUE ? request.mutable_value()
+        : chunk.role() == v1::TENSOR_ROLE_BIAS  ? options.mutable_bias()
+                                                : options.mutable_mask();
+    if (chunk.offset_bytes() == static_cast<int64_t>(tensor->data().size())) {
+      tensor->mutable_data()->append(chunk.data());
+    }
+  }
+
+  static void Write(v1::TensorRole role, const std::string& data,
+                    grpc::ServerReaderWriter<v1::AttentionStreamResponse,
+                                             v1::AttentionStreamRequest>* to) {
+    for (size_t at = 0; at < data.size(); at += kPieceBytes) {
+      v1::AttentionStreamResponse message;
+      message.mutable_chunk()->set_role(role);
+      message.mutable_chunk()->set_offset_bytes(static_cast<int64_t>(at));
+      message.mutable_chunk()->set_data(data.substr(at, kPieceBytes));
+      to->Write(message);
+    }
+  }
+
   template <typename Response>
   grpc::Status Answer(const FakeCall& call, Response* response) {
     v1::AttentionResponse answer;

@@ -283,3 +283,17 @@ def test_many_that_are_left_in_the_middle(small, streams, request_of_three):
   for thread in threads:
     thread.join(120)
   work.wait_until_free(streams)
+
+
+def test_attnctl_streams_by_itself(build_dir, small, client, rng, tmp_path):
+  arrays = {name: normal(rng, 2, 700, 64) for name in ('query', 'key', 'value')}
+  for name, array in arrays.items():
+    np.save(tmp_path / f'{name}.npy', array)
+  for address in small.addresses:
+    subprocess.run(
+        [str(build_dir / 'client' / 'attnctl'), f'--server={address}',
+         'attention', f'--output={tmp_path / "output.npy"}',
+         *(f'--{name}={tmp_path / name}.npy' for name in arrays)],
+        check=True, timeout=300, stdout=subprocess.DEVNULL)
+    expected = client.attention(*arrays.values())
+    assert np.load(tmp_path / 'output.npy').tobytes() == expected.output.data
