@@ -113,7 +113,8 @@ class Bench {
     std::vector<Contestant*> all = {&core};
     Contestant rpc[2];
     for (size_t t = 0; t < 2; ++t) {
-      connections[t] = Connect(server_->addresses()[t], clients);
+      connections[t] =
+          Connect(server_->addresses()[t], clients, shape.streamed);
       rpc[t] = {.call =
                     [&, t](int i) {
                       workload.Call(connections[t][static_cast<size_t>(i)], i);
@@ -126,6 +127,13 @@ class Bench {
       AddSmallEchoes(yardsticks);
     } else if (clients == 1) {
       AddYardsticks(shape, yardsticks);
+    }
+    std::optional<InlineRival> rival;
+    if (shape.streamed) {
+      rival.emplace(server_->addresses(), engine_);
+      for (Contestant* contestant : rival->contestants()) {
+        all.push_back(contestant);
+      }
     }
     for (Yardstick& yardstick : yardsticks) {
       all.push_back(&yardstick.contestant);
@@ -143,6 +151,12 @@ class Bench {
       if (clients == 1 && !shape.shared_memory) {
         AddRate(bytes, p50_us - core_us, r);
       }
+      Keep(std::move(r));
+    }
+    for (size_t t = 0; rival && t < 2; ++t) {
+      Json r = ServingRecord(shape, rival->shape.name, kTransports[t], 1);
+      AddRate(rival->shape.request_bytes() + rival->shape.reply_bytes(),
+              AddTimes(rival->rpc[t], r) - Median(rival->core.samples_us), r);
       Keep(std::move(r));
     }
     for (const Yardstick& yardstick : yardsticks) {
@@ -193,7 +207,10 @@ class Bench {
   // On a server that has done nothing yet.
   void MeasureMemory() {
     StartServer();
-    for (Json& r : MeasureServerMemory(*server_)) {
+    std::vector<Json> measured = MeasureServerMemory(*server_);
+    StartServer();
+    measured.push_back(MeasureStreamPeak(*server_));
+    for (Json& r : measured) {
       std::printf("%s\n", r.dump().c_str());
       records_.push_back(std::move(r));
     }
@@ -210,6 +227,28 @@ class Bench {
     int64_t reply_bytes = 0;
     std::shared_ptr<void> owner;  // of what the contestant calls
     Contestant contestant;
+  };
+
+  // The largest inline calls, in the same rounds as a stream.
+  struct InlineRival {
+    InlineRival(const std::vector<std::string>& addresses,
+                AttentionEngine& engine) {
+      core.call = [this, &engine](int) { workload.Run(engine, 0); };
+      for (size_t t = 0; t < 2; ++t) {
+        clients.push_back(Connect(addresses[t], 1).front());
+        rpc[t].call = [this, t](int) { workload.Call(clients[t], 0); };
+      }
+    }
+    InlineRival(const InlineRival&) = delete;
+    InlineRival& operator=(const InlineRival&) = delete;
+
+    std::vector<Contestant*> contestants() { return {&core, &rpc[0], &rpc[1]}; }
+
+    ServingCase shape = LargestInlineCase();
+    Workload workload{shape, 1};
+    std::vector<client::AttentionClient> clients;
+    Contestant core;
+    Contestant rpc[2];
   };
 
   void StartServer() {
@@ -322,7 +361,6 @@ Json PrintVerdicts(const std::vector<Verdict>& verdicts) {
                 v.meets() ? "meets" : "misses");
     json.push_back(std::move(record));
   }
-  std::printf("Not judged, because not built: streams against inline calls.\n");
   return json;
 }
 

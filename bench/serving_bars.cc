@@ -77,6 +77,10 @@ std::vector<Verdict> Judge(const std::vector<Json>& records) {
     }
     judge("shared memory, 256 MiB / 16 KiB", transport,
           overhead("shared_256_mib"), overhead("shared_16_kib"), {}, 1.2);
+    judge("stream_64_mib rate / inline of 16 MiB", transport,
+          finder.Find("stream_64_mib", "stream_64_mib", transport, rate),
+          finder.Find("payload_16_mib", "stream_64_mib", transport, rate), 1,
+          {});
   }
   for (const std::string& payload : payloads) {
     judge(payload + " rate / that of TCP", "unix",
@@ -92,6 +96,9 @@ std::vector<Verdict> Judge(const std::vector<Json>& records) {
   judge("the same in shared memory", "tcp",
         memory("memory_peak_shared", "peak_bytes"),
         memory("memory_peak_shared", "estimate_bytes"), 0.95, 1);
+  judge("peak of 64 MiB a tensor, streamed / estimate", "tcp",
+        memory("memory_peak_stream", "peak_bytes"),
+        memory("memory_peak_stream", "estimate_bytes"), 0.95, 1);
   judge("resident after 1,000 calls / 100 calls", "tcp",
         memory("memory_flat", "resident_1000_bytes"),
         memory("memory_flat", "resident_100_bytes"), 0.95, 1.05);

@@ -10,6 +10,7 @@ namespace attnd::bench {
 namespace {
 
 constexpr int64_t kMaxMessageBytes = int64_t{256} << 20;
+constexpr int64_t kStreamMessageBytes = int64_t{4} << 20;
 
 int64_t Elements(const std::vector<int64_t>& shape) {
   return client::ElementCount(shape).value();
@@ -65,7 +66,15 @@ std::vector<ServingCase> ServingCases() {
            .max_clients = 4},
           square("payload_1_mib", 64, 64, 64, 16),
           square("payload_4_mib", 256, 64, 64, 16),
-          square("payload_16_mib", 1024, 64, 64, 4),
+          LargestInlineCase(),
+          {.name = "stream_64_mib",
+           .q_heads = 4096,
+           .kv_heads = 4096,
+           .q_len = 64,
+           .kv_len = 64,
+           .head_dim = 64,
+           .max_clients = 1,
+           .streamed = true},
           square("prefill", 8, 4096, 128, 1)};
 }
 
@@ -93,6 +102,16 @@ std::vector<ServingCase> SharedMemoryCases() {
     shape.max_clients = 1;
   }
   return cases;
+}
+
+ServingCase LargestInlineCase() {
+  return {.name = "payload_16_mib",
+          .q_heads = 1024,
+          .kv_heads = 1024,
+          .q_len = 64,
+          .kv_len = 64,
+          .head_dim = 64,
+          .max_clients = 4};
 }
 
 Workload::Workload(const ServingCase& shape, int slots,
@@ -176,13 +195,15 @@ void Workload::CallAsync(const client::AttentionClient& client, int slot,
 }
 
 std::vector<client::AttentionClient> Connect(const std::string& target,
-                                             int count) {
+                                             int count, bool streamed) {
   std::vector<client::AttentionClient> clients;
   clients.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) {
     // gRPC lets equal channels share a connection, so they differ in a limit.
     clients.emplace_back(client::ClientOptions{
-        .target = target, .max_message_bytes = kMaxMessageBytes + i});
+        .target = target,
+        .max_message_bytes =
+            (streamed ? kStreamMessageBytes : kMaxMessageBytes) + i});
   }
   return clients;
 }

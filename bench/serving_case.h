@@ -27,6 +27,7 @@ struct ServingCase {
   int max_clients = 16;        // where more would only measure patience
   bool shared_memory = false;  // tensors lie in a region that the server shares
   int64_t seen_keys = 0;       // the rest is hidden by length; 0 = all are seen
+  bool streamed = false;       // in chunks, whatever fits a message
 
   std::vector<int64_t> QueryShape() const {
     return {batch, q_heads, q_len, head_dim};
@@ -39,8 +40,10 @@ struct ServingCase {
 };
 
 // Small to large, payloads of 1, 4 and 16 MiB a tensor, few queries over many
-// keys.
+// keys, and a stream.
 std::vector<ServingCase> ServingCases();
+// That of payloads of 16 MiB, beside which a stream is judged.
+ServingCase LargestInlineCase();
 
 // In shared memory: of keys and values of up to 256 MiB each, 64 are seen, so
 // that what a call costs beside computing stands out whatever it carries; and
@@ -79,9 +82,10 @@ class Workload {
   std::vector<client::Elements> outputs_;
 };
 
-// A server's clients, each with a connection of its own.
+// A server's clients, each with a connection of its own; those of a `streamed`
+// case take no large message, so they stream.
 std::vector<client::AttentionClient> Connect(const std::string& target,
-                                             int count);
+                                             int count, bool streamed = false);
 
 // The keys that every record of a serving run has; null where they do not
 // apply. `case` is the shape's name: yardsticks have the shape that they ran

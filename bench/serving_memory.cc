@@ -56,7 +56,32 @@ int64_t EstimatedPeak(const client::AttentionClient& client,
   return estimate->peak_bytes;
 }
 
+// What a call adds at most to what the server holds before it.
+Json MeasurePeak(const ChildProcess& server,
+                 const client::AttentionClient& connection,
+                 const ServingCase& shape, const std::string& name) {
+  const int64_t idle_bytes = server.StatusBytes("VmRSS");
+  server.ResetPeak();
+  Workload(shape, 1).Call(connection, 0);
+  Json peak = ServingRecord(shape, name, "tcp", 1);
+  peak["idle_bytes"] = idle_bytes;
+  peak["peak_bytes"] = server.StatusBytes("VmHWM") - idle_bytes;
+  peak["estimate_bytes"] = EstimatedPeak(
+      connection, shape,
+      shape.streamed ? client::Transport::kStream : client::Transport::kInline);
+  return peak;
+}
+
 }  // namespace
+
+Json MeasureStreamPeak(const ChildProcess& server) {
+  const client::AttentionClient client =
+      Connect(server.addresses().front(), 1, /*streamed=*/true).front();
+  Workload(OfHeads(1), 1).Call(client, 0);
+  ServingCase largest = OfHeads(kLargestHeads);
+  largest.streamed = true;
+  return MeasurePeak(server, client, largest, "memory_peak_stream");
+}
 
 std::vector<Json> MeasureServerMemory(const ChildProcess& server) {
   const client::AttentionClient client =
@@ -64,15 +89,7 @@ std::vector<Json> MeasureServerMemory(const ChildProcess& server) {
   Workload(OfHeads(1), 1).Call(client, 0);
 
   const ServingCase largest = OfHeads(kLargestHeads);
-  const int64_t idle_bytes = server.StatusBytes("VmRSS");
-  server.ResetPeak();
-  Workload(largest, 1).Call(client, 0);
-  const int64_t peak_bytes = server.StatusBytes("VmHWM") - idle_bytes;
-  Json peak = ServingRecord(largest, "memory_peak", "tcp", 1);
-  peak["idle_bytes"] = idle_bytes;
-  peak["peak_bytes"] = peak_bytes;
-  peak["estimate_bytes"] =
-      EstimatedPeak(client, largest, client::Transport::kInline);
+  Json peak = MeasurePeak(server, client, largest, "memory_peak");
 
   std::map<int64_t, std::unique_ptr<Workload>> workloads;
   const auto call_hundred = [&] {

@@ -20,6 +20,8 @@ std::vector<Json> MeasureServerMemory(const ChildProcess& server);
 // another fresh server: memory_peak_shared.
 Json MeasureSharedMemoryPeak(const ChildProcess& server,
                              const std::string& shm_socket);
+// The same peak of a stream, on a server that is as fresh: memory_peak_stream.
+Json MeasureStreamPeak(const ChildProcess& server);
 
 }  // namespace attnd::bench
 
