@@ -65,6 +65,7 @@ class Language:
   build: tuple
   run: tuple  # gets the address and the data folder appended
   shared: tuple = ()  # the same for the address and the shared-memory socket
+  streams: tuple = ()  # and for the address alone
 
 
 VENV_PYTHON = str(BUILT / 'python' / 'bin' / 'python')
@@ -85,7 +86,8 @@ LANGUAGES = (
                f'-DCMAKE_PREFIX_PATH={BUILT / "prefix"}'),
               ('cmake', '--build', str(BUILT / 'cpp'))),
              (str(BUILT / 'cpp' / 'attnd_example'),),
-             (str(BUILT / 'cpp' / 'attnd_shared_memory'),)),
+             (str(BUILT / 'cpp' / 'attnd_shared_memory'),),
+             (str(BUILT / 'cpp' / 'attnd_streaming'),)),
     Language('go', 'go', 'main.go', (GO,),
              (('go', 'generate', './...'),
               ('go', 'build', '-o', f'{BUILT / "go"}/', '.')),
@@ -203,6 +205,11 @@ class Runner:
                        folder, self._environment).stdout
         print(said, end='', flush=True)
         find('(same bits)', said)
+      if language.streams:
+        said = execute((*language.streams, arguments[0]), folder,
+                       self._environment).stdout
+        print(said, end='', flush=True)
+        find('(in chunks)', said)
     if outcome.lines > MAX_LINES:
       raise Failure(f'{outcome.lines} lines, allowed are {MAX_LINES}')
 
