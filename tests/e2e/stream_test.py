@@ -21,17 +21,33 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MIB = 1 << 20
 
 
+def small_messages(attnd, slots):
+  return Server(attnd, '--max-message-bytes=65536', f'--max-in-flight={slots}',
+                f'--memory-budget-bytes={512 * MIB}')
+
+
 @pytest.fixture(scope='module')
 def small(attnd):
-  """A server of small messages and one slot."""
-  with Server(attnd, '--max-message-bytes=65536', '--max-in-flight=1',
-              f'--memory-budget-bytes={512 * MIB}') as running:
+  """A server of small messages, with few slots: what is lost shows soon."""
+  with small_messages(attnd, slots=4) as running:
+    yield running
+
+
+@pytest.fixture(scope='module')
+def one_slot(attnd):
+  with small_messages(attnd, slots=1) as running:
     yield running
 
 
 @pytest.fixture(params=['tcp', 'unix'])
 def streams(request, small, connect):
   return connect(getattr(small, request.param))
+
+
+@pytest.fixture(params=['tcp', 'unix'])
+def slot(request, one_slot, connect):
+  """A client of a server that lets one call in at a time."""
+  return connect(getattr(one_slot, request.param))
 
 
 class Upload:
@@ -52,12 +68,26 @@ class Upload:
     self._queue.put(None)
 
 
-def hold(client, request, **how):
-  """An upload that was let in and has sent its first chunk."""
-  upload = Upload(client, request, **how)
-  upload.send(*upload.messages[:2])
-  assert next(upload.call).HasField('header')
-  return upload
+def hold(client, request, messages=2, **how):
+  """An upload that was let in and has sent its first messages.
+
+  What a call before it held may be given back after its answer is here, so a
+  refusal for want of a slot is no end.
+  """
+
+  def attempt():
+    upload = Upload(client, request, **how)
+    upload.send(*upload.messages[:messages])
+    try:
+      assert next(upload.call).HasField('header')
+    except grpc.RpcError as error:
+      upload.end()
+      if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+        raise
+      return None
+    return upload
+
+  return poll_until(attempt, 60, 'a free slot')
 
 
 def test_server_info_says_so(streams):
@@ -108,8 +138,8 @@ def test_two_at_once(attnd, stubs, client, rng):
 
 
 @pytest.fixture
-def request_of_three(streams, rng):
-  return streams.request(*(normal(rng, 100, 8) for _ in range(3)))
+def request_of_three(client, rng):
+  return client.request(*(normal(rng, 100, 8) for _ in range(3)))
 
 
 MISTAKES = {
@@ -135,7 +165,6 @@ def test_mistakes_are_named(streams, request_of_three, refused, field):
       iter(MISTAKES[field](streams.pb, sent)), timeout=60)))
   assert (refusal.code, refusal.field) == (INVALID, field), refusal
   assert refusal.domain == 'attnd'
-  work.wait_until_free(streams)
 
 
 def test_more_after_the_end(streams, request_of_three, refused):
@@ -157,35 +186,33 @@ def test_what_does_not_fit_is_refused_before_a_chunk(streams, refused):
   assert refusal.reason == 'MEMORY_BUDGET'
 
 
-def test_cancel_while_uploading(streams, request_of_three):
-  upload = hold(streams, request_of_three)
-  assert work.refusal_of(streams).reason == 'TOO_MANY_REQUESTS'
+def test_cancel_while_uploading(slot, request_of_three):
+  upload = hold(slot, request_of_three)
+  assert work.refusal_of(slot).reason == 'TOO_MANY_REQUESTS'
   upload.call.cancel()
-  work.wait_until_free(streams)
+  work.wait_until_free(slot)
 
 
-def test_a_deadline_ends_a_silent_client(streams, request_of_three):
-  upload = hold(streams, request_of_three, timeout=3)
-  assert work.refusal_of(streams).reason == 'TOO_MANY_REQUESTS'
+def test_a_deadline_ends_a_silent_client(slot, request_of_three):
+  upload = hold(slot, request_of_three, timeout=3)
+  assert work.refusal_of(slot).reason == 'TOO_MANY_REQUESTS'
   with pytest.raises(grpc.RpcError) as caught:
     next(upload.call)
   upload.end()
   assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-  work.wait_until_free(streams)
+  work.wait_until_free(slot)
 
 
-def test_cancel_while_the_answer_is_not_read(streams, rng):
+def test_cancel_while_the_answer_is_not_read(slot, rng):
   # More than the connection's windows hold: the server waits to write.
-  upload = Upload(streams, streams.request(
+  upload = hold(slot, slot.request(
       np.ones((1 << 22, 1), np.float32), np.ones((1, 1), np.float32),
-      np.ones((1, 4), np.float32)), chunk_bytes=60000)
-  upload.send(*upload.messages)
+      np.ones((1, 4), np.float32)), messages=None, chunk_bytes=60000)
   upload.end()
-  assert next(upload.call).HasField('header')
   assert next(upload.call).HasField('chunk')
-  assert work.refusal_of(streams).reason == 'TOO_MANY_REQUESTS'
+  assert work.refusal_of(slot).reason == 'TOO_MANY_REQUESTS'
   upload.call.cancel()
-  work.wait_until_free(streams)
+  work.wait_until_free(slot)
 
 
 KILLED = '''
@@ -205,18 +232,18 @@ sys.stdin.read()
 '''
 
 
-def test_a_killed_client(streams, small, build_dir):
+def test_a_killed_client(slot, one_slot, build_dir):
   process = subprocess.Popen(
-      [sys.executable, '-c', KILLED, small.tcp, str(build_dir), *sys.path],
+      [sys.executable, '-c', KILLED, one_slot.tcp, str(build_dir), *sys.path],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   try:
     assert process.stdout.readline() == 'uploading\n'
-    assert work.refusal_of(streams).reason == 'TOO_MANY_REQUESTS'
+    assert work.refusal_of(slot).reason == 'TOO_MANY_REQUESTS'
   finally:
     process.kill()
     process.communicate()
   assert process.returncode == -signal.SIGKILL
-  work.wait_until_free(streams)
+  work.wait_until_free(slot)
 
 
 def test_a_drain_lets_an_upload_finish(attnd, stubs, rng):
@@ -269,11 +296,11 @@ def test_a_draining_server_begins_no_stream(attnd, stubs, rng):
     assert server.wait() == 0
 
 
-def test_many_that_are_left_in_the_middle(small, streams, request_of_three):
+def test_many_that_are_left_in_the_middle(slot, request_of_three):
   """Threads that cancel at random points leave nothing behind."""
   def leave(count):
     for _ in range(count):
-      upload = Upload(streams, request_of_three)
+      upload = Upload(slot, request_of_three)
       upload.send(*upload.messages)
       upload.end()
       upload.call.cancel()
@@ -282,7 +309,7 @@ def test_many_that_are_left_in_the_middle(small, streams, request_of_three):
     thread.start()
   for thread in threads:
     thread.join(120)
-  work.wait_until_free(streams)
+  work.wait_until_free(slot)
 
 
 def test_attnctl_streams_by_itself(build_dir, small, client, rng, tmp_path):
