@@ -5,8 +5,10 @@
 #include <atomic>
 #include <cstring>
 #include <future>
+#include <mutex>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/attention_client.h"
@@ -28,13 +30,22 @@ class LimitedHandler : public FakeHandler {
     response->set_max_receive_message_bytes(limit_bytes);
     response->set_max_send_message_bytes(limit_bytes);
     if (!streams) response->clear_features();
-    return info_reply;
+    const std::lock_guard lock(mutex_);
+    return info_reply_;
+  }
+
+  void AnswerInfo(WireReply reply) {
+    const std::lock_guard lock(mutex_);
+    info_reply_ = std::move(reply);
   }
 
   std::atomic<int> asked = 0;
-  int64_t limit_bytes = 100'000;
-  bool streams = true;
-  WireReply info_reply;
+  std::atomic<int64_t> limit_bytes = 100'000;
+  std::atomic<bool> streams = true;
+
+ private:
+  std::mutex mutex_;
+  WireReply info_reply_;
 };
 
 // 125 and 250 KB of tensors, and 125 KB of answer.
@@ -183,7 +194,7 @@ TEST_F(LargeCallTest, ServersThatDoNotStreamGetMessages) {
 }
 
 TEST_F(LargeCallTest, AServerThatCannotBeAskedIsTheCallsError) {
-  handler_.info_reply = {.code = 14, .message = "draining"};
+  handler_.AnswerInfo({.code = 14, .message = "draining"});
   LargeProblem problem;
   EXPECT_EQ(
       client_.Attention(problem.inputs(), problem.outputs()).status().message(),
@@ -193,7 +204,7 @@ TEST_F(LargeCallTest, AServerThatCannotBeAskedIsTheCallsError) {
                          [&](const Reply& reply) { done.set_value(reply); });
   EXPECT_EQ(done.get_future().get().status().message(), "draining");
   // An old one does not know the question.
-  handler_.info_reply = {.code = 12};
+  handler_.AnswerInfo({.code = 12});
   EXPECT_TRUE(client_.Attention(problem.inputs(), problem.outputs()).ok());
 }
 
