@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -131,6 +130,7 @@ TEST_F(SharedRegionTest, DoesNotWriteWhereItMayNot) {
 
 TEST_F(SharedRegionTest, AUidHasAQuota) {
   std::vector<std::shared_ptr<const SharedRegion>> regions;
+  regions.reserve(10);
   for (int i = 0; i < 9; ++i) regions.push_back(Register(MakeMemfd(kSize)));
   EXPECT_EQ(Refusal(MakeMemfd(kSize + 1)),
             "size: expected at most 10000 bytes, which uid 1 has left of "

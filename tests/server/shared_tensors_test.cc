@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <functional>
 #include <string>
-#include <vector>
 
 #include "server/admission.h"
 #include "tests/server/memfd.h"

@@ -37,9 +37,9 @@ TEST(ShmProtocolTest, SaysWhatIsWrong) {
   const Case cases[] = {
       {"", 0, "length: expected at least 8 bytes, got 0"},
       {"ASHM\1\0\1"s, 1, "length: expected at least 8 bytes, got 7"},
-      {"HTTP\1\0\1\0"s, 1, "magic: expected \"ASHM\", got \"HTTP\""},
+      {"HTTP\1\0\1\0"s, 1, R"(magic: expected "ASHM", got "HTTP")"},
       {"\0\xff\n\0\1\0\1\0"s, 1,
-       "magic: expected \"ASHM\", got \"\\x00\\xff\\n\\x00\""},
+       R"(magic: expected "ASHM", got "\x00\xff\n\x00")"},
       {"ASHM\2\0\1\0"s, 1, "version: expected 1, got 2"},
       {"ASHM\0\1\1\0"s, 1, "version: expected 1, got 256"},
       {"ASHM\1\0\0\0"s, 0,
