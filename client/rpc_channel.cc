@@ -24,6 +24,7 @@
 #include "client/outgoing_message.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/message_lite.h"
+#include "proto/transport_arguments.h"
 
 namespace attnd::client {
 namespace {
@@ -192,9 +193,7 @@ grpc::ChannelArguments MakeArguments(int64_t max_message_bytes) {
   // Tensors go to the address that was asked for, never to the proxy that the
   // environment names for web traffic.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  // Few large frames and writes, as the server does: see server.cc.
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 16777215);
-  arguments.SetInt(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 1 << 20);
+  SetTransportArguments(&arguments);
   return arguments;
 }
 

@@ -13,8 +13,9 @@ set(attnd_include_dir ${CMAKE_INSTALL_INCLUDEDIR}/attnd)
 target_include_directories(attnd_client INTERFACE
   $<INSTALL_INTERFACE:${attnd_include_dir}>)
 install(TARGETS attnctl RUNTIME)
-# The messages are no part of the library's interface, only of its linking.
-install(TARGETS attnd_client attnd_messages EXPORT attnd_targets ARCHIVE)
+# The others are no part of the library's interface, only of its linking.
+install(TARGETS attnd_client attnd_messages attnd_transport EXPORT attnd_targets
+  ARCHIVE)
 install(FILES
   client/attention_client.h client/error_details.h client/shared_region.h
   client/types.h

@@ -49,7 +49,7 @@ absl::Status AttentionCall::Admit(int64_t message_bytes) {
 
 absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
                                         const SplitMessage& split,
-                                        const ReceivedMessage& received) {
+                                        PayloadCopy& copy) {
   // Decoding copies the lists twice for a moment.
   const int64_t decoding_bytes =
       reservation_.bytes() + 2 * DecodedListBytes(*tensors.options);
@@ -69,7 +69,7 @@ absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
       !status.ok()) {
     return status;
   }
-  return CopyInputs(tensors, *decoded, split, received);
+  return PlaceInputs(tensors, *decoded, split, copy);
 }
 
 // `decoding_bytes` is what the message and its parsed form hold.
@@ -126,13 +126,11 @@ bool AttentionCall::IsCopied(const AttentionTensors& tensors,
          (shared_.inputs[role].region == nullptr || role == kMask);
 }
 
-// This copy is the only one that a tensor sees on its way in. It runs in
-// gRPC's callback thread: memory speed, so short beside the transfer that
-// brought the bytes.
-absl::Status AttentionCall::CopyInputs(const AttentionTensors& tensors,
-                                       const DecodedRequest& decoded,
-                                       const SplitMessage& split,
-                                       const ReceivedMessage& received) {
+// `copy` is the only one that a tensor sees on its way in.
+absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
+                                        const DecodedRequest& decoded,
+                                        const SplitMessage& split,
+                                        PayloadCopy& copy) {
   std::array<int64_t, kTensorRoles> offsets{};
   int64_t size_bytes = 0;
   for (size_t role = 0; role < kTensorRoles; ++role) {
@@ -157,7 +155,7 @@ absl::Status AttentionCall::CopyInputs(const AttentionTensors& tensors,
     input_data_[role] = data;
     if (!IsCopied(tensors, role) || ComesInChunks(*tensor)) continue;
     if (part.region == nullptr) {
-      CopyElements(*tensor, split, received, data);
+      CopyElements(*tensor, split, data, copy);
     } else if (part.size_bytes > 0) {
       std::memcpy(data, part.data(), static_cast<size_t>(part.size_bytes));
     }
@@ -229,6 +227,10 @@ absl::Status AttentionCall::AllocateOutputs() {
   return absl::OkStatus();
 }
 
+void AttentionCall::Submit(PayloadCopy& copy, TileScheduler::Done done) {
+  context_.engine.scheduler().Submit(&copy, &stop_, std::move(done));
+}
+
 void AttentionCall::Submit(AttentionEngine::Done done) {
   // The inputs go first: what waits to be sent is the output alone.
   const auto end = [this, done = std::move(done)](absl::Status status,
@@ -279,7 +281,8 @@ UnaryCall::~UnaryCall() { (void)answered_.load(std::memory_order_acquire); }
 
 void UnaryCall::Start(ReceivedMessage received, Done done) {
   const auto answer = [this, self = shared_from_this(), done = std::move(done)](
-                          absl::Status status, const RunStats& stats) {
+                          absl::Status status, RunStats stats) {
+    stats.queue_time += copy_queued_;
     absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
     if (status.ok()) {
       pieces = Encode(stats);
@@ -293,7 +296,27 @@ void UnaryCall::Start(ReceivedMessage received, Done done) {
     answer(std::move(status), {});
     return;
   }
-  Submit(answer);
+  if (copy_.empty()) {
+    Compute(answer);
+    return;
+  }
+  Submit(copy_, [this, answer](absl::Status status, const JobTimes& times) {
+    copy_.Clear();
+    copy_queued_ = times.queued;
+    if (!status.ok()) {
+      answer(std::move(status), {});
+      return;
+    }
+    Compute(answer);
+  });
+}
+
+void UnaryCall::Compute(AttentionEngine::Done answer) {
+  if (absl::Status status = AllocateOutputs(); !status.ok()) {
+    answer(std::move(status), {});
+    return;
+  }
+  Submit(std::move(answer));
 }
 
 absl::Status UnaryCall::Prepare(ReceivedMessage received) {
@@ -301,29 +324,29 @@ absl::Status UnaryCall::Prepare(ReceivedMessage received) {
   if (!status.ok()) return status;
   switch (method()) {
     case AttentionMethod::kAttention:
-      status = Decode<v1::AttentionRequest>(std::move(received));
+      status = Decode<v1::AttentionRequest>(received);
       break;
     case AttentionMethod::kSelfAttention:
-      status = Decode<v1::SelfAttentionRequest>(std::move(received));
+      status = Decode<v1::SelfAttentionRequest>(received);
       break;
     case AttentionMethod::kCrossAttention:
-      status = Decode<v1::CrossAttentionRequest>(std::move(received));
+      status = Decode<v1::CrossAttentionRequest>(received);
       break;
     case AttentionMethod::kAttentionBackward:
-      status = Decode<v1::AttentionBackwardRequest>(std::move(received));
+      status = Decode<v1::AttentionBackwardRequest>(received);
       break;
   }
-  if (!status.ok()) return status;
-  return AllocateOutputs();
+  if (status.ok()) copy_.Begin(std::move(received));
+  return status;
 }
 
 template <typename Request>
-absl::Status UnaryCall::Decode(ReceivedMessage received) {
+absl::Status UnaryCall::Decode(const ReceivedMessage& received) {
   Request request;
   const absl::StatusOr<SplitMessage> split =
       ParseMessage(received, reservation(), request);
   if (!split.ok()) return split.status();
-  return TakeRequest(AttentionTensors::Of(request), *split, received);
+  return TakeRequest(AttentionTensors::Of(request), *split, copy_);
 }
 
 ResponsePieces UnaryCall::Encode(const RunStats& stats) {

@@ -355,7 +355,7 @@ absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
 }
 
 void CopyElements(const v1::Tensor& tensor, const SplitMessage& split,
-                  const ReceivedMessage& received, std::byte* to) {
+                  std::byte* to, PayloadCopy& copy) {
   if (tensor.payload_case() == v1::Tensor::kValues) {
     const auto& values = tensor.values().values();
     if (values.empty()) return;
@@ -363,7 +363,7 @@ void CopyElements(const v1::Tensor& tensor, const SplitMessage& split,
                 static_cast<size_t>(values.size()) * sizeof(float));
     return;
   }
-  received.CopyTo(PayloadOf(split, tensor.data()), to);
+  copy.Add(PayloadOf(split, tensor.data()), to);
 }
 
 }  // namespace attnd::server

@@ -12,7 +12,8 @@
 #include "absl/status/statusor.h"
 #include "attnd/v1/attention.pb.h"
 #include "core/attention_problem.h"
-#include "server/wire_message.h"
+#include "server/payload_copy.h"
+#include "server/payload_splitter.h"
 
 namespace attnd::server {
 
@@ -72,9 +73,10 @@ inline bool ComesInChunks(const v1::Tensor& tensor) {
   return tensor.payload_case() == v1::Tensor::PAYLOAD_NOT_SET;
 }
 
-// Copies the elements of a tensor that the request's message carries to `to`.
+// Has the elements of a tensor that the request's message carries go to `to`:
+// numbers at once, bytes with `copy`.
 void CopyElements(const v1::Tensor& tensor, const SplitMessage& split,
-                  const ReceivedMessage& received, std::byte* to);
+                  std::byte* to, PayloadCopy& copy);
 
 }  // namespace attnd::server
 

@@ -12,7 +12,9 @@
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/resource_quota.h"
+#include "proto/transport_arguments.h"
 #include "server/attention_service.h"
 #include "server/listen_address.h"
 #include "server/self_test.h"
@@ -28,6 +30,15 @@ namespace {
 // For the last trailers of calls that have finished, after which connections
 // are cut.
 constexpr std::chrono::milliseconds kFlushTime{250};
+
+class TransportOption final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments* arguments) override {
+    SetTransportArguments(arguments);
+  }
+  void UpdatePlugins(
+      std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>*) override {}
+};
 
 int64_t BudgetOf(const ServerConfig& config) {
   return config.memory_budget_bytes > 0
@@ -163,14 +174,7 @@ class Server::Impl {
     // to a client that it only listens to.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-    // A message of megabytes is cut into few frames, the largest that gRPC has,
-    // and goes out in few writes; a write ends soon enough for the reader to
-    // take its bytes from the cache. Windows stay as gRPC finds them by
-    // probing: fixed ones of 1 to 64 MiB let the sender run ahead of the cache,
-    // which took a tenth to a fifth off a unix socket's rate. The client
-    // library sets the same.
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 16777215);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 1 << 20);
+    builder.SetOption(std::make_unique<TransportOption>());
     // Two servers on one port would share its calls without a word.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.RegisterService(service_.get());

@@ -107,10 +107,11 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received) {
                       request.has_chunk() ? "a chunk" : "an empty message");
   }
   const AttentionTensors tensors = AttentionTensors::OfStream(request.header());
-  if (absl::Status status = TakeRequest(tensors, *split, received);
-      !status.ok()) {
+  PayloadCopy copy;
+  if (absl::Status status = TakeRequest(tensors, *split, copy); !status.ok()) {
     return BelowHeader(status);
   }
+  copy.RunHere(received);
   for (size_t i = 0; i < kTensorRoles; ++i) {
     const auto& [path, tensor] = tensors.by_role[i];
     if (tensor == nullptr) continue;

@@ -73,25 +73,26 @@ struct Held {
 ReceivedMessage::ReceivedMessage(std::vector<absl::string_view> slices,
                                  std::shared_ptr<const void> owner)
     : slices_(std::move(slices)), owner_(std::move(owner)) {
+  ends_.reserve(slices_.size());
+  size_t end = 0;
   for (const absl::string_view slice : slices_) {
-    size_bytes_ += static_cast<int64_t>(slice.size());
+    ends_.push_back(end += slice.size());
   }
 }
 
 void ReceivedMessage::CopyTo(const PayloadRange& range, std::byte* to) const {
   auto offset = static_cast<size_t>(range.offset);
   auto left = static_cast<size_t>(range.size_bytes);
-  for (const absl::string_view slice : slices_) {
-    if (left == 0) return;
-    if (offset >= slice.size()) {
-      offset -= slice.size();
-      continue;
-    }
-    const size_t step = std::min(left, slice.size() - offset);
-    std::memcpy(to, slice.data() + offset, step);
+  auto i = static_cast<size_t>(
+      std::upper_bound(ends_.begin(), ends_.end(), offset) - ends_.begin());
+  for (; left > 0; ++i) {
+    const size_t step = std::min(left, ends_[i] - offset);
+    std::memcpy(to,
+                slices_[i].data() + (slices_[i].size() - (ends_[i] - offset)),
+                step);
     to += step;
     left -= step;
-    offset = 0;
+    offset += step;
   }
 }
 

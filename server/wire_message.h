@@ -26,7 +26,9 @@ class ReceivedMessage {
   ReceivedMessage(std::vector<absl::string_view> slices,
                   std::shared_ptr<const void> owner);
 
-  int64_t size_bytes() const { return size_bytes_; }
+  int64_t size_bytes() const {
+    return ends_.empty() ? 0 : static_cast<int64_t>(ends_.back());
+  }
   const std::vector<absl::string_view>& slices() const { return slices_; }
 
   // Copies what `range` covers, which lies within the message, to `to`.
@@ -35,7 +37,7 @@ class ReceivedMessage {
  private:
   std::vector<absl::string_view> slices_;
   std::shared_ptr<const void> owner_;
-  int64_t size_bytes_ = 0;
+  std::vector<size_t> ends_;  // where each slice ends in the message
 };
 
 // Makes `message` of `received`, tensors' bytes apart, after growing

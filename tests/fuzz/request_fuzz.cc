@@ -46,8 +46,10 @@ void CheckDecoding(const AttentionTensors& got,
     if (tensor->payload_case() == v1::Tensor::kSharedMemory) continue;
     const auto size = static_cast<size_t>(decoded->bytes[role]);
     std::string elements(size, '\0');
-    CopyElements(*got.by_role[role].tensor, split, received,
-                 reinterpret_cast<std::byte*>(elements.data()));
+    PayloadCopy copy;
+    CopyElements(*got.by_role[role].tensor, split,
+                 reinterpret_cast<std::byte*>(elements.data()), copy);
+    copy.RunHere(received);
     const bool values = tensor->payload_case() == v1::Tensor::kValues;
     const auto& numbers = tensor->values().values();
     const absl::string_view sent =

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/reference_attention.h"
+#include "google/protobuf/unknown_field_set.h"
 #include "server/estimate.h"
 #include "server/options_codec.h"
 #include "tests/server/message_tools.h"
@@ -366,6 +367,37 @@ TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
     const auto call = Make(exact);
     Parse(Start(*call, request).get());
   }
+}
+
+// Of more than PayloadCopy::kMaxHereBytes, so that workers copy it; in a
+// message of which most is something else, which is held as long.
+TEST_F(AttentionCallTest, WorkersCopyWhatIsLarge) {
+  v1::AttentionRequest request;
+  *request.mutable_query() = DataTensor({1, 4, 1500, 64}, 1);
+  *request.mutable_key() = DataTensor({1, 4, 1400, 64}, 2);
+  *request.mutable_value() = DataTensor({1, 4, 1400, 64}, 3);
+  const AttentionProblem problem = ProblemOf(request);
+  std::string expected(static_cast<size_t>(problem.output_bytes()), '\0');
+  AttentionBuffers buffers = BuffersOf(request);
+  buffers.output = expected.data();
+  ASSERT_TRUE(engine_.Run(problem, buffers).ok());
+  const auto message_bytes = static_cast<int64_t>(request.ByteSizeLong());
+  constexpr int kUnknownField = 999;
+  request.GetReflection()->MutableUnknownFields(&request)->AddLengthDelimited(
+      kUnknownField, std::string(8 << 20, 'x'));
+  {
+    auto call = Make(admission_);
+    const Answer answer = Start(*call, request).get();
+    EXPECT_TRUE(Parse(answer).output().data() == expected);
+    call.reset();
+  }
+  EXPECT_TRUE(admission_.WaitIdle(std::chrono::seconds(60)));
+  EXPECT_EQ(admission_.usage().bytes, 0);
+  // What would do for the request does not for all that came.
+  Admission narrow(message_bytes + (8 << 20) + (1 << 20), 1);
+  const auto refused = Make(narrow);
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(Start(*refused, request).get().status()));
 }
 
 TEST_F(AttentionCallTest, GivesBackEverythingOnceTheAnswerIsGone) {

@@ -1,0 +1,39 @@
+// gRPC's hook for socket options. ChannelArguments::SetSocketMutator is public,
+// but the type that it takes is defined in a header that gRPC does not install
+// (src/core/lib/iomgr/socket_mutator.h, the same since 1.36); this is that
+// type. CMake builds without it where gRPC's library does not have its
+// functions.
+#ifndef ATTND_PROTO_SOCKET_MUTATOR_H_
+#define ATTND_PROTO_SOCKET_MUTATOR_H_
+
+#include <grpc/grpc.h>
+#include <grpc/support/sync.h>
+
+// NOLINTBEGIN(readability-identifier-naming): gRPC's names.
+enum grpc_fd_usage : int;
+
+struct grpc_mutate_socket_info {
+  int fd;
+  grpc_fd_usage usage;
+};
+
+struct grpc_socket_mutator_vtable {
+  bool (*mutate_fd)(int fd, grpc_socket_mutator* mutator);
+  int (*compare)(grpc_socket_mutator* a, grpc_socket_mutator* b);
+  void (*destroy)(grpc_socket_mutator* mutator);
+  bool (*mutate_fd_2)(const grpc_mutate_socket_info* info,
+                      grpc_socket_mutator* mutator);
+  // Null: what a later gRPC may look for behind these.
+  void* later[4];
+};
+
+struct grpc_socket_mutator {
+  const grpc_socket_mutator_vtable* vtable;
+  gpr_refcount refcount;
+};
+
+void grpc_socket_mutator_init(grpc_socket_mutator* mutator,
+                              const grpc_socket_mutator_vtable* vtable);
+// NOLINTEND(readability-identifier-naming)
+
+#endif  // ATTND_PROTO_SOCKET_MUTATOR_H_

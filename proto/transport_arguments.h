@@ -1,0 +1,17 @@
+// How gRPC carries the contract's messages, where both ends have to agree for
+// it to be quick. Knows no message.
+#ifndef ATTND_PROTO_TRANSPORT_ARGUMENTS_H_
+#define ATTND_PROTO_TRANSPORT_ARGUMENTS_H_
+
+namespace grpc {
+class ChannelArguments;
+}
+
+namespace attnd {
+
+// Sets frames, writes and socket buffers of a server or a channel.
+void SetTransportArguments(grpc::ChannelArguments* arguments);
+
+}  // namespace attnd
+
+#endif  // ATTND_PROTO_TRANSPORT_ARGUMENTS_H_
