@@ -18,6 +18,7 @@
 //                 in blocks of 32 x 32 on AMX (core/kernels/amx_bf16.cc)
 //   direct        few rows: each key is read once, as it lies, so packing it
 //                 would be the larger part of the work
+//                 (core/kernels/direct-inl.h)
 //
 // Memory traffic of a tile of R rows over a tile of C keys: K^T and V are read
 // once from the second-level cache for each block of 6 rows, R / 6 times; the
@@ -53,6 +54,7 @@
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
 #include "core/kernels/convert-inl.h"
+#include "core/kernels/direct-inl.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/row_tile-inl.h"
@@ -225,7 +227,9 @@ class Tile {
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       if (rows_.block(b).seen.size() > 0) Softmax(rows_.block(b));
     }
-    if (isa_ == Isa::kAmxBf16) {
+    if (entry_plan_.direct) {
+      AddValuesDirect();
+    } else if (isa_ == Isa::kAmxBf16) {
       AddValuesByAmx();
     } else {
       AddValues();
@@ -493,9 +497,6 @@ class Tile {
   // Sums of keys outside, blocks inside: what one of them reads of V stays in
   // the first-level cache for all blocks.
   void AddValues() {
-    const auto& value_blocks =
-        entry_plan_.direct ? kernels_.value_in_place[TypeIndex(value_type_)]
-                           : kernels_.value;
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
       const int64_t last = std::min(key + kKeysPerSum, end_);
       VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
@@ -512,24 +513,53 @@ class Tile {
             AddBlockCarefully(block, key, first, steps, column, vectors);
             continue;
           }
-          value_blocks[block.rows - 1][vectors - 1](
+          kernels_.value[block.rows - 1][vectors - 1](
               Weights(block.first, key) + first, layout_.score_stride,
-              values + first * stride * SizeOf(value_type_), stride, steps,
+              values + first * stride * 4, stride, steps,
               Output(block.first) + column, layout_.output_stride,
-              entry_plan_.direct && column == 0 && b == 0
-                  ? RowsAhead(values + first * stride * SizeOf(value_type_))
-                  : TakeAhead(steps));
+              TakeAhead(steps));
         }
       });
     }
   }
 
-  // Whole rows of values: the first group's columns alone would have every
-  // other line come from memory, at 0.6 of its speed.
-  Ahead RowsAhead(const std::byte* row) const {
-    const int64_t bytes = SizeOf(value_type_);
-    return Ahead::Rows(row + Ahead::kStreamElements * bytes,
-                       value_stride_ * bytes, params_.v_head_dim * bytes);
+  // The same of values as they lie, which the first block fetches from memory.
+  // One block alone need not stop at every sum.
+  void AddValuesDirect() {
+    const int64_t window = rows_.num_blocks() > 1 ? kKeysPerSum : plan_.tile_kv;
+    for (int64_t key = begin_; key < end_; key += window) {
+      const int64_t last = std::min(key + window, end_);
+      bool ahead = true;
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        const KeyRange seen = Clip(block.seen, key, last);
+        if (seen.size() == 0) continue;
+        if (!block.plain && !ValuesAreFinite()) {
+          AddDirectCarefully(block, seen);
+          continue;
+        }
+        VisitType(value_type_, [&](auto as) {
+          using As = decltype(as);
+          DirectValues<As>(Weights(block.first, key), layout_.score_stride,
+                           reinterpret_cast<const typename As::Element*>(
+                               Values(key - begin_, 0)),
+                           value_stride_, seen.begin - key, seen.end - key,
+                           params_.v_head_dim, block.rows, Output(block.first),
+                           layout_.output_stride, ahead);
+        });
+        ahead = false;
+      }
+    }
+  }
+
+  void AddDirectCarefully(const Block& block, const KeyRange& seen) const {
+    for (int64_t key = begin_; key < seen.end; key += kKeysPerSum) {
+      const KeyRange of = Clip(seen, key, key + kKeysPerSum);
+      VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
+        AddBlockCarefully(block, key, of.begin - key, of.size(), column,
+                          vectors);
+      });
+    }
   }
 
   // Columns outside, blocks inside, and all keys of the tile at once: results

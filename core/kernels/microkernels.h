@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/attention_params.h"
 #include "core/kernels/geometry.h"
 
 namespace attnd {
@@ -19,29 +18,9 @@ namespace attnd {
 class Ahead {
  public:
   static constexpr int64_t kLineBytes = 64;
-  // How far ahead of its reader a stream from memory is fetched: a part of a
-  // microsecond. The processor does so too, but no further than to the end of a
-  // page, and late where rows are short. Half of it costs 3 %, a quarter 6 %.
-  static constexpr int64_t kStreamElements = 2048;
 
   Ahead(const void* from, bool advance)
       : at_(static_cast<const char*>(from)), step_(advance ? kLineBytes : 0) {}
-
-  // For values in place, a row of `row_bytes` bytes a step, `stride_bytes`
-  // apart.
-  static Ahead Rows(const void* from, int64_t stride_bytes, int64_t row_bytes) {
-    Ahead ahead(from, false);
-    ahead.step_ = stride_bytes;
-    ahead.row_bytes_ = row_bytes;
-    return ahead;
-  }
-
-  void NextRow() {
-    for (int64_t b = 0; b < row_bytes_; b += kLineBytes) {
-      __builtin_prefetch(at_ + b, 0, 2);
-    }
-    at_ += step_;
-  }
 
   // Of `kSteps` steps at once.
   template <int kSteps>
@@ -56,7 +35,6 @@ class Ahead {
  private:
   const char* at_;
   int64_t step_;
-  int64_t row_bytes_ = 0;
 };
 
 // scores[r][column] = sum over steps of q[r][step] * panel[step][column], and
@@ -74,12 +52,9 @@ using ValueBlockFn = void (*)(const float* weights, int64_t weight_stride,
                               int64_t steps, float* output,
                               int64_t output_stride, Ahead ahead);
 
-constexpr size_t TypeIndex(DataType type) { return static_cast<size_t>(type); }
-
 // Of rows and vectors, each 1 to the geometry's, so that an edge costs a
 // smaller microkernel and never a scalar loop: [rows - 1][vectors - 1].
 struct Microkernels {
-  static constexpr size_t kDataTypes = 3;
   static constexpr int64_t kMaxRows = 6;
   static constexpr int64_t kMaxVectors = 4;
 
@@ -87,9 +62,6 @@ struct Microkernels {
   // Values packed to the block's own width: value_stride is not read, for a
   // constant one leaves its arithmetic to the address units.
   ValueBlockFn value[kMaxRows][kMaxVectors];
-  // Values of each type as they lie, value_stride elements a step, at any
-  // address. Not for pairs.
-  ValueBlockFn value_in_place[kDataTypes][kMaxRows][kMaxVectors];
   // Packed, with weights the other way round: weights[step][r], weight_stride
   // words a step. Not for pairs.
   ValueBlockFn value_transposed[kMaxRows][kMaxVectors];

@@ -65,18 +65,22 @@ HWY_INLINE LaneMask FirstLanes(int64_t lanes) {
 }
 
 // Calls `visit(column, vectors)` for groups of columns that a microkernel takes
-// at once. Near-equal in width: a group of one vector alone would wait for its
-// own sums.
+// at once, `most` vectors. Near-equal in width: a group of one vector alone
+// would wait for its own sums.
 template <class Visitor>
-HWY_INLINE void VisitColumns(int64_t columns, const Visitor& visit) {
+HWY_INLINE void VisitColumns(int64_t columns, int64_t most,
+                             const Visitor& visit) {
   const int64_t vectors = (columns + kLanes - 1) / kLanes;
-  constexpr auto kMost = static_cast<int64_t>(kVectors);
   int64_t done = 0;
-  for (int64_t groups = (vectors + kMost - 1) / kMost; groups > 0; --groups) {
+  for (int64_t groups = (vectors + most - 1) / most; groups > 0; --groups) {
     const int64_t count = (vectors - done + groups - 1) / groups;
     visit(done * kLanes, count);
     done += count;
   }
+}
+template <class Visitor>
+HWY_INLINE void VisitColumns(int64_t columns, const Visitor& visit) {
+  VisitColumns(columns, int64_t{kVectors}, visit);
 }
 
 }  // namespace HWY_NAMESPACE

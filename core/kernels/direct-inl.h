@@ -1,0 +1,308 @@
+// Products of few rows with keys and values of any type as they lie, each of
+// which comes from memory once. For inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_DIRECT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_DIRECT_INL_H_
+#undef ATTND_CORE_KERNELS_DIRECT_INL_H_
+#else
+#define ATTND_CORE_KERNELS_DIRECT_INL_H_
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "core/checked_math.h"
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/geometry.h"
+#include "core/kernels/microkernels.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+// How far ahead of their readers rows are fetched, into the first-level cache.
+// The processor does so too, but no further than to the end of a page, and late
+// where rows are short. Both products read in two places at once where
+// registers allow it: one stream alone reaches 0.88 of the bandwidth.
+inline constexpr int64_t kKeyAheadBytes = 2048;
+inline constexpr int64_t kValueAheadBytes = 1024;
+
+template <class T>
+HWY_INLINE void FetchAhead(const T* from, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const char*>(from) + bytes, 0, 3);
+}
+
+// ---------------------------------------------------------------------------
+// Keys
+
+// Rows that share one pass over the keys, as far as registers go.
+inline constexpr size_t kDirectRows = kLanes == 16 ? 6 : kLanes == 8 ? 3 : 2;
+// Keys of a pass: two that follow one another, and two half of the keys on.
+inline constexpr int64_t kDirectKeys = 4;
+
+// The sums of four vectors' lanes, two to each place.
+HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
+                          float* HWY_RESTRICT high) {
+#if !ATTND_WIDE
+  low[0] = hn::GetLane(a);
+  low[1] = hn::GetLane(b);
+  high[0] = hn::GetLane(c);
+  high[1] = hn::GetLane(e);
+#else
+  const hn::Repartition<double, Floats> d2;
+  const auto ab = hn::BitCast(d2, hn::Add(hn::InterleaveLower(kF, a, b),
+                                          hn::InterleaveUpper(kF, a, b)));
+  const auto ce = hn::BitCast(d2, hn::Add(hn::InterleaveLower(kF, c, e),
+                                          hn::InterleaveUpper(kF, c, e)));
+  // One sum of each in every block of 128 bits.
+  const auto blocks = hn::Add(hn::BitCast(kF, hn::InterleaveLower(d2, ab, ce)),
+                              hn::BitCast(kF, hn::InterleaveUpper(d2, ab, ce)));
+  const hn::FixedTag<float, 8> f8;
+  const hn::FixedTag<float, 4> f4;
+#if HWY_TARGET == HWY_AVX3
+  const auto half =
+      hn::Add(hn::LowerHalf(f8, blocks), hn::UpperHalf(f8, blocks));
+#else
+  const auto half = blocks;
+  (void)f8;
+#endif
+  const hn::FixedTag<float, 2> f2;
+  const auto sums = hn::Add(hn::LowerHalf(f4, half), hn::UpperHalf(f4, half));
+  hn::StoreU(hn::LowerHalf(f2, sums), f2, low);
+  hn::StoreU(hn::UpperHalf(f2, sums), f2, high);
+#endif
+}
+
+// scores[r][j] = dot(q[r], key j) for R rows and every key below `keys`, in
+// whole groups of four: what is stored past the last key is of no meaning. q
+// rows are padded with zeros to whole vectors.
+template <class As, size_t R>
+void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
+                 const typename As::Element* key, int64_t key_stride,
+                 int64_t keys, int64_t dims, float* HWY_RESTRICT scores,
+                 int64_t score_stride) {
+  const int64_t whole = dims / kLanes * kLanes;
+  const int64_t half = CeilDiv(keys, kDirectKeys) * (kDirectKeys / 2);
+  for (int64_t j = 0; j < half; j += kDirectKeys / 2) {
+    const typename As::Element* row[kDirectKeys];
+    Vec acc[R][kDirectKeys];
+    ATTND_UNROLL
+    for (int64_t i = 0; i < kDirectKeys; ++i) {
+      // Past the end the last key is read again.
+      const int64_t at = j + i % 2 + i / 2 * half;
+      row[i] = key + std::min(at, keys - 1) * key_stride;
+      ATTND_UNROLL
+      for (size_t r = 0; r < R; ++r) acc[r][i] = hn::Zero(kF);
+    }
+    for (int64_t d = 0; d < whole; d += kLanes) {
+      Vec k[kDirectKeys];
+      ATTND_UNROLL
+      for (int64_t i = 0; i < kDirectKeys; ++i) {
+        FetchAhead(row[i] + d, kKeyAheadBytes);
+        k[i] = As::Load(kF, row[i] + d);
+      }
+      ATTND_UNROLL
+      for (size_t r = 0; r < R; ++r) {
+        const Vec x = hn::Load(kF, q + static_cast<int64_t>(r) * q_stride + d);
+        ATTND_UNROLL
+        for (int64_t i = 0; i < kDirectKeys; ++i) {
+          acc[r][i] = hn::MulAdd(x, k[i], acc[r][i]);
+        }
+      }
+    }
+    if (whole < dims) {
+      ATTND_UNROLL
+      for (int64_t i = 0; i < kDirectKeys; ++i) {
+        const Vec k = LoadFirst<As>(kF, row[i] + whole,
+                                    static_cast<size_t>(dims - whole));
+        ATTND_UNROLL
+        for (size_t r = 0; r < R; ++r) {
+          const Vec x =
+              hn::Load(kF, q + static_cast<int64_t>(r) * q_stride + whole);
+          acc[r][i] = hn::MulAdd(x, k, acc[r][i]);
+        }
+      }
+    }
+    ATTND_UNROLL
+    for (size_t r = 0; r < R; ++r) {
+      float* const to = scores + static_cast<int64_t>(r) * score_stride + j;
+      StoreSums(acc[r][0], acc[r][1], acc[r][2], acc[r][3], to, to + half);
+    }
+  }
+}
+
+// The same for any number of rows.
+template <class As>
+void DirectScores(const float* q, int64_t q_stride,
+                  const typename As::Element* key, int64_t key_stride,
+                  int64_t keys, int64_t dims, int64_t rows, float* scores,
+                  int64_t score_stride) {
+  constexpr auto kStep = static_cast<int64_t>(kDirectRows);
+  for (int64_t r = 0; r < rows; r += kStep) {
+    const float* from = q + r * q_stride;
+    float* to = scores + r * score_stride;
+    const auto run = [&](auto block) {
+      block(from, q_stride, key, key_stride, keys, dims, to, score_stride);
+    };
+    switch (std::min(rows - r, kStep)) {
+      case 1:
+        run(&DirectBlock<As, 1>);
+        break;
+      case 2:
+        run(&DirectBlock<As, 2>);
+        break;
+#if ATTND_WIDE
+      case 3:
+        run(&DirectBlock<As, 3>);
+        break;
+#endif
+#if HWY_TARGET == HWY_AVX3
+      case 4:
+        run(&DirectBlock<As, 4>);
+        break;
+      case 5:
+        run(&DirectBlock<As, 5>);
+        break;
+      case 6:
+        run(&DirectBlock<As, 6>);
+        break;
+#endif
+      default:
+        break;
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------
+// Values
+
+// Vectors of columns that so many rows of sums take in one pass, for which some
+// may leave the registers: a second pass over the same values would let memory
+// idle meanwhile.
+constexpr size_t DirectVectors([[maybe_unused]] size_t rows) {
+#if HWY_TARGET == HWY_AVX3
+  return std::min<size_t>(8, 32 / rows);
+#elif HWY_TARGET == HWY_AVX2
+  return std::min<size_t>(8, 12 / rows);
+#else
+  return kVectors;
+#endif
+}
+
+// output[r][column] += sum over keys of weights[r][key] * value[key][column],
+// for R rows and N vectors of columns: S such sums of as many keys, one behind
+// the other in memory but read side by side. The first `ahead_bytes` of each
+// row are fetched ahead.
+template <class As, size_t S, size_t R, size_t N>
+void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
+                      const typename As::Element* HWY_RESTRICT value,
+                      int64_t value_stride, int64_t keys,
+                      float* HWY_RESTRICT output, int64_t output_stride,
+                      int64_t ahead_bytes) {
+  Vec acc[S][R][N];
+  ATTND_UNROLL
+  for (auto& sum : acc) {
+    ATTND_UNROLL
+    for (auto& row : sum) {
+      ATTND_UNROLL
+      for (Vec& x : row) x = hn::Zero(kF);
+    }
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    ATTND_UNROLL
+    for (size_t s = 0; s < S; ++s) {
+      const int64_t key = static_cast<int64_t>(s) * kKeysPerSum;
+      const typename As::Element* row = value + key * value_stride;
+      for (int64_t b = 0; b < ahead_bytes; b += Ahead::kLineBytes) {
+        FetchAhead(row, kValueAheadBytes + b);
+      }
+      Vec v[N];
+      ATTND_UNROLL
+      for (size_t n = 0; n < N; ++n) v[n] = As::Load(kF, row + n * kLaneCount);
+      ATTND_UNROLL
+      for (size_t r = 0; r < R; ++r) {
+        const Vec p = hn::Set(
+            kF, weights[static_cast<int64_t>(r) * weight_stride + key + j]);
+        ATTND_UNROLL
+        for (size_t n = 0; n < N; ++n) {
+          acc[s][r][n] = hn::MulAdd(p, v[n], acc[s][r][n]);
+        }
+      }
+    }
+    value += value_stride;
+  }
+  ATTND_UNROLL
+  for (size_t r = 0; r < R; ++r) {
+    float* out = output + static_cast<int64_t>(r) * output_stride;
+    ATTND_UNROLL
+    for (size_t n = 0; n < N; ++n) {
+      float* to = out + n * kLaneCount;
+      Vec total = hn::Load(kF, to);
+      ATTND_UNROLL
+      for (size_t s = 0; s < S; ++s) total = hn::Add(total, acc[s][r][n]);
+      hn::Store(total, kF, to);
+    }
+  }
+}
+
+// Those of R rows and S sums, by vectors - 1.
+template <class As>
+using DirectValueRow =
+    std::array<decltype(&DirectValueBlock<As, 1, 1, 1>), DirectVectors(1)>;
+
+template <class As, size_t S, size_t R, size_t... N>
+constexpr DirectValueRow<As> MakeDirectValueRow(
+    std::index_sequence<N...> /*vectors*/) {
+  return {&DirectValueBlock<As, S, R, N + 1>...};
+}
+
+// Those of S sums, by rows - 1.
+template <class As, size_t S, size_t... R>
+constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
+    std::index_sequence<R...> /*rows*/) {
+  return {MakeDirectValueRow<As, S, R + 1>(
+      std::make_index_sequence<DirectVectors(S * (R + 1))>())...};
+}
+
+// Adds keys first <= key < last for any number of columns, in sums of
+// kKeysPerSum keys from `value` on. `ahead`: the values come from memory.
+template <class As>
+void DirectValues(const float* weights, int64_t weight_stride,
+                  const typename As::Element* value, int64_t value_stride,
+                  int64_t first, int64_t last, int64_t dims, int64_t rows,
+                  float* output, int64_t output_stride, bool ahead) {
+  static constexpr auto kOne =
+      MakeDirectValueTable<As, 1>(std::make_index_sequence<kRows>());
+  static constexpr auto kTwo =
+      MakeDirectValueTable<As, 2>(std::make_index_sequence<1>());
+  const int64_t row_bytes =
+      dims * static_cast<int64_t>(sizeof(typename As::Element));
+  while (first < last) {
+    const int64_t keys =
+        std::min(RoundUp(first + 1, kKeysPerSum), last) - first;
+    const bool two =
+        rows == 1 && keys == kKeysPerSum && first + 2 * keys <= last;
+    const size_t row = two ? 0 : static_cast<size_t>(rows - 1);
+    const DirectValueRow<As>& blocks = two ? kTwo[row] : kOne[row];
+    const size_t most = DirectVectors(two ? 2 : row + 1);
+    VisitColumns(dims, static_cast<int64_t>(most),
+                 [&](int64_t column, int64_t vectors) {
+                   blocks[static_cast<size_t>(vectors - 1)](
+                       weights + first, weight_stride,
+                       value + first * value_stride + column, value_stride,
+                       keys, output + column, output_stride,
+                       ahead && column == 0 ? row_bytes : 0);
+                 });
+    first += two ? 2 * keys : keys;
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif
