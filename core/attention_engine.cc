@@ -1,5 +1,6 @@
 #include "core/attention_engine.h"
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -20,8 +21,15 @@ namespace {
 constexpr int64_t kHereFlops = int64_t{1} << 20;
 constexpr int64_t kHereBytes = int64_t{1} << 20;
 
-bool RunsHere(const MemoryEstimate& estimate) {
-  return estimate.flops <= kHereFlops && estimate.flash_bytes <= kHereBytes;
+bool RunsHere(const AttentionProblem& problem, const MemoryEstimate& estimate) {
+  // Keys that no row sees are not touched, but where they are packed, and then
+  // the workspace has room for them. A key that is seen takes two operations an
+  // element, which has four bytes at most.
+  const int64_t kv_bytes = problem.key_bytes() + problem.value_bytes();
+  return estimate.flops <= kHereFlops &&
+         estimate.flash_bytes - kv_bytes +
+                 std::min(kv_bytes, 2 * estimate.flops) <=
+             kHereBytes;
 }
 
 // Nobody else waits for this thread to be free.
@@ -176,7 +184,7 @@ void AttentionEngine::Start(const AttentionProblem& problem, Plan plan,
   stats.threads = threads();
   stats.flops = estimate->flops;
   stats.workspace_bytes = estimate->workspace_bytes;
-  if (RunsHere(*estimate)) {
+  if (RunsHere(problem, *estimate)) {
     std::optional<J> job(std::in_place, problem, std::move(plan), buffers,
                          threads(), *std::move(workspace));
     const auto began = std::chrono::steady_clock::now();

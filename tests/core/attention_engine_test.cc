@@ -17,6 +17,7 @@ namespace {
 
 using ::attnd::testing::Affordable;
 using ::attnd::testing::AttentionCase;
+using ::attnd::testing::CaseShape;
 using ::attnd::testing::RandomShape;
 using ::testing::IsEmpty;
 
@@ -63,6 +64,20 @@ TEST(AttentionEngineHereTest, TinyProblemsAnswerBeforeSubmitReturns) {
                 });
   EXPECT_EQ(ran_in, std::this_thread::get_id());
   EXPECT_THAT(tiny.Compare(), IsEmpty());
+
+  // Most of its bytes are keys that nobody sees.
+  CaseShape padded{
+      .q_len = 1, .kv_len = 20000, .head_dim = 64, .v_head_dim = 64};
+  padded.options.key_lengths = {60};
+  AttentionCase unseen(padded, kSeed);
+  ran_in.reset();
+  engine.Submit(unseen.problem(), unseen.buffers(), nullptr,
+                [&](const absl::Status& status, const RunStats&) {
+                  EXPECT_TRUE(status.ok()) << status;
+                  ran_in = std::this_thread::get_id();
+                });
+  EXPECT_EQ(ran_in, std::this_thread::get_id());
+  EXPECT_THAT(unseen.Compare(), IsEmpty());
 
   AttentionCase larger(
       {.q_len = 256, .kv_len = 256, .head_dim = 64, .v_head_dim = 64}, kSeed);
