@@ -1,12 +1,14 @@
 #include "server/response_codec.h"
 
+#include <array>
 #include <chrono>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
 #include "google/protobuf/io/coded_stream.h"
-#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/wire_format_lite.h"
 
 namespace attnd::server {
@@ -14,7 +16,6 @@ namespace {
 
 using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::CodedOutputStream;
-using google::protobuf::io::StringOutputStream;
 
 google::protobuf::Duration ToDuration(std::chrono::nanoseconds time) {
   google::protobuf::Duration duration;
@@ -43,37 +44,85 @@ v1::Tensor TensorHeader(const ResponseTensor& tensor) {
   return header;
 }
 
-// Tag and length of a length-delimited field.
-std::string FieldPrefix(int number, size_t length) {
-  std::string prefix;
-  StringOutputStream stream(&prefix);
-  CodedOutputStream out(&stream);
-  out.WriteTag(WireFormatLite::MakeTag(
-      number, WireFormatLite::WIRETYPE_LENGTH_DELIMITED));
-  out.WriteVarint64(length);
-  out.Trim();
-  return prefix;
+// Appends tag and length of a length-delimited field.
+void AppendPrefix(int number, size_t length, std::string& text) {
+  constexpr size_t kMostBytes = 15;  // of a tag and a length
+  std::array<uint8_t, kMostBytes> prefix;
+  uint8_t* end = CodedOutputStream::WriteTagToArray(
+      WireFormatLite::MakeTag(number,
+                              WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
+      prefix.data());
+  end = CodedOutputStream::WriteVarint64ToArray(length, end);
+  text.append(prefix.data(), end);
 }
 
-// A Tensor whose last field is its data, which stays where it is.
-void AppendTensor(const ResponseTensor& tensor,
-                  const std::shared_ptr<const void>& owner,
-                  ResponsePieces& pieces) {
-  const absl::string_view data(
-      reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+void AppendField(int number, const google::protobuf::Message& message,
+                 std::string& text) {
+  AppendPrefix(number, message.ByteSizeLong(), text);
+  message.AppendToString(&text);
+}
+
+// A message that is written from front to back: text in as few pieces as can
+// be, large data where it lies. All pieces keep `owner`, which also stands for
+// the memory budget that an answer holds until it is sent.
+class PieceWriter {
+ public:
+  explicit PieceWriter(std::shared_ptr<const void> owner)
+      : owner_(std::move(owner)) {}
+
+  // To append to.
+  std::string& text() { return text_; }
+
+  void Append(absl::string_view data) {
+    // Below this a copy costs less than a piece of its own.
+    constexpr size_t kSmallestPieceBytes = 4096;
+    if (data.size() < kSmallestPieceBytes) {
+      text_.append(data.data(), data.size());
+      return;
+    }
+    EndText();
+    pieces_.push_back({.bytes = data, .owner = owner_});
+  }
+
+  ResponsePieces Finish() {
+    EndText();
+    return std::move(pieces_);
+  }
+
+ private:
+  void EndText() {
+    if (text_.empty()) return;
+    using Text = std::pair<std::string, std::shared_ptr<const void>>;
+    const auto text =
+        std::make_shared<Text>(std::exchange(text_, std::string()), owner_);
+    pieces_.push_back({.bytes = text->first, .owner = text});
+  }
+
+  std::shared_ptr<const void> owner_;
+  std::string text_;
+  ResponsePieces pieces_;
+};
+
+absl::string_view View(std::span<const std::byte> data) {
+  return {reinterpret_cast<const char*>(data.data()), data.size()};
+}
+
+// A Tensor whose last field is its data.
+void AppendTensor(const ResponseTensor& tensor, PieceWriter& to) {
+  v1::Tensor header = TensorHeader(tensor);
   if (tensor.place) {
-    v1::Tensor message = TensorHeader(tensor);
-    *message.mutable_shared_memory() = *tensor.place;
-    std::string text = message.SerializeAsString();
-    pieces.push_back(
-        OwnedPiece(FieldPrefix(tensor.field_number, text.size()) + text));
+    *header.mutable_shared_memory() = *tensor.place;
+    AppendField(tensor.field_number, header, to.text());
     return;
   }
-  std::string header = TensorHeader(tensor).SerializeAsString();
-  header += FieldPrefix(v1::Tensor::kDataFieldNumber, data.size());
-  pieces.push_back(OwnedPiece(
-      FieldPrefix(tensor.field_number, header.size() + data.size()) + header));
-  if (!data.empty()) pieces.push_back({.bytes = data, .owner = owner});
+  std::string prefix;
+  AppendPrefix(v1::Tensor::kDataFieldNumber, tensor.data.size(), prefix);
+  AppendPrefix(tensor.field_number,
+               header.ByteSizeLong() + prefix.size() + tensor.data.size(),
+               to.text());
+  header.AppendToString(&to.text());
+  to.text() += prefix;
+  to.Append(View(tensor.data));
 }
 
 v1::Tensor WithValues(const ResponseTensor& tensor) {
@@ -84,28 +133,6 @@ v1::Tensor WithValues(const ResponseTensor& tensor) {
   message.mutable_values()->mutable_values()->Add(elements.begin(),
                                                   elements.end());
   return message;
-}
-
-void AppendField(int number, const google::protobuf::Message& message,
-                 std::string& text) {
-  text += FieldPrefix(number, message.ByteSizeLong());
-  message.AppendToString(&text);
-}
-
-// One message at a time, so that an answer is held no more than thrice: as the
-// kernel's output, as a message and as text.
-std::string TextOfValues(const AttentionAnswer& answer) {
-  size_t bytes = kMessageEnvelopeBytes;
-  for (const ResponseTensor& tensor : answer.tensors) {
-    bytes += tensor.data.size();
-  }
-  std::string text;
-  text.reserve(bytes);
-  for (const ResponseTensor& tensor : answer.tensors) {
-    AppendField(tensor.field_number, WithValues(tensor), text);
-  }
-  AppendField(answer.stats_field_number, EncodeStats(answer.stats), text);
-  return text;
 }
 
 }  // namespace
@@ -143,15 +170,15 @@ ResponsePieces EncodeChunk(const ResponseTensor& tensor, size_t offset,
   v1::TensorChunk chunk;
   chunk.set_role(lse ? v1::TENSOR_ROLE_LSE : v1::TENSOR_ROLE_OUTPUT);
   chunk.set_offset_bytes(static_cast<int64_t>(offset));
-  const std::string head = chunk.SerializeAsString() +
-                           FieldPrefix(v1::TensorChunk::kDataFieldNumber, size);
-  return {
-      OwnedPiece(FieldPrefix(v1::AttentionStreamResponse::kChunkFieldNumber,
-                             head.size() + size) +
-                 head),
-      {.bytes = absl::string_view(
-           reinterpret_cast<const char*>(tensor.data.data()) + offset, size),
-       .owner = std::move(owner)}};
+  std::string prefix;
+  AppendPrefix(v1::TensorChunk::kDataFieldNumber, size, prefix);
+  PieceWriter writer(std::move(owner));
+  AppendPrefix(v1::AttentionStreamResponse::kChunkFieldNumber,
+               chunk.ByteSizeLong() + prefix.size() + size, writer.text());
+  chunk.AppendToString(&writer.text());
+  writer.text() += prefix;
+  writer.Append(View(tensor.data.subspan(offset, size)));
+  return writer.Finish();
 }
 
 ResponsePieces EncodeStreamStats(const RunStats& stats) {
@@ -162,22 +189,26 @@ ResponsePieces EncodeStreamStats(const RunStats& stats) {
 
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner) {
+  PieceWriter writer(std::move(owner));
   if (kind == PayloadKind::kValues) {
-    // The numbers are copied; the owner also stands for the memory budget that
-    // the answer holds until it is sent.
-    using Text = std::pair<std::string, std::shared_ptr<const void>>;
-    const auto text =
-        std::make_shared<Text>(TextOfValues(answer), std::move(owner));
-    return ResponsePieces{{.bytes = text->first, .owner = text}};
+    // One message at a time, so that an answer is held no more than thrice: as
+    // the kernel's output, as a message and as text.
+    size_t bytes = kMessageEnvelopeBytes;
+    for (const ResponseTensor& tensor : answer.tensors) {
+      bytes += tensor.data.size();
+    }
+    writer.text().reserve(bytes);
   }
-  ResponsePieces pieces;
   for (const ResponseTensor& tensor : answer.tensors) {
-    AppendTensor(tensor, owner, pieces);
+    if (kind == PayloadKind::kValues) {
+      AppendField(tensor.field_number, WithValues(tensor), writer.text());
+    } else {
+      AppendTensor(tensor, writer);
+    }
   }
-  std::string stats;
-  AppendField(answer.stats_field_number, EncodeStats(answer.stats), stats);
-  pieces.push_back(OwnedPiece(std::move(stats)));
-  return pieces;
+  AppendField(answer.stats_field_number, EncodeStats(answer.stats),
+              writer.text());
+  return writer.Finish();
 }
 
 }  // namespace attnd::server

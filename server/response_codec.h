@@ -44,9 +44,9 @@ ResponsePieces EncodeChunk(const ResponseTensor& tensor, size_t offset,
                            size_t size, std::shared_ptr<const void> owner);
 ResponsePieces EncodeStreamStats(const RunStats& stats);
 
-// The answer's message. With kData the pieces borrow the elements, with
-// kValues, for which all must be F32, they hold a copy, and keep `owner` alive
-// either way; with kSharedMemory they say where the elements are.
+// The answer's message. With kData the pieces borrow the elements but of small
+// tensors, with kValues, for which all must be F32, they hold a copy, and with
+// kSharedMemory they say where the elements are; they keep `owner` alive.
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner);
 

@@ -96,13 +96,28 @@ TEST_F(ResponseCodecTest, HalvesKeepTheirType) {
 TEST_F(ResponseCodecTest, DataIsBorrowedAndKeptAlive) {
   auto owner = std::make_shared<int>(0);
   const std::weak_ptr<int> watch = owner;
+  output_.resize(2048);
+  AttentionAnswer answer = Answer();
+  answer.tensors[0].shape = {2048};
   ResponsePieces pieces =
-      EncodeAnswer(Answer(), PayloadKind::kData, std::move(owner));
+      EncodeAnswer(answer, PayloadKind::kData, std::move(owner));
+  EXPECT_EQ(Parse<v1::AttentionResponse>(pieces).output().data().size(), 8192U);
   bool borrowed = false;
   for (const ResponsePiece& piece : pieces) {
     borrowed |= static_cast<const void*>(piece.bytes.data()) == output_.data();
   }
   EXPECT_TRUE(borrowed);
+  EXPECT_FALSE(watch.expired());
+  pieces.clear();
+  EXPECT_TRUE(watch.expired());
+}
+
+TEST_F(ResponseCodecTest, SmallDataIsCopiedIntoOnePieceThatKeepsTheOwner) {
+  auto owner = std::make_shared<int>(0);
+  const std::weak_ptr<int> watch = owner;
+  ResponsePieces pieces =
+      EncodeAnswer(Answer(), PayloadKind::kData, std::move(owner));
+  EXPECT_EQ(pieces.size(), 1U);
   EXPECT_FALSE(watch.expired());
   pieces.clear();
   EXPECT_TRUE(watch.expired());
