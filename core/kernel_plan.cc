@@ -14,15 +14,28 @@ namespace {
 constexpr int64_t kWordBytes = 4;
 constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
+// What tiled entries multiply on.
+struct Products {
+  Isa isa;
+  int64_t parts;  // KernelPlan::parts
+};
+
 // Up to so many rows scores are made by dot products with the keys as they lie:
-// packing them would cost more than it saves. Native bf16 products save more.
-int64_t MaxDirectRows(Isa tiled_isa) {
-  return tiled_isa == F32Isa(tiled_isa) ? 48 : 24;
+// packing them would cost more than it saves. Native bf16 products save more,
+// but packing three parts costs more than that.
+int64_t MaxDirectRows(const Products& products) {
+  if (products.parts > 1) return 96;
+  return products.isa == F32Isa(products.isa) ? 48 : 24;
 }
 
 // The most rows in a tile: enough to read K^T and V seldom, few enough that
-// their scores stay in the second-level cache.
-constexpr int64_t kTileRows = 96;
+// their scores stay in the second-level cache and that there are tiles for many
+// workers. AMX keeps the scores of one block of rows only, and multiplies faster
+// than K^T and V come, but where they are short.
+int64_t MaxRowsOfTile(const Products& products, int64_t rows) {
+  if (products.isa != Isa::kAmxBf16) return 96;
+  return rows < 1024 ? 128 : kMaxTileRows;
+}
 
 // A tile wants its scores and one pass of K^T or V in the second-level cache,
 // with room for the other's lines: what is over half of it does not pay.
@@ -39,15 +52,21 @@ int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
   return tile;
 }
 
-// What tiled entries multiply on: native bf16 where it loses nothing of the
-// inputs, or is asked for.
-Isa TiledIsa(const AttentionParams& params, const MachineInfo& machine) {
+// Native bf16 where it loses nothing of the inputs, or is asked for. On tiles
+// the six products that make one of f32 (core/kernels/amx_bf16.h) are still
+// twice as fast as multiply-adds.
+Products ChooseProducts(const AttentionParams& params,
+                        const MachineInfo& machine) {
   const bool all_bf16 = params.query_dtype == DataType::kBF16 &&
                         params.key_dtype == DataType::kBF16 &&
                         params.value_dtype == DataType::kBF16;
   const bool bf16 = params.precision == Precision::kBF16 ||
                     (params.precision == Precision::kAuto && all_bf16);
-  return bf16 ? machine.isa : F32Isa(machine.isa);
+  if (bf16) return {machine.isa, 1};
+  if (params.precision == Precision::kAuto && machine.isa == Isa::kAmxBf16) {
+    return {machine.isa, kBf16PartsOfF32};
+  }
+  return {F32Isa(machine.isa), 1};
 }
 
 // In place, values must be f32 rows of whole vectors.
@@ -56,6 +75,12 @@ bool ReadsValuesInPlace(const AttentionParams& params,
   return params.value_dtype == DataType::kF32 &&
          params.precision != Precision::kBF16 &&
          params.v_head_dim % geometry.lanes == 0;
+}
+
+std::string_view VariantName(bool tiled, bool direct, int64_t parts) {
+  if (!tiled) return "direct";
+  if (parts == 1) return direct ? "tiled+direct" : "tiled";
+  return direct ? "tiled_bf16x3+direct" : "tiled_bf16x3";
 }
 
 int64_t Saturated(const std::optional<int64_t>& bytes) {
@@ -72,8 +97,8 @@ int64_t PackTasksPerHead(const EntryPlan& entry) {
 
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
                     const MachineInfo& machine) {
-  const Isa tiled_isa = TiledIsa(params, machine);
-  const Geometry geometry = GeometryOf(tiled_isa);
+  const Products products = ChooseProducts(params, machine);
+  const Geometry geometry = GeometryOf(products.isa);
   EntryPlan entry;
   const int64_t rows = params.HeadsPerGroup() * of.q_len;
   if (rows == 0) return entry;
@@ -84,14 +109,15 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
   // Keys as they lie cannot be rounded.
   const bool rounds_keys = params.precision == Precision::kBF16 &&
                            params.key_dtype != DataType::kBF16;
-  entry.direct = seeing_rows <= MaxDirectRows(tiled_isa) && !rounds_keys;
+  entry.direct = seeing_rows <= MaxDirectRows(products) && !rounds_keys;
   // Tiles of nearly equal numbers of rows, in whole microkernels.
-  entry.q_tiles = CeilDiv(rows, kTileRows);
+  const int64_t most_rows = MaxRowsOfTile(products, rows);
+  entry.q_tiles = CeilDiv(rows, most_rows);
   entry.tile_q = CeilDiv(rows, entry.q_tiles);
   if (entry.q_tiles > 1) entry.tile_q = RoundUp(entry.tile_q, geometry.rows);
   entry.q_tiles = CeilDiv(rows, entry.tile_q);
   // One tile would be one task, however many keys it has.
-  if (seeing_rows <= kTileRows) {
+  if (seeing_rows <= most_rows) {
     entry.splits =
         std::max<int64_t>(1, CeilDiv(kv_len, KernelPlan::kKeysPerSplit));
   }
@@ -159,10 +185,10 @@ int64_t KernelPlan::Slots(int64_t threads) const {
 
 int64_t KernelPlan::WorkspaceBytes(int64_t threads) const {
   const auto slot_total = CheckedProduct({Slots(threads), slot_bytes});
-  const auto total = slot_total
-                         ? CheckedSum({packed_keys_bytes, packed_values_bytes,
-                                       partial_bytes, *slot_total})
-                         : std::nullopt;
+  const auto total =
+      slot_total ? CheckedSum({packed_keys_bytes, packed_values_bytes,
+                               partial_bytes, largest_bytes, *slot_total})
+                 : std::nullopt;
   return total.value_or(kMaxBytes);
 }
 
@@ -170,8 +196,8 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                           const MachineInfo& machine) {
   const AttentionParams& params = problem.params();
   const Mask& mask = problem.mask();
-  const Isa tiled_isa = TiledIsa(params, machine);
-  const Geometry geometry = GeometryOf(tiled_isa);
+  const Products products = ChooseProducts(params, machine);
+  const Geometry geometry = GeometryOf(products.isa);
   KernelPlan plan;
   plan.panel_keys = geometry.panel_keys();
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
@@ -215,25 +241,35 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.tile_tasks = plan.table_.Total(KernelPlan::kTile);
   plan.merge_tasks = plan.table_.Total(KernelPlan::kMerge);
 
-  plan.isa = any_tiled ? tiled_isa : F32Isa(machine.isa);
-  plan.bf16_products =
-      params.precision == Precision::kBF16 || plan.isa != F32Isa(plan.isa);
-  plan.variant = any_tiled ? (any_direct ? "tiled+direct" : "tiled") : "direct";
-  plan.converts_values = any_direct && !ReadsValuesInPlace(params, geometry);
+  plan.isa = any_tiled ? products.isa : F32Isa(machine.isa);
+  plan.parts = any_tiled ? products.parts : 1;
+  plan.bf16_products = params.precision == Precision::kBF16 ||
+                       (plan.isa != F32Isa(plan.isa) && plan.parts == 1);
+  plan.variant = VariantName(any_tiled, any_direct, plan.parts);
+  // Numbers that have no parts make tiles direct.
+  plan.converts_values =
+      (any_direct || plan.parts > 1) && !ReadsValuesInPlace(params, geometry);
 
   const SlotLayout layout =
       SlotLayout::Of(geometry, {.tile_q = plan.tile_q,
                                 .tile_kv = plan.tile_kv,
                                 .head_dim = params.head_dim,
                                 .v_head_dim = params.v_head_dim,
-                                .converts_values = plan.converts_values});
+                                .converts_values = plan.converts_values,
+                                .parts = plan.parts});
   plan.slot_bytes = kWordBytes * layout.total;
   const int64_t keys =
       overflow ? kMaxBytes : plan.table_.Total(KernelPlan::kPackedKey);
-  plan.packed_keys_bytes = Saturated(
-      CheckedProduct({kWordBytes, keys, RowWords(plan.isa, params.head_dim)}));
-  plan.packed_values_bytes = Saturated(CheckedProduct(
-      {kWordBytes, keys / ElementsPerWord(plan.isa), layout.output_stride}));
+  plan.packed_keys_bytes = Saturated(CheckedProduct(
+      {kWordBytes, keys, RowWords(plan.isa, params.head_dim), plan.parts}));
+  plan.packed_values_bytes =
+      Saturated(CheckedProduct({kWordBytes, keys / ElementsPerWord(plan.isa),
+                                layout.output_stride, plan.parts}));
+  plan.largest_bytes = plan.parts == 1
+                           ? 0
+                           : Saturated(CheckedProduct(
+                                 {static_cast<int64_t>(sizeof(LargestOfHead)),
+                                  params.batch, params.num_kv_heads}));
   plan.partial_bytes = Saturated(CheckedProduct(
       {kWordBytes, plan.table_.Total(KernelPlan::kPartial),
        PartialLayout::Of(plan.tile_q, params.v_head_dim).total}));

@@ -57,6 +57,8 @@ class KernelPlan {
   // Inputs and weights go through the products as bf16: natively where isa has
   // such products, else as f32 numbers that were rounded.
   bool bf16_products = false;
+  // Native bf16 products of f32 numbers, each the sum of so many bf16; else 1.
+  int64_t parts = 1;
   // Direct tiles copy their values to the slot: converted, or in whole vectors.
   bool converts_values = false;
   int64_t tile_q = 0;      // the largest of any entry
@@ -68,7 +70,8 @@ class KernelPlan {
   int64_t packed_keys_bytes = 0;
   int64_t packed_values_bytes = 0;
   int64_t partial_bytes = 0;
-  int64_t slot_bytes = 0;  // one tile in progress
+  int64_t largest_bytes = 0;  // what packing finds out, where parts > 1
+  int64_t slot_bytes = 0;     // one tile in progress
 
   // Which part of the work a task number stands for: below pack_tasks,
   // tile_tasks and merge_tasks. Tiles of the heaviest entries come first, and

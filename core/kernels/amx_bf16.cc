@@ -3,10 +3,20 @@
 // time, even and odd ones apart, so a sum's bits depend on where its groups of
 // 32 dimensions or keys begin: always at multiples of 32 from the tile's first.
 //
+// f32 operands come as three bf16 parts, x = x0 + x1 + x2, and six of the nine
+// products of parts (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial
+// Intelligence Datatype For Higher-Precision Computations", 2019). Six times 16
+// cycles for 16384 multiply-adds are 2.7 times what two multiply-adds of 512
+// bits a cycle do; with the softmax, and a clock that AMX lowers, about 1 to
+// 1.4 times is left of a tile.
+//
 // Blocks of 2 x 2 result tiles: four loads of operands for four products, each
-// product 16 cycles and each load 8. Traffic of a block of 32 rows: its part of
-// K^T or V once, in pieces that stay in the first-level cache for all blocks of
-// a tile.
+// product 16 cycles and each load 8; with parts 16 loads for 24. Traffic of a
+// block of 32 rows: K^T and V of the tile once, its own scores and weights in
+// the first-level cache.
+//
+// The plan picks this on AMX, beyond a few rows: bf16 where inputs are bf16 or
+// may be rounded, parts where they are not.
 //
 // The instructions are written out: GCC 12's own have no name for a tile that
 // templates could count, and do not say that they read memory.
@@ -32,7 +42,6 @@ namespace {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileWords = 16;  // of a row
 constexpr int64_t kWordBytes = 4;
-constexpr int64_t kPanelKeys = GeometryOf(Isa::kAmxBf16).panel_keys();
 constexpr int64_t kStepsPerChunk = kKeysPerSum / 2;
 
 // Tiles by their use: results by row and column, operands left and right.
@@ -131,40 +140,92 @@ struct BlockRows {
   Rows<Word> lower;
 };
 
+// One operand of a product, by parts: tiles of up to two groups of rows or
+// columns, kept until the next Load.
+template <bool kTwo>
+class Left {
+ public:
+  Left(const BlockRows<const float>& rows, int64_t part_words)
+      : rows_(rows), part_words_(part_words) {}
+
+  ATTND_INLINE void Load(int64_t part, int64_t step) const {
+    const int64_t word = part * part_words_ + step;
+    rows_.upper.Load<kLeft>(word);
+    if constexpr (kTwo) rows_.lower.Load<kLeft + 1>(word);
+  }
+
+ private:
+  const BlockRows<const float>& rows_;
+  int64_t part_words_;
+};
+
+template <bool kTwo>
+ATTND_INLINE void LoadRight(const float* group, int64_t part) {
+  constexpr int64_t kColumns = kTwo ? 2 : 1;
+  const float* const tile = group + part * kColumns * kAmxTileWords;
+  LoadTile<kRight>(tile, kTileWords);
+  if constexpr (kTwo) LoadTile<kRight + 1>(tile + kAmxTileWords, kTileWords);
+}
+
+// results += what is loaded left * what is loaded right.
+template <bool kTwoRows, bool kTwoColumns>
+ATTND_INLINE void MultiplyLoaded() {
+  Multiply<0, 0>();
+  if constexpr (kTwoColumns) Multiply<0, 1>();
+  if constexpr (kTwoRows) Multiply<1, 0>();
+  if constexpr (kTwoRows && kTwoColumns) Multiply<1, 1>();
+}
+
 // results += left * right for steps first <= step < last, by `kTwoRows` and
-// `kTwoColumns` tiles. `right(step)` is where the first column's rows begin,
-// `right_stride` words apart; the second column follows.
-template <bool kTwoRows, bool kTwoColumns, class Right>
-ATTND_INLINE void MultiplySteps(const BlockRows<const float>& left,
-                                int64_t first, int64_t last, const Right& right,
-                                int64_t right_stride) {
+// `kTwoColumns` tiles. `right(step)` is where the tiles of kAmxSteps steps lie.
+//
+// Of three parts a side, the products whose parts' numbers add up to more than
+// 2 are below 2^-24 of the whole: six are left. The five small ones come first,
+// over all steps, so that what they round off is of their own size.
+template <int kParts, bool kTwoRows, bool kTwoColumns, class Right>
+ATTND_INLINE void MultiplySteps(const Left<kTwoRows>& left, int64_t first,
+                                int64_t last, const Right& right) {
+  if constexpr (kParts == kBf16PartsOfF32) {
+    for (int64_t step = first; step < last; step += kAmxSteps) {
+      const float* const group = right(step);
+      left.Load(0, step);
+      LoadRight<kTwoColumns>(group, 2);
+      MultiplyLoaded<kTwoRows, kTwoColumns>();
+      LoadRight<kTwoColumns>(group, 1);
+      MultiplyLoaded<kTwoRows, kTwoColumns>();
+      left.Load(1, step);
+      MultiplyLoaded<kTwoRows, kTwoColumns>();
+      LoadRight<kTwoColumns>(group, 0);
+      MultiplyLoaded<kTwoRows, kTwoColumns>();
+      left.Load(2, step);
+      MultiplyLoaded<kTwoRows, kTwoColumns>();
+    }
+  }
   for (int64_t step = first; step < last; step += kAmxSteps) {
-    const float* const from = right(step);
-    LoadTile<kRight>(from, right_stride);
-    left.upper.Load<kLeft>(step);
-    Multiply<0, 0>();
-    if constexpr (kTwoColumns) {
-      LoadTile<kRight + 1>(from + kTileWords, right_stride);
-      Multiply<0, 1>();
-    }
-    if constexpr (kTwoRows) {
-      left.lower.Load<kLeft + 1>(step);
-      Multiply<1, 0>();
-      if constexpr (kTwoColumns) Multiply<1, 1>();
-    }
+    left.Load(0, step);
+    LoadRight<kTwoColumns>(right(step), 0);
+    MultiplyLoaded<kTwoRows, kTwoColumns>();
   }
 }
 
-// Calls `visit` with whether there are two, as constants.
+// Calls `visit` with the number of parts, and whether there are two of rows and
+// of columns, as constants.
 template <class Visitor>
-ATTND_INLINE void VisitShape(bool two_rows, bool two_columns,
+ATTND_INLINE void VisitShape(int64_t parts, int64_t rows, int64_t columns,
                              const Visitor& visit) {
   using No = std::false_type;
   using Yes = std::true_type;
-  if (two_rows) {
-    two_columns ? visit(Yes(), Yes()) : visit(Yes(), No());
+  const auto of = [&](auto count) {
+    if (rows > kTileRows) {
+      columns > 1 ? visit(count, Yes(), Yes()) : visit(count, Yes(), No());
+    } else {
+      columns > 1 ? visit(count, No(), Yes()) : visit(count, No(), No());
+    }
+  };
+  if (parts == 1) {
+    of(std::integral_constant<int, 1>());
   } else {
-    two_columns ? visit(No(), Yes()) : visit(No(), No());
+    of(std::integral_constant<int, kBf16PartsOfF32>());
   }
 }
 
@@ -199,6 +260,25 @@ ATTND_INLINE void StoreResults(const BlockRows<float>& results,
   if constexpr (kTwoRows && kTwoColumns) {
     results.lower.Store<kResult + 3>(column + kTileWords);
   }
+}
+
+// to[r][c] += from[r][c] for whole vectors of columns, `from` without gaps. A
+// machine with tiles has AVX-512.
+__attribute__((target("avx512f"))) ATTND_NOINLINE void AddTo(
+    int64_t rows, int64_t columns, const float* from, float* to,
+    int64_t to_stride) {
+  using Vector [[gnu::vector_size(64), gnu::may_alias]] = float;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; c += kTileWords) {
+      *reinterpret_cast<Vector*>(to + r * to_stride + c) +=
+          *reinterpret_cast<const Vector*>(from + r * columns + c);
+    }
+  }
+}
+
+// What kAmxSteps steps have of the right-hand side.
+constexpr int64_t GroupWords(int64_t parts, int64_t columns) {
+  return parts * columns * kAmxTileWords;
 }
 
 // The kernel keeps the tiles of a thread for it only where the process has
@@ -254,51 +334,59 @@ AmxTiles::AmxTiles() {
 
 AmxTiles::~AmxTiles() { asm volatile("tilerelease"); }
 
-void AmxScores(int64_t rows, int64_t vectors, const float* q, int64_t q_stride,
-               const float* panel, int64_t steps, float* scores,
+void AmxScores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& q,
+               const float* keys, int64_t steps, float* scores,
                int64_t score_stride) {
-  const BlockRows<const float> left(q, q_stride, rows);
+  const BlockRows<const float> q_rows(q.first, q.stride, rows);
   const BlockRows<float> results(scores, score_stride, rows);
-  for (int64_t v = 0; v < vectors; v += 2) {
-    const int64_t column = v * kTileWords;
-    VisitShape(
-        rows > kTileRows, v + 1 < vectors,
-        [&](auto two_rows, auto two_columns) {
-          constexpr bool kTwoRows = decltype(two_rows)::value;
-          constexpr bool kTwoColumns = decltype(two_columns)::value;
-          ZeroResults<kTwoRows, kTwoColumns>();
-          MultiplySteps<kTwoRows, kTwoColumns>(
-              left, 0, steps,
-              [&](int64_t step) { return panel + step * kPanelKeys + column; },
-              kPanelKeys);
-          StoreResults<kTwoRows, kTwoColumns>(results, column);
-        });
-  }
+  VisitShape(
+      parts, rows, columns, [&](auto count, auto two_rows, auto two_columns) {
+        constexpr int kParts = decltype(count)::value;
+        constexpr bool kTwoRows = decltype(two_rows)::value;
+        constexpr bool kTwoColumns = decltype(two_columns)::value;
+        ZeroResults<kTwoRows, kTwoColumns>();
+        MultiplySteps<kParts, kTwoRows, kTwoColumns>(
+            Left<kTwoRows>(q_rows, q.part_words), 0, steps, [&](int64_t step) {
+              return keys + GroupWords(parts, columns) * (step / kAmxSteps);
+            });
+        StoreResults<kTwoRows, kTwoColumns>(results, 0);
+      });
 }
 
-void AmxAddValues(int64_t rows, int64_t vectors, const float* weights,
-                  int64_t weight_stride, const AmxValues& values, int64_t first,
-                  int64_t last, float* output, int64_t output_stride) {
-  const BlockRows<const float> left(weights, weight_stride, rows);
-  const BlockRows<float> results(output, output_stride, rows);
-  for (int64_t v = 0; v < vectors; v += 2) {
-    const int64_t column = v * kTileWords;
-    VisitShape(rows > kTileRows, v + 1 < vectors,
-               [&](auto two_rows, auto two_columns) {
-                 constexpr bool kTwoRows = decltype(two_rows)::value;
-                 constexpr bool kTwoColumns = decltype(two_columns)::value;
-                 LoadResults<kTwoRows, kTwoColumns>(results, column);
-                 MultiplySteps<kTwoRows, kTwoColumns>(
-                     left, first, last,
-                     [&](int64_t step) {
-                       return values.first +
-                              step / kStepsPerChunk * values.chunk_words +
-                              step % kStepsPerChunk * values.row_words + column;
-                     },
-                     values.row_words);
-                 StoreResults<kTwoRows, kTwoColumns>(results, column);
-               });
-  }
+void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
+                  const AmxLeft& weights, const float* values,
+                  int64_t chunk_words, int64_t first, int64_t last,
+                  float* output, int64_t output_stride) {
+  const BlockRows<const float> weight_rows(weights.first, weights.stride, rows);
+  const auto right = [&](int64_t step) {
+    return values + step / kStepsPerChunk * chunk_words +
+           step % kStepsPerChunk / kAmxSteps * GroupWords(parts, columns);
+  };
+  VisitShape(parts, rows, columns,
+             [&](auto count, auto two_rows, auto two_columns) {
+               constexpr int kParts = decltype(count)::value;
+               constexpr bool kTwoRows = decltype(two_rows)::value;
+               constexpr bool kTwoColumns = decltype(two_columns)::value;
+               const Left<kTwoRows> left(weight_rows, weights.part_words);
+               if constexpr (kParts == 1) {
+                 const BlockRows<float> results(output, output_stride, rows);
+                 LoadResults<kTwoRows, kTwoColumns>(results, 0);
+                 MultiplySteps<kParts, kTwoRows, kTwoColumns>(left, first, last,
+                                                              right);
+                 StoreResults<kTwoRows, kTwoColumns>(results, 0);
+               } else {
+                 // On their own, for the same reason as the small products.
+                 alignas(64) float sums[4 * kAmxTileWords];
+                 constexpr int64_t kStride = (kTwoColumns ? 2 : 1) * kTileWords;
+                 constexpr int64_t kRows = (kTwoRows ? 2 : 1) * kTileRows;
+                 ZeroResults<kTwoRows, kTwoColumns>();
+                 MultiplySteps<kParts, kTwoRows, kTwoColumns>(left, first, last,
+                                                              right);
+                 StoreResults<kTwoRows, kTwoColumns>(
+                     BlockRows<float>(sums, kStride, kRows), 0);
+                 AddTo(rows, kStride, sums, output, output_stride);
+               }
+             });
 }
 
 }  // namespace attnd
@@ -310,10 +398,10 @@ namespace attnd {
 bool HasAmxBf16() { return false; }
 AmxTiles::AmxTiles() = default;
 AmxTiles::~AmxTiles() = default;
-void AmxScores(int64_t, int64_t, const float*, int64_t, const float*, int64_t,
+void AmxScores(int64_t, int64_t, int64_t, const AmxLeft&, const float*, int64_t,
                float*, int64_t) {}
-void AmxAddValues(int64_t, int64_t, const float*, int64_t, const AmxValues&,
-                  int64_t, int64_t, float*, int64_t) {}
+void AmxAddValues(int64_t, int64_t, int64_t, const AmxLeft&, const float*,
+                  int64_t, int64_t, int64_t, float*, int64_t) {}
 
 }  // namespace attnd
 

@@ -26,29 +26,33 @@ class AmxTiles {
   AmxTiles& operator=(const AmxTiles&) = delete;
 };
 
-// Operands are words of 4 bytes, each a pair of bf16, as in
-// core/kernels/microkernels.h. Rows are 1 to the geometry's and need not lie
-// beside rows that may be read. `steps` is a multiple of kAmxSteps.
+// Operands are words of 4 bytes, each a pair of bf16. On the left they are
+// rows, 1 to the geometry's, which need not lie beside rows that may be read.
+// On the right they are tiles as core/kernels/pack_tiles-inl.h lays them out,
+// one or two `columns` of them: for each kAmxSteps steps its parts, for each
+// part its tiles. `steps` is a multiple of kAmxSteps.
+//
+// Every operand is the sum of `parts` of them, 1 or kBf16PartsOfF32, the
+// largest first.
 
-// scores[r][column] = sum over steps of q[r][step] * panel[step][column], for
-// `vectors` vectors of columns of a packed panel.
-void AmxScores(int64_t rows, int64_t vectors, const float* q, int64_t q_stride,
-               const float* panel, int64_t steps, float* scores,
-               int64_t score_stride);
-
-// Values from one step on: `row_words` a step, a chunk of kKeysPerSum keys
-// `chunk_words` after the one before it.
-struct AmxValues {
+struct AmxLeft {
   const float* first;
-  int64_t row_words;
-  int64_t chunk_words;
+  int64_t stride;      // words from row to row
+  int64_t part_words;  // from one part of a row to the next
 };
 
+// scores[r][column] = sum over steps of q[r][step] * keys[step][column].
+void AmxScores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& q,
+               const float* keys, int64_t steps, float* scores,
+               int64_t score_stride);
+
 // output[r][column] += sum over steps first <= step < last of weights[r][step]
-// * values[step][column], for `vectors` vectors of columns.
-void AmxAddValues(int64_t rows, int64_t vectors, const float* weights,
-                  int64_t weight_stride, const AmxValues& values, int64_t first,
-                  int64_t last, float* output, int64_t output_stride);
+// * values[step][column]. Values come in chunks of kKeysPerSum keys, each
+// `chunk_words` after the one before it.
+void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
+                  const AmxLeft& weights, const float* values,
+                  int64_t chunk_words, int64_t first, int64_t last,
+                  float* output, int64_t output_stride);
 
 }  // namespace attnd
 

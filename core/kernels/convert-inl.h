@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "core/attention_params.h"
+#include "core/kernels/geometry.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -144,6 +145,32 @@ HWY_INLINE void StoreNativeBf16([[maybe_unused]] D d, hn::Vec<D> low,
   (void)high;
   (void)to;
 #endif
+}
+
+// x by kParts bf16, each as an f32. Several: the upper eight bits of what the
+// ones before them leave, so that three are x exactly, but for NaN, infinities,
+// and parts that would be denormal. A single one is rounded.
+template <int kParts, class D>
+struct Bf16Parts {
+  HWY_INLINE Bf16Parts(D d, hn::Vec<D> x) {
+    const auto upper =
+        hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), 0xFFFF0000U));
+    for (int p = 0; p + 1 < kParts; ++p) {
+      part[p] = hn::And(x, upper);
+      x = hn::Sub(x, part[p]);
+    }
+    part[kParts - 1] = kParts == 1 ? RoundToBf16(d, x) : x;
+  }
+  hn::Vec<D> part[static_cast<size_t>(kParts)];
+};
+
+// Words of two bf16, the first in the lower half.
+template <class D>
+HWY_INLINE hn::Vec<D> UpperHalves(D d, hn::Vec<D> first, hn::Vec<D> second) {
+  const hn::RebindToUnsigned<D> du;
+  const auto upper = hn::And(hn::BitCast(du, second), hn::Set(du, 0xFFFF0000U));
+  return hn::BitCast(d,
+                     hn::Or(hn::ShiftRight<16>(hn::BitCast(du, first)), upper));
 }
 
 // The first `count` elements at `from`, the other lanes 0. Reads no further.

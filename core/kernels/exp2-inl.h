@@ -21,15 +21,19 @@ namespace hn = hwy::HWY_NAMESPACE;
 // bits of the mantissa, which the shift moves to the exponent's place. The
 // polynomial of degree 5 is a minimax fit of 2^f in relative error with 2^0 = 1
 // exactly, its coefficients nudged for the rounding of f32 (1.95 ulp at worst).
-template <class D>
+//
+// Without kClamps x must be >= -127, or the result is nobody's.
+template <bool kClamps = true, class D>
 HWY_INLINE hn::Vec<D> Exp2NonPositive(D d, hn::Vec<D> x) {
   const hn::RebindToUnsigned<D> du;
-  const auto lowest = hn::Set(d, -127.0f);
+  if constexpr (kClamps) {
+    const auto lowest = hn::Set(d, -127.0f);
 #if HWY_TARGET == HWY_SCALAR
-  x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
+    x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
 #else
-  x = hn::Max(lowest, x);  // the second operand where one is NaN, on x86
+    x = hn::Max(lowest, x);  // the second operand where one is NaN, on x86
 #endif
+  }
   const auto magic = hn::Set(d, 12582912.0f + 127.0f);
   const auto shifted = hn::Add(x, magic);
   const auto f = hn::Sub(x, hn::Sub(shifted, magic));

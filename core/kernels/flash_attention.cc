@@ -16,6 +16,10 @@
 //                 microkernels (core/kernels/microkernels-inl.h)
 //   tiled, bf16   the same with pairs of bf16 (core/kernels/bf16_dot.cc), or
 //                 in blocks of 32 x 32 on AMX (core/kernels/amx_bf16.cc)
+//   bf16x3        f32 on AMX: every number is split into three bf16, and six
+//                 products make one of f32 (core/kernels/amx_bf16.cc). What has
+//                 no such parts, NaN and infinities, is mended in f32; tiles of
+//                 nothing but tiny numbers are direct
 //   direct        few rows: each key is read once, as it lies, so packing it
 //                 would be the larger part of the work
 //                 (core/kernels/direct-inl.h)
@@ -38,6 +42,8 @@
 #include "core/kernels/flash_attention.h"
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -57,6 +63,7 @@
 #include "core/kernels/direct-inl.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
+#include "core/kernels/pack_tiles-inl.h"
 #include "core/kernels/row_tile-inl.h"
 #include "core/kernels/softmax-inl.h"
 #include "core/kernels/vectors-inl.h"
@@ -68,6 +75,7 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr float kLog2E = 1.44269504088896340736F;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Keys of one AMX product, in pairs.
 constexpr int64_t kAmxKeys = 2 * kAmxSteps;
@@ -76,42 +84,71 @@ constexpr int64_t kAmxKeys = 2 * kAmxSteps;
 // Packing
 
 int64_t PanelWords(const FlashJob& job) {
-  return kPanelKeys * RowWords(job.plan.isa, job.params.head_dim);
+  return kPanelKeys * RowWords(job.plan.isa, job.params.head_dim) *
+         job.plan.parts;
 }
 
 int64_t ValueStride(const FlashJob& job) {
   return RoundToLine(job.params.v_head_dim);
 }
 
-void PackKeys(const FlashJob& job, const std::byte* from, int64_t keys,
-              float* to) {
+// Both return the largest magnitude where the plan wants parts, else 0.
+uint32_t PackKeys(const FlashJob& job, const std::byte* from, int64_t keys,
+                  float* to) {
+  uint32_t largest = 0;
   const int64_t stride = job.key.strides[2];
   const int64_t dims = job.params.head_dim;
   VisitType(job.params.key_dtype, [&](auto as) {
     using As = decltype(as);
     const auto* rows = reinterpret_cast<const typename As::Element*>(from);
-    if (ElementsPerWord(job.plan.isa) == 2) {
-      PackPanelAsPairs<As>(rows, stride, keys, dims,
-                           RowWords(job.plan.isa, dims), to);
+    if (job.plan.parts > 1) {
+      largest = LargestOf(
+          PackKeyTiles<kBf16PartsOfF32, As>(rows, stride, keys, dims, to));
+    } else if (job.plan.isa == Isa::kAmxBf16) {
+      PackKeyTiles<1, As>(rows, stride, keys, dims, to);
+    } else if (job.plan.isa == Isa::kAvx512Bf16) {
+      PackPanelAsPairs<As>(rows, stride, keys, dims, to);
     } else {
       PackPanel<As>(rows, stride, keys, dims, job.plan.bf16_products, to);
     }
   });
+  return largest;
 }
 
-void PackValues(const FlashJob& job, const std::byte* from, int64_t keys,
-                float* to) {
+uint32_t PackValues(const FlashJob& job, const std::byte* from, int64_t keys,
+                    float* to) {
+  uint32_t largest = 0;
   const int64_t stride = job.value.strides[2];
   const int64_t dims = job.params.v_head_dim;
   VisitType(job.params.value_dtype, [&](auto as) {
     using As = decltype(as);
     const auto* rows = reinterpret_cast<const typename As::Element*>(from);
-    if (ElementsPerWord(job.plan.isa) == 2) {
+    if (job.plan.parts > 1) {
+      largest = LargestOf(
+          PackValueTiles<kBf16PartsOfF32, As>(rows, stride, keys, dims, to));
+    } else if (job.plan.isa == Isa::kAmxBf16) {
+      PackValueTiles<1, As>(rows, stride, keys, dims, to);
+    } else if (job.plan.isa == Isa::kAvx512Bf16) {
       PackValuePairChunk<As>(rows, stride, keys, dims, to);
     } else {
       PackValueChunk<As>(rows, stride, keys, dims, job.plan.bf16_products, to);
     }
   });
+  return largest;
+}
+
+// Words of the values of `keys` keys, whole sums.
+int64_t ValueWords(const FlashJob& job, int64_t keys) {
+  return keys / ElementsPerWord(job.plan.isa) * ValueStride(job) *
+         job.plan.parts;
+}
+
+void RaiseTo(uint32_t& largest, uint32_t value) {
+  const std::atomic_ref shared(largest);
+  uint32_t old = shared.load(std::memory_order_relaxed);
+  while (old < value &&
+         !shared.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+  }
 }
 
 void Pack(const FlashJob& job, int64_t task) {
@@ -124,32 +161,52 @@ void Pack(const FlashJob& job, int64_t task) {
     return tensor.RowBytes(SizeOf(type), entry.batch, part.kv_head,
                            entry.kv_begin + key);
   };
+  LargestOfHead largest = {};
   for (int64_t key = part.first; key < part.last; key += kPanelKeys) {
-    PackKeys(job, row(job.key, params.key_dtype, key),
-             std::min(kPanelKeys, part.last - key),
-             job.packed_keys + (base + key) / kPanelKeys * PanelWords(job));
+    const uint32_t of_panel =
+        PackKeys(job, row(job.key, params.key_dtype, key),
+                 std::min(kPanelKeys, part.last - key),
+                 job.packed_keys + (base + key) / kPanelKeys * PanelWords(job));
+    largest.key = std::max(largest.key, of_panel);
   }
   for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
-    PackValues(job, row(job.value, params.value_dtype, key),
-               std::min(kKeysPerSum, part.last - key),
-               job.packed_values + (base + key) /
-                                       ElementsPerWord(job.plan.isa) *
-                                       ValueStride(job));
+    const uint32_t of_chunk =
+        PackValues(job, row(job.value, params.value_dtype, key),
+                   std::min(kKeysPerSum, part.last - key),
+                   job.packed_values + ValueWords(job, base + key));
+    largest.value = std::max(largest.value, of_chunk);
+  }
+  if (job.plan.parts > 1) {
+    LargestOfHead& of_head = job.Largest(part.entry, part.kv_head);
+    RaiseTo(of_head.key, largest.key);
+    RaiseTo(of_head.value, largest.value);
   }
 }
+
+constexpr uint32_t kInfinityBits = 0x7F800000;
+
+// Whether the largest of some numbers, if there is any, is so large that no
+// part of what counts beside it, nor a product of two parts, is denormal, which
+// AMX takes for 0.
+bool HaveParts(uint32_t largest, float least) {
+  return largest == 0 || largest >= std::bit_cast<uint32_t>(least);
+}
+
+// Of operands of scores, which meet each other, and of values, which meet
+// weights.
+constexpr float kLeastScored = 0x1p-50F;
+constexpr float kLeastValue = 0x1p-100F;
 
 // ---------------------------------------------------------------------------
 // A tile
 
-// What AddCarefully calls for a row and a vector of columns.
+// What AddCarefully calls for a row and a tile of values.
 void AmxAddOneRow(const float* weights, int64_t weight_stride,
-                  const void* value, int64_t value_stride, int64_t steps,
+                  const void* value, int64_t /*value_stride*/, int64_t steps,
                   float* output, int64_t output_stride, Ahead /*ahead*/) {
-  AmxAddValues(1, 1, weights, weight_stride,
-               {.first = static_cast<const float*>(value),
-                .row_words = value_stride,
-                .chunk_words = kKeysPerSum / 2 * value_stride},
-               0, steps, output, output_stride);
+  AmxAddValues(
+      1, 1, 1, {.first = weights, .stride = weight_stride, .part_words = 0},
+      static_cast<const float*>(value), 0, 0, steps, output, output_stride);
 }
 
 // One tile: rows of the matrix that the heads of a GQA group make up, and the
@@ -167,23 +224,26 @@ class Tile {
                                            .tile_kv = plan_.tile_kv,
                                            .head_dim = params_.head_dim,
                                            .v_head_dim = params_.v_head_dim,
-                                           .converts_values = false})),
+                                           .converts_values = false,
+                                           .parts = plan_.parts})),
         slot_(slot),
         magnitude_(ScoreScale(params_).magnitude),
         scale_log2_((params_.AdjustsScores() ? 1 : magnitude_) * kLog2E),
+        largest_query_(plan_.parts > 1 ? LargestQuery() : 0),
+        direct_(entry_plan_.direct || (plan_.parts > 1 && !HasParts())),
         // Direct tiles multiply f32 whatever tiled ones do.
-        isa_(entry_plan_.direct ? F32Isa(plan_.isa) : plan_.isa),
+        isa_(direct_ ? F32Isa(plan_.isa) : plan_.isa),
+        parts_(direct_ ? 1 : plan_.parts),
         per_word_(ElementsPerWord(isa_)),
         kernels_(isa_ == Isa::kAvx512Bf16 ? Bf16DotMicrokernels()
                                           : kMicrokernels),
-        weights_(per_word_ == 2                          ? WeightKind::kBf16
+        weights_(parts_ > 1                              ? WeightKind::kParts
+                 : per_word_ == 2                        ? WeightKind::kBf16
                  : params_.precision == Precision::kBF16 ? WeightKind::kRounded
                                                          : WeightKind::kF32),
+        score_stride_(parts_ > 1 ? layout_.parts_stride : layout_.score_stride),
         rows_(job.scores, entry_, task_.kv_head,
-              task_.tile * entry_plan_.tile_q,
-              std::min(entry_plan_.tile_q,
-                       params_.HeadsPerGroup() * entry_.q_len -
-                           task_.tile * entry_plan_.tile_q),
+              task_.tile * entry_plan_.tile_q, NumRows(),
               reinterpret_cast<uint8_t*>(slot + layout_.visible),
               layout_.visible_stride * 4, GeometryOf(isa_).rows,
               isa_ == Isa::kAmxBf16 ? kAmxKeys : kLanes),
@@ -211,26 +271,24 @@ class Tile {
     begin_ = begin;
     end_ = end;
     if (!rows_.LookAt(begin, end)) return;
+    if (isa_ == Isa::kAmxBf16) {
+      AbsorbByAmx();
+      return;
+    }
     LocateValues();
-    if (entry_plan_.direct) {
+    if (direct_) {
       ScoreDirect();
     } else {
-      FetchAhead(PackedValues(), (end - begin) / per_word_ * value_stride_);
-      if (isa_ == Isa::kAmxBf16) {
-        ScoreByAmx();
-      } else {
-        ScorePanels();
-      }
+      FetchAhead(PackedValues(), ValueWords(job_, end - begin));
+      ScorePanels();
       const int64_t next = std::min(plan_.tile_kv, span_.end - end);
       FetchAhead(Panel(end), next / kPanelKeys * PanelWords(job_));
     }
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       if (rows_.block(b).seen.size() > 0) Softmax(rows_.block(b));
     }
-    if (entry_plan_.direct) {
+    if (direct_) {
       AddValuesDirect();
-    } else if (isa_ == Isa::kAmxBf16) {
-      AddValuesByAmx();
     } else {
       AddValues();
     }
@@ -240,21 +298,64 @@ class Tile {
   void Finish() const;
 
  private:
+  int64_t NumRows() const {
+    return std::min(entry_plan_.tile_q, params_.HeadsPerGroup() * entry_.q_len -
+                                            task_.tile * entry_plan_.tile_q);
+  }
+
+  const LargestOfHead& LargestKeyAndValue() const {
+    return job_.Largest(task_.entry, task_.kv_head);
+  }
+
+  // Of the rows that see something; nobody knows what the others hold.
+  uint32_t LargestQuery() const {
+    Bits largest = hn::Zero(kU);
+    for (int64_t r = 0; r < NumRows(); ++r) {
+      const int64_t row = task_.tile * entry_plan_.tile_q + r;
+      const int64_t q_row = row % entry_.q_len;
+      if (entry_.VisibleRange(q_row).size() == 0) continue;
+      const int64_t head =
+          task_.kv_head * params_.HeadsPerGroup() + row / entry_.q_len;
+      VisitType(params_.query_dtype, [&](auto as) {
+        using As = decltype(as);
+        largest = hn::Max(largest, RowMagnitudes<As>(QueryRow<As>(head, q_row),
+                                                     params_.head_dim));
+      });
+    }
+    return LargestOf(largest);
+  }
+
+  bool HasParts() const {
+    const LargestOfHead& of_head = LargestKeyAndValue();
+    return HaveParts(largest_query_, kLeastScored) &&
+           HaveParts(of_head.key, kLeastScored) &&
+           HaveParts(of_head.value, kLeastValue);
+  }
+
+  // As it lies.
+  template <class As>
+  const typename As::Element* QueryRow(int64_t head, int64_t q_row) const {
+    return reinterpret_cast<const typename As::Element*>(
+        job_.query.RowBytes(SizeOf(params_.query_dtype), entry_.batch, head,
+                            entry_.q_begin + q_row));
+  }
+
   void LoadQuery() {
     const float factor = ScoreScale(params_).query_factor;
     for (int64_t r = 0; r < rows_.rows(); ++r) {
       const auto [head, q_row] = rows_.HeadAndRow(r);
-      const std::byte* from =
-          job_.query.RowBytes(SizeOf(params_.query_dtype), entry_.batch, head,
-                              entry_.q_begin + q_row);
       float* to = Query(r);
       VisitType(params_.query_dtype, [&](auto as) {
         using As = decltype(as);
-        const auto* row = reinterpret_cast<const typename As::Element*>(from);
-        if (per_word_ == 2) {
-          ConvertRowToBf16<As>(row, params_.head_dim,
-                               2 * RowWords(isa_, params_.head_dim), factor,
-                               reinterpret_cast<uint16_t*>(to));
+        const typename As::Element* const row = QueryRow<As>(head, q_row);
+        const int64_t elements = 2 * RowWords(isa_, params_.head_dim);
+        auto* const pairs = reinterpret_cast<uint16_t*>(to);
+        if (parts_ > 1) {
+          Bits unused = hn::Zero(kU);
+          SplitRow<kBf16PartsOfF32, As>(row, params_.head_dim, elements, factor,
+                                        pairs, elements, unused);
+        } else if (per_word_ == 2) {
+          ConvertRowToBf16<As>(row, params_.head_dim, elements, factor, pairs);
         } else {
           ConvertRow<As>(row, params_.head_dim, layout_.q_stride, factor,
                          weights_ == WeightKind::kRounded, to);
@@ -268,7 +369,7 @@ class Tile {
     checked_values_ = false;
     value_stride_ = ValueStride(job_);
     value_type_ = DataType::kF32;
-    if (!entry_plan_.direct) {
+    if (!direct_) {
       value_ = reinterpret_cast<const std::byte*>(PackedValues());
       return;
     }
@@ -316,14 +417,13 @@ class Tile {
   // a sum, and the words from one step to the next.
   // Words, but where direct tiles read them as they lie.
   const std::byte* Values(int64_t key, int64_t column) const {
-    const int64_t at = entry_plan_.direct
-                           ? key * value_stride_ + column
-                           : key / per_word_ * value_stride_ +
-                                 column * (kKeysPerSum / per_word_);
+    const int64_t at =
+        direct_ ? key * value_stride_ + column
+                : ValueWords(job_, key) + column * (kKeysPerSum / per_word_);
     return value_ + at * SizeOf(value_type_);
   }
   int64_t ValueStep(int64_t vectors) const {
-    return entry_plan_.direct ? value_stride_ : vectors * kLanes;
+    return direct_ ? value_stride_ : vectors * kLanes;
   }
 
   // `words` from `from` on are what the next phase reads.
@@ -354,27 +454,80 @@ class Tile {
         const int64_t vectors = CeilDiv(seen.end - key, kLanes);
         kernels_.score[block.rows - 1][vectors - 1](
             Query(block.first), layout_.q_stride, panel, steps,
-            Scores(block.first) + key - begin_, layout_.score_stride,
+            Scores(block.first) + key - begin_, score_stride_,
             slot_ + layout_.row_max_lanes + block.first * kLanes,
             TakeAhead(steps));
       }
     }
   }
 
-  // As above, but for the rows' maxima.
-  void ScoreByAmx() const {
-    const int64_t steps = RowWords(isa_, params_.head_dim);
-    for (int64_t key = begin_; key < end_; key += kPanelKeys) {
-      const float* panel = Panel(key);
-      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
-        const Block& block = rows_.block(b);
-        const KeyRange seen = Clip(block.seen, key, key + kPanelKeys);
-        if (seen.size() == 0) continue;
-        const int64_t vectors = CeilDiv(seen.end - key, kLanes);
-        AmxScores(block.rows, vectors, Query(block.first), layout_.q_stride,
-                  panel, steps, Scores(block.first) + key - begin_,
-                  layout_.score_stride);
+  // One block after the other, so that its scores and weights stay in the
+  // first-level cache: products are so fast that these would be half of the
+  // traffic.
+  void AbsorbByAmx() {
+    checked_values_ = false;
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
+      if (block.seen.size() == 0) continue;
+      first_scored_ = block.first;
+      ScoreByAmx(block);
+      if (parts_ > 1 && MayOverflow()) MendScores(block);
+      Softmax(block);
+      AddValuesByAmx(block);
+    }
+  }
+
+  // Whether dot products of the tile may be anything but finite.
+  bool MayOverflow() const {
+    const double largest = double{std::bit_cast<float>(largest_query_)} *
+                           std::bit_cast<float>(LargestKeyAndValue().key);
+    return !(largest * static_cast<double>(params_.head_dim) < 0x1p126);
+  }
+
+  // Products of parts make NaN of an infinite score: computes those anew.
+  void MendScores(const Block& block) const {
+    const float factor = ScoreScale(params_).query_factor;
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      const auto [head, q_row] = rows_.HeadAndRow(r);
+      for (int64_t key = block.seen.begin; key < block.seen.end; ++key) {
+        float& score = Scores(r)[key - begin_];
+        if (std::isfinite(score)) continue;
+        score = 0;
+        VisitType(params_.query_dtype, [&](auto q_as) {
+          VisitType(params_.key_dtype, [&](auto k_as) {
+            using QueryAs = decltype(q_as);
+            using KeyAs = decltype(k_as);
+            const auto* const query = QueryRow<QueryAs>(head, q_row);
+            const auto* const keys =
+                reinterpret_cast<const typename KeyAs::Element*>(
+                    job_.key.RowBytes(SizeOf(params_.key_dtype), entry_.batch,
+                                      task_.kv_head, entry_.kv_begin + key));
+            for (int64_t d = 0; d < params_.head_dim; ++d) {
+              score += factor * ElementAt<QueryAs>(query, d) *
+                       ElementAt<KeyAs>(keys, d);
+            }
+          });
+        });
       }
+    }
+  }
+
+  template <class As>
+  static float ElementAt(const typename As::Element* from, int64_t i) {
+    return hn::GetLane(LoadFirst<As>(kF, from + i, 1));
+  }
+
+  void ScoreByAmx(const Block& block) const {
+    const int64_t steps = RowWords(isa_, params_.head_dim);
+    const int64_t first =
+        begin_ + (block.seen.begin - begin_) / kAmxKeys * kAmxKeys;
+    for (int64_t key = first; key < block.seen.end; key += kAmxKeys) {
+      AmxScores(parts_, block.rows, 2,
+                {.first = Query(block.first),
+                 .stride = layout_.q_stride,
+                 .part_words = steps},
+                Panel(key) + key % kPanelKeys * steps * parts_, steps,
+                Scores(block.first) + key - begin_, score_stride_);
     }
   }
 
@@ -392,7 +545,7 @@ class Tile {
                          reinterpret_cast<const typename As::Element*>(from),
                          job_.key.strides[2], block.seen.end - begin_ - first,
                          params_.head_dim, block.rows,
-                         Scores(block.first) + first, layout_.score_stride);
+                         Scores(block.first) + first, score_stride_);
       });
     }
   }
@@ -410,7 +563,7 @@ class Tile {
       if (!block.plain) {
         if (rows_.adjusts()) Adjust(r, begin, end);
         largest = HideRow(rows_.Visible(r), begin, end, Scores(r));
-      } else if (entry_plan_.direct || isa_ == Isa::kAmxBf16) {
+      } else if (direct_ || isa_ == Isa::kAmxBf16) {
         largest = RowMax(Scores(r), begin, end);
       } else {
         largest = hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes);
@@ -433,7 +586,9 @@ class Tile {
       hn::Store(hn::Add(hn::Load(kF, sum), Weigh(r, block.plain, begin, end,
                                                  base[r - block.first])),
                 kF, sum);
-      if (isa_ == Isa::kAmxBf16) ZeroWeights(r, end);
+      if (weights_ == WeightKind::kBf16 && isa_ == Isa::kAmxBf16) {
+        ZeroWeights(r, end);
+      }
     }
   }
 
@@ -471,14 +626,16 @@ class Tile {
   Vec WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
               float max) const {
     if (max == std::numeric_limits<float>::infinity()) {
-      return ExponentiateInfinite<kKind>(Scores(r),
-                                         plain ? nullptr : rows_.Visible(r),
-                                         begin, end, scale_log2_);
+      return ExponentiateInfinite<kKind>(
+          Scores(r), plain ? nullptr : rows_.Visible(r), begin, end,
+          scale_log2_, layout_.weight_part);
     }
     return plain ? Exponentiate<kKind, false>(Scores(r), nullptr, begin, end,
-                                              scale_log2_, max)
+                                              scale_log2_, max,
+                                              layout_.weight_part)
                  : Exponentiate<kKind, true>(Scores(r), rows_.Visible(r), begin,
-                                             end, scale_log2_, max);
+                                             end, scale_log2_, max,
+                                             layout_.weight_part);
   }
 
   Vec Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
@@ -490,6 +647,8 @@ class Tile {
         return WeighAs<WeightKind::kRounded>(r, plain, begin, end, max);
       case WeightKind::kBf16:
         return WeighAs<WeightKind::kBf16>(r, plain, begin, end, max);
+      case WeightKind::kParts:
+        return WeighAs<WeightKind::kParts>(r, plain, begin, end, max);
     }
     return hn::Zero(kF);
   }
@@ -514,7 +673,7 @@ class Tile {
             continue;
           }
           kernels_.value[block.rows - 1][vectors - 1](
-              Weights(block.first, key) + first, layout_.score_stride,
+              Weights(block.first, key) + first, score_stride_,
               values + first * stride * 4, stride, steps,
               Output(block.first) + column, layout_.output_stride,
               TakeAhead(steps));
@@ -540,7 +699,7 @@ class Tile {
         }
         VisitType(value_type_, [&](auto as) {
           using As = decltype(as);
-          DirectValues<As>(Weights(block.first, key), layout_.score_stride,
+          DirectValues<As>(Weights(block.first, key), score_stride_,
                            reinterpret_cast<const typename As::Element*>(
                                Values(key - begin_, 0)),
                            value_stride_, seen.begin - key, seen.end - key,
@@ -562,49 +721,74 @@ class Tile {
     }
   }
 
-  // Columns outside, blocks inside, and all keys of the tile at once: results
-  // stay in tiles.
-  void AddValuesByAmx() {
-    VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
-      const AmxValues values = {
-          .first = reinterpret_cast<const float*>(Values(0, column)),
-          .row_words = ValueStep(vectors),
-          .chunk_words = kKeysPerSum / per_word_ * value_stride_};
-      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
-        const Block& block = rows_.block(b);
-        if (block.seen.size() == 0) continue;
-        // In steps, by whole tiles: weights are 0 in what this adds.
-        const int64_t first =
-            (block.seen.begin - begin_) / kAmxKeys * kAmxSteps;
-        const int64_t last =
-            CeilDiv(block.seen.end - begin_, kAmxKeys) * kAmxSteps;
-        if (block.plain || ValuesAreFinite()) {
-          AmxAddValues(block.rows, vectors, Weights(block.first, begin_),
-                       layout_.score_stride, values, first, last,
-                       Output(block.first) + column, layout_.output_stride);
-          continue;
-        }
-        constexpr int64_t kSteps = kKeysPerSum / 2;
-        for (int64_t step = first / kSteps * kSteps; step < last;
-             step += kSteps) {
-          const int64_t from = std::max(first, step);
-          AddBlockCarefully(block, begin_ + step * per_word_, from - step,
-                            std::min(last, step + kSteps) - from, column,
-                            vectors);
-        }
+  // Calls `visit(column, vectors, values)` for every two vectors of columns, on
+  // AMX; `values` is where those of the tile begin.
+  template <class Visitor>
+  void VisitAmxColumns(const Visitor& visit) const {
+    for (int64_t column = 0; column < layout_.output_stride;
+         column += 2 * kLanes) {
+      const int64_t vectors =
+          std::min<int64_t>(2, (layout_.output_stride - column) / kLanes);
+      visit(column, vectors,
+            PackedValues() + column * (kKeysPerSum / per_word_) * parts_);
+    }
+  }
+
+  void AddValuesByAmx(const Block& block) {
+    // In steps, by whole tiles: weights are 0 in what this adds.
+    const int64_t first = (block.seen.begin - begin_) / kAmxKeys * kAmxSteps;
+    const int64_t last = CeilDiv(block.seen.end - begin_, kAmxKeys) * kAmxSteps;
+    // A value that is not finite has parts that are not.
+    const bool plain = (block.plain && parts_ == 1) || ValuesAreFinite();
+    VisitAmxColumns([&](int64_t column, int64_t vectors, const float* values) {
+      if (plain) {
+        AmxAddValues(parts_, block.rows, vectors,
+                     {.first = Weights(block.first, begin_),
+                      .stride = score_stride_,
+                      .part_words = layout_.weight_part},
+                     values, ValueWords(job_, kKeysPerSum), first, last,
+                     Output(block.first) + column, layout_.output_stride);
+        return;
+      }
+      if (parts_ > 1) {
+        AddPartsCarefully(block, values, first, last, column, vectors);
+        return;
+      }
+      for (int64_t step = first; step < last; step += kAmxSteps) {
+        AddTilesCarefully(block, begin_ + step * per_word_,
+                          AmxValues(values, vectors, step), column, vectors);
       }
     });
+  }
+
+  // The tiles of a step of AMX's.
+  const float* AmxValues(const float* values, int64_t vectors,
+                         int64_t step) const {
+    constexpr int64_t kSteps = kKeysPerSum / 2;
+    return values + step / kSteps * ValueWords(job_, kKeysPerSum) +
+           step % kSteps / kAmxSteps * parts_ * vectors * kAmxTileWords;
   }
 
   // Whether no value of the tile is NaN or infinite. Looked up once a tile, by
   // those blocks that hide some of it.
   bool ValuesAreFinite() {
+    if (parts_ > 1 && LargestKeyAndValue().value < kInfinityBits) return true;
     if (checked_values_) return values_finite_;
     checked_values_ = values_finite_ = true;
+    if (isa_ == Isa::kAmxBf16) {
+      VisitAmxColumns([&](int64_t, int64_t vectors, const float* values) {
+        const int64_t steps = RoundUp(end_ - begin_, kAmxKeys) / per_word_;
+        // The first parts tell.
+        for (int64_t step = 0; step < steps; step += kAmxSteps) {
+          values_finite_ &= AllFinite(AmxValues(values, vectors, step),
+                                      vectors * kAmxSteps, true);
+        }
+      });
+      return values_finite_;
+    }
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
-      const int64_t keys = std::min(kKeysPerSum, end_ - key);
-      const int64_t steps = isa_ == Isa::kAmxBf16 ? RoundUp(keys, kAmxKeys) / 2
-                                                  : CeilDiv(keys, per_word_);
+      const int64_t steps =
+          CeilDiv(std::min(kKeysPerSum, end_ - key), per_word_);
       VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
         const auto* words =
             reinterpret_cast<const float*>(Values(key - begin_, column));
@@ -617,36 +801,139 @@ class Tile {
     return values_finite_;
   }
 
+  // Which bits of a word row r sees: that of key `key` and, of pairs, the next.
+  uint32_t SeenBits(const Block& block, int64_t r, int64_t key) const {
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < per_word_; ++i) {
+      const int64_t at = key - begin_ + i;
+      if (at >= block.seen.end - begin_) continue;
+      if (!IsVisible(rows_.Visible(r), at)) continue;
+      bits |= per_word_ == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
+    }
+    return bits;
+  }
+
   void AddBlockCarefully(const Block& block, int64_t key, int64_t first,
                          int64_t steps, int64_t column, int64_t vectors) const {
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       const auto keep = [&](int64_t step) {
-        uint32_t bits = 0;
-        for (int64_t i = 0; i < per_word_; ++i) {
-          const int64_t at = key - begin_ + (first + step) * per_word_ + i;
-          if (at >= block.seen.end - begin_) continue;
-          if (!IsVisible(rows_.Visible(r), at)) continue;
-          bits |= per_word_ == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
-        }
-        return bits;
+        return SeenBits(block, r, key + (first + step) * per_word_);
       };
       const float* from =
           reinterpret_cast<const float*>(Values(key - begin_, column)) +
           first * ValueStep(vectors);
       for (int64_t v = 0; v < vectors; ++v) {
-        AddCarefully(
-            isa_ == Isa::kAmxBf16 ? &AmxAddOneRow : kernels_.value[0][0],
-            Weights(r, key) + first, layout_.score_stride, from + v * kLanes,
-            ValueStep(vectors), steps, keep, Output(r) + column + v * kLanes);
+        AddCarefully(kernels_.value[0][0], Weights(r, key) + first,
+                     score_stride_, from + v * kLanes, ValueStep(vectors),
+                     steps, keep, Output(r) + column + v * kLanes);
       }
     }
+  }
+
+  // The same of the tiles from `key` on.
+  void AddTilesCarefully(const Block& block, int64_t key, const float* tiles,
+                         int64_t column, int64_t vectors) const {
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      const auto keep = [&](int64_t step) {
+        return SeenBits(block, r, key + step * per_word_);
+      };
+      for (int64_t v = 0; v < vectors; ++v) {
+        AddCarefully(&AmxAddOneRow, Weights(r, key), score_stride_,
+                     tiles + v * kAmxTileWords, kLanes, kAmxSteps, keep,
+                     Output(r) + column + v * kLanes);
+      }
+    }
+  }
+
+  // The same with several parts, a row and a vector of columns at a time. What
+  // is hidden or not finite is left out of the products, in which the rest has
+  // the bits that it has anywhere; what is seen and not finite is then added as
+  // f32.
+  void AddPartsCarefully(const Block& block, const float* values, int64_t first,
+                         int64_t last, int64_t column, int64_t vectors) const {
+    constexpr int64_t kGroup = kBf16PartsOfF32 * kAmxTileWords;
+    constexpr int64_t kMaxGroups = kMaxTileKeys / kAmxKeys;
+    constexpr int64_t kChunk = kKeysPerSum / kAmxKeys * kGroup;
+    HWY_ALIGN float masked[static_cast<size_t>(kMaxGroups * kGroup)];
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        for (int64_t step = first; step < last; step += kAmxSteps) {
+          const float* const tiles =
+              AmxValues(values, vectors, step) + v * kAmxTileWords;
+          for (int64_t i = 0; i < kAmxSteps; ++i) {
+            const int64_t key = begin_ + step * per_word_ + i;
+            const Bits seen = hn::Set(
+                kU, (Sees(block, r, key) ? 0x0000FFFFU : 0U) |
+                        (Sees(block, r, key + kLanes) ? 0xFFFF0000U : 0U));
+            const auto word = [&](int64_t part) HWY_ATTR {
+              return hn::BitCast(
+                  kU, hn::Load(kF, tiles + part * vectors * kAmxTileWords +
+                                       i * kLanes));
+            };
+            const Bits keep = hn::And(seen, FiniteHalves(word(0)));
+            for (int64_t p = 0; p < kBf16PartsOfF32; ++p) {
+              hn::Store(hn::BitCast(kF, hn::And(word(p), keep)), kF,
+                        masked + step / kAmxSteps * kGroup + p * kAmxTileWords +
+                            i * kLanes);
+            }
+          }
+        }
+        float* const output = Output(r) + column + v * kLanes;
+        AmxAddValues(parts_, 1, 1,
+                     {.first = Weights(r, begin_),
+                      .stride = score_stride_,
+                      .part_words = layout_.weight_part},
+                     masked, kChunk, first, last, output,
+                     layout_.output_stride);
+        AddWhatIsNotFinite(block, r, column + v * kLanes, output);
+      }
+    }
+  }
+
+  void AddWhatIsNotFinite(const Block& block, int64_t r, int64_t column,
+                          float* output) const {
+    VisitType(params_.value_dtype, [&](auto as) {
+      using As = decltype(as);
+      for (int64_t key = block.seen.begin; key < block.seen.end; ++key) {
+        if (!Sees(block, r, key)) continue;
+        const auto* const row = reinterpret_cast<const typename As::Element*>(
+            job_.value.RowBytes(SizeOf(params_.value_dtype), entry_.batch,
+                                task_.kv_head, entry_.kv_begin + key));
+        const Vec x = LoadAt<As>(row, params_.v_head_dim, column);
+        const auto finite = hn::Lt(hn::Abs(x), hn::Set(kF, kInfinity));
+        if (hn::AllTrue(kF, finite)) continue;
+        const Vec added = hn::MulAdd(hn::Set(kF, WholeWeight(r, key)), x,
+                                     hn::Load(kF, output));
+        hn::Store(hn::IfThenElse(finite, hn::Load(kF, output), added), kF,
+                  output);
+      }
+    });
+  }
+
+  bool Sees(const Block& block, int64_t r, int64_t key) const {
+    if (key >= block.seen.end) return false;
+    return block.plain || IsVisible(rows_.Visible(r), key - begin_);
+  }
+
+  // The sum of a weight's parts.
+  float WholeWeight(int64_t r, int64_t key) const {
+    const int64_t at = key - begin_;
+    const int64_t word = at / kAmxKeys * kAmxSteps + at % kLanes;
+    const int64_t shift = at % kAmxKeys < kLanes ? 16 : 0;
+    float whole = 0;
+    for (int64_t p = 0; p < parts_; ++p) {
+      const auto bits = std::bit_cast<uint32_t>(
+          Weights(r, begin_)[p * layout_.weight_part + word]);
+      whole += std::bit_cast<float>((bits << shift) & 0xFFFF0000U);
+    }
+    return whole;
   }
 
   float* Query(int64_t r) const {
     return slot_ + layout_.query + r * layout_.q_stride;
   }
   float* Scores(int64_t r) const {
-    return slot_ + layout_.scores + r * layout_.score_stride;
+    return slot_ + layout_.scores + (r - first_scored_) * score_stride_;
   }
   float* SumLanes(int64_t r) const {
     return slot_ + layout_.sum_lanes + r * kLanes;
@@ -663,7 +950,7 @@ class Tile {
   }
   const float* PackedValues() const {
     const int64_t key = plan_.FirstKey(task_.entry, task_.kv_head) + begin_;
-    return job_.packed_values + key / per_word_ * ValueStride(job_);
+    return job_.packed_values + ValueWords(job_, key);
   }
   const float* Panel(int64_t key) const {
     return job_.packed_keys +
@@ -680,14 +967,19 @@ class Tile {
   const SlotLayout layout_;
   float* const slot_;
   const float magnitude_;
-  const float scale_log2_;  // c above
-  const Isa isa_;           // of the products
+  const float scale_log2_;        // c above
+  const uint32_t largest_query_;  // where numbers have parts, as LargestOfHead
+  const bool direct_;
+  const Isa isa_;  // of the products
+  const int64_t parts_;
   const int64_t per_word_;
   const Microkernels& kernels_;  // but on AMX
   const WeightKind weights_;
+  const int64_t score_stride_;
   RowTile rows_;
   KeyRange span_;
-  int64_t begin_ = 0;  // the tile of keys in work
+  int64_t first_scored_ = 0;  // the row whose scores come first
+  int64_t begin_ = 0;         // the tile of keys in work
   int64_t end_ = 0;
   const std::byte* value_ = nullptr;  // its values, value_stride_ a step
   int64_t value_stride_ = 0;
@@ -905,6 +1197,10 @@ FlashJob::FlashJob(const AttentionProblem& of_problem,
   };
   packed_keys = take(plan.packed_keys_bytes);
   packed_values = take(plan.packed_values_bytes);
+  largest = reinterpret_cast<LargestOfHead*>(take(plan.largest_bytes));
+  if (plan.parts > 1) {
+    std::fill_n(largest, params.batch * params.num_kv_heads, LargestOfHead{});
+  }
   partials = take(plan.partial_bytes);
   slots = workspace;
 }

@@ -9,6 +9,7 @@
 
 #include "core/attention_problem.h"
 #include "core/kernel_plan.h"
+#include "core/kernels/geometry.h"
 #include "core/kernels/score_inputs.h"
 #include "core/machine.h"
 #include "core/tensor_view.h"
@@ -27,6 +28,11 @@ struct FlashJob {
     return reinterpret_cast<float*>(slots + slot * plan.slot_bytes);
   }
 
+  // What packing found of one kv head.
+  LargestOfHead& Largest(int64_t entry, int64_t kv_head) const {
+    return largest[entry * params.num_kv_heads + kv_head];
+  }
+
   const AttentionProblem& problem;
   const AttentionParams& params;
   const KernelPlan& plan;
@@ -39,6 +45,7 @@ struct FlashJob {
   TensorView<float> lse;              // [batch, num_q_heads, q_len, 1], or null
   float* packed_keys;
   float* packed_values;
+  LargestOfHead* largest;  // [entries, num_kv_heads], or nothing
   float* partials;
   std::byte* slots;
 };
@@ -53,7 +60,7 @@ struct FlashKernel {
 
   // Computes tile task `task` to its end, or until `control` wants it to yield,
   // in which case a call with the same task and slot goes on where it stopped.
-  // Neither allocates nor fails; takes about 24 KiB of stack.
+  // Neither allocates nor fails; takes up to 96 KiB of stack.
   TileJob::Slice (*run_tile)(const FlashJob& job, int64_t task, float* slot,
                              SliceControl& control);
 

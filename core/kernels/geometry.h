@@ -3,6 +3,7 @@
 #ifndef ATTND_CORE_KERNELS_GEOMETRY_H_
 #define ATTND_CORE_KERNELS_GEOMETRY_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/checked_math.h"
@@ -37,7 +38,7 @@ constexpr Geometry GeometryOf(Isa isa) {
 }
 
 // The largest tile, which bounds what a tile keeps on the stack.
-inline constexpr int64_t kMaxTileRows = 96;
+inline constexpr int64_t kMaxTileRows = 256;
 inline constexpr int64_t kMaxTileKeys = 512;
 inline constexpr int64_t kMaxBlockRows = 32;
 
@@ -46,14 +47,19 @@ constexpr int64_t ElementsPerWord(Isa isa) {
   return isa == Isa::kAvx512Bf16 || isa == Isa::kAmxBf16 ? 2 : 1;
 }
 
-// Steps that an AMX product takes at once: in these, words of a row.
+// Steps that an AMX product takes at once, which is also the rows and the words
+// of a row that a tile register holds.
 inline constexpr int64_t kAmxSteps = 16;
+inline constexpr int64_t kAmxTileWords = kAmxSteps * kAmxSteps;
 
 // Words of a query's or a packed key's row, for products over head_dim.
 constexpr int64_t RowWords(Isa isa, int64_t head_dim) {
   const int64_t words = CeilDiv(head_dim, ElementsPerWord(isa));
   return isa == Isa::kAmxBf16 ? RoundUp(words, kAmxSteps) : words;
 }
+
+// An f32 is the sum of so many bf16, exactly: its 24 bits are theirs.
+inline constexpr int kBf16PartsOfF32 = 3;
 
 // Keys whose weighted values are summed before they join the output: what a
 // partial sum rounds off grows with the sum, so several short ones are more
@@ -70,12 +76,17 @@ struct SlotLayout {
   struct Shape {
     int64_t tile_q, tile_kv, head_dim, v_head_dim;
     bool converts_values;  // a tile of V is copied to the slot
+    int64_t parts = 1;     // of an operand, KernelPlan::parts
   };
 
   int64_t q_stride;
   // Scores have one line more than keys, so that rows do not share the sets of
-  // the cache.
+  // the cache. Where weights have several parts, the first takes the place of
+  // the scores and the others lie behind them, `weight_part` words apart; rows
+  // are then parts_stride apart, and only those of one block are kept.
   int64_t score_stride;
+  int64_t parts_stride;
+  int64_t weight_part;
   int64_t output_stride;  // v_head_dim in whole lines
   int64_t visible_stride;
   int64_t query;          // [tile_q, q_stride]
@@ -90,8 +101,12 @@ struct SlotLayout {
 
   static constexpr SlotLayout Of(const Geometry& geometry, const Shape& shape) {
     SlotLayout layout{};
-    layout.q_stride = RoundToLine(shape.head_dim);
+    layout.q_stride = shape.parts == 1 ? RoundToLine(shape.head_dim)
+                                       : shape.parts * RowWords(Isa::kAmxBf16,
+                                                                shape.head_dim);
+    layout.weight_part = shape.tile_kv;
     layout.score_stride = shape.tile_kv + 16;
+    layout.parts_stride = (2 * shape.parts - 1) * shape.tile_kv / 2 + 16;
     layout.output_stride = RoundToLine(shape.v_head_dim);
     // Two bytes for each vector of whatever width, and room to read eight.
     layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
@@ -102,7 +117,9 @@ struct SlotLayout {
       return begin;
     };
     layout.query = take(shape.tile_q * layout.q_stride);
-    layout.scores = take(shape.tile_q * layout.score_stride);
+    layout.scores = take(std::max(
+        shape.tile_q * layout.score_stride,
+        shape.parts > 1 ? kMaxBlockRows * layout.parts_stride : int64_t{0}));
     layout.output = take(shape.tile_q * layout.output_stride);
     layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
     layout.max = take(shape.tile_q);
@@ -161,6 +178,13 @@ struct BackwardLayout {
     layout.total = at;
     return layout;
   }
+};
+
+// The largest magnitudes of one kv head, as the bits of floats without their
+// sign: numbers so large or so small that they have no exact bf16 parts show.
+struct LargestOfHead {
+  uint32_t key;
+  uint32_t value;
 };
 
 // What a split leaves for the merge: unnormalised rows, their maxima and sums.

@@ -40,10 +40,10 @@ HWY_INLINE Vec LoadBlocks(const typename As::Element* from, int64_t stride) {
 }
 #endif
 
-// dst[d][j] = src[j][d] for the `keys` rows of one panel; the panel's other
-// columns become 0. src rows are `stride` elements apart, dst rows kPanelKeys.
-// With `rounds`, to bf16.
-template <class As>
+// dst[d][j] = src[j][d] for the `keys` rows of one panel of kWidth columns; the
+// others become 0. src rows are `stride` elements apart. With `rounds`, to
+// bf16.
+template <class As, int64_t kWidth = kPanelKeys>
 void PackPanel(const typename As::Element* src, int64_t stride, int64_t keys,
                int64_t dims, bool rounds, float* HWY_RESTRICT dst) {
   int64_t j = 0;
@@ -70,7 +70,7 @@ void PackPanel(const typename As::Element* src, int64_t stride, int64_t keys,
       const auto ce_low = hn::BitCast(d2, hn::InterleaveLower(kF, c, e));
       const auto ce_high = hn::BitCast(d2, hn::InterleaveUpper(kF, c, e));
       const auto put = [&](int64_t row, auto column) HWY_ATTR {
-        hn::Store(hn::BitCast(kF, column), kF, to + (d + row) * kPanelKeys);
+        hn::Store(hn::BitCast(kF, column), kF, to + (d + row) * kWidth);
       };
       put(0, hn::InterleaveLower(d2, ab_low, ce_low));
       put(1, hn::InterleaveUpper(d2, ab_low, ce_low));
@@ -81,19 +81,19 @@ void PackPanel(const typename As::Element* src, int64_t stride, int64_t keys,
       for (int64_t i = 0; i < kLanes; ++i) {
         Vec x = LoadFirst<As>(kF, rows + i * stride + d, 1);
         if (rounds) x = RoundToBf16(kF, x);
-        to[d * kPanelKeys + i] = hn::GetLane(x);
+        to[d * kWidth + i] = hn::GetLane(x);
       }
     }
   }
 #endif
   for (int64_t d = 0; d < dims; ++d) {
-    float* row = dst + d * kPanelKeys;
+    float* row = dst + d * kWidth;
     for (int64_t i = j; i < keys; ++i) {
       Vec x = LoadFirst<As>(kF, src + i * stride + d, 1);
       if (rounds) x = RoundToBf16(kF, x);
       row[i] = hn::GetLane(x);
     }
-    std::fill(row + keys, row + kPanelKeys, 0.0F);
+    std::fill(row + keys, row + kWidth, 0.0F);
   }
 }
 
@@ -136,11 +136,8 @@ HWY_INLINE void ConvertRowToBf16(const typename As::Element* src, int64_t dims,
 }
 
 // K^T of bf16 rows in pairs along the dimensions: the panel of their words.
-// Steps behind the last pair, up to `steps`, become 0.
 inline void PackPanelPairs(const uint16_t* src, int64_t stride, int64_t keys,
-                           int64_t dims, int64_t steps,
-                           float* HWY_RESTRICT dst) {
-  std::fill(dst + (dims + 1) / 2 * kPanelKeys, dst + steps * kPanelKeys, 0.0F);
+                           int64_t dims, float* HWY_RESTRICT dst) {
 #if ATTND_WIDE
   if (stride % 2 == 0 && dims % 2 == 0 &&
       reinterpret_cast<uintptr_t>(src) % 4 == 0) {
@@ -161,10 +158,9 @@ inline void PackPanelPairs(const uint16_t* src, int64_t stride, int64_t keys,
 // The same of rows of any type, rounded.
 template <class As>
 void PackPanelAsPairs(const typename As::Element* src, int64_t stride,
-                      int64_t keys, int64_t dims, int64_t steps,
-                      float* HWY_RESTRICT dst) {
+                      int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
   if constexpr (std::is_same_v<As, AsBf16>) {
-    PackPanelPairs(src, stride, keys, dims, steps, dst);
+    PackPanelPairs(src, stride, keys, dims, dst);
   } else {
     constexpr int64_t kDims = 128;  // rounded at a time
     HWY_ALIGN uint16_t slice[kPanelKeys * kDims];
@@ -175,9 +171,7 @@ void PackPanelAsPairs(const typename As::Element* src, int64_t stride,
         ConvertRowToBf16<As>(src + j * stride + d, count, padded, 1,
                              slice + j * kDims);
       }
-      PackPanelPairs(slice, kDims, keys, padded,
-                     d + count < dims ? kDims / 2 : steps - d / 2,
-                     dst + d / 2 * kPanelKeys);
+      PackPanelPairs(slice, kDims, keys, padded, dst + d / 2 * kPanelKeys);
     }
   }
 }
@@ -219,8 +213,7 @@ HWY_INLINE auto LoadBf16Bits(const typename As::Element* from) {
 }
 
 // The same as bf16, in pairs along the keys: a word of a step holds keys j and
-// j + 1, or 0 where there is no such key, and so do steps up to a multiple of
-// kAmxSteps.
+// j + 1, or 0 where there is no such key.
 template <class As>
 void PackValuePairChunk(const typename As::Element* src, int64_t stride,
                         int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
@@ -235,10 +228,9 @@ void PackValuePairChunk(const typename As::Element* src, int64_t stride,
     }
     return LoadBf16Bits<As>(from);
   };
-  const int64_t padded = RoundUp(keys, 2 * kAmxSteps);
   VisitColumns(dims, [&](int64_t column, int64_t vectors) HWY_ATTR {
     float* HWY_RESTRICT to = dst + column * (kKeysPerSum / 2);
-    for (int64_t j = 0; j < padded; j += 2) {
+    for (int64_t j = 0; j < keys; j += 2) {
       for (int64_t c = column; c < column + vectors * kLanes; c += kLanes) {
         const auto pair = hn::Or(load(j, c), hn::ShiftLeft<16>(load(j + 1, c)));
         hn::Store(hn::BitCast(kF, pair), kF, to);

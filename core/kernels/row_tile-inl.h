@@ -280,6 +280,16 @@ void AddCarefully(const ValueBlockFn one_by_one, const float* weights,
              Ahead(values, false));
 }
 
+// The halves of words of bf16 pairs that are finite, as bits.
+HWY_INLINE Bits FiniteHalves(Bits words) {
+  const auto half = [&](uint32_t exponent, uint32_t bits) HWY_ATTR {
+    const Bits mask = hn::Set(kU, exponent);
+    return hn::IfThenZeroElse(hn::Eq(hn::And(words, mask), mask),
+                              hn::Set(kU, bits));
+  };
+  return hn::Or(half(0x7F800000U, 0xFFFF0000U), half(0x00007F80U, 0x0000FFFFU));
+}
+
 // Whether an exponent of all ones, NaN or infinite, is among `count` vectors of
 // words of f32, or of pairs of bf16.
 inline bool AllFinite(const float* words, int64_t count, bool pairs) {

@@ -160,6 +160,8 @@ enum class WeightKind {
   kF32,
   kRounded,  // f32, rounded to bf16
   kBf16,     // bf16, so that pairs of keys fill the first half of the row
+  kParts,    // three times bf16: the first half, and behind the scores. A word
+             // holds two keys that are a vector apart, which needs no shuffle
 };
 
 template <WeightKind kKind>
@@ -174,13 +176,34 @@ HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
   }
 }
 
+// `part_words` is what is from one part of a weight to the next.
 template <WeightKind kKind>
-HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores) {
+HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores,
+                                [[maybe_unused]] int64_t part_words) {
   if constexpr (kKind == WeightKind::kBf16) {
     StoreNativeBf16(kF, low, high, reinterpret_cast<uint16_t*>(scores) + j);
+  } else if constexpr (kKind == WeightKind::kParts) {
+    const Bf16Parts<kBf16PartsOfF32, Floats> lows(kF, low);
+    const Bf16Parts<kBf16PartsOfF32, Floats> highs(kF, high);
+    ATTND_UNROLL
+    for (int i = 0; i < kBf16PartsOfF32; ++i) {
+      hn::Store(UpperHalves(kF, lows.part[i], highs.part[i]), kF,
+                scores + i * part_words + j / 2);
+    }
   } else {
     StoreWeights<kKind>(low, j, scores);
     StoreWeights<kKind>(high, j + kLanes, scores);
+  }
+}
+
+// One vector without a second.
+template <WeightKind kKind>
+HWY_INLINE void StoreLastWeights(Vec p, int64_t j, float* scores,
+                                 int64_t part_words) {
+  if constexpr (kKind == WeightKind::kParts) {
+    StoreTwoWeights<kKind>(p, hn::Zero(kF), j, scores, part_words);
+  } else {
+    StoreWeights<kKind>(p, j, scores);
   }
 }
 
@@ -190,15 +213,21 @@ HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores) {
 // ends.
 template <WeightKind kKind, bool kMasked>
 Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
-                 int64_t begin, int64_t end, float c, float max) {
+                 int64_t begin, int64_t end, float c, float max,
+                 int64_t part_words) {
   const Vec scale = hn::Set(kF, c);
   const Vec top = hn::Set(kF, max);
   Vec sums[kSums];
   ATTND_UNROLL
   for (Vec& sum : sums) sum = hn::Zero(kF);
   const auto weigh = [&](int64_t j) HWY_ATTR {
-    const Vec p = Exp2NonPositive(
-        kF, hn::Mul(hn::Sub(hn::Load(kF, scores + j), top), scale));
+    const Vec x = hn::Mul(hn::Sub(hn::Load(kF, scores + j), top), scale);
+    constexpr bool kSplits = kKind == WeightKind::kParts;
+    Vec p = Exp2NonPositive<!kSplits>(kF, x);
+    if constexpr (kSplits) {
+      // No part is denormal, which would cost a hundred cycles; NaN stays.
+      p = hn::IfThenZeroElse(hn::Lt(x, hn::Set(kF, -100.0F)), p);
+    }
     if constexpr (kMasked) {
       return hn::IfThenElseZero(LoadVisible(visible, j), p);
     } else {
@@ -212,18 +241,25 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
     for (int64_t i = 0; i < kSums; ++i) p[i] = weigh(j + i * kLanes);
     ATTND_UNROLL
     for (int64_t i = 0; i < kSums; i += 2) {
-      StoreTwoWeights<kKind>(p[i], p[i + 1], j + i * kLanes, scores);
+      StoreTwoWeights<kKind>(p[i], p[i + 1], j + i * kLanes, scores,
+                             part_words);
       sums[i] = hn::Add(sums[i], p[i]);
       sums[i + 1] = hn::Add(sums[i + 1], p[i + 1]);
     }
   }
   ATTND_UNROLL
-  for (Vec& sum : sums) {
+  for (int64_t i = 0; i < kSums; i += 2) {
     if (j >= end) break;
-    const Vec p = weigh(j);
-    StoreWeights<kKind>(p, j, scores);
-    sum = hn::Add(sum, p);
-    j += kLanes;
+    const Vec low = weigh(j);
+    sums[i] = hn::Add(sums[i], low);
+    if (j + kLanes < end) {
+      const Vec high = weigh(j + kLanes);
+      sums[i + 1] = hn::Add(sums[i + 1], high);
+      StoreTwoWeights<kKind>(low, high, j, scores, part_words);
+    } else {
+      StoreLastWeights<kKind>(low, j, scores, part_words);
+    }
+    j += 2 * kLanes;
   }
   ATTND_UNROLL
   for (int64_t step = kSums / 2; step > 0; step /= 2) {
@@ -240,7 +276,7 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
 // it.
 template <WeightKind kKind>
 Vec ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
-                         int64_t end, float c) {
+                         int64_t end, float c, int64_t part_words) {
   float sum = 0;
   for (int64_t j = begin; j < end; ++j) {
     const bool vanishes = scores[j] < std::numeric_limits<float>::infinity() ||
@@ -248,8 +284,14 @@ Vec ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
     scores[j] = vanishes ? 0.0F : c * scores[j];
     sum += scores[j];
   }
-  for (int64_t j = begin; j < end; j += kLanes) {
-    StoreWeights<kKind>(hn::Load(kF, scores + j), j, scores);
+  for (int64_t j = begin; j < end; j += 2 * kLanes) {
+    const Vec low = hn::Load(kF, scores + j);
+    if (j + kLanes < end) {
+      StoreTwoWeights<kKind>(low, hn::Load(kF, scores + j + kLanes), j, scores,
+                             part_words);
+    } else {
+      StoreLastWeights<kKind>(low, j, scores, part_words);
+    }
   }
   return hn::IfThenElseZero(FirstLanes(1), hn::Set(kF, sum));
 }

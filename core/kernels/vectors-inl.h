@@ -54,8 +54,13 @@ using Floats = hn::CappedTag<float, kLaneCount>;
 using Vec = hn::Vec<Floats>;
 using LaneMask = hn::Mask<Floats>;
 inline constexpr Floats kF;
+inline constexpr hn::RebindToUnsigned<Floats> kU;
+using Bits = hn::Vec<decltype(hn::RebindToUnsigned<Floats>())>;
 
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// The bits without the sign: ordered as magnitudes, infinity and NaN last.
+HWY_INLINE Bits Magnitude(Vec x) { return hn::BitCast(kU, hn::Abs(x)); }
 
 // The first `lanes` lanes; all of them, or none, where it is out of range.
 HWY_INLINE LaneMask FirstLanes(int64_t lanes) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -16,6 +17,8 @@ namespace attnd {
 namespace {
 
 using ::attnd::testing::AttentionCase;
+using ::attnd::testing::CaseShape;
+using ::attnd::testing::TypedArray;
 using ::testing::Each;
 using ::testing::IsEmpty;
 
@@ -294,6 +297,94 @@ TEST_P(AttentionEdgesTest, ASinkFarAboveOrBelowAllScores) {
     Compute(c);
     EXPECT_THAT(c.Compare(), IsEmpty()) << sink;
   }
+}
+
+// --- many rows: products of a number's bf16 parts, where the machine has them
+// --
+
+constexpr CaseShape kManyRows = {
+    .q_len = 200, .kv_len = 300, .head_dim = 24, .v_head_dim = 40};
+
+// Parts of small numbers are smaller still, and a tile register takes denormals
+// for 0.
+TEST_P(AttentionEdgesTest, NumbersOfAnySizeKeepTheirPrecision) {
+  for (const float size : {1e-37F, 1e-33F, 1e-30F, 1e-20F, 1e-10F, 1e10F}) {
+    for (const bool values : {true, false}) {
+      CaseShape shape = kManyRows;
+      // So that scores are near 1 whatever the keys' size.
+      if (!values) shape.options.scale = 0.1F / size;
+      AttentionCase c(shape, kSeed);
+      TypedArray& tensor = values ? c.value : c.key;
+      double largest = 0;
+      for (int64_t at = 0; at < tensor.size(); ++at) {
+        tensor.Set(at, tensor[at] * size);
+      }
+      Compute(c);
+      const AttentionCase::Expected expected = c.Expect();
+      for (const double x : expected.output) {
+        largest = std::max(largest, std::abs(x));
+      }
+      for (int64_t at = 0; at < c.output.size(); ++at) {
+        ASSERT_NEAR(c.output[at], expected.output[static_cast<size_t>(at)],
+                    3e-6 * largest)
+            << (values ? "values of " : "keys of ") << size;
+      }
+    }
+  }
+}
+
+TEST_P(AttentionEdgesTest, WeightsFarApartAreTheOracles) {
+  CaseShape shape = kManyRows;
+  shape.options = {.scale = 30.0F, .return_lse = true};
+  AttentionCase c(shape, kSeed);
+  Compute(c);
+  EXPECT_THAT(c.Compare(), IsEmpty());
+}
+
+TEST_P(AttentionEdgesTest, AnInfiniteValueReachesItsColumnAlone) {
+  AttentionCase clean(kManyRows, kSeed);
+  const int64_t dims = clean.shape().v_head_dim;
+  Compute(clean);
+  for (const float bad : {kInfinity, -kInfinity, kNan}) {
+    AttentionCase c(kManyRows, kSeed);
+    c.value.Set(250 * dims + 3, bad);
+    Compute(c);
+    for (int64_t at = 0; at < c.output.size(); ++at) {
+      if (at % dims != 3) {
+        ASSERT_EQ(c.output[at], clean.output[at]) << at;
+      } else if (std::isnan(bad)) {
+        ASSERT_TRUE(std::isnan(c.output[at])) << at;
+      } else {
+        ASSERT_EQ(c.output[at], bad) << at;
+      }
+    }
+  }
+}
+
+TEST_P(AttentionEdgesTest, AnInfiniteKeyOrQueryFollowsTheFormula) {
+  for (const bool in_key : {true, false}) {
+    for (const float bad : {kInfinity, -kInfinity, kNan}) {
+      CaseShape shape = kManyRows;
+      shape.options.return_lse = true;
+      AttentionCase c(shape, kSeed);
+      (in_key ? c.key : c.query).Set(150 * shape.head_dim + 2, bad);
+      Compute(c);
+      EXPECT_THAT(c.Compare(), IsEmpty()) << in_key << " " << bad;
+    }
+  }
+}
+
+TEST_P(AttentionEdgesTest, ProductsBeyondF32FollowTheFormula) {
+  CaseShape shape = kManyRows;
+  shape.head_dim = 1;
+  shape.options.return_lse = true;
+  AttentionCase c(shape, kSeed);
+  for (int64_t at = 0; at < c.key.size(); ++at) {
+    c.key.Set(at, at % 7 == 0 ? -1e30F : -1e-3F * static_cast<float>(at));
+  }
+  c.query.Fill(1e20F);
+  Compute(c);
+  EXPECT_THAT(c.Compare(), IsEmpty());
 }
 
 INSTANTIATE_TEST_SUITE_P(PerIsa, AttentionEdgesTest,

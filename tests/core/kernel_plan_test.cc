@@ -149,10 +149,52 @@ TEST(KernelPlanTest, NativeBf16IsForWhatIsBf16OrMayBeRounded) {
     EXPECT_EQ(isa_of(DataType::kBF16, Precision::kAuto), native);
     EXPECT_EQ(isa_of(DataType::kBF16, Precision::kBF16), native);
     EXPECT_EQ(isa_of(DataType::kBF16, Precision::kF32), Isa::kAvx512);
-    EXPECT_EQ(isa_of(DataType::kF32, Precision::kAuto), Isa::kAvx512);
+    EXPECT_EQ(isa_of(DataType::kF32, Precision::kF32), Isa::kAvx512);
     EXPECT_EQ(isa_of(DataType::kF32, Precision::kBF16), native);
     EXPECT_EQ(isa_of(DataType::kF16, Precision::kBF16), native);
-    EXPECT_EQ(isa_of(DataType::kF16, Precision::kAuto), Isa::kAvx512);
+  }
+}
+
+// Three bf16 make an f32 where tiles multiply them fast enough, unless f32
+// products are asked for.
+TEST(KernelPlanTest, AmxSplitsWhatIsNotBf16) {
+  MachineInfo machine = kWide;
+  const auto plan_of = [&](DataType type, Precision precision) {
+    const TensorSpec spec{.dtype = type, .shape = {512, 64}};
+    return MakeKernelPlan(AttentionProblem::Create(spec, spec, spec,
+                                                   {.precision = precision})
+                              .value(),
+                          machine);
+  };
+  const KernelPlan whole = plan_of(DataType::kF32, Precision::kAuto);
+  EXPECT_EQ(whole.isa, Isa::kAvx512);
+  EXPECT_EQ(whole.parts, 1);
+  machine.isa = Isa::kAvx512Bf16;
+  EXPECT_EQ(plan_of(DataType::kF32, Precision::kAuto).isa, Isa::kAvx512);
+  machine.isa = Isa::kAmxBf16;
+  for (const DataType type : {DataType::kF32, DataType::kF16}) {
+    const KernelPlan split = plan_of(type, Precision::kAuto);
+    EXPECT_EQ(split.isa, Isa::kAmxBf16);
+    EXPECT_EQ(split.parts, 3);
+    EXPECT_EQ(split.variant, "tiled_bf16x3");
+    EXPECT_FALSE(split.bf16_products);
+    // Two bytes for each of three parts, instead of four.
+    EXPECT_EQ(split.packed_keys_bytes, whole.packed_keys_bytes / 2 * 3);
+    EXPECT_EQ(split.packed_values_bytes, whole.packed_values_bytes / 2 * 3);
+    EXPECT_EQ(plan_of(type, Precision::kF32).parts, 1);
+  }
+  EXPECT_EQ(plan_of(DataType::kBF16, Precision::kAuto).parts, 1);
+}
+
+// Larger tiles read keys and values less often, and must not be too few.
+TEST(KernelPlanTest, AmxTilesGrowWithTheRows) {
+  MachineInfo machine = kWide;
+  machine.isa = Isa::kAmxBf16;
+  for (const auto& [rows, tile_q] : std::vector<std::pair<int64_t, int64_t>>{
+           {97, 97}, {128, 128}, {512, 128}, {1024, 256}, {4096, 256}}) {
+    EXPECT_EQ(
+        MakeKernelPlan(Problem(1, 1, 1, rows, 4096, 64), machine).tile_q,
+        tile_q);
   }
 }
 
