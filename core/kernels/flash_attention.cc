@@ -77,6 +77,11 @@ namespace {
 constexpr float kLog2E = 1.44269504088896340736F;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+// The m of a row need not be its largest score: weights cancel against their
+// sum. So it stays until a weight would exceed two to this, and what was summed
+// is scaled anew once or never.
+constexpr float kMostGrowth = 8;
+
 // Keys of one AMX product, in pairs.
 constexpr int64_t kAmxKeys = 2 * kAmxSteps;
 
@@ -229,6 +234,7 @@ class Tile {
         slot_(slot),
         magnitude_(ScoreScale(params_).magnitude),
         scale_log2_((params_.AdjustsScores() ? 1 : magnitude_) * kLog2E),
+        slack_(std::min(kMostGrowth / scale_log2_, 0x1p100F)),
         largest_query_(plan_.parts > 1 ? LargestQuery() : 0),
         direct_(entry_plan_.direct || (plan_.parts > 1 && !HasParts())),
         // Direct tiles multiply f32 whatever tiled ones do.
@@ -569,8 +575,8 @@ class Tile {
         largest = hn::Load(kF, slot_ + layout_.row_max_lanes + r * kLanes);
       }
       float& max = slot_[layout_.max + r];
-      // Most tiles raise no maximum: then their own is of no interest.
-      if (!hn::AllFalse(kF, hn::Gt(largest, hn::Set(kF, max)))) {
+      // Most tiles do not raise it by much: then their own is of no interest.
+      if (!hn::AllFalse(kF, hn::Gt(largest, hn::Set(kF, max + slack_)))) {
         const float new_max = hn::GetLane(
             hn::MaxOfLanes(kF, hn::Max(hn::Set(kF, max), IgnoreNan(largest))));
         if (max != kMinusInfinity) {
@@ -968,6 +974,7 @@ class Tile {
   float* const slot_;
   const float magnitude_;
   const float scale_log2_;        // c above
+  const float slack_;             // of a row's maximum
   const uint32_t largest_query_;  // where numbers have parts, as LargestOfHead
   const bool direct_;
   const Isa isa_;  // of the products
@@ -1021,12 +1028,11 @@ void FinishRow(const FlashJob& job, const BatchEntry& entry, int64_t head,
   VisitType(params.output_dtype, [&](auto as) {
     using As = decltype(as);
     auto* out = reinterpret_cast<typename As::Element*>(to);
-    const Vec whole = hn::Set(kF, divisor);
+    const Vec part = hn::Set(kF, 1 / divisor);
     int64_t c = 0;
     const auto at = [&]() HWY_ATTR {
       // A row of no weight is 0 even where its sums are not.
-      return sum == 0 ? hn::Zero(kF)
-                      : hn::Div(hn::LoadU(kF, output + c), whole);
+      return sum == 0 ? hn::Zero(kF) : hn::Mul(hn::LoadU(kF, output + c), part);
     };
     for (; c + kLanes <= params.v_head_dim; c += kLanes) {
       As::Store(kF, at(), out + c);
