@@ -67,24 +67,31 @@ MachineInfo ChooseMachine(const EngineOptions& options) {
 
 }  // namespace
 
-// One call: first the packing, then its tiles, then what joins them.
+// One call: first what is still to be loaded and packed, then its tiles, then
+// what joins them. Keys and values that are packed are loaded right before, by
+// the worker that packs them: it finds them in its cache then.
 class AttentionEngine::Job : public TileJob {
  public:
   Job(AttentionProblem problem, KernelPlan plan,
-      const AttentionBuffers& buffers, int threads, Workspace workspace)
+      const AttentionBuffers& buffers, InputSource* source, int threads,
+      Workspace workspace)
       : problem_(std::move(problem)),
         plan_(std::move(plan)),
         threads_(threads),
         kernel_(GetFlashKernel(plan_.isa)),
         workspace_(std::move(workspace)),
-        flash_(problem_, plan_, buffers, workspace_.data()) {
+        flash_(problem_, plan_, buffers, workspace_.data()),
+        source_(source),
+        loads_with_pack_(LoadsWithPack()) {
     for (int64_t slot = 0; slot < plan_.Slots(threads_); ++slot) {
       kernel_.init_slot(flash_.Slot(slot));
     }
   }
 
   std::vector<Phase> Phases() const override {
-    return {{.tasks = plan_.pack_tasks, .slots = threads_},
+    const bool loads_first = source_ != nullptr && !loads_with_pack_;
+    return {{.tasks = loads_first ? source_->pieces() : 0, .slots = threads_},
+            {.tasks = plan_.pack_tasks, .slots = threads_},
             {.tasks = plan_.tile_tasks, .slots = plan_.Slots(threads_)},
             {.tasks = plan_.merge_tasks, .slots = threads_}};
   }
@@ -93,9 +100,13 @@ class AttentionEngine::Job : public TileJob {
             SliceControl& control) override {
     switch (phase) {
       case 0:
-        kernel_.pack(flash_, task);
+        source_->LoadPiece(task);
         return Slice::kDone;
       case 1:
+        if (loads_with_pack_) LoadFor(task);
+        kernel_.pack(flash_, task);
+        return Slice::kDone;
+      case 2:
         return kernel_.run_tile(flash_, task, flash_.Slot(slot), control);
       default:
         kernel_.merge(flash_, task);
@@ -108,26 +119,62 @@ class AttentionEngine::Job : public TileJob {
   const KernelPlan plan_;
   const int64_t threads_;
   const FlashKernel& kernel_;
+  // Where every key that is seen is packed, from rows that are one after the
+  // other.
+  bool LoadsWithPack() const {
+    return source_ != nullptr &&
+           source_->pieces_before_keys() < source_->pieces() &&
+           plan_.pack_tasks > 0 && plan_.variant == "tiled" &&
+           problem_.params().layout == Layout::kBhsd;
+  }
+
+  // The keys and values of a packing task, and its share of the rest.
+  void LoadFor(int64_t task) {
+    for (int64_t piece = task; piece < source_->pieces_before_keys();
+         piece += plan_.pack_tasks) {
+      source_->LoadPiece(piece);
+    }
+    const PackTask pack = plan_.Pack(task);
+    const BatchEntry entry = problem_.mask().Entry(pack.entry);
+    const int64_t keys = pack.last - pack.first;
+    const auto first_row = [&](const TensorView<const std::byte>& view) {
+      return entry.batch * view.strides[0] + pack.kv_head * view.strides[1] +
+             (entry.kv_begin + pack.first) * view.strides[2];
+    };
+    const AttentionParams& params = problem_.params();
+    const int64_t key_bytes = SizeOf(params.key_dtype);
+    source_->LoadKeys(first_row(flash_.key) * key_bytes,
+                      keys * params.head_dim * key_bytes);
+    const int64_t value_bytes = SizeOf(params.value_dtype);
+    source_->LoadValues(first_row(flash_.value) * value_bytes,
+                        keys * params.v_head_dim * value_bytes);
+  }
+
   const Workspace workspace_;
   const FlashJob flash_;
+  InputSource* const source_;
+  const bool loads_with_pack_;
 };
 
-// The gradients: packing and rows' numbers first, then tiles of keys, then what
-// is written of the rows.
+// The gradients: loading, packing and rows' numbers first, then tiles of keys,
+// then what is written of the rows.
 class AttentionEngine::GradientJob : public TileJob {
  public:
   GradientJob(AttentionProblem problem, BackwardPlan plan,
-              const BackwardBuffers& buffers, int threads, Workspace workspace)
+              const BackwardBuffers& buffers, InputSource* source, int threads,
+              Workspace workspace)
       : problem_(std::move(problem)),
         plan_(std::move(plan)),
         threads_(threads),
         kernel_(GetBackwardKernel(plan_.isa())),
         workspace_(std::move(workspace)),
-        job_(problem_, plan_, buffers, plan_.Slots(threads),
-             workspace_.data()) {}
+        job_(problem_, plan_, buffers, plan_.Slots(threads), workspace_.data()),
+        source_(source) {}
 
   std::vector<Phase> Phases() const override {
-    return {{.tasks = plan_.key_tiles(), .slots = threads_},
+    return {{.tasks = source_ == nullptr ? 0 : source_->pieces(),
+             .slots = threads_},
+            {.tasks = plan_.key_tiles(), .slots = threads_},
             {.tasks = plan_.row_tiles(), .slots = threads_},
             {.tasks = plan_.key_tiles(), .slots = plan_.Slots(threads_)},
             {.tasks = plan_.row_tiles(), .slots = threads_}};
@@ -137,12 +184,15 @@ class AttentionEngine::GradientJob : public TileJob {
             SliceControl& control) override {
     switch (phase) {
       case 0:
-        kernel_.pack(job_, task);
+        source_->LoadPiece(task);
         return Slice::kDone;
       case 1:
-        kernel_.prepare_rows(job_, task);
+        kernel_.pack(job_, task);
         return Slice::kDone;
       case 2:
+        kernel_.prepare_rows(job_, task);
+        return Slice::kDone;
+      case 3:
         return kernel_.run_tile(job_, task, job_.Slot(slot), control);
       default:
         kernel_.finish_rows(job_, task);
@@ -157,6 +207,7 @@ class AttentionEngine::GradientJob : public TileJob {
   const BackwardKernel& kernel_;
   const Workspace workspace_;
   const BackwardJob job_;
+  InputSource* const source_;
 };
 
 AttentionEngine::AttentionEngine(const EngineOptions& options)
@@ -168,7 +219,7 @@ AttentionEngine::~AttentionEngine() = default;
 
 template <typename J, typename Plan, typename Buffers>
 void AttentionEngine::Start(const AttentionProblem& problem, Plan plan,
-                            const Buffers& buffers,
+                            const Buffers& buffers, InputSource* source,
                             const absl::StatusOr<MemoryEstimate>& estimate,
                             RunStats stats, const StopSignal* stop, Done done) {
   if (!estimate.ok()) {
@@ -186,7 +237,7 @@ void AttentionEngine::Start(const AttentionProblem& problem, Plan plan,
   stats.workspace_bytes = estimate->workspace_bytes;
   if (RunsHere(problem, *estimate)) {
     std::optional<J> job(std::in_place, problem, std::move(plan), buffers,
-                         threads(), *std::move(workspace));
+                         source, threads(), *std::move(workspace));
     const auto began = std::chrono::steady_clock::now();
     absl::Status status = RunHere(*job, stop);
     stats.compute_time = std::chrono::steady_clock::now() - began;
@@ -195,8 +246,8 @@ void AttentionEngine::Start(const AttentionProblem& problem, Plan plan,
     return;
   }
   // std::function wants a copyable owner.
-  auto job = std::make_shared<J>(problem, std::move(plan), buffers, threads(),
-                                 *std::move(workspace));
+  auto job = std::make_shared<J>(problem, std::move(plan), buffers, source,
+                                 threads(), *std::move(workspace));
   TileJob* const raw_job = job.get();
   scheduler_.Submit(raw_job, stop,
                     [job = std::move(job), stats, done = std::move(done)](
@@ -210,27 +261,29 @@ void AttentionEngine::Start(const AttentionProblem& problem, Plan plan,
 
 void AttentionEngine::Submit(const AttentionProblem& problem,
                              const AttentionBuffers& buffers,
-                             const StopSignal* stop, Done done) {
+                             const StopSignal* stop, Done done,
+                             InputSource* source) {
   KernelPlan plan = MakeKernelPlan(problem, machine_);
   RunStats stats;
   stats.isa = plan.isa;
   stats.kernel = plan.variant;
   stats.tile_q = plan.tile_q;
   stats.tile_kv = plan.tile_kv;
-  Start<Job>(problem, std::move(plan), buffers, estimator_.Estimate(problem),
-             stats, stop, std::move(done));
+  Start<Job>(problem, std::move(plan), buffers, source,
+             estimator_.Estimate(problem), stats, stop, std::move(done));
 }
 
 void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
                                      const BackwardBuffers& buffers,
-                                     const StopSignal* stop, Done done) {
+                                     const StopSignal* stop, Done done,
+                                     InputSource* source) {
   BackwardPlan plan(problem, machine_);
   RunStats stats;
   stats.isa = plan.isa();
   stats.kernel = "backward";
   stats.tile_q = BackwardPlan::kTileRows;
   stats.tile_kv = BackwardPlan::kTileKeys;
-  Start<GradientJob>(problem, std::move(plan), buffers,
+  Start<GradientJob>(problem, std::move(plan), buffers, source,
                      estimator_.EstimateBackward(problem), stats, stop,
                      std::move(done));
 }

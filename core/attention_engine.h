@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/attention_problem.h"
+#include "core/input_source.h"
 #include "core/kernel_plan.h"
 #include "core/machine.h"
 #include "core/memory_estimator.h"
@@ -53,14 +54,16 @@ class AttentionEngine {
   // must stay valid until `done`, which is called exactly once: by a worker, or
   // by this call where the workspace cannot be had (RESOURCE_EXHAUSTED). It
   // must not block. After an error the contents of the outputs are undefined.
+  // Where there is a `source`, the inputs are loaded from it first; it must
+  // stay valid as long.
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
-              const StopSignal* stop, Done done);
+              const StopSignal* stop, Done done, InputSource* source = nullptr);
 
   // The same for the gradients: `problem` must be of f32 query, key, value and
   // output. Reserves the estimate's workspace_bytes of EstimateBackward.
   void SubmitBackward(const AttentionProblem& problem,
                       const BackwardBuffers& buffers, const StopSignal* stop,
-                      Done done);
+                      Done done, InputSource* source = nullptr);
 
   // Submits and waits. Not from a worker.
   absl::StatusOr<RunStats> Run(const AttentionProblem& problem,
@@ -85,6 +88,7 @@ class AttentionEngine {
   // Reserves what `estimate` says and hands a job of type J to the scheduler.
   template <typename J, typename Plan, typename Buffers>
   void Start(const AttentionProblem& problem, Plan plan, const Buffers& buffers,
+             InputSource* source,
              const absl::StatusOr<MemoryEstimate>& estimate, RunStats stats,
              const StopSignal* stop, Done done);
 

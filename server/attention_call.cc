@@ -49,7 +49,7 @@ absl::Status AttentionCall::Admit(int64_t message_bytes) {
 
 absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
                                         const SplitMessage& split,
-                                        PayloadCopy& copy) {
+                                        PayloadSource& source) {
   // Decoding copies the lists twice for a moment.
   const int64_t decoding_bytes =
       reservation_.bytes() + 2 * DecodedListBytes(*tensors.options);
@@ -69,7 +69,7 @@ absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
       !status.ok()) {
     return status;
   }
-  return PlaceInputs(tensors, *decoded, split, copy);
+  return PlaceInputs(tensors, *decoded, split, source);
 }
 
 // `decoding_bytes` is what the message and its parsed form hold.
@@ -126,11 +126,11 @@ bool AttentionCall::IsCopied(const AttentionTensors& tensors,
          (shared_.inputs[role].region == nullptr || role == kMask);
 }
 
-// `copy` is the only one that a tensor sees on its way in.
+// What `source` copies sees no other copy on its way in.
 absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
                                         const DecodedRequest& decoded,
                                         const SplitMessage& split,
-                                        PayloadCopy& copy) {
+                                        PayloadSource& source) {
   std::array<int64_t, kTensorRoles> offsets{};
   int64_t size_bytes = 0;
   for (size_t role = 0; role < kTensorRoles; ++role) {
@@ -143,6 +143,7 @@ absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
   if (!inputs.ok()) return inputs.status();
   inputs_ = *std::move(inputs);
   input_bytes_ = decoded.bytes;
+  std::array<const PayloadRange*, kTensorRoles> payloads{};
   for (size_t role = 0; role < kTensorRoles; ++role) {
     const v1::Tensor* const tensor = tensors.by_role[role].tensor;
     if (tensor == nullptr) continue;
@@ -154,11 +155,26 @@ absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
     std::byte* const data = inputs_.data() + offsets[role];
     input_data_[role] = data;
     if (!IsCopied(tensors, role) || ComesInChunks(*tensor)) continue;
-    if (part.region == nullptr) {
-      CopyElements(*tensor, split, data, copy);
-    } else if (part.size_bytes > 0) {
+    if (part.region != nullptr) {
+      if (part.size_bytes == 0) continue;
       std::memcpy(data, part.data(), static_cast<size_t>(part.size_bytes));
+    } else if (tensor->payload_case() == v1::Tensor::kValues) {
+      CopyValues(*tensor, data);
+    } else {
+      payloads[role] = &PayloadOf(split, tensor->data());
     }
+  }
+  // Together and last, where they are tensors of their own.
+  const bool apart = payloads[kKey] != nullptr && payloads[kValue] != nullptr;
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    if (payloads[role] == nullptr) continue;
+    if (apart && (role == kKey || role == kValue)) continue;
+    source.Add(*payloads[role], inputs_.data() + offsets[role]);
+  }
+  if (apart) {
+    source.AddKeysAndValues(*payloads[kKey], inputs_.data() + offsets[kKey],
+                            *payloads[kValue],
+                            inputs_.data() + offsets[kValue]);
   }
   return absl::OkStatus();
 }
@@ -227,11 +243,7 @@ absl::Status AttentionCall::AllocateOutputs() {
   return absl::OkStatus();
 }
 
-void AttentionCall::Submit(PayloadCopy& copy, TileScheduler::Done done) {
-  context_.engine.scheduler().Submit(&copy, &stop_, std::move(done));
-}
-
-void AttentionCall::Submit(AttentionEngine::Done done) {
+void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
   // The inputs go first: what waits to be sent is the output alone.
   const auto end = [this, done = std::move(done)](absl::Status status,
                                                   const RunStats& stats) {
@@ -254,7 +266,7 @@ void AttentionCall::Submit(AttentionEngine::Done done) {
                                     .grad_query = Floats(out[0]),
                                     .grad_key = Floats(out[1]),
                                     .grad_value = Floats(out[2])},
-                                   &stop_, end);
+                                   &stop_, end, source);
     return;
   }
   context_.engine.Submit(*problem_,
@@ -265,7 +277,7 @@ void AttentionCall::Submit(AttentionEngine::Done done) {
                           .lse = out.size() > 1 ? Floats(out[1]) : nullptr,
                           .bias = in[kBias],
                           .mask = in[kMask]},
-                         &stop_, end);
+                         &stop_, end, source);
 }
 
 void AttentionCall::ShrinkToAnswer() {
@@ -281,8 +293,8 @@ UnaryCall::~UnaryCall() { (void)answered_.load(std::memory_order_acquire); }
 
 void UnaryCall::Start(ReceivedMessage received, Done done) {
   const auto answer = [this, self = shared_from_this(), done = std::move(done)](
-                          absl::Status status, RunStats stats) {
-    stats.queue_time += copy_queued_;
+                          absl::Status status, const RunStats& stats) {
+    source_.Clear();
     absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
     if (status.ok()) {
       pieces = Encode(stats);
@@ -296,27 +308,7 @@ void UnaryCall::Start(ReceivedMessage received, Done done) {
     answer(std::move(status), {});
     return;
   }
-  if (copy_.empty()) {
-    Compute(answer);
-    return;
-  }
-  Submit(copy_, [this, answer](absl::Status status, const JobTimes& times) {
-    copy_.Clear();
-    copy_queued_ = times.queued;
-    if (!status.ok()) {
-      answer(std::move(status), {});
-      return;
-    }
-    Compute(answer);
-  });
-}
-
-void UnaryCall::Compute(AttentionEngine::Done answer) {
-  if (absl::Status status = AllocateOutputs(); !status.ok()) {
-    answer(std::move(status), {});
-    return;
-  }
-  Submit(std::move(answer));
+  Submit(answer, source_.empty() ? nullptr : &source_);
 }
 
 absl::Status UnaryCall::Prepare(ReceivedMessage received) {
@@ -336,8 +328,17 @@ absl::Status UnaryCall::Prepare(ReceivedMessage received) {
       status = Decode<v1::AttentionBackwardRequest>(received);
       break;
   }
-  if (status.ok()) copy_.Begin(std::move(received));
-  return status;
+  if (!status.ok()) return status;
+  // What computing holds counts a message of tensors, but nothing beside them.
+  if (kind() == PayloadKind::kSharedMemory ||
+      received.size_bytes() - source_.size_bytes() > kMessageEnvelopeBytes) {
+    source_.LoadAll(received);
+    source_.Clear();
+    received = ReceivedMessage();
+  } else {
+    source_.Keep(std::move(received));
+  }
+  return AllocateOutputs();
 }
 
 template <typename Request>
@@ -346,7 +347,7 @@ absl::Status UnaryCall::Decode(const ReceivedMessage& received) {
   const absl::StatusOr<SplitMessage> split =
       ParseMessage(received, reservation(), request);
   if (!split.ok()) return split.status();
-  return TakeRequest(AttentionTensors::Of(request), *split, copy_);
+  return TakeRequest(AttentionTensors::Of(request), *split, source_);
 }
 
 ResponsePieces UnaryCall::Encode(const RunStats& stats) {

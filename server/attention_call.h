@@ -6,7 +6,6 @@
 
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -21,7 +20,7 @@
 #include "core/tile_scheduler.h"
 #include "core/workspace.h"
 #include "server/admission.h"
-#include "server/payload_copy.h"
+#include "server/payload_source.h"
 #include "server/request_codec.h"
 #include "server/response_codec.h"
 #include "server/service_context.h"
@@ -63,15 +62,15 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // call that is over.
   absl::Status Admit(int64_t message_bytes);
   // Checks the request, reserves the most that the call will hold, and adds to
-  // `copy` the tensors whose payload came in the message that was split.
+  // `source` the tensors whose payload came in the message that was split.
   absl::Status TakeRequest(const AttentionTensors& tensors,
-                           const SplitMessage& split, PayloadCopy& copy);
-  // Once the request's message is gone: what is left is what computing holds.
+                           const SplitMessage& split, PayloadSource& source);
+  // Once the parsed request is gone, and a message that holds more than
+  // tensors: what is left is what computing holds.
   absl::Status AllocateOutputs();
-  // Lets all workers copy. `done` comes when they have, or are told to stop.
-  void Submit(PayloadCopy& copy, TileScheduler::Done done);
-  // Hands the job to the engine. The inputs are gone when `done` is called.
-  void Submit(AttentionEngine::Done done);
+  // Hands the job to the engine, which loads what `source` has, if there is
+  // one. The inputs are gone when `done` is called.
+  void Submit(AttentionEngine::Done done, InputSource* source = nullptr);
 
   bool backward() const {
     return method_ == AttentionMethod::kAttentionBackward;
@@ -97,7 +96,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
                        const DecodedRequest& decoded, int64_t decoding_bytes);
   absl::Status PlaceInputs(const AttentionTensors& tensors,
                            const DecodedRequest& decoded,
-                           const SplitMessage& split, PayloadCopy& copy);
+                           const SplitMessage& split, PayloadSource& source);
   // Whether the tensor of `role` is copied: not where it came as another role,
   // and not where it lies in a region. A mask says which keys are seen, so it
   // is read once, where its client cannot write to it any more.
@@ -131,25 +130,22 @@ class UnaryCall final : public AttentionCall {
       : AttentionCall(context, method, deadline) {}
   ~UnaryCall() override;
 
-  // Has the tensors that `received` carries copied out of it, frees it, and
-  // hands the job to the engine; refuses before anything is allocated for what
-  // does not fit. Returns before what takes long. `done` is called once, by
-  // this call or by a worker, and must not block.
+  // Hands the job to the engine and returns; refuses before anything is
+  // allocated for what does not fit. Workers copy the tensors that `received`
+  // carries. `done` is called once, by this call or by a worker, and must not
+  // block.
   void Start(ReceivedMessage received, Done done);
 
  private:
   absl::Status Prepare(ReceivedMessage received);
   template <typename Request>
   absl::Status Decode(const ReceivedMessage& received);
-  // Once the inputs are there.
-  void Compute(AttentionEngine::Done answer);
   ResponsePieces Encode(const RunStats& stats);
 
   // Set before `done`, read by the destructor: gRPC orders the two, but thread
   // sanitizer cannot see how.
   std::atomic<bool> answered_ = false;
-  PayloadCopy copy_;
-  std::chrono::nanoseconds copy_queued_{0};
+  PayloadSource source_;
 };
 
 }  // namespace attnd::server

@@ -354,16 +354,11 @@ absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
   return decoded;
 }
 
-void CopyElements(const v1::Tensor& tensor, const SplitMessage& split,
-                  std::byte* to, PayloadCopy& copy) {
-  if (tensor.payload_case() == v1::Tensor::kValues) {
-    const auto& values = tensor.values().values();
-    if (values.empty()) return;
-    std::memcpy(to, values.data(),
-                static_cast<size_t>(values.size()) * sizeof(float));
-    return;
-  }
-  copy.Add(PayloadOf(split, tensor.data()), to);
+void CopyValues(const v1::Tensor& tensor, std::byte* to) {
+  const auto& values = tensor.values().values();
+  if (values.empty()) return;
+  std::memcpy(to, values.data(),
+              static_cast<size_t>(values.size()) * sizeof(float));
 }
 
 }  // namespace attnd::server

@@ -12,7 +12,6 @@
 #include "absl/status/statusor.h"
 #include "attnd/v1/attention.pb.h"
 #include "core/attention_problem.h"
-#include "server/payload_copy.h"
 #include "server/payload_splitter.h"
 
 namespace attnd::server {
@@ -73,10 +72,8 @@ inline bool ComesInChunks(const v1::Tensor& tensor) {
   return tensor.payload_case() == v1::Tensor::PAYLOAD_NOT_SET;
 }
 
-// Has the elements of a tensor that the request's message carries go to `to`:
-// numbers at once, bytes with `copy`.
-void CopyElements(const v1::Tensor& tensor, const SplitMessage& split,
-                  std::byte* to, PayloadCopy& copy);
+// Copies the elements of a tensor that the request carries as numbers to `to`.
+void CopyValues(const v1::Tensor& tensor, std::byte* to);
 
 }  // namespace attnd::server
 

@@ -107,11 +107,12 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received) {
                       request.has_chunk() ? "a chunk" : "an empty message");
   }
   const AttentionTensors tensors = AttentionTensors::OfStream(request.header());
-  PayloadCopy copy;
-  if (absl::Status status = TakeRequest(tensors, *split, copy); !status.ok()) {
+  PayloadSource source;
+  if (absl::Status status = TakeRequest(tensors, *split, source);
+      !status.ok()) {
     return BelowHeader(status);
   }
-  copy.RunHere(received);
+  source.LoadAll(received);
   for (size_t i = 0; i < kTensorRoles; ++i) {
     const auto& [path, tensor] = tensors.by_role[i];
     if (tensor == nullptr) continue;

@@ -3,12 +3,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <future>
 #include <optional>
 #include <random>
 #include <thread>
+#include <vector>
 
+#include "core/input_source.h"
 #include "core/kernel_plan.h"
 #include "tests/support/attention_case.h"
 
@@ -18,6 +24,7 @@ namespace {
 using ::attnd::testing::Affordable;
 using ::attnd::testing::AttentionCase;
 using ::attnd::testing::CaseShape;
+using ::attnd::testing::RandomCase;
 using ::attnd::testing::RandomShape;
 using ::testing::IsEmpty;
 
@@ -88,6 +95,95 @@ TEST(AttentionEngineHereTest, TinyProblemsAnswerBeforeSubmitReturns) {
                   done.set_value(std::this_thread::get_id());
                 });
   EXPECT_NE(done.get_future().get(), std::this_thread::get_id());
+}
+
+// Copies another case's inputs, and counts how often each byte was asked for.
+class CopySource final : public InputSource {
+ public:
+  CopySource(AttentionBuffers from, AttentionBuffers to,
+             const AttentionProblem& problem)
+      : from_(from),
+        to_(to),
+        query_bytes_(problem.query_bytes()),
+        key_bytes_(problem.key_bytes()),
+        value_bytes_(problem.value_bytes()),
+        loads_(static_cast<size_t>(query_bytes_ + key_bytes_ + value_bytes_)) {}
+
+  int64_t pieces() const override { return 7; }
+  int64_t pieces_before_keys() const override { return 5; }
+  void LoadPiece(int64_t piece) override {
+    if (piece == 5) return LoadKeys(0, key_bytes_);
+    if (piece == 6) return LoadValues(0, value_bytes_);
+    const int64_t begin = piece * query_bytes_ / 5;
+    const int64_t end = (piece + 1) * query_bytes_ / 5;
+    Copy(from_.query, to_.query, begin, end - begin, 0);
+  }
+  void LoadKeys(int64_t offset_bytes, int64_t size_bytes) override {
+    Copy(from_.key, to_.key, offset_bytes, size_bytes, query_bytes_);
+  }
+  void LoadValues(int64_t offset_bytes, int64_t size_bytes) override {
+    Copy(from_.value, to_.value, offset_bytes, size_bytes,
+         query_bytes_ + key_bytes_);
+  }
+
+  // How many bytes were loaded this often.
+  int64_t CountOf(int times) const {
+    return std::count(loads_.begin(), loads_.end(), times);
+  }
+
+ private:
+  void Copy(const void* from, const void* to, int64_t offset, int64_t size,
+            int64_t first) {
+    if (size == 0) return;
+    std::memcpy(
+        const_cast<std::byte*>(static_cast<const std::byte*>(to)) + offset,
+        static_cast<const std::byte*>(from) + offset,
+        static_cast<size_t>(size));
+    for (int64_t i = 0; i < size; ++i) {
+      ++loads_[static_cast<size_t>(first + offset + i)];
+    }
+  }
+
+  AttentionBuffers from_;
+  AttentionBuffers to_;
+  int64_t query_bytes_;
+  int64_t key_bytes_;
+  int64_t value_bytes_;
+  std::vector<uint8_t> loads_;  // of query, key and value, a byte each
+};
+
+// What is tiled, direct or both, uniform or ragged, in either layout: with its
+// inputs on their way it answers the same, and asks for no byte twice.
+TEST(AttentionEngineSourceTest, LoadsWhatItReadsOnce) {
+  AttentionEngine engine({.threads = 2});
+  std::mt19937_64 rng(kSeed);
+  for (int i = 0; i < Affordable(60); ++i) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
+    const CaseShape shape = RandomCase(rng, 300);
+    const uint64_t seed = rng();
+    AttentionCase sent(shape, seed);
+    AttentionCase empty(shape, seed);
+    const int64_t bytes = sent.problem().query_bytes() +
+                          sent.problem().key_bytes() +
+                          sent.problem().value_bytes();
+    // What is not loaded shows.
+    for (auto* array : {&empty.query, &empty.key, &empty.value}) {
+      std::fill_n(array->data(), array->size() * SizeOf(array->type()),
+                  std::byte{0xff});
+    }
+    CopySource source(sent.buffers(), empty.buffers(), sent.problem());
+    std::promise<absl::Status> done;
+    engine.Submit(
+        empty.problem(), empty.buffers(), nullptr,
+        [&](const absl::Status& status, const RunStats&) {
+          done.set_value(status);
+        },
+        &source);
+    ASSERT_TRUE(done.get_future().get().ok());
+    EXPECT_EQ(source.CountOf(0) + source.CountOf(1), bytes);
+    // Of keys that nobody sees the oracle need not know that they stayed away.
+    ASSERT_THAT(empty.Compare(sent.Expect()), IsEmpty());
+  }
 }
 
 TEST(AttentionEngineStopTest, AnExpiredOrCancelledCallSaysSo) {

@@ -46,11 +46,13 @@ void CheckDecoding(const AttentionTensors& got,
     if (tensor->payload_case() == v1::Tensor::kSharedMemory) continue;
     const auto size = static_cast<size_t>(decoded->bytes[role]);
     std::string elements(size, '\0');
-    PayloadCopy copy;
-    CopyElements(*got.by_role[role].tensor, split,
-                 reinterpret_cast<std::byte*>(elements.data()), copy);
-    copy.RunHere(received);
+    auto* const to = reinterpret_cast<std::byte*>(elements.data());
     const bool values = tensor->payload_case() == v1::Tensor::kValues;
+    if (values) {
+      CopyValues(*got.by_role[role].tensor, to);
+    } else {
+      received.CopyTo(PayloadOf(split, got.by_role[role].tensor->data()), to);
+    }
     const auto& numbers = tensor->values().values();
     const absl::string_view sent =
         values ? absl::string_view(

@@ -369,9 +369,8 @@ TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
   }
 }
 
-// Of more than PayloadCopy::kMaxHereBytes, so that workers copy it; in a
-// message of which most is something else, which is held as long.
-TEST_F(AttentionCallTest, WorkersCopyWhatIsLarge) {
+// From the message, or from its copy where most of it is something else.
+TEST_F(AttentionCallTest, WorkersLoadWhatIsLarge) {
   v1::AttentionRequest request;
   *request.mutable_query() = DataTensor({1, 4, 1500, 64}, 1);
   *request.mutable_key() = DataTensor({1, 4, 1400, 64}, 2);
@@ -382,17 +381,22 @@ TEST_F(AttentionCallTest, WorkersCopyWhatIsLarge) {
   buffers.output = expected.data();
   ASSERT_TRUE(engine_.Run(problem, buffers).ok());
   const auto message_bytes = static_cast<int64_t>(request.ByteSizeLong());
-  constexpr int kUnknownField = 999;
-  request.GetReflection()->MutableUnknownFields(&request)->AddLengthDelimited(
-      kUnknownField, std::string(8 << 20, 'x'));
-  {
+  for (const bool padded : {false, true}) {
+    if (padded) {
+      constexpr int kUnknownField = 999;
+      request.GetReflection()
+          ->MutableUnknownFields(&request)
+          ->AddLengthDelimited(kUnknownField, std::string(8 << 20, 'x'));
+    }
     auto call = Make(admission_);
-    const Answer answer = Start(*call, request).get();
-    EXPECT_TRUE(Parse(answer).output().data() == expected);
-    call.reset();
+    {
+      const Answer answer = Start(*call, request).get();
+      EXPECT_TRUE(Parse(answer).output().data() == expected);
+      call.reset();
+    }
+    EXPECT_TRUE(admission_.WaitIdle(std::chrono::seconds(60)));
+    EXPECT_EQ(admission_.usage().bytes, 0);
   }
-  EXPECT_TRUE(admission_.WaitIdle(std::chrono::seconds(60)));
-  EXPECT_EQ(admission_.usage().bytes, 0);
   // What would do for the request does not for all that came.
   Admission narrow(message_bytes + (8 << 20) + (1 << 20), 1);
   const auto refused = Make(narrow);

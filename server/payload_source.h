@@ -1,0 +1,61 @@
+// The payloads of a received message on their way to where kernels read them.
+// Knows offsets and addresses, not what lies there.
+#ifndef ATTND_SERVER_PAYLOAD_SOURCE_H_
+#define ATTND_SERVER_PAYLOAD_SOURCE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/input_source.h"
+#include "server/payload_splitter.h"
+#include "server/wire_message.h"
+
+namespace attnd::server {
+
+// Filled by one thread, then read by many.
+class PayloadSource final : public InputSource {
+ public:
+  // What `range` covers of the message goes to `to`.
+  void Add(const PayloadRange& range, std::byte* to);
+  // The same of the keys and the values, where both are tensors of their own.
+  // Nothing is added after them.
+  void AddKeysAndValues(const PayloadRange& keys, std::byte* keys_to,
+                        const PayloadRange& values, std::byte* values_to);
+
+  bool empty() const { return pieces_.empty(); }
+  int64_t size_bytes() const { return size_bytes_; }
+
+  // Either loads everything now, from the message in which all ranges lie,
+  void LoadAll(const ReceivedMessage& received) const;
+  // or keeps that message for a job, until Clear.
+  void Keep(ReceivedMessage received) { received_ = std::move(received); }
+  void Clear();
+
+  int64_t pieces() const override;
+  void LoadPiece(int64_t piece) override;
+  int64_t pieces_before_keys() const override;
+  void LoadKeys(int64_t offset_bytes, int64_t size_bytes) override;
+  void LoadValues(int64_t offset_bytes, int64_t size_bytes) override;
+
+ private:
+  // What goes from an offset in the message to an address.
+  struct Part {
+    PayloadRange range;
+    std::byte* to = nullptr;
+  };
+
+  void LoadPart(const Part& part, int64_t offset_bytes, int64_t size_bytes);
+
+  ReceivedMessage received_;
+  std::vector<Part> pieces_;
+  int64_t size_bytes_ = 0;
+  size_t before_keys_ = 0;  // pieces
+  Part keys_;
+  Part values_;
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_PAYLOAD_SOURCE_H_
