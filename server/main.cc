@@ -77,8 +77,7 @@ int ServeUntilSignal(Server& server, const sigset_t& signals) {
 int main(int argc, char** argv) {
   KeepMessageBuffers();
   // Debian builds Abseil with its assertions: each lock of gRPC's then looks
-  // for cycles among all that are held, which takes 4 to 8 us of the smallest
-  // call.
+  // for cycles among all that are held, some microseconds in every call.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   // Whoever reads the log may go away; that is no reason to stop serving.
   std::signal(SIGPIPE, SIG_IGN);
