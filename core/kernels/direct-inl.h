@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 
 #include "core/checked_math.h"
@@ -28,8 +29,8 @@ namespace HWY_NAMESPACE {
 // The processor does so too, but no further than to the end of a page, and late
 // where rows are short. Both products read in two places at once where
 // registers allow it: one stream alone reaches 0.88 of the bandwidth.
-inline constexpr int64_t kKeyAheadBytes = 2048;
-inline constexpr int64_t kValueAheadBytes = 1024;
+inline constexpr int64_t kKeyAheadBytes = 3072;
+inline constexpr int64_t kValueAheadBytes = 768;
 
 template <class T>
 HWY_INLINE void FetchAhead(const T* from, int64_t bytes) {
@@ -77,24 +78,24 @@ HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
 #endif
 }
 
-// scores[r][j] = dot(q[r], key j) for R rows and every key below `keys`, in
-// whole groups of four: what is stored past the last key is of no meaning. q
-// rows are padded with zeros to whole vectors.
+// scores[r][j] = dot(q[r], key j) for R rows and keys j, j + 1, half + j and
+// half + j + 1 for every other j from `begin` on. The last key stands for those
+// behind it: what is stored there is of no meaning. q rows are padded with
+// zeros to whole vectors.
 template <class As, size_t R>
 void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
                  const typename As::Element* key, int64_t key_stride,
-                 int64_t keys, int64_t dims, float* HWY_RESTRICT scores,
-                 int64_t score_stride) {
+                 int64_t last_key, int64_t begin, int64_t end, int64_t half,
+                 int64_t dims, float* HWY_RESTRICT scores, int64_t score_stride,
+                 int64_t ahead_bytes) {
   const int64_t whole = dims / kLanes * kLanes;
-  const int64_t half = CeilDiv(keys, kDirectKeys) * (kDirectKeys / 2);
-  for (int64_t j = 0; j < half; j += kDirectKeys / 2) {
+  for (int64_t j = begin; j < end; j += kDirectKeys / 2) {
     const typename As::Element* row[kDirectKeys];
     Vec acc[R][kDirectKeys];
     ATTND_UNROLL
     for (int64_t i = 0; i < kDirectKeys; ++i) {
-      // Past the end the last key is read again.
       const int64_t at = j + i % 2 + i / 2 * half;
-      row[i] = key + std::min(at, keys - 1) * key_stride;
+      row[i] = key + std::min(at, last_key) * key_stride;
       ATTND_UNROLL
       for (size_t r = 0; r < R; ++r) acc[r][i] = hn::Zero(kF);
     }
@@ -102,7 +103,7 @@ void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
       Vec k[kDirectKeys];
       ATTND_UNROLL
       for (int64_t i = 0; i < kDirectKeys; ++i) {
-        FetchAhead(row[i] + d, kKeyAheadBytes);
+        FetchAhead(row[i] + d, ahead_bytes);
         k[i] = As::Load(kF, row[i] + d);
       }
       ATTND_UNROLL
@@ -135,44 +136,37 @@ void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
   }
 }
 
-// The same for any number of rows.
+template <class As, size_t... R>
+constexpr auto MakeDirectBlocks(std::index_sequence<R...> /*rows*/) {
+  return std::array{&DirectBlock<As, R + 1>...};
+}
+
+// Rows with the same keys: where their queries and scores are.
+struct DirectRows {
+  const float* q;
+  float* scores;
+  int64_t rows;  // up to kDirectRows
+};
+
+// The scores of every key below `keys`, in whole groups of four. Groups take
+// turns at each four keys, so that memory delivers evenly while all of them
+// compute: a group alone at all keys would wait for memory, and memory for all
+// others.
 template <class As>
-void DirectScores(const float* q, int64_t q_stride,
+void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
                   const typename As::Element* key, int64_t key_stride,
-                  int64_t keys, int64_t dims, int64_t rows, float* scores,
-                  int64_t score_stride) {
-  constexpr auto kStep = static_cast<int64_t>(kDirectRows);
-  for (int64_t r = 0; r < rows; r += kStep) {
-    const float* from = q + r * q_stride;
-    float* to = scores + r * score_stride;
-    const auto run = [&](auto block) {
-      block(from, q_stride, key, key_stride, keys, dims, to, score_stride);
-    };
-    switch (std::min(rows - r, kStep)) {
-      case 1:
-        run(&DirectBlock<As, 1>);
-        break;
-      case 2:
-        run(&DirectBlock<As, 2>);
-        break;
-#if ATTND_WIDE
-      case 3:
-        run(&DirectBlock<As, 3>);
-        break;
-#endif
-#if HWY_TARGET == HWY_AVX3
-      case 4:
-        run(&DirectBlock<As, 4>);
-        break;
-      case 5:
-        run(&DirectBlock<As, 5>);
-        break;
-      case 6:
-        run(&DirectBlock<As, 6>);
-        break;
-#endif
-      default:
-        break;
+                  int64_t keys, int64_t dims, int64_t score_stride) {
+  static constexpr auto kBlocks =
+      MakeDirectBlocks<As>(std::make_index_sequence<kDirectRows>());
+  const int64_t half = CeilDiv(keys, kDirectKeys) * (kDirectKeys / 2);
+  const int64_t step = groups.size() == 1 ? half : kDirectKeys / 2;
+  for (int64_t j = 0; j < half; j += step) {
+    int64_t ahead_bytes = kKeyAheadBytes;
+    for (const DirectRows& group : groups) {
+      kBlocks[static_cast<size_t>(group.rows - 1)](
+          group.q, q_stride, key, key_stride, keys - 1, j, j + step, half, dims,
+          group.scores, score_stride, ahead_bytes);
+      ahead_bytes = 0;
     }
   }
 }
@@ -180,29 +174,46 @@ void DirectScores(const float* q, int64_t q_stride,
 // ---------------------------------------------------------------------------
 // Values
 
-// Vectors of columns that so many rows of sums take in one pass, for which some
-// may leave the registers: a second pass over the same values would let memory
-// idle meanwhile.
-constexpr size_t DirectVectors([[maybe_unused]] size_t rows) {
-#if HWY_TARGET == HWY_AVX3
-  return std::min<size_t>(8, 32 / rows);
-#elif HWY_TARGET == HWY_AVX2
-  return std::min<size_t>(8, 12 / rows);
-#else
-  return kVectors;
-#endif
+// Up to so many rows wait for memory rather than for their sums.
+inline constexpr int64_t kStreamRows = 4;
+
+// Vectors of columns in one pass of so many rows. Those that wait for memory
+// take more of them, for which some sums may leave the registers: a second pass
+// over the same values would let memory idle meanwhile.
+constexpr size_t DirectVectors(size_t rows) {
+  constexpr size_t kSumVectors = kLanes == 16 ? 32 : kLanes == 8 ? 12 : 0;
+  return rows > kStreamRows
+             ? kVectors
+             : std::max(kVectors, std::min<size_t>(8, kSumVectors / rows));
 }
+
+// What is fetched meanwhile: whole rows of `bytes` bytes. Columns alone would
+// have memory deliver a part of each row, at 0.6 of its speed.
+struct RowsAhead {
+  // Those that are read next, into the first-level cache.
+  static RowsAhead Stream(int64_t bytes) { return {.bytes = bytes}; }
+  // One every so many keys from `row` on, into the second-level cache.
+  static RowsAhead Slowly(const void* row, int64_t bytes, int64_t keys_a_row) {
+    return {static_cast<const char*>(row), bytes, keys_a_row};
+  }
+
+  const char* row = nullptr;
+  int64_t bytes = 0;
+  int64_t keys_a_row = 0;
+};
 
 // output[r][column] += sum over keys of weights[r][key] * value[key][column],
 // for R rows and N vectors of columns: S such sums of as many keys, one behind
-// the other in memory but read side by side. The first `ahead_bytes` of each
-// row are fetched ahead.
+// the other in memory but read side by side.
 template <class As, size_t S, size_t R, size_t N>
 void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                       const typename As::Element* HWY_RESTRICT value,
                       int64_t value_stride, int64_t keys,
                       float* HWY_RESTRICT output, int64_t output_stride,
-                      int64_t ahead_bytes) {
+                      RowsAhead ahead) {
+  constexpr int64_t kLine = Ahead::kLineBytes;
+  const int64_t stream_bytes = ahead.row == nullptr ? ahead.bytes : 0;
+  int64_t fetch_at = ahead.row == nullptr ? keys : 0;
   Vec acc[S][R][N];
   ATTND_UNROLL
   for (auto& sum : acc) {
@@ -213,11 +224,18 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
     }
   }
   for (int64_t j = 0; j < keys; ++j) {
+    if (j == fetch_at) {
+      for (int64_t b = 0; b < ahead.bytes; b += kLine) {
+        __builtin_prefetch(ahead.row + b, 0, 2);
+      }
+      ahead.row += value_stride * static_cast<int64_t>(sizeof(*value));
+      fetch_at += ahead.keys_a_row;
+    }
     ATTND_UNROLL
     for (size_t s = 0; s < S; ++s) {
       const int64_t key = static_cast<int64_t>(s) * kKeysPerSum;
       const typename As::Element* row = value + key * value_stride;
-      for (int64_t b = 0; b < ahead_bytes; b += Ahead::kLineBytes) {
+      for (int64_t b = 0; b < stream_bytes; b += kLine) {
         FetchAhead(row, kValueAheadBytes + b);
       }
       Vec v[N];
@@ -269,18 +287,17 @@ constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
 }
 
 // Adds keys first <= key < last for any number of columns, in sums of
-// kKeysPerSum keys from `value` on. `ahead`: the values come from memory.
+// kKeysPerSum keys from `value` on.
 template <class As>
 void DirectValues(const float* weights, int64_t weight_stride,
                   const typename As::Element* value, int64_t value_stride,
                   int64_t first, int64_t last, int64_t dims, int64_t rows,
-                  float* output, int64_t output_stride, bool ahead) {
+                  float* output, int64_t output_stride,
+                  const RowsAhead& ahead) {
   static constexpr auto kOne =
       MakeDirectValueTable<As, 1>(std::make_index_sequence<kRows>());
   static constexpr auto kTwo =
       MakeDirectValueTable<As, 2>(std::make_index_sequence<1>());
-  const int64_t row_bytes =
-      dims * static_cast<int64_t>(sizeof(typename As::Element));
   while (first < last) {
     const int64_t keys =
         std::min(RoundUp(first + 1, kKeysPerSum), last) - first;
@@ -295,7 +312,7 @@ void DirectValues(const float* weights, int64_t weight_stride,
                        weights + first, weight_stride,
                        value + first * value_stride + column, value_stride,
                        keys, output + column, output_stride,
-                       ahead && column == 0 ? row_bytes : 0);
+                       column == 0 ? ahead : RowsAhead());
                  });
     first += two ? 2 * keys : keys;
   }

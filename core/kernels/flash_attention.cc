@@ -537,23 +537,34 @@ class Tile {
     }
   }
 
+  // All blocks that see any key, over the keys that any of them sees.
   void ScoreDirect() const {
-    const int64_t bytes = SizeOf(params_.key_dtype);
+    KeyRange seen;
+    DirectRows groups[kMaxTileRows];
+    size_t num_groups = 0;
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
       if (block.seen.size() == 0) continue;
-      const int64_t first = rows_.FirstVector(block.seen);
-      const std::byte* from = job_.key.RowBytes(
-          bytes, entry_.batch, task_.kv_head, entry_.kv_begin + begin_ + first);
-      VisitType(params_.key_dtype, [&](auto as) {
-        using As = decltype(as);
-        DirectScores<As>(Query(block.first), layout_.q_stride,
-                         reinterpret_cast<const typename As::Element*>(from),
-                         job_.key.strides[2], block.seen.end - begin_ - first,
-                         params_.head_dim, block.rows,
-                         Scores(block.first) + first, score_stride_);
-      });
+      seen = Union(seen, block.seen);
+      constexpr auto kMost = static_cast<int64_t>(kDirectRows);
+      for (int64_t r = 0; r < block.rows; r += kMost) {
+        groups[num_groups++] = {.q = Query(block.first + r),
+                                .scores = Scores(block.first + r),
+                                .rows = std::min(block.rows - r, kMost)};
+      }
     }
+    const int64_t first = rows_.FirstVector(seen);
+    for (size_t g = 0; g < num_groups; ++g) groups[g].scores += first;
+    const std::byte* from =
+        job_.key.RowBytes(SizeOf(params_.key_dtype), entry_.batch,
+                          task_.kv_head, entry_.kv_begin + begin_ + first);
+    VisitType(params_.key_dtype, [&](auto as) {
+      using As = decltype(as);
+      DirectScores<As>({groups, num_groups}, layout_.q_stride,
+                       reinterpret_cast<const typename As::Element*>(from),
+                       job_.key.strides[2], seen.end - begin_ - first,
+                       params_.head_dim, score_stride_);
+    });
   }
 
   // Turns a block's scores into weights and moves maxima and sums on. First
@@ -688,43 +699,52 @@ class Tile {
     }
   }
 
-  // The same of values as they lie, which the first block fetches from memory.
-  // One block alone need not stop at every sum.
+  // The same of values as they lie. Few rows take them as they come from
+  // memory; of more, each visit fetches its share of the next sum's.
   void AddValuesDirect() {
-    const int64_t window = rows_.num_blocks() > 1 ? kKeysPerSum : plan_.tile_kv;
-    for (int64_t key = begin_; key < end_; key += window) {
-      const int64_t last = std::min(key + window, end_);
-      bool ahead = true;
-      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
-        const Block& block = rows_.block(b);
-        const KeyRange seen = Clip(block.seen, key, last);
-        if (seen.size() == 0) continue;
-        if (!block.plain && !ValuesAreFinite()) {
-          AddDirectCarefully(block, seen);
-          continue;
+    const int64_t row_bytes = params_.v_head_dim * SizeOf(value_type_);
+    if (rows_.rows() <= kStreamRows && rows_.num_blocks() == 1) {
+      AddBlockDirect(rows_.block(0), begin_, end_, 0, params_.v_head_dim,
+                     RowsAhead::Stream(row_bytes));
+      return;
+    }
+    const int64_t visits = rows_.num_blocks() *
+                           CeilDiv(params_.v_head_dim, kGeometry.panel_keys());
+    const int64_t share = CeilDiv(kKeysPerSum, visits);
+    for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
+      const int64_t last = std::min(key + kKeysPerSum, end_);
+      int64_t next = key - begin_ + kKeysPerSum;
+      VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
+        for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+          AddBlockDirect(rows_.block(b), key, last, column, vectors * kLanes,
+                         RowsAhead::Slowly(Values(next, 0), row_bytes, visits));
+          next += share;
         }
-        VisitType(value_type_, [&](auto as) {
-          using As = decltype(as);
-          DirectValues<As>(Weights(block.first, key), score_stride_,
-                           reinterpret_cast<const typename As::Element*>(
-                               Values(key - begin_, 0)),
-                           value_stride_, seen.begin - key, seen.end - key,
-                           params_.v_head_dim, block.rows, Output(block.first),
-                           layout_.output_stride, ahead);
-        });
-        ahead = false;
-      }
+      });
     }
   }
 
-  void AddDirectCarefully(const Block& block, const KeyRange& seen) const {
-    for (int64_t key = begin_; key < seen.end; key += kKeysPerSum) {
-      const KeyRange of = Clip(seen, key, key + kKeysPerSum);
-      VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
+  void AddBlockDirect(const Block& block, int64_t begin, int64_t end,
+                      int64_t column, int64_t columns, const RowsAhead& ahead) {
+    const KeyRange seen = Clip(block.seen, begin, end);
+    if (seen.size() == 0) return;
+    if (!block.plain && !ValuesAreFinite()) {
+      for (int64_t key = begin; key < seen.end; key += kKeysPerSum) {
+        const KeyRange of = Clip(seen, key, key + kKeysPerSum);
         AddBlockCarefully(block, key, of.begin - key, of.size(), column,
-                          vectors);
-      });
+                          CeilDiv(columns, kLanes));
+      }
+      return;
     }
+    VisitType(value_type_, [&](auto as) {
+      using As = decltype(as);
+      DirectValues<As>(Weights(block.first, begin), score_stride_,
+                       reinterpret_cast<const typename As::Element*>(
+                           Values(begin - begin_, column)),
+                       value_stride_, seen.begin - begin, seen.end - begin,
+                       columns, block.rows, Output(block.first) + column,
+                       layout_.output_stride, ahead);
+    });
   }
 
   // Calls `visit(column, vectors, values)` for every two vectors of columns, on
