@@ -67,9 +67,9 @@ MachineInfo ChooseMachine(const EngineOptions& options) {
 
 }  // namespace
 
-// One call: first what is still to be loaded and packed, then its tiles, then
-// what joins them. Keys and values that are packed are loaded right before, by
-// the worker that packs them: it finds them in its cache then.
+// One call: first what is still to be loaded, then its tiles, then what joins
+// them. Keys and values that are packed are loaded right before, by the worker
+// that packs them: it finds them in its cache then.
 class AttentionEngine::Job : public TileJob {
  public:
   Job(AttentionProblem problem, KernelPlan plan,
@@ -80,18 +80,20 @@ class AttentionEngine::Job : public TileJob {
         threads_(threads),
         kernel_(GetFlashKernel(plan_.isa)),
         workspace_(std::move(workspace)),
-        flash_(problem_, plan_, buffers, workspace_.data()),
         source_(source),
-        loads_with_pack_(LoadsWithPack()) {
+        flash_(problem_, plan_, buffers, workspace_.data(),
+               LoadsWithPacking() ? source_ : nullptr) {
     for (int64_t slot = 0; slot < plan_.Slots(threads_); ++slot) {
       kernel_.init_slot(flash_.Slot(slot));
     }
   }
 
   std::vector<Phase> Phases() const override {
-    const bool loads_first = source_ != nullptr && !loads_with_pack_;
-    return {{.tasks = loads_first ? source_->pieces() : 0, .slots = threads_},
-            {.tasks = plan_.pack_tasks, .slots = threads_},
+    const int64_t pieces = source_ == nullptr ? 0
+                           : flash_.source != nullptr
+                               ? source_->pieces_before_keys()
+                               : source_->pieces();
+    return {{.tasks = pieces, .slots = threads_},
             {.tasks = plan_.tile_tasks, .slots = plan_.Slots(threads_)},
             {.tasks = plan_.merge_tasks, .slots = threads_}};
   }
@@ -103,10 +105,6 @@ class AttentionEngine::Job : public TileJob {
         source_->LoadPiece(task);
         return Slice::kDone;
       case 1:
-        if (loads_with_pack_) LoadFor(task);
-        kernel_.pack(flash_, task);
-        return Slice::kDone;
-      case 2:
         return kernel_.run_tile(flash_, task, flash_.Slot(slot), control);
       default:
         kernel_.merge(flash_, task);
@@ -121,39 +119,16 @@ class AttentionEngine::Job : public TileJob {
   const FlashKernel& kernel_;
   // Where every key that is seen is packed, from rows that are one after the
   // other.
-  bool LoadsWithPack() const {
+  bool LoadsWithPacking() const {
     return source_ != nullptr &&
            source_->pieces_before_keys() < source_->pieces() &&
-           plan_.pack_tasks > 0 && plan_.variant == "tiled" &&
+           plan_.packing_bytes > 0 && !plan_.any_direct &&
            problem_.params().layout == Layout::kBhsd;
   }
 
-  // The keys and values of a packing task, and its share of the rest.
-  void LoadFor(int64_t task) {
-    for (int64_t piece = task; piece < source_->pieces_before_keys();
-         piece += plan_.pack_tasks) {
-      source_->LoadPiece(piece);
-    }
-    const PackTask pack = plan_.Pack(task);
-    const BatchEntry entry = problem_.mask().Entry(pack.entry);
-    const int64_t keys = pack.last - pack.first;
-    const auto first_row = [&](const TensorView<const std::byte>& view) {
-      return entry.batch * view.strides[0] + pack.kv_head * view.strides[1] +
-             (entry.kv_begin + pack.first) * view.strides[2];
-    };
-    const AttentionParams& params = problem_.params();
-    const int64_t key_bytes = SizeOf(params.key_dtype);
-    source_->LoadKeys(first_row(flash_.key) * key_bytes,
-                      keys * params.head_dim * key_bytes);
-    const int64_t value_bytes = SizeOf(params.value_dtype);
-    source_->LoadValues(first_row(flash_.value) * value_bytes,
-                        keys * params.v_head_dim * value_bytes);
-  }
-
   const Workspace workspace_;
-  const FlashJob flash_;
   InputSource* const source_;
-  const bool loads_with_pack_;
+  const FlashJob flash_;
 };
 
 // The gradients: loading, packing and rows' numbers first, then tiles of keys,

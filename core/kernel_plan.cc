@@ -30,8 +30,8 @@ int64_t MaxDirectRows(const Products& products) {
 
 // The most rows in a tile: enough to read K^T and V seldom, few enough that
 // their scores stay in the second-level cache and that there are tiles for many
-// workers. AMX keeps the scores of one block of rows only, and multiplies faster
-// than K^T and V come, but where they are short.
+// workers. AMX keeps the scores of one block of rows only, and multiplies
+// faster than K^T and V come, but where they are short.
 int64_t MaxRowsOfTile(const Products& products, int64_t rows) {
   if (products.isa != Isa::kAmxBf16) return 96;
   return rows < 1024 ? 128 : kMaxTileRows;
@@ -89,10 +89,6 @@ int64_t Saturated(const std::optional<int64_t>& bytes) {
              : kMaxBytes;
 }
 
-int64_t PackTasksPerHead(const EntryPlan& entry) {
-  return CeilDiv(entry.packed_keys, KernelPlan::kKeysPerPackTask);
-}
-
 }  // namespace
 
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
@@ -130,7 +126,6 @@ KernelPlan::Table::Counts KernelPlan::CountsOf(const EntryPlan& entry,
   const int64_t tiles = kv_heads * entry.q_tiles;
   const bool splits = entry.splits > 1;
   Table::Counts counts{};
-  counts[kPack] = kv_heads * PackTasksPerHead(entry);
   counts[kTile] = tiles * entry.splits;
   counts[kMerge] = splits ? tiles : 0;
   counts[kPackedKey] = kv_heads * entry.packed_keys;
@@ -138,15 +133,16 @@ KernelPlan::Table::Counts KernelPlan::CountsOf(const EntryPlan& entry,
   return counts;
 }
 
-PackTask KernelPlan::Pack(int64_t task) const {
-  const auto [entry, index] = table_.Locate(kPack, task);
-  const EntryPlan& plan = Entry(entry);
-  const int64_t per_head = PackTasksPerHead(plan);
-  const int64_t first = index % per_head * kKeysPerPackTask;
+int64_t KernelPlan::PackTasks(int64_t entry) const {
+  return CeilDiv(Entry(entry).packed_keys, kKeysPerPackTask);
+}
+
+PackTask KernelPlan::Pack(int64_t entry, int64_t kv_head, int64_t piece) const {
+  const int64_t first = piece * kKeysPerPackTask;
   return {.entry = entry,
-          .kv_head = index / per_head,
+          .kv_head = kv_head,
           .first = first,
-          .last = std::min(first + kKeysPerPackTask, plan.kv_len)};
+          .last = std::min(first + kKeysPerPackTask, Entry(entry).kv_len)};
 }
 
 TileTask KernelPlan::Tile(int64_t task) const {
@@ -187,7 +183,7 @@ int64_t KernelPlan::WorkspaceBytes(int64_t threads) const {
   const auto slot_total = CheckedProduct({Slots(threads), slot_bytes});
   const auto total =
       slot_total ? CheckedSum({packed_keys_bytes, packed_values_bytes,
-                               partial_bytes, largest_bytes, *slot_total})
+                               partial_bytes, packing_bytes, *slot_total})
                  : std::nullopt;
   return total.value_or(kMaxBytes);
 }
@@ -203,13 +199,12 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
   plan.uniform_ = mask.uniform();
 
-  bool any_direct = false;
   bool any_tiled = false;
   const auto add = [&](const BatchEntry& of) -> const EntryPlan& {
     const EntryPlan& entry =
         plan.entries_.emplace_back(PlanEntry(params, of, machine));
     plan.tile_q = std::max(plan.tile_q, entry.tile_q);
-    (entry.direct ? any_direct : any_tiled) |= entry.q_tiles > 0;
+    (entry.direct ? plan.any_direct : any_tiled) |= entry.q_tiles > 0;
     return entry;
   };
   // Counts that overflow do so with the bytes of the keys, below.
@@ -237,7 +232,6 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
     plan.table_ = KernelPlan::Table(counts, work);
   }
   plan.tile_q = std::max<int64_t>(plan.tile_q, 1);
-  plan.pack_tasks = plan.table_.Total(KernelPlan::kPack);
   plan.tile_tasks = plan.table_.Total(KernelPlan::kTile);
   plan.merge_tasks = plan.table_.Total(KernelPlan::kMerge);
 
@@ -245,10 +239,10 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.parts = any_tiled ? products.parts : 1;
   plan.bf16_products = params.precision == Precision::kBF16 ||
                        (plan.isa != F32Isa(plan.isa) && plan.parts == 1);
-  plan.variant = VariantName(any_tiled, any_direct, plan.parts);
+  plan.variant = VariantName(any_tiled, plan.any_direct, plan.parts);
   // Numbers that have no parts make tiles direct.
-  plan.converts_values =
-      (any_direct || plan.parts > 1) && !ReadsValuesInPlace(params, geometry);
+  plan.converts_values = (plan.any_direct || plan.parts > 1) &&
+                         !ReadsValuesInPlace(params, geometry);
 
   const SlotLayout layout =
       SlotLayout::Of(geometry, {.tile_q = plan.tile_q,
@@ -265,11 +259,11 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.packed_values_bytes =
       Saturated(CheckedProduct({kWordBytes, keys / ElementsPerWord(plan.isa),
                                 layout.output_stride, plan.parts}));
-  plan.largest_bytes = plan.parts == 1
-                           ? 0
-                           : Saturated(CheckedProduct(
-                                 {static_cast<int64_t>(sizeof(LargestOfHead)),
-                                  params.batch, params.num_kv_heads}));
+  plan.packing_bytes =
+      any_tiled
+          ? Saturated(CheckedProduct({static_cast<int64_t>(sizeof(HeadPacking)),
+                                      params.batch, params.num_kv_heads}))
+          : 0;
   plan.partial_bytes = Saturated(CheckedProduct(
       {kWordBytes, plan.table_.Total(KernelPlan::kPartial),
        PartialLayout::Of(plan.tile_q, params.v_head_dim).total}));

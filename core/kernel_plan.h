@@ -54,6 +54,7 @@ class KernelPlan {
   // The set that the products run on, and the kernel's name in ExecutionStats.
   Isa isa = Isa::kScalar;
   std::string_view variant = "tiled";
+  bool any_direct = false;  // entries
   // Inputs and weights go through the products as bf16: natively where isa has
   // such products, else as f32 numbers that were rounded.
   bool bf16_products = false;
@@ -64,22 +65,25 @@ class KernelPlan {
   int64_t tile_q = 0;      // the largest of any entry
   int64_t tile_kv = 0;     // keys in a tile
   int64_t panel_keys = 0;  // keys in a packed K^T panel; divides tile_kv
-  int64_t pack_tasks = 0;  // of the whole job, as all that follow
-  int64_t tile_tasks = 0;
+  int64_t tile_tasks = 0;  // of the whole job, as all that follow
   int64_t merge_tasks = 0;
   int64_t packed_keys_bytes = 0;
   int64_t packed_values_bytes = 0;
   int64_t partial_bytes = 0;
-  int64_t largest_bytes = 0;  // what packing finds out, where parts > 1
+  int64_t packing_bytes = 0;  // how far kv heads are packed
   int64_t slot_bytes = 0;     // one tile in progress
 
-  // Which part of the work a task number stands for: below pack_tasks,
-  // tile_tasks and merge_tasks. Tiles of the heaviest entries come first, and
+  // Which part of the work a task number stands for: below tile_tasks and
+  // merge_tasks. Tiles of the heaviest entries come first, and
   // of an entry those that see most. A merge is of a whole tile: its split is
   // 0.
-  PackTask Pack(int64_t task) const;
   TileTask Tile(int64_t task) const;
   TileTask Merge(int64_t task) const;
+
+  // Pieces in which the keys of one kv head are packed, whichever tile comes
+  // first; 0 where they are not.
+  int64_t PackTasks(int64_t entry) const;
+  PackTask Pack(int64_t entry, int64_t kv_head, int64_t piece) const;
 
   const EntryPlan& Entry(int64_t entry) const {
     return entries_[uniform_ ? 0 : static_cast<size_t>(entry)];
@@ -100,7 +104,7 @@ class KernelPlan {
   friend KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                    const MachineInfo& machine);
 
-  enum Kind : size_t { kPack, kTile, kMerge, kPackedKey, kPartial, kKinds };
+  enum Kind : size_t { kTile, kMerge, kPackedKey, kPartial, kKinds };
   using Table = EntryTable<kKinds>;
 
   static Table::Counts CountsOf(const EntryPlan& entry, int64_t kv_heads);

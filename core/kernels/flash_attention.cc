@@ -49,6 +49,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <thread>
 
 #include "core/checked_math.h"
 #include "core/kernels/amx_bf16.h"
@@ -156,9 +157,8 @@ void RaiseTo(uint32_t& largest, uint32_t value) {
   }
 }
 
-void Pack(const FlashJob& job, int64_t task) {
+void Pack(const FlashJob& job, const PackTask& part, HeadPacking& packing) {
   const AttentionParams& params = job.params;
-  const PackTask part = job.plan.Pack(task);
   const BatchEntry entry = job.problem.mask().Entry(part.entry);
   const int64_t base = job.plan.FirstKey(part.entry, part.kv_head);
   const auto row = [&](const TensorView<const std::byte>& tensor, DataType type,
@@ -166,26 +166,52 @@ void Pack(const FlashJob& job, int64_t task) {
     return tensor.RowBytes(SizeOf(type), entry.batch, part.kv_head,
                            entry.kv_begin + key);
   };
-  LargestOfHead largest = {};
+  uint32_t largest_key = 0;
+  uint32_t largest_value = 0;
   for (int64_t key = part.first; key < part.last; key += kPanelKeys) {
     const uint32_t of_panel =
         PackKeys(job, row(job.key, params.key_dtype, key),
                  std::min(kPanelKeys, part.last - key),
                  job.packed_keys + (base + key) / kPanelKeys * PanelWords(job));
-    largest.key = std::max(largest.key, of_panel);
+    largest_key = std::max(largest_key, of_panel);
   }
   for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
     const uint32_t of_chunk =
         PackValues(job, row(job.value, params.value_dtype, key),
                    std::min(kKeysPerSum, part.last - key),
                    job.packed_values + ValueWords(job, base + key));
-    largest.value = std::max(largest.value, of_chunk);
+    largest_value = std::max(largest_value, of_chunk);
   }
-  if (job.plan.parts > 1) {
-    LargestOfHead& of_head = job.Largest(part.entry, part.kv_head);
-    RaiseTo(of_head.key, largest.key);
-    RaiseTo(of_head.value, largest.value);
+  RaiseTo(packing.largest_key, largest_key);
+  RaiseTo(packing.largest_value, largest_value);
+}
+
+// Packs what is left of a tile's kv head, and waits for the pieces that other
+// tiles are at. Right before the tiles that read it, so that it is still in the
+// caches then. kDone where the job should stop; nothing when all is packed.
+std::optional<TileJob::Slice> PackHead(const FlashJob& job,
+                                       const TileTask& tile,
+                                       SliceControl& control) {
+  const auto pieces = static_cast<uint32_t>(job.plan.PackTasks(tile.entry));
+  if (pieces == 0) return std::nullopt;
+  HeadPacking& packing = job.Packing(tile.entry, tile.kv_head);
+  const std::atomic_ref claimed(packing.claimed);
+  const std::atomic_ref packed(packing.packed);
+  while (packed.load(std::memory_order_acquire) < pieces) {
+    uint32_t piece = claimed.load(std::memory_order_relaxed);
+    if (piece < pieces && claimed.compare_exchange_weak(
+                              piece, piece + 1, std::memory_order_relaxed)) {
+      const PackTask task = job.plan.Pack(tile.entry, tile.kv_head, piece);
+      if (job.source != nullptr) job.Load(task);
+      Pack(job, task, packing);
+      packed.fetch_add(1, std::memory_order_release);
+    } else if (piece >= pieces) {
+      std::this_thread::yield();
+    }
+    if (control.ShouldStop()) return TileJob::Slice::kDone;
+    if (control.ShouldYield()) return TileJob::Slice::kYield;
   }
+  return std::nullopt;
 }
 
 constexpr uint32_t kInfinityBits = 0x7F800000;
@@ -309,8 +335,8 @@ class Tile {
                                             task_.tile * entry_plan_.tile_q);
   }
 
-  const LargestOfHead& LargestKeyAndValue() const {
-    return job_.Largest(task_.entry, task_.kv_head);
+  const HeadPacking& Packing() const {
+    return job_.Packing(task_.entry, task_.kv_head);
   }
 
   // Of the rows that see something; nobody knows what the others hold.
@@ -332,10 +358,9 @@ class Tile {
   }
 
   bool HasParts() const {
-    const LargestOfHead& of_head = LargestKeyAndValue();
     return HaveParts(largest_query_, kLeastScored) &&
-           HaveParts(of_head.key, kLeastScored) &&
-           HaveParts(of_head.value, kLeastValue);
+           HaveParts(Packing().largest_key, kLeastScored) &&
+           HaveParts(Packing().largest_value, kLeastValue);
   }
 
   // As it lies.
@@ -486,7 +511,7 @@ class Tile {
   // Whether dot products of the tile may be anything but finite.
   bool MayOverflow() const {
     const double largest = double{std::bit_cast<float>(largest_query_)} *
-                           std::bit_cast<float>(LargestKeyAndValue().key);
+                           std::bit_cast<float>(Packing().largest_key);
     return !(largest * static_cast<double>(params_.head_dim) < 0x1p126);
   }
 
@@ -798,7 +823,7 @@ class Tile {
   // Whether no value of the tile is NaN or infinite. Looked up once a tile, by
   // those blocks that hide some of it.
   bool ValuesAreFinite() {
-    if (parts_ > 1 && LargestKeyAndValue().value < kInfinityBits) return true;
+    if (parts_ > 1 && Packing().largest_value < kInfinityBits) return true;
     if (checked_values_) return values_finite_;
     checked_values_ = values_finite_ = true;
     if (isa_ == Isa::kAmxBf16) {
@@ -995,7 +1020,7 @@ class Tile {
   const float magnitude_;
   const float scale_log2_;        // c above
   const float slack_;             // of a row's maximum
-  const uint32_t largest_query_;  // where numbers have parts, as LargestOfHead
+  const uint32_t largest_query_;  // where numbers have parts
   const bool direct_;
   const Isa isa_;  // of the products
   const int64_t parts_;
@@ -1144,6 +1169,9 @@ void InitSlot(float* slot) { StoreHeader(slot, {.next_key = -1}); }
 
 TileJob::Slice RunTile(const FlashJob& job, int64_t task, float* slot,
                        SliceControl& control) {
+  if (const auto slice = PackHead(job, job.plan.Tile(task), control)) {
+    return *slice;
+  }
   Tile tile(job, task, slot);
   std::optional<AmxTiles> amx;
   if (job.plan.isa == Isa::kAmxBf16) amx.emplace();
@@ -1173,7 +1201,7 @@ TileJob::Slice RunTile(const FlashJob& job, int64_t task, float* slot,
 }  // namespace
 
 const FlashKernel& Kernel() {
-  static constexpr FlashKernel kKernel = {&Pack, &InitSlot, &RunTile, &Merge};
+  static constexpr FlashKernel kKernel = {&InitSlot, &RunTile, &Merge};
   return kKernel;
 }
 
@@ -1203,8 +1231,9 @@ const FlashKernel& GetFlashKernel(Isa isa) {
 
 FlashJob::FlashJob(const AttentionProblem& of_problem,
                    const KernelPlan& of_plan, const AttentionBuffers& buffers,
-                   std::byte* workspace)
-    : problem(of_problem),
+                   std::byte* workspace, InputSource* of_source)
+    : source(of_source),
+      problem(of_problem),
       params(of_problem.params()),
       plan(of_plan),
       scores(of_problem, buffers.bias, buffers.mask) {
@@ -1223,12 +1252,27 @@ FlashJob::FlashJob(const AttentionProblem& of_problem,
   };
   packed_keys = take(plan.packed_keys_bytes);
   packed_values = take(plan.packed_values_bytes);
-  largest = reinterpret_cast<LargestOfHead*>(take(plan.largest_bytes));
-  if (plan.parts > 1) {
-    std::fill_n(largest, params.batch * params.num_kv_heads, LargestOfHead{});
+  packing = reinterpret_cast<HeadPacking*>(take(plan.packing_bytes));
+  if (plan.packing_bytes > 0) {
+    std::fill_n(packing, params.batch * params.num_kv_heads, HeadPacking{});
   }
   partials = take(plan.partial_bytes);
   slots = workspace;
+}
+
+void FlashJob::Load(const PackTask& task) const {
+  const BatchEntry entry = problem.mask().Entry(task.entry);
+  const auto bytes = [&](const TensorView<const std::byte>& view, int64_t dims,
+                         DataType type, const auto& load) {
+    const int64_t first = entry.batch * view.strides[0] +
+                          task.kv_head * view.strides[1] +
+                          (entry.kv_begin + task.first) * view.strides[2];
+    load(first * SizeOf(type), (task.last - task.first) * dims * SizeOf(type));
+  };
+  bytes(key, params.head_dim, params.key_dtype,
+        [&](int64_t at, int64_t size) { source->LoadKeys(at, size); });
+  bytes(value, params.v_head_dim, params.value_dtype,
+        [&](int64_t at, int64_t size) { source->LoadValues(at, size); });
 }
 
 }  // namespace attnd

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/attention_problem.h"
+#include "core/input_source.h"
 #include "core/kernel_plan.h"
 #include "core/kernels/geometry.h"
 #include "core/kernels/score_inputs.h"
@@ -20,19 +21,25 @@ namespace attnd {
 // All that the tasks of one job share. Borrowed; must outlive the tasks.
 struct FlashJob {
   // `workspace` has plan.WorkspaceBytes(threads) bytes, 64-byte-aligned.
+  // `source`, where there is one, has the keys and values that are packed,
+  // dense rows of kBhsd.
   FlashJob(const AttentionProblem& problem, const KernelPlan& plan,
-           const AttentionBuffers& buffers, std::byte* workspace);
+           const AttentionBuffers& buffers, std::byte* workspace,
+           InputSource* source = nullptr);
 
   // The memory of tile number `slot` in progress.
   float* Slot(int64_t slot) const {
     return reinterpret_cast<float*>(slots + slot * plan.slot_bytes);
   }
 
-  // What packing found of one kv head.
-  LargestOfHead& Largest(int64_t entry, int64_t kv_head) const {
-    return largest[entry * params.num_kv_heads + kv_head];
+  // Brings what a packing task reads from the source to the inputs.
+  void Load(const PackTask& task) const;
+
+  HeadPacking& Packing(int64_t entry, int64_t kv_head) const {
+    return packing[entry * params.num_kv_heads + kv_head];
   }
 
+  InputSource* const source;
   const AttentionProblem& problem;
   const AttentionParams& params;
   const KernelPlan& plan;
@@ -45,20 +52,17 @@ struct FlashJob {
   TensorView<float> lse;              // [batch, num_q_heads, q_len, 1], or null
   float* packed_keys;
   float* packed_values;
-  LargestOfHead* largest;  // [entries, num_kv_heads], or nothing
+  HeadPacking* packing;  // [entries, num_kv_heads], or nothing
   float* partials;
   std::byte* slots;
 };
 
 struct FlashKernel {
-  // Packs keys, and values where the plan says so. Tasks are independent; all
-  // of them come before any tile.
-  void (*pack)(const FlashJob& job, int64_t task);
-
   // Makes a slot ready for its first tile.
   void (*init_slot)(float* slot);
 
-  // Computes tile task `task` to its end, or until `control` wants it to yield,
+  // Computes tile task `task`, after the packing of its kv head as far as no
+  // other tile does that, to its end, or until `control` wants it to yield,
   // in which case a call with the same task and slot goes on where it stopped.
   // Neither allocates nor fails; takes up to 96 KiB of stack.
   TileJob::Slice (*run_tile)(const FlashJob& job, int64_t task, float* slot,

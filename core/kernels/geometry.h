@@ -180,11 +180,16 @@ struct BackwardLayout {
   }
 };
 
-// The largest magnitudes of one kv head, as the bits of floats without their
-// sign: numbers so large or so small that they have no exact bf16 parts show.
-struct LargestOfHead {
-  uint32_t key;
-  uint32_t value;
+// How far one kv head is packed. Its tiles share it: the members are atomics
+// while tasks run.
+struct HeadPacking {
+  uint32_t claimed;  // pieces that somebody packs or has packed
+  uint32_t packed;   // pieces that are ready
+  // The largest magnitudes where numbers are split into parts, as the bits of
+  // floats without their sign: those so large or so small that they have no
+  // exact parts show.
+  uint32_t largest_key;
+  uint32_t largest_value;
 };
 
 // What a split leaves for the merge: unnormalised rows, their maxima and sums.

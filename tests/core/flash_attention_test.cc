@@ -47,7 +47,6 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
     const FlashKernel& kernel = GetFlashKernel(plan.isa);
     kernel.init_slot(job.Slot(0));
     FakeControl control(yield);
-    for (int64_t t = 0; t < plan.pack_tasks; ++t) kernel.pack(job, t);
     for (int64_t t = 0; t < plan.tile_tasks; ++t) {
       while (kernel.run_tile(job, t, job.Slot(0), control) ==
              TileJob::Slice::kYield) {

@@ -110,12 +110,14 @@ TEST(KernelPlanTest, EveryTaskIsOnePartOfOneEntry) {
   // The heaviest entry comes first.
   EXPECT_EQ(plan.Tile(0).entry, 2);
   int64_t packed = 0;
-  for (int64_t task = 0; task < plan.pack_tasks; ++task) {
-    const PackTask part = plan.Pack(task);
-    EXPECT_LT(part.first, part.last);
-    packed += part.last - part.first;
+  for (int64_t entry = 0; entry < 4; ++entry) {
+    for (int64_t piece = 0; piece < plan.PackTasks(entry); ++piece) {
+      const PackTask part = plan.Pack(entry, 2, piece);
+      EXPECT_LT(part.first, part.last);
+      packed += part.last - part.first;
+    }
   }
-  EXPECT_EQ(packed, 3 * 250);
+  EXPECT_EQ(packed, 250);
 }
 
 TEST(KernelPlanTest, BlockSizeIsAHintInWholeSums) {
@@ -161,10 +163,10 @@ TEST(KernelPlanTest, AmxSplitsWhatIsNotBf16) {
   MachineInfo machine = kWide;
   const auto plan_of = [&](DataType type, Precision precision) {
     const TensorSpec spec{.dtype = type, .shape = {512, 64}};
-    return MakeKernelPlan(AttentionProblem::Create(spec, spec, spec,
-                                                   {.precision = precision})
-                              .value(),
-                          machine);
+    return MakeKernelPlan(
+        AttentionProblem::Create(spec, spec, spec, {.precision = precision})
+            .value(),
+        machine);
   };
   const KernelPlan whole = plan_of(DataType::kF32, Precision::kAuto);
   EXPECT_EQ(whole.isa, Isa::kAvx512);
@@ -192,9 +194,8 @@ TEST(KernelPlanTest, AmxTilesGrowWithTheRows) {
   machine.isa = Isa::kAmxBf16;
   for (const auto& [rows, tile_q] : std::vector<std::pair<int64_t, int64_t>>{
            {97, 97}, {128, 128}, {512, 128}, {1024, 256}, {4096, 256}}) {
-    EXPECT_EQ(
-        MakeKernelPlan(Problem(1, 1, 1, rows, 4096, 64), machine).tile_q,
-        tile_q);
+    EXPECT_EQ(MakeKernelPlan(Problem(1, 1, 1, rows, 4096, 64), machine).tile_q,
+              tile_q);
   }
 }
 
