@@ -50,6 +50,7 @@
 #include <limits>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "core/checked_math.h"
 #include "core/kernels/amx_bf16.h"
@@ -350,8 +351,9 @@ class Tile {
           task_.kv_head * params_.HeadsPerGroup() + row / entry_.q_len;
       VisitType(params_.query_dtype, [&](auto as) {
         using As = decltype(as);
-        largest = hn::Max(largest, RowMagnitudes<As>(QueryRow<As>(head, q_row),
-                                                     params_.head_dim));
+        largest = hn::Max(
+            largest,
+            RowMagnitudes<As>(QueryRow<As>({head, q_row}), params_.head_dim));
       });
     }
     return LargestOf(largest);
@@ -365,7 +367,9 @@ class Tile {
 
   // As it lies.
   template <class As>
-  const typename As::Element* QueryRow(int64_t head, int64_t q_row) const {
+  const typename As::Element* QueryRow(
+      std::pair<int64_t, int64_t> head_and_row) const {
+    const auto& [head, q_row] = head_and_row;
     return reinterpret_cast<const typename As::Element*>(
         job_.query.RowBytes(SizeOf(params_.query_dtype), entry_.batch, head,
                             entry_.q_begin + q_row));
@@ -374,11 +378,11 @@ class Tile {
   void LoadQuery() {
     const float factor = ScoreScale(params_).query_factor;
     for (int64_t r = 0; r < rows_.rows(); ++r) {
-      const auto [head, q_row] = rows_.HeadAndRow(r);
+      const auto at = rows_.HeadAndRow(r);
       float* to = Query(r);
       VisitType(params_.query_dtype, [&](auto as) {
         using As = decltype(as);
-        const typename As::Element* const row = QueryRow<As>(head, q_row);
+        const typename As::Element* const row = QueryRow<As>(at);
         const int64_t elements = 2 * RowWords(isa_, params_.head_dim);
         auto* const pairs = reinterpret_cast<uint16_t*>(to);
         if (parts_ > 1) {
@@ -519,7 +523,7 @@ class Tile {
   void MendScores(const Block& block) const {
     const float factor = ScoreScale(params_).query_factor;
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-      const auto [head, q_row] = rows_.HeadAndRow(r);
+      const auto at = rows_.HeadAndRow(r);
       for (int64_t key = block.seen.begin; key < block.seen.end; ++key) {
         float& score = Scores(r)[key - begin_];
         if (std::isfinite(score)) continue;
@@ -528,7 +532,7 @@ class Tile {
           VisitType(params_.key_dtype, [&](auto k_as) {
             using QueryAs = decltype(q_as);
             using KeyAs = decltype(k_as);
-            const auto* const query = QueryRow<QueryAs>(head, q_row);
+            const auto* const query = QueryRow<QueryAs>(at);
             const auto* const keys =
                 reinterpret_cast<const typename KeyAs::Element*>(
                     job_.key.RowBytes(SizeOf(params_.key_dtype), entry_.batch,
