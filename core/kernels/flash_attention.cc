@@ -215,20 +215,6 @@ std::optional<TileJob::Slice> PackHead(const FlashJob& job,
   return std::nullopt;
 }
 
-constexpr uint32_t kInfinityBits = 0x7F800000;
-
-// Whether the largest of some numbers, if there is any, is so large that no
-// part of what counts beside it, nor a product of two parts, is denormal, which
-// AMX takes for 0.
-bool HaveParts(uint32_t largest, float least) {
-  return largest == 0 || largest >= std::bit_cast<uint32_t>(least);
-}
-
-// Of operands of scores, which meet each other, and of values, which meet
-// weights.
-constexpr float kLeastScored = 0x1p-50F;
-constexpr float kLeastValue = 0x1p-100F;
-
 // ---------------------------------------------------------------------------
 // A tile
 

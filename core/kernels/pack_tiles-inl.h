@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -44,6 +45,20 @@ HWY_INLINE Vec LoadAt(const typename As::Element* row, int64_t dims,
 HWY_INLINE uint32_t LargestOf(Bits magnitudes) {
   return hn::GetLane(hn::MaxOfLanes(kU, magnitudes));
 }
+
+inline constexpr uint32_t kInfinityBits = 0x7F800000;
+
+// Whether the largest of some numbers, if there is any, is so large that no
+// part of what counts beside it, nor a product of two parts, is denormal, which
+// AMX takes for 0.
+inline bool HaveParts(uint32_t largest, float least) {
+  return largest == 0 || largest >= std::bit_cast<uint32_t>(least);
+}
+
+// Of operands of scores, which meet each other, and of values, which meet
+// weights.
+inline constexpr float kLeastScored = 0x1p-50F;
+inline constexpr float kLeastValue = 0x1p-100F;
 
 // The largest magnitudes of a row, lane by lane.
 template <class As>
