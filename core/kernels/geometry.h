@@ -51,6 +51,8 @@ constexpr int64_t ElementsPerWord(Isa isa) {
 // of a row that a tile register holds.
 inline constexpr int64_t kAmxSteps = 16;
 inline constexpr int64_t kAmxTileWords = kAmxSteps * kAmxSteps;
+// Keys of one AMX product over keys, in pairs.
+inline constexpr int64_t kAmxKeys = 2 * kAmxSteps;
 
 // Words of a query's or a packed key's row, for products over head_dim.
 constexpr int64_t RowWords(Isa isa, int64_t head_dim) {

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "core/checked_math.h"
+#include "core/kernels/microkernels.h"
 #include "core/kernels/score_inputs.h"
 #include "core/kernels/softmax-inl.h"
 #include "core/kernels/vectors-inl.h"

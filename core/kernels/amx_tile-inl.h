@@ -1,0 +1,343 @@
+// A tile by AMX: bf16, or f32 as three bf16 parts (core/kernels/amx_bf16.h).
+// What has no such parts, NaN and infinities, is mended in f32 here. For
+// inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_AMX_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_AMX_TILE_INL_H_
+#undef ATTND_CORE_KERNELS_AMX_TILE_INL_H_
+#else
+#define ATTND_CORE_KERNELS_AMX_TILE_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "core/checked_math.h"
+#include "core/kernels/amx_bf16.h"
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/flash_attention.h"
+#include "core/kernels/microkernels.h"
+#include "core/kernels/pack-inl.h"
+#include "core/kernels/pack_head-inl.h"
+#include "core/kernels/pack_tiles-inl.h"
+#include "core/kernels/tile-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+// The largest magnitude of a tile's queries, as the bits of a float: of the
+// rows that see something, for nobody knows what the others hold.
+inline uint32_t LargestQuery(const FlashJob& job, const TileTask& task) {
+  const AttentionParams& params = job.params;
+  const BatchEntry entry = job.problem.mask().Entry(task.entry);
+  const int64_t first = task.tile * job.plan.Entry(task.entry).tile_q;
+  Bits largest = hn::Zero(kU);
+  for (int64_t r = 0; r < RowsOf(job, task, entry); ++r) {
+    const int64_t q_row = (first + r) % entry.q_len;
+    if (entry.VisibleRange(q_row).size() == 0) continue;
+    const int64_t head =
+        task.kv_head * params.HeadsPerGroup() + (first + r) / entry.q_len;
+    VisitType(params.query_dtype, [&](auto as) {
+      using As = decltype(as);
+      const auto* const row = QueryRow<As>(job, entry, head, q_row);
+      largest = hn::Max(largest, RowMagnitudes<As>(row, params.head_dim));
+    });
+  }
+  return LargestOf(largest);
+}
+
+// Whether all that a tile multiplies has exact parts, or is not finite.
+inline bool HasParts(const FlashJob& job, const TileTask& task,
+                     uint32_t largest_query) {
+  const HeadPacking& packing = job.Packing(task.entry, task.kv_head);
+  return HaveParts(largest_query, kLeastScored) &&
+         HaveParts(packing.largest_key, kLeastScored) &&
+         HaveParts(packing.largest_value, kLeastValue);
+}
+
+// What Tile::AddCarefully calls for a row and a tile of values.
+inline void AmxAddOneRow(const float* weights, int64_t weight_stride,
+                         const void* value, int64_t /*value_stride*/,
+                         int64_t steps, float* output, int64_t output_stride,
+                         Ahead /*ahead*/) {
+  AmxAddValues(
+      1, 1, 1, {.first = weights, .stride = weight_stride, .part_words = 0},
+      static_cast<const float*>(value), 0, 0, steps, output, output_stride);
+}
+
+class AmxTile : public Tile {
+ public:
+  AmxTile(const FlashJob& job, const TileTask& task, float* slot,
+          uint32_t largest_query)
+      : Tile(job, task, slot, Isa::kAmxBf16, job.plan.parts),
+        parts_(job.plan.parts),
+        largest_query_(largest_query),
+        packing_(job.Packing(task.entry, task.kv_head)) {}
+
+  void LoadQuery() const {
+    const int64_t elements = 2 * RowWords(Isa::kAmxBf16, params_.head_dim);
+    VisitQueries([&](auto as, const auto* from, float factor, float* to) {
+      using As = decltype(as);
+      auto* const pairs = reinterpret_cast<uint16_t*>(to);
+      if (parts_ > 1) {
+        Bits unused = hn::Zero(kU);
+        SplitRow<kBf16PartsOfF32, As>(from, params_.head_dim, elements, factor,
+                                      pairs, elements, unused);
+      } else {
+        ConvertRowToBf16<As>(from, params_.head_dim, elements, factor, pairs);
+      }
+    });
+  }
+
+  // One block after the other, so that its scores and weights stay in the
+  // first-level cache: products are so fast that these would be half of the
+  // traffic.
+  void Absorb(int64_t begin, int64_t end) {
+    if (!LookAt(begin, end)) return;
+    checked_values_ = false;
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
+      if (block.seen.size() == 0) continue;
+      first_scored_ = block.first;
+      Score(block);
+      if (parts_ > 1 && MayOverflow()) MendScores(block);
+      Softmax(block, [&](int64_t r, int64_t first, int64_t last)
+                         HWY_ATTR { return RowMax(Scores(r), first, last); });
+      if (parts_ == 1) ZeroWeights(block);
+      AddValues(block);
+    }
+  }
+
+ private:
+  void Score(const Block& block) const {
+    const int64_t steps = RowWords(Isa::kAmxBf16, params_.head_dim);
+    const int64_t first =
+        begin_ + (block.seen.begin - begin_) / kAmxKeys * kAmxKeys;
+    for (int64_t key = first; key < block.seen.end; key += kAmxKeys) {
+      AmxScores(
+          parts_, block.rows, 2,
+          {.first = Query(block.first),
+           .stride = layout_.q_stride,
+           .part_words = steps},
+          PackedPanel(job_, task_, key) + key % kPanelKeys * steps * parts_,
+          steps, Scores(block.first) + key - begin_, score_stride_);
+    }
+  }
+
+  // Whether dot products of the tile may be anything but finite.
+  bool MayOverflow() const {
+    const double largest = double{std::bit_cast<float>(largest_query_)} *
+                           std::bit_cast<float>(packing_.largest_key);
+    return !(largest * static_cast<double>(params_.head_dim) < 0x1p126);
+  }
+
+  // Products of parts make NaN of an infinite score: computes those anew.
+  void MendScores(const Block& block) const {
+    const float factor = ScoreScale(params_).query_factor;
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      const auto at = rows_.HeadAndRow(r);
+      for (int64_t key = block.seen.begin; key < block.seen.end; ++key) {
+        float& score = Scores(r)[key - begin_];
+        if (std::isfinite(score)) continue;
+        score = 0;
+        VisitType(params_.query_dtype, [&](auto q_as) {
+          VisitType(params_.key_dtype, [&](auto k_as) {
+            using QueryAs = decltype(q_as);
+            using KeyAs = decltype(k_as);
+            const auto* const query =
+                QueryRow<QueryAs>(job_, entry_, at.first, at.second);
+            const auto* const keys =
+                reinterpret_cast<const typename KeyAs::Element*>(
+                    job_.key.RowBytes(SizeOf(params_.key_dtype), entry_.batch,
+                                      task_.kv_head, entry_.kv_begin + key));
+            for (int64_t d = 0; d < params_.head_dim; ++d) {
+              score += factor * ElementAt<QueryAs>(query, d) *
+                       ElementAt<KeyAs>(keys, d);
+            }
+          });
+        });
+      }
+    }
+  }
+
+  template <class As>
+  static float ElementAt(const typename As::Element* from, int64_t i) {
+    return hn::GetLane(LoadFirst<As>(kF, from + i, 1));
+  }
+
+  // From the block's last key to where a product of whole tiles ends.
+  void ZeroWeights(const Block& block) const {
+    const int64_t end = block.seen.end - begin_;
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      auto* const weights = reinterpret_cast<uint16_t*>(Scores(r));
+      std::fill(weights + RoundUp(end, kLanes),
+                weights + RoundUp(end, kAmxKeys), uint16_t{0});
+    }
+  }
+
+  void AddValues(const Block& block) {
+    // In steps, by whole tiles: weights are 0 in what this adds.
+    const int64_t first = (block.seen.begin - begin_) / kAmxKeys * kAmxSteps;
+    const int64_t last = CeilDiv(block.seen.end - begin_, kAmxKeys) * kAmxSteps;
+    // A value that is not finite has parts that are not.
+    const bool plain = (block.plain && parts_ == 1) || ValuesAreFinite();
+    VisitColumnPairs([&](int64_t column, int64_t vectors, const float* values) {
+      if (plain) {
+        AmxAddValues(parts_, block.rows, vectors,
+                     {.first = Weights(block.first, begin_),
+                      .stride = score_stride_,
+                      .part_words = layout_.weight_part},
+                     values, ValueWords(job_, kKeysPerSum), first, last,
+                     Output(block.first) + column, layout_.output_stride);
+        return;
+      }
+      if (parts_ > 1) {
+        AddPartsCarefully(block, values, first, last, column, vectors);
+        return;
+      }
+      for (int64_t step = first; step < last; step += kAmxSteps) {
+        AddCarefully(block, &AmxAddOneRow, begin_ + step * per_word_, 0,
+                     kAmxSteps,
+                     {TilesAt(values, vectors, step), kAmxTileWords, kLanes},
+                     column, vectors);
+      }
+    });
+  }
+
+  // Calls `visit(column, vectors, values)` for every two vectors of columns;
+  // `values` is where those of the tile of keys begin.
+  template <class Visitor>
+  void VisitColumnPairs(const Visitor& visit) const {
+    for (int64_t column = 0; column < layout_.output_stride;
+         column += 2 * kLanes) {
+      const int64_t vectors =
+          std::min<int64_t>(2, (layout_.output_stride - column) / kLanes);
+      visit(column, vectors,
+            PackedValues(job_, task_, begin_) +
+                column * (kKeysPerSum / per_word_) * parts_);
+    }
+  }
+
+  // The tiles of the kAmxSteps steps from `step` on.
+  const float* TilesAt(const float* values, int64_t vectors,
+                       int64_t step) const {
+    constexpr int64_t kSteps = kKeysPerSum / 2;
+    return values + step / kSteps * ValueWords(job_, kKeysPerSum) +
+           step % kSteps / kAmxSteps * parts_ * vectors * kAmxTileWords;
+  }
+
+  // Whether no value of the tile of keys is NaN or infinite. Looked up once for
+  // all its blocks, unless the whole kv head is known to have none.
+  bool ValuesAreFinite() {
+    if (parts_ > 1 && packing_.largest_value < kInfinityBits) return true;
+    if (checked_values_) return values_finite_;
+    checked_values_ = values_finite_ = true;
+    VisitColumnPairs([&](int64_t, int64_t vectors, const float* values) {
+      const int64_t steps = RoundUp(end_ - begin_, kAmxKeys) / per_word_;
+      // The first parts tell.
+      for (int64_t step = 0; step < steps; step += kAmxSteps) {
+        values_finite_ &= AllFinite(TilesAt(values, vectors, step),
+                                    vectors * kAmxSteps, true);
+      }
+    });
+    return values_finite_;
+  }
+
+  // Adds values of several parts, a row and a vector of columns at a time. What
+  // is hidden or not finite is left out of the products, in which the rest has
+  // the bits that it has anywhere; what is seen and not finite is then added as
+  // f32.
+  void AddPartsCarefully(const Block& block, const float* values, int64_t first,
+                         int64_t last, int64_t column, int64_t vectors) const {
+    constexpr int64_t kGroup = kBf16PartsOfF32 * kAmxTileWords;
+    constexpr int64_t kMaxGroups = kMaxTileKeys / kAmxKeys;
+    constexpr int64_t kChunk = kKeysPerSum / kAmxKeys * kGroup;
+    HWY_ALIGN float masked[static_cast<size_t>(kMaxGroups * kGroup)];
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        for (int64_t step = first; step < last; step += kAmxSteps) {
+          const float* const tiles =
+              TilesAt(values, vectors, step) + v * kAmxTileWords;
+          for (int64_t i = 0; i < kAmxSteps; ++i) {
+            const int64_t key = begin_ + step * per_word_ + i;
+            const Bits seen = hn::Set(
+                kU, (Sees(block, r, key) ? 0x0000FFFFU : 0U) |
+                        (Sees(block, r, key + kLanes) ? 0xFFFF0000U : 0U));
+            const auto word = [&](int64_t part) HWY_ATTR {
+              return hn::BitCast(
+                  kU, hn::Load(kF, tiles + part * vectors * kAmxTileWords +
+                                       i * kLanes));
+            };
+            const Bits keep = hn::And(seen, FiniteHalves(word(0)));
+            for (int64_t p = 0; p < kBf16PartsOfF32; ++p) {
+              hn::Store(hn::BitCast(kF, hn::And(word(p), keep)), kF,
+                        masked + step / kAmxSteps * kGroup + p * kAmxTileWords +
+                            i * kLanes);
+            }
+          }
+        }
+        float* const output = Output(r) + column + v * kLanes;
+        AmxAddValues(parts_, 1, 1,
+                     {.first = Weights(r, begin_),
+                      .stride = score_stride_,
+                      .part_words = layout_.weight_part},
+                     masked, kChunk, first, last, output,
+                     layout_.output_stride);
+        AddWhatIsNotFinite(block, r, column + v * kLanes, output);
+      }
+    }
+  }
+
+  void AddWhatIsNotFinite(const Block& block, int64_t r, int64_t column,
+                          float* output) const {
+    const Vec infinity = hn::Set(kF, std::numeric_limits<float>::infinity());
+    VisitType(params_.value_dtype, [&](auto as) {
+      using As = decltype(as);
+      for (int64_t key = block.seen.begin; key < block.seen.end; ++key) {
+        if (!Sees(block, r, key)) continue;
+        const auto* const row = reinterpret_cast<const typename As::Element*>(
+            job_.value.RowBytes(SizeOf(params_.value_dtype), entry_.batch,
+                                task_.kv_head, entry_.kv_begin + key));
+        const Vec x = LoadAt<As>(row, params_.v_head_dim, column);
+        const auto finite = hn::Lt(hn::Abs(x), infinity);
+        if (hn::AllTrue(kF, finite)) continue;
+        const Vec added = hn::MulAdd(hn::Set(kF, WholeWeight(r, key)), x,
+                                     hn::Load(kF, output));
+        hn::Store(hn::IfThenElse(finite, hn::Load(kF, output), added), kF,
+                  output);
+      }
+    });
+  }
+
+  // The sum of a weight's parts.
+  float WholeWeight(int64_t r, int64_t key) const {
+    const int64_t at = key - begin_;
+    const int64_t word = at / kAmxKeys * kAmxSteps + at % kLanes;
+    const int64_t shift = at % kAmxKeys < kLanes ? 16 : 0;
+    float whole = 0;
+    for (int64_t p = 0; p < parts_; ++p) {
+      const auto bits = std::bit_cast<uint32_t>(
+          Weights(r, begin_)[p * layout_.weight_part + word]);
+      whole += std::bit_cast<float>((bits << shift) & 0xFFFF0000U);
+    }
+    return whole;
+  }
+
+  const int64_t parts_;
+  const uint32_t largest_query_;  // of several parts
+  const HeadPacking& packing_;
+  bool checked_values_ = false;
+  bool values_finite_ = false;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif

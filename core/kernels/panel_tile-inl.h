@@ -1,0 +1,163 @@
+// A tile by register-blocked microkernels: queries against packed panels of
+// K^T, weights against packed values, of f32 or of bf16 pairs. For inclusion by
+// kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_PANEL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
+#undef ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
+#else
+#define ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/checked_math.h"
+#include "core/kernels/flash_attention.h"
+#include "core/kernels/microkernels-inl.h"
+#include "core/kernels/microkernels.h"
+#include "core/kernels/pack-inl.h"
+#include "core/kernels/pack_head-inl.h"
+#include "core/kernels/tile-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+class PanelTile : public Tile {
+ public:
+  PanelTile(const FlashJob& job, const TileTask& task, float* slot)
+      : Tile(job, task, slot, job.plan.isa, 1),
+        kernels_(job.plan.isa == Isa::kAvx512Bf16 ? Bf16DotMicrokernels()
+                                                  : kMicrokernels) {}
+
+  void LoadQuery() const {
+    if (per_word_ == 1) {
+      LoadQueryAsF32();
+      return;
+    }
+    const int64_t padded = per_word_ * RowWords(plan_.isa, params_.head_dim);
+    VisitQueries([&](auto as, const auto* from, float factor, float* to) {
+      ConvertRowToBf16<decltype(as)>(from, params_.head_dim, padded, factor,
+                                     reinterpret_cast<uint16_t*>(to));
+    });
+  }
+
+  void Absorb(int64_t begin, int64_t end) {
+    if (!LookAt(begin, end)) return;
+    checked_values_ = false;
+    FetchAhead(PackedValues(job_, task_, begin), ValueWords(job_, end - begin));
+    Score();
+    const int64_t next = std::min(plan_.tile_kv, span_.end - end);
+    FetchAhead(PackedPanel(job_, task_, end),
+               next / kPanelKeys * PanelWords(job_));
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      if (rows_.block(b).seen.size() == 0) continue;
+      Softmax(rows_.block(b), [&](int64_t r, int64_t, int64_t) HWY_ATTR {
+        return hn::Load(kF, RowMaxLanes(r));
+      });
+    }
+    AddValues();
+  }
+
+ private:
+  // `words` from `from` on are what the next phase reads.
+  void FetchAhead(const float* from, int64_t words) {
+    ahead_ = from;
+    ahead_end_ = from + words;
+  }
+
+  // The share of it for a microkernel of `steps` steps.
+  Ahead TakeAhead(int64_t steps) {
+    constexpr int64_t kLineWords = Ahead::kLineBytes / 4;
+    if (ahead_ >= ahead_end_) return {slot_, false};
+    const Ahead ahead(ahead_, true);
+    ahead_ += std::min(steps * kLineWords, ahead_end_ - ahead_);
+    return ahead;
+  }
+
+  void Score() {
+    std::fill_n(RowMaxLanes(0), rows_.rows() * kLanes, kMinusInfinity);
+    const int64_t steps = CeilDiv(params_.head_dim, per_word_);
+    for (int64_t key = begin_; key < end_; key += kPanelKeys) {
+      const float* panel = PackedPanel(job_, task_, key);
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        const KeyRange seen = Clip(block.seen, key, key + kPanelKeys);
+        if (seen.size() == 0) continue;
+        const int64_t vectors = CeilDiv(seen.end - key, kLanes);
+        kernels_.score[block.rows - 1][vectors - 1](
+            Query(block.first), layout_.q_stride, panel, steps,
+            Scores(block.first) + key - begin_, score_stride_,
+            RowMaxLanes(block.first), TakeAhead(steps));
+      }
+    }
+  }
+
+  // Sums of keys outside, blocks inside: what one of them reads of V stays in
+  // the first-level cache for all blocks.
+  void AddValues() {
+    for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
+      const int64_t last = std::min(key + kKeysPerSum, end_);
+      VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
+        const int64_t step_words = vectors * kLanes;
+        for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+          const Block& block = rows_.block(b);
+          const KeyRange seen = Clip(block.seen, key, last);
+          if (seen.size() == 0) continue;
+          // In steps of the sum.
+          const int64_t first = (seen.begin - key) / per_word_;
+          const int64_t steps = CeilDiv(seen.end - key, per_word_) - first;
+          const float* const values = Values(key, column) + first * step_words;
+          if (!block.plain && !ValuesAreFinite()) {
+            AddCarefully(block, kernels_.value[0][0], key, first, steps,
+                         {values, kLanes, step_words}, column, vectors);
+            continue;
+          }
+          kernels_.value[block.rows - 1][vectors - 1](
+              Weights(block.first, key) + first, score_stride_, values,
+              step_words, steps, Output(block.first) + column,
+              layout_.output_stride, TakeAhead(steps));
+        }
+      });
+    }
+  }
+
+  // Whether no value of the tile is NaN or infinite. Looked up once a tile, by
+  // those blocks that hide some of it.
+  bool ValuesAreFinite() {
+    if (checked_values_) return values_finite_;
+    checked_values_ = values_finite_ = true;
+    for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
+      const int64_t steps =
+          CeilDiv(std::min(kKeysPerSum, end_ - key), per_word_);
+      VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
+        values_finite_ &=
+            AllFinite(Values(key, column), steps * vectors, per_word_ == 2);
+      });
+    }
+    return values_finite_;
+  }
+
+  // Of a group of columns, from `key` on, which begins a sum.
+  const float* Values(int64_t key, int64_t column) const {
+    return PackedValues(job_, task_, key) + column * (kKeysPerSum / per_word_);
+  }
+
+  float* RowMaxLanes(int64_t r) const {
+    return slot_ + layout_.row_max_lanes + r * kLanes;
+  }
+
+  const Microkernels& kernels_;
+  const float* ahead_ = nullptr;
+  const float* ahead_end_ = nullptr;
+  bool checked_values_ = false;
+  bool values_finite_ = false;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,397 @@
+// One tile of query rows on its way over the keys: the online softmax, with
+// what a row keeps from one tile of keys to the next, and its end. Knows how
+// scores become weights, not how either is multiplied: that is what the tiles
+// made of it do (panel_tile-inl.h, amx_tile-inl.h, direct_tile-inl.h). For
+// inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_TILE_INL_H_
+#undef ATTND_CORE_KERNELS_TILE_INL_H_
+#else
+#define ATTND_CORE_KERNELS_TILE_INL_H_
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "core/checked_math.h"
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/flash_attention.h"
+#include "core/kernels/geometry.h"
+#include "core/kernels/microkernels.h"
+#include "core/kernels/row_tile-inl.h"
+#include "core/kernels/softmax-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+// The m of a row need not be its largest score: weights cancel against their
+// sum. So it stays until a weight would exceed two to this, and what was summed
+// is scaled anew once or never.
+inline constexpr float kMostGrowth = 8;
+
+// c of the maths in flash_attention.cc.
+inline float ScaleLog2(const AttentionParams& params) {
+  constexpr float kLog2E = 1.44269504088896340736F;
+  return (params.AdjustsScores() ? 1 : ScoreScale(params).magnitude) * kLog2E;
+}
+
+// Rows of a tile: the last one of a kv head may be short.
+inline int64_t RowsOf(const FlashJob& job, const TileTask& task,
+                      const BatchEntry& entry) {
+  const int64_t tile_q = job.plan.Entry(task.entry).tile_q;
+  return std::min(
+      tile_q, job.params.HeadsPerGroup() * entry.q_len - task.tile * tile_q);
+}
+
+// A query as it lies. `row` is of the batch entry.
+template <class As>
+const typename As::Element* QueryRow(const FlashJob& job,
+                                     const BatchEntry& entry, int64_t head,
+                                     int64_t row) {
+  return reinterpret_cast<const typename As::Element*>(job.query.RowBytes(
+      SizeOf(job.params.query_dtype), entry.batch, head, entry.q_begin + row));
+}
+
+// Writes one row's output and lse: `output` unnormalised, `max` in the units of
+// the scores as the softmax has them.
+inline void FinishRow(const FlashJob& job, const BatchEntry& entry,
+                      int64_t head, int64_t q_row, const float* output,
+                      float max, float sum) {
+  const AttentionParams& params = job.params;
+  const int64_t row = entry.q_begin + q_row;
+  const double scale =
+      params.AdjustsScores() ? 1.0 : double{ScoreScale(params).magnitude};
+  const float sink = params.has_sinks
+                         ? job.problem.sink_logits()[static_cast<size_t>(head)]
+                         : kMinusInfinity;
+  float divisor = 1;
+  double lse{sink};
+  if (sum != 0) {
+    // exp(sink) joins the sum, on the scale of the larger of the two.
+    const double top = scale * double{max};
+    const double base = std::max(top, lse);
+    const double shrink = top == base ? 1.0 : std::exp(top - base);
+    const double total =
+        double{sum} * shrink + (lse == -HUGE_VAL ? 0 : std::exp(lse - base));
+    divisor = static_cast<float>(total / shrink);
+    if (job.lse.data != nullptr) lse = base + std::log(total);
+  }
+  if (job.lse.data != nullptr) {
+    *job.lse.Row(entry.batch, head, row) = static_cast<float>(lse);
+  }
+  std::byte* const to =
+      job.output.RowBytes(SizeOf(params.output_dtype), entry.batch, head, row);
+  VisitType(params.output_dtype, [&](auto as) {
+    using As = decltype(as);
+    auto* out = reinterpret_cast<typename As::Element*>(to);
+    const Vec part = hn::Set(kF, 1 / divisor);
+    int64_t c = 0;
+    const auto at = [&]() HWY_ATTR {
+      // A row of no weight is 0 even where its sums are not.
+      return sum == 0 ? hn::Zero(kF) : hn::Mul(hn::LoadU(kF, output + c), part);
+    };
+    for (; c + kLanes <= params.v_head_dim; c += kLanes) {
+      As::Store(kF, at(), out + c);
+    }
+    if (c < params.v_head_dim) {
+      StoreFirst<As>(kF, at(), out + c,
+                     static_cast<size_t>(params.v_head_dim - c));
+    }
+  });
+}
+
+// Rows of the matrix that the heads of a GQA group make up, and the keys of one
+// split. The tiles made of it have
+//   void LoadQuery();                         // a fresh tile's, to the slot
+//   void Absorb(int64_t begin, int64_t end);  // begin <= key < end; begin is a
+//                                             // multiple of tile_kv
+class Tile {
+ public:
+  // The keys that any row sees.
+  const KeyRange& span() const { return span_; }
+
+  // Before the first kv tile of a fresh tile.
+  void Reset() {
+    std::fill_n(slot_ + layout_.max, rows_.rows(), kMinusInfinity);
+    std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
+    std::fill_n(slot_ + layout_.output, rows_.rows() * layout_.output_stride,
+                0.0F);
+  }
+
+  // Writes output and lse, or what the merge needs.
+  void Finish() const {
+    if (entry_plan_.splits == 1) {
+      for (int64_t r = 0; r < rows_.rows(); ++r) {
+        const auto [head, q_row] = rows_.HeadAndRow(r);
+        FinishRow(job_, entry_, head, q_row, Output(r), slot_[layout_.max + r],
+                  Sum(r));
+      }
+      return;
+    }
+    const PartialLayout layout =
+        PartialLayout::Of(plan_.tile_q, params_.v_head_dim);
+    float* const to = job_.partials + plan_.PartialIndex(task_) * layout.total;
+    std::copy_n(slot_ + layout_.output, rows_.rows() * layout_.output_stride,
+                to);
+    std::copy_n(slot_ + layout_.max, rows_.rows(), to + layout.max);
+    for (int64_t r = 0; r < rows_.rows(); ++r) to[layout.sum + r] = Sum(r);
+  }
+
+ protected:
+  // Of products on `isa` with operands of so many parts.
+  Tile(const FlashJob& job, const TileTask& task, float* slot, Isa isa,
+       int64_t parts)
+      : job_(job),
+        params_(job.params),
+        plan_(job.plan),
+        task_(task),
+        entry_plan_(plan_.Entry(task.entry)),
+        entry_(job.problem.mask().Entry(task.entry)),
+        layout_(SlotLayout::Of(kGeometry, {.tile_q = plan_.tile_q,
+                                           .tile_kv = plan_.tile_kv,
+                                           .head_dim = params_.head_dim,
+                                           .v_head_dim = params_.v_head_dim,
+                                           .converts_values = false,
+                                           .parts = plan_.parts})),
+        slot_(slot),
+        scale_log2_(ScaleLog2(params_)),
+        slack_(std::min(kMostGrowth / scale_log2_, 0x1p100F)),
+        per_word_(ElementsPerWord(isa)),
+        weights_(parts > 1                               ? WeightKind::kParts
+                 : per_word_ == 2                        ? WeightKind::kBf16
+                 : params_.precision == Precision::kBF16 ? WeightKind::kRounded
+                                                         : WeightKind::kF32),
+        score_stride_(parts > 1 ? layout_.parts_stride : layout_.score_stride),
+        rows_(job.scores, entry_, task.kv_head, task.tile * entry_plan_.tile_q,
+              RowsOf(job, task, entry_),
+              reinterpret_cast<uint8_t*>(slot + layout_.visible),
+              layout_.visible_stride * 4, GeometryOf(isa).rows,
+              isa == Isa::kAmxBf16 ? kAmxKeys : kLanes),
+        span_(rows_.Span()) {
+    if (entry_plan_.splits > 1) {
+      const int64_t begin = task.split * KernelPlan::kKeysPerSplit;
+      span_ = Clip(span_, begin, begin + KernelPlan::kKeysPerSplit);
+    }
+  }
+
+  // Turns to keys begin <= key < end. Whether any row sees any of them.
+  bool LookAt(int64_t begin, int64_t end) {
+    begin_ = begin;
+    end_ = end;
+    return rows_.LookAt(begin, end);
+  }
+
+  // Calls `load(as, from, factor, to)` for every row: its query as it lies, in
+  // memory of that type, what to multiply it by, and its place in the slot.
+  template <class Load>
+  void VisitQueries(const Load& load) const {
+    const float factor = ScoreScale(params_).query_factor;
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      const auto at = rows_.HeadAndRow(r);
+      VisitType(params_.query_dtype, [&](auto as) {
+        using As = decltype(as);
+        load(as, QueryRow<As>(job_, entry_, at.first, at.second), factor,
+             Query(r));
+      });
+    }
+  }
+
+  // To rows of f32.
+  void LoadQueryAsF32() const {
+    VisitQueries([&](auto as, const auto* from, float factor, float* to) {
+      ConvertRow<decltype(as)>(from, params_.head_dim, layout_.q_stride, factor,
+                               weights_ == WeightKind::kRounded, to);
+    });
+  }
+
+  // Turns a block's scores into weights and moves maxima and sums on.
+  // `largest_of(r, begin, end)` is the largest score of each lane of a row that
+  // sees all of them. First all maxima, then all weights: each row's steps wait
+  // for one another, but not for those of the next row.
+  template <class LargestOf>
+  void Softmax(const Block& block, const LargestOf& largest_of) {
+    const int64_t begin = rows_.FirstVector(block.seen);
+    const int64_t end = block.seen.end - begin_;
+    const int64_t last = block.first + block.rows;
+    float base[kMaxBlockRows];
+    for (int64_t r = block.first; r < last; ++r) {
+      Vec largest;
+      if (block.plain) {
+        largest = largest_of(r, begin, end);
+      } else {
+        if (rows_.adjusts()) Adjust(r, begin, end);
+        largest = HideRow(rows_.Visible(r), begin, end, Scores(r));
+      }
+      float& max = slot_[layout_.max + r];
+      // Most tiles do not raise it by much: then their own is of no interest.
+      if (!hn::AllFalse(kF, hn::Gt(largest, hn::Set(kF, max + slack_)))) {
+        const float new_max = hn::GetLane(
+            hn::MaxOfLanes(kF, hn::Max(hn::Set(kF, max), IgnoreNan(largest))));
+        if (max != kMinusInfinity) {
+          Shrink(r, Exp2((max - new_max) * scale_log2_));
+        }
+        max = new_max;
+      }
+      // A row without a score above -inf keeps weights of 2^-inf = 0.
+      base[r - block.first] = max == kMinusInfinity ? 0.0F : max;
+    }
+    for (int64_t r = block.first; r < last; ++r) {
+      float* const sum = SumLanes(r);
+      hn::Store(hn::Add(hn::Load(kF, sum), Weigh(r, block.plain, begin, end,
+                                                 base[r - block.first])),
+                kF, sum);
+    }
+  }
+
+  // Where values lie, as words: a vector from the next one and a step from the
+  // next.
+  struct ValueWordsAt {
+    const float* first;
+    int64_t vector_words;
+    int64_t step_words;
+  };
+
+  // output += weights * values from the vector of `column` on, for a block that
+  // hides some of them: row by row and vector by vector, with hidden values
+  // left out. Of the steps that begin with key `key`, those from `first` on,
+  // where `values` begin.
+  void AddCarefully(const Block& block, ValueBlockFn one_by_one, int64_t key,
+                    int64_t first, int64_t steps, const ValueWordsAt& values,
+                    int64_t column, int64_t vectors) const {
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+      const auto keep = [&](int64_t step) {
+        return SeenBits(block, r, key + (first + step) * per_word_);
+      };
+      for (int64_t v = 0; v < vectors; ++v) {
+        HWY_NAMESPACE::AddCarefully(
+            one_by_one, Weights(r, key) + first, score_stride_,
+            values.first + v * values.vector_words, values.step_words, steps,
+            keep, Output(r) + column + v * kLanes);
+      }
+    }
+  }
+
+  bool Sees(const Block& block, int64_t r, int64_t key) const {
+    if (key >= block.seen.end) return false;
+    return block.plain || IsVisible(rows_.Visible(r), key - begin_);
+  }
+
+  float* Query(int64_t r) const {
+    return slot_ + layout_.query + r * layout_.q_stride;
+  }
+  float* Scores(int64_t r) const {
+    return slot_ + layout_.scores + (r - first_scored_) * score_stride_;
+  }
+  // Those of the keys from `key` on, in words.
+  const float* Weights(int64_t r, int64_t key) const {
+    return Scores(r) + (key - begin_) / per_word_;
+  }
+  float* Output(int64_t r) const {
+    return slot_ + layout_.output + r * layout_.output_stride;
+  }
+
+  const FlashJob& job_;
+  const AttentionParams& params_;
+  const KernelPlan& plan_;
+  const TileTask task_;
+  const EntryPlan& entry_plan_;
+  const BatchEntry entry_;
+  const SlotLayout layout_;
+  float* const slot_;
+  const float scale_log2_;  // c
+  const float slack_;       // of a row's maximum
+  const int64_t per_word_;  // elements of a word of an operand
+  const WeightKind weights_;
+  const int64_t score_stride_;
+  RowTile rows_;
+  KeyRange span_;
+  int64_t first_scored_ = 0;  // the row whose scores come first
+  int64_t begin_ = 0;         // the tile of keys in work
+  int64_t end_ = 0;
+
+ private:
+  static Vec IgnoreNan(Vec x) {
+    return hn::IfThenElse(hn::Eq(x, x), x, hn::Set(kF, kMinusInfinity));
+  }
+
+  float* SumLanes(int64_t r) const {
+    return slot_ + layout_.sum_lanes + r * kLanes;
+  }
+  float Sum(int64_t r) const {
+    return hn::GetLane(hn::SumOfLanes(kF, hn::Load(kF, SumLanes(r))));
+  }
+
+  // What was summed before a larger score came up.
+  void Shrink(int64_t r, float factor) {
+    const Vec scale = hn::Set(kF, factor);
+    const auto shrink = [&](float* x) HWY_ATTR {
+      hn::Store(hn::Mul(hn::Load(kF, x), scale), kF, x);
+    };
+    shrink(SumLanes(r));
+    float* output = Output(r);
+    for (int64_t c = 0; c < layout_.output_stride; c += kLanes) {
+      shrink(output + c);
+    }
+  }
+
+  void Adjust(int64_t r, int64_t begin, int64_t end) const {
+    VisitType(params_.bias_dtype, [&](auto as) {
+      AdjustRow<decltype(as)>(rows_.Adjustment(r), begin, end, Scores(r));
+    });
+  }
+
+  template <WeightKind kKind>
+  Vec WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
+              float max) const {
+    if (max == std::numeric_limits<float>::infinity()) {
+      return ExponentiateInfinite<kKind>(
+          Scores(r), plain ? nullptr : rows_.Visible(r), begin, end,
+          scale_log2_, layout_.weight_part);
+    }
+    return plain ? Exponentiate<kKind, false>(Scores(r), nullptr, begin, end,
+                                              scale_log2_, max,
+                                              layout_.weight_part)
+                 : Exponentiate<kKind, true>(Scores(r), rows_.Visible(r), begin,
+                                             end, scale_log2_, max,
+                                             layout_.weight_part);
+  }
+
+  Vec Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
+            float max) const {
+    switch (weights_) {
+      case WeightKind::kF32:
+        return WeighAs<WeightKind::kF32>(r, plain, begin, end, max);
+      case WeightKind::kRounded:
+        return WeighAs<WeightKind::kRounded>(r, plain, begin, end, max);
+      case WeightKind::kBf16:
+        return WeighAs<WeightKind::kBf16>(r, plain, begin, end, max);
+      case WeightKind::kParts:
+        return WeighAs<WeightKind::kParts>(r, plain, begin, end, max);
+    }
+    return hn::Zero(kF);
+  }
+
+  // Which bits of a word row r sees: that of key `key` and, of pairs, the next.
+  uint32_t SeenBits(const Block& block, int64_t r, int64_t key) const {
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < per_word_; ++i) {
+      const int64_t at = key - begin_ + i;
+      if (at >= block.seen.end - begin_) continue;
+      if (!IsVisible(rows_.Visible(r), at)) continue;
+      bits |= per_word_ == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
+    }
+    return bits;
+  }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif
