@@ -150,7 +150,7 @@ class AttentionEngine::GradientJob : public TileJob {
     return {{.tasks = source_ == nullptr ? 0 : source_->pieces(),
              .slots = threads_},
             {.tasks = plan_.key_tiles(), .slots = threads_},
-            {.tasks = plan_.row_tiles(), .slots = threads_},
+            {.tasks = plan_.row_tiles(), .slots = plan_.Slots(threads_)},
             {.tasks = plan_.key_tiles(), .slots = plan_.Slots(threads_)},
             {.tasks = plan_.row_tiles(), .slots = threads_}};
   }
@@ -165,7 +165,7 @@ class AttentionEngine::GradientJob : public TileJob {
         kernel_.pack(job_, task);
         return Slice::kDone;
       case 2:
-        kernel_.prepare_rows(job_, task);
+        kernel_.prepare_rows(job_, task, job_.Slot(slot));
         return Slice::kDone;
       case 3:
         return kernel_.run_tile(job_, task, job_.Slot(slot), control);
@@ -255,8 +255,8 @@ void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
   BackwardPlan plan(problem, machine_);
   RunStats stats;
   stats.isa = plan.isa();
-  stats.kernel = "backward";
-  stats.tile_q = BackwardPlan::kTileRows;
+  stats.kernel = plan.parts() > 1 ? "backward_bf16x3" : "backward";
+  stats.tile_q = plan.tile_rows();
   stats.tile_kv = BackwardPlan::kTileKeys;
   Start<GradientJob>(problem, std::move(plan), buffers, source,
                      estimator_.EstimateBackward(problem), stats, stop,

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "core/checked_math.h"
-#include "core/kernels/geometry.h"
 #include "core/workspace.h"
 
 namespace attnd {
@@ -14,6 +13,13 @@ namespace {
 
 constexpr int64_t kWordBytes = 4;
 constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
+
+// Up to so many rows packing three parts of K and V costs more than it saves.
+constexpr int64_t kMaxFloatRows = 96;
+
+// Rows of a tile.
+constexpr int64_t kFloatTileRows = 96;
+constexpr int64_t kPartsTileRows = 128;
 
 int64_t Saturated(const std::optional<int64_t>& bytes) {
   return bytes && *bytes < kMaxBytes - Workspace::kAlignment
@@ -25,16 +31,27 @@ int64_t Saturated(const std::optional<int64_t>& bytes) {
 
 BackwardPlan::BackwardPlan(const AttentionProblem& problem,
                            const MachineInfo& machine)
-    : isa_(F32Isa(machine.isa)),
+    : may_split_(machine.isa == Isa::kAmxBf16 &&
+                 problem.params().precision == Precision::kAuto),
+      isa_(F32Isa(machine.isa)),
       kv_heads_(problem.params().num_kv_heads),
-      group_(problem.params().HeadsPerGroup()) {
+      group_(problem.params().HeadsPerGroup()),
+      shape_{.tile_q = kFloatTileRows,
+             .tile_kv = kTileKeys,
+             .head_dim = problem.params().head_dim,
+             .v_head_dim = problem.params().v_head_dim,
+             .converts_values = false} {
   const AttentionParams& params = problem.params();
   const Mask& mask = problem.mask();
   const auto counts_of = [&](const BatchEntry& entry) {
     EntryTable<kKinds>::Counts counts{};
     counts[kKeyTile] = kv_heads_ * KeyTilesOf(entry);
     counts[kRowTile] = kv_heads_ * RowTilesOf(entry);
-    counts[kRow] = kv_heads_ * RowsOf(entry);
+    counts[kRow] = kv_heads_ * RowsInMemory(entry);
+    if (ByParts(entry)) {
+      counts[kKeyTileByParts] = counts[kKeyTile];
+      counts[kRowTileByParts] = counts[kRowTile];
+    }
     return counts;
   };
   bool overflow = false;
@@ -43,7 +60,8 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
       const EntryTable<kKinds>::Counts counts = counts_of(mask.Entry(0));
       // Rows fit, as a tensor's do; of short sequences the tiles might not.
       overflow = !CheckedProduct({params.batch, counts[kKeyTile], kTileKeys}) ||
-                 !CheckedProduct({params.batch, counts[kRowTile]});
+                 !CheckedProduct({params.batch, counts[kRowTile]}) ||
+                 !CheckedProduct({params.batch, counts[kRow]});
       if (!overflow) table_ = EntryTable<kKinds>(params.batch, counts);
     }
   } else {
@@ -56,24 +74,35 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
     }
     table_ = EntryTable<kKinds>(counts, work);
   }
+  const int64_t key_tiles_by_parts = table_.Total(kKeyTileByParts);
+  const int64_t row_tiles_by_parts = table_.Total(kRowTileByParts);
+  if (row_tiles_by_parts > 0) {
+    isa_ = machine.isa;
+    shape_.parts = kBf16PartsOfF32;
+    shape_.tile_q = kPartsTileRows;
+  }
   const auto bytes = [overflow](int64_t count, int64_t words) {
     return overflow ? kMaxBytes
                     : Saturated(CheckedProduct({kWordBytes, count, words}));
   };
-  const int64_t head = RoundToLine(params.head_dim);
-  packed_bytes_ = bytes(key_tiles() * kTileKeys,
-                        params.head_dim + params.v_head_dim + head);
-  rows_bytes_ = bytes(table_.Total(kRow), head);
+  packed_keys_bytes_ = Saturated(CheckedSum(
+      {bytes(key_tiles() - key_tiles_by_parts, PackedKeys::Of(shape_).total),
+       bytes(key_tiles_by_parts, PackedKeyParts::Of(shape_).total)}));
+  packed_rows_bytes_ =
+      bytes(row_tiles_by_parts, PackedRowParts::Of(shape_).total);
+  rows_bytes_ = bytes(table_.Total(kRow), RoundToLine(params.head_dim));
   deltas_bytes_ = bytes(table_.Total(kRow), 1);
   turns_bytes_ = bytes(table_.Total(kRowTile), 1);
-  slot_bytes_ =
-      kWordBytes *
-      BackwardLayout::Of(GeometryOf(isa_), {.tile_q = kTileRows,
-                                            .tile_kv = kTileKeys,
-                                            .head_dim = params.head_dim,
-                                            .v_head_dim = params.v_head_dim,
-                                            .converts_values = false})
-          .total;
+  slot_bytes_ = kWordBytes * BackwardLayout::Of(GeometryOf(isa_), shape_).total;
+}
+
+bool BackwardPlan::ByParts(const BatchEntry& entry) const {
+  // Rows of padding are answered, but must not change how others are.
+  return may_split_ && group_ * entry.q_seeing > kMaxFloatRows;
+}
+
+int64_t BackwardPlan::TileRows(const BatchEntry& entry) const {
+  return ByParts(entry) ? kPartsTileRows : kFloatTileRows;
 }
 
 int64_t BackwardPlan::KeyTilesOf(const BatchEntry& entry) const {
@@ -86,7 +115,11 @@ int64_t BackwardPlan::RowsOf(const BatchEntry& entry) const {
 }
 
 int64_t BackwardPlan::RowTilesOf(const BatchEntry& entry) const {
-  return CeilDiv(RowsOf(entry), kTileRows);
+  return CeilDiv(RowsOf(entry), TileRows(entry));
+}
+
+int64_t BackwardPlan::RowsInMemory(const BatchEntry& entry) const {
+  return ByParts(entry) ? RowTilesOf(entry) * TileRows(entry) : RowsOf(entry);
 }
 
 BackwardPlan::Tile BackwardPlan::KeyTile(int64_t task) const {
@@ -102,17 +135,28 @@ BackwardPlan::Tile BackwardPlan::RowTile(int64_t task) const {
       .entry = entry, .kv_head = index % kv_heads_, .tile = index / kv_heads_};
 }
 
-int64_t BackwardPlan::FirstKey(const Tile& tile,
-                               const BatchEntry& entry) const {
-  return (table_.First(kKeyTile, tile.entry) +
-          tile.kv_head * KeyTilesOf(entry) + tile.tile) *
-         kTileKeys;
+int64_t BackwardPlan::PackedKeysAt(const Tile& tile,
+                                   const BatchEntry& entry) const {
+  const int64_t before = table_.First(kKeyTile, tile.entry);
+  const int64_t by_parts = table_.First(kKeyTileByParts, tile.entry);
+  const int64_t index = tile.kv_head * KeyTilesOf(entry) + tile.tile;
+  const int64_t floats = PackedKeys::Of(shape_).total;
+  const int64_t parts = PackedKeyParts::Of(shape_).total;
+  return (before - by_parts) * floats + by_parts * parts +
+         index * (ByParts(entry) ? parts : floats);
+}
+
+int64_t BackwardPlan::PackedRowsAt(const Tile& tile,
+                                   const BatchEntry& entry) const {
+  return (table_.First(kRowTileByParts, tile.entry) +
+          tile.kv_head * RowTilesOf(entry) + tile.tile) *
+         PackedRowParts::Of(shape_).total;
 }
 
 int64_t BackwardPlan::FirstRow(const Tile& tile,
                                const BatchEntry& entry) const {
-  return table_.First(kRow, tile.entry) + tile.kv_head * RowsOf(entry) +
-         tile.tile * kTileRows;
+  return table_.First(kRow, tile.entry) + tile.kv_head * RowsInMemory(entry) +
+         tile.tile * TileRows(entry);
 }
 
 int64_t BackwardPlan::RowTileIndex(const Tile& tile,
@@ -127,9 +171,10 @@ int64_t BackwardPlan::Slots(int64_t threads) const {
 
 int64_t BackwardPlan::WorkspaceBytes(int64_t threads) const {
   const auto slots = CheckedProduct({Slots(threads), slot_bytes_});
-  const auto total = slots ? CheckedSum({packed_bytes_, rows_bytes_,
-                                         deltas_bytes_, turns_bytes_, *slots})
-                           : std::nullopt;
+  const auto total =
+      slots ? CheckedSum({packed_keys_bytes_, packed_rows_bytes_, rows_bytes_,
+                          deltas_bytes_, turns_bytes_, *slots})
+            : std::nullopt;
   return total.value_or(kMaxBytes);
 }
 

@@ -8,18 +8,18 @@
 
 #include "core/attention_problem.h"
 #include "core/entry_table.h"
+#include "core/kernels/geometry.h"
 #include "core/machine.h"
 
 namespace attnd {
 
-// Immutable once made. Tiles are of one size whatever the problem, so that the
-// same request gives the same bits whatever runs beside it.
+// Immutable once made. Tiles depend on their entry alone, so that the same
+// request gives the same bits whatever runs beside it.
 class BackwardPlan {
  public:
-  // Keys and query rows of a tile: what both gradients of a tile of keys take
-  // stays in the second-level cache while all rows pass by.
+  // Keys of a tile: what both of its gradients take stays in the second-level
+  // cache while all rows pass by.
   static constexpr int64_t kTileKeys = 128;
-  static constexpr int64_t kTileRows = 96;
 
   // A tile of keys, or of the query rows that share a kv head.
   struct Tile {
@@ -29,7 +29,18 @@ class BackwardPlan {
   // Byte counts saturate at the largest int64 instead of overflowing.
   BackwardPlan(const AttentionProblem& problem, const MachineInfo& machine);
 
+  // The set that the products run on.
   Isa isa() const { return isa_; }
+  // What f32 numbers are split into for native bf16 products, 1 where they are
+  // not (KernelPlan::parts), and whether an entry's are.
+  int64_t parts() const { return shape_.parts; }
+  bool ByParts(const BatchEntry& entry) const;
+  // Query rows of a tile, and the most of any entry.
+  int64_t TileRows(const BatchEntry& entry) const;
+  int64_t tile_rows() const { return shape_.tile_q; }
+  // Of a slot, and of packed tiles.
+  const SlotLayout::Shape& shape() const { return shape_; }
+
   // Of the whole job. Tiles of keys of the same kv head are numbered in order.
   int64_t key_tiles() const { return table_.Total(kKeyTile); }
   int64_t row_tiles() const { return table_.Total(kRowTile); }
@@ -41,13 +52,16 @@ class BackwardPlan {
   int64_t RowTilesOf(const BatchEntry& entry) const;
   int64_t RowsOf(const BatchEntry& entry) const;
 
-  // Where a tile of keys begins among all packed keys, and a tile of rows among
-  // all rows and all tiles of rows.
-  int64_t FirstKey(const Tile& tile, const BatchEntry& entry) const;
+  // Where a tile's packed copies are, in words. Rows have some by parts only.
+  int64_t PackedKeysAt(const Tile& tile, const BatchEntry& entry) const;
+  int64_t PackedRowsAt(const Tile& tile, const BatchEntry& entry) const;
+  // Where a tile of rows begins among all rows and all tiles of rows. Those by
+  // parts have room for whole tiles.
   int64_t FirstRow(const Tile& tile, const BatchEntry& entry) const;
   int64_t RowTileIndex(const Tile& tile, const BatchEntry& entry) const;
 
-  int64_t packed_bytes() const { return packed_bytes_; }  // K^T, V^T and K
+  int64_t packed_keys_bytes() const { return packed_keys_bytes_; }
+  int64_t packed_rows_bytes() const { return packed_rows_bytes_; }
   int64_t rows_bytes() const { return rows_bytes_; }  // the query's gradient
   int64_t deltas_bytes() const { return deltas_bytes_; }  // one number a row
   int64_t turns_bytes() const { return turns_bytes_; }    // one a tile of rows
@@ -59,12 +73,24 @@ class BackwardPlan {
   int64_t WorkspaceBytes(int64_t threads) const;
 
  private:
-  enum Kind : size_t { kKeyTile, kRowTile, kRow, kKinds };
+  enum Kind : size_t {
+    kKeyTile,
+    kRowTile,
+    kRow,
+    kKeyTileByParts,
+    kRowTileByParts,
+    kKinds
+  };
 
+  int64_t RowsInMemory(const BatchEntry& entry) const;
+
+  bool may_split_;  // numbers into parts
   Isa isa_;
   int64_t kv_heads_;
   int64_t group_;
-  int64_t packed_bytes_ = 0;
+  SlotLayout::Shape shape_;
+  int64_t packed_keys_bytes_ = 0;
+  int64_t packed_rows_bytes_ = 0;
   int64_t rows_bytes_ = 0;
   int64_t deltas_bytes_ = 0;
   int64_t turns_bytes_ = 0;

@@ -1,7 +1,8 @@
 // Maths: the two matrix products of core/kernels/flash_attention.cc, S = Q K^T
-// and O += P V, of bf16 operands with f32 sums. TDPBF16PS adds 16 pairs at a
-// time, even and odd ones apart, so a sum's bits depend on where its groups of
-// 32 dimensions or keys begin: always at multiples of 32 from the tile's first.
+// and O += P V, and the five of the backward pass, of bf16 operands with f32
+// sums. TDPBF16PS adds 16 pairs at a time, even and odd ones apart, so a sum's
+// bits depend on where its groups of 32 dimensions or keys begin: always at
+// multiples of 32 from the tile's first.
 //
 // f32 operands come as three bf16 parts, x = x0 + x1 + x2, and six of the nine
 // products of parts (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial
@@ -181,13 +182,29 @@ ATTND_INLINE void MultiplyLoaded() {
 //
 // Of three parts a side, the products whose parts' numbers add up to more than
 // 2 are below 2^-24 of the whole: six are left. The five small ones come first,
-// over all steps, so that what they round off is of their own size.
-template <int kParts, bool kTwoRows, bool kTwoColumns, class Right>
+// over all steps, so that what they round off is of their own size. kTurned
+// takes them in the order of right * left.
+template <int kParts, bool kTwoRows, bool kTwoColumns, bool kTurned,
+          class Right>
 ATTND_INLINE void MultiplySteps(const Left<kTwoRows>& left, int64_t first,
                                 int64_t last, const Right& right) {
   if constexpr (kParts == kBf16PartsOfF32) {
     for (int64_t step = first; step < last; step += kAmxSteps) {
       const float* const group = right(step);
+      if constexpr (kTurned) {
+        LoadRight<kTwoColumns>(group, 0);
+        left.Load(2, step);
+        MultiplyLoaded<kTwoRows, kTwoColumns>();
+        left.Load(1, step);
+        MultiplyLoaded<kTwoRows, kTwoColumns>();
+        LoadRight<kTwoColumns>(group, 1);
+        MultiplyLoaded<kTwoRows, kTwoColumns>();
+        left.Load(0, step);
+        MultiplyLoaded<kTwoRows, kTwoColumns>();
+        LoadRight<kTwoColumns>(group, 2);
+        MultiplyLoaded<kTwoRows, kTwoColumns>();
+        continue;
+      }
       left.Load(0, step);
       LoadRight<kTwoColumns>(group, 2);
       MultiplyLoaded<kTwoRows, kTwoColumns>();
@@ -334,10 +351,13 @@ AmxTiles::AmxTiles() {
 
 AmxTiles::~AmxTiles() { asm volatile("tilerelease"); }
 
-void AmxScores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& q,
-               const float* keys, int64_t steps, float* scores,
-               int64_t score_stride) {
-  const BlockRows<const float> q_rows(q.first, q.stride, rows);
+namespace {
+
+template <bool kTurned>
+void Scores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& left,
+            const float* right, int64_t steps, float* scores,
+            int64_t score_stride) {
+  const BlockRows<const float> left_rows(left.first, left.stride, rows);
   const BlockRows<float> results(scores, score_stride, rows);
   VisitShape(
       parts, rows, columns, [&](auto count, auto two_rows, auto two_columns) {
@@ -345,12 +365,27 @@ void AmxScores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& q,
         constexpr bool kTwoRows = decltype(two_rows)::value;
         constexpr bool kTwoColumns = decltype(two_columns)::value;
         ZeroResults<kTwoRows, kTwoColumns>();
-        MultiplySteps<kParts, kTwoRows, kTwoColumns>(
-            Left<kTwoRows>(q_rows, q.part_words), 0, steps, [&](int64_t step) {
-              return keys + GroupWords(parts, columns) * (step / kAmxSteps);
+        MultiplySteps<kParts, kTwoRows, kTwoColumns, kTurned>(
+            Left<kTwoRows>(left_rows, left.part_words), 0, steps,
+            [&](int64_t step) {
+              return right + GroupWords(parts, columns) * (step / kAmxSteps);
             });
         StoreResults<kTwoRows, kTwoColumns>(results, 0);
       });
+}
+
+}  // namespace
+
+void AmxScores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& q,
+               const float* keys, int64_t steps, float* scores,
+               int64_t score_stride) {
+  Scores<false>(parts, rows, columns, q, keys, steps, scores, score_stride);
+}
+
+void AmxTurnedScores(int64_t parts, int64_t rows, int64_t columns,
+                     const AmxLeft& keys, const float* q, int64_t steps,
+                     float* scores, int64_t score_stride) {
+  Scores<true>(parts, rows, columns, keys, q, steps, scores, score_stride);
 }
 
 void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
@@ -371,8 +406,8 @@ void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
                if constexpr (kParts == 1) {
                  const BlockRows<float> results(output, output_stride, rows);
                  LoadResults<kTwoRows, kTwoColumns>(results, 0);
-                 MultiplySteps<kParts, kTwoRows, kTwoColumns>(left, first, last,
-                                                              right);
+                 MultiplySteps<kParts, kTwoRows, kTwoColumns, false>(
+                     left, first, last, right);
                  StoreResults<kTwoRows, kTwoColumns>(results, 0);
                } else {
                  // On their own, for the same reason as the small products.
@@ -380,8 +415,8 @@ void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
                  constexpr int64_t kStride = (kTwoColumns ? 2 : 1) * kTileWords;
                  constexpr int64_t kRows = (kTwoRows ? 2 : 1) * kTileRows;
                  ZeroResults<kTwoRows, kTwoColumns>();
-                 MultiplySteps<kParts, kTwoRows, kTwoColumns>(left, first, last,
-                                                              right);
+                 MultiplySteps<kParts, kTwoRows, kTwoColumns, false>(
+                     left, first, last, right);
                  StoreResults<kTwoRows, kTwoColumns>(
                      BlockRows<float>(sums, kStride, kRows), 0);
                  AddTo(rows, kStride, sums, output, output_stride);
@@ -400,6 +435,8 @@ AmxTiles::AmxTiles() = default;
 AmxTiles::~AmxTiles() = default;
 void AmxScores(int64_t, int64_t, int64_t, const AmxLeft&, const float*, int64_t,
                float*, int64_t) {}
+void AmxTurnedScores(int64_t, int64_t, int64_t, const AmxLeft&, const float*,
+                     int64_t, float*, int64_t) {}
 void AmxAddValues(int64_t, int64_t, int64_t, const AmxLeft&, const float*,
                   int64_t, int64_t, int64_t, float*, int64_t) {}
 

@@ -46,6 +46,12 @@ void AmxScores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& q,
                const float* keys, int64_t steps, float* scores,
                int64_t score_stride);
 
+// The same with the sides changed over, keys on the left and queries on the
+// right, to the bit.
+void AmxTurnedScores(int64_t parts, int64_t rows, int64_t columns,
+                     const AmxLeft& keys, const float* q, int64_t steps,
+                     float* scores, int64_t score_stride);
+
 // output[r][column] += sum over steps first <= step < last of weights[r][step]
 // * values[step][column]. Values come in chunks of kKeysPerSum keys, each
 // `chunk_words` after the one before it.

@@ -15,7 +15,10 @@
 // the slot while the rows pass by. dQ is summed over tiles of keys in memory,
 // and always in the order of the keys: a tile of rows counts the tiles that it
 // took in, and the next one waits for its turn. Memory is O(N): three packed
-// copies, dQ, and a number a row.
+// copies, dQ, and a number a row; by parts four copies of rows beside.
+//
+// On AMX the products of many rows are of three bf16 parts
+// (core/kernels/backward_parts-inl.h); what has none goes this way there too.
 //
 // Edges are those of the forward pass: hidden pairs have P = dS = 0, and where
 // a row of K, Q or dO is not finite, edge tiles take the careful way.
@@ -26,8 +29,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <optional>
 
 #include "core/checked_math.h"
+#include "core/kernels/amx_bf16.h"
 #include "core/kernels/geometry.h"
 #include "core/kernels/microkernels.h"
 
@@ -36,6 +41,8 @@
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
+#include "core/kernels/backward_parts-inl.h"
+#include "core/kernels/backward_rows-inl.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
@@ -50,34 +57,16 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
-constexpr int64_t kTileRows = BackwardPlan::kTileRows;
-static_assert(kTileKeys == kKeysPerSum && kTileRows <= kMaxTileRows);
+static_assert(kTileKeys == kKeysPerSum);
 
 // Rows whose products are summed before they join a key's gradient: as with
 // keys in the forward pass, short sums round less.
 constexpr int64_t kRowsPerSum = 32;
 
-// Where the three packed copies of a tile of keys are.
-struct PackedTile {
-  PackedTile(const BackwardJob& job, const BackwardPlan::Tile& tile,
-             const BatchEntry& entry) {
-    const int64_t key = job.plan.FirstKey(tile, entry);
-    const int64_t keys = job.plan.key_tiles() * kTileKeys;
-    const int64_t dims = job.params.head_dim;
-    const int64_t v_dims = job.params.v_head_dim;
-    key_panels = job.packed + key * dims;
-    value_panels = job.packed + keys * dims + key * v_dims;
-    key_chunk = job.packed + keys * (dims + v_dims) + key * RoundToLine(dims);
-  }
-  float* key_panels;
-  float* value_panels;
-  float* key_chunk;
-};
-
-void Pack(const BackwardJob& job, int64_t task) {
-  const BackwardPlan::Tile tile = job.plan.KeyTile(task);
-  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
-  const PackedTile to(job, tile, entry);
+// Packs a tile of keys as PackedKeys.
+void PackKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
+              const BatchEntry& entry, float* to) {
+  const PackedKeys layout = PackedKeys::Of(job.plan.shape());
   const int64_t first = tile.tile * kTileKeys;
   const int64_t last = std::min(first + kTileKeys, entry.kv_extent);
   const int64_t dims = job.params.head_dim;
@@ -88,25 +77,22 @@ void Pack(const BackwardJob& job, int64_t task) {
   for (int64_t key = first; key < last; key += kPanelKeys) {
     const int64_t keys = std::min(kPanelKeys, last - key);
     PackPanel<AsF32>(row(job.key, key), job.key.strides[2], keys, dims, false,
-                     to.key_panels + (key - first) * dims);
+                     to + layout.key_panels + (key - first) * dims);
     PackPanel<AsF32>(row(job.value, key), job.value.strides[2], keys, v_dims,
-                     false, to.value_panels + (key - first) * v_dims);
+                     false, to + layout.value_panels + (key - first) * v_dims);
   }
   PackValueChunk<AsF32>(row(job.key, first), job.key.strides[2], last - first,
-                        dims, false, to.key_chunk);
+                        dims, false, to + layout.key_chunk);
 }
 
-// Calls `visit(r, head, row)` for the rows of a tile: their number in it, query
-// head and row of the tensors.
-template <class Visitor>
-void VisitRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
-               const BatchEntry& entry, const Visitor& visit) {
-  const int64_t first = tile.tile * kTileRows;
-  const int64_t last = std::min(first + kTileRows, job.plan.RowsOf(entry));
-  for (int64_t row = first; row < last; ++row) {
-    visit(row - first,
-          tile.kv_head * job.params.HeadsPerGroup() + row / entry.q_len,
-          entry.q_begin + row % entry.q_len);
+void Pack(const BackwardJob& job, int64_t task) {
+  const BackwardPlan::Tile tile = job.plan.KeyTile(task);
+  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  if (job.plan.ByParts(entry)) {
+    PackKeyParts(job, tile, entry);
+  } else {
+    PackKeys(job, tile, entry,
+             job.packed_keys + job.plan.PackedKeysAt(tile, entry));
   }
 }
 
@@ -124,63 +110,51 @@ float Dot(const float* a, const float* b, int64_t dims) {
   return hn::GetLane(hn::SumOfLanes(kF, sum));
 }
 
-void PrepareRows(const BackwardJob& job, int64_t task) {
+void PrepareRows(const BackwardJob& job, int64_t task, float* slot) {
   const BackwardPlan::Tile tile = job.plan.RowTile(task);
   const BatchEntry entry = job.problem.mask().Entry(tile.entry);
   const int64_t first = job.plan.FirstRow(tile, entry);
   const int64_t stride = RoundToLine(job.params.head_dim);
+  int64_t rows = 0;
   VisitRows(job, tile, entry, [&](int64_t r, int64_t head, int64_t row) {
     job.deltas[first + r] =
         Dot(job.grad_output.Row(entry.batch, head, row),
             job.output.Row(entry.batch, head, row), job.params.v_head_dim);
-    std::fill_n(job.row_grads + (first + r) * stride, stride, 0.0F);
+    rows = r + 1;
   });
+  if (job.plan.ByParts(entry)) {
+    PackRowParts(job, tile, entry, slot);
+    rows = job.plan.TileRows(entry);
+  }
+  std::fill_n(job.row_grads + first * stride, rows * stride, 0.0F);
 }
 
 void FinishRows(const BackwardJob& job, int64_t task) {
   const BackwardPlan::Tile tile = job.plan.RowTile(task);
   const BatchEntry entry = job.problem.mask().Entry(tile.entry);
-  const int64_t first = job.plan.FirstRow(tile, entry);
-  const int64_t stride = RoundToLine(job.params.head_dim);
+  const int64_t dims = job.params.head_dim;
+  const float* const from =
+      job.row_grads + job.plan.FirstRow(tile, entry) * RoundToLine(dims);
+  const bool turned = job.plan.ByParts(entry);
+  const int64_t row_step = turned ? 1 : RoundToLine(dims);
+  const int64_t dim_step = turned ? job.plan.TileRows(entry) : 1;
   // Scores were made with the query times this, their gradients without.
   const float factor = ScoreScale(job.params).query_factor;
   VisitRows(job, tile, entry, [&](int64_t r, int64_t head, int64_t row) {
-    const float* from = job.row_grads + (first + r) * stride;
     float* to = job.grad_query.Row(entry.batch, head, row);
-    for (int64_t d = 0; d < job.params.head_dim; ++d) to[d] = factor * from[d];
-  });
-}
-
-// Weights and gradients of row r's scores in place of scores and dP, for whole
-// vectors from `begin` on; 0 where hidden. `visible` is null where every key is
-// seen.
-template <class Bias>
-void WeighRow(const RowAdjustment& row, const uint8_t* visible, int64_t begin,
-              int64_t end, int64_t keys, float lse, float delta,
-              float* HWY_RESTRICT scores, float* HWY_RESTRICT grads) {
-  const Vec log2e = hn::Set(kF, 1.44269504088896340736F);
-  const Vec base = hn::Set(kF, lse);
-  const Vec shift = hn::Set(kF, delta);
-  for (int64_t j = begin; j < end; j += kLanes) {
-    Vec slope;
-    const Vec s =
-        AdjustVector<Bias>(row, j, keys, hn::Load(kF, scores + j), slope);
-    Vec p = Exp2(kF, hn::Mul(hn::Sub(s, base), log2e));
-    Vec g = hn::Mul(hn::Mul(p, hn::Sub(hn::Load(kF, grads + j), shift)), slope);
-    if (visible != nullptr) {
-      const LaneMask seen = LoadVisible(visible, j);
-      p = hn::IfThenElseZero(seen, p);
-      g = hn::IfThenElseZero(seen, g);
+    for (int64_t d = 0; d < dims; ++d) {
+      to[d] = factor * from[r * row_step + d * dim_step];
     }
-    hn::Store(p, kF, scores + j);
-    hn::Store(g, kF, grads + j);
-  }
+  });
 }
 
 // The first words of a slot: how far its tile is.
 struct SlotHeader {
+  // Weights of that tile are there, its dQ is not added.
+  enum Pending : int64_t { kNothing, kFloats, kParts };
+
   int64_t next_rows;  // tile of rows; < 0: no tile of keys is in progress
-  int64_t pending;    // that tile's weights are there, its dQ is not added
+  Pending pending;
 };
 
 SlotHeader LoadHeader(const float* slot) {
@@ -193,7 +167,8 @@ void StoreHeader(float* slot, const SlotHeader& header) {
   std::memcpy(slot, &header, sizeof(header));
 }
 
-// One tile of keys against one tile of rows.
+// One tile of keys against one tile of rows, by f32 products. Where the tile of
+// keys is packed by parts, it is packed anew here.
 class TilePair {
  public:
   TilePair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
@@ -202,20 +177,23 @@ class TilePair {
         params_(job.params),
         entry_(entry),
         row_tile_{key_tile.entry, key_tile.kv_head, row_tile},
-        layout_(BackwardLayout::Of(kGeometry, {.tile_q = kTileRows,
-                                               .tile_kv = kTileKeys,
-                                               .head_dim = params_.head_dim,
-                                               .v_head_dim = params_.v_head_dim,
-                                               .converts_values = false})),
+        key_tile_(key_tile),
+        layout_(BackwardLayout::Of(kGeometry, job.plan.shape())),
         slot_(slot),
-        packed_(job, key_tile, entry),
+        by_parts_(job.plan.ByParts(entry)),
+        packed_(by_parts_
+                    ? slot + layout_.packed
+                    : job.packed_keys + job.plan.PackedKeysAt(key_tile, entry)),
+        at_(PackedKeys::Of(job.plan.shape())),
         begin_(key_tile.tile * kTileKeys),
         end_(std::min(begin_ + kTileKeys, entry.kv_len)),
-        rows_(
-            job.scores, entry, key_tile.kv_head, row_tile * kTileRows,
-            std::min(kTileRows, job.plan.RowsOf(entry) - row_tile * kTileRows),
-            reinterpret_cast<uint8_t*>(slot + layout_.visible),
-            layout_.visible_stride * 4) {
+        rows_(job.scores, entry, key_tile.kv_head,
+              row_tile * job.plan.TileRows(entry),
+              std::min(
+                  job.plan.TileRows(entry),
+                  job.plan.RowsOf(entry) - row_tile * job.plan.TileRows(entry)),
+              reinterpret_cast<uint8_t*>(slot + layout_.visible),
+              layout_.visible_stride * 4) {
     seen_ = begin_ < end_ && rows_.LookAt(begin_, end_);
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
@@ -229,11 +207,13 @@ class TilePair {
 
   // Everything but dQ.
   void AddToKeys() {
+    if (by_parts_) PackKeys(job_, key_tile_, entry_, packed_);
     LoadRows();
     Multiply(Rows(layout_.query, layout_.q_stride), layout_.q_stride,
-             packed_.key_panels, params_.head_dim, slot_ + layout_.weights);
+             packed_ + at_.key_panels, params_.head_dim,
+             slot_ + layout_.weights);
     Multiply(Rows(layout_.grad_output, layout_.v_stride), layout_.v_stride,
-             packed_.value_panels, params_.v_head_dim,
+             packed_ + at_.value_panels, params_.v_head_dim,
              slot_ + layout_.grad_scores);
     Weigh();
     AddTransposed(slot_ + layout_.weights, slot_ + layout_.grad_chunk,
@@ -245,13 +225,17 @@ class TilePair {
   // dQ += dS K. Needs the weights of AddToKeys in the slot.
   void AddToRows() {
     const int64_t stride = RoundToLine(params_.head_dim);
-    float* const rows =
+    float* rows =
         job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) * stride;
+    if (by_parts_) {
+      rows = slot_ + layout_.query;
+      std::fill_n(rows, rows_.rows() * stride, 0.0F);
+    }
+    const float* const key_chunk = packed_ + at_.key_chunk;
     const bool careful =
-        !whole_ &&
-        !ChunkIsFinite(packed_.key_chunk, params_.head_dim, end_ - begin_);
+        !whole_ && !ChunkIsFinite(key_chunk, params_.head_dim, end_ - begin_);
     VisitColumns(params_.head_dim, [&](int64_t column, int64_t vectors) {
-      const float* keys = packed_.key_chunk + column * kTileKeys;
+      const float* keys = key_chunk + column * kTileKeys;
       for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
         const Block& block = rows_.block(b);
         if (block.seen.size() == 0) continue;
@@ -280,9 +264,22 @@ class TilePair {
         }
       }
     });
+    if (by_parts_) AddTurned(rows, stride);
   }
 
  private:
+  // Rows that lie one after the other to those of parts.
+  void AddTurned(const float* rows, int64_t stride) const {
+    const int64_t tile_rows = job_.plan.TileRows(entry_);
+    float* const to =
+        job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) * stride;
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      for (int64_t d = 0; d < params_.head_dim; ++d) {
+        to[d * tile_rows + r] += rows[r * stride + d];
+      }
+    }
+  }
+
   float* Rows(int64_t part, int64_t stride, int64_t r = 0) const {
     return slot_ + part + r * stride;
   }
@@ -341,33 +338,13 @@ class TilePair {
   void Weigh() const {
     const int64_t first_row = job_.plan.FirstRow(row_tile_, entry_);
     const int64_t keys = end_ - begin_;
-    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
-      const Block& block = rows_.block(b);
-      for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-        float* const weights =
-            slot_ + layout_.weights + r * layout_.score_stride;
-        float* const grads = GradScores(r);
-        const auto [head, q_row] = rows_.HeadAndRow(r);
-        const float lse =
-            *job_.lse.Row(entry_.batch, head, entry_.q_begin + q_row);
-        int64_t begin = keys;
-        int64_t end = keys;
-        if (block.seen.size() > 0 && lse != kMinusInfinity) {
-          begin = rows_.FirstVector(block.seen);
-          end = block.seen.end - begin_;
-          VisitType(params_.bias_dtype, [&](auto as) {
-            WeighRow<decltype(as)>(rows_.Adjustment(r),
-                                   block.plain ? nullptr : rows_.Visible(r),
-                                   begin, end, keys, lse,
-                                   job_.deltas[first_row + r], weights, grads);
-          });
-        }
-        // The other keys of the tile, which the rows of other blocks may see.
-        for (float* x : {weights, grads}) {
-          std::fill(x, x + begin, 0.0F);
-          std::fill(x + std::min(keys, RoundUp(end, kLanes)), x + keys, 0.0F);
-        }
-      }
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      const auto [head, q_row] = rows_.HeadAndRow(r);
+      WeighRow<false>(
+          rows_, rows_.block(block_of_[r]), r, params_.bias_dtype, begin_, keys,
+          keys, *job_.lse.Row(entry_.batch, head, entry_.q_begin + q_row),
+          job_.deltas[first_row + r],
+          slot_ + layout_.weights + r * layout_.score_stride, GradScores(r));
     }
   }
 
@@ -424,26 +401,24 @@ class TilePair {
   const AttentionParams& params_;
   const BatchEntry& entry_;
   const BackwardPlan::Tile row_tile_;
+  const BackwardPlan::Tile key_tile_;
   const BackwardLayout layout_;
   float* const slot_;
-  const PackedTile packed_;
+  const bool by_parts_;
+  float* const packed_;  // PackedKeys
+  const PackedKeys at_;
   const int64_t begin_;
   const int64_t end_;
   RowTile rows_;
   bool seen_ = false;
   bool whole_ = true;  // every row sees every key
-  int64_t block_of_[kTileRows];
+  int64_t block_of_[kMaxTileRows];
 };
 
 // Writes a tile's gradients of keys and values.
 void FinishKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
                 const BatchEntry& entry, const float* slot) {
-  const BackwardLayout layout =
-      BackwardLayout::Of(kGeometry, {.tile_q = kTileRows,
-                                     .tile_kv = kTileKeys,
-                                     .head_dim = job.params.head_dim,
-                                     .v_head_dim = job.params.v_head_dim,
-                                     .converts_values = false});
+  const BackwardLayout layout = BackwardLayout::Of(kGeometry, job.plan.shape());
   const int64_t first = tile.tile * kTileKeys;
   const int64_t last = std::min(first + kTileKeys, entry.kv_extent);
   for (int64_t key = first; key < last; ++key) {
@@ -459,12 +434,7 @@ void FinishKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
 }
 
 void ClearKeys(const BackwardJob& job, float* slot) {
-  const BackwardLayout layout =
-      BackwardLayout::Of(kGeometry, {.tile_q = kTileRows,
-                                     .tile_kv = kTileKeys,
-                                     .head_dim = job.params.head_dim,
-                                     .v_head_dim = job.params.v_head_dim,
-                                     .converts_values = false});
+  const BackwardLayout layout = BackwardLayout::Of(kGeometry, job.plan.shape());
   std::fill_n(slot + layout.grad_key,
               kTileKeys * RoundToLine(job.params.head_dim), 0.0F);
   std::fill_n(slot + layout.grad_value,
@@ -481,21 +451,47 @@ bool IsTurn(const std::atomic_ref<int32_t>& turn, int32_t mine) {
   return false;
 }
 
+// Everything of a pair of tiles but dQ; which products then have dQ to add.
+SlotHeader::Pending AddToKeys(const BackwardJob& job,
+                              const BackwardPlan::Tile& tile,
+                              const BatchEntry& entry, int64_t row_tile,
+                              float* slot) {
+  if (job.plan.ByParts(entry)) {
+    PartsPair pair(job, tile, entry, row_tile, slot);
+    if (!pair.seen()) return SlotHeader::kNothing;
+    if (pair.AddToKeys()) return SlotHeader::kParts;
+  }
+  TilePair pair(job, tile, entry, row_tile, slot);
+  if (!pair.seen()) return SlotHeader::kNothing;
+  pair.AddToKeys();
+  return SlotHeader::kFloats;
+}
+
+void AddToRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
+               const BatchEntry& entry, int64_t row_tile,
+               SlotHeader::Pending pending, float* slot) {
+  if (pending == SlotHeader::kParts) {
+    PartsPair(job, tile, entry, row_tile, slot).AddToRows();
+  } else if (pending == SlotHeader::kFloats) {
+    TilePair(job, tile, entry, row_tile, slot).AddToRows();
+  }
+}
+
 TileJob::Slice RunTile(const BackwardJob& job, int64_t task, float* slot,
                        SliceControl& control) {
   const BackwardPlan::Tile tile = job.plan.KeyTile(task);
   const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  std::optional<AmxTiles> amx;
+  if (job.plan.ByParts(entry)) amx.emplace();
   const int64_t row_tiles = job.plan.RowTilesOf(entry);
   SlotHeader header = LoadHeader(slot);
   if (header.next_rows < 0) {
     ClearKeys(job, slot);
-    header = {.next_rows = 0, .pending = 0};
+    header = {.next_rows = 0, .pending = SlotHeader::kNothing};
   }
   for (; header.next_rows < row_tiles; ++header.next_rows) {
-    TilePair pair(job, tile, entry, header.next_rows, slot);
-    if (pair.seen() && header.pending == 0) {
-      pair.AddToKeys();
-      header.pending = 1;
+    if (header.pending == SlotHeader::kNothing) {
+      header.pending = AddToKeys(job, tile, entry, header.next_rows, slot);
     }
     const std::atomic_ref<int32_t> turn(job.turns[job.plan.RowTileIndex(
         {tile.entry, tile.kv_head, header.next_rows}, entry)]);
@@ -504,18 +500,19 @@ TileJob::Slice RunTile(const BackwardJob& job, int64_t task, float* slot,
       StoreHeader(slot, header);
       return TileJob::Slice::kYield;
     }
-    if (pair.seen()) pair.AddToRows();
-    header.pending = 0;
+    AddToRows(job, tile, entry, header.next_rows, header.pending, slot);
+    header.pending = SlotHeader::kNothing;
     turn.store(static_cast<int32_t>(tile.tile) + 1, std::memory_order_release);
     if (header.next_rows + 1 == row_tiles) break;
     if (control.ShouldStop()) return TileJob::Slice::kDone;
     if (control.ShouldYield()) {
-      StoreHeader(slot, {.next_rows = header.next_rows + 1, .pending = 0});
+      StoreHeader(slot, {.next_rows = header.next_rows + 1,
+                         .pending = SlotHeader::kNothing});
       return TileJob::Slice::kYield;
     }
   }
   FinishKeys(job, tile, entry, slot);
-  StoreHeader(slot, {.next_rows = -1, .pending = 0});
+  StoreHeader(slot, {.next_rows = -1, .pending = SlotHeader::kNothing});
   return TileJob::Slice::kDone;
 }
 
@@ -528,7 +525,7 @@ const BackwardKernel& Backward() {
 }
 
 void ClearSlot(float* slot) {
-  StoreHeader(slot, {.next_rows = -1, .pending = 0});
+  StoreHeader(slot, {.next_rows = -1, .pending = SlotHeader::kNothing});
 }
 
 }  // namespace HWY_NAMESPACE
@@ -541,6 +538,7 @@ namespace attnd {
 const BackwardKernel& GetBackwardKernel(Isa isa) {
   switch (isa) {
 #if HWY_TARGETS & HWY_AVX3
+    case Isa::kAmxBf16:
     case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return N_AVX3::Backward();
@@ -576,7 +574,8 @@ BackwardJob::BackwardJob(const AttentionProblem& of_problem,
     workspace += size_bytes;
     return part;
   };
-  packed = reinterpret_cast<float*>(take(plan.packed_bytes()));
+  packed_keys = reinterpret_cast<float*>(take(plan.packed_keys_bytes()));
+  packed_rows = reinterpret_cast<float*>(take(plan.packed_rows_bytes()));
   row_grads = reinterpret_cast<float*>(take(plan.rows_bytes()));
   deltas = reinterpret_cast<float*>(take(plan.deltas_bytes()));
   turns = reinterpret_cast<int32_t*>(take(plan.turns_bytes()));

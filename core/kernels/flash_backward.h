@@ -35,10 +35,13 @@ struct BackwardJob {
   TensorView<const float> query, key, value, output, grad_output;
   TensorView<const float> lse;
   TensorView<float> grad_query, grad_key, grad_value;
-  float* packed;     // K^T, V^T, K
-  float* row_grads;  // the query's gradient, a row in whole cache lines
-  float* deltas;     // dot(grad_output, output) of each row
-  int32_t* turns;    // how many tiles of keys a tile of rows has taken in
+  float* packed_keys;  // tiles of PackedKeys or PackedKeyParts
+  float* packed_rows;  // tiles of PackedRowParts
+  // The query's gradient, a row in whole cache lines; by parts a tile the other
+  // way round, dimensions in whole cache lines as rows.
+  float* row_grads;
+  float* deltas;   // dot(grad_output, output) of each row
+  int32_t* turns;  // how many tiles of keys a tile of rows has taken in
   std::byte* slot_memory;
 };
 
@@ -47,8 +50,9 @@ struct BackwardJob {
 struct BackwardKernel {
   // Of a tile of keys: packs K and V.
   void (*pack)(const BackwardJob& job, int64_t task);
-  // Of a tile of rows: their deltas; clears their gradient.
-  void (*prepare_rows)(const BackwardJob& job, int64_t task);
+  // Of a tile of rows: their deltas, and where products are of parts, Q and dO;
+  // clears their gradient.
+  void (*prepare_rows)(const BackwardJob& job, int64_t task, float* slot);
   // Of a tile of keys: its gradients, and its share of the rows' gradients,
   // which join those of earlier keys in order. Where an earlier tile is not so
   // far yet, this one yields; so tasks must start in order.

@@ -134,53 +134,160 @@ struct SlotLayout {
   }
 };
 
-// The same for a tile of keys of the backward pass, in words.
+// Tiles of the backward pass: 32 query rows meet 32 keys in one AMX product.
+inline constexpr int64_t kAmxBlock = 2 * kAmxSteps;
+
+// The same for a tile of keys of the backward pass. What f32 products and those
+// of parts hold shares its place: a pair of tiles takes one of them.
 struct BackwardLayout {
+  int64_t visible_stride;
+  int64_t grad_key;    // [tile_kv, head_dim in whole lines]
+  int64_t grad_value;  // [tile_kv, v_head_dim in whole lines]
+  int64_t visible;     // [tile_q, visible_stride]
+
+  // f32
   int64_t q_stride;  // one line more than rows need, so that they do not
   int64_t v_stride;  // share the sets of the cache
   int64_t score_stride;
-  int64_t visible_stride;
   int64_t query;        // [tile_q, q_stride]
   int64_t grad_output;  // [tile_q, v_stride]
   int64_t query_chunk;  // the same two as the right-hand side of a product
   int64_t grad_chunk;
   int64_t weights;        // [tile_q, score_stride]
   int64_t grad_scores;    // [tile_q, score_stride]
-  int64_t grad_key;       // [tile_kv, head_dim in whole lines]
-  int64_t grad_value;     // [tile_kv, v_head_dim in whole lines]
   int64_t row_max_lanes;  // [tile_q, lanes], of no interest here
-  int64_t visible;        // [tile_q, visible_stride]
+  int64_t packed;         // a tile of keys, where it is packed by parts only
+
+  // Parts, with scores the other way round: keys are rows.
+  int64_t scores;       // [tile_kv, kAmxBlock], of one block of rows
+  int64_t grads;        // the same of dP
+  int64_t score_rows;   // [kAmxBlock, score_stride], where they need care
+  int64_t grad_rows;    // the same of dP
+  int64_t part_stride;  // from one part of a row of weights to the next
+  int64_t parts_stride;
+  int64_t weight_parts;      // [tile_kv, parts_stride], left-hand sides
+  int64_t grad_parts;        // the same of dS
+  int64_t grad_block_words;  // of one block of rows of
+  int64_t grad_tiles;        // dS as right-hand sides
   int64_t total;
 
   static constexpr BackwardLayout Of(const Geometry& geometry,
-                                     const SlotLayout::Shape& shape) {
-    BackwardLayout layout{};
-    const int64_t head = RoundToLine(shape.head_dim);
-    const int64_t v_head = RoundToLine(shape.v_head_dim);
-    layout.q_stride = head + 16;
-    layout.v_stride = v_head + 16;
-    layout.score_stride = shape.tile_kv + 16;
-    layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
-    int64_t at = 16;  // the header
-    const auto take = [&](int64_t words) {
-      const int64_t begin = at;
-      at += RoundToLine(words);
-      return begin;
-    };
-    layout.query = take(shape.tile_q * layout.q_stride);
-    layout.grad_output = take(shape.tile_q * layout.v_stride);
-    layout.query_chunk = take(kKeysPerSum * head);
-    layout.grad_chunk = take(kKeysPerSum * v_head);
-    layout.weights = take(shape.tile_q * layout.score_stride);
-    layout.grad_scores = take(shape.tile_q * layout.score_stride);
-    layout.grad_key = take(shape.tile_kv * head);
-    layout.grad_value = take(shape.tile_kv * v_head);
-    layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
-    layout.visible = take(shape.tile_q * layout.visible_stride);
-    layout.total = at;
+                                     const SlotLayout::Shape& shape);
+};
+
+// The packed copies of a tile of keys for f32 products.
+struct PackedKeys {
+  int64_t key_panels;    // K^T
+  int64_t value_panels;  // V^T
+  int64_t key_chunk;     // K
+  int64_t total;
+
+  static constexpr PackedKeys Of(const SlotLayout::Shape& shape) {
+    PackedKeys layout{};
+    layout.value_panels = shape.tile_kv * shape.head_dim;
+    layout.key_chunk = layout.value_panels + shape.tile_kv * shape.v_head_dim;
+    layout.total =
+        layout.key_chunk + shape.tile_kv * RoundToLine(shape.head_dim);
     return layout;
   }
 };
+
+// The same by parts, in the way of core/kernels/amx_bf16.h: left-hand sides are
+// rows, of which one part lies behind the other.
+struct PackedKeyParts {
+  int64_t key_stride;  // of a row
+  int64_t value_stride;
+  int64_t column_stride;
+  int64_t keys;     // [tile_kv, key_stride]
+  int64_t values;   // [tile_kv, value_stride]
+  int64_t columns;  // K^T: [head_dim in whole lines, column_stride]
+  int64_t largest;  // the largest magnitudes of K and V, as HeadPacking's
+  int64_t total;
+
+  static constexpr PackedKeyParts Of(const SlotLayout::Shape& shape) {
+    PackedKeyParts layout{};
+    layout.key_stride = shape.parts * RowWords(Isa::kAmxBf16, shape.head_dim);
+    layout.value_stride =
+        shape.parts * RowWords(Isa::kAmxBf16, shape.v_head_dim);
+    layout.column_stride = shape.parts * shape.tile_kv / 2;
+    layout.values = shape.tile_kv * layout.key_stride;
+    layout.columns = layout.values + shape.tile_kv * layout.value_stride;
+    layout.largest =
+        layout.columns + RoundToLine(shape.head_dim) * layout.column_stride;
+    layout.total = layout.largest + RoundToLine(2);
+    return layout;
+  }
+};
+
+// A tile of rows by parts, as right-hand sides: against K and V like keys, and
+// against weights like values.
+struct PackedRowParts {
+  int64_t query_tiles;
+  int64_t grad_tiles;
+  int64_t query_values;
+  int64_t grad_values;
+  int64_t largest;  // the largest magnitudes of Q and dO
+  int64_t total;
+
+  static constexpr PackedRowParts Of(const SlotLayout::Shape& shape) {
+    const int64_t tiles = shape.parts * shape.tile_q;
+    const int64_t values = shape.parts * shape.tile_q / 2;
+    PackedRowParts layout{};
+    layout.grad_tiles = tiles * RowWords(Isa::kAmxBf16, shape.head_dim);
+    layout.query_values =
+        layout.grad_tiles + tiles * RowWords(Isa::kAmxBf16, shape.v_head_dim);
+    layout.grad_values =
+        layout.query_values + values * RoundToLine(shape.head_dim);
+    layout.largest =
+        layout.grad_values + values * RoundToLine(shape.v_head_dim);
+    layout.total = layout.largest + RoundToLine(2);
+    return layout;
+  }
+};
+
+constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
+                                            const SlotLayout::Shape& shape) {
+  BackwardLayout layout{};
+  const int64_t head = RoundToLine(shape.head_dim);
+  const int64_t v_head = RoundToLine(shape.v_head_dim);
+  layout.q_stride = head + 16;
+  layout.v_stride = v_head + 16;
+  layout.score_stride = shape.tile_kv + 16;
+  layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
+  layout.part_stride = shape.tile_q / 2;
+  layout.parts_stride = shape.parts * layout.part_stride + 16;
+  layout.grad_block_words = shape.parts * shape.tile_kv / 2 * kAmxBlock;
+  int64_t at = 16;  // the header
+  const auto take = [&](int64_t words) {
+    const int64_t begin = at;
+    at += RoundToLine(words);
+    return begin;
+  };
+  layout.grad_key = take(shape.tile_kv * head);
+  layout.grad_value = take(shape.tile_kv * v_head);
+  layout.visible = take(shape.tile_q * layout.visible_stride);
+  const int64_t shared = at;
+  layout.query = take(shape.tile_q * layout.q_stride);
+  layout.grad_output = take(shape.tile_q * layout.v_stride);
+  layout.query_chunk = take(kKeysPerSum * head);
+  layout.grad_chunk = take(kKeysPerSum * v_head);
+  layout.weights = take(shape.tile_q * layout.score_stride);
+  layout.grad_scores = take(shape.tile_q * layout.score_stride);
+  layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
+  layout.packed = take(shape.parts > 1 ? PackedKeys::Of(shape).total : 0);
+  layout.total = at;
+  if (shape.parts == 1) return layout;
+  at = shared;
+  layout.scores = take(shape.tile_kv * kAmxBlock);
+  layout.grads = take(shape.tile_kv * kAmxBlock);
+  layout.score_rows = take(kAmxBlock * layout.score_stride);
+  layout.grad_rows = take(kAmxBlock * layout.score_stride);
+  layout.weight_parts = take(shape.tile_kv * layout.parts_stride);
+  layout.grad_parts = take(shape.tile_kv * layout.parts_stride);
+  layout.grad_tiles = take(shape.tile_q / kAmxBlock * layout.grad_block_words);
+  layout.total = std::max(layout.total, at);
+  return layout;
+}
 
 // How far one kv head is packed. Its tiles share it: the members are atomics
 // while tasks run.

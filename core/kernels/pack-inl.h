@@ -40,60 +40,87 @@ HWY_INLINE Vec LoadBlocks(const typename As::Element* from, int64_t stride) {
 }
 #endif
 
-// dst[d][j] = src[j][d] for the `keys` rows of one panel of kWidth columns; the
-// others become 0. src rows are `stride` elements apart. With `rounds`, to
-// bf16.
-template <class As, int64_t kWidth = kPanelKeys>
+#if ATTND_WIDE
+// Calls `put(i, x)` for the elements i = 0 to 3 of kLanes rows, a row a lane.
+template <class As, class Put>
+HWY_INLINE void TransposeFour(const typename As::Element* rows, int64_t stride,
+                              bool rounds, const Put& put) {
+  const hn::Repartition<double, Floats> d2;
+  Vec a = LoadBlocks<As>(rows, stride);
+  Vec b = LoadBlocks<As>(rows + stride, stride);
+  Vec c = LoadBlocks<As>(rows + 2 * stride, stride);
+  Vec e = LoadBlocks<As>(rows + 3 * stride, stride);
+  if (rounds) {
+    a = RoundToBf16(kF, a);
+    b = RoundToBf16(kF, b);
+    c = RoundToBf16(kF, c);
+    e = RoundToBf16(kF, e);
+  }
+  // 4 x 4 transposes within each block.
+  const auto ab_low = hn::BitCast(d2, hn::InterleaveLower(kF, a, b));
+  const auto ab_high = hn::BitCast(d2, hn::InterleaveUpper(kF, a, b));
+  const auto ce_low = hn::BitCast(d2, hn::InterleaveLower(kF, c, e));
+  const auto ce_high = hn::BitCast(d2, hn::InterleaveUpper(kF, c, e));
+  put(0, hn::BitCast(kF, hn::InterleaveLower(d2, ab_low, ce_low)));
+  put(1, hn::BitCast(kF, hn::InterleaveUpper(d2, ab_low, ce_low)));
+  put(2, hn::BitCast(kF, hn::InterleaveLower(d2, ab_high, ce_high)));
+  put(3, hn::BitCast(kF, hn::InterleaveUpper(d2, ab_high, ce_high)));
+}
+#endif
+
+// dst[d][j] = src[j][d] for the `keys` rows of one panel; the others
+// become 0. src rows are `stride` elements apart. With `rounds`, to bf16.
+template <class As>
 void PackPanel(const typename As::Element* src, int64_t stride, int64_t keys,
                int64_t dims, bool rounds, float* HWY_RESTRICT dst) {
   int64_t j = 0;
 #if ATTND_WIDE
-  const hn::Repartition<double, Floats> d2;
   for (; j + kLanes <= keys; j += kLanes) {
     const typename As::Element* rows = src + j * stride;
     float* HWY_RESTRICT to = dst + j;
     int64_t d = 0;
     for (; d + 4 <= dims; d += 4) {
-      Vec a = LoadBlocks<As>(rows + d, stride);
-      Vec b = LoadBlocks<As>(rows + stride + d, stride);
-      Vec c = LoadBlocks<As>(rows + 2 * stride + d, stride);
-      Vec e = LoadBlocks<As>(rows + 3 * stride + d, stride);
-      if (rounds) {
-        a = RoundToBf16(kF, a);
-        b = RoundToBf16(kF, b);
-        c = RoundToBf16(kF, c);
-        e = RoundToBf16(kF, e);
-      }
-      // 4 x 4 transposes within each block.
-      const auto ab_low = hn::BitCast(d2, hn::InterleaveLower(kF, a, b));
-      const auto ab_high = hn::BitCast(d2, hn::InterleaveUpper(kF, a, b));
-      const auto ce_low = hn::BitCast(d2, hn::InterleaveLower(kF, c, e));
-      const auto ce_high = hn::BitCast(d2, hn::InterleaveUpper(kF, c, e));
-      const auto put = [&](int64_t row, auto column) HWY_ATTR {
-        hn::Store(hn::BitCast(kF, column), kF, to + (d + row) * kWidth);
-      };
-      put(0, hn::InterleaveLower(d2, ab_low, ce_low));
-      put(1, hn::InterleaveUpper(d2, ab_low, ce_low));
-      put(2, hn::InterleaveLower(d2, ab_high, ce_high));
-      put(3, hn::InterleaveUpper(d2, ab_high, ce_high));
+      TransposeFour<As>(rows + d, stride, rounds,
+                        [&](int64_t i, Vec x) HWY_ATTR {
+                          hn::Store(x, kF, to + (d + i) * kPanelKeys);
+                        });
     }
     for (; d < dims; ++d) {
       for (int64_t i = 0; i < kLanes; ++i) {
         Vec x = LoadFirst<As>(kF, rows + i * stride + d, 1);
         if (rounds) x = RoundToBf16(kF, x);
-        to[d * kWidth + i] = hn::GetLane(x);
+        to[d * kPanelKeys + i] = hn::GetLane(x);
       }
     }
   }
 #endif
   for (int64_t d = 0; d < dims; ++d) {
-    float* row = dst + d * kWidth;
+    float* row = dst + d * kPanelKeys;
     for (int64_t i = j; i < keys; ++i) {
       Vec x = LoadFirst<As>(kF, src + i * stride + d, 1);
       if (rounds) x = RoundToBf16(kF, x);
       row[i] = hn::GetLane(x);
     }
-    std::fill(row + keys, row + kWidth, 0.0F);
+    std::fill(row + keys, row + kPanelKeys, 0.0F);
+  }
+}
+
+// to[c][r] = from[r][c] for 16 rows of 16 words.
+inline void TransposeTile(const float* from, int64_t from_stride,
+                          float* HWY_RESTRICT to, int64_t to_stride) {
+  for (int64_t r = 0; r < kAmxSteps; r += kLanes) {
+#if ATTND_WIDE
+    for (int64_t c = 0; c < kAmxSteps; c += 4) {
+      TransposeFour<AsF32>(from + r * from_stride + c, from_stride, false,
+                           [&](int64_t i, Vec x) HWY_ATTR {
+                             hn::Store(x, kF, to + (c + i) * to_stride + r);
+                           });
+    }
+#else
+    for (int64_t c = 0; c < kAmxSteps; ++c) {
+      to[c * to_stride + r] = from[r * from_stride + c];
+    }
+#endif
   }
 }
 

@@ -132,10 +132,10 @@ Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
                              kTileKeys * kTilePairs, largest);
       }
       for (int p = 0; p < kParts; ++p) {
-        PackPanel<AsF32, kTileKeys>(
+        TransposeTile(
             reinterpret_cast<const float*>(slice) + p * kTileKeys * kAmxSteps,
-            kAmxSteps, kTileKeys, kAmxSteps, false,
-            pair + ((g * kParts + p) * 2 + column) * kAmxTileWords);
+            kAmxSteps, pair + ((g * kParts + p) * 2 + column) * kAmxTileWords,
+            kAmxSteps);
       }
     }
   }

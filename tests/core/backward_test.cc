@@ -2,8 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <random>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -15,6 +17,7 @@ namespace attnd {
 namespace {
 
 using ::attnd::testing::Affordable;
+using ::attnd::testing::CaseShape;
 using ::attnd::testing::GradientCase;
 using ::attnd::testing::RandomGradientCase;
 using ::attnd::testing::SameBits;
@@ -29,6 +32,60 @@ bool SameGradients(const GradientCase& a, const GradientCase& b) {
   return SameBits(a.grad_query, b.grad_query) &&
          SameBits(a.grad_key, b.grad_key) &&
          SameBits(a.grad_value, b.grad_value);
+}
+
+// Enough rows for products of three bf16 parts where the machine has them, and
+// whole tiles and blocks of them as well as edges. With every option.
+std::vector<CaseShape> LargeShapes() {
+  std::vector<CaseShape> shapes;
+  const auto add = [&](AttentionOptions options, int64_t head_dim,
+                       int64_t v_head_dim, int64_t q_len, int64_t kv_len,
+                       int64_t batch = 1) {
+    options.return_lse = true;
+    shapes.push_back({.batch = batch,
+                      .num_kv_heads = 2,
+                      .group = 2,
+                      .q_len = q_len,
+                      .kv_len = kv_len,
+                      .head_dim = head_dim,
+                      .v_head_dim = v_head_dim,
+                      .options = options});
+  };
+  add({}, 64, 64, 128, 256);
+  add({}, 1, 33, 97, 129);
+  add({}, 33, 1, 131, 31);
+  add({.causal = Causal::kBottomRight}, 128, 80, 192, 320);
+  add({.layout = Layout::kBshd, .causal = Causal::kTopLeft}, 80, 100, 203, 190);
+  add({.scale = -0.3F, .window_left = 70, .window_right = 9}, 100, 128, 211,
+      260);
+  add({.window_left = 0, .window_right = 0}, 16, 16, 160, 160);
+  add({.causal = Causal::kBottomRight, .logits_soft_cap = 2.0F}, 40, 48, 150,
+      170);
+  add({.alibi_slopes = {0.5F, 0.25F, -0.01F, 0.0F}}, 64, 32, 140, 300);
+  add({.bias = TensorSpec{DataType::kF32, {4, 120, 150}}}, 64, 64, 120, 150);
+  add({.causal = Causal::kTopLeft,
+       .bias = TensorSpec{DataType::kBF16, {1, 250}}},
+      48, 16, 100, 250);
+  add({.mask_shape = std::vector<int64_t>{110, 200}}, 96, 96, 110, 200);
+  add({.causal = Causal::kBottomRight,
+       .sink_logits = {1.0F, -2.0F, 0.0F, 3.0F},
+       .mask_shape = std::vector<int64_t>{1, 140}},
+      32, 64, 130, 140);
+  add({.query_lengths = {150, 60, 0}, .key_lengths = {1, 100, 180}}, 64, 48,
+      150, 180, 3);
+  CaseShape ragged = {.num_kv_heads = 2,
+                      .group = 3,
+                      .q_len = 300,
+                      .kv_len = 400,
+                      .head_dim = 72,
+                      .v_head_dim = 56,
+                      .rank = 3,
+                      .options = {.causal = Causal::kBottomRight,
+                                  .cu_seqlens_q = {0, 7, 7, 150, 300},
+                                  .cu_seqlens_k = {0, 160, 200, 201, 400},
+                                  .return_lse = true}};
+  shapes.push_back(ragged);
+  return shapes;
 }
 
 class BackwardTest : public ::testing::TestWithParam<Isa> {
@@ -47,9 +104,9 @@ class BackwardTest : public ::testing::TestWithParam<Isa> {
     ASSERT_TRUE(estimate.ok());
     EXPECT_EQ(stats->workspace_bytes, estimate->workspace_bytes);
     EXPECT_EQ(stats->flops, estimate->flops);
-    // All its products are of f32.
     const Isa isa = engine.machine().isa;
-    EXPECT_EQ(stats->isa, F32Isa(isa));
+    EXPECT_EQ(stats->isa,
+              stats->kernel == "backward_bf16x3" ? isa : F32Isa(isa));
   }
   void Compute(GradientCase& c) { ComputeOn(engine_, c); }
 
@@ -63,6 +120,112 @@ TEST_P(BackwardTest, AgreesWithTheOracleOnRandomOptions) {
     GradientCase c(RandomGradientCase(rng, i % 20 == 0 ? 500 : 100), rng());
     Compute(c);
     ASSERT_THAT(c.Compare(), IsEmpty());
+  }
+}
+
+TEST_P(BackwardTest, AgreesOnTilesOfManyRowsWithEveryOption) {
+  for (const CaseShape& shape : LargeShapes()) {
+    GradientCase c(shape, kSeed);
+    Compute(c);
+    ASSERT_THAT(c.Compare(), IsEmpty());
+  }
+}
+
+TEST_P(BackwardTest, MultipliesByPartsOnAmxUnlessAskedForF32) {
+  for (const Precision precision : {Precision::kAuto, Precision::kF32}) {
+    for (const int64_t q_len : {96, 97}) {
+      GradientCase c({.q_len = q_len,
+                      .kv_len = 40,
+                      .head_dim = 8,
+                      .v_head_dim = 8,
+                      .options = {.return_lse = true, .precision = precision}},
+                     kSeed);
+      Compute(c);
+      const auto stats = engine_.RunBackward(c.forward.problem(), c.buffers());
+      ASSERT_TRUE(stats.ok()) << stats.status();
+      const bool parts = GetParam() == Isa::kAmxBf16 && q_len == 97 &&
+                         precision == Precision::kAuto;
+      EXPECT_EQ(stats->kernel, parts ? "backward_bf16x3" : "backward");
+      EXPECT_EQ(stats->isa, parts ? Isa::kAmxBf16 : F32Isa(GetParam()));
+      EXPECT_EQ(stats->tile_q, parts ? 128 : 96);
+    }
+  }
+}
+
+// Numbers whose parts, or products of parts, are too small for AMX, and those
+// whose gradients are large.
+TEST_P(BackwardTest, AgreesOnNumbersOfAnySize) {
+  for (const float size :
+       {1e-30F, 1e-25F, 1e-20F, 1e-15F, 1e-10F, 1e-5F, 1e5F, 1e10F, 1e15F}) {
+    for (int which = 0; which < 5; ++which) {
+      SCOPED_TRACE(::testing::Message() << size << " in " << which);
+      const bool of_scores = which < 2;
+      GradientCase c({.group = 2,
+                      .q_len = 100,
+                      .kv_len = 140,
+                      .head_dim = 20,
+                      .v_head_dim = 20,
+                      .options = {.scale = of_scores ? 0.2F / size : 0.2F,
+                                  .causal = Causal::kBottomRight,
+                                  .return_lse = true}},
+                     kSeed);
+      const auto resize = [&](auto floats) {
+        for (float& x : floats) x *= size;
+      };
+      if (which == 0) resize(c.forward.query.floats());
+      if (which == 1) resize(c.forward.key.floats());
+      if (which == 2) resize(c.forward.value.floats());
+      if (which == 3) resize(std::span(c.grad_output));
+      if (which == 4) resize(c.forward.key.floats().first(70 * 20));
+      Compute(c);
+      ASSERT_THAT(c.Compare(), IsEmpty());
+    }
+  }
+}
+
+// What is not finite reaches the gradients of what sees it, and no others.
+TEST_P(BackwardTest, NotFiniteReachesOnlyWhatSeesIt) {
+  constexpr int64_t kDim = 24;
+  for (int which = 0; which < 4; ++which) {
+    GradientCase c({.q_len = 200,
+                    .kv_len = 260,
+                    .head_dim = kDim,
+                    .v_head_dim = kDim,
+                    .options = {.causal = Causal::kTopLeft,
+                                .window_left = 100,
+                                .return_lse = true}},
+                   kSeed);
+    const auto set = [&](float poison) {
+      const auto at = static_cast<size_t>(70 * kDim + 5);
+      if (which == 0) c.forward.query.floats()[at] = poison;
+      if (which == 1) c.forward.key.floats()[at] = poison;
+      if (which == 2) c.forward.value.floats()[at] = poison;
+      if (which == 3) c.grad_output[at] = poison;
+    };
+    set(kNan);
+    const GradientCase::Expected expected = c.Expect();
+    for (const float poison : {kNan, kInfinity, -kInfinity}) {
+      SCOPED_TRACE(::testing::Message() << poison << " in " << which);
+      set(poison);
+      Compute(c);
+      int reached = 0;
+      const auto check = [&](const std::vector<float>& got,
+                             const GradientCase::Gradient& want) {
+        for (size_t i = 0; i < got.size(); ++i) {
+          if (std::isnan(want.exact[i])) {
+            ASSERT_TRUE(!std::isnan(poison) || std::isnan(got[i])) << i;
+            ++reached;
+          } else {
+            ASSERT_LE(std::abs(double{got[i]} - want.exact[i]), want.bound[i])
+                << i;
+          }
+        }
+      };
+      check(c.grad_query, expected.query);
+      check(c.grad_key, expected.key);
+      check(c.grad_value, expected.value);
+      EXPECT_GT(reached, 0);
+    }
   }
 }
 
@@ -86,10 +249,14 @@ TEST_P(BackwardTest, AgreesAtTheEdgesOfHeadDims) {
 // nothing has one of 0, whatever the loss says of it.
 TEST_P(BackwardTest, PoisonInWhatIsHiddenChangesNoBit) {
   std::mt19937_64 rng(kSeed);
+  const std::vector<CaseShape> large = LargeShapes();
   int poisoned = 0;
   for (int i = 0; i < Affordable(200); ++i) {
     SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
-    GradientCase c(RandomGradientCase(rng, 100), rng());
+    GradientCase c(i < static_cast<int>(large.size())
+                       ? large[static_cast<size_t>(i)]
+                       : RandomGradientCase(rng, 100),
+                   rng());
     const AttentionProblem& problem = c.forward.problem();
     const AttentionParams& p = problem.params();
     Compute(c);
@@ -153,6 +320,10 @@ TEST_P(BackwardTest, SameBitsForAnyThreadsAndLoad) {
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < 12; ++i) {
     cases.emplace_back(RandomGradientCase(rng, i % 4 == 0 ? 500 : 100), rng());
+    Compute(cases.back());
+  }
+  for (const CaseShape& shape : LargeShapes()) {
+    cases.emplace_back(shape, kSeed);
     Compute(cases.back());
   }
   for (const int threads : {1, 2, 3}) {

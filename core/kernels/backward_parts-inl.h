@@ -1,0 +1,543 @@
+// A tile of keys against a tile of rows on AMX, with f32 as three bf16 parts
+// (core/kernels/amx_bf16.cc). For inclusion by core/kernels/flash_backward.cc
+// only, once a target.
+//
+// Maths. Scores the other way round, so that what a pair of tiles makes is an
+// operand without a shuffle:
+//   S^T = K Q^T      dP^T = V dO^T
+//   dV = P^T dO      dK = dS^T Q       dQ^T = K^T dS^T
+// A vector of P^T and dS^T is 16 rows of one key. Two of them, 16 rows apart,
+// make the words of a left-hand side for dV and dK; two of keys 16 apart those
+// of a right-hand side for dQ^T, which is summed the other way round as well.
+// S has the bits that it had in the forward pass, so that P is 1 where one
+// score is all of lse, however large both are. lse and D of 16 rows are a
+// vector, and the weights of a block of 32 x 32 pairs never leave the registers
+// between exp and parts.
+//
+// Traffic of a pair of tiles, 128 x 128: each product of 32 x 32 numbers reads
+// its operands by parts, 6 bytes a number, one of them from the first-level
+// cache. K, V and K^T are packed once a job, Q and dO too, each twice.
+//
+// Edges. Blocks of rows that do not see all, or whose scores are more than
+// scaled dot products, are turned round, weighed row by row as f32 tiles are,
+// and turned back. A key, or a row, that is not finite makes S or dP so only
+// where it takes part, and there hidden pairs are 0; as the inner dimension of
+// the last three products it is 0 from the start. Where a pair that is seen is
+// not finite, f32 products do the pair of tiles anew, as they do where numbers
+// are so small that AMX takes parts of them for 0.
+#if defined(ATTND_CORE_KERNELS_BACKWARD_PARTS_INL_H_) == \
+    defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_BACKWARD_PARTS_INL_H_
+#undef ATTND_CORE_KERNELS_BACKWARD_PARTS_INL_H_
+#else
+#define ATTND_CORE_KERNELS_BACKWARD_PARTS_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <limits>
+
+#include "core/checked_math.h"
+#include "core/kernels/amx_bf16.h"
+#include "core/kernels/backward_rows-inl.h"
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/geometry.h"
+#include "core/kernels/pack-inl.h"
+#include "core/kernels/pack_tiles-inl.h"
+#include "core/kernels/row_tile-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Calls `visit(column, vectors)` for every two vectors of columns.
+template <class Visitor>
+void VisitAmxColumns(int64_t dims, const Visitor& visit) {
+  for (int64_t column = 0; column < RoundToLine(dims); column += kAmxBlock) {
+    visit(column,
+          std::min<int64_t>(2, (RoundToLine(dims) - column) / kAmxSteps));
+  }
+}
+
+// Numbers of both halves of `tiles` words that are not finite become 0: in each
+// of `groups`, the parts of `tile_words` words one after the other.
+inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t i = 0; i < tile_words; i += kLanes) {
+      float* const first = words + group * kBf16PartsOfF32 * tile_words + i;
+      const auto keep = FiniteHalves(hn::BitCast(kU, hn::Load(kF, first)));
+      for (int64_t p = 0; p < kBf16PartsOfF32; ++p) {
+        float* const word = first + p * tile_words;
+        const auto bits = hn::BitCast(kU, hn::Load(kF, word));
+        hn::Store(hn::BitCast(kF, hn::And(bits, keep)), kF, word);
+      }
+    }
+  }
+}
+
+// Packs a tile of keys as PackedKeyParts; keys that are missing are 0.
+inline void PackKeyParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                         const BatchEntry& entry) {
+  constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
+  constexpr int64_t kParts = kBf16PartsOfF32;
+  const PackedKeyParts layout = PackedKeyParts::Of(job.plan.shape());
+  float* const to = job.packed_keys + job.plan.PackedKeysAt(tile, entry);
+  const int64_t first = tile.tile * kTileKeys;
+  const int64_t keys = std::clamp<int64_t>(entry.kv_len - first, 0, kTileKeys);
+  const auto split_rows = [&](const TensorView<const float>& tensor,
+                              int64_t dims, int64_t stride, float* rows) {
+    Bits largest = hn::Zero(kU);
+    for (int64_t j = 0; j < keys; ++j) {
+      SplitRow<kParts, AsF32>(
+          tensor.Row(entry.batch, tile.kv_head, entry.kv_begin + first + j),
+          dims, 2 * stride / kParts, 1,
+          reinterpret_cast<uint16_t*>(rows + j * stride), 2 * stride / kParts,
+          largest);
+    }
+    std::fill(rows + keys * stride, rows + kTileKeys * stride, 0.0F);
+    return LargestOf(largest);
+  };
+  const int64_t dims = job.params.head_dim;
+  const uint32_t largest_key = split_rows(job.key, dims, layout.key_stride, to);
+  const uint32_t largest_value =
+      split_rows(job.value, job.params.v_head_dim, layout.value_stride,
+                 to + layout.values);
+  to[layout.largest] = std::bit_cast<float>(largest_key);
+  to[layout.largest + 1] = std::bit_cast<float>(largest_value);
+
+  // K^T: values with each tile turned round.
+  constexpr int64_t kGroups = kTileKeys / kAmxBlock;
+  HWY_ALIGN float tiles[kGroups * kParts * 2 * kAmxTileWords];
+  VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
+    std::fill(std::begin(tiles), std::end(tiles), 0.0F);
+    if (keys > 0) {
+      PackValueTiles<kParts, AsF32>(
+          job.key.Row(entry.batch, tile.kv_head, entry.kv_begin + first) +
+              column,
+          job.key.strides[2], keys, std::min(kAmxBlock, dims - column), tiles);
+    }
+    if (largest_key >= kInfinityBits) {
+      ZeroNotFinite(kGroups, vectors * kAmxTileWords, tiles);
+    }
+    for (int64_t group = 0; group < kGroups; ++group) {
+      for (int64_t p = 0; p < kParts; ++p) {
+        for (int64_t v = 0; v < vectors; ++v) {
+          TransposeTile(
+              tiles + ((group * kParts + p) * vectors + v) * kAmxTileWords,
+              kAmxSteps,
+              to + layout.columns +
+                  (column + v * kAmxSteps) * layout.column_stride +
+                  p * (kTileKeys / 2) + group * kAmxSteps,
+              layout.column_stride);
+        }
+      }
+    }
+  });
+}
+
+// The same of a tile of rows, as PackedRowParts. Rows that see nothing, which
+// may hold anything, are 0 as those that are missing.
+inline void PackRowParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                         const BatchEntry& entry, float* slot) {
+  const SlotLayout::Shape& shape = job.plan.shape();
+  const BackwardLayout slot_layout = BackwardLayout::Of(kGeometry, shape);
+  const PackedRowParts layout = PackedRowParts::Of(shape);
+  float* const to = job.packed_rows + job.plan.PackedRowsAt(tile, entry);
+  const auto pack = [&](const TensorView<const float>& tensor, int64_t dims,
+                        float factor, float* rows, int64_t stride, float* tiles,
+                        float* values) {
+    VisitRows(job, tile, entry, [&](int64_t r, int64_t head, int64_t row) {
+      float* const copy = rows + r * stride;
+      if (*job.lse.Row(entry.batch, head, row) == kMinusInfinity ||
+          entry.VisibleRange(row - entry.q_begin).size() == 0) {
+        std::fill_n(copy, stride, 0.0F);
+      } else {
+        ConvertRow<AsF32>(tensor.Row(entry.batch, head, row), dims, stride,
+                          factor, false, copy);
+      }
+    });
+    const int64_t count = std::min(
+        shape.tile_q, job.plan.RowsOf(entry) - tile.tile * shape.tile_q);
+    Bits largest = hn::Zero(kU);
+    for (int64_t r = 0; r < shape.tile_q; r += kPanelKeys) {
+      largest =
+          hn::Max(largest,
+                  PackKeyTiles<kBf16PartsOfF32, AsF32>(
+                      rows + r * stride, stride,
+                      std::clamp<int64_t>(count - r, 0, kPanelKeys), dims,
+                      tiles + r * RowWords(Isa::kAmxBf16, dims) * shape.parts));
+    }
+    if (LargestOf(largest) >= kInfinityBits) {
+      for (int64_t i = 0; i < count * stride; i += kLanes) {
+        const Vec x = hn::Load(kF, rows + i);
+        const auto finite = hn::Lt(hn::Abs(x), hn::Set(kF, kInfinity));
+        hn::Store(hn::IfThenElseZero(finite, x), kF, rows + i);
+      }
+    }
+    PackValueTiles<kBf16PartsOfF32, AsF32>(rows, stride, count, dims, values);
+    return std::bit_cast<float>(LargestOf(largest));
+  };
+  to[layout.largest] =
+      pack(job.query, job.params.head_dim, ScoreScale(job.params).query_factor,
+           slot + slot_layout.query, slot_layout.q_stride,
+           to + layout.query_tiles, to + layout.query_values);
+  to[layout.largest + 1] = pack(
+      job.grad_output, job.params.v_head_dim, 1, slot + slot_layout.grad_output,
+      slot_layout.v_stride, to + layout.grad_tiles, to + layout.grad_values);
+}
+
+// One tile of keys against one tile of rows.
+class PartsPair {
+ public:
+  PartsPair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
+            const BatchEntry& entry, int64_t row_tile, float* slot)
+      : job_(job),
+        params_(job.params),
+        entry_(entry),
+        row_tile_{key_tile.entry, key_tile.kv_head, row_tile},
+        shape_(job.plan.shape()),
+        layout_(BackwardLayout::Of(kGeometry, shape_)),
+        key_parts_(PackedKeyParts::Of(shape_)),
+        row_parts_(PackedRowParts::Of(shape_)),
+        slot_(slot),
+        packed_keys_(job.packed_keys + job.plan.PackedKeysAt(key_tile, entry)),
+        packed_rows_(job.packed_rows + job.plan.PackedRowsAt(row_tile_, entry)),
+        begin_(key_tile.tile * shape_.tile_kv),
+        end_(std::min(begin_ + shape_.tile_kv, entry.kv_len)),
+        rows_(job.scores, entry, key_tile.kv_head, row_tile * shape_.tile_q,
+              std::min(shape_.tile_q,
+                       job.plan.RowsOf(entry) - row_tile * shape_.tile_q),
+              reinterpret_cast<uint8_t*>(slot + layout_.visible),
+              layout_.visible_stride * 4, kAmxBlock, kAmxBlock) {
+    seen_ = begin_ < end_ && rows_.LookAt(begin_, end_);
+    if (seen_) MakeBands();
+  }
+
+  // Whether any row sees any key.
+  bool seen() const { return seen_; }
+
+  // Everything but dQ. False, with nothing added, where it takes f32 products.
+  bool AddToKeys() {
+    if (!HasParts()) return false;
+    LoadRowNumbers();
+    Bits largest = hn::Zero(kU);
+    for (int64_t band = 0; band < kBands; ++band) {
+      if (bands_[band].keys.size() == 0) continue;
+      Multiply(band);
+      largest = hn::Max(
+          largest, bands_[band].plain ? WeighPlain(band) : WeighByRow(band));
+    }
+    if (LargestOf(largest) >= kInfinityBits) return false;
+    for (int64_t key = 0; key < shape_.tile_kv; key += kAmxBlock) {
+      AddToKeysFrom(key);
+    }
+    return true;
+  }
+
+  // dQ^T += K^T dS^T. Needs what AddToKeys left in the slot.
+  void AddToRows() const {
+    const int64_t dims = RoundToLine(params_.head_dim);
+    float* const to =
+        job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) * dims;
+    for (int64_t band = 0; band < kBands; ++band) {
+      const KeyRange keys = bands_[band].keys;
+      if (keys.size() == 0) continue;
+      for (int64_t d = 0; d < dims; d += kAmxBlock) {
+        AmxAddValues(shape_.parts, std::min(kAmxBlock, dims - d), 2,
+                     {.first = packed_keys_ + key_parts_.columns +
+                               d * key_parts_.column_stride,
+                      .stride = key_parts_.column_stride,
+                      .part_words = shape_.tile_kv / 2},
+                     GradTiles(band), 0, keys.begin / 2, keys.end / 2,
+                     to + d * shape_.tile_q + band * kAmxBlock, shape_.tile_q);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kMaxRows = 128;
+  static constexpr int64_t kBands = kMaxRows / kAmxBlock;
+
+  // kAmxBlock rows of the tile.
+  struct Band {
+    KeyRange keys;      // of the tile, what any of them sees in whole blocks
+    bool plain = true;  // all see all of it, and scores need no change
+  };
+
+  // P and dS of one key and the rows of a band.
+  struct KeyWeights {
+    Vec weight[2];
+    Vec grad[2];
+  };
+
+  void MakeBands() {
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
+      const int64_t last = (block.first + block.rows - 1) / kAmxBlock;
+      for (int64_t i = block.first / kAmxBlock; i <= last; ++i) {
+        Band& band = bands_[i];
+        band.plain &= block.plain && block.seen.size() > 0;
+        if (block.seen.size() == 0) continue;
+        const KeyRange keys = {
+            (block.seen.begin - begin_) / kAmxBlock * kAmxBlock,
+            RoundUp(block.seen.end - begin_, kAmxBlock)};
+        band.plain &= band.keys.size() == 0 || band.keys == keys;
+        band.keys = Union(band.keys, keys);
+      }
+      for (int64_t r = 0; r < block.rows; ++r) block_of_[block.first + r] = b;
+    }
+  }
+
+  bool HasParts() const {
+    const auto bits = [](const float* x) {
+      return std::bit_cast<uint32_t>(*x);
+    };
+    const float* const of_keys = packed_keys_ + key_parts_.largest;
+    const float* const of_rows = packed_rows_ + row_parts_.largest;
+    // dS where P is 1.
+    const float grad_score =
+        of_rows[1] * of_keys[1] * ScoreScale(params_).magnitude;
+    return HaveParts(bits(of_rows), kLeastScored) &&
+           HaveParts(bits(of_rows + 1), kLeastScored) &&
+           HaveParts(bits(of_keys), kLeastScored) &&
+           HaveParts(bits(of_keys + 1), kLeastScored) &&
+           HaveParts(std::bit_cast<uint32_t>(grad_score), kLeastScored);
+  }
+
+  // A row that sees nothing has weights of 0 = exp(s - inf).
+  void LoadRowNumbers() {
+    const int64_t first_row = job_.plan.FirstRow(row_tile_, entry_);
+    std::fill_n(lse_, kMaxRows, kInfinity);
+    std::fill_n(delta_, kMaxRows, 0.0F);
+    VisitRows(job_, row_tile_, entry_,
+              [&](int64_t r, int64_t head, int64_t row) {
+                const float lse = *job_.lse.Row(entry_.batch, head, row);
+                if (lse == kMinusInfinity) return;
+                lse_[r] = lse;
+                delta_[r] = job_.deltas[first_row + r];
+              });
+  }
+
+  // S^T and dP^T.
+  void Multiply(int64_t band) const {
+    const auto multiply = [&](const float* left, int64_t left_stride,
+                              const float* right, int64_t dims,
+                              float* products) {
+      const int64_t steps = RowWords(Isa::kAmxBf16, dims);
+      const KeyRange keys = bands_[band].keys;
+      for (int64_t key = keys.begin; key < keys.end; key += kAmxBlock) {
+        AmxTurnedScores(shape_.parts, kAmxBlock, 2,
+                        {.first = left + key * left_stride,
+                         .stride = left_stride,
+                         .part_words = steps},
+                        right + band * kAmxBlock * steps * shape_.parts, steps,
+                        products + key * kAmxBlock, kAmxBlock);
+      }
+    };
+    multiply(packed_keys_ + key_parts_.keys, key_parts_.key_stride,
+             packed_rows_ + row_parts_.query_tiles, params_.head_dim,
+             slot_ + layout_.scores);
+    multiply(packed_keys_ + key_parts_.values, key_parts_.value_stride,
+             packed_rows_ + row_parts_.grad_tiles, params_.v_head_dim,
+             slot_ + layout_.grads);
+  }
+
+  // From S^T and dP^T to the parts of P^T and dS^T. Returns the largest
+  // magnitudes of dS.
+  Bits WeighPlain(int64_t band) const {
+    const Vec slope = hn::Set(kF, ScoreScale(params_).magnitude);
+    Vec lse[2];
+    Vec delta[2];
+    for (int64_t v = 0; v < 2; ++v) {
+      lse[v] = hn::Load(kF, lse_ + band * kAmxBlock + v * kAmxSteps);
+      delta[v] = hn::Load(kF, delta_ + band * kAmxBlock + v * kAmxSteps);
+    }
+    return StoreParts(band, [&](int64_t key) HWY_ATTR {
+      KeyWeights of;
+      ATTND_UNROLL
+      for (int64_t v = 0; v < 2; ++v) {
+        const int64_t at = key * kAmxBlock + v * kAmxSteps;
+        const Vec s = hn::Mul(hn::Load(kF, slot_ + layout_.scores + at), slope);
+        WeighPairs<true>(s, hn::Load(kF, slot_ + layout_.grads + at), slope,
+                         lse[v], delta[v], of.weight[v], of.grad[v]);
+      }
+      return of;
+    });
+  }
+
+  // The same row by row.
+  Bits WeighByRow(int64_t band) const {
+    const KeyRange keys = bands_[band].keys;
+    const auto turn = [&](int64_t columns, int64_t by_row, bool back) {
+      for (int64_t key = keys.begin; key < keys.end; key += kAmxSteps) {
+        for (int64_t r = 0; r < kAmxBlock; r += kAmxSteps) {
+          float* const column = slot_ + columns + key * kAmxBlock + r;
+          float* const row = slot_ + by_row + r * layout_.score_stride + key;
+          if (back) {
+            TransposeTile(row, layout_.score_stride, column, kAmxBlock);
+          } else {
+            TransposeTile(column, kAmxBlock, row, layout_.score_stride);
+          }
+        }
+      }
+    };
+    turn(layout_.scores, layout_.score_rows, false);
+    turn(layout_.grads, layout_.grad_rows, false);
+    const int64_t first = band * kAmxBlock;
+    for (int64_t r = first; r < first + kAmxBlock; ++r) {
+      const int64_t at = (r - first) * layout_.score_stride;
+      float* const scores = slot_ + layout_.score_rows + at;
+      float* const grads = slot_ + layout_.grad_rows + at;
+      if (r >= rows_.rows()) {
+        std::fill_n(scores, shape_.tile_kv, 0.0F);
+        std::fill_n(grads, shape_.tile_kv, 0.0F);
+        continue;
+      }
+      WeighRow<true>(rows_, rows_.block(block_of_[r]), r, params_.bias_dtype,
+                     begin_, end_ - begin_, shape_.tile_kv, lse_[r], delta_[r],
+                     scores, grads);
+    }
+    turn(layout_.scores, layout_.score_rows, true);
+    turn(layout_.grads, layout_.grad_rows, true);
+    return StoreParts(band, [&](int64_t key) HWY_ATTR {
+      KeyWeights of;
+      ATTND_UNROLL
+      for (int64_t v = 0; v < 2; ++v) {
+        const int64_t at = key * kAmxBlock + v * kAmxSteps;
+        of.weight[v] = hn::Load(kF, slot_ + layout_.scores + at);
+        of.grad[v] = hn::Load(kF, slot_ + layout_.grads + at);
+      }
+      return of;
+    });
+  }
+
+  // Writes the operands that P^T and dS^T of a band are; `weights` has those of
+  // a key.
+  template <class Weights>
+  Bits StoreParts(int64_t band, const Weights& weights) const {
+    constexpr int kParts = kBf16PartsOfF32;
+    using Parts = Bf16Parts<kParts, Floats>;
+    const KeyRange keys = bands_[band].keys;
+    Bits largest = hn::Zero(kU);
+    float* to = GradTiles(band) + keys.begin / 2 * kAmxBlock * kParts;
+    for (int64_t key = keys.begin; key < keys.end; key += kAmxBlock) {
+      for (int64_t i = 0; i < kAmxSteps; ++i) {
+        const int64_t pair[2] = {key + i, key + i + kAmxSteps};
+        const KeyWeights of[2] = {weights(pair[0]), weights(pair[1])};
+        ATTND_UNROLL
+        for (int k = 0; k < 2; ++k) {
+          const Parts first(kF, of[k].weight[0]);
+          const Parts second(kF, of[k].weight[1]);
+          ATTND_UNROLL
+          for (int p = 0; p < kParts; ++p) {
+            hn::Store(UpperHalves(kF, first.part[p], second.part[p]), kF,
+                      WeightParts(pair[k]) + p * layout_.part_stride +
+                          band * kAmxSteps);
+          }
+          largest = hn::Max(largest, hn::Max(Magnitude(of[k].grad[0]),
+                                             Magnitude(of[k].grad[1])));
+        }
+        const Parts grads[2][2] = {
+            {Parts(kF, of[0].grad[0]), Parts(kF, of[0].grad[1])},
+            {Parts(kF, of[1].grad[0]), Parts(kF, of[1].grad[1])}};
+        ATTND_UNROLL
+        for (int p = 0; p < kParts; ++p) {
+          ATTND_UNROLL
+          for (int k = 0; k < 2; ++k) {
+            hn::Store(UpperHalves(kF, grads[k][0].part[p], grads[k][1].part[p]),
+                      kF,
+                      GradParts(pair[k]) + p * layout_.part_stride +
+                          band * kAmxSteps);
+            hn::Store(UpperHalves(kF, grads[0][k].part[p], grads[1][k].part[p]),
+                      kF, to + (2 * p + k) * kAmxTileWords + i * kLanes);
+          }
+        }
+      }
+      to += 2 * kParts * kAmxTileWords;
+    }
+    return largest;
+  }
+
+  // dV += P^T dO and dK += dS^T Q for kAmxBlock keys.
+  void AddToKeysFrom(int64_t key) const {
+    const auto sees = [&](int64_t band) {
+      return bands_[band].keys.begin <= key && key < bands_[band].keys.end;
+    };
+    int64_t first = 0;
+    int64_t last = kBands;
+    while (first < last && !sees(first)) ++first;
+    while (last > first && !sees(last - 1)) --last;
+    for (int64_t band = first; band < last; ++band) {
+      if (!sees(band)) ClearParts(key, band);
+    }
+    const auto add = [&](const float* left, const float* right, int64_t dims,
+                         int64_t output) {
+      const int64_t stride = RoundToLine(dims);
+      VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
+        AmxAddValues(shape_.parts, kAmxBlock, vectors,
+                     {.first = left,
+                      .stride = layout_.parts_stride,
+                      .part_words = layout_.part_stride},
+                     right + column * (kKeysPerSum / 2) * shape_.parts, 0,
+                     first * kAmxSteps, last * kAmxSteps,
+                     slot_ + output + key * stride + column, stride);
+      });
+    };
+    if (first == last) return;
+    add(WeightParts(key), packed_rows_ + row_parts_.grad_values,
+        params_.v_head_dim, layout_.grad_value);
+    add(GradParts(key), packed_rows_ + row_parts_.query_values,
+        params_.head_dim, layout_.grad_key);
+  }
+
+  void ClearParts(int64_t key, int64_t band) const {
+    for (int64_t j = key; j < key + kAmxBlock; ++j) {
+      for (int64_t p = 0; p < shape_.parts; ++p) {
+        const int64_t at = p * layout_.part_stride + band * kAmxSteps;
+        std::fill_n(WeightParts(j) + at, kAmxSteps, 0.0F);
+        std::fill_n(GradParts(j) + at, kAmxSteps, 0.0F);
+      }
+    }
+  }
+
+  float* WeightParts(int64_t key) const {
+    return slot_ + layout_.weight_parts + key * layout_.parts_stride;
+  }
+  float* GradParts(int64_t key) const {
+    return slot_ + layout_.grad_parts + key * layout_.parts_stride;
+  }
+  float* GradTiles(int64_t band) const {
+    return slot_ + layout_.grad_tiles + band * layout_.grad_block_words;
+  }
+
+  const BackwardJob& job_;
+  const AttentionParams& params_;
+  const BatchEntry& entry_;
+  const BackwardPlan::Tile row_tile_;
+  const SlotLayout::Shape& shape_;
+  const BackwardLayout layout_;
+  const PackedKeyParts key_parts_;
+  const PackedRowParts row_parts_;
+  float* const slot_;
+  const float* const packed_keys_;
+  const float* const packed_rows_;
+  const int64_t begin_;
+  const int64_t end_;
+  RowTile rows_;
+  bool seen_ = false;
+  Band bands_[kBands];
+  int64_t block_of_[kMaxRows];
+  HWY_ALIGN float lse_[kMaxRows];
+  HWY_ALIGN float delta_[kMaxRows];
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif

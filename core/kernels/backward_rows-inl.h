@@ -1,0 +1,113 @@
+// What both ways of the backward pass do with the rows of a tile: from scores
+// and dP to weights and dS. For inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_) == \
+    defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_
+#undef ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_
+#else
+#define ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include "core/checked_math.h"
+#include "core/kernels/exp2-inl.h"
+#include "core/kernels/flash_backward.h"
+#include "core/kernels/row_tile-inl.h"
+#include "core/kernels/softmax-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+// Calls `visit(r, head, row)` for the rows of a tile: their number in it, query
+// head and row of the tensors.
+template <class Visitor>
+void VisitRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
+               const BatchEntry& entry, const Visitor& visit) {
+  const int64_t tile_rows = job.plan.TileRows(entry);
+  const int64_t first = tile.tile * tile_rows;
+  const int64_t last = std::min(first + tile_rows, job.plan.RowsOf(entry));
+  for (int64_t row = first; row < last; ++row) {
+    visit(row - first,
+          tile.kv_head * job.params.HeadsPerGroup() + row / entry.q_len,
+          entry.q_begin + row % entry.q_len);
+  }
+}
+
+// P and dS of as many pairs: `slope` is the derivative s' of the scores `s`.
+// Where they are split into parts, what would have denormal ones is 0; NaN
+// stays.
+template <bool kSplits>
+HWY_INLINE void WeighPairs(Vec s, Vec grad, Vec slope, Vec lse, Vec delta,
+                           Vec& weight, Vec& grad_score) {
+  const Vec x = hn::Mul(hn::Sub(s, lse), hn::Set(kF, 1.44269504088896340736F));
+  weight = Exp2(kF, x);
+  if constexpr (kSplits) {
+    weight = hn::IfThenZeroElse(hn::Lt(x, hn::Set(kF, -100.0F)), weight);
+  }
+  grad_score = hn::Mul(hn::Mul(weight, hn::Sub(grad, delta)), slope);
+  if constexpr (kSplits) {
+    const auto tiny = hn::Lt(hn::Abs(grad_score), hn::Set(kF, 0x1p-100F));
+    grad_score = hn::IfThenZeroElse(tiny, grad_score);
+  }
+}
+
+// The same of one row and whole vectors of keys from `begin` on, in place of
+// scores and dP; 0 where hidden. `visible` is null where every key is seen.
+template <bool kSplits, class Bias>
+void WeighVectors(const RowAdjustment& row, const uint8_t* visible,
+                  int64_t begin, int64_t end, int64_t keys, float lse,
+                  float delta, float* HWY_RESTRICT scores,
+                  float* HWY_RESTRICT grads) {
+  for (int64_t j = begin; j < end; j += kLanes) {
+    Vec slope;
+    const Vec s =
+        AdjustVector<Bias>(row, j, keys, hn::Load(kF, scores + j), slope);
+    Vec p;
+    Vec g;
+    WeighPairs<kSplits>(s, hn::Load(kF, grads + j), slope, hn::Set(kF, lse),
+                        hn::Set(kF, delta), p, g);
+    if (visible != nullptr) {
+      const LaneMask seen = LoadVisible(visible, j);
+      p = hn::IfThenElseZero(seen, p);
+      g = hn::IfThenElseZero(seen, g);
+    }
+    hn::Store(p, kF, scores + j);
+    hn::Store(g, kF, grads + j);
+  }
+}
+
+// The same of row r of a block over a tile of `keys` keys from `first` on. What
+// it does not see up to `padded` keys is 0 too, which rows of other blocks may
+// see. A row of no weight has lse = -inf.
+template <bool kSplits>
+void WeighRow(const RowTile& rows, const Block& block, int64_t r,
+              DataType bias_dtype, int64_t first, int64_t keys, int64_t padded,
+              float lse, float delta, float* scores, float* grads) {
+  int64_t begin = padded;
+  int64_t end = padded;
+  if (block.seen.size() > 0 && lse != kMinusInfinity) {
+    begin = rows.FirstVector(block.seen);
+    end = block.seen.end - first;
+    VisitType(bias_dtype, [&](auto as) {
+      WeighVectors<kSplits, decltype(as)>(
+          rows.Adjustment(r), block.plain ? nullptr : rows.Visible(r), begin,
+          end, keys, lse, delta, scores, grads);
+    });
+  }
+  for (float* x : {scores, grads}) {
+    std::fill(x, x + begin, 0.0F);
+    std::fill(x + std::min(padded, RoundUp(end, kLanes)), x + padded, 0.0F);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif
