@@ -1,31 +1,13 @@
 #include "client/outgoing_message.h"
 
-#include <atomic>
 #include <utility>
 
-#include "google/protobuf/io/coded_stream.h"
-#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/message_lite.h"
-#include "google/protobuf/wire_format_lite.h"
+#include "proto/message_pieces.h"
 
 namespace attnd::client {
-namespace {
 
 using google::protobuf::MessageLite;
-using google::protobuf::internal::WireFormatLite;
-using google::protobuf::io::CodedOutputStream;
-using google::protobuf::io::StringOutputStream;
-
-// Below this a copy costs less than a piece of its own.
-constexpr size_t kSmallestPieceBytes = 4096;
-
-// What a handle of Hold points to.
-struct Held {
-  std::shared_ptr<const void> owner;
-  std::atomic<bool> complete = false;
-};
-
-}  // namespace
 
 OutgoingMessage OutgoingMessage::Of(const MessageLite& message) {
   OutgoingMessage out;
@@ -73,26 +55,7 @@ void OutgoingMessage::AppendText(absl::string_view text) {
 
 void OutgoingMessage::AppendPrefix(int number, uint64_t length) {
   std::string prefix;
-  {
-    StringOutputStream stream(&prefix);
-    CodedOutputStream out(&stream);
-    out.WriteTag(WireFormatLite::MakeTag(
-        number, WireFormatLite::WIRETYPE_LENGTH_DELIMITED));
-    out.WriteVarint64(length);
-  }
+  attnd::AppendPrefix(number, length, prefix);
   AppendText(prefix);
 }
-
-void* Hold(std::shared_ptr<const void> owner) {
-  auto* held = new Held{std::move(owner)};
-  held->complete.store(true, std::memory_order_release);
-  return held;
-}
-
-void Drop(void* held) {
-  auto* const typed = static_cast<Held*>(held);
-  (void)typed->complete.load(std::memory_order_acquire);
-  delete typed;
-}
-
 }  // namespace attnd::client

@@ -53,12 +53,6 @@ class OutgoingMessage {
   uint64_t size_bytes_ = 0;
 };
 
-// Keeps `owner` until Drop, across code that thread sanitizer cannot watch:
-// gRPC passes the handle from one thread to another, and these two, which it
-// can watch, tell it so.
-void* Hold(std::shared_ptr<const void> owner);
-void Drop(void* held);
-
 }  // namespace attnd::client
 
 #endif  // ATTND_CLIENT_OUTGOING_MESSAGE_H_

@@ -24,6 +24,7 @@
 #include "client/outgoing_message.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/message_lite.h"
+#include "proto/message_pieces.h"
 #include "proto/transport_arguments.h"
 
 namespace attnd::client {

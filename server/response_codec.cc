@@ -1,6 +1,5 @@
 #include "server/response_codec.h"
 
-#include <array>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -8,14 +7,10 @@
 #include <string>
 #include <utility>
 
-#include "google/protobuf/io/coded_stream.h"
-#include "google/protobuf/wire_format_lite.h"
+#include "proto/message_pieces.h"
 
 namespace attnd::server {
 namespace {
-
-using google::protobuf::internal::WireFormatLite;
-using google::protobuf::io::CodedOutputStream;
 
 google::protobuf::Duration ToDuration(std::chrono::nanoseconds time) {
   google::protobuf::Duration duration;
@@ -44,18 +39,6 @@ v1::Tensor TensorHeader(const ResponseTensor& tensor) {
   return header;
 }
 
-// Appends tag and length of a length-delimited field.
-void AppendPrefix(int number, size_t length, std::string& text) {
-  constexpr size_t kMostBytes = 15;  // of a tag and a length
-  std::array<uint8_t, kMostBytes> prefix;
-  uint8_t* end = CodedOutputStream::WriteTagToArray(
-      WireFormatLite::MakeTag(number,
-                              WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
-      prefix.data());
-  end = CodedOutputStream::WriteVarint64ToArray(length, end);
-  text.append(prefix.data(), end);
-}
-
 void AppendField(int number, const google::protobuf::Message& message,
                  std::string& text) {
   AppendPrefix(number, message.ByteSizeLong(), text);
@@ -74,8 +57,6 @@ class PieceWriter {
   std::string& text() { return text_; }
 
   void Append(absl::string_view data) {
-    // Below this a copy costs less than a piece of its own.
-    constexpr size_t kSmallestPieceBytes = 4096;
     if (data.size() < kSmallestPieceBytes) {
       text_.append(data.data(), data.size());
       return;

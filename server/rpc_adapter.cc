@@ -8,6 +8,7 @@
 
 #include "absl/strings/string_view.h"
 #include "grpcpp/support/slice.h"
+#include "proto/message_pieces.h"
 #include "server/status_convert.h"
 
 namespace attnd::server {

@@ -1,7 +1,6 @@
 #include "server/wire_message.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -62,12 +61,6 @@ class SliceStream final : public google::protobuf::io::ZeroCopyInputStream {
   int64_t position_ = 0;
 };
 
-// What a handle of Hold points to.
-struct Held {
-  std::shared_ptr<const void> owner;
-  std::atomic<bool> complete = false;
-};
-
 }  // namespace
 
 ReceivedMessage::ReceivedMessage(std::vector<absl::string_view> slices,
@@ -120,18 +113,6 @@ absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
   // What is left of the header is the parsed message.
   split->header = std::string();
   return split;
-}
-
-void* Hold(std::shared_ptr<const void> owner) {
-  auto* held = new Held{std::move(owner)};
-  held->complete.store(true, std::memory_order_release);
-  return held;
-}
-
-void Drop(void* held) {
-  auto* const typed = static_cast<Held*>(held);
-  (void)typed->complete.load(std::memory_order_acquire);
-  delete typed;
 }
 
 ResponsePiece OwnedPiece(std::string text) {

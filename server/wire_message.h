@@ -55,12 +55,6 @@ struct ResponsePiece {
 };
 using ResponsePieces = std::vector<ResponsePiece>;
 
-// Keeps `owner` until Drop, across code that thread sanitizer cannot watch:
-// gRPC passes the handle from one thread to another, and these two, which it
-// can watch, tell it so.
-void* Hold(std::shared_ptr<const void> owner);
-void Drop(void* held);
-
 // A piece that owns its text.
 ResponsePiece OwnedPiece(std::string text);
 

@@ -19,6 +19,7 @@
 #include "client/types.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/util/message_differencer.h"
+#include "proto/message_pieces.h"
 
 namespace attnd::client {
 namespace {

@@ -1,0 +1,47 @@
+#include "proto/message_pieces.h"
+
+#include <array>
+#include <atomic>
+#include <utility>
+
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/wire_format_lite.h"
+
+namespace attnd {
+namespace {
+
+using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedOutputStream;
+
+// What a handle of Hold points to.
+struct Held {
+  std::shared_ptr<const void> owner;
+  std::atomic<bool> complete = false;
+};
+
+}  // namespace
+
+void AppendPrefix(int number, uint64_t length, std::string& text) {
+  constexpr size_t kMostBytes = 15;  // of a tag and a length
+  std::array<uint8_t, kMostBytes> prefix;
+  uint8_t* end = CodedOutputStream::WriteTagToArray(
+      WireFormatLite::MakeTag(number,
+                              WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
+      prefix.data());
+  end = CodedOutputStream::WriteVarint64ToArray(length, end);
+  text.append(prefix.data(), end);
+}
+
+void* Hold(std::shared_ptr<const void> owner) {
+  auto* held = new Held{std::move(owner)};
+  held->complete.store(true, std::memory_order_release);
+  return held;
+}
+
+void Drop(void* held) {
+  auto* const typed = static_cast<Held*>(held);
+  (void)typed->complete.load(std::memory_order_acquire);
+  delete typed;
+}
+
+}  // namespace attnd

@@ -1,0 +1,28 @@
+// How both ends put a message on the wire in pieces: text that is encoded, and
+// tensors' bytes, which are sent from where they lie. Knows no message and no
+// gRPC.
+#ifndef ATTND_PROTO_MESSAGE_PIECES_H_
+#define ATTND_PROTO_MESSAGE_PIECES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace attnd {
+
+// Below this a copy costs less than a piece of its own.
+inline constexpr size_t kSmallestPieceBytes = 4096;
+
+// Appends tag and length of a length-delimited field.
+void AppendPrefix(int number, uint64_t length, std::string& text);
+
+// Keeps `owner` until Drop, across code that thread sanitizer cannot watch:
+// gRPC passes the handle from one thread to another, and these two, which it
+// can watch, tell it so.
+void* Hold(std::shared_ptr<const void> owner);
+void Drop(void* held);
+
+}  // namespace attnd
+
+#endif  // ATTND_PROTO_MESSAGE_PIECES_H_
