@@ -305,8 +305,9 @@ v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
                          uint64_t size_bytes, const Elements& target) {
   const std::vector<int64_t> shape = ShapeOf(header);
-  const std::string described =
-      absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+  const auto described = [&] {
+    return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+  };
   const auto count = ElementCount(shape);
   const auto element_bytes = static_cast<uint64_t>(SizeOf(target.type()));
   if (header.dtype() != EncodeType(target.type()) || !count ||
@@ -314,13 +315,13 @@ absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
       size_bytes % element_bytes != 0) {
     return BadResponse(absl::StrCat(
         name, ": the server answered ", size_bytes, " bytes of dtype ",
-        static_cast<int>(header.dtype()), " for shape ", described));
+        static_cast<int>(header.dtype()), " for shape ", described()));
   }
   if (target.bytes().size() != size_bytes) {
     return FieldError(
         name,
         absl::StrCat("room for ", *count, " elements for an answer of shape ",
-                     described),
+                     described()),
         absl::StrCat("room for ", target.bytes().size() / element_bytes));
   }
   return absl::OkStatus();

@@ -343,7 +343,10 @@ absl::Status UnaryCall::Prepare(ReceivedMessage received) {
 
 template <typename Request>
 absl::Status UnaryCall::Decode(const ReceivedMessage& received) {
-  Request request;
+  // The parts of a small request all lie here.
+  alignas(8) char block[2048];
+  google::protobuf::Arena arena(block, sizeof(block));
+  auto& request = *google::protobuf::Arena::CreateMessage<Request>(&arena);
   const absl::StatusOr<SplitMessage> split =
       ParseMessage(received, reservation(), request);
   if (!split.ok()) return split.status();

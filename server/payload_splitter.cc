@@ -58,6 +58,14 @@ class Walker {
 
   // Up to `max_bytes` bytes, of which bits beyond 64 are dropped.
   bool Varint(int max_bytes, uint64_t* value) {
+    // One byte and in the buffer, most often.
+    const void* next = nullptr;
+    int left = 0;
+    input_.GetDirectBufferPointerInline(&next, &left);
+    if (left > 0 && *static_cast<const uint8_t*>(next) < 0x80) {
+      *value = *static_cast<const uint8_t*>(next);
+      return input_.Skip(1);
+    }
     *value = 0;
     for (int i = 0; i < max_bytes; ++i) {
       uint8_t byte = 0;
