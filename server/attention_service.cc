@@ -11,6 +11,7 @@
 #include "server/message_stream.h"
 #include "server/plain_calls.h"
 #include "server/rpc_adapter.h"
+#include "server/silence_watch.h"
 #include "server/stream_call.h"
 #include "spdlog/spdlog.h"
 
@@ -154,7 +155,10 @@ class StreamReactor final
         call_(std::make_shared<StreamCall>(
             context, static_cast<MessageStream&>(*this), DeadlineOf(rpc))) {}
 
-  void Start() { call_->Start(); }
+  void Start(SilenceWatch& watch) {
+    watch.Add(call_);
+    call_->Start();
+  }
   void OnReadDone(bool ok) override {
     const std::shared_ptr<StreamCall> call = call_;
     if (ok) {
@@ -206,7 +210,7 @@ using RawBase = v1::AttentionService::WithRawCallbackMethod_Attention<
 class RawAttentionService final : public RawBase {
  public:
   explicit RawAttentionService(const ServiceContext& context)
-      : context_(context) {}
+      : context_(context), silence_watch_(context.stream_idle_timeout) {}
 
   grpc::ServerUnaryReactor* Attention(CallbackServerContext* rpc,
                                       const ByteBuffer* request,
@@ -246,7 +250,7 @@ class RawAttentionService final : public RawBase {
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
       CallbackServerContext* rpc) override {
     auto* reactor = new StreamReactor(context_, *rpc);
-    reactor->Start();
+    reactor->Start(silence_watch_);
     return reactor;
   }
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
@@ -284,6 +288,7 @@ class RawAttentionService final : public RawBase {
   }
 
   const ServiceContext& context_;
+  SilenceWatch silence_watch_;
   BenchmarkRunner benchmarks_;
 };
 

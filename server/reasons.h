@@ -29,6 +29,8 @@ inline constexpr char kUnknownRegion[] = "UNKNOWN_REGION";
 inline constexpr char kDraining[] = "DRAINING";
 // DEADLINE_EXCEEDED: the caller's deadline has passed; compute has stopped.
 inline constexpr char kDeadlineExceeded[] = "DEADLINE_EXCEEDED";
+// DEADLINE_EXCEEDED: a stream's client sent nothing for --stream-idle-timeout.
+inline constexpr char kStreamIdle[] = "STREAM_IDLE";
 // CANCELLED: the caller, or a shutdown, gave the call up; compute has stopped.
 inline constexpr char kCancelled[] = "CANCELLED";
 // INTERNAL: a bug of attnd, and nothing else.

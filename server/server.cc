@@ -72,9 +72,14 @@ class Server::Impl {
         admission_(BudgetOf(config), config.max_in_flight, &engine_.pool()),
         regions_(config.shm_quota_bytes > 0 ? config.shm_quota_bytes
                                             : admission_.budget_bytes()),
-        context_{engine_, admission_, config.max_message_bytes,
-                 config.max_benchmark_vectors,
-                 config.shm_socket.empty() ? nullptr : &regions_},
+        context_{
+            engine_,
+            admission_,
+            config.max_message_bytes,
+            config.max_benchmark_vectors,
+            config.shm_socket.empty() ? nullptr : &regions_,
+            std::chrono::duration_cast<std::chrono::nanoseconds>(
+                std::chrono::duration<double>(config.stream_idle_timeout_s))},
         service_(MakeAttentionService(context_)) {}
 
   ~Impl() {

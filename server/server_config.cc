@@ -40,6 +40,7 @@ constexpr int64_t kMaxMessageLimit = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMinMessageLimit = 64 << 10;
 constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
 constexpr double kMaxDrainSeconds = 86400;
+constexpr double kMaxIdleSeconds = 86400;
 constexpr int kMaxThreads = 4096;
 constexpr int64_t kMaxVectors = 1 << 24;
 
@@ -59,6 +60,11 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--max-in-flight", config.max_in_flight,
                  "Requests that run and wait; more are refused at once")
       ->check(CLI::Range(int64_t{1}, kInt64Max));
+  app.add_option(
+         "--stream-idle-timeout", config.stream_idle_timeout_s,
+         "Seconds that AttentionStream's client may send nothing before "
+         "its call is ended; 0 = any")
+      ->check(CLI::Range(0.0, kMaxIdleSeconds));
   app.add_option("--max-benchmark-vectors", config.max_benchmark_vectors,
                  "The largest num_vectors that Benchmark accepts")
       ->check(CLI::Range(int64_t{1}, kMaxVectors));

@@ -2,6 +2,7 @@
 #ifndef ATTND_SERVER_SERVICE_CONTEXT_H_
 #define ATTND_SERVER_SERVICE_CONTEXT_H_
 
+#include <chrono>
 #include <cstdint>
 
 #include "core/attention_engine.h"
@@ -17,6 +18,7 @@ struct ServiceContext {
   int64_t max_message_bytes = 0;
   int64_t max_benchmark_vectors = 0;
   const RegionRegistry* regions = nullptr;  // null: shared memory is off
+  std::chrono::nanoseconds stream_idle_timeout{0};  // 0: none
 };
 
 }  // namespace attnd::server

@@ -6,9 +6,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "core/field_error.h"
 #include "core/memory_estimator.h"
+#include "server/reasons.h"
 #include "server/response_codec.h"
+#include "server/status_convert.h"
 
 namespace attnd::server {
 namespace {
@@ -45,7 +48,40 @@ absl::Status BelowHeader(const absl::Status& status) {
 
 StreamCall::~StreamCall() { const std::lock_guard lock(mutex_); }
 
+void StreamCall::ReadNext() {
+  stream_.Read();
+  const std::lock_guard lock(mutex_);
+  if (++reads_ > turns_) silent_since_ = std::chrono::steady_clock::now();
+}
+
+bool StreamCall::TakeTurn() {
+  const std::lock_guard lock(mutex_);
+  ++turns_;
+  silent_since_.reset();
+  return !finish_;
+}
+
+void StreamCall::EndIfSilent(std::chrono::nanoseconds timeout) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (finish_ || !silent_since_ ||
+        std::chrono::steady_clock::now() - *silent_since_ < timeout) {
+      return;
+    }
+    finish_ = RefuseField(
+        absl::StatusCode::kDeadlineExceeded, begun_ ? "chunk" : "header",
+        absl::StrCat(
+            "expected a message, or the end of the stream, every ",
+            absl::FormatDuration(absl::FromChrono(timeout)),
+            " (--stream-idle-timeout), got none; begin the call when its "
+            "tensors are there, or send smaller chunks"),
+        kStreamIdle);
+  }
+  Pump();
+}
+
 void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
+  if (!TakeTurn()) return;
   absl::Status status = received.status();
   bool let_in = false;
   if (status.ok()) {
@@ -65,10 +101,11 @@ void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
     return;
   }
   if (let_in) Pump();
-  stream_.Read();
+  ReadNext();
 }
 
 void StreamCall::OnEnd() {
+  if (!TakeTurn()) return;
   absl::Status status = StopStatus();
   if (status.ok()) {
     const std::lock_guard lock(mutex_);

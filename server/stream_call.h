@@ -4,6 +4,7 @@
 #define ATTND_SERVER_STREAM_CALL_H_
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -35,13 +36,16 @@ class StreamCall final : public AttentionCall {
         stream_(stream) {}
   ~StreamCall() override;
 
-  void Start() { stream_.Read(); }
+  void Start() { ReadNext(); }
   // What Read came to: a message or, with OnEnd, none: the client has ended its
   // side, or is gone.
   void OnMessage(absl::StatusOr<ReceivedMessage> received);
   void OnEnd();
   // The outstanding Write is over; `ok` is false where the stream is broken.
   void OnWritten(bool ok);
+  // Ends the call where it has waited for the client's next message for
+  // `timeout`. Thread-safe; may come at any time.
+  void EndIfSilent(std::chrono::nanoseconds timeout);
 
  private:
   // A tensor of the header.
@@ -58,6 +62,9 @@ class StreamCall final : public AttentionCall {
   absl::Status CheckChunk(const v1::TensorChunk& chunk, int64_t size_bytes);
   absl::Status CheckComplete() const;
 
+  void ReadNext();
+  // Where a message or the end has come; false where the call is over already.
+  bool TakeTurn();
   void Fail(absl::Status status);
   void Computed(absl::Status status, const RunStats& stats);
   // Writes what is due, unless a write is outstanding.
@@ -69,6 +76,12 @@ class StreamCall final : public AttentionCall {
   // gRPC calls one after the other, from threads of its own. Thread sanitizer
   // cannot see how it orders them; it sees the mutex.
   std::mutex mutex_;
+  // Since when the client has been silent; unset while its message is looked
+  // at. A message may come before the Read that asked for it returns, so both
+  // are counted.
+  std::optional<SteadyTime> silent_since_;
+  int64_t reads_ = 0;
+  int64_t turns_ = 0;
   bool begun_ = false;  // the header was taken
   std::array<Intake, kTensorRoles> intakes_;
   bool busy_ = false;  // a write is outstanding, or the call is finished

@@ -203,6 +203,19 @@ def test_a_deadline_ends_a_silent_client(slot, request_of_three):
   work.wait_until_free(slot)
 
 
+def test_the_server_ends_a_silent_client(attnd, connect, request_of_three):
+  with Server(attnd, '--max-in-flight=1', '--stream-idle-timeout=1') as server:
+    client = connect(server.tcp)
+    upload = hold(client, request_of_three)
+    with pytest.raises(grpc.RpcError) as caught:
+      next(upload.call)
+    upload.end()
+    refusal = Refusal(caught.value)
+    assert refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (refusal.reason, refusal.field) == ('STREAM_IDLE', 'chunk')
+    work.wait_until_free(client)
+
+
 def test_cancel_while_the_answer_is_not_read(slot, rng):
   # More than the connection's windows hold: the server waits to write.
   upload = hold(slot, slot.request(

@@ -96,12 +96,19 @@ TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {
 
 TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
   const std::vector<std::vector<std::string>> wrong = {
-      {"--no-such-flag"},         {"--threads=-1"},
-      {"--threads=two"},          {"--max-message-bytes=1"},
-      {"--max-in-flight=0"},      {"--log-level=loud"},
-      {"--drain-timeout=-1"},     {"positional"},
-      {"--config=/no/such/file"}, {"--max-message-bytes=9999999999"},
-      {"--shm-allow-uids=root"},  {"--shm-allow-uids=-1"},
+      {"--no-such-flag"},
+      {"--threads=-1"},
+      {"--threads=two"},
+      {"--max-message-bytes=1"},
+      {"--max-in-flight=0"},
+      {"--log-level=loud"},
+      {"--drain-timeout=-1"},
+      {"--stream-idle-timeout=-1"},
+      {"positional"},
+      {"--config=/no/such/file"},
+      {"--max-message-bytes=9999999999"},
+      {"--shm-allow-uids=root"},
+      {"--shm-allow-uids=-1"},
       {"--shm-quota-bytes=-1"}};
   for (const auto& args : wrong) {
     EXPECT_FALSE(ParseConfig(args, {}).ok()) << args.front();

@@ -274,6 +274,53 @@ TEST_F(StreamCallTest, AnyChunkingAnswersTheBitsOfAUnaryCall) {
 }
 
 // Both are far above what one message may hold.
+// Ends it as one that was silent for no time at all.
+constexpr std::chrono::nanoseconds kAtOnce{0};
+
+TEST_F(StreamCallTest, ASilentClientIsEndedAndGivesBackWhatItHeld) {
+  const std::vector<Request> messages = Chunked(GoodAttention(), 100);
+  for (const size_t sent : {size_t{0}, size_t{1}, size_t{3}, messages.size()}) {
+    SCOPED_TRACE(sent);
+    FakeStream stream;
+    auto call = Make(stream);
+    Send(
+        *call, stream,
+        std::vector(messages.begin(), messages.begin() + std::ptrdiff_t(sent)));
+    call->EndIfSilent(std::chrono::hours(1));
+    EXPECT_FALSE(stream.finished());
+    EXPECT_EQ(admission_.usage().in_flight, sent == 0 ? 0 : 1);
+
+    call->EndIfSilent(kAtOnce);
+    ASSERT_TRUE(stream.finished());
+    const Refusal refusal = RefusalOf(*stream.finished());
+    EXPECT_EQ(refusal.code,
+              static_cast<int>(absl::StatusCode::kDeadlineExceeded));
+    EXPECT_EQ(refusal.reason, "STREAM_IDLE");
+    EXPECT_EQ(refusal.field, sent == 0 ? "header" : "chunk");
+    // Both may still be on their way.
+    ASSERT_TRUE(stream.TakeRead());
+    if (sent < messages.size()) {
+      call->OnMessage(InSlices(messages[sent].SerializeAsString(), 5000, 1));
+    } else {
+      call->OnEnd();
+    }
+    EXPECT_FALSE(stream.TakeRead());
+    call.reset();
+    EXPECT_EQ(admission_.usage().in_flight, 0);
+    EXPECT_EQ(admission_.usage().bytes, 0);
+  }
+}
+
+TEST_F(StreamCallTest, AClientThatWaitsForItsAnswerIsNotSilent) {
+  FakeStream stream;
+  const auto call = Make(stream);
+  Send(*call, stream, Chunked(GoodAttention(), 100));
+  ASSERT_TRUE(stream.TakeRead());
+  call->OnEnd();
+  call->EndIfSilent(kAtOnce);
+  EXPECT_TRUE(ReadAll(*call, stream).ok());
+}
+
 TEST_F(StreamCallTest, LargeAnswersGoInChunks) {
   v1::AttentionRequest request;
   *request.mutable_query() = DataTensor({9000, 100}, 1);
