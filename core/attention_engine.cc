@@ -151,7 +151,7 @@ class AttentionEngine::GradientJob : public TileJob {
              .slots = threads_},
             {.tasks = plan_.key_tiles(), .slots = threads_},
             {.tasks = plan_.row_tiles(), .slots = plan_.Slots(threads_)},
-            {.tasks = plan_.key_tiles(), .slots = plan_.Slots(threads_)},
+            {.tasks = plan_.key_runs(), .slots = plan_.Slots(threads_)},
             {.tasks = plan_.row_tiles(), .slots = threads_}};
   }
 

@@ -11,11 +11,14 @@
 namespace attnd {
 namespace {
 
-constexpr int64_t kWordBytes = 4;
 constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
 // Up to so many rows packing three parts of K and V costs more than it saves.
 constexpr int64_t kMaxFloatRows = 96;
+
+// From so many tiles of keys on two of them share the rows that pass by, which
+// come from the third-level cache; below, there would be few tasks.
+constexpr int64_t kMinTilesOfRuns = 16;
 
 // Rows of a tile.
 constexpr int64_t kFloatTileRows = 96;
@@ -43,9 +46,13 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
              .converts_values = false} {
   const AttentionParams& params = problem.params();
   const Mask& mask = problem.mask();
+  int64_t key_tiles_of_run = 1;
   const auto counts_of = [&](const BatchEntry& entry) {
     EntryTable<kKinds>::Counts counts{};
     counts[kKeyTile] = kv_heads_ * KeyTilesOf(entry);
+    const int64_t per_run = KeyTilesPerRun(entry);
+    counts[kKeyRun] = kv_heads_ * CeilDiv(KeyTilesOf(entry), per_run);
+    key_tiles_of_run = std::max(key_tiles_of_run, per_run);
     counts[kRowTile] = kv_heads_ * RowTilesOf(entry);
     counts[kRow] = kv_heads_ * RowsInMemory(entry);
     if (ByParts(entry)) {
@@ -93,7 +100,7 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
   rows_bytes_ = bytes(table_.Total(kRow), RoundToLine(params.head_dim));
   deltas_bytes_ = bytes(table_.Total(kRow), 1);
   turns_bytes_ = bytes(table_.Total(kRowTile), 1);
-  slot_bytes_ = kWordBytes * BackwardLayout::Of(GeometryOf(isa_), shape_).total;
+  slot_layout_ = BackwardLayout::Of(GeometryOf(isa_), shape_, key_tiles_of_run);
 }
 
 bool BackwardPlan::ByParts(const BatchEntry& entry) const {
@@ -108,6 +115,10 @@ int64_t BackwardPlan::TileRows(const BatchEntry& entry) const {
 int64_t BackwardPlan::KeyTilesOf(const BatchEntry& entry) const {
   // Keys behind a length get a gradient too: 0.
   return CeilDiv(entry.kv_extent, kTileKeys);
+}
+
+int64_t BackwardPlan::KeyTilesPerRun(const BatchEntry& entry) const {
+  return ByParts(entry) && KeyTilesOf(entry) >= kMinTilesOfRuns ? 2 : 1;
 }
 
 int64_t BackwardPlan::RowsOf(const BatchEntry& entry) const {
@@ -125,6 +136,12 @@ int64_t BackwardPlan::RowsInMemory(const BatchEntry& entry) const {
 BackwardPlan::Tile BackwardPlan::KeyTile(int64_t task) const {
   const auto [entry, index] = table_.Locate(kKeyTile, task);
   // Neighbours are of different kv heads: they need not wait for one another.
+  return {
+      .entry = entry, .kv_head = index % kv_heads_, .tile = index / kv_heads_};
+}
+
+BackwardPlan::Tile BackwardPlan::KeyRun(int64_t task) const {
+  const auto [entry, index] = table_.Locate(kKeyRun, task);
   return {
       .entry = entry, .kv_head = index % kv_heads_, .tile = index / kv_heads_};
 }
@@ -166,11 +183,11 @@ int64_t BackwardPlan::RowTileIndex(const Tile& tile,
 }
 
 int64_t BackwardPlan::Slots(int64_t threads) const {
-  return std::max<int64_t>(1, std::min(threads, key_tiles()));
+  return std::max<int64_t>(1, std::min(threads, key_runs()));
 }
 
 int64_t BackwardPlan::WorkspaceBytes(int64_t threads) const {
-  const auto slots = CheckedProduct({Slots(threads), slot_bytes_});
+  const auto slots = CheckedProduct({Slots(threads), slot_bytes()});
   const auto total =
       slots ? CheckedSum({packed_keys_bytes_, packed_rows_bytes_, rows_bytes_,
                           deltas_bytes_, turns_bytes_, *slots})

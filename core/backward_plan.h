@@ -38,17 +38,23 @@ class BackwardPlan {
   // Query rows of a tile, and the most of any entry.
   int64_t TileRows(const BatchEntry& entry) const;
   int64_t tile_rows() const { return shape_.tile_q; }
-  // Of a slot, and of packed tiles.
+  // Of packed tiles.
   const SlotLayout::Shape& shape() const { return shape_; }
+  const BackwardLayout& slot_layout() const { return slot_layout_; }
 
-  // Of the whole job. Tiles of keys of the same kv head are numbered in order.
+  // Of the whole job. Runs of tiles of keys, which pass by the rows together,
+  // of the same kv head are numbered in order.
   int64_t key_tiles() const { return table_.Total(kKeyTile); }
+  int64_t key_runs() const { return table_.Total(kKeyRun); }
   int64_t row_tiles() const { return table_.Total(kRowTile); }
   Tile KeyTile(int64_t task) const;
+  // Its number in place of a tile's.
+  Tile KeyRun(int64_t task) const;
   Tile RowTile(int64_t task) const;
 
   // Of one kv head of an entry.
   int64_t KeyTilesOf(const BatchEntry& entry) const;
+  int64_t KeyTilesPerRun(const BatchEntry& entry) const;
   int64_t RowTilesOf(const BatchEntry& entry) const;
   int64_t RowsOf(const BatchEntry& entry) const;
 
@@ -65,16 +71,20 @@ class BackwardPlan {
   int64_t rows_bytes() const { return rows_bytes_; }  // the query's gradient
   int64_t deltas_bytes() const { return deltas_bytes_; }  // one number a row
   int64_t turns_bytes() const { return turns_bytes_; }    // one a tile of rows
-  int64_t slot_bytes() const { return slot_bytes_; }
+  int64_t slot_bytes() const { return kWordBytes * slot_layout_.total; }
 
-  // Tiles of keys that may be in progress on `threads` workers; at least 1.
+  // Runs of tiles of keys that may be in progress on `threads` workers; at
+  // least 1.
   int64_t Slots(int64_t threads) const;
   // Bytes that the job holds beside inputs and outputs.
   int64_t WorkspaceBytes(int64_t threads) const;
 
  private:
+  static constexpr int64_t kWordBytes = 4;
+
   enum Kind : size_t {
     kKeyTile,
+    kKeyRun,
     kRowTile,
     kRow,
     kKeyTileByParts,
@@ -89,12 +99,12 @@ class BackwardPlan {
   int64_t kv_heads_;
   int64_t group_;
   SlotLayout::Shape shape_;
+  BackwardLayout slot_layout_{};
   int64_t packed_keys_bytes_ = 0;
   int64_t packed_rows_bytes_ = 0;
   int64_t rows_bytes_ = 0;
   int64_t deltas_bytes_ = 0;
   int64_t turns_bytes_ = 0;
-  int64_t slot_bytes_ = 0;
   EntryTable<kKinds> table_;
 };
 

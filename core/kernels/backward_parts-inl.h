@@ -16,7 +16,9 @@
 //
 // Traffic of a pair of tiles, 128 x 128: each product of 32 x 32 numbers reads
 // its operands by parts, 6 bytes a number, one of them from the first-level
-// cache. K, V and K^T are packed once a job, Q and dO too, each twice.
+// cache. K, V and K^T are packed once a job, Q and dO too, each twice. Of long
+// sequences two tiles of keys share a tile of rows, 24 bytes a number, while
+// the second-level cache has it.
 //
 // Edges. Blocks of rows that do not see all, or whose scores are more than
 // scaled dot products, are turned round, weighed row by row as f32 tiles are,
@@ -145,7 +147,7 @@ inline void PackKeyParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
 inline void PackRowParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
                          const BatchEntry& entry, float* slot) {
   const SlotLayout::Shape& shape = job.plan.shape();
-  const BackwardLayout slot_layout = BackwardLayout::Of(kGeometry, shape);
+  const BackwardLayout& slot_layout = job.plan.slot_layout();
   const PackedRowParts layout = PackedRowParts::Of(shape);
   float* const to = job.packed_rows + job.plan.PackedRowsAt(tile, entry);
   const auto pack = [&](const TensorView<const float>& tensor, int64_t dims,
@@ -201,10 +203,11 @@ class PartsPair {
         entry_(entry),
         row_tile_{key_tile.entry, key_tile.kv_head, row_tile},
         shape_(job.plan.shape()),
-        layout_(BackwardLayout::Of(kGeometry, shape_)),
+        layout_(job.plan.slot_layout()),
         key_parts_(PackedKeyParts::Of(shape_)),
         row_parts_(PackedRowParts::Of(shape_)),
         slot_(slot),
+        grads_(TileGrads(job, key_tile, entry, slot)),
         packed_keys_(job.packed_keys + job.plan.PackedKeysAt(key_tile, entry)),
         packed_rows_(job.packed_rows + job.plan.PackedRowsAt(row_tile_, entry)),
         begin_(key_tile.tile * shape_.tile_kv),
@@ -476,7 +479,7 @@ class PartsPair {
       if (!sees(band)) ClearParts(key, band);
     }
     const auto add = [&](const float* left, const float* right, int64_t dims,
-                         int64_t output) {
+                         float* output) {
       const int64_t stride = RoundToLine(dims);
       VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
         AmxAddValues(shape_.parts, kAmxBlock, vectors,
@@ -485,14 +488,14 @@ class PartsPair {
                       .part_words = layout_.part_stride},
                      right + column * (kKeysPerSum / 2) * shape_.parts, 0,
                      first * kAmxSteps, last * kAmxSteps,
-                     slot_ + output + key * stride + column, stride);
+                     output + key * stride + column, stride);
       });
     };
     if (first == last) return;
     add(WeightParts(key), packed_rows_ + row_parts_.grad_values,
-        params_.v_head_dim, layout_.grad_value);
+        params_.v_head_dim, grads_ + layout_.grad_value);
     add(GradParts(key), packed_rows_ + row_parts_.query_values,
-        params_.head_dim, layout_.grad_key);
+        params_.head_dim, grads_ + layout_.grad_key);
   }
 
   void ClearParts(int64_t key, int64_t band) const {
@@ -520,10 +523,11 @@ class PartsPair {
   const BatchEntry& entry_;
   const BackwardPlan::Tile row_tile_;
   const SlotLayout::Shape& shape_;
-  const BackwardLayout layout_;
+  const BackwardLayout& layout_;
   const PackedKeyParts key_parts_;
   const PackedRowParts row_parts_;
   float* const slot_;
+  float* const grads_;  // where the slot has the tile's
   const float* const packed_keys_;
   const float* const packed_rows_;
   const int64_t begin_;

@@ -39,6 +39,29 @@ void VisitRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
   }
 }
 
+// Whether the ranges of a tile's rows have any of the keys begin <= j < end. Of
+// one head's rows, first and last have the outermost keys.
+inline bool MaySee(const BackwardJob& job, const BatchEntry& entry,
+                   int64_t row_tile, int64_t begin, int64_t end) {
+  const int64_t rows = job.plan.TileRows(entry);
+  const int64_t first = row_tile * rows;
+  const int64_t last = std::min(first + rows, job.plan.RowsOf(entry)) - 1;
+  const bool one_head = first / entry.q_len == last / entry.q_len;
+  const int64_t first_row = one_head ? first % entry.q_len : 0;
+  const int64_t last_row = std::min(
+      one_head ? last % entry.q_len : entry.q_len - 1, entry.q_seeing - 1);
+  return first_row <= last_row && entry.VisibleRange(first_row).begin < end &&
+         entry.VisibleRange(last_row).end > begin;
+}
+
+// Where the gradients of a tile of keys are in a slot, from which layouts
+// count.
+inline float* TileGrads(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                        const BatchEntry& entry, float* slot) {
+  return slot + tile.tile % job.plan.KeyTilesPerRun(entry) *
+                    job.plan.slot_layout().grad_words;
+}
+
 // P and dS of as many pairs: `slope` is the derivative s' of the scores `s`.
 // Where they are split into parts, what would have denormal ones is 0; NaN
 // stays.

@@ -148,14 +148,18 @@ void FinishRows(const BackwardJob& job, int64_t task) {
   });
 }
 
-// The first words of a slot: how far its tile is.
+// The first words of a slot: how far its run of tiles of keys is.
 struct SlotHeader {
   // Weights of that tile are there, its dQ is not added.
   enum Pending : int64_t { kNothing, kFloats, kParts };
 
-  int64_t next_rows;  // tile of rows; < 0: no tile of keys is in progress
+  int64_t next_rows;  // tile of rows; < 0: no run of keys is in progress
+  int64_t next_tile;  // of keys
   Pending pending;
 };
+
+constexpr SlotHeader kNoRun = {
+    .next_rows = -1, .next_tile = 0, .pending = SlotHeader::kNothing};
 
 SlotHeader LoadHeader(const float* slot) {
   SlotHeader header;
@@ -178,8 +182,9 @@ class TilePair {
         entry_(entry),
         row_tile_{key_tile.entry, key_tile.kv_head, row_tile},
         key_tile_(key_tile),
-        layout_(BackwardLayout::Of(kGeometry, job.plan.shape())),
+        layout_(job.plan.slot_layout()),
         slot_(slot),
+        grads_(TileGrads(job, key_tile, entry, slot)),
         by_parts_(job.plan.ByParts(entry)),
         packed_(by_parts_
                     ? slot + layout_.packed
@@ -217,9 +222,9 @@ class TilePair {
              slot_ + layout_.grad_scores);
     Weigh();
     AddTransposed(slot_ + layout_.weights, slot_ + layout_.grad_chunk,
-                  params_.v_head_dim, slot_ + layout_.grad_value);
+                  params_.v_head_dim, grads_ + layout_.grad_value);
     AddTransposed(slot_ + layout_.grad_scores, slot_ + layout_.query_chunk,
-                  params_.head_dim, slot_ + layout_.grad_key);
+                  params_.head_dim, grads_ + layout_.grad_key);
   }
 
   // dQ += dS K. Needs the weights of AddToKeys in the slot.
@@ -402,8 +407,9 @@ class TilePair {
   const BatchEntry& entry_;
   const BackwardPlan::Tile row_tile_;
   const BackwardPlan::Tile key_tile_;
-  const BackwardLayout layout_;
+  const BackwardLayout& layout_;
   float* const slot_;
+  float* const grads_;  // where the slot has the tile's
   const bool by_parts_;
   float* const packed_;  // PackedKeys
   const PackedKeys at_;
@@ -417,8 +423,9 @@ class TilePair {
 
 // Writes a tile's gradients of keys and values.
 void FinishKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
-                const BatchEntry& entry, const float* slot) {
-  const BackwardLayout layout = BackwardLayout::Of(kGeometry, job.plan.shape());
+                const BatchEntry& entry, float* slot) {
+  const BackwardLayout& layout = job.plan.slot_layout();
+  const float* const grads = TileGrads(job, tile, entry, slot);
   const int64_t first = tile.tile * kTileKeys;
   const int64_t last = std::min(first + kTileKeys, entry.kv_extent);
   for (int64_t key = first; key < last; ++key) {
@@ -428,17 +435,9 @@ void FinishKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
       std::copy_n(from + (key - first) * RoundToLine(dims), dims,
                   to.Row(entry.batch, tile.kv_head, row));
     };
-    write(job.grad_key, slot + layout.grad_key, job.params.head_dim);
-    write(job.grad_value, slot + layout.grad_value, job.params.v_head_dim);
+    write(job.grad_key, grads + layout.grad_key, job.params.head_dim);
+    write(job.grad_value, grads + layout.grad_value, job.params.v_head_dim);
   }
-}
-
-void ClearKeys(const BackwardJob& job, float* slot) {
-  const BackwardLayout layout = BackwardLayout::Of(kGeometry, job.plan.shape());
-  std::fill_n(slot + layout.grad_key,
-              kTileKeys * RoundToLine(job.params.head_dim), 0.0F);
-  std::fill_n(slot + layout.grad_value,
-              kTileKeys * RoundToLine(job.params.v_head_dim), 0.0F);
 }
 
 // Waits a moment for the tiles of keys before this one.
@@ -451,82 +450,92 @@ bool IsTurn(const std::atomic_ref<int32_t>& turn, int32_t mine) {
   return false;
 }
 
-// Everything of a pair of tiles but dQ; which products then have dQ to add.
-SlotHeader::Pending AddToKeys(const BackwardJob& job,
-                              const BackwardPlan::Tile& tile,
-                              const BatchEntry& entry, int64_t row_tile,
-                              float* slot) {
-  if (job.plan.ByParts(entry)) {
-    PartsPair pair(job, tile, entry, row_tile, slot);
-    if (!pair.seen()) return SlotHeader::kNothing;
-    if (pair.AddToKeys()) return SlotHeader::kParts;
+// Takes a tile of rows in to a tile of keys, and the other way round when it is
+// its turn. False where that is not yet: `pending` is what is left then.
+bool Absorb(const BackwardJob& job, const BackwardPlan::Tile& tile,
+            const BatchEntry& entry, int64_t row_tile,
+            SlotHeader::Pending& pending, float* slot) {
+  std::optional<PartsPair> parts;
+  std::optional<TilePair> floats;
+  const int64_t begin = tile.tile * kTileKeys;
+  if (!MaySee(job, entry, row_tile, begin, begin + kTileKeys)) {
+    // Nothing to add, but its turn must pass.
+  } else if (job.plan.ByParts(entry) && pending != SlotHeader::kFloats) {
+    parts.emplace(job, tile, entry, row_tile, slot);
+  } else {
+    floats.emplace(job, tile, entry, row_tile, slot);
   }
-  TilePair pair(job, tile, entry, row_tile, slot);
-  if (!pair.seen()) return SlotHeader::kNothing;
-  pair.AddToKeys();
-  return SlotHeader::kFloats;
+  if (pending == SlotHeader::kNothing) {
+    if (parts && parts->seen()) {
+      pending = SlotHeader::kParts;
+      if (!parts->AddToKeys()) floats.emplace(job, tile, entry, row_tile, slot);
+    }
+    if (floats && floats->seen()) {
+      pending = SlotHeader::kFloats;
+      floats->AddToKeys();
+    }
+  }
+  const std::atomic_ref<int32_t> turn(job.turns[job.plan.RowTileIndex(
+      {tile.entry, tile.kv_head, row_tile}, entry)]);
+  if (!IsTurn(turn, static_cast<int32_t>(tile.tile))) return false;
+  if (pending == SlotHeader::kParts) parts->AddToRows();
+  if (pending == SlotHeader::kFloats) floats->AddToRows();
+  pending = SlotHeader::kNothing;
+  turn.store(static_cast<int32_t>(tile.tile) + 1, std::memory_order_release);
+  return true;
 }
 
-void AddToRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
-               const BatchEntry& entry, int64_t row_tile,
-               SlotHeader::Pending pending, float* slot) {
-  if (pending == SlotHeader::kParts) {
-    PartsPair(job, tile, entry, row_tile, slot).AddToRows();
-  } else if (pending == SlotHeader::kFloats) {
-    TilePair(job, tile, entry, row_tile, slot).AddToRows();
-  }
-}
-
-TileJob::Slice RunTile(const BackwardJob& job, int64_t task, float* slot,
-                       SliceControl& control) {
-  const BackwardPlan::Tile tile = job.plan.KeyTile(task);
+TileJob::Slice RunTiles(const BackwardJob& job, int64_t task, float* slot,
+                        SliceControl& control) {
+  BackwardPlan::Tile tile = job.plan.KeyRun(task);
   const BatchEntry entry = job.problem.mask().Entry(tile.entry);
   std::optional<AmxTiles> amx;
   if (job.plan.ByParts(entry)) amx.emplace();
   const int64_t row_tiles = job.plan.RowTilesOf(entry);
+  const int64_t first = tile.tile * job.plan.KeyTilesPerRun(entry);
+  const int64_t last = std::min(first + job.plan.KeyTilesPerRun(entry),
+                                job.plan.KeyTilesOf(entry));
   SlotHeader header = LoadHeader(slot);
   if (header.next_rows < 0) {
-    ClearKeys(job, slot);
-    header = {.next_rows = 0, .pending = SlotHeader::kNothing};
+    const BackwardLayout& layout = job.plan.slot_layout();
+    std::fill_n(slot + layout.grad_key, (last - first) * layout.grad_words,
+                0.0F);
+    header = {
+        .next_rows = 0, .next_tile = first, .pending = SlotHeader::kNothing};
   }
-  for (; header.next_rows < row_tiles; ++header.next_rows) {
-    if (header.pending == SlotHeader::kNothing) {
-      header.pending = AddToKeys(job, tile, entry, header.next_rows, slot);
-    }
-    const std::atomic_ref<int32_t> turn(job.turns[job.plan.RowTileIndex(
-        {tile.entry, tile.kv_head, header.next_rows}, entry)]);
-    if (!IsTurn(turn, static_cast<int32_t>(tile.tile))) {
+  while (header.next_rows < row_tiles) {
+    tile.tile = header.next_tile;
+    if (!Absorb(job, tile, entry, header.next_rows, header.pending, slot)) {
       if (control.ShouldStop()) return TileJob::Slice::kDone;
       StoreHeader(slot, header);
       return TileJob::Slice::kYield;
     }
-    AddToRows(job, tile, entry, header.next_rows, header.pending, slot);
-    header.pending = SlotHeader::kNothing;
-    turn.store(static_cast<int32_t>(tile.tile) + 1, std::memory_order_release);
-    if (header.next_rows + 1 == row_tiles) break;
+    if (++header.next_tile == last) {
+      header.next_tile = first;
+      if (++header.next_rows == row_tiles) break;
+    }
     if (control.ShouldStop()) return TileJob::Slice::kDone;
     if (control.ShouldYield()) {
-      StoreHeader(slot, {.next_rows = header.next_rows + 1,
-                         .pending = SlotHeader::kNothing});
+      StoreHeader(slot, header);
       return TileJob::Slice::kYield;
     }
   }
-  FinishKeys(job, tile, entry, slot);
-  StoreHeader(slot, {.next_rows = -1, .pending = SlotHeader::kNothing});
+  for (tile.tile = first; tile.tile < last; ++tile.tile) {
+    FinishKeys(job, tile, entry, slot);
+  }
+  StoreHeader(slot, kNoRun);
   return TileJob::Slice::kDone;
 }
 
 }  // namespace
 
 const BackwardKernel& Backward() {
-  static constexpr BackwardKernel kKernel = {&Pack, &PrepareRows, &RunTile,
+  static constexpr BackwardKernel kKernel = {&Pack, &PrepareRows, &RunTiles,
                                              &FinishRows};
   return kKernel;
 }
 
-void ClearSlot(float* slot) {
-  StoreHeader(slot, {.next_rows = -1, .pending = SlotHeader::kNothing});
-}
+void ClearSlot(float* slot) { StoreHeader(slot, kNoRun); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attnd

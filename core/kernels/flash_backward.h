@@ -53,9 +53,9 @@ struct BackwardKernel {
   // Of a tile of rows: their deltas, and where products are of parts, Q and dO;
   // clears their gradient.
   void (*prepare_rows)(const BackwardJob& job, int64_t task, float* slot);
-  // Of a tile of keys: its gradients, and its share of the rows' gradients,
-  // which join those of earlier keys in order. Where an earlier tile is not so
-  // far yet, this one yields; so tasks must start in order.
+  // Of a run of tiles of keys: their gradients, and their share of the rows'
+  // gradients, which join those of earlier keys in order. Where an earlier run
+  // is not so far yet, this one yields; so tasks must start in order.
   TileJob::Slice (*run_tile)(const BackwardJob& job, int64_t task, float* slot,
                              SliceControl& control);
   // Of a tile of rows: writes the query's gradient.

@@ -137,13 +137,15 @@ struct SlotLayout {
 // Tiles of the backward pass: 32 query rows meet 32 keys in one AMX product.
 inline constexpr int64_t kAmxBlock = 2 * kAmxSteps;
 
-// The same for a tile of keys of the backward pass. What f32 products and those
+// The same for tiles of keys of the backward pass. What f32 products and those
 // of parts hold shares its place: a pair of tiles takes one of them.
 struct BackwardLayout {
   int64_t visible_stride;
+  int64_t visible;  // [tile_q, visible_stride]
+  // Of each of `key_tiles` tiles of keys, grad_words apart.
   int64_t grad_key;    // [tile_kv, head_dim in whole lines]
   int64_t grad_value;  // [tile_kv, v_head_dim in whole lines]
-  int64_t visible;     // [tile_q, visible_stride]
+  int64_t grad_words;
 
   // f32
   int64_t q_stride;  // one line more than rows need, so that they do not
@@ -172,7 +174,8 @@ struct BackwardLayout {
   int64_t total;
 
   static constexpr BackwardLayout Of(const Geometry& geometry,
-                                     const SlotLayout::Shape& shape);
+                                     const SlotLayout::Shape& shape,
+                                     int64_t key_tiles);
 };
 
 // The packed copies of a tile of keys for f32 products.
@@ -246,7 +249,8 @@ struct PackedRowParts {
 };
 
 constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
-                                            const SlotLayout::Shape& shape) {
+                                            const SlotLayout::Shape& shape,
+                                            int64_t key_tiles) {
   BackwardLayout layout{};
   const int64_t head = RoundToLine(shape.head_dim);
   const int64_t v_head = RoundToLine(shape.v_head_dim);
@@ -263,9 +267,10 @@ constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
     at += RoundToLine(words);
     return begin;
   };
-  layout.grad_key = take(shape.tile_kv * head);
-  layout.grad_value = take(shape.tile_kv * v_head);
   layout.visible = take(shape.tile_q * layout.visible_stride);
+  layout.grad_words = shape.tile_kv * (head + v_head);
+  layout.grad_key = take(key_tiles * layout.grad_words);
+  layout.grad_value = layout.grad_key + shape.tile_kv * head;
   const int64_t shared = at;
   layout.query = take(shape.tile_q * layout.q_stride);
   layout.grad_output = take(shape.tile_q * layout.v_stride);

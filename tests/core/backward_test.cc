@@ -71,6 +71,7 @@ std::vector<CaseShape> LargeShapes() {
        .sink_logits = {1.0F, -2.0F, 0.0F, 3.0F},
        .mask_shape = std::vector<int64_t>{1, 140}},
       32, 64, 130, 140);
+  add({.causal = Causal::kBottomRight, .window_left = 1800}, 16, 16, 140, 2200);
   add({.query_lengths = {150, 60, 0}, .key_lengths = {1, 100, 180}}, 64, 48,
       150, 180, 3);
   CaseShape ragged = {.num_kv_heads = 2,
