@@ -63,7 +63,8 @@ class PendingCall {
 // can. Its errors name fields below "header.", such as "header.key.shape[1]".
 // UNAVAILABLE: no server there, or it is draining. DEADLINE_EXCEEDED and
 // CANCELLED: the server stops computing too. After an error the contents of
-// the outputs are undefined. Calls are not retried.
+// the outputs are undefined. Calls are not retried, but for one that was waited
+// for and refused because another server, of other limits, has taken the place.
 class AttentionClient {
  public:
   using Done = std::function<void(absl::StatusOr<AttentionReply>)>;

@@ -178,6 +178,41 @@ absl::StatusOr<AttentionReply> CallInline(RpcChannel& channel,
   return reply;
 }
 
+// Whether it may be because the server's limits are not what they were: gRPC
+// refuses a message, or knows no such method, without a reason of attnd's.
+bool MayHaveOtherLimits(const absl::Status& status) {
+  if (!absl::IsResourceExhausted(status) && !absl::IsUnimplemented(status)) {
+    return false;
+  }
+  const std::string reason = DetailsOf(status).reason;
+  return reason.empty() || reason == "MESSAGE_TOO_LARGE";
+}
+
+absl::StatusOr<MessageLimits> AskLimits(RpcChannel& channel,
+                                        ServerLimits& server,
+                                        ClientOptions& client) {
+  const absl::Time start = absl::Now();
+  absl::StatusOr<MessageLimits> limits =
+      server.Take(AskServer(channel, client.deadline));
+  client.deadline -= absl::Now() - start;
+  return limits;
+}
+
+absl::StatusOr<AttentionReply> CallKnowing(const MessageLimits& limits,
+                                           RpcChannel& channel,
+                                           const ForwardCall& call,
+                                           const OutgoingMessage& request,
+                                           const ClientOptions& client) {
+  if (!MustStream(request, call.outputs, limits, client.max_message_bytes)) {
+    return CallInline(channel, call, request, client);
+  }
+  AttentionExchange exchange =
+      MakeExchange(call, limits, client.max_message_bytes);
+  const absl::Status status =
+      channel.Exchange(kAttentionStream, client.deadline, exchange);
+  return exchange.Reply(status);
+}
+
 // A stream that nobody waits for. gRPC orders the calls by itself, but with
 // locks that thread sanitizer cannot watch.
 class StreamedCall final : public AsyncExchange {
@@ -354,6 +389,11 @@ absl::StatusOr<MessageLimits> ServerLimits::Take(
   return *limits_;
 }
 
+void ServerLimits::Forget() {
+  const std::lock_guard lock(mutex_);
+  limits_.reset();
+}
+
 absl::StatusOr<ServerInfo> AskServer(RpcChannel& channel,
                                      absl::Duration deadline) {
   v1::GetServerInfoResponse response;
@@ -373,23 +413,22 @@ absl::StatusOr<AttentionReply> CallForward(RpcChannel& channel,
     return CallInline(channel, call, request, options);
   }
   ClientOptions client = options;
-  std::optional<MessageLimits> limits = server.Get();
-  if (!limits) {
-    const absl::Time start = absl::Now();
+  const std::optional<MessageLimits> known = server.Get();
+  if (!known) {
     const absl::StatusOr<MessageLimits> asked =
-        server.Take(AskServer(channel, client.deadline));
+        AskLimits(channel, server, client);
     if (!asked.ok()) return asked.status();
-    limits = *asked;
-    client.deadline -= absl::Now() - start;
+    return CallKnowing(*asked, channel, call, request, client);
   }
-  if (!MustStream(request, call.outputs, *limits, client.max_message_bytes)) {
-    return CallInline(channel, call, request, client);
-  }
-  AttentionExchange exchange =
-      MakeExchange(call, *limits, client.max_message_bytes);
-  const absl::Status status =
-      channel.Exchange(kAttentionStream, client.deadline, exchange);
-  return exchange.Reply(status);
+  const absl::Time start = absl::Now();
+  absl::StatusOr<AttentionReply> reply =
+      CallKnowing(*known, channel, call, request, client);
+  if (!MayHaveOtherLimits(reply.status())) return reply;
+  client.deadline -= absl::Now() - start;
+  const absl::StatusOr<MessageLimits> asked =
+      AskLimits(channel, server, client);
+  if (!asked.ok() || *asked == *known) return reply;
+  return CallKnowing(*asked, channel, call, request, client);
 }
 
 PendingCall StartForward(const std::shared_ptr<RpcChannel>& channel,
@@ -402,9 +441,16 @@ PendingCall StartForward(const std::shared_ptr<RpcChannel>& channel,
   }
   const OutgoingMessage request = Encode(call);
   const std::optional<MessageLimits> limits = server->Get();
-  if (IsInline(call, request) ||
-      (limits &&
-       !MustStream(request, call.outputs, *limits, client.max_message_bytes))) {
+  const bool is_inline = IsInline(call, request);
+  if (!is_inline && limits) {
+    // The call is not made again, for its elements may be gone.
+    done = [server, done = std::move(done)](const auto& reply) {
+      if (MayHaveOtherLimits(reply.status())) server->Forget();
+      done(reply);
+    };
+  }
+  if (is_inline || (limits && !MustStream(request, call.outputs, *limits,
+                                          client.max_message_bytes))) {
     return PendingCall(
         StartInline(*channel, call, request, client, std::move(done)));
   }

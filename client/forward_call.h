@@ -33,15 +33,21 @@ struct MessageLimits {
   int64_t request_bytes = std::numeric_limits<int64_t>::max();
   int64_t response_bytes = std::numeric_limits<int64_t>::max();
   bool streams = false;
+
+  friend bool operator==(const MessageLimits&, const MessageLimits&) = default;
 };
 
-// Asked once for all calls of a connection that are not small. Thread-safe.
+// Asked once for all calls of a connection that are not small, and again where
+// a call fails because another server has taken the place. Thread-safe.
 class ServerLimits {
  public:
   std::optional<MessageLimits> Get() const;
 
   // Keeps what a server answered, also that it does not know the method.
   absl::StatusOr<MessageLimits> Take(const absl::StatusOr<ServerInfo>& info);
+
+  // To be asked again.
+  void Forget();
 
  private:
   mutable std::mutex mutex_;

@@ -34,6 +34,23 @@ class LimitedHandler : public FakeHandler {
     return info_reply_;
   }
 
+  // As a server of these limits does.
+  WireReply OnAttention(const FakeCall& call,
+                        v1::AttentionResponse* response) override {
+    if (call.method == "AttentionStream") {
+      if (!streams) return {.code = 12, .message = "unknown method"};
+    } else {
+      size_t bytes = 0;
+      for (const v1::Tensor& tensor : call.tensors) {
+        bytes += tensor.data().size();
+      }
+      if (streams && bytes > static_cast<size_t>(limit_bytes)) {
+        return {.code = 8, .message = "Received message larger than max"};
+      }
+    }
+    return FakeHandler::OnAttention(call, response);
+  }
+
   void AnswerInfo(WireReply reply) {
     const std::lock_guard lock(mutex_);
     info_reply_ = std::move(reply);
@@ -184,6 +201,55 @@ TEST_F(LargeCallTest, WhatFitsGoesInline) {
   ExpectSent(problem, "Attention");
 }
 
+TEST_F(LargeCallTest, AsksAgainWhereAnotherServerTookThePlace) {
+  LargeProblem problem;
+  const auto call = [&] {
+    return client_.Attention(problem.inputs(), problem.outputs()).status();
+  };
+  const auto start = [&] {
+    std::promise<absl::Status> done;
+    client_.AttentionAsync(
+        problem.inputs(), problem.outputs(), {},
+        [&](const Reply& reply) { done.set_value(reply.status()); });
+    return done.get_future().get();
+  };
+  handler_.limit_bytes = 1 << 20;
+  EXPECT_TRUE(call().ok());
+  handler_.limit_bytes = 100'000;
+  EXPECT_TRUE(call().ok());
+  handler_.streams = false;
+  EXPECT_TRUE(call().ok());
+  EXPECT_EQ(handler_.asked, 3);
+  // What was sent without being waited for is not sent again, the next is well.
+  handler_.streams = true;
+  EXPECT_EQ(start().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(start().ok());
+  EXPECT_EQ(handler_.asked, 4);
+}
+
+TEST_F(LargeCallTest, ARefusalByTheSameServerIsTheCallsError) {
+  class Refusing : public LimitedHandler {
+   public:
+    WireReply OnAttention(const FakeCall& call,
+                          v1::AttentionResponse* response) override {
+      FakeHandler::OnAttention(call, response);
+      return refuses ? WireReply{.code = 8, .message = "no"} : WireReply{};
+    }
+    std::atomic<bool> refuses = false;
+  };
+  Refusing handler;
+  const FakeServer server(&handler);
+  const AttentionClient client({.target = server.target()});
+  LargeProblem problem;
+  EXPECT_TRUE(client.Attention(problem.inputs(), problem.outputs()).ok());
+  handler.refuses = true;
+  const absl::Status status =
+      client.Attention(problem.inputs(), problem.outputs()).status();
+  EXPECT_EQ(status.message(), "no");
+  EXPECT_EQ(handler.asked, 2);
+  EXPECT_EQ(handler.calls().size(), 2U);
+}
+
 TEST_F(LargeCallTest, ServersThatDoNotStreamGetMessages) {
   handler_.streams = false;
   LargeProblem problem;
@@ -203,7 +269,8 @@ TEST_F(LargeCallTest, AServerThatCannotBeAskedIsTheCallsError) {
   client_.AttentionAsync(problem.inputs(), problem.outputs(), {},
                          [&](const Reply& reply) { done.set_value(reply); });
   EXPECT_EQ(done.get_future().get().status().message(), "draining");
-  // An old one does not know the question.
+  // An old one does not know the question, nor streams.
+  handler_.streams = false;
   handler_.AnswerInfo({.code = 12});
   EXPECT_TRUE(client_.Attention(problem.inputs(), problem.outputs()).ok());
 }
