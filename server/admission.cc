@@ -113,6 +113,8 @@ void Admission::Close() {
 
 int64_t Admission::budget_bytes() const { return state_->budget_bytes; }
 
+int64_t Admission::max_in_flight() const { return state_->max_in_flight; }
+
 Admission::Usage Admission::usage() const {
   const std::lock_guard lock(state_->mutex);
   return state_->used;

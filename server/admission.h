@@ -64,6 +64,7 @@ class Admission {
   void Close();
 
   int64_t budget_bytes() const;
+  int64_t max_in_flight() const;
   Usage usage() const;
 
   // Waits until no reservation is left, `timeout` has passed or Interrupt is

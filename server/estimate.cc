@@ -240,7 +240,8 @@ absl::StatusOr<AttentionProblem> ProblemOf(const Request& in) {
 struct Cost {
   MemoryEstimate estimate;
   RequestFootprint footprint;
-  int64_t peak_bytes = 0;  // at the concurrency that was asked for
+  int64_t concurrency = 1;
+  int64_t peak_bytes = 0;  // at this concurrency
 };
 
 absl::StatusOr<RequestFootprint> FootprintBy(v1::Transport transport,
@@ -289,21 +290,27 @@ absl::StatusOr<Cost> CostOf(const Request& request,
                    absl::StrCat(concurrency)),
         kInt64RangeReason);
   }
-  return Cost{*estimate, *footprint, *peak_bytes};
+  return Cost{*estimate, *footprint, concurrency, *peak_bytes};
 }
 
-// The limit that is exceeded, the one that is exceeded by the larger factor
-// where both are; empty where the problem fits.
+// The limit that is exceeded, the one that is exceeded by the largest factor
+// where several are; empty where the problem fits.
 absl::string_view ExceededLimit(const Cost& cost,
                                 const ServiceContext& context) {
-  const double memory_share =
-      static_cast<double>(cost.peak_bytes) /
-      static_cast<double>(context.admission.budget_bytes());
-  const double message_share =
-      static_cast<double>(cost.footprint.required_message_bytes) /
-      static_cast<double>(context.max_message_bytes);
-  if (std::max(memory_share, message_share) <= 1) return "";
-  return memory_share > message_share ? "memory_budget" : "message_size";
+  const auto share = [](int64_t wanted, int64_t limit) {
+    return static_cast<double>(wanted) / static_cast<double>(limit);
+  };
+  const std::pair<double, absl::string_view> shares[] = {
+      {share(cost.footprint.required_message_bytes, context.max_message_bytes),
+       "message_size"},
+      {share(cost.peak_bytes, context.admission.budget_bytes()),
+       "memory_budget"},
+      {share(cost.concurrency, context.admission.max_in_flight()),
+       "max_in_flight"}};
+  const auto& [most, limit] = *std::max_element(
+      std::begin(shares), std::end(shares),
+      [](const auto& a, const auto& b) { return a.first < b.first; });
+  return most > 1 ? limit : "";
 }
 
 // `request` with sequences `factor` times as long, and with them whatever its
@@ -367,7 +374,7 @@ absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
     const Request& request, const ServiceContext& context) {
   const absl::StatusOr<Cost> cost = CostOf(request, context);
   if (!cost.ok()) return cost.status();
-  const auto& [estimate, footprint, peak_bytes] = *cost;
+  const auto& [estimate, footprint, concurrency, peak_bytes] = *cost;
   v1::MemoryEstimateResponse response;
   response.set_naive_bytes(estimate.naive_bytes);
   response.set_flash_bytes(estimate.flash_bytes);

@@ -121,6 +121,7 @@ void AddEstimateCommand(CLI::App& app, Session& session) {
               "of query, key and value: f32 (default), f16 or bf16");
   AddTypeFlag(*command, "--output-dtype", options.output_dtype,
               "default --dtype");
+  AddTransportFlag(*command, options.transport);
   AddOptionFlags(*command, options.attention);
   const auto shape = [command](const char* name, std::vector<int64_t>& to,
                                const char* help) {

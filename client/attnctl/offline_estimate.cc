@@ -1,5 +1,6 @@
 #include "client/attnctl/offline_estimate.h"
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -124,6 +125,20 @@ absl::Status NameFlag(const absl::Status& status, bool ragged, bool bshd) {
   return WithField(status, (tensor == "query" ? query : key).at(axis));
 }
 
+absl::StatusOr<RequestFootprint> FootprintBy(client::Transport transport,
+                                             const MemoryEstimate& estimate,
+                                             const AttentionProblem& problem) {
+  switch (transport) {
+    case client::Transport::kInline:
+      return InlineFootprint(estimate);
+    case client::Transport::kStream:
+      return StreamFootprint(estimate);
+    case client::Transport::kSharedMemory:
+      return SharedMemoryFootprint(estimate, problem.mask_bytes());
+  }
+  return InlineFootprint(estimate);
+}
+
 absl::Status AtLeastOne(const char* flag, int64_t value) {
   if (value >= 1) return absl::OkStatus();
   return FieldError(flag, "a number >= 1", absl::StrCat(value));
@@ -173,11 +188,16 @@ absl::StatusOr<client::MemoryEstimate> EstimateOffline(
   const auto estimate =
       MemoryEstimator(MachineInfo::Detect(), threads).Estimate(*problem);
   if (!estimate.ok()) return estimate.status();
-  auto footprint = InlineFootprint(*estimate);
+  auto footprint = FootprintBy(options.transport, *estimate, *problem);
   if (!footprint.ok()) return footprint.status();
   const OptionsFootprint listed = FootprintOf(attention);
   footprint->wire_bytes += listed.wire_bytes;
-  footprint->required_message_bytes += listed.wire_bytes;
+  // A stream's lists travel in the header; its chunks may be large, too.
+  footprint->required_message_bytes =
+      options.transport == client::Transport::kStream
+          ? std::max(footprint->required_message_bytes,
+                     kMessageEnvelopeBytes + listed.wire_bytes)
+          : footprint->required_message_bytes + listed.wire_bytes;
   footprint->peak_per_request_bytes += listed.held_bytes;
   const auto peak_bytes =
       CheckedProduct({footprint->peak_per_request_bytes, concurrency});

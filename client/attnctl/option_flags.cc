@@ -54,6 +54,14 @@ const auto& Precisions() {
   return kPrecisions;
 }
 
+const auto& Transports() {
+  static const std::map<std::string, client::Transport> kTransports = {
+      {"inline", client::Transport::kInline},
+      {"stream", client::Transport::kStream},
+      {"shared-memory", client::Transport::kSharedMemory}};
+  return kTransports;
+}
+
 // A flag that takes numbers with commas between them.
 template <typename T>
 void AddListFlag(CLI::App& command, const std::string& flag,
@@ -104,6 +112,12 @@ void AddOptionFlags(CLI::App& command, client::AttentionOptions& options) {
               "the same for keys and values");
   AddNamedFlag(command, "--precision", Precisions(), options.precision,
                "of the products: auto (default), f32 or bf16", "KIND");
+}
+
+void AddTransportFlag(CLI::App& command, client::Transport& transport) {
+  AddNamedFlag(command, "--transport", Transports(), transport,
+               "how tensors travel: inline (default), stream or shared-memory",
+               "WAY");
 }
 
 CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,

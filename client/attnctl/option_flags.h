@@ -22,6 +22,9 @@ CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
                          std::optional<client::DataType>& type,
                          const std::string& help);
 
+// --transport=inline|stream|shared-memory.
+void AddTransportFlag(CLI::App& command, client::Transport& transport);
+
 // --bias and --mask as files. Holds what the options refer to.
 class TensorFlags {
  public:

@@ -163,13 +163,15 @@ def test_refusals_name_the_field(attnctl, save, tensors):
   assert 'field:  options.alibi_slopes' in run.stderr, run.stderr
 
 
-def test_estimate_counts_what_attention_takes(attnctl):
+@pytest.mark.parametrize('transport', ['inline', 'stream', 'shared-memory'])
+def test_estimate_counts_what_attention_takes(attnctl, transport):
   """And offline says what the server does."""
   flags = ['--batch=2', '--num-q-heads=4', '--num-kv-heads=2', '--q-len=37',
            '--kv-len=61', '--head-dim=24', '--v-head-dim=16', '--dtype=bf16',
            '--output-dtype=f32', '--bias-shape=4,37,61', '--bias-dtype=f16',
            '--mask-shape=2,1,1,61', '--key-lengths=61,9', '--window-left=5',
-           '--layout=bshd', '--return-lse', '--json', '--threads=2']
+           '--layout=bshd', '--return-lse', '--json', '--threads=2',
+           f'--transport={transport}']
   served, offline = (
       json.loads(run.stdout) for run in (
           attnctl('estimate', *flags), attnctl('estimate', *flags,
@@ -178,6 +180,10 @@ def test_estimate_counts_what_attention_takes(attnctl):
   assert served['input_bytes'] == 2 * (q + k + v) + 2 * 4 * 37 * 61 + 2 * 61
   assert served['output_bytes'] == 4 * (2 * 4 * 37 * 16 + 2 * 4 * 37)
   assert {k: served[k] for k in offline} == offline
+  inline = json.loads(attnctl('estimate', *flags[:-1], '--offline').stdout)
+  for of_transport in ('wire_bytes', 'required_message_bytes'):
+    assert (served[of_transport] == inline[of_transport]) == (
+        transport == 'inline')
 
 
 @pytest.mark.parametrize('flag,value', [

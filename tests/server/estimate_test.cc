@@ -49,13 +49,24 @@ TEST_F(EstimateTest, TheParts) {
 
 TEST_F(EstimateTest, ConcurrencyMultipliesAndMayNotFit) {
   v1::MemoryEstimateRequest request;
-  request.set_seq_len(1000);
+  request.set_seq_len(8000);
   const int64_t one = Estimate(request).peak_bytes();
-  request.set_concurrency(1000);
+  request.set_concurrency(8);
   const auto got = Estimate(request);
-  EXPECT_EQ(got.peak_bytes(), 1000 * one);
+  EXPECT_EQ(got.peak_bytes(), 8 * one);
   EXPECT_FALSE(got.fits());
   EXPECT_EQ(got.limiting_factor(), "memory_budget");
+}
+
+TEST_F(EstimateTest, NoMoreRunAtOnceThanAreLetIn) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(1);
+  request.set_concurrency(admission_.max_in_flight());
+  EXPECT_TRUE(Estimate(request).fits());
+  EXPECT_NE(Estimate(request).limiting_factor(), "max_in_flight");
+  request.set_concurrency(admission_.max_in_flight() + 1);
+  EXPECT_FALSE(Estimate(request).fits());
+  EXPECT_EQ(Estimate(request).limiting_factor(), "max_in_flight");
 }
 
 TEST_F(EstimateTest, AMessageMayBeTheLimit) {
