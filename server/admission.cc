@@ -54,6 +54,7 @@ Admission::Reservation& Admission::Reservation::operator=(
     Reservation&& other) noexcept {
   std::swap(state_, other.state_);
   std::swap(bytes_, other.bytes_);
+  std::swap(has_slot_, other.has_slot_);
   return *this;
 }
 
@@ -61,8 +62,16 @@ Admission::Reservation::~Reservation() {
   if (!state_) return;
   const std::lock_guard lock(state_->mutex);
   state_->used.bytes -= bytes_;
+  if (has_slot_) --state_->used.in_flight;
+  --state_->used.reservations;
+  if (state_->used.reservations == 0) state_->changed.notify_all();
+}
+
+void Admission::Reservation::LeaveSlot() {
+  if (!has_slot_) return;
+  has_slot_ = false;
+  const std::lock_guard lock(state_->mutex);
   --state_->used.in_flight;
-  if (state_->used.in_flight == 0) state_->changed.notify_all();
 }
 
 absl::Status Admission::Reservation::GrowTo(int64_t bytes) {
@@ -103,6 +112,7 @@ absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
   }
   if (absl::Status status = state_->Grow(0, bytes); !status.ok()) return status;
   ++state_->used.in_flight;
+  ++state_->used.reservations;
   return Reservation(state_, bytes);
 }
 
@@ -123,9 +133,9 @@ Admission::Usage Admission::usage() const {
 bool Admission::WaitIdle(std::chrono::nanoseconds timeout) {
   std::unique_lock lock(state_->mutex);
   state_->changed.wait_for(lock, timeout, [this] {
-    return state_->used.in_flight == 0 || state_->interrupted;
+    return state_->used.reservations == 0 || state_->interrupted;
   });
-  return state_->used.in_flight == 0;
+  return state_->used.reservations == 0;
 }
 
 void Admission::Interrupt() {

@@ -20,14 +20,15 @@ class Admission {
   struct State;
 
  public:
-  // A request's slot and bytes, given back by the destructor. Movable; used by
-  // one thread at a time.
+  // A request's slot and bytes, given back by the destructor at the latest.
+  // Movable; used by one thread at a time.
   class Reservation {
    public:
     Reservation() = default;
     Reservation(Reservation&& other) noexcept
         : state_(std::move(other.state_)),
-          bytes_(std::exchange(other.bytes_, 0)) {}
+          bytes_(std::exchange(other.bytes_, 0)),
+          has_slot_(std::exchange(other.has_slot_, false)) {}
     Reservation& operator=(Reservation&& other) noexcept;
     ~Reservation();
 
@@ -36,20 +37,25 @@ class Admission {
     absl::Status GrowTo(int64_t bytes);
     // Gives back what is held above `bytes`.
     void ShrinkTo(int64_t bytes);
+    // Before the answer goes: whoever has it finds the slot free. The bytes
+    // stay for as long as they are held.
+    void LeaveSlot();
     int64_t bytes() const { return bytes_; }
 
    private:
     friend class Admission;
     Reservation(std::shared_ptr<State> state, int64_t bytes)
-        : state_(std::move(state)), bytes_(bytes) {}
+        : state_(std::move(state)), bytes_(bytes), has_slot_(true) {}
 
     std::shared_ptr<State> state_;
     int64_t bytes_ = 0;
+    bool has_slot_ = false;
   };
 
   struct Usage {
     int64_t bytes = 0;
-    int64_t in_flight = 0;
+    int64_t in_flight = 0;  // slots
+    int64_t reservations = 0;
   };
 
   // What is reserved and what lies idle in `pool` together stay within the

@@ -301,6 +301,7 @@ void UnaryCall::Start(ReceivedMessage received, Done done) {
     } else {
       pieces = std::move(status);
     }
+    reservation().LeaveSlot();
     answered_.store(true, std::memory_order_release);
     done(std::move(pieces));
   };

@@ -122,6 +122,7 @@ void BenchmarkCall::Pump() {
       result_.reset();
     } else if (status_) {
       finish = status_;
+      reservation_.LeaveSlot();
     } else {
       return;
     }

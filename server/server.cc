@@ -139,7 +139,7 @@ class Server::Impl {
             std::chrono::duration<double>(config_.drain_timeout_s)));
     if (!idle) {
       spdlog::warn("{} calls still run and are cancelled",
-                   admission_.usage().in_flight);
+                   admission_.usage().reservations);
     }
     // Cancels what is left and returns when its reactors are done.
     server_->Shutdown(std::chrono::system_clock::now() +

@@ -274,6 +274,7 @@ void StreamCall::Pump() {
     busy_ = true;
     if (finish_) {
       finish = finish_;
+      reservation().LeaveSlot();
     } else if (std::exchange(header_due_, false)) {
       message = EncodeStreamHeader(answers());
     } else {

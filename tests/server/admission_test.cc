@@ -27,6 +27,26 @@ TEST(AdmissionTest, GivesBackWhatWasHeld) {
   EXPECT_EQ(admission.usage().in_flight, 0);
 }
 
+TEST(AdmissionTest, ASlotMayBeLeftBeforeTheBytes) {
+  Admission admission(100, 1);
+  auto first = admission.Admit(60);
+  ASSERT_TRUE(first.ok());
+  EXPECT_FALSE(admission.Admit(1).ok());
+  first->LeaveSlot();
+  first->LeaveSlot();
+  EXPECT_EQ(admission.usage().in_flight, 0);
+  EXPECT_EQ(admission.usage().bytes, 60);
+  {
+    const auto second = admission.Admit(40);
+    ASSERT_TRUE(second.ok()) << second.status();
+    EXPECT_FALSE(admission.Admit(0).ok());
+  }
+  EXPECT_FALSE(admission.WaitIdle(milliseconds(1)));
+  first = Admission::Reservation();
+  EXPECT_TRUE(admission.WaitIdle(seconds(60)));
+  EXPECT_EQ(admission.usage().in_flight, 0);
+}
+
 TEST(AdmissionTest, AdvisesToRetryWhereTheWholeBudgetWouldDo) {
   Admission admission(100, 9);
   const auto held = admission.Admit(60);

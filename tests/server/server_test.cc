@@ -61,7 +61,7 @@ void AwaitInFlight(const Server& server, int64_t count) {
 bool BecomesIdle(const Server& server) {
   const auto limit =
       std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (server.usage().in_flight > 0) {
+  while (server.usage().reservations > 0) {
     if (std::chrono::steady_clock::now() > limit) return false;
     std::this_thread::sleep_for(milliseconds(1));
   }
@@ -199,6 +199,19 @@ TEST(ServerTest, CancelAndDeadlineFreeTheServer) {
   EXPECT_EQ(client.Call(Method("SelfAttention"), Long(kEndlessRows), late).code,
             kDeadlineExceeded);
   EXPECT_TRUE(BecomesIdle(*server));
+}
+
+TEST(ServerTest, WhoHasItsAnswerFindsTheOnlySlotFree) {
+  ServerConfig config = TestConfig();
+  config.max_in_flight = 1;
+  const auto server = StartServer(config);
+  RawClient client(server->addresses()[1]);
+  for (const int64_t rows : {1, 1000}) {  // computed where it arrives, and not
+    for (int i = 0; i < 500; ++i) {
+      const RawReply reply = client.Call(Method("SelfAttention"), Long(rows));
+      ASSERT_EQ(reply.code, kOk) << i << ": " << reply.message;
+    }
+  }
 }
 
 TEST(ServerTest, BenchmarkStreamsAndMayBeCancelled) {
