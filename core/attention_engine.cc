@@ -81,7 +81,7 @@ class AttentionEngine::Job : public TileJob {
         kernel_(GetFlashKernel(plan_.isa)),
         workspace_(std::move(workspace)),
         source_(source),
-        flash_(problem_, plan_, buffers, workspace_.data(),
+        flash_(problem_, plan_, buffers, threads_, workspace_.data(),
                LoadsWithPacking() ? source_ : nullptr) {
     for (int64_t slot = 0; slot < plan_.Slots(threads_); ++slot) {
       kernel_.init_slot(flash_.Slot(slot));

@@ -128,7 +128,7 @@ KernelPlan::Table::Counts KernelPlan::CountsOf(const EntryPlan& entry,
   Table::Counts counts{};
   counts[kTile] = tiles * entry.splits;
   counts[kMerge] = splits ? tiles : 0;
-  counts[kPackedKey] = kv_heads * entry.packed_keys;
+  counts[kPackedHead] = entry.packed_keys > 0 ? kv_heads : 0;
   counts[kPartial] = splits ? tiles * entry.splits : 0;
   return counts;
 }
@@ -165,8 +165,8 @@ TileTask KernelPlan::Merge(int64_t task) const {
           .split = 0};
 }
 
-int64_t KernelPlan::FirstKey(int64_t entry, int64_t kv_head) const {
-  return table_.First(kPackedKey, entry) + kv_head * Entry(entry).packed_keys;
+int64_t KernelPlan::PackedHeads(int64_t threads) const {
+  return std::min(table_.Total(kPackedHead), Slots(threads));
 }
 
 int64_t KernelPlan::PartialIndex(const TileTask& task) const {
@@ -181,10 +181,11 @@ int64_t KernelPlan::Slots(int64_t threads) const {
 
 int64_t KernelPlan::WorkspaceBytes(int64_t threads) const {
   const auto slot_total = CheckedProduct({Slots(threads), slot_bytes});
+  const auto packed = CheckedProduct({PackedHeads(threads), packed_head_bytes});
   const auto total =
-      slot_total ? CheckedSum({packed_keys_bytes, packed_values_bytes,
-                               partial_bytes, packing_bytes, *slot_total})
-                 : std::nullopt;
+      slot_total && packed
+          ? CheckedSum({*packed, partial_bytes, packing_bytes, *slot_total})
+          : std::nullopt;
   return total.value_or(kMaxBytes);
 }
 
@@ -200,21 +201,21 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.uniform_ = mask.uniform();
 
   bool any_tiled = false;
+  int64_t most_keys = 0;  // packed of one kv head
   const auto add = [&](const BatchEntry& of) -> const EntryPlan& {
     const EntryPlan& entry =
         plan.entries_.emplace_back(PlanEntry(params, of, machine));
     plan.tile_q = std::max(plan.tile_q, entry.tile_q);
     (entry.direct ? plan.any_direct : any_tiled) |= entry.q_tiles > 0;
+    most_keys = std::max(most_keys, entry.packed_keys);
     return entry;
   };
-  // Counts that overflow do so with the bytes of the keys, below.
+  // Counts that overflow do so with the bytes of a head, below.
   bool overflow = false;
   if (plan.uniform_) {
     const EntryPlan& entry =
         add(params.batch > 0 ? mask.Entry(0) : BatchEntry());
     overflow =
-        !CheckedProduct({params.batch, params.num_kv_heads,
-                         std::max<int64_t>(1, entry.packed_keys)}) ||
         !CheckedProduct({params.batch, params.num_kv_heads,
                          std::max<int64_t>(1, entry.q_tiles), entry.splits});
     if (!overflow) {
@@ -252,13 +253,17 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                 .converts_values = plan.converts_values,
                                 .parts = plan.parts});
   plan.slot_bytes = kWordBytes * layout.total;
-  const int64_t keys =
-      overflow ? kMaxBytes : plan.table_.Total(KernelPlan::kPackedKey);
-  plan.packed_keys_bytes = Saturated(CheckedProduct(
-      {kWordBytes, keys, RowWords(plan.isa, params.head_dim), plan.parts}));
-  plan.packed_values_bytes =
-      Saturated(CheckedProduct({kWordBytes, keys / ElementsPerWord(plan.isa),
-                                layout.output_stride, plan.parts}));
+  plan.packed_keys_bytes = Saturated(
+      CheckedProduct({kWordBytes, most_keys,
+                      RowWords(plan.isa, params.head_dim), plan.parts}));
+  const int64_t packed_values_bytes = Saturated(
+      CheckedProduct({kWordBytes, most_keys / ElementsPerWord(plan.isa),
+                      layout.output_stride, plan.parts}));
+  plan.packed_head_bytes =
+      overflow
+          ? kMaxBytes
+          : Saturated(CheckedSum({Workspace::kAlignment, plan.packed_keys_bytes,
+                                  packed_values_bytes}));
   plan.packing_bytes =
       any_tiled
           ? Saturated(CheckedProduct({static_cast<int64_t>(sizeof(HeadPacking)),

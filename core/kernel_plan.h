@@ -67,8 +67,10 @@ class KernelPlan {
   int64_t panel_keys = 0;  // keys in a packed K^T panel; divides tile_kv
   int64_t tile_tasks = 0;  // of the whole job, as all that follow
   int64_t merge_tasks = 0;
+  // Of the longest kv head: its keys; and its place in memory, with a line of
+  // its own, keys and values.
   int64_t packed_keys_bytes = 0;
-  int64_t packed_values_bytes = 0;
+  int64_t packed_head_bytes = 0;
   int64_t partial_bytes = 0;
   int64_t packing_bytes = 0;  // how far kv heads are packed
   int64_t slot_bytes = 0;     // one tile in progress
@@ -88,8 +90,15 @@ class KernelPlan {
   const EntryPlan& Entry(int64_t entry) const {
     return entries_[uniform_ ? 0 : static_cast<size_t>(entry)];
   }
-  // Where the packed keys and values of one kv head begin, in keys.
-  int64_t FirstKey(int64_t entry, int64_t kv_head) const;
+  // Tiles of one kv head of an entry, each split counted.
+  int64_t TilesOfHead(int64_t entry) const {
+    return Entry(entry).q_tiles * Entry(entry).splits;
+  }
+  // Kv heads that are packed at the same time, when at most `threads` tiles are
+  // in progress: no more than these. Tasks start in order, so of the heads that
+  // were begun and not finished only the last may be without a tile in
+  // progress, and then whoever had its latest is without a task.
+  int64_t PackedHeads(int64_t threads) const;
   // Where the partial results of a split are, in partial results.
   int64_t PartialIndex(const TileTask& task) const;
 
@@ -104,7 +113,7 @@ class KernelPlan {
   friend KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                    const MachineInfo& machine);
 
-  enum Kind : size_t { kTile, kMerge, kPackedKey, kPartial, kKinds };
+  enum Kind : size_t { kTile, kMerge, kPackedHead, kPartial, kKinds };
   using Table = EntryTable<kKinds>;
 
   static Table::Counts CountsOf(const EntryPlan& entry, int64_t kv_heads);

@@ -55,7 +55,7 @@ inline uint32_t LargestQuery(const FlashJob& job, const TileTask& task) {
 // Whether all that a tile multiplies has exact parts, or is not finite.
 inline bool HasParts(const FlashJob& job, const TileTask& task,
                      uint32_t largest_query) {
-  const HeadPacking& packing = job.Packing(task.entry, task.kv_head);
+  const HeadPacking& packing = job.Packing(task);
   return HaveParts(largest_query, kLeastScored) &&
          HaveParts(packing.largest_key, kLeastScored) &&
          HaveParts(packing.largest_value, kLeastValue);
@@ -73,12 +73,13 @@ inline void AmxAddOneRow(const float* weights, int64_t weight_stride,
 
 class AmxTile : public Tile {
  public:
-  AmxTile(const FlashJob& job, const TileTask& task, float* slot,
-          uint32_t largest_query)
+  AmxTile(const FlashJob& job, const TileTask& task, const PackedHead& head,
+          float* slot, uint32_t largest_query)
       : Tile(job, task, slot, Isa::kAmxBf16, job.plan.parts),
+        head_(head),
         parts_(job.plan.parts),
         largest_query_(largest_query),
-        packing_(job.Packing(task.entry, task.kv_head)) {}
+        packing_(job.Packing(task)) {}
 
   void LoadQuery() const {
     const int64_t elements = 2 * RowWords(Isa::kAmxBf16, params_.head_dim);
@@ -120,13 +121,12 @@ class AmxTile : public Tile {
     const int64_t first =
         begin_ + (block.seen.begin - begin_) / kAmxKeys * kAmxKeys;
     for (int64_t key = first; key < block.seen.end; key += kAmxKeys) {
-      AmxScores(
-          parts_, block.rows, 2,
-          {.first = Query(block.first),
-           .stride = layout_.q_stride,
-           .part_words = steps},
-          PackedPanel(job_, task_, key) + key % kPanelKeys * steps * parts_,
-          steps, Scores(block.first) + key - begin_, score_stride_);
+      AmxScores(parts_, block.rows, 2,
+                {.first = Query(block.first),
+                 .stride = layout_.q_stride,
+                 .part_words = steps},
+                head_.Panel(key) + key % kPanelKeys * steps * parts_, steps,
+                Scores(block.first) + key - begin_, score_stride_);
     }
   }
 
@@ -219,8 +219,7 @@ class AmxTile : public Tile {
       const int64_t vectors =
           std::min<int64_t>(2, (layout_.output_stride - column) / kLanes);
       visit(column, vectors,
-            PackedValues(job_, task_, begin_) +
-                column * (kKeysPerSum / per_word_) * parts_);
+            head_.Values(begin_) + column * (kKeysPerSum / per_word_) * parts_);
     }
   }
 
@@ -329,6 +328,7 @@ class AmxTile : public Tile {
     return whole;
   }
 
+  const PackedHead& head_;
   const int64_t parts_;
   const uint32_t largest_query_;  // of several parts
   const HeadPacking& packing_;

@@ -151,26 +151,37 @@ TileJob::Slice Run(SomeTile tile, int64_t tile_kv, float* slot,
 }
 
 TileJob::Slice RunAmxTile(const FlashJob& job, const TileTask& task,
-                          float* slot, SliceControl& control) {
+                          const PackedHead& head, float* slot,
+                          SliceControl& control) {
   const KernelPlan& plan = job.plan;
   const uint32_t largest = plan.parts > 1 ? LargestQuery(job, task) : 0;
   if (plan.parts > 1 && !HasParts(job, task, largest)) {
     return Run(DirectTile(job, task, slot), plan.tile_kv, slot, control);
   }
   const AmxTiles tiles;
-  return Run(AmxTile(job, task, slot, largest), plan.tile_kv, slot, control);
+  return Run(AmxTile(job, task, head, slot, largest), plan.tile_kv, slot,
+             control);
+}
+
+TileJob::Slice RunPackedTile(const FlashJob& job, const TileTask& task,
+                             float* slot, SliceControl& control) {
+  const PackedHead head(job, task);
+  if (const auto slice = head.Pack(control)) return *slice;
+  if (job.plan.isa == Isa::kAmxBf16) {
+    return RunAmxTile(job, task, head, slot, control);
+  }
+  return Run(PanelTile(job, task, head, slot), job.plan.tile_kv, slot, control);
 }
 
 TileJob::Slice RunTile(const FlashJob& job, int64_t number, float* slot,
                        SliceControl& control) {
-  const KernelPlan& plan = job.plan;
-  const TileTask task = plan.Tile(number);
-  if (plan.Entry(task.entry).direct) {
-    return Run(DirectTile(job, task, slot), plan.tile_kv, slot, control);
+  const TileTask task = job.plan.Tile(number);
+  if (job.plan.Entry(task.entry).packed_keys == 0) {
+    return Run(DirectTile(job, task, slot), job.plan.tile_kv, slot, control);
   }
-  if (const auto slice = PackHead(job, task, control)) return *slice;
-  if (plan.isa == Isa::kAmxBf16) return RunAmxTile(job, task, slot, control);
-  return Run(PanelTile(job, task, slot), plan.tile_kv, slot, control);
+  const TileJob::Slice slice = RunPackedTile(job, task, slot, control);
+  if (slice == TileJob::Slice::kDone) PackedHead::Leave(job, task);
+  return slice;
 }
 
 }  // namespace
@@ -206,12 +217,14 @@ const FlashKernel& GetFlashKernel(Isa isa) {
 
 FlashJob::FlashJob(const AttentionProblem& of_problem,
                    const KernelPlan& of_plan, const AttentionBuffers& buffers,
-                   std::byte* workspace, InputSource* of_source)
+                   int64_t threads, std::byte* workspace,
+                   InputSource* of_source)
     : source(of_source),
       problem(of_problem),
       params(of_problem.params()),
       plan(of_plan),
-      scores(of_problem, buffers.bias, buffers.mask) {
+      scores(of_problem, buffers.bias, buffers.mask),
+      packed_heads(of_plan.PackedHeads(threads)) {
   const auto bytes = [](const void* data) {
     return static_cast<const std::byte*>(data);
   };
@@ -223,15 +236,17 @@ FlashJob::FlashJob(const AttentionProblem& of_problem,
   const auto take = [&workspace](int64_t size_bytes) {
     std::byte* const part = workspace;
     workspace += size_bytes;
-    return reinterpret_cast<float*>(part);
+    return part;
   };
-  packed_keys = take(plan.packed_keys_bytes);
-  packed_values = take(plan.packed_values_bytes);
+  heads = take(packed_heads * plan.packed_head_bytes);
+  for (int64_t place = 0; place < packed_heads; ++place) {
+    *reinterpret_cast<uint32_t*>(PackedHead(place)) = 0;
+  }
   packing = reinterpret_cast<HeadPacking*>(take(plan.packing_bytes));
   if (plan.packing_bytes > 0) {
     std::fill_n(packing, params.batch * params.num_kv_heads, HeadPacking{});
   }
-  partials = take(plan.partial_bytes);
+  partials = reinterpret_cast<float*>(take(plan.partial_bytes));
   slots = workspace;
 }
 

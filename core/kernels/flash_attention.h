@@ -20,12 +20,12 @@ namespace attnd {
 
 // All that the tasks of one job share. Borrowed; must outlive the tasks.
 struct FlashJob {
-  // `workspace` has plan.WorkspaceBytes(threads) bytes, 64-byte-aligned.
-  // `source`, where there is one, has the keys and values that are packed,
-  // dense rows of kBhsd.
+  // `workspace` has plan.WorkspaceBytes(threads) bytes, 64-byte-aligned; what
+  // is shared in it is made ready here. `source`, where there is one, has the
+  // keys and values that are packed, dense rows of kBhsd.
   FlashJob(const AttentionProblem& problem, const KernelPlan& plan,
-           const AttentionBuffers& buffers, std::byte* workspace,
-           InputSource* source = nullptr);
+           const AttentionBuffers& buffers, int64_t threads,
+           std::byte* workspace, InputSource* source = nullptr);
 
   // The memory of tile number `slot` in progress.
   float* Slot(int64_t slot) const {
@@ -35,8 +35,14 @@ struct FlashJob {
   // Brings what a packing task reads from the source to the inputs.
   void Load(const PackTask& task) const;
 
-  HeadPacking& Packing(int64_t entry, int64_t kv_head) const {
-    return packing[entry * params.num_kv_heads + kv_head];
+  HeadPacking& Packing(const TileTask& task) const {
+    return packing[task.entry * params.num_kv_heads + task.kv_head];
+  }
+
+  // Place `place` for a packed kv head, below packed_heads. Its first line says
+  // whether it is taken: an atomic while tasks run.
+  std::byte* PackedHead(int64_t place) const {
+    return heads + place * plan.packed_head_bytes;
   }
 
   InputSource* const source;
@@ -50,8 +56,8 @@ struct FlashJob {
                                       //  v_head_dim]
   TensorView<std::byte> output;       // [batch, num_q_heads, q_len, v_head_dim]
   TensorView<float> lse;              // [batch, num_q_heads, q_len, 1], or null
-  float* packed_keys;
-  float* packed_values;
+  int64_t packed_heads;
+  std::byte* heads;
   HeadPacking* packing;  // [entries, num_kv_heads], or nothing
   float* partials;
   std::byte* slots;

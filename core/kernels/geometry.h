@@ -297,8 +297,10 @@ constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
 // How far one kv head is packed. Its tiles share it: the members are atomics
 // while tasks run.
 struct HeadPacking {
+  uint32_t place;    // where: 0 nowhere yet, then the place's number from 1 on
   uint32_t claimed;  // pieces that somebody packs or has packed
   uint32_t packed;   // pieces that are ready
+  uint32_t done;     // tiles that need it no more
   // The largest magnitudes where numbers are split into parts, as the bits of
   // floats without their sign: those so large or so small that they have no
   // exact parts show.

@@ -20,6 +20,7 @@
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/pack_tiles-inl.h"
 #include "core/kernels/vectors-inl.h"
+#include "core/workspace.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -82,83 +83,133 @@ inline int64_t ValueWords(const FlashJob& job, int64_t keys) {
          RoundToLine(job.params.v_head_dim) * job.plan.parts;
 }
 
-// Where the panel and the values that begin with `key` are.
-inline float* PackedPanel(const FlashJob& job, const TileTask& task,
-                          int64_t key) {
-  const int64_t first = job.plan.FirstKey(task.entry, task.kv_head);
-  return job.packed_keys + (first + key) / kPanelKeys * PanelWords(job);
-}
-inline float* PackedValues(const FlashJob& job, const TileTask& task,
-                           int64_t key) {
-  const int64_t first = job.plan.FirstKey(task.entry, task.kv_head);
-  return job.packed_values + ValueWords(job, first + key);
-}
-
-inline void RaiseTo(uint32_t& largest, uint32_t value) {
-  const std::atomic_ref shared(largest);
-  uint32_t old = shared.load(std::memory_order_relaxed);
-  while (old < value &&
-         !shared.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+// One packed kv head, as the tiles see it that read it. Places for heads are
+// few and go from one to the next (KernelPlan::PackedHeads), so that they stay
+// in the caches.
+class PackedHead {
+ public:
+  // Of a tile in progress. The head's first tile finds it a place.
+  PackedHead(const FlashJob& job, const TileTask& task)
+      : job_(job), task_(task), packing_(job.Packing(task)) {
+    std::byte* const place = job.PackedHead(FindPlace());
+    keys_ = reinterpret_cast<float*>(place + Workspace::kAlignment);
+    values_ = keys_ + job.plan.packed_keys_bytes / 4;
   }
-}
 
-inline void Pack(const FlashJob& job, const PackTask& part,
-                 HeadPacking& packing) {
-  const AttentionParams& params = job.params;
-  const BatchEntry entry = job.problem.mask().Entry(part.entry);
-  const int64_t base = job.plan.FirstKey(part.entry, part.kv_head);
-  const auto row = [&](const TensorView<const std::byte>& tensor, DataType type,
-                       int64_t key) {
-    return tensor.RowBytes(SizeOf(type), entry.batch, part.kv_head,
-                           entry.kv_begin + key);
-  };
-  uint32_t largest_key = 0;
-  uint32_t largest_value = 0;
-  for (int64_t key = part.first; key < part.last; key += kPanelKeys) {
-    const uint32_t of_panel =
-        PackKeys(job, row(job.key, params.key_dtype, key),
-                 std::min(kPanelKeys, part.last - key),
-                 job.packed_keys + (base + key) / kPanelKeys * PanelWords(job));
-    largest_key = std::max(largest_key, of_panel);
-  }
-  for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
-    const uint32_t of_chunk =
-        PackValues(job, row(job.value, params.value_dtype, key),
-                   std::min(kKeysPerSum, part.last - key),
-                   job.packed_values + ValueWords(job, base + key));
-    largest_value = std::max(largest_value, of_chunk);
-  }
-  RaiseTo(packing.largest_key, largest_key);
-  RaiseTo(packing.largest_value, largest_value);
-}
-
-// Packs what is left of a tile's kv head, and waits for the pieces that other
-// tiles are at. Right before the tiles that read it, so that it is still in the
-// caches then. kDone where the job should stop; nothing when all is packed.
-inline std::optional<TileJob::Slice> PackHead(const FlashJob& job,
-                                              const TileTask& tile,
-                                              SliceControl& control) {
-  const auto pieces = static_cast<uint32_t>(job.plan.PackTasks(tile.entry));
-  if (pieces == 0) return std::nullopt;
-  HeadPacking& packing = job.Packing(tile.entry, tile.kv_head);
-  const std::atomic_ref claimed(packing.claimed);
-  const std::atomic_ref packed(packing.packed);
-  while (packed.load(std::memory_order_acquire) < pieces) {
-    uint32_t piece = claimed.load(std::memory_order_relaxed);
-    if (piece < pieces && claimed.compare_exchange_weak(
-                              piece, piece + 1, std::memory_order_relaxed)) {
-      const PackTask task = job.plan.Pack(tile.entry, tile.kv_head, piece);
-      if (job.source != nullptr) job.Load(task);
-      Pack(job, task, packing);
-      packed.fetch_add(1, std::memory_order_release);
-    } else if (piece >= pieces) {
-      std::this_thread::yield();
+  // Packs what is left of it, and waits for the pieces that other tiles are at.
+  // Right before the tiles that read it, so that it is still in the caches
+  // then. kDone where the job should stop; nothing when all is packed.
+  std::optional<TileJob::Slice> Pack(SliceControl& control) const {
+    const auto pieces = static_cast<uint32_t>(job_.plan.PackTasks(task_.entry));
+    const std::atomic_ref claimed(packing_.claimed);
+    const std::atomic_ref packed(packing_.packed);
+    while (packed.load(std::memory_order_acquire) < pieces) {
+      uint32_t piece = claimed.load(std::memory_order_relaxed);
+      if (piece < pieces && claimed.compare_exchange_weak(
+                                piece, piece + 1, std::memory_order_relaxed)) {
+        const PackTask task = job_.plan.Pack(task_.entry, task_.kv_head, piece);
+        if (job_.source != nullptr) job_.Load(task);
+        PackPiece(task);
+        packed.fetch_add(1, std::memory_order_release);
+      } else if (piece >= pieces) {
+        std::this_thread::yield();
+      }
+      if (control.ShouldStop()) return TileJob::Slice::kDone;
+      if (control.ShouldYield()) return TileJob::Slice::kYield;
     }
-    if (control.ShouldStop()) return TileJob::Slice::kDone;
-    if (control.ShouldYield()) return TileJob::Slice::kYield;
+    return std::nullopt;
   }
-  return std::nullopt;
-}
+
+  // A tile of the head is done. After the last one the place is free.
+  static void Leave(const FlashJob& job, const TileTask& task) {
+    HeadPacking& packing = job.Packing(task);
+    const std::atomic_ref done(packing.done);
+    // Whoever takes the place next must not write before all have read.
+    if (done.fetch_add(1, std::memory_order_acq_rel) + 1 ==
+        job.plan.TilesOfHead(task.entry)) {
+      Taken(job, packing.place - 1).store(0, std::memory_order_release);
+    }
+  }
+
+  // Where the panel that begins with `key` is, and the values of the sum that
+  // does.
+  const float* Panel(int64_t key) const {
+    return keys_ + key / kPanelKeys * PanelWords(job_);
+  }
+  const float* Values(int64_t key) const {
+    return values_ + ValueWords(job_, key);
+  }
+
+ private:
+  static std::atomic_ref<uint32_t> Taken(const FlashJob& job, int64_t place) {
+    return std::atomic_ref(*reinterpret_cast<uint32_t*>(job.PackedHead(place)));
+  }
+
+  int64_t FindPlace() const {
+    constexpr uint32_t kLooking = 0xFFFFFFFF;
+    const std::atomic_ref place(packing_.place);
+    uint32_t at = place.load(std::memory_order_acquire);
+    if (at == 0 && place.compare_exchange_strong(at, kLooking)) {
+      // The lowest first: it was used last. There are enough, but one may come
+      // free behind this search.
+      at = 0;
+      uint32_t taken = 0;
+      while (!Taken(job_, at).compare_exchange_strong(taken, 1)) {
+        at = (at + 1) % static_cast<uint32_t>(job_.packed_heads);
+        taken = 0;
+      }
+      place.store(at + 1, std::memory_order_release);
+      return at;
+    }
+    while (at == kLooking) {
+      std::this_thread::yield();
+      at = place.load(std::memory_order_acquire);
+    }
+    return at - 1;
+  }
+
+  void PackPiece(const PackTask& part) const {
+    const AttentionParams& params = job_.params;
+    const BatchEntry entry = job_.problem.mask().Entry(part.entry);
+    const auto row = [&](const TensorView<const std::byte>& tensor,
+                         DataType type, int64_t key) {
+      return tensor.RowBytes(SizeOf(type), entry.batch, part.kv_head,
+                             entry.kv_begin + key);
+    };
+    uint32_t largest_key = 0;
+    uint32_t largest_value = 0;
+    for (int64_t key = part.first; key < part.last; key += kPanelKeys) {
+      const uint32_t of_panel =
+          PackKeys(job_, row(job_.key, params.key_dtype, key),
+                   std::min(kPanelKeys, part.last - key),
+                   keys_ + key / kPanelKeys * PanelWords(job_));
+      largest_key = std::max(largest_key, of_panel);
+    }
+    for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
+      const uint32_t of_chunk =
+          PackValues(job_, row(job_.value, params.value_dtype, key),
+                     std::min(kKeysPerSum, part.last - key),
+                     values_ + ValueWords(job_, key));
+      largest_value = std::max(largest_value, of_chunk);
+    }
+    RaiseTo(packing_.largest_key, largest_key);
+    RaiseTo(packing_.largest_value, largest_value);
+  }
+
+  static void RaiseTo(uint32_t& largest, uint32_t value) {
+    const std::atomic_ref shared(largest);
+    uint32_t old = shared.load(std::memory_order_relaxed);
+    while (old < value && !shared.compare_exchange_weak(
+                              old, value, std::memory_order_relaxed)) {
+    }
+  }
+
+  const FlashJob& job_;
+  const TileTask& task_;
+  HeadPacking& packing_;
+  float* keys_;
+  float* values_;
+};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attnd

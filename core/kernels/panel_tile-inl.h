@@ -27,8 +27,10 @@ namespace HWY_NAMESPACE {
 
 class PanelTile : public Tile {
  public:
-  PanelTile(const FlashJob& job, const TileTask& task, float* slot)
+  PanelTile(const FlashJob& job, const TileTask& task, const PackedHead& head,
+            float* slot)
       : Tile(job, task, slot, job.plan.isa, 1),
+        head_(head),
         kernels_(job.plan.isa == Isa::kAvx512Bf16 ? Bf16DotMicrokernels()
                                                   : kMicrokernels) {}
 
@@ -47,11 +49,10 @@ class PanelTile : public Tile {
   void Absorb(int64_t begin, int64_t end) {
     if (!LookAt(begin, end)) return;
     checked_values_ = false;
-    FetchAhead(PackedValues(job_, task_, begin), ValueWords(job_, end - begin));
+    FetchAhead(head_.Values(begin), ValueWords(job_, end - begin));
     Score();
     const int64_t next = std::min(plan_.tile_kv, span_.end - end);
-    FetchAhead(PackedPanel(job_, task_, end),
-               next / kPanelKeys * PanelWords(job_));
+    FetchAhead(head_.Panel(end), next / kPanelKeys * PanelWords(job_));
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       if (rows_.block(b).seen.size() == 0) continue;
       Softmax(rows_.block(b), [&](int64_t r, int64_t, int64_t) HWY_ATTR {
@@ -81,7 +82,7 @@ class PanelTile : public Tile {
     std::fill_n(RowMaxLanes(0), rows_.rows() * kLanes, kMinusInfinity);
     const int64_t steps = CeilDiv(params_.head_dim, per_word_);
     for (int64_t key = begin_; key < end_; key += kPanelKeys) {
-      const float* panel = PackedPanel(job_, task_, key);
+      const float* panel = head_.Panel(key);
       for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
         const Block& block = rows_.block(b);
         const KeyRange seen = Clip(block.seen, key, key + kPanelKeys);
@@ -142,13 +143,14 @@ class PanelTile : public Tile {
 
   // Of a group of columns, from `key` on, which begins a sum.
   const float* Values(int64_t key, int64_t column) const {
-    return PackedValues(job_, task_, key) + column * (kKeysPerSum / per_word_);
+    return head_.Values(key) + column * (kKeysPerSum / per_word_);
   }
 
   float* RowMaxLanes(int64_t r) const {
     return slot_ + layout_.row_max_lanes + r * kLanes;
   }
 
+  const PackedHead& head_;
   const Microkernels& kernels_;
   const float* ahead_ = nullptr;
   const float* ahead_end_ = nullptr;

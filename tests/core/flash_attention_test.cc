@@ -35,24 +35,47 @@ class FakeControl : public SliceControl {
 // Every kernel of this machine in turn, called directly.
 class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
  protected:
-  void Compute(AttentionCase& c, bool yield = false) const {
+  // On `threads` workers, which take turns as `rng` has it.
+  void Compute(AttentionCase& c, bool yield, int64_t threads,
+               std::mt19937_64& rng) const {
     c.ClearOutputs();
     const AttentionProblem& problem = c.problem();
     MachineInfo machine = MachineInfo::Detect();
     machine.isa = GetParam();
     const KernelPlan plan = MakeKernelPlan(problem, machine);
     const Workspace workspace =
-        Workspace::Reserve(plan.WorkspaceBytes(1)).value();
-    const FlashJob job(problem, plan, c.buffers(), workspace.data());
+        Workspace::Reserve(plan.WorkspaceBytes(threads)).value();
+    const FlashJob job(problem, plan, c.buffers(), threads, workspace.data());
     const FlashKernel& kernel = GetFlashKernel(plan.isa);
-    kernel.init_slot(job.Slot(0));
+    constexpr int64_t kIdle = -1;
+    std::vector<int64_t> task_of(static_cast<size_t>(plan.Slots(threads)),
+                                 kIdle);
+    for (size_t slot = 0; slot < task_of.size(); ++slot) {
+      kernel.init_slot(job.Slot(static_cast<int64_t>(slot)));
+    }
     FakeControl control(yield);
-    for (int64_t t = 0; t < plan.tile_tasks; ++t) {
-      while (kernel.run_tile(job, t, job.Slot(0), control) ==
-             TileJob::Slice::kYield) {
+    int64_t next = 0;
+    for (int64_t done = 0; done < plan.tile_tasks;) {
+      const size_t slot = rng() % task_of.size();
+      int64_t& task = task_of[slot];
+      if (task == kIdle && next == plan.tile_tasks) continue;
+      if (task == kIdle) {
+        task = next++;
+        continue;  // others may be faster
       }
+      if (kernel.run_tile(job, task, job.Slot(static_cast<int64_t>(slot)),
+                          control) == TileJob::Slice::kYield) {
+        continue;
+      }
+      task = kIdle;
+      ++done;
     }
     for (int64_t t = 0; t < plan.merge_tasks; ++t) kernel.merge(job, t);
+  }
+
+  void Compute(AttentionCase& c, bool yield = false) const {
+    std::mt19937_64 unused;
+    Compute(c, yield, 1, unused);
   }
 };
 
@@ -77,6 +100,24 @@ TEST_P(FlashAttentionTest, YieldingChangesNoBit) {
     Compute(c, /*yield=*/true);
     ASSERT_TRUE(c.output == output) << c.ToString();
     ASSERT_TRUE(SameBits(lse, c.lse)) << c.ToString();
+  }
+}
+
+// Heads are packed where earlier ones were, by whoever comes first. With too
+// few places this would not end.
+TEST_P(FlashAttentionTest, HeadsOfManyTilesShareFewPlaces) {
+  std::mt19937_64 rng(kSeed);
+  for (int i = 0; i < Affordable(40); ++i) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
+    AttentionCase c(RandomCase(rng, 600), rng());
+    Compute(c);
+    const TypedArray output = c.output;
+    const std::vector<float> lse = c.lse;
+    for (const int64_t threads : {2, 3, 7}) {
+      Compute(c, /*yield=*/true, threads, rng);
+      ASSERT_TRUE(c.output == output) << c.ToString();
+      ASSERT_TRUE(SameBits(lse, c.lse)) << c.ToString();
+    }
   }
 }
 

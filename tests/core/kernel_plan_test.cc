@@ -182,7 +182,8 @@ TEST(KernelPlanTest, AmxSplitsWhatIsNotBf16) {
     EXPECT_FALSE(split.bf16_products);
     // Two bytes for each of three parts, instead of four.
     EXPECT_EQ(split.packed_keys_bytes, whole.packed_keys_bytes / 2 * 3);
-    EXPECT_EQ(split.packed_values_bytes, whole.packed_values_bytes / 2 * 3);
+    EXPECT_EQ(split.packed_head_bytes - 64,
+              (whole.packed_head_bytes - 64) / 2 * 3);
     EXPECT_EQ(plan_of(type, Precision::kF32).parts, 1);
   }
   EXPECT_EQ(plan_of(DataType::kBF16, Precision::kAuto).parts, 1);
@@ -207,11 +208,26 @@ TEST(KernelPlanTest, WorkspaceGrowsWithThreadsUpToTheTiles) {
   EXPECT_EQ(plan.WorkspaceBytes(3), plan.WorkspaceBytes(64));
 }
 
-TEST(KernelPlanTest, BytesSaturateWherePackedKeysOverflow) {
+// Not with the number of heads: one is packed for each tile in progress.
+TEST(KernelPlanTest, PackedHeadsGrowWithThreadsUpToTheHeads) {
+  const KernelPlan plan = MakeKernelPlan(Problem(2, 3, 1, 400, 64, 64), kWide);
+  ASSERT_EQ(plan.tile_tasks, 2 * 3 * 5);
+  EXPECT_EQ(plan.PackedHeads(1), 1);
+  EXPECT_EQ(plan.PackedHeads(2), 2);
+  EXPECT_EQ(plan.PackedHeads(4), 4);
+  EXPECT_EQ(plan.PackedHeads(64), 6);
+  EXPECT_EQ(plan.WorkspaceBytes(2),
+            plan.WorkspaceBytes(1) + plan.slot_bytes + plan.packed_head_bytes);
+  EXPECT_EQ(MakeKernelPlan(Problem(2, 3, 1, 1, 64, 64), kWide).PackedHeads(2),
+            0);
+}
+
+TEST(KernelPlanTest, BytesFitWhereverTensorsDo) {
   for (const int64_t batch : {int64_t{1} << 45, int64_t{1} << 46}) {
     const KernelPlan plan =
         MakeKernelPlan(Problem(batch, 1, 1, 49, 1, 64), kWide);
-    EXPECT_GT(plan.WorkspaceBytes(2), int64_t{1} << 60);
+    EXPECT_GT(plan.WorkspaceBytes(2), batch);
+    EXPECT_LT(plan.WorkspaceBytes(2), 64 * batch);
   }
 }
 
@@ -229,6 +245,7 @@ TEST(KernelPlanTest, EveryTileFitsTheKernelsFixedArrays) {
       EXPECT_EQ(kKeysPerSum % plan.panel_keys, 0);
       EXPECT_EQ(plan.slot_bytes % 64, 0);
       EXPECT_EQ(plan.packed_keys_bytes % 64, 0);
+      EXPECT_EQ(plan.packed_head_bytes % 64, 0);
     }
   }
 }
