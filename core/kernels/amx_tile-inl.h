@@ -31,36 +31,6 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The largest magnitude of a tile's queries, as the bits of a float: of the
-// rows that see something, for nobody knows what the others hold.
-inline uint32_t LargestQuery(const FlashJob& job, const TileTask& task) {
-  const AttentionParams& params = job.params;
-  const BatchEntry entry = job.problem.mask().Entry(task.entry);
-  const int64_t first = task.tile * job.plan.Entry(task.entry).tile_q;
-  Bits largest = hn::Zero(kU);
-  for (int64_t r = 0; r < RowsOf(job, task, entry); ++r) {
-    const int64_t q_row = (first + r) % entry.q_len;
-    if (entry.VisibleRange(q_row).size() == 0) continue;
-    const int64_t head =
-        task.kv_head * params.HeadsPerGroup() + (first + r) / entry.q_len;
-    VisitType(params.query_dtype, [&](auto as) {
-      using As = decltype(as);
-      const auto* const row = QueryRow<As>(job, entry, head, q_row);
-      largest = hn::Max(largest, RowMagnitudes<As>(row, params.head_dim));
-    });
-  }
-  return LargestOf(largest);
-}
-
-// Whether all that a tile multiplies has exact parts, or is not finite.
-inline bool HasParts(const FlashJob& job, const TileTask& task,
-                     uint32_t largest_query) {
-  const HeadPacking& packing = job.Packing(task);
-  return HaveParts(largest_query, kLeastScored) &&
-         HaveParts(packing.largest_key, kLeastScored) &&
-         HaveParts(packing.largest_value, kLeastValue);
-}
-
 // What Tile::AddCarefully calls for a row and a tile of values.
 inline void AmxAddOneRow(const float* weights, int64_t weight_stride,
                          const void* value, int64_t /*value_stride*/,
@@ -74,26 +44,40 @@ inline void AmxAddOneRow(const float* weights, int64_t weight_stride,
 class AmxTile : public Tile {
  public:
   AmxTile(const FlashJob& job, const TileTask& task, const PackedHead& head,
-          float* slot, uint32_t largest_query)
+          float* slot)
       : Tile(job, task, slot, Isa::kAmxBf16, job.plan.parts),
         head_(head),
         parts_(job.plan.parts),
-        largest_query_(largest_query),
         packing_(job.Packing(task)) {}
 
-  void LoadQuery() const {
+  // A fresh tile's. Returns the largest magnitude where queries have several
+  // parts, as the bits of a float: of the rows that see something, for nobody
+  // knows what the others hold.
+  uint32_t LoadQuery() const {
     const int64_t elements = 2 * RowWords(Isa::kAmxBf16, params_.head_dim);
-    VisitQueries([&](auto as, const auto* from, float factor, float* to) {
+    Bits largest = hn::Zero(kU);
+    VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
       using As = decltype(as);
-      auto* const pairs = reinterpret_cast<uint16_t*>(to);
-      if (parts_ > 1) {
-        Bits unused = hn::Zero(kU);
-        SplitRow<kBf16PartsOfF32, As>(from, params_.head_dim, elements, factor,
-                                      pairs, elements, unused);
-      } else {
+      auto* const pairs = reinterpret_cast<uint16_t*>(Query(r));
+      if (parts_ == 1) {
         ConvertRowToBf16<As>(from, params_.head_dim, elements, factor, pairs);
+        return;
       }
+      Bits of_row = hn::Zero(kU);
+      SplitRow<kBf16PartsOfF32, As>(from, params_.head_dim, elements, factor,
+                                    pairs, elements, of_row);
+      if (rows_.SeesAny(r)) largest = hn::Max(largest, of_row);
     });
+    return LargestOf(largest);
+  }
+
+  // Turns to a tile whose queries are loaded. Whether all that it multiplies
+  // has exact parts, or is not finite.
+  bool Begin(uint32_t largest_query) {
+    largest_query_ = largest_query;
+    return parts_ == 1 || (HaveParts(largest_query, kLeastScored) &&
+                           HaveParts(packing_.largest_key, kLeastScored) &&
+                           HaveParts(packing_.largest_value, kLeastValue));
   }
 
   // One block after the other, so that its scores and weights stay in the
@@ -330,8 +314,8 @@ class AmxTile : public Tile {
 
   const PackedHead& head_;
   const int64_t parts_;
-  const uint32_t largest_query_;  // of several parts
   const HeadPacking& packing_;
+  uint32_t largest_query_ = 0;
   bool checked_values_ = false;
   bool values_finite_ = false;
 };

@@ -106,9 +106,10 @@ void Merge(const FlashJob& job, int64_t task) {
   }
 }
 
-// The first words of a slot. `next_key` < 0: no tile is in progress.
+// The first words of a slot.
 struct SlotHeader {
-  int64_t next_key;
+  int64_t next_key;        // < 0: no tile is in progress
+  uint32_t largest_query;  // AmxTile::LoadQuery
 };
 
 SlotHeader LoadHeader(const float* slot) {
@@ -117,21 +118,22 @@ SlotHeader LoadHeader(const float* slot) {
   return header;
 }
 
-void StoreHeader(float* slot, SlotHeader header) {
+void StoreHeader(float* slot, const SlotHeader& header) {
   std::memcpy(slot, &header, sizeof(header));
 }
 
-void InitSlot(float* slot) { StoreHeader(slot, {.next_key = -1}); }
+void InitSlot(float* slot) {
+  StoreHeader(slot, {.next_key = -1, .largest_query = 0});
+}
 
-// A tile's way over its keys.
+// A tile's way over its keys. Its queries are loaded.
 template <class SomeTile>
-TileJob::Slice Run(SomeTile tile, int64_t tile_kv, float* slot,
-                   SliceControl& control) {
+TileJob::Slice Walk(SomeTile& tile, int64_t tile_kv, float* slot,
+                    SlotHeader header, SliceControl& control) {
   const KeyRange span = tile.span();
-  int64_t key = LoadHeader(slot).next_key;
+  int64_t& key = header.next_key;
   if (key < 0) {
     tile.Reset();
-    tile.LoadQuery();
     key = span.begin / tile_kv * tile_kv;
   }
   while (key < span.end) {
@@ -141,7 +143,7 @@ TileJob::Slice Run(SomeTile tile, int64_t tile_kv, float* slot,
     if (key == span.end) break;
     if (control.ShouldStop()) return TileJob::Slice::kDone;
     if (control.ShouldYield()) {
-      StoreHeader(slot, {.next_key = key});
+      StoreHeader(slot, header);
       return TileJob::Slice::kYield;
     }
   }
@@ -150,34 +152,49 @@ TileJob::Slice Run(SomeTile tile, int64_t tile_kv, float* slot,
   return TileJob::Slice::kDone;
 }
 
+TileJob::Slice RunDirectTile(const FlashJob& job, const TileTask& task,
+                             float* slot, const SlotHeader& header,
+                             SliceControl& control) {
+  DirectTile tile(job, task, slot);
+  if (header.next_key < 0) tile.LoadQuery();
+  return Walk(tile, job.plan.tile_kv, slot, header, control);
+}
+
+TileJob::Slice RunPanelTile(const FlashJob& job, const TileTask& task,
+                            const PackedHead& head, float* slot,
+                            const SlotHeader& header, SliceControl& control) {
+  PanelTile tile(job, task, head, slot);
+  if (header.next_key < 0) tile.LoadQuery();
+  return Walk(tile, job.plan.tile_kv, slot, header, control);
+}
+
 TileJob::Slice RunAmxTile(const FlashJob& job, const TileTask& task,
                           const PackedHead& head, float* slot,
-                          SliceControl& control) {
-  const KernelPlan& plan = job.plan;
-  const uint32_t largest = plan.parts > 1 ? LargestQuery(job, task) : 0;
-  if (plan.parts > 1 && !HasParts(job, task, largest)) {
-    return Run(DirectTile(job, task, slot), plan.tile_kv, slot, control);
+                          SlotHeader header, SliceControl& control) {
+  AmxTile tile(job, task, head, slot);
+  if (header.next_key < 0) header.largest_query = tile.LoadQuery();
+  if (!tile.Begin(header.largest_query)) {
+    return RunDirectTile(job, task, slot, header, control);
   }
   const AmxTiles tiles;
-  return Run(AmxTile(job, task, head, slot, largest), plan.tile_kv, slot,
-             control);
+  return Walk(tile, job.plan.tile_kv, slot, header, control);
 }
 
 TileJob::Slice RunPackedTile(const FlashJob& job, const TileTask& task,
                              float* slot, SliceControl& control) {
   const PackedHead head(job, task);
   if (const auto slice = head.Pack(control)) return *slice;
-  if (job.plan.isa == Isa::kAmxBf16) {
-    return RunAmxTile(job, task, head, slot, control);
-  }
-  return Run(PanelTile(job, task, head, slot), job.plan.tile_kv, slot, control);
+  const SlotHeader header = LoadHeader(slot);
+  return job.plan.isa == Isa::kAmxBf16
+             ? RunAmxTile(job, task, head, slot, header, control)
+             : RunPanelTile(job, task, head, slot, header, control);
 }
 
 TileJob::Slice RunTile(const FlashJob& job, int64_t number, float* slot,
                        SliceControl& control) {
   const TileTask task = job.plan.Tile(number);
   if (job.plan.Entry(task.entry).packed_keys == 0) {
-    return Run(DirectTile(job, task, slot), job.plan.tile_kv, slot, control);
+    return RunDirectTile(job, task, slot, LoadHeader(slot), control);
   }
   const TileJob::Slice slice = RunPackedTile(job, task, slot, control);
   if (slice == TileJob::Slice::kDone) PackedHead::Leave(job, task);

@@ -60,20 +60,6 @@ inline bool HaveParts(uint32_t largest, float least) {
 inline constexpr float kLeastScored = 0x1p-50F;
 inline constexpr float kLeastValue = 0x1p-100F;
 
-// The largest magnitudes of a row, lane by lane.
-template <class As>
-HWY_INLINE Bits RowMagnitudes(const typename As::Element* row, int64_t dims) {
-  Bits largest = hn::Zero(kU);
-  int64_t d = 0;
-  for (; d + kLanes <= dims; d += kLanes) {
-    largest = hn::Max(largest, Magnitude(As::Load(kF, row + d)));
-  }
-  if (d < dims) {
-    largest = hn::Max(largest, Magnitude(LoadAt<As>(row, dims, d)));
-  }
-  return largest;
-}
-
 // One row of `dims` elements times `factor`, by parts of `padded` bf16, the
 // rest of which are 0: part p at `to + p * part_stride`. `padded` is a multiple
 // of kTilePairs. A single part is rounded. Raises `largest` to the magnitudes

@@ -40,9 +40,9 @@ class PanelTile : public Tile {
       return;
     }
     const int64_t padded = per_word_ * RowWords(plan_.isa, params_.head_dim);
-    VisitQueries([&](auto as, const auto* from, float factor, float* to) {
+    VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
       ConvertRowToBf16<decltype(as)>(from, params_.head_dim, padded, factor,
-                                     reinterpret_cast<uint16_t*>(to));
+                                     reinterpret_cast<uint16_t*>(Query(r)));
     });
   }
 

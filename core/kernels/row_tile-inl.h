@@ -119,6 +119,9 @@ class RowTile {
             row % entry_.q_len};
   }
 
+  // Whether row r sees any key, by its range.
+  bool SeesAny(int64_t r) const { return ranges_[r].size() > 0; }
+
   // Turns to keys begin <= j < end: blocks say what of them is seen. Whether
   // anything is.
   bool LookAt(int64_t begin, int64_t end) {
@@ -258,8 +261,13 @@ class RowTile {
   int64_t num_blocks_ = 0;
   int64_t begin_ = 0;  // the keys in work
   int64_t end_ = 0;
-  KeyRange ranges_[kMaxTileRows];
-  Block blocks_[kMaxTileRows];
+  // In unions, so that nobody zeroes 20 KiB for each tile.
+  union {
+    KeyRange ranges_[kMaxTileRows];  // of the first rows_
+  };
+  union {
+    Block blocks_[kMaxTileRows];  // the first num_blocks_
+  };
 };
 
 // Adds weights * values for one row, with the values of hidden keys (or rows)

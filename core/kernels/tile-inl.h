@@ -107,9 +107,9 @@ inline void FinishRow(const FlashJob& job, const BatchEntry& entry,
 }
 
 // Rows of the matrix that the heads of a GQA group make up, and the keys of one
-// split. The tiles made of it have
-//   void LoadQuery();                         // a fresh tile's, to the slot
-//   void Absorb(int64_t begin, int64_t end);  // begin <= key < end; begin is a
+// split. The tiles made of it load queries to the slot, and then have
+//   void Absorb(int64_t begin, int64_t end);  // keys begin <= key < end, begin
+//   a
 //                                             // multiple of tile_kv
 class Tile {
  public:
@@ -187,8 +187,8 @@ class Tile {
     return rows_.LookAt(begin, end);
   }
 
-  // Calls `load(as, from, factor, to)` for every row: its query as it lies, in
-  // memory of that type, what to multiply it by, and its place in the slot.
+  // Calls `load(as, r, from, factor)` for every row: its query as it lies, in
+  // memory of that type, and what to multiply it by.
   template <class Load>
   void VisitQueries(const Load& load) const {
     const float factor = ScoreScale(params_).query_factor;
@@ -196,17 +196,16 @@ class Tile {
       const auto at = rows_.HeadAndRow(r);
       VisitType(params_.query_dtype, [&](auto as) {
         using As = decltype(as);
-        load(as, QueryRow<As>(job_, entry_, at.first, at.second), factor,
-             Query(r));
+        load(as, r, QueryRow<As>(job_, entry_, at.first, at.second), factor);
       });
     }
   }
 
   // To rows of f32.
   void LoadQueryAsF32() const {
-    VisitQueries([&](auto as, const auto* from, float factor, float* to) {
+    VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
       ConvertRow<decltype(as)>(from, params_.head_dim, layout_.q_stride, factor,
-                               weights_ == WeightKind::kRounded, to);
+                               weights_ == WeightKind::kRounded, Query(r));
     });
   }
 
