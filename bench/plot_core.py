@@ -1,7 +1,6 @@
 """Draws what core_bench measured, from the records that it wrote:
 python bench/plot_core.py core.json docs/performance. Makes scaling.svg (time,
-memory and share of peak as N grows) and roofline.svg there, and prints the
-README's table and those of docs/performance.md. Needs matplotlib.
+memory and share of peak as N grows) and roofline.svg there. Needs matplotlib.
 """
 
 import json
@@ -100,34 +99,6 @@ def draw_roofline(records, path):
   save(figure, path)
 
 
-def print_tables(data, threads):
-  flash = chosen(data['records'], 'over_naive', threads)
-  naive = chosen(data['records'], 'naive', threads)
-  print('| N | naive | attnd | faster | memory naive | memory attnd |')
-  print('|---:|---:|---:|---:|---:|---:|')
-  for f, n in zip(flash, naive):
-    print(f'| {f["q_len"]} | {n["time_ms"]:.1f} ms | {f["time_ms"]:.1f} ms '
-          f'| {f["speedup"]:.1f}x | {n["held_bytes"] / 2**20:.1f} MiB '
-          f'| {f["held_bytes"] / 2**20:.1f} MiB |')
-  lengths = [r['q_len'] for r in chosen(data['records'], 'prefill', 1,
-                                        head_dim=64)]
-  print('\n| N | ' + ' | '.join(map(str, lengths)) + ' |\n|---|' +
-        '---:|' * len(lengths))
-  for number in range(1, threads + 1):
-    for name, note in (('prefill', ''), ('prefill_causal', 'causal, ')):
-      for head_dim in (64, 128):
-        those = chosen(data['records'], name, number, head_dim=head_dim)
-        cells = ' | '.join(f'{r["peak_ratio"]:.2f}' for r in those)
-        print(f'| {note}{number} thread{"s" if number > 1 else ""}, '
-              f'head_dim {head_dim} | {cells} |')
-  print('\n| bar | measured | bar | |\n|---|---:|---|---|')
-  for v in data['verdicts']:
-    bar = (f'>= {v["at_least"]:.2f}' if 'at_least' in v else
-           f'<= {v["at_most"]:.2f}')
-    print(f'| {v["bar"]} | {v["measured"]:.3f} | {bar} '
-          f'| {"meets" if v["meets"] else "misses"} |')
-
-
 def main(source, folder):
   with open(source, encoding='utf-8') as file:
     data = json.load(file)
@@ -140,7 +111,6 @@ def main(source, folder):
                        'svg.fonttype': 'none'})
   draw_scaling(records, threads, pathlib.Path(folder, 'scaling.svg'))
   draw_roofline(records, pathlib.Path(folder, 'roofline.svg'))
-  print_tables(data, threads)
 
 
 if __name__ == '__main__':

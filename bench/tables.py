@@ -1,0 +1,193 @@
+"""Renews the tables of documents from records of ./dev bench core or peers.
+
+usage: tables.py RECORDS.json DOCUMENT.md...
+
+A table stands right below a line <!-- bench: NAME -->, and is replaced where
+the records have what it shows; the words around it are nobody's but yours.
+"""
+import json
+import re
+import sys
+
+
+def table(head, rows, align):
+  lines = [head, align, *rows]
+  return [f'| {" | ".join(cells)} |' if isinstance(cells, (list, tuple))
+          else cells for cells in lines]
+
+
+def times(threads):
+  return f'{threads} thread{"s" if threads > 1 else ""}'
+
+
+def of(records, name, **fields):
+  return [r for r in records if r['name'] == name and
+          all(r[k] == v for k, v in fields.items())]
+
+
+def ratio(records, key='peak_ratio'):
+  return [f'{r[key]:.2f}' for r in records]
+
+
+def over_naive(data):
+  threads = max(r['threads'] for r in data['records'])
+  pairs = zip(of(data['records'], 'over_naive', threads=threads),
+              of(data['records'], 'naive', threads=threads))
+  rows = [[f'{f["q_len"]}', f'{n["time_ms"]:.1f} ms', f'{f["time_ms"]:.1f} ms',
+           f'{f["speedup"]:.1f}x', f'{n["held_bytes"] / 2**20:.1f} MiB',
+           f'{f["held_bytes"] / 2**20:.1f} MiB']
+          for f, n in pairs if f['q_len'] >= 512]
+  return table(['N', 'naive', 'attnd', 'faster', 'memory naive',
+                'memory attnd'], rows, '|---:|---:|---:|---:|---:|---:|')
+
+
+def over_naive_by_threads(data):
+  records = data['records']
+  lengths = [r['q_len'] for r in of(records, 'over_naive', threads=1)]
+  rows = []
+  for threads in sorted({r['threads'] for r in of(records, 'over_naive')}):
+    flash = of(records, 'over_naive', threads=threads)
+    naive = of(records, 'naive', threads=threads)
+    rows.append([f'{times(threads)}, times faster',
+                 *(f'{r["speedup"]:.1f}' for r in flash)])
+    rows.append(['naive, GFLOP/s', *(f'{r["gflops"]:.0f}' for r in naive)])
+  return table(['N', *map(str, lengths)], rows,
+               '|---|' + '---:|' * len(lengths))
+
+
+def bars(data):
+  rows = []
+  for v in data['verdicts']:
+    limit = (f'>= {v["at_least"]:.2f}' if 'at_least' in v else
+             f'<= {v["at_most"]:.2f}')
+    rows.append([v['bar'], f'{v["measured"]:.3f}', limit,
+                 'meets' if v['meets'] else 'misses'])
+  return ['| bar | measured | bar | |',
+          *table('', rows, '|---|---:|---|---|')[1:]]
+
+
+def prefill(data):
+  records = data['records']
+  lengths = [r['q_len'] for r in of(records, 'prefill', threads=1,
+                                    head_dim=64)]
+  rows = []
+  for threads in sorted({r['threads'] for r in of(records, 'prefill')}):
+    for name, note in (('prefill', ''), ('prefill_causal', 'causal, ')):
+      for head_dim in (64, 128):
+        those = of(records, name, threads=threads, head_dim=head_dim)
+        rows.append([f'{note}{times(threads)}, head_dim {head_dim}',
+                     *ratio(those)])
+  return table(['N', *map(str, lengths)], rows,
+               '|---|' + '---:|' * len(lengths))
+
+
+def by_threads(head, records, label, key):
+  """One row for each case, one column for each number of threads."""
+  cells = {}
+  for r in records:
+    cells.setdefault(label(r), []).append(f'{r[key]:.2f}')
+  threads = sorted({r['threads'] for r in records})
+  return table([head, *map(times, threads)],
+               [[name, *values] for name, values in cells.items()],
+               '|---|' + '---:|' * len(threads))
+
+
+def other_shapes(data):
+  return by_threads(
+      'other shapes, share of FMA peak',
+      of(data['records'], 'short') + of(data['records'], 'odd'),
+      lambda r: f'{r["q_heads"]} heads, N = {r["q_len"]}, '
+                f'head_dim {r["head_dim"]}', 'peak_ratio')
+
+
+def decode(data):
+  def label(r):
+    heads = (f'{r["q_heads"]} heads' if r['q_heads'] == r['kv_heads'] else
+             f'{r["q_heads"]} query heads, {r["kv_heads"]} of keys')
+    return f'{heads}, {r["dtype"]}'
+  return by_threads(
+      '1 query over 32 Ki keys, head_dim 128, share of stream',
+      of(data['records'], 'decode') + of(data['records'], 'decode_gqa'), label,
+      'stream_ratio')
+
+
+def one_thread(data):
+  records = [r for r in data['records'] if r['threads'] == 1]
+  def sixteen(dtype, key):
+    return ' and '.join(f'{r[key]:.2f}'
+                        for r in of(records, '16_bit', dtype=dtype))
+  def masked(window):
+    those = [r for r in of(records, 'masked', causal=True)
+             if (r['window'] > 0) == window]
+    return f'{those[0]["cost"]:.2f} of its visible share of the full call'
+  def backward(causal):
+    return ', '.join(ratio(of(records, 'backward', causal=causal)))
+  def reach(key):
+    those = [r[key] for r in of(records, 'auto', q_len=16)
+             if 'block_size' not in r]
+    return f'{min(those):.2f} to {max(those):.2f}'
+  rows = [
+      ['bf16 in, N = 4096, head_dim 64 and 128',
+       f'{sixteen("bf16", "peak_ratio")} of the f32 peak'],
+      ['f16 in, the same',
+       f'{sixteen("f16", "relative")} times the speed of f32'],
+      ['causal, N = 4096, head_dim 128', masked(False)],
+      ['causal window of 1024 keys, the same', masked(True)],
+      ['backward, 8 heads, N = 2048, head_dim 64, 96 and 128 (5 products '
+       'counted)', f'{backward(False)} of peak; causal {backward(True)}'],
+      ['16 query rows of 8 heads over 16 Ki keys, head_dim 32 to 256',
+       f'{reach("peak_ratio")} of peak, {reach("stream_ratio")} of stream']]
+  return table(['one thread', 'result'], rows, '|---|---|')
+
+
+def peers(data):
+  names = list(data['records'][0]['shares'])
+  rows = []
+  for r in data['records']:
+    heads = (f'{r["q_heads"]} heads' if r['q_heads'] == r['kv_heads'] else
+             f'{r["q_heads"]}:{r["kv_heads"]} heads')
+    length = (f'1 over {r["kv_len"]}' if r['q_len'] == 1 else
+              f'N {r["q_len"]}')
+    causal = ', causal' if r['backward'] and r['causal'] else ''
+    best = max(r['shares'].values())
+    shares = []
+    for name in names:
+      share = r['shares'].get(name)
+      text = '-' if share is None else f'{share:.2f}'
+      shares.append(f'**{text}**' if share == best else text)
+    over = r['over_best_peer']
+    place = ('first' if over >= 1.02 else
+             'level' if over >= 0.98 else 'not first')
+    rows.append([f'{r["name"]} {r["dtype"]}, {heads}, {length}, '
+                 f'head_dim {r["head_dim"]}{causal}', r['limit'], *shares,
+                 f'{over:.2f}, {place}'])
+  return table(['case', 'of', *names, 'over the best'], rows,
+               '|---|---|' + '---:|' * len(names) + '---|')
+
+
+TABLES = {'over_naive': over_naive, 'bars': bars, 'prefill': prefill,
+          'other_shapes': other_shapes, 'decode': decode,
+          'one_thread': one_thread,
+          'over_naive_by_threads': over_naive_by_threads}
+
+
+def main(source, documents):
+  with open(source, encoding='utf-8') as file:
+    data = json.load(file)
+  tables = TABLES if 'verdicts' in data else {'peers': peers}
+  for document in documents:
+    with open(document, encoding='utf-8') as file:
+      text = file.read()
+    for name, make in tables.items():
+      marker = f'<!-- bench: {name} -->\n'
+      lines = ''.join(line + '\n' for line in make(data))
+      text = re.sub(re.escape(marker) + r'(\|.*\n)*',
+                    lambda _: marker + lines, text)
+    with open(document, 'w', encoding='utf-8') as file:
+      file.write(text)
+
+
+if __name__ == '__main__':
+  if len(sys.argv) < 3:
+    sys.exit(__doc__)
+  main(sys.argv[1], sys.argv[2:])
