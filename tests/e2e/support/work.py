@@ -47,19 +47,16 @@ def refusal_of(client):
 def hold_slot(client, start):
   """For a server with --max-in-flight=1: start() until its call has the slot.
 
-  A probe may be in the slot when the call comes, which is refused then; and
-  what a probe held may be given back after its answer is here. So only the
-  third refusal in a row tells, of a call that has not ended.
+  A probe may be in the slot when the call comes, which is refused then.
   """
 
   def attempt():
-    call, in_a_row = start(), []
+    call = start()
 
     def settled():
       refusal = refusal_of(client)
       assert refusal is None or refusal.reason == 'TOO_MANY_REQUESTS', refusal
-      in_a_row[:] = in_a_row + [refusal] if refusal else []
-      return call.done() or len(in_a_row) == 3
+      return call.done() or refusal is not None
 
     poll_until(settled, 60, 'a call in the only slot')
     if not call.done():
