@@ -58,4 +58,5 @@ void OutgoingMessage::AppendPrefix(int number, uint64_t length) {
   attnd::AppendPrefix(number, length, prefix);
   AppendText(prefix);
 }
+
 }  // namespace attnd::client

@@ -22,13 +22,23 @@ SilenceWatch::~SilenceWatch() {
 void SilenceWatch::Add(std::weak_ptr<StreamCall> call) {
   if (!thread_.joinable()) return;
   const std::lock_guard lock(mutex_);
+  // Those that are over keep some memory: they go before the list grows, which
+  // leaves it room to do so seldom.
+  if (calls_.size() == calls_.capacity()) {
+    ForgetOver();
+    calls_.reserve(2 * calls_.size() + 16);
+  }
   calls_.push_back(std::move(call));
+}
+
+void SilenceWatch::ForgetOver() {
+  std::erase_if(calls_, [](const auto& call) { return call.expired(); });
 }
 
 void SilenceWatch::Watch() {
   std::unique_lock lock(mutex_);
   while (!stop_changed_.wait_for(lock, timeout_ / 4, [&] { return stop_; })) {
-    std::erase_if(calls_, [](const auto& call) { return call.expired(); });
+    ForgetOver();
     const std::vector<std::weak_ptr<StreamCall>> calls = calls_;
     lock.unlock();
     for (const std::weak_ptr<StreamCall>& call : calls) {

@@ -28,6 +28,8 @@ class SilenceWatch {
 
  private:
   void Watch();
+  // Needs the mutex.
+  void ForgetOver();
 
   const std::chrono::nanoseconds timeout_;
   std::mutex mutex_;
