@@ -34,6 +34,16 @@ bool SameGradients(const GradientCase& a, const GradientCase& b) {
          SameBits(a.grad_value, b.grad_value);
 }
 
+// Of lists whose double oracle takes minutes under a sanitizer, every fourth
+// there.
+template <class T>
+std::vector<T> AffordableOf(const std::vector<T>& all) {
+  constexpr size_t kStep = Affordable(10) == 10 ? 1 : 4;
+  std::vector<T> some;
+  for (size_t i = 0; i < all.size(); i += kStep) some.push_back(all[i]);
+  return some;
+}
+
 // Enough rows for products of three bf16 parts where the machine has them, and
 // whole tiles and blocks of them as well as edges. With every option.
 std::vector<CaseShape> LargeShapes() {
@@ -86,7 +96,7 @@ std::vector<CaseShape> LargeShapes() {
                                   .cu_seqlens_k = {0, 160, 200, 201, 400},
                                   .return_lse = true}};
   shapes.push_back(ragged);
-  return shapes;
+  return AffordableOf(shapes);
 }
 
 class BackwardTest : public ::testing::TestWithParam<Isa> {
@@ -157,7 +167,8 @@ TEST_P(BackwardTest, MultipliesByPartsOnAmxUnlessAskedForF32) {
 // whose gradients are large.
 TEST_P(BackwardTest, AgreesOnNumbersOfAnySize) {
   for (const float size :
-       {1e-30F, 1e-25F, 1e-20F, 1e-15F, 1e-10F, 1e-5F, 1e5F, 1e10F, 1e15F}) {
+       AffordableOf<float>({1e-30F, 1e-25F, 1e-20F, 1e-15F, 1e-10F, 1e-5F, 1e5F,
+                            1e10F, 1e15F})) {
     for (int which = 0; which < 5; ++which) {
       SCOPED_TRACE(::testing::Message() << size << " in " << which);
       const bool of_scores = which < 2;
@@ -323,9 +334,11 @@ TEST_P(BackwardTest, SameBitsForAnyThreadsAndLoad) {
     cases.emplace_back(RandomGradientCase(rng, i % 4 == 0 ? 500 : 100), rng());
     Compute(cases.back());
   }
-  for (const CaseShape& shape : LargeShapes()) {
-    cases.emplace_back(shape, kSeed);
-    Compute(cases.back());
+  if (GetParam() == Isa::kAmxBf16) {
+    for (const CaseShape& shape : LargeShapes()) {
+      cases.emplace_back(shape, kSeed);
+      Compute(cases.back());
+    }
   }
   for (const int threads : {1, 2, 3}) {
     AttentionEngine engine({.threads = threads, .force_isa = GetParam()});
