@@ -232,7 +232,7 @@ TEST_F(LargeCallTest, ARefusalByTheSameServerIsTheCallsError) {
    public:
     WireReply OnAttention(const FakeCall& call,
                           v1::AttentionResponse* response) override {
-      FakeHandler::OnAttention(call, response);
+      LimitedHandler::OnAttention(call, response);
       return refuses ? WireReply{.code = 8, .message = "no"} : WireReply{};
     }
     std::atomic<bool> refuses = false;

@@ -283,9 +283,9 @@ TEST_F(StreamCallTest, ASilentClientIsEndedAndGivesBackWhatItHeld) {
     SCOPED_TRACE(sent);
     FakeStream stream;
     auto call = Make(stream);
-    Send(
-        *call, stream,
-        std::vector(messages.begin(), messages.begin() + std::ptrdiff_t(sent)));
+    Send(*call, stream,
+         std::vector(messages.begin(),
+                     messages.begin() + static_cast<std::ptrdiff_t>(sent)));
     call->EndIfSilent(std::chrono::hours(1));
     EXPECT_FALSE(stream.finished());
     EXPECT_EQ(admission_.usage().in_flight, sent == 0 ? 0 : 1);
