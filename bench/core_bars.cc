@@ -116,6 +116,8 @@ const std::vector<Bar>& Bars() {
   return bars;
 }
 
+bool Steady(const Json& record) { return record["steady"].get<bool>(); }
+
 class Judge {
  public:
   explicit Judge(const Json& run)
@@ -129,23 +131,27 @@ class Judge {
   }
 
  private:
-  void Add(const std::string& text, double measured, Sign sign, double limit) {
+  void Add(const std::string& text, double measured, bool steady, Sign sign,
+           double limit) {
     const bool least = sign == Sign::kAtLeast;
     verdicts_.push_back(
         {{"bar", text},
          {"measured", measured},
+         {"steady", steady},
          {least ? "at_least" : "at_most", limit},
          {"meets", least ? measured >= limit : measured <= limit}});
   }
 
   void Add(const Bar& bar) {
-    std::vector<double> values;
-    for (const Json& r : RecordsUnder(records_, bar.where)) {
-      if (r.contains(bar.key)) values.push_back(r[bar.key].get<double>());
-    }
-    if (values.empty()) return;
-    const auto [low, high] = std::minmax_element(values.begin(), values.end());
-    Add(bar.text, bar.sign == Sign::kAtLeast ? *low : *high, bar.sign,
+    std::vector<Json> records = RecordsUnder(records_, bar.where);
+    std::erase_if(records, [&](const Json& r) { return !r.contains(bar.key); });
+    if (records.empty()) return;
+    const auto [low, high] = std::minmax_element(
+        records.begin(), records.end(), [&](const Json& a, const Json& b) {
+          return a[bar.key].get<double>() < b[bar.key].get<double>();
+        });
+    const Json& worst = bar.sign == Sign::kAtLeast ? *low : *high;
+    Add(bar.text, worst[bar.key].get<double>(), Steady(worst), bar.sign,
         bar.limit);
   }
 
@@ -161,14 +167,14 @@ class Judge {
                                                    {"head_dim", head_dim}})) {
         if (!r["native_dot"].get<bool>()) {
           Add(text(dtype, ", without native dot, over f32, head_dim "),
-              r["relative"].get<double>(), Sign::kAtLeast, 0.95);
+              r["relative"].get<double>(), Steady(r), Sign::kAtLeast, 0.95);
           continue;
         }
         const bool two = machine_["fmas_per_cycle"].get<double>() > 1.5;
         const double limit =
             head_dim == 64 ? (two ? 1.25 : 1.58) : (two ? 1.45 : 1.75);
         Add(text(dtype, ", native dot, of f32 FMA peak, head_dim "),
-            r["peak_ratio"].get<double>(), Sign::kAtLeast, limit);
+            r["peak_ratio"].get<double>(), Steady(r), Sign::kAtLeast, limit);
       }
     }
   }
@@ -200,10 +206,12 @@ class Judge {
       return std::pair(*low, *high);
     };
     const auto [slow, fast] = spread(shares);
-    Add(text + "spread of share", fast - slow, Sign::kAtMost, 0.05);
+    Add(text + "spread of share", fast - slow,
+        std::all_of(records.begin(), records.end(), Steady), Sign::kAtMost,
+        0.05);
     const auto [least, most] = spread(growths);
-    Add(text + "spread of bytes a further key", most / least - 1, Sign::kAtMost,
-        0.01);
+    Add(text + "spread of bytes a further key", most / least - 1, true,
+        Sign::kAtMost, 0.01);
   }
 
   const Json& machine_;
@@ -221,10 +229,11 @@ void PrintCoreVerdicts(const Json& verdicts) {
   for (const Json& v : verdicts) {
     const bool least = v.contains("at_least");
     std::printf(
-        "%-64s %8.3f  %s %.2f  %s\n", v["bar"].get<std::string>().c_str(),
+        "%-64s %8.3f  %s %.2f  %s%s\n", v["bar"].get<std::string>().c_str(),
         v["measured"].get<double>(),
         least ? ">=" : "<=", v[least ? "at_least" : "at_most"].get<double>(),
-        v["meets"].get<bool>() ? "meets" : "misses");
+        v["meets"].get<bool>() ? "meets" : "misses",
+        Steady(v) ? "" : ", unsteady");
   }
 }
 

@@ -6,9 +6,9 @@
 
 namespace attnd::bench {
 
-// One object {bar, measured, at_least or at_most, meets} for each bar that
-// `run`, {machine, records}, has the numbers for. Where several records fall
-// under a bar the worst is judged.
+// One object {bar, measured, steady, at_least or at_most, meets} for each bar
+// that `run`, {machine, records}, has the numbers for. Where several records
+// fall under a bar the worst is judged.
 Json JudgeCore(const Json& run);
 
 void PrintCoreVerdicts(const Json& verdicts);

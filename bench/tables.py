@@ -25,8 +25,13 @@ def of(records, name, **fields):
           all(r[k] == v for k, v in fields.items())]
 
 
+def share(record, key, digits=2):
+  """With a star where the machine kept its pace in too few rounds."""
+  return f'{record[key]:.{digits}f}{"" if record["steady"] else "*"}'
+
+
 def ratio(records, key='peak_ratio'):
-  return [f'{r[key]:.2f}' for r in records]
+  return [share(r, key) for r in records]
 
 
 def over_naive(data):
@@ -60,7 +65,7 @@ def bars(data):
   for v in data['verdicts']:
     limit = (f'>= {v["at_least"]:.2f}' if 'at_least' in v else
              f'<= {v["at_most"]:.2f}')
-    rows.append([v['bar'], f'{v["measured"]:.3f}', limit,
+    rows.append([v['bar'], share(v, 'measured', 3), limit,
                  'meets' if v['meets'] else 'misses'])
   return ['| bar | measured | bar | |',
           *table('', rows, '|---|---:|---|---|')[1:]]
@@ -85,7 +90,7 @@ def by_threads(head, records, label, key):
   """One row for each case, one column for each number of threads."""
   cells = {}
   for r in records:
-    cells.setdefault(label(r), []).append(f'{r[key]:.2f}')
+    cells.setdefault(label(r), []).append(share(r, key))
   threads = sorted({r['threads'] for r in records})
   return table([head, *map(times, threads)],
                [[name, *values] for name, values in cells.items()],
@@ -114,12 +119,11 @@ def decode(data):
 def one_thread(data):
   records = [r for r in data['records'] if r['threads'] == 1]
   def sixteen(dtype, key):
-    return ' and '.join(f'{r[key]:.2f}'
-                        for r in of(records, '16_bit', dtype=dtype))
+    return ' and '.join(ratio(of(records, '16_bit', dtype=dtype), key))
   def masked(window):
     those = [r for r in of(records, 'masked', causal=True)
              if (r['window'] > 0) == window]
-    return f'{those[0]["cost"]:.2f} of its visible share of the full call'
+    return f'{share(those[0], "cost")} of its visible share of the full call'
   def backward(causal):
     return ', '.join(ratio(of(records, 'backward', causal=causal)))
   def reach(key):
@@ -152,9 +156,9 @@ def peers(data):
     best = max(r['shares'].values())
     shares = []
     for name in names:
-      share = r['shares'].get(name)
-      text = '-' if share is None else f'{share:.2f}'
-      shares.append(f'**{text}**' if share == best else text)
+      value = r['shares'].get(name)
+      text = '-' if value is None else f'{value:.2f}'
+      shares.append(f'**{text}**' if value == best else text)
     over = r['over_best_peer']
     place = ('first' if over >= 1.02 else
              'level' if over >= 0.98 else 'not first')

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bench/amx_rate.h"
 #include "bench/core_case.h"
 #include "bench/peers/turns.h"
 #include "bench/records.h"
@@ -99,10 +100,11 @@ void Serve() {
     if (what == "peak") {
       return {{"rate", MeasureFmaPeak(engine->machine().isa,
                                       std::chrono::milliseconds(10),
-                                      engine->scheduler(), 1)}};
+                                      engine->scheduler(), 1)},
+              {"amx_rate", MeasureAmxRate(engine->scheduler())}};
     }
     if (what == "stream") {
-      return {{"rate", stream.Measure(engine->scheduler())}};
+      return {{"rate", stream.Measure(engine->scheduler())}, {"amx_rate", 0}};
     }
     if (what == "machine") {
       Turns::Json machine = MachineRecord();

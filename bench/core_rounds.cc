@@ -1,0 +1,337 @@
+#include "bench/core_rounds.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "bench/amx_rate.h"
+#include "bench/stream_bandwidth.h"
+#include "core/fma_peak.h"
+#include "core/kernels/geometry.h"
+
+namespace attnd::bench {
+namespace {
+
+using std::chrono::duration;
+using std::chrono::milliseconds;
+
+// A turn counts where what bounds it differed by less than this before and
+// after it, and AMX ran at this much of the best that this run has seen. What
+// AMX falls to beside a busy neighbour is a third; its clock moves by a tenth.
+constexpr double kDrift = 0.1;
+constexpr double kAmxPace = 0.75;
+// Rounds that do not count, and their seconds, over what is asked for.
+constexpr int kPatience = 20;
+constexpr size_t kMaxRounds = 101;
+
+double SecondsOf(const RunStats& stats) {
+  return duration<double>(stats.compute_time).count();
+}
+
+// Cycles a second: an add that waits for the one before takes one.
+double MeasureClock() {
+  constexpr int64_t kSteps = 10'000'000;
+  uint64_t sum = 1;
+  uint64_t addend = 3;
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < kSteps; i += 10) {
+#pragma GCC unroll 10
+    for (int j = 0; j < 10; ++j) {
+      sum += addend;
+      asm volatile("" : "+r"(sum), "+r"(addend));  // NOLINT(hicpp-no-assembler)
+    }
+  }
+  const auto time = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(kSteps) / duration<double>(time).count();
+}
+
+// One case of a group.
+struct Contestant {
+  Contestant(const Case& of, AttentionEngine& by)
+      : c(of),
+        engine(by),
+        problem(ProblemOf(of)),
+        tensors(of, problem),
+        estimate((of.pass == Case::Pass::kBackward
+                      ? by.estimator().EstimateBackward(problem)
+                      : by.estimator().Estimate(problem))
+                     .value()) {
+    if (c.pass == Case::Pass::kBackward) {
+      engine.Run(problem, tensors.forward()).value();
+    }
+    first = RunOnce(c, engine, problem, tensors);
+    // A turn is a burst that lasts long against the clock and the wake-up of a
+    // worker.
+    burst = std::clamp(static_cast<int>(0.02 / SecondsOf(first)), 1, 64);
+  }
+
+  // Seconds of a call.
+  double Burst() const {
+    double sum = 0;
+    for (int i = 0; i < burst; ++i) {
+      sum += SecondsOf(RunOnce(c, engine, problem, tensors));
+    }
+    return sum / burst;
+  }
+
+  double flops() const { return static_cast<double>(estimate.flops); }
+  double bytes() const {
+    return static_cast<double>(estimate.input_bytes + estimate.output_bytes);
+  }
+  // Whether its products are of bf16, which multiply-adds do not bound.
+  bool of_bf16() const { return IsaName(first.isa).ends_with("_bf16"); }
+  // And only one of them a pair of numbers.
+  bool native_dot() const {
+    return of_bf16() && first.kernel.find("bf16x3") == std::string_view::npos;
+  }
+  bool of_amx() const { return first.isa == Isa::kAmxBf16 && !c.ReadsMost(); }
+
+  const Case c;
+  AttentionEngine& engine;
+  const AttentionProblem problem;
+  const Tensors tensors;
+  const MemoryEstimate estimate;
+  RunStats first;
+  int burst = 1;
+  double other_limit = 0;  // the one that does not bound it, measured once
+};
+
+// What the machine could do at one moment.
+struct Limits {
+  double bound = 0;     // operations or bytes a second, by what bounds the case
+  double amx_rate = 0;  // where the case uses it
+};
+
+// One burst of a contestant.
+struct Turn {
+  double seconds = 0;  // of a call
+  Limits before;
+  Limits after;
+
+  double bound() const { return (before.bound + after.bound) / 2; }
+
+  bool KeptPace(double best_amx_rate) const {
+    const auto [low, high] = std::minmax(before.bound, after.bound);
+    return high < (1 + kDrift) * low &&
+           std::min(before.amx_rate, after.amx_rate) >=
+               kAmxPace * best_amx_rate;
+  }
+};
+
+// The shares of one contestant, one a round.
+struct Shares {
+  std::vector<double> seconds, peaks, streams, peak_ratios, stream_ratios;
+};
+
+using Contestants = std::vector<std::unique_ptr<Contestant>>;
+using Round = std::vector<Turn>;  // a turn for each contestant
+
+Shares SharesOf(const Contestant& it, size_t index,
+                const std::vector<Round>& rounds) {
+  Shares shares;
+  for (const Round& round : rounds) {
+    const Turn& turn = round[index];
+    const bool reads = it.c.ReadsMost();
+    const double peak = reads ? it.other_limit : turn.bound();
+    const double stream = reads ? turn.bound() : it.other_limit;
+    shares.seconds.push_back(turn.seconds);
+    shares.peaks.push_back(peak);
+    shares.streams.push_back(stream);
+    shares.peak_ratios.push_back(it.flops() / turn.seconds / peak);
+    shares.stream_ratios.push_back(it.bytes() / turn.seconds / stream);
+  }
+  return shares;
+}
+
+Json RecordFor(const Contestant& it, const Shares& shares) {
+  const double time = Median(shares.seconds);
+  const int64_t held = it.c.pass == Case::Pass::kNaive
+                           ? it.estimate.naive_bytes
+                           : it.estimate.flash_bytes;
+  Json record = RecordOf(it.c);
+  record.update({{"isa", IsaName(it.first.isa)},
+                 {"kernel", it.first.kernel},
+                 {"of_bf16", it.of_bf16()},
+                 {"native_dot", it.native_dot()},
+                 {"gflops", it.flops() / time / 1e9},
+                 {"peak_gflops", Median(shares.peaks) / 1e9},
+                 {"peak_ratio", Median(shares.peak_ratios)},
+                 {"gbytes_per_s", it.bytes() / time / 1e9},
+                 {"stream_gbytes_per_s", Median(shares.streams) / 1e9},
+                 {"stream_ratio", Median(shares.stream_ratios)},
+                 {"time_ms", time * 1e3},
+                 {"held_bytes", held},
+                 {"samples", shares.seconds.size()}});
+  return record;
+}
+
+// `relative`: speed over that of the group's first case, in operations a
+// second; of another number of threads, in shares of peak.
+void Compare(const Contestant& first, const Shares& first_shares,
+             const Contestant& other, const Shares& shares, Json& first_record,
+             Json& record) {
+  const bool by_share = first.c.threads != other.c.threads;
+  std::vector<double> relative, inverse;
+  for (size_t i = 0; i < shares.seconds.size(); ++i) {
+    relative.push_back(by_share
+                           ? shares.peak_ratios[i] / first_shares.peak_ratios[i]
+                           : other.flops() / shares.seconds[i] /
+                                 (first.flops() / first_shares.seconds[i]));
+    inverse.push_back(1 / relative.back());
+  }
+  record["relative"] = Median(relative);
+  if (first.c.name == "masked") record["cost"] = Median(inverse);
+  if (other.c.pass == Case::Pass::kNaive) {
+    first_record["speedup"] = Median(inverse);
+  }
+}
+
+}  // namespace
+
+class CoreRounds::Impl {
+ public:
+  explicit Impl(const Sampling& sampling) : sampling_(sampling) {}
+
+  std::vector<Json> Measure(const Group& group) {
+    Contestants contestants;
+    for (const Case& c : group) {
+      AttentionEngine& engine = EngineOf(c);
+      contestants.push_back(std::make_unique<Contestant>(c, engine));
+      contestants.back()->other_limit =
+          c.ReadsMost() ? FmaPeak(engine) : stream_.Measure(engine.scheduler());
+    }
+    bool steady = true;
+    const std::vector<Round> rounds = Rounds(contestants, steady);
+    std::vector<Json> records;
+    Shares first;
+    for (size_t i = 0; i < contestants.size(); ++i) {
+      Shares shares = SharesOf(*contestants[i], i, rounds);
+      records.push_back(RecordFor(*contestants[i], shares));
+      records.back()["steady"] = steady;
+      if (i == 0) {
+        first = std::move(shares);
+      } else {
+        Compare(*contestants[0], first, *contestants[i], shares, records[0],
+                records[i]);
+      }
+    }
+    return records;
+  }
+
+ private:
+  // Those in which the machine kept its pace, or all where they are too few.
+  std::vector<Round> Rounds(const Contestants& contestants, bool& steady) {
+    const double budget =
+        sampling_.seconds_per_case * static_cast<double>(contestants.size());
+    const auto at_least = static_cast<size_t>(sampling_.min_rounds);
+    std::vector<Round> kept, others;
+    double spent = 0;  // in bursts of rounds that were kept
+    double waited = 0;
+    while (kept.size() < at_least ||
+           (spent < budget && kept.size() < kMaxRounds)) {
+      if (others.size() >= kPatience * at_least &&
+          waited >= kPatience * budget) {
+        break;
+      }
+      Round round;
+      double seconds = 0;
+      for (const auto& it : contestants) {
+        round.push_back(TakeTurn(*it));
+        seconds += round.back().seconds * it->burst;
+      }
+      const bool keeps = KeptPace(contestants, round);
+      (keeps ? spent : waited) += seconds;
+      (keeps ? kept : others).push_back(std::move(round));
+    }
+    steady = kept.size() >= at_least;
+    if (!steady) kept.insert(kept.end(), others.begin(), others.end());
+    return kept;
+  }
+
+  Turn TakeTurn(const Contestant& it) {
+    Turn turn;
+    turn.before = Measured(it);
+    turn.seconds = it.Burst();
+    turn.after = Measured(it);
+    return turn;
+  }
+
+  bool KeptPace(const Contestants& contestants, const Round& round) const {
+    for (size_t i = 0; i < round.size(); ++i) {
+      const auto best = best_amx_rates_.find(contestants[i]->c.threads);
+      const bool uses = contestants[i]->of_amx();
+      if (!round[i].KeptPace(uses ? best->second : 0)) return false;
+    }
+    return true;
+  }
+
+  Limits Measured(const Contestant& it) {
+    Limits limits;
+    limits.bound = it.c.ReadsMost() ? stream_.Measure(it.engine.scheduler())
+                                    : FmaPeak(it.engine);
+    if (it.of_amx()) {
+      limits.amx_rate = MeasureAmxRate(it.engine.scheduler());
+      double& best = best_amx_rates_[it.c.threads];
+      best = std::max(best, limits.amx_rate);
+    }
+    return limits;
+  }
+
+  AttentionEngine& EngineOf(const Case& c) {
+    std::unique_ptr<AttentionEngine>& engine = engines_[{c.threads, c.isa}];
+    if (!engine) {
+      engine = MakePinnedEngine({.threads = c.threads, .force_isa = c.isa});
+      LearnPace(c.threads, *engine);
+    }
+    return *engine;
+  }
+
+  // What AMX does at its best here, looked for long enough to outlast most of
+  // its slow spells.
+  void LearnPace(int threads, AttentionEngine& engine) {
+    double& best = best_amx_rates_[threads];
+    if (best > 0) return;
+    for (int i = 0; i < 500; ++i) {
+      best = std::max(best, MeasureAmxRate(engine.scheduler()));
+    }
+  }
+
+  // Of the widest set, whatever a case is forced to.
+  double FmaPeak(AttentionEngine& engine) const {
+    return MeasureFmaPeak(isa_, milliseconds(10), engine.scheduler(),
+                          engine.threads());
+  }
+
+  const Sampling sampling_;
+  const Isa isa_ = MachineInfo::Detect().isa;
+  StreamBandwidth stream_;
+  std::map<std::pair<int, std::optional<Isa>>, std::unique_ptr<AttentionEngine>>
+      engines_;
+  std::map<int, double> best_amx_rates_;  // of the slowest, by threads
+};
+
+CoreRounds::CoreRounds(const Sampling& sampling)
+    : impl_(std::make_unique<Impl>(sampling)) {}
+
+CoreRounds::~CoreRounds() = default;
+
+std::vector<Json> CoreRounds::Measure(const Group& group) {
+  return impl_->Measure(group);
+}
+
+double FmasPerCycle() {
+  const Isa isa = MachineInfo::Detect().isa;
+  const double lanes = static_cast<double>(GeometryOf(isa).lanes);
+  std::vector<double> ratios;
+  for (int i = 0; i < 9; ++i) {
+    const double peak = MeasureFmaPeak(isa, milliseconds(10));
+    ratios.push_back(peak / (2 * lanes) / MeasureClock());
+  }
+  return Median(ratios);
+}
+
+}  // namespace attnd::bench
