@@ -6,13 +6,12 @@
 #include <limits>
 #include <vector>
 
+#include "tests/support/numbers.h"
+
 namespace attnd::attnctl {
 namespace {
 
 using ::testing::ElementsAre;
-
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 Comparison CompareOne(float got, double expected) {
   return *Compare(std::vector<float>{got}, {1}, std::vector<double>{expected},
@@ -31,15 +30,15 @@ TEST(ComparisonTest, FindsTheWorstElement) {
 }
 
 TEST(ComparisonTest, KnowsInfinitiesAndNan) {
-  EXPECT_EQ(
-      CompareOne(-std::numeric_limits<float>::infinity(), -kInf).worst_error,
-      0);
+  EXPECT_EQ(CompareOne(-std::numeric_limits<float>::infinity(), -kInfinity)
+                .worst_error,
+            0);
   EXPECT_EQ(
       CompareOne(std::numeric_limits<float>::quiet_NaN(), kNan).worst_error, 0);
-  EXPECT_EQ(CompareOne(1, kNan).worst_error, kInf);
+  EXPECT_EQ(CompareOne(1, kNan).worst_error, kInfinity);
   EXPECT_EQ(CompareOne(std::numeric_limits<float>::quiet_NaN(), 1).worst_error,
-            kInf);
-  EXPECT_FALSE(CompareOne(1, kInf).Within(1e30));
+            kInfinity);
+  EXPECT_FALSE(CompareOne(1, kInfinity).Within(1e30));
 }
 
 TEST(ComparisonTest, RefusesOtherShapes) {

@@ -6,16 +6,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <span>
 #include <vector>
+
+#include "tests/support/numbers.h"
 
 namespace attnd::attnctl {
 namespace {
 
 using client::DataType;
-
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 std::vector<uint16_t> Rounded(DataType type, const std::vector<float>& floats) {
   const std::vector<std::byte> bytes = FromFloats(type, floats);
@@ -58,11 +57,11 @@ INSTANTIATE_TEST_SUITE_P(Halves, RoundingHalvesTest,
                          testing::Values(DataType::kF16, DataType::kBF16));
 
 TEST(RoundingTest, KnownNumbers) {
-  EXPECT_THAT(Rounded(DataType::kF16, {1, -2, 65504, 65519, 65520, -kInf,
+  EXPECT_THAT(Rounded(DataType::kF16, {1, -2, 65504, 65519, 65520, -kInfinity,
                                        0x1p-25F, 0x1.8p-25F}),
               testing::ElementsAre(0x3c00, 0xc000, 0x7bff, 0x7bff, 0x7c00,
                                    0xfc00, 0, 1));
-  EXPECT_THAT(Rounded(DataType::kBF16, {1, -2, 3.4e38F, kInf}),
+  EXPECT_THAT(Rounded(DataType::kBF16, {1, -2, 3.4e38F, kInfinity}),
               testing::ElementsAre(0x3f80, 0xc000, 0x7f80, 0x7f80));
   EXPECT_TRUE(std::isnan(
       Widened(DataType::kBF16, Rounded(DataType::kBF16, {std::nanf("1")})[0])));

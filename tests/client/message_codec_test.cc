@@ -20,14 +20,13 @@
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/util/message_differencer.h"
 #include "proto/message_pieces.h"
+#include "tests/support/numbers.h"
 
 namespace attnd::client {
 namespace {
 
 using google::protobuf::io::ArrayInputStream;
 using google::protobuf::util::MessageDifferencer;
-
-constexpr uint64_t kSeed = 20261125;
 
 std::string Joined(const OutgoingMessage& message) {
   std::string text;

@@ -12,6 +12,7 @@
 #include "core/attention_engine.h"
 #include "core/reference_attention.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
@@ -21,10 +22,6 @@ using ::attnd::testing::CaseShape;
 using ::attnd::testing::TypedArray;
 using ::testing::Each;
 using ::testing::IsEmpty;
-
-constexpr uint64_t kSeed = 20261122;
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 class AttentionEdgesTest : public ::testing::TestWithParam<Isa> {
  protected:

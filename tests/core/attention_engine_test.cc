@@ -17,6 +17,7 @@
 #include "core/input_source.h"
 #include "core/kernel_plan.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
@@ -27,8 +28,6 @@ using ::attnd::testing::CaseShape;
 using ::attnd::testing::RandomCase;
 using ::attnd::testing::RandomShape;
 using ::testing::IsEmpty;
-
-constexpr uint64_t kSeed = 20261122;
 
 class AttentionEngineTest : public ::testing::TestWithParam<Isa> {};
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/field_error.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
@@ -18,11 +19,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Shape = std::vector<int64_t>;
-
-constexpr uint64_t kSeed = 20261122;
-constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 absl::StatusOr<AttentionProblem> Create(const Shape& query, const Shape& key,
                                         const Shape& value,

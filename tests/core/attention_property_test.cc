@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -17,6 +16,7 @@
 #include "core/merge.h"
 #include "core/reference_attention.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
@@ -28,10 +28,6 @@ using ::attnd::testing::RandomCase;
 using ::attnd::testing::SameBits;
 using ::attnd::testing::TypedArray;
 using ::testing::IsEmpty;
-
-constexpr uint64_t kSeed = 20261122;
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // --- against the oracle ------------------------------------------------------
 

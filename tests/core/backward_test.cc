@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <random>
 #include <span>
 #include <thread>
@@ -12,6 +11,7 @@
 #include "core/attention_engine.h"
 #include "core/reference_attention.h"
 #include "tests/support/gradient_case.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
@@ -23,10 +23,6 @@ using ::attnd::testing::RandomGradientCase;
 using ::attnd::testing::SameBits;
 using ::testing::Each;
 using ::testing::IsEmpty;
-
-constexpr uint64_t kSeed = 20261122;
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 bool SameGradients(const GradientCase& a, const GradientCase& b) {
   return SameBits(a.grad_query, b.grad_query) &&

@@ -5,11 +5,11 @@
 #include <limits>
 #include <random>
 
+#include "tests/support/numbers.h"
+
 namespace attnd {
 namespace {
 
-constexpr uint64_t kSeed = 20261122;
-constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
 
 // Wide enough for two int64 factors or terms.

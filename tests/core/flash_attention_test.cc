@@ -8,6 +8,7 @@
 
 #include "core/workspace.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
@@ -18,8 +19,6 @@ using ::attnd::testing::RandomCase;
 using ::attnd::testing::SameBits;
 using ::attnd::testing::TypedArray;
 using ::testing::IsEmpty;
-
-constexpr uint64_t kSeed = 20261122;
 
 // Yields before every key tile but the first, or never.
 class FakeControl : public SliceControl {

@@ -2,18 +2,17 @@
 
 #include <gtest/gtest.h>
 
-#include <limits>
 #include <optional>
 #include <vector>
 
 #include "core/attention_problem.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
 
 constexpr Causal kEveryCausal[] = {Causal::kNone, Causal::kTopLeft,
                                    Causal::kBottomRight};
-constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
 // The mask of one head of `batch` entries.
 Mask MaskOf(int64_t batch, int64_t q_len, int64_t kv_len,

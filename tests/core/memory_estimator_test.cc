@@ -3,21 +3,18 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <limits>
 #include <random>
 
 #include "core/backward_plan.h"
 #include "core/field_error.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
 
 using ::attnd::testing::AttentionCase;
 using ::attnd::testing::RandomShape;
-
-constexpr uint64_t kSeed = 20261122;
-constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
 AttentionProblem Square(int64_t seq_len, int64_t heads = 1,
                         const AttentionOptions& options = {}) {

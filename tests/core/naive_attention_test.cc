@@ -4,12 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <random>
 #include <span>
 #include <vector>
 
 #include "tests/support/attention_case.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
@@ -21,10 +21,6 @@ using ::attnd::testing::TypedArray;
 using ::testing::Each;
 using ::testing::IsEmpty;
 using ::testing::IsNan;
-
-constexpr uint64_t kSeed = 20261122;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // Every instruction set of this machine in turn.
 class NaiveAttentionTest : public ::testing::TestWithParam<Isa> {

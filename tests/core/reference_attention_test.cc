@@ -13,6 +13,7 @@
 
 #include "tests/support/attention_case.h"
 #include "tests/support/gradient_case.h"
+#include "tests/support/numbers.h"
 #include "tests/support/typed_array.h"
 
 namespace attnd {
@@ -31,10 +32,6 @@ using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::IsNan;
 using ::testing::Pointwise;
-
-constexpr uint64_t kSeed = 20261122;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 struct Answer {
   std::vector<double> output;

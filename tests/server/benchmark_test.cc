@@ -179,33 +179,33 @@ TEST_F(BenchmarkTest, StopsWhileItPrepares) {
 }
 
 TEST_F(BenchmarkTest, RefusesByName) {
-  using R = v1::BenchmarkRequest;
+  using Asked = v1::BenchmarkRequest;
   struct Case {
     const char* field;
     absl::StatusCode code;
-    std::function<void(R&)> spoil;
+    std::function<void(Asked&)> spoil;
   };
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   const Case cases[] = {
-      {"num_vectors", kInvalid, [](R& r) { r.set_num_vectors(0); }},
-      {"num_vectors", kInvalid, [](R& r) { r.set_num_vectors(4097); }},
-      {"dimensions", kInvalid, [](R& r) { r.set_dimensions(-1); }},
-      {"dimensions", kInvalid, [](R& r) { r.set_dimensions(100'000); }},
-      {"num_heads", kInvalid, [](R& r) { r.set_num_heads(-1); }},
-      {"dtype", kInvalid, [](R& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
-      {"dtype", kInvalid, [](R& r) { r.set_dtype(v1::DataType(9)); }},
-      {"block_size", kInvalid, [](R& r) { r.set_block_size(-1); }},
-      {"threads", kInvalid, [](R& r) { r.set_threads(3); }},
-      {"repetitions", kInvalid, [](R& r) { r.set_repetitions(100'000); }},
+      {"num_vectors", kInvalid, [](Asked& r) { r.set_num_vectors(0); }},
+      {"num_vectors", kInvalid, [](Asked& r) { r.set_num_vectors(4097); }},
+      {"dimensions", kInvalid, [](Asked& r) { r.set_dimensions(-1); }},
+      {"dimensions", kInvalid, [](Asked& r) { r.set_dimensions(100'000); }},
+      {"num_heads", kInvalid, [](Asked& r) { r.set_num_heads(-1); }},
+      {"dtype", kInvalid, [](Asked& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
+      {"dtype", kInvalid, [](Asked& r) { r.set_dtype(v1::DataType(9)); }},
+      {"block_size", kInvalid, [](Asked& r) { r.set_block_size(-1); }},
+      {"threads", kInvalid, [](Asked& r) { r.set_threads(3); }},
+      {"repetitions", kInvalid, [](Asked& r) { r.set_repetitions(100'000); }},
       {"<none>", absl::StatusCode::kResourceExhausted,
-       [](R& r) {
+       [](Asked& r) {
          r.set_num_vectors(4096);
          r.set_num_heads(1'000'000);
        }},
   };
   for (const Case& test : cases) {
     SCOPED_TRACE(test.field);
-    R request = Small();
+    Asked request = Small();
     test.spoil(request);
     const Refusal refusal =
         RefusalOf(Run(request, admission_, stop_).result.status());

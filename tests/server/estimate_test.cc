@@ -218,92 +218,92 @@ TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
 }
 
 TEST_F(EstimateTest, RefusesByName) {
-  using R = v1::MemoryEstimateRequest;
+  using Asked = v1::MemoryEstimateRequest;
   constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
   struct Case {
     const char* field;
     bool unbuilt;
-    std::function<void(R&)> spoil;
+    std::function<void(Asked&)> spoil;
   };
   const Case cases[] = {
-      {"seq_len", false, [](R& r) { r.set_seq_len(0); }},
-      {"seq_len", false, [](R& r) { r.set_seq_len(-1); }},
-      {"seq_len", false, [](R& r) { r.set_seq_len(kHuge); }},
+      {"seq_len", false, [](Asked& r) { r.set_seq_len(0); }},
+      {"seq_len", false, [](Asked& r) { r.set_seq_len(-1); }},
+      {"seq_len", false, [](Asked& r) { r.set_seq_len(kHuge); }},
       {"seq_len", false,
-       [](R& r) {
+       [](Asked& r) {
          r.set_seq_len(0);
          r.set_q_len(5);
        }},
-      {"dimensions", false, [](R& r) { r.set_dimensions(5000); }},
-      {"head_dim", false, [](R& r) { r.set_head_dim(5000); }},
-      {"v_head_dim", false, [](R& r) { r.set_v_head_dim(5000); }},
+      {"dimensions", false, [](Asked& r) { r.set_dimensions(5000); }},
+      {"head_dim", false, [](Asked& r) { r.set_head_dim(5000); }},
+      {"v_head_dim", false, [](Asked& r) { r.set_v_head_dim(5000); }},
       {"num_q_heads", false,
-       [](R& r) {
+       [](Asked& r) {
          r.set_num_q_heads(3);
          r.set_num_kv_heads(2);
        }},
-      {"batch", false, [](R& r) { r.set_batch(-1); }},
-      {"threads", false, [](R& r) { r.set_threads(-1); }},
-      {"concurrency", false, [](R& r) { r.set_concurrency(kHuge); }},
-      {"dtype", false, [](R& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
-      {"dtype", false, [](R& r) { r.set_dtype(v1::DataType(9)); }},
-      {"transport", false, [](R& r) { r.set_transport(v1::Transport(9)); }},
+      {"batch", false, [](Asked& r) { r.set_batch(-1); }},
+      {"threads", false, [](Asked& r) { r.set_threads(-1); }},
+      {"concurrency", false, [](Asked& r) { r.set_concurrency(kHuge); }},
+      {"dtype", false, [](Asked& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
+      {"dtype", false, [](Asked& r) { r.set_dtype(v1::DataType(9)); }},
+      {"transport", false, [](Asked& r) { r.set_transport(v1::Transport(9)); }},
       // Axes have no names here, whatever their order.
       {"num_q_heads", false,
-       [](R& r) {
+       [](Asked& r) {
          r.mutable_options()->set_layout(v1::LAYOUT_BSHD);
          r.set_num_q_heads(3);
          r.set_num_kv_heads(2);
        }},
       {"options.output_region", false,
-       [](R& r) { r.mutable_options()->mutable_output_region(); }},
+       [](Asked& r) { r.mutable_options()->mutable_output_region(); }},
       {"options.lse_region", false,
-       [](R& r) { r.mutable_options()->mutable_lse_region(); }},
+       [](Asked& r) { r.mutable_options()->mutable_lse_region(); }},
       {"options.bias.data", false,
-       [](R& r) {
+       [](Asked& r) {
          *r.mutable_options()->mutable_bias() = DataTensor({10}, 1);
        }},
       {"options.mask.data", false,
-       [](R& r) {
+       [](Asked& r) {
          *r.mutable_options()->mutable_mask() = MaskTensor({10}, 1);
        }},
       {"options.bias.shape[0]", false,
-       [](R& r) {
+       [](Asked& r) {
          r.mutable_options()->mutable_bias()->set_dtype(v1::DATA_TYPE_F16);
          r.mutable_options()->mutable_bias()->add_shape(9);
        }},
       {"options.bias.dtype", false,
-       [](R& r) { r.mutable_options()->mutable_bias()->add_shape(10); }},
+       [](Asked& r) { r.mutable_options()->mutable_bias()->add_shape(10); }},
       {"batch", false,
-       [](R& r) {
+       [](Asked& r) {
          r.set_batch(2);
          r.mutable_options()->add_cu_seqlens_q(0);
          r.mutable_options()->add_cu_seqlens_k(0);
        }},
       {"options.cu_seqlens_q[1]", false,
-       [](R& r) {
+       [](Asked& r) {
          for (const int64_t offset : {0, 9}) {
            r.mutable_options()->add_cu_seqlens_q(offset);
            r.mutable_options()->add_cu_seqlens_k(offset);
          }
        }},
       {"options.scale", false,
-       [](R& r) {
+       [](Asked& r) {
          r.mutable_options()->set_scale(std::numeric_limits<float>::infinity());
        }},
       {"max_batch_for_budget_bytes", false,
-       [](R& r) { r.set_max_batch_for_budget_bytes(-1); }},
+       [](Asked& r) { r.set_max_batch_for_budget_bytes(-1); }},
       {"max_batch_for_budget_bytes", true,
-       [](R& r) { r.set_max_batch_for_budget_bytes(0); }},
+       [](Asked& r) { r.set_max_batch_for_budget_bytes(0); }},
       {"max_seq_len_for_budget_bytes", true,
-       [](R& r) {
+       [](Asked& r) {
          r.set_seq_len(0);
          r.set_max_seq_len_for_budget_bytes(1);
        }},
   };
   for (const Case& test : cases) {
     SCOPED_TRACE(test.field);
-    R request;
+    Asked request;
     request.set_seq_len(10);
     test.spoil(request);
     const Refusal refusal =

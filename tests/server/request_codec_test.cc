@@ -6,13 +6,13 @@
 
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "server/admission.h"
 #include "server/shm_protocol.h"
 #include "tests/server/message_tools.h"
+#include "tests/support/numbers.h"
 
 namespace attnd::server {
 namespace {
@@ -52,8 +52,6 @@ void Place(v1::SharedMemory& place, int64_t offset_bytes) {
   place.set_handle(std::string(kHandleBytes, 'h'));
   place.set_offset_bytes(offset_bytes);
 }
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 // NOLINTNEXTLINE(bugprone-throwing-static-initialization): fails the test run
 const RefusalCase<R> kCases[] = {
@@ -131,7 +129,7 @@ const RefusalCase<R> kCases[] = {
     {"options.window_right", kInvalid,
      [](R& r) { Opt(r).set_window_right(-1); }},
     {"options.logits_soft_cap", kInvalid,
-     [](R& r) { Opt(r).set_logits_soft_cap(kInf); }},
+     [](R& r) { Opt(r).set_logits_soft_cap(kInfinity); }},
     {"options.logits_soft_cap", kInvalid,
      [](R& r) { Opt(r).set_logits_soft_cap(0); }},
     {"options.alibi_slopes[1]", kInvalid,
@@ -142,7 +140,7 @@ const RefusalCase<R> kCases[] = {
     {"options.alibi_slopes", kInvalid,
      [](R& r) { Opt(r).add_alibi_slopes(1); }},
     {"options.sink_logits[0]", kInvalid,
-     [](R& r) { Opt(r).mutable_sink_logits()->Resize(4, kInf); }},
+     [](R& r) { Opt(r).mutable_sink_logits()->Resize(4, kInfinity); }},
     {"options.sink_logits[0]", kInvalid,
      [](R& r) { Opt(r).mutable_sink_logits()->Resize(4, kNan); }},
     {"options.sink_logits", kInvalid,
@@ -378,7 +376,7 @@ TEST(RequestCodecTest, DecodesEveryOption) {
   in.set_window_right(9);
   in.set_logits_soft_cap(30);
   in.mutable_alibi_slopes()->Resize(4, 0.5F);
-  in.mutable_sink_logits()->Resize(4, -kInf);
+  in.mutable_sink_logits()->Resize(4, -kInfinity);
   *in.mutable_bias() = HalfTensor(v1::DATA_TYPE_F16, {4, 1, 7}, 4);
   *in.mutable_mask() = MaskTensor({2, 1, 5, 7}, 5);
   in.mutable_query_lengths()->Resize(2, 5);
@@ -402,7 +400,7 @@ TEST(RequestCodecTest, DecodesEveryOption) {
   EXPECT_EQ(options.window_left, 0);
   EXPECT_EQ(options.window_right, 9);
   EXPECT_EQ(options.alibi_slopes, std::vector<float>(4, 0.5F));
-  EXPECT_EQ(options.sink_logits, std::vector<float>(4, -kInf));
+  EXPECT_EQ(options.sink_logits, std::vector<float>(4, -kInfinity));
   EXPECT_EQ(options.query_lengths, std::vector<int64_t>(2, 5));
   EXPECT_EQ(options.key_lengths, std::vector<int64_t>(2, 0));
   EXPECT_EQ(decoded->bytes[kQuery], 2 * 5 * 4 * 8 * 2);

@@ -13,7 +13,7 @@
 namespace attnd::server {
 namespace {
 
-constexpr int64_t kSize = 10'000;  // no whole number of pages
+constexpr int64_t kUnevenBytes = 10'000;  // no whole number of pages
 constexpr uid_t kUid = 1;
 constexpr uid_t kOtherUid = 2;
 
@@ -29,16 +29,16 @@ class SharedRegionTest : public ::testing::Test {
         registry_.Register(std::move(fd), kUid).status().message());
   }
 
-  RegionRegistry registry_{10 * kSize};
+  RegionRegistry registry_{10 * kUnevenBytes};
 };
 
 TEST_F(SharedRegionTest, IsTheSameMemory) {
-  const UniqueFd fd = MakeMemfd(kSize);
+  const UniqueFd fd = MakeMemfd(kUnevenBytes);
   const auto region = Register(Duplicate(fd));
   ASSERT_NE(region, nullptr);
-  EXPECT_EQ(region->size_bytes(), kSize);
-  EXPECT_EQ(pwrite(fd.get(), "hello", 5, kSize - 5), 5);
-  EXPECT_EQ(std::memcmp(region->data() + kSize - 5, "hello", 5), 0);
+  EXPECT_EQ(region->size_bytes(), kUnevenBytes);
+  EXPECT_EQ(pwrite(fd.get(), "hello", 5, kUnevenBytes - 5), 5);
+  EXPECT_EQ(std::memcmp(region->data() + kUnevenBytes - 5, "hello", 5), 0);
   std::memcpy(region->writable_data(), "world", 5);
   char read[5];
   EXPECT_EQ(pread(fd.get(), read, 5, 0), 5);
@@ -46,8 +46,8 @@ TEST_F(SharedRegionTest, IsTheSameMemory) {
 }
 
 TEST_F(SharedRegionTest, HandlesAreKnownUntilUnregistered) {
-  const auto first = Register(MakeMemfd(kSize));
-  const auto second = Register(MakeMemfd(kSize));
+  const auto first = Register(MakeMemfd(kUnevenBytes));
+  const auto second = Register(MakeMemfd(kUnevenBytes));
   EXPECT_EQ(first->handle().size(), 16U);
   EXPECT_NE(first->handle(), second->handle());
   EXPECT_EQ(registry_.Find(first->handle()), first);
@@ -62,10 +62,10 @@ TEST_F(SharedRegionTest, HandlesAreKnownUntilUnregistered) {
 TEST_F(SharedRegionTest, RefusesWhatCouldChangeItsSize) {
   for (const int missing : {F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL}) {
     const std::string refusal =
-        Refusal(MakeMemfd(kSize, kNeededSeals & ~missing));
+        Refusal(MakeMemfd(kUnevenBytes, kNeededSeals & ~missing));
     EXPECT_EQ(refusal.find("seals: expected F_SEAL_SHRINK"), 0U) << refusal;
   }
-  const std::string unsealable = Refusal(MakeMemfd(kSize, 0, 0));
+  const std::string unsealable = Refusal(MakeMemfd(kUnevenBytes, 0, 0));
   EXPECT_EQ(unsealable.find("seals:"), 0U) << unsealable;
   const std::string empty = Refusal(MakeMemfd(0));
   EXPECT_EQ(empty, "size: expected at least 1 byte, got 0");
@@ -94,7 +94,7 @@ TEST_F(SharedRegionTest, RefusesWhatIsNoMemfd) {
   UniqueFd file(
       openat(folder.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   if (!file.valid()) GTEST_SKIP() << "no tmpfs on /dev/shm";
-  ASSERT_EQ(ftruncate(file.get(), kSize), 0);
+  ASSERT_EQ(ftruncate(file.get(), kUnevenBytes), 0);
   const std::string refusal = Refusal(std::move(file));
   EXPECT_EQ(refusal.find("seals: expected"), 0U) << refusal;
 }
@@ -113,7 +113,7 @@ TEST_F(SharedRegionTest, RefusesHugePagesOfAPool) {
 
 TEST_F(SharedRegionTest, DoesNotWriteWhereItMayNot) {
   for (const int seal : {F_SEAL_WRITE, F_SEAL_FUTURE_WRITE}) {
-    const UniqueFd fd = MakeMemfd(kSize, 0);
+    const UniqueFd fd = MakeMemfd(kUnevenBytes, 0);
     ASSERT_EQ(pwrite(fd.get(), "hello", 5, 0), 5);
     ASSERT_EQ(fcntl(fd.get(), F_ADD_SEALS, kNeededSeals | seal), 0);
     const auto region = Register(Duplicate(fd));
@@ -121,7 +121,7 @@ TEST_F(SharedRegionTest, DoesNotWriteWhereItMayNot) {
     EXPECT_EQ(region->writable_data(), nullptr);
     EXPECT_EQ(std::memcmp(region->data(), "hello", 5), 0);
   }
-  const UniqueFd fd = MakeMemfd(kSize);
+  const UniqueFd fd = MakeMemfd(kUnevenBytes);
   const std::string path = "/proc/self/fd/" + std::to_string(fd.get());
   const auto region = Register(UniqueFd(open(path.c_str(), O_RDONLY)));
   ASSERT_NE(region, nullptr);
@@ -131,18 +131,19 @@ TEST_F(SharedRegionTest, DoesNotWriteWhereItMayNot) {
 TEST_F(SharedRegionTest, AUidHasAQuota) {
   std::vector<std::shared_ptr<const SharedRegion>> regions;
   regions.reserve(10);
-  for (int i = 0; i < 9; ++i) regions.push_back(Register(MakeMemfd(kSize)));
-  EXPECT_EQ(Refusal(MakeMemfd(kSize + 1)),
+  for (int i = 0; i < 9; ++i)
+    regions.push_back(Register(MakeMemfd(kUnevenBytes)));
+  EXPECT_EQ(Refusal(MakeMemfd(kUnevenBytes + 1)),
             "size: expected at most 10000 bytes, which uid 1 has left of "
             "100000 (--shm-quota-bytes), got 10001");
-  EXPECT_TRUE(registry_.Register(MakeMemfd(9 * kSize), kOtherUid).ok());
-  regions.push_back(Register(MakeMemfd(kSize)));
+  EXPECT_TRUE(registry_.Register(MakeMemfd(9 * kUnevenBytes), kOtherUid).ok());
+  regions.push_back(Register(MakeMemfd(kUnevenBytes)));
   EXPECT_NE(Refusal(MakeMemfd(1)), "");
   // What a job still uses counts, registered or not.
   registry_.Unregister(regions[0]->handle());
   EXPECT_NE(Refusal(MakeMemfd(1)), "");
   regions.erase(regions.begin());
-  EXPECT_NE(Register(MakeMemfd(kSize)), nullptr);
+  EXPECT_NE(Register(MakeMemfd(kUnevenBytes)), nullptr);
 }
 
 TEST_F(SharedRegionTest, AUidHasSoManyRegions) {
@@ -154,10 +155,10 @@ TEST_F(SharedRegionTest, AUidHasSoManyRegions) {
 }
 
 TEST_F(SharedRegionTest, OutlivesItsRegistry) {
-  auto registry = std::make_unique<RegionRegistry>(kSize);
-  const auto region = *registry->Register(MakeMemfd(kSize), kUid);
+  auto registry = std::make_unique<RegionRegistry>(kUnevenBytes);
+  const auto region = *registry->Register(MakeMemfd(kUnevenBytes), kUid);
   registry.reset();
-  EXPECT_EQ(region->data()[kSize - 1], std::byte{0});
+  EXPECT_EQ(region->data()[kUnevenBytes - 1], std::byte{0});
 }
 
 }  // namespace

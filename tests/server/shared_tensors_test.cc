@@ -16,15 +16,15 @@ namespace {
 
 using R = v1::AttentionRequest;
 
-constexpr int64_t kSize = 16 * 4096;
+constexpr int64_t kRegionBytes = 16 * 4096;
 
 class SharedTensorsTest : public ::testing::Test {
  protected:
   SharedTensorsTest()
-      : region_(*registry_.Register(MakeMemfd(kSize), 1)),
-        other_(*registry_.Register(MakeMemfd(kSize), 1)),
+      : region_(*registry_.Register(MakeMemfd(kRegionBytes), 1)),
+        other_(*registry_.Register(MakeMemfd(kRegionBytes), 1)),
         read_only_(*registry_.Register(
-            MakeMemfd(kSize, kNeededSeals | F_SEAL_WRITE), 1)) {}
+            MakeMemfd(kRegionBytes, kNeededSeals | F_SEAL_WRITE), 1)) {}
 
   static void Place(v1::SharedMemory* place, const SharedRegion& region,
                     int64_t offset_bytes) {
@@ -42,7 +42,7 @@ class SharedTensorsTest : public ::testing::Test {
     v1::AttentionOptions& options = *request.mutable_options();
     options.set_return_lse(true);
     Place(options.mutable_output_region(), *region_, 4096);
-    Place(options.mutable_lse_region(), *region_, kSize - 192);
+    Place(options.mutable_lse_region(), *region_, kRegionBytes - 192);
     return request;
   }
 
@@ -61,7 +61,7 @@ class SharedTensorsTest : public ::testing::Test {
     return FindSharedTensors(tensors, *decoded, registry);
   }
 
-  RegionRegistry registry_{100 * kSize};
+  RegionRegistry registry_{100 * kRegionBytes};
   const std::shared_ptr<const SharedRegion> region_;
   const std::shared_ptr<const SharedRegion> other_;
   const std::shared_ptr<const SharedRegion> read_only_;
@@ -109,8 +109,8 @@ TEST_F(SharedTensorsTest, RefusesByName) {
        }},
       {"query.shared_memory.offset_bytes", invalid,
        [](R& r) {
-         r.mutable_query()->mutable_shared_memory()->set_offset_bytes(kSize -
-                                                                      1216);
+         r.mutable_query()->mutable_shared_memory()->set_offset_bytes(
+             kRegionBytes - 1216);
        }},
       {"query.shared_memory.offset_bytes", invalid,
        [](R& r) {
@@ -119,8 +119,8 @@ TEST_F(SharedTensorsTest, RefusesByName) {
        }},
       {"options.lse_region.offset_bytes", invalid,
        [](R& r) {
-         r.mutable_options()->mutable_lse_region()->set_offset_bytes(kSize -
-                                                                     128);
+         r.mutable_options()->mutable_lse_region()->set_offset_bytes(
+             kRegionBytes - 128);
        }},
       {"options.output_region.offset_bytes", invalid,
        [](R& r) {

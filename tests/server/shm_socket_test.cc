@@ -23,7 +23,7 @@ namespace {
 
 using namespace std::string_literals;
 
-constexpr int64_t kSize = 4096;
+constexpr int64_t kPageBytes = 4096;
 const std::string& RegisterMessage() {
   static const auto& message = *new std::string("ASHM\1\0\1\0"s);
   return message;
@@ -130,19 +130,19 @@ class ShmSocketTest : public ::testing::Test {
   }
 
   const std::string path_;
-  RegionRegistry registry_{10 * kSize};
+  RegionRegistry registry_{10 * kPageBytes};
   std::unique_ptr<ShmSocket> socket_;
 };
 
 TEST_F(ShmSocketTest, RegistersAndUnregisters) {
   Listen();
   Peer peer(path_);
-  const UniqueFd memory = MakeMemfd(kSize);
+  const UniqueFd memory = MakeMemfd(kPageBytes);
   const std::string first = peer.Register(memory);
   const std::string second = peer.Register(memory);
   EXPECT_NE(first, second);
   ASSERT_NE(registry_.Find(first), nullptr);
-  EXPECT_EQ(registry_.Find(first)->size_bytes(), kSize);
+  EXPECT_EQ(registry_.Find(first)->size_bytes(), kPageBytes);
   EXPECT_TRUE(peer.Send("ASHM\1\0\2\0"s + first));
   EXPECT_EQ(peer.Receive(), "ASHM\1\0\2\0"s);
   EXPECT_EQ(registry_.Find(first), nullptr);
@@ -154,7 +154,7 @@ TEST_F(ShmSocketTest, RegistersAndUnregisters) {
 
 TEST_F(ShmSocketTest, RegionsGoWithTheirConnection) {
   Listen();
-  const UniqueFd memory = MakeMemfd(kSize);
+  const UniqueFd memory = MakeMemfd(kPageBytes);
   auto peer = std::make_unique<Peer>(path_);
   Peer other(path_);
   const std::string handle = peer->Register(memory);
@@ -165,7 +165,7 @@ TEST_F(ShmSocketTest, RegionsGoWithTheirConnection) {
   EXPECT_NE(registry_.Find(handle), nullptr);
   peer.reset();
   EXPECT_TRUE(Eventually([&] { return registry_.Find(handle) == nullptr; }));
-  EXPECT_EQ(in_use->data()[kSize - 1], std::byte{0});
+  EXPECT_EQ(in_use->data()[kPageBytes - 1], std::byte{0});
   EXPECT_NE(registry_.Find(kept), nullptr);
   socket_.reset();
   EXPECT_EQ(registry_.Find(kept), nullptr);
@@ -174,17 +174,18 @@ TEST_F(ShmSocketTest, RegionsGoWithTheirConnection) {
 TEST_F(ShmSocketTest, RefusalsOfMemoryLeaveTheConnectionOpen) {
   Listen();
   Peer peer(path_);
-  EXPECT_EQ(peer.Refusal(RegisterMessage(), {MakeMemfd(kSize, 0).get()}),
+  EXPECT_EQ(peer.Refusal(RegisterMessage(), {MakeMemfd(kPageBytes, 0).get()}),
             "seals: expected F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_SEAL, got "
             "no F_SEAL_SHRINK");
-  EXPECT_NE(peer.Refusal(RegisterMessage(), {MakeMemfd(11 * kSize).get()}), "");
-  EXPECT_NE(peer.Register(MakeMemfd(kSize)), "");
+  EXPECT_NE(peer.Refusal(RegisterMessage(), {MakeMemfd(11 * kPageBytes).get()}),
+            "");
+  EXPECT_NE(peer.Register(MakeMemfd(kPageBytes)), "");
 }
 
 TEST_F(ShmSocketTest, ClosesOnWhatIsNoRequest) {
   Listen();
   const size_t before = OpenDescriptors();
-  const UniqueFd memory = MakeMemfd(kSize);
+  const UniqueFd memory = MakeMemfd(kPageBytes);
   const int fd = memory.get();
   const std::pair<std::string, std::vector<int>> cases[] = {
       {"G", {}},
@@ -221,7 +222,7 @@ TEST_F(ShmSocketTest, WhoDoesNotReadIsNotWaitedFor) {
   }
   EXPECT_LT(sent, 1'000'000);
   Peer other(path_);
-  EXPECT_NE(other.Register(MakeMemfd(kSize)), "");
+  EXPECT_NE(other.Register(MakeMemfd(kPageBytes)), "");
 }
 
 TEST_F(ShmSocketTest, ServesAllowedUidsOnly) {
@@ -261,7 +262,7 @@ TEST_F(ShmSocketTest, AUidHasSoManyConnections) {
   peers.pop_back();
   EXPECT_TRUE(Eventually([&] {
     Peer peer(path_);
-    return peer.Send(RegisterMessage(), {MakeMemfd(kSize).get()}) &&
+    return peer.Send(RegisterMessage(), {MakeMemfd(kPageBytes).get()}) &&
            peer.Receive().substr(0, 8) == RegisterMessage();
   }));
 }

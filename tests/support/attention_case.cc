@@ -9,13 +9,11 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "core/reference_attention.h"
+#include "tests/support/numbers.h"
 #include "tests/support/tolerance.h"
 
 namespace attnd::testing {
 namespace {
-
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 AttentionProblem MakeProblem(const CaseShape& s) {
   const auto spec = [&](DataType type, int64_t h, int64_t n, int64_t d) {

@@ -6,12 +6,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/reference_attention.h"
+#include "tests/support/numbers.h"
 #include "tests/support/tolerance.h"
 
 namespace attnd::testing {
 namespace {
-
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // The bounds of one tensor's gradient, element by element. Errors of one row
 // reach a query gradient together and are added; those of the rows that reach a
