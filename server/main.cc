@@ -51,7 +51,7 @@ sigset_t BlockStopSignals() {
 int ServeUntilSignal(Server& server, const sigset_t& signals) {
   int signal = 0;
   sigwait(&signals, &signal);
-  spdlog::info("signal {}: draining", signal);
+  spdlog::info("signal {}: stopping", signal);
   std::atomic<bool> drained = false;
   std::atomic<bool> aborted = false;
   std::thread second([&] {

@@ -134,6 +134,9 @@ class Server::Impl {
     if (!server_) return;
     server_->GetHealthCheckService()->Shutdown();
     admission_.Close();
+    // Who reads this line can rely on it: nothing new is admitted.
+    spdlog::info("draining: {} calls still run",
+                 admission_.usage().reservations);
     const bool idle = admission_.WaitIdle(
         std::chrono::duration_cast<std::chrono::nanoseconds>(
             std::chrono::duration<double>(config_.drain_timeout_s)));
