@@ -12,6 +12,7 @@
 #include "core/attention_engine.h"
 #include "core/reference_attention.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/isas.h"
 #include "tests/support/numbers.h"
 
 namespace attnd {
@@ -387,10 +388,8 @@ TEST_P(AttentionEdgesTest, ProductsBeyondF32FollowTheFormula) {
 }
 
 INSTANTIATE_TEST_SUITE_P(PerIsa, AttentionEdgesTest,
-                         ::testing::ValuesIn(SupportedIsas()),
-                         [](const auto& isa) {
-                           return std::string(IsaName(isa.param));
-                         });
+                         ::testing::ValuesIn(testing::TestedIsas()),
+                         testing::IsaTestName);
 
 }  // namespace
 }  // namespace attnd

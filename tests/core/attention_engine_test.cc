@@ -17,6 +17,7 @@
 #include "core/input_source.h"
 #include "core/kernel_plan.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/isas.h"
 #include "tests/support/numbers.h"
 
 namespace attnd {
@@ -50,10 +51,8 @@ TEST_P(AttentionEngineTest, AnswersWithTheForcedSetAndTheEstimatedBytes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(PerIsa, AttentionEngineTest,
-                         ::testing::ValuesIn(SupportedIsas()),
-                         [](const auto& isa) {
-                           return std::string(IsaName(isa.param));
-                         });
+                         ::testing::ValuesIn(testing::TestedIsas()),
+                         testing::IsaTestName);
 
 // A tiny problem beside one that is just too large to run where it arrives: the
 // first has answered when Submit returns, in this thread.

@@ -16,6 +16,7 @@
 #include "core/merge.h"
 #include "core/reference_attention.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/isas.h"
 #include "tests/support/numbers.h"
 
 namespace attnd {
@@ -47,7 +48,7 @@ class RandomOptionsTest : public ::testing::TestWithParam<int> {};
 
 TEST_P(RandomOptionsTest, AgreeWithTheOracleOnEverySet) {
   std::vector<std::unique_ptr<AttentionEngine>> engines;
-  for (const Isa isa : SupportedIsas()) {
+  for (const Isa isa : testing::TestedIsas()) {
     engines.push_back(std::make_unique<AttentionEngine>(
         EngineOptions{.threads = 2, .force_isa = isa}));
   }
@@ -725,10 +726,8 @@ TEST_P(AttentionPropertyTest, SameBitsWithoutBatchNeighbours) {
 }
 
 INSTANTIATE_TEST_SUITE_P(PerIsa, AttentionPropertyTest,
-                         ::testing::ValuesIn(SupportedIsas()),
-                         [](const auto& isa) {
-                           return std::string(IsaName(isa.param));
-                         });
+                         ::testing::ValuesIn(testing::TestedIsas()),
+                         testing::IsaTestName);
 
 }  // namespace
 }  // namespace attnd

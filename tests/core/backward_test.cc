@@ -11,6 +11,7 @@
 #include "core/attention_engine.h"
 #include "core/reference_attention.h"
 #include "tests/support/gradient_case.h"
+#include "tests/support/isas.h"
 #include "tests/support/numbers.h"
 
 namespace attnd {
@@ -355,10 +356,8 @@ TEST_P(BackwardTest, SameBitsForAnyThreadsAndLoad) {
 }
 
 INSTANTIATE_TEST_SUITE_P(PerIsa, BackwardTest,
-                         ::testing::ValuesIn(SupportedIsas()),
-                         [](const auto& isa) {
-                           return std::string(IsaName(isa.param));
-                         });
+                         ::testing::ValuesIn(testing::TestedIsas()),
+                         testing::IsaTestName);
 
 }  // namespace
 }  // namespace attnd

@@ -8,6 +8,7 @@
 
 #include "core/workspace.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/isas.h"
 #include "tests/support/numbers.h"
 
 namespace attnd {
@@ -121,10 +122,8 @@ TEST_P(FlashAttentionTest, HeadsOfManyTilesShareFewPlaces) {
 }
 
 INSTANTIATE_TEST_SUITE_P(PerIsa, FlashAttentionTest,
-                         ::testing::ValuesIn(SupportedIsas()),
-                         [](const auto& isa) {
-                           return std::string(IsaName(isa.param));
-                         });
+                         ::testing::ValuesIn(testing::TestedIsas()),
+                         testing::IsaTestName);
 
 }  // namespace
 }  // namespace attnd

@@ -8,6 +8,8 @@
 #include <mutex>
 #include <string>
 
+#include "tests/support/isas.h"
+
 namespace attnd {
 namespace {
 
@@ -39,10 +41,8 @@ TEST_P(FmaPeakTest, AsksForNoMoreWorkersThanThereAre) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryIsa, FmaPeakTest,
-                         ::testing::ValuesIn(SupportedIsas()),
-                         [](const ::testing::TestParamInfo<Isa>& isa) {
-                           return std::string(IsaName(isa.param));
-                         });
+                         ::testing::ValuesIn(testing::TestedIsas()),
+                         testing::IsaTestName);
 
 // Holds a worker until it is told to go.
 class HoldingJob : public TileJob {

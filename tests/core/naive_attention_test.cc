@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/support/attention_case.h"
+#include "tests/support/isas.h"
 #include "tests/support/numbers.h"
 
 namespace attnd {
@@ -152,10 +153,8 @@ TEST_P(NaiveAttentionTest, RefusesScoresThatNoSystemHolds) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryIsa, NaiveAttentionTest,
-                         ::testing::ValuesIn(SupportedIsas()),
-                         [](const ::testing::TestParamInfo<Isa>& isa) {
-                           return std::string(IsaName(isa.param));
-                         });
+                         ::testing::ValuesIn(testing::TestedIsas()),
+                         testing::IsaTestName);
 
 TEST(NaiveScoreBytesTest, CountsTheScoresOfEveryHead) {
   const auto bytes = [](const std::vector<int64_t>& query,
