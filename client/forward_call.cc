@@ -15,6 +15,7 @@
 #include "client/message_codec.h"
 #include "client/outgoing_message.h"
 #include "google/protobuf/io/zero_copy_stream.h"
+#include "proto/message_pieces.h"
 
 namespace attnd::client {
 namespace {
@@ -60,7 +61,14 @@ const char* NameOf(Method method) {
 }
 
 OutgoingMessage Encode(const ForwardCall& call) {
+  size_t text_bytes = 256;  // beside the elements, mostly
+  for (const auto& tensor :
+       {&call.inputs.query, &call.inputs.key, &call.inputs.value}) {
+    const size_t data_bytes = tensor->data.bytes().size();
+    if (data_bytes < kSmallestPieceBytes) text_bytes += data_bytes;
+  }
   OutgoingMessage message;
+  message.Reserve(text_bytes);
   switch (call.method) {
     case Method::kAttention:
       AddTensor(v1::AttentionRequest::kQueryFieldNumber, call.inputs.query,
@@ -284,7 +292,19 @@ void Own(ConstElements& elements) {
   elements = ConstElements(elements.type(), *copy).OwnedBy(copy);
 }
 
-ForwardCall Owned(ForwardCall call) {
+// A call that outlives its caller's arguments.
+struct OwnedCall {
+  Method method;
+  AttentionInputs inputs;
+  AttentionOutputs outputs;
+  AttentionOptions options;
+
+  ForwardCall Borrowed() const { return {method, inputs, outputs, options}; }
+};
+
+OwnedCall Owned(const ForwardCall& borrowed) {
+  OwnedCall call{borrowed.method, borrowed.inputs, borrowed.outputs,
+                 borrowed.options};
   AttentionInputs& inputs = call.inputs;
   // Before the copies: what is the same tensor stays so.
   const bool self = call.method == Method::kSelfAttention;
@@ -335,7 +355,7 @@ class AskingCall final : public AsyncCall {
     std::shared_ptr<RpcChannel> channel;
     std::shared_ptr<ServerLimits> server;
     std::shared_ptr<ChainCanceller> canceller;
-    ForwardCall call;
+    OwnedCall call;
     ClientOptions client;
     ForwardDone done;
     absl::Time start = absl::Now();
@@ -361,8 +381,9 @@ class AskingCall final : public AsyncCall {
       return;
     }
     state_.client.deadline -= absl::Now() - state_.start;
-    state_.canceller->Add(StartKnowing(*limits, *state_.channel, state_.call,
-                                       state_.client, std::move(state_.done)));
+    state_.canceller->Add(StartKnowing(*limits, *state_.channel,
+                                       state_.call.Borrowed(), state_.client,
+                                       std::move(state_.done)));
   }
 
   // As in StreamedCall.
@@ -455,8 +476,8 @@ PendingCall StartForward(const std::shared_ptr<RpcChannel>& channel,
         StartInline(*channel, call, request, client, std::move(done)));
   }
   if (limits) {
-    return PendingCall(
-        StartKnowing(*limits, *channel, Owned(call), client, std::move(done)));
+    return PendingCall(StartKnowing(*limits, *channel, Owned(call).Borrowed(),
+                                    client, std::move(done)));
   }
   auto canceller = std::make_shared<ChainCanceller>();
   auto asking = std::make_unique<AskingCall>(AskingCall::State{

@@ -21,11 +21,12 @@ namespace attnd::client {
 // they stream, each goes by itself, for AttentionStream has no other header.
 enum class Method { kAttention, kSelfAttention, kCrossAttention };
 
+// A call's arguments, which the caller has.
 struct ForwardCall {
   Method method;
-  AttentionInputs inputs;
-  AttentionOutputs outputs;
-  AttentionOptions options;
+  const AttentionInputs& inputs;
+  const AttentionOutputs& outputs;
+  const AttentionOptions& options;
 };
 
 // What a server says of its messages.

@@ -18,6 +18,7 @@
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/wire_format_lite.h"
+#include "proto/message_pieces.h"
 
 namespace attnd::client {
 namespace {
@@ -135,21 +136,40 @@ bool ReadData(CodedInputStream& in, AnswerTensor& tensor) {
   return length == room.size() ? in.ReadRaw(room.data(), size) : in.Skip(size);
 }
 
+// The field as it is written by default, which a server does.
+bool ReadShape(CodedInputStream& in, v1::Tensor& header) {
+  return WireFormatLite::ReadPackedPrimitive<int64_t,
+                                             WireFormatLite::TYPE_INT64>(
+      &in, header.mutable_shape());
+}
+
 bool ReadTensor(CodedInputStream& in, AnswerTensor& tensor) {
-  constexpr uint32_t kDataTag = WireFormatLite::MakeTag(
-      v1::Tensor::kDataFieldNumber, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+  const auto tag_of = [](int number, WireFormatLite::WireType type) {
+    return WireFormatLite::MakeTag(number, type);
+  };
   std::string rest;
-  {
-    StringOutputStream stream(&rest);
-    CodedOutputStream out(&stream);
-    while (const uint32_t tag = in.ReadTag()) {
-      const bool good = tag == kDataTag
-                            ? ReadData(in, tensor)
-                            : WireFormatLite::SkipField(&in, tag, &out);
-      if (!good) return false;
+  while (const uint32_t tag = in.ReadTag()) {
+    bool good = false;
+    uint32_t type = 0;
+    if (tag == tag_of(v1::Tensor::kDataFieldNumber,
+                      WireFormatLite::WIRETYPE_LENGTH_DELIMITED)) {
+      good = ReadData(in, tensor);
+    } else if (tag == tag_of(v1::Tensor::kDtypeFieldNumber,
+                             WireFormatLite::WIRETYPE_VARINT)) {
+      good = in.ReadVarint32(&type);
+      tensor.header.set_dtype(static_cast<v1::DataType>(type));
+    } else if (tag == tag_of(v1::Tensor::kShapeFieldNumber,
+                             WireFormatLite::WIRETYPE_LENGTH_DELIMITED)) {
+      good = ReadShape(in, tensor.header);
+    } else {
+      StringOutputStream stream(&rest);
+      CodedOutputStream out(&stream);
+      good = WireFormatLite::SkipField(&in, tag, &out);
     }
+    if (!good) return false;
   }
-  return in.ConsumedEntireMessage() && tensor.header.MergeFromString(rest);
+  return in.ConsumedEntireMessage() &&
+         (rest.empty() || tensor.header.MergeFromString(rest));
 }
 
 // One length-delimited field.
@@ -268,16 +288,23 @@ void AddTensor(int number, const ConstTensor& tensor,
   if (tensor.data.place()) {
     EncodePlace(*tensor.data.place(), header.mutable_shared_memory());
   }
-  OutgoingMessage field = OutgoingMessage::Of(header);
+  const uint64_t data_bytes = tensor.data.bytes().size();
+  uint64_t field_bytes = header.ByteSizeLong();
   if (!tensor.data.place()) {
-    field.AddField(v1::Tensor::kDataFieldNumber, tensor.data);
+    field_bytes +=
+        PrefixBytes(v1::Tensor::kDataFieldNumber, data_bytes) + data_bytes;
   }
-  message->AddField(number, std::move(field));
+  message->BeginField(number, field_bytes);
+  message->Append(header);
+  if (!tensor.data.place()) {
+    message->AddField(v1::Tensor::kDataFieldNumber, tensor.data);
+  }
 }
 
 void AddOptions(int number, const AttentionOptions& options,
                 v1::AttentionOptions asked, OutgoingMessage* message) {
   DescribeOptions(options, &asked);
+  if (!options.bias && !options.mask) return message->AddField(number, asked);
   OutgoingMessage field = OutgoingMessage::Of(asked);
   if (options.bias) {
     AddTensor(v1::AttentionOptions::kBiasFieldNumber, *options.bias, &field);
@@ -372,15 +399,13 @@ v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
 absl::StatusOr<AttentionReply> ReadReply(ZeroCopyInputStream* answer,
                                          const AttentionOutputs& outputs) {
   using Response = v1::AttentionResponse;
-  std::vector<AnswerTensor> tensors = {
-      {.field_number = Response::kOutputFieldNumber,
-       .name = "output",
-       .target = outputs.output}};
-  if (outputs.lse) {
-    tensors.push_back({.field_number = Response::kLseFieldNumber,
-                       .name = "lse",
-                       .target = *outputs.lse});
-  }
+  AnswerTensor both[] = {{.field_number = Response::kOutputFieldNumber,
+                          .name = "output",
+                          .target = outputs.output},
+                         {.field_number = Response::kLseFieldNumber,
+                          .name = "lse",
+                          .target = outputs.lse.value_or(Elements())}};
+  const std::span<AnswerTensor> tensors(both, outputs.lse ? 2 : 1);
   absl::StatusOr<ExecutionStats> stats =
       ReadTensors(answer, Response::kStatsFieldNumber, tensors);
   if (!stats.ok()) return stats.status();

@@ -15,12 +15,22 @@ OutgoingMessage OutgoingMessage::Of(const MessageLite& message) {
   return out;
 }
 
+void OutgoingMessage::Reserve(size_t text_bytes) { Text().reserve(text_bytes); }
+
+void OutgoingMessage::BeginField(int number, uint64_t length) {
+  std::string& text = Text();
+  const size_t before = text.size();
+  AppendPrefix(number, length, text);
+  size_bytes_ += text.size() - before;
+}
+
 void OutgoingMessage::AddField(int number, const MessageLite& message) {
-  AddField(number, Of(message));
+  BeginField(number, message.ByteSizeLong());
+  Append(message);
 }
 
 void OutgoingMessage::AddField(int number, OutgoingMessage message) {
-  AppendPrefix(number, message.size_bytes_);
+  BeginField(number, message.size_bytes_);
   for (Piece& piece : message.pieces_) {
     if (piece.text.empty()) {
       size_bytes_ += piece.elements.bytes().size();
@@ -33,7 +43,7 @@ void OutgoingMessage::AddField(int number, OutgoingMessage message) {
 
 void OutgoingMessage::AddField(int number, const ConstElements& bytes) {
   const std::span<const std::byte> data = bytes.bytes();
-  AppendPrefix(number, data.size());
+  BeginField(number, data.size());
   if (data.size() < kSmallestPieceBytes) {
     AppendText({reinterpret_cast<const char*>(data.data()), data.size()});
     return;
@@ -43,20 +53,22 @@ void OutgoingMessage::AddField(int number, const ConstElements& bytes) {
 }
 
 void OutgoingMessage::Append(const MessageLite& message) {
-  AppendText(message.SerializeAsString());
+  std::string& text = Text();
+  const size_t before = text.size();
+  message.AppendToString(&text);
+  size_bytes_ += text.size() - before;
+}
+
+std::string& OutgoingMessage::Text() {
+  if (pieces_.empty() || !pieces_.back().elements.bytes().empty()) {
+    pieces_.emplace_back();
+  }
+  return pieces_.back().text;
 }
 
 void OutgoingMessage::AppendText(absl::string_view text) {
-  if (text.empty()) return;
-  if (pieces_.empty() || pieces_.back().text.empty()) pieces_.emplace_back();
-  pieces_.back().text.append(text.data(), text.size());
+  Text().append(text.data(), text.size());
   size_bytes_ += text.size();
-}
-
-void OutgoingMessage::AppendPrefix(int number, uint64_t length) {
-  std::string prefix;
-  attnd::AppendPrefix(number, length, prefix);
-  AppendText(prefix);
 }
 
 }  // namespace attnd::client

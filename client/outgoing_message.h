@@ -32,6 +32,10 @@ class OutgoingMessage {
   // The whole of `message`.
   static OutgoingMessage Of(const google::protobuf::MessageLite& message);
 
+  // Room for this much text, so that it need not grow.
+  void Reserve(size_t text_bytes);
+  // Tag and length of a field whose `length` bytes are added next.
+  void BeginField(int number, uint64_t length);
   // A field of the message: `message`, as it lies on the wire but without its
   // tensors.
   void AddField(int number, const google::protobuf::MessageLite& message);
@@ -46,8 +50,8 @@ class OutgoingMessage {
   const std::vector<Piece>& pieces() const { return pieces_; }
 
  private:
+  std::string& Text();  // to append to
   void AppendText(absl::string_view text);
-  void AppendPrefix(int number, uint64_t length);
 
   std::vector<Piece> pieces_;
   uint64_t size_bytes_ = 0;

@@ -21,6 +21,12 @@ struct Held {
 
 }  // namespace
 
+size_t PrefixBytes(int number, uint64_t length) {
+  // The wire type takes no byte of its own.
+  return WireFormatLite::TagSize(number, WireFormatLite::TYPE_BYTES) +
+         CodedOutputStream::VarintSize64(length);
+}
+
 void AppendPrefix(int number, uint64_t length, std::string& text) {
   constexpr size_t kMostBytes = 15;  // of a tag and a length
   std::array<uint8_t, kMostBytes> prefix;

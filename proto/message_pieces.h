@@ -14,7 +14,9 @@ namespace attnd {
 // Below this a copy costs less than a piece of its own.
 inline constexpr size_t kSmallestPieceBytes = 4096;
 
-// Appends tag and length of a length-delimited field.
+// Tag and length of a length-delimited field: how many bytes they take, and
+// appended.
+size_t PrefixBytes(int number, uint64_t length);
 void AppendPrefix(int number, uint64_t length, std::string& text);
 
 // Keeps `owner` until Drop, across code that thread sanitizer cannot watch:
