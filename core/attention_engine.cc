@@ -244,8 +244,10 @@ void AttentionEngine::Submit(const AttentionProblem& problem,
   stats.kernel = plan.variant;
   stats.tile_q = plan.tile_q;
   stats.tile_kv = plan.tile_kv;
-  Start<Job>(problem, std::move(plan), buffers, source,
-             estimator_.Estimate(problem), stats, stop, std::move(done));
+  const absl::StatusOr<MemoryEstimate> estimate =
+      estimator_.Estimate(problem, plan);
+  Start<Job>(problem, std::move(plan), buffers, source, estimate, stats, stop,
+             std::move(done));
 }
 
 void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
@@ -258,9 +260,10 @@ void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
   stats.kernel = plan.parts() > 1 ? "backward_bf16x3" : "backward";
   stats.tile_q = plan.tile_rows();
   stats.tile_kv = BackwardPlan::kTileKeys;
-  Start<GradientJob>(problem, std::move(plan), buffers, source,
-                     estimator_.EstimateBackward(problem), stats, stop,
-                     std::move(done));
+  const absl::StatusOr<MemoryEstimate> estimate =
+      estimator_.EstimateBackward(problem, plan);
+  Start<GradientJob>(problem, std::move(plan), buffers, source, estimate, stats,
+                     stop, std::move(done));
 }
 
 namespace {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 
@@ -180,7 +181,7 @@ absl::StatusOr<float> ScoreScale(const AttentionOptions& options,
 // The first element of an options' list that is not good, by its path.
 template <typename T, typename Good>
 absl::Status CheckElements(const std::vector<T>& list, absl::string_view field,
-                           const std::string& expected, const Good& good) {
+                           std::string_view expected, const Good& good) {
   const auto bad = std::find_if_not(list.begin(), list.end(), good);
   if (bad == list.end()) return absl::OkStatus();
   return FieldError(
@@ -248,6 +249,7 @@ absl::Status CheckBroadcast(const std::vector<int64_t>& shape,
 absl::Status CheckLengths(const std::vector<int64_t>& lengths,
                           absl::string_view field, int64_t batch,
                           int64_t longest) {
+  if (lengths.empty()) return absl::OkStatus();
   absl::Status status = CheckCount(lengths, field, batch, "batch entry");
   status.Update(
       CheckElements(lengths, field, absl::StrCat("0 to ", longest),
@@ -327,6 +329,21 @@ absl::Status CheckListedEntries(const AttentionOptions& options,
   return absl::OkStatus();
 }
 
+absl::Status CheckQueryOffsets(const std::vector<int64_t>& offsets,
+                               int64_t batch) {
+  absl::Status status;
+  if (offsets.size() != 1) {
+    status = CheckCount(offsets, "query_offsets", batch,
+                        "batch entry (or one for all)");
+  }
+  status.Update(CheckElements(
+      offsets, "query_offsets",
+      absl::StrCat("a number within +-", Mask::kMaxPosition), [](int64_t n) {
+        return n >= -Mask::kMaxPosition && n <= Mask::kMaxPosition;
+      }));
+  return status;
+}
+
 // Everything that says which keys a row sees. `batch` counts entries.
 absl::Status CheckVisibility(const AttentionOptions& options,
                              const Extents& query, const Extents& key,
@@ -344,15 +361,9 @@ absl::Status CheckVisibility(const AttentionOptions& options,
                              query.of[kSeq]));
   status.Update(
       CheckLengths(options.key_lengths, "key_lengths", batch, key.of[kSeq]));
-  if (options.query_offsets.size() != 1) {
-    status.Update(CheckCount(options.query_offsets, "query_offsets", batch,
-                             "batch entry (or one for all)"));
+  if (!options.query_offsets.empty()) {
+    status.Update(CheckQueryOffsets(options.query_offsets, batch));
   }
-  status.Update(CheckElements(
-      options.query_offsets, "query_offsets",
-      absl::StrCat("a number within +-", Mask::kMaxPosition), [](int64_t n) {
-        return n >= -Mask::kMaxPosition && n <= Mask::kMaxPosition;
-      }));
   const std::pair<std::optional<int64_t>, absl::string_view> windows[] = {
       {options.window_left, "window_left"},
       {options.window_right, "window_right"}};

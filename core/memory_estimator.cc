@@ -4,7 +4,6 @@
 #include <optional>
 
 #include "absl/status/status.h"
-#include "core/backward_plan.h"
 #include "core/checked_math.h"
 #include "core/field_error.h"
 #include "core/naive_attention.h"
@@ -92,6 +91,11 @@ absl::StatusOr<RequestFootprint> SharedMemoryFootprint(
 
 absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
     const AttentionProblem& problem) const {
+  return Estimate(problem, MakeKernelPlan(problem, machine_));
+}
+
+absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
+    const AttentionProblem& problem, const KernelPlan& plan) const {
   const AttentionParams& params = problem.params();
   MemoryEstimate estimate;
   estimate.input_bytes = problem.query_bytes() + problem.key_bytes() +
@@ -99,14 +103,18 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
                          problem.mask_bytes();
   estimate.output_bytes =
       problem.output_bytes() + (params.return_lse ? problem.lse_bytes() : 0);
-  estimate.workspace_bytes =
-      MakeKernelPlan(problem, machine_).WorkspaceBytes(threads_);
+  estimate.workspace_bytes = plan.WorkspaceBytes(threads_);
   return Totalled(problem, estimate, NaiveScoreBytes(problem),
                   params.head_dim + params.v_head_dim);
 }
 
 absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
     const AttentionProblem& problem) const {
+  return EstimateBackward(problem, BackwardPlan(problem, machine_));
+}
+
+absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
+    const AttentionProblem& problem, const BackwardPlan& plan) const {
   const AttentionParams& params = problem.params();
   MemoryEstimate estimate;
   estimate.output_bytes =
@@ -114,8 +122,7 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
   estimate.input_bytes = estimate.output_bytes + problem.bias_bytes() +
                          problem.mask_bytes() + 2 * problem.output_bytes() +
                          problem.lse_bytes();
-  estimate.workspace_bytes =
-      BackwardPlan(problem, machine_).WorkspaceBytes(threads_);
+  estimate.workspace_bytes = plan.WorkspaceBytes(threads_);
   const std::optional<int64_t> scores =
       CheckedProduct({2, NaiveScoreBytes(problem)});
   if (!scores) return OutOfRange();

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/attention_problem.h"
+#include "core/backward_plan.h"
 #include "core/kernel_plan.h"
 
 namespace attnd {
@@ -73,12 +74,17 @@ class MemoryEstimator {
   // INVALID_ARGUMENT with reason INT64_RANGE where a figure does not fit.
   absl::StatusOr<MemoryEstimate> Estimate(
       const AttentionProblem& problem) const;
+  // Where the problem is planned already, for the same machine.
+  absl::StatusOr<MemoryEstimate> Estimate(const AttentionProblem& problem,
+                                          const KernelPlan& plan) const;
 
   // The same for AttentionBackward: inputs are the forward's, its answers and
   // the gradient of output; outputs are three gradients; naive_bytes counts the
   // scores and their gradients.
   absl::StatusOr<MemoryEstimate> EstimateBackward(
       const AttentionProblem& problem) const;
+  absl::StatusOr<MemoryEstimate> EstimateBackward(
+      const AttentionProblem& problem, const BackwardPlan& plan) const;
 
  private:
   MachineInfo machine_;

@@ -25,12 +25,37 @@ constexpr int64_t kHugeBytes = int64_t{2} << 20;
 // Beyond this there are no blocks, and sizes can be rounded without care.
 constexpr int64_t kMaxBlockBytes = int64_t{1} << 62;
 
-// Address sanitizer sees the end of malloc's blocks only.
+// Address sanitizer sees the ends of malloc's blocks only.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kPools = false;
 #else
 constexpr bool kPools = true;
 #endif
+
+// What malloc gave for `block`. aligned_alloc would be dearer: it takes no
+// block from the thread's cache, and cuts larger ones to pieces.
+void*& MallocOf(std::byte* block) {
+  return *reinterpret_cast<void**>(block - sizeof(void*));
+}
+
+std::byte* AllocateSmall(int64_t size_bytes) {
+  constexpr auto kAlignment = static_cast<size_t>(Workspace::kAlignment);
+  const auto size = static_cast<size_t>(size_bytes);
+  if (!kPools) {
+    return static_cast<std::byte*>(std::aligned_alloc(kAlignment, size));
+  }
+  void* const begin = std::malloc(size + kAlignment);
+  if (begin == nullptr) return nullptr;
+  // malloc aligns to 16, so that the pointer fits before the block.
+  auto* const block = static_cast<std::byte*>(begin) + kAlignment -
+                      reinterpret_cast<uintptr_t>(begin) % kAlignment;
+  MallocOf(block) = begin;
+  return block;
+}
+
+void FreeSmall(std::byte* block) {
+  std::free(kPools ? MallocOf(block) : block);
+}
 
 absl::Status NoMemory(int64_t size_bytes) {
   return absl::ResourceExhaustedError(
@@ -143,7 +168,7 @@ void Workspace::Return::operator()(std::byte* block) const {
   if (shelf) {
     shelf->Put(block, mapped_bytes);
   } else {
-    std::free(block);
+    FreeSmall(block);
   }
 }
 
@@ -151,11 +176,10 @@ absl::StatusOr<Workspace> Workspace::Reserve(int64_t size_bytes) {
   Workspace workspace;
   // aligned_alloc wants a multiple of the alignment, and answers 0 bytes as it
   // likes; one line is always there, so that data() is never null.
-  if (size_bytes <= std::numeric_limits<int64_t>::max() - kAlignment) {
+  if (size_bytes <= std::numeric_limits<int64_t>::max() - 2 * kAlignment) {
     const int64_t rounded =
         RoundUp(std::max<int64_t>(size_bytes, 1), kAlignment);
-    workspace.block_.reset(static_cast<std::byte*>(
-        std::aligned_alloc(kAlignment, static_cast<size_t>(rounded))));
+    workspace.block_.reset(AllocateSmall(rounded));
   }
   if (workspace.block_ == nullptr) return NoMemory(size_bytes);
   workspace.size_bytes_ = size_bytes;
