@@ -245,8 +245,8 @@ absl::Status AttentionCall::AllocateOutputs() {
 
 void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
   // The inputs go first: what waits to be sent is the output alone.
-  const auto end = [this, done = std::move(done)](absl::Status status,
-                                                  const RunStats& stats) {
+  AttentionEngine::Done end = [this, done = std::move(done)](
+                                  absl::Status status, const RunStats& stats) {
     inputs_ = Workspace();
     shared_ = SharedTensors();
     done(std::move(status), stats);
@@ -266,7 +266,7 @@ void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
                                     .grad_query = Floats(out[0]),
                                     .grad_key = Floats(out[1]),
                                     .grad_value = Floats(out[2])},
-                                   &stop_, end, source);
+                                   &stop_, std::move(end), source);
     return;
   }
   context_.engine.Submit(*problem_,
@@ -277,7 +277,7 @@ void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
                           .lse = out.size() > 1 ? Floats(out[1]) : nullptr,
                           .bias = in[kBias],
                           .mask = in[kMask]},
-                         &stop_, end, source);
+                         &stop_, std::move(end), source);
 }
 
 void AttentionCall::ShrinkToAnswer() {
@@ -292,24 +292,25 @@ void AttentionCall::ShrinkToAnswer() {
 UnaryCall::~UnaryCall() { (void)answered_.load(std::memory_order_acquire); }
 
 void UnaryCall::Start(ReceivedMessage received, Done done) {
-  const auto answer = [this, self = shared_from_this(), done = std::move(done)](
-                          absl::Status status, const RunStats& stats) {
-    source_.Clear();
-    absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
-    if (status.ok()) {
-      pieces = Encode(stats);
-    } else {
-      pieces = std::move(status);
-    }
-    reservation().LeaveSlot();
-    answered_.store(true, std::memory_order_release);
-    done(std::move(pieces));
-  };
+  AttentionEngine::Done answer =
+      [this, self = shared_from_this(), done = std::move(done)](
+          absl::Status status, const RunStats& stats) {
+        source_.Clear();
+        absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
+        if (status.ok()) {
+          pieces = Encode(stats);
+        } else {
+          pieces = std::move(status);
+        }
+        reservation().LeaveSlot();
+        answered_.store(true, std::memory_order_release);
+        done(std::move(pieces));
+      };
   if (absl::Status status = Prepare(std::move(received)); !status.ok()) {
     answer(std::move(status), {});
     return;
   }
-  Submit(answer, source_.empty() ? nullptr : &source_);
+  Submit(std::move(answer), source_.empty() ? nullptr : &source_);
 }
 
 absl::Status UnaryCall::Prepare(ReceivedMessage received) {

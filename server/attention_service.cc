@@ -28,6 +28,7 @@ class CallLog {
 
   void Finished(const absl::Status& status) { code_ = status.code(); }
   ~CallLog() {
+    if (!spdlog::should_log(spdlog::level::debug)) return;
     const auto took = std::chrono::steady_clock::now() - begin_;
     spdlog::debug(
         "{} {} {} us", method_, absl::StatusCodeToString(code_),

@@ -48,7 +48,9 @@ class Walker {
   bool Run(int64_t size_bytes, const Descriptor* type) {
     if (size_bytes > std::numeric_limits<int32_t>::max()) return false;
     input_.PushLimit(static_cast<int>(size_bytes));
-    return Message(type, kMaxDepth) && input_.CurrentPosition() == size_bytes;
+    if (!Message(type, kMaxDepth)) return false;
+    cost_.bound_bytes += cost_.header_bytes;
+    return input_.CurrentPosition() == size_bytes;
   }
 
   const SplitCost& cost() const { return cost_; }
@@ -183,6 +185,7 @@ class Walker {
   }
 
   static bool IsPayload(const FieldDescriptor& field) {
+    if (field.type() != FieldDescriptor::TYPE_BYTES) return false;
     const Descriptor* const type = field.containing_type();
     return (type == v1::Tensor::descriptor() &&
             field.number() == v1::Tensor::kDataFieldNumber) ||
@@ -288,22 +291,21 @@ absl::StatusOr<SplitCost> MeasureSplit(ZeroCopyInputStream* input,
   if (!walker.Run(size_bytes, type)) {
     return MalformedMessageError(type->full_name());
   }
-  SplitCost cost = walker.cost();
-  cost.bound_bytes += cost.header_bytes;
-  return cost;
+  return walker.cost();
 }
 
 absl::StatusOr<SplitMessage> SplitPayloads(ZeroCopyInputStream* input,
                                            int64_t size_bytes,
                                            const Descriptor* type,
-                                           const SplitCost& cost) {
+                                           SplitCost* cost) {
   SplitMessage message;
-  message.header.reserve(static_cast<size_t>(cost.header_bytes));
-  message.payloads.reserve(static_cast<size_t>(cost.payload_count));
+  message.header.reserve(static_cast<size_t>(cost->header_bytes));
+  message.payloads.reserve(static_cast<size_t>(cost->payload_count));
   Walker walker(input, &message);
   if (!walker.Run(size_bytes, type)) {
     return MalformedMessageError(type->full_name());
   }
+  *cost = walker.cost();
   return message;
 }
 

@@ -48,12 +48,14 @@ inline constexpr int64_t kPayloadTokenBytes = 8;
 // Both read `size_bytes` bytes of `input`, a message of type `type`, and
 // refuse (INVALID_ARGUMENT) what protobuf's parser refuses, but for the
 // contents of packed fields, on which the parse of the header decides.
+// SplitPayloads makes room for what `cost` says beforehand, if anything, and
+// leaves there what it came to.
 absl::StatusOr<SplitCost> MeasureSplit(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type);
 absl::StatusOr<SplitMessage> SplitPayloads(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
-    const google::protobuf::Descriptor* type, const SplitCost& cost);
+    const google::protobuf::Descriptor* type, SplitCost* cost);
 
 // The payload that a parsed header's `data` field stands for.
 const PayloadRange& PayloadOf(const SplitMessage& message,

@@ -135,23 +135,27 @@ absl::Status CheckCount(const v1::Tensor& tensor, const std::string& path,
       absl::StrCat(got, unit));
 }
 
-absl::Status CheckPlace(const v1::SharedMemory& place,
-                        const std::string& field) {
-  if (place.handle().size() != kHandleBytes) {
+// `field` is made where it is needed, as most calls are good.
+absl::Status CheckPlace(const v1::SharedMemory& place, absl::string_view path,
+                        absl::string_view name = "") {
+  const int64_t offset_bytes = place.offset_bytes();
+  const bool good_handle = place.handle().size() == kHandleBytes;
+  if (good_handle && offset_bytes >= 0 &&
+      offset_bytes % kOffsetAlignment == 0) {
+    return absl::OkStatus();
+  }
+  const std::string field = absl::StrCat(path, name);
+  if (!good_handle) {
     return FieldError(absl::StrCat(field, ".handle"),
                       absl::StrCat(kHandleBytes,
                                    " bytes, as the shared-memory socket "
                                    "answered them"),
                       absl::StrCat(place.handle().size(), " bytes"));
   }
-  const int64_t offset_bytes = place.offset_bytes();
-  if (offset_bytes < 0 || offset_bytes % kOffsetAlignment != 0) {
-    return FieldError(
-        absl::StrCat(field, ".offset_bytes"),
-        absl::StrCat("a multiple of ", kOffsetAlignment, " from 0 on"),
-        absl::StrCat(offset_bytes));
-  }
-  return absl::OkStatus();
+  return FieldError(
+      absl::StrCat(field, ".offset_bytes"),
+      absl::StrCat("a multiple of ", kOffsetAlignment, " from 0 on"),
+      absl::StrCat(offset_bytes));
 }
 
 absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
@@ -175,15 +179,14 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
     case v1::Tensor::kData:
       return CheckCount(*tensor, path, mask ? "BOOL" : TypeName(type),
                         mask ? 1 : SizeOf(type), expected_bytes, split);
-    case v1::Tensor::kSharedMemory: {
-      const std::string field = absl::StrCat(path, ".shared_memory");
-      if (tensors.streamed) {
-        return FieldError(field, "data, or chunks", "shared memory");
+    case v1::Tensor::kSharedMemory:
+      if (!tensors.streamed && !tensors.backward) {
+        return CheckPlace(tensor->shared_memory(), path, ".shared_memory");
       }
-      if (!tensors.backward) return CheckPlace(tensor->shared_memory(), field);
-      return FieldError(field, "data or values, inside the message",
+      return FieldError(absl::StrCat(path, ".shared_memory"),
+                        tensors.streamed ? "data, or chunks"
+                                         : "data or values, inside the message",
                         "shared memory");
-    }
     case v1::Tensor::PAYLOAD_NOT_SET:
       if (tensors.streamed) return absl::OkStatus();
       return FieldError(
@@ -201,28 +204,29 @@ absl::Status CheckRegions(const AttentionTensors& tensors, bool return_lse) {
   const bool shared = first.tensor->has_shared_memory();
   const auto check = [&](const char* field, bool there,
                          const v1::SharedMemory& place, bool needed,
-                         absl::string_view why_not) {
+                         const auto& why_not) {
     if (there == needed) {
       return there ? CheckPlace(place, field) : absl::OkStatus();
     }
-    return there ? FieldError(field, absl::StrCat("none, for ", why_not),
+    return there ? FieldError(field, absl::StrCat("none, for ", why_not()),
                               "a region")
                  : FieldError(field,
                               absl::StrCat("a region, for ", first.path,
                                            " lies in shared memory"),
                               "none");
   };
-  const std::string not_shared =
-      tensors.backward ? "gradients travel inside the message"
-      : tensors.streamed
-          ? "a stream answers in chunks"
-          : absl::StrCat(first.path, " does not lie in shared memory");
+  const auto not_shared = [&]() -> std::string {
+    if (tensors.backward) return "gradients travel inside the message";
+    if (tensors.streamed) return "a stream answers in chunks";
+    return absl::StrCat(first.path, " does not lie in shared memory");
+  };
   absl::Status status =
       check("options.output_region", options.has_output_region(),
             options.output_region(), shared, not_shared);
   status.Update(check("options.lse_region", options.has_lse_region(),
-                      options.lse_region(), shared && return_lse,
-                      shared ? "lse is not asked for" : not_shared));
+                      options.lse_region(), shared && return_lse, [&] {
+                        return shared ? "lse is not asked for" : not_shared();
+                      }));
   return status;
 }
 

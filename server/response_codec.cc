@@ -7,17 +7,17 @@
 #include <string>
 #include <utility>
 
+#include "google/protobuf/arena.h"
 #include "proto/message_pieces.h"
 
 namespace attnd::server {
 namespace {
 
-google::protobuf::Duration ToDuration(std::chrono::nanoseconds time) {
-  google::protobuf::Duration duration;
+void SetDuration(std::chrono::nanoseconds time,
+                 google::protobuf::Duration& duration) {
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(time);
   duration.set_seconds(seconds.count());
   duration.set_nanos(static_cast<int32_t>((time - seconds).count()));
-  return duration;
 }
 
 v1::DataType WireType(DataType type) {
@@ -32,11 +32,27 @@ v1::DataType WireType(DataType type) {
   return v1::DATA_TYPE_UNSPECIFIED;
 }
 
-v1::Tensor TensorHeader(const ResponseTensor& tensor) {
-  v1::Tensor header;
+void Describe(const ResponseTensor& tensor, v1::Tensor& header) {
   header.set_dtype(WireType(tensor.dtype));
   header.mutable_shape()->Add(tensor.shape.begin(), tensor.shape.end());
+}
+
+v1::Tensor TensorHeader(const ResponseTensor& tensor) {
+  v1::Tensor header;
+  Describe(tensor, header);
   return header;
+}
+
+void Describe(const RunStats& stats, v1::ExecutionStats& message) {
+  message.set_isa(std::string(IsaName(stats.isa)));
+  message.set_kernel(std::string(stats.kernel));
+  message.set_tile_q(stats.tile_q);
+  message.set_tile_kv(stats.tile_kv);
+  message.set_threads(stats.threads);
+  SetDuration(stats.queue_time, *message.mutable_queue_time());
+  SetDuration(stats.compute_time, *message.mutable_compute_time());
+  message.set_flops(stats.flops);
+  message.set_workspace_bytes(stats.workspace_bytes);
 }
 
 void AppendField(int number, const google::protobuf::Message& message,
@@ -89,20 +105,23 @@ absl::string_view View(std::span<const std::byte> data) {
 }
 
 // A Tensor whose last field is its data.
-void AppendTensor(const ResponseTensor& tensor, PieceWriter& to) {
-  v1::Tensor header = TensorHeader(tensor);
+void AppendTensor(const ResponseTensor& tensor, google::protobuf::Arena& arena,
+                  PieceWriter& to) {
+  auto& header = *google::protobuf::Arena::CreateMessage<v1::Tensor>(&arena);
+  Describe(tensor, header);
   if (tensor.place) {
     *header.mutable_shared_memory() = *tensor.place;
     AppendField(tensor.field_number, header, to.text());
     return;
   }
-  std::string prefix;
-  AppendPrefix(v1::Tensor::kDataFieldNumber, tensor.data.size(), prefix);
+  const size_t data_bytes = tensor.data.size();
   AppendPrefix(tensor.field_number,
-               header.ByteSizeLong() + prefix.size() + tensor.data.size(),
+               header.ByteSizeLong() +
+                   PrefixBytes(v1::Tensor::kDataFieldNumber, data_bytes) +
+                   data_bytes,
                to.text());
   header.AppendToString(&to.text());
-  to.text() += prefix;
+  AppendPrefix(v1::Tensor::kDataFieldNumber, data_bytes, to.text());
   to.Append(View(tensor.data));
 }
 
@@ -120,15 +139,7 @@ v1::Tensor WithValues(const ResponseTensor& tensor) {
 
 v1::ExecutionStats EncodeStats(const RunStats& stats) {
   v1::ExecutionStats message;
-  message.set_isa(std::string(IsaName(stats.isa)));
-  message.set_kernel(std::string(stats.kernel));
-  message.set_tile_q(stats.tile_q);
-  message.set_tile_kv(stats.tile_kv);
-  message.set_threads(stats.threads);
-  *message.mutable_queue_time() = ToDuration(stats.queue_time);
-  *message.mutable_compute_time() = ToDuration(stats.compute_time);
-  message.set_flops(stats.flops);
-  message.set_workspace_bytes(stats.workspace_bytes);
+  Describe(stats, message);
   return message;
 }
 
@@ -151,13 +162,13 @@ ResponsePieces EncodeChunk(const ResponseTensor& tensor, size_t offset,
   v1::TensorChunk chunk;
   chunk.set_role(lse ? v1::TENSOR_ROLE_LSE : v1::TENSOR_ROLE_OUTPUT);
   chunk.set_offset_bytes(static_cast<int64_t>(offset));
-  std::string prefix;
-  AppendPrefix(v1::TensorChunk::kDataFieldNumber, size, prefix);
   PieceWriter writer(std::move(owner));
   AppendPrefix(v1::AttentionStreamResponse::kChunkFieldNumber,
-               chunk.ByteSizeLong() + prefix.size() + size, writer.text());
+               chunk.ByteSizeLong() +
+                   PrefixBytes(v1::TensorChunk::kDataFieldNumber, size) + size,
+               writer.text());
   chunk.AppendToString(&writer.text());
-  writer.text() += prefix;
+  AppendPrefix(v1::TensorChunk::kDataFieldNumber, size, writer.text());
   writer.Append(View(tensor.data.subspan(offset, size)));
   return writer.Finish();
 }
@@ -170,25 +181,31 @@ ResponsePieces EncodeStreamStats(const RunStats& stats) {
 
 ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                             std::shared_ptr<const void> owner) {
+  // The parts of a small answer all lie here.
+  alignas(8) char block[1024];
+  google::protobuf::Arena arena(block, sizeof(block));
   PieceWriter writer(std::move(owner));
-  if (kind == PayloadKind::kValues) {
-    // One message at a time, so that an answer is held no more than thrice: as
-    // the kernel's output, as a message and as text.
-    size_t bytes = kMessageEnvelopeBytes;
-    for (const ResponseTensor& tensor : answer.tensors) {
-      bytes += tensor.data.size();
-    }
-    writer.text().reserve(bytes);
+  size_t text_bytes = 256;  // beside the elements, mostly
+  for (const ResponseTensor& tensor : answer.tensors) {
+    const size_t data_bytes = tensor.data.size();
+    const bool is_text =
+        kind == PayloadKind::kValues || data_bytes < kSmallestPieceBytes;
+    if (is_text) text_bytes += data_bytes;
   }
+  writer.text().reserve(text_bytes);
+  // Numbers go one message at a time, so that an answer is held no more than
+  // thrice: as the kernel's output, as a message and as text.
   for (const ResponseTensor& tensor : answer.tensors) {
     if (kind == PayloadKind::kValues) {
       AppendField(tensor.field_number, WithValues(tensor), writer.text());
     } else {
-      AppendTensor(tensor, writer);
+      AppendTensor(tensor, arena, writer);
     }
   }
-  AppendField(answer.stats_field_number, EncodeStats(answer.stats),
-              writer.text());
+  auto& stats =
+      *google::protobuf::Arena::CreateMessage<v1::ExecutionStats>(&arena);
+  Describe(answer.stats, stats);
+  AppendField(answer.stats_field_number, stats, writer.text());
   return writer.Finish();
 }
 

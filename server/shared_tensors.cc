@@ -17,11 +17,12 @@ constexpr char kOutputField[] = "options.output_region";
 constexpr char kLseField[] = "options.lse_region";
 
 absl::StatusOr<SharedPart> FindPart(const v1::SharedMemory& place,
-                                    const std::string& field,
-                                    int64_t size_bytes,
+                                    absl::string_view path,
+                                    absl::string_view name, int64_t size_bytes,
                                     const RegionRegistry* registry) {
   if (registry == nullptr) {
-    return RefuseField(absl::StatusCode::kFailedPrecondition, field,
+    return RefuseField(absl::StatusCode::kFailedPrecondition,
+                       absl::StrCat(path, name),
                        "shared memory is off (--shm-socket)", kSharedMemoryOff);
   }
   SharedPart part{.region = registry->Find(place.handle()),
@@ -29,7 +30,7 @@ absl::StatusOr<SharedPart> FindPart(const v1::SharedMemory& place,
                   .size_bytes = size_bytes};
   if (part.region == nullptr) {
     return RefuseField(
-        absl::StatusCode::kNotFound, absl::StrCat(field, ".handle"),
+        absl::StatusCode::kNotFound, absl::StrCat(path, name, ".handle"),
         "no such region: it was never registered, or its connection is closed",
         kUnknownRegion);
   }
@@ -37,7 +38,7 @@ absl::StatusOr<SharedPart> FindPart(const v1::SharedMemory& place,
   const int64_t room_bytes = part.region->size_bytes() - size_bytes;
   if (part.offset_bytes > room_bytes) {
     return FieldError(
-        absl::StrCat(field, ".offset_bytes"),
+        absl::StrCat(path, name, ".offset_bytes"),
         room_bytes < 0
             ? absl::StrCat("a region of at least ", size_bytes, " bytes")
             : absl::StrCat("at most ", room_bytes, ", so that ", size_bytes,
@@ -50,11 +51,11 @@ absl::StatusOr<SharedPart> FindPart(const v1::SharedMemory& place,
 }
 
 absl::StatusOr<SharedPart> FindTarget(const v1::SharedMemory& place,
-                                      const std::string& field,
+                                      absl::string_view field,
                                       int64_t size_bytes,
                                       const RegionRegistry* registry) {
   absl::StatusOr<SharedPart> part =
-      FindPart(place, field, size_bytes, registry);
+      FindPart(place, field, "", size_bytes, registry);
   if (part.ok() && part->region->writable_data() == nullptr) {
     return FieldError(absl::StrCat(field, ".handle"),
                       "a region that the server may write to",
@@ -71,7 +72,7 @@ bool Overlap(const SharedPart& a, const SharedPart& b) {
 }
 
 // A kernel writes some rows of an output while it still reads others' inputs.
-absl::Status CheckApart(const SharedPart& target, const std::string& field,
+absl::Status CheckApart(const SharedPart& target, absl::string_view field,
                         const SharedPart& other, absl::string_view name) {
   if (!Overlap(target, other)) return absl::OkStatus();
   return FieldError(
@@ -92,7 +93,7 @@ absl::StatusOr<SharedTensors> FindSharedTensors(
     const auto& [path, tensor] = tensors.by_role[role];
     if (tensor == nullptr || !tensor->has_shared_memory()) continue;
     absl::StatusOr<SharedPart> part =
-        FindPart(tensor->shared_memory(), absl::StrCat(path, ".shared_memory"),
+        FindPart(tensor->shared_memory(), path, ".shared_memory",
                  decoded.bytes[role], registry);
     if (!part.ok()) return part.status();
     shared.inputs[role] = *std::move(part);

@@ -93,20 +93,28 @@ absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
                                           Admission::Reservation& reservation,
                                           google::protobuf::Message& message,
                                           int64_t held_bytes) {
+  // Splitting makes at most 13 bytes of one that came, of which a small message
+  // needs no count before it is split.
+  constexpr int64_t kSmallBytes = 4096;
   const auto* type = message.GetDescriptor();
-  SliceStream measured(received.slices());
-  absl::StatusOr<SplitCost> cost =
-      MeasureSplit(&measured, received.size_bytes(), type);
-  if (!cost.ok()) return cost.status();
-  if (absl::Status status = reservation.GrowTo(
-          held_bytes + received.size_bytes() + cost->bound_bytes);
-      !status.ok()) {
-    return status;
+  const int64_t size_bytes = received.size_bytes();
+  SplitCost cost;
+  const auto reserve = [&] {
+    return reservation.GrowTo(held_bytes + size_bytes + cost.bound_bytes);
+  };
+  if (size_bytes > kSmallBytes) {
+    SliceStream measured(received.slices());
+    const absl::StatusOr<SplitCost> found =
+        MeasureSplit(&measured, size_bytes, type);
+    if (!found.ok()) return found.status();
+    cost = *found;
+    if (absl::Status status = reserve(); !status.ok()) return status;
   }
   SliceStream stream(received.slices());
   absl::StatusOr<SplitMessage> split =
-      SplitPayloads(&stream, received.size_bytes(), type, *cost);
+      SplitPayloads(&stream, size_bytes, type, &cost);
   if (!split.ok()) return split.status();
+  if (absl::Status status = reserve(); !status.ok()) return status;
   if (!message.ParseFromString(split->header)) {
     return MalformedMessageError(type->full_name());
   }

@@ -154,11 +154,13 @@ TEST(PayloadSplitterCases, MeasuresWhatItThenWrites) {
     const auto cost =
         MeasureSplit(&measured, size, v1::AttentionRequest::descriptor());
     ASSERT_TRUE(cost.ok());
+    SplitCost split_cost = *cost;
     google::protobuf::io::ArrayInputStream stream(bytes.data(),
                                                   static_cast<int>(size));
-    const auto split =
-        SplitPayloads(&stream, size, v1::AttentionRequest::descriptor(), *cost);
+    const auto split = SplitPayloads(
+        &stream, size, v1::AttentionRequest::descriptor(), &split_cost);
     ASSERT_TRUE(split.ok());
+    EXPECT_EQ(split_cost.bound_bytes, cost->bound_bytes);
     EXPECT_EQ(static_cast<int64_t>(split->header.size()), cost->header_bytes);
     EXPECT_EQ(static_cast<int64_t>(split->payloads.size()),
               cost->payload_count);
