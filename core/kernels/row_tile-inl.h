@@ -83,8 +83,9 @@ class RowTile {
       : inputs_(inputs),
         params_(inputs.problem.params()),
         entry_(entry),
-        kv_head_(kv_head),
-        first_row_(first_row),
+        first_head_(kv_head * params_.HeadsPerGroup() +
+                    first_row / entry.q_len),
+        first_q_row_(first_row % entry.q_len),
         rows_(rows),
         adjusts_(params_.AdjustsScores()),
         magnitude_(ScoreScale(params_).magnitude),
@@ -114,9 +115,10 @@ class RowTile {
 
   // Query head, and row of the batch entry.
   std::pair<int64_t, int64_t> HeadAndRow(int64_t r) const {
-    const int64_t row = first_row_ + r;
-    return {kv_head_ * params_.HeadsPerGroup() + row / entry_.q_len,
-            row % entry_.q_len};
+    const int64_t row = first_q_row_ + r;
+    // Of most tiles all rows are of one head, and divisions are slow.
+    if (row < entry_.q_len) return {first_head_, row};
+    return {first_head_ + row / entry_.q_len, row % entry_.q_len};
   }
 
   // Whether row r sees any key, by its range.
@@ -249,8 +251,8 @@ class RowTile {
   const ScoreInputs& inputs_;
   const AttentionParams& params_;
   const BatchEntry entry_;
-  const int64_t kv_head_;
-  const int64_t first_row_;
+  const int64_t first_head_;   // query head, and row of the batch entry
+  const int64_t first_q_row_;  // of the tile's first row
   const int64_t rows_;
   const bool adjusts_;
   const float magnitude_;

@@ -70,19 +70,23 @@ inline void FinishRow(const FlashJob& job, const BatchEntry& entry,
   const float sink = params.has_sinks
                          ? job.problem.sink_logits()[static_cast<size_t>(head)]
                          : kMinusInfinity;
+  const bool wants_lse = job.lse.data != nullptr;
+  const double top = scale * double{max};
   float divisor = 1;
   double lse{sink};
-  if (sum != 0) {
+  if (sum != 0 && !params.has_sinks) {
+    divisor = sum;
+    if (wants_lse) lse = top + std::log(double{sum});
+  } else if (sum != 0) {
     // exp(sink) joins the sum, on the scale of the larger of the two.
-    const double top = scale * double{max};
     const double base = std::max(top, lse);
     const double shrink = top == base ? 1.0 : std::exp(top - base);
     const double total =
         double{sum} * shrink + (lse == -HUGE_VAL ? 0 : std::exp(lse - base));
     divisor = static_cast<float>(total / shrink);
-    if (job.lse.data != nullptr) lse = base + std::log(total);
+    if (wants_lse) lse = base + std::log(total);
   }
-  if (job.lse.data != nullptr) {
+  if (wants_lse) {
     *job.lse.Row(entry.batch, head, row) = static_cast<float>(lse);
   }
   std::byte* const to =
