@@ -390,9 +390,10 @@ void AmxTurnedScores(int64_t parts, int64_t rows, int64_t columns,
 
 void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
                   const AmxLeft& weights, const float* values,
-                  int64_t chunk_words, int64_t first, int64_t last,
+                  int64_t chunk_words, int64_t first, int64_t last, bool fresh,
                   float* output, int64_t output_stride) {
   const BlockRows<const float> weight_rows(weights.first, weights.stride, rows);
+  const BlockRows<float> results(output, output_stride, rows);
   const auto right = [&](int64_t step) {
     return values + step / kStepsPerChunk * chunk_words +
            step % kStepsPerChunk / kAmxSteps * GroupWords(parts, columns);
@@ -403,24 +404,24 @@ void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
                constexpr bool kTwoRows = decltype(two_rows)::value;
                constexpr bool kTwoColumns = decltype(two_columns)::value;
                const Left<kTwoRows> left(weight_rows, weights.part_words);
-               if constexpr (kParts == 1) {
-                 const BlockRows<float> results(output, output_stride, rows);
-                 LoadResults<kTwoRows, kTwoColumns>(results, 0);
-                 MultiplySteps<kParts, kTwoRows, kTwoColumns, false>(
-                     left, first, last, right);
-                 StoreResults<kTwoRows, kTwoColumns>(results, 0);
-               } else {
-                 // On their own, for the same reason as the small products.
-                 alignas(64) float sums[4 * kAmxTileWords];
-                 constexpr int64_t kStride = (kTwoColumns ? 2 : 1) * kTileWords;
-                 constexpr int64_t kRows = (kTwoRows ? 2 : 1) * kTileRows;
+               if (fresh || kParts > 1) {
                  ZeroResults<kTwoRows, kTwoColumns>();
-                 MultiplySteps<kParts, kTwoRows, kTwoColumns, false>(
-                     left, first, last, right);
-                 StoreResults<kTwoRows, kTwoColumns>(
-                     BlockRows<float>(sums, kStride, kRows), 0);
-                 AddTo(rows, kStride, sums, output, output_stride);
+               } else {
+                 LoadResults<kTwoRows, kTwoColumns>(results, 0);
                }
+               MultiplySteps<kParts, kTwoRows, kTwoColumns, false>(left, first,
+                                                                   last, right);
+               if (fresh || kParts == 1) {
+                 StoreResults<kTwoRows, kTwoColumns>(results, 0);
+                 return;
+               }
+               // On their own, for the same reason as the small products.
+               alignas(64) float sums[4 * kAmxTileWords];
+               constexpr int64_t kStride = (kTwoColumns ? 2 : 1) * kTileWords;
+               constexpr int64_t kRows = (kTwoRows ? 2 : 1) * kTileRows;
+               StoreResults<kTwoRows, kTwoColumns>(
+                   BlockRows<float>(sums, kStride, kRows), 0);
+               AddTo(rows, kStride, sums, output, output_stride);
              });
 }
 
@@ -438,7 +439,7 @@ void AmxScores(int64_t, int64_t, int64_t, const AmxLeft&, const float*, int64_t,
 void AmxTurnedScores(int64_t, int64_t, int64_t, const AmxLeft&, const float*,
                      int64_t, float*, int64_t) {}
 void AmxAddValues(int64_t, int64_t, int64_t, const AmxLeft&, const float*,
-                  int64_t, int64_t, int64_t, float*, int64_t) {}
+                  int64_t, int64_t, int64_t, bool, float*, int64_t) {}
 
 }  // namespace attnd
 

@@ -53,11 +53,11 @@ void AmxTurnedScores(int64_t parts, int64_t rows, int64_t columns,
                      float* scores, int64_t score_stride);
 
 // output[r][column] += sum over steps first <= step < last of weights[r][step]
-// * values[step][column]. Values come in chunks of kKeysPerSum keys, each
-// `chunk_words` after the one before it.
+// * values[step][column]; = where it is `fresh`. Values come in chunks of
+// kKeysPerSum keys, each `chunk_words` after the one before it.
 void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
                   const AmxLeft& weights, const float* values,
-                  int64_t chunk_words, int64_t first, int64_t last,
+                  int64_t chunk_words, int64_t first, int64_t last, bool fresh,
                   float* output, int64_t output_stride);
 
 }  // namespace attnd

@@ -36,9 +36,10 @@ inline void AmxAddOneRow(const float* weights, int64_t weight_stride,
                          const void* value, int64_t /*value_stride*/,
                          int64_t steps, float* output, int64_t output_stride,
                          Ahead /*ahead*/) {
-  AmxAddValues(
-      1, 1, 1, {.first = weights, .stride = weight_stride, .part_words = 0},
-      static_cast<const float*>(value), 0, 0, steps, output, output_stride);
+  AmxAddValues(1, 1, 1,
+               {.first = weights, .stride = weight_stride, .part_words = 0},
+               static_cast<const float*>(value), 0, 0, steps, false, output,
+               output_stride);
 }
 
 class AmxTile : public Tile {
@@ -80,26 +81,54 @@ class AmxTile : public Tile {
                            HaveParts(packing_.largest_value, kLeastValue));
   }
 
-  // One block after the other, so that its scores and weights stay in the
-  // first-level cache: products are so fast that these would be half of the
-  // traffic.
+  // The first keys that a block meets set its output.
+  void Reset() {
+    ResetSums();
+    if (span_.size() == 0) ZeroOutput(0, rows_.rows());
+  }
+
+  // One block after the other, so that its scores and weights, and at last its
+  // output, stay in the first-level cache: products are so fast that these
+  // would be half of the traffic.
   void Absorb(int64_t begin, int64_t end) {
-    if (!LookAt(begin, end)) return;
+    const bool first = begin <= span_.begin;
+    LookAt(begin, end);
     checked_values_ = false;
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
-      if (block.seen.size() == 0) continue;
+      if (block.seen.size() == 0) {
+        if (first) ZeroOutput(block.first, block.rows);
+        continue;
+      }
       first_scored_ = block.first;
       Score(block);
       if (parts_ > 1 && MayOverflow()) MendScores(block);
-      Softmax(block, [&](int64_t r, int64_t first, int64_t last)
-                         HWY_ATTR { return RowMax(Scores(r), first, last); });
+      Softmax(block, [&](int64_t r, int64_t from, int64_t to)
+                         HWY_ATTR { return RowMax(Scores(r), from, to); });
       if (parts_ == 1) ZeroWeights(block);
-      AddValues(block);
+      AddValues(block, first);
+      if (FinishesEarly(block)) FinishRows(block.first, block.rows);
+    }
+  }
+
+  void Finish() const {
+    if (entry_plan_.splits > 1) {
+      Tile::Finish();
+      return;
+    }
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
+      if (!FinishesEarly(block)) FinishRows(block.first, block.rows);
     }
   }
 
  private:
+  // Whether the keys in work are the last and the block sees some of them.
+  bool FinishesEarly(const Block& block) const {
+    return entry_plan_.splits == 1 && end_ == span_.end &&
+           block.seen.size() > 0;
+  }
+
   void Score(const Block& block) const {
     const int64_t steps = RowWords(Isa::kAmxBf16, params_.head_dim);
     const int64_t first =
@@ -165,19 +194,21 @@ class AmxTile : public Tile {
     }
   }
 
-  void AddValues(const Block& block) {
+  // To the output, or where that is `fresh` in its place.
+  void AddValues(const Block& block, bool fresh) {
     // In steps, by whole tiles: weights are 0 in what this adds.
     const int64_t first = (block.seen.begin - begin_) / kAmxKeys * kAmxSteps;
     const int64_t last = CeilDiv(block.seen.end - begin_, kAmxKeys) * kAmxSteps;
     // A value that is not finite has parts that are not.
     const bool plain = (block.plain && parts_ == 1) || ValuesAreFinite();
+    if (fresh && !plain) ZeroOutput(block.first, block.rows);
     VisitColumnPairs([&](int64_t column, int64_t vectors, const float* values) {
       if (plain) {
         AmxAddValues(parts_, block.rows, vectors,
                      {.first = Weights(block.first, begin_),
                       .stride = score_stride_,
                       .part_words = layout_.weight_part},
-                     values, ValueWords(job_, kKeysPerSum), first, last,
+                     values, ValueWords(job_, kKeysPerSum), first, last, fresh,
                      Output(block.first) + column, layout_.output_stride);
         return;
       }
@@ -270,7 +301,7 @@ class AmxTile : public Tile {
                      {.first = Weights(r, begin_),
                       .stride = score_stride_,
                       .part_words = layout_.weight_part},
-                     masked, kChunk, first, last, output,
+                     masked, kChunk, first, last, false, output,
                      layout_.output_stride);
         AddWhatIsNotFinite(block, r, column + v * kLanes, output);
       }

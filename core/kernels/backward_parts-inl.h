@@ -256,7 +256,7 @@ class PartsPair {
                                d * key_parts_.column_stride,
                       .stride = key_parts_.column_stride,
                       .part_words = shape_.tile_kv / 2},
-                     GradTiles(band), 0, keys.begin / 2, keys.end / 2,
+                     GradTiles(band), 0, keys.begin / 2, keys.end / 2, false,
                      to + d * shape_.tile_q + band * kAmxBlock, shape_.tile_q);
       }
     }
@@ -487,7 +487,7 @@ class PartsPair {
                       .stride = layout_.parts_stride,
                       .part_words = layout_.part_stride},
                      right + column * (kKeysPerSum / 2) * shape_.parts, 0,
-                     first * kAmxSteps, last * kAmxSteps,
+                     first * kAmxSteps, last * kAmxSteps, false,
                      output + key * stride + column, stride);
       });
     };

@@ -122,20 +122,14 @@ class Tile {
 
   // Before the first kv tile of a fresh tile.
   void Reset() {
-    std::fill_n(slot_ + layout_.max, rows_.rows(), kMinusInfinity);
-    std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
-    std::fill_n(slot_ + layout_.output, rows_.rows() * layout_.output_stride,
-                0.0F);
+    ResetSums();
+    ZeroOutput(0, rows_.rows());
   }
 
   // Writes output and lse, or what the merge needs.
   void Finish() const {
     if (entry_plan_.splits == 1) {
-      for (int64_t r = 0; r < rows_.rows(); ++r) {
-        const auto [head, q_row] = rows_.HeadAndRow(r);
-        FinishRow(job_, entry_, head, q_row, Output(r), slot_[layout_.max + r],
-                  Sum(r));
-      }
+      FinishRows(0, rows_.rows());
       return;
     }
     const PartialLayout layout =
@@ -181,6 +175,23 @@ class Tile {
     if (entry_plan_.splits > 1) {
       const int64_t begin = task.split * KernelPlan::kKeysPerSplit;
       span_ = Clip(span_, begin, begin + KernelPlan::kKeysPerSplit);
+    }
+  }
+
+  void ResetSums() {
+    std::fill_n(slot_ + layout_.max, rows_.rows(), kMinusInfinity);
+    std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
+  }
+  void ZeroOutput(int64_t first, int64_t rows) const {
+    std::fill_n(Output(first), rows * layout_.output_stride, 0.0F);
+  }
+
+  // Writes output and lse of rows that are not split.
+  void FinishRows(int64_t first, int64_t rows) const {
+    for (int64_t r = first; r < first + rows; ++r) {
+      const auto [head, q_row] = rows_.HeadAndRow(r);
+      FinishRow(job_, entry_, head, q_row, Output(r), slot_[layout_.max + r],
+                Sum(r));
     }
   }
 
