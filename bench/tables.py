@@ -137,7 +137,7 @@ def one_thread(data):
        f'{sixteen("f16", "relative")} times the speed of f32'],
       ['causal, N = 4096, head_dim 128', masked(False)],
       ['causal window of 1024 keys, the same', masked(True)],
-      ['backward, 8 heads, N = 2048, head_dim 64, 96 and 128 (5 products '
+      ['backward, one head, N = 2048, head_dim 64, 96 and 128 (5 products '
        'counted)', f'{backward(False)} of peak; causal {backward(True)}'],
       ['16 query rows of 8 heads over 16 Ki keys, head_dim 32 to 256',
        f'{reach("peak_ratio")} of peak, {reach("stream_ratio")} of stream']]

@@ -51,9 +51,9 @@ CASES = [
     case('decode_gqa', 32, 1, 128, kv_heads=8, kv_len=32768),
     case('decode_gqa', 32, 1, 128, 'bf16', kv_heads=8, kv_len=32768),
     case('decode_gqa', 32, 1, 128, 'f16', kv_heads=8, kv_len=32768),
-    case('backward', 8, 2048, 64, backward=True),
-    case('backward', 8, 2048, 128, backward=True),
-    case('backward', 8, 2048, 128, backward=True, causal=True),
+    case('backward', 1, 2048, 64, backward=True),
+    case('backward', 1, 2048, 128, backward=True),
+    case('backward', 1, 2048, 128, backward=True, causal=True),
 ]
 
 # How far an answer may lie from attnd's and still be of the same call: root mean
