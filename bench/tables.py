@@ -1,4 +1,4 @@
-"""Renews the tables of documents from records of ./dev bench core or peers.
+"""Renews the tables of documents from records of ./dev bench core, peers or serve.
 
 usage: tables.py RECORDS.json DOCUMENT.md...
 
@@ -60,13 +60,15 @@ def over_naive_by_threads(data):
                '|---|' + '---:|' * len(lengths))
 
 
+def bar_and_verdict(v):
+  limits = [f'>= {v["at_least"]:.2f}'] if 'at_least' in v else []
+  limits += [f'<= {v["at_most"]:.2f}'] if 'at_most' in v else []
+  return ' '.join(limits), 'meets' if v['meets'] else 'misses'
+
+
 def bars(data):
-  rows = []
-  for v in data['verdicts']:
-    limit = (f'>= {v["at_least"]:.2f}' if 'at_least' in v else
-             f'<= {v["at_most"]:.2f}')
-    rows.append([v['bar'], share(v, 'measured', 3), limit,
-                 'meets' if v['meets'] else 'misses'])
+  rows = [[v['bar'], share(v, 'measured', 3), *bar_and_verdict(v)]
+          for v in data['verdicts']]
   return ['| bar | measured | bar | |',
           *table('', rows, '|---|---:|---|---|')[1:]]
 
@@ -169,6 +171,61 @@ def peers(data):
                '|---|---|' + '---:|' * len(names) + '---|')
 
 
+def duration(us):
+  return f'{us:.0f} us' if us < 9999.5 else f'{us / 1000:.0f} ms'
+
+
+def serving_shape(r):
+  if r['q_len'] == r['kv_len']:
+    length = f'N = {r["q_len"]}'
+  else:
+    length = f'{r["q_len"]} over {r["kv_len"]}'
+  heads = f'{r["q_heads"]} head{"s" if r["q_heads"] > 1 else ""}'
+  return f'{heads}, {length}, head_dim {r["head_dim"]}'
+
+
+def one_client(data):
+  return [r for r in data['records'] if r['clients'] == 1 and
+          r['name'] == r['case']]
+
+
+def serving_calls(data):
+  rows = [[f'{r["name"]} ({serving_shape(r)})', r['transport'],
+           duration(r['p50_us']), duration(r['p99_us']),
+           duration(r['core_p50_us']), f'{r["overhead_ratio"]:.2f}']
+          for r in one_client(data)]
+  return table(['one client', 'over', 'p50', 'p99', 'core p50', 'ratio'], rows,
+               '|---|---|---:|---:|---:|---:|')
+
+
+def serving_rates(data):
+  def rate(case, name, transport):
+    for r in of(data['records'], name, case=case, transport=transport):
+      if r['clients'] == 1 and r.get('payload_gbytes_per_s'):
+        return f'{r["payload_gbytes_per_s"]:.2f}'
+    return '-'
+  rows = []
+  for r in one_client(data):
+    cells = [rate(r['case'], name, r['transport']) for name in
+             (r['case'], 'grpc_echo', 'grpc_echo_protobuf', 'socket_copy')]
+    if cells[0] != '-':
+      rows.append([r['case'], r['transport'], *cells])
+  return table(['GB/s', 'over', 'attnd', 'gRPC echo, raw',
+                'gRPC echo, protobuf', 'plain sockets'], rows,
+               '|---|---|---:|---:|---:|---:|')
+
+
+def serving_bars(data):
+  rows = [[v['bar'], v['transport'], f'{v["measured"]:.2f}',
+           *bar_and_verdict(v)] for v in data['verdicts']]
+  return ['| bar | over | measured | bar | |',
+          *table('', rows, '|---|---|---:|---|---|')[1:]]
+
+
+SERVING_TABLES = {'serving_calls': serving_calls,
+                  'serving_rates': serving_rates,
+                  'serving_bars': serving_bars}
+
 TABLES = {'over_naive': over_naive, 'bars': bars, 'prefill': prefill,
           'other_shapes': other_shapes, 'decode': decode,
           'one_thread': one_thread,
@@ -178,7 +235,10 @@ TABLES = {'over_naive': over_naive, 'bars': bars, 'prefill': prefill,
 def main(source, documents):
   with open(source, encoding='utf-8') as file:
     data = json.load(file)
-  tables = TABLES if 'verdicts' in data else {'peers': peers}
+  if 'verdicts' not in data:
+    tables = {'peers': peers}
+  else:
+    tables = SERVING_TABLES if 'case' in data['records'][0] else TABLES
   for document in documents:
     with open(document, encoding='utf-8') as file:
       text = file.read()
