@@ -1,6 +1,5 @@
 """Draws latency against throughput, from the open-loop records that serve_bench
-wrote: python bench/plot_serving.py serving.json serving.svg. Prints the tables of
-docs/performance.md. Needs matplotlib.
+wrote: python bench/plot_serving.py serving.json serving.svg. Needs matplotlib.
 """
 
 import json
@@ -50,44 +49,6 @@ def draw(records, target):
   figure.savefig(target, metadata={'Date': None})
 
 
-def number(value, form):
-  return '-' if value is None else format(value, form)
-
-
-def time(us):
-  return f'{us:.0f} us' if us < 10000 else f'{us / 1e3:.0f} ms'
-
-
-def print_tables(data):
-  records = data['records']
-  print('| one client | over | p50 | p99 | core p50 | ratio |')
-  print('|---|---|---:|---:|---:|---:|')
-  for r in records:
-    if r['name'] == r['case'] and r['clients'] == 1:
-      print(f'| {r["name"]} ({shape(r)}) | {r["transport"]} '
-            f'| {time(r["p50_us"])} | {time(r["p99_us"])} '
-            f'| {time(r["core_p50_us"])} | {r["overhead_ratio"]:.2f} |')
-  print('\n| GB/s | over | attnd | gRPC echo, raw | gRPC echo, protobuf '
-        '| plain sockets |')
-  print('|---|---|---:|---:|---:|---:|')
-  rate = {(r['case'], r['transport'], r['name']): r['payload_gbytes_per_s']
-          for r in records if r['clients'] == 1 and
-          'payload_gbytes_per_s' in r}
-  for case, transport, name in rate:
-    if name == case:
-      row = [rate[case, transport, n] for n in
-             (name, 'grpc_echo', 'grpc_echo_protobuf', 'socket_copy')]
-      print(f'| {case} | {transport} | ' +
-            ' | '.join(number(v, '.2f') for v in row) + ' |')
-  print('\n| bar | over | measured | bar | |')
-  print('|---|---|---:|---|---|')
-  for v in data['verdicts']:
-    bar = ' '.join(f'{sign} {v[key]:.2f}' for key, sign in
-                   (('at_least', '>='), ('at_most', '<=')) if key in v)
-    print(f'| {v["bar"]} | {v["transport"]} | {v["measured"]:.2f} | {bar} '
-          f'| {"meets" if v["meets"] else "misses"} |')
-
-
 def main(source, target):
   with open(source, encoding='utf-8') as file:
     data = json.load(file)
@@ -95,7 +56,6 @@ def main(source, target):
   if not open_loops:
     sys.exit(f'{source}: no open_loop records')
   draw(open_loops, target)
-  print_tables(data)
 
 
 if __name__ == '__main__':

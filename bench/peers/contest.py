@@ -228,17 +228,6 @@ def row(record, names):
   return f'{label(record):58} {record["limit"]:6} {cells}{verdict}'
 
 
-def print_markdown(records, names):
-  print('\n| case | of | ' + ' | '.join(names) + ' | |\n|---|---|' +
-        '---:|' * len(names) + '---|')
-  for r in records:
-    cells = ' | '.join(f'{r["shares"][n]:.2f}' if n in r['shares'] else '-'
-                       for n in names)
-    over = r.get('over_best_peer')
-    print(f'| {label(r)} | {r["limit"]} | {cells} '
-          f'| {"" if over is None else f"{over:.2f}, {place(over)}"} |')
-
-
 def parse_arguments():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--attnd', required=True, help='path of attnd_turns')
@@ -300,7 +289,6 @@ def main():
       json.dump({'machine': machine, 'versions': versions,
                  'records': records}, file, indent=1)
       file.write('\n')
-    print_markdown(records, names)
   wrong = [f'{name}, {label(r)}: {difference:.1e}' for r in records
            for name, difference in r['relative_rms_difference'].items()
            if not difference <= TOLERANCE[r['dtype']]]
