@@ -82,7 +82,7 @@ v1::Precision EncodePrecision(Precision precision) {
 template <typename T>
 void EncodeList(const std::vector<T>& list,
                 google::protobuf::RepeatedField<T>* proto) {
-  proto->Assign(list.begin(), list.end());
+  if (!list.empty()) proto->Assign(list.begin(), list.end());
 }
 
 // Type and shape.
@@ -289,13 +289,14 @@ void AddTensor(int number, const ConstTensor& tensor,
     EncodePlace(*tensor.data.place(), header.mutable_shared_memory());
   }
   const uint64_t data_bytes = tensor.data.bytes().size();
-  uint64_t field_bytes = header.ByteSizeLong();
+  const size_t header_bytes = header.ByteSizeLong();
+  uint64_t field_bytes = header_bytes;
   if (!tensor.data.place()) {
     field_bytes +=
         PrefixBytes(v1::Tensor::kDataFieldNumber, data_bytes) + data_bytes;
   }
   message->BeginField(number, field_bytes);
-  message->Append(header);
+  message->Append(header, header_bytes);
   if (!tensor.data.place()) {
     message->AddField(v1::Tensor::kDataFieldNumber, tensor.data);
   }

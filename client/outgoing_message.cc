@@ -11,7 +11,7 @@ using google::protobuf::MessageLite;
 
 OutgoingMessage OutgoingMessage::Of(const MessageLite& message) {
   OutgoingMessage out;
-  out.Append(message);
+  out.Append(message, message.ByteSizeLong());
   return out;
 }
 
@@ -25,8 +25,10 @@ void OutgoingMessage::BeginField(int number, uint64_t length) {
 }
 
 void OutgoingMessage::AddField(int number, const MessageLite& message) {
-  BeginField(number, message.ByteSizeLong());
-  Append(message);
+  std::string& text = Text();
+  const size_t before = text.size();
+  AppendField(number, message, text);
+  size_bytes_ += text.size() - before;
 }
 
 void OutgoingMessage::AddField(int number, OutgoingMessage message) {
@@ -52,11 +54,9 @@ void OutgoingMessage::AddField(int number, const ConstElements& bytes) {
   pieces_.push_back({.elements = bytes});
 }
 
-void OutgoingMessage::Append(const MessageLite& message) {
-  std::string& text = Text();
-  const size_t before = text.size();
-  message.AppendToString(&text);
-  size_bytes_ += text.size() - before;
+void OutgoingMessage::Append(const MessageLite& message, size_t size_bytes) {
+  AppendCounted(message, size_bytes, Text());
+  size_bytes_ += size_bytes;
 }
 
 std::string& OutgoingMessage::Text() {

@@ -43,8 +43,9 @@ class OutgoingMessage {
   void AddField(int number, OutgoingMessage message);
   // A field of the message that is bytes.
   void AddField(int number, const ConstElements& bytes);
-  // What AddField would add behind the field's tag and length.
-  void Append(const google::protobuf::MessageLite& message);
+  // What AddField would add behind the field's tag and length; `size_bytes` is
+  // what `message.ByteSizeLong()` has just said.
+  void Append(const google::protobuf::MessageLite& message, size_t size_bytes);
 
   uint64_t size_bytes() const { return size_bytes_; }
   const std::vector<Piece>& pieces() const { return pieces_; }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/message_lite.h"
 #include "google/protobuf/wire_format_lite.h"
 
 namespace attnd {
@@ -36,6 +37,21 @@ void AppendPrefix(int number, uint64_t length, std::string& text) {
       prefix.data());
   end = CodedOutputStream::WriteVarint64ToArray(length, end);
   text.append(prefix.data(), end);
+}
+
+void AppendCounted(const google::protobuf::MessageLite& message,
+                   size_t size_bytes, std::string& text) {
+  const size_t before = text.size();
+  text.resize(before + size_bytes);
+  message.SerializeWithCachedSizesToArray(
+      reinterpret_cast<uint8_t*>(text.data() + before));
+}
+
+void AppendField(int number, const google::protobuf::MessageLite& message,
+                 std::string& text) {
+  const size_t size_bytes = message.ByteSizeLong();
+  AppendPrefix(number, size_bytes, text);
+  AppendCounted(message, size_bytes, text);
 }
 
 void* Hold(std::shared_ptr<const void> owner) {

@@ -1,6 +1,6 @@
 // How both ends put a message on the wire in pieces: text that is encoded, and
-// tensors' bytes, which are sent from where they lie. Knows no message and no
-// gRPC.
+// tensors' bytes, which are sent from where they lie. Knows no message's
+// meaning and no gRPC.
 #ifndef ATTND_PROTO_MESSAGE_PIECES_H_
 #define ATTND_PROTO_MESSAGE_PIECES_H_
 
@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+
+namespace google::protobuf {
+class MessageLite;
+}
 
 namespace attnd {
 
@@ -18,6 +22,14 @@ inline constexpr size_t kSmallestPieceBytes = 4096;
 // appended.
 size_t PrefixBytes(int number, uint64_t length);
 void AppendPrefix(int number, uint64_t length, std::string& text);
+
+// Appends `message`, whose ByteSizeLong() was called last and said
+// `size_bytes`: protobuf's own AppendToString counts anew.
+void AppendCounted(const google::protobuf::MessageLite& message,
+                   size_t size_bytes, std::string& text);
+// The whole field.
+void AppendField(int number, const google::protobuf::MessageLite& message,
+                 std::string& text);
 
 // Keeps `owner` until Drop, across code that thread sanitizer cannot watch:
 // gRPC passes the handle from one thread to another, and these two, which it

@@ -51,10 +51,11 @@ absl::Status UnknownValue(absl::string_view field, const char* expected,
 
 // Long lists are refused before they are copied.
 template <typename T>
-absl::Status DecodeList(const RepeatedField<T>& in, const std::string& path,
-                        std::vector<T>& out) {
+absl::Status DecodeList(const RepeatedField<T>& in, absl::string_view parent,
+                        absl::string_view field, std::vector<T>& out) {
   if (in.size() > kMaxListed) {
-    return FieldError(path, absl::StrCat("at most ", kMaxListed, " numbers"),
+    return FieldError(absl::StrCat(parent, ".", field),
+                      absl::StrCat("at most ", kMaxListed, " numbers"),
                       absl::StrCat(in.size()));
   }
   out.assign(in.begin(), in.end());
@@ -113,7 +114,7 @@ absl::Status DecodeLists(const v1::AttentionOptions& in,
   absl::Status status;
   const auto decode = [&status](const auto& list, absl::string_view field,
                                 auto& to) {
-    if (!list.empty()) status.Update(DecodeList(list, OptionPath(field), to));
+    if (!list.empty()) status.Update(DecodeList(list, "options", field, to));
   };
   decode(in.query_offsets(), "query_offsets", out.query_offsets);
   decode(in.alibi_slopes(), "alibi_slopes", out.alibi_slopes);
@@ -137,7 +138,7 @@ absl::Status DecodeTensors(const v1::AttentionOptions& in,
     return FieldError(OptionPath("mask.dtype"), "BOOL",
                       WireTypeText(in.mask().dtype()));
   }
-  return DecodeList(in.mask().shape(), OptionPath("mask.shape"),
+  return DecodeList(in.mask().shape(), "options.mask", "shape",
                     out.mask_shape.emplace());
 }
 
@@ -171,7 +172,7 @@ absl::StatusOr<TensorSpec> DecodeSpec(const v1::Tensor& tensor,
                       WireTypeText(tensor.dtype()));
   }
   if (absl::Status status =
-          DecodeList(tensor.shape(), absl::StrCat(path, ".shape"), spec.shape);
+          DecodeList(tensor.shape(), path, "shape", spec.shape);
       !status.ok()) {
     return status;
   }

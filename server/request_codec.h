@@ -35,7 +35,7 @@ enum TensorRole : size_t {
 
 // One tensor by its path in the request; null where it is unset.
 struct NamedTensor {
-  std::string path;
+  const char* path = "";
   const v1::Tensor* tensor = nullptr;
 };
 

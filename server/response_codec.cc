@@ -55,12 +55,6 @@ void Describe(const RunStats& stats, v1::ExecutionStats& message) {
   message.set_workspace_bytes(stats.workspace_bytes);
 }
 
-void AppendField(int number, const google::protobuf::Message& message,
-                 std::string& text) {
-  AppendPrefix(number, message.ByteSizeLong(), text);
-  message.AppendToString(&text);
-}
-
 // A message that is written from front to back: text in as few pieces as can
 // be, large data where it lies. All pieces keep `owner`, which also stands for
 // the memory budget that an answer holds until it is sent.
@@ -115,12 +109,13 @@ void AppendTensor(const ResponseTensor& tensor, google::protobuf::Arena& arena,
     return;
   }
   const size_t data_bytes = tensor.data.size();
+  const size_t header_bytes = header.ByteSizeLong();
   AppendPrefix(tensor.field_number,
-               header.ByteSizeLong() +
+               header_bytes +
                    PrefixBytes(v1::Tensor::kDataFieldNumber, data_bytes) +
                    data_bytes,
                to.text());
-  header.AppendToString(&to.text());
+  AppendCounted(header, header_bytes, to.text());
   AppendPrefix(v1::Tensor::kDataFieldNumber, data_bytes, to.text());
   to.Append(View(tensor.data));
 }

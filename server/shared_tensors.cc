@@ -116,7 +116,7 @@ absl::StatusOr<SharedTensors> FindSharedTensors(
       CheckApart(shared.lse, kLseField, shared.output, kOutputField);
   for (size_t role = 0; role < kTensorRoles; ++role) {
     const SharedPart& input = shared.inputs[role];
-    const std::string& name = tensors.by_role[role].path;
+    const char* const name = tensors.by_role[role].path;
     apart.Update(CheckApart(shared.output, kOutputField, input, name));
     apart.Update(CheckApart(shared.lse, kLseField, input, name));
   }
