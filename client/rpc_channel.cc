@@ -12,6 +12,7 @@
 #include <grpcpp/support/slice.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <limits>
 #include <memory>
@@ -72,7 +73,13 @@ grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
 
 void SetDeadline(absl::Duration deadline, grpc::ClientContext& context) {
   if (deadline == absl::InfiniteDuration()) return;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
+  // Beyond this the sum could overflow, and nobody waits.
+  constexpr absl::Duration kLongest = absl::Hours(24 * 365);
+  // The system's clock itself: Abseil's keeps the processor's in step with it,
+  // which is more code than a small call has use for.
+  context.set_deadline(
+      std::chrono::system_clock::now() +
+      absl::ToChronoMicroseconds(std::min(deadline, kLongest)));
 }
 
 // Queues that no call uses: making one and shutting it down costs a small call
