@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "client/attention_client.h"
+#include "tests/client/error_status.h"
 #include "tests/client/fake_server.h"
 
 namespace attnd::client {
@@ -233,21 +234,40 @@ TEST_F(LargeCallTest, ARefusalByTheSameServerIsTheCallsError) {
     WireReply OnAttention(const FakeCall& call,
                           v1::AttentionResponse* response) override {
       LimitedHandler::OnAttention(call, response);
-      return refuses ? WireReply{.code = 8, .message = "no"} : WireReply{};
+      const std::lock_guard lock(mutex_);
+      return refusal_;
     }
-    std::atomic<bool> refuses = false;
+    // RESOURCE_EXHAUSTED, by attnd for this reason or by gRPC for none.
+    void RefuseFor(const std::string& reason) {
+      const std::lock_guard lock(mutex_);
+      refusal_ = {.code = 8, .message = "no"};
+      if (reason.empty()) return;
+      refusal_.details = SerializedRefusal(reason, "query", "no");
+    }
+
+   private:
+    std::mutex mutex_;
+    WireReply refusal_;
   };
   Refusing handler;
   const FakeServer server(&handler);
   const AttentionClient client({.target = server.target()});
   LargeProblem problem;
   EXPECT_TRUE(client.Attention(problem.inputs(), problem.outputs()).ok());
-  handler.refuses = true;
-  const absl::Status status =
-      client.Attention(problem.inputs(), problem.outputs()).status();
-  EXPECT_EQ(status.message(), "no");
-  EXPECT_EQ(handler.asked, 2);
-  EXPECT_EQ(handler.calls().size(), 2U);
+  EXPECT_EQ(handler.asked, 1);
+  size_t calls = 1;
+  // Only where it may be for the server's limits are they asked for again.
+  for (const auto& [reason, asked] :
+       {std::pair{"", 2}, {"MESSAGE_TOO_LARGE", 3}, {"MEMORY_BUDGET", 3}}) {
+    SCOPED_TRACE(reason);
+    handler.RefuseFor(reason);
+    EXPECT_EQ(client.Attention(problem.inputs(), problem.outputs())
+                  .status()
+                  .message(),
+              "no");
+    EXPECT_EQ(handler.asked, asked);
+    EXPECT_EQ(handler.calls().size(), ++calls);
+  }
 }
 
 TEST_F(LargeCallTest, ServersThatDoNotStreamGetMessages) {

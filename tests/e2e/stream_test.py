@@ -206,7 +206,8 @@ def test_a_deadline_ends_a_silent_client(slot, request_of_three):
 def test_the_server_ends_a_silent_client(attnd, connect, request_of_three):
   with Server(attnd, '--max-in-flight=1', '--stream-idle-timeout=1') as server:
     client = connect(server.tcp)
-    upload = hold(client, request_of_three)
+    # Long before it would by default.
+    upload = hold(client, request_of_three, timeout=30)
     with pytest.raises(grpc.RpcError) as caught:
       next(upload.call)
     upload.end()

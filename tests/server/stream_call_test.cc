@@ -273,7 +273,6 @@ TEST_F(StreamCallTest, AnyChunkingAnswersTheBitsOfAUnaryCall) {
   EXPECT_EQ(admission_.usage().bytes, 0);
 }
 
-// Both are far above what one message may hold.
 // Ends it as one that was silent for no time at all.
 constexpr std::chrono::nanoseconds kAtOnce{0};
 
@@ -309,6 +308,27 @@ TEST_F(StreamCallTest, ASilentClientIsEndedAndGivesBackWhatItHeld) {
     EXPECT_EQ(admission_.usage().in_flight, 0);
     EXPECT_EQ(admission_.usage().bytes, 0);
   }
+}
+
+TEST_F(StreamCallTest, EveryMessageEndsASilence) {
+  const std::vector<Request> messages = Chunked(GoodAttention(), 100);
+  // By the clock, so that a pause of this thread in the wrong place looks like
+  // silence; not every time.
+  bool goes_on = false;
+  for (int attempt = 0; attempt < 1000 && !goes_on; ++attempt) {
+    FakeStream stream;
+    const auto call = Make(stream);
+    call->Start();
+    const auto started = std::chrono::steady_clock::now();
+    ASSERT_TRUE(stream.TakeRead());
+    call->OnMessage(InSlices(messages[0].SerializeAsString(), 5000, 1));
+    if (stream.TakeWrite()) call->OnWritten(true);
+    // Nobody was silent for as long as the call takes, but for its start.
+    call->EndIfSilent(std::chrono::steady_clock::now() - started);
+    goes_on = !stream.finished();
+    if (goes_on) call->EndIfSilent(kAtOnce);
+  }
+  EXPECT_TRUE(goes_on);
 }
 
 TEST_F(StreamCallTest, AClientThatWaitsForItsAnswerIsNotSilent) {
