@@ -1,6 +1,5 @@
 #include "server/shared_tensors.h"
 
-#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
