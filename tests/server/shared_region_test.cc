@@ -131,8 +131,9 @@ TEST_F(SharedRegionTest, DoesNotWriteWhereItMayNot) {
 TEST_F(SharedRegionTest, AUidHasAQuota) {
   std::vector<std::shared_ptr<const SharedRegion>> regions;
   regions.reserve(10);
-  for (int i = 0; i < 9; ++i)
+  for (int i = 0; i < 9; ++i) {
     regions.push_back(Register(MakeMemfd(kUnevenBytes)));
+  }
   EXPECT_EQ(Refusal(MakeMemfd(kUnevenBytes + 1)),
             "size: expected at most 10000 bytes, which uid 1 has left of "
             "100000 (--shm-quota-bytes), got 10001");
