@@ -81,12 +81,6 @@ class AmxTile : public Tile {
                            HaveParts(packing_.largest_value, kLeastValue));
   }
 
-  // The first keys that a block meets set its output.
-  void Reset() {
-    ResetSums();
-    if (span_.size() == 0) ZeroOutput(0, rows_.rows());
-  }
-
   // One block after the other, so that its scores and weights, and at last its
   // output, stay in the first-level cache: products are so fast that these
   // would be half of the traffic.
@@ -107,28 +101,11 @@ class AmxTile : public Tile {
                          HWY_ATTR { return RowMax(Scores(r), from, to); });
       if (parts_ == 1) ZeroWeights(block);
       AddValues(block, first);
-      if (FinishesEarly(block)) FinishRows(block.first, block.rows);
-    }
-  }
-
-  void Finish() const {
-    if (entry_plan_.splits > 1) {
-      Tile::Finish();
-      return;
-    }
-    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
-      const Block& block = rows_.block(b);
-      if (!FinishesEarly(block)) FinishRows(block.first, block.rows);
+      if (FinishesEarly(block)) FinishRows(block);
     }
   }
 
  private:
-  // Whether the keys in work are the last and the block sees some of them.
-  bool FinishesEarly(const Block& block) const {
-    return entry_plan_.splits == 1 && end_ == span_.end &&
-           block.seen.size() > 0;
-  }
-
   void Score(const Block& block) const {
     const int64_t steps = RowWords(Isa::kAmxBf16, params_.head_dim);
     const int64_t first =

@@ -122,14 +122,18 @@ class Tile {
 
   // Before the first kv tile of a fresh tile.
   void Reset() {
-    ResetSums();
-    ZeroOutput(0, rows_.rows());
+    std::fill_n(slot_ + layout_.max, rows_.rows(), kMinusInfinity);
+    std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
+    if (!by_block_ || span_.size() == 0) ZeroOutput(0, rows_.rows());
   }
 
   // Writes output and lse, or what the merge needs.
   void Finish() const {
     if (entry_plan_.splits == 1) {
-      FinishRows(0, rows_.rows());
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        if (!FinishesEarly(block)) FinishRows(block);
+      }
       return;
     }
     const PartialLayout layout =
@@ -165,6 +169,7 @@ class Tile {
                  : per_word_ == 2                        ? WeightKind::kBf16
                  : params_.precision == Precision::kBF16 ? WeightKind::kRounded
                                                          : WeightKind::kF32),
+        by_block_(isa == Isa::kAmxBf16),
         score_stride_(parts > 1 ? layout_.parts_stride : layout_.score_stride),
         rows_(job.scores, entry_, task.kv_head, task.tile * entry_plan_.tile_q,
               RowsOf(job, task, entry_),
@@ -178,17 +183,19 @@ class Tile {
     }
   }
 
-  void ResetSums() {
-    std::fill_n(slot_ + layout_.max, rows_.rows(), kMinusInfinity);
-    std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
-  }
   void ZeroOutput(int64_t first, int64_t rows) const {
     std::fill_n(Output(first), rows * layout_.output_stride, 0.0F);
   }
 
+  // Whether a block by itself meets the last keys, which are in work.
+  bool FinishesEarly(const Block& block) const {
+    return by_block_ && entry_plan_.splits == 1 && end_ == span_.end &&
+           block.seen.size() > 0;
+  }
+
   // Writes output and lse of rows that are not split.
-  void FinishRows(int64_t first, int64_t rows) const {
-    for (int64_t r = first; r < first + rows; ++r) {
+  void FinishRows(const Block& block) const {
+    for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       const auto [head, q_row] = rows_.HeadAndRow(r);
       FinishRow(job_, entry_, head, q_row, Output(r), slot_[layout_.max + r],
                 Sum(r));
@@ -322,6 +329,9 @@ class Tile {
   const float slack_;       // of a row's maximum
   const int64_t per_word_;  // elements of a word of an operand
   const WeightKind weights_;
+  // Whether each block goes through a tile of keys on its own, and then sets
+  // its output with the first and finishes its rows after the last.
+  const bool by_block_;
   const int64_t score_stride_;
   RowTile rows_;
   KeyRange span_;
