@@ -143,13 +143,13 @@ Bits PackValueTiles(const typename As::Element* src, int64_t stride,
                               : LoadAt<As>(row, dims, c);
   };
   const int64_t vectors = CeilDiv(dims, kLanes);
-  for (int64_t v = 0; v < vectors; v += 2) {
-    const int64_t columns = std::min<int64_t>(2, vectors - v);
-    float* const pair =
-        dst + v * (kKeysPerSum / kTilePairs) * kParts * kAmxTileWords;
-    for (int64_t j = 0; j < keys; j += kTilePairs) {
+  // Keys outside, so that rows are read as they lie.
+  for (int64_t j = 0; j < keys; j += kTilePairs) {
+    for (int64_t v = 0; v < vectors; v += 2) {
+      const int64_t columns = std::min<int64_t>(2, vectors - v);
       float* const group =
-          pair + j / kTilePairs * kParts * columns * kAmxTileWords;
+          dst + (v * (kKeysPerSum / kTilePairs) + j / kTilePairs * columns) *
+                    kParts * kAmxTileWords;
       for (int64_t i = 0; i < kAmxSteps; ++i) {
         for (int64_t c = 0; c < columns; ++c) {
           const int64_t key = kParts == 1 ? j + 2 * i : j + i;
