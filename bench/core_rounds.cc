@@ -24,7 +24,7 @@ using std::chrono::milliseconds;
 // AMX falls to beside a busy neighbour is a third; its clock moves by a tenth.
 constexpr double kDrift = 0.1;
 constexpr double kAmxPace = 0.75;
-// Rounds that do not count, and their seconds, over what is asked for.
+// Seconds of rounds that do not count, over those asked for.
 constexpr int kPatience = 20;
 constexpr size_t kMaxRounds = 101;
 
@@ -233,10 +233,7 @@ class CoreRounds::Impl {
     double waited = 0;
     while (kept.size() < at_least ||
            (spent < budget && kept.size() < kMaxRounds)) {
-      if (others.size() >= kPatience * at_least &&
-          waited >= kPatience * budget) {
-        break;
-      }
+      if (others.size() >= at_least && waited >= kPatience * budget) break;
       Round round;
       double seconds = 0;
       for (const auto& it : contestants) {

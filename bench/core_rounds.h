@@ -23,8 +23,9 @@ class CoreRounds {
   ~CoreRounds();
 
   // A record for each case: medians over the rounds in which the machine kept
-  // its pace. Others are run again, up to twenty times what is asked for; where
-  // too few are left then, all count and the records say "steady": false.
+  // its pace. Others are run again, for up to twenty times the seconds asked
+  // for; where too few are left then, all count and the records say "steady":
+  // false.
   // Throws where a call fails.
   std::vector<Json> Measure(const Group& group);
 
