@@ -24,6 +24,9 @@ using std::chrono::milliseconds;
 // AMX falls to beside a busy neighbour is a third; its clock moves by a tenth.
 constexpr double kDrift = 0.1;
 constexpr double kAmxPace = 0.75;
+// And this many times the multiply-adds' peak, of the 16 that tiles have: a run
+// that begins in a slow spell has seen no better.
+constexpr double kAmxOverFma = 7;
 // Seconds of rounds that do not count, over those asked for.
 constexpr int kPatience = 20;
 constexpr size_t kMaxRounds = 101;
@@ -114,11 +117,13 @@ struct Turn {
 
   double bound() const { return (before.bound + after.bound) / 2; }
 
-  bool KeptPace(double best_amx_rate) const {
+  // `best_amx_rate` is 0 where the contestant does not use AMX.
+  bool KeptPace(double best_amx_rate, int threads) const {
     const auto [low, high] = std::minmax(before.bound, after.bound);
-    return high < (1 + kDrift) * low &&
+    if (high >= (1 + kDrift) * low) return false;
+    return best_amx_rate == 0 ||
            std::min(before.amx_rate, after.amx_rate) >=
-               kAmxPace * best_amx_rate;
+               std::max(kAmxPace * best_amx_rate, kAmxOverFma * low / threads);
   }
 };
 
@@ -259,9 +264,10 @@ class CoreRounds::Impl {
 
   bool KeptPace(const Contestants& contestants, const Round& round) const {
     for (size_t i = 0; i < round.size(); ++i) {
-      const auto best = best_amx_rates_.find(contestants[i]->c.threads);
-      const bool uses = contestants[i]->of_amx();
-      if (!round[i].KeptPace(uses ? best->second : 0)) return false;
+      const int threads = contestants[i]->c.threads;
+      const double best =
+          contestants[i]->of_amx() ? best_amx_rates_.at(threads) : 0;
+      if (!round[i].KeptPace(best, threads)) return false;
     }
     return true;
   }
