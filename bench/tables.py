@@ -30,6 +30,10 @@ def share(record, key, digits=2):
   return f'{record[key]:.{digits}f}{"" if record["steady"] else "*"}'
 
 
+def speedup(record):
+  return share(record, 'speedup', 1)
+
+
 def ratio(records, key='peak_ratio'):
   return [share(r, key) for r in records]
 
@@ -39,7 +43,7 @@ def over_naive(data):
   pairs = zip(of(data['records'], 'over_naive', threads=threads),
               of(data['records'], 'naive', threads=threads))
   rows = [[f'{f["q_len"]}', f'{n["time_ms"]:.1f} ms', f'{f["time_ms"]:.1f} ms',
-           f'{f["speedup"]:.1f}x', f'{n["held_bytes"] / 2**20:.1f} MiB',
+           f'{speedup(f)}x', f'{n["held_bytes"] / 2**20:.1f} MiB',
            f'{f["held_bytes"] / 2**20:.1f} MiB']
           for f, n in pairs if f['q_len'] >= 512]
   return table(['N', 'naive', 'attnd', 'faster', 'memory naive',
@@ -54,7 +58,7 @@ def over_naive_by_threads(data):
     flash = of(records, 'over_naive', threads=threads)
     naive = of(records, 'naive', threads=threads)
     rows.append([f'{times(threads)}, times faster',
-                 *(f'{r["speedup"]:.1f}' for r in flash)])
+                 *map(speedup, flash)])
     rows.append(['naive, GFLOP/s', *(f'{r["gflops"]:.0f}' for r in naive)])
   return table(['N', *map(str, lengths)], rows,
                '|---|' + '---:|' * len(lengths))
