@@ -18,6 +18,7 @@ namespace {
 
 using std::chrono::duration;
 using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
 
 // A turn counts where what bounds it differed by less than this before and
 // after it, and AMX ran at this much of the best that this run has seen. What
@@ -27,7 +28,7 @@ constexpr double kAmxPace = 0.75;
 // And this many times the multiply-adds' peak, of the 16 that tiles have: a run
 // that begins in a slow spell has seen no better.
 constexpr double kAmxOverFma = 7;
-// Seconds of rounds that do not count, over those asked for.
+// Seconds of waiting and of turns that do not count, over those asked for.
 constexpr int kPatience = 20;
 constexpr size_t kMaxRounds = 101;
 
@@ -35,12 +36,16 @@ double SecondsOf(const RunStats& stats) {
   return duration<double>(stats.compute_time).count();
 }
 
+double SecondsSince(Clock::time_point start) {
+  return duration<double>(Clock::now() - start).count();
+}
+
 // Cycles a second: an add that waits for the one before takes one.
 double MeasureClock() {
   constexpr int64_t kSteps = 10'000'000;
   uint64_t sum = 1;
   uint64_t addend = 3;
-  const auto start = std::chrono::steady_clock::now();
+  const Clock::time_point start = Clock::now();
   for (int64_t i = 0; i < kSteps; i += 10) {
 #pragma GCC unroll 10
     for (int j = 0; j < 10; ++j) {
@@ -48,8 +53,7 @@ double MeasureClock() {
       asm volatile("" : "+r"(sum), "+r"(addend));  // NOLINT(hicpp-no-assembler)
     }
   }
-  const auto time = std::chrono::steady_clock::now() - start;
-  return static_cast<double>(kSteps) / duration<double>(time).count();
+  return static_cast<double>(kSteps) / SecondsSince(start);
 }
 
 // One case of a group.
@@ -103,28 +107,11 @@ struct Contestant {
   double other_limit = 0;  // the one that does not bound it, measured once
 };
 
-// What the machine could do at one moment.
-struct Limits {
-  double bound = 0;     // operations or bytes a second, by what bounds the case
-  double amx_rate = 0;  // where the case uses it
-};
-
-// One burst of a contestant.
+// One burst of a contestant, between two measurements of what bounds it.
 struct Turn {
   double seconds = 0;  // of a call
-  Limits before;
-  Limits after;
-
-  double bound() const { return (before.bound + after.bound) / 2; }
-
-  // `best_amx_rate` is 0 where the contestant does not use AMX.
-  bool KeptPace(double best_amx_rate, int threads) const {
-    const auto [low, high] = std::minmax(before.bound, after.bound);
-    if (high >= (1 + kDrift) * low) return false;
-    return best_amx_rate == 0 ||
-           std::min(before.amx_rate, after.amx_rate) >=
-               std::max(kAmxPace * best_amx_rate, kAmxOverFma * low / threads);
-  }
+  double bound = 0;    // operations or bytes a second, the mean of both
+  bool kept_pace = false;
 };
 
 // The shares of one contestant, one a round.
@@ -141,8 +128,8 @@ Shares SharesOf(const Contestant& it, size_t index,
   for (const Round& round : rounds) {
     const Turn& turn = round[index];
     const bool reads = it.c.ReadsMost();
-    const double peak = reads ? it.other_limit : turn.bound();
-    const double stream = reads ? turn.bound() : it.other_limit;
+    const double peak = reads ? it.other_limit : turn.bound;
+    const double stream = reads ? turn.bound : it.other_limit;
     shares.seconds.push_back(turn.seconds);
     shares.peaks.push_back(peak);
     shares.streams.push_back(stream);
@@ -234,19 +221,20 @@ class CoreRounds::Impl {
         sampling_.seconds_per_case * static_cast<double>(contestants.size());
     const auto at_least = static_cast<size_t>(sampling_.min_rounds);
     std::vector<Round> kept, others;
-    double spent = 0;  // in bursts of rounds that were kept
-    double waited = 0;
+    double spent = 0;  // in bursts that count
+    double patience = kPatience * budget;
     while (kept.size() < at_least ||
            (spent < budget && kept.size() < kMaxRounds)) {
-      if (others.size() >= at_least && waited >= kPatience * budget) break;
+      if (patience <= 0 && kept.size() + others.size() >= at_least) break;
       Round round;
       double seconds = 0;
+      bool keeps = true;
       for (const auto& it : contestants) {
-        round.push_back(TakeTurn(*it));
+        round.push_back(TakeTurn(*it, patience));
         seconds += round.back().seconds * it->burst;
+        keeps = keeps && round.back().kept_pace;
       }
-      const bool keeps = KeptPace(contestants, round);
-      (keeps ? spent : waited) += seconds;
+      if (keeps) spent += seconds;
       (keeps ? kept : others).push_back(std::move(round));
     }
     steady = kept.size() >= at_least;
@@ -254,34 +242,52 @@ class CoreRounds::Impl {
     return kept;
   }
 
-  Turn TakeTurn(const Contestant& it) {
-    Turn turn;
-    turn.before = Measured(it);
-    turn.seconds = it.Burst();
-    turn.after = Measured(it);
-    return turn;
+  // Again while `patience` lasts: seconds, less what was waited for in vain.
+  Turn TakeTurn(const Contestant& it, double& patience) {
+    for (;;) {
+      const Turn turn = TryTurn(it, patience);
+      if (turn.kept_pace || patience <= 0) return turn;
+      patience -= turn.seconds * it.burst;
+    }
   }
 
-  bool KeptPace(const Contestants& contestants, const Round& round) const {
-    for (size_t i = 0; i < round.size(); ++i) {
-      const int threads = contestants[i]->c.threads;
-      const double best =
-          contestants[i]->of_amx() ? best_amx_rates_.at(threads) : 0;
-      if (!round[i].KeptPace(best, threads)) return false;
-    }
-    return true;
+  // Waits for AMX where it uses that. AMX is looked at next to the burst, for
+  // its spells begin and end at any time.
+  Turn TryTurn(const Contestant& it, double& patience) {
+    const double before = Bound(it);
+    bool at_pace = AwaitAmx(it, before, patience);
+    const double seconds = it.Burst();
+    at_pace = at_pace && AmxAtPace(it, before);
+    const double after = Bound(it);
+    const auto [low, high] = std::minmax(before, after);
+    return {.seconds = seconds,
+            .bound = (before + after) / 2,
+            .kept_pace = at_pace && high < (1 + kDrift) * low};
   }
 
-  Limits Measured(const Contestant& it) {
-    Limits limits;
-    limits.bound = it.c.ReadsMost() ? stream_.Measure(it.engine.scheduler())
-                                    : FmaPeak(it.engine);
-    if (it.of_amx()) {
-      limits.amx_rate = MeasureAmxRate(it.engine.scheduler());
-      double& best = best_amx_rates_[it.c.threads];
-      best = std::max(best, limits.amx_rate);
+  double Bound(const Contestant& it) {
+    return it.c.ReadsMost() ? stream_.Measure(it.engine.scheduler())
+                            : FmaPeak(it.engine);
+  }
+
+  bool AwaitAmx(const Contestant& it, double fma_peak, double& patience) {
+    const Clock::time_point start = Clock::now();
+    bool at_pace = AmxAtPace(it, fma_peak);
+    while (!at_pace && SecondsSince(start) < patience) {
+      at_pace = AmxAtPace(it, fma_peak);
     }
-    return limits;
+    patience -= SecondsSince(start);
+    return at_pace;
+  }
+
+  // True of what does not use AMX.
+  bool AmxAtPace(const Contestant& it, double fma_peak) {
+    if (!it.of_amx()) return true;
+    const int threads = it.c.threads;
+    const double rate = MeasureAmxRate(it.engine.scheduler());
+    double& best = best_amx_rates_[threads];
+    best = std::max(best, rate);
+    return rate >= std::max(kAmxPace * best, kAmxOverFma * fma_peak / threads);
   }
 
   AttentionEngine& EngineOf(const Case& c) {
@@ -298,7 +304,7 @@ class CoreRounds::Impl {
   void LearnPace(int threads, AttentionEngine& engine) {
     double& best = best_amx_rates_[threads];
     if (best > 0) return;
-    for (int i = 0; i < 500; ++i) {
+    for (int i = 0; i < 1000; ++i) {
       best = std::max(best, MeasureAmxRate(engine.scheduler()));
     }
   }

@@ -13,7 +13,7 @@ namespace attnd::bench {
 
 struct Sampling {
   int min_rounds = 5;
-  double seconds_per_case = 1;  // goes on for this long
+  double seconds_per_case = 0.5;  // goes on for this long
 };
 
 // Not thread-safe.
@@ -23,9 +23,9 @@ class CoreRounds {
   ~CoreRounds();
 
   // A record for each case: medians over the rounds in which the machine kept
-  // its pace. Others are run again, for up to twenty times the seconds asked
-  // for; where too few are left then, all count and the records say "steady":
-  // false.
+  // its pace. Turns in which it did not are taken again, for up to twenty times
+  // the seconds asked for; where too few rounds are left then, all count and
+  // the records say "steady": false.
   // Throws where a call fails.
   std::vector<Json> Measure(const Group& group);
 
