@@ -62,7 +62,8 @@ def draw_scaling(records, threads, path):
   axes[2].plot([r['q_len'] for r in chosen(records, 'naive', 1)],
                [r['peak_ratio'] for r in chosen(records, 'naive', 1)],
                color='#b3541e', marker='s', markersize=4, label='naive')
-  axes[2].set(ylim=(0, 1), ylabel='share of FMA peak')
+  axes[2].set_ylim(bottom=0)
+  axes[2].set_ylabel('share of FMA peak')
   axes[2].set_title('1 head, 1 thread', fontsize=9)
   for axis in axes:
     axis.set(xscale='log', xlabel='N (queries = keys)')

@@ -7,6 +7,8 @@
 #include <iostream>
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "core/machine.h"
 
 namespace attnd::bench {
@@ -35,12 +37,14 @@ Json MachineRecord() {
   }
   double load = 0;
   getloadavg(&load, 1);
-  return {{"cpu", model},
-          {"isa", IsaName(machine.isa)},
-          {"threads", AvailableThreads()},
-          {"l1_bytes", machine.l1_bytes},
-          {"l2_bytes", machine.l2_bytes},
-          {"load_average", load}};
+  return {
+      {"cpu", model},
+      {"isa", IsaName(machine.isa)},
+      {"threads", AvailableThreads()},
+      {"l1_bytes", machine.l1_bytes},
+      {"l2_bytes", machine.l2_bytes},
+      {"load_average", load},
+      {"date", absl::FormatTime("%Y-%m-%d", absl::Now(), absl::UTCTimeZone())}};
 }
 
 bool WriteJson(const Json& json, const std::string& path) {

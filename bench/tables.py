@@ -2,8 +2,8 @@
 
 usage: tables.py RECORDS.json DOCUMENT.md...
 
-A table stands right below a line <!-- bench: NAME -->, and is replaced where
-the records have what it shows; the words around it are nobody's but yours.
+A table stands right below a line <!-- bench: NAME -->; the words around it are
+nobody's but yours. RECORDS.json is of a whole run, or was joined to one.
 """
 import json
 import re
@@ -25,13 +25,13 @@ def of(records, name, **fields):
           all(r[k] == v for k, v in fields.items())]
 
 
+def star(record):
+  """Where the machine kept its pace in too few rounds."""
+  return '' if record['steady'] else '*'
+
+
 def share(record, key, digits=2):
-  """With a star where the machine kept its pace in too few rounds."""
-  return f'{record[key]:.{digits}f}{"" if record["steady"] else "*"}'
-
-
-def speedup(record):
-  return share(record, 'speedup', 1)
+  return f'{record[key]:.{digits}f}{star(record)}'
 
 
 def ratio(records, key='peak_ratio'):
@@ -43,7 +43,7 @@ def over_naive(data):
   pairs = zip(of(data['records'], 'over_naive', threads=threads),
               of(data['records'], 'naive', threads=threads))
   rows = [[f'{f["q_len"]}', f'{n["time_ms"]:.1f} ms', f'{f["time_ms"]:.1f} ms',
-           f'{speedup(f)}x', f'{n["held_bytes"] / 2**20:.1f} MiB',
+           f'{f["speedup"]:.1f}x{star(f)}', f'{n["held_bytes"] / 2**20:.1f} MiB',
            f'{f["held_bytes"] / 2**20:.1f} MiB']
           for f, n in pairs if f['q_len'] >= 512]
   return table(['N', 'naive', 'attnd', 'faster', 'memory naive',
@@ -58,7 +58,7 @@ def over_naive_by_threads(data):
     flash = of(records, 'over_naive', threads=threads)
     naive = of(records, 'naive', threads=threads)
     rows.append([f'{times(threads)}, times faster',
-                 *map(speedup, flash)])
+                 *(share(r, 'speedup', 1) for r in flash)])
     rows.append(['naive, GFLOP/s', *(f'{r["gflops"]:.0f}' for r in naive)])
   return table(['N', *map(str, lengths)], rows,
                '|---|' + '---:|' * len(lengths))
