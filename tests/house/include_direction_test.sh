@@ -14,7 +14,9 @@ includes() {
 breaches() {
   local root=$1 folder
   includes "$root" core \
-    'grpc|google/|attnd/v1/|spdlog|CLI|nlohmann|absl/flags|server/|client/'
+    'grpc|google/|attnd/v1/|spdlog|CLI|nlohmann|absl/flags|proto/|server/|client/'
+  includes "$root" proto 'core/|server/|client/'
+  includes "$root" server 'client/'
   # attnctl alone may use core, for what works offline.
   includes "$root" client 'core/' | grep -v "^$root/client/attnctl" || true
   for folder in client bench; do
@@ -28,7 +30,7 @@ breaches() {
 plant() {
   local root
   root=$(mktemp -d)
-  mkdir -p "$root"/{core/kernels,client/attnctl,server,bench} \
+  mkdir -p "$root"/{core/kernels,client/attnctl,proto,server,bench} \
     "$root"/tests/{core,client}
   printf '#include %s\n' "$2" >"$root/$1"
   local found
@@ -47,6 +49,9 @@ plant core/kernels/flash.cc '"spdlog/spdlog.h"'
 plant core/kernels/flash.cc '<CLI/CLI.hpp>'
 plant core/mask.h '"absl/flags/flag.h"'
 plant core/mask.h '"server/admission.h"'
+plant core/mask.h '"proto/message_pieces.h"'
+plant proto/message_pieces.h '"core/mask.h"'
+plant server/server.h '"client/attention_client.h"'
 plant client/attention_client.cc '"core/mask.h"'
 plant client/attnctl/main.cc '"server/admission.h"'
 plant tests/client/client_test.cc '"server/server.h"'
