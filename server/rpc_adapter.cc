@@ -47,6 +47,9 @@ grpc::Status ToGrpcStatus(const absl::Status& status,
   if (wire.retry_delay) {
     rpc.AddTrailingMetadata("grpc-retry-pushback-ms",
                             std::to_string(wire.retry_delay->count()));
+  } else if (status.code() == absl::StatusCode::kResourceExhausted) {
+    // Will never fit: a client whose policy retries this code shall not.
+    rpc.AddTrailingMetadata("grpc-retry-pushback-ms", "-1");
   }
   return {static_cast<grpc::StatusCode>(wire.code), wire.message, wire.details};
 }

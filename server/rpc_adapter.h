@@ -24,8 +24,8 @@ absl::StatusOr<ReceivedMessage> TakeMessage(const grpc::ByteBuffer* buffer);
 grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces);
 
 // What `rpc` is finished with. A retry delay also goes to its trailers, as
-// `grpc-retry-pushback-ms`: proxies and gRPC's own retries act on that name,
-// and do not read RetryInfo.
+// `grpc-retry-pushback-ms`, and -1 where what is exhausted will not come back:
+// proxies and gRPC's own retries act on that name, and do not read RetryInfo.
 grpc::Status ToGrpcStatus(const absl::Status& status,
                           grpc::ServerContextBase& rpc);
 

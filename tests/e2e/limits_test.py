@@ -41,6 +41,7 @@ def test_memory_budget(attnd, stubs, refused):
     assert (refusal.code, refusal.reason) == (EXHAUSTED, 'MEMORY_BUDGET')
     # It would not fit an idle server either, so waiting does not help.
     assert refusal.retry_info is None
+    assert refusal.retry_pushback == '-1'
     fits(client)
 
 

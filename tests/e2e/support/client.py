@@ -165,6 +165,8 @@ class Refusal:
     self.message = error.details()
     self.reason = self.domain = self.field = self.description = None
     self.retry_info = None
+    trailers = dict(error.trailing_metadata() or ())
+    self.retry_pushback = trailers.get('grpc-retry-pushback-ms')
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
       if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
