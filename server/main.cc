@@ -82,8 +82,10 @@ int main(int argc, char** argv) {
   // Whoever reads the log may go away; that is no reason to stop serving.
   std::signal(SIGPIPE, SIG_IGN);
   const sigset_t signals = BlockStopSignals();
-  const absl::StatusOr<CommandLine> line = attnd::server::ParseConfig(
-      {argv + 1, argv + argc}, attnd::server::EnvironmentOf(environ));
+  const attnd::server::Environment environment =
+      attnd::server::EnvironmentOf(environ);
+  const absl::StatusOr<CommandLine> line =
+      attnd::server::ParseConfig({argv + 1, argv + argc}, environment);
   if (!line.ok()) {
     std::fprintf(stderr, "attnd: %s\n",
                  std::string(line.status().message()).c_str());
@@ -95,6 +97,10 @@ int main(int argc, char** argv) {
   }
   spdlog::set_default_logger(spdlog::stderr_color_mt("attnd"));
   spdlog::set_level(spdlog::level::from_str(line->config.log_level));
+  for (const std::string& name : attnd::server::UnknownVariables(environment)) {
+    spdlog::warn("{} names no option and is ignored (attnd --help shows all)",
+                 name);
+  }
   const absl::StatusOr<std::unique_ptr<Server>> server =
       Server::Start(line->config);
   if (!server.ok()) {

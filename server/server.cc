@@ -182,6 +182,12 @@ class Server::Impl {
     // to a client that it only listens to.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+    // A client looks a name up again only when a connection ends.
+    if (config_.max_connection_age_s > 0) {
+      builder.AddChannelArgument(
+          GRPC_ARG_MAX_CONNECTION_AGE_MS,
+          static_cast<int>(config_.max_connection_age_s * 1000));
+    }
     builder.SetOption(std::make_unique<TransportOption>());
     // Two servers on one port would share its calls without a word.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);

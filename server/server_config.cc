@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -41,6 +42,7 @@ constexpr int64_t kMinMessageLimit = 64 << 10;
 constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
 constexpr double kMaxDrainSeconds = 86400;
 constexpr double kMaxIdleSeconds = 86400;
+constexpr double kMaxConnectionSeconds = 7 * 86400;
 constexpr int kMaxThreads = 4096;
 constexpr int64_t kMaxVectors = 1 << 24;
 
@@ -65,6 +67,11 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
          "Seconds that AttentionStream's client may send nothing before "
          "its call is ended; 0 = any")
       ->check(CLI::Range(0.0, kMaxIdleSeconds));
+  app.add_option("--max-connection-age", config.max_connection_age_s,
+                 "Seconds after which a client is asked to connect anew, and "
+                 "so to find servers that were started since; its calls "
+                 "finish. 0 = never")
+      ->check(CLI::Range(0.0, kMaxConnectionSeconds));
   app.add_option("--max-benchmark-vectors", config.max_benchmark_vectors,
                  "The largest num_vectors that Benchmark accepts")
       ->check(CLI::Range(int64_t{1}, kMaxVectors));
@@ -187,6 +194,20 @@ std::vector<std::string> OptionNames() {
     if (name != "help" && name != "version") names.push_back(name);
   }
   return names;
+}
+
+std::vector<std::string> UnknownVariables(const Environment& environment) {
+  std::set<std::string> known = {"ATTND_SERVER"};
+  for (const std::string& option : OptionNames()) {
+    known.insert(EnvironmentName(option));
+  }
+  std::vector<std::string> unknown;
+  for (const auto& [name, value] : environment) {
+    const bool of_kubernetes = absl::StrContains(name, "_SERVICE_") ||
+                               absl::StrContains(name, "_PORT");
+    if (!of_kubernetes && known.count(name) == 0) unknown.push_back(name);
+  }
+  return unknown;
 }
 
 int64_t DefaultMemoryBudgetBytes(int64_t available_bytes) {

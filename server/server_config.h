@@ -42,6 +42,8 @@ struct ServerConfig {
   std::string log_level = "info";
   // The largest num_vectors of Benchmark.
   int64_t max_benchmark_vectors = 32768;
+  // After how long a client is asked to connect anew, seconds; 0 = never.
+  double max_connection_age_s = 0;
 };
 
 // What a command line asks for.
@@ -63,6 +65,10 @@ Environment EnvironmentOf(const char* const* entries);
 
 // "max-in-flight" and so on: every option that a file may hold, and --config.
 std::vector<std::string> OptionNames();
+
+// Names of `environment` that are neither an option's nor attnctl's, nor what
+// Kubernetes sets for a Service named attnd: most likely misspelt.
+std::vector<std::string> UnknownVariables(const Environment& environment);
 
 // What may be held of `available_bytes`: all but a tenth, at least 256 MiB
 // (half, where there is not even 512 MiB), for code, threads, gRPC's buffers

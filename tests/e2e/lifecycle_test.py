@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import threading
 import time
 
 import grpc
@@ -96,6 +97,33 @@ def test_a_second_signal_is_quick(attnd, stubs):
     assert call.code() in (grpc.StatusCode.CANCELLED,
                            grpc.StatusCode.UNAVAILABLE)
     server.forget()
+
+
+def test_an_old_connection_is_made_anew(attnd, stubs):
+  with Server(attnd, '--max-connection-age=1') as server, \
+      open_channel(server.tcp) as channel:
+    client = Client(stubs, channel)
+    ended = threading.Event()
+
+    def seen(state):
+      # gRPC leaves a connection that it was asked to give up.
+      if state == grpc.ChannelConnectivity.IDLE and connected.is_set():
+        ended.set()
+      elif state == grpc.ChannelConnectivity.READY:
+        connected.set()
+    connected = threading.Event()
+    channel.subscribe(seen, try_to_connect=True)
+    assert connected.wait(60)
+    assert ended.wait(60)
+    assert work.refusal_of(client) is None
+
+
+def test_a_misspelt_variable_is_warned_of(attnd):
+  with Server(attnd, environment={'ATTND_MEMORY_BUDGET': '1',
+                                  'ATTND_SERVICE_HOST': '10.0.0.1'}) as server:
+    said = server.log()
+  assert 'ATTND_MEMORY_BUDGET names no option' in said
+  assert 'ATTND_SERVICE_HOST' not in said
 
 
 def test_an_idle_server_ends_at_once(attnd):

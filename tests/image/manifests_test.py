@@ -59,7 +59,7 @@ def test_compose_lets_attnd_drain():
 @pytest.mark.parametrize('folder,kinds', [
     ('sidecar', {'Pod'}),
     ('service', {'Deployment', 'Service', 'PodDisruptionBudget',
-                 'HorizontalPodAutoscaler'}),
+                 'HorizontalPodAutoscaler', 'NetworkPolicy'}),
 ])
 def test_manifests(folder, kinds, version):
   documents = render(folder)

@@ -1,5 +1,6 @@
 #include "server/server_config.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -79,6 +80,17 @@ TEST_F(ServerConfigTest, EmptyAndForeignVariablesSetNothing) {
   EXPECT_EQ(Parse({}, environment).threads, 0);
 }
 
+TEST_F(ServerConfigTest, MisspeltVariablesAreUnknown) {
+  EXPECT_THAT(UnknownVariables({{"ATTND_THREADS", "4"},
+                                {"ATTND_CONFIG", "/etc/attnd.conf"},
+                                {"ATTND_SERVER", "127.0.0.1:50051"},
+                                {"ATTND_PORT", "tcp://10.0.0.1:50051"},
+                                {"ATTND_PORT_50051_TCP_ADDR", "10.0.0.1"},
+                                {"ATTND_SERVICE_HOST", "10.0.0.1"},
+                                {"ATTND_MEMORY_BUDGET", "1"}}),
+              testing::ElementsAre("ATTND_MEMORY_BUDGET"));
+}
+
 TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {
   // A value that no option accepts: each variable must be looked at.
   for (const std::string& option : OptionNames()) {
@@ -96,19 +108,13 @@ TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {
 
 TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
   const std::vector<std::vector<std::string>> wrong = {
-      {"--no-such-flag"},
-      {"--threads=-1"},
-      {"--threads=two"},
-      {"--max-message-bytes=1"},
-      {"--max-in-flight=0"},
-      {"--log-level=loud"},
-      {"--drain-timeout=-1"},
-      {"--stream-idle-timeout=-1"},
-      {"positional"},
-      {"--config=/no/such/file"},
-      {"--max-message-bytes=9999999999"},
-      {"--shm-allow-uids=root"},
-      {"--shm-allow-uids=-1"},
+      {"--no-such-flag"},          {"--threads=-1"},
+      {"--threads=two"},           {"--max-message-bytes=1"},
+      {"--max-in-flight=0"},       {"--log-level=loud"},
+      {"--drain-timeout=-1"},      {"--stream-idle-timeout=-1"},
+      {"--max-connection-age=-1"}, {"positional"},
+      {"--config=/no/such/file"},  {"--max-message-bytes=9999999999"},
+      {"--shm-allow-uids=root"},   {"--shm-allow-uids=-1"},
       {"--shm-quota-bytes=-1"}};
   for (const auto& args : wrong) {
     EXPECT_FALSE(ParseConfig(args, {}).ok()) << args.front();
