@@ -154,23 +154,15 @@ def peers(data):
   names = list(data['records'][0]['shares'])
   rows = []
   for r in data['records']:
-    heads = (f'{r["q_heads"]} heads' if r['q_heads'] == r['kv_heads'] else
-             f'{r["q_heads"]}:{r["kv_heads"]} heads')
-    length = (f'1 over {r["kv_len"]}' if r['q_len'] == 1 else
-              f'N {r["q_len"]}')
-    causal = ', causal' if r['backward'] and r['causal'] else ''
     best = max(r['shares'].values())
     shares = []
     for name in names:
       value = r['shares'].get(name)
       text = '-' if value is None else f'{value:.2f}'
       shares.append(f'**{text}**' if value == best else text)
-    over = r['over_best_peer']
-    place = ('first' if over >= 1.02 else
-             'level' if over >= 0.98 else 'not first')
-    rows.append([f'{r["name"]} {r["dtype"]}, {heads}, {length}, '
-                 f'head_dim {r["head_dim"]}{causal}', r['limit'], *shares,
-                 f'{over:.2f}, {place}'])
+    unsteady = '*' if r['unsteady_turns'] else ''
+    rows.append([r['label'], r['limit'], *shares,
+                 f'{r["over_best_peer"]:.2f}{unsteady}, {r["place"]}'])
   return table(['case', 'of', *names, 'over the best'], rows,
                '|---|---|' + '---:|' * len(names) + '---|')
 

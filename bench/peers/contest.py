@@ -62,10 +62,12 @@ CASES = [
 TOLERANCE = {'f32': 1e-4, 'f16': 5e-2, 'bf16': 5e-2}
 
 
-# As core_bench has it: a turn counts where what bounds it differed by less than
-# DRIFT before and after it, and AMX, which a busy neighbour slows down to a
-# third, ran at AMX_PACE of the best seen. Else it is taken again, so often.
-DRIFT, AMX_PACE, PATIENCE = 0.1, 0.75, 100
+# As core_bench has it (core_rounds.cc): a turn counts where what bounds it
+# differed by less than DRIFT before and after it, and AMX, which a busy
+# neighbour slows down to a third, ran at AMX_PACE of the best seen and
+# AMX_OVER_FMA times the multiply-adds' peak. Else it is waited for, and the turn
+# taken again, so often.
+DRIFT, AMX_PACE, AMX_OVER_FMA, PATIENCE = 0.1, 0.75, 7, 300
 
 
 class Pace:
@@ -77,19 +79,25 @@ class Pace:
 
   def turn(self, it, limit, seconds):
     """Seconds of a call, what bounds it, and whether the pace was kept."""
-    for _ in range(PATIENCE):
+    tries = iter(range(PATIENCE))
+    while True:
       before = self.ours.ask(limit)
+      if not self.amx_keeps(before, limit) and next(tries, None) is not None:
+        continue
       call = it.ask('turn', seconds=seconds)['seconds']
       after = self.ours.ask(limit)
       low, high = sorted([before['rate'], after['rate']])
-      amx_rates = before['amx_rate'], after['amx_rate']
-      self.best_amx_rate = max(self.best_amx_rate, *amx_rates)
-      kept = high < (1 + DRIFT) * low and (
-          limit == 'stream' or
-          min(amx_rates) >= AMX_PACE * self.best_amx_rate)
-      if kept:
-        break
-    return call, (low + high) / 2, kept
+      kept = (high < (1 + DRIFT) * low and self.amx_keeps(before, limit) and
+              self.amx_keeps(after, limit))
+      if kept or next(tries, None) is None:
+        return call, (low + high) / 2, kept
+
+  def amx_keeps(self, measured, limit):
+    if limit == 'stream' or measured['amx_rate'] == 0:
+      return True
+    self.best_amx_rate = max(self.best_amx_rate, measured['amx_rate'])
+    return measured['amx_rate'] >= max(AMX_PACE * self.best_amx_rate,
+                                       AMX_OVER_FMA * measured['rate'])
 
 
 class Contestant:
@@ -121,9 +129,10 @@ class Contestant:
 def label(c):
   lengths = (f'N {c["q_len"]}' if c['q_len'] == c['kv_len'] else
              f'{c["q_len"]} over {c["kv_len"]}')
-  heads = (str(c['q_heads']) if c['q_heads'] == c['kv_heads'] else
-           f'{c["q_heads"]}:{c["kv_heads"]}')
-  return (f'{c["name"]} {c["dtype"]}, {heads} heads, {lengths}, '
+  heads = ('1 head' if c['q_heads'] == 1 else
+           f'{c["q_heads"]} heads' if c['q_heads'] == c['kv_heads'] else
+           f'{c["q_heads"]}:{c["kv_heads"]} heads')
+  return (f'{c["name"]} {c["dtype"]}, {heads}, {lengths}, '
           f'head_dim {c["head_dim"]}'
           f'{", causal" if c["causal"] and c["backward"] else ""}')
 
@@ -191,7 +200,7 @@ def measure(c, contestants, pace, folder, options):
       shares[it.name].append(work / seconds / rate)
       limits.append(rate)
       unsteady += not kept
-  record = {**c, 'limit': limit,
+  record = {**c, 'label': label(c), 'limit': limit,
             'limit_per_s': statistics.median(limits),
             'shares': {name: statistics.median(s)
                        for name, s in shares.items()},
@@ -205,6 +214,7 @@ def measure(c, contestants, pace, folder, options):
     record['best_peer'] = best
     record['over_best_peer'] = statistics.median(
         a / b for a, b in zip(shares[ours.name], shares[best]))
+    record['place'] = place(record['over_best_peer'])
   # Free the tensors.
   for it in contestants:
     it.ask('forget')
@@ -213,7 +223,7 @@ def measure(c, contestants, pace, folder, options):
 
 def place(over):
   """What a ratio to the best peer says; 2 % are noise."""
-  return ('first' if over > 1.02 else 'level' if over >= 0.98 else
+  return ('first' if over >= 1.02 else 'level' if over >= 0.98 else
           'not first')
 
 
@@ -221,11 +231,11 @@ def row(record, names):
   shares = record['shares']
   cells = ' '.join(f'{shares[n]:12.3f}' if n in shares else f'{"-":>12}'
                    for n in names)
-  over = record.get('over_best_peer')
-  verdict = '' if over is None else f'  {over:5.2f}x {place(over)}'
+  verdict = ('' if 'place' not in record else
+             f'  {record["over_best_peer"]:5.2f}x {record["place"]}')
   if record['unsteady_turns']:
     verdict += f', {record["unsteady_turns"]} turns unsteady'
-  return f'{label(record):58} {record["limit"]:6} {cells}{verdict}'
+  return f'{record["label"]:58} {record["limit"]:6} {cells}{verdict}'
 
 
 def parse_arguments():
@@ -240,7 +250,10 @@ def parse_arguments():
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--seconds', type=float, default=0.03,
                       help='how long a turn lasts at least, default 0.03')
-  return parser.parse_args()
+  options = parser.parse_args()
+  if options.join and not options.json:
+    parser.error('--join needs --json')
+  return options
 
 
 def main():
@@ -282,14 +295,14 @@ def main():
   if options.join and os.path.exists(options.json):
     with open(options.json, encoding='utf-8') as file:
       old = json.load(file)['records']
-    new = [label(r) for r in records]
-    records = [r for r in old if label(r) not in new] + records
+    new = [r['label'] for r in records]
+    records = [r for r in old if r['label'] not in new] + records
   if options.json:
     with open(options.json, 'w', encoding='utf-8') as file:
       json.dump({'machine': machine, 'versions': versions,
                  'records': records}, file, indent=1)
       file.write('\n')
-  wrong = [f'{name}, {label(r)}: {difference:.1e}' for r in records
+  wrong = [f'{name}, {r["label"]}: {difference:.1e}' for r in records
            for name, difference in r['relative_rms_difference'].items()
            if not difference <= TOLERANCE[r['dtype']]]
   if wrong:
