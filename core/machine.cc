@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -103,9 +104,12 @@ void VisitCgroups(const std::string& root, const std::string& self,
         mounts.push_back(absl::StrCat(root, "/", fields[1]));
       }
     }
-    // A path with ".." leads out of our cgroup namespace.
-    std::string path = fields[2];
-    if (path.find("/..") != std::string::npos) path = "/";
+    // A path with ".." leads out of our cgroup namespace, and one without a
+    // slash nowhere.
+    absl::string_view path = fields[2];
+    if (!absl::StartsWith(path, "/") || absl::StrContains(path, "/..")) {
+      path = "/";
+    }
     for (const std::string& mount : mounts) {
       absl::string_view level = absl::StripSuffix(path, "/");
       while (!level.empty()) {

@@ -158,6 +158,13 @@ TEST_F(CgroupTest, APathOutOfTheNamespaceFallsBackToTheRoot) {
   EXPECT_EQ(Quota(), 2.0);
 }
 
+TEST_F(CgroupTest, APathWithoutASlashFallsBackToTheRoot) {
+  Write("self", "0::app\n");
+  Write("root/app/cpu.max", "10000 100000\n");
+  Write("root/cpu.max", "200000 100000\n");
+  EXPECT_EQ(Quota(), 2.0);
+}
+
 TEST_F(CgroupTest, HybridHostsKeepVersion2UnderUnified) {
   Write("self", "0::/app\n");
   Write("root/unified/app/cpu.max", "300000 100000\n");
