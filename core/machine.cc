@@ -153,8 +153,11 @@ std::vector<Isa> SupportedIsas() {
   const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
   std::vector<Isa> isas;
   if ((usable & HWY_AVX3) != 0) {
-    if (HasAmxBf16()) isas.push_back(Isa::kAmxBf16);
-    if (HasBf16Dot()) isas.push_back(Isa::kAvx512Bf16);
+    if (HasBf16Dot()) {
+      // Weights become bf16 by one of that set's instructions.
+      if (HasAmxBf16()) isas.push_back(Isa::kAmxBf16);
+      isas.push_back(Isa::kAvx512Bf16);
+    }
     isas.push_back(Isa::kAvx512);
   }
   if ((usable & HWY_AVX2) != 0) isas.push_back(Isa::kAvx2);

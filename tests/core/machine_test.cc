@@ -12,7 +12,8 @@ namespace attnd {
 namespace {
 
 TEST(MachineTest, IsaNamesReadBack) {
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512,
+                        Isa::kAvx512Bf16, Isa::kAmxBf16}) {
     EXPECT_EQ(ParseIsa(IsaName(isa)), isa);
   }
   EXPECT_EQ(IsaName(Isa::kAvx512), "avx512");
