@@ -14,6 +14,7 @@
 #define HWY_TARGET_INCLUDE "core/fma_peak.cc"
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
+#include "core/kernels/targets.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -88,24 +89,6 @@ namespace attnd {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using Chains = decltype(&HWY_STATIC_DISPATCH(RunChains));
-
-Chains ChainsFor(Isa isa) {
-  switch (isa) {
-#if HWY_TARGETS & HWY_AVX3
-    case Isa::kAmxBf16:
-    case Isa::kAvx512Bf16:
-    case Isa::kAvx512:
-      return &N_AVX3::RunChains;
-#endif
-#if HWY_TARGETS & HWY_AVX2
-    case Isa::kAvx2:
-      return &N_AVX2::RunChains;
-#endif
-    default:
-      return &HWY_STATIC_DISPATCH(RunChains);
-  }
-}
 
 // What a thread measured so far.
 struct Share {
@@ -125,7 +108,7 @@ void Measure(Isa isa, std::chrono::nanoseconds duration, Stop stop,
              Share& share) {
   // A few microseconds a call: the clock is read seldom, yet often enough.
   constexpr int64_t kSteps = 2000;
-  const Chains chains = ChainsFor(isa);
+  const auto chains = ATTND_FUNCTION(isa, RunChains);
   volatile float seed = 0.5F;
   // Wide vectors start at a fraction of their speed until their units are on.
   chains(kSteps, &seed);

@@ -18,6 +18,7 @@
 #include "absl/strings/strip.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/microkernels.h"
+#include "core/kernels/targets.h"
 #include "hwy/highway.h"
 
 namespace attnd {
@@ -161,7 +162,7 @@ std::vector<Isa> SupportedIsas() {
     isas.push_back(Isa::kAvx512);
   }
   if ((usable & HWY_AVX2) != 0) isas.push_back(Isa::kAvx2);
-  isas.push_back(Isa::kScalar);
+  if (ATTND_HAS_SCALAR) isas.push_back(Isa::kScalar);
   return isas;
 }
 

@@ -21,8 +21,9 @@ std::optional<Isa> ParseIsa(std::string_view name);
 Isa F32Isa(Isa isa);
 
 // The sets that are both compiled in and offered by this processor, widest
-// first. Never empty. avx512_bf16 and amx_bf16 are avx512 with native bf16
-// products, of vectors and of tiles.
+// first. Never empty; without kScalar where the compiler may use AVX2 anywhere.
+// avx512_bf16 and amx_bf16 are avx512 with native bf16 products, of vectors and
+// of tiles.
 std::vector<Isa> SupportedIsas();
 
 // What a plan depends on.

@@ -23,6 +23,7 @@
 #define HWY_TARGET_INCLUDE "core/naive_attention.cc"
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
+#include "core/kernels/targets.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -182,23 +183,6 @@ namespace {
 
 using RowFunction = decltype(&HWY_STATIC_DISPATCH(NaiveRow));
 
-RowFunction RowFunctionFor(Isa isa) {
-  switch (isa) {
-#if HWY_TARGETS & HWY_AVX3
-    case Isa::kAmxBf16:
-    case Isa::kAvx512Bf16:
-    case Isa::kAvx512:
-      return &N_AVX3::NaiveRow;
-#endif
-#if HWY_TARGETS & HWY_AVX2
-    case Isa::kAvx2:
-      return &N_AVX2::NaiveRow;
-#endif
-    default:
-      return &HWY_STATIC_DISPATCH(NaiveRow);
-  }
-}
-
 // A task is some rows of one head.
 class NaiveJob : public TileJob {
  public:
@@ -206,7 +190,7 @@ class NaiveJob : public TileJob {
            const AttentionEngine& engine, float* scores)
       : params_(problem.params()),
         entry_(problem.mask().Entry(0)),
-        row_(RowFunctionFor(engine.machine().isa)),
+        row_(ATTND_FUNCTION(engine.machine().isa, NaiveRow)),
         threads_(engine.threads()),
         query_(problem.QueryView(static_cast<const float*>(buffers.query))),
         key_(problem.KeyView(static_cast<const float*>(buffers.key))),

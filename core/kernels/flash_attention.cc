@@ -55,6 +55,7 @@
 #include "core/kernels/direct_tile-inl.h"
 #include "core/kernels/pack_head-inl.h"
 #include "core/kernels/panel_tile-inl.h"
+#include "core/kernels/targets.h"
 #include "core/kernels/tile-inl.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
@@ -216,20 +217,7 @@ HWY_AFTER_NAMESPACE();
 namespace attnd {
 
 const FlashKernel& GetFlashKernel(Isa isa) {
-  switch (isa) {
-#if HWY_TARGETS & HWY_AVX3
-    case Isa::kAmxBf16:
-    case Isa::kAvx512Bf16:
-    case Isa::kAvx512:
-      return N_AVX3::Kernel();
-#endif
-#if HWY_TARGETS & HWY_AVX2
-    case Isa::kAvx2:
-      return N_AVX2::Kernel();
-#endif
-    default:
-      return HWY_STATIC_DISPATCH(Kernel)();
-  }
+  return ATTND_FUNCTION(isa, Kernel)();
 }
 
 FlashJob::FlashJob(const AttentionProblem& of_problem,

@@ -48,6 +48,7 @@
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/row_tile-inl.h"
 #include "core/kernels/softmax-inl.h"
+#include "core/kernels/targets.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
 
@@ -545,20 +546,7 @@ HWY_AFTER_NAMESPACE();
 namespace attnd {
 
 const BackwardKernel& GetBackwardKernel(Isa isa) {
-  switch (isa) {
-#if HWY_TARGETS & HWY_AVX3
-    case Isa::kAmxBf16:
-    case Isa::kAvx512Bf16:
-    case Isa::kAvx512:
-      return N_AVX3::Backward();
-#endif
-#if HWY_TARGETS & HWY_AVX2
-    case Isa::kAvx2:
-      return N_AVX2::Backward();
-#endif
-    default:
-      return HWY_STATIC_DISPATCH(Backward)();
-  }
+  return ATTND_FUNCTION(isa, Backward)();
 }
 
 BackwardJob::BackwardJob(const AttentionProblem& of_problem,

@@ -21,10 +21,12 @@ TEST(MachineTest, IsaNamesReadBack) {
   EXPECT_EQ(ParseIsa(""), std::nullopt);
 }
 
-TEST(MachineTest, SupportedSetsGoFromWidestToScalar) {
+TEST(MachineTest, SupportedSetsGoFromWidestToNarrowest) {
   const std::vector<Isa> isas = SupportedIsas();
   ASSERT_FALSE(isas.empty());
+#if !defined(__AVX2__)
   EXPECT_EQ(isas.back(), Isa::kScalar);
+#endif
   for (size_t i = 1; i < isas.size(); ++i) EXPECT_GT(isas[i - 1], isas[i]);
 }
 
