@@ -6,6 +6,7 @@
 #define ATTND_CORE_KERNELS_EXP2_INL_H_
 #endif
 
+#include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -28,10 +29,10 @@ HWY_INLINE hn::Vec<D> Exp2NonPositive(D d, hn::Vec<D> x) {
   const hn::RebindToUnsigned<D> du;
   if constexpr (kClamps) {
     const auto lowest = hn::Set(d, -127.0f);
-#if HWY_TARGET == HWY_SCALAR
-    x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
-#else
+#if ATTND_WIDE
     x = hn::Max(lowest, x);  // the second operand where one is NaN, on x86
+#else
+    x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
 #endif
   }
   const auto magic = hn::Set(d, 12582912.0f + 127.0f);
