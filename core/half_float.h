@@ -1,5 +1,6 @@
 // 16-bit floats as bits, for whoever makes or reads them one by one: kernels
-// convert whole vectors by themselves. Rounds to the nearest, ties to even.
+// that have vectors convert those by themselves. Rounds to the nearest, ties to
+// even.
 #ifndef ATTND_CORE_HALF_FLOAT_H_
 #define ATTND_CORE_HALF_FLOAT_H_
 

@@ -7,13 +7,13 @@
 #define ATTND_CORE_KERNELS_CONVERT_INL_H_
 #endif
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include "core/attention_params.h"
-#include "core/kernels/geometry.h"
+#include "core/half_float.h"
+#include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -36,49 +36,9 @@ struct AsF32 {
   }
 };
 
-#if HWY_TARGET == HWY_SCALAR
-// Highway's own, without vectors, cut off what they should round and do not
-// know infinities.
-inline float F32FromF16(uint16_t half) {
-  const uint32_t sign = uint32_t{half & 0x8000U} << 16U;
-  const uint32_t rest = uint32_t{half & 0x7FFFU} << 13U;
-  const float scaled = std::bit_cast<float>(rest) * 0x1p112F;
-  const uint32_t special = (half & 0x7C00U) == 0x7C00U ? 0x7F800000U : 0U;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | special | sign);
-}
-
-inline uint16_t F16FromF32(float x) {
-  const auto bits = std::bit_cast<uint32_t>(x);
-  const uint32_t sign = (bits >> 16U) & 0x8000U;
-  const uint32_t rest = bits & 0x7FFFFFFFU;
-  uint32_t half = 0;
-  if (rest > 0x7F800000U) {
-    half = 0x7E00U;
-  } else if (rest >= 0x47800000U) {  // 2^16
-    half = 0x7C00U;
-  } else if (rest < 0x38800000U) {  // 2^-14: the sum's last bit is a half's
-    half = std::bit_cast<uint32_t>(std::bit_cast<float>(rest) + 0.5F) -
-           std::bit_cast<uint32_t>(0.5F);
-  } else {
-    half = (rest - 0x38000000U + 0xFFFU + ((rest >> 13U) & 1U)) >> 13U;
-  }
-  return static_cast<uint16_t>(half | sign);
-}
-
 struct AsF16 {
   using Element = uint16_t;
-  template <class D>
-  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
-    return hn::Set(d, F32FromF16(*from));
-  }
-  template <class D>
-  static HWY_INLINE void Store(D /*d*/, hn::Vec<D> x, Element* to) {
-    *to = F16FromF32(hn::GetLane(x));
-  }
-};
-#else
-struct AsF16 {
-  using Element = uint16_t;
+#if ATTND_WIDE
   template <class D>
   static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
     const hn::Rebind<hwy::float16_t, D> d16;
@@ -86,14 +46,24 @@ struct AsF16 {
         d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
   }
   template <class D>
-  static HWY_INLINE void Store(D /*d*/, hn::Vec<D> x, Element* to) {
+  static HWY_INLINE void Store(D d, hn::Vec<D> x, Element* to) {
     const hn::Rebind<hwy::float16_t, D> d16;
     hn::StoreU(hn::DemoteTo(d16, x), d16,
                reinterpret_cast<hwy::float16_t*>(to));
   }
-};
-
+#else
+  // Highway's own, without vectors, cut off what they should round and do not
+  // know infinities.
+  template <class D>
+  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
+    return hn::Set(d, FloatFromF16(*from));
+  }
+  template <class D>
+  static HWY_INLINE void Store(D /*d*/, hn::Vec<D> x, Element* to) {
+    *to = F16FromFloat(hn::GetLane(x));
+  }
 #endif
+};
 
 // The nearest bf16, ties to even, as the f32 whose lower half is 0; NaN stays.
 template <class D>
