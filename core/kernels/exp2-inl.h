@@ -15,8 +15,8 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 2^x for x <= 0, within 2 ulp; 0 where it would be denormal, give or take half
-// a step of x. NaN stays NaN.
+// 2^x for x <= 127.5, within 2 ulp; 0 where it would be denormal, give or take
+// half a step of x. NaN stays NaN.
 //
 // x = n + f with |f| <= 1/2: adding 1.5 * 2^23 + 127 leaves n + 127 in the low
 // bits of the mantissa, which the shift moves to the exponent's place. The
@@ -25,7 +25,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 //
 // Without kClamps x must be >= -127, or the result is nobody's.
 template <bool kClamps = true, class D>
-HWY_INLINE hn::Vec<D> Exp2NonPositive(D d, hn::Vec<D> x) {
+HWY_INLINE hn::Vec<D> Exp2Bounded(D d, hn::Vec<D> x) {
   const hn::RebindToUnsigned<D> du;
   if constexpr (kClamps) {
     const auto lowest = hn::Set(d, -127.0f);
@@ -49,11 +49,11 @@ HWY_INLINE hn::Vec<D> Exp2NonPositive(D d, hn::Vec<D> x) {
   return hn::Mul(p, power);
 }
 
-// The same for any x: inf from 128 on.
+// The same for any x: inf above 127.5.
 template <class D>
 HWY_INLINE hn::Vec<D> Exp2(D d, hn::Vec<D> x) {
   const auto highest = hn::Set(d, 128.0f);
-  return Exp2NonPositive(d, hn::IfThenElse(hn::Gt(x, highest), highest, x));
+  return Exp2Bounded(d, hn::IfThenElse(hn::Gt(x, highest), highest, x));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -146,9 +146,9 @@ inline Vec RowMax(const float* scores, int64_t begin, int64_t end) {
   return hn::Max(max, other);
 }
 
-// 2^x for one x <= 0, from the same polynomial.
+// 2^x for one x <= 127.5, from the same polynomial.
 inline float Exp2(float x) {
-  return hn::GetLane(Exp2NonPositive(kF, hn::Set(kF, x)));
+  return hn::GetLane(Exp2Bounded(kF, hn::Set(kF, x)));
 }
 
 // Vectors whose weights are summed side by side: independent chains for the
@@ -223,7 +223,7 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
   const auto weigh = [&](int64_t j) HWY_ATTR {
     const Vec x = hn::Mul(hn::Sub(hn::Load(kF, scores + j), top), scale);
     constexpr bool kSplits = kKind == WeightKind::kParts;
-    Vec p = Exp2NonPositive<!kSplits>(kF, x);
+    Vec p = Exp2Bounded<!kSplits>(kF, x);
     if constexpr (kSplits) {
       // No part is denormal, which would cost a hundred cycles; NaN stays.
       p = hn::IfThenZeroElse(hn::Lt(x, hn::Set(kF, -100.0F)), p);
