@@ -6,15 +6,13 @@
 #include <vector>
 
 #include "core/checked_math.h"
+#include "core/kernel_plan.h"
 #include "core/workspace.h"
 
 namespace attnd {
 namespace {
 
 constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
-
-// Up to so many rows packing three parts of K and V costs more than it saves.
-constexpr int64_t kMaxFloatRows = 96;
 
 // From so many tiles of keys on two of them share the rows that pass by, which
 // come from the third-level cache; below, there would be few tasks.
@@ -36,6 +34,7 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
                            const MachineInfo& machine)
     : may_split_(machine.isa == Isa::kAmxBf16 &&
                  problem.params().precision == Precision::kAuto),
+      max_direct_rows_(MaxDirectRows(problem.params(), machine)),
       isa_(F32Isa(machine.isa)),
       kv_heads_(problem.params().num_kv_heads),
       group_(problem.params().HeadsPerGroup()),
@@ -104,8 +103,12 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
 }
 
 bool BackwardPlan::ByParts(const BatchEntry& entry) const {
+  return may_split_ && !ScoresDirectly(entry);
+}
+
+bool BackwardPlan::ScoresDirectly(const BatchEntry& entry) const {
   // Rows of padding are answered, but must not change how others are.
-  return may_split_ && group_ * entry.q_seeing > kMaxFloatRows;
+  return group_ * entry.q_seeing <= max_direct_rows_;
 }
 
 int64_t BackwardPlan::TileRows(const BatchEntry& entry) const {

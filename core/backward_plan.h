@@ -35,6 +35,8 @@ class BackwardPlan {
   // not (KernelPlan::parts), and whether an entry's are.
   int64_t parts() const { return shape_.parts; }
   bool ByParts(const BatchEntry& entry) const;
+  // Whether an entry's scores are made as by direct tiles of the forward pass.
+  bool ScoresDirectly(const BatchEntry& entry) const;
   // Query rows of a tile, and the most of any entry.
   int64_t TileRows(const BatchEntry& entry) const;
   int64_t tile_rows() const { return shape_.tile_q; }
@@ -95,6 +97,7 @@ class BackwardPlan {
   int64_t RowsInMemory(const BatchEntry& entry) const;
 
   bool may_split_;  // numbers into parts
+  int64_t max_direct_rows_;
   Isa isa_;
   int64_t kv_heads_;
   int64_t group_;

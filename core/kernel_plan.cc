@@ -20,14 +20,6 @@ struct Products {
   int64_t parts;  // KernelPlan::parts
 };
 
-// Up to so many rows scores are made by dot products with the keys as they lie:
-// packing them would cost more than it saves. Native bf16 products save more,
-// but packing three parts costs more than that.
-int64_t MaxDirectRows(const Products& products) {
-  if (products.parts > 1) return 96;
-  return products.isa == F32Isa(products.isa) ? 48 : 24;
-}
-
 // The most rows in a tile: enough to read K^T and V seldom, few enough that
 // their scores stay in the second-level cache and that there are tiles for many
 // workers. AMX keeps the scores of one block of rows only, and multiplies
@@ -91,6 +83,20 @@ int64_t Saturated(const std::optional<int64_t>& bytes) {
 
 }  // namespace
 
+int64_t MaxDirectRows(const AttentionParams& params,
+                      const MachineInfo& machine) {
+  // Keys as they lie cannot be rounded.
+  if (params.precision == Precision::kBF16 &&
+      params.key_dtype != DataType::kBF16) {
+    return -1;
+  }
+  // Native bf16 products save more, but packing three parts costs more than
+  // that.
+  const Products products = ChooseProducts(params, machine);
+  if (products.parts > 1) return 96;
+  return products.isa == F32Isa(products.isa) ? 48 : 24;
+}
+
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
                     const MachineInfo& machine) {
   const Products products = ChooseProducts(params, machine);
@@ -102,10 +108,7 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
   const int64_t seeing_rows = params.HeadsPerGroup() * of.q_seeing;
   const int64_t kv_len = of.kv_len;
   entry.kv_len = kv_len;
-  // Keys as they lie cannot be rounded.
-  const bool rounds_keys = params.precision == Precision::kBF16 &&
-                           params.key_dtype != DataType::kBF16;
-  entry.direct = seeing_rows <= MaxDirectRows(products) && !rounds_keys;
+  entry.direct = seeing_rows <= MaxDirectRows(params, machine);
   // Tiles of nearly equal numbers of rows, in whole microkernels.
   const int64_t most_rows = MaxRowsOfTile(products, rows);
   entry.q_tiles = CeilDiv(rows, most_rows);

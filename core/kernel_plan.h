@@ -123,6 +123,12 @@ class KernelPlan {
   Table table_;
 };
 
+// Up to so many rows that see something, of the heads that share a kv head,
+// scores are made by dot products with the keys as they lie: packing them would
+// cost more than it saves. -1 where keys are packed whatever the rows.
+int64_t MaxDirectRows(const AttentionParams& params,
+                      const MachineInfo& machine);
+
 // The part of one entry.
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& entry,
                     const MachineInfo& machine);

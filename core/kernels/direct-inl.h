@@ -18,6 +18,7 @@
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/geometry.h"
 #include "core/kernels/microkernels.h"
+#include "core/kernels/row_tile-inl.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
 
@@ -169,6 +170,35 @@ void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
       ahead_bytes = 0;
     }
   }
+}
+
+// The same of all blocks of a tile's rows that see any key, over the keys that
+// any of them sees: `q` and `scores` are those of the tile's first row, `key`
+// is the first key in work, number `begin`.
+template <class As>
+void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
+                      int64_t q_stride, const typename As::Element* key,
+                      int64_t key_stride, int64_t dims, float* scores,
+                      int64_t score_stride) {
+  KeyRange seen;
+  DirectRows groups[kMaxTileRows];
+  size_t num_groups = 0;
+  for (int64_t b = 0; b < rows.num_blocks(); ++b) {
+    const Block& block = rows.block(b);
+    if (block.seen.size() == 0) continue;
+    seen = Union(seen, block.seen);
+    constexpr auto kMost = static_cast<int64_t>(kDirectRows);
+    for (int64_t r = 0; r < block.rows; r += kMost) {
+      const int64_t row = block.first + r;
+      groups[num_groups++] = {.q = q + row * q_stride,
+                              .scores = scores + row * score_stride,
+                              .rows = std::min(block.rows - r, kMost)};
+    }
+  }
+  const int64_t first = rows.FirstVector(seen);
+  for (size_t g = 0; g < num_groups; ++g) groups[g].scores += first;
+  DirectScores<As>({groups, num_groups}, q_stride, key + first * key_stride,
+                   key_stride, seen.end - begin - first, dims, score_stride);
 }
 
 // ---------------------------------------------------------------------------

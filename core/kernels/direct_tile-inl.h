@@ -48,33 +48,16 @@ class DirectTile : public Tile {
   }
 
  private:
-  // All blocks that see any key, over the keys that any of them sees.
   void Score() const {
-    KeyRange seen;
-    DirectRows groups[kMaxTileRows];
-    size_t num_groups = 0;
-    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
-      const Block& block = rows_.block(b);
-      if (block.seen.size() == 0) continue;
-      seen = Union(seen, block.seen);
-      constexpr auto kMost = static_cast<int64_t>(kDirectRows);
-      for (int64_t r = 0; r < block.rows; r += kMost) {
-        groups[num_groups++] = {.q = Query(block.first + r),
-                                .scores = Scores(block.first + r),
-                                .rows = std::min(block.rows - r, kMost)};
-      }
-    }
-    const int64_t first = rows_.FirstVector(seen);
-    for (size_t g = 0; g < num_groups; ++g) groups[g].scores += first;
-    const std::byte* from =
+    const std::byte* key =
         job_.key.RowBytes(SizeOf(params_.key_dtype), entry_.batch,
-                          task_.kv_head, entry_.kv_begin + begin_ + first);
+                          task_.kv_head, entry_.kv_begin + begin_);
     VisitType(params_.key_dtype, [&](auto as) {
       using As = decltype(as);
-      DirectScores<As>({groups, num_groups}, layout_.q_stride,
-                       reinterpret_cast<const typename As::Element*>(from),
-                       job_.key.strides[2], seen.end - begin_ - first,
-                       params_.head_dim, score_stride_);
+      DirectTileScores<As>(rows_, begin_, Query(0), layout_.q_stride,
+                           reinterpret_cast<const typename As::Element*>(key),
+                           job_.key.strides[2], params_.head_dim, Scores(0),
+                           score_stride_);
     });
   }
 

@@ -44,6 +44,7 @@
 #include "core/kernels/backward_parts-inl.h"
 #include "core/kernels/backward_rows-inl.h"
 #include "core/kernels/convert-inl.h"
+#include "core/kernels/direct-inl.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/row_tile-inl.h"
@@ -77,8 +78,10 @@ void PackKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
   };
   for (int64_t key = first; key < last; key += kPanelKeys) {
     const int64_t keys = std::min(kPanelKeys, last - key);
-    PackPanel<AsF32>(row(job.key, key), job.key.strides[2], keys, dims, false,
-                     to + layout.key_panels + (key - first) * dims);
+    if (!job.plan.ScoresDirectly(entry)) {
+      PackPanel<AsF32>(row(job.key, key), job.key.strides[2], keys, dims, false,
+                       to + layout.key_panels + (key - first) * dims);
+    }
     PackPanel<AsF32>(row(job.value, key), job.value.strides[2], keys, v_dims,
                      false, to + layout.value_panels + (key - first) * v_dims);
   }
@@ -215,9 +218,7 @@ class TilePair {
   void AddToKeys() {
     if (by_parts_) PackKeys(job_, key_tile_, entry_, packed_);
     LoadRows();
-    Multiply(Rows(layout_.query, layout_.q_stride), layout_.q_stride,
-             packed_ + at_.key_panels, params_.head_dim,
-             slot_ + layout_.weights);
+    Score();
     Multiply(Rows(layout_.grad_output, layout_.v_stride), layout_.v_stride,
              packed_ + at_.value_panels, params_.v_head_dim,
              slot_ + layout_.grad_scores);
@@ -319,6 +320,22 @@ class TilePair {
     PackValueChunk<AsF32>(Rows(layout_.grad_output, layout_.v_stride),
                           layout_.v_stride, rows_.rows(), params_.v_head_dim,
                           false, slot_ + layout_.grad_chunk);
+  }
+
+  // In the way of the forward pass, so that scores have its bits: P is
+  // exp(s - lse), and of large scores the last bit is more than 1.
+  void Score() {
+    const float* const query = Rows(layout_.query, layout_.q_stride);
+    if (!job_.plan.ScoresDirectly(entry_)) {
+      Multiply(query, layout_.q_stride, packed_ + at_.key_panels,
+               params_.head_dim, slot_ + layout_.weights);
+      return;
+    }
+    DirectTileScores<AsF32>(
+        rows_, begin_, query, layout_.q_stride,
+        job_.key.Row(entry_.batch, key_tile_.kv_head, entry_.kv_begin + begin_),
+        job_.key.strides[2], params_.head_dim, slot_ + layout_.weights,
+        layout_.score_stride);
   }
 
   // products[r][j] = dot(left[r], column j of the panels), where seen.

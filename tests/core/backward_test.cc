@@ -160,6 +160,30 @@ TEST_P(BackwardTest, MultipliesByPartsOnAmxUnlessAskedForF32) {
   }
 }
 
+// Scores so large that their last bit is worth more than 1, and one of them is
+// all of lse: its P is 1 and all others are 0 only where scores have the bits
+// of the forward pass, in whichever way that made them.
+TEST_P(BackwardTest, LargeScoresHaveTheBitsOfTheForwardPass) {
+  for (const int64_t q_len : {1, 7, 48, 49, 96, 97, 130}) {
+    for (const int64_t head_dim : {1, 33, 64, 100}) {
+      SCOPED_TRACE(::testing::Message() << q_len << " x " << head_dim);
+      GradientCase c({.q_len = q_len,
+                      .kv_len = 150,
+                      .head_dim = head_dim,
+                      .v_head_dim = 3,
+                      .options = {.scale = 1.0F, .return_lse = true}},
+                     kSeed);
+      for (float& x : c.forward.query.floats()) x *= 3e4F;
+      for (float& x : c.forward.key.floats()) x *= 3e4F;
+      std::fill(c.grad_output.begin(), c.grad_output.end(), 1.0F);
+      Compute(c);
+      float total = 0;
+      for (const float x : c.grad_value) total += x;
+      EXPECT_EQ(total, static_cast<float>(3 * q_len));
+    }
+  }
+}
+
 // Numbers whose parts, or products of parts, are too small for AMX, and those
 // whose gradients are large.
 TEST_P(BackwardTest, AgreesOnNumbersOfAnySize) {
