@@ -26,6 +26,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -458,14 +459,18 @@ void FinishKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
   }
 }
 
-// Waits a moment for the tiles of keys before this one.
+// Waits for the tiles of keys before this one, about as long as a pair of tiles
+// takes: coming back later costs the pair's set-up and the scheduler's lock.
+// Pausing takes 10 cycles or 140, so patience is a time, not a count.
 bool IsTurn(const std::atomic_ref<int32_t>& turn, int32_t mine) {
-  constexpr int kTries = 2000;  // some microseconds, less than a slice costs
-  for (int i = 0; i < kTries; ++i) {
-    if (turn.load(std::memory_order_acquire) == mine) return true;
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::microseconds kPatience{50};
+  const Clock::time_point give_up = Clock::now() + kPatience;
+  while (turn.load(std::memory_order_acquire) != mine) {
     hwy::Pause();
+    if (Clock::now() >= give_up) return false;
   }
-  return false;
+  return true;
 }
 
 // Takes a tile of rows in to a tile of keys, and the other way round when it is
