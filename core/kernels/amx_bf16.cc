@@ -7,7 +7,7 @@
 // f32 operands come as three bf16 parts, x = x0 + x1 + x2, and six of the nine
 // products of parts (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial
 // Intelligence Datatype For Higher-Precision Computations", 2019). Six times 16
-// cycles for 16384 multiply-adds are 2.7 times what two multiply-adds of 512
+// cycles for 8192 multiply-adds are 2.7 times what two multiply-adds of 512
 // bits a cycle do; with the softmax, and a clock that AMX lowers, about 1 to
 // 1.4 times is left of a tile.
 //
@@ -181,9 +181,12 @@ ATTND_INLINE void MultiplyLoaded() {
 // `kTwoColumns` tiles. `right(step)` is where the tiles of kAmxSteps steps lie.
 //
 // Of three parts a side, the products whose parts' numbers add up to more than
-// 2 are below 2^-24 of the whole: six are left. The five small ones come first,
-// over all steps, so that what they round off is of their own size. kTurned
-// takes them in the order of right * left.
+// 2 are left out. Parts are cut off, not rounded, so of 1 <= x < 2 they are
+// x1 < 2^-7 and x2 < 2^-15, and what is left out is less than 2^-21 of x y:
+// 2 * 2^-7 * 2^-15, and 0.7 * 2^-24 on average, with the sign of x y. The five
+// small ones of the other six come first, over all steps, so that what they
+// round off is of their own size. kTurned takes them in the order of
+// right * left.
 template <int kParts, bool kTwoRows, bool kTwoColumns, bool kTurned,
           class Right>
 ATTND_INLINE void MultiplySteps(const Left<kTwoRows>& left, int64_t first,
