@@ -36,7 +36,8 @@ enum class Layout {
 
 // The arithmetic of the two matrix products.
 enum class Precision {
-  kAuto,  // bf16 where every input is and the machine multiplies it natively
+  kAuto,  // bf16 where every input is and the machine multiplies it natively;
+          // of f32, three bf16 for each number where that is faster
   kF32,
   kBF16,  // inputs and weights rounded to bf16, whatever their type
 };

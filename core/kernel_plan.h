@@ -76,9 +76,8 @@ class KernelPlan {
   int64_t slot_bytes = 0;     // one tile in progress
 
   // Which part of the work a task number stands for: below tile_tasks and
-  // merge_tasks. Tiles of the heaviest entries come first, and
-  // of an entry those that see most. A merge is of a whole tile: its split is
-  // 0.
+  // merge_tasks. Tiles of the heaviest entries come first, and of a kv head
+  // those that see most. A merge is of a whole tile: its split is 0.
   TileTask Tile(int64_t task) const;
   TileTask Merge(int64_t task) const;
 

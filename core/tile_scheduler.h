@@ -41,8 +41,8 @@ class SliceControl {
   virtual ~SliceControl() = default;
   // The job should stop: what the slice computed is thrown away.
   virtual bool ShouldStop() = 0;
-  // Another job waits and this slice had its time: it should save its state in
-  // its slot and return kYield.
+  // There is another job, which may wait for a worker, and this slice had its
+  // time: it should save its state in its slot and return kYield.
   virtual bool ShouldYield() = 0;
 };
 

@@ -23,11 +23,13 @@
 //   direct_tile   few rows: each key is read once, as it lies, so packing it
 //                 would be the larger part of the work (direct-inl.h)
 //
-// Memory traffic of a tile of R rows over a tile of C keys: K^T and V are read
-// once from the second-level cache for each block of 6 rows, R / 6 times; the
-// scores are written once, turned into weights in place, and read once. So a
-// multiply-add costs (1/6 + 1/4) loads, of which the cache gives two a cycle.
-// Direct: each byte of K and V comes from memory once, whatever the rows.
+// Memory traffic of a tile of rows over a tile of keys: K^T and V are read once
+// from the second-level cache, a panel of K^T, or a sum's keys of a group of
+// V's columns, at a time, which stays in the first-level cache for all blocks
+// of rows. Scores are written once, turned into weights in place, and read once
+// a group of columns. A multiply-add of 6 x 4 vectors costs (1/6 + 1/4) loads,
+// of which the first-level cache gives two a cycle. Direct: each byte of K and
+// V comes from memory once, whatever the rows.
 //
 // Edges. A block of rows computes the keys that any of its rows sees. Where
 // they do not all see the same, hidden scores are set aside by a bit a key and

@@ -112,9 +112,8 @@ inline void FinishRow(const FlashJob& job, const BatchEntry& entry,
 
 // Rows of the matrix that the heads of a GQA group make up, and the keys of one
 // split. The tiles made of it load queries to the slot, and then have
-//   void Absorb(int64_t begin, int64_t end);  // keys begin <= key < end, begin
-//   a
-//                                             // multiple of tile_kv
+//   void Absorb(int64_t begin, int64_t end);
+// for keys begin <= key < end, where begin is a multiple of tile_kv.
 class Tile {
  public:
   // The keys that any row sees.

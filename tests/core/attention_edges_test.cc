@@ -299,8 +299,7 @@ TEST_P(AttentionEdgesTest, ASinkFarAboveOrBelowAllScores) {
   }
 }
 
-// --- many rows: products of a number's bf16 parts, where the machine has them
-// --
+// Many rows: products of bf16 parts, where the machine has them.
 
 constexpr CaseShape kManyRows = {
     .q_len = 200, .kv_len = 300, .head_dim = 24, .v_head_dim = 40};
