@@ -84,8 +84,8 @@ void Values(benchmark::State& state) {
   Measure(state, static_cast<double>(2 * kMicroRows * kPanelKeys * keys), 0,
           [&] {
             kMicrokernels.value[kRows - 1][kVectors - 1](
-                weights.floats(), keys, values.floats(), kPanelKeys, keys,
-                output.floats(), kPanelKeys, Ahead(values.data(), false));
+                weights.floats(), keys, values.floats(), keys, output.floats(),
+                kPanelKeys, Ahead(values.data(), false));
           });
 }
 

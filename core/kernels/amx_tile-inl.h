@@ -33,13 +33,11 @@ namespace HWY_NAMESPACE {
 
 // What Tile::AddCarefully calls for a row and a tile of values.
 inline void AmxAddOneRow(const float* weights, int64_t weight_stride,
-                         const void* value, int64_t /*value_stride*/,
-                         int64_t steps, float* output, int64_t output_stride,
-                         Ahead /*ahead*/) {
+                         const float* value, int64_t steps, float* output,
+                         int64_t output_stride, Ahead /*ahead*/) {
   AmxAddValues(1, 1, 1,
                {.first = weights, .stride = weight_stride, .part_words = 0},
-               static_cast<const float*>(value), 0, 0, steps, false, output,
-               output_stride);
+               value, 0, 0, steps, false, output, output_stride);
 }
 
 class AmxTile : public Tile {

@@ -71,10 +71,9 @@ ATTND_BF16_TARGET void ScoreBlock(const float* q, int64_t q_stride,
 
 template <size_t R, size_t N>
 ATTND_BF16_TARGET void ValueBlock(const float* weights, int64_t weight_stride,
-                                  const void* values, int64_t /*value_stride*/,
-                                  int64_t steps, float* output,
-                                  int64_t output_stride, Ahead ahead) {
-  const auto* value = static_cast<const float*>(values);
+                                  const float* value, int64_t steps,
+                                  float* output, int64_t output_stride,
+                                  Ahead ahead) {
   __m512 acc[R][N];
   ATTND_UNROLL
   for (size_t r = 0; r < R; ++r) {

@@ -252,7 +252,7 @@ class TilePair {
         const float* weights = GradScores(block.first) + first;
         if (!careful) {
           kMicrokernels.value[block.rows - 1][vectors - 1](
-              weights, layout_.score_stride, keys + first * vectors * kLanes, 0,
+              weights, layout_.score_stride, keys + first * vectors * kLanes,
               steps, rows + block.first * stride + column, stride,
               Ahead(slot_, false));
           continue;
@@ -388,8 +388,7 @@ class TilePair {
         for (int64_t row = 0; !careful && row < steps; row += kRowsPerSum) {
           kMicrokernels.value_transposed[count - 1][vectors - 1](
               weights + row * layout_.score_stride + key, layout_.score_stride,
-              from + row * vectors * kLanes, 0,
-              std::min(kRowsPerSum, steps - row),
+              from + row * vectors * kLanes, std::min(kRowsPerSum, steps - row),
               output + key * stride + column, stride, Ahead(slot_, false));
         }
         for (int64_t j = key; careful && j < key + count; ++j) {

@@ -86,11 +86,10 @@ void ScoreBlock(const float* q, int64_t q_stride,
 // A ValueBlockFn.
 template <bool kTransposed, size_t R, size_t N>
 void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
-                const void* HWY_RESTRICT values, int64_t /*value_stride*/,
-                int64_t steps, float* HWY_RESTRICT output,
-                int64_t output_stride, Ahead ahead) {
+                const float* HWY_RESTRICT value, int64_t steps,
+                float* HWY_RESTRICT output, int64_t output_stride,
+                Ahead ahead) {
   constexpr int64_t kValueStride = static_cast<int64_t>(N) * kLanes;
-  const auto* HWY_RESTRICT value = static_cast<const float*>(values);
   Vec acc[R][N];
   ATTND_UNROLL
   for (size_t r = 0; r < R; ++r) {

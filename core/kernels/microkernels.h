@@ -46,10 +46,10 @@ using ScoreBlockFn = void (*)(const float* q, int64_t q_stride,
                               Ahead ahead);
 
 // output[r][column] += sum over steps of weights[r][step] *
-// value[step][column].
+// value[step][column], of values packed to the block's own width: a constant
+// one leaves its arithmetic to the address units.
 using ValueBlockFn = void (*)(const float* weights, int64_t weight_stride,
-                              const void* value, int64_t value_stride,
-                              int64_t steps, float* output,
+                              const float* value, int64_t steps, float* output,
                               int64_t output_stride, Ahead ahead);
 
 // Of rows and vectors, each 1 to the geometry's, so that an edge costs a
@@ -59,11 +59,9 @@ struct Microkernels {
   static constexpr int64_t kMaxVectors = 4;
 
   ScoreBlockFn score[kMaxRows][kMaxVectors];
-  // Values packed to the block's own width: value_stride is not read, for a
-  // constant one leaves its arithmetic to the address units.
   ValueBlockFn value[kMaxRows][kMaxVectors];
-  // Packed, with weights the other way round: weights[step][r], weight_stride
-  // words a step. Not for pairs.
+  // With weights the other way round: weights[step][r], weight_stride words a
+  // step. Not for pairs.
   ValueBlockFn value_transposed[kMaxRows][kMaxVectors];
 };
 

@@ -117,9 +117,9 @@ class PanelTile : public Tile {
             continue;
           }
           kernels_.value[block.rows - 1][vectors - 1](
-              Weights(block.first, key) + first, score_stride_, values,
-              step_words, steps, Output(block.first) + column,
-              layout_.output_stride, TakeAhead(steps));
+              Weights(block.first, key) + first, score_stride_, values, steps,
+              Output(block.first) + column, layout_.output_stride,
+              TakeAhead(steps));
         }
       });
     }

@@ -287,7 +287,7 @@ void AddCarefully(const ValueBlockFn one_by_one, const float* weights,
     hn::Store(hn::BitCast(kF, hn::And(x, hn::Set(du, keep(step)))), kF,
               values + step * kLanes);
   }
-  one_by_one(weights, weight_stride, values, kLanes, steps, output, 0,
+  one_by_one(weights, weight_stride, values, steps, output, 0,
              Ahead(values, false));
 }
 
