@@ -199,7 +199,6 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   const Products products = ChooseProducts(params, machine);
   const Geometry geometry = GeometryOf(products.isa);
   KernelPlan plan;
-  plan.panel_keys = geometry.panel_keys();
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
   plan.uniform_ = mask.uniform();
 

@@ -64,7 +64,6 @@ class KernelPlan {
   bool converts_values = false;
   int64_t tile_q = 0;      // the largest of any entry
   int64_t tile_kv = 0;     // keys in a tile
-  int64_t panel_keys = 0;  // keys in a packed K^T panel; divides tile_kv
   int64_t tile_tasks = 0;  // of the whole job, as all that follow
   int64_t merge_tasks = 0;
   // Of the longest kv head: its keys; and its place in memory, with a line of

@@ -242,7 +242,7 @@ TEST(KernelPlanTest, EveryTileFitsTheKernelsFixedArrays) {
       EXPECT_LE(plan.tile_q, kMaxTileRows);
       EXPECT_EQ(plan.tile_kv % kKeysPerSum, 0);
       EXPECT_EQ(KernelPlan::kKeysPerSplit % plan.tile_kv, 0);
-      EXPECT_EQ(kKeysPerSum % plan.panel_keys, 0);
+      EXPECT_EQ(kKeysPerSum % GeometryOf(plan.isa).panel_keys(), 0);
       EXPECT_EQ(plan.slot_bytes % 64, 0);
       EXPECT_EQ(plan.packed_keys_bytes % 64, 0);
       EXPECT_EQ(plan.packed_head_bytes % 64, 0);
