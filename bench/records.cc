@@ -1,5 +1,7 @@
 #include "bench/records.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -41,7 +43,7 @@ Json MachineRecord() {
       {"cpu", model},
       {"isa", IsaName(machine.isa)},
       {"threads", AvailableThreads()},
-      {"l1_bytes", machine.l1_bytes},
+      {"l1_bytes", sysconf(_SC_LEVEL1_DCACHE_SIZE)},
       {"l2_bytes", machine.l2_bytes},
       {"load_average", load},
       {"date", absl::FormatTime("%Y-%m-%d", absl::Now(), absl::UTCTimeZone())}};

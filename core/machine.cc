@@ -27,10 +27,12 @@ namespace {
 constexpr const char* kCgroupRoot = "/sys/fs/cgroup";
 constexpr const char* kCgroupSelf = "/proc/self/cgroup";
 
-int64_t CacheBytes(int name, int64_t fallback, int64_t least, int64_t most) {
+int64_t L2Bytes(int64_t fallback) {
   // Containers and some virtual machines answer 0 or -1.
-  const int64_t bytes = sysconf(name);
-  return bytes > 0 ? std::clamp(bytes, least, most) : fallback;
+  const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  constexpr int64_t kLeast = 256 << 10;
+  constexpr int64_t kMost = 16 << 20;
+  return bytes > 0 ? std::clamp(bytes, kLeast, kMost) : fallback;
 }
 
 bool IsAmd() {
@@ -167,12 +169,7 @@ std::vector<Isa> SupportedIsas() {
 }
 
 MachineInfo MachineInfo::Detect() {
-  const MachineInfo defaults;
-  return {.isa = FastestIsa(),
-          .l1_bytes = CacheBytes(_SC_LEVEL1_DCACHE_SIZE, defaults.l1_bytes,
-                                 int64_t{16} << 10, int64_t{256} << 10),
-          .l2_bytes = CacheBytes(_SC_LEVEL2_CACHE_SIZE, defaults.l2_bytes,
-                                 int64_t{256} << 10, int64_t{16} << 20)};
+  return {.isa = FastestIsa(), .l2_bytes = L2Bytes(MachineInfo().l2_bytes)};
 }
 
 int AvailableThreads() {

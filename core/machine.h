@@ -29,7 +29,6 @@ std::vector<Isa> SupportedIsas();
 // What a plan depends on.
 struct MachineInfo {
   Isa isa = Isa::kScalar;
-  int64_t l1_bytes = 32 << 10;
   int64_t l2_bytes = 1 << 20;
 
   // This machine, with its fastest set: the widest, but avx512_bf16 only where

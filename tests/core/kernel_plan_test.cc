@@ -13,8 +13,7 @@
 namespace attnd {
 namespace {
 
-constexpr MachineInfo kWide = {
-    .isa = Isa::kAvx512, .l1_bytes = 32 << 10, .l2_bytes = 1 << 20};
+constexpr MachineInfo kWide = {.isa = Isa::kAvx512, .l2_bytes = 1 << 20};
 
 AttentionProblem Problem(int64_t batch, int64_t heads, int64_t group,
                          int64_t q_len, int64_t kv_len, int64_t head_dim,

@@ -30,7 +30,7 @@ TEST(MachineTest, SupportedSetsGoFromWidestToNarrowest) {
   for (size_t i = 1; i < isas.size(); ++i) EXPECT_GT(isas[i - 1], isas[i]);
 }
 
-TEST(MachineTest, DetectsTheFastestSetAndPlausibleCaches) {
+TEST(MachineTest, DetectsTheFastestSetAndAPlausibleCache) {
   const MachineInfo machine = MachineInfo::Detect();
   // The widest, but for bf16 dot products that are slower than f32's.
   const Isa widest = SupportedIsas().front();
@@ -38,8 +38,7 @@ TEST(MachineTest, DetectsTheFastestSetAndPlausibleCaches) {
     EXPECT_EQ(widest, Isa::kAvx512Bf16);
     EXPECT_EQ(machine.isa, Isa::kAvx512);
   }
-  EXPECT_GE(machine.l1_bytes, 16 << 10);
-  EXPECT_GT(machine.l2_bytes, machine.l1_bytes / 2);
+  EXPECT_GE(machine.l2_bytes, 256 << 10);
   EXPECT_LE(machine.l2_bytes, 16 << 20);
 }
 
