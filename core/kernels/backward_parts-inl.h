@@ -85,7 +85,6 @@ inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
 // Packs a tile of keys as PackedKeyParts; keys that are missing are 0.
 inline void PackKeyParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
                          const BatchEntry& entry) {
-  constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
   constexpr int64_t kParts = kBf16PartsOfF32;
   const PackedKeyParts layout = PackedKeyParts::Of(job.plan.shape());
   float* const to = job.packed_keys + job.plan.PackedKeysAt(tile, entry);
@@ -193,36 +192,20 @@ inline void PackRowParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
       slot_layout.v_stride, to + layout.grad_tiles, to + layout.grad_values);
 }
 
-// One tile of keys against one tile of rows.
-class PartsPair {
+// Of a pair whose products are of parts.
+class PartsPair : public TilePair {
  public:
   PartsPair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
             const BatchEntry& entry, int64_t row_tile, float* slot)
-      : job_(job),
-        params_(job.params),
-        entry_(entry),
-        row_tile_{key_tile.entry, key_tile.kv_head, row_tile},
+      : TilePair(job, key_tile, entry, row_tile, slot, kAmxBlock, kAmxBlock),
         shape_(job.plan.shape()),
-        layout_(job.plan.slot_layout()),
         key_parts_(PackedKeyParts::Of(shape_)),
         row_parts_(PackedRowParts::Of(shape_)),
-        slot_(slot),
-        grads_(TileGrads(job, key_tile, entry, slot)),
         packed_keys_(job.packed_keys + job.plan.PackedKeysAt(key_tile, entry)),
-        packed_rows_(job.packed_rows + job.plan.PackedRowsAt(row_tile_, entry)),
-        begin_(key_tile.tile * shape_.tile_kv),
-        end_(std::min(begin_ + shape_.tile_kv, entry.kv_len)),
-        rows_(job.scores, entry, key_tile.kv_head, row_tile * shape_.tile_q,
-              std::min(shape_.tile_q,
-                       job.plan.RowsOf(entry) - row_tile * shape_.tile_q),
-              reinterpret_cast<uint8_t*>(slot + layout_.visible),
-              layout_.visible_stride * 4, kAmxBlock, kAmxBlock) {
-    seen_ = begin_ < end_ && rows_.LookAt(begin_, end_);
-    if (seen_) MakeBands();
+        packed_rows_(job.packed_rows +
+                     job.plan.PackedRowsAt(row_tile_, entry)) {
+    if (seen()) MakeBands();
   }
-
-  // Whether any row sees any key.
-  bool seen() const { return seen_; }
 
   // Everything but dQ. False, with nothing added, where it takes f32 products.
   bool AddToKeys() {
@@ -245,8 +228,7 @@ class PartsPair {
   // dQ^T += K^T dS^T. Needs what AddToKeys left in the slot.
   void AddToRows() const {
     const int64_t dims = RoundToLine(params_.head_dim);
-    float* const to =
-        job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) * dims;
+    float* const to = RowGrads();
     for (int64_t band = 0; band < kBands; ++band) {
       const KeyRange keys = bands_[band].keys;
       if (keys.size() == 0) continue;
@@ -292,7 +274,6 @@ class PartsPair {
         band.plain &= band.keys.size() == 0 || band.keys == keys;
         band.keys = Union(band.keys, keys);
       }
-      for (int64_t r = 0; r < block.rows; ++r) block_of_[block.first + r] = b;
     }
   }
 
@@ -401,9 +382,9 @@ class PartsPair {
         std::fill_n(grads, shape_.tile_kv, 0.0F);
         continue;
       }
-      WeighRow<true>(rows_, rows_.block(block_of_[r]), r, params_.bias_dtype,
-                     begin_, end_ - begin_, shape_.tile_kv, lse_[r], delta_[r],
-                     scores, grads);
+      WeighRow<true>(rows_, BlockOf(r), r, params_.bias_dtype, begin_,
+                     end_ - begin_, shape_.tile_kv, lse_[r], delta_[r], scores,
+                     grads);
     }
     turn(layout_.scores, layout_.score_rows, true);
     turn(layout_.grads, layout_.grad_rows, true);
@@ -518,24 +499,12 @@ class PartsPair {
     return slot_ + layout_.grad_tiles + band * layout_.grad_block_words;
   }
 
-  const BackwardJob& job_;
-  const AttentionParams& params_;
-  const BatchEntry& entry_;
-  const BackwardPlan::Tile row_tile_;
   const SlotLayout::Shape& shape_;
-  const BackwardLayout& layout_;
   const PackedKeyParts key_parts_;
   const PackedRowParts row_parts_;
-  float* const slot_;
-  float* const grads_;  // where the slot has the tile's
   const float* const packed_keys_;
   const float* const packed_rows_;
-  const int64_t begin_;
-  const int64_t end_;
-  RowTile rows_;
-  bool seen_ = false;
   Band bands_[kBands];
-  int64_t block_of_[kMaxRows];
   HWY_ALIGN float lse_[kMaxRows];
   HWY_ALIGN float delta_[kMaxRows];
 };

@@ -1,5 +1,6 @@
-// What both ways of the backward pass do with the rows of a tile: from scores
-// and dP to weights and dS. For inclusion by kernels only, once a target.
+// What both ways of the backward pass have in common: a tile of rows before a
+// tile of keys, and the way from scores and dP to weights and dS. For inclusion
+// by kernels only, once a target.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_
@@ -23,6 +24,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
+
+inline constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
+static_assert(kTileKeys == kKeysPerSum);
 
 // Calls `visit(r, head, row)` for the rows of a tile: their number in it, query
 // head and row of the tensors.
@@ -61,6 +65,65 @@ inline float* TileGrads(const BackwardJob& job, const BackwardPlan::Tile& tile,
   return slot + tile.tile % job.plan.KeyTilesPerRun(entry) *
                     job.plan.slot_layout().grad_words;
 }
+
+// One tile of keys against one tile of rows: who sees whom, and where the
+// results of both belong.
+class TilePair {
+ public:
+  // Whether any row sees any key.
+  bool seen() const { return seen_; }
+
+ protected:
+  TilePair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
+           const BatchEntry& entry, int64_t row_tile, float* slot,
+           int64_t block_rows, int64_t granule)
+      : job_(job),
+        params_(job.params),
+        entry_(entry),
+        row_tile_{key_tile.entry, key_tile.kv_head, row_tile},
+        key_tile_(key_tile),
+        layout_(job.plan.slot_layout()),
+        slot_(slot),
+        grads_(TileGrads(job, key_tile, entry, slot)),
+        begin_(key_tile.tile * kTileKeys),
+        end_(std::min(begin_ + kTileKeys, entry.kv_len)),
+        rows_(job.scores, entry, key_tile.kv_head,
+              row_tile * job.plan.TileRows(entry),
+              std::min(
+                  job.plan.TileRows(entry),
+                  job.plan.RowsOf(entry) - row_tile * job.plan.TileRows(entry)),
+              reinterpret_cast<uint8_t*>(slot + layout_.visible),
+              layout_.visible_stride * 4, block_rows, granule),
+        seen_(begin_ < end_ && rows_.LookAt(begin_, end_)) {
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
+      std::fill_n(block_of_ + block.first, block.rows, b);
+    }
+  }
+
+  // The gradient of the tile's first row; of parts the other way round.
+  float* RowGrads() const {
+    return job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) *
+                                RoundToLine(params_.head_dim);
+  }
+  const Block& BlockOf(int64_t r) const { return rows_.block(block_of_[r]); }
+
+  const BackwardJob& job_;
+  const AttentionParams& params_;
+  const BatchEntry& entry_;
+  const BackwardPlan::Tile row_tile_;
+  const BackwardPlan::Tile key_tile_;
+  const BackwardLayout& layout_;
+  float* const slot_;
+  float* const grads_;  // where the slot has the tile's
+  const int64_t begin_;
+  const int64_t end_;
+  RowTile rows_;
+
+ private:
+  bool seen_;
+  int64_t block_of_[kMaxTileRows];
+};
 
 // P and dS of as many pairs: `slope` is the derivative s' of the scores `s`.
 // Where they are split into parts, what would have denormal ones is 0; NaN

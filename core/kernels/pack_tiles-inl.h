@@ -98,28 +98,27 @@ HWY_INLINE void SplitRow(const typename As::Element* src, int64_t dims,
 template <int kParts, class As>
 Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
                   int64_t dims, float* HWY_RESTRICT dst) {
-  constexpr int64_t kTileKeys = kAmxSteps;
-  constexpr auto kSlice = static_cast<size_t>(kParts * kTileKeys * kTilePairs);
+  constexpr auto kSlice = static_cast<size_t>(kParts * kAmxSteps * kTilePairs);
   HWY_ALIGN uint16_t slice[kSlice];
   Bits largest = hn::Zero(kU);
   const int64_t groups = CeilDiv(dims, kTilePairs);
-  for (int64_t first = 0; first < kPanelKeys; first += kTileKeys) {
-    const int64_t count = std::clamp<int64_t>(keys - first, 0, kTileKeys);
-    if (count < kTileKeys) std::fill(std::begin(slice), std::end(slice), 0);
+  for (int64_t first = 0; first < kPanelKeys; first += kAmxSteps) {
+    const int64_t count = std::clamp<int64_t>(keys - first, 0, kAmxSteps);
+    if (count < kAmxSteps) std::fill(std::begin(slice), std::end(slice), 0);
     const typename As::Element* const rows = src + first * stride;
     float* const pair =
         dst + first / kTilePairs * groups * kParts * 2 * kAmxTileWords;
-    const int64_t column = first / kTileKeys % 2;
+    const int64_t column = first / kAmxSteps % 2;
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t j = 0; j < count; ++j) {
         SplitRow<kParts, As>(rows + j * stride + g * kTilePairs,
                              std::min(dims - g * kTilePairs, kTilePairs),
                              kTilePairs, 1, slice + j * kTilePairs,
-                             kTileKeys * kTilePairs, largest);
+                             kAmxSteps * kTilePairs, largest);
       }
       for (int p = 0; p < kParts; ++p) {
         TransposeTile(
-            reinterpret_cast<const float*>(slice) + p * kTileKeys * kAmxSteps,
+            reinterpret_cast<const float*>(slice) + p * kAmxSteps * kAmxSteps,
             kAmxSteps, pair + ((g * kParts + p) * 2 + column) * kAmxTileWords,
             kAmxSteps);
       }

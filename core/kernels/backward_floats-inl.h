@@ -1,0 +1,290 @@
+// A tile of keys against a tile of rows by f32 products. For inclusion by
+// core/kernels/flash_backward.cc only, once a target.
+#if defined(ATTND_CORE_KERNELS_BACKWARD_FLOATS_INL_H_) == \
+    defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_BACKWARD_FLOATS_INL_H_
+#undef ATTND_CORE_KERNELS_BACKWARD_FLOATS_INL_H_
+#else
+#define ATTND_CORE_KERNELS_BACKWARD_FLOATS_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/checked_math.h"
+#include "core/kernels/backward_rows-inl.h"
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/direct-inl.h"
+#include "core/kernels/flash_backward.h"
+#include "core/kernels/geometry.h"
+#include "core/kernels/microkernels-inl.h"
+#include "core/kernels/pack-inl.h"
+#include "core/kernels/row_tile-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+// Rows whose products are summed before they join a key's gradient: as with
+// keys in the forward pass, short sums round less.
+inline constexpr int64_t kRowsPerSum = 32;
+
+// Packs a tile of keys as PackedKeys.
+inline void PackKeyFloats(const BackwardJob& job,
+                          const BackwardPlan::Tile& tile,
+                          const BatchEntry& entry, float* to) {
+  const PackedKeys layout = PackedKeys::Of(job.plan.shape());
+  const int64_t first = tile.tile * kTileKeys;
+  const int64_t last = std::min(first + kTileKeys, entry.kv_extent);
+  const int64_t dims = job.params.head_dim;
+  const int64_t v_dims = job.params.v_head_dim;
+  const auto row = [&](const TensorView<const float>& tensor, int64_t key) {
+    return tensor.Row(entry.batch, tile.kv_head, entry.kv_begin + key);
+  };
+  for (int64_t key = first; key < last; key += kPanelKeys) {
+    const int64_t keys = std::min(kPanelKeys, last - key);
+    if (!job.plan.ScoresDirectly(entry)) {
+      PackPanel<AsF32>(row(job.key, key), job.key.strides[2], keys, dims, false,
+                       to + layout.key_panels + (key - first) * dims);
+    }
+    PackPanel<AsF32>(row(job.value, key), job.value.strides[2], keys, v_dims,
+                     false, to + layout.value_panels + (key - first) * v_dims);
+  }
+  PackValueChunk<AsF32>(row(job.key, first), job.key.strides[2], last - first,
+                        dims, false, to + layout.key_chunk);
+}
+
+// One tile of keys against one tile of rows, by f32 products. Where the tile of
+// keys is packed by parts, it is packed anew here.
+class FloatPair : public TilePair {
+ public:
+  FloatPair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
+            const BatchEntry& entry, int64_t row_tile, float* slot)
+      : TilePair(job, key_tile, entry, row_tile, slot, kGeometry.rows, kLanes),
+        by_parts_(job.plan.ByParts(entry)),
+        packed_(by_parts_
+                    ? slot + layout_.packed
+                    : job.packed_keys + job.plan.PackedKeysAt(key_tile, entry)),
+        at_(PackedKeys::Of(job.plan.shape())) {
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      const Block& block = rows_.block(b);
+      whole_ &= block.plain && block.seen.end == end_;
+    }
+  }
+
+  // Everything but dQ.
+  void AddToKeys() {
+    if (by_parts_) PackKeyFloats(job_, key_tile_, entry_, packed_);
+    LoadRows();
+    Score();
+    Multiply(Rows(layout_.grad_output, layout_.v_stride), layout_.v_stride,
+             packed_ + at_.value_panels, params_.v_head_dim,
+             slot_ + layout_.grad_scores);
+    Weigh();
+    AddTransposed(slot_ + layout_.weights, slot_ + layout_.grad_chunk,
+                  params_.v_head_dim, grads_ + layout_.grad_value);
+    AddTransposed(slot_ + layout_.grad_scores, slot_ + layout_.query_chunk,
+                  params_.head_dim, grads_ + layout_.grad_key);
+  }
+
+  // dQ += dS K. Needs the weights of AddToKeys in the slot.
+  void AddToRows() {
+    const int64_t stride = RoundToLine(params_.head_dim);
+    float* rows = RowGrads();
+    if (by_parts_) {
+      rows = slot_ + layout_.query;
+      std::fill_n(rows, rows_.rows() * stride, 0.0F);
+    }
+    const float* const key_chunk = packed_ + at_.key_chunk;
+    const bool careful =
+        !whole_ && !ChunkIsFinite(key_chunk, params_.head_dim, end_ - begin_);
+    VisitColumns(params_.head_dim, [&](int64_t column, int64_t vectors) {
+      const float* keys = key_chunk + column * kTileKeys;
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        if (block.seen.size() == 0) continue;
+        const int64_t first = block.seen.begin - begin_;
+        const int64_t steps = block.seen.size();
+        const float* weights = GradScores(block.first) + first;
+        if (!careful) {
+          kMicrokernels.value[block.rows - 1][vectors - 1](
+              weights, layout_.score_stride, keys + first * vectors * kLanes,
+              steps, rows + block.first * stride + column, stride,
+              Ahead(slot_, false));
+          continue;
+        }
+        for (int64_t r = 0; r < block.rows; ++r) {
+          for (int64_t v = 0; v < vectors; ++v) {
+            AddCarefully(
+                kMicrokernels.value[0][0], weights + r * layout_.score_stride,
+                layout_.score_stride,
+                keys + first * vectors * kLanes + v * kLanes, vectors * kLanes,
+                steps,
+                [&](int64_t step) {
+                  return Sees(block.first + r, first + step) ? 0xFFFFFFFFU : 0U;
+                },
+                rows + (block.first + r) * stride + column + v * kLanes);
+          }
+        }
+      }
+    });
+    if (by_parts_) AddTurned(rows, stride);
+  }
+
+ private:
+  // Rows that lie one after the other to those of parts.
+  void AddTurned(const float* rows, int64_t stride) const {
+    const int64_t tile_rows = job_.plan.TileRows(entry_);
+    float* const to = RowGrads();
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      for (int64_t d = 0; d < params_.head_dim; ++d) {
+        to[d * tile_rows + r] += rows[r * stride + d];
+      }
+    }
+  }
+
+  float* Rows(int64_t part, int64_t stride, int64_t r = 0) const {
+    return slot_ + part + r * stride;
+  }
+  float* GradScores(int64_t r) const {
+    return slot_ + layout_.grad_scores + r * layout_.score_stride;
+  }
+
+  // Whether row r of the tile sees the tile's key j.
+  bool Sees(int64_t r, int64_t j) const {
+    const Block& block = BlockOf(r);
+    const int64_t key = begin_ + j;
+    if (key < block.seen.begin || key >= block.seen.end) return false;
+    return block.plain || IsVisible(rows_.Visible(r), j);
+  }
+
+  void LoadRows() const {
+    const float factor = ScoreScale(params_).query_factor;
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      const auto [head, q_row] = rows_.HeadAndRow(r);
+      const int64_t row = entry_.q_begin + q_row;
+      ConvertRow<AsF32>(job_.query.Row(entry_.batch, head, row),
+                        params_.head_dim, layout_.q_stride, factor, false,
+                        Rows(layout_.query, layout_.q_stride, r));
+      ConvertRow<AsF32>(job_.grad_output.Row(entry_.batch, head, row),
+                        params_.v_head_dim, layout_.v_stride, 1, false,
+                        Rows(layout_.grad_output, layout_.v_stride, r));
+    }
+    PackValueChunk<AsF32>(Rows(layout_.query, layout_.q_stride),
+                          layout_.q_stride, rows_.rows(), params_.head_dim,
+                          false, slot_ + layout_.query_chunk);
+    PackValueChunk<AsF32>(Rows(layout_.grad_output, layout_.v_stride),
+                          layout_.v_stride, rows_.rows(), params_.v_head_dim,
+                          false, slot_ + layout_.grad_chunk);
+  }
+
+  // In the way of the forward pass, so that scores have its bits: P is
+  // exp(s - lse), and of large scores the last bit is more than 1.
+  void Score() {
+    const float* const query = Rows(layout_.query, layout_.q_stride);
+    if (!job_.plan.ScoresDirectly(entry_)) {
+      Multiply(query, layout_.q_stride, packed_ + at_.key_panels,
+               params_.head_dim, slot_ + layout_.weights);
+      return;
+    }
+    DirectTileScores<AsF32>(
+        rows_, begin_, query, layout_.q_stride,
+        job_.key.Row(entry_.batch, key_tile_.kv_head, entry_.kv_begin + begin_),
+        job_.key.strides[2], params_.head_dim, slot_ + layout_.weights,
+        layout_.score_stride);
+  }
+
+  // products[r][j] = dot(left[r], column j of the panels), where seen.
+  void Multiply(const float* left, int64_t stride, const float* panels,
+                int64_t dims, float* products) {
+    for (int64_t key = begin_; key < end_; key += kPanelKeys) {
+      const float* panel = panels + (key - begin_) * dims;
+      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+        const Block& block = rows_.block(b);
+        const KeyRange seen = Clip(block.seen, key, key + kPanelKeys);
+        if (seen.size() == 0) continue;
+        const int64_t vectors = CeilDiv(seen.end - key, kLanes);
+        kMicrokernels.score[block.rows - 1][vectors - 1](
+            left + block.first * stride, stride, panel, dims,
+            products + block.first * layout_.score_stride + key - begin_,
+            layout_.score_stride,
+            slot_ + layout_.row_max_lanes + block.first * kLanes,
+            Ahead(slot_, false));
+      }
+    }
+  }
+
+  void Weigh() const {
+    const int64_t first_row = job_.plan.FirstRow(row_tile_, entry_);
+    const int64_t keys = end_ - begin_;
+    for (int64_t r = 0; r < rows_.rows(); ++r) {
+      const auto [head, q_row] = rows_.HeadAndRow(r);
+      WeighRow<false>(
+          rows_, BlockOf(r), r, params_.bias_dtype, begin_, keys, keys,
+          *job_.lse.Row(entry_.batch, head, entry_.q_begin + q_row),
+          job_.deltas[first_row + r],
+          slot_ + layout_.weights + r * layout_.score_stride, GradScores(r));
+    }
+  }
+
+  // output[j] += sum over rows of weights[row][j] * right[row].
+  void AddTransposed(const float* weights, const float* right, int64_t dims,
+                     float* output) const {
+    const int64_t stride = RoundToLine(dims);
+    const int64_t keys = end_ - begin_;
+    const int64_t steps = rows_.rows();
+    const bool careful = !whole_ && !ChunkIsFinite(right, dims, steps);
+    VisitColumns(dims, [&](int64_t column, int64_t vectors) {
+      const float* from = right + column * kKeysPerSum;
+      int64_t key = 0;
+      for (int64_t left = CeilDiv(keys, static_cast<int64_t>(kRows)); left > 0;
+           --left) {
+        const int64_t count = CeilDiv(keys - key, left);
+        for (int64_t row = 0; !careful && row < steps; row += kRowsPerSum) {
+          kMicrokernels.value_transposed[count - 1][vectors - 1](
+              weights + row * layout_.score_stride + key, layout_.score_stride,
+              from + row * vectors * kLanes, std::min(kRowsPerSum, steps - row),
+              output + key * stride + column, stride, Ahead(slot_, false));
+        }
+        for (int64_t j = key; careful && j < key + count; ++j) {
+          for (int64_t v = 0; v < vectors; ++v) {
+            for (int64_t row = 0; row < steps; row += kRowsPerSum) {
+              AddCarefully(
+                  kMicrokernels.value_transposed[0][0],
+                  weights + row * layout_.score_stride + j,
+                  layout_.score_stride,
+                  from + row * vectors * kLanes + v * kLanes, vectors * kLanes,
+                  std::min(kRowsPerSum, steps - row),
+                  [&](int64_t step) {
+                    return Sees(row + step, j) ? 0xFFFFFFFFU : 0U;
+                  },
+                  output + j * stride + column + v * kLanes);
+            }
+          }
+        }
+        key += count;
+      }
+    });
+  }
+
+  static bool ChunkIsFinite(const float* chunk, int64_t dims, int64_t steps) {
+    bool finite = true;
+    VisitColumns(dims, [&](int64_t column, int64_t vectors) {
+      finite &= AllFinite(chunk + column * kKeysPerSum, steps * vectors, false);
+    });
+    return finite;
+  }
+
+  const bool by_parts_;
+  float* const packed_;  // PackedKeys
+  const PackedKeys at_;
+  bool whole_ = true;  // every row sees every key
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif
