@@ -1,7 +1,6 @@
 #include "core/backward_plan.h"
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <vector>
 
@@ -12,8 +11,6 @@
 namespace attnd {
 namespace {
 
-constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
-
 // From so many tiles of keys on two of them share the rows that pass by, which
 // come from the third-level cache; below, there would be few tasks.
 constexpr int64_t kMinTilesOfRuns = 16;
@@ -21,12 +18,6 @@ constexpr int64_t kMinTilesOfRuns = 16;
 // Rows of a tile.
 constexpr int64_t kFloatTileRows = 96;
 constexpr int64_t kPartsTileRows = 128;
-
-int64_t Saturated(const std::optional<int64_t>& bytes) {
-  return bytes && *bytes < kMaxBytes - Workspace::kAlignment
-             ? RoundUp(*bytes, Workspace::kAlignment)
-             : kMaxBytes;
-}
 
 }  // namespace
 
@@ -89,9 +80,9 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
   }
   const auto bytes = [overflow](int64_t count, int64_t words) {
     return overflow ? kMaxBytes
-                    : Saturated(CheckedProduct({kWordBytes, count, words}));
+                    : AlignedBytes(CheckedProduct({kWordBytes, count, words}));
   };
-  packed_keys_bytes_ = Saturated(CheckedSum(
+  packed_keys_bytes_ = AlignedBytes(CheckedSum(
       {bytes(key_tiles() - key_tiles_by_parts, PackedKeys::Of(shape_).total),
        bytes(key_tiles_by_parts, PackedKeyParts::Of(shape_).total)}));
   packed_rows_bytes_ =

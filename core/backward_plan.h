@@ -82,8 +82,6 @@ class BackwardPlan {
   int64_t WorkspaceBytes(int64_t threads) const;
 
  private:
-  static constexpr int64_t kWordBytes = 4;
-
   enum Kind : size_t {
     kKeyTile,
     kKeyRun,

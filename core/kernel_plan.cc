@@ -1,7 +1,6 @@
 #include "core/kernel_plan.h"
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 
 #include "core/checked_math.h"
@@ -10,9 +9,6 @@
 
 namespace attnd {
 namespace {
-
-constexpr int64_t kWordBytes = 4;
-constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
 // What tiled entries multiply on.
 struct Products {
@@ -73,12 +69,6 @@ std::string_view VariantName(bool tiled, bool direct, int64_t parts) {
   if (!tiled) return "direct";
   if (parts == 1) return direct ? "tiled+direct" : "tiled";
   return direct ? "tiled_bf16x3+direct" : "tiled_bf16x3";
-}
-
-int64_t Saturated(const std::optional<int64_t>& bytes) {
-  return bytes && *bytes < kMaxBytes - Workspace::kAlignment
-             ? RoundUp(*bytes, Workspace::kAlignment)
-             : kMaxBytes;
 }
 
 }  // namespace
@@ -255,23 +245,23 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                 .converts_values = plan.converts_values,
                                 .parts = plan.parts});
   plan.slot_bytes = kWordBytes * layout.total;
-  plan.packed_keys_bytes = Saturated(
+  plan.packed_keys_bytes = AlignedBytes(
       CheckedProduct({kWordBytes, most_keys,
                       RowWords(plan.isa, params.head_dim), plan.parts}));
-  const int64_t packed_values_bytes = Saturated(
+  const int64_t packed_values_bytes = AlignedBytes(
       CheckedProduct({kWordBytes, most_keys / ElementsPerWord(plan.isa),
                       layout.output_stride, plan.parts}));
   plan.packed_head_bytes =
-      overflow
-          ? kMaxBytes
-          : Saturated(CheckedSum({Workspace::kAlignment, plan.packed_keys_bytes,
-                                  packed_values_bytes}));
+      overflow ? kMaxBytes
+               : AlignedBytes(
+                     CheckedSum({Workspace::kAlignment, plan.packed_keys_bytes,
+                                 packed_values_bytes}));
   plan.packing_bytes =
-      any_tiled
-          ? Saturated(CheckedProduct({static_cast<int64_t>(sizeof(HeadPacking)),
+      any_tiled ? AlignedBytes(
+                      CheckedProduct({static_cast<int64_t>(sizeof(HeadPacking)),
                                       params.batch, params.num_kv_heads}))
-          : 0;
-  plan.partial_bytes = Saturated(CheckedProduct(
+                : 0;
+  plan.partial_bytes = AlignedBytes(CheckedProduct(
       {kWordBytes, plan.table_.Total(KernelPlan::kPartial),
        PartialLayout::Of(plan.tile_q, params.v_head_dim).total}));
   return plan;

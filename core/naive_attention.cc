@@ -252,11 +252,10 @@ class NaiveJob : public TileJob {
 
 int64_t NaiveScoreBytes(const AttentionProblem& problem) {
   const AttentionParams& params = problem.params();
-  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   if (!params.ragged) {
     return CheckedProduct({params.batch, params.num_q_heads, params.q_len,
                            params.kv_len, int64_t{sizeof(float)}})
-        .value_or(kMost);
+        .value_or(kMaxBytes);
   }
   // Fits, as less than the product over all rows and keys, which is bounded.
   int64_t pairs = 0;
@@ -265,7 +264,7 @@ int64_t NaiveScoreBytes(const AttentionProblem& problem) {
     pairs += entry.q_len * entry.kv_len;
   }
   return CheckedProduct({pairs, params.num_q_heads, int64_t{sizeof(float)}})
-      .value_or(kMost);
+      .value_or(kMaxBytes);
 }
 
 bool NaiveCanCompute(const AttentionProblem& problem) {

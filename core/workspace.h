@@ -6,11 +6,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
+#include "core/checked_math.h"
 
 namespace attnd {
+
+// What stands for byte counts that do not fit.
+inline constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
 // One block of uninitialised memory, aligned to kAlignment. Movable; not
 // thread-safe beyond what its users divide among themselves.
@@ -44,6 +50,14 @@ class Workspace {
   std::unique_ptr<std::byte, Return> block_;
   int64_t size_bytes_ = 0;
 };
+
+// A part of a workspace that the next one may follow: in whole alignments, or
+// kMaxBytes where there is no such number.
+inline int64_t AlignedBytes(const std::optional<int64_t>& bytes) {
+  return bytes && *bytes < kMaxBytes - Workspace::kAlignment
+             ? RoundUp(*bytes, Workspace::kAlignment)
+             : kMaxBytes;
+}
 
 // Hands out workspaces, and keeps those that come back for the next that asks
 // for about as much: the first touch of fresh memory costs more than a copy

@@ -42,7 +42,8 @@ inline constexpr int64_t kMaxTileRows = 256;
 inline constexpr int64_t kMaxTileKeys = 512;
 inline constexpr int64_t kMaxBlockRows = 32;
 
-// Words of 4 bytes hold one f32, or a pair of bf16.
+// A word holds one f32, or a pair of bf16.
+inline constexpr int64_t kWordBytes = 4;
 constexpr int64_t ElementsPerWord(Isa isa) {
   return isa == Isa::kAvx512Bf16 || isa == Isa::kAmxBf16 ? 2 : 1;
 }
