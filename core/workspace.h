@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "core/checked_math.h"
@@ -58,6 +59,20 @@ inline int64_t AlignedBytes(const std::optional<int64_t>& bytes) {
              ? RoundUp(*bytes, Workspace::kAlignment)
              : kMaxBytes;
 }
+
+// Divides a workspace into such parts, one after the other.
+class Carver {
+ public:
+  explicit Carver(std::byte* first) : next_(first) {}
+
+  template <class T>
+  T* Take(int64_t size_bytes) {
+    return reinterpret_cast<T*>(std::exchange(next_, next_ + size_bytes));
+  }
+
+ private:
+  std::byte* next_;
+};
 
 // Hands out workspaces, and keeps those that come back for the next that asks
 // for about as much: the first touch of fresh memory costs more than a copy

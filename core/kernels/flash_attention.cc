@@ -44,10 +44,10 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/geometry.h"
+#include "core/workspace.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/kernels/flash_attention.cc"
@@ -115,18 +115,8 @@ struct SlotHeader {
   uint32_t largest_query;  // AmxTile::LoadQuery
 };
 
-SlotHeader LoadHeader(const float* slot) {
-  SlotHeader header;
-  std::memcpy(&header, slot, sizeof(header));
-  return header;
-}
-
-void StoreHeader(float* slot, const SlotHeader& header) {
-  std::memcpy(slot, &header, sizeof(header));
-}
-
 void InitSlot(float* slot) {
-  StoreHeader(slot, {.next_key = -1, .largest_query = 0});
+  StoreHeader(slot, SlotHeader{.next_key = -1, .largest_query = 0});
 }
 
 // A tile's way over its keys. Its queries are loaded.
@@ -187,7 +177,7 @@ TileJob::Slice RunPackedTile(const FlashJob& job, const TileTask& task,
                              float* slot, SliceControl& control) {
   const PackedHead head(job, task);
   if (const auto slice = head.Pack(control)) return *slice;
-  const SlotHeader header = LoadHeader(slot);
+  const SlotHeader header = LoadHeader<SlotHeader>(slot);
   return job.plan.isa == Isa::kAmxBf16
              ? RunAmxTile(job, task, head, slot, header, control)
              : RunPanelTile(job, task, head, slot, header, control);
@@ -197,7 +187,8 @@ TileJob::Slice RunTile(const FlashJob& job, int64_t number, float* slot,
                        SliceControl& control) {
   const TileTask task = job.plan.Tile(number);
   if (job.plan.Entry(task.entry).packed_keys == 0) {
-    return RunDirectTile(job, task, slot, LoadHeader(slot), control);
+    return RunDirectTile(job, task, slot, LoadHeader<SlotHeader>(slot),
+                         control);
   }
   const TileJob::Slice slice = RunPackedTile(job, task, slot, control);
   if (slice == TileJob::Slice::kDone) PackedHead::Leave(job, task);
@@ -240,21 +231,17 @@ FlashJob::FlashJob(const AttentionProblem& of_problem,
   value = problem.ValueView(bytes(buffers.value));
   output = problem.OutputView(static_cast<std::byte*>(buffers.output));
   lse = problem.LseView(params.return_lse ? buffers.lse : nullptr);
-  const auto take = [&workspace](int64_t size_bytes) {
-    std::byte* const part = workspace;
-    workspace += size_bytes;
-    return part;
-  };
-  heads = take(packed_heads * plan.packed_head_bytes);
+  Carver carver(workspace);
+  heads = carver.Take<std::byte>(packed_heads * plan.packed_head_bytes);
   for (int64_t place = 0; place < packed_heads; ++place) {
     *reinterpret_cast<uint32_t*>(PackedHead(place)) = 0;
   }
-  packing = reinterpret_cast<HeadPacking*>(take(plan.packing_bytes));
+  packing = carver.Take<HeadPacking>(plan.packing_bytes);
   if (plan.packing_bytes > 0) {
     std::fill_n(packing, params.batch * params.num_kv_heads, HeadPacking{});
   }
-  partials = reinterpret_cast<float*>(take(plan.partial_bytes));
-  slots = workspace;
+  partials = carver.Take<float>(plan.partial_bytes);
+  slots = carver.Take<std::byte>(0);
 }
 
 void FlashJob::Load(const PackTask& task) const {

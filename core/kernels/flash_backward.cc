@@ -30,12 +30,12 @@
 #include <chrono>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <optional>
 
 #include "core/checked_math.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/geometry.h"
+#include "core/workspace.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/kernels/flash_backward.cc"
@@ -133,16 +133,6 @@ struct SlotHeader {
 constexpr SlotHeader kNoRun = {
     .next_rows = -1, .next_tile = 0, .pending = SlotHeader::kNothing};
 
-SlotHeader LoadHeader(const float* slot) {
-  SlotHeader header;
-  std::memcpy(&header, slot, sizeof(header));
-  return header;
-}
-
-void StoreHeader(float* slot, const SlotHeader& header) {
-  std::memcpy(slot, &header, sizeof(header));
-}
-
 // Writes a tile's gradients of keys and values.
 void FinishKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
                 const BatchEntry& entry, float* slot) {
@@ -221,7 +211,7 @@ TileJob::Slice RunTiles(const BackwardJob& job, int64_t task, float* slot,
   const int64_t first = tile.tile * job.plan.KeyTilesPerRun(entry);
   const int64_t last = std::min(first + job.plan.KeyTilesPerRun(entry),
                                 job.plan.KeyTilesOf(entry));
-  SlotHeader header = LoadHeader(slot);
+  SlotHeader header = LoadHeader<SlotHeader>(slot);
   if (header.next_rows < 0) {
     const BackwardLayout& layout = job.plan.slot_layout();
     std::fill_n(slot + layout.grad_key, (last - first) * layout.grad_words,
@@ -291,17 +281,13 @@ BackwardJob::BackwardJob(const AttentionProblem& of_problem,
       grad_query(problem.QueryView(buffers.grad_query)),
       grad_key(problem.KeyView(buffers.grad_key)),
       grad_value(problem.ValueView(buffers.grad_value)) {
-  const auto take = [&workspace](int64_t size_bytes) {
-    std::byte* const part = workspace;
-    workspace += size_bytes;
-    return part;
-  };
-  packed_keys = reinterpret_cast<float*>(take(plan.packed_keys_bytes()));
-  packed_rows = reinterpret_cast<float*>(take(plan.packed_rows_bytes()));
-  row_grads = reinterpret_cast<float*>(take(plan.rows_bytes()));
-  deltas = reinterpret_cast<float*>(take(plan.deltas_bytes()));
-  turns = reinterpret_cast<int32_t*>(take(plan.turns_bytes()));
-  slot_memory = workspace;
+  Carver carver(workspace);
+  packed_keys = carver.Take<float>(plan.packed_keys_bytes());
+  packed_rows = carver.Take<float>(plan.packed_rows_bytes());
+  row_grads = carver.Take<float>(plan.rows_bytes());
+  deltas = carver.Take<float>(plan.deltas_bytes());
+  turns = carver.Take<int32_t>(plan.turns_bytes());
+  slot_memory = carver.Take<std::byte>(0);
   std::fill_n(turns, plan.row_tiles(), 0);
   for (int64_t slot = 0; slot < slots; ++slot) {
     HWY_STATIC_DISPATCH(ClearSlot)(Slot(slot));

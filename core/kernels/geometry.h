@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <utility>
 
 #include "core/checked_math.h"
 #include "core/machine.h"
@@ -71,10 +73,30 @@ inline constexpr int kBf16PartsOfF32 = 3;
 // for all rows of a tile.
 inline constexpr int64_t kKeysPerSum = 128;
 
-constexpr int64_t RoundToLine(int64_t words) { return (words + 15) / 16 * 16; }
+inline constexpr int64_t kLineWords = 16;
+
+constexpr int64_t RoundToLine(int64_t words) {
+  return RoundUp(words, kLineWords);
+}
+
+// Divides memory from word `begin` on into parts that start on a cache line.
+class LineCarver {
+ public:
+  explicit constexpr LineCarver(int64_t begin) : at_(begin) {}
+
+  // Where a part of so many words begins.
+  constexpr int64_t Take(int64_t words) {
+    return std::exchange(at_, at_ + RoundToLine(words));
+  }
+  // Where the next one would.
+  constexpr int64_t at() const { return at_; }
+
+ private:
+  int64_t at_;
+};
 
 // How a slot, the memory of one tile in progress, is divided. Offsets count
-// words of 4 bytes; every part starts on a cache line.
+// words of 4 bytes. The first line is a header, how far the tile is.
 struct SlotLayout {
   struct Shape {
     int64_t tile_q, tile_kv, head_dim, v_head_dim;
@@ -113,27 +135,35 @@ struct SlotLayout {
     layout.output_stride = RoundToLine(shape.v_head_dim);
     // Two bytes for each vector of whatever width, and room to read eight.
     layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
-    int64_t at = 16;  // the header
-    const auto take = [&](int64_t words) {
-      const int64_t begin = at;
-      at += RoundToLine(words);
-      return begin;
-    };
-    layout.query = take(shape.tile_q * layout.q_stride);
-    layout.scores = take(std::max(
+    LineCarver slot(kLineWords);
+    layout.query = slot.Take(shape.tile_q * layout.q_stride);
+    layout.scores = slot.Take(std::max(
         shape.tile_q * layout.score_stride,
         shape.parts > 1 ? kMaxBlockRows * layout.parts_stride : int64_t{0}));
-    layout.output = take(shape.tile_q * layout.output_stride);
-    layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
-    layout.max = take(shape.tile_q);
-    layout.sum_lanes = take(shape.tile_q * geometry.lanes);
-    layout.visible = take(shape.tile_q * layout.visible_stride);
-    layout.values =
-        take(shape.converts_values ? shape.tile_kv * layout.output_stride : 0);
-    layout.total = at;
+    layout.output = slot.Take(shape.tile_q * layout.output_stride);
+    layout.row_max_lanes = slot.Take(shape.tile_q * geometry.lanes);
+    layout.max = slot.Take(shape.tile_q);
+    layout.sum_lanes = slot.Take(shape.tile_q * geometry.lanes);
+    layout.visible = slot.Take(shape.tile_q * layout.visible_stride);
+    layout.values = slot.Take(
+        shape.converts_values ? shape.tile_kv * layout.output_stride : 0);
+    layout.total = slot.at();
     return layout;
   }
 };
+
+// The header of a slot.
+template <class Header>
+Header LoadHeader(const float* slot) {
+  Header header;
+  std::memcpy(&header, slot, sizeof(header));
+  return header;
+}
+template <class Header>
+void StoreHeader(float* slot, const Header& header) {
+  static_assert(sizeof(header) <= kLineWords * kWordBytes);
+  std::memcpy(slot, &header, sizeof(header));
+}
 
 // Tiles of the backward pass: 32 query rows meet 32 keys in one AMX product.
 inline constexpr int64_t kAmxBlock = 2 * kAmxSteps;
@@ -262,36 +292,31 @@ constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
   layout.part_stride = shape.tile_q / 2;
   layout.parts_stride = shape.parts * layout.part_stride + 16;
   layout.grad_block_words = shape.parts * shape.tile_kv / 2 * kAmxBlock;
-  int64_t at = 16;  // the header
-  const auto take = [&](int64_t words) {
-    const int64_t begin = at;
-    at += RoundToLine(words);
-    return begin;
-  };
-  layout.visible = take(shape.tile_q * layout.visible_stride);
+  LineCarver slot(kLineWords);
+  layout.visible = slot.Take(shape.tile_q * layout.visible_stride);
   layout.grad_words = shape.tile_kv * (head + v_head);
-  layout.grad_key = take(key_tiles * layout.grad_words);
+  layout.grad_key = slot.Take(key_tiles * layout.grad_words);
   layout.grad_value = layout.grad_key + shape.tile_kv * head;
-  const int64_t shared = at;
-  layout.query = take(shape.tile_q * layout.q_stride);
-  layout.grad_output = take(shape.tile_q * layout.v_stride);
-  layout.query_chunk = take(kKeysPerSum * head);
-  layout.grad_chunk = take(kKeysPerSum * v_head);
-  layout.weights = take(shape.tile_q * layout.score_stride);
-  layout.grad_scores = take(shape.tile_q * layout.score_stride);
-  layout.row_max_lanes = take(shape.tile_q * geometry.lanes);
-  layout.packed = take(shape.parts > 1 ? PackedKeys::Of(shape).total : 0);
-  layout.total = at;
+  LineCarver parts(slot.at());
+  layout.query = slot.Take(shape.tile_q * layout.q_stride);
+  layout.grad_output = slot.Take(shape.tile_q * layout.v_stride);
+  layout.query_chunk = slot.Take(kKeysPerSum * head);
+  layout.grad_chunk = slot.Take(kKeysPerSum * v_head);
+  layout.weights = slot.Take(shape.tile_q * layout.score_stride);
+  layout.grad_scores = slot.Take(shape.tile_q * layout.score_stride);
+  layout.row_max_lanes = slot.Take(shape.tile_q * geometry.lanes);
+  layout.packed = slot.Take(shape.parts > 1 ? PackedKeys::Of(shape).total : 0);
+  layout.total = slot.at();
   if (shape.parts == 1) return layout;
-  at = shared;
-  layout.scores = take(shape.tile_kv * kAmxBlock);
-  layout.grads = take(shape.tile_kv * kAmxBlock);
-  layout.score_rows = take(kAmxBlock * layout.score_stride);
-  layout.grad_rows = take(kAmxBlock * layout.score_stride);
-  layout.weight_parts = take(shape.tile_kv * layout.parts_stride);
-  layout.grad_parts = take(shape.tile_kv * layout.parts_stride);
-  layout.grad_tiles = take(shape.tile_q / kAmxBlock * layout.grad_block_words);
-  layout.total = std::max(layout.total, at);
+  layout.scores = parts.Take(shape.tile_kv * kAmxBlock);
+  layout.grads = parts.Take(shape.tile_kv * kAmxBlock);
+  layout.score_rows = parts.Take(kAmxBlock * layout.score_stride);
+  layout.grad_rows = parts.Take(kAmxBlock * layout.score_stride);
+  layout.weight_parts = parts.Take(shape.tile_kv * layout.parts_stride);
+  layout.grad_parts = parts.Take(shape.tile_kv * layout.parts_stride);
+  layout.grad_tiles =
+      parts.Take(shape.tile_q / kAmxBlock * layout.grad_block_words);
+  layout.total = std::max(layout.total, parts.at());
   return layout;
 }
 

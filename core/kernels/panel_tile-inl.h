@@ -71,7 +71,6 @@ class PanelTile : public Tile {
 
   // The share of it for a microkernel of `steps` steps.
   Ahead TakeAhead(int64_t steps) {
-    constexpr int64_t kLineWords = Ahead::kLineBytes / 4;
     if (ahead_ >= ahead_end_) return {slot_, false};
     const Ahead ahead(ahead_, true);
     ahead_ += std::min(steps * kLineWords, ahead_end_ - ahead_);
