@@ -40,8 +40,8 @@
 namespace attnd {
 namespace {
 
-constexpr int64_t kTileRows = 16;
-constexpr int64_t kTileWords = 16;  // of a row
+constexpr int64_t kTileRows = kAmxSteps;
+constexpr int64_t kTileWords = kAmxSteps;  // of a row
 constexpr int64_t kStepsPerChunk = kKeysPerSum / 2;
 
 // Tiles by their use: results by row and column, operands left and right.

@@ -107,8 +107,8 @@ class AmxTile : public Tile {
   void Score(const Block& block) const {
     const int64_t steps = RowWords(Isa::kAmxBf16, params_.head_dim);
     const int64_t first =
-        begin_ + (block.seen.begin - begin_) / kAmxKeys * kAmxKeys;
-    for (int64_t key = first; key < block.seen.end; key += kAmxKeys) {
+        begin_ + (block.seen.begin - begin_) / kAmxBlock * kAmxBlock;
+    for (int64_t key = first; key < block.seen.end; key += kAmxBlock) {
       AmxScores(parts_, block.rows, 2,
                 {.first = Query(block.first),
                  .stride = layout_.q_stride,
@@ -165,15 +165,16 @@ class AmxTile : public Tile {
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       auto* const weights = reinterpret_cast<uint16_t*>(Scores(r));
       std::fill(weights + RoundUp(end, kLanes),
-                weights + RoundUp(end, kAmxKeys), uint16_t{0});
+                weights + RoundUp(end, kAmxBlock), uint16_t{0});
     }
   }
 
   // To the output, or where that is `fresh` in its place.
   void AddValues(const Block& block, bool fresh) {
     // In steps, by whole tiles: weights are 0 in what this adds.
-    const int64_t first = (block.seen.begin - begin_) / kAmxKeys * kAmxSteps;
-    const int64_t last = CeilDiv(block.seen.end - begin_, kAmxKeys) * kAmxSteps;
+    const int64_t first = (block.seen.begin - begin_) / kAmxBlock * kAmxSteps;
+    const int64_t last =
+        CeilDiv(block.seen.end - begin_, kAmxBlock) * kAmxSteps;
     // A value that is not finite has parts that are not.
     const bool plain = (block.plain && parts_ == 1) || ValuesAreFinite();
     if (fresh && !plain) ZeroOutput(block.first, block.rows);
@@ -228,7 +229,7 @@ class AmxTile : public Tile {
     if (checked_values_) return values_finite_;
     checked_values_ = values_finite_ = true;
     VisitColumnPairs([&](int64_t, int64_t vectors, const float* values) {
-      const int64_t steps = RoundUp(end_ - begin_, kAmxKeys) / per_word_;
+      const int64_t steps = RoundUp(end_ - begin_, kAmxBlock) / per_word_;
       // The first parts tell.
       for (int64_t step = 0; step < steps; step += kAmxSteps) {
         values_finite_ &= AllFinite(TilesAt(values, vectors, step),
@@ -245,8 +246,8 @@ class AmxTile : public Tile {
   void AddPartsCarefully(const Block& block, const float* values, int64_t first,
                          int64_t last, int64_t column, int64_t vectors) const {
     constexpr int64_t kGroup = kBf16PartsOfF32 * kAmxTileWords;
-    constexpr int64_t kMaxGroups = kMaxTileKeys / kAmxKeys;
-    constexpr int64_t kChunk = kKeysPerSum / kAmxKeys * kGroup;
+    constexpr int64_t kMaxGroups = kMaxTileKeys / kAmxBlock;
+    constexpr int64_t kChunk = kKeysPerSum / kAmxBlock * kGroup;
     HWY_ALIGN float masked[static_cast<size_t>(kMaxGroups * kGroup)];
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       for (int64_t v = 0; v < vectors; ++v) {
@@ -307,8 +308,8 @@ class AmxTile : public Tile {
   // The sum of a weight's parts.
   float WholeWeight(int64_t r, int64_t key) const {
     const int64_t at = key - begin_;
-    const int64_t word = at / kAmxKeys * kAmxSteps + at % kLanes;
-    const int64_t shift = at % kAmxKeys < kLanes ? 16 : 0;
+    const int64_t word = at / kAmxBlock * kAmxSteps + at % kLanes;
+    const int64_t shift = at % kAmxBlock < kLanes ? 16 : 0;
     float whole = 0;
     for (int64_t p = 0; p < parts_; ++p) {
       const auto bits = std::bit_cast<uint32_t>(

@@ -13,6 +13,14 @@
 
 namespace attnd {
 
+// Steps that an AMX product takes at once, which is also the rows and the words
+// of a row that a tile register holds.
+inline constexpr int64_t kAmxSteps = 16;
+inline constexpr int64_t kAmxTileWords = kAmxSteps * kAmxSteps;
+// Rows and columns of a block, 2 x 2 result tiles. Also the bf16 of a tile's
+// row, dimensions or keys in pairs.
+inline constexpr int64_t kAmxBlock = 2 * kAmxSteps;
+
 // A microkernel keeps rows x vectors accumulators in registers: 24 of 32 on
 // AVX-512, 12 of 16 on AVX2; the rest hold one row's broadcast and the vectors
 // of the right-hand side.
@@ -26,8 +34,8 @@ struct Geometry {
 
 constexpr Geometry GeometryOf(Isa isa) {
   switch (isa) {
-    case Isa::kAmxBf16:  // 2 x 2 tiles of 16 rows and 16 words, twice
-      return {.lanes = 16, .rows = 32, .vectors = 4};
+    case Isa::kAmxBf16:  // a block, twice
+      return {.lanes = 16, .rows = kAmxBlock, .vectors = 4};
     case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return {.lanes = 16, .rows = 6, .vectors = 4};
@@ -42,20 +50,13 @@ constexpr Geometry GeometryOf(Isa isa) {
 // The largest tile, which bounds what a tile keeps on the stack.
 inline constexpr int64_t kMaxTileRows = 256;
 inline constexpr int64_t kMaxTileKeys = 512;
-inline constexpr int64_t kMaxBlockRows = 32;
+inline constexpr int64_t kMaxBlockRows = GeometryOf(Isa::kAmxBf16).rows;
 
 // A word holds one f32, or a pair of bf16.
 inline constexpr int64_t kWordBytes = 4;
 constexpr int64_t ElementsPerWord(Isa isa) {
   return isa == Isa::kAvx512Bf16 || isa == Isa::kAmxBf16 ? 2 : 1;
 }
-
-// Steps that an AMX product takes at once, which is also the rows and the words
-// of a row that a tile register holds.
-inline constexpr int64_t kAmxSteps = 16;
-inline constexpr int64_t kAmxTileWords = kAmxSteps * kAmxSteps;
-// Keys of one AMX product over keys, in pairs.
-inline constexpr int64_t kAmxKeys = 2 * kAmxSteps;
 
 // Words of a query's or a packed key's row, for products over head_dim.
 constexpr int64_t RowWords(Isa isa, int64_t head_dim) {
@@ -164,9 +165,6 @@ void StoreHeader(float* slot, const Header& header) {
   static_assert(sizeof(header) <= kLineWords * kWordBytes);
   std::memcpy(slot, &header, sizeof(header));
 }
-
-// Tiles of the backward pass: 32 query rows meet 32 keys in one AMX product.
-inline constexpr int64_t kAmxBlock = 2 * kAmxSteps;
 
 // The same for tiles of keys of the backward pass. What f32 products and those
 // of parts hold shares its place: a pair of tiles takes one of them.

@@ -24,9 +24,6 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Elements of a tile's row; the keys of two tiles.
-inline constexpr int64_t kTilePairs = 2 * kAmxSteps;
-
 // The vector of a row of `dims` elements that begins at d, 0 behind them.
 template <class As>
 HWY_INLINE Vec LoadAt(const typename As::Element* row, int64_t dims,
@@ -62,7 +59,7 @@ inline constexpr float kLeastValue = 0x1p-100F;
 
 // One row of `dims` elements times `factor`, by parts of `padded` bf16, the
 // rest of which are 0: part p at `to + p * part_stride`. `padded` is a multiple
-// of kTilePairs. A single part is rounded. Raises `largest` to the magnitudes
+// of kAmxBlock. A single part is rounded. Raises `largest` to the magnitudes
 // of several.
 template <int kParts, class As>
 HWY_INLINE void SplitRow(const typename As::Element* src, int64_t dims,
@@ -98,23 +95,23 @@ HWY_INLINE void SplitRow(const typename As::Element* src, int64_t dims,
 template <int kParts, class As>
 Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
                   int64_t dims, float* HWY_RESTRICT dst) {
-  constexpr auto kSlice = static_cast<size_t>(kParts * kAmxSteps * kTilePairs);
+  constexpr auto kSlice = static_cast<size_t>(kParts * kAmxSteps * kAmxBlock);
   HWY_ALIGN uint16_t slice[kSlice];
   Bits largest = hn::Zero(kU);
-  const int64_t groups = CeilDiv(dims, kTilePairs);
+  const int64_t groups = CeilDiv(dims, kAmxBlock);
   for (int64_t first = 0; first < kPanelKeys; first += kAmxSteps) {
     const int64_t count = std::clamp<int64_t>(keys - first, 0, kAmxSteps);
     if (count < kAmxSteps) std::fill(std::begin(slice), std::end(slice), 0);
     const typename As::Element* const rows = src + first * stride;
     float* const pair =
-        dst + first / kTilePairs * groups * kParts * 2 * kAmxTileWords;
+        dst + first / kAmxBlock * groups * kParts * 2 * kAmxTileWords;
     const int64_t column = first / kAmxSteps % 2;
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t j = 0; j < count; ++j) {
-        SplitRow<kParts, As>(rows + j * stride + g * kTilePairs,
-                             std::min(dims - g * kTilePairs, kTilePairs),
-                             kTilePairs, 1, slice + j * kTilePairs,
-                             kAmxSteps * kTilePairs, largest);
+        SplitRow<kParts, As>(rows + j * stride + g * kAmxBlock,
+                             std::min(dims - g * kAmxBlock, kAmxBlock),
+                             kAmxBlock, 1, slice + j * kAmxBlock,
+                             kAmxSteps * kAmxBlock, largest);
       }
       for (int p = 0; p < kParts; ++p) {
         TransposeTile(
@@ -143,11 +140,11 @@ Bits PackValueTiles(const typename As::Element* src, int64_t stride,
   };
   const int64_t vectors = CeilDiv(dims, kLanes);
   // Keys outside, so that rows are read as they lie.
-  for (int64_t j = 0; j < keys; j += kTilePairs) {
+  for (int64_t j = 0; j < keys; j += kAmxBlock) {
     for (int64_t v = 0; v < vectors; v += 2) {
       const int64_t columns = std::min<int64_t>(2, vectors - v);
       float* const group =
-          dst + (v * (kKeysPerSum / kTilePairs) + j / kTilePairs * columns) *
+          dst + (v * (kKeysPerSum / kAmxBlock) + j / kAmxBlock * columns) *
                     kParts * kAmxTileWords;
       for (int64_t i = 0; i < kAmxSteps; ++i) {
         for (int64_t c = 0; c < columns; ++c) {

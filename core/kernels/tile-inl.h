@@ -174,7 +174,7 @@ class Tile {
               RowsOf(job, task, entry_),
               reinterpret_cast<uint8_t*>(slot + layout_.visible),
               layout_.visible_stride * 4, GeometryOf(isa).rows,
-              isa == Isa::kAmxBf16 ? kAmxKeys : kLanes),
+              isa == Isa::kAmxBf16 ? kAmxBlock : kLanes),
         span_(rows_.Span()) {
     if (entry_plan_.splits > 1) {
       const int64_t begin = task.split * KernelPlan::kKeysPerSplit;
