@@ -85,7 +85,6 @@ class AmxTile : public Tile {
   void Absorb(int64_t begin, int64_t end) {
     const bool first = begin <= span_.begin;
     LookAt(begin, end);
-    checked_values_ = false;
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
       if (block.seen.size() == 0) {
@@ -176,7 +175,8 @@ class AmxTile : public Tile {
     const int64_t last =
         CeilDiv(block.seen.end - begin_, kAmxBlock) * kAmxSteps;
     // A value that is not finite has parts that are not.
-    const bool plain = (block.plain && parts_ == 1) || ValuesAreFinite();
+    const bool plain = (block.plain && parts_ == 1) ||
+                       ValuesAreFinite([&] { return LookAtValues(); });
     if (fresh && !plain) ZeroOutput(block.first, block.rows);
     VisitColumnPairs([&](int64_t column, int64_t vectors, const float* values) {
       if (plain) {
@@ -222,21 +222,19 @@ class AmxTile : public Tile {
            step % kSteps / kAmxSteps * parts_ * vectors * kAmxTileWords;
   }
 
-  // Whether no value of the tile of keys is NaN or infinite. Looked up once for
-  // all its blocks, unless the whole kv head is known to have none.
-  bool ValuesAreFinite() {
+  bool LookAtValues() const {
+    // Of most kv heads it is known that they have none.
     if (parts_ > 1 && packing_.largest_value < kInfinityBits) return true;
-    if (checked_values_) return values_finite_;
-    checked_values_ = values_finite_ = true;
+    bool finite = true;
     VisitColumnPairs([&](int64_t, int64_t vectors, const float* values) {
       const int64_t steps = RoundUp(end_ - begin_, kAmxBlock) / per_word_;
       // The first parts tell.
       for (int64_t step = 0; step < steps; step += kAmxSteps) {
-        values_finite_ &= AllFinite(TilesAt(values, vectors, step),
-                                    vectors * kAmxSteps, true);
+        finite &= AllFinite(TilesAt(values, vectors, step), vectors * kAmxSteps,
+                            true);
       }
     });
-    return values_finite_;
+    return finite;
   }
 
   // Adds values of several parts, a row and a vector of columns at a time. What
@@ -323,8 +321,6 @@ class AmxTile : public Tile {
   const int64_t parts_;
   const HeadPacking& packing_;
   uint32_t largest_query_ = 0;
-  bool checked_values_ = false;
-  bool values_finite_ = false;
 };
 
 }  // namespace HWY_NAMESPACE

@@ -63,7 +63,6 @@ class DirectTile : public Tile {
 
   // Where the tile's values are: as they lie, or converted in the slot.
   void LocateValues() {
-    checked_values_ = false;
     const std::byte* row =
         job_.value.RowBytes(SizeOf(params_.value_dtype), entry_.batch,
                             task_.kv_head, entry_.kv_begin + begin_);
@@ -135,7 +134,7 @@ class DirectTile : public Tile {
                 int64_t columns, const RowsAhead& ahead) {
     const KeyRange seen = Clip(block.seen, begin, end);
     if (seen.size() == 0) return;
-    if (!block.plain && !ValuesAreFinite()) {
+    if (!block.plain && !ValuesAreFinite([&] { return LookAtValues(); })) {
       for (int64_t key = begin; key < seen.end; key += kKeysPerSum) {
         const KeyRange of = Clip(seen, key, key + kKeysPerSum);
         AddCarefully(block, kMicrokernels.value[0][0], key, of.begin - key,
@@ -156,16 +155,14 @@ class DirectTile : public Tile {
     });
   }
 
-  // Whether no value of the tile is NaN or infinite. Looked up once a tile, by
-  // those blocks that hide some of it, for which values are f32.
-  bool ValuesAreFinite() {
-    if (checked_values_) return values_finite_;
-    checked_values_ = values_finite_ = true;
+  // Where blocks hide something values are f32.
+  bool LookAtValues() const {
+    bool finite = true;
     for (int64_t key = begin_; key < end_; ++key) {
-      values_finite_ &= AllFinite(F32Values(key, 0),
-                                  CeilDiv(params_.v_head_dim, kLanes), false);
+      finite &= AllFinite(F32Values(key, 0),
+                          CeilDiv(params_.v_head_dim, kLanes), false);
     }
-    return values_finite_;
+    return finite;
   }
 
   const std::byte* Values(int64_t key, int64_t column) const {
@@ -179,8 +176,6 @@ class DirectTile : public Tile {
   const std::byte* value_ = nullptr;  // of the tile of keys in work
   int64_t value_stride_ = 0;          // elements from key to key
   DataType value_type_ = DataType::kF32;
-  bool checked_values_ = false;
-  bool values_finite_ = false;
 };
 
 }  // namespace HWY_NAMESPACE

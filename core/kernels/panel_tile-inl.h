@@ -48,7 +48,6 @@ class PanelTile : public Tile {
 
   void Absorb(int64_t begin, int64_t end) {
     if (!LookAt(begin, end)) return;
-    checked_values_ = false;
     FetchAhead(head_.Values(begin), ValueWords(job_, end - begin));
     Score();
     const int64_t next = std::min(plan_.tile_kv, span_.end - end);
@@ -110,7 +109,8 @@ class PanelTile : public Tile {
           const int64_t first = (seen.begin - key) / per_word_;
           const int64_t steps = CeilDiv(seen.end - key, per_word_) - first;
           const float* const values = Values(key, column) + first * step_words;
-          if (!block.plain && !ValuesAreFinite()) {
+          if (!block.plain &&
+              !ValuesAreFinite([&] { return LookAtValues(); })) {
             AddCarefully(block, kernels_.value[0][0], key, first, steps,
                          {values, kLanes, step_words}, column, vectors);
             continue;
@@ -124,20 +124,17 @@ class PanelTile : public Tile {
     }
   }
 
-  // Whether no value of the tile is NaN or infinite. Looked up once a tile, by
-  // those blocks that hide some of it.
-  bool ValuesAreFinite() {
-    if (checked_values_) return values_finite_;
-    checked_values_ = values_finite_ = true;
+  bool LookAtValues() const {
+    bool finite = true;
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
       const int64_t steps =
           CeilDiv(std::min(kKeysPerSum, end_ - key), per_word_);
       VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
-        values_finite_ &=
+        finite &=
             AllFinite(Values(key, column), steps * vectors, per_word_ == 2);
       });
     }
-    return values_finite_;
+    return finite;
   }
 
   // Of a group of columns, from `key` on, which begins a sum.
@@ -153,8 +150,6 @@ class PanelTile : public Tile {
   const Microkernels& kernels_;
   const float* ahead_ = nullptr;
   const float* ahead_end_ = nullptr;
-  bool checked_values_ = false;
-  bool values_finite_ = false;
 };
 
 }  // namespace HWY_NAMESPACE

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 #include "core/checked_math.h"
 #include "core/kernels/convert-inl.h"
@@ -205,7 +206,16 @@ class Tile {
   bool LookAt(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
+    values_finite_.reset();
     return rows_.LookAt(begin, end);
+  }
+
+  // Whether no value of those keys is NaN or infinite. `look()` says so, once
+  // for all blocks that ask: those that hide some of them.
+  template <class Look>
+  bool ValuesAreFinite(const Look& look) {
+    if (!values_finite_) values_finite_ = look();
+    return *values_finite_;
   }
 
   // Calls `load(as, r, from, factor)` for every row: its query as it lies, in
@@ -411,6 +421,8 @@ class Tile {
     }
     return bits;
   }
+
+  std::optional<bool> values_finite_;  // of the tile of keys in work
 };
 
 }  // namespace HWY_NAMESPACE
