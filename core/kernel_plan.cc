@@ -32,7 +32,7 @@ int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
   if (keys == 0) {
     const int64_t row_bytes =
         kWordBytes * (params.head_dim + params.v_head_dim);
-    keys = std::min<int64_t>(l2_bytes / 4 / row_bytes, 256);
+    keys = l2_bytes / 4 / row_bytes;
   }
   // Whole sums, and a power of two of them, so that it divides a split.
   int64_t tile = kKeysPerSum;

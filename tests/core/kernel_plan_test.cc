@@ -37,19 +37,19 @@ struct Row {
 TEST(KernelPlanTest, ChoosesTheTilesOfTheTable) {
   const std::vector<Row> table = {
       {Problem(1, 1, 1, 4096, 4096, 128), "tiled", 96, 256, 43, 0},
-      {Problem(1, 1, 1, 4096, 4096, 64), "tiled", 96, 256, 43, 0},
+      {Problem(1, 1, 1, 4096, 4096, 64), "tiled", 96, 512, 43, 0},
       // Few rows: read as they lie, in splits of 4096 keys.
       {Problem(2, 8, 4, 1, 32768, 128), "direct", 4, 256, 128, 16},
-      {Problem(1, 2, 1, 48, 4096, 64), "direct", 48, 256, 2, 0},
-      {Problem(1, 2, 1, 49, 4096, 64), "tiled", 49, 256, 2, 0},
+      {Problem(1, 2, 1, 48, 4096, 64), "direct", 48, 512, 2, 0},
+      {Problem(1, 2, 1, 49, 4096, 64), "tiled", 49, 512, 2, 0},
       // One tile of rows, so that only splits let workers share it.
-      {Problem(1, 1, 1, 96, 10000, 64), "tiled", 96, 256, 3, 1},
+      {Problem(1, 1, 1, 96, 10000, 64), "tiled", 96, 512, 3, 1},
       // Two tiles of nearly equal numbers of rows.
-      {Problem(1, 32, 1, 128, 128, 64), "tiled", 66, 256, 64, 0},
+      {Problem(1, 32, 1, 128, 128, 64), "tiled", 66, 512, 64, 0},
       {Problem(1, 1, 1, 4096, 4096, 1024), "tiled", 96, 128, 43, 0},
-      {Problem(1, 1, 1, 5, 0, 64), "direct", 5, 256, 1, 0},
-      {Problem(1, 1, 1, 0, 5, 64), "direct", 1, 256, 0, 0},
-      {Problem(0, 1, 1, 5, 5, 64), "direct", 1, 256, 0, 0},
+      {Problem(1, 1, 1, 5, 0, 64), "direct", 5, 512, 1, 0},
+      {Problem(1, 1, 1, 0, 5, 64), "direct", 1, 512, 0, 0},
+      {Problem(0, 1, 1, 5, 5, 64), "direct", 1, 512, 0, 0},
   };
   for (const Row& row : table) {
     const KernelPlan plan = MakeKernelPlan(row.problem, kWide);
