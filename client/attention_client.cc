@@ -8,11 +8,12 @@
 #include <utility>
 
 #include "attnd/v1/attention.pb.h"
+#include "client/answer_reader.h"
 #include "client/error_details.h"
 #include "client/forward_call.h"
 #include "client/inline_call.h"
-#include "client/message_codec.h"
 #include "client/outgoing_message.h"
+#include "client/request_encoder.h"
 #include "client/rpc_channel.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/wrappers.pb.h"
@@ -176,8 +177,7 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
       });
   if (!status.ok()) return status;
   if (!result) {
-    return ReasonError(absl::StatusCode::kInternal, "BAD_RESPONSE",
-                       "the server ended a benchmark without its result");
+    return BadResponse("the server ended a benchmark without its result");
   }
   return *result;
 }

@@ -5,8 +5,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/answer_reader.h"
 #include "client/error_details.h"
-#include "client/message_codec.h"
+#include "client/request_encoder.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/wire_format_lite.h"
 
@@ -34,14 +35,6 @@ OutgoingMessage ChunkMessage(v1::TensorRole role, size_t offset,
   OutgoingMessage message;
   message.AddField(Request::kChunkFieldNumber, std::move(chunk));
   return message;
-}
-
-absl::Status BadResponse(absl::string_view message) {
-  return ReasonError(absl::StatusCode::kInternal, "BAD_RESPONSE", message);
-}
-
-absl::Status Unparsed() {
-  return BadResponse("the server's answer does not parse");
 }
 
 }  // namespace
@@ -106,19 +99,19 @@ absl::Status AttentionExchange::Take(ZeroCopyInputStream* message) {
     CodedInputStream in(message);
     while (const uint32_t tag = in.ReadTag()) {
       if (tag != kChunkTag) {
-        if (!WireFormatLite::SkipField(&in, tag, &out)) return Unparsed();
+        if (!WireFormatLite::SkipField(&in, tag, &out)) return BadResponse();
         continue;
       }
       int length = 0;
-      if (!in.ReadVarintSizeAsInt(&length)) return Unparsed();
+      if (!in.ReadVarintSizeAsInt(&length)) return BadResponse();
       const auto limit = in.PushLimit(length);
       if (absl::Status status = TakeChunk(in); !status.ok()) return status;
       in.PopLimit(limit);
     }
-    if (!in.ConsumedEntireMessage()) return Unparsed();
+    if (!in.ConsumedEntireMessage()) return BadResponse();
   }
   v1::AttentionStreamResponse response;
-  if (!response.ParseFromString(rest)) return Unparsed();
+  if (!response.ParseFromString(rest)) return BadResponse();
   if (response.has_header()) return TakeHeader(response.header());
   if (response.has_stats()) stats_ = DecodeStats(response.stats());
   return absl::OkStatus();
@@ -152,20 +145,20 @@ absl::Status AttentionExchange::TakeChunk(CodedInputStream& in) {
   while (const uint32_t tag = in.ReadTag()) {
     if (tag == WireFormatLite::MakeTag(v1::TensorChunk::kRoleFieldNumber,
                                        WireFormatLite::WIRETYPE_VARINT)) {
-      if (!in.ReadVarint64(&role)) return Unparsed();
+      if (!in.ReadVarint64(&role)) return BadResponse();
       continue;
     }
     if (tag == WireFormatLite::MakeTag(v1::TensorChunk::kOffsetBytesFieldNumber,
                                        WireFormatLite::WIRETYPE_VARINT)) {
-      if (!in.ReadVarint64(&offset)) return Unparsed();
+      if (!in.ReadVarint64(&offset)) return BadResponse();
       continue;
     }
     if (tag != kDataTag) {
-      if (!WireFormatLite::SkipField(&in, tag)) return Unparsed();
+      if (!WireFormatLite::SkipField(&in, tag)) return BadResponse();
       continue;
     }
     int length = 0;
-    if (!in.ReadVarintSizeAsInt(&length)) return Unparsed();
+    if (!in.ReadVarintSizeAsInt(&length)) return BadResponse();
     const auto target = std::find_if(
         targets_.begin(), targets_.end(), [&](const Target& candidate) {
           return static_cast<uint64_t>(candidate.role) == role;
@@ -182,10 +175,10 @@ absl::Status AttentionExchange::TakeChunk(CodedInputStream& in) {
                                       target->received_bytes, " of ",
                                       target->elements.bytes().size()));
     }
-    if (!in.ReadRaw(room.data(), length)) return Unparsed();
+    if (!in.ReadRaw(room.data(), length)) return BadResponse();
     target->received_bytes += size;
   }
-  return in.ConsumedEntireMessage() ? absl::OkStatus() : Unparsed();
+  return in.ConsumedEntireMessage() ? absl::OkStatus() : BadResponse();
 }
 
 absl::StatusOr<AttentionReply> AttentionExchange::Reply(

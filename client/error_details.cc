@@ -80,4 +80,8 @@ absl::Status ReasonError(absl::StatusCode code, absl::string_view reason,
   return ToStatus(StatusProto(code, message, reason));
 }
 
+absl::Status BadResponse(absl::string_view message) {
+  return ReasonError(absl::StatusCode::kInternal, "BAD_RESPONSE", message);
+}
+
 }  // namespace attnd::client

@@ -43,6 +43,10 @@ absl::Status FieldError(absl::string_view field, absl::string_view expected,
 absl::Status ReasonError(absl::StatusCode code, absl::string_view reason,
                          absl::string_view message);
 
+// INTERNAL: what a server answered is nothing that the contract has.
+absl::Status BadResponse(
+    absl::string_view message = "the server's answer does not parse");
+
 }  // namespace attnd::client
 
 #endif  // ATTND_CLIENT_ERROR_DETAILS_H_

@@ -9,11 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "attnd/v1/attention.pb.h"
+#include "client/answer_reader.h"
 #include "client/attention_exchange.h"
 #include "client/error_details.h"
 #include "client/inline_call.h"
-#include "client/message_codec.h"
 #include "client/outgoing_message.h"
+#include "client/request_encoder.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "proto/message_pieces.h"
 
@@ -372,8 +373,7 @@ class AskingCall final : public AsyncCall {
     } else if (response.ParseFromZeroCopyStream(answer)) {
       info = DecodeServerInfo(response);
     } else {
-      info = ReasonError(absl::StatusCode::kInternal, "BAD_RESPONSE",
-                         "the server's answer does not parse");
+      info = BadResponse();
     }
     const absl::StatusOr<MessageLimits> limits = state_.server->Take(info);
     if (!limits.ok()) {

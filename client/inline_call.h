@@ -10,8 +10,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "client/answer_reader.h"
 #include "client/error_details.h"
-#include "client/message_codec.h"
 #include "client/outgoing_message.h"
 #include "client/rpc_channel.h"
 #include "google/protobuf/io/zero_copy_stream.h"

@@ -46,11 +46,6 @@ absl::Status ToAbsl(const grpc::Status& status) {
   return result;
 }
 
-absl::Status Unparsed() {
-  return ReasonError(absl::StatusCode::kInternal, "BAD_RESPONSE",
-                     "the server's answer does not parse");
-}
-
 // What is owned is sent from where it lies; the rest is copied.
 grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
   std::vector<grpc::Slice> slices;
@@ -289,7 +284,7 @@ absl::Status RpcChannel::Call(const std::string& method,
            [&](ZeroCopyInputStream* answer) {
              parsed = response->ParseFromZeroCopyStream(answer);
            });
-  return parsed ? status : Unparsed();
+  return parsed ? status : BadResponse();
 }
 
 std::shared_ptr<CallCanceller> RpcChannel::Start(
@@ -388,7 +383,7 @@ absl::Status RpcChannel::Stream(const std::string& method,
   grpc::Status status;
   stream->Finish(&status, nullptr);
   queue.Wait();
-  if (!parsed) return Unparsed();
+  if (!parsed) return BadResponse();
   // The end may have been on its way already when the call was cancelled.
   if (!wanted) return absl::CancelledError("the caller stopped the call");
   return ToAbsl(status);

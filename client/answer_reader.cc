@@ -1,7 +1,6 @@
-#include "client/message_codec.h"
+#include "client/answer_reader.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -10,15 +9,13 @@
 #include <utility>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/string_view.h"
 #include "client/error_details.h"
+#include "client/request_encoder.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/wire_format_lite.h"
-#include "proto/message_pieces.h"
 
 namespace attnd::client {
 namespace {
@@ -32,86 +29,8 @@ using google::protobuf::io::ZeroCopyInputStream;
 // What protobuf's own parser allows a field.
 constexpr uint32_t kMaxLength = std::numeric_limits<int32_t>::max() - 16;
 
-static_assert(std::endian::native == std::endian::little,
-              "tensors travel as the bytes of little-endian floats");
-
-absl::Status BadResponse(absl::string_view message) {
-  return ReasonError(absl::StatusCode::kInternal, "BAD_RESPONSE", message);
-}
-
 absl::Duration DecodeDuration(const google::protobuf::Duration& proto) {
   return absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
-}
-
-v1::Causal EncodeCausal(Causal causal) {
-  switch (causal) {
-    case Causal::kNone:
-      return v1::CAUSAL_UNSPECIFIED;
-    case Causal::kTopLeft:
-      return v1::CAUSAL_TOP_LEFT;
-    case Causal::kBottomRight:
-      return v1::CAUSAL_BOTTOM_RIGHT;
-  }
-  return v1::CAUSAL_UNSPECIFIED;
-}
-
-v1::Transport EncodeTransport(Transport transport) {
-  switch (transport) {
-    case Transport::kInline:
-      return v1::TRANSPORT_INLINE;
-    case Transport::kStream:
-      return v1::TRANSPORT_STREAM;
-    case Transport::kSharedMemory:
-      return v1::TRANSPORT_SHARED_MEMORY;
-  }
-  return v1::TRANSPORT_UNSPECIFIED;
-}
-
-v1::Precision EncodePrecision(Precision precision) {
-  switch (precision) {
-    case Precision::kAuto:
-      return v1::PRECISION_UNSPECIFIED;
-    case Precision::kF32:
-      return v1::PRECISION_F32;
-    case Precision::kBF16:
-      return v1::PRECISION_BF16;
-  }
-  return v1::PRECISION_UNSPECIFIED;
-}
-
-template <typename T>
-void EncodeList(const std::vector<T>& list,
-                google::protobuf::RepeatedField<T>* proto) {
-  if (!list.empty()) proto->Assign(list.begin(), list.end());
-}
-
-// Type and shape.
-void DescribeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
-  proto->set_dtype(EncodeType(tensor.data.type()));
-  EncodeList(tensor.shape, proto->mutable_shape());
-}
-
-// Everything but bias and mask.
-void DescribeOptions(const AttentionOptions& options,
-                     v1::AttentionOptions* proto) {
-  if (options.scale) proto->set_scale(*options.scale);
-  if (options.temperature) proto->set_temperature(*options.temperature);
-  proto->set_block_size(options.block_size);
-  if (options.layout == Layout::kBshd) proto->set_layout(v1::LAYOUT_BSHD);
-  proto->set_causal(EncodeCausal(options.causal));
-  EncodeList(options.query_offsets, proto->mutable_query_offsets());
-  if (options.window_left) proto->set_window_left(*options.window_left);
-  if (options.window_right) proto->set_window_right(*options.window_right);
-  if (options.logits_soft_cap) {
-    proto->set_logits_soft_cap(*options.logits_soft_cap);
-  }
-  EncodeList(options.alibi_slopes, proto->mutable_alibi_slopes());
-  EncodeList(options.sink_logits, proto->mutable_sink_logits());
-  EncodeList(options.query_lengths, proto->mutable_query_lengths());
-  EncodeList(options.key_lengths, proto->mutable_key_lengths());
-  EncodeList(options.cu_seqlens_q, proto->mutable_cu_seqlens_q());
-  EncodeList(options.cu_seqlens_k, proto->mutable_cu_seqlens_k());
-  proto->set_precision(EncodePrecision(options.precision));
 }
 
 // A tensor of an answer: what is known of it, and what came.
@@ -252,7 +171,7 @@ absl::StatusOr<ExecutionStats> ReadTensors(ZeroCopyInputStream* answer,
                                            std::span<AnswerTensor> tensors) {
   v1::ExecutionStats stats;
   if (!ReadAnswer(answer, stats_number, tensors, &stats)) {
-    return BadResponse("the server's answer does not parse");
+    return BadResponse();
   }
   for (const AnswerTensor& tensor : tensors) {
     if (absl::Status status = CheckAnswer(tensor); !status.ok()) return status;
@@ -261,74 +180,6 @@ absl::StatusOr<ExecutionStats> ReadTensors(ZeroCopyInputStream* answer,
 }
 
 }  // namespace
-
-void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto) {
-  proto->set_handle(place.handle);
-  proto->set_offset_bytes(place.offset_bytes);
-}
-
-v1::DataType EncodeType(DataType type) {
-  switch (type) {
-    case DataType::kF32:
-      return v1::DATA_TYPE_F32;
-    case DataType::kF16:
-      return v1::DATA_TYPE_F16;
-    case DataType::kBF16:
-      return v1::DATA_TYPE_BF16;
-    case DataType::kBool:
-      return v1::DATA_TYPE_BOOL;
-  }
-  return v1::DATA_TYPE_UNSPECIFIED;
-}
-
-void AddTensor(int number, const ConstTensor& tensor,
-               OutgoingMessage* message) {
-  v1::Tensor header;
-  DescribeTensor(tensor, &header);
-  if (tensor.data.place()) {
-    EncodePlace(*tensor.data.place(), header.mutable_shared_memory());
-  }
-  const uint64_t data_bytes = tensor.data.bytes().size();
-  const size_t header_bytes = header.ByteSizeLong();
-  uint64_t field_bytes = header_bytes;
-  if (!tensor.data.place()) {
-    field_bytes +=
-        PrefixBytes(v1::Tensor::kDataFieldNumber, data_bytes) + data_bytes;
-  }
-  message->BeginField(number, field_bytes);
-  message->Append(header, header_bytes);
-  if (!tensor.data.place()) {
-    message->AddField(v1::Tensor::kDataFieldNumber, tensor.data);
-  }
-}
-
-void AddOptions(int number, const AttentionOptions& options,
-                v1::AttentionOptions asked, OutgoingMessage* message) {
-  DescribeOptions(options, &asked);
-  if (!options.bias && !options.mask) return message->AddField(number, asked);
-  OutgoingMessage field = OutgoingMessage::Of(asked);
-  if (options.bias) {
-    AddTensor(v1::AttentionOptions::kBiasFieldNumber, *options.bias, &field);
-  }
-  if (options.mask) {
-    AddTensor(v1::AttentionOptions::kMaskFieldNumber, *options.mask, &field);
-  }
-  message->AddField(number, std::move(field));
-}
-
-v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
-                                     const AttentionOptions& options,
-                                     v1::AttentionOptions asked) {
-  v1::AttentionRequest request;
-  DescribeTensor(inputs.query, request.mutable_query());
-  DescribeTensor(inputs.key, request.mutable_key());
-  DescribeTensor(inputs.value, request.mutable_value());
-  DescribeOptions(options, &asked);
-  if (options.bias) DescribeTensor(*options.bias, asked.mutable_bias());
-  if (options.mask) DescribeTensor(*options.mask, asked.mutable_mask());
-  *request.mutable_options() = std::move(asked);
-  return request;
-}
 
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
                          uint64_t size_bytes, const Elements& target) {
@@ -353,48 +204,6 @@ absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
         absl::StrCat("room for ", target.bytes().size() / element_bytes));
   }
   return absl::OkStatus();
-}
-
-v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options) {
-  v1::BenchmarkRequest proto;
-  proto.set_num_vectors(options.num_vectors);
-  proto.set_dimensions(options.dimensions);
-  proto.set_num_heads(options.num_heads);
-  proto.set_dtype(EncodeType(options.dtype));
-  proto.set_block_size(options.block_size);
-  proto.set_threads(options.threads);
-  proto.set_repetitions(options.repetitions);
-  return proto;
-}
-
-v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
-  v1::MemoryEstimateRequest proto;
-  proto.set_seq_len(options.seq_len);
-  proto.set_dimensions(options.dimensions);
-  proto.set_batch(options.batch);
-  proto.set_num_q_heads(options.num_q_heads);
-  proto.set_num_kv_heads(options.num_kv_heads);
-  proto.set_q_len(options.q_len);
-  proto.set_kv_len(options.kv_len);
-  proto.set_head_dim(options.head_dim);
-  proto.set_v_head_dim(options.v_head_dim);
-  proto.set_threads(options.threads);
-  proto.set_concurrency(options.concurrency);
-  proto.set_dtype(EncodeType(options.dtype));
-  proto.set_transport(EncodeTransport(options.transport));
-  v1::AttentionOptions& attention = *proto.mutable_options();
-  DescribeOptions(options.attention, &attention);
-  if (const auto& bias = options.attention.bias) {
-    DescribeTensor(*bias, attention.mutable_bias());
-  }
-  if (const auto& mask = options.attention.mask) {
-    DescribeTensor(*mask, attention.mutable_mask());
-  }
-  attention.set_return_lse(options.return_lse);
-  if (options.output_dtype) {
-    attention.set_output_dtype(EncodeType(*options.output_dtype));
-  }
-  return proto;
 }
 
 absl::StatusOr<AttentionReply> ReadReply(ZeroCopyInputStream* answer,

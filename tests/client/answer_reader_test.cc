@@ -1,24 +1,18 @@
-// What the client writes and reads by hand, beside what protobuf makes of it.
-#include "client/message_codec.h"
+// What the client reads by hand, beside what protobuf makes of it.
+#include "client/answer_reader.h"
 
 #include <gtest/gtest.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
-#include "attnd/v1/attention.pb.h"
 #include "client/error_details.h"
-#include "client/outgoing_message.h"
-#include "client/types.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
-#include "google/protobuf/util/message_differencer.h"
 #include "proto/message_pieces.h"
 #include "tests/support/numbers.h"
 
@@ -26,18 +20,6 @@ namespace attnd::client {
 namespace {
 
 using google::protobuf::io::ArrayInputStream;
-using google::protobuf::util::MessageDifferencer;
-
-std::string Joined(const OutgoingMessage& message) {
-  std::string text;
-  for (const OutgoingMessage::Piece& piece : message.pieces()) {
-    text += piece.text;
-    const auto bytes = piece.elements.bytes();
-    text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  }
-  EXPECT_EQ(text.size(), message.size_bytes());
-  return text;
-}
 
 std::vector<float> Count(size_t size) {
   std::vector<float> floats(size);
@@ -48,54 +30,6 @@ std::vector<float> Count(size_t size) {
 std::string Bytes(const std::vector<float>& floats) {
   return {reinterpret_cast<const char*>(floats.data()),
           floats.size() * sizeof(float)};
-}
-
-TEST(OutgoingMessageTest, IsWhatProtobufWouldWrite) {
-  for (const size_t size : {0u, 1u, 1023u, 1024u, 100000u}) {
-    const std::vector<float> elements = Count(size);
-    const ConstTensor tensor{elements, {static_cast<int64_t>(size), 1}};
-    OutgoingMessage message;
-    AddTensor(v1::AttentionRequest::kQueryFieldNumber, tensor, &message);
-    AddTensor(v1::AttentionRequest::kValueFieldNumber, tensor, &message);
-    v1::AttentionOptions asked;
-    asked.set_return_lse(true);
-    AddOptions(v1::AttentionRequest::kOptionsFieldNumber,
-               {.block_size = 7, .bias = tensor, .mask = tensor}, asked,
-               &message);
-
-    v1::AttentionRequest expected;
-    v1::Tensor* const query = expected.mutable_query();
-    query->set_dtype(v1::DATA_TYPE_F32);
-    query->add_shape(static_cast<int64_t>(size));
-    query->add_shape(1);
-    query->set_data(Bytes(elements));
-    *expected.mutable_value() = *query;
-    v1::AttentionOptions* const options = expected.mutable_options();
-    options->set_return_lse(true);
-    options->set_block_size(7);
-    *options->mutable_bias() = *query;
-    *options->mutable_mask() = *query;
-    v1::AttentionRequest parsed;
-    ASSERT_TRUE(parsed.ParseFromString(Joined(message)));
-    EXPECT_TRUE(MessageDifferencer::Equals(parsed, expected)) << size;
-  }
-}
-
-TEST(OutgoingMessageTest, CopiesNoLargeElementsAndKeepsTheirOwner) {
-  auto elements = std::make_shared<std::vector<float>>(Count(4096));
-  const std::weak_ptr<std::vector<float>> watched = elements;
-  const float* const data = elements->data();
-  OutgoingMessage message;
-  AddTensor(1, {ConstElements(*elements).OwnedBy(elements), {4096}}, &message);
-  elements.reset();
-  EXPECT_FALSE(watched.expired());
-  EXPECT_EQ(message.pieces().back().elements.bytes().data(),
-            reinterpret_cast<const std::byte*>(data));
-  void* const held = Hold(message.pieces().back().elements.owner());
-  message = {};
-  EXPECT_FALSE(watched.expired());
-  Drop(held);
-  EXPECT_TRUE(watched.expired());
 }
 
 // An answer of these tensors, in blocks that end anywhere.
@@ -154,13 +88,13 @@ TEST(ReadReplyTest, TakesFieldsInAnyOrderAndPassesOverUnknownOnes) {
   shape.clear_payload();
   v1::AttentionResponse lse;
   *lse.mutable_lse() = response.lse();
-  OutgoingMessage output;
-  output.AddField(1, data);
-  output.AddField(1, shape);
+  std::string output;
+  AppendField(1, data, output);
+  AppendField(1, shape, output);
   const std::string unknown(
       "\x98\x06\x01\x9d\x06....\x99\x06........\x9a\x06\x01.", 23);
   const std::string text = stats.SerializeAsString() + unknown +
-                           lse.SerializeAsString() + Joined(output) + unknown;
+                           lse.SerializeAsString() + output + unknown;
   const Read read = ReadIn(text, 3, 5);
   ASSERT_TRUE(read.reply.ok()) << read.reply.status();
   EXPECT_EQ(read.output, Count(3));

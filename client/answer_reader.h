@@ -1,0 +1,44 @@
+// The contract's answers to plain values; tensors' bytes pass protobuf by.
+// Trusts nothing that a server says. Knows protobuf, not gRPC.
+#ifndef ATTND_CLIENT_ANSWER_READER_H_
+#define ATTND_CLIENT_ANSWER_READER_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "attnd/v1/attention.pb.h"
+#include "client/types.h"
+#include "google/protobuf/io/zero_copy_stream.h"
+
+namespace attnd::client {
+
+// Reads the answer to a call, of which the three forward ones have equal
+// fields, and writes its elements to `outputs`, in one copy. INVALID_ARGUMENT
+// where there are more or fewer than those hold, INTERNAL where the answer does
+// not parse, contradicts itself or is of another type.
+absl::StatusOr<AttentionReply> ReadReply(
+    google::protobuf::io::ZeroCopyInputStream* answer,
+    const AttentionOutputs& outputs);
+absl::StatusOr<ExecutionStats> ReadReply(
+    google::protobuf::io::ZeroCopyInputStream* answer,
+    const BackwardOutputs& outputs);
+
+// Whether an answer's tensor `header`, of `size_bytes` bytes, is of the type
+// that `target` has and fills it: else INTERNAL or INVALID_ARGUMENT, which
+// calls the tensor `name`.
+absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
+                         uint64_t size_bytes, const Elements& target);
+
+BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto);
+
+MemoryEstimate DecodeEstimate(const v1::MemoryEstimateResponse& proto);
+
+ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& proto);
+
+ExecutionStats DecodeStats(const v1::ExecutionStats& proto);
+
+}  // namespace attnd::client
+
+#endif  // ATTND_CLIENT_ANSWER_READER_H_
