@@ -1,6 +1,5 @@
 #include "client/answer_reader.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -42,56 +41,35 @@ struct AnswerTensor {
   std::optional<uint64_t> data_bytes = {};
 };
 
-// Elements that do not fit their target are passed over, and found out later.
-bool ReadData(CodedInputStream& in, AnswerTensor& tensor) {
-  uint32_t length = 0;
-  if (!in.ReadVarint32(&length) ||
-      static_cast<int64_t>(length) > in.BytesUntilLimit()) {
-    return false;
-  }
-  tensor.data_bytes = length;
-  const std::span<std::byte> room = tensor.target.bytes();
-  const auto size = static_cast<int>(length);
-  return length == room.size() ? in.ReadRaw(room.data(), size) : in.Skip(size);
+constexpr uint32_t VarintTag(int number) {
+  return WireFormatLite::MakeTag(number, WireFormatLite::WIRETYPE_VARINT);
 }
 
-// The field as it is written by default, which a server does.
-bool ReadShape(CodedInputStream& in, v1::Tensor& header) {
-  return WireFormatLite::ReadPackedPrimitive<int64_t,
-                                             WireFormatLite::TYPE_INT64>(
-      &in, header.mutable_shape());
+constexpr uint32_t BytesTag(int number) {
+  return WireFormatLite::MakeTag(number,
+                                 WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
 }
 
-bool ReadTensor(CodedInputStream& in, AnswerTensor& tensor) {
-  const auto tag_of = [](int number, WireFormatLite::WireType type) {
-    return WireFormatLite::MakeTag(number, type);
-  };
-  std::string rest;
+bool PassOver(CodedInputStream& in, uint32_t tag, std::string* unknown) {
+  if (unknown == nullptr) return WireFormatLite::SkipField(&in, tag);
+  StringOutputStream stream(unknown);
+  CodedOutputStream out(&stream);
+  return WireFormatLite::SkipField(&in, tag, &out);
+}
+
+// Reads fields up to the end of the message or of the limit. `read` gets the
+// tag of each and says whether the field was good, or nothing where it does not
+// know it: those are passed over, and kept in `unknown` unless that is null.
+template <typename Read>
+bool ReadFields(CodedInputStream& in, std::string* unknown, const Read& read) {
   while (const uint32_t tag = in.ReadTag()) {
-    bool good = false;
-    uint32_t type = 0;
-    if (tag == tag_of(v1::Tensor::kDataFieldNumber,
-                      WireFormatLite::WIRETYPE_LENGTH_DELIMITED)) {
-      good = ReadData(in, tensor);
-    } else if (tag == tag_of(v1::Tensor::kDtypeFieldNumber,
-                             WireFormatLite::WIRETYPE_VARINT)) {
-      good = in.ReadVarint32(&type);
-      tensor.header.set_dtype(static_cast<v1::DataType>(type));
-    } else if (tag == tag_of(v1::Tensor::kShapeFieldNumber,
-                             WireFormatLite::WIRETYPE_LENGTH_DELIMITED)) {
-      good = ReadShape(in, tensor.header);
-    } else {
-      StringOutputStream stream(&rest);
-      CodedOutputStream out(&stream);
-      good = WireFormatLite::SkipField(&in, tag, &out);
-    }
-    if (!good) return false;
+    const std::optional<bool> good = read(tag);
+    if (!(good ? *good : PassOver(in, tag, unknown))) return false;
   }
-  return in.ConsumedEntireMessage() &&
-         (rest.empty() || tensor.header.MergeFromString(rest));
+  return in.ConsumedEntireMessage();
 }
 
-// One length-delimited field.
+// One field that is a message: `read` reads its fields.
 template <typename Read>
 bool ReadNested(CodedInputStream& in, const Read& read) {
   uint32_t length = 0;
@@ -106,33 +84,110 @@ bool ReadNested(CodedInputStream& in, const Read& read) {
   return true;
 }
 
+// The length of a field within a nested one, which is not longer than that.
+bool ReadLength(CodedInputStream& in, int* length) {
+  uint32_t number = 0;
+  if (!in.ReadVarint32(&number) ||
+      static_cast<int64_t>(number) > in.BytesUntilLimit()) {
+    return false;
+  }
+  *length = static_cast<int>(number);
+  return true;
+}
+
+// Elements that do not fit their target are passed over, and found out later.
+bool ReadData(CodedInputStream& in, AnswerTensor& tensor) {
+  int length = 0;
+  if (!ReadLength(in, &length)) return false;
+  tensor.data_bytes = static_cast<uint64_t>(length);
+  const std::span<std::byte> room = tensor.target.bytes();
+  return *tensor.data_bytes == room.size() ? in.ReadRaw(room.data(), length)
+                                           : in.Skip(length);
+}
+
+// The field as it is written by default, which a server does.
+bool ReadShape(CodedInputStream& in, v1::Tensor& header) {
+  return WireFormatLite::ReadPackedPrimitive<int64_t,
+                                             WireFormatLite::TYPE_INT64>(
+      &in, header.mutable_shape());
+}
+
+bool ReadTensor(CodedInputStream& in, AnswerTensor& tensor) {
+  std::string rest;
+  const auto read = [&](uint32_t tag) -> std::optional<bool> {
+    uint32_t type = 0;
+    switch (tag) {
+      case BytesTag(v1::Tensor::kDataFieldNumber):
+        return ReadData(in, tensor);
+      case VarintTag(v1::Tensor::kDtypeFieldNumber):
+        if (!in.ReadVarint32(&type)) return false;
+        tensor.header.set_dtype(static_cast<v1::DataType>(type));
+        return true;
+      case BytesTag(v1::Tensor::kShapeFieldNumber):
+        return ReadShape(in, tensor.header);
+      default:
+        return std::nullopt;
+    }
+  };
+  return ReadFields(in, &rest, read) &&
+         (rest.empty() || tensor.header.MergeFromString(rest));
+}
+
 bool ReadAnswer(ZeroCopyInputStream* answer, int stats_number,
                 std::span<AnswerTensor> tensors, v1::ExecutionStats* stats) {
   CodedInputStream in(answer);
-  while (const uint32_t tag = in.ReadTag()) {
-    const int number = WireFormatLite::GetTagFieldNumber(tag);
-    const bool nested = WireFormatLite::GetTagWireType(tag) ==
-                        WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
-    const auto tensor = std::find_if(
-        tensors.begin(), tensors.end(),
-        [&](const AnswerTensor& t) { return t.field_number == number; });
-    bool good = false;
-    if (nested && tensor != tensors.end()) {
-      good = ReadNested(in, [&] { return ReadTensor(in, *tensor); });
-    } else if (nested && number == stats_number) {
-      good = ReadNested(in, [&] {
-        return stats->MergeFromCodedStream(&in) && in.ConsumedEntireMessage();
-      });
-    } else {
-      good = WireFormatLite::SkipField(&in, tag);
+  const auto read = [&](uint32_t tag) -> std::optional<bool> {
+    for (AnswerTensor& tensor : tensors) {
+      if (tag != BytesTag(tensor.field_number)) continue;
+      return ReadNested(in, [&] { return ReadTensor(in, tensor); });
     }
-    if (!good) return false;
-  }
-  return in.ConsumedEntireMessage();
+    if (tag != BytesTag(stats_number)) return std::nullopt;
+    return ReadNested(in, [&] {
+      return stats->MergeFromCodedStream(&in) && in.ConsumedEntireMessage();
+    });
+  };
+  return ReadFields(in, nullptr, read);
+}
+
+// By hand, for protobuf would copy the data to a string first. Role and offset
+// come before the data, as everything that writes messages writes them.
+bool ReadChunk(CodedInputStream& in, const ChunkRoom& room,
+               v1::TensorChunk& place, absl::Status& refusal) {
+  const auto read = [&](uint32_t tag) -> std::optional<bool> {
+    uint32_t role = 0;
+    uint64_t offset = 0;
+    int length = 0;
+    switch (tag) {
+      case VarintTag(v1::TensorChunk::kRoleFieldNumber):
+        if (!in.ReadVarint32(&role)) return false;
+        place.set_role(static_cast<v1::TensorRole>(role));
+        return true;
+      case VarintTag(v1::TensorChunk::kOffsetBytesFieldNumber):
+        if (!in.ReadVarint64(&offset)) return false;
+        place.set_offset_bytes(static_cast<int64_t>(offset));
+        return true;
+      case BytesTag(v1::TensorChunk::kDataFieldNumber): {
+        if (!ReadLength(in, &length)) return false;
+        const auto to = room(place, static_cast<size_t>(length));
+        refusal = to.status();
+        return to.ok() && in.ReadRaw(to->data(), length);
+      }
+      default:
+        return std::nullopt;
+    }
+  };
+  return ReadFields(in, nullptr, read);
 }
 
 std::vector<int64_t> ShapeOf(const v1::Tensor& proto) {
   return {proto.shape().begin(), proto.shape().end()};
+}
+
+// Without a product, which a server's shape could make overflow.
+bool AreElements(uint64_t bytes, int64_t count, DataType type) {
+  const auto element_bytes = static_cast<uint64_t>(SizeOf(type));
+  return bytes % element_bytes == 0 &&
+         bytes / element_bytes == static_cast<uint64_t>(count);
 }
 
 // What the server wrote is there already, and as long as was asked for.
@@ -146,9 +201,7 @@ absl::Status CheckShared(const AnswerTensor& tensor) {
   if (proto.has_shared_memory() && !tensor.data_bytes &&
       place == *target.place() && count &&
       proto.dtype() == EncodeType(target.type()) &&
-      static_cast<uint64_t>(*count) *
-              static_cast<uint64_t>(SizeOf(target.type())) ==
-          target.bytes().size()) {
+      AreElements(target.bytes().size(), *count, target.type())) {
     return absl::OkStatus();
   }
   return BadResponse(absl::StrCat(
@@ -162,8 +215,8 @@ absl::Status CheckAnswer(const AnswerTensor& tensor) {
     return BadResponse(
         absl::StrCat(tensor.name, ": the server answered no data"));
   }
-  return CheckAnswer(tensor.name, tensor.header, *tensor.data_bytes,
-                     tensor.target);
+  return CheckAnswer(tensor.name, tensor.header, tensor.target,
+                     tensor.data_bytes);
 }
 
 absl::StatusOr<ExecutionStats> ReadTensors(ZeroCopyInputStream* answer,
@@ -182,28 +235,55 @@ absl::StatusOr<ExecutionStats> ReadTensors(ZeroCopyInputStream* answer,
 }  // namespace
 
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
-                         uint64_t size_bytes, const Elements& target) {
+                         const Elements& target,
+                         std::optional<uint64_t> data_bytes) {
   const std::vector<int64_t> shape = ShapeOf(header);
   const auto described = [&] {
     return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
   };
   const auto count = ElementCount(shape);
-  const auto element_bytes = static_cast<uint64_t>(SizeOf(target.type()));
   if (header.dtype() != EncodeType(target.type()) || !count ||
-      static_cast<uint64_t>(*count) != size_bytes / element_bytes ||
-      size_bytes % element_bytes != 0) {
+      (data_bytes && !AreElements(*data_bytes, *count, target.type()))) {
     return BadResponse(absl::StrCat(
-        name, ": the server answered ", size_bytes, " bytes of dtype ",
+        name, ": the server answered ",
+        data_bytes ? absl::StrCat(*data_bytes, " bytes of ") : "", "dtype ",
         static_cast<int>(header.dtype()), " for shape ", described()));
   }
-  if (target.bytes().size() != size_bytes) {
+  const uint64_t room_bytes = target.bytes().size();
+  if (!AreElements(room_bytes, *count, target.type())) {
     return FieldError(
         name,
         absl::StrCat("room for ", *count, " elements for an answer of shape ",
                      described()),
-        absl::StrCat("room for ", target.bytes().size() / element_bytes));
+        absl::StrCat("room for ", room_bytes / static_cast<uint64_t>(
+                                                   SizeOf(target.type()))));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<v1::AttentionStreamResponse> ReadStreamed(
+    ZeroCopyInputStream* message, const ChunkRoom& room) {
+  CodedInputStream in(message);
+  v1::AttentionStreamResponse response;
+  std::string rest;
+  absl::Status refusal;
+  const auto read = [&](uint32_t tag) -> std::optional<bool> {
+    if (tag != BytesTag(v1::AttentionStreamResponse::kChunkFieldNumber)) {
+      return std::nullopt;
+    }
+    if (response.has_chunk()) return false;
+    return ReadNested(in, [&] {
+      return ReadChunk(in, room, *response.mutable_chunk(), refusal);
+    });
+  };
+  const bool good = ReadFields(in, &rest, read);
+  if (!refusal.ok()) return refusal;
+  const bool has_chunk = response.has_chunk();
+  if (!good || !response.MergeFromString(rest) ||
+      has_chunk != response.has_chunk()) {
+    return BadResponse();
+  }
+  return response;
 }
 
 absl::StatusOr<AttentionReply> ReadReply(ZeroCopyInputStream* answer,

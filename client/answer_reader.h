@@ -3,7 +3,11 @@
 #ifndef ATTND_CLIENT_ANSWER_READER_H_
 #define ATTND_CLIENT_ANSWER_READER_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,11 +29,23 @@ absl::StatusOr<ExecutionStats> ReadReply(
     google::protobuf::io::ZeroCopyInputStream* answer,
     const BackwardOutputs& outputs);
 
-// Whether an answer's tensor `header`, of `size_bytes` bytes, is of the type
-// that `target` has and fills it: else INTERNAL or INVALID_ARGUMENT, which
-// calls the tensor `name`.
+// Where the next `size_bytes` of data of a chunk go, of which `place` is all
+// that came before them; or why they are not wanted.
+using ChunkRoom = std::function<absl::StatusOr<std::span<std::byte>>(
+    const v1::TensorChunk& place, size_t size_bytes)>;
+
+// Reads one message of AttentionStream's answer; a chunk's data goes to `room`,
+// in one copy, and is not in what this returns. INTERNAL where the message does
+// not parse or is more than one of header, chunk and stats.
+absl::StatusOr<v1::AttentionStreamResponse> ReadStreamed(
+    google::protobuf::io::ZeroCopyInputStream* message, const ChunkRoom& room);
+
+// Whether an answer's tensor `header`, of `data_bytes` bytes where those are
+// here already, is of the type that `target` has and fills it: else INTERNAL or
+// INVALID_ARGUMENT, which calls the tensor `name`.
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
-                         uint64_t size_bytes, const Elements& target);
+                         const Elements& target,
+                         std::optional<uint64_t> data_bytes = std::nullopt);
 
 BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto);
 

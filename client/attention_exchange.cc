@@ -1,23 +1,16 @@
 #include "client/attention_exchange.h"
 
 #include <algorithm>
-#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/answer_reader.h"
 #include "client/error_details.h"
 #include "client/request_encoder.h"
-#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
-#include "google/protobuf/wire_format_lite.h"
 
 namespace attnd::client {
 namespace {
 
-using google::protobuf::internal::WireFormatLite;
-using google::protobuf::io::CodedInputStream;
-using google::protobuf::io::CodedOutputStream;
-using google::protobuf::io::StringOutputStream;
 using google::protobuf::io::ZeroCopyInputStream;
 using Request = v1::AttentionStreamRequest;
 
@@ -89,31 +82,13 @@ bool AttentionExchange::OnResponse(ZeroCopyInputStream* message) {
 }
 
 absl::Status AttentionExchange::Take(ZeroCopyInputStream* message) {
-  constexpr uint32_t kChunkTag =
-      WireFormatLite::MakeTag(v1::AttentionStreamResponse::kChunkFieldNumber,
-                              WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
-  std::string rest;
-  {
-    StringOutputStream text(&rest);
-    CodedOutputStream out(&text);
-    CodedInputStream in(message);
-    while (const uint32_t tag = in.ReadTag()) {
-      if (tag != kChunkTag) {
-        if (!WireFormatLite::SkipField(&in, tag, &out)) return BadResponse();
-        continue;
-      }
-      int length = 0;
-      if (!in.ReadVarintSizeAsInt(&length)) return BadResponse();
-      const auto limit = in.PushLimit(length);
-      if (absl::Status status = TakeChunk(in); !status.ok()) return status;
-      in.PopLimit(limit);
-    }
-    if (!in.ConsumedEntireMessage()) return BadResponse();
-  }
-  v1::AttentionStreamResponse response;
-  if (!response.ParseFromString(rest)) return BadResponse();
-  if (response.has_header()) return TakeHeader(response.header());
-  if (response.has_stats()) stats_ = DecodeStats(response.stats());
+  const auto response = ReadStreamed(
+      message, [this](const v1::TensorChunk& place, size_t size_bytes) {
+        return RoomFor(place, size_bytes);
+      });
+  if (!response.ok()) return response.status();
+  if (response->has_header()) return TakeHeader(response->header());
+  if (response->has_stats()) stats_ = DecodeStats(response->stats());
   return absl::OkStatus();
 }
 
@@ -122,69 +97,45 @@ absl::Status AttentionExchange::TakeHeader(
   for (Target& target : targets_) {
     target.header =
         target.role == v1::TENSOR_ROLE_LSE ? header.lse() : header.output();
-    const std::vector<int64_t> shape(target.header.shape().begin(),
-                                     target.header.shape().end());
-    const int64_t size_bytes =
-        ElementCount(shape).value_or(0) * SizeOf(target.elements.type());
     absl::Status status =
-        CheckAnswer(target.name, target.header,
-                    static_cast<uint64_t>(size_bytes), target.elements);
+        CheckAnswer(target.name, target.header, target.elements);
     if (!status.ok()) return status;
   }
+  has_header_ = true;
   return absl::OkStatus();
 }
 
-// By hand, for protobuf would copy the data to a string first. Fields come in
-// the order of their numbers, as everything that writes messages writes them.
-absl::Status AttentionExchange::TakeChunk(CodedInputStream& in) {
-  constexpr uint32_t kDataTag =
-      WireFormatLite::MakeTag(v1::TensorChunk::kDataFieldNumber,
-                              WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
-  uint64_t role = 0;
-  uint64_t offset = 0;
-  while (const uint32_t tag = in.ReadTag()) {
-    if (tag == WireFormatLite::MakeTag(v1::TensorChunk::kRoleFieldNumber,
-                                       WireFormatLite::WIRETYPE_VARINT)) {
-      if (!in.ReadVarint64(&role)) return BadResponse();
-      continue;
-    }
-    if (tag == WireFormatLite::MakeTag(v1::TensorChunk::kOffsetBytesFieldNumber,
-                                       WireFormatLite::WIRETYPE_VARINT)) {
-      if (!in.ReadVarint64(&offset)) return BadResponse();
-      continue;
-    }
-    if (tag != kDataTag) {
-      if (!WireFormatLite::SkipField(&in, tag)) return BadResponse();
-      continue;
-    }
-    int length = 0;
-    if (!in.ReadVarintSizeAsInt(&length)) return BadResponse();
-    const auto target = std::find_if(
-        targets_.begin(), targets_.end(), [&](const Target& candidate) {
-          return static_cast<uint64_t>(candidate.role) == role;
-        });
-    if (target == targets_.end()) {
-      return BadResponse(
-          absl::StrCat("the server answered a chunk of role ", role));
-    }
-    const auto room = target->elements.bytes().subspan(target->received_bytes);
-    const auto size = static_cast<size_t>(length);
-    if (offset != target->received_bytes || size > room.size()) {
-      return BadResponse(absl::StrCat(target->name, ": the server answered ",
-                                      size, " bytes at ", offset, " after ",
-                                      target->received_bytes, " of ",
-                                      target->elements.bytes().size()));
-    }
-    if (!in.ReadRaw(room.data(), length)) return BadResponse();
-    target->received_bytes += size;
+absl::StatusOr<std::span<std::byte>> AttentionExchange::RoomFor(
+    const v1::TensorChunk& place, size_t size_bytes) {
+  if (!has_header_) {
+    return BadResponse("the server answered a chunk before its header");
   }
-  return in.ConsumedEntireMessage() ? absl::OkStatus() : BadResponse();
+  const auto target =
+      std::find_if(targets_.begin(), targets_.end(),
+                   [&](const Target& t) { return t.role == place.role(); });
+  if (target == targets_.end()) {
+    return BadResponse(absl::StrCat("the server answered a chunk of role ",
+                                    static_cast<int>(place.role())));
+  }
+  const auto room = target->elements.bytes().subspan(target->received_bytes);
+  if (place.offset_bytes() != static_cast<int64_t>(target->received_bytes) ||
+      size_bytes > room.size()) {
+    return BadResponse(absl::StrCat(
+        target->name, ": the server answered ", size_bytes, " bytes at ",
+        place.offset_bytes(), " after ", target->received_bytes, " of ",
+        target->elements.bytes().size()));
+  }
+  target->received_bytes += size_bytes;
+  return room.first(size_bytes);
 }
 
 absl::StatusOr<AttentionReply> AttentionExchange::Reply(
     const absl::Status& status) {
   if (!refusal_.ok()) return refusal_;
   if (!status.ok()) return status;
+  if (!has_header_) {
+    return BadResponse("the server ended a stream without its header");
+  }
   AttentionReply reply;
   for (const Target& target : targets_) {
     if (target.received_bytes != target.elements.bytes().size()) {

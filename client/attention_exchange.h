@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -15,7 +16,6 @@
 #include "client/outgoing_message.h"
 #include "client/rpc_channel.h"
 #include "client/types.h"
-#include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 
 namespace attnd::client {
@@ -52,8 +52,9 @@ class AttentionExchange final : public MessageExchange {
 
   absl::Status Take(google::protobuf::io::ZeroCopyInputStream* message);
   absl::Status TakeHeader(const v1::AttentionResponse& header);
-  // The fields of a chunk, up to the stream's limit.
-  absl::Status TakeChunk(google::protobuf::io::CodedInputStream& in);
+  // Where a chunk's data goes, which counts as received then.
+  absl::StatusOr<std::span<std::byte>> RoomFor(const v1::TensorChunk& place,
+                                               size_t size_bytes);
 
   std::optional<OutgoingMessage> header_;  // until it is sent
   std::vector<Source> sources_;
@@ -62,6 +63,7 @@ class AttentionExchange final : public MessageExchange {
   size_t max_chunk_bytes_ = 0;
 
   std::vector<Target> targets_;
+  bool has_header_ = false;
   std::optional<ExecutionStats> stats_;
   absl::Status refusal_;  // why OnResponse wants no more
 };
