@@ -149,11 +149,16 @@ bool ReadAnswer(ZeroCopyInputStream* answer, int stats_number,
   return ReadFields(in, nullptr, read);
 }
 
-// By hand, for protobuf would copy the data to a string first. Role and offset
-// come before the data, as everything that writes messages writes them.
+// By hand, for protobuf would copy the data to a string first. The data has to
+// come last, as everything that writes messages writes it.
 bool ReadChunk(CodedInputStream& in, const ChunkRoom& room,
                v1::TensorChunk& place, absl::Status& refusal) {
+  bool has_data = false;
   const auto read = [&](uint32_t tag) -> std::optional<bool> {
+    if (has_data && WireFormatLite::GetTagFieldNumber(tag) <=
+                        v1::TensorChunk::kDataFieldNumber) {
+      return false;
+    }
     uint32_t role = 0;
     uint64_t offset = 0;
     int length = 0;
@@ -167,6 +172,7 @@ bool ReadChunk(CodedInputStream& in, const ChunkRoom& room,
         place.set_offset_bytes(static_cast<int64_t>(offset));
         return true;
       case BytesTag(v1::TensorChunk::kDataFieldNumber): {
+        has_data = true;
         if (!ReadLength(in, &length)) return false;
         const auto to = room(place, static_cast<size_t>(length));
         refusal = to.status();

@@ -1,0 +1,162 @@
+#include "tests/client/answer_check.h"
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "attnd/v1/attention.pb.h"
+#include "client/answer_reader.h"
+#include "client/attention_exchange.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+
+namespace attnd::client {
+namespace {
+
+using google::protobuf::io::ArrayInputStream;
+
+constexpr size_t kOutputs = 5;
+constexpr size_t kRows = 2;
+
+std::string Bytes(const std::vector<float>& floats) {
+  return {reinterpret_cast<const char*>(floats.data()),
+          floats.size() * sizeof(float)};
+}
+
+// The two tensors of an answer, where the client puts them.
+struct Room {
+  std::vector<float> output = std::vector<float>(kOutputs, -1);
+  std::vector<float> lse = std::vector<float>(kRows, -1);
+
+  AttentionOutputs outputs() { return {.output = output, .lse = lse}; }
+};
+
+ArrayInputStream InBlocks(const std::string& text, int block_bytes) {
+  return {text.data(), static_cast<int>(text.size()), block_bytes};
+}
+
+v1::AttentionResponse GoodResponse() {
+  v1::AttentionResponse response;
+  v1::Tensor* const output = response.mutable_output();
+  output->set_dtype(v1::DATA_TYPE_F32);
+  output->add_shape(kOutputs);
+  output->set_data(Bytes({0, 1, 2, 3, 4}));
+  v1::Tensor* const lse = response.mutable_lse();
+  lse->set_dtype(v1::DATA_TYPE_F32);
+  lse->add_shape(kRows);
+  lse->set_data(Bytes({3, 4}));
+  response.mutable_stats()->set_isa("avx2");
+  response.mutable_stats()->set_flops(5);
+  return response;
+}
+
+bool Describes(const v1::Tensor& header, size_t count) {
+  const std::vector<int64_t> shape(header.shape().begin(),
+                                   header.shape().end());
+  return header.dtype() == v1::DATA_TYPE_F32 &&
+         ElementCount(shape) == static_cast<int64_t>(count);
+}
+
+bool Holds(const v1::Tensor& tensor, size_t count) {
+  return Describes(tensor, count) && tensor.has_data() &&
+         tensor.data().size() == count * sizeof(float);
+}
+
+// What the messages of a stream come to, told from what protobuf parsed.
+class Gathered {
+ public:
+  bool Take(const std::string& text) {
+    v1::AttentionStreamResponse message;
+    if (!message.ParseFromString(text)) return false;
+    if (message.has_header()) {
+      has_header_ = Describes(message.header().output(), kOutputs) &&
+                    Describes(message.header().lse(), kRows);
+      return has_header_;
+    }
+    has_stats_ |= message.has_stats();
+    if (!message.has_chunk()) return true;
+    const v1::TensorChunk& chunk = message.chunk();
+    if (!has_header_ || (chunk.role() != v1::TENSOR_ROLE_OUTPUT &&
+                         chunk.role() != v1::TENSOR_ROLE_LSE)) {
+      return false;
+    }
+    std::string& to = chunk.role() == v1::TENSOR_ROLE_LSE ? lse_ : output_;
+    if (chunk.offset_bytes() != static_cast<int64_t>(to.size())) return false;
+    to += chunk.data();
+    return true;
+  }
+  bool whole() const {
+    return has_header_ && has_stats_ &&
+           output_.size() == kOutputs * sizeof(float) &&
+           lse_.size() == kRows * sizeof(float);
+  }
+  bool operator==(const Room& room) const {
+    return output_ == Bytes(room.output) && lse_ == Bytes(room.lse);
+  }
+
+ private:
+  bool has_header_ = false;
+  bool has_stats_ = false;
+  std::string output_;
+  std::string lse_;
+};
+
+}  // namespace
+
+AnswerCheck CheckReply(const std::string& text, int block_bytes) {
+  Room room;
+  ArrayInputStream stream = InBlocks(text, block_bytes);
+  AnswerCheck check;
+  check.accepted = ReadReply(&stream, room.outputs()).ok();
+  v1::AttentionResponse parsed;
+  check.good = parsed.ParseFromString(text) &&
+               Holds(parsed.output(), kOutputs) && Holds(parsed.lse(), kRows);
+  check.equal = parsed.output().data() == Bytes(room.output) &&
+                parsed.lse().data() == Bytes(room.lse);
+  return check;
+}
+
+AnswerCheck CheckStream(const std::vector<std::string>& messages,
+                        int block_bytes) {
+  Room room;
+  AttentionExchange exchange({}, {}, {}, room.outputs(), 1 << 20);
+  Gathered gathered;
+  AnswerCheck check{.accepted = true, .good = true};
+  for (const std::string& text : messages) {
+    ArrayInputStream stream = InBlocks(text, block_bytes);
+    check.accepted = check.accepted && exchange.OnResponse(&stream);
+    check.good = check.good && gathered.Take(text);
+  }
+  check.accepted = check.accepted && exchange.Reply(absl::OkStatus()).ok();
+  check.good = check.good && gathered.whole();
+  check.equal = gathered == room;
+  return check;
+}
+
+std::string GoodReply() { return GoodResponse().SerializeAsString(); }
+
+std::vector<std::string> GoodStream() {
+  const v1::AttentionResponse good = GoodResponse();
+  v1::AttentionStreamResponse header;
+  v1::AttentionStreamResponse stats;
+  *header.mutable_header() = good;
+  *stats.mutable_stats() = header.header().stats();
+  header.mutable_header()->clear_stats();
+  header.mutable_header()->mutable_output()->clear_payload();
+  header.mutable_header()->mutable_lse()->clear_payload();
+  std::vector<std::string> messages = {header.SerializeAsString()};
+  const auto add_chunk = [&](v1::TensorRole role, const std::string& data,
+                             size_t offset, size_t size) {
+    v1::AttentionStreamResponse message;
+    message.mutable_chunk()->set_role(role);
+    message.mutable_chunk()->set_offset_bytes(static_cast<int64_t>(offset));
+    message.mutable_chunk()->set_data(data.substr(offset, size));
+    messages.push_back(message.SerializeAsString());
+  };
+  add_chunk(v1::TENSOR_ROLE_OUTPUT, good.output().data(), 0, 12);
+  add_chunk(v1::TENSOR_ROLE_OUTPUT, good.output().data(), 12, 8);
+  add_chunk(v1::TENSOR_ROLE_LSE, good.lse().data(), 0, 8);
+  messages.push_back(stats.SerializeAsString());
+  return messages;
+}
+
+}  // namespace attnd::client

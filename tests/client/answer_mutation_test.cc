@@ -1,0 +1,75 @@
+// Answers with some bytes changed, which protobuf's own parser judges as well.
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/client/answer_check.h"
+#include "tests/support/numbers.h"
+
+namespace attnd::client {
+namespace {
+
+// One to three edits; their tails are those of `good`.
+void Mutate(const std::string& good, std::mt19937_64& rng, std::string& text) {
+  for (uint64_t n = 1 + rng() % 3; n > 0; --n) {
+    const size_t at = rng() % text.size();
+    switch (rng() % 4) {
+      case 0:
+        text[at] = static_cast<char>(rng());
+        break;
+      case 1:
+        text.erase(at, 1 + rng() % 3);
+        break;
+      case 2:
+        text.insert(text.begin() + static_cast<std::ptrdiff_t>(at),
+                    static_cast<char>(rng()));
+        break;
+      default:
+        text += good.substr(rng() % good.size());
+        break;
+    }
+    if (text.empty()) text.push_back(10);
+  }
+}
+
+TEST(AnswerMutationTest, RepliesAreReadAsProtobufReadsThem) {
+  std::mt19937_64 rng(kSeed);
+  int accepted = 0;
+  for (int i = 0; i < 20000; ++i) {
+    std::string text = GoodReply();
+    Mutate(GoodReply(), rng, text);
+    const AnswerCheck check =
+        CheckReply(text, 1 + static_cast<int>(rng() % 40));
+    ASSERT_EQ(check.accepted, check.good) << "seed " << kSeed << " case " << i;
+    if (!check.accepted) continue;
+    ASSERT_TRUE(check.equal) << "seed " << kSeed << " case " << i;
+    ++accepted;
+  }
+  EXPECT_GT(accepted, 500);
+}
+
+TEST(AnswerMutationTest, StreamsAreReadAsProtobufReadsThem) {
+  std::mt19937_64 rng(kSeed);
+  const std::vector<std::string> good = GoodStream();
+  ASSERT_TRUE(CheckStream(good, 7).accepted);
+  int accepted = 0;
+  for (int i = 0; i < 20000; ++i) {
+    std::vector<std::string> messages = good;
+    const size_t at = rng() % messages.size();
+    Mutate(good[rng() % good.size()], rng, messages[at]);
+    const AnswerCheck check =
+        CheckStream(messages, 1 + static_cast<int>(rng() % 40));
+    if (!check.accepted) continue;  // of two in a message protobuf takes one
+    ASSERT_TRUE(check.good && check.equal)
+        << "seed " << kSeed << " case " << i << " message " << at;
+    ++accepted;
+  }
+  EXPECT_GT(accepted, 500);
+}
+
+}  // namespace
+}  // namespace attnd::client

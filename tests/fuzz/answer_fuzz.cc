@@ -1,0 +1,54 @@
+// The client's own readers of answers against protobuf's. An input is a byte
+// that picks the reader, one that says how long its blocks are, and the answer:
+// of a stream, messages that each follow a byte with their length.
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tests/client/answer_check.h"
+#include "tests/fuzz/fuzz_target.h"
+
+namespace attnd::client {
+namespace {
+
+std::vector<std::string> Messages(const std::string& input) {
+  std::vector<std::string> messages;
+  for (size_t at = 0; at < input.size();) {
+    const auto size = static_cast<uint8_t>(input[at]);
+    messages.push_back(input.substr(at + 1, size));
+    at += 1 + size_t{size};
+  }
+  return messages;
+}
+
+std::string StreamInput() {
+  std::string input("\1\6", 2);
+  for (const std::string& message : GoodStream()) {
+    input += static_cast<char>(message.size());
+    input += message;
+  }
+  return input;
+}
+
+}  // namespace
+}  // namespace attnd::client
+
+std::vector<std::string> attnd::fuzz::Seeds() {
+  return {std::string("\0\6", 2) + client::GoodReply(), client::StreamInput()};
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size < 2) return 0;
+  const std::string answer(reinterpret_cast<const char*>(data) + 2, size - 2);
+  const int block_bytes = 1 + data[1] % 64;
+  const attnd::client::AnswerCheck check =
+      data[0] % 2 == 0 ? attnd::client::CheckReply(answer, block_bytes)
+                       : attnd::client::CheckStream(
+                             attnd::client::Messages(answer), block_bytes);
+  attnd::fuzz::Require(!check.accepted || check.good,
+                       "protobuf takes what the client takes");
+  attnd::fuzz::Require(!check.accepted || check.equal,
+                       "both read the same elements");
+  return 0;
+}
