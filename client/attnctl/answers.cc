@@ -1,5 +1,7 @@
 #include "client/attnctl/answers.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/attnctl/comparison.h"
@@ -9,15 +11,40 @@
 namespace attnd::attnctl {
 namespace {
 
-std::string Sentence(const Answer& answer, const Comparison& comparison,
-                     double max_error) {
-  return absl::StrFormat(
-      "%s vs %s: worst error %.3g%s, allowed %.3g: %s", answer.name,
-      answer.expected_path, comparison.worst_error,
-      comparison.worst_index.empty()
-          ? ""
-          : absl::StrCat(" at ", FormatShape(comparison.worst_index)),
-      max_error, comparison.Within(max_error) ? "agrees" : "DISAGREES");
+// An answer held against what was expected: for people, and for --json.
+struct Judgement {
+  bool agrees = false;
+  std::string sentence;
+  Json json;
+};
+
+Judgement Judge(const Answer& answer, const NpyDoubles& expected,
+                double max_error) {
+  const auto comparison =
+      Compare(ToFloats(answer.dtype, answer.bytes), answer.shape,
+              expected.values, expected.shape);
+  Judgement verdict{
+      .agrees = comparison.ok() && comparison->Within(max_error),
+      .sentence = absl::StrCat(answer.name, " vs ", answer.expected_path, ": "),
+      .json = {{"what", answer.name}, {"expected", answer.expected_path}}};
+  if (!comparison.ok()) {
+    absl::StrAppend(&verdict.sentence, comparison.status().message());
+    verdict.json["error"] = std::string(comparison.status().message());
+  } else {
+    absl::StrAppendFormat(
+        &verdict.sentence, "worst error %.3g%s, allowed %.3g",
+        comparison->worst_error,
+        comparison->worst_index.empty()
+            ? ""
+            : absl::StrCat(" at ", FormatShape(comparison->worst_index)),
+        max_error);
+    verdict.json["worst_error"] = comparison->worst_error;
+    verdict.json["worst_index"] = comparison->worst_index;
+  }
+  verdict.sentence += verdict.agrees ? ": agrees" : ": DISAGREES";
+  verdict.json["max_error"] = max_error;
+  verdict.json["agrees"] = verdict.agrees;
+  return verdict;
 }
 
 }  // namespace
@@ -66,26 +93,15 @@ ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
       lines.push_back(absl::StrCat(answer.name, " ", FormatShape(answer.shape),
                                    " -> ", answer.path));
     }
+  }
+  for (const Answer& answer : answers) {
     if (answer.expected_path.empty()) continue;
     const auto expected = ReadNpyAsDouble(answer.expected_path);
     if (!expected.ok()) return session.FileError(expected.status());
-    const auto comparison =
-        Compare(ToFloats(answer.dtype, answer.bytes), answer.shape,
-                expected->values, expected->shape);
-    if (!comparison.ok()) {
-      session.err << "attnctl: " << answer.expected_path << ": "
-                  << comparison.status().message() << "\n";
-      return kDisagrees;
-    }
-    const bool agrees = comparison->Within(report.max_error);
-    if (!agrees) exit_code = kDisagrees;
-    lines.push_back(Sentence(answer, *comparison, report.max_error));
-    json["comparisons"].push_back({{"what", answer.name},
-                                   {"expected", answer.expected_path},
-                                   {"worst_error", comparison->worst_error},
-                                   {"worst_index", comparison->worst_index},
-                                   {"max_error", report.max_error},
-                                   {"agrees", agrees}});
+    Judgement verdict = Judge(answer, *expected, report.max_error);
+    if (!verdict.agrees) exit_code = kDisagrees;
+    lines.push_back(std::move(verdict.sentence));
+    json["comparisons"].push_back(std::move(verdict.json));
   }
   if (report.json) {
     PrintJson(json, session);

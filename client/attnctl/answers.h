@@ -46,7 +46,7 @@ struct AnswerReport {
 // The flags --max-error and --json.
 void AddReportFlags(CLI::App& command, AnswerReport& report);
 
-// Writes and compares what `answers` ask for, then prints the report.
+// Writes what `answers` ask for, then compares it, then prints the report.
 ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
                 Session& session);
 

@@ -114,6 +114,7 @@ TEST(AttnctlEstimateTest, WorksOffline) {
 class AttnctlTest : public testing::Test {
  public:
   AttnctlTest() {
+    std::filesystem::remove_all(folder_);  // of an earlier run
     std::filesystem::create_directories(folder_);
     Write("q.npy", {2, 3, 2}, 12);
     Write("k.npy", {2, 4, 2}, 16);
@@ -253,7 +254,6 @@ TEST_F(AttnctlTest, SelfAndCrossCallTheirMethods) {
 TEST_F(AttnctlTest, ComparesWithWhatWasExpected) {
   Write("same.npy", {2, 3, 1}, 6);
   Write("near.npy", {2, 3, 1}, 6, 1.125f);
-  Write("flat.npy", {6}, 6);
 
   Outcome outcome = RunAttention({"--expected=" + Path("same.npy")});
   EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
@@ -272,10 +272,31 @@ TEST_F(AttnctlTest, ComparesWithWhatWasExpected) {
   const nlohmann::json comparison = outcome.json().at("comparisons").at(0);
   EXPECT_EQ(comparison.at("worst_error"), 0.625);
   EXPECT_EQ(comparison.at("agrees"), true);
+}
 
-  outcome = RunAttention({"--expected=" + Path("flat.npy")});
+// The call succeeded: what it answered is written and reported all the same.
+TEST_F(AttnctlTest, AnotherShapeThanExpectedDisagrees) {
+  Write("flat.npy", {6}, 6);
+  Outcome outcome = RunAttention({"--expected=" + Path("flat.npy")});
   EXPECT_EQ(outcome.exit_code, kDisagrees);
-  EXPECT_THAT(outcome.err, HasSubstr("expected shape [6], got [2, 3, 1]"));
+  EXPECT_THAT(outcome.out, HasSubstr("flat.npy: expected shape [6], got "
+                                     "[2, 3, 1]: DISAGREES"));
+
+  outcome = RunAttention(
+      {"--expected=" + Path("flat.npy"), "--lse=" + Path("lse.npy"), "--json"});
+  EXPECT_EQ(outcome.exit_code, kDisagrees);
+  const nlohmann::json comparison = outcome.json().at("comparisons").at(0);
+  EXPECT_EQ(comparison.at("agrees"), false);
+  EXPECT_EQ(comparison.at("error"), "expected shape [6], got [2, 3, 1]");
+  EXPECT_TRUE(ReadNpy(Path("lse.npy")).ok());
+}
+
+TEST_F(AttnctlTest, WritesAnswersBeforeItReadsWhatWasExpected) {
+  EXPECT_EQ(RunAttention({"--expected=" + Path("missing.npy"),
+                          "--output=" + Path("o.npy")})
+                .exit_code,
+            kFileError);
+  EXPECT_TRUE(ReadNpy(Path("o.npy")).ok());
 }
 
 TEST_F(AttnctlTest, ExpectedLseAsksForLse) {
