@@ -1,5 +1,6 @@
 #include "client/attnctl/answers.h"
 
+#include <new>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -21,7 +22,7 @@ struct Judgement {
 Judgement Judge(const Answer& answer, const NpyDoubles& expected,
                 double max_error) {
   const auto comparison =
-      Compare(ToFloats(answer.dtype, answer.bytes), answer.shape,
+      Compare(ToFloats(answer.dtype, answer.bytes()), answer.shape,
               expected.values, expected.shape);
   Judgement verdict{
       .agrees = comparison.ok() && comparison->Within(max_error),
@@ -49,21 +50,29 @@ Judgement Judge(const Answer& answer, const NpyDoubles& expected,
 
 }  // namespace
 
-absl::Status Answer::Allocate(int64_t max_message_bytes) {
+absl::Status Answer::Allocate() {
   const auto count = client::ElementCount(shape);
-  if (!count || *count > max_message_bytes / client::SizeOf(dtype)) {
-    return client::ReasonError(
-        absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
-        absl::StrCat("response: expected at most ", max_message_bytes,
-                     " bytes (--max-message-bytes), got an answer of shape ",
-                     FormatShape(shape)));
+  int64_t bytes = 0;
+  if (count && !__builtin_mul_overflow(*count, client::SizeOf(dtype), &bytes)) {
+    room.reset(new (std::nothrow) std::byte[static_cast<size_t>(bytes)]);
   }
-  bytes.resize(static_cast<size_t>(*count * client::SizeOf(dtype)));
+  if (room == nullptr) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        name, ": no memory for an answer of shape ", FormatShape(shape)));
+  }
+  size_bytes = static_cast<size_t>(bytes);
   return absl::OkStatus();
 }
 
-std::span<float> Answer::floats() {
-  return {reinterpret_cast<float*>(bytes.data()), bytes.size() / sizeof(float)};
+absl::Status Answer::CheckFitsMessage(int64_t max_message_bytes) const {
+  if (size_bytes <= static_cast<uint64_t>(max_message_bytes)) {
+    return absl::OkStatus();
+  }
+  return client::ReasonError(
+      absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+      absl::StrCat("response: expected at most ", max_message_bytes,
+                   " bytes (--max-message-bytes), got an answer of shape ",
+                   FormatShape(shape)));
 }
 
 void AddReportFlags(CLI::App& command, AnswerReport& report) {
@@ -88,7 +97,7 @@ ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
   for (const Answer& answer : answers) {
     if (!answer.path.empty()) {
       const absl::Status written =
-          WriteNpy(answer.path, answer.dtype, answer.shape, answer.bytes);
+          WriteNpy(answer.path, answer.dtype, answer.shape, answer.bytes());
       if (!written.ok()) return session.FileError(written);
       lines.push_back(absl::StrCat(answer.name, " ", FormatShape(answer.shape),
                                    " -> ", answer.path));

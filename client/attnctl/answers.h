@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,15 +25,18 @@ struct Answer {
   std::string expected_path;  // what it is held against; empty = nothing
   client::DataType dtype = client::DataType::kF32;
   std::vector<int64_t> shape = {};
-  std::vector<std::byte> bytes = {};
+  std::shared_ptr<std::byte[]> room = {};
+  size_t size_bytes = 0;
 
-  // Makes room. Refuses what the client could not receive anyway, before it
-  // allocates anything.
-  absl::Status Allocate(int64_t max_message_bytes);
+  // Makes room, which takes memory only where it is written to: a server
+  // refuses most of what is too large. RESOURCE_EXHAUSTED where there is no
+  // such room.
+  absl::Status Allocate();
+  // Whether it fits a message that the client would receive.
+  absl::Status CheckFitsMessage(int64_t max_message_bytes) const;
 
-  client::Elements elements() { return {dtype, bytes}; }
-  // Of an F32 answer.
-  std::span<float> floats();
+  std::span<std::byte> bytes() const { return {room.get(), size_bytes}; }
+  client::Elements elements() { return {dtype, bytes()}; }
 };
 
 // What all commands with answers report beside them.

@@ -80,11 +80,11 @@ ExitCode RunAttention(const Method& method, AttentionFlags& flags,
         client::LseShape(arrays.front().shape, flags.options.layout);
   }
   for (Answer& answer : answers) {
-    const absl::Status status = answer.Allocate(session.max_message_bytes);
+    const absl::Status status = answer.Allocate();
     if (!status.ok()) return session.CallError(status);
   }
   client::AttentionOutputs outputs{.output = answers[0].elements()};
-  if (answers.size() > 1) outputs.lse = answers[1].floats();
+  if (answers.size() > 1) outputs.lse = answers[1].elements();
 
   const client::AttentionClient client = session.Connect();
   const absl::Time start = absl::Now();

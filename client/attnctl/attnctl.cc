@@ -30,7 +30,7 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
       ->type_name("SECONDS")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--max-message-bytes", session.max_message_bytes,
-                 "the largest request and the largest response")
+                 "the largest message each way; larger attention is streamed")
       ->capture_default_str()
       ->type_name("BYTES")
       ->check(CLI::Range(int64_t{1}, int64_t{2147483647}));

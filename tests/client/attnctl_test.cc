@@ -313,14 +313,37 @@ TEST_F(AttnctlTest, FileErrorsHaveTheirOwnExitCode) {
             kFileError);
 }
 
-TEST_F(AttnctlTest, RefusesAnswersThatCouldNotArrive) {
-  // Two small inputs whose answer has 10^8 elements.
-  Write("tall.npy", {10000, 0}, 0);
-  Write("wide.npy", {0, 10000}, 0);
+TEST_F(AttnctlTest, StreamsAnswersThatAreTooLargeForAMessage) {
+  // Two small inputs whose answer has 10^6 elements.
+  Write("tall.npy", {1000, 1}, 1000);
+  Write("one.npy", {1, 1}, 1);
+  Write("wide.npy", {1, 1000}, 1000);
+  const Outcome outcome = RunHere(
+      {"attention", "-q", Path("tall.npy"), "-k", Path("one.npy"), "-v",
+       Path("wide.npy"), "-o", Path("o.npy"), "--max-message-bytes=1000000"});
+  EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
+  EXPECT_EQ(handler_.calls().at(0).method, "AttentionStream");
+  EXPECT_THAT(ReadNpy(Path("o.npy"))->shape, ElementsAre(1000, 1000));
+}
+
+TEST_F(AttnctlTest, RefusesAnswersThatNoMemoryHolds) {
+  Write("tall.npy", {int64_t{1} << 31, 0}, 0);
+  Write("wide.npy", {0, int64_t{1} << 31}, 0);
   const Outcome outcome = RunHere({"attention", "-q", Path("tall.npy"), "-k",
                                    Path("tall.npy"), "-v", Path("wide.npy")});
   EXPECT_EQ(outcome.exit_code, kCallFailed);
+  EXPECT_THAT(outcome.err, HasSubstr("RESOURCE_EXHAUSTED: output: no memory"));
+}
+
+TEST_F(AttnctlTest, RefusesGradientsThatCouldNotArrive) {
+  const Outcome outcome =
+      RunHere({"backward", "--query=" + Path("q.npy"), "--key=" + Path("k.npy"),
+               "--value=" + Path("v.npy"), "--output=" + Path("q.npy"),
+               "--lse=" + Path("q.npy"), "--grad-output=" + Path("q.npy"),
+               "--max-message-bytes=40"});
+  EXPECT_EQ(outcome.exit_code, kCallFailed);
   EXPECT_THAT(outcome.err, HasSubstr("MESSAGE_TOO_LARGE"));
+  EXPECT_THAT(outcome.err, HasSubstr("an answer of shape [2, 3, 2]"));
 }
 
 // Refuses a field, as the server does.
