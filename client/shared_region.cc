@@ -6,6 +6,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstring>
@@ -14,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 
 namespace attnd::client {
 namespace {
@@ -27,7 +29,6 @@ constexpr size_t kHeaderBytes = sizeof(kRegister);
 constexpr size_t kHandleBytes = 16;
 constexpr size_t kMaxReplyBytes = 1024;
 constexpr char kErrorType = 3;
-constexpr time_t kReplySeconds = 10;
 constexpr int64_t kAlignment = 64;
 
 int64_t RoundUp(int64_t bytes) {
@@ -61,7 +62,19 @@ absl::StatusOr<Fd> MakeMemory(int64_t size_bytes) {
   return fd;
 }
 
-absl::StatusOr<Fd> Connect(const std::string& path) {
+// What `call` answers once no signal has cut it short. The sockets' timeouts
+// start anew after each, so that no stream of signals goes on for longer than
+// twice `patience`.
+template <typename Call>
+ssize_t Uninterrupted(absl::Duration patience, const Call& call) {
+  const absl::Time end = absl::Now() + patience;
+  for (;;) {
+    const ssize_t result = call();
+    if (result >= 0 || errno != EINTR || absl::Now() > end) return result;
+  }
+}
+
+absl::StatusOr<Fd> Connect(const std::string& path, absl::Duration patience) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof(address.sun_path)) {
@@ -71,12 +84,19 @@ absl::StatusOr<Fd> Connect(const std::string& path) {
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   Fd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  const timeval patience{.tv_sec = kReplySeconds, .tv_usec = 0};
+  // 0 would be no timeout.
+  const timeval timeout =
+      absl::ToTimeval(std::max(patience, absl::Microseconds(1)));
+  // The one for sending bounds connect, too.
   if (!fd.valid() ||
-      setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &patience,
-                 sizeof(patience)) != 0 ||
-      connect(fd.get(), reinterpret_cast<const sockaddr*>(&address),
-              sizeof(address)) != 0) {
+      setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout,
+                 sizeof(timeout)) != 0 ||
+      setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &timeout,
+                 sizeof(timeout)) != 0 ||
+      Uninterrupted(patience, [&] {
+        return connect(fd.get(), reinterpret_cast<const sockaddr*>(&address),
+                       sizeof(address));
+      }) != 0) {
     return absl::UnavailableError(
         absl::StrCat("cannot connect to ", path, ": ", std::strerror(errno)));
   }
@@ -84,7 +104,8 @@ absl::StatusOr<Fd> Connect(const std::string& path) {
 }
 
 // Where the server has closed the connection already, its reply says why.
-void SendRegister(const Fd& connection, const Fd& memory) {
+void SendRegister(const Fd& connection, const Fd& memory,
+                  absl::Duration patience) {
   char message[kHeaderBytes];
   std::memcpy(message, kRegister, sizeof(message));
   iovec part{.iov_base = message, .iov_len = sizeof(message)};
@@ -100,13 +121,18 @@ void SendRegister(const Fd& connection, const Fd& memory) {
   rights->cmsg_len = CMSG_LEN(sizeof(int));
   const int fd = memory.get();
   std::memcpy(CMSG_DATA(rights), &fd, sizeof(fd));
-  sendmsg(connection.get(), &header, MSG_NOSIGNAL);
+  Uninterrupted(patience, [&] {
+    return sendmsg(connection.get(), &header, MSG_NOSIGNAL);
+  });
 }
 
-absl::StatusOr<std::string> Register(const Fd& connection, const Fd& memory) {
-  SendRegister(connection, memory);
+absl::StatusOr<std::string> Register(const Fd& connection, const Fd& memory,
+                                     absl::Duration patience) {
+  SendRegister(connection, memory, patience);
   char buffer[kMaxReplyBytes];
-  const ssize_t size = recv(connection.get(), buffer, sizeof(buffer), 0);
+  const ssize_t size = Uninterrupted(patience, [&] {
+    return recv(connection.get(), buffer, sizeof(buffer), 0);
+  });
   if (size < 0) {
     return absl::UnavailableError(absl::StrCat(
         "no reply of the shared-memory socket: ", std::strerror(errno)));
@@ -180,7 +206,8 @@ absl::StatusOr<Elements> SharedRegion::Allocate(DataType type, int64_t count) {
 int64_t SharedRegion::size_bytes() const { return impl_->size_bytes(); }
 
 absl::StatusOr<SharedRegion> RegisterRegion(const std::string& shm_socket,
-                                            int64_t size_bytes) {
+                                            int64_t size_bytes,
+                                            absl::Duration patience) {
   constexpr int64_t kMaxSize = std::numeric_limits<int64_t>::max() - kAlignment;
   if (size_bytes <= 0 || size_bytes > kMaxSize) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -188,11 +215,11 @@ absl::StatusOr<SharedRegion> RegisterRegion(const std::string& shm_socket,
   }
   // So that every part has a start and an end of its own.
   const int64_t rounded = RoundUp(size_bytes);
-  absl::StatusOr<Fd> connection = Connect(shm_socket);
+  absl::StatusOr<Fd> connection = Connect(shm_socket, patience);
   if (!connection.ok()) return connection.status();
   const absl::StatusOr<Fd> memory = MakeMemory(rounded);
   if (!memory.ok()) return memory.status();
-  absl::StatusOr<std::string> handle = Register(*connection, *memory);
+  absl::StatusOr<std::string> handle = Register(*connection, *memory, patience);
   if (!handle.ok()) return handle.status();
   void* const data = mmap(nullptr, static_cast<size_t>(rounded),
                           PROT_READ | PROT_WRITE, MAP_SHARED, memory->get(), 0);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "client/types.h"
 
 namespace attnd::client {
@@ -40,17 +41,20 @@ class SharedRegion {
   class Impl;
   explicit SharedRegion(std::unique_ptr<Impl> impl);
   friend absl::StatusOr<SharedRegion> RegisterRegion(
-      const std::string& shm_socket, int64_t size_bytes);
+      const std::string& shm_socket, int64_t size_bytes,
+      absl::Duration patience);
 
   std::unique_ptr<Impl> impl_;
 };
 
 // Makes a region of `size_bytes` and registers it on the socket of the server's
-// --shm-socket. UNAVAILABLE where nobody listens there; otherwise what the
-// server refused it for: PERMISSION_DENIED for this process's uid,
-// RESOURCE_EXHAUSTED above its quota.
-absl::StatusOr<SharedRegion> RegisterRegion(const std::string& shm_socket,
-                                            int64_t size_bytes);
+// --shm-socket. UNAVAILABLE where nobody listens there, or whoever does accepts
+// or answers nothing within `patience`; otherwise what the server refused it
+// for: PERMISSION_DENIED for this process's uid, RESOURCE_EXHAUSTED above its
+// quota.
+absl::StatusOr<SharedRegion> RegisterRegion(
+    const std::string& shm_socket, int64_t size_bytes,
+    absl::Duration patience = absl::Seconds(10));
 
 }  // namespace attnd::client
 
