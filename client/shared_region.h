@@ -17,10 +17,12 @@ namespace attnd::client {
 // destructor gives it up: calls that use it should be over, and Elements in it
 // are gone then. The server lets go of it by itself when this process ends.
 //
-//   auto region = attnd::client::RegisterRegion("/run/attnd/shm.sock", 1 <<
-//   20); auto q = region->Allocate(DataType::kF32, 8 * 64);  // k, v and
-//   output, too
-//   // ... fill q->floats() and the others ...
+//   using attnd::client::DataType;
+//   auto region =
+//       attnd::client::RegisterRegion("/run/attnd/shm.sock", 1 << 20);
+//   auto q = region->Allocate(DataType::kF32, 8 * 64);
+//   auto output = region->Allocate(DataType::kF32, 8 * 64);
+//   // ... allocate k and v likewise, fill q->floats() and theirs ...
 //   client.Attention({.query = {*q, {8, 64}}, ...}, {.output = *output});
 //
 // After a call that failed here (a deadline, a cancel), the server may write to
