@@ -183,13 +183,13 @@ class ExchangeReactor final
 
   void Cancel() override { context_.TryCancel(); }
 
-  // Where a message cannot be sent, the call is over, and OnDone says why.
+  // Where a message cannot be sent, the call is over, and OnDone says why once
+  // what was answered before that is read: gRPC keeps the status back till
+  // then.
   void OnWriteDone(bool ok) override {
-    if (ok) WriteNext();
+    ok ? WriteNext() : StartRead(&incoming_);
   }
-  void OnWritesDoneDone(bool ok) override {
-    if (ok) StartRead(&incoming_);
-  }
+  void OnWritesDoneDone(bool /*ok*/) override { StartRead(&incoming_); }
   void OnReadDone(bool ok) override {
     if (!ok) return;
     grpc::ProtoBufferReader reader(&incoming_);
@@ -317,23 +317,24 @@ absl::Status RpcChannel::Exchange(const std::string& method,
   CallQueue queue(impl_->idle_queues);
   const auto stream = impl_->stub.PrepareCall(&context, method, queue.get());
   stream->StartCall(nullptr);
-  bool good = queue.Wait();
-  while (good) {
+  bool sending = queue.Wait();
+  while (sending) {
     const std::optional<OutgoingMessage> message = exchange.Next();
-    if (!message) break;
-    stream->Write(ToByteBuffer(*message), nullptr);
-    good = queue.Wait();
+    if (message) {
+      stream->Write(ToByteBuffer(*message), nullptr);
+    } else {
+      stream->WritesDone(nullptr);
+    }
+    sending = queue.Wait() && message;
   }
-  if (good) {
-    stream->WritesDone(nullptr);
-    good = queue.Wait();
-  }
+  // Also where not all could be sent: gRPC keeps the status back until what was
+  // answered before it is read.
   bool wanted = true;
-  while (good) {
+  for (;;) {
     grpc::ByteBuffer response;
     stream->Read(&response, nullptr);
-    good = queue.Wait();
-    if (!good || !wanted) continue;
+    if (!queue.Wait()) break;
+    if (!wanted) continue;
     grpc::ProtoBufferReader reader(&response);
     wanted = exchange.OnResponse(&reader);
     if (!wanted) context.TryCancel();

@@ -2,56 +2,63 @@
 
 #include <cstdint>
 #include <numeric>
+#include <utility>
 
 #include "client/types.h"
 
 namespace attnd::client {
 namespace {
 
-void FillTensor(const std::vector<int64_t>& shape, float step,
-                v1::Tensor* tensor) {
-  tensor->set_dtype(v1::DATA_TYPE_F32);
-  tensor->mutable_shape()->Assign(shape.begin(), shape.end());
-  std::vector<float> values(
-      static_cast<size_t>(ElementCount(shape).value_or(0)));
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = step * static_cast<float>(i);
-  }
-  tensor->set_data(values.data(), values.size() * sizeof(float));
-}
-
-void FillHalves(v1::DataType type, const std::vector<int64_t>& shape,
-                v1::Tensor* tensor) {
+void Describe(v1::DataType type, const std::vector<int64_t>& shape,
+              v1::Tensor* tensor) {
   tensor->set_dtype(type);
   tensor->mutable_shape()->Assign(shape.begin(), shape.end());
-  std::vector<uint16_t> values(
-      static_cast<size_t>(ElementCount(shape).value_or(0)));
-  std::iota(values.begin(), values.end(), 0);
-  tensor->set_data(values.data(), values.size() * sizeof(uint16_t));
 }
 
 std::vector<int64_t> ShapeOf(const v1::Tensor& tensor) {
   return {tensor.shape().begin(), tensor.shape().end()};
 }
 
+void Fill(float step, v1::Tensor* tensor) {
+  const auto count =
+      static_cast<size_t>(ElementCount(ShapeOf(*tensor)).value_or(0));
+  if (tensor->dtype() == v1::DATA_TYPE_F32) {
+    std::vector<float> values(count);
+    for (size_t i = 0; i < count; ++i) values[i] = step * static_cast<float>(i);
+    tensor->set_data(values.data(), count * sizeof(float));
+  } else {
+    std::vector<uint16_t> values(count);
+    std::iota(values.begin(), values.end(), 0);
+    tensor->set_data(values.data(), count * sizeof(uint16_t));
+  }
+}
+
 }  // namespace
 
-WireReply FakeHandler::OnAttention(const FakeCall& call,
-                                   v1::AttentionResponse* response) {
+v1::AttentionResponse FakeHandler::DescribeAnswer(const FakeCall& call) {
   const std::vector<int64_t> query = ShapeOf(call.tensors.front());
   const std::vector<int64_t> value = ShapeOf(call.tensors.back());
   const v1::DataType type = call.options.output_dtype();
-  if (type == v1::DATA_TYPE_F16 || type == v1::DATA_TYPE_BF16) {
-    FillHalves(type, OutputShape(query, value), response->mutable_output());
-  } else {
-    FillTensor(OutputShape(query, value), 1, response->mutable_output());
-  }
+  const bool halves = type == v1::DATA_TYPE_F16 || type == v1::DATA_TYPE_BF16;
+  v1::AttentionResponse header;
+  Describe(halves ? type : v1::DATA_TYPE_F32, OutputShape(query, value),
+           header.mutable_output());
   if (call.options.return_lse()) {
     const auto layout = call.options.layout() == v1::LAYOUT_BSHD
                             ? Layout::kBshd
                             : Layout::kBhsd;
-    FillTensor(LseShape(query, layout), -1, response->mutable_lse());
+    Describe(v1::DATA_TYPE_F32, LseShape(query, layout), header.mutable_lse());
   }
+  return header;
+}
+
+WireReply FakeHandler::OnChunk(int /*chunks*/) { return {}; }
+
+WireReply FakeHandler::OnAttention(const FakeCall& call,
+                                   v1::AttentionResponse* response) {
+  *response = DescribeAnswer(call);
+  Fill(1, response->mutable_output());
+  if (response->has_lse()) Fill(-1, response->mutable_lse());
   v1::ExecutionStats* stats = response->mutable_stats();
   stats->set_isa("scalar");
   stats->set_threads(3);
@@ -66,9 +73,14 @@ WireReply FakeHandler::OnAttention(const FakeCall& call,
 
 WireReply FakeHandler::OnBackward(const FakeCall& call,
                                   v1::AttentionBackwardResponse* response) {
-  FillTensor(ShapeOf(call.tensors[0]), 1, response->mutable_grad_query());
-  FillTensor(ShapeOf(call.tensors[1]), 1, response->mutable_grad_key());
-  FillTensor(ShapeOf(call.tensors[2]), 1, response->mutable_grad_value());
+  const std::pair<size_t, v1::Tensor*> gradients[] = {
+      {0, response->mutable_grad_query()},
+      {1, response->mutable_grad_key()},
+      {2, response->mutable_grad_value()}};
+  for (const auto& [of, gradient] : gradients) {
+    Describe(v1::DATA_TYPE_F32, ShapeOf(call.tensors[of]), gradient);
+    Fill(1, gradient);
+  }
   response->mutable_stats()->set_isa("scalar");
   const std::lock_guard lock(mutex_);
   calls_.push_back(call);

@@ -34,6 +34,11 @@ class FakeHandler {
  public:
   virtual ~FakeHandler() = default;
 
+  // Types and shapes of what OnAttention answers, which a stream's header has.
+  static v1::AttentionResponse DescribeAnswer(const FakeCall& call);
+
+  // A stream has got as many chunks; not 0 ends it there.
+  virtual WireReply OnChunk(int chunks);
   virtual WireReply OnAttention(const FakeCall& call,
                                 v1::AttentionResponse* response);
   virtual WireReply OnBackward(const FakeCall& call,

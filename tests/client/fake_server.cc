@@ -57,7 +57,8 @@ class FakeService final : public v1::AttentionService::Service {
         response));
   }
 
-  // Any chunks of a tensor are put together; the answer goes in pieces of
+  // Any chunks of a tensor are put together; the answer's header goes before
+  // they are read, as the server sends it, and its tensors in pieces of
   // kPieceBytes.
   grpc::Status AttentionStream(
       grpc::ServerContext*,
@@ -65,25 +66,27 @@ class FakeService final : public v1::AttentionService::Service {
                                v1::AttentionStreamRequest>* stream) override {
     v1::AttentionStreamRequest message;
     v1::AttentionRequest request;
+    const auto call = [&]() -> FakeCall {
+      return {"AttentionStream",
+              {request.query(), request.key(), request.value()},
+              request.options()};
+    };
+    int chunks = 0;
     while (stream->Read(&message)) {
-      if (message.has_header()) request = message.header();
-      if (message.has_chunk()) Append(message.chunk(), request);
+      if (message.has_header()) {
+        request = message.header();
+        v1::AttentionStreamResponse header;
+        *header.mutable_header() = FakeHandler::DescribeAnswer(call());
+        stream->Write(header);
+      }
+      if (!message.has_chunk()) continue;
+      Append(message.chunk(), request);
+      const WireReply reply = handler_->OnChunk(++chunks);
+      if (reply.code != 0) return ToGrpc(reply);
     }
     v1::AttentionResponse answer;
-    const WireReply reply = handler_->OnAttention(
-        {"AttentionStream",
-         {request.query(), request.key(), request.value()},
-         request.options()},
-        &answer);
+    const WireReply reply = handler_->OnAttention(call(), &answer);
     if (reply.code != 0) return ToGrpc(reply);
-    v1::AttentionStreamResponse header;
-    *header.mutable_header() = answer;
-    header.mutable_header()->clear_stats();
-    header.mutable_header()->mutable_output()->clear_payload();
-    if (answer.has_lse()) {
-      header.mutable_header()->mutable_lse()->clear_payload();
-    }
-    stream->Write(header);
     Write(v1::TENSOR_ROLE_OUTPUT, answer.output().data(), stream);
     if (answer.has_lse()) {
       Write(v1::TENSOR_ROLE_LSE, answer.lse().data(), stream);

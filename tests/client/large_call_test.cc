@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstring>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <numeric>
 #include <string>
@@ -371,6 +372,55 @@ TEST(LargeCallStopTest, ADeadlineEndsAStream) {
       client.Attention(problem.inputs(), problem.outputs()).status().code(),
       absl::StatusCode::kDeadlineExceeded);
   handler.release.set_value();
+}
+
+TEST(LargeCallStopTest, AServerThatIsGoneIsUnavailable) {
+  LimitedHandler handler;
+  auto server = std::make_unique<FakeServer>(&handler);
+  const AttentionClient client({.target = server->target()});
+  LargeProblem problem;
+  ASSERT_TRUE(client.Attention(problem.inputs(), problem.outputs()).ok());
+  server.reset();
+  EXPECT_EQ(
+      client.Attention(problem.inputs(), problem.outputs()).status().code(),
+      absl::StatusCode::kUnavailable);
+  std::promise<Reply> done;
+  client.AttentionAsync(problem.inputs(), problem.outputs(), {},
+                        [&](const Reply& reply) { done.set_value(reply); });
+  EXPECT_EQ(done.get_future().get().status().code(),
+            absl::StatusCode::kUnavailable);
+}
+
+// Refuses a stream after two chunks.
+class ImpatientHandler : public LimitedHandler {
+ public:
+  WireReply OnChunk(int chunks) override {
+    return chunks < 2 ? WireReply()
+                      : WireReply{.code = 3, .message = "not such a chunk"};
+  }
+};
+
+// Keys and values that no window holds, so that the third chunk or a later one
+// cannot be sent; the answer's header is there, and was not read.
+TEST(LargeCallStopTest, ARefusalMidUploadEndsTheCall) {
+  constexpr int64_t kRows = 1 << 16, kDim = 64;
+  ImpatientHandler handler;
+  const FakeServer server(&handler);
+  const AttentionClient client({.target = server.target()});
+  const std::vector<float> q(kDim), kv(kRows * kDim);
+  std::vector<float> output(kDim);
+  const AttentionInputs inputs{.query = {q, {1, kDim}},
+                               .key = {kv, {kRows, kDim}},
+                               .value = {kv, {kRows, kDim}}};
+  const Reply waited = client.Attention(inputs, {.output = output});
+  EXPECT_EQ(waited.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(waited.status().message(), "not such a chunk");
+  std::promise<Reply> done;
+  client.AttentionAsync(inputs, {.output = output}, {},
+                        [&](const Reply& reply) { done.set_value(reply); });
+  const Reply called_back = done.get_future().get();
+  EXPECT_EQ(called_back.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(called_back.status().message(), "not such a chunk");
 }
 
 }  // namespace
