@@ -364,7 +364,9 @@ MemoryEstimate DecodeEstimate(const v1::MemoryEstimateResponse& proto) {
   return estimate;
 }
 
-ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& proto) {
+absl::StatusOr<ServerInfo> ReadServerInfo(ZeroCopyInputStream* answer) {
+  v1::GetServerInfoResponse proto;
+  if (!proto.ParseFromZeroCopyStream(answer)) return BadResponse();
   ServerInfo info;
   info.version = proto.version();
   info.isa = proto.isa();

@@ -51,7 +51,8 @@ BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto);
 
 MemoryEstimate DecodeEstimate(const v1::MemoryEstimateResponse& proto);
 
-ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& proto);
+absl::StatusOr<ServerInfo> ReadServerInfo(
+    google::protobuf::io::ZeroCopyInputStream* answer);
 
 ExecutionStats DecodeStats(const v1::ExecutionStats& proto);
 

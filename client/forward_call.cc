@@ -3,162 +3,27 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "attnd/v1/attention.pb.h"
 #include "client/answer_reader.h"
 #include "client/attention_exchange.h"
-#include "client/error_details.h"
 #include "client/inline_call.h"
 #include "client/outgoing_message.h"
-#include "client/request_encoder.h"
 #include "google/protobuf/io/zero_copy_stream.h"
-#include "proto/message_pieces.h"
 
 namespace attnd::client {
 namespace {
 
+using google::protobuf::io::ZeroCopyInputStream;
+
 constexpr char kAttentionStream[] =
     "/attnd.v1.AttentionService/AttentionStream";
 constexpr char kGetServerInfo[] = "/attnd.v1.AttentionService/GetServerInfo";
-
-// Where the server itself writes the answer, it must fit before it is made.
-absl::Status CheckRoom(const Elements& target, const char* name,
-                       const std::vector<int64_t>& shape) {
-  const auto count = ElementCount(shape);
-  const auto room =
-      static_cast<int64_t>(target.bytes().size()) / SizeOf(target.type());
-  if (!target.place() || !count || *count == room) return absl::OkStatus();
-  return FieldError(name, absl::StrCat("room for ", *count, " elements"),
-                    absl::StrCat("room for ", room));
-}
-
-// What a forward method's outputs ask for.
-v1::AttentionOptions AskedBy(const AttentionOutputs& outputs) {
-  v1::AttentionOptions asked;
-  asked.set_return_lse(outputs.lse.has_value());
-  asked.set_output_dtype(EncodeType(outputs.output.type()));
-  if (outputs.output.place()) {
-    EncodePlace(*outputs.output.place(), asked.mutable_output_region());
-  }
-  if (outputs.lse && outputs.lse->place()) {
-    EncodePlace(*outputs.lse->place(), asked.mutable_lse_region());
-  }
-  return asked;
-}
-const char* NameOf(Method method) {
-  switch (method) {
-    case Method::kAttention:
-      return "/attnd.v1.AttentionService/Attention";
-    case Method::kSelfAttention:
-      return "/attnd.v1.AttentionService/SelfAttention";
-    case Method::kCrossAttention:
-      return "/attnd.v1.AttentionService/CrossAttention";
-  }
-  return "";
-}
-
-OutgoingMessage Encode(const ForwardCall& call) {
-  size_t text_bytes = 256;  // beside the elements, mostly
-  for (const auto& tensor :
-       {&call.inputs.query, &call.inputs.key, &call.inputs.value}) {
-    const size_t data_bytes = tensor->data.bytes().size();
-    if (data_bytes < kSmallestPieceBytes) text_bytes += data_bytes;
-  }
-  OutgoingMessage message;
-  message.Reserve(text_bytes);
-  switch (call.method) {
-    case Method::kAttention:
-      AddTensor(v1::AttentionRequest::kQueryFieldNumber, call.inputs.query,
-                &message);
-      AddTensor(v1::AttentionRequest::kKeyFieldNumber, call.inputs.key,
-                &message);
-      AddTensor(v1::AttentionRequest::kValueFieldNumber, call.inputs.value,
-                &message);
-      AddOptions(v1::AttentionRequest::kOptionsFieldNumber, call.options,
-                 AskedBy(call.outputs), &message);
-      break;
-    case Method::kSelfAttention:
-      AddTensor(v1::SelfAttentionRequest::kSequenceFieldNumber,
-                call.inputs.query, &message);
-      AddOptions(v1::SelfAttentionRequest::kOptionsFieldNumber, call.options,
-                 AskedBy(call.outputs), &message);
-      break;
-    case Method::kCrossAttention:
-      AddTensor(v1::CrossAttentionRequest::kQueriesFieldNumber,
-                call.inputs.query, &message);
-      AddTensor(v1::CrossAttentionRequest::kKvSequenceFieldNumber,
-                call.inputs.key, &message);
-      AddOptions(v1::CrossAttentionRequest::kOptionsFieldNumber, call.options,
-                 AskedBy(call.outputs), &message);
-      break;
-  }
-  return message;
-}
-
-absl::Status CheckRooms(const ForwardCall& call) {
-  const std::vector<int64_t>& query = call.inputs.query.shape;
-  absl::Status status = CheckRoom(call.outputs.output, "output",
-                                  OutputShape(query, call.inputs.value.shape));
-  if (call.outputs.lse) {
-    status.Update(CheckRoom(*call.outputs.lse, "lse",
-                            LseShape(query, call.options.layout)));
-  }
-  return status;
-}
-
-// Whether any tensor lies in shared memory, of which no stream knows.
-bool SharesMemory(const ForwardCall& call) {
-  const AttentionInputs& in = call.inputs;
-  const auto shared = [](const auto& elements) {
-    return elements.place().has_value();
-  };
-  const auto shared_option = [&](const std::optional<ConstTensor>& tensor) {
-    return tensor && shared(tensor->data);
-  };
-  return shared(in.query.data) || shared(in.key.data) ||
-         shared(in.value.data) || shared_option(call.options.bias) ||
-         shared_option(call.options.mask) || shared(call.outputs.output) ||
-         (call.outputs.lse && shared(*call.outputs.lse));
-}
-
-// At most, as the server counts it.
-uint64_t AnswerBytes(const AttentionOutputs& outputs) {
-  constexpr uint64_t kEnvelopeBytes = 4096;
-  const uint64_t lse_bytes = outputs.lse ? outputs.lse->bytes().size() : 0;
-  return outputs.output.bytes().size() + lse_bytes + kEnvelopeBytes;
-}
-
-MessageLimits LimitsOf(const ServerInfo& info) {
-  return {.request_bytes = info.max_receive_message_bytes,
-          .response_bytes = info.max_send_message_bytes,
-          .streams = std::find(info.features.begin(), info.features.end(),
-                               "stream") != info.features.end()};
-}
-
-// Whether `request` goes as a message whatever the server says: it and its
-// answer are such as every server takes, or only a message can hold them.
-bool IsInline(const ForwardCall& call, const OutgoingMessage& request) {
-  constexpr uint64_t kSmallestLimitBytes = 64 << 10;
-  return SharesMemory(call) ||
-         std::max(request.size_bytes(), AnswerBytes(call.outputs)) <=
-             kSmallestLimitBytes;
-}
-
-// Whether they are no messages for this server, which streams.
-bool MustStream(const OutgoingMessage& request, const AttentionOutputs& outputs,
-                const MessageLimits& limits, int64_t max_message_bytes) {
-  const auto within = [&](uint64_t bytes, int64_t limit) {
-    return bytes <= static_cast<uint64_t>(std::max<int64_t>(
-                        std::min(limit, max_message_bytes), 0));
-  };
-  return limits.streams &&
-         !(within(request.size_bytes(), limits.request_bytes) &&
-           within(AnswerBytes(outputs), limits.response_bytes));
-}
 
 AttentionExchange MakeExchange(const ForwardCall& call,
                                const MessageLimits& limits,
@@ -180,21 +45,11 @@ absl::StatusOr<AttentionReply> CallInline(RpcChannel& channel,
   absl::StatusOr<AttentionReply> reply;
   const absl::Status status =
       channel.Call(NameOf(call.method), request, client.deadline,
-                   [&](google::protobuf::io::ZeroCopyInputStream* answer) {
+                   [&](ZeroCopyInputStream* answer) {
                      reply = ReadReply(answer, call.outputs);
                    });
   if (!status.ok()) return status;
   return reply;
-}
-
-// Whether it may be because the server's limits are not what they were: gRPC
-// refuses a message, or knows no such method, without a reason of attnd's.
-bool MayHaveOtherLimits(const absl::Status& status) {
-  if (!absl::IsResourceExhausted(status) && !absl::IsUnimplemented(status)) {
-    return false;
-  }
-  const std::string reason = DetailsOf(status).reason;
-  return reason.empty() || reason == "MESSAGE_TOO_LARGE";
 }
 
 absl::StatusOr<MessageLimits> AskLimits(RpcChannel& channel,
@@ -233,7 +88,7 @@ class StreamedCall final : public AsyncExchange {
     const std::lock_guard lock(mutex_);
     return exchange_.Next();
   }
-  bool OnResponse(google::protobuf::io::ZeroCopyInputStream* message) override {
+  bool OnResponse(ZeroCopyInputStream* message) override {
     const std::lock_guard lock(mutex_);
     return exchange_.OnResponse(message);
   }
@@ -269,22 +124,6 @@ std::shared_ptr<CallCanceller> StartInline(RpcChannel& channel,
                        std::move(pending));
 }
 
-// Of a call whose elements have owners, so that they outlive it.
-std::shared_ptr<CallCanceller> StartKnowing(const MessageLimits& limits,
-                                            RpcChannel& channel,
-                                            const ForwardCall& call,
-                                            const ClientOptions& client,
-                                            ForwardDone done) {
-  const OutgoingMessage request = Encode(call);
-  if (!MustStream(request, call.outputs, limits, client.max_message_bytes)) {
-    return StartInline(channel, call, request, client, std::move(done));
-  }
-  return channel.Start(kAttentionStream, client.deadline,
-                       std::make_unique<StreamedCall>(
-                           MakeExchange(call, limits, client.max_message_bytes),
-                           std::move(done)));
-}
-
 // Elements that the caller may take away are copied.
 void Own(ConstElements& elements) {
   if (elements.owner() != nullptr || elements.bytes().empty()) return;
@@ -318,6 +157,22 @@ OwnedCall Owned(const ForwardCall& borrowed) {
   if (call.options.bias) Own(call.options.bias->data);
   if (call.options.mask) Own(call.options.mask->data);
   return call;
+}
+
+std::shared_ptr<CallCanceller> StartKnowing(const MessageLimits& limits,
+                                            RpcChannel& channel,
+                                            const ForwardCall& call,
+                                            const OutgoingMessage& request,
+                                            const ClientOptions& client,
+                                            ForwardDone done) {
+  if (!MustStream(request, call.outputs, limits, client.max_message_bytes)) {
+    return StartInline(channel, call, request, client, std::move(done));
+  }
+  return channel.Start(kAttentionStream, client.deadline,
+                       std::make_unique<StreamedCall>(
+                           MakeExchange(Owned(call).Borrowed(), limits,
+                                        client.max_message_bytes),
+                           std::move(done)));
 }
 
 // Stops all of several calls, which may be added after it, in any order.
@@ -364,25 +219,19 @@ class AskingCall final : public AsyncCall {
   explicit AskingCall(State state) : state_(std::move(state)) {}
 
   void OnDone(const absl::Status& status,
-              google::protobuf::io::ZeroCopyInputStream* answer) override {
+              ZeroCopyInputStream* answer) override {
     const std::lock_guard lock(mutex_);
-    absl::StatusOr<ServerInfo> info = ServerInfo();
-    v1::GetServerInfoResponse response;
-    if (!status.ok()) {
-      info = status;
-    } else if (response.ParseFromZeroCopyStream(answer)) {
-      info = DecodeServerInfo(response);
-    } else {
-      info = BadResponse();
-    }
-    const absl::StatusOr<MessageLimits> limits = state_.server->Take(info);
+    const absl::StatusOr<MessageLimits> limits =
+        state_.server->Take(status.ok() ? ReadServerInfo(answer)
+                                        : absl::StatusOr<ServerInfo>(status));
     if (!limits.ok()) {
       state_.done(limits.status());
       return;
     }
     state_.client.deadline -= absl::Now() - state_.start;
-    state_.canceller->Add(StartKnowing(*limits, *state_.channel,
-                                       state_.call.Borrowed(), state_.client,
+    const ForwardCall call = state_.call.Borrowed();
+    state_.canceller->Add(StartKnowing(*limits, *state_.channel, call,
+                                       EncodeForward(call), state_.client,
                                        std::move(state_.done)));
   }
 
@@ -396,32 +245,14 @@ class AskingCall final : public AsyncCall {
 
 }  // namespace
 
-std::optional<MessageLimits> ServerLimits::Get() const {
-  const std::lock_guard lock(mutex_);
-  return limits_;
-}
-
-absl::StatusOr<MessageLimits> ServerLimits::Take(
-    const absl::StatusOr<ServerInfo>& info) {
-  const bool unknown = absl::IsUnimplemented(info.status());
-  if (!info.ok() && !unknown) return info.status();
-  const std::lock_guard lock(mutex_);
-  limits_ = info.ok() ? LimitsOf(*info) : MessageLimits();
-  return *limits_;
-}
-
-void ServerLimits::Forget() {
-  const std::lock_guard lock(mutex_);
-  limits_.reset();
-}
-
 absl::StatusOr<ServerInfo> AskServer(RpcChannel& channel,
                                      absl::Duration deadline) {
-  v1::GetServerInfoResponse response;
+  absl::StatusOr<ServerInfo> info;
   const absl::Status status = channel.Call(
-      kGetServerInfo, v1::GetServerInfoRequest(), deadline, &response);
+      kGetServerInfo, OutgoingMessage::Of(v1::GetServerInfoRequest()), deadline,
+      [&](ZeroCopyInputStream* answer) { info = ReadServerInfo(answer); });
   if (!status.ok()) return status;
-  return DecodeServerInfo(response);
+  return info;
 }
 
 absl::StatusOr<AttentionReply> CallForward(RpcChannel& channel,
@@ -429,7 +260,7 @@ absl::StatusOr<AttentionReply> CallForward(RpcChannel& channel,
                                            const ForwardCall& call,
                                            const ClientOptions& options) {
   if (absl::Status status = CheckRooms(call); !status.ok()) return status;
-  const OutgoingMessage request = Encode(call);
+  const OutgoingMessage request = EncodeForward(call);
   if (IsInline(call, request)) {
     return CallInline(channel, call, request, options);
   }
@@ -460,24 +291,19 @@ PendingCall StartForward(const std::shared_ptr<RpcChannel>& channel,
     done(std::move(status));
     return {};
   }
-  const OutgoingMessage request = Encode(call);
-  const std::optional<MessageLimits> limits = server->Get();
-  const bool is_inline = IsInline(call, request);
-  if (!is_inline && limits) {
-    // The call is not made again, for its elements may be gone.
-    done = [server, done = std::move(done)](const auto& reply) {
-      if (MayHaveOtherLimits(reply.status())) server->Forget();
-      done(reply);
-    };
-  }
-  if (is_inline || (limits && !MustStream(request, call.outputs, *limits,
-                                          client.max_message_bytes))) {
+  const OutgoingMessage request = EncodeForward(call);
+  if (IsInline(call, request)) {
     return PendingCall(
         StartInline(*channel, call, request, client, std::move(done)));
   }
-  if (limits) {
-    return PendingCall(StartKnowing(*limits, *channel, Owned(call).Borrowed(),
-                                    client, std::move(done)));
+  if (const std::optional<MessageLimits> limits = server->Get()) {
+    // The call is not made again, for its elements may be gone.
+    return PendingCall(
+        StartKnowing(*limits, *channel, call, request, client,
+                     [server, done = std::move(done)](const auto& reply) {
+                       if (MayHaveOtherLimits(reply.status())) server->Forget();
+                       done(reply);
+                     }));
   }
   auto canceller = std::make_shared<ChainCanceller>();
   auto asking = std::make_unique<AskingCall>(AskingCall::State{
