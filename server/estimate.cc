@@ -154,7 +154,9 @@ absl::Status CheckRegions(const v1::AttentionOptions& options) {
       {options.has_output_region(), "options.output_region"},
       {options.has_lse_region(), "options.lse_region"}};
   for (const auto& [there, field] : regions) {
-    if (there) return FieldError(field, "none beside no payload", "a region");
+    if (!there) continue;
+    return FieldError(field, "no region, as MemoryEstimate takes no data",
+                      "a region");
   }
   return absl::OkStatus();
 }
