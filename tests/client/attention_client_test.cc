@@ -3,18 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <condition_variable>
-#include <cstring>
 #include <future>
 #include <limits>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "tests/client/error_status.h"
 #include "tests/client/fake_server.h"
+#include "tests/client/small_problem.h"
 
 namespace attnd::client {
 namespace {
@@ -22,26 +19,6 @@ namespace {
 using ::testing::ElementsAre;
 
 using Reply = absl::StatusOr<AttentionReply>;
-
-std::vector<float> Floats(const v1::Tensor& tensor) {
-  std::vector<float> floats(tensor.data().size() / sizeof(float));
-  std::memcpy(floats.data(), tensor.data().data(), tensor.data().size());
-  return floats;
-}
-
-// A problem of two query rows, three keys, head_dim 2, v_head_dim 1.
-struct SmallProblem {
-  std::vector<float> q = {1, 2, 3, 4};
-  std::vector<float> k = {5, 6, 7, 8, 9, 10};
-  std::vector<float> v = {11, 12, 13};
-  std::vector<float> output = std::vector<float>(2, -1);
-  std::vector<float> lse = std::vector<float>(2, -1);
-
-  AttentionInputs inputs() const {
-    return {.query = {q, {2, 2}}, .key = {k, {3, 2}}, .value = {v, {3, 1}}};
-  }
-  AttentionOutputs outputs() { return {.output = output, .lse = lse}; }
-};
 
 class AttentionClientTest : public testing::Test {
  protected:
@@ -269,163 +246,6 @@ TEST(AttentionClientLimitTest, NeverReadsSpansBeyondTheLargestMessage) {
                 .status()
                 .code(),
             absl::StatusCode::kResourceExhausted);
-}
-
-TEST_F(AttentionClientTest, AsyncCallsRunAtOnce) {
-  constexpr int kCalls = 32;
-  std::vector<SmallProblem> problems(kCalls);
-  std::vector<std::promise<Reply>> done(kCalls);
-  for (size_t i = 0; i < kCalls; ++i) {
-    // The inputs go away before the call is over.
-    const SmallProblem inputs;
-    const auto finish = [&done, i](Reply reply) {
-      done[i].set_value(std::move(reply));
-    };
-    if (i % 2 == 0) {
-      client_.AttentionAsync(inputs.inputs(), problems[i].outputs(), {},
-                             finish);
-    } else {
-      problems[i].output.resize(4);
-      client_.CrossAttentionAsync({inputs.q, {2, 2}}, {inputs.k, {3, 2}},
-                                  problems[i].outputs(), {}, finish);
-    }
-  }
-  for (size_t i = 0; i < kCalls; ++i) {
-    const Reply reply = done[i].get_future().get();
-    ASSERT_TRUE(reply.ok()) << reply.status();
-    EXPECT_EQ(problems[i].output.at(1), 1);
-    EXPECT_EQ(problems[i].lse.at(1), -1);
-  }
-  EXPECT_EQ(handler_.calls().size(), size_t{kCalls});
-}
-
-TEST_F(AttentionClientTest, AsyncCallOutlivesItsClient) {
-  SmallProblem problem;
-  std::promise<Reply> done;
-  AttentionClient(ClientOptions{.target = server_.target()})
-      .AttentionAsync(problem.inputs(), problem.outputs(), {},
-                      [&](Reply reply) { done.set_value(std::move(reply)); });
-  const Reply reply = done.get_future().get();
-  EXPECT_TRUE(reply.ok()) << reply.status();
-}
-
-// Floats that are sent from where they lie, and whose end can be waited for.
-struct OwnedFloats {
-  explicit OwnedFloats(size_t size)
-      : floats(new std::vector<float>(size, 2),
-               [this](const std::vector<float>* ended) {
-                 delete ended;
-                 gone.set_value();
-               }) {}
-
-  ConstTensor Matrix() const {
-    return {ConstElements(*floats).OwnedBy(floats),
-            {static_cast<int64_t>(floats->size() / 64), 64}};
-  }
-  // Returns when gRPC has let go of it too.
-  void WaitUntilGone() {
-    floats.reset();
-    gone.get_future().get();
-  }
-
-  std::promise<void> gone;
-  std::shared_ptr<const std::vector<float>> floats;
-};
-
-TEST_F(AttentionClientTest, SendsOwnedTensorsLargerThanAFrame) {
-  OwnedFloats owned(1 << 20);
-  std::vector<float> output(owned.floats->size());
-  const Reply reply = client_.SelfAttention(owned.Matrix(), {.output = output});
-  ASSERT_TRUE(reply.ok()) << reply.status();
-  EXPECT_EQ(output.back(), static_cast<float>(output.size() - 1));
-  EXPECT_EQ(Floats(handler_.calls().at(0).tensors.at(0)), *owned.floats);
-  owned.WaitUntilGone();
-}
-
-TEST_F(AttentionClientTest, AnOwnerOutlivesACallThatIsCancelled) {
-  OwnedFloats owned(16 << 20);
-  std::vector<float> output(owned.floats->size());
-  {
-    std::promise<Reply> done;
-    const PendingCall call = client_.SelfAttentionAsync(
-        owned.Matrix(), {.output = output}, {},
-        [&](Reply reply) { done.set_value(std::move(reply)); });
-    call.Cancel();
-    EXPECT_EQ(done.get_future().get().status().code(),
-              absl::StatusCode::kCancelled);
-  }
-  owned.WaitUntilGone();
-}
-
-// Without a server in this process nothing but the call keeps gRPC's callback
-// threads, and the call ends in one of them.
-TEST(AttentionClientLifeTest, ACallMayBeTheLastToHoldTheConnection) {
-  for (int i = 0; i < 50; ++i) {
-    SmallProblem problem;
-    std::promise<Reply> done;
-    AttentionClient(ClientOptions{.target = "unix:/nobody/listens/here"})
-        .AttentionAsync(problem.inputs(), problem.outputs(), {},
-                        [&](Reply reply) { done.set_value(std::move(reply)); });
-    EXPECT_EQ(done.get_future().get().status().code(),
-              absl::StatusCode::kUnavailable);
-  }
-}
-
-// Holds calls until the test lets go of them.
-class BlockingHandler final : public FakeHandler {
- public:
-  WireReply OnAttention(const FakeCall&, v1::AttentionResponse*) override {
-    std::unique_lock lock(mutex_);
-    entered_ = true;
-    changed_.notify_all();
-    changed_.wait(lock, [this] { return released_; });
-    return {};
-  }
-
-  void WaitUntilEntered() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return entered_; });
-  }
-
-  void Release() {
-    const std::lock_guard lock(mutex_);
-    released_ = true;
-    changed_.notify_all();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool entered_ = false;
-  bool released_ = false;
-};
-
-TEST(AttentionClientStopTest, CancelEndsAnAsyncCall) {
-  BlockingHandler handler;
-  const FakeServer server(&handler);
-  const AttentionClient client({.target = server.target()});
-  SmallProblem problem;
-  std::promise<Reply> done;
-  const PendingCall call = client.AttentionAsync(
-      problem.inputs(), problem.outputs(), {},
-      [&](Reply reply) { done.set_value(std::move(reply)); });
-  handler.WaitUntilEntered();
-  call.Cancel();
-  EXPECT_EQ(done.get_future().get().status().code(),
-            absl::StatusCode::kCancelled);
-  call.Cancel();
-  handler.Release();
-}
-
-TEST(AttentionClientStopTest, DeadlineEndsASyncCall) {
-  BlockingHandler handler;
-  const FakeServer server(&handler);
-  const AttentionClient client({.target = server.target()});
-  SmallProblem problem;
-  const Reply reply = client.WithDeadline(absl::Milliseconds(50))
-                          .Attention(problem.inputs(), problem.outputs());
-  EXPECT_EQ(reply.status().code(), absl::StatusCode::kDeadlineExceeded);
-  handler.Release();
 }
 
 // Refuses as the server does.
