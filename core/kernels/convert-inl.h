@@ -46,7 +46,7 @@ struct AsF16 {
         d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
   }
   template <class D>
-  static HWY_INLINE void Store(D d, hn::Vec<D> x, Element* to) {
+  static HWY_INLINE void Store(D /*d*/, hn::Vec<D> x, Element* to) {
     const hn::Rebind<hwy::float16_t, D> d16;
     hn::StoreU(hn::DemoteTo(d16, x), d16,
                reinterpret_cast<hwy::float16_t*>(to));
