@@ -46,6 +46,7 @@ class AttentionEngine {
  public:
   using Done = std::function<void(absl::Status, const RunStats&)>;
 
+  // Throws std::system_error where the system starts too few threads.
   explicit AttentionEngine(const EngineOptions& options = {});
   ~AttentionEngine();
 

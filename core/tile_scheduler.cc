@@ -34,19 +34,17 @@ class TileScheduler::Impl {
  public:
   explicit Impl(int threads) {
     workers_.reserve(static_cast<size_t>(threads));
-    for (int i = 0; i < threads; ++i) {
-      workers_.emplace_back([this] { Work(); });
+    try {
+      for (int i = 0; i < threads; ++i) {
+        workers_.emplace_back([this] { Work(); });
+      }
+    } catch (...) {
+      JoinWorkers();
+      throw;
     }
   }
 
-  ~Impl() {
-    {
-      const std::lock_guard lock(mutex_);
-      closing_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~Impl() { JoinWorkers(); }
 
   int threads() const { return static_cast<int>(workers_.size()); }
 
@@ -80,6 +78,15 @@ class TileScheduler::Impl {
   }
 
  private:
+  void JoinWorkers() {
+    {
+      const std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
   struct Task {
     int64_t index;
     int64_t slot;

@@ -84,6 +84,8 @@ class TileScheduler {
   // destroy the job, and must not block.
   using Done = std::function<void(absl::Status, const JobTimes&)>;
 
+  // Throws std::system_error, and leaves no thread behind, where the system
+  // starts fewer.
   explicit TileScheduler(int threads);
   ~TileScheduler();
   TileScheduler(const TileScheduler&) = delete;

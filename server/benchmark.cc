@@ -24,6 +24,7 @@
 #include "server/random_floats.h"
 #include "server/reasons.h"
 #include "server/response_codec.h"
+#include "server/status_convert.h"
 
 namespace attnd::server {
 namespace {
@@ -36,6 +37,8 @@ constexpr int64_t kMaxRepetitions = 1000;
 constexpr int64_t kMaxFullHeads = 32;
 constexpr int64_t kMaxVerifiedRows = 256;
 constexpr double kSmallestExpected = 1e-6;
+// Whose threads those are may end them soon.
+constexpr std::chrono::milliseconds kThreadRetryDelay{1000};
 constexpr std::chrono::milliseconds kPeakTime{30};
 // Filled between two looks at the stop signal: milliseconds, page faults
 // included.
@@ -182,14 +185,8 @@ class Run {
       : spec_(spec),
         reservation_(reservation),
         stop_(stop),
-        progress_(progress) {
-    if (spec.threads < context.engine.threads()) {
-      own_engine_.emplace(
-          EngineOptions{.threads = static_cast<int>(spec.threads),
-                        .force_isa = context.engine.machine().isa});
-    }
-    engine_ = own_engine_ ? &*own_engine_ : &context.engine;
-  }
+        progress_(progress),
+        engine_(&context.engine) {}
 
   absl::StatusOr<v1::BenchmarkResult> Execute() {
     if (absl::Status status = Prepare(); !status.ok()) return status;
@@ -212,6 +209,7 @@ class Run {
 
   absl::Status Prepare() {
     Begin("prepare");
+    if (absl::Status status = ChooseEngine(); !status.ok()) return status;
     const absl::StatusOr<MemoryEstimate> estimate =
         engine_->estimator().Estimate(spec_.problem);
     if (!estimate.ok()) return estimate.status();
@@ -240,6 +238,20 @@ class Run {
       twins_ = *std::move(made);
     }
     return FillInputs();
+  }
+
+  // One of its own, where not all of the server's threads are to compute.
+  absl::Status ChooseEngine() {
+    if (spec_.threads == engine_->threads()) return absl::OkStatus();
+    try {
+      own_engine_.emplace(
+          EngineOptions{.threads = static_cast<int>(spec_.threads),
+                        .force_isa = engine_->machine().isa});
+    } catch (const std::system_error& error) {
+      return NoThreadError(error);
+    }
+    engine_ = &*own_engine_;
+    return absl::OkStatus();
   }
 
   absl::Status FillInputs() {
@@ -356,7 +368,7 @@ class Run {
   const StopSignal& stop_;
   const BenchmarkProgressFn& progress_;
   std::optional<AttentionEngine> own_engine_;
-  AttentionEngine* engine_ = nullptr;
+  AttentionEngine* engine_;
 
   bool naive_fits_ = false;
   Tensors tensors_;
@@ -412,6 +424,17 @@ absl::StatusOr<BenchmarkSpec> DecodeBenchmark(const v1::BenchmarkRequest& in,
       .naive_problem = *naive_problem,
       .threads = in.threads() > 0 ? in.threads() : context.engine.threads(),
       .repetitions = repetitions};
+}
+
+absl::Status NoThreadError(const std::system_error& error) {
+  return WithRetryDelay(
+      WithReason(
+          absl::ResourceExhaustedError(absl::StrCat(
+              "the system starts no thread for the benchmark (", error.what(),
+              "): raise the limit of the server's processes (pids.max "
+              "of its cgroup, ulimit -u) or of its memory")),
+          kThreadLimit),
+      kThreadRetryDelay);
 }
 
 absl::StatusOr<v1::BenchmarkResult> RunBenchmark(

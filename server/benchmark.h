@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <system_error>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -29,6 +30,10 @@ struct BenchmarkSpec {
 // more arithmetic than the server grants.
 absl::StatusOr<BenchmarkSpec> DecodeBenchmark(
     const v1::BenchmarkRequest& request, const ServiceContext& context);
+
+// What either of a benchmark's threads is refused with where the system starts
+// none: `error` is why.
+absl::Status NoThreadError(const std::system_error& error);
 
 // Called with the phase that begins and how much of the whole is done.
 using BenchmarkProgressFn =

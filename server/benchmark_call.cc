@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/string_view.h"
@@ -32,16 +33,21 @@ absl::Status BenchmarkRunner::Start(std::function<Afterwards()> work) {
   }
   // Only the last lines of the former thread can still be running.
   if (thread_.joinable()) thread_.join();
+  try {
+    thread_ = std::thread([this, work = std::move(work)]() mutable {
+      const Afterwards afterwards = work();
+      work = nullptr;
+      {
+        const std::lock_guard end_lock(mutex_);
+        busy_ = false;
+      }
+      afterwards();
+    });
+  } catch (const std::system_error& error) {
+    return NoThreadError(error);
+  }
+  // The thread waits for this lock before it says otherwise.
   busy_ = true;
-  thread_ = std::thread([this, work = std::move(work)]() mutable {
-    const Afterwards afterwards = work();
-    work = nullptr;
-    {
-      const std::lock_guard end_lock(mutex_);
-      busy_ = false;
-    }
-    afterwards();
-  });
   return absl::OkStatus();
 }
 

@@ -17,6 +17,9 @@ inline constexpr char kMemoryBudget[] = "MEMORY_BUDGET";
 inline constexpr char kTooManyRequests[] = "TOO_MANY_REQUESTS";
 // RESOURCE_EXHAUSTED: the response would exceed --max-message-bytes.
 inline constexpr char kMessageTooLarge[] = "MESSAGE_TOO_LARGE";
+// RESOURCE_EXHAUSTED: the system starts no thread for a benchmark. With
+// RetryInfo.
+inline constexpr char kThreadLimit[] = "THREAD_LIMIT";
 // RESOURCE_EXHAUSTED: more arithmetic than one Benchmark may ask for.
 inline constexpr char kWorkLimit[] = "WORK_LIMIT";
 // UNIMPLEMENTED: in the contract, not in this build.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -230,9 +231,16 @@ Server::~Server() = default;
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     const ServerConfig& config) {
-  auto impl = std::make_unique<Impl>(config);
-  if (absl::Status status = impl->Start(); !status.ok()) return status;
-  return std::unique_ptr<Server>(new Server(std::move(impl)));
+  try {
+    auto impl = std::make_unique<Impl>(config);
+    if (absl::Status status = impl->Start(); !status.ok()) return status;
+    return std::unique_ptr<Server>(new Server(std::move(impl)));
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "--threads: the system starts no more of them (", error.what(),
+        "): ask for fewer, or raise the limit of processes (pids.max of the "
+        "cgroup, ulimit -u)"));
+  }
 }
 
 const std::vector<std::string>& Server::addresses() const {

@@ -2,15 +2,21 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
+#include <fstream>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "tests/support/thread_limit.h"
 
 namespace attnd {
 namespace {
@@ -232,6 +238,27 @@ TEST(TileSchedulerTest, DestructionCancelsWhatIsLeftAndCallsEveryDone) {
     scheduler.Submit(&waiting, nullptr, count);
   }
   EXPECT_EQ(done, 2);
+}
+
+// Where the system starts some of the threads, those go again.
+TEST(TileSchedulerTest, TooFewThreadsAreAnError) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need address space of their own";
+#endif
+  constexpr size_t kStackBytes = size_t{256} << 20;
+  const testing::DefaultStackBytes large(kStackBytes);
+  rlimit before{};
+  getrlimit(RLIMIT_AS, &before);
+  int64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const rlimit tight{
+      .rlim_cur = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE)) +
+                  kStackBytes + kStackBytes / 2,
+      .rlim_max = before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &tight), 0);
+  EXPECT_THROW(TileScheduler(4), std::system_error);
+  setrlimit(RLIMIT_AS, &before);
+  EXPECT_EQ(TileScheduler(4).threads(), 4);
 }
 
 TEST(TileSchedulerTest, ManyJobsFromManyThreads) {

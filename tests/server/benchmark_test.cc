@@ -15,6 +15,7 @@
 #include "server/benchmark_call.h"
 #include "server/random_floats.h"
 #include "tests/server/message_tools.h"
+#include "tests/support/thread_limit.h"
 
 namespace attnd::server {
 namespace {
@@ -142,6 +143,22 @@ TEST_F(BenchmarkTest, FewerThreadsAreGranted) {
   const Outcome outcome = Run(request, admission_, stop_);
   ASSERT_TRUE(outcome.result.ok());
   EXPECT_EQ(outcome.result->stats().threads(), 1);
+}
+
+// And the server goes on.
+TEST_F(BenchmarkTest, ASystemWithoutThreadsIsSaidSo) {
+  v1::BenchmarkRequest request = Small();
+  request.set_threads(1);
+  {
+    const testing::DefaultStackBytes none(testing::DefaultStackBytes::kNone);
+    const Refusal refusal =
+        RefusalOf(Run(request, admission_, stop_).result.status());
+    EXPECT_EQ(refusal.reason, "THREAD_LIMIT") << refusal.message;
+    EXPECT_EQ(refusal.code,
+              static_cast<int>(absl::StatusCode::kResourceExhausted));
+    EXPECT_GT(refusal.retry_ms, 0);
+  }
+  EXPECT_TRUE(Run(request, admission_, stop_).result.ok());
 }
 
 TEST_F(BenchmarkTest, StopsWhereverItIs) {
@@ -293,6 +310,21 @@ TEST_F(BenchmarkCallTest, OneRunsAtATime) {
   first->Cancel();
   ReadAll(*first, first_sink, true);
   EXPECT_EQ(first_sink.finished->code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(BenchmarkCallTest, ASystemWithoutThreadsKeepsNobodyOutForEver) {
+  {
+    const testing::DefaultStackBytes none(testing::DefaultStackBytes::kNone);
+    FakeSink sink;
+    Call(sink)->Start(Message(Small()));
+    ASSERT_TRUE(sink.finished);
+    EXPECT_EQ(RefusalOf(*sink.finished).reason, "THREAD_LIMIT");
+  }
+  FakeSink sink;
+  const auto call = Call(sink);
+  call->Start(Message(Small()));
+  ReadAll(*call, sink, true);
+  EXPECT_TRUE(sink.finished->ok()) << *sink.finished;
 }
 
 TEST_F(BenchmarkCallTest, ABrokenStreamStopsIt) {

@@ -16,6 +16,7 @@
 #include "tests/server/life_server.h"
 #include "tests/server/message_tools.h"
 #include "tests/support/raw_call.h"
+#include "tests/support/thread_limit.h"
 
 namespace attnd::server {
 namespace {
@@ -125,6 +126,14 @@ TEST(ServerTest, ABusySocketIsAnErrorAndStaysWithItsServer) {
   ASSERT_FALSE(Server::Start(TestConfig()).ok());
   RawClient client(first->addresses()[1]);
   EXPECT_EQ(client.Call(Method("Attention"), Good()).code, kOk);
+}
+
+TEST(ServerTest, ASystemWithoutThreadsIsAnError) {
+  const testing::DefaultStackBytes none(testing::DefaultStackBytes::kNone);
+  const auto server = Server::Start(TestConfig());
+  EXPECT_EQ(server.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(server.status().message().rfind("--threads: ", 0), 0U)
+      << server.status();
 }
 
 TEST(ServerTest, RemovesItsFilesAtTheEnd) {

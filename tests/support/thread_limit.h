@@ -1,0 +1,44 @@
+// A system that starts no more threads, for as long as an object of these
+// lives.
+#ifndef ATTND_TESTS_SUPPORT_THREAD_LIMIT_H_
+#define ATTND_TESTS_SUPPORT_THREAD_LIMIT_H_
+
+#include <gtest/gtest.h>
+#include <pthread.h>
+
+#include <cstddef>
+
+namespace attnd::testing {
+
+// What a thread's stack takes by default, while it is there. No address space
+// has room for a stack of kNone.
+class DefaultStackBytes {
+ public:
+  static constexpr size_t kNone = size_t{1} << 47;
+
+  explicit DefaultStackBytes(size_t bytes) {
+    pthread_attr_t attributes;
+    pthread_getattr_default_np(&attributes);
+    pthread_attr_getstacksize(&attributes, &before_);
+    pthread_attr_destroy(&attributes);
+    Set(bytes);
+  }
+  ~DefaultStackBytes() { Set(before_); }
+  DefaultStackBytes(const DefaultStackBytes&) = delete;
+  DefaultStackBytes& operator=(const DefaultStackBytes&) = delete;
+
+ private:
+  static void Set(size_t bytes) {
+    pthread_attr_t attributes;
+    pthread_getattr_default_np(&attributes);
+    EXPECT_EQ(pthread_attr_setstacksize(&attributes, bytes), 0);
+    EXPECT_EQ(pthread_setattr_default_np(&attributes), 0);
+    pthread_attr_destroy(&attributes);
+  }
+
+  size_t before_ = 0;
+};
+
+}  // namespace attnd::testing
+
+#endif  // ATTND_TESTS_SUPPORT_THREAD_LIMIT_H_
