@@ -156,9 +156,14 @@ class StreamReactor final
         call_(std::make_shared<StreamCall>(
             context, static_cast<MessageStream&>(*this), DeadlineOf(rpc))) {}
 
-  void Start(SilenceWatch& watch) {
+  void Start(SilenceWatch& watch,
+             absl::StatusOr<Admission::Reservation> arrival) {
+    if (!arrival.ok()) {
+      Finish(arrival.status());
+      return;
+    }
     watch.Add(call_);
-    call_->Start();
+    call_->Start(*std::move(arrival));
   }
   void OnReadDone(bool ok) override {
     const std::shared_ptr<StreamCall> call = call_;
@@ -211,7 +216,9 @@ using RawBase = v1::AttentionService::WithRawCallbackMethod_Attention<
 class RawAttentionService final : public RawBase {
  public:
   explicit RawAttentionService(const ServiceContext& context)
-      : context_(context), silence_watch_(context.stream_idle_timeout) {}
+      : context_(context),
+        arrivals_(/*budget_bytes=*/0, context.admission.max_in_flight()),
+        silence_watch_(context.stream_idle_timeout) {}
 
   grpc::ServerUnaryReactor* Attention(CallbackServerContext* rpc,
                                       const ByteBuffer* request,
@@ -251,7 +258,7 @@ class RawAttentionService final : public RawBase {
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
       CallbackServerContext* rpc) override {
     auto* reactor = new StreamReactor(context_, *rpc);
-    reactor->Start(silence_watch_);
+    reactor->Start(silence_watch_, arrivals_.Admit(0));
     return reactor;
   }
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
@@ -289,6 +296,9 @@ class RawAttentionService final : public RawBase {
   }
 
   const ServiceContext& context_;
+  // Of streams whose headers are still to come. Apart from those that were let
+  // in, which a drain waits for and who have shown what they are for.
+  Admission arrivals_;
   SilenceWatch silence_watch_;
   BenchmarkRunner benchmarks_;
 };

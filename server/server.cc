@@ -32,6 +32,17 @@ namespace {
 // are cut.
 constexpr std::chrono::milliseconds kFlushTime{250};
 
+// Calls that one connection may have open, of which each takes some KB before
+// it is let in. Above what is let in at all, so that who asks for too much is
+// told to retry, rather than kept waiting without a word; proxies put the calls
+// of many clients on one connection (Envoy as it is deployed here 256).
+int MaxStreams(const ServerConfig& config) {
+  constexpr int64_t kFewest = 1024;
+  constexpr int64_t kMost = 1 << 20;
+  return static_cast<int>(
+      2 * std::clamp(config.max_in_flight, kFewest / 2, kMost / 2));
+}
+
 class TransportOption final : public grpc::ServerBuilderOption {
  public:
   void UpdateArguments(grpc::ChannelArguments* arguments) override {
@@ -178,6 +189,8 @@ class Server::Impl {
     quota.Resize(static_cast<size_t>(
         std::max(admission_.budget_bytes(), 2 * config_.max_message_bytes)));
     builder.SetResourceQuota(quota);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
+                               MaxStreams(config_));
     // A host that is gone says nothing. A ping a minute finds out, and what its
     // calls held is given back; without the second, gRPC stops after two pings
     // to a client that it only listens to.

@@ -48,6 +48,14 @@ absl::Status BelowHeader(const absl::Status& status) {
 
 StreamCall::~StreamCall() { const std::lock_guard lock(mutex_); }
 
+void StreamCall::Start(Admission::Reservation arrival) {
+  {
+    const std::lock_guard lock(mutex_);
+    arrival_ = std::move(arrival);
+  }
+  ReadNext();
+}
+
 void StreamCall::ReadNext() {
   stream_.Read();
   const std::lock_guard lock(mutex_);
@@ -58,6 +66,7 @@ bool StreamCall::TakeTurn() {
   const std::lock_guard lock(mutex_);
   ++turns_;
   silent_since_.reset();
+  arrival_.LeaveSlot();
   return !finish_;
 }
 
@@ -274,6 +283,7 @@ void StreamCall::Pump() {
     busy_ = true;
     if (finish_) {
       finish = finish_;
+      arrival_.LeaveSlot();
       reservation().LeaveSlot();
     } else if (std::exchange(header_due_, false)) {
       message = EncodeStreamHeader(answers());

@@ -16,6 +16,7 @@
 #include "attnd/v1/attention.pb.h"
 #include "core/attention_engine.h"
 #include "core/tile_scheduler.h"
+#include "server/admission.h"
 #include "server/attention_call.h"
 #include "server/message_stream.h"
 #include "server/request_codec.h"
@@ -36,7 +37,8 @@ class StreamCall final : public AttentionCall {
         stream_(stream) {}
   ~StreamCall() override;
 
-  void Start() { ReadNext(); }
+  // Holds `arrival` until the first message is here.
+  void Start(Admission::Reservation arrival = {});
   // What Read came to: a message or, with OnEnd, none: the client has ended its
   // side, or is gone.
   void OnMessage(absl::StatusOr<ReceivedMessage> received);
@@ -72,6 +74,7 @@ class StreamCall final : public AttentionCall {
   ResponsePieces NextAnswer();
 
   MessageStream& stream_;
+  Admission::Reservation arrival_;
 
   // gRPC calls one after the other, from threads of its own. Thread sanitizer
   // cannot see how it orders them; it sees the mutex.

@@ -1,5 +1,7 @@
 """What does not fit is refused before it costs anything."""
 
+import socket
+
 import grpc
 import numpy as np
 import pytest
@@ -30,6 +32,30 @@ def test_info_tells_the_limits(tight):
   info = tight.stub.GetServerInfo(tight.pb.GetServerInfoRequest())
   assert info.memory_budget_bytes == 8 * MIB
   assert info.max_receive_message_bytes == 2 * MIB
+
+
+def http2_settings(address):
+  """What the server grants a connection, by a setting's number (RFC 9113)."""
+  host, port = address.rsplit(':', 1)
+  with socket.create_connection((host, int(port)), timeout=60) as connection:
+    empty_settings = bytes(3) + b'\x04' + bytes(5)
+    connection.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + empty_settings)
+    with connection.makefile('rb') as frames:
+      while True:
+        head = frames.read(9)
+        payload = frames.read(int.from_bytes(head[:3], 'big'))
+        if head[3] == 4 and not head[4] & 1:
+          break
+  return {int.from_bytes(payload[at:at + 2], 'big'):
+          int.from_bytes(payload[at + 2:at + 6], 'big')
+          for at in range(0, len(payload), 6)}
+
+
+@pytest.mark.parametrize('slots, streams', [(1, 1024), (5000, 10000)])
+def test_a_connection_has_so_many_calls_open(attnd, slots, streams):
+  max_concurrent_streams = 3
+  with Server(attnd, f'--max-in-flight={slots}') as server:
+    assert http2_settings(server.tcp)[max_concurrent_streams] == streams
 
 
 def test_memory_budget(attnd, stubs, refused):

@@ -186,6 +186,32 @@ def test_what_does_not_fit_is_refused_before_a_chunk(streams, refused):
   assert refusal.reason == 'MEMORY_BUDGET'
 
 
+def test_streams_without_a_header_are_counted_too(streams, request_of_three):
+  # The server has four slots, and as many places before them.
+  uploads = [Upload(streams) for _ in range(5)]
+  ended = poll_until(lambda: [u for u in uploads if u.call.done()], 60,
+                     'the end of one too many')
+  assert len(ended) == 1
+  with pytest.raises(grpc.RpcError) as caught:
+    next(ended[0].call)
+  assert Refusal(caught.value).reason == 'TOO_MANY_REQUESTS'
+  # They keep nobody out who was let in or sends a call of one message.
+  assert work.refusal_of(streams) is None
+  for upload in uploads:
+    upload.call.cancel()
+    upload.end()
+  poll_until(lambda: streams_are_served(streams, request_of_three), 60,
+             'their places')
+
+
+def streams_are_served(client, request):
+  try:
+    return client.stream(request)
+  except grpc.RpcError as error:
+    assert Refusal(error).reason == 'TOO_MANY_REQUESTS'
+    return None
+
+
 def test_cancel_while_uploading(slot, request_of_three):
   upload = hold(slot, request_of_three)
   assert work.refusal_of(slot).reason == 'TOO_MANY_REQUESTS'
