@@ -184,6 +184,7 @@ class StreamReactor final
   using Reactor = grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>;
 
   void Read() override { StartRead(&incoming_); }
+  void Break() override { rpc_.TryCancel(); }
   void Write(ResponsePieces message) override {
     outgoing_ = ToByteBuffer(std::move(message));
     StartWrite(&outgoing_);

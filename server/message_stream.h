@@ -9,8 +9,9 @@
 namespace attnd::server {
 
 // At most one Write is outstanding, so nothing piles up before a slow client;
-// Finish comes once, after the last, and the stream may be gone when it
-// returns.
+// Finish comes once, after the last. The stream may be gone when it returns,
+// but not before what the stream has called, OnMessage and the like, has
+// returned.
 class MessageSink {
  public:
   virtual ~MessageSink() = default;
@@ -19,10 +20,13 @@ class MessageSink {
 };
 
 // Both ways. At most one Read is outstanding: what the client sends faster
-// waits in its own buffers.
+// waits in its own buffers. One that comes after Finish ends with OnEnd.
 class MessageStream : public MessageSink {
  public:
   virtual void Read() = 0;
+  // Ends an outstanding Write with OnWritten(false), though its client reads
+  // nothing. Comes before Finish.
+  virtual void Break() = 0;
 };
 
 }  // namespace attnd::server

@@ -33,6 +33,7 @@ inline constexpr char kDraining[] = "DRAINING";
 // DEADLINE_EXCEEDED: the caller's deadline has passed; compute has stopped.
 inline constexpr char kDeadlineExceeded[] = "DEADLINE_EXCEEDED";
 // DEADLINE_EXCEEDED: a stream's client sent nothing for --stream-idle-timeout.
+// One that read nothing is cut off, and so reads CANCELLED from gRPC.
 inline constexpr char kStreamIdle[] = "STREAM_IDLE";
 // CANCELLED: the caller, or a shutdown, gave the call up; compute has stopped.
 inline constexpr char kCancelled[] = "CANCELLED";

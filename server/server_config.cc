@@ -64,8 +64,8 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
       ->check(CLI::Range(int64_t{1}, kInt64Max));
   app.add_option(
          "--stream-idle-timeout", config.stream_idle_timeout_s,
-         "Seconds that AttentionStream's client may send nothing before "
-         "its call is ended; 0 = any")
+         "Seconds that AttentionStream's client may send nothing, or read "
+         "nothing, before its call is ended; 0 = any")
       ->check(CLI::Range(0.0, kMaxIdleSeconds));
   app.add_option("--max-connection-age", config.max_connection_age_s,
                  "Seconds after which a client is asked to connect anew, and "

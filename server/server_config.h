@@ -35,8 +35,8 @@ struct ServerConfig {
   // How long running requests may take to finish after SIGTERM, seconds. Ends
   // before the 30 s after which Kubernetes kills.
   double drain_timeout_s = 25;
-  // How long a stream's client may send nothing while it is its turn, seconds;
-  // 0 = as long as it likes.
+  // How long a stream's client may send nothing while it is its turn, or read
+  // nothing of what is written to it, seconds; 0 = as long as it likes.
   double stream_idle_timeout_s = 60;
   // debug, info, warning or error.
   std::string log_level = "info";

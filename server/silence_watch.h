@@ -1,5 +1,6 @@
-// Ends streams whose clients have gone silent, so that nobody holds a slot and
-// memory for as long as a connection lasts. Knows no gRPC.
+// Ends streams whose clients neither send what is awaited nor read what is
+// written, so that nobody holds a slot and memory for as long as a connection
+// lasts. Knows no gRPC.
 #ifndef ATTND_SERVER_SILENCE_WATCH_H_
 #define ATTND_SERVER_SILENCE_WATCH_H_
 

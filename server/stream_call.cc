@@ -59,7 +59,7 @@ void StreamCall::Start(Admission::Reservation arrival) {
 void StreamCall::ReadNext() {
   stream_.Read();
   const std::lock_guard lock(mutex_);
-  if (++reads_ > turns_) silent_since_ = std::chrono::steady_clock::now();
+  if (++reads_ > turns_) silent_since_ = clock_();
 }
 
 bool StreamCall::TakeTurn() {
@@ -71,22 +71,42 @@ bool StreamCall::TakeTurn() {
 }
 
 void StreamCall::EndIfSilent(std::chrono::nanoseconds timeout) {
+  bool unread = false;
   {
     const std::lock_guard lock(mutex_);
-    if (finish_ || !silent_since_ ||
-        std::chrono::steady_clock::now() - *silent_since_ < timeout) {
-      return;
-    }
-    finish_ = RefuseField(
-        absl::StatusCode::kDeadlineExceeded, begun_ ? "chunk" : "header",
-        absl::StrCat(
-            "expected a message, or the end of the stream, every ",
-            absl::FormatDuration(absl::FromChrono(timeout)),
-            " (--stream-idle-timeout), got none; begin the call when its "
-            "tensors are there, or send smaller chunks"),
-        kStreamIdle);
+    const auto is_over = [&](const std::optional<SteadyTime>& since) {
+      return since && clock_() - *since >= timeout;
+    };
+    unread = is_over(unread_since_);
+    const bool silent = !finish_ && is_over(silent_since_);
+    if (!unread && !silent) return;
+    unread_since_.reset();
+    breaking_ = unread;
+    if (!finish_ || finish_->ok()) finish_ = IdleStatus(timeout, unread);
+  }
+  if (unread) {
+    stream_.Break();
+    const std::lock_guard lock(mutex_);
+    breaking_ = false;
   }
   Pump();
+}
+
+absl::Status StreamCall::IdleStatus(std::chrono::nanoseconds timeout,
+                                    bool unread) const {
+  const std::string time = absl::FormatDuration(absl::FromChrono(timeout));
+  if (unread) {
+    return WithReason(absl::DeadlineExceededError(absl::StrCat(
+                          "the client read nothing of the answer for ", time,
+                          " (--stream-idle-timeout)")),
+                      kStreamIdle);
+  }
+  return RefuseField(
+      absl::StatusCode::kDeadlineExceeded, begun_ ? "chunk" : "header",
+      absl::StrCat("expected a message, or the end of the stream, every ", time,
+                   " (--stream-idle-timeout), got none; begin the call when "
+                   "its tensors are there, or send smaller chunks"),
+      kStreamIdle);
 }
 
 void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
@@ -135,6 +155,7 @@ void StreamCall::OnWritten(bool ok) {
   {
     const std::lock_guard lock(mutex_);
     busy_ = false;
+    unread_since_.reset();
     if (!ok && !finish_) finish_ = StopStatus();
   }
   Pump();
@@ -279,16 +300,17 @@ void StreamCall::Pump() {
   std::optional<absl::Status> finish;
   {
     const std::lock_guard lock(mutex_);
-    if (busy_ || (!finish_ && !header_due_ && !stats_)) return;
+    if (busy_ || breaking_ || (!finish_ && !header_due_ && !stats_)) return;
     busy_ = true;
     if (finish_) {
       finish = finish_;
       arrival_.LeaveSlot();
       reservation().LeaveSlot();
-    } else if (std::exchange(header_due_, false)) {
-      message = EncodeStreamHeader(answers());
     } else {
-      message = NextAnswer();
+      message = std::exchange(header_due_, false)
+                    ? EncodeStreamHeader(answers())
+                    : NextAnswer();
+      unread_since_ = clock_();
     }
   }
   if (finish) {

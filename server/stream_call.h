@@ -30,11 +30,14 @@ namespace attnd::server {
 // answer's header alone goes earlier, as soon as the call is let in.
 class StreamCall final : public AttentionCall {
  public:
+  using Clock = SteadyTime (*)();
+
   // `context` must outlive the call; `stream` until its Finish.
   StreamCall(const ServiceContext& context, MessageStream& stream,
-             SteadyTime deadline)
+             SteadyTime deadline, Clock clock = std::chrono::steady_clock::now)
       : AttentionCall(context, AttentionMethod::kAttention, deadline),
-        stream_(stream) {}
+        stream_(stream),
+        clock_(clock) {}
   ~StreamCall() override;
 
   // Holds `arrival` until the first message is here.
@@ -45,8 +48,9 @@ class StreamCall final : public AttentionCall {
   void OnEnd();
   // The outstanding Write is over; `ok` is false where the stream is broken.
   void OnWritten(bool ok);
-  // Ends the call where it has waited for the client's next message for
-  // `timeout`. Thread-safe; may come at any time.
+  // Ends the call where it has waited for `timeout` for the client's next
+  // message, or for the client to take what is written to it. Thread-safe; may
+  // come at any time.
   void EndIfSilent(std::chrono::nanoseconds timeout);
 
  private:
@@ -64,6 +68,9 @@ class StreamCall final : public AttentionCall {
   absl::Status CheckChunk(const v1::TensorChunk& chunk, int64_t size_bytes);
   absl::Status CheckComplete() const;
 
+  // With `mutex_` held.
+  absl::Status IdleStatus(std::chrono::nanoseconds timeout, bool unread) const;
+
   void ReadNext();
   // Where a message or the end has come; false where the call is over already.
   bool TakeTurn();
@@ -74,6 +81,7 @@ class StreamCall final : public AttentionCall {
   ResponsePieces NextAnswer();
 
   MessageStream& stream_;
+  const Clock clock_;
   Admission::Reservation arrival_;
 
   // gRPC calls one after the other, from threads of its own. Thread sanitizer
@@ -85,7 +93,9 @@ class StreamCall final : public AttentionCall {
   std::optional<SteadyTime> silent_since_;
   int64_t reads_ = 0;
   int64_t turns_ = 0;
-  bool begun_ = false;  // the header was taken
+  std::optional<SteadyTime> unread_since_;  // since when a write is outstanding
+  bool breaking_ = false;  // the stream is needed for its Break
+  bool begun_ = false;     // the header was taken
   std::array<Intake, kTensorRoles> intakes_;
   bool busy_ = false;  // a write is outstanding, or the call is finished
   bool header_due_ = false;

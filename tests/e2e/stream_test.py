@@ -243,16 +243,35 @@ def test_the_server_ends_a_silent_client(attnd, connect, request_of_three):
     work.wait_until_free(client)
 
 
-def test_cancel_while_the_answer_is_not_read(slot, rng):
+def hold_unread(client):
+  """A stream of which the client reads one chunk, and no more."""
   # More than the connection's windows hold: the server waits to write.
-  upload = hold(slot, slot.request(
+  upload = hold(client, client.request(
       np.ones((1 << 22, 1), np.float32), np.ones((1, 1), np.float32),
       np.ones((1, 4), np.float32)), messages=None, chunk_bytes=60000)
   upload.end()
   assert next(upload.call).HasField('chunk')
-  assert work.refusal_of(slot).reason == 'TOO_MANY_REQUESTS'
+  assert work.refusal_of(client).reason == 'TOO_MANY_REQUESTS'
+  return upload
+
+
+def test_cancel_while_the_answer_is_not_read(slot):
+  upload = hold_unread(slot)
   upload.call.cancel()
   work.wait_until_free(slot)
+
+
+def test_the_server_ends_a_client_that_does_not_read(attnd, connect):
+  # The client's library reads ahead as far as its window: what comes later is
+  # what the server waits with.
+  with Server(attnd, '--max-in-flight=1', '--max-message-bytes=65536',
+              '--stream-idle-timeout=3') as server:
+    client = connect(server.tcp)
+    upload = hold_unread(client)
+    work.wait_until_free(client)
+    with pytest.raises(grpc.RpcError) as caught:
+      list(upload.call)
+    assert caught.value.code() == grpc.StatusCode.CANCELLED
 
 
 KILLED = '''

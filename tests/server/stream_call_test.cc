@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -24,6 +25,8 @@
 
 namespace attnd::server {
 namespace {
+
+using std::chrono::seconds;
 
 using Request = v1::AttentionStreamRequest;
 using Response = v1::AttentionStreamResponse;
@@ -52,6 +55,12 @@ class FakeStream : public MessageStream {
     changed_.notify_all();
   }
 
+  void Break() override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_TRUE(writing_ && !finished_);
+    broken_ = true;
+  }
+
   // Whether the call waits for a message, which it gets then.
   bool TakeRead() {
     const std::lock_guard lock(mutex_);
@@ -67,6 +76,10 @@ class FakeStream : public MessageStream {
     const std::lock_guard lock(mutex_);
     return writing_;
   }
+  bool IsBroken() {
+    const std::lock_guard lock(mutex_);
+    return broken_;
+  }
   std::optional<absl::Status> finished() {
     const std::lock_guard lock(mutex_);
     return finished_;
@@ -79,6 +92,7 @@ class FakeStream : public MessageStream {
   std::condition_variable changed_;
   bool reading_ = false;
   bool writing_ = false;
+  bool broken_ = false;
   std::optional<absl::Status> finished_;
 };
 
@@ -145,6 +159,10 @@ std::vector<Request> Chunked(v1::AttentionRequest request, size_t max_chunk,
 
 class StreamCallTest : public ::testing::Test {
  protected:
+  // What time it is for calls. Stands still until the test moves it.
+  static SteadyTime Now() { return now_; }
+  static void Pass(std::chrono::seconds time) { now_ = now_.load() + time; }
+
   std::shared_ptr<StreamCall> Make(FakeStream& stream,
                                    SteadyTime deadline = SteadyTime::max()) {
     return Make(admission_, stream, deadline);
@@ -153,7 +171,7 @@ class StreamCallTest : public ::testing::Test {
                                    SteadyTime deadline = SteadyTime::max()) {
     context_ = std::make_unique<ServiceContext>(
         ServiceContext{engine_, admission, kMaxMessageBytes, 1});
-    return std::make_shared<StreamCall>(*context_, stream, deadline);
+    return std::make_shared<StreamCall>(*context_, stream, deadline, Now);
   }
 
   // As many as are read.
@@ -211,6 +229,9 @@ class StreamCallTest : public ::testing::Test {
   AttentionEngine engine_{{.threads = 2}};
   Admission admission_{1LL << 30, 8};
   std::unique_ptr<ServiceContext> context_;
+
+ private:
+  inline static std::atomic<SteadyTime> now_ = std::chrono::steady_clock::now();
 };
 
 // The answer as one message, after checks that its parts came as they must.
@@ -334,23 +355,20 @@ TEST_F(StreamCallTest, WhoSendsAHeaderLeavesTheDoor) {
 
 TEST_F(StreamCallTest, EveryMessageEndsASilence) {
   const std::vector<Request> messages = Chunked(GoodAttention(), 100);
-  // By the clock, so that a pause of this thread in the wrong place looks like
-  // silence; not every time.
-  bool goes_on = false;
-  for (int attempt = 0; attempt < 1000 && !goes_on; ++attempt) {
-    FakeStream stream;
-    const auto call = Make(stream);
-    call->Start();
-    const auto started = std::chrono::steady_clock::now();
+  FakeStream stream;
+  const auto call = Make(stream);
+  call->Start();
+  for (size_t i = 0; i < 3; ++i) {
+    Pass(seconds(10));
     ASSERT_TRUE(stream.TakeRead());
-    call->OnMessage(InSlices(messages[0].SerializeAsString(), 5000, 1));
-    if (stream.TakeWrite()) call->OnWritten(true);
-    // Nobody was silent for as long as the call takes, but for its start.
-    call->EndIfSilent(std::chrono::steady_clock::now() - started);
-    goes_on = !stream.finished();
-    if (goes_on) call->EndIfSilent(kAtOnce);
+    call->OnMessage(InSlices(messages[i].SerializeAsString(), 5000, 1));
+    if (stream.IsWriting() && stream.TakeWrite()) call->OnWritten(true);
+    call->EndIfSilent(seconds(10));
+    ASSERT_FALSE(stream.finished()) << i;
   }
-  EXPECT_TRUE(goes_on);
+  Pass(seconds(10));
+  call->EndIfSilent(seconds(10));
+  EXPECT_TRUE(stream.finished());
 }
 
 TEST_F(StreamCallTest, AClientThatWaitsForItsAnswerIsNotSilent) {
@@ -358,9 +376,51 @@ TEST_F(StreamCallTest, AClientThatWaitsForItsAnswerIsNotSilent) {
   const auto call = Make(stream);
   Send(*call, stream, Chunked(GoodAttention(), 100));
   ASSERT_TRUE(stream.TakeRead());
+  Pass(seconds(10));
   call->OnEnd();
-  call->EndIfSilent(kAtOnce);
+  call->EndIfSilent(seconds(10));
   EXPECT_TRUE(ReadAll(*call, stream).ok());
+}
+
+TEST_F(StreamCallTest, AClientThatDoesNotReadIsEndedAndGivesBackWhatItHeld) {
+  // The answer's header, a chunk, and the last message, after which all is
+  // well but for the client.
+  for (const int read : {0, 1, 2}) {
+    SCOPED_TRACE(read);
+    FakeStream stream;
+    auto call = Make(stream);
+    const std::vector<Request> messages = Chunked(GoodAttention(), 1 << 20);
+    if (read == 0) {
+      call->Start();
+      ASSERT_TRUE(stream.TakeRead());
+      call->OnMessage(InSlices(messages[0].SerializeAsString(), 5000, 1));
+    } else {
+      Send(*call, stream, messages);
+      ASSERT_TRUE(stream.TakeRead());
+      call->OnEnd();
+      for (int i = 1; i < read; ++i) {
+        ASSERT_TRUE(stream.TakeWrite());
+        call->OnWritten(true);
+      }
+      while (!stream.IsWriting()) std::this_thread::yield();
+    }
+    Pass(seconds(9));
+    call->EndIfSilent(seconds(10));
+    EXPECT_FALSE(stream.IsBroken());
+    Pass(seconds(1));
+    call->EndIfSilent(seconds(10));
+    ASSERT_TRUE(stream.IsBroken());
+    EXPECT_FALSE(stream.finished());  // as long as the write is outstanding
+
+    ASSERT_TRUE(stream.TakeWrite());
+    call->OnWritten(false);
+    ASSERT_TRUE(stream.finished());
+    EXPECT_EQ(RefusalOf(*stream.finished()).reason, "STREAM_IDLE");
+    EXPECT_EQ(admission_.usage().in_flight, 0);
+    if (stream.TakeRead()) call->OnEnd();
+    call.reset();
+    EXPECT_EQ(admission_.usage().bytes, 0);
+  }
 }
 
 TEST_F(StreamCallTest, LargeAnswersGoInChunks) {
