@@ -28,6 +28,10 @@ absl::Status BadAddress(absl::string_view text, absl::string_view why) {
       "--listen: expected host:port or unix:PATH, got \"", text, "\": ", why));
 }
 
+absl::Status OfOption(absl::string_view option, const absl::Status& status) {
+  return {status.code(), absl::StrCat(option, ": ", status.message())};
+}
+
 std::string LockPath(const std::string& path) { return path + ".lock"; }
 
 // Whether `fd` is still the file that `path` names.
@@ -50,10 +54,14 @@ absl::StatusOr<int> Lock(const std::string& path) {
                                  absl::StrCat("cannot open ", lock_path));
     }
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      const int error = errno;
       close(fd);
-      return absl::AlreadyExistsError(
-          absl::StrCat("another server listens on unix:", path, " (", lock_path,
-                       " is locked)"));
+      if (error != EWOULDBLOCK) {
+        return absl::ErrnoToStatus(error,
+                                   absl::StrCat("cannot lock ", lock_path));
+      }
+      return absl::AlreadyExistsError(absl::StrCat(
+          "another server listens on ", path, " (", lock_path, " is locked)"));
     }
     if (Names(lock_path, fd)) return fd;
     close(fd);
@@ -84,7 +92,7 @@ absl::Status RemoveStaleSocket(const std::string& path) {
   close(fd);
   if (listening) {
     return absl::AlreadyExistsError(
-        absl::StrCat("another program listens on unix:", path));
+        absl::StrCat("another program listens on ", path));
   }
   if (unlink(path.c_str()) != 0) {
     return absl::ErrnoToStatus(errno,
@@ -135,13 +143,14 @@ std::string ListenAddress::Text() const {
   return absl::StrCat(host, ":", port);
 }
 
-absl::StatusOr<UnixSocketGuard> UnixSocketGuard::Acquire(std::string path) {
+absl::StatusOr<UnixSocketGuard> UnixSocketGuard::Acquire(
+    std::string path, absl::string_view option) {
   const absl::StatusOr<int> fd = Lock(path);
-  if (!fd.ok()) return fd.status();
+  if (!fd.ok()) return OfOption(option, fd.status());
   if (absl::Status status = RemoveStaleSocket(path); !status.ok()) {
     unlink(LockPath(path).c_str());
     close(*fd);
-    return status;
+    return OfOption(option, status);
   }
   return UnixSocketGuard(std::move(path), *fd);
 }

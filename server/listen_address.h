@@ -34,8 +34,10 @@ struct ListenAddress {
 class UnixSocketGuard {
  public:
   // Removes a socket that nobody listens on. ALREADY_EXISTS where somebody
-  // does, or where PATH is something else than a socket.
-  static absl::StatusOr<UnixSocketGuard> Acquire(std::string path);
+  // does, or where PATH is something else than a socket. Errors begin with
+  // `option`, which named the path.
+  static absl::StatusOr<UnixSocketGuard> Acquire(std::string path,
+                                                 absl::string_view option);
 
   UnixSocketGuard(UnixSocketGuard&& other) noexcept;
   UnixSocketGuard& operator=(UnixSocketGuard&&) = delete;

@@ -106,7 +106,7 @@ class Server::Impl {
     for (const ListenAddress& address : *addresses) {
       if (!address.is_unix()) continue;
       absl::StatusOr<UnixSocketGuard> guard =
-          UnixSocketGuard::Acquire(address.unix_path);
+          UnixSocketGuard::Acquire(address.unix_path, "--listen");
       if (!guard.ok()) return guard.status();
       guards_.push_back(*std::move(guard));
     }

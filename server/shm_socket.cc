@@ -295,7 +295,7 @@ absl::StatusOr<std::unique_ptr<ShmSocket>> ShmSocket::Listen(
   const bool others = std::any_of(allowed.begin(), allowed.end(),
                                   [](uid_t u) { return u != geteuid(); });
   absl::StatusOr<UnixSocketGuard> guard =
-      UnixSocketGuard::Acquire(options.path);
+      UnixSocketGuard::Acquire(options.path, "--shm-socket");
   if (!guard.ok()) return guard.status();
   // Who may talk is decided by uid, not by the file's mode.
   absl::StatusOr<UniqueFd> listener = Bind(options.path, others ? 0666 : 0600);

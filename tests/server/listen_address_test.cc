@@ -56,12 +56,12 @@ TEST(ListenAddressTest, RefusesWhatIsNeither) {
 TEST(UnixSocketGuardTest, ASecondOneIsRefusedUntilTheFirstIsGone) {
   const std::string path = TestPath();
   {
-    const auto first = UnixSocketGuard::Acquire(path);
+    const auto first = UnixSocketGuard::Acquire(path, "--listen");
     ASSERT_TRUE(first.ok()) << first.status();
-    const auto second = UnixSocketGuard::Acquire(path);
+    const auto second = UnixSocketGuard::Acquire(path, "--listen");
     EXPECT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
   }
-  EXPECT_TRUE(UnixSocketGuard::Acquire(path).ok());
+  EXPECT_TRUE(UnixSocketGuard::Acquire(path, "--listen").ok());
   EXPECT_FALSE(Exists(path + ".lock"));
 }
 
@@ -69,7 +69,7 @@ TEST(UnixSocketGuardTest, ReplacesAStaleSocket) {
   const std::string path = TestPath();
   close(Bind(path, /*listening=*/true));
   ASSERT_TRUE(Exists(path));
-  const auto guard = UnixSocketGuard::Acquire(path);
+  const auto guard = UnixSocketGuard::Acquire(path, "--listen");
   EXPECT_TRUE(guard.ok()) << guard.status();
   EXPECT_FALSE(Exists(path));
 }
@@ -77,7 +77,7 @@ TEST(UnixSocketGuardTest, ReplacesAStaleSocket) {
 TEST(UnixSocketGuardTest, LeavesALivingSocketAlone) {
   const std::string path = TestPath();
   const int fd = Bind(path, /*listening=*/true);
-  EXPECT_FALSE(UnixSocketGuard::Acquire(path).ok());
+  EXPECT_FALSE(UnixSocketGuard::Acquire(path, "--listen").ok());
   EXPECT_TRUE(Exists(path));
   EXPECT_FALSE(Exists(path + ".lock"));
   close(fd);
@@ -99,7 +99,7 @@ TEST(UnixSocketGuardTest, DoesNotWaitForABusyListener) {
     }
   }
   EXPECT_LT(clients.size(), 100U);
-  EXPECT_EQ(UnixSocketGuard::Acquire(path).status().code(),
+  EXPECT_EQ(UnixSocketGuard::Acquire(path, "--listen").status().code(),
             absl::StatusCode::kAlreadyExists);
   for (const int fd : clients) close(fd);
   close(listener);
@@ -109,9 +109,28 @@ TEST(UnixSocketGuardTest, DoesNotWaitForABusyListener) {
 TEST(UnixSocketGuardTest, LeavesOtherFilesAlone) {
   const std::string path = TestPath();
   std::ofstream(path) << "mine";
-  EXPECT_FALSE(UnixSocketGuard::Acquire(path).ok());
+  EXPECT_FALSE(UnixSocketGuard::Acquire(path, "--listen").ok());
   EXPECT_TRUE(Exists(path));
   unlink(path.c_str());
+}
+
+TEST(UnixSocketGuardTest, ErrorsNameTheOption) {
+  const std::string path = TestPath();
+  const auto first = UnixSocketGuard::Acquire(path, "--listen");
+  const auto locked = UnixSocketGuard::Acquire(path, "--shm-socket");
+  EXPECT_EQ(locked.status().message(),
+            "--shm-socket: another server listens on " + path + " (" + path +
+                ".lock is locked)");
+  const auto nowhere =
+      UnixSocketGuard::Acquire("/no/such/folder/x", "--listen");
+  EXPECT_EQ(nowhere.status().message().rfind("--listen: cannot open ", 0), 0U)
+      << nowhere.status();
+  const std::string file = path + ".file";
+  std::ofstream(file) << "mine";
+  const auto taken = UnixSocketGuard::Acquire(file, "--listen");
+  EXPECT_EQ(taken.status().message(),
+            "--listen: " + file + " exists and is no socket");
+  unlink(file.c_str());
 }
 
 TEST(AddressFileTest, HoldsOneAddressALine) {
