@@ -9,6 +9,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
@@ -40,11 +41,27 @@ finishes what runs and exits with 0. A second signal cancels what runs.)";
 constexpr int64_t kMaxMessageLimit = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMinMessageLimit = 64 << 10;
 constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
+constexpr double kMinSeconds = 1e-3;
 constexpr double kMaxDrainSeconds = 86400;
 constexpr double kMaxIdleSeconds = 86400;
 constexpr double kMaxConnectionSeconds = 7 * 86400;
 constexpr int kMaxThreads = 4096;
 constexpr int64_t kMaxVectors = 1 << 24;
+
+// 0, or some time. CLI11's own range lets NaN pass, which compares as neither
+// too small nor too large.
+CLI::Validator Seconds(double most) {
+  const std::string range = absl::StrCat("0, or ", kMinSeconds, " to ", most);
+  const auto check = [range, most](const std::string& text) -> std::string {
+    double seconds = 0;
+    if (absl::SimpleAtod(text, &seconds) &&
+        (seconds == 0 || (seconds >= kMinSeconds && seconds <= most))) {
+      return "";
+    }
+    return absl::StrCat("expected ", range, " seconds, got ", text);
+  };
+  return {check, absl::StrCat("FLOAT in [", range, "]")};
+}
 
 void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--threads", config.threads,
@@ -66,12 +83,12 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
          "--stream-idle-timeout", config.stream_idle_timeout_s,
          "Seconds that AttentionStream's client may send nothing, or read "
          "nothing, before its call is ended; 0 = any")
-      ->check(CLI::Range(0.0, kMaxIdleSeconds));
+      ->check(Seconds(kMaxIdleSeconds));
   app.add_option("--max-connection-age", config.max_connection_age_s,
                  "Seconds after which a client is asked to connect anew, and "
                  "so to find servers that were started since; its calls "
                  "finish. 0 = never")
-      ->check(CLI::Range(0.0, kMaxConnectionSeconds));
+      ->check(Seconds(kMaxConnectionSeconds));
   app.add_option("--max-benchmark-vectors", config.max_benchmark_vectors,
                  "The largest num_vectors that Benchmark accepts")
       ->check(CLI::Range(int64_t{1}, kMaxVectors));
@@ -107,7 +124,7 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
   AddSharedMemoryOptions(*app, config);
   app->add_option("--drain-timeout", config.drain_timeout_s,
                   "Seconds that running requests get to finish after SIGTERM")
-      ->check(CLI::Range(0.0, kMaxDrainSeconds));
+      ->check(Seconds(kMaxDrainSeconds));
   app->add_option("--log-level", config.log_level,
                   "debug, info, warning or error; debug names every request")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));

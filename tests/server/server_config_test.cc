@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 namespace attnd::server {
 namespace {
 
@@ -118,6 +120,25 @@ TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
       {"--shm-quota-bytes=-1"}};
   for (const auto& args : wrong) {
     EXPECT_FALSE(ParseConfig(args, {}).ok()) << args.front();
+  }
+}
+
+// A comparison with NaN is false, and no clock counts what is far below a
+// millisecond.
+TEST_F(ServerConfigTest, TimesAreNumbersThatAClockKnows) {
+  for (const std::string option :
+       {"--drain-timeout", "--stream-idle-timeout", "--max-connection-age"}) {
+    for (const char* time : {"nan", "-nan", "inf", "-inf", "1e-9", "0.0009",
+                             "1e300", "1s", "", "-0.001"}) {
+      const auto line = ParseConfig({absl::StrCat(option, "=", time)}, {});
+      ASSERT_FALSE(line.ok()) << option << "=" << time;
+      EXPECT_NE(line.status().message().find(option), std::string::npos)
+          << line.status();
+    }
+    for (const char* time : {"0", "0.001", "1.5", "3600"}) {
+      EXPECT_TRUE(ParseConfig({absl::StrCat(option, "=", time)}, {}).ok())
+          << option << "=" << time;
+    }
   }
 }
 
