@@ -1,6 +1,7 @@
 #include "server/estimate.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -202,7 +203,18 @@ absl::Status Renamed(const absl::Status& status,
   return status;
 }
 
-absl::StatusOr<AttentionProblem> ProblemOf(const Request& in) {
+// A request that was found good but for its shapes, decoded once for all the
+// problems of its proportions.
+struct Asked {
+  Extents of;
+  DataType dtype = DataType::kF32;
+  AttentionOptions options;
+  v1::Transport transport = v1::TRANSPORT_UNSPECIFIED;
+  int64_t threads = 0;
+  int64_t concurrency = 1;
+};
+
+absl::StatusOr<Asked> Decode(const Request& in, const ServiceContext& context) {
   const absl::StatusOr<DataType> dtype = DecodeProblemType(in.dtype());
   const absl::Status checks[] = {CheckNumbers(in),
                                  dtype.status(),
@@ -213,7 +225,7 @@ absl::StatusOr<AttentionProblem> ProblemOf(const Request& in) {
   for (const absl::Status& check : checks) {
     if (!check.ok() && !absl::IsUnimplemented(check)) return check;
   }
-  const absl::StatusOr<AttentionOptions> options = DecodeOptions(in.options());
+  absl::StatusOr<AttentionOptions> options = DecodeOptions(in.options());
   if (!options.ok()) return options.status();
   for (const absl::Status& check : checks) {
     if (!check.ok()) return check;
@@ -224,14 +236,27 @@ absl::StatusOr<AttentionProblem> ProblemOf(const Request& in) {
     return FieldError("batch", "1 beside options.cu_seqlens_q, which says more",
                       absl::StrCat(of.batch.value));
   }
+  return Asked{
+      .of = of,
+      .dtype = *dtype,
+      .options = *std::move(options),
+      .transport = in.transport(),
+      .threads = in.threads() > 0 ? in.threads() : context.engine.threads(),
+      .concurrency = in.concurrency() > 0 ? in.concurrency() : 1};
+}
+
+absl::StatusOr<AttentionProblem> ProblemOf(const Asked& asked) {
+  const Extents& of = asked.of;
+  const AttentionOptions& options = asked.options;
   const Axes query =
-      AxesOf("query", of.batch, of.q_heads, of.q_len, of.head_dim, *options);
+      AxesOf("query", of.batch, of.q_heads, of.q_len, of.head_dim, options);
   const Axes key =
-      AxesOf("key", of.batch, of.kv_heads, of.kv_len, of.head_dim, *options);
-  const Axes value = AxesOf("value", of.batch, of.kv_heads, of.kv_len,
-                            of.v_head_dim, *options);
-  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
-      query.Spec(*dtype), key.Spec(*dtype), value.Spec(*dtype), *options);
+      AxesOf("key", of.batch, of.kv_heads, of.kv_len, of.head_dim, options);
+  const Axes value =
+      AxesOf("value", of.batch, of.kv_heads, of.kv_len, of.v_head_dim, options);
+  absl::StatusOr<AttentionProblem> problem =
+      AttentionProblem::Create(query.Spec(asked.dtype), key.Spec(asked.dtype),
+                               value.Spec(asked.dtype), options);
   if (problem.ok()) return problem;
   // Where a whole shape is at fault, it is too large.
   const absl::Status status = Renamed(problem.status(), {query}, of.q_len);
@@ -259,46 +284,45 @@ absl::StatusOr<RequestFootprint> FootprintBy(v1::Transport transport,
   }
 }
 
-absl::StatusOr<Cost> CostOf(const Request& request,
-                            const ServiceContext& context) {
-  const absl::StatusOr<AttentionProblem> problem = ProblemOf(request);
+absl::StatusOr<Cost> CostOf(const Asked& asked, const ServiceContext& context) {
+  const absl::StatusOr<AttentionProblem> problem = ProblemOf(asked);
   if (!problem.ok()) return problem.status();
-  const int64_t threads =
-      request.threads() > 0 ? request.threads() : context.engine.threads();
   const absl::StatusOr<MemoryEstimate> estimate =
-      MemoryEstimator(context.engine.machine(), threads).Estimate(*problem);
+      MemoryEstimator(context.engine.machine(), asked.threads)
+          .Estimate(*problem);
   if (!estimate.ok()) return estimate.status();
   absl::StatusOr<RequestFootprint> footprint =
-      FootprintBy(request.transport(), *estimate, *problem);
+      FootprintBy(asked.transport, *estimate, *problem);
   if (!footprint.ok()) return footprint.status();
   const OptionsFootprint listed = FootprintOf(problem->options());
   footprint->wire_bytes += listed.wire_bytes;
   // A stream's lists travel in the header, and its chunks are no larger than
   // messages may be.
   footprint->required_message_bytes =
-      request.transport() == v1::TRANSPORT_STREAM
+      asked.transport == v1::TRANSPORT_STREAM
           ? std::max(std::min(footprint->required_message_bytes,
                               context.max_message_bytes),
                      kMessageEnvelopeBytes + listed.wire_bytes)
           : footprint->required_message_bytes + listed.wire_bytes;
   footprint->peak_per_request_bytes += listed.held_bytes;
-  const int64_t concurrency =
-      request.concurrency() > 0 ? request.concurrency() : 1;
   const std::optional<int64_t> peak_bytes =
-      CheckedProduct({footprint->peak_per_request_bytes, concurrency});
+      CheckedProduct({footprint->peak_per_request_bytes, asked.concurrency});
   if (!peak_bytes) {
     return WithReason(
         FieldError("concurrency", "peak_bytes that fit a signed 64-bit number",
-                   absl::StrCat(concurrency)),
+                   absl::StrCat(asked.concurrency)),
         kInt64RangeReason);
   }
-  return Cost{*estimate, *footprint, concurrency, *peak_bytes};
+  return Cost{*estimate, *footprint, asked.concurrency, *peak_bytes};
 }
 
-// The limit that is exceeded, the one that is exceeded by the largest factor
-// where several are; empty where the problem fits.
-absl::string_view ExceededLimit(const Cost& cost,
-                                const ServiceContext& context) {
+// The limits that are exceeded: how many, and the one by the largest factor.
+struct Excess {
+  int64_t limits = 0;
+  absl::string_view largest;
+};
+
+Excess ExcessOf(const Cost& cost, const ServiceContext& context) {
   const auto share = [](int64_t wanted, int64_t limit) {
     return static_cast<double>(wanted) / static_cast<double>(limit);
   };
@@ -309,74 +333,118 @@ absl::string_view ExceededLimit(const Cost& cost,
        "memory_budget"},
       {share(cost.concurrency, context.admission.max_in_flight()),
        "max_in_flight"}};
-  const auto& [most, limit] = *std::max_element(
-      std::begin(shares), std::end(shares),
-      [](const auto& a, const auto& b) { return a.first < b.first; });
-  return most > 1 ? limit : "";
+  Excess excess;
+  double most = 1;
+  for (const auto& [factor, limit] : shares) {
+    if (factor <= 1) continue;
+    ++excess.limits;
+    if (factor <= most) continue;
+    most = factor;
+    excess.largest = limit;
+  }
+  return excess;
 }
 
-// `request` with sequences `factor` times as long, and with them whatever its
-// options say of them.
-Request Grown(const Request& request, double factor) {
+// What was asked with sequences `factor` times as long, and with them whatever
+// the options say of them.
+Asked Grown(const Asked& asked, double factor) {
   const auto scaled = [factor](int64_t size) {
-    return std::llround(static_cast<double>(size) * factor);
+    return static_cast<int64_t>(
+        std::llround(static_cast<double>(size) * factor));
   };
-  const Extents extents = ExtentsOf(request);
-  const int64_t q_len = scaled(extents.q_len.value);
-  const int64_t kv_len = scaled(extents.kv_len.value);
-  Request grown = request;
-  grown.set_q_len(q_len);
-  grown.set_kv_len(kv_len);
-  if (!request.has_options()) return grown;
-  v1::AttentionOptions& options = *grown.mutable_options();
-  for (auto* lengths :
-       {options.mutable_query_lengths(), options.mutable_key_lengths(),
-        options.mutable_cu_seqlens_q(), options.mutable_cu_seqlens_k()}) {
+  Asked grown = asked;
+  const int64_t q_len = grown.of.q_len.value = scaled(asked.of.q_len.value);
+  const int64_t kv_len = grown.of.kv_len.value = scaled(asked.of.kv_len.value);
+  AttentionOptions& options = grown.options;
+  for (auto* lengths : {&options.query_lengths, &options.key_lengths,
+                        &options.cu_seqlens_q, &options.cu_seqlens_k}) {
     std::transform(lengths->begin(), lengths->end(), lengths->begin(), scaled);
   }
-  const auto grow_shape = [&](v1::Tensor& tensor) {
-    auto& shape = *tensor.mutable_shape();
-    const int rank = shape.size();
+  const auto grow_shape = [&](std::vector<int64_t>& shape) {
+    const size_t rank = shape.size();
     if (rank >= 1 && shape[rank - 1] != 1) shape[rank - 1] = kv_len;
     if (rank >= 2 && shape[rank - 2] != 1) shape[rank - 2] = q_len;
   };
-  if (options.has_bias()) grow_shape(*options.mutable_bias());
-  if (options.has_mask()) grow_shape(*options.mutable_mask());
+  if (options.bias) grow_shape(options.bias->shape);
+  if (options.mask_shape) grow_shape(*options.mask_shape);
   return grown;
+}
+
+int64_t ListedNumbers(const AttentionOptions& options) {
+  return static_cast<int64_t>(
+      options.query_offsets.size() + options.alibi_slopes.size() +
+      options.sink_logits.size() + options.query_lengths.size() +
+      options.key_lengths.size() + options.cu_seqlens_q.size() +
+      options.cu_seqlens_k.size());
+}
+
+// Between the two, nearer in their ratio than in their difference while they
+// are far apart.
+int64_t Between(int64_t low, int64_t high) {
+  const auto ratio = static_cast<uint64_t>(high / low);
+  return ratio > 4 ? low << (std::bit_width(ratio) / 2)
+                   : low + (high - low) / 2;
 }
 
 // What stops a larger problem: which limit the shortest sequences exceed that
 // do not fit, of this problem's proportions and at least its lengths. The
 // limits' shares of this problem would not tell, for some of what is held does
-// not grow with the sequences.
-absl::string_view LimitingFactor(const Request& request,
+// not grow with the sequences. `excess` is this problem's.
+//
+// Whatever grows has one limit that it exceeds first, so where one alone is
+// exceeded, it is the one; most searches end there, long before the length is
+// found. Costing long lists takes milliseconds in a thread that others wait
+// for, so those searches are cut off, and name the limit that is exceeded most.
+absl::string_view LimitingFactor(const Asked& asked, Excess excess,
                                  const ServiceContext& context) {
-  const Extents extents = ExtentsOf(request);
-  const int64_t longest = std::max(extents.q_len.value, extents.kv_len.value);
-  const auto limit_at = [&](int64_t length) -> absl::string_view {
+  constexpr int64_t kCostedNumbers = 1 << 20;
+  constexpr int64_t kFewestCosts = 6;   // the first of them find a length
+  constexpr int64_t kFirstFactor = 16;  // then 256, 65536, ...
+  constexpr int64_t kLargestFactor = int64_t{1} << 32;
+  // A problem of this length is none: AttentionProblem::kMaxWork bounds it.
+  constexpr int64_t kTooLong = int64_t{1} << 62;
+  int64_t costs_left = std::max(
+      kFewestCosts, kCostedNumbers / (1 + ListedNumbers(asked.options)));
+  const int64_t length = std::max(asked.of.q_len.value, asked.of.kv_len.value);
+  const auto excess_at = [&](int64_t grown) -> Excess {
+    --costs_left;
     const double factor =
-        static_cast<double>(length) / static_cast<double>(longest);
-    const absl::StatusOr<Cost> cost = CostOf(Grown(request, factor), context);
-    return cost.ok() ? ExceededLimit(*cost, context) : "int64_range";
+        static_cast<double>(grown) / static_cast<double>(length);
+    const absl::StatusOr<Cost> cost = CostOf(Grown(asked, factor), context);
+    // Others may be exceeded before.
+    return cost.ok() ? ExcessOf(*cost, context) : Excess{2, "int64_range"};
   };
-  // Ends: a problem is bounded by AttentionProblem::kMaxWork.
-  int64_t too_long = longest;
-  while (limit_at(too_long).empty()) too_long *= 2;
-  int64_t fits = too_long == longest ? longest - 1 : too_long / 2;
-  while (too_long - fits > 1) {
-    const int64_t middle = fits + (too_long - fits) / 2;
-    (limit_at(middle).empty() ? fits : too_long) = middle;
+  int64_t fits = length - 1;
+  int64_t too_long = length;
+  for (int64_t factor = kFirstFactor; excess.limits == 0;) {
+    fits = too_long;
+    too_long = too_long < kTooLong / factor ? too_long * factor : kTooLong;
+    excess = excess_at(too_long);
+    if (factor < kLargestFactor) factor *= factor;
   }
-  return limit_at(too_long);
+  while (excess.limits > 1 && too_long - fits > 1 && costs_left > 0) {
+    const int64_t middle = Between(fits, too_long);
+    const Excess between = excess_at(middle);
+    if (between.limits == 0) {
+      fits = middle;
+    } else {
+      too_long = middle;
+      excess = between;
+    }
+  }
+  return excess.largest;
 }
 
 }  // namespace
 
 absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
     const Request& request, const ServiceContext& context) {
-  const absl::StatusOr<Cost> cost = CostOf(request, context);
+  const absl::StatusOr<Asked> asked = Decode(request, context);
+  if (!asked.ok()) return asked.status();
+  const absl::StatusOr<Cost> cost = CostOf(*asked, context);
   if (!cost.ok()) return cost.status();
   const auto& [estimate, footprint, concurrency, peak_bytes] = *cost;
+  const Excess excess = ExcessOf(*cost, context);
   v1::MemoryEstimateResponse response;
   response.set_naive_bytes(estimate.naive_bytes);
   response.set_flash_bytes(estimate.flash_bytes);
@@ -389,8 +457,9 @@ absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
   response.set_peak_bytes(peak_bytes);
   response.set_required_message_bytes(footprint.required_message_bytes);
   response.set_flops(estimate.flops);
-  response.set_fits(ExceededLimit(*cost, context).empty());
-  response.set_limiting_factor(std::string(LimitingFactor(request, context)));
+  response.set_fits(excess.limits == 0);
+  response.set_limiting_factor(
+      std::string(LimitingFactor(*asked, excess, context)));
   return response;
 }
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -192,6 +194,40 @@ TEST_F(EstimateTest, ARaggedBatchHasALimitToo) {
   const auto padded = Estimate(request);
   EXPECT_EQ(padded.flops(), 4LL * 128 * (1000 * 1000 + 10 * 10));
   EXPECT_EQ(padded.limiting_factor(), "message_size");
+}
+
+// As many entries as may be: a request of 130 KiB in a thread that others wait
+// for.
+TEST_F(EstimateTest, LongListsAreCostedAFewTimes) {
+  constexpr int64_t kEntries = 65536;
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(kEntries);
+  request.set_dimensions(1);
+  AttentionOptions options;
+  for (int64_t offset = 0; offset <= kEntries; ++offset) {
+    request.mutable_options()->add_cu_seqlens_q(offset);
+    request.mutable_options()->add_cu_seqlens_k(offset);
+    options.cu_seqlens_q.push_back(offset);
+    options.cu_seqlens_k.push_back(offset);
+  }
+  const TensorSpec tensor{.shape = {1, kEntries, 1}};
+  const auto shortest = [](const auto& run) {
+    auto best = std::chrono::steady_clock::duration::max();
+    for (int i = 0; i < 5; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      run();
+      best = std::min(best, std::chrono::steady_clock::now() - begin);
+    }
+    return best;
+  };
+  const auto one = shortest([&] {
+    const auto problem =
+        AttentionProblem::Create(tensor, tensor, tensor, options);
+    EXPECT_TRUE(engine_.estimator().Estimate(problem.value()).ok());
+  });
+  v1::MemoryEstimateResponse got;
+  EXPECT_LT(shortest([&] { got = Estimate(request); }) / one, 12);
+  EXPECT_EQ(got.limiting_factor(), "message_size");
 }
 
 TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
