@@ -11,13 +11,6 @@
 namespace attnd {
 namespace {
 
-absl::Status OutOfRange() {
-  return WithReason(
-      absl::InvalidArgumentError(
-          "the problem's bytes do not fit a signed 64-bit number"),
-      kInt64RangeReason);
-}
-
 // Fills in what follows from the parts: `score_bytes` is what naive attention
 // would hold beside them, `dims` the multiply-adds of a visible pair.
 absl::StatusOr<MemoryEstimate> Totalled(const AttentionProblem& problem,
@@ -31,7 +24,7 @@ absl::StatusOr<MemoryEstimate> Totalled(const AttentionProblem& problem,
   // need not.
   const std::optional<int64_t> flops = CheckedProduct(
       {2, dims, problem.params().num_q_heads, problem.mask().VisiblePairs()});
-  if (!flash || !naive || !flops) return OutOfRange();
+  if (!flash || !naive || !flops) return BytesOutOfRange();
   estimate.flash_bytes = *flash;
   estimate.naive_bytes = *naive;
   estimate.flops = *flops;
@@ -39,6 +32,13 @@ absl::StatusOr<MemoryEstimate> Totalled(const AttentionProblem& problem,
 }
 
 }  // namespace
+
+absl::Status BytesOutOfRange() {
+  return WithReason(
+      absl::InvalidArgumentError(
+          "the problem's bytes do not fit a signed 64-bit number"),
+      kInt64RangeReason);
+}
 
 double MemoryEstimate::ReductionRatio() const {
   if (naive_bytes == 0) return 0;
@@ -52,13 +52,13 @@ absl::StatusOr<RequestFootprint> InlineFootprint(
       CheckedSum({estimate.input_bytes, kMessageEnvelopeBytes});
   const std::optional<int64_t> response =
       CheckedSum({estimate.output_bytes, kMessageEnvelopeBytes});
-  if (!request || !response) return OutOfRange();
+  if (!request || !response) return BytesOutOfRange();
   // Of the response only the envelope is no output.
   const std::optional<int64_t> wire =
       CheckedSum({*request, kMessageEnvelopeBytes});
-  if (!wire) return OutOfRange();
+  if (!wire) return BytesOutOfRange();
   const std::optional<int64_t> peak = CheckedSum({estimate.flash_bytes, *wire});
-  if (!peak) return OutOfRange();
+  if (!peak) return BytesOutOfRange();
   return RequestFootprint{
       .wire_bytes = *wire,
       .peak_per_request_bytes = *peak,
@@ -71,7 +71,7 @@ absl::StatusOr<RequestFootprint> StreamFootprint(
   constexpr int64_t kWireBytes = kStreamBufferBytes + 2 * kMessageEnvelopeBytes;
   const std::optional<int64_t> peak =
       CheckedSum({estimate.flash_bytes, kWireBytes});
-  if (!peak) return OutOfRange();
+  if (!peak) return BytesOutOfRange();
   return RequestFootprint{
       .wire_bytes = kWireBytes,
       .peak_per_request_bytes = *peak,
@@ -83,7 +83,7 @@ absl::StatusOr<RequestFootprint> SharedMemoryFootprint(
   constexpr int64_t kWireBytes = 2 * kMessageEnvelopeBytes;
   const std::optional<int64_t> peak =
       CheckedSum({estimate.workspace_bytes, mask_bytes, kWireBytes});
-  if (!peak) return OutOfRange();
+  if (!peak) return BytesOutOfRange();
   return RequestFootprint{.wire_bytes = kWireBytes,
                           .peak_per_request_bytes = *peak,
                           .required_message_bytes = kMessageEnvelopeBytes};
@@ -125,7 +125,7 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
   estimate.workspace_bytes = plan.WorkspaceBytes(threads_);
   const std::optional<int64_t> scores =
       CheckedProduct({2, NaiveScoreBytes(problem)});
-  if (!scores) return OutOfRange();
+  if (!scores) return BytesOutOfRange();
   return Totalled(problem, estimate, *scores,
                   3 * params.head_dim + 2 * params.v_head_dim);
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/attention_problem.h"
 #include "core/backward_plan.h"
@@ -33,6 +34,10 @@ struct RequestFootprint {
   int64_t peak_per_request_bytes = 0;  // the most that the call holds
   int64_t required_message_bytes = 0;  // the larger of request and response
 };
+
+// INVALID_ARGUMENT with reason INT64_RANGE: where what a caller adds to these
+// figures does not fit any more.
+absl::Status BytesOutOfRange();
 
 // An upper bound of what a message carries beside its tensors' bytes.
 inline constexpr int64_t kMessageEnvelopeBytes = 4096;

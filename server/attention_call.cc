@@ -111,12 +111,15 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
                                 : kind_ == PayloadKind::kSharedMemory
                                     ? 0
                                     : estimate->input_bytes;
-  computing_bytes_ = estimate->flash_bytes + 2 * kMessageEnvelopeBytes +
-                     FootprintOf(problem_->options()).held_bytes + copies +
-                     message_bytes;
-  return reservation_.GrowTo(
-      std::max({footprint->peak_per_request_bytes, computing_bytes_,
-                decoding_bytes + estimate->input_bytes}));
+  const std::optional<int64_t> computing_bytes = CheckedSum(
+      {estimate->flash_bytes, 2 * kMessageEnvelopeBytes,
+       FootprintOf(problem_->options()).held_bytes, copies, message_bytes});
+  const std::optional<int64_t> loading_bytes =
+      CheckedSum({decoding_bytes, estimate->input_bytes});
+  if (!computing_bytes || !loading_bytes) return BytesOutOfRange();
+  computing_bytes_ = *computing_bytes;
+  return reservation_.GrowTo(std::max(
+      {footprint->peak_per_request_bytes, computing_bytes_, *loading_bytes}));
 }
 
 bool AttentionCall::IsCopied(const AttentionTensors& tensors,

@@ -295,7 +295,13 @@ absl::StatusOr<Cost> CostOf(const Asked& asked, const ServiceContext& context) {
       FootprintBy(asked.transport, *estimate, *problem);
   if (!footprint.ok()) return footprint.status();
   const OptionsFootprint listed = FootprintOf(problem->options());
-  footprint->wire_bytes += listed.wire_bytes;
+  const std::optional<int64_t> wire =
+      CheckedSum({footprint->wire_bytes, listed.wire_bytes});
+  const std::optional<int64_t> message =
+      CheckedSum({footprint->required_message_bytes, listed.wire_bytes});
+  const std::optional<int64_t> peak =
+      CheckedSum({footprint->peak_per_request_bytes, listed.held_bytes});
+  if (!wire || !message || !peak) return BytesOutOfRange();
   // A stream's lists travel in the header, and its chunks are no larger than
   // messages may be.
   footprint->required_message_bytes =
@@ -303,8 +309,9 @@ absl::StatusOr<Cost> CostOf(const Asked& asked, const ServiceContext& context) {
           ? std::max(std::min(footprint->required_message_bytes,
                               context.max_message_bytes),
                      kMessageEnvelopeBytes + listed.wire_bytes)
-          : footprint->required_message_bytes + listed.wire_bytes;
-  footprint->peak_per_request_bytes += listed.held_bytes;
+          : *message;
+  footprint->wire_bytes = *wire;
+  footprint->peak_per_request_bytes = *peak;
   const std::optional<int64_t> peak_bytes =
       CheckedProduct({footprint->peak_per_request_bytes, asked.concurrency});
   if (!peak_bytes) {

@@ -230,6 +230,34 @@ TEST_F(EstimateTest, LongListsAreCostedAFewTimes) {
   EXPECT_EQ(got.limiting_factor(), "message_size");
 }
 
+// Workspace just below the largest number there is, and lists beside it.
+TEST_F(EstimateTest, ListsBesideAbsurdThreadsDoNotWrap) {
+  v1::MemoryEstimateRequest request;
+  request.set_num_q_heads(1 << 15);
+  request.set_dimensions(1);
+  request.set_q_len(1LL << 40);
+  request.set_kv_len(1);
+  for (int head = 0; head < 1 << 15; ++head) {
+    request.mutable_options()->add_alibi_slopes(1);
+  }
+  int64_t some = 1;
+  int64_t absurd = std::numeric_limits<int64_t>::max();
+  while (absurd - some > 1) {
+    const int64_t threads = some + (absurd - some) / 2;
+    request.set_threads(threads);
+    const auto got = EstimateMemory(request, context_);
+    if (got.ok()) {
+      ASSERT_GT(got->peak_bytes(), 0);
+      EXPECT_FALSE(got->fits());
+      some = threads;
+    } else {
+      EXPECT_EQ(RefusalOf(got.status()).reason, "INT64_RANGE");
+      absurd = threads;
+    }
+  }
+  EXPECT_GT(some, 1);
+}
+
 TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
   v1::MemoryEstimateRequest request;
   request.set_seq_len(1000);
