@@ -1,7 +1,6 @@
 #include "server/attention_call.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -44,6 +43,7 @@ absl::Status AttentionCall::Admit(int64_t message_bytes) {
       context_.admission.Admit(message_bytes);
   if (!admitted.ok()) return admitted.status();
   reservation_ = *std::move(admitted);
+  message_bytes_ = message_bytes;
   return stop_.Check();
 }
 
@@ -107,13 +107,23 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
   // As numbers the answer is copied into a message, and that into bytes.
   const int64_t copies =
       kind_ == PayloadKind::kValues ? 2 * estimate->output_bytes : 0;
-  const int64_t message_bytes = tensors.streamed ? kStreamBufferBytes
-                                : kind_ == PayloadKind::kSharedMemory
-                                    ? 0
-                                    : estimate->input_bytes;
-  const std::optional<int64_t> computing_bytes = CheckedSum(
-      {estimate->flash_bytes, 2 * kMessageEnvelopeBytes,
-       FootprintOf(problem_->options()).held_bytes, copies, message_bytes});
+  const OptionsFootprint listed = FootprintOf(problem_->options());
+  // A message whose tensors workers copy is kept with all that is in it, of
+  // which lists are counted already. What one of tensors alone takes counts
+  // where it is dropped, too: it stays mapped.
+  int64_t kept_bytes = 0;
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    if (IsInMessage(tensors, role)) kept_bytes = message_bytes_;
+  }
+  const int64_t message_bytes =
+      tensors.streamed ? kStreamBufferBytes + kept_bytes
+      : kind_ == PayloadKind::kSharedMemory
+          ? kept_bytes
+          : std::max(estimate->input_bytes,
+                     kept_bytes - kMessageEnvelopeBytes - listed.wire_bytes);
+  const std::optional<int64_t> computing_bytes =
+      CheckedSum({estimate->flash_bytes, 2 * kMessageEnvelopeBytes,
+                  listed.held_bytes, copies, message_bytes});
   const std::optional<int64_t> loading_bytes =
       CheckedSum({decoding_bytes, estimate->input_bytes});
   if (!computing_bytes || !loading_bytes) return BytesOutOfRange();
@@ -127,6 +137,12 @@ bool AttentionCall::IsCopied(const AttentionTensors& tensors,
   return tensors.by_role[role].tensor != nullptr &&
          FirstRole(tensors, role) == role &&
          (shared_.inputs[role].region == nullptr || role == kMask);
+}
+
+bool AttentionCall::IsInMessage(const AttentionTensors& tensors,
+                                size_t role) const {
+  return IsCopied(tensors, role) &&
+         tensors.by_role[role].tensor->payload_case() == v1::Tensor::kData;
 }
 
 // What `source` copies sees no other copy on its way in.
@@ -159,8 +175,7 @@ absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
     input_data_[role] = data;
     if (!IsCopied(tensors, role) || ComesInChunks(*tensor)) continue;
     if (part.region != nullptr) {
-      if (part.size_bytes == 0) continue;
-      std::memcpy(data, part.data(), static_cast<size_t>(part.size_bytes));
+      source.AddMemory(part.data(), part.size_bytes, data);
     } else if (tensor->payload_case() == v1::Tensor::kValues) {
       CopyValues(*tensor, data);
     } else {
@@ -334,15 +349,7 @@ absl::Status UnaryCall::Prepare(ReceivedMessage received) {
       break;
   }
   if (!status.ok()) return status;
-  // What computing holds counts a message of tensors, but nothing beside them.
-  if (kind() == PayloadKind::kSharedMemory ||
-      received.size_bytes() - source_.size_bytes() > kMessageEnvelopeBytes) {
-    source_.LoadAll(received);
-    source_.Clear();
-    received = ReceivedMessage();
-  } else {
-    source_.Keep(std::move(received));
-  }
+  source_.Keep(std::move(received));
   return AllocateOutputs();
 }
 

@@ -62,11 +62,12 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // call that is over.
   absl::Status Admit(int64_t message_bytes);
   // Checks the request, reserves the most that the call will hold, and adds to
-  // `source` the tensors whose payload came in the message that was split.
+  // `source` what workers have to copy: the tensors whose payload came in the
+  // message that was split, and what has to be copied of shared memory.
   absl::Status TakeRequest(const AttentionTensors& tensors,
                            const SplitMessage& split, PayloadSource& source);
-  // Once the parsed request is gone, and a message that holds more than
-  // tensors: what is left is what computing holds.
+  // Once the parsed request is gone, and the message where `source` does not
+  // need it: what is left is what computing holds.
   absl::Status AllocateOutputs();
   // Hands the job to the engine, which loads what `source` has, if there is
   // one. The inputs are gone when `done` is called.
@@ -101,6 +102,8 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // and not where it lies in a region. A mask says which keys are seen, so it
   // is read once, where its client cannot write to it any more.
   bool IsCopied(const AttentionTensors& tensors, size_t role) const;
+  // Whether workers copy it from the message that began the call.
+  bool IsInMessage(const AttentionTensors& tensors, size_t role) const;
   // What the method answers, without its data.
   std::vector<ResponseTensor> Answers(const AttentionTensors& tensors) const;
 
@@ -108,6 +111,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   const AttentionMethod method_;
   StopSignal stop_;
   Admission::Reservation reservation_;
+  int64_t message_bytes_ = 0;  // of the one that began the call
   std::optional<AttentionProblem> problem_;
   PayloadKind kind_ = PayloadKind::kData;
   int64_t computing_bytes_ = 0;

@@ -1,6 +1,7 @@
 #include "server/payload_source.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace attnd::server {
 namespace {
@@ -12,12 +13,23 @@ constexpr int64_t kPieceBytes = int64_t{256} << 10;
 }  // namespace
 
 void PayloadSource::Add(const PayloadRange& range, std::byte* to) {
+  AddInPieces({.range = range, .to = to});
+  needs_message_ |= range.size_bytes > 0;
+}
+
+void PayloadSource::AddMemory(const std::byte* from, int64_t size_bytes,
+                              std::byte* to) {
+  AddInPieces({.range = {0, size_bytes}, .to = to, .memory = from});
+}
+
+void PayloadSource::AddInPieces(const Part& part) {
+  const auto& [range, to, memory] = part;
   for (int64_t done = 0; done < range.size_bytes; done += kPieceBytes) {
     pieces_.push_back(
         {{range.offset + done, std::min(kPieceBytes, range.size_bytes - done)},
-         to + done});
+         to + done,
+         memory});
   }
-  size_bytes_ += range.size_bytes;
   before_keys_ = pieces_.size();
 }
 
@@ -29,14 +41,14 @@ void PayloadSource::AddKeysAndValues(const PayloadRange& keys,
   Add(keys, keys_to);
   Add(values, values_to);
   before_keys_ = before_keys;
-  keys_ = {keys, keys_to};
-  values_ = {values, values_to};
+  keys_ = {.range = keys, .to = keys_to};
+  values_ = {.range = values, .to = values_to};
 }
 
 void PayloadSource::Clear() { *this = PayloadSource(); }
 
-void PayloadSource::LoadAll(const ReceivedMessage& received) const {
-  for (const Part& part : pieces_) received.CopyTo(part.range, part.to);
+void PayloadSource::Keep(ReceivedMessage received) {
+  if (needs_message_) received_ = std::move(received);
 }
 
 int64_t PayloadSource::pieces() const {
@@ -45,7 +57,7 @@ int64_t PayloadSource::pieces() const {
 
 void PayloadSource::LoadPiece(int64_t piece) {
   const Part& part = pieces_[static_cast<size_t>(piece)];
-  received_.CopyTo(part.range, part.to);
+  Load(part, 0, part.range.size_bytes);
 }
 
 int64_t PayloadSource::pieces_before_keys() const {
@@ -53,17 +65,22 @@ int64_t PayloadSource::pieces_before_keys() const {
 }
 
 void PayloadSource::LoadKeys(int64_t offset_bytes, int64_t size_bytes) {
-  LoadPart(keys_, offset_bytes, size_bytes);
+  Load(keys_, offset_bytes, size_bytes);
 }
 
 void PayloadSource::LoadValues(int64_t offset_bytes, int64_t size_bytes) {
-  LoadPart(values_, offset_bytes, size_bytes);
+  Load(values_, offset_bytes, size_bytes);
 }
 
-void PayloadSource::LoadPart(const Part& part, int64_t offset_bytes,
-                             int64_t size_bytes) {
-  received_.CopyTo({part.range.offset + offset_bytes, size_bytes},
-                   part.to + offset_bytes);
+void PayloadSource::Load(const Part& part, int64_t offset_bytes,
+                         int64_t size_bytes) const {
+  std::byte* const to = part.to + offset_bytes;
+  const int64_t begin = part.range.offset + offset_bytes;
+  if (part.memory == nullptr) {
+    received_.CopyTo({begin, size_bytes}, to);
+  } else {
+    std::memcpy(to, part.memory + begin, static_cast<size_t>(size_bytes));
+  }
 }
 
 }  // namespace attnd::server

@@ -1,5 +1,5 @@
-// The payloads of a received message on their way to where kernels read them.
-// Knows offsets and addresses, not what lies there.
+// Payloads of a received message, or in shared memory, on their way to where
+// kernels read them. Knows offsets and addresses, not what lies there.
 #ifndef ATTND_SERVER_PAYLOAD_SOURCE_H_
 #define ATTND_SERVER_PAYLOAD_SOURCE_H_
 
@@ -19,18 +19,18 @@ class PayloadSource final : public InputSource {
  public:
   // What `range` covers of the message goes to `to`.
   void Add(const PayloadRange& range, std::byte* to);
+  // So does what lies at `from`, until the job is over.
+  void AddMemory(const std::byte* from, int64_t size_bytes, std::byte* to);
   // The same of the keys and the values, where both are tensors of their own.
   // Nothing is added after them.
   void AddKeysAndValues(const PayloadRange& keys, std::byte* keys_to,
                         const PayloadRange& values, std::byte* values_to);
 
   bool empty() const { return pieces_.empty(); }
-  int64_t size_bytes() const { return size_bytes_; }
 
-  // Either loads everything now, from the message in which all ranges lie,
-  void LoadAll(const ReceivedMessage& received) const;
-  // or keeps that message for a job, until Clear.
-  void Keep(ReceivedMessage received) { received_ = std::move(received); }
+  // Keeps the message in which all ranges lie until Clear, or drops it where
+  // there is none.
+  void Keep(ReceivedMessage received);
   void Clear();
 
   int64_t pieces() const override;
@@ -40,17 +40,19 @@ class PayloadSource final : public InputSource {
   void LoadValues(int64_t offset_bytes, int64_t size_bytes) override;
 
  private:
-  // What goes from an offset in the message to an address.
+  // What goes to an address, from an offset in the message or in memory.
   struct Part {
     PayloadRange range;
     std::byte* to = nullptr;
+    const std::byte* memory = nullptr;
   };
 
-  void LoadPart(const Part& part, int64_t offset_bytes, int64_t size_bytes);
+  void AddInPieces(const Part& part);
+  void Load(const Part& part, int64_t offset_bytes, int64_t size_bytes) const;
 
   ReceivedMessage received_;
+  bool needs_message_ = false;
   std::vector<Part> pieces_;
-  int64_t size_bytes_ = 0;
   size_t before_keys_ = 0;  // pieces
   Part keys_;
   Part values_;

@@ -117,6 +117,7 @@ void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
     const std::lock_guard lock(mutex_);
     let_in = !begun_;
     status = begun_ ? TakeChunk(*received) : TakeHeader(*received);
+    if (let_in && status.ok()) source_.Keep(*std::move(received));
   }
   // Before the next is read, and before its bytes are given back.
   received = ReceivedMessage();
@@ -144,10 +145,13 @@ void StreamCall::OnEnd() {
     Fail(std::move(status));
     return;
   }
-  Submit([this, self = shared_from_this()](absl::Status end,
-                                           const RunStats& stats) {
-    Computed(std::move(end), stats);
-  });
+  Submit(
+      [this, self = shared_from_this()](absl::Status end,
+                                        const RunStats& stats) {
+        source_.Clear();
+        Computed(std::move(end), stats);
+      },
+      source_.empty() ? nullptr : &source_);
 }
 
 void StreamCall::OnWritten(bool ok) {
@@ -174,12 +178,10 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received) {
                       request.has_chunk() ? "a chunk" : "an empty message");
   }
   const AttentionTensors tensors = AttentionTensors::OfStream(request.header());
-  PayloadSource source;
-  if (absl::Status status = TakeRequest(tensors, *split, source);
+  if (absl::Status status = TakeRequest(tensors, *split, source_);
       !status.ok()) {
     return BelowHeader(status);
   }
-  source.LoadAll(received);
   for (size_t i = 0; i < kTensorRoles; ++i) {
     const auto& [path, tensor] = tensors.by_role[i];
     if (tensor == nullptr) continue;

@@ -19,6 +19,7 @@
 #include "server/admission.h"
 #include "server/attention_call.h"
 #include "server/message_stream.h"
+#include "server/payload_source.h"
 #include "server/request_codec.h"
 #include "server/service_context.h"
 #include "server/wire_message.h"
@@ -96,6 +97,7 @@ class StreamCall final : public AttentionCall {
   std::optional<SteadyTime> unread_since_;  // since when a write is outstanding
   bool breaking_ = false;  // the stream is needed for its Break
   bool begun_ = false;     // the header was taken
+  PayloadSource source_;   // of the tensors that came in it
   std::array<Intake, kTensorRoles> intakes_;
   bool busy_ = false;  // a write is outstanding, or the call is finished
   bool header_due_ = false;

@@ -1,13 +1,17 @@
 // A whole forward call without gRPC: bytes in, bytes out, memory counted.
 #include "server/attention_call.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <functional>
 #include <future>
+#include <latch>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +20,8 @@
 #include "google/protobuf/unknown_field_set.h"
 #include "server/estimate.h"
 #include "server/options_codec.h"
+#include "server/shared_region.h"
+#include "tests/server/memfd.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {
@@ -369,7 +375,81 @@ TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
   }
 }
 
-// From the message, or from its copy where most of it is something else.
+// Every worker of an engine, until it goes.
+class BusyWorkers final : private TileJob {
+ public:
+  explicit BusyWorkers(AttentionEngine& engine)
+      : threads_(engine.threads()), began_(engine.threads()) {
+    engine.scheduler().Submit(
+        this, nullptr,
+        [this](const absl::Status&, const JobTimes&) { over_.set_value(); });
+    began_.wait();
+  }
+  ~BusyWorkers() override {
+    go_on_.count_down();
+    over_.get_future().wait();
+  }
+
+ private:
+  std::vector<Phase> Phases() const override {
+    return {{.tasks = threads_, .slots = threads_}};
+  }
+  Slice Run(int64_t, int64_t, int64_t, SliceControl&) override {
+    began_.count_down();
+    go_on_.wait();
+    return Slice::kDone;
+  }
+
+  const int64_t threads_;
+  std::latch began_;
+  std::latch go_on_{1};
+  std::promise<void> over_;
+};
+
+// It is a thread that must not be kept: what is written to a tensor when the
+// call has begun, and before a worker is free, is what is computed with.
+TEST_F(AttentionCallTest, WhoCallsCopiesNothingLarge) {
+  RegionRegistry registry(1 << 30);
+  const auto region = registry.Register(MakeMemfd(1 << 20), 1).value();
+  const ServiceContext context{engine_, admission_, 1LL << 30, 1, &registry};
+  v1::AttentionRequest request;
+  *request.mutable_query() = DataTensor({1000, 64}, 1);
+  *request.mutable_key() = DataTensor({1000, 64}, 2);
+  *request.mutable_value() = DataTensor({1000, 64}, 3);
+  v1::Tensor& mask = *Opt(request).mutable_mask();
+  mask.set_dtype(v1::DATA_TYPE_BOOL);
+  mask.add_shape(1000);
+  mask.add_shape(1000);
+  mask.mutable_shared_memory()->set_handle(region->handle());
+  request.GetReflection()->MutableUnknownFields(&request)->AddLengthDelimited(
+      /*number=*/999, std::string(1 << 20, 'x'));
+  const std::string twos = [] {
+    const std::vector<float> numbers(64000, 2);
+    return std::string(reinterpret_cast<const char*>(numbers.data()),
+                       numbers.size() * sizeof(float));
+  }();
+  std::string bytes = request.SerializeAsString();
+  const size_t value_begin = bytes.find(request.value().data());
+  const auto call = std::make_shared<UnaryCall>(
+      context, AttentionMethod::kAttention, SteadyTime::max());
+  std::promise<Answer> answer;
+  {
+    const BusyWorkers busy(engine_);
+    call->Start(ReceivedMessage({bytes}, nullptr),
+                [&](Answer got) { answer.set_value(std::move(got)); });
+    bytes.replace(value_begin, twos.size(), twos);
+    std::fill_n(region->writable_data(), 1000 * 1000, std::byte{1});
+  }
+  const auto response = Parse(answer.get_future().get());
+  ASSERT_EQ(response.output().data().size(), twos.size());
+  std::vector<float> output(64000);
+  std::memcpy(output.data(), response.output().data().data(), twos.size());
+  // Of twos, where everything is seen; of nothing, where the mask was as it
+  // came.
+  EXPECT_THAT(output, testing::Each(testing::FloatNear(2, 1e-5F)));
+}
+
+// From the message, whatever else is in it.
 TEST_F(AttentionCallTest, WorkersLoadWhatIsLarge) {
   v1::AttentionRequest request;
   *request.mutable_query() = DataTensor({1, 4, 1500, 64}, 1);

@@ -37,18 +37,41 @@ ReceivedMessage Watched(const std::string& bytes,
   return {{absl::string_view(), bytes}, std::move(owner)};
 }
 
-TEST(PayloadSourceTest, LoadsEverythingAtOnce) {
+void LoadAll(PayloadSource& source) {
+  for (int64_t i = 0; i < source.pieces(); ++i) source.LoadPiece(i);
+}
+
+TEST(PayloadSourceTest, LoadsFromAMessageAndFromMemory) {
   const std::string message = Message(20000);
+  const std::string memory = Message(3 * kMiB);
   std::string one(5000, '\0');
   std::string two(1, '\0');
+  std::string three(3 * kMiB - 1, '\0');
   PayloadSource source;
   EXPECT_TRUE(source.empty());
   source.Add({.offset = 77, .size_bytes = 5000}, Bytes(one));
+  source.AddMemory(reinterpret_cast<const std::byte*>(memory.data()) + 1,
+                   3 * kMiB - 1, Bytes(three));
   source.Add({.offset = 19999, .size_bytes = 1}, Bytes(two));
   source.Add({.offset = 20000, .size_bytes = 0}, nullptr);
-  source.LoadAll(InSlices(message, 300, 1));
+  source.Keep(InSlices(message, 300, 1));
+  LoadAll(source);
   EXPECT_EQ(one, message.substr(77, 5000));
   EXPECT_EQ(two, message.substr(19999));
+  EXPECT_TRUE(three == memory.substr(1));
+}
+
+TEST(PayloadSourceTest, KeepsNoMessageThatItDoesNotNeed) {
+  const std::string message = Message(100);
+  const auto gone = std::make_shared<std::atomic<bool>>(false);
+  std::string to(100, '\0');
+  PayloadSource source;
+  source.AddMemory(reinterpret_cast<const std::byte*>(message.data()), 100,
+                   Bytes(to));
+  source.Keep(Watched(message, gone));
+  EXPECT_TRUE(*gone);
+  LoadAll(source);
+  EXPECT_EQ(to, message);
 }
 
 TEST(PayloadSourceTest, LoadsInPiecesOrKeysAndValuesByBytes) {

@@ -423,6 +423,33 @@ TEST_F(StreamCallTest, AClientThatDoesNotReadIsEndedAndGivesBackWhatItHeld) {
   }
 }
 
+// As a message of its own does, and it counts for as long.
+TEST_F(StreamCallTest, AHeaderWithTensorsIsKeptUntilWorkersHaveCopiedThem) {
+  v1::AttentionRequest request;
+  *request.mutable_query() = DataTensor({1000, 64}, 1);
+  *request.mutable_key() = DataTensor({1000, 64}, 2);
+  *request.mutable_value() = DataTensor({1000, 64}, 3);
+  const v1::AttentionResponse expected = Unary(request);
+  std::string bytes = HeaderOf(request).SerializeAsString();
+  FakeStream stream;
+  const auto call = Make(stream);
+  call->Start();
+  ASSERT_TRUE(stream.TakeRead());
+  auto gone = std::make_shared<std::atomic<bool>>(false);
+  call->OnMessage(ReceivedMessage(
+      {bytes}, {bytes.data(), [gone](const void*) { *gone = true; }}));
+  EXPECT_FALSE(*gone);
+  const int64_t tensors_bytes = 4 * 1000 * 64 * 4;
+  EXPECT_GT(admission_.usage().bytes,
+            static_cast<int64_t>(bytes.size()) + tensors_bytes);
+  if (stream.IsWriting() && stream.TakeWrite()) call->OnWritten(true);
+  ASSERT_TRUE(stream.TakeRead());
+  call->OnEnd();
+  EXPECT_TRUE(ReadAll(*call, stream).ok());
+  EXPECT_TRUE(*gone);
+  EXPECT_EQ(Joined(stream.responses).output().data(), expected.output().data());
+}
+
 TEST_F(StreamCallTest, LargeAnswersGoInChunks) {
   v1::AttentionRequest request;
   *request.mutable_query() = DataTensor({9000, 100}, 1);
