@@ -93,8 +93,9 @@ absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
                                           Admission::Reservation& reservation,
                                           google::protobuf::Message& message,
                                           int64_t held_bytes) {
-  // Splitting makes at most 13 bytes of one that came, of which a small message
-  // needs no count before it is split.
+  // Splitting makes at most 13 bytes of one that came. A small message is split
+  // before that is counted: 53 KiB, and 160 while they grow, in as many threads
+  // as gRPC calls from.
   constexpr int64_t kSmallBytes = 4096;
   const auto* type = message.GetDescriptor();
   const int64_t size_bytes = received.size_bytes();
