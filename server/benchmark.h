@@ -4,32 +4,18 @@
 #ifndef ATTND_SERVER_BENCHMARK_H_
 #define ATTND_SERVER_BENCHMARK_H_
 
-#include <cstdint>
 #include <functional>
 #include <system_error>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
-#include "core/attention_problem.h"
 #include "core/tile_scheduler.h"
 #include "server/admission.h"
+#include "server/benchmark_codec.h"
 #include "server/service_context.h"
 
 namespace attnd::server {
-
-// A request that was found good, with every default resolved.
-struct BenchmarkSpec {
-  AttentionProblem problem;
-  AttentionProblem naive_problem;  // the same of F32, which naive computes in
-  int64_t threads = 0;
-  int64_t repetitions = 0;
-};
-
-// Refuses with the field's path; RESOURCE_EXHAUSTED where one request asks for
-// more arithmetic than the server grants.
-absl::StatusOr<BenchmarkSpec> DecodeBenchmark(
-    const v1::BenchmarkRequest& request, const ServiceContext& context);
 
 // What either of a benchmark's threads is refused with where the system starts
 // none: `error` is why.

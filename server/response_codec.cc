@@ -20,7 +20,7 @@ void SetDuration(std::chrono::nanoseconds time,
   duration.set_nanos(static_cast<int32_t>((time - seconds).count()));
 }
 
-v1::DataType WireType(DataType type) {
+v1::DataType EncodeType(DataType type) {
   switch (type) {
     case DataType::kF32:
       return v1::DATA_TYPE_F32;
@@ -33,7 +33,7 @@ v1::DataType WireType(DataType type) {
 }
 
 void Describe(const ResponseTensor& tensor, v1::Tensor& header) {
-  header.set_dtype(WireType(tensor.dtype));
+  header.set_dtype(EncodeType(tensor.dtype));
   header.mutable_shape()->Add(tensor.shape.begin(), tensor.shape.end());
 }
 
