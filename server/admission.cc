@@ -19,11 +19,15 @@ constexpr std::chrono::milliseconds kRetryDelay{100};
 }  // namespace
 
 struct Admission::State {
-  State(int64_t budget, int64_t slots, WorkspacePool* idle_pool)
-      : budget_bytes(budget), max_in_flight(slots), pool(idle_pool) {}
+  State(int64_t budget, int64_t slots, WorkspacePool* idle_pool,
+        std::shared_ptr<MessageQuota> quota)
+      : budget_bytes(budget),
+        max_in_flight(slots),
+        pool(idle_pool),
+        messages(std::move(quota)) {}
 
   // Moves a reservation from `held` to `wanted` bytes; `mutex` is held. Once it
-  // is not, Trim has to make the room that was promised.
+  // is not, MakeRoom has to keep what was promised.
   absl::Status Grow(int64_t held, int64_t wanted) {
     const int64_t used_by_others = used.bytes - held;
     if (wanted <= budget_bytes - used_by_others) {
@@ -40,15 +44,19 @@ struct Admission::State {
     return WithRetryDelay(std::move(refusal), kRetryDelay);
   }
 
-  // Without the mutex, for unmapping half a GiB takes tens of milliseconds.
-  // What grew meanwhile trims for itself before it allocates.
-  void Trim(int64_t used_bytes) {
+  // For what grew to `used_bytes`. Without the mutex, for unmapping half a GiB
+  // takes tens of milliseconds; who grew meanwhile makes its own room before it
+  // allocates.
+  void MakeRoom(int64_t used_bytes) const {
     if (pool != nullptr) pool->TrimTo(budget_bytes - used_bytes);
+    if (messages == nullptr) return;
+    messages->MakeRoom(used_bytes, pool != nullptr ? pool->idle_bytes() : 0);
   }
 
   const int64_t budget_bytes;
   const int64_t max_in_flight;
   WorkspacePool* const pool;
+  const std::shared_ptr<MessageQuota> messages;
   std::mutex mutex;
   std::condition_variable changed;
   Usage used;
@@ -60,12 +68,14 @@ Admission::Reservation& Admission::Reservation::operator=(
     Reservation&& other) noexcept {
   std::swap(state_, other.state_);
   std::swap(bytes_, other.bytes_);
+  std::swap(lent_bytes_, other.lent_bytes_);
   std::swap(has_slot_, other.has_slot_);
   return *this;
 }
 
 Admission::Reservation::~Reservation() {
   if (!state_) return;
+  LendToMessages(0);
   const std::lock_guard lock(state_->mutex);
   state_->used.bytes -= bytes_;
   if (has_slot_) --state_->used.in_flight;
@@ -80,6 +90,16 @@ void Admission::Reservation::LeaveSlot() {
   --state_->used.in_flight;
 }
 
+void Admission::Reservation::LendToMessages(int64_t bytes) {
+  if (state_->messages == nullptr || bytes == lent_bytes_) return;
+  if (bytes > lent_bytes_) {
+    state_->messages->Hold(bytes - lent_bytes_);
+  } else {
+    state_->messages->Drop(lent_bytes_ - bytes);
+  }
+  lent_bytes_ = bytes;
+}
+
 absl::Status Admission::Reservation::GrowTo(int64_t bytes) {
   if (bytes <= bytes_) return absl::OkStatus();
   std::unique_lock lock(state_->mutex);
@@ -88,7 +108,7 @@ absl::Status Admission::Reservation::GrowTo(int64_t bytes) {
   bytes_ = bytes;
   const int64_t used_bytes = state_->used.bytes;
   lock.unlock();
-  state_->Trim(used_bytes);
+  state_->MakeRoom(used_bytes);
   return absl::OkStatus();
 }
 
@@ -100,8 +120,10 @@ void Admission::Reservation::ShrinkTo(int64_t bytes) {
 }
 
 Admission::Admission(int64_t budget_bytes, int64_t max_in_flight,
-                     WorkspacePool* pool)
-    : state_(std::make_shared<State>(budget_bytes, max_in_flight, pool)) {}
+                     WorkspacePool* pool,
+                     std::shared_ptr<MessageQuota> messages)
+    : state_(std::make_shared<State>(budget_bytes, max_in_flight, pool,
+                                     std::move(messages))) {}
 
 absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
   std::unique_lock lock(state_->mutex);
@@ -125,7 +147,7 @@ absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
   ++state_->used.reservations;
   const int64_t used_bytes = state_->used.bytes;
   lock.unlock();
-  state_->Trim(used_bytes);
+  state_->MakeRoom(used_bytes);
   return Reservation(state_, bytes);
 }
 

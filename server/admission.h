@@ -1,6 +1,7 @@
 // Who may come in: a byte budget and a number of requests, kept before memory
 // is allocated. Never waits, so two requests that grow cannot deadlock. Knows
-// no gRPC and no attention, but the pool whose idle memory the budget covers.
+// no gRPC and no attention, but the pool whose idle memory the budget covers,
+// and the messages that arrive beside it.
 #ifndef ATTND_SERVER_ADMISSION_H_
 #define ATTND_SERVER_ADMISSION_H_
 
@@ -12,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/workspace.h"
+#include "server/message_quota.h"
 
 namespace attnd::server {
 
@@ -28,6 +30,7 @@ class Admission {
     Reservation(Reservation&& other) noexcept
         : state_(std::move(other.state_)),
           bytes_(std::exchange(other.bytes_, 0)),
+          lent_bytes_(std::exchange(other.lent_bytes_, 0)),
           has_slot_(std::exchange(other.has_slot_, false)) {}
     Reservation& operator=(Reservation&& other) noexcept;
     ~Reservation();
@@ -40,6 +43,9 @@ class Admission {
     // Before the answer goes: whoever has it finds the slot free. The bytes
     // stay for as long as they are held.
     void LeaveSlot();
+    // Of what is held, `bytes` are for messages that come for this request,
+    // from now until another number is said or the reservation goes.
+    void LendToMessages(int64_t bytes);
     int64_t bytes() const { return bytes_; }
 
    private:
@@ -49,6 +55,7 @@ class Admission {
 
     std::shared_ptr<State> state_;
     int64_t bytes_ = 0;
+    int64_t lent_bytes_ = 0;
     bool has_slot_ = false;
   };
 
@@ -59,10 +66,11 @@ class Admission {
   };
 
   // What is reserved and what lies idle in `pool` together stay within the
-  // budget: idle memory goes when a request needs its room. `pool` must outlive
-  // every reservation; null: none.
+  // budget: idle memory goes when a request needs its room, and so does what
+  // `messages` left. `pool` must outlive every reservation; null: none.
   Admission(int64_t budget_bytes, int64_t max_in_flight,
-            WorkspacePool* pool = nullptr);
+            WorkspacePool* pool = nullptr,
+            std::shared_ptr<MessageQuota> messages = nullptr);
 
   // A slot and `bytes`, or RESOURCE_EXHAUSTED at once; UNAVAILABLE once closed.
   absl::StatusOr<Reservation> Admit(int64_t bytes);

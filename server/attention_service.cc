@@ -62,8 +62,7 @@ class AttentionReactor final : public grpc::ServerUnaryReactor {
         rpc_(rpc),
         call_(std::make_shared<UnaryCall>(context, method, DeadlineOf(rpc))) {}
 
-  void Start(const ByteBuffer* request, ByteBuffer* response) {
-    absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
+  void Start(absl::StatusOr<ReceivedMessage> received, ByteBuffer* response) {
     if (!received.ok()) {
       FinishUnary(this, rpc_, response, log_, received.status());
       return;
@@ -114,8 +113,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
                                               static_cast<MessageSink&>(*this),
                                               DeadlineOf(rpc))) {}
 
-  void Start(const ByteBuffer* request) {
-    const absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
+  void Start(const absl::StatusOr<ReceivedMessage>& received) {
     if (!received.ok()) {
       Finish(received.status());
       return;
@@ -150,9 +148,12 @@ class StreamReactor final
     : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>,
       private MessageStream {
  public:
-  StreamReactor(const ServiceContext& context, CallbackServerContext& rpc)
+  StreamReactor(const ServiceContext& context,
+                std::shared_ptr<MessageQuota> messages,
+                CallbackServerContext& rpc)
       : log_("AttentionStream"),
         rpc_(rpc),
+        messages_(std::move(messages)),
         call_(std::make_shared<StreamCall>(
             context, static_cast<MessageStream&>(*this), DeadlineOf(rpc))) {}
 
@@ -168,7 +169,7 @@ class StreamReactor final
   void OnReadDone(bool ok) override {
     const std::shared_ptr<StreamCall> call = call_;
     if (ok) {
-      call->OnMessage(TakeMessage(&incoming_));
+      call->OnMessage(TakeMessage(&incoming_, messages_));
     } else {
       call->OnEnd();
     }
@@ -196,6 +197,7 @@ class StreamReactor final
 
   CallLog log_;
   CallbackServerContext& rpc_;
+  const std::shared_ptr<MessageQuota> messages_;
   ByteBuffer incoming_;
   ByteBuffer outgoing_;
   const std::shared_ptr<StreamCall> call_;
@@ -216,8 +218,10 @@ using RawBase = v1::AttentionService::WithRawCallbackMethod_Attention<
 
 class RawAttentionService final : public RawBase {
  public:
-  explicit RawAttentionService(const ServiceContext& context)
+  RawAttentionService(const ServiceContext& context,
+                      std::shared_ptr<MessageQuota> messages)
       : context_(context),
+        messages_(std::move(messages)),
         arrivals_(/*budget_bytes=*/0, context.admission.max_in_flight()),
         silence_watch_(context.stream_idle_timeout) {}
 
@@ -258,14 +262,14 @@ class RawAttentionService final : public RawBase {
   }
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
       CallbackServerContext* rpc) override {
-    auto* reactor = new StreamReactor(context_, *rpc);
+    auto* reactor = new StreamReactor(context_, messages_, *rpc);
     reactor->Start(silence_watch_, arrivals_.Admit(0));
     return reactor;
   }
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
       CallbackServerContext* rpc, const ByteBuffer* request) override {
     auto* reactor = new BenchmarkReactor(context_, benchmarks_, *rpc);
-    reactor->Start(request);
+    reactor->Start(TakeMessage(request, messages_));
     return reactor;
   }
 
@@ -276,7 +280,7 @@ class RawAttentionService final : public RawBase {
                                     const ByteBuffer* request,
                                     ByteBuffer* response) {
     auto* reactor = new AttentionReactor(context_, method, name, *rpc);
-    reactor->Start(request, response);
+    reactor->Start(TakeMessage(request, messages_), response);
     return reactor;
   }
 
@@ -287,7 +291,8 @@ class RawAttentionService final : public RawBase {
                                   const ByteBuffer* request,
                                   ByteBuffer* response) {
     auto* reactor = new PlainReactor(name, *rpc);
-    const absl::StatusOr<ReceivedMessage> received = TakeMessage(request);
+    const absl::StatusOr<ReceivedMessage> received =
+        TakeMessage(request, messages_);
     if (received.ok()) {
       reactor->Start(answer(context_, *received), response);
     } else {
@@ -297,6 +302,7 @@ class RawAttentionService final : public RawBase {
   }
 
   const ServiceContext& context_;
+  const std::shared_ptr<MessageQuota> messages_;
   // Of streams whose headers are still to come. Apart from those that were let
   // in, which a drain waits for and who have shown what they are for.
   Admission arrivals_;
@@ -307,8 +313,8 @@ class RawAttentionService final : public RawBase {
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakeAttentionService(
-    const ServiceContext& context) {
-  return std::make_unique<RawAttentionService>(context);
+    const ServiceContext& context, std::shared_ptr<MessageQuota> messages) {
+  return std::make_unique<RawAttentionService>(context, std::move(messages));
 }
 
 }  // namespace attnd::server

@@ -6,14 +6,15 @@
 #include <memory>
 
 #include "grpcpp/impl/codegen/service_type.h"
+#include "server/message_quota.h"
 #include "server/service_context.h"
 
 namespace attnd::server {
 
 // A service that answers from `context`, which must outlive it. Every method
-// is raw: bytes in, bytes out.
+// is raw: bytes in, bytes out. What came in counts for `messages`.
 std::unique_ptr<grpc::Service> MakeAttentionService(
-    const ServiceContext& context);
+    const ServiceContext& context, std::shared_ptr<MessageQuota> messages);
 
 }  // namespace attnd::server
 

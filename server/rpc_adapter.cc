@@ -13,22 +13,37 @@
 
 namespace attnd::server {
 
-absl::StatusOr<ReceivedMessage> TakeMessage(const grpc::ByteBuffer* buffer) {
+namespace {
+
+struct Taken {
+  MessageQuota::Held held;  // goes after the slices
+  std::vector<grpc::Slice> slices;
+};
+
+}  // namespace
+
+absl::StatusOr<ReceivedMessage> TakeMessage(
+    const grpc::ByteBuffer* buffer,
+    const std::shared_ptr<MessageQuota>& quota) {
   // gRPC hands the message in as const, but owns no more than this reference,
   // and holds it until the call is over: too long for a large tensor.
   grpc::ByteBuffer taken;
   taken.Swap(const_cast<grpc::ByteBuffer*>(buffer));
-  auto slices = std::make_shared<std::vector<grpc::Slice>>();
-  if (!taken.Valid() || !taken.Dump(slices.get()).ok()) {
+  std::vector<grpc::Slice> slices;
+  if (!taken.Valid() || !taken.Dump(&slices).ok()) {
     return absl::InternalError("gRPC gave a message that cannot be read");
   }
+  const auto size_bytes = static_cast<int64_t>(taken.Length());
+  taken.Clear();
+  std::shared_ptr<Taken> owner(
+      new Taken{{quota, size_bytes}, std::move(slices)});
   std::vector<absl::string_view> views;
-  views.reserve(slices->size());
-  for (const grpc::Slice& slice : *slices) {
+  views.reserve(owner->slices.size());
+  for (const grpc::Slice& slice : owner->slices) {
     views.emplace_back(reinterpret_cast<const char*>(slice.begin()),
                        slice.size());
   }
-  return ReceivedMessage(std::move(views), std::move(slices));
+  return ReceivedMessage(std::move(views), std::move(owner));
 }
 
 grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces) {

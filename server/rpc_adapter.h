@@ -5,19 +5,23 @@
 #ifndef ATTND_SERVER_RPC_ADAPTER_H_
 #define ATTND_SERVER_RPC_ADAPTER_H_
 
+#include <memory>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/tile_scheduler.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/status.h"
+#include "server/message_quota.h"
 #include "server/wire_message.h"
 
 namespace attnd::server {
 
-// Takes the slices out of `buffer`, which is left empty. INTERNAL where gRPC
-// cannot hand them out.
-absl::StatusOr<ReceivedMessage> TakeMessage(const grpc::ByteBuffer* buffer);
+// Takes the slices out of `buffer`, which is left empty; they count for `quota`
+// while they are there. INTERNAL where gRPC cannot hand them out.
+absl::StatusOr<ReceivedMessage> TakeMessage(
+    const grpc::ByteBuffer* buffer, const std::shared_ptr<MessageQuota>& quota);
 
 // A message that refers to the pieces' bytes; their owners are dropped when
 // gRPC has sent them.

@@ -18,6 +18,7 @@
 #include "proto/transport_arguments.h"
 #include "server/attention_service.h"
 #include "server/listen_address.h"
+#include "server/message_quota.h"
 #include "server/self_test.h"
 #include "server/service_context.h"
 #include "server/shared_region.h"
@@ -52,12 +53,6 @@ class TransportOption final : public grpc::ServerBuilderOption {
       std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>*) override {}
 };
 
-int64_t BudgetOf(const ServerConfig& config) {
-  return config.memory_budget_bytes > 0
-             ? config.memory_budget_bytes
-             : DefaultMemoryBudgetBytes(AvailableMemoryBytes());
-}
-
 absl::StatusOr<std::vector<ListenAddress>> ParseAddresses(
     const std::vector<std::string>& texts) {
   std::vector<ListenAddress> addresses;
@@ -73,15 +68,32 @@ absl::StatusOr<std::vector<ListenAddress>> ParseAddresses(
   return addresses;
 }
 
+// A server's share of memory that code and threads take.
+constexpr int64_t kCodeBytes = 64LL << 20;
+
+std::shared_ptr<MessageQuota> MakeMessageQuota(
+    const MemoryShares& shares,
+    const std::shared_ptr<grpc::ResourceQuota>& of) {
+  return std::make_shared<MessageQuota>(
+      MessageQuota::Limits{
+          .budget_bytes = shares.budget_bytes,
+          .arriving_bytes = shares.arriving_bytes,
+          .kept_bytes = std::max<int64_t>(shares.own_bytes - kCodeBytes, 0)},
+      [of](int64_t bytes) { of->Resize(static_cast<size_t>(bytes)); });
+}
+
 }  // namespace
 
 // Members stand in start order; the reverse shuts down.
 class Server::Impl {
  public:
-  explicit Impl(const ServerConfig& config)
+  Impl(const ServerConfig& config, const MemoryShares& shares)
       : config_(config),
         engine_({.threads = config.threads}),
-        admission_(BudgetOf(config), config.max_in_flight, &engine_.pool()),
+        quota_(std::make_shared<grpc::ResourceQuota>("attnd")),
+        messages_(MakeMessageQuota(shares, quota_)),
+        admission_(shares.budget_bytes, config.max_in_flight, &engine_.pool(),
+                   messages_),
         regions_(config.shm_quota_bytes > 0 ? config.shm_quota_bytes
                                             : admission_.budget_bytes()),
         context_{
@@ -92,7 +104,7 @@ class Server::Impl {
             config.shm_socket.empty() ? nullptr : &regions_,
             std::chrono::duration_cast<std::chrono::nanoseconds>(
                 std::chrono::duration<double>(config.stream_idle_timeout_s))},
-        service_(MakeAttentionService(context_)) {}
+        service_(MakeAttentionService(context_, messages_)) {}
 
   ~Impl() {
     Abort();
@@ -183,12 +195,8 @@ class Server::Impl {
     for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
       builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
     }
-    // It also receives a message to its end before it does: all connections
-    // together may hold what requests may, and one message in any case.
-    grpc::ResourceQuota quota("attnd");
-    quota.Resize(static_cast<size_t>(
-        std::max(admission_.budget_bytes(), 2 * config_.max_message_bytes)));
-    builder.SetResourceQuota(quota);
+    // It also receives a message to its end before it does.
+    builder.SetResourceQuota(*quota_);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
                                MaxStreams(config_));
     // A host that is gone says nothing. A ping a minute finds out, and what its
@@ -228,6 +236,8 @@ class Server::Impl {
 
   const ServerConfig config_;
   AttentionEngine engine_;
+  const std::shared_ptr<grpc::ResourceQuota> quota_;
+  const std::shared_ptr<MessageQuota> messages_;
   Admission admission_;
   RegionRegistry regions_;
   const ServiceContext context_;
@@ -245,7 +255,8 @@ Server::~Server() = default;
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     const ServerConfig& config) {
   try {
-    auto impl = std::make_unique<Impl>(config);
+    auto impl = std::make_unique<Impl>(
+        config, ShareMemory(config, AvailableMemoryBytes()));
     if (absl::Status status = impl->Start(); !status.ok()) return status;
     return std::unique_ptr<Server>(new Server(std::move(impl)));
   } catch (const std::system_error& error) {

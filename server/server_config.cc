@@ -74,7 +74,8 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
       ->check(CLI::Range(kMinMessageLimit, kMaxMessageLimit));
   app.add_option("--memory-budget-bytes", config.memory_budget_bytes,
                  "What all requests together may hold; 0 = the cgroup's limit "
-                 "or the physical memory, less a tenth and at least 256 MiB")
+                 "or the physical memory, less a quarter for what is not let "
+                 "in yet, and a tenth or 256 MiB for the rest")
       ->check(CLI::Range(int64_t{0}, kInt64Max));
   app.add_option("--max-in-flight", config.max_in_flight,
                  "Requests that run and wait; more are refused at once")
@@ -227,11 +228,26 @@ std::vector<std::string> UnknownVariables(const Environment& environment) {
   return unknown;
 }
 
-int64_t DefaultMemoryBudgetBytes(int64_t available_bytes) {
-  constexpr int64_t kMinReserveBytes = 256LL << 20;
-  const int64_t reserve = std::min(
-      std::max(available_bytes / 10, kMinReserveBytes), available_bytes / 2);
-  return available_bytes - reserve;
+MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes) {
+  constexpr int64_t kMinOwnBytes = 256LL << 20;
+  constexpr int64_t kMinArrivingBytes = 64LL << 20;
+  const int64_t largest = config.max_message_bytes;
+  const int64_t most_arriving = std::max(16 * largest, kMinArrivingBytes);
+  if (config.memory_budget_bytes > 0) {
+    return {.budget_bytes = config.memory_budget_bytes,
+            .arriving_bytes = std::max(
+                {std::min(most_arriving, config.memory_budget_bytes / 2),
+                 largest / 4 * 5, kMinArrivingBytes}),
+            .own_bytes = kMinOwnBytes};
+  }
+  const int64_t quarter = available_bytes / 4;
+  MemoryShares shares;
+  shares.own_bytes =
+      std::min(std::max(available_bytes / 10, kMinOwnBytes), quarter);
+  shares.arriving_bytes = std::min(most_arriving, quarter);
+  shares.budget_bytes =
+      available_bytes - shares.own_bytes - shares.arriving_bytes;
+  return shares;
 }
 
 }  // namespace attnd::server

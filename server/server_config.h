@@ -28,7 +28,7 @@ struct ServerConfig {
   int threads = 0;
   // The largest request and response, bytes.
   int64_t max_message_bytes = 256LL << 20;
-  // What all requests together may hold, bytes; 0 = DefaultMemoryBudgetBytes.
+  // What all requests together may hold, bytes; 0 = as ShareMemory says.
   int64_t memory_budget_bytes = 0;
   // Requests that run and wait.
   int64_t max_in_flight = 256;
@@ -70,10 +70,20 @@ std::vector<std::string> OptionNames();
 // Kubernetes sets for a Service named attnd: most likely misspelt.
 std::vector<std::string> UnknownVariables(const Environment& environment);
 
-// What may be held of `available_bytes`: all but a tenth, at least 256 MiB
-// (half, where there is not even 512 MiB), for code, threads, gRPC's buffers
-// and what the allocator keeps.
-int64_t DefaultMemoryBudgetBytes(int64_t available_bytes);
+// What the server's memory is for; the three together are all of it.
+struct MemoryShares {
+  int64_t budget_bytes = 0;    // requests that were let in, by Admission
+  int64_t arriving_bytes = 0;  // messages that are not
+  int64_t own_bytes = 0;       // code, threads, and what malloc keeps
+};
+
+// Of `available_bytes` a tenth is the server's own, at least 256 MiB and at
+// most a quarter. Arriving messages get another quarter, but no more than 16 of
+// the largest take: requests that fill the rest came in no more than that. A
+// budget that `config` names is believed; beside it half as much may arrive, at
+// least one message, which gRPC receives in small pieces once four fifths are
+// taken, and 64 MiB, for the buffers of many connections.
+MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes);
 
 }  // namespace attnd::server
 

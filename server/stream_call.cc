@@ -182,6 +182,7 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received) {
       !status.ok()) {
     return BelowHeader(status);
   }
+  reservation().LendToMessages(kStreamBufferBytes);
   for (size_t i = 0; i < kTensorRoles; ++i) {
     const auto& [path, tensor] = tensors.by_role[i];
     if (tensor == nullptr) continue;
@@ -292,6 +293,7 @@ void StreamCall::Computed(absl::Status status, const RunStats& stats) {
   {
     const std::lock_guard lock(mutex_);
     stats_ = stats;
+    reservation().LendToMessages(0);
     ShrinkToAnswer();
   }
   Pump();

@@ -1,11 +1,12 @@
 """What does not fit is refused before it costs anything."""
 
-import socket
+import contextlib
 
 import grpc
 import numpy as np
 import pytest
 
+from support import http2
 from support.client import Client
 from support.server import Server, open_channel
 
@@ -34,28 +35,12 @@ def test_info_tells_the_limits(tight):
   assert info.max_receive_message_bytes == 2 * MIB
 
 
-def http2_settings(address):
-  """What the server grants a connection, by a setting's number (RFC 9113)."""
-  host, port = address.rsplit(':', 1)
-  with socket.create_connection((host, int(port)), timeout=60) as connection:
-    empty_settings = bytes(3) + b'\x04' + bytes(5)
-    connection.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + empty_settings)
-    with connection.makefile('rb') as frames:
-      while True:
-        head = frames.read(9)
-        payload = frames.read(int.from_bytes(head[:3], 'big'))
-        if head[3] == 4 and not head[4] & 1:
-          break
-  return {int.from_bytes(payload[at:at + 2], 'big'):
-          int.from_bytes(payload[at + 2:at + 6], 'big')
-          for at in range(0, len(payload), 6)}
-
-
 @pytest.mark.parametrize('slots, streams', [(1, 1024), (5000, 10000)])
 def test_a_connection_has_so_many_calls_open(attnd, slots, streams):
   max_concurrent_streams = 3
-  with Server(attnd, f'--max-in-flight={slots}') as server:
-    assert http2_settings(server.tcp)[max_concurrent_streams] == streams
+  with Server(attnd, f'--max-in-flight={slots}') as server, \
+      http2.Connection(server.tcp) as connection:
+    assert connection.settings[max_concurrent_streams] == streams
 
 
 def test_memory_budget(attnd, stubs, refused):
@@ -106,3 +91,41 @@ def test_benchmark_beyond_its_limit(client, refused):
   assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
   assert refusal.field == 'num_vectors'
   assert str(info.max_benchmark_vectors) in refusal.description
+
+
+def peak_mib(server):
+  """The most that the server has held so far."""
+  with open(f'/proc/{server.process.pid}/status', encoding='ascii') as status:
+    (line,) = (l for l in status if l.startswith('VmHWM:'))
+  return int(line.split()[1]) >> 10
+
+
+def test_half_received_messages_and_requests_fit_together(attnd, connect):
+  """What arrives and is not let in has a share of its own, beside requests."""
+  budget, message = 512, 8
+  arriving, own = 16 * message, 256
+  with contextlib.ExitStack() as stack:
+    server = stack.enter_context(Server(
+        attnd, f'--memory-budget-bytes={budget * MIB}',
+        f'--max-message-bytes={message * MIB}'))
+    client = connect(server.tcp)
+    stalled = [stack.enter_context(http2.Connection(server.tcp))
+               for _ in range(budget // message)]
+    for connection in stalled:
+      connection.begin_call('/attnd.v1.AttentionService/Attention',
+                            message * MIB)
+      connection.send_data(bytes(message * MIB - 65536))
+    for connection in stalled:
+      connection.take_frames()
+    going_on = [c for c in stalled if not c.reset]
+    assert arriving // message // 2 < len(going_on) <= arriving // message + 2
+    # Room for others, whose calls gRPC could end as well.
+    for connection in going_on[:3]:
+      connection.close()
+    # Tensors of 480 MiB, all of them touched.
+    events = list(client.stub.Benchmark(client.pb.BenchmarkRequest(
+        num_vectors=1024, dimensions=128, num_heads=240, repetitions=1),
+                                        timeout=300))
+    assert events[-1].HasField('result')
+    assert peak_mib(server) < budget + arriving + own
+    fits(client)

@@ -174,11 +174,41 @@ TEST_F(ServerConfigTest, ReadsItsOwnVariablesOnly) {
   EXPECT_EQ(EnvironmentOf(entries), (Environment{{"ATTND_THREADS", "4"}}));
 }
 
-TEST_F(ServerConfigTest, TheDefaultBudgetLeavesAReserve) {
+TEST_F(ServerConfigTest, MemoryIsSharedOnce) {
   constexpr int64_t kMiB = 1 << 20;
-  EXPECT_EQ(DefaultMemoryBudgetBytes(10'000 * kMiB), 9'000 * kMiB);
-  EXPECT_EQ(DefaultMemoryBudgetBytes(1'000 * kMiB), 744 * kMiB);
-  EXPECT_EQ(DefaultMemoryBudgetBytes(100 * kMiB), 50 * kMiB);
+  struct Case {
+    int64_t available;
+    int64_t budget;
+    int64_t arriving;
+    int64_t own;
+  };
+  const Case cases[] = {{64'000, 53'504, 4'096, 6'400},
+                        {10'000, 6'500, 2'500, 1'000},
+                        {2'000, 1'244, 500, 256},
+                        {1'024, 512, 256, 256},
+                        {100, 50, 25, 25}};
+  for (const Case& expected : cases) {
+    const MemoryShares shares = ShareMemory({}, expected.available * kMiB);
+    EXPECT_EQ(shares.budget_bytes, expected.budget * kMiB);
+    EXPECT_EQ(shares.arriving_bytes, expected.arriving * kMiB);
+    EXPECT_EQ(shares.own_bytes, expected.own * kMiB);
+  }
+  ServerConfig config;
+  const auto arriving_mib = [&](int64_t message_mib, int64_t budget_mib) {
+    config.max_message_bytes = message_mib * kMiB;
+    config.memory_budget_bytes = budget_mib * kMiB;
+    const MemoryShares shares = ShareMemory(config, 10'000 * kMiB);
+    if (budget_mib > 0) {
+      EXPECT_EQ(shares.budget_bytes, budget_mib * kMiB);
+    }
+    return shares.arriving_bytes / kMiB;
+  };
+  EXPECT_EQ(arriving_mib(16, 0), 256);
+  EXPECT_EQ(arriving_mib(1, 0), 64);
+  EXPECT_EQ(arriving_mib(16, 100'000), 256);
+  EXPECT_EQ(arriving_mib(256, 2'000), 1'000);
+  EXPECT_EQ(arriving_mib(256, 8), 320);
+  EXPECT_EQ(arriving_mib(1, 8), 64);
 }
 
 }  // namespace
