@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace attnd::bench {
@@ -123,7 +123,7 @@ class Judge {
   explicit Judge(const Json& run)
       : machine_(run["machine"]), records_(run["records"]) {}
 
-  Json Verdicts() {
+  std::vector<Verdict> Verdicts() {
     for (const Bar& bar : Bars()) Add(bar);
     for (const int head_dim : {64, 128}) AddSixteenBit(head_dim);
     for (const int head_dim : {64, 128}) AddScaling(head_dim);
@@ -133,13 +133,9 @@ class Judge {
  private:
   void Add(const std::string& text, double measured, bool steady, Sign sign,
            double limit) {
-    const bool least = sign == Sign::kAtLeast;
-    verdicts_.push_back(
-        {{"bar", text},
-         {"measured", measured},
-         {"steady", steady},
-         {least ? "at_least" : "at_most", limit},
-         {"meets", least ? measured >= limit : measured <= limit}});
+    Verdict verdict = {.bar = text, .measured = measured, .steady = steady};
+    (sign == Sign::kAtLeast ? verdict.at_least : verdict.at_most) = limit;
+    verdicts_.push_back(std::move(verdict));
   }
 
   void Add(const Bar& bar) {
@@ -216,25 +212,13 @@ class Judge {
 
   const Json& machine_;
   const Json& records_;
-  Json verdicts_ = Json::array();
+  std::vector<Verdict> verdicts_;
 };
 
 }  // namespace
 
-Json JudgeCore(const Json& run) { return Judge(run).Verdicts(); }
-
-void PrintCoreVerdicts(const Json& verdicts) {
-  if (verdicts.empty()) return;
-  std::printf("\n%-64s %8s  %s\n", "bar", "measured", "bar");
-  for (const Json& v : verdicts) {
-    const bool least = v.contains("at_least");
-    std::printf(
-        "%-64s %8.3f  %s %.2f  %s%s\n", v["bar"].get<std::string>().c_str(),
-        v["measured"].get<double>(),
-        least ? ">=" : "<=", v[least ? "at_least" : "at_most"].get<double>(),
-        v["meets"].get<bool>() ? "meets" : "misses",
-        Steady(v) ? "" : ", unsteady");
-  }
+std::vector<Verdict> JudgeCore(const Json& run) {
+  return Judge(run).Verdicts();
 }
 
 }  // namespace attnd::bench

@@ -2,16 +2,16 @@
 #ifndef ATTND_BENCH_CORE_BARS_H_
 #define ATTND_BENCH_CORE_BARS_H_
 
+#include <vector>
+
 #include "bench/records.h"
+#include "bench/verdicts.h"
 
 namespace attnd::bench {
 
-// One object {bar, measured, steady, at_least or at_most, meets} for each bar
-// that `run`, {machine, records}, has the numbers for. Where several records
-// fall under a bar the worst is judged.
-Json JudgeCore(const Json& run);
-
-void PrintCoreVerdicts(const Json& verdicts);
+// One for each bar that `run`, {machine, records}, has the numbers for. Where
+// several records fall under a bar the worst is judged.
+std::vector<Verdict> JudgeCore(const Json& run);
 
 }  // namespace attnd::bench
 

@@ -16,6 +16,7 @@
 #include "bench/core_groups.h"
 #include "bench/core_rounds.h"
 #include "bench/records.h"
+#include "bench/verdicts.h"
 
 namespace attnd::bench {
 namespace {
@@ -99,8 +100,9 @@ int Run(const Flags& flags) {
     }
   }
   if (flags.join) Join(flags.json_path, out["records"]);
-  out["verdicts"] = JudgeCore(out);
-  PrintCoreVerdicts(out["verdicts"]);
+  const std::vector<Verdict> verdicts = JudgeCore(out);
+  PrintVerdicts(verdicts);
+  out["verdicts"] = VerdictRecords(verdicts);
   if (!flags.json_path.empty() && !WriteJson(out, flags.json_path)) return 1;
   if (broken) {
     std::cerr << "core_bench: a case exceeds the FMA peak by over 3 %; the "

@@ -57,8 +57,8 @@ double MeasureClock() {
 }
 
 // One case of a group.
-struct Contestant {
-  Contestant(const Case& of, AttentionEngine& by)
+struct TimedCase {
+  TimedCase(const Case& of, AttentionEngine& by)
       : c(of),
         engine(by),
         problem(ProblemOf(of)),
@@ -107,22 +107,22 @@ struct Contestant {
   double other_limit = 0;  // the one that does not bound it, measured once
 };
 
-// One burst of a contestant, between two measurements of what bounds it.
+// One burst of a case, between two measurements of what bounds it.
 struct Turn {
   double seconds = 0;  // of a call
   double bound = 0;    // operations or bytes a second, the mean of both
   bool kept_pace = false;
 };
 
-// The shares of one contestant, one a round.
+// The shares of one case, one a round.
 struct Shares {
   std::vector<double> seconds, peaks, streams, peak_ratios, stream_ratios;
 };
 
-using Contestants = std::vector<std::unique_ptr<Contestant>>;
-using Round = std::vector<Turn>;  // a turn for each contestant
+using TimedCases = std::vector<std::unique_ptr<TimedCase>>;
+using Round = std::vector<Turn>;  // a turn for each case
 
-Shares SharesOf(const Contestant& it, size_t index,
+Shares SharesOf(const TimedCase& it, size_t index,
                 const std::vector<Round>& rounds) {
   Shares shares;
   for (const Round& round : rounds) {
@@ -139,7 +139,7 @@ Shares SharesOf(const Contestant& it, size_t index,
   return shares;
 }
 
-Json RecordFor(const Contestant& it, const Shares& shares) {
+Json RecordFor(const TimedCase& it, const Shares& shares) {
   const double time = Median(shares.seconds);
   const int64_t held = it.c.pass == Case::Pass::kNaive
                            ? it.estimate.naive_bytes
@@ -163,8 +163,8 @@ Json RecordFor(const Contestant& it, const Shares& shares) {
 
 // `relative`: speed over that of the group's first case, in operations a
 // second; of another number of threads, in shares of peak.
-void Compare(const Contestant& first, const Shares& first_shares,
-             const Contestant& other, const Shares& shares, Json& first_record,
+void Compare(const TimedCase& first, const Shares& first_shares,
+             const TimedCase& other, const Shares& shares, Json& first_record,
              Json& record) {
   const bool by_share = first.c.threads != other.c.threads;
   std::vector<double> relative, inverse;
@@ -189,26 +189,25 @@ class CoreRounds::Impl {
   explicit Impl(const Sampling& sampling) : sampling_(sampling) {}
 
   std::vector<Json> Measure(const Group& group) {
-    Contestants contestants;
+    TimedCases cases;
     for (const Case& c : group) {
       AttentionEngine& engine = EngineOf(c);
-      contestants.push_back(std::make_unique<Contestant>(c, engine));
-      contestants.back()->other_limit =
+      cases.push_back(std::make_unique<TimedCase>(c, engine));
+      cases.back()->other_limit =
           c.ReadsMost() ? FmaPeak(engine) : stream_.Measure(engine.scheduler());
     }
     bool steady = true;
-    const std::vector<Round> rounds = Rounds(contestants, steady);
+    const std::vector<Round> rounds = Rounds(cases, steady);
     std::vector<Json> records;
     Shares first;
-    for (size_t i = 0; i < contestants.size(); ++i) {
-      Shares shares = SharesOf(*contestants[i], i, rounds);
-      records.push_back(RecordFor(*contestants[i], shares));
+    for (size_t i = 0; i < cases.size(); ++i) {
+      Shares shares = SharesOf(*cases[i], i, rounds);
+      records.push_back(RecordFor(*cases[i], shares));
       records.back()["steady"] = steady;
       if (i == 0) {
         first = std::move(shares);
       } else {
-        Compare(*contestants[0], first, *contestants[i], shares, records[0],
-                records[i]);
+        Compare(*cases[0], first, *cases[i], shares, records[0], records[i]);
       }
     }
     return records;
@@ -216,9 +215,9 @@ class CoreRounds::Impl {
 
  private:
   // Those in which the machine kept its pace, or all where they are too few.
-  std::vector<Round> Rounds(const Contestants& contestants, bool& steady) {
+  std::vector<Round> Rounds(const TimedCases& cases, bool& steady) {
     const double budget =
-        sampling_.seconds_per_case * static_cast<double>(contestants.size());
+        sampling_.seconds_per_case * static_cast<double>(cases.size());
     const auto at_least = static_cast<size_t>(sampling_.min_rounds);
     std::vector<Round> kept, others;
     double spent = 0;  // in bursts that count
@@ -229,7 +228,7 @@ class CoreRounds::Impl {
       Round round;
       double seconds = 0;
       bool keeps = true;
-      for (const auto& it : contestants) {
+      for (const auto& it : cases) {
         round.push_back(TakeTurn(*it, patience));
         seconds += round.back().seconds * it->burst;
         keeps = keeps && round.back().kept_pace;
@@ -243,7 +242,7 @@ class CoreRounds::Impl {
   }
 
   // Again while `patience` lasts: seconds, less what was waited for in vain.
-  Turn TakeTurn(const Contestant& it, double& patience) {
+  Turn TakeTurn(const TimedCase& it, double& patience) {
     for (;;) {
       const Turn turn = TryTurn(it, patience);
       if (turn.kept_pace || patience <= 0) return turn;
@@ -253,7 +252,7 @@ class CoreRounds::Impl {
 
   // Waits for AMX where it uses that. AMX is looked at next to the burst, for
   // its spells begin and end at any time.
-  Turn TryTurn(const Contestant& it, double& patience) {
+  Turn TryTurn(const TimedCase& it, double& patience) {
     const double before = Bound(it);
     bool at_pace = AwaitAmx(it, before, patience);
     const double seconds = it.Burst();
@@ -265,12 +264,12 @@ class CoreRounds::Impl {
             .kept_pace = at_pace && high < (1 + kDrift) * low};
   }
 
-  double Bound(const Contestant& it) {
+  double Bound(const TimedCase& it) {
     return it.c.ReadsMost() ? stream_.Measure(it.engine.scheduler())
                             : FmaPeak(it.engine);
   }
 
-  bool AwaitAmx(const Contestant& it, double fma_peak, double& patience) {
+  bool AwaitAmx(const TimedCase& it, double fma_peak, double& patience) {
     const Clock::time_point start = Clock::now();
     bool at_pace = AmxAtPace(it, fma_peak);
     while (!at_pace && SecondsSince(start) < patience) {
@@ -281,7 +280,7 @@ class CoreRounds::Impl {
   }
 
   // True of what does not use AMX.
-  bool AmxAtPace(const Contestant& it, double fma_peak) {
+  bool AmxAtPace(const TimedCase& it, double fma_peak) {
     if (!it.of_amx()) return true;
     const int threads = it.c.threads;
     const double rate = MeasureAmxRate(it.engine.scheduler());

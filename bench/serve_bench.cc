@@ -27,6 +27,7 @@
 #include "bench/serving_case.h"
 #include "bench/serving_memory.h"
 #include "bench/socket_copy.h"
+#include "bench/verdicts.h"
 
 namespace attnd::bench {
 namespace {
@@ -336,34 +337,6 @@ class Bench {
   std::vector<Json> records_;
 };
 
-Json PrintVerdicts(const std::vector<Verdict>& verdicts) {
-  Json json = Json::array();
-  if (verdicts.empty()) return json;
-  std::printf("\n%-42s %-5s %8s  %s\n", "bar", "over", "measured", "bar");
-  for (const Verdict& v : verdicts) {
-    std::string bar;
-    Json record = {
-        {"bar", v.bar}, {"transport", v.transport}, {"measured", v.measured}};
-    char text[32];
-    if (v.at_least) {
-      record["at_least"] = *v.at_least;
-      std::snprintf(text, sizeof(text), ">= %.2f ", *v.at_least);
-      bar += text;
-    }
-    if (v.at_most) {
-      record["at_most"] = *v.at_most;
-      std::snprintf(text, sizeof(text), "<= %.2f ", *v.at_most);
-      bar += text;
-    }
-    record["meets"] = v.meets();
-    std::printf("%-42s %-5s %8.2f  %-16s %s\n", v.bar.c_str(),
-                v.transport.c_str(), v.measured, bar.c_str(),
-                v.meets() ? "meets" : "misses");
-    json.push_back(std::move(record));
-  }
-  return json;
-}
-
 int Run(const Flags& flags) {
   const auto wanted = [&](const std::string& name) {
     return name.find(flags.filter) != std::string::npos;
@@ -395,7 +368,9 @@ int Run(const Flags& flags) {
     std::printf("\nmemory of the server\n");
     bench.MeasureMemory();
   }
-  out["verdicts"] = PrintVerdicts(Judge(bench.records()));
+  const std::vector<Verdict> verdicts = JudgeServing(bench.records());
+  PrintVerdicts(verdicts);
+  out["verdicts"] = VerdictRecords(verdicts);
   out["records"] = bench.records();
   if (!flags.json_path.empty() && !WriteJson(out, flags.json_path)) return 1;
   return 0;

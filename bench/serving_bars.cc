@@ -1,6 +1,7 @@
 #include "bench/serving_bars.h"
 
 #include <optional>
+#include <string>
 
 namespace attnd::bench {
 namespace {
@@ -30,7 +31,7 @@ class Finder {
 
 }  // namespace
 
-std::vector<Verdict> Judge(const std::vector<Json>& records) {
+std::vector<Verdict> JudgeServing(const std::vector<Json>& records) {
   const Finder finder(records);
   std::vector<Verdict> verdicts;
   using Number = std::optional<double>;
@@ -39,7 +40,11 @@ std::vector<Verdict> Judge(const std::vector<Json>& records) {
                          Number over, Number under, Number at_least,
                          Number at_most) {
     if (!over || !under || *under <= 0) return;
-    verdicts.push_back({bar, transport, *over / *under, at_least, at_most});
+    verdicts.push_back({.bar = bar,
+                        .transport = transport,
+                        .measured = *over / *under,
+                        .at_least = at_least,
+                        .at_most = at_most});
   };
   const std::string rate = "payload_gbytes_per_s";
   const std::vector<std::string> payloads = {"payload_1_mib", "payload_4_mib",

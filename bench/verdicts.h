@@ -1,0 +1,32 @@
+// What a run is held to, and whether it holds: for people and for records.
+#ifndef ATTND_BENCH_VERDICTS_H_
+#define ATTND_BENCH_VERDICTS_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/records.h"
+
+namespace attnd::bench {
+
+struct Verdict {
+  std::string bar;
+  std::string transport = {};  // none where the bar is the core's
+  double measured = 0;
+  std::optional<double> at_least = {};
+  std::optional<double> at_most = {};
+  bool steady = true;  // whether the machine kept its pace meanwhile
+
+  bool meets() const {
+    return measured >= at_least.value_or(measured) &&
+           measured <= at_most.value_or(measured);
+  }
+};
+
+void PrintVerdicts(const std::vector<Verdict>& verdicts);
+Json VerdictRecords(const std::vector<Verdict>& verdicts);
+
+}  // namespace attnd::bench
+
+#endif  // ATTND_BENCH_VERDICTS_H_
