@@ -100,7 +100,7 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
   entry.kv_len = kv_len;
   entry.direct = seeing_rows <= MaxDirectRows(params, machine);
   // Tiles of nearly equal numbers of rows, in whole microkernels.
-  const int64_t most_rows = MaxRowsOfTile(products, rows);
+  const int64_t most_rows = MaxRowsOfTile(products, seeing_rows);
   entry.q_tiles = CeilDiv(rows, most_rows);
   entry.tile_q = CeilDiv(rows, entry.q_tiles);
   if (entry.q_tiles > 1) entry.tile_q = RoundUp(entry.tile_q, geometry.rows);

@@ -74,18 +74,30 @@ TEST(KernelPlanTest, TilesDependOnNeitherBatchNorHeads) {
   EXPECT_EQ(one.variant, many.variant);
 }
 
-// Padding, and what else is in a ragged batch, must not change an entry's part.
+// Padding, and what else is in a batch, must not change an entry's part.
 TEST(KernelPlanTest, AnEntryIsPlannedByItsOwnLengths) {
-  const KernelPlan alone = MakeKernelPlan(Problem(1, 2, 1, 8, 5000, 64), kWide);
-  const KernelPlan padded = MakeKernelPlan(
-      Problem(2, 2, 1, 300, 9000, 64,
-              {.query_lengths = {8, 300}, .key_lengths = {5000, 9000}}),
-      kWide);
-  EXPECT_TRUE(alone.Entry(0).direct);
-  EXPECT_TRUE(padded.Entry(0).direct);
-  EXPECT_EQ(alone.Entry(0).splits, padded.Entry(0).splits);
-  EXPECT_FALSE(padded.Entry(1).direct);
-  EXPECT_EQ(padded.variant, "tiled+direct");
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512,
+                        Isa::kAvx512Bf16, Isa::kAmxBf16}) {
+    MachineInfo machine = kWide;
+    machine.isa = isa;
+    for (const int64_t rows : {1, 8, 50, 100, 200, 600, 1100}) {
+      for (const int64_t keys : {300, 5000}) {
+        SCOPED_TRACE(::testing::Message() << IsaName(isa) << ", " << rows
+                                          << " rows, " << keys << " keys");
+        const KernelPlan alone =
+            MakeKernelPlan(Problem(1, 2, 1, rows, keys, 64), machine);
+        const KernelPlan padded = MakeKernelPlan(
+            Problem(
+                2, 2, 1, 2048, 9000, 64,
+                {.query_lengths = {rows, 2048}, .key_lengths = {keys, 9000}}),
+            machine);
+        EXPECT_EQ(alone.Entry(0).direct, padded.Entry(0).direct);
+        EXPECT_EQ(alone.Entry(0).splits, padded.Entry(0).splits);
+        EXPECT_FALSE(padded.Entry(1).direct);
+        EXPECT_EQ(padded.variant.ends_with("+direct"), alone.Entry(0).direct);
+      }
+    }
+  }
 }
 
 TEST(KernelPlanTest, EveryTaskIsOnePartOfOneEntry) {
