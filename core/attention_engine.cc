@@ -68,8 +68,9 @@ MachineInfo ChooseMachine(const EngineOptions& options) {
 }  // namespace
 
 // One call: first what is still to be loaded, then its tiles, then what joins
-// them. Keys and values that are packed are loaded right before, by the worker
-// that packs them: it finds them in its cache then.
+// them, then the rows that are in none. Keys and values that are packed are
+// loaded right before, by the worker that packs them: it finds them in its
+// cache then.
 class AttentionEngine::Job : public TileJob {
  public:
   Job(AttentionProblem problem, KernelPlan plan,
@@ -95,7 +96,8 @@ class AttentionEngine::Job : public TileJob {
                                : source_->pieces();
     return {{.tasks = pieces, .slots = threads_},
             {.tasks = plan_.tile_tasks, .slots = plan_.Slots(threads_)},
-            {.tasks = plan_.merge_tasks, .slots = threads_}};
+            {.tasks = plan_.merge_tasks, .slots = threads_},
+            {.tasks = plan_.padding_tasks, .slots = threads_}};
   }
 
   Slice Run(int64_t phase, int64_t task, int64_t slot,
@@ -106,8 +108,11 @@ class AttentionEngine::Job : public TileJob {
         return Slice::kDone;
       case 1:
         return kernel_.run_tile(flash_, task, flash_.Slot(slot), control);
-      default:
+      case 2:
         kernel_.merge(flash_, task);
+        return Slice::kDone;
+      default:
+        flash_.WritePadding(task);
         return Slice::kDone;
     }
   }

@@ -10,6 +10,9 @@
 namespace attnd {
 namespace {
 
+// Of output that one padding task writes: tens of microseconds.
+constexpr int64_t kPaddingBytes = int64_t{1} << 18;
+
 // What tiled entries multiply on.
 struct Products {
   Isa isa;
@@ -92,21 +95,20 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
   const Products products = ChooseProducts(params, machine);
   const Geometry geometry = GeometryOf(products.isa);
   EntryPlan entry;
-  const int64_t rows = params.HeadsPerGroup() * of.q_len;
+  entry.padding_rows = params.num_q_heads * (of.q_len - of.q_seeing);
+  const int64_t rows = params.HeadsPerGroup() * of.q_seeing;
   if (rows == 0) return entry;
-  // Rows of padding are answered, but must not change how others are.
-  const int64_t seeing_rows = params.HeadsPerGroup() * of.q_seeing;
   const int64_t kv_len = of.kv_len;
   entry.kv_len = kv_len;
-  entry.direct = seeing_rows <= MaxDirectRows(params, machine);
+  entry.direct = rows <= MaxDirectRows(params, machine);
   // Tiles of nearly equal numbers of rows, in whole microkernels.
-  const int64_t most_rows = MaxRowsOfTile(products, seeing_rows);
+  const int64_t most_rows = MaxRowsOfTile(products, rows);
   entry.q_tiles = CeilDiv(rows, most_rows);
   entry.tile_q = CeilDiv(rows, entry.q_tiles);
   if (entry.q_tiles > 1) entry.tile_q = RoundUp(entry.tile_q, geometry.rows);
   entry.q_tiles = CeilDiv(rows, entry.tile_q);
   // One tile would be one task, however many keys it has.
-  if (seeing_rows <= most_rows) {
+  if (entry.q_tiles == 1) {
     entry.splits =
         std::max<int64_t>(1, CeilDiv(kv_len, KernelPlan::kKeysPerSplit));
   }
@@ -115,12 +117,13 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
 }
 
 KernelPlan::Table::Counts KernelPlan::CountsOf(const EntryPlan& entry,
-                                               int64_t kv_heads) {
+                                               int64_t kv_heads) const {
   const int64_t tiles = kv_heads * entry.q_tiles;
   const bool splits = entry.splits > 1;
   Table::Counts counts{};
   counts[kTile] = tiles * entry.splits;
   counts[kMerge] = splits ? tiles : 0;
+  counts[kPadding] = CeilDiv(entry.padding_rows, rows_per_padding_task_);
   counts[kPackedHead] = entry.packed_keys > 0 ? kv_heads : 0;
   counts[kPartial] = splits ? tiles * entry.splits : 0;
   return counts;
@@ -158,6 +161,15 @@ TileTask KernelPlan::Merge(int64_t task) const {
           .split = 0};
 }
 
+PaddingTask KernelPlan::Padding(int64_t task) const {
+  const auto [entry, index] = table_.Locate(kPadding, task);
+  const int64_t first = index * rows_per_padding_task_;
+  return {.entry = entry,
+          .first = first,
+          .last = std::min(first + rows_per_padding_task_,
+                           Entry(entry).padding_rows)};
+}
+
 int64_t KernelPlan::PackedHeads(int64_t threads) const {
   return std::min(table_.Total(kPackedHead), Slots(threads));
 }
@@ -190,6 +202,8 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   const Geometry geometry = GeometryOf(products.isa);
   KernelPlan plan;
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
+  plan.rows_per_padding_task_ = std::max<int64_t>(
+      1, kPaddingBytes / (params.v_head_dim * SizeOf(params.output_dtype)));
   plan.uniform_ = mask.uniform();
 
   bool any_tiled = false;
@@ -212,14 +226,14 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                          std::max<int64_t>(1, entry.q_tiles), entry.splits});
     if (!overflow) {
       plan.table_ = KernelPlan::Table(
-          params.batch, KernelPlan::CountsOf(entry, params.num_kv_heads));
+          params.batch, plan.CountsOf(entry, params.num_kv_heads));
     }
   } else {
     std::vector<KernelPlan::Table::Counts> counts;
     std::vector<int64_t> work;
     for (int64_t b = 0; b < params.batch; ++b) {
       const BatchEntry entry = mask.Entry(b);
-      counts.push_back(KernelPlan::CountsOf(add(entry), params.num_kv_heads));
+      counts.push_back(plan.CountsOf(add(entry), params.num_kv_heads));
       work.push_back(entry.VisiblePairs());
     }
     plan.table_ = KernelPlan::Table(counts, work);
@@ -227,6 +241,7 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.tile_q = std::max<int64_t>(plan.tile_q, 1);
   plan.tile_tasks = plan.table_.Total(KernelPlan::kTile);
   plan.merge_tasks = plan.table_.Total(KernelPlan::kMerge);
+  plan.padding_tasks = plan.table_.Total(KernelPlan::kPadding);
 
   plan.isa = any_tiled ? products.isa : F32Isa(machine.isa);
   plan.parts = any_tiled ? products.parts : 1;

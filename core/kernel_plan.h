@@ -21,7 +21,8 @@ struct EntryPlan {
   bool direct = false;
   int64_t kv_len = 0;
   // Query rows in a tile. The heads of a GQA group that share a kv head are
-  // rows of one matrix, so a tile may hold rows of several heads.
+  // rows of one matrix, so a tile may hold rows of several heads. Rows of
+  // padding are in none.
   int64_t tile_q = 1;
   int64_t q_tiles = 0;  // of one kv head
   // Pieces that a tile's keys are cut into, each a task; their partial results
@@ -29,6 +30,7 @@ struct EntryPlan {
   int64_t splits = 1;
   // Keys of one kv head that are packed, in whole sums; 0 where direct.
   int64_t packed_keys = 0;
+  int64_t padding_rows = 0;  // of all query heads, which see nothing
 
   friend bool operator==(const EntryPlan&, const EntryPlan&) = default;
 };
@@ -41,6 +43,12 @@ struct PackTask {
 // One tile, or one split of it.
 struct TileTask {
   int64_t entry, kv_head, tile, split;
+};
+
+// Rows of padding first <= r < last of one entry, those of a query head behind
+// those of the one before it.
+struct PaddingTask {
+  int64_t entry, first, last;
 };
 
 // Immutable once made.
@@ -66,6 +74,7 @@ class KernelPlan {
   int64_t tile_kv = 0;     // keys in a tile
   int64_t tile_tasks = 0;  // of the whole job, as all that follow
   int64_t merge_tasks = 0;
+  int64_t padding_tasks = 0;
   // Of the longest kv head: its keys; and its place in memory, with a line of
   // its own, keys and values.
   int64_t packed_keys_bytes = 0;
@@ -74,11 +83,13 @@ class KernelPlan {
   int64_t packing_bytes = 0;  // how far kv heads are packed
   int64_t slot_bytes = 0;     // one tile in progress
 
-  // Which part of the work a task number stands for: below tile_tasks and
-  // merge_tasks. Tiles of the heaviest entries come first, and of a kv head
-  // those that see most. A merge is of a whole tile: its split is 0.
+  // Which part of the work a task number stands for: below tile_tasks,
+  // merge_tasks and padding_tasks. Tiles of the heaviest entries come first,
+  // and of a kv head those that see most. A merge is of a whole tile: its split
+  // is 0.
   TileTask Tile(int64_t task) const;
   TileTask Merge(int64_t task) const;
+  PaddingTask Padding(int64_t task) const;
 
   // Pieces in which the keys of one kv head are packed, whichever tile comes
   // first; 0 where they are not.
@@ -111,11 +122,12 @@ class KernelPlan {
   friend KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                    const MachineInfo& machine);
 
-  enum Kind : size_t { kTile, kMerge, kPackedHead, kPartial, kKinds };
+  enum Kind : size_t { kTile, kMerge, kPadding, kPackedHead, kPartial, kKinds };
   using Table = EntryTable<kKinds>;
 
-  static Table::Counts CountsOf(const EntryPlan& entry, int64_t kv_heads);
+  Table::Counts CountsOf(const EntryPlan& entry, int64_t kv_heads) const;
 
+  int64_t rows_per_padding_task_ = 1;
   bool uniform_ = true;
   std::vector<EntryPlan> entries_;  // one for all where uniform
   Table table_;

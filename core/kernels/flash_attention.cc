@@ -44,6 +44,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
+#include <limits>
 
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/geometry.h"
@@ -71,7 +73,7 @@ void Merge(const FlashJob& job, int64_t task) {
   const AttentionParams& params = job.params;
   const TileTask tile = job.plan.Merge(task);
   const EntryPlan& plan = job.plan.Entry(tile.entry);
-  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  const BatchEntry entry = job.SeeingEntry(tile.entry);
   const PartialLayout layout =
       PartialLayout::Of(job.plan.tile_q, params.v_head_dim);
   const float c = ScaleLog2(params);
@@ -242,6 +244,23 @@ FlashJob::FlashJob(const AttentionProblem& of_problem,
   }
   partials = carver.Take<float>(plan.partial_bytes);
   slots = carver.Take<std::byte>(0);
+}
+
+void FlashJob::WritePadding(int64_t task) const {
+  const PaddingTask rows = plan.Padding(task);
+  const BatchEntry entry = problem.mask().Entry(rows.entry);
+  const int64_t rows_of_head = entry.q_len - entry.q_seeing;
+  const int64_t bytes = SizeOf(params.output_dtype);
+  for (int64_t r = rows.first; r < rows.last; ++r) {
+    const int64_t head = r / rows_of_head;
+    const int64_t row = entry.q_begin + entry.q_seeing + r % rows_of_head;
+    std::memset(output.RowBytes(bytes, entry.batch, head, row), 0,
+                static_cast<size_t>(params.v_head_dim * bytes));
+    if (lse.data == nullptr) continue;
+    *lse.Row(entry.batch, head, row) =
+        params.has_sinks ? problem.sink_logits()[static_cast<size_t>(head)]
+                         : -std::numeric_limits<float>::infinity();
+  }
 }
 
 void FlashJob::Load(const PackTask& task) const {

@@ -32,6 +32,16 @@ struct FlashJob {
     return reinterpret_cast<float*>(slots + slot * plan.slot_bytes);
   }
 
+  // Batch entry `index` without its rows of padding, which are in no tile.
+  BatchEntry SeeingEntry(int64_t index) const {
+    BatchEntry entry = problem.mask().Entry(index);
+    entry.q_len = entry.q_seeing;
+    return entry;
+  }
+
+  // Writes output and lse of the rows of a padding task.
+  void WritePadding(int64_t task) const;
+
   // Brings what a packing task reads from the source to the inputs.
   void Load(const PackTask& task) const;
 

@@ -154,7 +154,7 @@ class Tile {
         plan_(job.plan),
         task_(task),
         entry_plan_(plan_.Entry(task.entry)),
-        entry_(job.problem.mask().Entry(task.entry)),
+        entry_(job.SeeingEntry(task.entry)),
         layout_(SlotLayout::Of(kGeometry, {.tile_q = plan_.tile_q,
                                            .tile_kv = plan_.tile_kv,
                                            .head_dim = params_.head_dim,

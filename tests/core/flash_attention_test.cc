@@ -71,6 +71,7 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
       ++done;
     }
     for (int64_t t = 0; t < plan.merge_tasks; ++t) kernel.merge(job, t);
+    for (int64_t t = 0; t < plan.padding_tasks; ++t) job.WritePadding(t);
   }
 
   void Compute(AttentionCase& c, bool yield = false) const {

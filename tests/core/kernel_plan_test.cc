@@ -1,5 +1,6 @@
 #include "core/kernel_plan.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -8,10 +9,13 @@
 #include <utility>
 #include <vector>
 
+#include "core/checked_math.h"
 #include "core/kernels/geometry.h"
 
 namespace attnd {
 namespace {
+
+using ::testing::ElementsAre;
 
 constexpr MachineInfo kWide = {.isa = Isa::kAvx512, .l2_bytes = 1 << 20};
 
@@ -91,13 +95,36 @@ TEST(KernelPlanTest, AnEntryIsPlannedByItsOwnLengths) {
                 2, 2, 1, 2048, 9000, 64,
                 {.query_lengths = {rows, 2048}, .key_lengths = {keys, 9000}}),
             machine);
-        EXPECT_EQ(alone.Entry(0).direct, padded.Entry(0).direct);
-        EXPECT_EQ(alone.Entry(0).splits, padded.Entry(0).splits);
+        EntryPlan entry = padded.Entry(0);
+        EXPECT_EQ(std::exchange(entry.padding_rows, 0), 2 * (2048 - rows));
+        EXPECT_EQ(alone.Entry(0), entry);
         EXPECT_FALSE(padded.Entry(1).direct);
         EXPECT_EQ(padded.variant.ends_with("+direct"), alone.Entry(0).direct);
       }
     }
   }
+}
+
+// A batch's longest entry makes no work for the others.
+TEST(KernelPlanTest, RowsOfPaddingAreInNoTile) {
+  const KernelPlan plan = MakeKernelPlan(
+      Problem(3, 8, 2, 4096, 131072, 128, {.query_lengths = {4096, 1, 0}}),
+      kWide);
+  const int64_t tiles = CeilDiv(2 * 4096, 96);
+  EXPECT_EQ(plan.tile_tasks, 8 * (tiles + 32));
+  EXPECT_EQ(plan.merge_tasks, 8);
+  // Each once, a task some of them.
+  std::vector<int64_t> next(3);
+  EXPECT_GT(plan.padding_tasks, 16 * 2);
+  for (int64_t task = 0; task < plan.padding_tasks; ++task) {
+    const PaddingTask rows = plan.Padding(task);
+    int64_t& begin = next[static_cast<size_t>(rows.entry)];
+    EXPECT_EQ(rows.first, begin);
+    EXPECT_GT(rows.last, rows.first);
+    EXPECT_LE(rows.last, rows.first + 512);
+    begin = rows.last;
+  }
+  EXPECT_THAT(next, ElementsAre(0, 16 * 4095, 16 * 4096));
 }
 
 TEST(KernelPlanTest, EveryTaskIsOnePartOfOneEntry) {
