@@ -125,7 +125,10 @@ KernelPlan::Table::Counts KernelPlan::CountsOf(const EntryPlan& entry,
   counts[kMerge] = splits ? tiles : 0;
   counts[kPadding] = CeilDiv(entry.padding_rows, rows_per_padding_task_);
   counts[kPackedHead] = entry.packed_keys > 0 ? kv_heads : 0;
-  counts[kPartial] = splits ? tiles * entry.splits : 0;
+  counts[kPartialWord] =
+      splits ? tiles * entry.splits *
+                   PartialLayout::Of(entry.tile_q, v_head_dim_).total
+             : 0;
   return counts;
 }
 
@@ -174,10 +177,12 @@ int64_t KernelPlan::PackedHeads(int64_t threads) const {
   return std::min(table_.Total(kPackedHead), Slots(threads));
 }
 
-int64_t KernelPlan::PartialIndex(const TileTask& task) const {
+int64_t KernelPlan::PartialAt(const TileTask& task) const {
   const EntryPlan& plan = Entry(task.entry);
-  return table_.First(kPartial, task.entry) +
-         (task.kv_head * plan.q_tiles + task.tile) * plan.splits + task.split;
+  const int64_t before =
+      (task.kv_head * plan.q_tiles + task.tile) * plan.splits + task.split;
+  return table_.First(kPartialWord, task.entry) +
+         before * PartialOf(task.entry).total;
 }
 
 int64_t KernelPlan::Slots(int64_t threads) const {
@@ -202,6 +207,7 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   const Geometry geometry = GeometryOf(products.isa);
   KernelPlan plan;
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
+  plan.v_head_dim_ = params.v_head_dim;
   plan.rows_per_padding_task_ = std::max<int64_t>(
       1, kPaddingBytes / (params.v_head_dim * SizeOf(params.output_dtype)));
   plan.uniform_ = mask.uniform();
@@ -277,8 +283,7 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                       params.batch, params.num_kv_heads}))
                 : 0;
   plan.partial_bytes = AlignedBytes(CheckedProduct(
-      {kWordBytes, plan.table_.Total(KernelPlan::kPartial),
-       PartialLayout::Of(plan.tile_q, params.v_head_dim).total}));
+      {kWordBytes, plan.table_.Total(KernelPlan::kPartialWord)}));
   return plan;
 }
 

@@ -9,6 +9,7 @@
 
 #include "core/attention_problem.h"
 #include "core/entry_table.h"
+#include "core/kernels/geometry.h"
 #include "core/machine.h"
 
 namespace attnd {
@@ -108,8 +109,11 @@ class KernelPlan {
   // were begun and not finished only the last may be without a tile in
   // progress, and then whoever had its latest is without a task.
   int64_t PackedHeads(int64_t threads) const;
-  // Where the partial results of a split are, in partial results.
-  int64_t PartialIndex(const TileTask& task) const;
+  // Where the partial results of a split are, in words, and how they lie there.
+  int64_t PartialAt(const TileTask& task) const;
+  PartialLayout PartialOf(int64_t entry) const {
+    return PartialLayout::Of(Entry(entry).tile_q, v_head_dim_);
+  }
 
   // Tiles that may be in progress on `threads` workers; at least 1.
   int64_t Slots(int64_t threads) const;
@@ -122,11 +126,19 @@ class KernelPlan {
   friend KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                    const MachineInfo& machine);
 
-  enum Kind : size_t { kTile, kMerge, kPadding, kPackedHead, kPartial, kKinds };
+  enum Kind : size_t {
+    kTile,
+    kMerge,
+    kPadding,
+    kPackedHead,
+    kPartialWord,
+    kKinds
+  };
   using Table = EntryTable<kKinds>;
 
   Table::Counts CountsOf(const EntryPlan& entry, int64_t kv_heads) const;
 
+  int64_t v_head_dim_ = 0;
   int64_t rows_per_padding_task_ = 1;
   bool uniform_ = true;
   std::vector<EntryPlan> entries_;  // one for all where uniform

@@ -74,11 +74,9 @@ void Merge(const FlashJob& job, int64_t task) {
   const TileTask tile = job.plan.Merge(task);
   const EntryPlan& plan = job.plan.Entry(tile.entry);
   const BatchEntry entry = job.SeeingEntry(tile.entry);
-  const PartialLayout layout =
-      PartialLayout::Of(job.plan.tile_q, params.v_head_dim);
+  const PartialLayout layout = job.plan.PartialOf(tile.entry);
   const float c = ScaleLog2(params);
-  float* const first =
-      job.partials + job.plan.PartialIndex(tile) * layout.total;
+  float* const first = job.partials + job.plan.PartialAt(tile);
   const int64_t first_row = tile.tile * plan.tile_q;
   const int64_t rows = RowsOf(job, tile, entry);
   for (int64_t r = 0; r < rows; ++r) {

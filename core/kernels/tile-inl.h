@@ -136,9 +136,8 @@ class Tile {
       }
       return;
     }
-    const PartialLayout layout =
-        PartialLayout::Of(plan_.tile_q, params_.v_head_dim);
-    float* const to = job_.partials + plan_.PartialIndex(task_) * layout.total;
+    const PartialLayout layout = plan_.PartialOf(task_.entry);
+    float* const to = job_.partials + plan_.PartialAt(task_);
     std::copy_n(slot_ + layout_.output, rows_.rows() * layout_.output_stride,
                 to);
     std::copy_n(slot_ + layout_.max, rows_.rows(), to + layout.max);

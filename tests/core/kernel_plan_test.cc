@@ -246,6 +246,26 @@ TEST(KernelPlanTest, WorkspaceGrowsWithThreadsUpToTheTiles) {
   EXPECT_EQ(plan.WorkspaceBytes(3), plan.WorkspaceBytes(64));
 }
 
+// Not with the rows of the largest tile: many decode beside a long prompt.
+TEST(KernelPlanTest, PartialResultsHaveTheRowsOfTheirEntry) {
+  const KernelPlan plan = MakeKernelPlan(
+      Problem(3, 2, 4, 500, 9000, 64, {.query_lengths = {1, 500, 20}}), kWide);
+  ASSERT_EQ(plan.tile_q, 96);
+  ASSERT_EQ(plan.merge_tasks, 2 * 2);
+  const int64_t few = PartialLayout::Of(4, 64).total;
+  const int64_t more = PartialLayout::Of(80, 64).total;
+  EXPECT_EQ(plan.partial_bytes, 4 * 2 * 3 * (few + more));
+  // One behind the other.
+  std::set<int64_t> ends;
+  for (int64_t task = 0; task < plan.tile_tasks; ++task) {
+    const TileTask tile = plan.Tile(task);
+    if (plan.Entry(tile.entry).splits == 1) continue;
+    ends.insert(plan.PartialAt(tile) + plan.PartialOf(tile.entry).total);
+  }
+  EXPECT_EQ(ends.size(), 2 * 3 * 2);
+  EXPECT_EQ(4 * *ends.rbegin(), plan.partial_bytes);
+}
+
 // Not with the number of heads: one is packed for each tile in progress.
 TEST(KernelPlanTest, PackedHeadsGrowWithThreadsUpToTheHeads) {
   const KernelPlan plan = MakeKernelPlan(Problem(2, 3, 1, 400, 64, 64), kWide);
