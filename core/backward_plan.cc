@@ -23,8 +23,7 @@ constexpr int64_t kPartsTileRows = 128;
 
 BackwardPlan::BackwardPlan(const AttentionProblem& problem,
                            const MachineInfo& machine)
-    : may_split_(machine.isa == Isa::kAmxBf16 &&
-                 problem.params().precision == Precision::kAuto),
+    : may_split_(PartsOf(problem.params(), machine) > 1),
       max_direct_rows_(MaxDirectRows(problem.params(), machine)),
       isa_(F32Isa(machine.isa)),
       kv_heads_(problem.params().num_kv_heads),

@@ -1,6 +1,7 @@
 #include "core/kernel_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "core/checked_math.h"
@@ -43,21 +44,30 @@ int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
   return tile;
 }
 
+// What scores are multiplied by, times head_dim, up to which nobody notices
+// that native bf16 products take the tiniest numbers for 0
+// (core/kernels/amx_tile-inl.h).
+constexpr double kMostScale = 0x1p40;
+
 // Native bf16 where it loses nothing of the inputs, or is asked for. On tiles
 // the six products that make one of f32 (core/kernels/amx_bf16.h) are still
 // twice as fast as multiply-adds.
 Products ChooseProducts(const AttentionParams& params,
                         const MachineInfo& machine) {
-  const bool all_bf16 = params.query_dtype == DataType::kBF16 &&
-                        params.key_dtype == DataType::kBF16 &&
-                        params.value_dtype == DataType::kBF16;
-  const bool bf16 = params.precision == Precision::kBF16 ||
-                    (params.precision == Precision::kAuto && all_bf16);
-  if (bf16) return {machine.isa, 1};
-  if (params.precision == Precision::kAuto && machine.isa == Isa::kAmxBf16) {
-    return {machine.isa, kBf16PartsOfF32};
+  const Products native{machine.isa, 1};
+  const Products f32{F32Isa(machine.isa), 1};
+  if (params.precision == Precision::kBF16) return native;
+  if (params.precision == Precision::kF32) return f32;
+  const double scale = std::abs(double{params.score_scale}) *
+                       static_cast<double>(params.head_dim);
+  if (scale > kMostScale) return f32;
+  if (params.query_dtype == DataType::kBF16 &&
+      params.key_dtype == DataType::kBF16 &&
+      params.value_dtype == DataType::kBF16) {
+    return native;
   }
-  return {F32Isa(machine.isa), 1};
+  if (machine.isa == Isa::kAmxBf16) return {machine.isa, kBf16PartsOfF32};
+  return f32;
 }
 
 // In place, values must be f32 rows of whole vectors.
@@ -75,6 +85,10 @@ std::string_view VariantName(bool tiled, bool direct, int64_t parts) {
 }
 
 }  // namespace
+
+int64_t PartsOf(const AttentionParams& params, const MachineInfo& machine) {
+  return ChooseProducts(params, machine).parts;
+}
 
 int64_t MaxDirectRows(const AttentionParams& params,
                       const MachineInfo& machine) {
@@ -254,9 +268,8 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.bf16_products = params.precision == Precision::kBF16 ||
                        (plan.isa != F32Isa(plan.isa) && plan.parts == 1);
   plan.variant = VariantName(any_tiled, plan.any_direct, plan.parts);
-  // Numbers that have no parts make tiles direct.
-  plan.converts_values = (plan.any_direct || plan.parts > 1) &&
-                         !ReadsValuesInPlace(params, geometry);
+  plan.converts_values =
+      plan.any_direct && !ReadsValuesInPlace(params, geometry);
 
   const SlotLayout layout =
       SlotLayout::Of(geometry, {.tile_q = plan.tile_q,

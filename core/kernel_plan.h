@@ -145,6 +145,9 @@ class KernelPlan {
   Table table_;
 };
 
+// KernelPlan::parts of what is tiled.
+int64_t PartsOf(const AttentionParams& params, const MachineInfo& machine);
+
 // Up to so many rows that see something, of the heads that share a kv head,
 // scores are made by dot products with the keys as they lie: packing them would
 // cost more than it saves. -1 where keys are packed whatever the rows.

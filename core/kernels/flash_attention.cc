@@ -18,8 +18,7 @@
 //                 (bf16_dot.cc)
 //   amx_tile      blocks of 32 x 32 on AMX (amx_bf16.cc): bf16; or f32, every
 //                 number split into three bf16, and six products make one of
-//                 f32. Tiles of nothing but numbers too tiny for that are
-//                 direct
+//                 f32
 //   direct_tile   few rows: each key is read once, as it lies, so packing it
 //                 would be the larger part of the work (direct-inl.h)
 //
@@ -166,9 +165,7 @@ TileJob::Slice RunAmxTile(const FlashJob& job, const TileTask& task,
                           SlotHeader header, SliceControl& control) {
   AmxTile tile(job, task, head, slot);
   if (header.next_key < 0) header.largest_query = tile.LoadQuery();
-  if (!tile.Begin(header.largest_query)) {
-    return RunDirectTile(job, task, slot, header, control);
-  }
+  tile.Begin(header.largest_query);
   const AmxTiles tiles;
   return Walk(tile, job.plan.tile_kv, slot, header, control);
 }

@@ -325,11 +325,11 @@ struct HeadPacking {
   uint32_t claimed;  // pieces that somebody packs or has packed
   uint32_t packed;   // pieces that are ready
   uint32_t done;     // tiles that need it no more
-  // The largest magnitudes where numbers are split into parts, as the bits of
-  // floats without their sign: those so large or so small that they have no
-  // exact parts show.
+  // Where numbers are split into parts: the largest magnitude of a key, as the
+  // bits of a float without its sign, and whether any value is to stay out of
+  // products of parts.
   uint32_t largest_key;
-  uint32_t largest_value;
+  uint32_t odd_values;
 };
 
 // What a split leaves for the merge: unnormalised rows, their maxima and sums.

@@ -32,7 +32,7 @@ inline int64_t PanelWords(const FlashJob& job) {
          job.plan.parts;
 }
 
-// Both return the largest magnitude where the plan wants parts, else 0.
+// Returns the largest magnitude where the plan wants parts, else 0.
 inline uint32_t PackKeys(const FlashJob& job, const std::byte* from,
                          int64_t keys, float* to) {
   uint32_t largest = 0;
@@ -55,17 +55,17 @@ inline uint32_t PackKeys(const FlashJob& job, const std::byte* from,
   return largest;
 }
 
-inline uint32_t PackValues(const FlashJob& job, const std::byte* from,
-                           int64_t keys, float* to) {
-  uint32_t largest = 0;
+// Returns whether any value is to stay out of products of several parts.
+inline bool PackValues(const FlashJob& job, const std::byte* from, int64_t keys,
+                       float* to) {
+  bool odd = false;
   const int64_t stride = job.value.strides[2];
   const int64_t dims = job.params.v_head_dim;
   VisitType(job.params.value_dtype, [&](auto as) {
     using As = decltype(as);
     const auto* rows = reinterpret_cast<const typename As::Element*>(from);
     if (job.plan.parts > 1) {
-      largest = LargestOf(
-          PackValueTiles<kBf16PartsOfF32, As>(rows, stride, keys, dims, to));
+      odd = PackValueTiles<kBf16PartsOfF32, As>(rows, stride, keys, dims, to);
     } else if (job.plan.isa == Isa::kAmxBf16) {
       PackValueTiles<1, As>(rows, stride, keys, dims, to);
     } else if (job.plan.isa == Isa::kAvx512Bf16) {
@@ -74,7 +74,7 @@ inline uint32_t PackValues(const FlashJob& job, const std::byte* from,
       PackValueChunk<As>(rows, stride, keys, dims, job.plan.bf16_products, to);
     }
   });
-  return largest;
+  return odd;
 }
 
 // Words of the values of `keys` keys, whole sums.
@@ -177,7 +177,7 @@ class PackedHead {
                              entry.kv_begin + key);
     };
     uint32_t largest_key = 0;
-    uint32_t largest_value = 0;
+    bool odd_values = false;
     for (int64_t key = part.first; key < part.last; key += kPanelKeys) {
       const uint32_t of_panel =
           PackKeys(job_, row(job_.key, params.key_dtype, key),
@@ -186,14 +186,12 @@ class PackedHead {
       largest_key = std::max(largest_key, of_panel);
     }
     for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
-      const uint32_t of_chunk =
-          PackValues(job_, row(job_.value, params.value_dtype, key),
-                     std::min(kKeysPerSum, part.last - key),
-                     values_ + ValueWords(job_, key));
-      largest_value = std::max(largest_value, of_chunk);
+      odd_values |= PackValues(job_, row(job_.value, params.value_dtype, key),
+                               std::min(kKeysPerSum, part.last - key),
+                               values_ + ValueWords(job_, key));
     }
     RaiseTo(packing_.largest_key, largest_key);
-    RaiseTo(packing_.largest_value, largest_value);
+    if (odd_values) RaiseTo(packing_.odd_values, 1);
   }
 
   static void RaiseTo(uint32_t& largest, uint32_t value) {

@@ -45,17 +45,33 @@ HWY_INLINE uint32_t LargestOf(Bits magnitudes) {
 
 inline constexpr uint32_t kInfinityBits = 0x7F800000;
 
-// Whether the largest of some numbers, if there is any, is so large that no
-// part of what counts beside it, nor a product of two parts, is denormal, which
-// AMX takes for 0.
+// Of the backward pass. Whether the largest of some numbers, if there is any,
+// is so large that no part of what counts beside it, nor a product of two
+// parts, is denormal, which AMX takes for 0.
 inline bool HaveParts(uint32_t largest, float least) {
   return largest == 0 || largest >= std::bit_cast<uint32_t>(least);
 }
 
-// Of operands of scores, which meet each other, and of values, which meet
-// weights.
 inline constexpr float kLeastScored = 0x1p-50F;
-inline constexpr float kLeastValue = 0x1p-100F;
+
+// Values that are smaller, but not 0, or not finite are not multiplied by
+// parts: core/kernels/amx_tile-inl.h.
+inline constexpr float kLeastValue = 0x1p-80F;
+
+// Which halves of words of bf16, the first parts of values, are multiplied by
+// parts, or 0.
+HWY_INLINE Bits HalvesWithParts(Bits words) {
+  constexpr auto kLeast = std::bit_cast<uint32_t>(kLeastValue);
+  const auto half = [&](Bits x, uint32_t bits) HWY_ATTR {
+    // From kLeastValue on, below infinity.
+    const Bits above =
+        hn::Sub(hn::And(x, hn::Set(kU, 0x7FFF0000U)), hn::Set(kU, kLeast));
+    return hn::IfThenElseZero(
+        hn::Lt(above, hn::Set(kU, kInfinityBits - kLeast)), hn::Set(kU, bits));
+  };
+  return hn::Or(half(words, 0xFFFF0000U),
+                half(hn::ShiftLeft<16>(words), 0x0000FFFFU));
+}
 
 // One row of `dims` elements times `factor`, by parts of `padded` bf16, the
 // rest of which are 0: part p at `to + p * part_stride`. `padded` is a multiple
@@ -126,12 +142,19 @@ Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
 
 // Up to kKeysPerSum rows of values: for every two vectors of columns the groups
 // of 32 keys, for each of these its parts, for each of these a tile for each
-// vector, whose rows are pairs of keys as StoreTwoWeights has them. Returns the
-// largest magnitudes if there are several parts.
+// vector, whose rows are pairs of keys as StoreTwoWeights has them. Returns
+// whether any value is to stay out of products of several parts.
 template <int kParts, class As>
-Bits PackValueTiles(const typename As::Element* src, int64_t stride,
+bool PackValueTiles(const typename As::Element* src, int64_t stride,
                     int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
+  constexpr uint32_t kLeast = std::bit_cast<uint32_t>(kLeastValue);
   Bits largest = hn::Zero(kU);
+  Bits least = hn::Set(kU, kInfinityBits);  // magnitude - 1: 0 is the largest
+  [[maybe_unused]] const auto look_at = [&](Vec x) HWY_ATTR {
+    const Bits size = Magnitude(x);
+    largest = hn::Max(largest, size);
+    least = hn::Min(least, hn::Sub(size, hn::Set(kU, 1)));
+  };
   const auto load = [&](int64_t j, int64_t c) HWY_ATTR {
     if (j >= keys) return hn::Zero(kF);
     const typename As::Element* const row = src + j * stride;
@@ -160,14 +183,15 @@ Bits PackValueTiles(const typename As::Element* src, int64_t stride,
                       group + (p * columns + c) * kAmxTileWords + i * kLanes);
           }
           if constexpr (kParts > 1) {
-            largest =
-                hn::Max(largest, hn::Max(Magnitude(first), Magnitude(second)));
+            look_at(first);
+            look_at(second);
           }
         }
       }
     }
   }
-  return largest;
+  return hn::GetLane(hn::MaxOfLanes(kU, largest)) >= kInfinityBits ||
+         hn::GetLane(hn::MinOfLanes(kU, least)) < kLeast - 1;
 }
 
 }  // namespace HWY_NAMESPACE

@@ -121,9 +121,6 @@ class RowTile {
     return {first_head_ + row / entry_.q_len, row % entry_.q_len};
   }
 
-  // Whether row r sees any key, by its range.
-  bool SeesAny(int64_t r) const { return ranges_[r].size() > 0; }
-
   // Turns to keys begin <= j < end: blocks say what of them is seen. Whether
   // anything is.
   bool LookAt(int64_t begin, int64_t end) {

@@ -305,29 +305,89 @@ constexpr CaseShape kManyRows = {
     .q_len = 200, .kv_len = 300, .head_dim = 24, .v_head_dim = 40};
 
 // Parts of small numbers are smaller still, and a tile register takes denormals
-// for 0.
+// for 0. Hidden keys and values of another size change nothing.
 TEST_P(AttentionEdgesTest, NumbersOfAnySizeKeepTheirPrecision) {
-  for (const float size : {1e-37F, 1e-33F, 1e-30F, 1e-20F, 1e-10F, 1e10F}) {
+  for (const float size :
+       {1e-40F, 1e-37F, 1e-33F, 1e-30F, 1e-25F, 1e-20F, 1e-10F, 1e10F, 1e16F}) {
     for (const bool values : {true, false}) {
       CaseShape shape = kManyRows;
+      shape.options.mask_shape = {shape.kv_len};
       // So that scores are near 1 whatever the keys' size.
-      if (!values) shape.options.scale = 0.1F / size;
+      if (!values) shape.options.scale = std::min(0.1F / size, 1e38F);
       AttentionCase c(shape, kSeed);
       TypedArray& tensor = values ? c.value : c.key;
       double largest = 0;
       for (int64_t at = 0; at < tensor.size(); ++at) {
         tensor.Set(at, tensor[at] * size);
       }
+      std::fill(c.mask.begin(), c.mask.end(), std::byte{1});
+      c.mask[7] = std::byte{0};
+      for (int64_t d = 0; d < shape.head_dim; ++d) {
+        tensor.Set(7 * tensor.size() / shape.kv_len + d, 1);
+      }
       Compute(c);
       const AttentionCase::Expected expected = c.Expect();
       for (const double x : expected.output) {
         largest = std::max(largest, std::abs(x));
       }
+      // Denormal inputs are what they are; denormal outputs have few bits.
+      const double bound = 3e-6 * largest + 0x1p-149;
       for (int64_t at = 0; at < c.output.size(); ++at) {
         ASSERT_NEAR(c.output[at], expected.output[static_cast<size_t>(at)],
-                    3e-6 * largest)
+                    bound)
             << (values ? "values of " : "keys of ") << size;
       }
+    }
+  }
+}
+
+// Where tiny numbers meet large ones that make up for it.
+TEST_P(AttentionEdgesTest, TinyKeysMeetLargeQueriesAndTheOtherWayRound) {
+  for (const float size : {1e-36F, 1e36F}) {
+    CaseShape shape = kManyRows;
+    shape.options.return_lse = true;
+    AttentionCase c(shape, kSeed);
+    for (int64_t at = 0; at < c.key.size(); ++at) {
+      c.key.Set(at, c.key[at] * size);
+    }
+    for (int64_t at = 0; at < c.query.size(); ++at) {
+      c.query.Set(at, c.query[at] / size);
+    }
+    Compute(c);
+    EXPECT_THAT(c.Compare(), IsEmpty()) << size;
+  }
+}
+
+// What numbers need care is decided by what a row sees.
+TEST_P(AttentionEdgesTest, WhatIsHiddenChangesNoBitWhateverItsSize) {
+  constexpr int64_t kLast = 127;
+  CaseShape shape = kManyRows;
+  shape.q_len = shape.kv_len = kLast + 1;
+  shape.options.causal = Causal::kTopLeft;
+  for (const float size : {1.0F, 1e-20F, 1e-26F, 1e-36F, 1e16F}) {
+    AttentionCase c(shape, kSeed);
+    for (TypedArray* const tensor : {&c.key, &c.value}) {
+      for (int64_t at = 0; at < tensor->size(); ++at) {
+        tensor->Set(at, (*tensor)[at] * size);
+      }
+    }
+    Compute(c);
+    const TypedArray clean = c.output;
+    // Of all rows but the last, which alone sees the last key.
+    const auto expect_clean = [&](float other) {
+      Compute(c);
+      for (int64_t at = 0; at < kLast * shape.v_head_dim; ++at) {
+        ASSERT_EQ(c.output[at], clean[at]) << size << " beside " << other;
+      }
+    };
+    for (const float other :
+         {0.0F, 1.0F, 1e-20F, 1e-36F, 1e-41F, 1e16F, 1e36F, kInfinity, kNan}) {
+      c.key.Set(kLast * shape.head_dim + 1, other);
+      expect_clean(other);
+      c.value.Set(kLast * shape.v_head_dim + 3, other);
+      expect_clean(other);
+      c.query.Set(kLast * shape.head_dim + 2, other);
+      expect_clean(other);
     }
   }
 }
