@@ -1,6 +1,7 @@
 #include "core/mask.h"
 
 #include <cstddef>
+#include <optional>
 #include <utility>
 
 namespace attnd {
@@ -65,16 +66,15 @@ BatchEntry Mask::Entry(int64_t index) const {
   } else if (o.causal == Causal::kBottomRight) {
     entry.shift = entry.kv_len - entry.q_seeing;
   }
-  const int64_t left =
-      std::min(o.window_left.value_or(kMaxPosition), kMaxPosition);
-  const int64_t right =
-      o.causal != Causal::kNone
-          ? 0
-          : std::min(o.window_right.value_or(kMaxPosition), kMaxPosition);
-  // Without a bound the shift, large as it may be, must not become one.
-  entry.first = o.window_left && left < kMaxPosition ? entry.shift - left
-                                                     : -2 * kMaxPosition;
-  entry.last = right < kMaxPosition ? entry.shift + right : 2 * kMaxPosition;
+  // Further than any position is from any key, so that a window of it hides
+  // nothing, and small enough that no sum overflows.
+  static constexpr int64_t kUnbounded = 4 * kMaxPosition;
+  const auto bound = [](const std::optional<int64_t>& window) {
+    return std::min(window.value_or(kUnbounded), kUnbounded);
+  };
+  entry.first = entry.shift - bound(o.window_left);
+  entry.last =
+      entry.shift + (o.causal != Causal::kNone ? 0 : bound(o.window_right));
   return entry;
 }
 

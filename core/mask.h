@@ -53,7 +53,7 @@ struct BatchEntry {
 // Immutable and cheap to copy; safe to share between threads.
 class Mask {
  public:
-  // The largest |query_offsets|; windows beyond it are no bound.
+  // The largest |query_offsets|.
   static constexpr int64_t kMaxPosition = int64_t{1} << 60;
 
   // Both checked: AttentionProblem::Create is who calls this.

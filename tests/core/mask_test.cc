@@ -203,12 +203,26 @@ TEST(MaskTest, TheLargestNumbersDoNotOverflow) {
             .VisiblePairs(),
         offset > 0 ? 6 : 0);
   }
-  // Exactly at the far end of the largest window that is one.
-  EXPECT_EQ(MaskOf(1, 1, 3,
-                   {.query_offsets = {Mask::kMaxPosition},
-                    .window_left = Mask::kMaxPosition - 1})
-                .VisiblePairs(),
-            2);
+}
+
+// Windows as far as offsets reach, and beyond.
+TEST(MaskTest, TheLargestWindowsAreWindowsStill) {
+  constexpr int64_t kFar = Mask::kMaxPosition;
+  for (const int64_t window : {kFar - 2, kFar - 1, kFar, kFar + 1, kMax}) {
+    for (const AttentionOptions& options :
+         {AttentionOptions{.query_offsets = {kFar}, .window_left = window},
+          {.query_offsets = {-kFar}, .window_right = window}}) {
+      const BatchEntry entry = MaskOf(1, 3, 4, options).Entry(0);
+      for (int64_t i = 0; i < 3; ++i) {
+        const KeyRange range = entry.VisibleRange(i);
+        for (int64_t j = 0; j < 4; ++j) {
+          EXPECT_EQ(range.begin <= j && j < range.end,
+                    Sees(options, 3, 4, i, j))
+              << ToString(options, 3, 4) << " i " << i << " j " << j;
+        }
+      }
+    }
+  }
 }
 
 TEST(MaskTest, NoEntriesSeeNothing) {
