@@ -236,18 +236,13 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
     most_keys = std::max(most_keys, entry.packed_keys);
     return entry;
   };
-  // Counts that overflow do so with the bytes of a head, below.
-  bool overflow = false;
+  // No count overflows: an entry has no more tiles than query rows, times its
+  // splits no more than pairs of row and key, and Create has bounded both.
   if (plan.uniform_) {
     const EntryPlan& entry =
         add(params.batch > 0 ? mask.Entry(0) : BatchEntry());
-    overflow =
-        !CheckedProduct({params.batch, params.num_kv_heads,
-                         std::max<int64_t>(1, entry.q_tiles), entry.splits});
-    if (!overflow) {
-      plan.table_ = KernelPlan::Table(
-          params.batch, plan.CountsOf(entry, params.num_kv_heads));
-    }
+    plan.table_ = KernelPlan::Table(params.batch,
+                                    plan.CountsOf(entry, params.num_kv_heads));
   } else {
     std::vector<KernelPlan::Table::Counts> counts;
     std::vector<int64_t> work;
@@ -285,11 +280,8 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   const int64_t packed_values_bytes = AlignedBytes(
       CheckedProduct({kWordBytes, most_keys / ElementsPerWord(plan.isa),
                       layout.output_stride, plan.parts}));
-  plan.packed_head_bytes =
-      overflow ? kMaxBytes
-               : AlignedBytes(
-                     CheckedSum({Workspace::kAlignment, plan.packed_keys_bytes,
-                                 packed_values_bytes}));
+  plan.packed_head_bytes = AlignedBytes(CheckedSum(
+      {Workspace::kAlignment, plan.packed_keys_bytes, packed_values_bytes}));
   plan.packing_bytes =
       any_tiled ? AlignedBytes(
                       CheckedProduct({static_cast<int64_t>(sizeof(HeadPacking)),
