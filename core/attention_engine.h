@@ -37,7 +37,7 @@ struct RunStats {
 
 struct EngineOptions {
   int threads = 0;                    // 0 = what the machine allows
-  std::optional<Isa> force_isa = {};  // default: the widest; must be supported
+  std::optional<Isa> force_isa = {};  // default: the fastest; must be supported
 };
 
 // Thread-safe. Must outlive every job that was submitted to it; the destructor
@@ -53,10 +53,12 @@ class AttentionEngine {
   // Starts `problem` and returns. Takes the workspace, the estimate's
   // workspace_bytes, from the pool in the caller's thread. `buffers` and `stop`
   // must stay valid until `done`, which is called exactly once: by a worker, or
-  // by this call where the workspace cannot be had (RESOURCE_EXHAUSTED). It
-  // must not block. After an error the contents of the outputs are undefined.
-  // Where there is a `source`, the inputs are loaded from it first; it must
-  // stay valid as long.
+  // inside this call, for a tiny problem, which is computed here
+  // (docs/adr/0008), and with INVALID_ARGUMENT or RESOURCE_EXHAUSTED where the
+  // estimate has no number or the workspace cannot be had. So the caller must
+  // hold no lock that `done` takes. `done` must not block. After an error the
+  // contents of the outputs are undefined. Where there is a `source`, the
+  // inputs are loaded from it first; it must stay valid as long.
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
               const StopSignal* stop, Done done, InputSource* source = nullptr);
 

@@ -84,6 +84,17 @@ TEST(AttentionEngineHereTest, TinyProblemsAnswerBeforeSubmitReturns) {
   EXPECT_EQ(ran_in, std::this_thread::get_id());
   EXPECT_THAT(unseen.Compare(), IsEmpty());
 
+  // Next to no work, but in very many tasks.
+  AttentionCase many({.batch = 1000}, kSeed);
+  std::promise<std::thread::id> all;
+  engine.Submit(many.problem(), many.buffers(), nullptr,
+                [&](const absl::Status& status, const RunStats&) {
+                  EXPECT_TRUE(status.ok()) << status;
+                  all.set_value(std::this_thread::get_id());
+                });
+  EXPECT_NE(all.get_future().get(), std::this_thread::get_id());
+  EXPECT_THAT(many.Compare(), IsEmpty());
+
   AttentionCase larger(
       {.q_len = 256, .kv_len = 256, .head_dim = 64, .v_head_dim = 64}, kSeed);
   std::promise<std::thread::id> done;
