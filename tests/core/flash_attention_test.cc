@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <random>
 #include <vector>
 
@@ -16,8 +18,10 @@ namespace {
 
 using ::attnd::testing::Affordable;
 using ::attnd::testing::AttentionCase;
+using ::attnd::testing::CaseShape;
 using ::attnd::testing::RandomCase;
 using ::attnd::testing::SameBits;
+using ::attnd::testing::SplitShapes;
 using ::attnd::testing::TypedArray;
 using ::testing::IsEmpty;
 
@@ -35,6 +39,10 @@ class FakeControl : public SliceControl {
 // Every kernel of this machine in turn, called directly.
 class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
  protected:
+  // What must be left behind the workspace.
+  static constexpr int64_t kCanaryBytes = 4096;
+  static constexpr std::byte kCanary{0xA5};
+
   // On `threads` workers, which take turns as `rng` has it.
   void Compute(AttentionCase& c, bool yield, int64_t threads,
                std::mt19937_64& rng) const {
@@ -43,8 +51,11 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
     MachineInfo machine = MachineInfo::Detect();
     machine.isa = GetParam();
     const KernelPlan plan = MakeKernelPlan(problem, machine);
+    const int64_t workspace_bytes = plan.WorkspaceBytes(threads);
     const Workspace workspace =
-        Workspace::Reserve(plan.WorkspaceBytes(threads)).value();
+        Workspace::Reserve(workspace_bytes + kCanaryBytes).value();
+    std::byte* const end = workspace.data() + workspace_bytes;
+    std::fill_n(end, kCanaryBytes, kCanary);
     const FlashJob job(problem, plan, c.buffers(), threads, workspace.data());
     const FlashKernel& kernel = GetFlashKernel(plan.isa);
     constexpr int64_t kIdle = -1;
@@ -72,6 +83,9 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
     }
     for (int64_t t = 0; t < plan.merge_tasks; ++t) kernel.merge(job, t);
     for (int64_t t = 0; t < plan.padding_tasks; ++t) job.WritePadding(t);
+    // All that the estimate has is in use, and no more.
+    ASSERT_EQ(reinterpret_cast<std::byte*>(job.Slot(plan.Slots(threads))), end);
+    ASSERT_EQ(std::count(end, end + kCanaryBytes, kCanary), kCanaryBytes);
   }
 
   void Compute(AttentionCase& c, bool yield = false) const {
@@ -92,15 +106,27 @@ TEST_P(FlashAttentionTest, AgreesWithTheOracleOnRandomShapes) {
 
 TEST_P(FlashAttentionTest, YieldingChangesNoBit) {
   std::mt19937_64 rng(kSeed);
-  for (int i = 0; i < Affordable(40); ++i) {
-    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
-    AttentionCase c(RandomCase(rng, 130, 1700), rng());
+  const auto expect_same = [&](AttentionCase& c) {
     Compute(c);
     const TypedArray output = c.output;
     const std::vector<float> lse = c.lse;
     Compute(c, /*yield=*/true);
     ASSERT_TRUE(c.output == output) << c.ToString();
     ASSERT_TRUE(SameBits(lse, c.lse)) << c.ToString();
+  };
+  for (int i = 0; i < Affordable(40); ++i) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
+    AttentionCase c(RandomCase(rng, 130, 1700), rng());
+    expect_same(c);
+    if (HasFatalFailure()) return;
+  }
+  for (const CaseShape& shape : SplitShapes()) {
+    for (const float size : testing::kSplitSizes) {
+      AttentionCase c(shape, kSeed);
+      c.Scale(size);
+      expect_same(c);
+      if (HasFatalFailure()) return;
+    }
   }
 }
 

@@ -330,6 +330,14 @@ void AttentionCase::ClearOutputs() {
   lse.assign(static_cast<size_t>(problem_.lse_bytes()) / sizeof(float), kNan);
 }
 
+void AttentionCase::Scale(float factor) {
+  for (TypedArray* const tensor : {&key, &value}) {
+    for (int64_t at = 0; at < tensor->size(); ++at) {
+      tensor->Set(at, (*tensor)[at] * factor);
+    }
+  }
+}
+
 AttentionCase::Expected AttentionCase::Expect() const {
   const AttentionParams& p = problem_.params();
   // bf16 products are those of inputs that were sent as bf16.
@@ -466,6 +474,28 @@ CaseShape RandomCase(std::mt19937_64& rng, int64_t max_q_len,
       shape);
   DrawScores(draw, rng, shape);
   return shape;
+}
+
+std::vector<CaseShape> SplitShapes() {
+  std::vector<CaseShape> shapes;
+  const auto add = [&](int64_t q_len, const AttentionOptions& options) {
+    shapes.push_back({.q_len = q_len,
+                      .kv_len = 5000,
+                      .head_dim = 8,
+                      .v_head_dim = 20,
+                      .options = options});
+    shapes.back().options.return_lse = true;
+  };
+  add(60, {.causal = Causal::kBottomRight});
+  add(100, {.mask_shape = {{5000}}});
+  add(200, {.window_left = 4500});
+  add(100, {});
+  shapes.back().query_dtype = DataType::kBF16;
+  shapes.back().key_dtype = DataType::kBF16;
+  shapes.back().value_dtype = DataType::kBF16;
+  add(1024, {.query_lengths = {200, 100}, .key_lengths = {5000, 4200}});
+  shapes.back().batch = 2;
+  return shapes;
 }
 
 }  // namespace attnd::testing

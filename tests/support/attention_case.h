@@ -48,6 +48,9 @@ class AttentionCase {
   AttentionBuffers buffers();
   void ClearOutputs();
 
+  // Makes keys and values so much larger.
+  void Scale(float factor);
+
   // The oracle's answer, and how far from it another may be.
   struct Expected {
     std::vector<double> output, lse;
@@ -95,6 +98,13 @@ CaseShape RandomCase(std::mt19937_64& rng, int64_t max_q_len,
 inline CaseShape RandomCase(std::mt19937_64& rng, int64_t max_len) {
   return RandomCase(rng, max_len, max_len);
 }
+
+// More keys than a split has, for one tile of rows on some instruction sets and
+// for two on others, alone and beside others in a batch that is padded.
+std::vector<CaseShape> SplitShapes();
+
+// Sizes of keys and values to try them with.
+inline constexpr float kSplitSizes[] = {1, 1e-20F};
 
 }  // namespace attnd::testing
 
