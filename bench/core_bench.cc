@@ -62,19 +62,21 @@ bool SameCase(const Json& a, const Json& b) {
   return true;
 }
 
-// Records of `path` whose cases this run has not measured come first.
+// The records of `path`, those of cases that this run has measured replaced.
 void Join(const std::string& path, Json& records) {
   std::ifstream file(path);
   if (!file) return;
-  Json joined = Json::array();
-  Json earlier = Json::parse(file);
-  for (Json& old : earlier["records"]) {
-    if (std::none_of(records.begin(), records.end(),
-                     [&](const Json& r) { return SameCase(r, old); })) {
-      joined.push_back(std::move(old));
+  Json joined = Json::parse(file)["records"];
+  for (Json& record : records) {
+    const auto old =
+        std::find_if(joined.begin(), joined.end(),
+                     [&](const Json& r) { return SameCase(r, record); });
+    if (old == joined.end()) {
+      joined.push_back(std::move(record));
+    } else {
+      *old = std::move(record);
     }
   }
-  for (Json& r : records) joined.push_back(std::move(r));
   records = std::move(joined);
 }
 

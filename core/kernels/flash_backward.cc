@@ -32,7 +32,6 @@
 #include <cstddef>
 #include <optional>
 
-#include "core/checked_math.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/geometry.h"
 #include "core/workspace.h"
