@@ -174,7 +174,7 @@ TileJob::Slice RunPackedTile(const FlashJob& job, const TileTask& task,
                              float* slot, SliceControl& control) {
   const PackedHead head(job, task);
   if (const auto slice = head.Pack(control)) return *slice;
-  const SlotHeader header = LoadHeader<SlotHeader>(slot);
+  const auto header = LoadHeader<SlotHeader>(slot);
   return job.plan.isa == Isa::kAmxBf16
              ? RunAmxTile(job, task, head, slot, header, control)
              : RunPanelTile(job, task, head, slot, header, control);

@@ -210,7 +210,7 @@ TileJob::Slice RunTiles(const BackwardJob& job, int64_t task, float* slot,
   const int64_t first = tile.tile * job.plan.KeyTilesPerRun(entry);
   const int64_t last = std::min(first + job.plan.KeyTilesPerRun(entry),
                                 job.plan.KeyTilesOf(entry));
-  SlotHeader header = LoadHeader<SlotHeader>(slot);
+  auto header = LoadHeader<SlotHeader>(slot);
   if (header.next_rows < 0) {
     const BackwardLayout& layout = job.plan.slot_layout();
     std::fill_n(slot + layout.grad_key, (last - first) * layout.grad_words,

@@ -147,7 +147,7 @@ Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
 template <int kParts, class As>
 bool PackValueTiles(const typename As::Element* src, int64_t stride,
                     int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
-  constexpr uint32_t kLeast = std::bit_cast<uint32_t>(kLeastValue);
+  constexpr auto kLeast = std::bit_cast<uint32_t>(kLeastValue);
   Bits largest = hn::Zero(kU);
   Bits least = hn::Set(kU, kInfinityBits);  // magnitude - 1: 0 is the largest
   [[maybe_unused]] const auto look_at = [&](Vec x) HWY_ATTR {
