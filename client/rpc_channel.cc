@@ -297,7 +297,8 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
   };
   auto canceller = std::make_shared<ContextCanceller>();
   SetDeadline(deadline, canceller->context);
-  auto pending = std::make_shared<Pending>(std::move(call));
+  auto pending = std::make_shared<Pending>();
+  pending->call = std::move(call);
   const grpc::ByteBuffer message = ToByteBuffer(request);
   impl_->stub.UnaryCall(
       &canceller->context, method, {}, &message, &pending->response,
