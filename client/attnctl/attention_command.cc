@@ -84,7 +84,7 @@ ExitCode RunAttention(const Method& method, AttentionFlags& flags,
     if (!status.ok()) return session.CallError(status);
   }
   client::AttentionOutputs outputs{.output = answers[0].elements()};
-  if (answers.size() > 1) outputs.lse = answers[1].elements();
+  if (answers.size() > 1) outputs.lse.emplace(answers[1].elements());
 
   const client::AttentionClient client = session.Connect();
   const absl::Time start = absl::Now();

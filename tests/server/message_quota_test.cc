@@ -7,11 +7,10 @@
 #include <vector>
 
 #include "server/admission.h"
+#include "tests/support/numbers.h"
 
 namespace attnd::server {
 namespace {
-
-constexpr int64_t kMiB = 1 << 20;
 
 class MessageQuotaTest : public ::testing::Test {
  protected:

@@ -11,11 +11,10 @@
 
 #include "absl/strings/string_view.h"
 #include "tests/server/message_tools.h"
+#include "tests/support/numbers.h"
 
 namespace attnd::server {
 namespace {
-
-constexpr int64_t kMiB = 1 << 20;
 
 std::string Message(size_t size) {
   std::string message(size, '\0');

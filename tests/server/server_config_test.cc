@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tests/support/numbers.h"
 
 namespace attnd::server {
 namespace {
@@ -175,7 +176,6 @@ TEST_F(ServerConfigTest, ReadsItsOwnVariablesOnly) {
 }
 
 TEST_F(ServerConfigTest, MemoryIsSharedOnce) {
-  constexpr int64_t kMiB = 1 << 20;
   struct Case {
     int64_t available;
     int64_t budget;

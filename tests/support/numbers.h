@@ -9,6 +9,7 @@ namespace attnd {
 
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+inline constexpr int64_t kMiB = 1 << 20;
 inline constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 // Of every random number that is not drawn for a case of its own.
 inline constexpr uint64_t kSeed = 20261122;
