@@ -83,8 +83,10 @@ ExitCode RunAttention(const Method& method, AttentionFlags& flags,
     const absl::Status status = answer.Allocate();
     if (!status.ok()) return session.CallError(status);
   }
-  client::AttentionOutputs outputs{.output = answers[0].elements()};
-  if (answers.size() > 1) outputs.lse.emplace(answers[1].elements());
+  const client::AttentionOutputs outputs{
+      .output = answers[0].elements(),
+      .lse = answers.size() > 1 ? std::optional(answers[1].elements())
+                                : std::nullopt};
 
   const client::AttentionClient client = session.Connect();
   const absl::Time start = absl::Now();
