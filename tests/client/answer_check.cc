@@ -17,11 +17,6 @@ using google::protobuf::io::ArrayInputStream;
 constexpr size_t kOutputs = 5;
 constexpr size_t kRows = 2;
 
-std::string Bytes(const std::vector<float>& floats) {
-  return {reinterpret_cast<const char*>(floats.data()),
-          floats.size() * sizeof(float)};
-}
-
 // The two tensors of an answer, where the client puts them.
 struct Room {
   std::vector<float> output = std::vector<float>(kOutputs, -1);
@@ -101,6 +96,11 @@ class Gathered {
 };
 
 }  // namespace
+
+std::string Bytes(const std::vector<float>& floats) {
+  return {reinterpret_cast<const char*>(floats.data()),
+          floats.size() * sizeof(float)};
+}
 
 AnswerCheck CheckReply(const std::string& text, int block_bytes) {
   Room room;

@@ -21,6 +21,9 @@ AnswerCheck CheckReply(const std::string& text, int block_bytes);
 AnswerCheck CheckStream(const std::vector<std::string>& messages,
                         int block_bytes);
 
+// Elements as they travel.
+std::string Bytes(const std::vector<float>& floats);
+
 // Answers that are good.
 std::string GoodReply();
 std::vector<std::string> GoodStream();

@@ -11,6 +11,7 @@
 
 #include "client/error_details.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "tests/client/answer_check.h"
 
 namespace attnd::client {
 namespace {
@@ -20,11 +21,6 @@ using ::testing::HasSubstr;
 
 using Reply = absl::StatusOr<AttentionReply>;
 using Response = v1::AttentionStreamResponse;
-
-std::string Bytes(const std::vector<float>& floats) {
-  return {reinterpret_cast<const char*>(floats.data()),
-          floats.size() * sizeof(float)};
-}
 
 Response Header() {
   Response message;

@@ -12,6 +12,7 @@
 
 #include "google/protobuf/util/message_differencer.h"
 #include "proto/message_pieces.h"
+#include "tests/client/answer_check.h"
 
 namespace attnd::client {
 namespace {
@@ -33,11 +34,6 @@ std::vector<float> Count(size_t size) {
   std::vector<float> floats(size);
   std::iota(floats.begin(), floats.end(), 0.0f);
   return floats;
-}
-
-std::string Bytes(const std::vector<float>& floats) {
-  return {reinterpret_cast<const char*>(floats.data()),
-          floats.size() * sizeof(float)};
 }
 
 TEST(OutgoingMessageTest, IsWhatProtobufWouldWrite) {
