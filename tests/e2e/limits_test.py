@@ -1,6 +1,7 @@
 """What does not fit is refused before it costs anything."""
 
 import contextlib
+import os
 
 import grpc
 import numpy as np
@@ -127,5 +128,7 @@ def test_half_received_messages_and_requests_fit_together(attnd, connect):
         num_vectors=1024, dimensions=128, num_heads=240, repetitions=1),
                                         timeout=300))
     assert events[-1].HasField('result')
-    assert peak_mib(server) < budget + arriving + own
+    # Sanitizers hold several bytes for each of the server's.
+    if not os.environ.get('ATTND_SANITIZE'):
+      assert peak_mib(server) < budget + arriving + own
     fits(client)
