@@ -10,8 +10,6 @@
 namespace attnd {
 namespace {
 
-#ifdef ATTND_HAS_SOCKET_MUTATOR
-
 // What a unix socket holds between its ends: the kernel doubles it, and cuts it
 // to net.core.wmem_max. By default a writer fills 208 KiB, sleeps until the
 // reader has taken most of them, and wakes when the reader sleeps in turn: both
@@ -19,26 +17,18 @@ namespace {
 // busy; 1 or 2 MiB gained nothing over it.
 constexpr int kUnixSendBufferBytes = 512 << 10;
 
-bool SetSendBuffer(const grpc_mutate_socket_info* info,
-                   grpc_socket_mutator* /*mutator*/) {
-  // TCP finds its own size, until one is set.
-  int domain = 0;
-  socklen_t size = sizeof(domain);
-  if (getsockopt(info->fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 &&
-      domain == AF_UNIX) {
-    // Where it fails the connection is slower, not broken.
-    setsockopt(info->fd, SOL_SOCKET, SO_SNDBUF, &kUnixSendBufferBytes,
-               sizeof(kUnixSendBufferBytes));
-  }
-  return true;
-}
+#ifdef ATTND_HAS_SOCKET_MUTATOR
 
-void SetSocketBuffers(grpc::ChannelArguments* arguments) {
+void SetSocketMutator(grpc::ChannelArguments* arguments) {
   static constexpr grpc_socket_mutator_vtable kVtable = {
       .mutate_fd = nullptr,
       .compare = [](grpc_socket_mutator*, grpc_socket_mutator*) { return 0; },
       .destroy = [](grpc_socket_mutator* mutator) { delete mutator; },
-      .mutate_fd_2 = SetSendBuffer,
+      .mutate_fd_2 =
+          [](const grpc_mutate_socket_info* info, grpc_socket_mutator*) {
+            SetSocketBuffers(info->fd);
+            return true;
+          },
       .later = {}};
   auto* const mutator = new grpc_socket_mutator;
   grpc_socket_mutator_init(mutator, &kVtable);
@@ -47,7 +37,7 @@ void SetSocketBuffers(grpc::ChannelArguments* arguments) {
 
 #else
 
-void SetSocketBuffers(grpc::ChannelArguments* /*arguments*/) {}
+void SetSocketMutator(grpc::ChannelArguments* /*arguments*/) {}
 
 #endif
 
@@ -61,7 +51,19 @@ void SetTransportArguments(grpc::ChannelArguments* arguments) {
   // tenth to a fifth off a unix socket's rate.
   arguments->SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 16777215);
   arguments->SetInt(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 1 << 20);
-  SetSocketBuffers(arguments);
+  SetSocketMutator(arguments);
+}
+
+void SetSocketBuffers(int fd) {
+  // TCP finds its own size, until one is set.
+  int domain = 0;
+  socklen_t size = sizeof(domain);
+  if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 &&
+      domain == AF_UNIX) {
+    // Where it fails the connection is slower, not broken.
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kUnixSendBufferBytes,
+               sizeof(kUnixSendBufferBytes));
+  }
 }
 
 }  // namespace attnd

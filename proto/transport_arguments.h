@@ -12,6 +12,10 @@ namespace attnd {
 // Sets frames, writes and socket buffers of a server or a channel.
 void SetTransportArguments(grpc::ChannelArguments* arguments);
 
+// Sets the buffers of a connected socket that gRPC did not connect or accept
+// itself, as SetTransportArguments has it do for its own.
+void SetSocketBuffers(int fd);
+
 }  // namespace attnd
 
 #endif  // ATTND_PROTO_TRANSPORT_ARGUMENTS_H_

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <mutex>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -17,6 +18,10 @@
 #include "grpcpp/resource_quota.h"
 #include "proto/transport_arguments.h"
 #include "server/attention_service.h"
+#include "server/connections/acceptor.h"
+#include "server/connections/connection_guard.h"
+#include "server/connections/listener.h"
+#include "server/connections/socket_hooks.h"
 #include "server/listen_address.h"
 #include "server/message_quota.h"
 #include "server/self_test.h"
@@ -42,6 +47,36 @@ int MaxStreams(const ServerConfig& config) {
   constexpr int64_t kMost = 1 << 20;
   return static_cast<int>(
       2 * std::clamp(config.max_in_flight, kFewest / 2, kMost / 2));
+}
+
+// Threads that reflection may take: its streams have one each, and gRPC refuses
+// those that find none.
+constexpr int kReflectionThreads = 16;
+
+std::chrono::nanoseconds Seconds(double seconds) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::duration<double>(seconds));
+}
+
+ConnectionGuard::Options GuardOptions(const ServerConfig& config,
+                                      const MemoryShares& shares,
+                                      int64_t max_connections) {
+  ConnectionGuard::Options options;
+  options.limits.open_calls = 2 * MaxStreams(config);
+  options.max_connections = max_connections;
+  // A quarter of what arriving messages may take, for calls without a message.
+  options.all_open_calls =
+      std::max<int64_t>(shares.arriving_bytes / 4 / Connection::kCallBytes,
+                        2 * MaxStreams(config));
+  options.all_resets.burst = static_cast<double>(options.all_open_calls);
+  // Half as long again as calls get that can tell their clients: those are
+  // ended first, with a status.
+  options.idle_timeout = Seconds(config.stream_idle_timeout_s) * 3 / 2;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  // Sanitizers take several times the memory of what they look at.
+  options.memory_bytes = shares.total_bytes();
+#endif
+  return options;
 }
 
 class TransportOption final : public grpc::ServerBuilderOption {
@@ -89,6 +124,7 @@ class Server::Impl {
  public:
   Impl(const ServerConfig& config, const MemoryShares& shares)
       : config_(config),
+        shares_(shares),
         engine_({.threads = config.threads}),
         quota_(std::make_shared<grpc::ResourceQuota>("attnd")),
         messages_(MakeMessageQuota(shares, quota_)),
@@ -96,14 +132,12 @@ class Server::Impl {
                    messages_),
         regions_(config.shm_quota_bytes > 0 ? config.shm_quota_bytes
                                             : admission_.budget_bytes()),
-        context_{
-            engine_,
-            admission_,
-            config.max_message_bytes,
-            config.max_benchmark_vectors,
-            config.shm_socket.empty() ? nullptr : &regions_,
-            std::chrono::duration_cast<std::chrono::nanoseconds>(
-                std::chrono::duration<double>(config.stream_idle_timeout_s))},
+        context_{engine_,
+                 admission_,
+                 config.max_message_bytes,
+                 config.max_benchmark_vectors,
+                 config.shm_socket.empty() ? nullptr : &regions_,
+                 Seconds(config.stream_idle_timeout_s)},
         service_(MakeAttentionService(context_, messages_)) {}
 
   ~Impl() {
@@ -137,9 +171,7 @@ class Server::Impl {
       shm_socket_ = *std::move(shm_socket);
       spdlog::info("shared memory by {}", config_.shm_socket);
     }
-    if (absl::Status status = Bind(*addresses); !status.ok()) return status;
-    server_->GetHealthCheckService()->SetServingStatus(
-        v1::AttentionService::service_full_name(), true);
+    if (absl::Status status = Serve(*addresses); !status.ok()) return status;
     spdlog::info(
         "attnd {} serves on {}: isa {}, {} threads, memory budget {} bytes, "
         "messages up to {} bytes",
@@ -156,23 +188,28 @@ class Server::Impl {
 
   void Drain() {
     if (!server_) return;
-    server_->GetHealthCheckService()->Shutdown();
+    {
+      const std::lock_guard lock(health_mutex_);
+      draining_ = true;
+      server_->GetHealthCheckService()->Shutdown();
+    }
     admission_.Close();
     // Who reads this line can rely on it: nothing new is admitted.
     spdlog::info("draining: {} calls still run",
                  admission_.usage().reservations);
-    const bool idle = admission_.WaitIdle(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(
-            std::chrono::duration<double>(config_.drain_timeout_s)));
+    const bool idle = admission_.WaitIdle(Seconds(config_.drain_timeout_s));
     if (!idle) {
       spdlog::warn("{} calls still run and are cancelled",
                    admission_.usage().reservations);
     }
+    acceptor_.reset();
     // Cancels what is left and returns when its reactors are done.
     server_->Shutdown(std::chrono::system_clock::now() +
                       (idle ? kFlushTime : kFlushTime * 0));
     server_->Wait();
     server_.reset();
+    handover_.reset();
+    guard_->Stop();
     shm_socket_.reset();
     address_file_.reset();
   }
@@ -183,7 +220,59 @@ class Server::Impl {
   Admission::Usage usage() const { return admission_.usage(); }
 
  private:
-  absl::Status Bind(std::vector<ListenAddress> addresses) {
+  // Starts gRPC, which serves the connections that the acceptor hands to it.
+  absl::Status Serve(const std::vector<ListenAddress>& addresses) {
+    if (absl::Status status = CheckSocketHooks(); !status.ok()) return status;
+    std::vector<Listener> listeners;
+    for (const ListenAddress& address : addresses) {
+      absl::StatusOr<Listener> listener = Listener::Open(address);
+      if (!listener.ok()) return listener.status();
+      addresses_.push_back(listener->address.Text());
+      listeners.push_back(*std::move(listener));
+    }
+    const absl::StatusOr<int64_t> max_connections = MaxConnections();
+    if (!max_connections.ok()) return max_connections.status();
+    if (!StartGrpc()) return absl::InternalError("gRPC did not start");
+    guard_ = ConnectionGuard::Start(
+        GuardOptions(config_, shares_, *max_connections));
+    server_->GetHealthCheckService()->SetServingStatus(
+        v1::AttentionService::service_full_name(), true);
+    acceptor_ = std::make_unique<Acceptor>(
+        std::move(listeners), guard_,
+        Acceptor::Callbacks{
+            .serve =
+                [this](int fd) {
+                  grpc::experimental::ExternalConnectionAcceptor::
+                      NewConnectionParameters connection;
+                  connection.fd = fd;
+                  handover_->HandleNewConnection(&connection);
+                },
+            .all_accept_changed = [this](bool all) { SetServing(all); }});
+    return absl::OkStatus();
+  }
+
+  // Of all services: each listener tells the state of all of them.
+  void SetServing(bool serving) {
+    const std::lock_guard lock(health_mutex_);
+    if (draining_) return;
+    server_->GetHealthCheckService()->SetServingStatus(serving);
+  }
+
+  absl::StatusOr<int64_t> MaxConnections() const {
+    const int64_t descriptors = RaiseDescriptorLimit();
+    const int64_t most = DescriptorsForConnections(descriptors);
+    if (config_.max_connections > most) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--max-connections: expected at most ", most,
+          ", which the limit of open files (", descriptors,
+          ") leaves for connections, got ", config_.max_connections,
+          "; raise that limit (ulimit -Hn)"));
+    }
+    if (config_.max_connections > 0) return config_.max_connections;
+    return DefaultConnections(shares_, descriptors);
+  }
+
+  bool StartGrpc() {
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
@@ -196,6 +285,7 @@ class Server::Impl {
       builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
     }
     // It also receives a message to its end before it does.
+    quota_->SetMaxThreads(kReflectionThreads);
     builder.SetResourceQuota(*quota_);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
                                MaxStreams(config_));
@@ -211,30 +301,16 @@ class Server::Impl {
           static_cast<int>(config_.max_connection_age_s * 1000));
     }
     builder.SetOption(std::make_unique<TransportOption>());
-    // Two servers on one port would share its calls without a word.
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.RegisterService(service_.get());
-    std::vector<int> ports(addresses.size(), 0);
-    for (size_t i = 0; i < addresses.size(); ++i) {
-      builder.AddListeningPort(addresses[i].Text(),
-                               grpc::InsecureServerCredentials(), &ports[i]);
-    }
+    handover_ = builder.experimental().AddExternalConnectionAcceptor(
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
+        grpc::InsecureServerCredentials());
     server_ = builder.BuildAndStart();
-    for (size_t i = 0; i < addresses.size(); ++i) {
-      if (ports[i] == 0) {
-        server_.reset();
-        return absl::UnavailableError(
-            absl::StrCat("--listen: cannot listen on ", addresses[i].Text(),
-                         ": it is in use, or not an address of this machine"));
-      }
-      addresses[i].port = ports[i];
-      addresses_.push_back(addresses[i].Text());
-    }
-    if (!server_) return absl::InternalError("gRPC did not start");
-    return absl::OkStatus();
+    return server_ != nullptr;
   }
 
   const ServerConfig config_;
+  const MemoryShares shares_;
   AttentionEngine engine_;
   const std::shared_ptr<grpc::ResourceQuota> quota_;
   const std::shared_ptr<MessageQuota> messages_;
@@ -245,7 +321,12 @@ class Server::Impl {
   std::unique_ptr<ShmSocket> shm_socket_;
   const std::unique_ptr<grpc::Service> service_;
   std::vector<std::string> addresses_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> handover_;
   std::unique_ptr<grpc::Server> server_;
+  std::mutex health_mutex_;
+  bool draining_ = false;  // guarded by health_mutex_
+  std::shared_ptr<ConnectionGuard> guard_;
+  std::unique_ptr<Acceptor> acceptor_;
   std::optional<AddressFile> address_file_;
 };
 

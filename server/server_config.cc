@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
+#include "core/checked_math.h"
 #include "server/version.h"
 
 namespace attnd::server {
@@ -80,6 +81,12 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--max-in-flight", config.max_in_flight,
                  "Requests that run and wait; more are refused at once")
       ->check(CLI::Range(int64_t{1}, kInt64Max));
+  app.add_option("--max-connections", config.max_connections,
+                 "Connections that clients may have open at a time; a new one "
+                 "above that takes the place of one that is idle, or is closed "
+                 "at once. 0 = what the limit of open files and the memory "
+                 "allow")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
   app.add_option(
          "--stream-idle-timeout", config.stream_idle_timeout_s,
          "Seconds that AttentionStream's client may send nothing, or read "
@@ -228,6 +235,11 @@ std::vector<std::string> UnknownVariables(const Environment& environment) {
   return unknown;
 }
 
+int64_t MemoryShares::total_bytes() const {
+  return CheckedSum({budget_bytes, arriving_bytes, own_bytes})
+      .value_or(kInt64Max);
+}
+
 MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes) {
   constexpr int64_t kMinOwnBytes = 256LL << 20;
   constexpr int64_t kMinArrivingBytes = 64LL << 20;
@@ -248,6 +260,17 @@ MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes) {
   shares.budget_bytes =
       available_bytes - shares.own_bytes - shares.arriving_bytes;
   return shares;
+}
+
+int64_t DescriptorsForConnections(int64_t descriptors) {
+  constexpr int64_t kOwnDescriptors = 128;
+  return descriptors - std::min(kOwnDescriptors, descriptors / 2);
+}
+
+int64_t DefaultConnections(const MemoryShares& shares, int64_t descriptors) {
+  constexpr int64_t kConnectionBytes = 16 << 10;
+  return std::clamp<int64_t>(shares.arriving_bytes / 4 / kConnectionBytes, 1,
+                             DescriptorsForConnections(descriptors));
 }
 
 }  // namespace attnd::server

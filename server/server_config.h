@@ -32,6 +32,9 @@ struct ServerConfig {
   int64_t memory_budget_bytes = 0;
   // Requests that run and wait.
   int64_t max_in_flight = 256;
+  // Connections that clients may have open at a time; 0 = as DefaultConnections
+  // says.
+  int64_t max_connections = 0;
   // How long running requests may take to finish after SIGTERM, seconds. Ends
   // before the 30 s after which Kubernetes kills.
   double drain_timeout_s = 25;
@@ -72,6 +75,9 @@ std::vector<std::string> UnknownVariables(const Environment& environment);
 
 // What the server's memory is for; the three together are all of it.
 struct MemoryShares {
+  // All of it; as much as fits an int64 where a budget was set above that.
+  int64_t total_bytes() const;
+
   int64_t budget_bytes = 0;    // requests that were let in, by Admission
   int64_t arriving_bytes = 0;  // messages that are not
   int64_t own_bytes = 0;       // code, threads, and what malloc keeps
@@ -84,6 +90,15 @@ struct MemoryShares {
 // least one message, which gRPC receives in small pieces once four fifths are
 // taken, and 64 MiB, for the buffers of many connections.
 MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes);
+
+// How many of the `descriptors` that the process may have open are left for
+// connections beside the server's own.
+int64_t DescriptorsForConnections(int64_t descriptors);
+
+// What --max-connections is where it is not set: as many as a quarter of the
+// arriving messages' share pays for, at 16 KiB for each idle connection, but no
+// more than DescriptorsForConnections.
+int64_t DefaultConnections(const MemoryShares& shares, int64_t descriptors);
 
 }  // namespace attnd::server
 

@@ -2,9 +2,14 @@
 // serves, drains and goes.
 #include "server/server.h"
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <chrono>
 #include <fstream>
 #include <future>
@@ -13,6 +18,8 @@
 #include <string_view>
 #include <thread>
 
+#include "server/unique_fd.h"
+#include "tests/server/connections/frames.h"
 #include "tests/server/life_server.h"
 #include "tests/server/message_tools.h"
 #include "tests/support/raw_call.h"
@@ -91,6 +98,36 @@ TEST(ServerTest, ServesOnBothAddressesAndSaysSo) {
       EXPECT_EQ(Health(client, service).responses.at(0), Serving());
     }
   }
+}
+
+// gRPC's own reads show what a client sends: one that opens and resets calls
+// without end is cut off, and others are served.
+TEST(ServerTest, CutsOffWhoOpensAndResetsCallsWithoutEnd) {
+  const auto server = StartServer();
+  const std::string& address = server->addresses()[0];
+  const UniqueFd client(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(
+      static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(connect(client.get(), reinterpret_cast<sockaddr*>(&to), sizeof(to)),
+            0);
+  const timeval limit{.tv_sec = 60, .tv_usec = 0};
+  setsockopt(client.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+  std::string bytes = Preface() + Frame(FrameType::kSettings);
+  constexpr uint32_t kCalls = 5000;
+  for (uint32_t i = 0; i < kCalls; ++i) {
+    bytes += Headers(2 * i + 1) + Reset(2 * i + 1);
+  }
+  send(client.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  std::array<char, 4096> answer{};
+  ssize_t size = 0;
+  while ((size = recv(client.get(), answer.data(), answer.size(), 0)) > 0) {
+  }
+  EXPECT_TRUE(size == 0 || errno == ECONNRESET) << "the connection is open";
+  RawClient other(address);
+  EXPECT_EQ(other.Call(Method("Attention"), Good()).code, kOk);
 }
 
 TEST(ServerTest, InfoTellsTheLimits) {

@@ -17,9 +17,12 @@
 #include <vector>
 
 #include "tests/server/memfd.h"
+#include "tests/support/eventually.h"
 
 namespace attnd::server {
 namespace {
+
+using ::attnd::testing::Eventually;
 
 using namespace std::string_literals;
 
@@ -27,16 +30,6 @@ constexpr int64_t kPageBytes = 4096;
 const std::string& RegisterMessage() {
   static const auto& message = *new std::string("ASHM\1\0\1\0"s);
   return message;
-}
-
-bool Eventually(const std::function<bool()>& holds) {
-  const auto limit =
-      std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (!holds()) {
-    if (std::chrono::steady_clock::now() > limit) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return true;
 }
 
 // One connection of a client's.

@@ -1,0 +1,254 @@
+#include "server/connections/connection_guard.h"
+
+#include <malloc.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "spdlog/spdlog.h"
+
+namespace attnd::server {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr milliseconds kTick{100};
+// How long a connection has to be idle before it makes room for a new one.
+constexpr seconds kIdleBeforeItMakesRoom{1};
+// What a connection without calls may read while others are held back: enough
+// for a health check, and for a handful of calls that are only headers.
+constexpr size_t kFirstCallBytes = 1024;
+// A connection that holds less than this is not why memory is short.
+constexpr int64_t kLeastOffenceBytes = int64_t{1} << 20;
+
+}  // namespace
+
+int64_t ConnectionGuard::PrivateResidentBytes() {
+  int64_t total = 0;
+  int64_t resident = 0;
+  int64_t shared = 0;
+  std::ifstream("/proc/self/statm") >> total >> resident >> shared;
+  return (resident - shared) * sysconf(_SC_PAGESIZE);
+}
+
+std::shared_ptr<ConnectionGuard> ConnectionGuard::Start(
+    const Options& options) {
+  std::shared_ptr<ConnectionGuard> guard(new ConnectionGuard(options));
+  guard->thread_ = std::thread([raw = guard.get()] { raw->Watch(); });
+  return guard;
+}
+
+ConnectionGuard::ConnectionGuard(const Options& options)
+    : options_(options),
+      totals_(std::make_shared<ConnectionTotals>(options.all_resets)) {}
+
+ConnectionGuard::~ConnectionGuard() { Stop(); }
+
+void ConnectionGuard::Stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  stop_changed_.notify_all();
+  if (!thread_.joinable()) return;
+  thread_.join();
+  Report();
+}
+
+std::shared_ptr<Connection> ConnectionGuard::Add(int fd,
+                                                 const std::string& peer) {
+  const SteadyTime now = std::chrono::steady_clock::now();
+  std::shared_ptr<Connection> idlest;
+  auto connection =
+      std::make_shared<Connection>(fd, peer, options_.limits, totals_, now);
+  {
+    const std::lock_guard lock(mutex_);
+    if (static_cast<int64_t>(connections_.size()) >= options_.max_connections) {
+      SteadyTime since = now - kIdleBeforeItMakesRoom;
+      for (const auto& [key, other] : connections_) {
+        if (other->idle_since() <= since && other->end_reason().empty()) {
+          since = other->idle_since();
+          idlest = other;
+        }
+      }
+      if (!idlest) return nullptr;
+    }
+    connections_.emplace(connection.get(), connection);
+  }
+  if (idlest) {
+    End(*idlest,
+        "it was idle, and a new client needed its place "
+        "(--max-connections)");
+  }
+  return connection;
+}
+
+void ConnectionGuard::Forget(const std::shared_ptr<Connection>& connection) {
+  connection->Closed();
+  {
+    const std::lock_guard lock(mutex_);
+    connections_.erase(connection.get());
+  }
+  Resume();
+}
+
+bool ConnectionGuard::Behind() const {
+  const int64_t ending = totals_->ending_calls;
+  return ending > 0 && totals_->open_calls + ending > options_.all_open_calls;
+}
+
+size_t ConnectionGuard::MayRead(const std::shared_ptr<Connection>& connection) {
+  constexpr size_t kAll = std::numeric_limits<size_t>::max();
+  if (!connection->can_rearm()) return kAll;
+  if (Behind() && connection->end_reason().empty()) {
+    if (connection->open_calls() == 0) return kFirstCallBytes;
+    if (!connection->paused().exchange(true)) {
+      const std::lock_guard lock(mutex_);
+      paused_.push_back(connection);
+    }
+    // gRPC may have caught up since.
+    Resume();
+    return 0;
+  }
+  if (!connection->TurnIsOver()) return kAll;
+  connection->Rearm();
+  return 0;
+}
+
+void ConnectionGuard::Resume() {
+  if (Behind()) return;
+  std::vector<std::shared_ptr<Connection>> paused;
+  {
+    const std::lock_guard lock(mutex_);
+    paused.swap(paused_);
+  }
+  for (const std::shared_ptr<Connection>& connection : paused) {
+    connection->paused() = false;
+    connection->Rearm();
+  }
+}
+
+bool ConnectionGuard::Received(Connection& connection, const char* data,
+                               size_t size, SteadyTime now) {
+  switch (connection.Received(data, size, now)) {
+    case Connection::Verdict::kFine:
+      break;
+    case Connection::Verdict::kBroken:
+      End(connection, connection.end_reason());
+      return false;
+    case Connection::Verdict::kCrowded:
+      EndLargest(
+          [now](const Connection& other) { return other.HeldBytes(now); },
+          /*least=*/1, "it held most when clients had reset too many calls");
+      break;
+  }
+  if (totals_->open_calls > options_.all_open_calls) {
+    EndLargest([](const Connection& other) { return other.open_calls(); },
+               /*least=*/1,
+               "it held most when too many calls were open, over all "
+               "connections");
+  }
+  return connection.end_reason().empty();
+}
+
+bool ConnectionGuard::EndLargest(
+    const std::function<int64_t(const Connection&)>& held, int64_t least,
+    std::string_view reason) {
+  std::shared_ptr<Connection> largest;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [key, connection] : connections_) {
+      if (!connection->end_reason().empty()) continue;
+      const int64_t size = held(*connection);
+      if (size < least) continue;
+      least = size + 1;
+      largest = connection;
+    }
+  }
+  if (!largest) return false;
+  End(*largest, reason);
+  return true;
+}
+
+void ConnectionGuard::End(Connection& connection, std::string_view reason) {
+  connection.End(reason);
+  const std::lock_guard lock(report_mutex_);
+  Ended& ended = ended_[reason];
+  ++ended.count;
+  ended.last_peer = connection.peer();
+}
+
+int64_t ConnectionGuard::connections() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(connections_.size());
+}
+
+void ConnectionGuard::Watch() {
+  SteadyTime looked_at{};
+  SteadyTime reported_at{};
+  std::unique_lock lock(mutex_);
+  while (!stop_changed_.wait_for(lock, kTick, [&] { return stop_; })) {
+    lock.unlock();
+    const SteadyTime now = std::chrono::steady_clock::now();
+    Resume();
+    if (options_.memory_bytes > 0) KeepMemory(now);
+    if (options_.idle_timeout.count() > 0 &&
+        now - looked_at >= options_.idle_timeout / 4) {
+      looked_at = now;
+      EndOverdue(now);
+    }
+    if (now - reported_at >= seconds(1)) {
+      reported_at = now;
+      Report();
+    }
+    lock.lock();
+  }
+}
+
+void ConnectionGuard::EndOverdue(SteadyTime now) {
+  std::vector<std::pair<std::shared_ptr<Connection>, std::string_view>> overdue;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [key, connection] : connections_) {
+      if (!connection->end_reason().empty()) continue;
+      const std::string_view reason =
+          connection->Overdue(now, options_.idle_timeout);
+      if (!reason.empty()) overdue.emplace_back(connection, reason);
+    }
+  }
+  for (const auto& [connection, reason] : overdue) End(*connection, reason);
+}
+
+// malloc keeps much of what was freed for the next messages, which is no reason
+// to end anybody, so it gives that back first.
+void ConnectionGuard::KeepMemory(SteadyTime now) {
+  if (options_.resident_bytes() <= options_.memory_bytes) return;
+#ifdef __GLIBC__
+  if (now - trimmed_at_ >= seconds(1)) {
+    trimmed_at_ = now;
+    malloc_trim(0);
+    if (options_.resident_bytes() <= options_.memory_bytes) return;
+  }
+#endif
+  EndLargest([now](const Connection& other) { return other.HeldBytes(now); },
+             kLeastOffenceBytes,
+             "it held most when the server's memory was used up");
+}
+
+void ConnectionGuard::Report() {
+  std::unordered_map<std::string_view, Ended> ended;
+  {
+    const std::lock_guard lock(report_mutex_);
+    ended.swap(ended_);
+  }
+  for (const auto& [reason, who] : ended) {
+    spdlog::warn("ended {} connection(s), the last one of {}: {}", who.count,
+                 who.last_peer, reason);
+  }
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,108 @@
+// Follows one direction of an HTTP/2 connection (RFC 9113) through its bytes
+// and reports the frames in it. It looks at frame headers alone and never
+// copies or keeps a payload, so following a connection costs a few nanoseconds
+// a frame.
+#ifndef ATTND_SERVER_CONNECTIONS_FRAME_READER_H_
+#define ATTND_SERVER_CONNECTIONS_FRAME_READER_H_
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace attnd::server {
+
+// The types of frames that matter here. Other numbers are legal as well.
+enum class FrameType : uint8_t {
+  kData = 0,
+  kHeaders = 1,
+  kRstStream = 3,
+  kSettings = 4,
+  kPing = 6,
+  kContinuation = 9,
+};
+
+struct FrameHeader {
+  static constexpr size_t kBytes = 9;
+  static constexpr uint8_t kEndStream = 0x1;   // of kData and kHeaders
+  static constexpr uint8_t kAck = 0x1;         // of kSettings and kPing
+  static constexpr uint8_t kEndHeaders = 0x4;  // of kHeaders, kContinuation
+
+  bool has(uint8_t flag) const { return (flags & flag) != 0; }
+
+  uint32_t payload_bytes = 0;
+  FrameType type{};
+  uint8_t flags = 0;
+  uint32_t stream = 0;  // 0: the connection itself
+};
+
+// Not thread-safe. The bytes of a connection come in order, in any pieces.
+class FrameReader {
+ public:
+  // A client sends the first 24 bytes of its connection before any frame.
+  static constexpr size_t kClientPrefaceBytes = 24;
+
+  // Skips `preface_bytes` before the first frame.
+  explicit FrameReader(size_t preface_bytes) : skip_bytes_(preface_bytes) {}
+
+  // Reads the next `size` bytes. Calls `begin(header)` when the header of a
+  // frame is complete, `payload(header, bytes)` for each piece of its payload,
+  // and `end(header)` when the payload is complete. Stops as soon as one of
+  // them returns false, and returns false then; the reader is of no use after
+  // that.
+  template <typename Begin, typename Payload, typename End>
+  bool Read(const char* data, size_t size, Begin&& begin, Payload&& payload,
+            End&& end) {
+    while (size > 0) {
+      if (skip_bytes_ > 0) {
+        const size_t step = std::min(size, skip_bytes_);
+        skip_bytes_ -= step;
+        data += step;
+        size -= step;
+        continue;
+      }
+      if (left_bytes_ > 0) {
+        const size_t step = std::min(size, left_bytes_);
+        left_bytes_ -= step;
+        data += step;
+        size -= step;
+        if (!payload(frame_, step)) return false;
+        if (left_bytes_ == 0 && !end(frame_)) return false;
+        continue;
+      }
+      const size_t step = std::min(size, FrameHeader::kBytes - header_bytes_);
+      std::memcpy(header_.data() + header_bytes_, data, step);
+      header_bytes_ += step;
+      data += step;
+      size -= step;
+      if (header_bytes_ < FrameHeader::kBytes) continue;
+      header_bytes_ = 0;
+      frame_ = Decode();
+      left_bytes_ = frame_.payload_bytes;
+      if (!begin(frame_)) return false;
+      if (left_bytes_ == 0 && !end(frame_)) return false;
+    }
+    return true;
+  }
+
+ private:
+  FrameHeader Decode() const {
+    const auto byte = [this](size_t i) { return uint32_t{header_[i]}; };
+    return {.payload_bytes = byte(0) << 16 | byte(1) << 8 | byte(2),
+            .type = static_cast<FrameType>(header_[3]),
+            .flags = header_[4],
+            .stream = (byte(5) << 24 | byte(6) << 16 | byte(7) << 8 | byte(8)) &
+                      0x7fffffff};
+  }
+
+  size_t skip_bytes_;
+  std::array<uint8_t, FrameHeader::kBytes> header_{};
+  size_t header_bytes_ = 0;  // of the next frame's header, in header_
+  FrameHeader frame_;
+  size_t left_bytes_ = 0;  // of the payload of frame_
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_CONNECTIONS_FRAME_READER_H_

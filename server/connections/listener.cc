@@ -1,0 +1,178 @@
+#include "server/connections/listener.h"
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+
+namespace attnd::server {
+namespace {
+
+constexpr int kSocketFlags = SOCK_CLOEXEC | SOCK_NONBLOCK;
+
+const sockaddr* Generic(const void* address) {
+  return static_cast<const sockaddr*>(address);
+}
+
+absl::Status CannotListen(const ListenAddress& address,
+                          const std::string& why) {
+  return absl::UnavailableError(
+      absl::StrCat("--listen: cannot listen on ", address.Text(), ": ", why));
+}
+
+std::string WhyNot(int error) {
+  switch (error) {
+    case EADDRINUSE:
+      return "it is in use";
+    case EADDRNOTAVAIL:
+      return "it is not an address of this machine";
+    default:
+      return std::strerror(error);
+  }
+}
+
+struct FreeAddresses {
+  void operator()(addrinfo* list) const { freeaddrinfo(list); }
+};
+
+void SetPort(sockaddr_storage& address, int port) {
+  const in_port_t in_order = htons(static_cast<uint16_t>(port));
+  if (address.ss_family == AF_INET6) {
+    reinterpret_cast<sockaddr_in6&>(address).sin6_port = in_order;
+  } else {
+    reinterpret_cast<sockaddr_in&>(address).sin_port = in_order;
+  }
+}
+
+int PortOf(const sockaddr_storage& address) {
+  return ntohs(address.ss_family == AF_INET6
+                   ? reinterpret_cast<const sockaddr_in6&>(address).sin6_port
+                   : reinterpret_cast<const sockaddr_in&>(address).sin_port);
+}
+
+// Sets `error` where it returns none.
+UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
+                  bool both_versions, int& error) {
+  UniqueFd fd(socket(address.ss_family, SOCK_STREAM | kSocketFlags, 0));
+  const int on = 1;
+  const int v6_only = both_versions ? 0 : 1;
+  const auto fails = [&](int result) {
+    if (result == 0) return false;
+    error = errno;
+    return true;
+  };
+  if (!fd.valid()) {
+    error = errno;
+    return {};
+  }
+  if (address.ss_family != AF_UNIX &&
+      fails(setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))) {
+    return {};
+  }
+  if (address.ss_family == AF_INET6 &&
+      fails(setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &v6_only,
+                       sizeof(v6_only)))) {
+    return {};
+  }
+  if (fails(bind(fd.get(), Generic(&address), size)) ||
+      fails(listen(fd.get(), SOMAXCONN))) {
+    return {};
+  }
+  return fd;
+}
+
+absl::StatusOr<Listener> OpenUnix(const ListenAddress& address) {
+  sockaddr_storage storage{};
+  auto& name = reinterpret_cast<sockaddr_un&>(storage);
+  name.sun_family = AF_UNIX;
+  std::memcpy(name.sun_path, address.unix_path.c_str(),
+              address.unix_path.size() + 1);
+  int error = 0;
+  UniqueFd fd = ListenOn(storage, sizeof(name), false, error);
+  if (!fd.valid()) return CannotListen(address, WhyNot(error));
+  Listener listener{.address = address, .sockets = {}};
+  listener.sockets.push_back(std::move(fd));
+  return listener;
+}
+
+bool IsWildcard(const ListenAddress& address) {
+  return address.host == "0.0.0.0" || address.host == "[::]";
+}
+
+}  // namespace
+
+absl::StatusOr<Listener> Listener::Open(const ListenAddress& address) {
+  if (address.is_unix()) return OpenUnix(address);
+  Listener listener{.address = address, .sockets = {}};
+  if (IsWildcard(address)) {
+    sockaddr_storage any{};
+    any.ss_family = AF_INET6;
+    SetPort(any, address.port);
+    int error = 0;
+    UniqueFd fd = ListenOn(any, sizeof(sockaddr_in6), true, error);
+    if (fd.valid()) listener.sockets.push_back(std::move(fd));
+    if (error == EADDRINUSE) return CannotListen(address, WhyNot(error));
+    // Without IPv6 the addresses below are tried.
+  }
+  if (listener.sockets.empty()) {
+    const std::string host(
+        absl::StripSuffix(absl::StripPrefix(address.host, "["), "]"));
+    addrinfo hints{};
+    hints.ai_family = AF_UNSPEC;
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+    addrinfo* found = nullptr;
+    const int failure = getaddrinfo(host.c_str(), "0", &hints, &found);
+    const std::unique_ptr<addrinfo, FreeAddresses> addresses(found);
+    if (failure != 0) return CannotListen(address, gai_strerror(failure));
+    int error = 0;
+    for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+      sockaddr_storage one{};
+      std::memcpy(&one, each->ai_addr, each->ai_addrlen);
+      SetPort(one, listener.address.port);
+      UniqueFd fd = ListenOn(one, each->ai_addrlen, false, error);
+      if (error == EADDRINUSE) return CannotListen(address, WhyNot(error));
+      if (!fd.valid()) continue;
+      if (listener.address.port == 0) {
+        socklen_t size = sizeof(one);
+        getsockname(fd.get(), reinterpret_cast<sockaddr*>(&one), &size);
+        listener.address.port = PortOf(one);
+      }
+      listener.sockets.push_back(std::move(fd));
+    }
+    if (listener.sockets.empty()) return CannotListen(address, WhyNot(error));
+  }
+  if (listener.address.port == 0) {
+    sockaddr_storage bound{};
+    socklen_t size = sizeof(bound);
+    getsockname(listener.sockets.front().get(),
+                reinterpret_cast<sockaddr*>(&bound), &size);
+    listener.address.port = PortOf(bound);
+  }
+  return listener;
+}
+
+std::string PeerName(const sockaddr_storage& address) {
+  if (address.ss_family == AF_UNIX) return "unix:";
+  char text[INET6_ADDRSTRLEN] = {};
+  if (address.ss_family == AF_INET6) {
+    inet_ntop(AF_INET6,
+              &reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, text,
+              sizeof(text));
+    return absl::StrCat("ipv6:[", text, "]:", PortOf(address));
+  }
+  inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(address).sin_addr,
+            text, sizeof(text));
+  return absl::StrCat("ipv4:", text, ":", PortOf(address));
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,171 @@
+#include "server/connections/socket_hooks.h"
+
+#include <dlfcn.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <utility>
+
+namespace attnd::server {
+namespace {
+
+struct Followed {
+  std::shared_ptr<Connection> connection;
+  std::shared_ptr<ConnectionGuard> guard;
+};
+
+constexpr size_t kMaxDescriptors = size_t{1} << 20;
+
+// By descriptor; null where a descriptor is not followed. Zero pages that are
+// never touched take no memory. Whoever calls recvmsg or sendmsg keeps the
+// descriptor open meanwhile, so its entry stays.
+std::array<std::atomic<Followed*>, kMaxDescriptors> followed;
+
+Followed* Find(int fd) {
+  if (fd < 0 || static_cast<size_t>(fd) >= kMaxDescriptors) return nullptr;
+  return followed[static_cast<size_t>(fd)].load(std::memory_order_acquire);
+}
+
+void Forget(int fd) {
+  if (Find(fd) == nullptr) return;
+  const std::unique_ptr<Followed> entry(
+      followed[static_cast<size_t>(fd)].exchange(nullptr));
+  if (entry) entry->guard->Forget(entry->connection);
+}
+
+template <typename Function>
+Function* Next(const char* name) {
+  return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
+}
+
+// Calls `visit(data, size)` for the first `bytes` bytes of the message's parts
+// until it returns false, and returns what the last one did.
+template <typename Visit>
+bool ForEachPart(const msghdr& message, ssize_t bytes, Visit&& visit) {
+  auto left = static_cast<size_t>(bytes);
+  for (size_t i = 0; i < message.msg_iovlen && left > 0; ++i) {
+    const iovec& part = message.msg_iov[i];
+    const size_t size = std::min(left, part.iov_len);
+    if (!visit(static_cast<const char*>(part.iov_base), size)) return false;
+    left -= size;
+  }
+  return true;
+}
+
+// Calls `read`, which fills `message`, with no more room in its parts than
+// `most` bytes.
+template <typename Read>
+ssize_t ReadAtMost(size_t most, msghdr& message, Read&& read) {
+  if (message.msg_iovlen == 0 || most >= message.msg_iov->iov_len) {
+    return read();
+  }
+  iovec part{.iov_base = message.msg_iov->iov_base, .iov_len = most};
+  iovec* const parts = std::exchange(message.msg_iov, &part);
+  const auto count = std::exchange(message.msg_iovlen, 1);
+  const ssize_t bytes = read();
+  message.msg_iov = parts;
+  message.msg_iovlen = count;
+  return bytes;
+}
+
+}  // namespace
+
+bool FollowSocket(int fd, std::shared_ptr<Connection> connection,
+                  std::shared_ptr<ConnectionGuard> guard) {
+  if (fd < 0 || static_cast<size_t>(fd) >= kMaxDescriptors) return false;
+  auto entry = std::make_unique<Followed>(
+      Followed{std::move(connection), std::move(guard)});
+  delete followed[static_cast<size_t>(fd)].exchange(entry.release());
+  return true;
+}
+
+absl::Status CheckSocketHooks() {
+  if (dlsym(RTLD_DEFAULT, "recvmsg") == reinterpret_cast<void*>(&recvmsg) &&
+      dlsym(RTLD_DEFAULT, "sendmsg") == reinterpret_cast<void*>(&sendmsg) &&
+      dlsym(RTLD_DEFAULT, "epoll_ctl") == reinterpret_cast<void*>(&epoll_ctl) &&
+      dlsym(RTLD_DEFAULT, "close") == reinterpret_cast<void*>(&close)) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(
+      "this program does not export recvmsg, sendmsg, epoll_ctl and close, by "
+      "which attnd "
+      "bounds what connections hold: link it with "
+      "-Wl,--export-dynamic-symbol=recvmsg, and likewise for the others");
+}
+
+}  // namespace attnd::server
+
+using attnd::server::Connection;
+using attnd::server::Followed;
+
+extern "C" {
+
+__attribute__((visibility("default"))) ssize_t recvmsg(int fd, msghdr* message,
+                                                       int flags) {
+  static const auto next =
+      attnd::server::Next<ssize_t(int, msghdr*, int)>("recvmsg");
+  Followed* const entry = attnd::server::Find(fd);
+  if (entry == nullptr) return next(fd, message, flags);
+  const size_t may_read = entry->guard->MayRead(entry->connection);
+  if (may_read == 0) {
+    errno = EAGAIN;
+    return -1;
+  }
+  const ssize_t bytes = attnd::server::ReadAtMost(
+      may_read, *message, [&] { return next(fd, message, flags); });
+  if (bytes <= 0) return bytes;
+  const auto now = std::chrono::steady_clock::now();
+  const bool goes_on = attnd::server::ForEachPart(
+      *message, bytes, [&](const char* data, size_t size) {
+        return entry->guard->Received(*entry->connection, data, size, now);
+      });
+  if (goes_on) return bytes;
+  errno = ECONNRESET;
+  return -1;
+}
+
+__attribute__((visibility("default"))) ssize_t sendmsg(int fd,
+                                                       const msghdr* message,
+                                                       int flags) {
+  static const auto next =
+      attnd::server::Next<ssize_t(int, const msghdr*, int)>("sendmsg");
+  const ssize_t bytes = next(fd, message, flags);
+  if (bytes <= 0) return bytes;
+  const int error = errno;
+  Followed* const entry = attnd::server::Find(fd);
+  if (entry == nullptr) return bytes;
+  attnd::server::ForEachPart(*message, bytes,
+                             [&](const char* data, size_t size) {
+                               entry->connection->Sent(data, size);
+                               return true;
+                             });
+  errno = error;
+  return bytes;
+}
+
+__attribute__((visibility("default"))) int epoll_ctl(
+    int epoll, int operation, int fd, epoll_event* event) noexcept {
+  static const auto next =
+      attnd::server::Next<int(int, int, int, epoll_event*)>("epoll_ctl");
+  Followed* const entry = attnd::server::Find(fd);
+  if (entry != nullptr && operation == EPOLL_CTL_ADD) {
+    entry->connection->WatchedBy(epoll, *event);
+  }
+  return next(epoll, operation, fd, event);
+}
+
+__attribute__((visibility("default"))) int close(int fd) {
+  static const auto next = attnd::server::Next<int(int)>("close");
+  attnd::server::Forget(fd);
+  return next(fd);
+}
+
+}  // extern "C"
