@@ -58,7 +58,9 @@ bool Connection::BeginFrame(const FrameHeader& frame, SteadyTime now) {
         header_block_bytes_ = 0;
         header_block_at_ = now;
       }
-      header_block_bytes_ += frame.payload_bytes;
+      // A frame without a payload costs as well.
+      header_block_bytes_ +=
+          static_cast<int64_t>(FrameHeader::kBytes) + frame.payload_bytes;
       if (header_block_bytes_ > limits_.header_block_bytes) {
         return Break("it sent a block of headers above 64 KiB");
       }

@@ -129,6 +129,15 @@ TEST_F(ConnectionTest, BoundsABlockOfHeaders) {
   EXPECT_THAT(connection_->end_reason(), HasSubstr("headers"));
 }
 
+TEST_F(ConnectionTest, BoundsABlockOfEmptyFrames) {
+  Make({.header_block_bytes = 1000});
+  EXPECT_EQ(Client(Frame(FrameType::kHeaders, 0, 1)), Verdict::kFine);
+  const std::string empty = Frame(FrameType::kContinuation, 0, 1);
+  int taken = 0;
+  while (taken < 1000 && Client(empty) == Verdict::kFine) ++taken;
+  EXPECT_LT(taken, 1000 / static_cast<int>(FrameHeader::kBytes));
+}
+
 TEST_F(ConnectionTest, RefusesALargeBlockBeforeItArrives) {
   Make({.header_block_bytes = 1000});
   const std::string frame =
