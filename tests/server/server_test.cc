@@ -130,6 +130,29 @@ TEST(ServerTest, CutsOffWhoOpensAndResetsCallsWithoutEnd) {
   EXPECT_EQ(other.Call(Method("Attention"), Good()).code, kOk);
 }
 
+// A gRPC that sends without copying could send what was overwritten meanwhile
+// (CVE-2024-11407). Both ends of the connection are in this process.
+TEST(ServerTest, SendsNothingByZeroCopy) {
+  const auto server = StartServer();
+  RawClient client(server->addresses()[0]);
+  ASSERT_EQ(client.Call(Method("Attention"), Good()).code, kOk);
+  int connections = 0;
+  for (int fd = 0; fd < 1024; ++fd) {
+    sockaddr_storage peer{};
+    socklen_t size = sizeof(peer);
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) != 0 ||
+        peer.ss_family == AF_UNIX) {
+      continue;
+    }
+    ++connections;
+    int zero_copy = -1;
+    size = sizeof(zero_copy);
+    ASSERT_EQ(getsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &zero_copy, &size), 0);
+    EXPECT_EQ(zero_copy, 0);
+  }
+  EXPECT_GE(connections, 2);
+}
+
 TEST(ServerTest, InfoTellsTheLimits) {
   const auto server = StartServer();
   RawClient client(server->addresses()[0]);
