@@ -1,12 +1,10 @@
 #include "server/benchmark.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <optional>
-#include <span>
 #include <utility>
 #include <vector>
 
@@ -14,11 +12,9 @@
 #include "core/checked_math.h"
 #include "core/field_error.h"
 #include "core/fma_peak.h"
-#include "core/half_float.h"
 #include "core/naive_attention.h"
 #include "core/reference_attention.h"
-#include "core/workspace.h"
-#include "server/random_floats.h"
+#include "server/benchmark_tensors.h"
 #include "server/reasons.h"
 #include "server/response_codec.h"
 #include "server/status_convert.h"
@@ -30,100 +26,12 @@ constexpr int64_t kMaxVerifiedRows = 256;
 constexpr double kSmallestExpected = 1e-6;
 // What holds the others may end soon.
 constexpr std::chrono::milliseconds kThreadRetryDelay{1000};
-constexpr std::chrono::milliseconds kPeakTime{30};
-// Filled between two looks at the stop signal: milliseconds, page faults
-// included.
-constexpr size_t kFillBytes = size_t{4} << 20;
-
-// Calls `fill` with one piece of `all` after the other.
-template <typename T, typename Fill>
-absl::Status FillInPieces(std::span<T> all, const StopSignal& stop,
-                          const Fill& fill) {
-  while (!all.empty()) {
-    if (absl::Status status = stop.Check(); !status.ok()) return status;
-    const size_t count = std::min(all.size(), kFillBytes / sizeof(T));
-    fill(all.first(count));
-    all = all.subspan(count);
-  }
-  return absl::OkStatus();
-}
-
-// Random inputs of any type. `twins`, where there are any, get the same values
-// in f32.
-class InputFiller {
- public:
-  InputFiller(DataType type, std::span<float> twins)
-      : f16_(type == DataType::kF16), twins_(twins) {}
-
-  void Fill(std::span<float> piece) { random_.Fill(piece); }
-  void Fill(std::span<uint16_t> piece) {
-    std::array<float, 1024> floats;
-    while (!piece.empty()) {
-      const size_t count = std::min(piece.size(), floats.size());
-      random_.Fill(std::span(floats).first(count));
-      for (size_t i = 0; i < count; ++i) {
-        piece[i] = f16_ ? F16FromFloat(floats[i]) : BF16FromFloat(floats[i]);
-        if (twins_.empty()) continue;
-        twins_[i] = f16_ ? FloatFromF16(piece[i]) : FloatFromBF16(piece[i]);
-      }
-      piece = piece.subspan(count);
-      if (!twins_.empty()) twins_ = twins_.subspan(count);
-    }
-  }
-
- private:
-  RandomFloats random_{/*seed=*/1};
-  bool f16_;
-  std::span<float> twins_;
-};
-
-template <typename T>
-std::span<T> ElementsOf(const Workspace& memory) {
-  return {reinterpret_cast<T*>(memory.data()),
-          static_cast<size_t>(memory.size_bytes()) / sizeof(T)};
-}
-
 double Median(std::vector<double> numbers) {
   const auto middle =
       numbers.begin() + static_cast<std::ptrdiff_t>(numbers.size() / 2);
   std::nth_element(numbers.begin(), middle, numbers.end());
   return *middle;
 }
-
-// The inputs and the output of every run of one algorithm.
-struct Tensors {
-  Workspace inputs;
-  Workspace output;
-  AttentionBuffers buffers;
-
-  int64_t size_bytes() const {
-    return inputs.size_bytes() + output.size_bytes();
-  }
-
-  // Without contents. The output is touched before anything is timed, so that
-  // no run pays for its page faults.
-  static absl::StatusOr<Tensors> Make(const AttentionProblem& problem,
-                                      const StopSignal& stop) {
-    const int64_t each = RoundUp(problem.query_bytes(), Workspace::kAlignment);
-    absl::StatusOr<Workspace> inputs = Workspace::Reserve(3 * each);
-    if (!inputs.ok()) return inputs.status();
-    absl::StatusOr<Workspace> output =
-        Workspace::Reserve(problem.output_bytes());
-    if (!output.ok()) return output.status();
-    Tensors tensors{*std::move(inputs), *std::move(output), {}};
-    // All ones are a NaN in every type.
-    absl::Status status = FillInPieces(
-        ElementsOf<unsigned char>(tensors.output), stop,
-        [](auto piece) { std::fill(piece.begin(), piece.end(), 0xff); });
-    if (!status.ok()) return status;
-    const std::byte* const data = tensors.inputs.data();
-    tensors.buffers = {.query = data,
-                       .key = data + each,
-                       .value = data + 2 * each,
-                       .output = tensors.output.data()};
-    return tensors;
-  }
-};
 
 // One run of RunBenchmark.
 class Run {
@@ -178,15 +86,16 @@ class Run {
     const std::optional<int64_t> with_naive =
         CheckedSum({beside, twins ? tensors : 0, naive_bytes_});
     naive_fits_ = with_naive && reservation_.GrowTo(*with_naive).ok();
-    absl::StatusOr<Tensors> made = Tensors::Make(spec_.problem, stop_);
+    absl::StatusOr<BenchmarkTensors> made =
+        BenchmarkTensors::Make(spec_.problem, stop_);
     if (!made.ok()) return made.status();
     tensors_ = *std::move(made);
     if (twins && naive_fits_) {
-      made = Tensors::Make(spec_.naive_problem, stop_);
+      made = BenchmarkTensors::Make(spec_.naive_problem, stop_);
       if (!made.ok()) return made.status();
       twins_ = *std::move(made);
     }
-    return FillInputs();
+    return FillInputs(tensors_, twins_ ? &*twins_ : nullptr, stop_);
   }
 
   // One of its own, where not all of the server's threads are to compute.
@@ -203,29 +112,16 @@ class Run {
     return absl::OkStatus();
   }
 
-  absl::Status FillInputs() {
-    const DataType type = spec_.problem.params().query_dtype;
-    InputFiller filler(
-        type, twins_ ? ElementsOf<float>(twins_->inputs) : std::span<float>());
-    const auto fill = [&filler](auto piece) { filler.Fill(piece); };
-    absl::Status status =
-        type == DataType::kF32
-            ? FillInPieces(ElementsOf<float>(tensors_.inputs), stop_, fill)
-            : FillInPieces(ElementsOf<uint16_t>(tensors_.inputs), stop_, fill);
-    if (!status.ok()) return status;
-    return stop_.Check();
-  }
-
   absl::Status Repeat() {
     Begin("peak");
-    peaks_.push_back(MeasureFmaPeak(engine_->machine().isa, kPeakTime,
+    peaks_.push_back(MeasureFmaPeak(engine_->machine().isa, spec_.peak_time,
                                     engine_->scheduler(), engine_->threads()));
     if (absl::Status status = stop_.Check(); !status.ok()) return status;
     Begin("naive");
     if (naive_fits_) {
-      const Tensors& tensors = twins_ ? *twins_ : tensors_;
+      const BenchmarkTensors& tensors = twins_ ? *twins_ : tensors_;
       const absl::StatusOr<RunStats> stats = NaiveAttention(
-          *engine_, spec_.naive_problem, tensors.buffers, &stop_);
+          *engine_, spec_.naive_problem, tensors.buffers(), &stop_);
       if (!stats.ok()) return stats.status();
       naive_ms_.push_back(TimeMs(*stats));
       naive_peak_bytes_ = std::max(
@@ -233,7 +129,7 @@ class Run {
     }
     Begin("flash");
     const absl::StatusOr<RunStats> stats =
-        engine_->Run(spec_.problem, tensors_.buffers, &stop_);
+        engine_->Run(spec_.problem, tensors_.buffers(), &stop_);
     if (!stats.ok()) return stats.status();
     flash_ms_.push_back(TimeMs(*stats));
     flash_stats_ = *stats;
@@ -292,12 +188,12 @@ class Run {
       if (absl::Status status = stop_.Check(); !status.ok()) return status;
       const int64_t row = i * rows / checked;
       double lse = 0;
-      ReferenceAttentionRow(spec_.problem, tensors_.buffers, /*entry=*/0,
+      ReferenceAttentionRow(spec_.problem, tensors_.buffers(), /*entry=*/0,
                             row / params.q_len, row % params.q_len,
                             expected.data(), &lse);
       for (size_t d = 0; d < expected.size(); ++d) {
         const double got =
-            ReferenceElement(tensors_.buffers.output, params.output_dtype,
+            ReferenceElement(tensors_.output.data(), params.output_dtype,
                              row * params.v_head_dim + static_cast<int64_t>(d));
         const double error = std::abs(expected[d] - got);
         // Written so that a NaN wins.
@@ -320,8 +216,9 @@ class Run {
   AttentionEngine* engine_;
 
   bool naive_fits_ = false;
-  Tensors tensors_;
-  std::optional<Tensors> twins_;  // in f32, for naive; unset: it takes tensors_
+  BenchmarkTensors tensors_;
+  // In f32, for naive attention, which takes tensors_ where this is unset.
+  std::optional<BenchmarkTensors> twins_;
   int64_t steps_begun_ = 0;
   std::vector<double> peaks_;
   std::vector<double> naive_ms_;

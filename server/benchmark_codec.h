@@ -2,6 +2,7 @@
 #ifndef ATTND_SERVER_BENCHMARK_CODEC_H_
 #define ATTND_SERVER_BENCHMARK_CODEC_H_
 
+#include <chrono>
 #include <cstdint>
 
 #include "absl/status/statusor.h"
@@ -17,6 +18,9 @@ struct BenchmarkSpec {
   AttentionProblem naive_problem;  // the same of F32, which naive computes in
   int64_t threads = 0;
   int64_t repetitions = 0;
+  // How long one measurement of the machine's own limit takes. No request
+  // changes it; tests of many small problems do.
+  std::chrono::nanoseconds peak_time = std::chrono::milliseconds(30);
 };
 
 // Refuses with the field's path; RESOURCE_EXHAUSTED where one request asks for

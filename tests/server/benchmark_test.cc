@@ -43,11 +43,12 @@ class BenchmarkTest : public ::testing::Test {
       const std::function<void()>& on_progress = [] {}) {
     const ServiceContext context{engine_, admission, 1LL << 28, 4096};
     Outcome outcome;
-    const auto spec = DecodeBenchmark(request, context);
+    auto spec = DecodeBenchmark(request, context);
     if (!spec.ok()) {
       outcome.result = spec.status();
       return outcome;
     }
+    if (peak_time_) spec->peak_time = *peak_time_;
     Admission::Reservation reservation = *admission.Admit(0);
     outcome.result =
         RunBenchmark(*spec, context, reservation, stop,
@@ -63,6 +64,7 @@ class BenchmarkTest : public ::testing::Test {
   AttentionEngine engine_{{.threads = 2}};
   Admission admission_{1LL << 30, 8};
   StopSignal stop_;
+  std::optional<std::chrono::nanoseconds> peak_time_;
 };
 
 TEST_F(BenchmarkTest, TheResultAddsUp) {
@@ -110,6 +112,35 @@ TEST_F(BenchmarkTest, HalvesAreBenchmarkedToo) {
     EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
     EXPECT_EQ(admission_.usage().bytes, 0);
   }
+}
+
+// Blocks of memory are whole lines of 64 bytes, and tensors of most sizes are
+// not. All around one line and several, of every type.
+TEST_F(BenchmarkTest, EverySizeIsBenchmarked) {
+  peak_time_ = std::chrono::microseconds(100);
+  for (const v1::DataType type :
+       {v1::DATA_TYPE_F32, v1::DATA_TYPE_F16, v1::DATA_TYPE_BF16}) {
+    for (const int64_t vectors : {1, 2, 15, 16, 17, 31, 32, 33, 101}) {
+      for (const int64_t dimensions : {1, 15, 16, 17, 31, 33, 80}) {
+        SCOPED_TRACE(v1::DataType_Name(type) + ", " + std::to_string(vectors) +
+                     " x " + std::to_string(dimensions));
+        v1::BenchmarkRequest request;
+        request.set_num_vectors(vectors);
+        request.set_dimensions(dimensions);
+        request.set_dtype(type);
+        request.set_repetitions(1);
+        const Outcome outcome = Run(request, admission_, stop_);
+        ASSERT_TRUE(outcome.result.ok()) << outcome.result.status();
+        EXPECT_TRUE(outcome.result->has_naive_time_ms());
+        // Answers are below 1 and rounded to the type.
+        EXPECT_LT(outcome.result->max_abs_error(),
+                  type == v1::DATA_TYPE_F32   ? 1e-5
+                  : type == v1::DATA_TYPE_F16 ? 1e-3
+                                              : 1e-2);
+      }
+    }
+  }
+  EXPECT_EQ(admission_.usage().bytes, 0);
 }
 
 TEST_F(BenchmarkTest, ProgressNeverFallsAndNamesThePhases) {
