@@ -177,11 +177,13 @@ double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration) {
 }
 
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration,
-                      TileScheduler& scheduler, int64_t threads) {
+                      TileScheduler& scheduler, int64_t threads,
+                      const StopSignal* stop) {
   PeakJob job(isa, duration,
               std::clamp<int64_t>(threads, 1, scheduler.threads()));
-  // Only a scheduler that shuts down stops it; what ran until then counts.
-  scheduler.Run(&job, nullptr).IgnoreError();
+  // The caller knows whether `stop` ended it. A scheduler that shuts down ends
+  // it as well; then what ran until there counts.
+  scheduler.Run(&job, stop).IgnoreError();
   return job.TotalRate();
 }
 

@@ -16,8 +16,11 @@ namespace attnd {
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration);
 
 // The same on `threads` workers of `scheduler` at once. Not from a worker.
+// Where `stop` is not null and says so, it ends early, and what it returns is
+// no measurement.
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration,
-                      TileScheduler& scheduler, int64_t threads);
+                      TileScheduler& scheduler, int64_t threads,
+                      const StopSignal* stop = nullptr);
 
 }  // namespace attnd
 

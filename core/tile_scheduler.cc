@@ -27,7 +27,7 @@ absl::Status StopSignal::Check() const {
   if (deadline_ != SteadyTime::max() && Clock::now() >= deadline_) {
     return absl::DeadlineExceededError("the deadline passed");
   }
-  return absl::OkStatus();
+  return outer_ != nullptr ? outer_->Check() : absl::OkStatus();
 }
 
 class TileScheduler::Impl {

@@ -16,12 +16,14 @@ namespace attnd {
 
 using SteadyTime = std::chrono::steady_clock::time_point;
 
-// Asks one running job to stop. Shared between its owner and its workers;
-// thread-safe.
+// Asks one running job to stop: when it is cancelled, when its deadline has
+// passed, and when `outer`, where it is not null, asks for the same. Shared
+// between its owner and its workers; thread-safe. `outer` must live as long.
 class StopSignal {
  public:
-  explicit StopSignal(SteadyTime deadline = SteadyTime::max())
-      : deadline_(deadline) {}
+  explicit StopSignal(SteadyTime deadline = SteadyTime::max(),
+                      const StopSignal* outer = nullptr)
+      : deadline_(deadline), outer_(outer) {}
 
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
 
@@ -32,7 +34,8 @@ class StopSignal {
 
  private:
   std::atomic<bool> cancelled_{false};
-  SteadyTime deadline_;
+  const SteadyTime deadline_;
+  const StopSignal* const outer_;
 };
 
 // What a slice may ask while it runs.

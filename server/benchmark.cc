@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstddef>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -23,6 +24,13 @@ namespace attnd::server {
 namespace {
 
 constexpr int64_t kMaxVerifiedRows = 256;
+// The most measurements of the machine's own limit in one benchmark. Each takes
+// all threads for BenchmarkSpec::peak_time at least, however small the problem
+// is, and 1000 repetitions may be asked for.
+constexpr int64_t kMaxPeaks = 10;
+// The share of a benchmark's time that preparations and measurements may take.
+// The rest is for the verification.
+constexpr double kMeasuringShare = 0.9;
 constexpr double kSmallestExpected = 1e-6;
 // What holds the others may end soon.
 constexpr std::chrono::milliseconds kThreadRetryDelay{1000};
@@ -40,28 +48,57 @@ class Run {
       Admission::Reservation& reservation, const StopSignal& stop,
       const BenchmarkProgressFn& progress)
       : spec_(spec),
+        max_time_(context.max_benchmark_time),
         reservation_(reservation),
         stop_(stop),
         progress_(progress),
         engine_(&context.engine) {}
 
   absl::StatusOr<v1::BenchmarkResult> Execute() {
-    if (absl::Status status = Prepare(); !status.ok()) return status;
-    for (int64_t i = 0; i < spec_.repetitions; ++i) {
-      if (absl::Status status = Repeat(); !status.ok()) return status;
+    absl::Status status = Prepare();
+    for (int64_t i = 0; status.ok() && i < spec_.repetitions; ++i) {
+      status = Repeat(i);
+    }
+    if (!status.ok()) {
+      // The end of the call itself weighs more than the end of its time.
+      if (absl::Status over = stop_.Check(); !over.ok()) return over;
+      if (measuring_.Check().ok()) return status;
+      if (flash_ms_.empty()) return TimeLimitError();
+      // What was measured until the time was up is the result.
     }
     v1::BenchmarkResult result = Summarize();
     Begin("verify");
-    if (absl::Status status = Verify(result); !status.ok()) return status;
+    if (absl::Status over = Verify(result); !over.ok()) return over;
     return result;
   }
 
  private:
+  int64_t MaxPeaks() const { return std::min(spec_.repetitions, kMaxPeaks); }
+
   // One step more is done when the next begins.
   void Begin(absl::string_view phase) {
-    const int64_t steps = 2 + spec_.repetitions * 3;
+    const int64_t steps = 2 + spec_.repetitions * 2 + MaxPeaks();
     progress_(phase,
               static_cast<double>(steps_begun_++) / static_cast<double>(steps));
+  }
+
+  // Where there is a limit, the time that far from the start.
+  SteadyTime After(std::chrono::duration<double> time) const {
+    return max_time_.count() == 0
+               ? SteadyTime::max()
+               : start_ +
+                     std::chrono::duration_cast<SteadyTime::duration>(time);
+  }
+
+  absl::Status TimeLimitError() const {
+    return WithReason(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "not one repetition ended in the ",
+            std::chrono::duration<double>(max_time_).count(),
+            " s that the server's --max-benchmark-seconds grants: ask for "
+            "fewer num_vectors, num_heads or dimensions, or raise that "
+            "option")),
+        kWorkLimit);
   }
 
   absl::Status Prepare() {
@@ -87,15 +124,15 @@ class Run {
         CheckedSum({beside, twins ? tensors : 0, naive_bytes_});
     naive_fits_ = with_naive && reservation_.GrowTo(*with_naive).ok();
     absl::StatusOr<BenchmarkTensors> made =
-        BenchmarkTensors::Make(spec_.problem, stop_);
+        BenchmarkTensors::Make(spec_.problem, measuring_);
     if (!made.ok()) return made.status();
     tensors_ = *std::move(made);
     if (twins && naive_fits_) {
-      made = BenchmarkTensors::Make(spec_.naive_problem, stop_);
+      made = BenchmarkTensors::Make(spec_.naive_problem, measuring_);
       if (!made.ok()) return made.status();
       twins_ = *std::move(made);
     }
-    return FillInputs(tensors_, twins_ ? &*twins_ : nullptr, stop_);
+    return FillInputs(tensors_, twins_ ? &*twins_ : nullptr, measuring_);
   }
 
   // One of its own, where not all of the server's threads are to compute.
@@ -112,30 +149,39 @@ class Run {
     return absl::OkStatus();
   }
 
-  absl::Status Repeat() {
-    Begin("peak");
-    peaks_.push_back(MeasureFmaPeak(engine_->machine().isa, spec_.peak_time,
-                                    engine_->scheduler(), engine_->threads()));
-    if (absl::Status status = stop_.Check(); !status.ok()) return status;
+  // Counts only where all of it ends in time.
+  absl::Status Repeat(int64_t repetition) {
+    // At the first repetition, and from then on evenly spread.
+    if (static_cast<int64_t>(peaks_.size()) * spec_.repetitions <=
+        repetition * MaxPeaks()) {
+      Begin("peak");
+      const double peak =
+          MeasureFmaPeak(engine_->machine().isa, spec_.peak_time,
+                         engine_->scheduler(), engine_->threads(), &measuring_);
+      if (absl::Status over = measuring_.Check(); !over.ok()) return over;
+      peaks_.push_back(peak);
+    }
     Begin("naive");
+    std::optional<double> naive_ms;
     if (naive_fits_) {
       const BenchmarkTensors& tensors = twins_ ? *twins_ : tensors_;
       const absl::StatusOr<RunStats> stats = NaiveAttention(
-          *engine_, spec_.naive_problem, tensors.buffers(), &stop_);
+          *engine_, spec_.naive_problem, tensors.buffers(), &measuring_);
       if (!stats.ok()) return stats.status();
-      naive_ms_.push_back(TimeMs(*stats));
+      naive_ms = TimeMs(*stats);
       naive_peak_bytes_ = std::max(
           naive_peak_bytes_, tensors.size_bytes() + stats->workspace_bytes);
     }
     Begin("flash");
     const absl::StatusOr<RunStats> stats =
-        engine_->Run(spec_.problem, tensors_.buffers(), &stop_);
+        engine_->Run(spec_.problem, tensors_.buffers(), &measuring_);
     if (!stats.ok()) return stats.status();
+    if (naive_ms) naive_ms_.push_back(*naive_ms);
     flash_ms_.push_back(TimeMs(*stats));
     flash_stats_ = *stats;
     flash_peak_bytes_ = std::max(
         flash_peak_bytes_, tensors_.size_bytes() + stats->workspace_bytes);
-    return stop_.Check();
+    return measuring_.Check();
   }
 
   // From the first tile to the last: without the allocation of what the run
@@ -175,18 +221,24 @@ class Run {
     return result;
   }
 
-  // Of the last flash run, whose output still stands, on rows that are spread
-  // evenly over all of them.
+  // Compares rows that are spread evenly over all of them; fewer where the time
+  // is up, but one. A run that was stopped has written some rows anew, from the
+  // same inputs, so that all of them are whole rows of an answer.
   absl::Status Verify(v1::BenchmarkResult& result) const {
     const AttentionParams& params = spec_.problem.params();
     const int64_t rows = params.num_q_heads * params.q_len;
     const int64_t checked = std::min(rows, kMaxVerifiedRows);
+    // Steps of no common divisor reach each of them once, in an order whose
+    // beginnings are spread as well.
+    int64_t step = checked * 5 / 8 + 1;
+    while (std::gcd(step, checked) != 1) ++step;
     std::vector<double> expected(static_cast<size_t>(params.v_head_dim));
     double max_abs = 0;
     double max_rel = 0;
     for (int64_t i = 0; i < checked; ++i) {
-      if (absl::Status status = stop_.Check(); !status.ok()) return status;
-      const int64_t row = i * rows / checked;
+      if (absl::Status over = stop_.Check(); !over.ok()) return over;
+      if (i > 0 && verifying_.ShouldStop()) break;
+      const int64_t row = i * step % checked * rows / checked;
       double lse = 0;
       ReferenceAttentionRow(spec_.problem, tensors_.buffers(), /*entry=*/0,
                             row / params.q_len, row % params.q_len,
@@ -209,8 +261,13 @@ class Run {
   }
 
   const BenchmarkSpec& spec_;
+  const std::chrono::nanoseconds max_time_;  // of everything; 0: any
+  const SteadyTime start_ = std::chrono::steady_clock::now();
   Admission::Reservation& reservation_;
-  const StopSignal& stop_;
+  const StopSignal& stop_;  // of the call
+  // The end of preparations and measurements, and of the verification.
+  const StopSignal measuring_{After(max_time_ * kMeasuringShare), &stop_};
+  const StopSignal verifying_{After(max_time_), &stop_};
   const BenchmarkProgressFn& progress_;
   std::optional<AttentionEngine> own_engine_;
   AttentionEngine* engine_;

@@ -28,8 +28,10 @@ using BenchmarkProgressFn =
 // Runs naive, flash and the FMA peak in turns, so that what disturbs one
 // disturbs all, and takes medians. Holds what it allocates in `reservation`,
 // which is left with no more than an answer needs; leaves naive out where that
-// does not grow so far. Checks `stop` in every phase, every few milliseconds
-// but for the peak's 60. Blocks; not from a worker.
+// does not grow so far. Checks `stop` in every phase, every few milliseconds.
+// After `context.max_benchmark_time`, which counts from the beginning and
+// covers all phases, the result is of the repetitions that ended; where none
+// did, it is RESOURCE_EXHAUSTED. Blocks; not from a worker.
 absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
     const BenchmarkSpec& spec, const ServiceContext& context,
     Admission::Reservation& reservation, const StopSignal& stop,

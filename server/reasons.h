@@ -20,7 +20,8 @@ inline constexpr char kMessageTooLarge[] = "MESSAGE_TOO_LARGE";
 // RESOURCE_EXHAUSTED: the system starts no thread for a benchmark. With
 // RetryInfo.
 inline constexpr char kThreadLimit[] = "THREAD_LIMIT";
-// RESOURCE_EXHAUSTED: more arithmetic than one Benchmark may ask for.
+// RESOURCE_EXHAUSTED: more arithmetic than one Benchmark may ask for, or not
+// one repetition of it ended within --max-benchmark-seconds.
 inline constexpr char kWorkLimit[] = "WORK_LIMIT";
 // UNIMPLEMENTED: in the contract, not in this build.
 inline constexpr char kNotImplemented[] = "NOT_IMPLEMENTED";

@@ -138,7 +138,8 @@ class Server::Impl {
                  config.max_message_bytes,
                  config.max_benchmark_vectors,
                  config.shm_socket.empty() ? nullptr : &regions_,
-                 Seconds(config.stream_idle_timeout_s)},
+                 Seconds(config.stream_idle_timeout_s),
+                 Seconds(config.max_benchmark_s)},
         service_(MakeAttentionService(context_, messages_)) {}
 
   ~Impl() {

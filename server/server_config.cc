@@ -46,6 +46,7 @@ constexpr double kMinSeconds = 1e-3;
 constexpr double kMaxDrainSeconds = 86400;
 constexpr double kMaxIdleSeconds = 86400;
 constexpr double kMaxConnectionSeconds = 7 * 86400;
+constexpr double kMaxBenchmarkSeconds = 86400;
 constexpr int kMaxThreads = 4096;
 constexpr int64_t kMaxVectors = 1 << 24;
 
@@ -100,6 +101,10 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--max-benchmark-vectors", config.max_benchmark_vectors,
                  "The largest num_vectors that Benchmark accepts")
       ->check(CLI::Range(int64_t{1}, kMaxVectors));
+  app.add_option("--max-benchmark-seconds", config.max_benchmark_s,
+                 "Seconds after which a Benchmark ends with what it has "
+                 "measured; 0 = any")
+      ->check(Seconds(kMaxBenchmarkSeconds));
 }
 
 void AddSharedMemoryOptions(CLI::App& app, ServerConfig& config) {

@@ -45,6 +45,8 @@ struct ServerConfig {
   std::string log_level = "info";
   // The largest num_vectors of Benchmark.
   int64_t max_benchmark_vectors = 32768;
+  // How long one Benchmark may take, seconds; 0 = any time.
+  double max_benchmark_s = 60;
   // After how long a client is asked to connect anew, seconds; 0 = never.
   double max_connection_age_s = 0;
 };

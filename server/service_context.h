@@ -19,6 +19,7 @@ struct ServiceContext {
   int64_t max_benchmark_vectors = 0;
   const RegionRegistry* regions = nullptr;  // null: shared memory is off
   std::chrono::nanoseconds stream_idle_timeout{0};  // 0: none
+  std::chrono::nanoseconds max_benchmark_time{0};   // 0: any
 };
 
 }  // namespace attnd::server

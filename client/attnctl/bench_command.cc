@@ -142,7 +142,10 @@ void AddBenchCommand(CLI::App& app, Session& session) {
                       "timed runs, of which the median counts; default 5");
   command->add_flag("--json", flags->json, "print every figure as JSON");
   command->footer(
-      "No deadline unless --deadline sets one.\n"
+      "No deadline unless --deadline sets one. The server ends a benchmark "
+      "after\n"
+      "its --max-benchmark-seconds and answers what it has measured until "
+      "then.\n"
       "Example:\n"
       "  attnctl bench --num-vectors=8192 --dimensions=64 --threads=1\n");
   command->callback(

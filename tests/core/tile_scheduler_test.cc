@@ -171,6 +171,17 @@ TEST(TileSchedulerTest, ACancelledOrExpiredJobNeverStarts) {
   EXPECT_EQ(ran, 0);
 }
 
+TEST(StopSignalTest, AnOuterSignalStopsTheInnerOne) {
+  StopSignal outer;
+  const StopSignal endless(SteadyTime::max(), &outer);
+  const StopSignal expired(steady_clock::now(), &outer);
+  EXPECT_TRUE(endless.Check().ok());
+  EXPECT_EQ(expired.Check().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(outer.Check().ok());
+  outer.Cancel();
+  EXPECT_EQ(endless.Check().code(), absl::StatusCode::kCancelled);
+}
+
 TEST(TileSchedulerTest, CancellingStopsBetweenTasksAndInsideThem) {
   TileScheduler scheduler(2);
   StopSignal stop;

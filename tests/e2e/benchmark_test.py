@@ -1,11 +1,13 @@
 """The Benchmark stream: its order, its numbers, its limits and its end."""
 
+import time
+
 import grpc
 import pytest
 
 from support import work
 from support.client import Refusal
-from support.server import poll_until
+from support.server import Server, poll_until
 
 PHASES = {'prepare', 'peak', 'naive', 'flash', 'verify'}
 
@@ -112,3 +114,44 @@ def test_deadline_stops_it(client, refused):
   assert refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED
   poll_until(lambda: runs_again(client), work.AT_ONCE_SECONDS,
              'a benchmark after an expired one')
+
+
+# Blocks of memory are whole lines of 64 bytes, and tensors of most sizes are
+# not.
+@pytest.mark.parametrize('dtype', ['F32', 'F16', 'BF16'])
+@pytest.mark.parametrize('num_vectors,dimensions', [
+    (1, 1), (1, 17), (3, 5), (31, 33), (101, 80)])
+def test_sizes_that_fill_no_line(client, dtype, num_vectors, dimensions):
+  _, result = run(client, num_vectors=num_vectors, dimensions=dimensions,
+                  dtype=getattr(client.pb, f'DATA_TYPE_{dtype}'), repetitions=1)
+  assert result.HasField('naive_time_ms')
+  assert result.max_abs_error < {'F32': 1e-5, 'F16': 1e-3, 'BF16': 1e-2}[dtype]
+
+
+def test_it_ends_when_its_time_is_up(attnd, connect):
+  # A thousand repetitions of this are minutes of work in every build.
+  endless = dict(num_vectors=4096, dimensions=64, repetitions=1000)
+  with Server(attnd, '--max-benchmark-seconds=0') as server:
+    start = time.monotonic()
+    run(connect(server.tcp), **{**endless, 'repetitions': 1})
+    one = time.monotonic() - start
+  limit = 2 + 4 * one
+  with Server(attnd, f'--max-benchmark-seconds={limit}') as server:
+    start = time.monotonic()
+    progress, result = run(connect(server.tcp), **endless)
+    took = time.monotonic() - start
+  assert limit / 2 < took < limit + work.AT_ONCE_SECONDS
+  assert progress[-1].phase == 'verify' and progress[-1].fraction < 1
+  assert result.flash_time_ms > 0 and result.peak_gflops > 0
+  assert result.max_abs_error < 1e-5
+
+
+def test_no_repetition_in_time_is_an_error(attnd, connect, refused):
+  with Server(attnd, '--max-benchmark-seconds=0.1') as server:
+    client = connect(server.tcp)
+    # Several seconds each.
+    slow = client.pb.BenchmarkRequest(num_vectors=32768, repetitions=2)
+    refusal = refused(lambda: list(client.stub.Benchmark(slow)))
+    assert (refusal.code, refusal.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED, 'WORK_LIMIT'), refusal
+    assert '--max-benchmark-seconds' in refusal.message

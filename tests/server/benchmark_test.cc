@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -9,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "server/admission.h"
@@ -41,7 +43,8 @@ class BenchmarkTest : public ::testing::Test {
       const v1::BenchmarkRequest& request, Admission& admission,
       const StopSignal& stop,
       const std::function<void()>& on_progress = [] {}) {
-    const ServiceContext context{engine_, admission, 1LL << 28, 4096};
+    ServiceContext context{engine_, admission, 1LL << 28, 4096};
+    context.max_benchmark_time = max_time_;
     Outcome outcome;
     auto spec = DecodeBenchmark(request, context);
     if (!spec.ok()) {
@@ -65,6 +68,7 @@ class BenchmarkTest : public ::testing::Test {
   Admission admission_{1LL << 30, 8};
   StopSignal stop_;
   std::optional<std::chrono::nanoseconds> peak_time_;
+  std::chrono::nanoseconds max_time_{0};  // any
 };
 
 TEST_F(BenchmarkTest, TheResultAddsUp) {
@@ -154,6 +158,89 @@ TEST_F(BenchmarkTest, ProgressNeverFallsAndNamesThePhases) {
     EXPECT_LT(fraction, 1);
     last = fraction;
   }
+}
+
+// The peak takes all threads for 30 ms, however small the problem is.
+TEST_F(BenchmarkTest, ManyRepetitionsMeasureThePeakTenTimes) {
+  v1::BenchmarkRequest request;
+  request.set_num_vectors(1);
+  request.set_repetitions(1000);
+  const Outcome outcome = Run(request, admission_, stop_);
+  ASSERT_TRUE(outcome.result.ok()) << outcome.result.status();
+  const auto count = [&](const char* phase) {
+    return std::count(outcome.phases.begin(), outcome.phases.end(), phase);
+  };
+  EXPECT_EQ(count("peak"), 10);
+  EXPECT_EQ(count("flash"), 1000);
+  EXPECT_TRUE(
+      std::is_sorted(outcome.fractions.begin(), outcome.fractions.end()));
+  EXPECT_LT(outcome.fractions.back(), 1);
+}
+
+// It would take minutes.
+TEST_F(BenchmarkTest, AnswersWhatItHasWhenItsTimeIsUp) {
+  v1::BenchmarkRequest request = Small();
+  request.set_num_vectors(4096);
+  request.set_num_heads(1);
+  request.set_repetitions(600);  // just within the work limit
+  // At least one repetition ends in it, also under sanitizers.
+  const Outcome one = [&] {
+    v1::BenchmarkRequest once = request;
+    once.set_repetitions(1);
+    const auto begin = std::chrono::steady_clock::now();
+    Outcome outcome = Run(once, admission_, stop_);
+    max_time_ = 4 * (std::chrono::steady_clock::now() - begin);
+    return outcome;
+  }();
+  ASSERT_TRUE(one.result.ok()) << one.result.status();
+  const auto begin = std::chrono::steady_clock::now();
+  const Outcome outcome = Run(request, admission_, stop_);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 10 * max_time_);
+  ASSERT_TRUE(outcome.result.ok()) << outcome.result.status();
+  const auto flash_runs =
+      std::count(outcome.phases.begin(), outcome.phases.end(), "flash");
+  EXPECT_GE(flash_runs, 1);
+  EXPECT_LT(flash_runs, 600);
+  EXPECT_EQ(outcome.phases.back(), "verify");
+  EXPECT_GT(outcome.result->flash_time_ms(), 0);
+  EXPECT_GT(outcome.result->naive_time_ms(), 0);
+  EXPECT_GT(outcome.result->peak_gflops(), 0);
+  // Whatever the run that was stopped had written by then.
+  EXPECT_LT(outcome.result->max_abs_error(), 1e-5);
+  EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
+}
+
+// In each phase up to the end of the first repetition.
+TEST_F(BenchmarkTest, RefusesWhereNotOneRepetitionEndsInTime) {
+  peak_time_ = std::chrono::milliseconds(1);
+  max_time_ = std::chrono::milliseconds(200);
+  for (size_t at = 1; at <= 4; ++at) {
+    const auto over = std::chrono::steady_clock::now() + max_time_;
+    size_t seen = 0;
+    const Outcome outcome = Run(Small(), admission_, stop_, [&] {
+      if (++seen != at) return;
+      while (std::chrono::steady_clock::now() < over) std::this_thread::yield();
+    });
+    EXPECT_EQ(outcome.phases.size(), at);
+    const Refusal refusal = RefusalOf(outcome.result.status());
+    EXPECT_EQ(refusal.code,
+              static_cast<int>(absl::StatusCode::kResourceExhausted));
+    EXPECT_EQ(refusal.reason, "WORK_LIMIT");
+    EXPECT_EQ(refusal.retry_ms, -1);
+    EXPECT_NE(refusal.message.find("0.2 s that the server's "
+                                   "--max-benchmark-seconds"),
+              std::string::npos)
+        << refusal.message;
+    EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
+  }
+}
+
+// What ends the call itself is said, whatever time the benchmark had left.
+TEST_F(BenchmarkTest, TheCallsOwnEndWeighsMore) {
+  max_time_ = std::chrono::nanoseconds(1);
+  stop_.Cancel();
+  EXPECT_EQ(Run(Small(), admission_, stop_).result.status().code(),
+            absl::StatusCode::kCancelled);
 }
 
 TEST_F(BenchmarkTest, LeavesNaiveOutWhereItDoesNotFit) {

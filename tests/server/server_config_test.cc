@@ -39,6 +39,7 @@ TEST_F(ServerConfigTest, Defaults) {
   EXPECT_EQ(config.threads, 0);
   EXPECT_EQ(config.max_message_bytes, 268435456);
   EXPECT_EQ(config.max_in_flight, 256);
+  EXPECT_DOUBLE_EQ(config.max_benchmark_s, 60);
 }
 
 TEST_F(ServerConfigTest, ListensOnSeveralAddresses) {
@@ -128,7 +129,8 @@ TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
 // millisecond.
 TEST_F(ServerConfigTest, TimesAreNumbersThatAClockKnows) {
   for (const std::string option :
-       {"--drain-timeout", "--stream-idle-timeout", "--max-connection-age"}) {
+       {"--drain-timeout", "--stream-idle-timeout", "--max-connection-age",
+        "--max-benchmark-seconds"}) {
     for (const char* time : {"nan", "-nan", "inf", "-inf", "1e-9", "0.0009",
                              "1e300", "1s", "", "-0.001"}) {
       const auto line = ParseConfig({absl::StrCat(option, "=", time)}, {});
