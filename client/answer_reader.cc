@@ -343,6 +343,7 @@ BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto) {
   result.naive_peak_bytes = proto.naive_peak_bytes();
   result.flash_peak_bytes = proto.flash_peak_bytes();
   result.stats = DecodeStats(proto.stats());
+  result.repetitions = proto.repetitions();
   return result;
 }
 

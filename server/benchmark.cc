@@ -218,6 +218,7 @@ class Run {
     result.set_peak_gflops(peak / kGiga);
     result.set_peak_ratio(flops_per_s / peak);
     *result.mutable_stats() = EncodeStats(flash_stats_);
+    result.set_repetitions(static_cast<int64_t>(flash_ms_.size()));
     return result;
   }
 

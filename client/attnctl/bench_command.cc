@@ -76,6 +76,8 @@ std::string Verdict(const client::BenchmarkResult& result) {
       result.gflops, result.peak_ratio * 100, result.stats.isa,
       result.stats.threads, result.stats.threads == 1 ? "" : "s",
       result.max_abs_error);
+  absl::StrAppendFormat(&line, "; median of %d run%s", result.repetitions,
+                        result.repetitions == 1 ? "" : "s");
   return line;
 }
 
@@ -94,6 +96,7 @@ Json ResultJson(const client::BenchmarkResult& result) {
   json["peak_ratio"] = result.peak_ratio;
   json["naive_peak_bytes"] = result.naive_peak_bytes;
   json["flash_peak_bytes"] = result.flash_peak_bytes;
+  json["repetitions"] = result.repetitions;
   json["stats"] = StatsJson(result.stats);
   return json;
 }

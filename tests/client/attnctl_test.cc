@@ -380,12 +380,13 @@ TEST_F(AttnctlTest, BenchShowsProgressAndOneVerdict) {
   EXPECT_EQ(outcome.out,
             "64 x 32: flash 2 ms, naive 8 ms: 4.00x faster, 75.0 % less "
             "memory (1.0 KiB, naive 4.0 KiB); 50.0 GFLOP/s = 50 % of FMA peak "
-            "on scalar, 1 thread; worst error 0.0e+00\n");
+            "on scalar, 1 thread; worst error 0.0e+00; median of 3 runs\n");
   const Outcome terminal =
       RunTool({"bench", "--server=" + server_.target(), "--json"}, true);
   EXPECT_THAT(terminal.err, HasSubstr("\r\033[K"));
   EXPECT_THAT(terminal.err, HasSubstr("100 %"));
   EXPECT_EQ(terminal.json().at("speedup"), 4);
+  EXPECT_EQ(terminal.json().at("repetitions"), 3);
   EXPECT_EQ(terminal.json().at("num_queries"), 4096);
 }
 

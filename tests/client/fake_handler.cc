@@ -111,6 +111,7 @@ WireReply FakeHandler::OnBenchmark(
   result->set_flash_peak_bytes(1024);
   result->mutable_stats()->set_isa("scalar");
   result->mutable_stats()->set_threads(1);
+  result->set_repetitions(3);
   write(event);
   return {};
 }

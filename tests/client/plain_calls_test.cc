@@ -33,6 +33,7 @@ TEST_F(PlainCallsTest, BenchmarkReportsProgressThenResult) {
   EXPECT_EQ(result->num_queries, 64);
   EXPECT_EQ(result->dimensions, 32);
   EXPECT_EQ(result->speedup, 4);
+  EXPECT_EQ(result->repetitions, 3);
   EXPECT_EQ(result->stats.isa, "scalar");
 }
 

@@ -34,6 +34,7 @@ def test_the_result_adds_up(client):
   _, result = run(client, num_vectors=512, dimensions=32, num_heads=2,
                   repetitions=3)
   assert (result.num_queries, result.dimensions) == (512, 32)
+  assert result.repetitions == 3
   assert result.flash_time_ms > 0 and result.naive_time_ms > 0
   assert result.speedup == pytest.approx(
       result.naive_time_ms / result.flash_time_ms)
@@ -142,6 +143,7 @@ def test_it_ends_when_its_time_is_up(attnd, connect):
     took = time.monotonic() - start
   assert limit / 2 < took < limit + work.AT_ONCE_SECONDS
   assert progress[-1].phase == 'verify' and progress[-1].fraction < 1
+  assert 0 < result.repetitions < 1000
   assert result.flash_time_ms > 0 and result.peak_gflops > 0
   assert result.max_abs_error < 1e-5
 
