@@ -15,21 +15,10 @@
 namespace attnd::testing {
 namespace {
 
-AttentionProblem MakeProblem(const CaseShape& s) {
-  const auto spec = [&](DataType type, int64_t h, int64_t n, int64_t d) {
-    std::vector<int64_t> shape = s.options.layout == Layout::kBhsd
-                                     ? std::vector<int64_t>{s.batch, h, n, d}
-                                     : std::vector<int64_t>{s.batch, n, h, d};
-    if (s.rank == 3) shape.erase(shape.begin());
-    if (s.rank == 2) shape = {n, d};
-    return TensorSpec{.dtype = type, .shape = shape};
-  };
-  const int64_t q_heads = s.num_kv_heads * s.group;
-  return AttentionProblem::Create(
-             spec(s.query_dtype, q_heads, s.q_len, s.head_dim),
-             spec(s.key_dtype, s.num_kv_heads, s.kv_len, s.head_dim),
-             spec(s.value_dtype, s.num_kv_heads, s.kv_len, s.v_head_dim),
-             s.options)
+AttentionProblem MakeProblem(const CaseShape& shape) {
+  const CaseSpecs specs = SpecsOf(shape);
+  return AttentionProblem::Create(specs.query, specs.key, specs.value,
+                                  shape.options)
       .value();
 }
 
@@ -269,6 +258,21 @@ void DrawScores(Draw& draw, std::mt19937_64& rng, CaseShape& shape) {
 }
 
 }  // namespace
+
+CaseSpecs SpecsOf(const CaseShape& s) {
+  const auto spec = [&](DataType type, int64_t h, int64_t n, int64_t d) {
+    std::vector<int64_t> shape = s.options.layout == Layout::kBhsd
+                                     ? std::vector<int64_t>{s.batch, h, n, d}
+                                     : std::vector<int64_t>{s.batch, n, h, d};
+    if (s.rank == 3) shape.erase(shape.begin());
+    if (s.rank == 2) shape = {n, d};
+    return TensorSpec{.dtype = type, .shape = shape};
+  };
+  return {.query = spec(s.query_dtype, s.num_kv_heads * s.group, s.q_len,
+                        s.head_dim),
+          .key = spec(s.key_dtype, s.num_kv_heads, s.kv_len, s.head_dim),
+          .value = spec(s.value_dtype, s.num_kv_heads, s.kv_len, s.v_head_dim)};
+}
 
 std::string CaseShape::ToString() const {
   using S = CaseShape;

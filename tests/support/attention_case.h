@@ -35,6 +35,12 @@ struct CaseShape {
   std::string ToString() const;
 };
 
+// The three tensors of a case, by type and shape.
+struct CaseSpecs {
+  TensorSpec query, key, value;
+};
+CaseSpecs SpecsOf(const CaseShape& shape);
+
 // Inputs of normal deviates; of a bias one in eight is -inf, and of a mask one
 // in four is false. Outputs are filled with NaN so that a row that is never
 // written shows. The same seed gives the same case.

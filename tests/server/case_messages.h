@@ -1,0 +1,54 @@
+// Random cases with an oracle (tests/support) as the messages of the contract:
+// requests of them, and what an answer says put back into them.
+#ifndef ATTND_TESTS_SERVER_CASE_MESSAGES_H_
+#define ATTND_TESTS_SERVER_CASE_MESSAGES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "attnd/v1/attention.pb.h"
+#include "tests/support/attention_case.h"
+#include "tests/support/gradient_case.h"
+
+namespace attnd::server {
+
+// The options of `shape`; bias and mask by type and shape, without payload.
+v1::AttentionOptions OptionsOf(const testing::CaseShape& shape);
+
+// The requests of a case. Of SelfAttention the sequence is the case's query, of
+// CrossAttention the second sequence is its key.
+v1::AttentionRequest RequestOf(const testing::AttentionCase& test);
+v1::SelfAttentionRequest SelfRequestOf(const testing::AttentionCase& test);
+v1::CrossAttentionRequest CrossRequestOf(const testing::AttentionCase& test);
+// Of a case whose output and lse are computed.
+v1::AttentionBackwardRequest BackwardRequestOf(
+    const testing::GradientCase& test);
+// The same problem without its tensors. Needs three tensors of one type.
+v1::MemoryEstimateRequest EstimateRequestOf(const testing::CaseShape& shape);
+
+// Carries the elements of an F32 tensor as `values` instead of `data`.
+void UseValues(v1::Tensor& tensor);
+
+// The messages of a stream: a header without payloads, then each tensor in
+// chunks of at most `chunk_bytes`.
+std::vector<std::string> StreamOf(v1::AttentionRequest request,
+                                  size_t chunk_bytes);
+// The messages of a stream's answer as one, or why they are none.
+absl::StatusOr<v1::AttentionResponse> JoinStream(
+    const std::vector<std::string>& messages);
+
+// Copies the elements of `tensor` to `to`, which has `size_bytes`. Empty, or
+// what is wrong with its shape, its type or its size.
+std::string TakeElements(const v1::Tensor& tensor, DataType type,
+                         const std::vector<int64_t>& shape, void* to,
+                         size_t size_bytes);
+// Puts an answer's output and lse into `test`. Empty, or what is wrong with
+// them.
+std::string TakeAnswer(const v1::Tensor& output, const v1::Tensor* lse,
+                       testing::AttentionCase& test);
+
+}  // namespace attnd::server
+
+#endif  // ATTND_TESTS_SERVER_CASE_MESSAGES_H_

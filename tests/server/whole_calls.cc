@@ -1,0 +1,136 @@
+#include "tests/server/whole_calls.h"
+
+#include <condition_variable>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "server/benchmark_call.h"
+#include "server/message_stream.h"
+#include "server/plain_calls.h"
+#include "server/stream_call.h"
+#include "tests/server/message_tools.h"
+
+namespace attnd::server {
+namespace {
+
+ReceivedMessage Cut(const std::string& bytes, const Slicing& slicing) {
+  return InSlices(bytes, slicing.max_bytes, slicing.seed);
+}
+
+WholeAnswer AnswerOf(const absl::StatusOr<ResponsePieces>& pieces) {
+  if (!pieces.ok()) return {.status = pieces.status(), .messages = {}};
+  return {.status = absl::OkStatus(), .messages = {Join(*pieces)}};
+}
+
+// A stream whose client takes every message as soon as it is asked to.
+class EagerStream : public MessageStream {
+ public:
+  void Read() override {
+    const std::lock_guard lock(mutex_);
+    reading_ = true;
+  }
+  void Write(ResponsePieces message) override {
+    const std::lock_guard lock(mutex_);
+    answer_.messages.push_back(Join(message));
+    writing_ = true;
+    changed_.notify_all();
+  }
+  void Finish(const absl::Status& status) override {
+    const std::lock_guard lock(mutex_);
+    answer_.status = status;
+    finished_ = true;
+    changed_.notify_all();
+  }
+  void Break() override {}
+
+  // Whether a message is asked for, which the caller gives then.
+  bool TakeRead() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(reading_, false);
+  }
+  // Whether a message is written, which is taken then.
+  bool TakeWrite() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(writing_, false);
+  }
+  // Waits for one; false at the end of the call.
+  bool WaitForWrite() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return writing_ || finished_; });
+    return std::exchange(writing_, false);
+  }
+  // After the end.
+  WholeAnswer TakeAnswer() {
+    const std::lock_guard lock(mutex_);
+    return std::move(answer_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool reading_ = false;
+  bool writing_ = false;
+  bool finished_ = false;
+  WholeAnswer answer_;
+};
+
+}  // namespace
+
+WholeAnswer CallUnary(const ServiceContext& context, AttentionMethod method,
+                      const std::string& request, const Slicing& slicing) {
+  std::promise<WholeAnswer> answer;
+  const auto call =
+      std::make_shared<UnaryCall>(context, method, SteadyTime::max());
+  call->Start(Cut(request, slicing),
+              [&answer](const absl::StatusOr<ResponsePieces>& pieces) {
+                answer.set_value(AnswerOf(pieces));
+              });
+  return answer.get_future().get();
+}
+
+WholeAnswer CallMemoryEstimate(const ServiceContext& context,
+                               const std::string& request,
+                               const Slicing& slicing) {
+  return AnswerOf(AnswerMemoryEstimate(context, Cut(request, slicing)));
+}
+
+WholeAnswer CallServerInfo(const ServiceContext& context,
+                           const std::string& request, const Slicing& slicing) {
+  return AnswerOf(AnswerServerInfo(context, Cut(request, slicing)));
+}
+
+WholeAnswer CallBenchmark(const ServiceContext& context,
+                          const std::string& request, const Slicing& slicing) {
+  EagerStream stream;
+  BenchmarkRunner runner;
+  const auto call = std::make_shared<BenchmarkCall>(context, runner, stream,
+                                                    SteadyTime::max());
+  call->Start(Cut(request, slicing));
+  while (stream.WaitForWrite()) call->OnWritten(true);
+  return stream.TakeAnswer();
+}
+
+WholeAnswer CallStream(const ServiceContext& context,
+                       const std::vector<std::string>& requests,
+                       const Slicing& slicing) {
+  EagerStream stream;
+  const auto call =
+      std::make_shared<StreamCall>(context, stream, SteadyTime::max());
+  call->Start();
+  for (const std::string& request : requests) {
+    if (!stream.TakeRead()) break;
+    call->OnMessage(Cut(request, slicing));
+    while (stream.TakeWrite()) call->OnWritten(true);
+  }
+  if (stream.TakeRead()) call->OnEnd();
+  while (stream.WaitForWrite()) call->OnWritten(true);
+  // What is read after the end of the call ends at once.
+  if (stream.TakeRead()) call->OnEnd();
+  return stream.TakeAnswer();
+}
+
+}  // namespace attnd::server
