@@ -25,14 +25,23 @@ constexpr int64_t kHugeBytes = int64_t{2} << 20;
 // Beyond this there are no blocks, and sizes can be rounded without care.
 constexpr int64_t kMaxBlockBytes = int64_t{1} << 62;
 
+// GCC says so by a macro, clang by a feature.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ATTND_ADDRESS_SANITIZER
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define ATTND_ADDRESS_SANITIZER
+#endif
+
 // Address sanitizer sees the ends of malloc's blocks only.
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef ATTND_ADDRESS_SANITIZER
 constexpr bool kPools = false;
 #else
 constexpr bool kPools = true;
 #endif
 
-// What malloc gave for `block`. aligned_alloc would be dearer: it takes no
+// What malloc gave for `block`. posix_memalign would be dearer: it takes no
 // block from the thread's cache, and cuts larger ones to pieces.
 void*& MallocOf(std::byte* block) {
   return *reinterpret_cast<void**>(block - sizeof(void*));
@@ -40,10 +49,16 @@ void*& MallocOf(std::byte* block) {
 
 std::byte* AllocateSmall(int64_t size_bytes) {
   constexpr auto kAlignment = static_cast<size_t>(Workspace::kAlignment);
-  const auto size = static_cast<size_t>(size_bytes);
   if (!kPools) {
-    return static_cast<std::byte*>(std::aligned_alloc(kAlignment, size));
+    // Not a byte more, so that whoever touches what lies behind is seen.
+    void* block = nullptr;
+    return posix_memalign(&block, kAlignment,
+                          static_cast<size_t>(size_bytes)) == 0
+               ? static_cast<std::byte*>(block)
+               : nullptr;
   }
+  const auto size =
+      static_cast<size_t>(RoundUp(size_bytes, Workspace::kAlignment));
   void* const begin = std::malloc(size + kAlignment);
   if (begin == nullptr) return nullptr;
   // malloc aligns to 16, so that the pointer fits before the block.
@@ -174,12 +189,9 @@ void Workspace::Return::operator()(std::byte* block) const {
 
 absl::StatusOr<Workspace> Workspace::Reserve(int64_t size_bytes) {
   Workspace workspace;
-  // aligned_alloc wants a multiple of the alignment, and answers 0 bytes as it
-  // likes; one line is always there, so that data() is never null.
+  // One byte is always there, so that data() is never null.
   if (size_bytes <= std::numeric_limits<int64_t>::max() - 2 * kAlignment) {
-    const int64_t rounded =
-        RoundUp(std::max<int64_t>(size_bytes, 1), kAlignment);
-    workspace.block_.reset(AllocateSmall(rounded));
+    workspace.block_.reset(AllocateSmall(std::max<int64_t>(size_bytes, 1)));
   }
   if (workspace.block_ == nullptr) return NoMemory(size_bytes);
   workspace.size_bytes_ = size_bytes;
