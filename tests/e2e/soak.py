@@ -130,7 +130,9 @@ class Caller:
   def benchmark(self, client):
     try:
       *_, last = client.stub.Benchmark(client.pb.BenchmarkRequest(
-          num_vectors=256, repetitions=1), timeout=300)
+          num_vectors=self._draw.randint(1, 256),
+          dimensions=self._draw.randint(1, 128),
+          dtype=self._draw.randint(1, 3), repetitions=1), timeout=300)
       assert last.WhichOneof('event') == 'result'
     except grpc.RpcError as error:  # one at a time
       if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
