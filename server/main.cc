@@ -1,4 +1,5 @@
 // attnd: options in, a server up, signals to a drain. Nothing else.
+#include <fcntl.h>
 #include <malloc.h>
 #include <unistd.h>
 
@@ -12,15 +13,18 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "server/library_logs.h"
+#include "server/log_sink.h"
 #include "server/server.h"
 #include "server/server_config.h"
-#include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
 namespace {
 
 using attnd::server::CommandLine;
+using attnd::server::LogSink;
 using attnd::server::Server;
+using attnd::server::ServerConfig;
 
 // gRPC receives a message into blocks of 64 KiB from malloc. By default glibc
 // unmaps them as soon as 128 KiB at the end of a heap are free, and deletes the
@@ -35,6 +39,14 @@ void KeepMessageBuffers() {
   mallopt(M_TOP_PAD, 1 << 20);
   mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
 #endif
+}
+
+// Descriptors 0 to 2 lead somewhere. What is opened next would take the number
+// of one that is closed, and a client would be sent what is written to stderr.
+void OpenStandardStreams() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+  }
 }
 
 // Blocked in every thread, so that only sigwait sees them.
@@ -72,15 +84,27 @@ int ServeUntilSignal(Server& server, const sigset_t& signals) {
   return aborted ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+int Serve(const ServerConfig& config, const sigset_t& signals) {
+  const absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(config);
+  if (!server.ok()) {
+    spdlog::error("{}", std::string(server.status().message()));
+    return EXIT_FAILURE;
+  }
+  return ServeUntilSignal(**server, signals);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   KeepMessageBuffers();
+  OpenStandardStreams();
   // Debian builds Abseil with its assertions: each lock of gRPC's then looks
   // for cycles among all that are held, some microseconds in every call.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-  // Whoever reads the log may go away; that is no reason to stop serving.
+  // Whoever reads the log may go away, and its file may reach a limit of size.
+  // Neither is a reason to stop serving.
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   const sigset_t signals = BlockStopSignals();
   const attnd::server::Environment environment =
       attnd::server::EnvironmentOf(environ);
@@ -95,17 +119,16 @@ int main(int argc, char** argv) {
     std::fputs(line->answer->c_str(), stdout);
     return EXIT_SUCCESS;
   }
-  spdlog::set_default_logger(spdlog::stderr_color_mt("attnd"));
+  const auto sink = std::make_shared<LogSink>(STDERR_FILENO);
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>("attnd", sink));
   spdlog::set_level(spdlog::level::from_str(line->config.log_level));
+  attnd::server::TakeLibraryLogs();
   for (const std::string& name : attnd::server::UnknownVariables(environment)) {
     spdlog::warn("{} names no option and is ignored (attnd --help shows all)",
                  name);
   }
-  const absl::StatusOr<std::unique_ptr<Server>> server =
-      Server::Start(line->config);
-  if (!server.ok()) {
-    spdlog::error("{}", std::string(server.status().message()));
-    return EXIT_FAILURE;
-  }
-  return ServeUntilSignal(**server, signals);
+  const int exit_code = Serve(line->config, signals);
+  attnd::server::DropLibraryLogs();
+  sink->Close();
+  return exit_code;
 }

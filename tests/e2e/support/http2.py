@@ -5,6 +5,7 @@ import socket
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = (
     0, 1, 3, 4, 6, 7, 8)
+END_STREAM = 1
 END_HEADERS = 4
 ACK = 1
 INITIAL_WINDOW_SIZE = 4
@@ -20,6 +21,15 @@ def number(data):
 def frame(kind, payload=b'', flags=0, stream=0):
   return (len(payload).to_bytes(3, 'big') + bytes([kind, flags]) +
           stream.to_bytes(4, 'big') + payload)
+
+
+def headers(method, more=None):
+  """The headers of a call, and `more` of up to 126 bytes each."""
+  fields = {':method': 'POST', ':scheme': 'http', ':path': method,
+            ':authority': 'test', 'content-type': 'application/grpc',
+            'te': 'trailers', **(more or {})}
+  text = lambda t: bytes([len(t)]) + t.encode()
+  return b''.join(b'\0' + text(k) + text(v) for k, v in fields.items())
 
 
 class Connection:
@@ -85,13 +95,14 @@ class Connection:
 
   def begin_call(self, method, message_bytes):
     """A call whose message is of this size, without any of it."""
-    fields = {':method': 'POST', ':scheme': 'http', ':path': method,
-              ':authority': 'test', 'content-type': 'application/grpc',
-              'te': 'trailers'}
-    text = lambda t: bytes([len(t)]) + t.encode()
-    block = b''.join(b'\0' + text(k) + text(v) for k, v in fields.items())
+    block = headers(method)
     self._send(frame(HEADERS, block, END_HEADERS, STREAM))
     self.send_data(b'\0' + message_bytes.to_bytes(4, 'big'))
+
+  def send_empty_calls(self, count, block):
+    """Calls of these headers without a message, whose answers are not read."""
+    self._send(b''.join(frame(HEADERS, block, END_HEADERS | END_STREAM, stream)
+                        for stream in range(1, 2 * count, 2)))
 
   def send_data(self, data):
     """Sends as the server grants; less where it ends the call."""

@@ -48,13 +48,15 @@ class Server:
   Leaving the context stops it and raises unless it exits with 0.
   """
 
-  def __init__(self, binary, *flags, environment=None, listen=None):
+  def __init__(self, binary, *flags, environment=None, listen=None,
+               stderr=None):
     self._folder = tempfile.TemporaryDirectory(prefix='attnd-')
     self.folder = pathlib.Path(self._folder.name)
     self.socket_path = self.folder / 'attnd.sock'
     self.listen = listen or f'127.0.0.1:0,unix:{self.socket_path}'
     self._address_file = self.folder / 'addresses'
     self._log = self.folder / 'log'
+    self._stderr = stderr  # a descriptor in place of the log's file
     self._command = [
         str(binary), f'--listen={self.listen}',
         f'--address-file={self._address_file}', *flags
@@ -87,7 +89,8 @@ class Server:
     self._address_file.unlink(missing_ok=True)
     with open(self._log, 'ab') as log:
       self.process = subprocess.Popen(
-          self._command, env=self._environment, stderr=log,
+          self._command, env=self._environment,
+          stderr=log if self._stderr is None else self._stderr,
           stdin=subprocess.DEVNULL)
 
   def _ready(self):
@@ -99,7 +102,10 @@ class Server:
     return self._address_file.read_text().split()
 
   def log(self):
-    return self._log.read_text(errors='replace')
+    return self.log_bytes().decode(errors='replace')
+
+  def log_bytes(self):
+    return self._log.read_bytes()
 
   @property
   def tcp(self):

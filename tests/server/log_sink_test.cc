@@ -1,0 +1,165 @@
+#include "server/log_sink.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <memory>
+#include <regex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "server/unique_fd.h"
+#include "spdlog/logger.h"
+
+namespace attnd::server {
+namespace {
+
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+// A log into a pipe.
+class LogSinkTest : public ::testing::Test {
+ protected:
+  LogSinkTest() {
+    std::signal(SIGPIPE, SIG_IGN);
+    std::array<int, 2> ends{};
+    EXPECT_EQ(pipe2(ends.data(), O_CLOEXEC), 0);
+    reader_ = UniqueFd(ends[0]);
+    // Stays open: a thread that was left behind may still write to it.
+    writer_ = ends[1];
+    LogTo(writer_);
+  }
+
+  void LogTo(int fd) {
+    sink_ = std::make_shared<LogSink>(fd);
+    log_ = std::make_unique<spdlog::logger>("test", sink_);
+  }
+
+  // Everything up to the end, which comes when nobody writes any more.
+  std::string ReadAll() {
+    std::string all;
+    std::vector<char> some(1 << 16);
+    ssize_t size = 0;
+    while ((size = read(reader_.get(), some.data(), some.size())) > 0) {
+      all.append(some.data(), static_cast<size_t>(size));
+    }
+    return all;
+  }
+
+  // What a log of `text` alone looks like.
+  std::string Written(const std::string& text) {
+    log_->info("{}", text);
+    sink_->Close();
+    close(writer_);
+    return ReadAll();
+  }
+
+  UniqueFd reader_;
+  int writer_ = -1;
+  std::shared_ptr<LogSink> sink_;
+  std::unique_ptr<spdlog::logger> log_;
+};
+
+TEST_F(LogSinkTest, WritesALine) {
+  const std::string line = Written("attnd serves on \u00fc:1");
+  EXPECT_TRUE(std::regex_match(
+      line, std::regex("\\[[-0-9]+ [.:0-9]+\\] \\[test\\] \\[info\\] "
+                       "attnd serves on \u00fc:1\n")))
+      << line;
+}
+
+TEST_F(LogSinkTest, EscapesEveryText) {
+  EXPECT_THAT(Written("a\n[2026-01-01] [attnd] [info] b\x1b[2J\xff"),
+              EndsWith("a\\x0a[2026-01-01] [attnd] [info] b\\x1b[2J\\xff\n"));
+}
+
+TEST_F(LogSinkTest, CutsLongTexts) {
+  const std::string line = Written(std::string(5000, 'x') + "end");
+  EXPECT_THAT(line, EndsWith("xxx...\n"));
+  EXPECT_LT(line.size(), 1200U);
+}
+
+// Returns the number of lines and of those that the log says are missing.
+std::pair<int, int> CountLines(const std::string& text) {
+  const std::regex dropped("([0-9]+) lines were dropped");
+  std::pair<int, int> counts;
+  const std::vector<std::string> all = absl::StrSplit(text, '\n');
+  for (const std::string& line : all) {
+    std::smatch match;
+    if (std::regex_search(line, match, dropped)) {
+      counts.second += std::stoi(match[1]);
+    } else if (!line.empty()) {
+      ++counts.first;
+    }
+  }
+  return counts;
+}
+
+TEST_F(LogSinkTest, NobodyWaitsForAReaderAndWhatIsMissingIsCounted) {
+  constexpr int kLines = 100'000;
+  for (int i = 0; i < kLines; ++i) log_->info("line {} of many lines", i);
+  std::string text;
+  std::thread reader([&] { text = ReadAll(); });
+  // All that were kept are written and the missing ones counted, then new ones
+  // come through again.
+  log_->flush();
+  log_->info("the last");
+  sink_->Close();
+  close(writer_);
+  reader.join();
+  const auto [lines, dropped] = CountLines(text);
+  EXPECT_GT(dropped, 0);
+  EXPECT_EQ(lines + dropped, kLines + 1);
+  EXPECT_THAT(text, EndsWith("the last\n"));
+  EXPECT_THAT(text, HasSubstr("line 0 of"));
+}
+
+TEST_F(LogSinkTest, ClosesThoughNobodyReads) {
+  for (int i = 0; i < 10'000; ++i) log_->info("line {} of many lines", i);
+  sink_->Close();
+  log_->info("after the end");
+  // Lets the thread go on that was stuck.
+  EXPECT_EQ(fcntl(writer_, F_SETFL, O_NONBLOCK), 0);
+  std::vector<char> some(1 << 16);
+  EXPECT_GT(read(reader_.get(), some.data(), some.size()), 0);
+  reader_ = UniqueFd();
+}
+
+TEST_F(LogSinkTest, AReaderThatIsGoneIsNoReasonToStop) {
+  reader_ = UniqueFd();
+  for (int i = 0; i < 10'000; ++i) log_->info("line {} of many lines", i);
+  sink_->Close();
+}
+
+TEST_F(LogSinkTest, AFullDiskIsNoReasonToStop) {
+  const UniqueFd full(open("/dev/full", O_WRONLY | O_CLOEXEC));
+  ASSERT_TRUE(full.valid());
+  LogTo(full.get());
+  for (int i = 0; i < 10'000; ++i) log_->info("line {} of many lines", i);
+  sink_->Close();
+}
+
+TEST_F(LogSinkTest, WaitsWhereSomebodyMadeTheDescriptorNonBlocking) {
+  ASSERT_EQ(fcntl(writer_, F_SETFL, O_NONBLOCK), 0);
+  constexpr int kLines = 5'000;
+  for (int i = 0; i < kLines; ++i) log_->info("line {} of many lines", i);
+  std::string text;
+  std::thread reader([&] { text = ReadAll(); });
+  sink_->Close();
+  close(writer_);
+  reader.join();
+  EXPECT_EQ(CountLines(text), std::pair(kLines, 0));
+  EXPECT_THAT(text, Not(HasSubstr("dropped")));
+}
+
+}  // namespace
+}  // namespace attnd::server
