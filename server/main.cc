@@ -3,28 +3,29 @@
 #include <malloc.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
-#include <thread>
-#include <vector>
+#include <system_error>
 
 #include "absl/synchronization/mutex.h"
 #include "server/library_logs.h"
 #include "server/log_sink.h"
 #include "server/server.h"
 #include "server/server_config.h"
+#include "server/stop_signals.h"
 #include "spdlog/spdlog.h"
 
 namespace {
 
 using attnd::server::CommandLine;
+using attnd::server::Environment;
 using attnd::server::LogSink;
 using attnd::server::Server;
 using attnd::server::ServerConfig;
+using attnd::server::StopSignals;
 
 // gRPC receives a message into blocks of 64 KiB from malloc. By default glibc
 // unmaps them as soon as 128 KiB at the end of a heap are free, and deletes the
@@ -49,48 +50,34 @@ void OpenStandardStreams() {
   }
 }
 
-// Blocked in every thread, so that only sigwait sees them.
-sigset_t BlockStopSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
-// Waits for a signal and drains; a second signal cuts the drain short.
-int ServeUntilSignal(Server& server, const sigset_t& signals) {
-  int signal = 0;
-  sigwait(&signals, &signal);
-  spdlog::info("signal {}: stopping", signal);
-  std::atomic<bool> drained = false;
-  std::atomic<bool> aborted = false;
-  std::thread second([&] {
-    int again = 0;
-    sigwait(&signals, &again);
-    if (drained) return;
-    spdlog::warn("signal {} again: cancelling", again);
-    aborted = true;
-    server.Abort();
-  });
-  server.Drain();
-  drained = true;
-  // It waits for this signal, which is blocked everywhere: nothing is killed.
-  // NOLINTNEXTLINE(bugprone-bad-signal-to-kill-thread)
-  pthread_kill(second.native_handle(), SIGTERM);
-  second.join();
-  spdlog::info("stopped");
-  return aborted ? EXIT_FAILURE : EXIT_SUCCESS;
-}
-
-int Serve(const ServerConfig& config, const sigset_t& signals) {
+int Serve(const ServerConfig& config) {
+  StopSignals signals;
   const absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(config);
   if (!server.ok()) {
     spdlog::error("{}", std::string(server.status().message()));
     return EXIT_FAILURE;
   }
-  return ServeUntilSignal(**server, signals);
+  signals.Wait([&server] { (*server)->Abort(); });
+  (*server)->Drain();
+  const bool aborted = signals.End();
+  spdlog::info("stopped");
+  return aborted ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+int ServeWithLog(const ServerConfig& config, const Environment& environment) {
+  StopSignals::Block();
+  const auto sink = std::make_shared<LogSink>(STDERR_FILENO);
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>("attnd", sink));
+  spdlog::set_level(spdlog::level::from_str(config.log_level));
+  attnd::server::TakeLibraryLogs();
+  for (const std::string& name : attnd::server::UnknownVariables(environment)) {
+    spdlog::warn("{} names no option and is ignored (attnd --help shows all)",
+                 name);
+  }
+  const int exit_code = Serve(config);
+  attnd::server::DropLibraryLogs();
+  sink->Close();
+  return exit_code;
 }
 
 }  // namespace
@@ -105,9 +92,9 @@ int main(int argc, char** argv) {
   // Neither is a reason to stop serving.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
-  const sigset_t signals = BlockStopSignals();
-  const attnd::server::Environment environment =
-      attnd::server::EnvironmentOf(environ);
+  // No signal is blocked meanwhile: any ends a process that waits for the file
+  // that --config names.
+  const Environment environment = attnd::server::EnvironmentOf(environ);
   const absl::StatusOr<CommandLine> line =
       attnd::server::ParseConfig({argv + 1, argv + argc}, environment);
   if (!line.ok()) {
@@ -119,16 +106,11 @@ int main(int argc, char** argv) {
     std::fputs(line->answer->c_str(), stdout);
     return EXIT_SUCCESS;
   }
-  const auto sink = std::make_shared<LogSink>(STDERR_FILENO);
-  spdlog::set_default_logger(std::make_shared<spdlog::logger>("attnd", sink));
-  spdlog::set_level(spdlog::level::from_str(line->config.log_level));
-  attnd::server::TakeLibraryLogs();
-  for (const std::string& name : attnd::server::UnknownVariables(environment)) {
-    spdlog::warn("{} names no option and is ignored (attnd --help shows all)",
-                 name);
+  try {
+    return ServeWithLog(line->config, environment);
+  } catch (const std::system_error& error) {
+    std::fprintf(stderr, "attnd: the system starts no more threads (%s)\n",
+                 error.what());
+    return EXIT_FAILURE;
   }
-  const int exit_code = Serve(line->config, signals);
-  attnd::server::DropLibraryLogs();
-  sink->Close();
-  return exit_code;
 }

@@ -35,8 +35,9 @@ Examples:
   attnd --listen=127.0.0.1:0,unix:/run/attnd.sock --address-file=/run/attnd.addr
   attnd --threads=4 --memory-budget-bytes=4294967296
 
-SIGTERM and SIGINT drain: the server reports NOT_SERVING, refuses new calls,
-finishes what runs and exits with 0. A second signal cancels what runs.)";
+SIGTERM, SIGINT and SIGQUIT drain: the server reports NOT_SERVING, refuses new
+calls, finishes what runs and exits with 0. A second signal cancels what runs.
+SIGHUP and the signals for users are ignored.)";
 
 // gRPC counts message bytes in an int.
 constexpr int64_t kMaxMessageLimit = std::numeric_limits<int32_t>::max();

@@ -1,5 +1,6 @@
 """Start, health, reflection, drain and end of the server's process."""
 
+import os
 import signal
 import subprocess
 import threading
@@ -13,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from support import work
 from support.client import Client, Refusal
-from support.server import Server, open_channel, poll_until
+from support.server import Server, clean_environment, open_channel, poll_until
 
 SERVICE = 'attnd.v1.AttentionService'
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -52,7 +53,8 @@ def test_address_file_names_both_addresses(server):
   assert unix == f'unix:{server.socket_path}'
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number',
+                         [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_drains(attnd, stubs, number):
   with Server(attnd, '--max-in-flight=1') as server, \
       open_channel(server.tcp) as channel, \
@@ -99,6 +101,61 @@ def test_a_second_signal_is_quick(attnd, stubs):
     server.forget()
 
 
+def test_other_signals_are_ignored(attnd, stubs):
+  numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+             signal.SIGRTMIN)
+  with Server(attnd) as server, open_channel(server.tcp) as channel:
+    for number in numbers:
+      server.signal(number)
+      poll_until(lambda: f'signal {number:d} ' in server.log(), 60,
+                 f'a line about signal {number}')
+    assert work.refusal_of(Client(stubs, channel)) is None
+
+
+@pytest.mark.parametrize('delay', range(6))
+def test_a_signal_while_starting_ends_the_server(attnd, delay):
+  server = Server(attnd)
+  server.launch()
+  # At different points of the start, by work that takes some time.
+  sum(range(delay * 200_000))
+  server.signal()
+  code = server.wait(work.AT_ONCE_SECONDS)
+  if code == 1:  # on a machine that is very busy
+    assert 'the start took too long' in server.log()
+  else:
+    # By the signal itself before the options are read.
+    assert code in (0, -signal.SIGTERM)
+    assert not server.socket_path.exists()
+  server.forget()
+
+
+def test_a_signal_ends_a_server_that_waits_for_its_options(attnd, tmp_path):
+  fifo = tmp_path / 'options'
+  os.mkfifo(fifo)
+  process = subprocess.Popen([str(attnd), f'--config={fifo}'],
+                             env=clean_environment())
+
+  def opened_by_both():
+    try:
+      return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # nobody opens the other end
+      return None
+
+  writer = poll_until(opened_by_both, 60, 'the server at its options')
+  process.terminate()
+  assert process.wait(work.AT_ONCE_SECONDS) == -signal.SIGTERM
+  os.close(writer)
+
+
+def test_options_may_come_through_a_pipe(attnd):
+  done = subprocess.run(
+      [str(attnd), '--config=/dev/stdin'], input='no-such-option=1\n',
+      capture_output=True, text=True, timeout=60, check=False,
+      env=clean_environment())
+  assert done.returncode == 1
+  assert 'no-such-option' in done.stderr
+
+
 def test_an_old_connection_is_made_anew(attnd, stubs):
   with Server(attnd, '--max-connection-age=1') as server, \
       open_channel(server.tcp) as channel:
@@ -121,6 +178,7 @@ def test_an_old_connection_is_made_anew(attnd, stubs):
 def test_a_misspelt_variable_is_warned_of(attnd):
   with Server(attnd, environment={'ATTND_MEMORY_BUDGET': '1',
                                   'ATTND_SERVICE_HOST': '10.0.0.1'}) as server:
+    poll_until(lambda: 'names no option' in server.log(), 60, 'the warning')
     said = server.log()
   assert 'ATTND_MEMORY_BUDGET names no option' in said
   assert 'ATTND_SERVICE_HOST' not in said
