@@ -4,12 +4,21 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <initializer_list>
+#include <limits>
+
+#include "core/checked_math.h"
 
 namespace attnd::server {
 namespace {
 
 // Messages of less than this are no reason to resize.
 constexpr int64_t kStepBytes = int64_t{8} << 20;
+
+// The sum, or the largest number where it is larger: a budget may be any.
+int64_t SumOrMost(std::initializer_list<int64_t> terms) {
+  return CheckedSum(terms).value_or(std::numeric_limits<int64_t>::max());
+}
 
 const char* HeapEnd() { return static_cast<const char*>(sbrk(0)); }
 
@@ -39,7 +48,7 @@ void MessageQuota::Drop(int64_t bytes) {
 void MessageQuota::Resize(std::unique_lock<std::mutex>& lock) {
   if (resizing_) return;
   for (;;) {
-    const int64_t size_bytes = limits_.arriving_bytes + held_bytes_;
+    const int64_t size_bytes = SumOrMost({limits_.arriving_bytes, held_bytes_});
     const bool told = told_bytes_ >= 0;
     if (told && std::abs(size_bytes - told_bytes_) < kStepBytes) return;
     told_bytes_ = size_bytes;
@@ -60,9 +69,9 @@ void MessageQuota::MakeRoom(int64_t reserved_bytes, int64_t idle_bytes) {
     const std::lock_guard lock(mutex_);
     const int64_t heap_bytes = HeapEnd() - heap_begin_;
     if (dropped_bytes_ <= limits_.kept_bytes ||
-        reserved_bytes - held_bytes_ + idle_bytes + heap_bytes <=
-            limits_.budget_bytes + limits_.arriving_bytes +
-                limits_.kept_bytes) {
+        SumOrMost({reserved_bytes, -held_bytes_, idle_bytes, heap_bytes}) <=
+            SumOrMost({limits_.budget_bytes, limits_.arriving_bytes,
+                       limits_.kept_bytes})) {
       return;
     }
     dropped_bytes_ = 0;

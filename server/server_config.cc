@@ -49,6 +49,7 @@ constexpr double kMaxIdleSeconds = 86400;
 constexpr double kMaxConnectionSeconds = 7 * 86400;
 constexpr double kMaxBenchmarkSeconds = 86400;
 constexpr int kMaxThreads = 4096;
+constexpr int64_t kMaxConnections = 1 << 20;
 constexpr int64_t kMaxVectors = 1 << 24;
 
 // 0, or some time. CLI11's own range lets NaN pass, which compares as neither
@@ -66,29 +67,44 @@ CLI::Validator Seconds(double most) {
   return {check, absl::StrCat("FLOAT in [", range, "]")};
 }
 
+// A whole number as people write it. CLI11's own conversion takes a number that
+// is too large for the largest, and 010 for 8.
+CLI::Validator WholeNumber(int64_t least, int64_t most) {
+  const std::string range = absl::StrCat(least, " to ", most);
+  const auto check = [range, least, most](const std::string& text) {
+    int64_t number = 0;
+    if (absl::SimpleAtoi(text, &number) && absl::StrCat(number) == text &&
+        number >= least && number <= most) {
+      return std::string();
+    }
+    return absl::StrCat("expected a whole number from ", range, ", got ", text);
+  };
+  return {check, absl::StrCat("INT in [", range, "]")};
+}
+
 void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--threads", config.threads,
                  "Compute threads; 0 = what the cgroup's quota and the CPU "
                  "affinity allow, rounded down")
-      ->check(CLI::Range(0, kMaxThreads));
+      ->check(WholeNumber(0, kMaxThreads));
   app.add_option("--max-message-bytes", config.max_message_bytes,
                  "The largest request and the largest response; clients must "
                  "raise their own limit alike")
-      ->check(CLI::Range(kMinMessageLimit, kMaxMessageLimit));
+      ->check(WholeNumber(kMinMessageLimit, kMaxMessageLimit));
   app.add_option("--memory-budget-bytes", config.memory_budget_bytes,
                  "What all requests together may hold; 0 = the cgroup's limit "
                  "or the physical memory, less a quarter for what is not let "
                  "in yet, and a tenth or 256 MiB for the rest")
-      ->check(CLI::Range(int64_t{0}, kInt64Max));
+      ->check(WholeNumber(0, kInt64Max));
   app.add_option("--max-in-flight", config.max_in_flight,
                  "Requests that run and wait; more are refused at once")
-      ->check(CLI::Range(int64_t{1}, kInt64Max));
+      ->check(WholeNumber(1, kInt64Max));
   app.add_option("--max-connections", config.max_connections,
                  "Connections that clients may have open at a time; a new one "
                  "above that takes the place of one that is idle, or is closed "
                  "at once. 0 = what the limit of open files and the memory "
                  "allow")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
+      ->check(WholeNumber(0, kMaxConnections));
   app.add_option(
          "--stream-idle-timeout", config.stream_idle_timeout_s,
          "Seconds that AttentionStream's client may send nothing, or read "
@@ -101,7 +117,7 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
       ->check(Seconds(kMaxConnectionSeconds));
   app.add_option("--max-benchmark-vectors", config.max_benchmark_vectors,
                  "The largest num_vectors that Benchmark accepts")
-      ->check(CLI::Range(int64_t{1}, kMaxVectors));
+      ->check(WholeNumber(1, kMaxVectors));
   app.add_option("--max-benchmark-seconds", config.max_benchmark_s,
                  "Seconds after which a Benchmark ends with what it has "
                  "measured; 0 = any")
@@ -115,11 +131,12 @@ void AddSharedMemoryOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--shm-allow-uids", config.shm_allow_uids,
                  "Whose processes may, separated by commas; default: the "
                  "server's own uid")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(WholeNumber(0, std::numeric_limits<uint32_t>::max()));
   app.add_option("--shm-quota-bytes", config.shm_quota_bytes,
                  "What the regions of one uid may come to; 0 = the memory "
                  "budget")
-      ->check(CLI::Range(int64_t{0}, kInt64Max));
+      ->check(WholeNumber(0, kInt64Max));
 }
 
 // The options, bound to `config`. An app is parsed once.

@@ -57,6 +57,24 @@ def test_memory_budget(attnd, stubs, refused):
     fits(client)
 
 
+def test_the_largest_budget(attnd, stubs, refused):
+  with Server(attnd, f'--memory-budget-bytes={2**63 - 1}') as server, \
+      open_channel(server.tcp) as channel:
+    client = Client(stubs, channel)
+    large = np.ones((1, 8192, 64), np.float32)  # 2 MiB each
+    for _ in range(3):
+      client.attention(large, large[:, :64], large[:, :64])
+    # The budget lets in what no machine has memory for.
+    pb = client.pb
+    huge = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[2**20, 2**28, 512])
+    one = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[1, 1, 512])
+    refusal = refused(lambda: list(client.stub.AttentionStream(iter([
+        pb.AttentionStreamRequest(header=pb.AttentionRequest(
+            query=huge, key=one, value=one))]))))
+    assert refusal.code == EXHAUSTED, refusal
+    fits(client)
+
+
 def test_a_request_above_the_message_limit(tight, refused):
   large = np.ones((2 * MIB // 4, 1), np.float32)
   refusal = refused(lambda: tight.attention(large, large[:1], large[:1]))

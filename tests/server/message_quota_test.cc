@@ -54,6 +54,20 @@ TEST(MessageQuotaCallbackTest, MayBeCalledFromItsOwnResizing) {
   EXPECT_EQ(told, (std::vector<int64_t>{300, 800, 400, 300}));
 }
 
+// Which undefined-behaviour sanitizer watches.
+TEST(MessageQuotaBudgetTest, MayBeAsLargeAsNumbersAre) {
+  const auto quota = std::make_shared<MessageQuota>(
+      MessageQuota::Limits{
+          .budget_bytes = kMax, .arriving_bytes = kMax, .kept_bytes = kMax / 2},
+      [](int64_t bytes) { EXPECT_GT(bytes, 0); });
+  Admission admission(kMax, kMax, nullptr, quota);
+  quota->Hold(kMax);
+  quota->Drop(kMax);
+  const auto all = admission.Admit(kMax);
+  EXPECT_TRUE(all.ok()) << all.status();
+  EXPECT_FALSE(admission.Admit(1).ok());
+}
+
 TEST_F(MessageQuotaTest, ReservationsLend) {
   Admission admission(1000 * kMiB, 8, nullptr, quota_);
   {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -145,6 +146,44 @@ TEST_F(ServerConfigTest, TimesAreNumbersThatAClockKnows) {
   }
 }
 
+TEST_F(ServerConfigTest, NumbersAreTakenAsTheyAreWrittenOrNotAtAll) {
+  const std::string largest = "9223372036854775807";
+  for (const std::string option :
+       {"memory-budget-bytes", "max-in-flight", "shm-quota-bytes"}) {
+    EXPECT_TRUE(
+        ParseConfig({absl::StrCat("--", option, "=", largest)}, {}).ok())
+        << option;
+  }
+  for (const std::string option :
+       {"memory-budget-bytes", "max-in-flight", "shm-quota-bytes", "threads",
+        "max-message-bytes", "max-benchmark-vectors", "shm-allow-uids"}) {
+    std::string variable = absl::StrCat("ATTND_", option);
+    for (char& c : variable) {
+      c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
+    }
+    for (const std::string number :
+         {"9223372036854775808", "99999999999999999999",
+          "-99999999999999999999", "4294967296000000000000", "0x10", "010",
+          "1e3", "1.5", "1_000", "+1", " 1", "1 ", "1K"}) {
+      const std::string setting = absl::StrCat(option, "=", number);
+      for (const auto& line :
+           {ParseConfig({absl::StrCat("--", setting)}, {}),
+            ParseConfig({}, {{variable, number}}),
+            ParseConfig(
+                {ConfigFlag(absl::StrCat(option, " = \"", number, "\"\n"))},
+                {})}) {
+        ASSERT_FALSE(line.ok()) << setting;
+        EXPECT_NE(line.status().message().find(absl::StrCat("--", option)),
+                  std::string::npos)
+            << line.status();
+        EXPECT_NE(line.status().message().find(absl::StrCat("got ", number)),
+                  std::string::npos)
+            << line.status();
+      }
+    }
+  }
+}
+
 TEST_F(ServerConfigTest, UnknownKeysInTheFileAreErrors) {
   const auto line = ParseConfig({ConfigFlag("treads = 3\n")}, {});
   ASSERT_FALSE(line.ok());
@@ -211,6 +250,11 @@ TEST_F(ServerConfigTest, MemoryIsSharedOnce) {
   EXPECT_EQ(arriving_mib(256, 2'000), 1'000);
   EXPECT_EQ(arriving_mib(256, 8), 320);
   EXPECT_EQ(arriving_mib(1, 8), 64);
+  // The largest of everything.
+  config.max_message_bytes = std::numeric_limits<int32_t>::max();
+  config.memory_budget_bytes = std::numeric_limits<int64_t>::max();
+  EXPECT_EQ(ShareMemory(config, 10'000 * kMiB).arriving_bytes,
+            16 * config.max_message_bytes);
 }
 
 }  // namespace
