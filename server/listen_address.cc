@@ -10,12 +10,14 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "server/unique_fd.h"
 
 namespace attnd::server {
 namespace {
@@ -38,8 +40,29 @@ std::string LockPath(const std::string& path) { return path + ".lock"; }
 bool Names(const std::string& path, int fd) {
   struct stat named {};
   struct stat opened {};
-  return stat(path.c_str(), &named) == 0 && fstat(fd, &opened) == 0 &&
+  return lstat(path.c_str(), &named) == 0 && fstat(fd, &opened) == 0 &&
          named.st_ino == opened.st_ino && named.st_dev == opened.st_dev;
+}
+
+// Lock files are empty. Whatever else has that name is somebody else's, and
+// stays where it is.
+absl::StatusOr<int> OpenLockFile(const std::string& path) {
+  struct stat info {};
+  int fd = -1;
+  // Looked at first, because opening a device may do something.
+  if (lstat(path.c_str(), &info) != 0 || S_ISREG(info.st_mode)) {
+    fd = open(path.c_str(),
+              O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    if (fd < 0) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
+    }
+    if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size == 0) {
+      return fd;
+    }
+    close(fd);
+  }
+  return absl::AlreadyExistsError(absl::StrCat(
+      path, " exists and is no lock file of attnd, which are empty files"));
 }
 
 // Opens and locks the lock file. Its last holder may have removed it between
@@ -48,11 +71,9 @@ absl::StatusOr<int> Lock(const std::string& path) {
   const std::string lock_path = LockPath(path);
   constexpr int kAttempts = 100;
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    const int fd = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) {
-      return absl::ErrnoToStatus(errno,
-                                 absl::StrCat("cannot open ", lock_path));
-    }
+    const absl::StatusOr<int> opened = OpenLockFile(lock_path);
+    if (!opened.ok()) return opened.status();
+    const int fd = *opened;
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       const int error = errno;
       close(fd);
@@ -99,6 +120,55 @@ absl::Status RemoveStaleSocket(const std::string& path) {
                                absl::StrCat("cannot remove the stale ", path));
   }
   return absl::OkStatus();
+}
+
+// Far more than the addresses of any server.
+constexpr size_t kMaxAddressFileBytes = 64 << 10;
+
+std::string FolderOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
+absl::string_view KindOf(mode_t mode) {
+  if (S_ISLNK(mode)) return "a symbolic link";
+  if (S_ISDIR(mode)) return "a folder";
+  if (S_ISFIFO(mode)) return "a named pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  return "a device";
+}
+
+// Whether an address file may hold this: nothing, or addresses as a server
+// writes them, one a line.
+bool AreAddresses(absl::string_view text) {
+  if (text.empty()) return true;
+  if (text.size() > kMaxAddressFileBytes || !absl::ConsumeSuffix(&text, "\n")) {
+    return false;
+  }
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    const absl::StatusOr<ListenAddress> address = ListenAddress::Parse(line);
+    if (!address.ok() || address->Text() != line ||
+        (!address->is_unix() && address->port == 0)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Makes a file beside `path` that was not there before, and names it in
+// `temporary`. Invalid, with errno, where there can be none.
+UniqueFd CreateBeside(const std::string& path, std::string& temporary) {
+  // A server that was killed may have left one, and its number come again.
+  constexpr int kAttempts = 100;
+  UniqueFd fd;
+  for (int attempt = 0; attempt < kAttempts && !fd.valid(); ++attempt) {
+    temporary = absl::StrCat(path, ".", getpid(), ".", attempt, ".tmp");
+    // With O_EXCL no symbolic link is followed.
+    fd = UniqueFd(
+        open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+    if (!fd.valid() && errno != EEXIST) break;
+  }
+  return fd;
 }
 
 }  // namespace
@@ -161,22 +231,65 @@ UnixSocketGuard::UnixSocketGuard(UnixSocketGuard&& other) noexcept
 
 UnixSocketGuard::~UnixSocketGuard() {
   if (lock_fd_ < 0) return;
-  unlink(path_.c_str());
+  struct stat info {};
+  if (lstat(path_.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
+    unlink(path_.c_str());
+  }
   unlink(LockPath(path_).c_str());
   close(lock_fd_);
 }
 
+absl::Status AddressFile::Check(const std::string& path) {
+  const auto refusal = [&path](absl::string_view what) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("--address-file: ", path, " exists and is ", what,
+                     ": name a path where nothing is yet, or an empty file, or "
+                     "one that a server left"));
+  };
+  struct stat info {};
+  if (lstat(path.c_str(), &info) != 0) {
+    if (errno != ENOENT) {
+      return absl::ErrnoToStatus(
+          errno, absl::StrCat("--address-file: cannot look at ", path));
+    }
+    const std::string folder = FolderOf(path);
+    if (access(folder.c_str(), W_OK | X_OK) == 0) return absl::OkStatus();
+    return absl::ErrnoToStatus(
+        errno,
+        absl::StrCat("--address-file: cannot write to the folder ", folder));
+  }
+  if (!S_ISREG(info.st_mode)) return refusal(KindOf(info.st_mode));
+  // O_NONBLOCK, for a pipe might be there by now.
+  const UniqueFd fd(
+      open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  std::string text(kMaxAddressFileBytes + 1, '\0');
+  const ssize_t size = read(fd.get(), text.data(), text.size());
+  if (size < 0) {
+    return absl::ErrnoToStatus(
+        errno, absl::StrCat("--address-file: cannot read ", path));
+  }
+  text.resize(static_cast<size_t>(size));
+  if (!AreAddresses(text)) return refusal("another file");
+  return absl::OkStatus();
+}
+
 absl::StatusOr<AddressFile> AddressFile::Write(
     std::string path, const std::vector<std::string>& addresses) {
-  const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
-  std::ofstream file(temporary);
-  for (const std::string& address : addresses) file << address << '\n';
-  file.close();
+  if (absl::Status status = Check(path); !status.ok()) return status;
+  std::string text;
+  for (const std::string& address : addresses) {
+    absl::StrAppend(&text, address, "\n");
+  }
+  std::string temporary;
+  const UniqueFd fd = CreateBeside(path, temporary);
   struct stat written {};
-  if (!file.good() || stat(temporary.c_str(), &written) != 0 ||
+  if (!fd.valid() ||
+      write(fd.get(), text.data(), text.size()) !=
+          static_cast<ssize_t>(text.size()) ||
+      fstat(fd.get(), &written) != 0 ||
       std::rename(temporary.c_str(), path.c_str()) != 0) {
     const int error = errno;
-    unlink(temporary.c_str());
+    if (fd.valid()) unlink(temporary.c_str());
     return absl::ErrnoToStatus(
         error, absl::StrCat("--address-file: cannot write ", path));
   }
@@ -190,7 +303,7 @@ AddressFile::AddressFile(AddressFile&& other) noexcept
 
 AddressFile::~AddressFile() {
   struct stat named {};
-  if (path_.empty() || stat(path_.c_str(), &named) != 0) return;
+  if (path_.empty() || lstat(path_.c_str(), &named) != 0) return;
   if (named.st_dev == device_ && named.st_ino == inode_) unlink(path_.c_str());
 }
 

@@ -151,6 +151,10 @@ class Server::Impl {
     absl::StatusOr<std::vector<ListenAddress>> addresses =
         ParseAddresses(config_.listen);
     if (!addresses.ok()) return addresses.status();
+    if (!config_.address_file.empty()) {
+      absl::Status status = AddressFile::Check(config_.address_file);
+      if (!status.ok()) return status;
+    }
     for (const ListenAddress& address : *addresses) {
       if (!address.is_unix()) continue;
       absl::StatusOr<UnixSocketGuard> guard =

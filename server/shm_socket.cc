@@ -1,5 +1,6 @@
 #include "server/shm_socket.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -111,8 +112,11 @@ absl::StatusOr<UniqueFd> Bind(const std::string& path, mode_t mode) {
            sizeof(address)) != 0) {
     return failed("bind");
   }
-  // Nobody can connect before listen().
-  if (chmod(path.c_str(), mode) != 0) return failed("set the mode of");
+  // Nobody can connect before listen(). A symbolic link that took the socket's
+  // place meanwhile is an error.
+  if (fchmodat(AT_FDCWD, path.c_str(), mode, AT_SYMLINK_NOFOLLOW) != 0) {
+    return failed("set the mode of");
+  }
   if (listen(fd.get(), SOMAXCONN) != 0) return failed("listen on");
   return fd;
 }

@@ -175,6 +175,21 @@ def test_an_old_connection_is_made_anew(attnd, stubs):
     assert work.refusal_of(client) is None
 
 
+def test_an_address_file_replaces_nothing_else(attnd, tmp_path):
+  fifo = tmp_path / 'fifo'
+  os.mkfifo(fifo)
+  socket_path = tmp_path / 'socket'
+  done = subprocess.run(
+      [str(attnd), f'--listen=unix:{socket_path}', f'--address-file={fifo}'],
+      capture_output=True, text=True, timeout=60, check=False,
+      env=clean_environment())
+  assert done.returncode == 1
+  assert f'{fifo} exists and is a named pipe' in done.stderr
+  # It never listened.
+  assert os.listdir(tmp_path) == ['fifo'] and fifo.is_fifo()
+  assert 'serves on' not in done.stderr
+
+
 def test_a_misspelt_variable_is_warned_of(attnd):
   with Server(attnd, environment={'ATTND_MEMORY_BUDGET': '1',
                                   'ATTND_SERVICE_HOST': '10.0.0.1'}) as server:

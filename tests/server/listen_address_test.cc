@@ -2,10 +2,13 @@
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -157,6 +160,152 @@ TEST(AddressFileTest, GoesWithItsServerUnlessAnotherTookItsPlace) {
   ASSERT_TRUE(second.ok()) << second.status();
   first = absl::CancelledError();
   EXPECT_TRUE(Exists(path));
+}
+
+// Paths that lead to what is no file of a server, in a folder of the test's own
+// that goes with the object.
+class OtherFiles {
+ public:
+  OtherFiles() {
+    EXPECT_EQ(mkdir(folder_.c_str(), 0700), 0);
+    const std::string path = folder_ + "/x";
+    std::ofstream(path + ".text") << "127.0.0.1:1\nmine\n";
+    std::ofstream(path + ".halfline") << "127.0.0.1:1";
+    std::ofstream(path + ".port0") << "127.0.0.1:0\n";
+    std::ofstream(path + ".long") << std::string(1 << 20, '\n');
+    EXPECT_EQ(mkfifo((path + ".fifo").c_str(), 0600), 0);
+    EXPECT_EQ(mkdir((path + ".folder").c_str(), 0700), 0);
+    EXPECT_EQ(symlink("/no/such/file", (path + ".dangling").c_str()), 0);
+    std::ofstream(path + ".empty");
+    EXPECT_EQ(symlink((path + ".empty").c_str(), (path + ".link").c_str()), 0);
+    close(Bind(path + ".socket", /*listening=*/false));
+    for (const char* kind : {".text", ".halfline", ".port0", ".long", ".fifo",
+                             ".folder", ".dangling", ".link", ".socket"}) {
+      paths_.push_back(path + kind);
+    }
+    // As root only: a device of the test's own, never one of the machine's.
+    const std::string device = path + ".device";
+    if (mknod(device.c_str(), S_IFCHR | 0600, makedev(1, 3)) == 0) {
+      paths_.push_back(device);
+    }
+  }
+  ~OtherFiles() { std::filesystem::remove_all(folder_); }
+  OtherFiles(const OtherFiles&) = delete;
+  OtherFiles& operator=(const OtherFiles&) = delete;
+
+  const std::vector<std::string>& paths() const { return paths_; }
+
+ private:
+  const std::string folder_ = TestPath() + "_others";
+  std::vector<std::string> paths_;
+};
+
+// The inode at `path` itself.
+ino_t InodeOf(const std::string& path) {
+  struct stat info {};
+  EXPECT_EQ(lstat(path.c_str(), &info), 0) << path;
+  return info.st_ino;
+}
+
+TEST(AddressFileTest, ReplacesNothingButItsOwnFiles) {
+  const OtherFiles others;
+  for (const std::string& path : others.paths()) {
+    const ino_t inode = InodeOf(path);
+    const absl::Status status = AddressFile::Check(path);
+    EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists) << path;
+    EXPECT_EQ(status.message().rfind("--address-file: " + path, 0), 0U)
+        << status;
+    EXPECT_EQ(AddressFile::Write(path, {"a:1"}).status(), status);
+    EXPECT_EQ(InodeOf(path), inode) << path;
+  }
+}
+
+TEST(AddressFileTest, SaysWhatIsThere) {
+  const std::string path = TestPath();
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  EXPECT_EQ(AddressFile::Check(path).message(),
+            "--address-file: " + path +
+                " exists and is a named pipe: name a path where nothing is "
+                "yet, or an empty file, or one that a server left");
+  unlink(path.c_str());
+}
+
+TEST(AddressFileTest, ReplacesWhatAKilledServerLeft) {
+  const std::string path = TestPath();
+  for (const char* left : {"", "127.0.0.1:50051\n", "unix:/run/a b\n",
+                           "[::1]:1\nlocalhost:65535\nunix:rel\n"}) {
+    std::ofstream(path) << left;
+    EXPECT_TRUE(AddressFile::Check(path).ok()) << left;
+    EXPECT_TRUE(AddressFile::Write(path, {"a:1"}).ok()) << left;
+  }
+}
+
+TEST(AddressFileTest, FoldersThatAreNotThereAreSeenAtOnce) {
+  EXPECT_FALSE(AddressFile::Check("/no/such/folder/file").ok());
+  EXPECT_TRUE(AddressFile::Check("no_such_file").ok());
+  EXPECT_TRUE(AddressFile::Check(TestPath()).ok());
+}
+
+TEST(AddressFileTest, FollowsNoLinkInPlaceOfItsTemporaryFile) {
+  const std::string path = TestPath();
+  const std::string victim = path + ".victim";
+  std::ofstream(victim) << "mine";
+  std::vector<std::string> links;
+  for (const char* attempt : {".0.tmp", ".tmp"}) {
+    const std::string link = path + "." + std::to_string(getpid()) + attempt;
+    ASSERT_EQ(symlink(victim.c_str(), link.c_str()), 0);
+    links.push_back(link);
+  }
+  const auto written = AddressFile::Write(path, {"a:1"});
+  EXPECT_TRUE(written.ok()) << written.status();
+  std::ifstream file(victim);
+  std::string text;
+  file >> text;
+  EXPECT_EQ(text, "mine");
+  unlink(victim.c_str());
+  for (const std::string& link : links) unlink(link.c_str());
+}
+
+TEST(AddressFileTest, LeavesALinkThatTookItsPlace) {
+  const std::string path = TestPath();
+  {
+    const auto written = AddressFile::Write(path, {"a:1"});
+    ASSERT_TRUE(written.ok()) << written.status();
+    ASSERT_EQ(rename(path.c_str(), (path + ".moved").c_str()), 0);
+    ASSERT_EQ(symlink((path + ".moved").c_str(), path.c_str()), 0);
+  }
+  EXPECT_TRUE(Exists(path));
+  EXPECT_TRUE(Exists(path + ".moved"));
+  unlink(path.c_str());
+  unlink((path + ".moved").c_str());
+}
+
+TEST(UnixSocketGuardTest, LocksNothingButItsOwnFiles) {
+  const OtherFiles others;
+  for (const std::string& other : others.paths()) {
+    const std::string path = other + "2";
+    const std::string lock = path + ".lock";
+    ASSERT_EQ(rename(other.c_str(), lock.c_str()), 0);
+    const ino_t inode = InodeOf(lock);
+    const absl::Status status =
+        UnixSocketGuard::Acquire(path, "--listen").status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists) << status;
+    EXPECT_NE(status.message().find(lock), std::string::npos) << status;
+    EXPECT_EQ(InodeOf(lock), inode) << lock;
+    EXPECT_FALSE(Exists("/no/such/file"));
+  }
+}
+
+TEST(UnixSocketGuardTest, RemovesNothingThatTookItsSocketsPlace) {
+  const std::string path = TestPath();
+  {
+    const auto guard = UnixSocketGuard::Acquire(path, "--listen");
+    ASSERT_TRUE(guard.ok()) << guard.status();
+    std::ofstream(path) << "mine";
+  }
+  EXPECT_TRUE(Exists(path));
+  EXPECT_FALSE(Exists(path + ".lock"));
+  unlink(path.c_str());
 }
 
 }  // namespace
