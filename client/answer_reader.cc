@@ -37,7 +37,8 @@ struct AnswerTensor {
   int field_number;
   absl::string_view name;  // what an error calls it
   Elements target;
-  v1::Tensor header = {};  // without its data
+  const std::vector<int64_t>& shape;  // that it has to have
+  v1::Tensor header = {};             // without its data
   std::optional<uint64_t> data_bytes = {};
 };
 
@@ -200,12 +201,13 @@ bool AreElements(uint64_t bytes, int64_t count, DataType type) {
 absl::Status CheckShared(const AnswerTensor& tensor) {
   const v1::Tensor& proto = tensor.header;
   const Elements& target = tensor.target;
-  const auto count = ElementCount(ShapeOf(proto));
+  const std::vector<int64_t> shape = ShapeOf(proto);
+  const auto count = ElementCount(shape);
   const SharedPlace place = {
       .handle = proto.shared_memory().handle(),
       .offset_bytes = proto.shared_memory().offset_bytes()};
   if (proto.has_shared_memory() && !tensor.data_bytes &&
-      place == *target.place() && count &&
+      place == *target.place() && shape == tensor.shape && count &&
       proto.dtype() == EncodeType(target.type()) &&
       AreElements(target.bytes().size(), *count, target.type())) {
     return absl::OkStatus();
@@ -221,7 +223,7 @@ absl::Status CheckAnswer(const AnswerTensor& tensor) {
     return BadResponse(
         absl::StrCat(tensor.name, ": the server answered no data"));
   }
-  return CheckAnswer(tensor.name, tensor.header, tensor.target,
+  return CheckAnswer(tensor.name, tensor.header, tensor.target, tensor.shape,
                      tensor.data_bytes);
 }
 
@@ -238,29 +240,48 @@ absl::StatusOr<ExecutionStats> ReadTensors(ZeroCopyInputStream* answer,
   return DecodeStats(stats);
 }
 
+std::string Described(const std::vector<int64_t>& shape) {
+  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+}
+
 }  // namespace
+
+ForwardAnswer AnswerTo(const AttentionInputs& inputs,
+                       const AttentionOptions& options,
+                       const AttentionOutputs& outputs) {
+  return {outputs, OutputShape(inputs.query.shape, inputs.value.shape),
+          LseShape(inputs.query.shape, options.layout)};
+}
+
+BackwardAnswer AnswerTo(const BackwardInputs& inputs,
+                        const BackwardOutputs& outputs) {
+  return {outputs, inputs.query.shape, inputs.key.shape, inputs.value.shape};
+}
 
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
                          const Elements& target,
+                         const std::vector<int64_t>& shape,
                          std::optional<uint64_t> data_bytes) {
-  const std::vector<int64_t> shape = ShapeOf(header);
-  const auto described = [&] {
-    return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
-  };
-  const auto count = ElementCount(shape);
+  const std::vector<int64_t> answered = ShapeOf(header);
+  const auto count = ElementCount(answered);
   if (header.dtype() != EncodeType(target.type()) || !count ||
       (data_bytes && !AreElements(*data_bytes, *count, target.type()))) {
     return BadResponse(absl::StrCat(
         name, ": the server answered ",
         data_bytes ? absl::StrCat(*data_bytes, " bytes of ") : "", "dtype ",
-        static_cast<int>(header.dtype()), " for shape ", described()));
+        static_cast<int>(header.dtype()), " for shape ", Described(answered)));
+  }
+  if (answered != shape) {
+    return BadResponse(absl::StrCat(name, ": the server answered shape ",
+                                    Described(answered), " where ",
+                                    Described(shape), " was asked for"));
   }
   const uint64_t room_bytes = target.bytes().size();
   if (!AreElements(room_bytes, *count, target.type())) {
     return FieldError(
         name,
         absl::StrCat("room for ", *count, " elements for an answer of shape ",
-                     described()),
+                     Described(shape)),
         absl::StrCat("room for ", room_bytes / static_cast<uint64_t>(
                                                    SizeOf(target.type()))));
   }
@@ -293,14 +314,17 @@ absl::StatusOr<v1::AttentionStreamResponse> ReadStreamed(
 }
 
 absl::StatusOr<AttentionReply> ReadReply(ZeroCopyInputStream* answer,
-                                         const AttentionOutputs& outputs) {
+                                         const ForwardAnswer& expected) {
   using Response = v1::AttentionResponse;
+  const AttentionOutputs& outputs = expected.outputs;
   AnswerTensor both[] = {{.field_number = Response::kOutputFieldNumber,
                           .name = "output",
-                          .target = outputs.output},
+                          .target = outputs.output,
+                          .shape = expected.output_shape},
                          {.field_number = Response::kLseFieldNumber,
                           .name = "lse",
-                          .target = outputs.lse.value_or(Elements())}};
+                          .target = outputs.lse.value_or(Elements()),
+                          .shape = expected.lse_shape}};
   const std::span<AnswerTensor> tensors(both, outputs.lse ? 2 : 1);
   absl::StatusOr<ExecutionStats> stats =
       ReadTensors(answer, Response::kStatsFieldNumber, tensors);
@@ -313,17 +337,20 @@ absl::StatusOr<AttentionReply> ReadReply(ZeroCopyInputStream* answer,
 }
 
 absl::StatusOr<ExecutionStats> ReadReply(ZeroCopyInputStream* answer,
-                                         const BackwardOutputs& outputs) {
+                                         const BackwardAnswer& expected) {
   using Response = v1::AttentionBackwardResponse;
   AnswerTensor tensors[] = {{.field_number = Response::kGradQueryFieldNumber,
                              .name = "grad_query",
-                             .target = outputs.grad_query},
+                             .target = expected.outputs.grad_query,
+                             .shape = expected.query_shape},
                             {.field_number = Response::kGradKeyFieldNumber,
                              .name = "grad_key",
-                             .target = outputs.grad_key},
+                             .target = expected.outputs.grad_key,
+                             .shape = expected.key_shape},
                             {.field_number = Response::kGradValueFieldNumber,
                              .name = "grad_value",
-                             .target = outputs.grad_value}};
+                             .target = expected.outputs.grad_value,
+                             .shape = expected.value_shape}};
   return ReadTensors(answer, Response::kStatsFieldNumber, tensors);
 }
 

@@ -8,6 +8,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -18,16 +19,38 @@
 
 namespace attnd::client {
 
+// What a forward call is to answer: where its elements go, and its shapes.
+struct ForwardAnswer {
+  AttentionOutputs outputs;
+  std::vector<int64_t> output_shape;
+  std::vector<int64_t> lse_shape;
+};
+
+ForwardAnswer AnswerTo(const AttentionInputs& inputs,
+                       const AttentionOptions& options,
+                       const AttentionOutputs& outputs);
+
+// The same of a backward call.
+struct BackwardAnswer {
+  BackwardOutputs outputs;
+  std::vector<int64_t> query_shape;
+  std::vector<int64_t> key_shape;
+  std::vector<int64_t> value_shape;
+};
+
+BackwardAnswer AnswerTo(const BackwardInputs& inputs,
+                        const BackwardOutputs& outputs);
+
 // Reads the answer to a call, of which the three forward ones have equal
-// fields, and writes its elements to `outputs`, in one copy. INVALID_ARGUMENT
-// where there are more or fewer than those hold, INTERNAL where the answer does
-// not parse, contradicts itself or is of another type.
+// fields, and writes its elements to the outputs of `expected`, in one copy.
+// INVALID_ARGUMENT where those have room for more or fewer, INTERNAL where the
+// answer does not parse, contradicts itself or is of another type or shape.
 absl::StatusOr<AttentionReply> ReadReply(
     google::protobuf::io::ZeroCopyInputStream* answer,
-    const AttentionOutputs& outputs);
+    const ForwardAnswer& expected);
 absl::StatusOr<ExecutionStats> ReadReply(
     google::protobuf::io::ZeroCopyInputStream* answer,
-    const BackwardOutputs& outputs);
+    const BackwardAnswer& expected);
 
 // Where the next `size_bytes` of data of a chunk go, of which `place` is all
 // that came before them; or why they are not wanted.
@@ -41,10 +64,11 @@ absl::StatusOr<v1::AttentionStreamResponse> ReadStreamed(
     google::protobuf::io::ZeroCopyInputStream* message, const ChunkRoom& room);
 
 // Whether an answer's tensor `header`, of `data_bytes` bytes where those are
-// here already, is of the type that `target` has and fills it: else INTERNAL or
-// INVALID_ARGUMENT, which calls the tensor `name`.
+// here already, is of `shape` and of the type that `target` has, and fills it:
+// else INTERNAL or INVALID_ARGUMENT, which calls the tensor `name`.
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
                          const Elements& target,
+                         const std::vector<int64_t>& shape,
                          std::optional<uint64_t> data_bytes = std::nullopt);
 
 BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto);

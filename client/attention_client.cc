@@ -141,7 +141,7 @@ absl::StatusOr<ExecutionStats> AttentionClient::AttentionBackward(
   const absl::Status status =
       channel_->Call(kAttentionBackward, *request, options_.deadline,
                      [&](google::protobuf::io::ZeroCopyInputStream* answer) {
-                       reply = ReadReply(answer, outputs);
+                       reply = ReadReply(answer, AnswerTo(inputs, outputs));
                      });
   if (!status.ok()) return status;
   return reply;
@@ -156,8 +156,8 @@ PendingCall AttentionClient::AttentionBackwardAsync(
     done(request.status());
     return {};
   }
-  auto call = std::make_unique<InlineCall<BackwardOutputs, BackwardDone>>(
-      outputs, std::move(done));
+  auto call = std::make_unique<InlineCall<BackwardAnswer, BackwardDone>>(
+      AnswerTo(inputs, outputs), std::move(done));
   call->Publish();
   return PendingCall(channel_->Start(kAttentionBackward, *request,
                                      options_.deadline, std::move(call)));

@@ -54,10 +54,13 @@ AttentionExchange::AttentionExchange(const AttentionInputs& inputs,
   }
   targets_ = {{.name = "output",
                .role = v1::TENSOR_ROLE_OUTPUT,
-               .elements = outputs.output}};
+               .elements = outputs.output,
+               .shape = OutputShape(inputs.query.shape, inputs.value.shape)}};
   if (outputs.lse) {
-    targets_.push_back(
-        {.name = "lse", .role = v1::TENSOR_ROLE_LSE, .elements = *outputs.lse});
+    targets_.push_back({.name = "lse",
+                        .role = v1::TENSOR_ROLE_LSE,
+                        .elements = *outputs.lse,
+                        .shape = LseShape(inputs.query.shape, options.layout)});
   }
 }
 
@@ -98,7 +101,7 @@ absl::Status AttentionExchange::TakeHeader(
     target.header =
         target.role == v1::TENSOR_ROLE_LSE ? header.lse() : header.output();
     absl::Status status =
-        CheckAnswer(target.name, target.header, target.elements);
+        CheckAnswer(target.name, target.header, target.elements, target.shape);
     if (!status.ok()) return status;
   }
   has_header_ = true;
@@ -143,9 +146,8 @@ absl::StatusOr<AttentionReply> AttentionExchange::Reply(
                                       target.received_bytes, " bytes of ",
                                       target.elements.bytes().size()));
     }
-    auto& shape = target.role == v1::TENSOR_ROLE_LSE ? reply.lse_shape
-                                                     : reply.output_shape;
-    shape.assign(target.header.shape().begin(), target.header.shape().end());
+    (target.role == v1::TENSOR_ROLE_LSE ? reply.lse_shape
+                                        : reply.output_shape) = target.shape;
   }
   if (!stats_) {
     return BadResponse("the server ended a stream without its stats");

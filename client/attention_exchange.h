@@ -46,6 +46,7 @@ class AttentionExchange final : public MessageExchange {
     absl::string_view name;
     v1::TensorRole role;
     Elements elements;
+    std::vector<int64_t> shape;
     v1::Tensor header = {};
     uint64_t received_bytes = 0;
   };

@@ -43,11 +43,12 @@ absl::StatusOr<AttentionReply> CallInline(RpcChannel& channel,
     return status;
   }
   absl::StatusOr<AttentionReply> reply;
-  const absl::Status status =
-      channel.Call(NameOf(call.method), request, client.deadline,
-                   [&](ZeroCopyInputStream* answer) {
-                     reply = ReadReply(answer, call.outputs);
-                   });
+  const absl::Status status = channel.Call(
+      NameOf(call.method), request, client.deadline,
+      [&](ZeroCopyInputStream* answer) {
+        reply = ReadReply(answer,
+                          AnswerTo(call.inputs, call.options, call.outputs));
+      });
   if (!status.ok()) return status;
   return reply;
 }
@@ -117,8 +118,8 @@ std::shared_ptr<CallCanceller> StartInline(RpcChannel& channel,
     done(std::move(status));
     return nullptr;
   }
-  auto pending = std::make_unique<InlineCall<AttentionOutputs, ForwardDone>>(
-      call.outputs, std::move(done));
+  auto pending = std::make_unique<InlineCall<ForwardAnswer, ForwardDone>>(
+      AnswerTo(call.inputs, call.options, call.outputs), std::move(done));
   pending->Publish();
   return channel.Start(NameOf(call.method), request, client.deadline,
                        std::move(pending));

@@ -32,11 +32,11 @@ inline absl::Status CheckSize(const OutgoingMessage& message,
 }
 
 // An asynchronous one: what ReadReply makes of the answer goes to `Done`.
-template <typename Outputs, typename Done>
+template <typename Answer, typename Done>
 class InlineCall final : public AsyncCall {
  public:
-  InlineCall(Outputs outputs, Done done)
-      : outputs_(std::move(outputs)), done_(std::move(done)) {}
+  InlineCall(Answer expected, Done done)
+      : expected_(std::move(expected)), done_(std::move(done)) {}
 
   // What was written before this is seen in OnDone. gRPC sees to that by
   // itself, but with locks that thread sanitizer cannot watch.
@@ -46,11 +46,11 @@ class InlineCall final : public AsyncCall {
               google::protobuf::io::ZeroCopyInputStream* answer) override {
     (void)published_.load(std::memory_order_acquire);
     if (!status.ok()) return done_(status);
-    done_(ReadReply(answer, outputs_));
+    done_(ReadReply(answer, expected_));
   }
 
  private:
-  Outputs outputs_;
+  Answer expected_;
   Done done_;
   std::atomic<bool> published_{false};
 };

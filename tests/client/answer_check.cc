@@ -14,8 +14,12 @@ namespace {
 
 using google::protobuf::io::ArrayInputStream;
 
-constexpr size_t kOutputs = 5;
 constexpr size_t kRows = 2;
+constexpr size_t kColumns = 3;
+constexpr size_t kOutputs = kRows * kColumns;
+
+std::vector<int64_t> ShapeOfOutput() { return {kRows, kColumns}; }
+std::vector<int64_t> ShapeOfLse() { return {kRows}; }
 
 // The two tensors of an answer, where the client puts them.
 struct Room {
@@ -33,8 +37,9 @@ v1::AttentionResponse GoodResponse() {
   v1::AttentionResponse response;
   v1::Tensor* const output = response.mutable_output();
   output->set_dtype(v1::DATA_TYPE_F32);
-  output->add_shape(kOutputs);
-  output->set_data(Bytes({0, 1, 2, 3, 4}));
+  output->add_shape(kRows);
+  output->add_shape(kColumns);
+  output->set_data(Bytes({0, 1, 2, 3, 4, 5}));
   v1::Tensor* const lse = response.mutable_lse();
   lse->set_dtype(v1::DATA_TYPE_F32);
   lse->add_shape(kRows);
@@ -44,16 +49,16 @@ v1::AttentionResponse GoodResponse() {
   return response;
 }
 
-bool Describes(const v1::Tensor& header, size_t count) {
-  const std::vector<int64_t> shape(header.shape().begin(),
-                                   header.shape().end());
+bool Describes(const v1::Tensor& header, const std::vector<int64_t>& shape) {
   return header.dtype() == v1::DATA_TYPE_F32 &&
-         ElementCount(shape) == static_cast<int64_t>(count);
+         std::vector<int64_t>(header.shape().begin(), header.shape().end()) ==
+             shape;
 }
 
-bool Holds(const v1::Tensor& tensor, size_t count) {
-  return Describes(tensor, count) && tensor.has_data() &&
-         tensor.data().size() == count * sizeof(float);
+bool Holds(const v1::Tensor& tensor, const std::vector<int64_t>& shape) {
+  return Describes(tensor, shape) && tensor.has_data() &&
+         tensor.data().size() ==
+             static_cast<size_t>(*ElementCount(shape)) * sizeof(float);
 }
 
 // What the messages of a stream come to, told from what protobuf parsed.
@@ -63,8 +68,8 @@ class Gathered {
     v1::AttentionStreamResponse message;
     if (!message.ParseFromString(text)) return false;
     if (message.has_header()) {
-      has_header_ = Describes(message.header().output(), kOutputs) &&
-                    Describes(message.header().lse(), kRows);
+      has_header_ = Describes(message.header().output(), ShapeOfOutput()) &&
+                    Describes(message.header().lse(), ShapeOfLse());
       return has_header_;
     }
     has_stats_ |= message.has_stats();
@@ -106,10 +111,12 @@ AnswerCheck CheckReply(const std::string& text, int block_bytes) {
   Room room;
   ArrayInputStream stream = InBlocks(text, block_bytes);
   AnswerCheck check;
-  check.accepted = ReadReply(&stream, room.outputs()).ok();
+  check.accepted =
+      ReadReply(&stream, {room.outputs(), ShapeOfOutput(), ShapeOfLse()}).ok();
   v1::AttentionResponse parsed;
   check.good = parsed.ParseFromString(text) &&
-               Holds(parsed.output(), kOutputs) && Holds(parsed.lse(), kRows);
+               Holds(parsed.output(), ShapeOfOutput()) &&
+               Holds(parsed.lse(), ShapeOfLse());
   check.equal = parsed.output().data() == Bytes(room.output) &&
                 parsed.lse().data() == Bytes(room.lse);
   return check;
@@ -118,7 +125,10 @@ AnswerCheck CheckReply(const std::string& text, int block_bytes) {
 AnswerCheck CheckStream(const std::vector<std::string>& messages,
                         int block_bytes) {
   Room room;
-  AttentionExchange exchange({}, {}, {}, room.outputs(), 1 << 20);
+  const AttentionInputs inputs{.query = {{}, {kRows, 4}},
+                               .key = {{}, {7, 4}},
+                               .value = {{}, {7, kColumns}}};
+  AttentionExchange exchange(inputs, {}, {}, room.outputs(), 1 << 20);
   Gathered gathered;
   AnswerCheck check{.accepted = true, .good = true};
   for (const std::string& text : messages) {
@@ -153,7 +163,7 @@ std::vector<std::string> GoodStream() {
     messages.push_back(message.SerializeAsString());
   };
   add_chunk(v1::TENSOR_ROLE_OUTPUT, good.output().data(), 0, 12);
-  add_chunk(v1::TENSOR_ROLE_OUTPUT, good.output().data(), 12, 8);
+  add_chunk(v1::TENSOR_ROLE_OUTPUT, good.output().data(), 12, 12);
   add_chunk(v1::TENSOR_ROLE_LSE, good.lse().data(), 0, 8);
   messages.push_back(stats.SerializeAsString());
   return messages;

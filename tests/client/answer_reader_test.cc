@@ -38,7 +38,10 @@ Read ReadIn(const std::string& text, size_t outputs, int block_bytes) {
   ArrayInputStream stream(text.data(), static_cast<int>(text.size()),
                           block_bytes);
   read.reply = ReadReply(
-      &stream, AttentionOutputs{.output = read.output, .lse = read.lse});
+      &stream,
+      ForwardAnswer{.outputs = {.output = read.output, .lse = read.lse},
+                    .output_shape = {static_cast<int64_t>(outputs)},
+                    .lse_shape = {2}});
   return read;
 }
 
@@ -67,6 +70,25 @@ TEST(ReadReplyTest, ReadsAcrossBlocksThatEndAnywhere) {
     EXPECT_EQ(read.reply->output_shape, std::vector<int64_t>({9}));
     EXPECT_EQ(read.reply->stats.isa, "avx2");
   }
+}
+
+// As many elements make no answer of another shape right.
+TEST(ReadReplyTest, RefusesOtherShapes) {
+  for (const std::vector<int64_t>& shape :
+       std::vector<std::vector<int64_t>>{{9}, {1, 9}, {3, 3}, {9, 1}, {}}) {
+    v1::AttentionResponse response = GoodResponse(9);
+    response.mutable_output()->mutable_shape()->Assign(shape.begin(),
+                                                       shape.end());
+    const auto reply = ReadIn(response.SerializeAsString(), 9, 64).reply;
+    EXPECT_EQ(reply.ok(), shape.size() == 1) << reply.status();
+    if (reply.ok()) continue;
+    EXPECT_EQ(DetailsOf(reply.status()).reason, "BAD_RESPONSE");
+  }
+  v1::AttentionResponse response = GoodResponse(9);
+  response.mutable_lse()->add_shape(1);
+  const auto reply = ReadIn(response.SerializeAsString(), 9, 64).reply;
+  EXPECT_EQ(reply.status().message(),
+            "lse: the server answered shape [2, 1] where [2] was asked for");
 }
 
 TEST(ReadReplyTest, TakesFieldsInAnyOrderAndPassesOverUnknownOnes) {

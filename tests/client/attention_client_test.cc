@@ -325,6 +325,67 @@ TEST(AttentionClientErrorTest, RefusesAnswersThatContradictThemselves) {
   }
 }
 
+// Answers each tensor as its transpose, which has as many elements.
+class TransposingHandler : public FakeHandler {
+ public:
+  WireReply OnAttention(const FakeCall& call,
+                        v1::AttentionResponse* response) override {
+    const WireReply reply = FakeHandler::OnAttention(call, response);
+    Transpose(response->mutable_output());
+    return reply;
+  }
+  WireReply OnBackward(const FakeCall& call,
+                       v1::AttentionBackwardResponse* response) override {
+    const WireReply reply = FakeHandler::OnBackward(call, response);
+    Transpose(response->mutable_grad_key());
+    return reply;
+  }
+
+ private:
+  static void Transpose(v1::Tensor* tensor) {
+    tensor->mutable_shape()->SwapElements(0, 1);
+  }
+};
+
+TEST(AttentionClientErrorTest, RefusesAnswersOfAnotherShape) {
+  TransposingHandler handler;
+  const FakeServer server(&handler);
+  const AttentionClient client({.target = server.target()});
+  SmallProblem problem;
+  const AttentionInputs inputs = problem.inputs();
+  const AttentionOutputs outputs = problem.outputs();
+  std::promise<Reply> done;
+  client.AttentionAsync(inputs, outputs, {},
+                        [&](Reply reply) { done.set_value(std::move(reply)); });
+  for (const Reply& reply :
+       {client.Attention(inputs, outputs), done.get_future().get()}) {
+    EXPECT_EQ(DetailsOf(reply.status()).reason, "BAD_RESPONSE");
+    EXPECT_EQ(
+        reply.status().message(),
+        "output: the server answered shape [1, 2] where [2, 1] was asked for");
+  }
+
+  std::vector<float> grad_query(4), grad_key(6), grad_value(3);
+  const BackwardInputs backward{.query = {problem.q, {2, 2}},
+                                .key = {problem.k, {3, 2}},
+                                .value = {problem.v, {3, 1}},
+                                .output = {problem.output, {2, 1}},
+                                .lse = {problem.lse, {2}},
+                                .grad_output = {problem.output, {2, 1}}};
+  const BackwardOutputs gradients{grad_query, grad_key, grad_value};
+  std::promise<absl::StatusOr<ExecutionStats>> backward_done;
+  client.AttentionBackwardAsync(backward, gradients, {},
+                                [&](absl::StatusOr<ExecutionStats> stats) {
+                                  backward_done.set_value(std::move(stats));
+                                });
+  for (const auto& stats : {client.AttentionBackward(backward, gradients),
+                            backward_done.get_future().get()}) {
+    EXPECT_EQ(stats.status().message(),
+              "grad_key: the server answered shape [2, 3] where [3, 2] was "
+              "asked for");
+  }
+}
+
 TEST(AttentionClientErrorTest, RefusesABenchmarkWithoutResult) {
   LyingHandler handler{v1::Tensor()};
   const FakeServer server(&handler);

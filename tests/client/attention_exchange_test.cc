@@ -26,6 +26,7 @@ Response Header() {
   Response message;
   v1::AttentionResponse& header = *message.mutable_header();
   header.mutable_output()->set_dtype(v1::DATA_TYPE_F32);
+  header.mutable_output()->add_shape(1);
   header.mutable_output()->add_shape(3);
   header.mutable_lse()->set_dtype(v1::DATA_TYPE_F32);
   header.mutable_lse()->add_shape(1);
@@ -70,7 +71,9 @@ class AttentionExchangeTest : public testing::Test {
   Reply Read(const std::vector<std::string>& messages, int block_bytes = 5) {
     output_.assign(3, -1);
     lse_.assign(1, -1);
-    AttentionExchange exchange({}, {}, {}, {.output = output_, .lse = lse_},
+    const AttentionInputs inputs{
+        .query = {{}, {1, 2}}, .key = {{}, {7, 2}}, .value = {{}, {7, 3}}};
+    AttentionExchange exchange(inputs, {}, {}, {.output = output_, .lse = lse_},
                                1 << 20);
     for (const std::string& text : messages) {
       google::protobuf::io::ArrayInputStream stream(
@@ -101,7 +104,7 @@ TEST_F(AttentionExchangeTest, ReadsAcrossBlocksThatEndAnywhere) {
     ASSERT_TRUE(reply.ok()) << reply.status();
     EXPECT_THAT(output_, ElementsAre(1, 2, 3));
     EXPECT_THAT(lse_, ElementsAre(7));
-    EXPECT_THAT(reply->output_shape, ElementsAre(3));
+    EXPECT_THAT(reply->output_shape, ElementsAre(1, 3));
     EXPECT_THAT(reply->lse_shape, ElementsAre(1));
     EXPECT_EQ(reply->stats.isa, "avx2");
   }
@@ -132,15 +135,18 @@ TEST_F(AttentionExchangeTest, RefusesHeadersThatDoNotFit) {
   output.set_dtype(v1::DATA_TYPE_F16);
   ExpectBad(messages, "output");
   output.set_dtype(v1::DATA_TYPE_F32);
-  output.set_shape(0, -3);
-  ExpectBad(messages, "output");
   // Four bytes an element are more than an int64 counts.
-  for (const int64_t count : {int64_t{2}, int64_t{4}, int64_t{1} << 62}) {
-    output.set_shape(0, count);
-    const Reply reply = Read(messages);
-    EXPECT_EQ(reply.status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(DetailsOf(reply.status()).field_violations.at(0).field, "output");
+  for (const int64_t count :
+       {int64_t{-3}, int64_t{2}, int64_t{4}, int64_t{1} << 62}) {
+    output.set_shape(1, count);
+    ExpectBad(messages, "output");
   }
+  output.clear_shape();
+  output.add_shape(3);
+  output.add_shape(1);
+  ExpectBad(messages,
+            "output: the server answered shape [3, 1] where [1, 3] was asked "
+            "for");
 }
 
 TEST_F(AttentionExchangeTest, RefusesChunksThatDoNotFit) {
