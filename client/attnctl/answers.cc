@@ -113,15 +113,15 @@ ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
     json["comparisons"].push_back(std::move(verdict.json));
   }
   if (report.json) {
-    PrintJson(json, session);
+    session.screen.PrintJson(json);
     return exit_code;
   }
-  session.out << absl::StrFormat(
-      "%s in %.3g ms, of which %.3g ms computing (%s, %d thread%s)\n",
+  session.screen.Print(absl::StrFormat(
+      "%s in %.3g ms, of which %.3g ms computing (%s, %d thread%s)",
       FormatShape(shape), absl::ToDoubleMilliseconds(report.elapsed),
       absl::ToDoubleMilliseconds(stats.compute_time), stats.isa, stats.threads,
-      stats.threads == 1 ? "" : "s");
-  for (const std::string& line : lines) session.out << line << "\n";
+      stats.threads == 1 ? "" : "s"));
+  for (const std::string& line : lines) session.screen.Print(line);
   return exit_code;
 }
 

@@ -1,6 +1,7 @@
 // attnctl attention, self and cross: .npy files in, .npy files out.
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -48,7 +49,11 @@ absl::StatusOr<NpyTensor> ReadInput(const std::string& path,
   if (!array.ok() || !dtype || array->dtype == client::DataType::kBool) {
     return array;
   }
-  array->bytes = FromFloats(*dtype, ToFloats(array->dtype, array->bytes));
+  try {
+    array->bytes = FromFloats(*dtype, ToFloats(array->dtype, array->bytes));
+  } catch (const std::bad_alloc&) {
+    return NoMemoryFor(path, static_cast<int64_t>(array->bytes.size()));
+  }
   array->dtype = *dtype;
   return array;
 }

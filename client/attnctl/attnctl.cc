@@ -1,7 +1,10 @@
 #include "client/attnctl/attnctl.h"
 
 #include <exception>
+#include <new>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/attnctl/commands.h"
 #include "client/attnctl/session.h"
@@ -17,6 +20,28 @@ constexpr char kFooter[] =
     "  attnctl estimate --seq-len=16384 --num-q-heads=32 --offline\n"
     "  attnctl COMMAND --help\n"
     "\n";
+
+// Refuses whole numbers that are too large, which CLI11 would take for the
+// largest that fits.
+void RefuseHugeNumbers(CLI::App& app) {
+  const auto check = [](const std::string& text) -> std::string {
+    int64_t number = 0;
+    const bool whole =
+        !text.empty() && text.find_first_not_of("0123456789", text[0] == '-') ==
+                             std::string::npos;
+    if (!whole || absl::SimpleAtoi(text, &number)) return "";
+    return absl::StrCat("expected a number of at most 64 bits, got ", text);
+  };
+  for (CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    if (absl::StartsWith(type, "INT") || type == "N,...") {
+      option->check(CLI::Validator(check, ""));
+    }
+  }
+  for (CLI::App* command : app.get_subcommands(nullptr)) {
+    RefuseHugeNumbers(*command);
+  }
+}
 
 void AddGlobalFlags(CLI::App& app, Session& session) {
   app.add_option("--server", session.server,
@@ -41,7 +66,7 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
 
 int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
                std::ostream& err, bool err_is_terminal) {
-  Session session{.out = out, .err = err, .err_is_terminal = err_is_terminal};
+  Session session{.screen = Screen(out, err, err_is_terminal)};
   CLI::App app("Exact attention on an attnd server.", "attnctl");
   app.fallthrough();  // global flags may follow the command
   app.require_subcommand(1);
@@ -53,14 +78,19 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
   AddEstimateCommand(app, session);
   AddInfoCommand(app, session);
   AddHealthCommand(app, session);
+  RefuseHugeNumbers(app);
   try {
     // CLI11 takes a vector from its end.
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::ParseError& error) {
     // Asked-for help and version end here too, with 0.
     return app.exit(error, out, err) == 0 ? kOk : kUsage;
-  } catch (const std::exception& error) {  // no memory, for one
-    err << "attnctl: " << error.what() << "\n";
+  } catch (const std::bad_alloc&) {
+    session.screen.PrintError(
+        "attnctl: there is not enough memory for the call beside its files");
+    return kCallFailed;
+  } catch (const std::exception& error) {
+    session.screen.PrintError(absl::StrCat("attnctl: ", error.what()));
     return kCallFailed;
   }
   return session.exit_code;

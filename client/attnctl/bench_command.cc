@@ -24,22 +24,21 @@ class ProgressBar {
  public:
   explicit ProgressBar(Session& session) : session_(session) {}
   ~ProgressBar() {
-    if (session_.err_is_terminal) session_.err << "\r\033[K" << std::flush;
+    if (session_.screen.err_is_terminal()) session_.screen.Redraw("");
   }
 
   void Show(const client::BenchmarkProgress& progress) {
-    if (session_.err_is_terminal) {
+    if (session_.screen.err_is_terminal()) {
       const double fraction = std::clamp(progress.fraction, 0.0, 1.0);
       const auto filled =
           static_cast<size_t>(std::lround(fraction * double{kCells}));
-      session_.err << absl::StrFormat("\r\033[K%-8s [%s%s] %3.0f %%",
-                                      progress.phase, std::string(filled, '#'),
-                                      std::string(kCells - filled, '.'),
-                                      fraction * 100)
-                   << std::flush;
+      session_.screen.Redraw(absl::StrFormat(
+          "%-8s [%s%s] %3.0f %%", progress.phase, std::string(filled, '#'),
+          std::string(kCells - filled, '.'), fraction * 100));
     } else if (shown_.insert(progress.phase).second) {
       // Phases take turns, so that a log would fill with them.
-      session_.err << "attnctl bench: " << progress.phase << "\n" << std::flush;
+      session_.screen.PrintError(
+          absl::StrCat("attnctl bench: ", progress.phase));
     }
   }
 
@@ -114,9 +113,9 @@ ExitCode RunBench(const BenchFlags& flags, Session& session) {
   }
   if (!result.ok()) return session.CallError(result.status());
   if (flags.json) {
-    PrintJson(ResultJson(*result), session);
+    session.screen.PrintJson(ResultJson(*result));
   } else {
-    session.out << Verdict(*result) << "\n";
+    session.screen.Print(Verdict(*result));
   }
   return kOk;
 }

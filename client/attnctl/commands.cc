@@ -14,10 +14,4 @@ Json StatsJson(const client::ExecutionStats& stats) {
           {"workspace_bytes", stats.workspace_bytes}};
 }
 
-void PrintJson(const Json& json, Session& session) {
-  // A server may send text that is not UTF-8; that is no reason to throw.
-  session.out << json.dump(2, ' ', false, Json::error_handler_t::replace)
-              << "\n";
-}
-
 }  // namespace attnd::attnctl

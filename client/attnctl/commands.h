@@ -18,10 +18,7 @@ void AddEstimateCommand(CLI::App& app, Session& session);
 void AddInfoCommand(CLI::App& app, Session& session);
 void AddHealthCommand(CLI::App& app, Session& session);
 
-// For --json: keys in the order in which they were added.
-using Json = nlohmann::ordered_json;
 Json StatsJson(const client::ExecutionStats& stats);
-void PrintJson(const Json& json, Session& session);
 
 }  // namespace attnd::attnctl
 

@@ -85,11 +85,12 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
                             : session.Connect().EstimateMemory(flags.options);
   if (!estimate.ok()) {
     if (!flags.offline) return session.CallError(estimate.status());
-    session.err << "attnctl: " << estimate.status().message() << "\n";
+    session.screen.PrintError(
+        absl::StrCat("attnctl: ", estimate.status().message()));
     return kUsage;
   }
   if (flags.json) {
-    PrintJson(EstimateJson(*estimate, flags.offline), session);
+    session.screen.PrintJson(EstimateJson(*estimate, flags.offline));
   } else {
     PrintTable(*estimate, flags, session);
   }

@@ -15,16 +15,16 @@ ExitCode RunInfo(bool json, Session& session) {
   const auto info = session.Connect().GetServerInfo();
   if (!info.ok()) return session.CallError(info.status());
   if (json) {
-    PrintJson({{"server", session.server},
-               {"version", info->version},
-               {"isa", info->isa},
-               {"threads", info->threads},
-               {"max_receive_message_bytes", info->max_receive_message_bytes},
-               {"max_send_message_bytes", info->max_send_message_bytes},
-               {"memory_budget_bytes", info->memory_budget_bytes},
-               {"max_benchmark_vectors", info->max_benchmark_vectors},
-               {"features", info->features}},
-              session);
+    session.screen.PrintJson(
+        {{"server", session.server},
+         {"version", info->version},
+         {"isa", info->isa},
+         {"threads", info->threads},
+         {"max_receive_message_bytes", info->max_receive_message_bytes},
+         {"max_send_message_bytes", info->max_send_message_bytes},
+         {"memory_budget_bytes", info->memory_budget_bytes},
+         {"max_benchmark_vectors", info->max_benchmark_vectors},
+         {"features", info->features}});
     return kOk;
   }
   session.PrintRows(
@@ -62,7 +62,7 @@ ExitCode RunHealth(const std::string& service, Session& session) {
     // Whatever went wrong, nobody can say that it is serving.
     return kUnavailable;
   }
-  session.out << HealthName(*health) << "\n";
+  session.screen.Print(HealthName(*health));
   return *health == client::Health::kServing ? kOk : kUnavailable;
 }
 

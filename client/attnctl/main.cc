@@ -1,6 +1,7 @@
 // The attnctl binary.
 #include <unistd.h>
 
+#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -8,6 +9,9 @@
 #include "client/attnctl/attnctl.h"
 
 int main(int argc, char** argv) {
+  // gRPC would write to stderr what a server sent, just as it came. What went
+  // wrong is in the error that attnctl prints.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   return attnd::attnctl::RunAttnctl(arguments, std::cout, std::cerr,
                                     isatty(STDERR_FILENO) != 0);

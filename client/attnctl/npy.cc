@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -186,7 +187,12 @@ class NpyFile {
                        absl::StrJoin(header_.shape, ", "), "]"),
           absl::StrCat(got_bytes, " bytes of them"));
     }
-    std::vector<std::byte> bytes(static_cast<size_t>(got_bytes));
+    std::vector<std::byte> bytes;
+    try {
+      bytes.resize(static_cast<size_t>(got_bytes));
+    } catch (const std::bad_alloc&) {
+      return NoMemoryFor(path_, got_bytes);
+    }
     stream_.read(reinterpret_cast<char*>(bytes.data()), got_bytes);
     if (!stream_) return SystemError(path_, "cannot read");
     return bytes;
@@ -237,6 +243,11 @@ class NpyFile {
 
 }  // namespace
 
+absl::Status NoMemoryFor(const std::string& path, int64_t size_bytes) {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      path, ": there is not enough memory for its ", size_bytes, " bytes"));
+}
+
 absl::StatusOr<NpyTensor> ReadNpy(const std::string& path) {
   auto file = NpyFile::Open(path);
   if (!file.ok()) return file.status();
@@ -268,14 +279,18 @@ absl::StatusOr<NpyDoubles> ReadNpyAsDouble(const std::string& path) {
                                              : client::SizeOf(*dtype));
   if (!bytes.ok()) return bytes.status();
   NpyDoubles doubles{.shape = file->header().shape, .values = {}};
-  if (wide) {
-    doubles.values.resize(bytes->size() / sizeof(double));
-    if (!bytes->empty()) {
-      std::memcpy(doubles.values.data(), bytes->data(), bytes->size());
+  try {
+    if (wide) {
+      doubles.values.resize(bytes->size() / sizeof(double));
+      if (!bytes->empty()) {
+        std::memcpy(doubles.values.data(), bytes->data(), bytes->size());
+      }
+    } else {
+      const std::vector<float> floats = ToFloats(*dtype, *bytes);
+      doubles.values.assign(floats.begin(), floats.end());
     }
-  } else {
-    const std::vector<float> floats = ToFloats(*dtype, *bytes);
-    doubles.values.assign(floats.begin(), floats.end());
+  } catch (const std::bad_alloc&) {
+    return NoMemoryFor(path, static_cast<int64_t>(bytes->size()));
   }
   return doubles;
 }

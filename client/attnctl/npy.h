@@ -28,6 +28,9 @@ struct NpyDoubles {
   std::vector<double> values;
 };
 
+// RESOURCE_EXHAUSTED, for a file of so many bytes that memory ends.
+absl::Status NoMemoryFor(const std::string& path, int64_t size_bytes);
+
 // A tensor: float32 ('<f4'), float16 ('<f2'), bool ('|b1'), or two opaque bytes
 // an element ('<V2', '|V2'), which is what NumPy makes of a bfloat16 of
 // ml_dtypes. NOT_FOUND where there is no such file, INVALID_ARGUMENT where it

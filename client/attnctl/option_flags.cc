@@ -1,6 +1,7 @@
 #include "client/attnctl/option_flags.h"
 
 #include <map>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -69,7 +70,7 @@ void AddListFlag(CLI::App& command, const std::string& flag,
   command.add_option(flag, list, help)
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->type_name("N,...");
+      ->type_name(std::is_integral_v<T> ? "N,..." : "X,...");
 }
 
 }  // namespace

@@ -3,13 +3,33 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "core/printable.h"
 
 namespace attnd::attnctl {
+
+void Screen::Print(absl::string_view line) { out_ << Printable(line) << "\n"; }
+
+void Screen::PrintJson(const Json& json) {
+  // A server may send text that is not UTF-8; that is no reason to throw. What
+  // is not ASCII is escaped, which covers all of Printable.
+  out_ << json.dump(2, ' ', /*ensure_ascii=*/true,
+                    Json::error_handler_t::replace)
+       << "\n";
+}
+
+void Screen::PrintError(absl::string_view line) {
+  err_ << Printable(line) << "\n" << std::flush;
+}
+
+void Screen::Redraw(absl::string_view line) {
+  err_ << "\r\033[K" << Printable(line) << std::flush;
+}
 
 client::AttentionClient Session::Connect(absl::Duration deadline) const {
   if (deadline_seconds) {
@@ -22,32 +42,35 @@ client::AttentionClient Session::Connect(absl::Duration deadline) const {
 }
 
 ExitCode Session::CallError(const absl::Status& status) {
-  err << "attnctl: " << absl::StatusCodeToString(status.code()) << ": "
-      << status.message() << "\n";
+  screen.PrintError(
+      absl::StrCat("attnctl: ", absl::StatusCodeToString(status.code()), ": ",
+                   status.message()));
   const client::ErrorDetails details = client::DetailsOf(status);
   if (!details.reason.empty()) {
-    err << "  reason: " << details.reason << " (" << details.domain << ")\n";
+    screen.PrintError(
+        absl::StrCat("  reason: ", details.reason, " (", details.domain, ")"));
   }
   for (const client::FieldViolation& violation : details.field_violations) {
-    err << "  field:  "
-        << (violation.field.empty() ? "(the whole message)" : violation.field);
+    std::string line = absl::StrCat("  field:  ", violation.field.empty()
+                                                      ? "(the whole message)"
+                                                      : violation.field);
     // Usually the message says it already.
     if (!absl::StrContains(status.message(), violation.description)) {
-      err << ": " << violation.description;
+      absl::StrAppend(&line, ": ", violation.description);
     }
-    err << "\n";
+    screen.PrintError(line);
   }
   if (details.retry_delay) {
-    err << "  retry:  after " << absl::FormatDuration(*details.retry_delay)
-        << "\n";
+    screen.PrintError(absl::StrCat("  retry:  after ",
+                                   absl::FormatDuration(*details.retry_delay)));
   }
-  err << "  server: " << server << "\n";
+  screen.PrintError(absl::StrCat("  server: ", server));
   return status.code() == absl::StatusCode::kUnavailable ? kUnavailable
                                                          : kCallFailed;
 }
 
 ExitCode Session::FileError(const absl::Status& status) {
-  err << "attnctl: " << status.message() << "\n";
+  screen.PrintError(absl::StrCat("attnctl: ", status.message()));
   return kFileError;
 }
 
@@ -55,7 +78,8 @@ void Session::PrintRows(const std::vector<Row>& rows) {
   size_t width = 0;
   for (const Row& row : rows) width = std::max(width, row.first.size());
   for (const auto& [label, value] : rows) {
-    out << label << std::string(width - label.size() + 2, ' ') << value << "\n";
+    screen.Print(
+        absl::StrCat(label, std::string(width - label.size() + 2, ' '), value));
   }
 }
 

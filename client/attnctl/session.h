@@ -4,6 +4,7 @@
 #define ATTND_CLIENT_ATTNCTL_SESSION_H_
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -11,16 +12,42 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "client/attention_client.h"
 #include "client/attnctl/exit_codes.h"
 
 namespace attnd::attnctl {
 
+// For --json: keys in the order in which they were added.
+using Json = nlohmann::ordered_json;
+
+// All that attnctl prints, but for help and what is wrong with its arguments.
+// What servers and files say is printed as well, so each line is made Printable
+// here.
+class Screen {
+ public:
+  // Results go to `out`, errors and progress to `err`.
+  Screen(std::ostream& out, std::ostream& err, bool err_is_terminal)
+      : out_(out), err_(err), err_is_terminal_(err_is_terminal) {}
+
+  void Print(absl::string_view line);
+  // Lines of its own, which Print would make one of.
+  void PrintJson(const Json& json);
+  void PrintError(absl::string_view line);
+
+  bool err_is_terminal() const { return err_is_terminal_; }
+  // On a terminal: takes the place of the line that was drawn before.
+  void Redraw(absl::string_view line);
+
+ private:
+  std::ostream& out_;
+  std::ostream& err_;
+  const bool err_is_terminal_;
+};
+
 struct Session {
-  std::ostream& out;  // results
-  std::ostream& err;  // errors and progress
-  bool err_is_terminal = false;
+  Screen screen;
 
   std::string server = client::ClientOptions().target;
   std::optional<double> deadline_seconds =

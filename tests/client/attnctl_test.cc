@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -109,6 +111,92 @@ TEST(AttnctlEstimateTest, WorksOffline) {
       RunTool({"estimate", "--offline", "--seq-len=4096", "--json"});
   EXPECT_EQ(json.json().at("input_bytes"), 6291456);
   EXPECT_FALSE(json.json().contains("fits"));
+}
+
+TEST(AttnctlUsageTest, NumbersThatDoNotFitAreErrors) {
+  const std::string huge = "99999999999999999999";
+  const std::vector<std::vector<std::string>> wrong = {
+      {"bench", "--num-vectors=" + huge},
+      {"bench", "--threads=-" + huge},
+      {"estimate", "--offline", "--seq-len=" + huge},
+      {"estimate", "--offline", "--seq-len=8", "--bias-shape=1," + huge},
+      {"self", "-s", "x.npy", "--window-left=" + huge},
+      {"self", "-s", "x.npy", "--key-lengths=1," + huge}};
+  for (const auto& arguments : wrong) {
+    const Outcome outcome = RunTool(arguments);
+    EXPECT_EQ(outcome.exit_code, kUsage) << arguments.back();
+    EXPECT_THAT(outcome.err, HasSubstr(huge)) << arguments.back();
+  }
+  // No whole number, but a float.
+  EXPECT_EQ(RunTool({"self", "-s", "/no/such/x.npy", "--scale=" + huge,
+                     "--sink-logits=" + huge})
+                .exit_code,
+            kFileError);
+}
+
+// A server that sends escapes of terminals and lines of its own.
+class HostileHandler : public client::FakeHandler {
+ public:
+  client::WireReply OnAttention(const client::FakeCall&,
+                                v1::AttentionResponse*) override {
+    return {.code = 3, .message = kText};
+  }
+  client::WireReply OnBenchmark(
+      const v1::BenchmarkRequest&,
+      const std::function<bool(const v1::BenchmarkResponse&)>& write) override {
+    v1::BenchmarkResponse event;
+    event.mutable_progress()->set_phase(kText);
+    write(event);
+    event.mutable_result()->mutable_stats()->set_isa(kText);
+    write(event);
+    return {};
+  }
+  client::WireReply OnServerInfo(v1::GetServerInfoResponse* response) override {
+    response->set_version(kText);
+    response->add_features(kText);
+    return {};
+  }
+
+  static constexpr char kText[] = "no\x1b[2J\u009b2J\x7f\nattnctl: all is well";
+};
+
+TEST(AttnctlScreenTest, EscapesWhatServersSay) {
+  HostileHandler handler;
+  const client::FakeServer server(&handler);
+  const std::string path = testing::TempDir() + "attnctl_escapes.npy";
+  const std::vector<float> four(4);
+  ASSERT_TRUE(WriteNpy(path, client::DataType::kF32, {2, 2},
+                       std::as_bytes(std::span(four)))
+                  .ok());
+  const std::vector<std::vector<std::string>> commands = {
+      {"info"},
+      {"info", "--json"},
+      {"bench"},
+      {"bench", "--json"},
+      {"self", "--sequence=" + path}};
+  for (std::vector<std::string> arguments : commands) {
+    arguments.push_back("--server=" + server.target());
+    const Outcome outcome = RunTool(arguments);
+    const std::string all = outcome.out + outcome.err;
+    EXPECT_THAT(all, HasSubstr("attnctl: all is well")) << arguments[0];
+    EXPECT_THAT(all, Not(HasSubstr("\nattnctl: all is well"))) << arguments[0];
+    for (const char* raw : {"\x1b", "\x7f", "\u009b"}) {
+      EXPECT_THAT(all, Not(HasSubstr(raw))) << arguments[0];
+    }
+  }
+  // A terminal gets no escapes but those of the progress itself.
+  const std::string drawn =
+      RunTool({"bench", "--server=" + server.target()}, true).err;
+  EXPECT_THAT(drawn, HasSubstr("\r\x1b[Kno\\x1b[2J"));
+}
+
+TEST(AttnctlScreenTest, EscapesWhatFilesSay) {
+  const std::string path = testing::TempDir() + "attnctl_header.npy";
+  std::ofstream(path) << std::string("\x93NUMPY\x01\x00\x10\x00", 10)
+                      << "{\x1b[2J\n: no dict}";
+  const Outcome outcome = RunTool({"self", "--sequence=" + path});
+  EXPECT_EQ(outcome.exit_code, kFileError);
+  EXPECT_THAT(outcome.err, HasSubstr("{\\x1b[2J\\x0a"));
 }
 
 class AttnctlTest : public testing::Test {

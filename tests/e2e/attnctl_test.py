@@ -1,29 +1,33 @@
 """attnctl against a real server: every option by its flag, on .npy files."""
 
 import json
+import os
+import resource
+import socket
 import subprocess
+import threading
 
 import numpy as np
 import pytest
 
-from support import reference
+from support import http2, reference
 from support.client import bf16, widened
 from support.problems import OPTIONS, expected_options, in_bshd, normal
 from support.server import clean_environment
 
-OK, CALL_FAILED, USAGE, DISAGREES = 0, 1, 2, 3
+OK, CALL_FAILED, USAGE, DISAGREES, FILE_ERROR = 0, 1, 2, 3, 5
 
 
 @pytest.fixture
 def attnctl(build_dir, server):
   binary = build_dir / 'client' / 'attnctl'
 
-  def run(command, *flags):
+  def run(command, *flags, **how):
     """Returns the finished process."""
     return subprocess.run(
         [str(binary), command, f'--server={server.tcp}', *flags],
         env=clean_environment(), capture_output=True, text=True, timeout=300,
-        check=False)
+        check=False, **how)
 
   return run
 
@@ -195,3 +199,56 @@ def test_offline_refusals_name_the_flag(attnctl, flag, value):
                 '--layout=bshd', f'--{flag}={value}')
   assert run.returncode == USAGE, run.stdout
   assert f'--{"num-q-heads" if flag == "num-kv-heads" else flag}' in run.stderr
+
+
+@pytest.mark.skipif(bool(os.environ.get('ATTND_SANITIZE')),
+                    reason='sanitizers need address space without a limit, and '
+                    'end a process that is out of memory')
+def test_a_file_that_memory_has_no_room_for_is_named(attnctl, tmp_path):
+  path = tmp_path / 'large.npy'
+  rows = 10 * 2**30 // 4
+  np.lib.format.open_memmap(path, 'w+', np.float32, (rows, 1))  # of holes
+  limit = 2 * 2**30
+  done = attnctl('self', f'--sequence={path}', preexec_fn=lambda:
+                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+  assert done.returncode == FILE_ERROR
+  assert (f'{path}: there is not enough memory for its {4 * rows} bytes' in
+          done.stderr)
+
+
+def test_grpc_prints_nothing_of_a_hostile_server(build_dir):
+  hostile = http2.literals({':status': '200', 'content-type':
+                            'application/grpc',
+                            'grpc-encoding': 'x\x1b[2J\nattnctl: fine'})
+  trailers = http2.literals({'grpc-status': '13'})
+
+  def serve(listener):
+    """Answers the first call with headers that gRPC complains of."""
+    connection, _ = listener.accept()
+    with connection:
+      connection.settimeout(60)
+      connection.sendall(http2.frame(http2.SETTINGS))
+      received = b''
+      while b'GetServerInfo' not in received:
+        received += connection.recv(1 << 16)
+      connection.sendall(
+          http2.frame(http2.SETTINGS, flags=http2.ACK) +
+          http2.frame(http2.HEADERS, hostile, http2.END_HEADERS, 1) +
+          http2.frame(http2.HEADERS, trailers,
+                      http2.END_HEADERS | http2.END_STREAM, 1))
+      while connection.recv(1 << 16):
+        pass
+
+  with socket.create_server(('127.0.0.1', 0)) as listener:
+    thread = threading.Thread(target=serve, args=(listener,))
+    thread.start()
+    host, port = listener.getsockname()
+    done = subprocess.run(
+        [str(build_dir / 'client' / 'attnctl'), 'info',
+         f'--server={host}:{port}'], env=clean_environment(),
+        capture_output=True, text=True, timeout=60, check=False)
+    thread.join()
+  assert done.returncode == CALL_FAILED
+  assert f'server: {host}:{port}' in done.stderr
+  assert '\x1b' not in done.stderr
+  assert '\nattnctl: fine' not in done.stderr

@@ -28,6 +28,11 @@ def headers(method, more=None):
   fields = {':method': 'POST', ':scheme': 'http', ':path': method,
             ':authority': 'test', 'content-type': 'application/grpc',
             'te': 'trailers', **(more or {})}
+  return literals(fields)
+
+
+def literals(fields):
+  """A block of headers, of up to 126 bytes each."""
   text = lambda t: bytes([len(t)]) + t.encode()
   return b''.join(b'\0' + text(k) + text(v) for k, v in fields.items())
 
