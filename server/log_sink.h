@@ -34,12 +34,13 @@ class LogSink final : public spdlog::sinks::base_sink<std::mutex> {
   // behind, for the end of the process to end it.
   void Close();
 
- private:
-  struct State;
-
+ protected:
   void sink_it_(const spdlog::details::log_msg& message) override;
   // Waits as Close does.
   void flush_() override;
+
+ private:
+  struct State;
 
   static void Write(State& state);
 

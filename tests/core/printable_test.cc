@@ -28,6 +28,7 @@ TEST(PrintableTest, EscapesControlCharacters) {
 }
 
 TEST(PrintableTest, EscapesWhatBreaksLinesOrTurnsThemRound) {
+  // NOLINTNEXTLINE(misc-misleading-bidirectional)
   for (const char* text : {"\u2028", "\u2029", "\u202e", "\u2066", "\u200f",
                            "\u200b", "\u061c", "\ufeff"}) {
     EXPECT_EQ(Printable(text).substr(0, 2), "\\x") << text;

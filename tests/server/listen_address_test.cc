@@ -176,7 +176,7 @@ class OtherFiles {
     EXPECT_EQ(mkfifo((path + ".fifo").c_str(), 0600), 0);
     EXPECT_EQ(mkdir((path + ".folder").c_str(), 0700), 0);
     EXPECT_EQ(symlink("/no/such/file", (path + ".dangling").c_str()), 0);
-    std::ofstream(path + ".empty");
+    std::ofstream(path + ".empty") << "";
     EXPECT_EQ(symlink((path + ".empty").c_str(), (path + ".link").c_str()), 0);
     close(Bind(path + ".socket", /*listening=*/false));
     for (const char* kind : {".text", ".halfline", ".port0", ".long", ".fifo",
