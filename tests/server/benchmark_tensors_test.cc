@@ -17,8 +17,8 @@ namespace {
 
 // Around whole lines of every type: a line of 64 bytes is 16 floats or 32
 // halves.
-constexpr int64_t kLengths[] = {1, 2, 15, 16, 17, 31, 32, 33, 101};
-constexpr int64_t kHeadDims[] = {1, 15, 16, 17, 31, 33, 80};
+constexpr int64_t kRows[] = {1, 2, 15, 16, 17, 31, 32, 33, 101};
+constexpr int64_t kRowSizes[] = {1, 15, 16, 17, 31, 33, 80};
 
 AttentionProblem ProblemOf(DataType type, int64_t length, int64_t head_dim) {
   const TensorSpec tensor{.dtype = type, .shape = {1, 1, length, head_dim}};
@@ -27,11 +27,11 @@ AttentionProblem ProblemOf(DataType type, int64_t length, int64_t head_dim) {
 
 // Calls `check(type, length, head_dim)` for every combination.
 template <typename Check>
-void ForEverySize(const Check& check) {
+void ForEveryTensor(const Check& check) {
   for (const DataType type :
        {DataType::kF32, DataType::kF16, DataType::kBF16}) {
-    for (const int64_t length : kLengths) {
-      for (const int64_t head_dim : kHeadDims) {
+    for (const int64_t length : kRows) {
+      for (const int64_t head_dim : kRowSizes) {
         SCOPED_TRACE(absl::StrCat("type ", static_cast<int>(type), ", ", length,
                                   " x ", head_dim));
         check(type, length, head_dim);
@@ -41,7 +41,7 @@ void ForEverySize(const Check& check) {
 }
 
 TEST(BenchmarkTensorsTest, SpansHaveAsManyElementsAsTheTensor) {
-  ForEverySize([](DataType type, int64_t length, int64_t head_dim) {
+  ForEveryTensor([](DataType type, int64_t length, int64_t head_dim) {
     const auto elements = static_cast<size_t>(length * head_dim);
     const BenchmarkTensor tensor =
         BenchmarkTensor::Make(type, length * head_dim * SizeOf(type)).value();
@@ -70,7 +70,7 @@ double LargestError(const AttentionProblem& problem,
 TEST(BenchmarkTensorsTest, BothAlgorithmsGetTheSameNumbers) {
   AttentionEngine engine({.threads = 1});
   const StopSignal stop;
-  ForEverySize([&](DataType type, int64_t length, int64_t head_dim) {
+  ForEveryTensor([&](DataType type, int64_t length, int64_t head_dim) {
     const AttentionProblem problem = ProblemOf(type, length, head_dim);
     const AttentionProblem in_f32 = ProblemOf(DataType::kF32, length, head_dim);
     const BenchmarkTensors tensors =

@@ -178,12 +178,12 @@ TEST_F(BenchmarkTest, ManyRepetitionsMeasureThePeakTenTimes) {
   EXPECT_LT(outcome.fractions.back(), 1);
 }
 
-// It would take minutes.
+// All of it would take hundreds of times as long.
 TEST_F(BenchmarkTest, AnswersWhatItHasWhenItsTimeIsUp) {
   v1::BenchmarkRequest request = Small();
-  request.set_num_vectors(4096);
+  request.set_num_vectors(2048);
   request.set_num_heads(1);
-  request.set_repetitions(600);  // just within the work limit
+  request.set_repetitions(1000);
   // At least one repetition ends in it, also under sanitizers.
   const Outcome one = [&] {
     v1::BenchmarkRequest once = request;
@@ -201,7 +201,7 @@ TEST_F(BenchmarkTest, AnswersWhatItHasWhenItsTimeIsUp) {
   const auto flash_runs =
       std::count(outcome.phases.begin(), outcome.phases.end(), "flash");
   EXPECT_GE(outcome.result->repetitions(), 1);
-  EXPECT_LT(outcome.result->repetitions(), 600);
+  EXPECT_LT(outcome.result->repetitions(), 1000);
   // The last of them did not end in time, or none began.
   EXPECT_GE(flash_runs, outcome.result->repetitions());
   EXPECT_LE(flash_runs, outcome.result->repetitions() + 1);
@@ -225,7 +225,7 @@ TEST_F(BenchmarkTest, RefusesWhereNotOneRepetitionEndsInTime) {
       if (++seen != at) return;
       while (std::chrono::steady_clock::now() < over) std::this_thread::yield();
     });
-    EXPECT_EQ(outcome.phases.size(), at);
+    EXPECT_LE(outcome.phases.size(), at);  // a slow build ends even before
     const Refusal refusal = RefusalOf(outcome.result.status());
     EXPECT_EQ(refusal.code,
               static_cast<int>(absl::StatusCode::kResourceExhausted));
