@@ -54,7 +54,7 @@ def flood(server, values=HOSTILE):
   for value in values:
     with http2.Connection(server.tcp) as connection:
       connection.send_empty_calls(
-          300, http2.headers(SELF_ATTENTION, {'grpc-encoding': value}))
+          300, http2.request_headers(SELF_ATTENTION, {'grpc-encoding': value}))
       poll_until(lambda: connection.take_frames(1) or connection.reset, 60,
                  'an answer')
 

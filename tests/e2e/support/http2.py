@@ -1,7 +1,9 @@
 """HTTP/2 by hand (RFC 9113), for what no gRPC library does."""
 
+import collections
 import select
 import socket
+import time
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = (
     0, 1, 3, 4, 6, 7, 8)
@@ -9,6 +11,7 @@ END_STREAM = 1
 END_HEADERS = 4
 ACK = 1
 INITIAL_WINDOW_SIZE = 4
+CONNECTION = 0  # the stream number that stands for the whole connection
 STREAM = 1
 WINDOW = 65535
 FRAME = 16384
@@ -23,7 +26,12 @@ def frame(kind, payload=b'', flags=0, stream=0):
           stream.to_bytes(4, 'big') + payload)
 
 
-def headers(method, more=None):
+def message_prefix(size_bytes):
+  """What gRPC puts before a message of this size."""
+  return b'\0' + size_bytes.to_bytes(4, 'big')
+
+
+def request_headers(method, more=None):
   """The headers of a call, and `more` of up to 126 bytes each."""
   fields = {':method': 'POST', ':scheme': 'http', ':path': method,
             ':authority': 'test', 'content-type': 'application/grpc',
@@ -38,16 +46,29 @@ def literals(fields):
 
 
 class Connection:
-  """One connection with one stream at most. Not thread-safe."""
+  """One connection and its streams. Not thread-safe.
 
-  def __init__(self, address):
+  Where a window is given, the server may send no more of each answer than that
+  and what grant() adds; answers are then limited by stream alone.
+  """
+
+  def __init__(self, address, window=None):
     host, port = address.rsplit(':', 1)
     self._socket = socket.create_connection((host, int(port)), timeout=60)
     self._received = b''
-    self._window = {0: WINDOW, STREAM: WINDOW}
+    self._window = {CONNECTION: WINDOW}  # what may be sent
     self.settings = {}
-    self.reset = False  # the stream, or the connection, was ended
-    self._socket.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + frame(SETTINGS))
+    self.closed = False  # the connection was ended, or will be
+    self.data_bytes = collections.Counter()  # by stream, prefixes included
+    self.headers = collections.defaultdict(bytes)  # by stream, still encoded
+    self.ended = set()  # the streams that the server has ended
+    self._socket.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n')
+    if window is None:
+      self._send(frame(SETTINGS))
+    else:
+      self._send(frame(SETTINGS, INITIAL_WINDOW_SIZE.to_bytes(2, 'big') +
+                       window.to_bytes(4, 'big')))
+      self.grant(1 << 30, CONNECTION)
     while not self.settings:
       self.take_frames(60)
 
@@ -60,14 +81,19 @@ class Connection:
   def __exit__(self, *_):
     self.close()
 
+  @property
+  def reset(self):
+    """Whether the first stream, or the connection, was ended."""
+    return self.closed or STREAM in self.ended
+
   def take_frames(self, seconds=0):
     """Takes what is here, and waits so long where nothing is."""
-    while not self.reset and select.select([self._socket], [], [], seconds)[0]:
+    while not self.closed and select.select([self._socket], [], [], seconds)[0]:
       try:
         data = self._socket.recv(1 << 20)
       except ConnectionError:
         data = b''
-      self.reset |= not data
+      self.closed |= not data
       self._received += data
       seconds = 0
     while len(self._received) >= 9:
@@ -78,46 +104,85 @@ class Connection:
       self._received = self._received[end:]
       self._take(head[3], head[4], number(head[5:9]), payload)
 
+  def take_until(self, condition, seconds, what):
+    """Takes frames until condition() holds, within a bound."""
+    limit = time.monotonic() + seconds
+    while not condition():
+      if time.monotonic() > limit:
+        raise TimeoutError(f'{what}: not within {seconds} s')
+      self.take_frames(0.05)
+
   def _take(self, kind, flags, stream, payload):
     if kind == SETTINGS and not flags & ACK:
-      self.settings = {number(payload[at:at + 2]): number(payload[at + 2:at + 6])
-                       for at in range(0, len(payload), 6)}
-      self._window[STREAM] += \
-          self.settings.get(INITIAL_WINDOW_SIZE, WINDOW) - WINDOW
+      before = self.settings.get(INITIAL_WINDOW_SIZE, WINDOW)
+      self.settings.update(
+          (number(payload[at:at + 2]), number(payload[at + 2:at + 6]))
+          for at in range(0, len(payload), 6))
+      added = self.settings.get(INITIAL_WINDOW_SIZE, WINDOW) - before
+      for known in self._window:
+        self._window[known] += added if known != CONNECTION else 0
       self._send(frame(SETTINGS, flags=ACK))
     elif kind == PING and not flags & ACK:
       self._send(frame(PING, payload, ACK))
     elif kind == WINDOW_UPDATE:
-      self._window[stream] += number(payload)
-    elif kind == HEADERS or kind in (RST_STREAM, GOAWAY):
-      self.reset = True  # an answer, where no request was finished
+      if stream in self._window:
+        self._window[stream] += number(payload)
+    elif kind == DATA:
+      self.data_bytes[stream] += len(payload)
+    elif kind == HEADERS:
+      self.headers[stream] += payload
+    elif kind == GOAWAY:
+      self.closed = True
+    if kind == RST_STREAM or kind in (DATA, HEADERS) and flags & END_STREAM:
+      self.ended.add(stream)
 
   def _send(self, data):
     try:
       self._socket.sendall(data)
     except ConnectionError:
-      self.reset = True
-
-  def begin_call(self, method, message_bytes):
-    """A call whose message is of this size, without any of it."""
-    block = headers(method)
-    self._send(frame(HEADERS, block, END_HEADERS, STREAM))
-    self.send_data(b'\0' + message_bytes.to_bytes(4, 'big'))
+      self.closed = True
 
   def send_empty_calls(self, count, block):
     """Calls of these headers without a message, whose answers are not read."""
     self._send(b''.join(frame(HEADERS, block, END_HEADERS | END_STREAM, stream)
                         for stream in range(1, 2 * count, 2)))
 
-  def send_data(self, data):
+  def grant(self, size_bytes, stream=STREAM):
+    """Lets the server send so much more."""
+    self._send(frame(WINDOW_UPDATE, size_bytes.to_bytes(4, 'big'),
+                     stream=stream))
+
+  def open_stream(self, method, stream=STREAM, headers=None, flags=0):
+    """Begins a call, of which nothing but the headers is sent."""
+    block = request_headers(method, headers)
+    self._window[stream] = self.settings.get(INITIAL_WINDOW_SIZE, WINDOW)
+    self._send(frame(HEADERS, block, END_HEADERS | flags, stream))
+
+  def begin_call(self, method, message_bytes, stream=STREAM):
+    """A call whose message is of this size, without any of it."""
+    self.open_stream(method, stream)
+    self.send_data(message_prefix(message_bytes), stream)
+
+  def call(self, method, message, stream=STREAM, headers=None):
+    """A whole unary call, but for its answer."""
+    self.open_stream(method, stream, headers)
+    self.send_data(message_prefix(len(message)) + message, stream)
+    self.end(stream)
+
+  def end(self, stream=STREAM):
+    """Ends the client's side of a call."""
+    self._send(frame(DATA, flags=END_STREAM, stream=stream))
+
+  def send_data(self, data, stream=STREAM):
     """Sends as the server grants; less where it ends the call."""
     view = memoryview(data)
-    while len(view) and not self.reset:
-      size = min(len(view), FRAME, *self._window.values())
+    while len(view) and not self.closed and stream not in self.ended:
+      size = min(len(view), FRAME, self._window[CONNECTION],
+                 self._window[stream])
       self.take_frames(0 if size > 0 else 1)
       if size <= 0:
         continue
-      for stream in self._window:
-        self._window[stream] -= size
-      self._send(frame(DATA, bytes(view[:size]), stream=STREAM))
+      self._window[CONNECTION] -= size
+      self._window[stream] -= size
+      self._send(frame(DATA, bytes(view[:size]), stream=stream))
       view = view[size:]
