@@ -70,15 +70,18 @@ grpc::Status ToGrpcStatus(const absl::Status& status,
 }
 
 SteadyTime DeadlineOf(const grpc::ServerContextBase& context) {
-  const auto deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) {
-    return SteadyTime::max();
-  }
-  const auto left = deadline - std::chrono::system_clock::now();
-  // Far ahead is the same as never, and would overflow the sum.
-  if (left > std::chrono::hours(24 * 365)) return SteadyTime::max();
-  return std::chrono::steady_clock::now() +
-         std::chrono::duration_cast<SteadyTime::duration>(left);
+  return ToSteadyTime(context.raw_deadline());
+}
+
+SteadyTime ToSteadyTime(gpr_timespec deadline) {
+  const gpr_timespec left =
+      gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  // This also keeps the sums below from overflowing.
+  constexpr int64_t kYearSeconds = int64_t{365} * 24 * 3600;
+  if (left.tv_sec >= kYearSeconds) return SteadyTime::max();
+  if (left.tv_sec <= -kYearSeconds) return SteadyTime::min();
+  return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) +
+         std::chrono::nanoseconds(left.tv_nsec);
 }
 
 }  // namespace attnd::server

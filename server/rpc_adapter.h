@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/tile_scheduler.h"
+#include "grpc/support/time.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/status.h"
@@ -33,8 +34,12 @@ grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces);
 grpc::Status ToGrpcStatus(const absl::Status& status,
                           grpc::ServerContextBase& rpc);
 
-// The call's deadline, or SteadyTime::max().
+// The call's deadline, or SteadyTime::max() where it has none, or one that is
+// more than a year away.
 SteadyTime DeadlineOf(const grpc::ServerContextBase& context);
+// The same for a deadline as gRPC counts it. gRPC's own conversion to a time
+// point is wrong beyond 292 years, which a client may ask for.
+SteadyTime ToSteadyTime(gpr_timespec deadline);
 
 }  // namespace attnd::server
 

@@ -4,6 +4,7 @@ import grpc
 import numpy as np
 import pytest
 
+from support import http2
 from support.client import Refusal
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -308,3 +309,19 @@ def check_earned(answer, message):
   assert code in (grpc.StatusCode.OK, INVALID, UNIMPLEMENTED,
                   grpc.StatusCode.RESOURCE_EXHAUSTED), (
                       f'{code} for {bytes(message).hex()}: {error}')
+
+
+@pytest.mark.parametrize('hours', [2_500_000, 5_000_000, 99_999_999])
+def test_a_far_deadline_is_no_deadline(server, client, hours):
+  """A time of hours in eight digits is legal, though nobody lives so long."""
+  x = np.ones((4, 4), np.float32)
+  request = client.request(x, x, x).SerializeToString()
+  for method in ('Attention', 'GetServerInfo'):
+    with http2.Connection(server.tcp) as connection:
+      connection.call(SERVICE + method,
+                      request if method == 'Attention' else b'',
+                      headers={'grpc-timeout': f'{hours}H'})
+      connection.take_until(lambda: connection.ended, 60,
+                            'an answer')
+      assert b'grpc-status\x010' in connection.headers[http2.STREAM]
+      assert connection.data_bytes[http2.STREAM] > 0
