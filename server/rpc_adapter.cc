@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "core/field_error.h"
 #include "grpcpp/support/slice.h"
 #include "proto/message_pieces.h"
+#include "server/reasons.h"
 #include "server/status_convert.h"
 
 namespace attnd::server {
@@ -31,7 +33,10 @@ absl::StatusOr<ReceivedMessage> TakeMessage(
   taken.Swap(const_cast<grpc::ByteBuffer*>(buffer));
   std::vector<grpc::Slice> slices;
   if (!taken.Valid() || !taken.Dump(&slices).ok()) {
-    return absl::InternalError("gRPC gave a message that cannot be read");
+    return WithReason(absl::InvalidArgumentError(
+                          "the client ended the call before its message was "
+                          "complete: expected one whole message, got none"),
+                      kMalformedMessage);
   }
   const auto size_bytes = static_cast<int64_t>(taken.Length());
   taken.Clear();

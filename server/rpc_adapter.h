@@ -20,7 +20,8 @@
 namespace attnd::server {
 
 // Takes the slices out of `buffer`, which is left empty; they count for `quota`
-// while they are there. INTERNAL where gRPC cannot hand them out.
+// while they are there. INVALID_ARGUMENT where there is no message: the client
+// has ended its side before the message was complete.
 absl::StatusOr<ReceivedMessage> TakeMessage(
     const grpc::ByteBuffer* buffer, const std::shared_ptr<MessageQuota>& quota);
 

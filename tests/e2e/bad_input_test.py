@@ -325,3 +325,19 @@ def test_a_far_deadline_is_no_deadline(server, client, hours):
                             'an answer')
       assert b'grpc-status\x010' in connection.headers[http2.STREAM]
       assert connection.data_bytes[http2.STREAM] > 0
+
+
+@pytest.mark.parametrize(
+    'method', [m for m in METHODS if m != 'AttentionStream'])
+@pytest.mark.parametrize('sent', [b'', b'\0\0', http2.message_prefix(100),
+                                  http2.message_prefix(100) + b'\n'])
+def test_a_call_that_ends_within_its_message(server, method, sent):
+  invalid_argument = b'grpc-status\x013'
+  with http2.Connection(server.tcp) as connection:
+    connection.open_stream(SERVICE + method)
+    connection.send_data(sent)
+    connection.end()
+    connection.take_until(lambda: connection.ended, 60, 'an answer')
+    headers = connection.headers[http2.STREAM]
+    assert invalid_argument in headers
+    assert b'before its message was complete' in headers

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 
 namespace attnd::server {
 namespace {
@@ -29,6 +30,14 @@ TEST(RpcAdapterTest, DeadlinesStayInOrderHoweverFar) {
                 SteadyTime::max());
     }
   }
+}
+
+TEST(RpcAdapterTest, AMissingMessageIsTheClientsFault) {
+  const auto quota =
+      std::make_shared<MessageQuota>(MessageQuota::Limits{}, [](int64_t) {});
+  const grpc::ByteBuffer none;
+  EXPECT_EQ(TakeMessage(&none, quota).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace
