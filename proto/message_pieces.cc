@@ -17,7 +17,7 @@ using google::protobuf::io::CodedOutputStream;
 // What a handle of Hold points to.
 struct Held {
   std::shared_ptr<const void> owner;
-  std::atomic<bool> complete = false;
+  std::atomic<size_t> drops_left;
 };
 
 }  // namespace
@@ -54,16 +54,17 @@ void AppendField(int number, const google::protobuf::MessageLite& message,
   AppendCounted(message, size_bytes, text);
 }
 
-void* Hold(std::shared_ptr<const void> owner) {
-  auto* held = new Held{std::move(owner)};
-  held->complete.store(true, std::memory_order_release);
+void* Hold(std::shared_ptr<const void> owner, size_t drops) {
+  auto* held = new Held{std::move(owner), 0};
+  held->drops_left.store(drops, std::memory_order_release);
   return held;
 }
 
 void Drop(void* held) {
   auto* const typed = static_cast<Held*>(held);
-  (void)typed->complete.load(std::memory_order_acquire);
-  delete typed;
+  if (typed->drops_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    delete typed;
+  }
 }
 
 }  // namespace attnd

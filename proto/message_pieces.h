@@ -31,10 +31,11 @@ void AppendCounted(const google::protobuf::MessageLite& message,
 void AppendField(int number, const google::protobuf::MessageLite& message,
                  std::string& text);
 
-// Keeps `owner` until Drop, across code that thread sanitizer cannot watch:
+// Keeps `owner` until `drops` calls of Drop, across code that thread sanitizer
+// cannot watch:
 // gRPC passes the handle from one thread to another, and these two, which it
 // can watch, tell it so.
-void* Hold(std::shared_ptr<const void> owner);
+void* Hold(std::shared_ptr<const void> owner, size_t drops = 1);
 void Drop(void* held);
 
 }  // namespace attnd

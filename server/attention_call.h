@@ -125,7 +125,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
 };
 
 // One message in, one message out.
-class UnaryCall final : public AttentionCall {
+class UnaryCall : public AttentionCall {
  public:
   using Done = std::function<void(absl::StatusOr<ResponsePieces>)>;
 

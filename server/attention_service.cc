@@ -1,7 +1,9 @@
 #include "server/attention_service.h"
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -13,6 +15,7 @@
 #include "server/rpc_adapter.h"
 #include "server/silence_watch.h"
 #include "server/stream_call.h"
+#include "server/unary_answer.h"
 #include "spdlog/spdlog.h"
 
 namespace attnd::server {
@@ -42,64 +45,78 @@ class CallLog {
       std::chrono::steady_clock::now();
 };
 
-// Answers a unary call, where `answer` is what the call came to.
-template <typename Reactor>
-void FinishUnary(Reactor* reactor, CallbackServerContext& rpc,
-                 ByteBuffer* response, CallLog& log,
-                 absl::StatusOr<ResponsePieces> answer) {
-  const absl::Status status = answer.status();
-  log.Finished(status);
-  if (status.ok()) *response = ToByteBuffer(*std::move(answer));
-  // The reactor may be gone when this returns.
-  reactor->Finish(ToGrpcStatus(status, rpc));
-}
-
-class AttentionReactor final : public grpc::ServerUnaryReactor {
+// A call of one message that answers one, which is watched until it is sent.
+class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
  public:
-  AttentionReactor(const ServiceContext& context, AttentionMethod method,
-                   std::string_view name, CallbackServerContext& rpc)
+  // `answer` says when the call is over; all else must outlive the reactor.
+  UnaryReactor(std::string_view name, CallbackServerContext& rpc,
+               ByteBuffer& response, SilenceWatch& watch,
+               std::shared_ptr<UnaryAnswer> answer)
       : log_(name),
         rpc_(rpc),
-        call_(std::make_shared<UnaryCall>(context, method, DeadlineOf(rpc))) {}
+        response_(response),
+        watch_(watch),
+        answer_(std::move(answer)) {}
 
-  void Start(absl::StatusOr<ReceivedMessage> received, ByteBuffer* response) {
+  // Once. The reactor may be gone when this returns.
+  void Answer(absl::StatusOr<ResponsePieces> answer) {
+    const absl::Status status = answer.status();
+    log_.Finished(status);
+    if (status.ok()) response_ = ToByteBuffer(*std::move(answer), sent_);
+    answer_->Begin(*this);
+    watch_.Add(answer_);
+    Finish(ToGrpcStatus(status, rpc_));
+  }
+  void OnDone() override {
+    answer_->Over();
+    delete this;
+  }
+  // Nothing here blocks, so nothing needs a thread of its own: gRPC wakes one
+  // otherwise, which a small call pays for.
+  bool InternalInlineable() override { return true; }
+
+ private:
+  int64_t sent_bytes() override { return sent_.bytes(); }
+  Break HoldToBreak() override { return server::HoldToBreak(rpc_); }
+
+  CallLog log_;
+  CallbackServerContext& rpc_;
+  ByteBuffer& response_;  // keeps its slices until OnDone
+  SentSlices sent_;
+  SilenceWatch& watch_;
+  const std::shared_ptr<UnaryAnswer> answer_;
+};
+
+// A call with its answer, in one block of memory.
+class WatchedUnaryCall final : public UnaryCall, public UnaryAnswer {
+ public:
+  using UnaryCall::UnaryCall;
+};
+
+class AttentionReactor final : public UnaryReactor {
+ public:
+  AttentionReactor(std::string_view name, CallbackServerContext& rpc,
+                   ByteBuffer& response, SilenceWatch& watch,
+                   std::shared_ptr<WatchedUnaryCall> call)
+      : UnaryReactor(name, rpc, response, watch, call),
+        call_(std::move(call)) {}
+
+  void Start(absl::StatusOr<ReceivedMessage> received) {
     if (!received.ok()) {
-      FinishUnary(this, rpc_, response, log_, received.status());
+      Answer(received.status());
       return;
     }
     // The call outlives the reactor where it answers before Start returns.
     const std::shared_ptr<UnaryCall> call = call_;
     call->Start(*std::move(received),
-                [this, response](absl::StatusOr<ResponsePieces> answer) {
-                  FinishUnary(this, rpc_, response, log_, std::move(answer));
+                [this](absl::StatusOr<ResponsePieces> answer) {
+                  Answer(std::move(answer));
                 });
   }
   void OnCancel() override { call_->Cancel(); }
-  void OnDone() override { delete this; }
-  // Neither of them blocks, so neither needs a thread of its own: gRPC wakes
-  // one for each otherwise, which a small call pays for.
-  bool InternalInlineable() override { return true; }
 
  private:
-  CallLog log_;
-  CallbackServerContext& rpc_;
   const std::shared_ptr<UnaryCall> call_;
-};
-
-// A call that is answered before its handler returns.
-class PlainReactor final : public grpc::ServerUnaryReactor {
- public:
-  PlainReactor(std::string_view name, CallbackServerContext& rpc)
-      : log_(name), rpc_(rpc) {}
-
-  void Start(absl::StatusOr<ResponsePieces> answer, ByteBuffer* response) {
-    FinishUnary(this, rpc_, response, log_, std::move(answer));
-  }
-  void OnDone() override { delete this; }
-
- private:
-  CallLog log_;
-  CallbackServerContext& rpc_;
 };
 
 class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
@@ -113,11 +130,13 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
                                               static_cast<MessageSink&>(*this),
                                               DeadlineOf(rpc))) {}
 
-  void Start(const absl::StatusOr<ReceivedMessage>& received) {
+  void Start(SilenceWatch& watch,
+             const absl::StatusOr<ReceivedMessage>& received) {
     if (!received.ok()) {
       Finish(received.status());
       return;
     }
+    watch.Add(call_);
     const std::shared_ptr<BenchmarkCall> call = call_;
     call->Start(*received);
   }
@@ -130,8 +149,12 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
 
  private:
   void Write(ResponsePieces message) override {
-    outgoing_ = ToByteBuffer(std::move(message));
+    outgoing_ = ToByteBuffer(std::move(message), sent_);
     StartWrite(&outgoing_);
+  }
+  int64_t sent_bytes() override { return sent_.bytes(); }
+  void Break(const std::string& why) override {
+    CancelCall(rpc_.c_call(), why);
   }
   void Finish(const absl::Status& status) override {
     log_.Finished(status);
@@ -140,7 +163,8 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
 
   CallLog log_;
   CallbackServerContext& rpc_;
-  ByteBuffer outgoing_;
+  ByteBuffer outgoing_;  // keeps its slices until the next is written
+  SentSlices sent_;
   const std::shared_ptr<BenchmarkCall> call_;
 };
 
@@ -185,10 +209,13 @@ class StreamReactor final
   using Reactor = grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>;
 
   void Read() override { StartRead(&incoming_); }
-  void Break() override { rpc_.TryCancel(); }
   void Write(ResponsePieces message) override {
-    outgoing_ = ToByteBuffer(std::move(message));
+    outgoing_ = ToByteBuffer(std::move(message), sent_);
     StartWrite(&outgoing_);
+  }
+  int64_t sent_bytes() override { return sent_.bytes(); }
+  void Break(const std::string& why) override {
+    CancelCall(rpc_.c_call(), why);
   }
   void Finish(const absl::Status& status) override {
     log_.Finished(status);
@@ -199,7 +226,8 @@ class StreamReactor final
   CallbackServerContext& rpc_;
   const std::shared_ptr<MessageQuota> messages_;
   ByteBuffer incoming_;
-  ByteBuffer outgoing_;
+  ByteBuffer outgoing_;  // keeps its slices until the next is written
+  SentSlices sent_;
   const std::shared_ptr<StreamCall> call_;
 };
 
@@ -269,7 +297,7 @@ class RawAttentionService final : public RawBase {
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
       CallbackServerContext* rpc, const ByteBuffer* request) override {
     auto* reactor = new BenchmarkReactor(context_, benchmarks_, *rpc);
-    reactor->Start(TakeMessage(request, messages_));
+    reactor->Start(silence_watch_, TakeMessage(request, messages_));
     return reactor;
   }
 
@@ -279,8 +307,10 @@ class RawAttentionService final : public RawBase {
                                     CallbackServerContext* rpc,
                                     const ByteBuffer* request,
                                     ByteBuffer* response) {
-    auto* reactor = new AttentionReactor(context_, method, name, *rpc);
-    reactor->Start(TakeMessage(request, messages_), response);
+    auto* reactor = new AttentionReactor(
+        name, *rpc, *response, silence_watch_,
+        std::make_shared<WatchedUnaryCall>(context_, method, DeadlineOf(*rpc)));
+    reactor->Start(TakeMessage(request, messages_));
     return reactor;
   }
 
@@ -290,13 +320,14 @@ class RawAttentionService final : public RawBase {
                                   CallbackServerContext* rpc,
                                   const ByteBuffer* request,
                                   ByteBuffer* response) {
-    auto* reactor = new PlainReactor(name, *rpc);
+    auto* reactor = new UnaryReactor(name, *rpc, *response, silence_watch_,
+                                     std::make_shared<UnaryAnswer>());
     const absl::StatusOr<ReceivedMessage> received =
         TakeMessage(request, messages_);
     if (received.ok()) {
-      reactor->Start(answer(context_, *received), response);
+      reactor->Answer(answer(context_, *received));
     } else {
-      reactor->Start(received.status(), response);
+      reactor->Answer(received.status());
     }
     return reactor;
   }

@@ -7,8 +7,10 @@
 
 #include "absl/strings/string_view.h"
 #include "core/field_error.h"
+#include "core/memory_estimator.h"
 #include "server/reasons.h"
 #include "server/status_convert.h"
+#include "server/unary_answer.h"
 
 namespace attnd::server {
 namespace {
@@ -99,6 +101,9 @@ void BenchmarkCall::Progress(absl::string_view phase, double fraction) {
 void BenchmarkCall::Complete(absl::StatusOr<v1::BenchmarkResult> result) {
   {
     const std::lock_guard lock(mutex_);
+    // Before the result is written, which takes as long as its client likes.
+    reservation_.LeaveSlot();
+    reservation_.ShrinkTo(kMessageEnvelopeBytes);
     status_ = result.status();
     if (result.ok()) result_ = *std::move(result);
   }
@@ -110,6 +115,24 @@ void BenchmarkCall::OnWritten(bool ok) {
   {
     const std::lock_guard lock(mutex_);
     busy_ = false;
+    timer_.Stop(clock_());
+    timer_.Complete(clock_());
+  }
+  Pump();
+}
+
+void BenchmarkCall::EndIfSilent(std::chrono::nanoseconds timeout) {
+  {
+    const std::lock_guard lock(mutex_);
+    const SteadyTime now = clock_();
+    if (!timer_.IsOver(now, timeout)) return;
+    timer_.Stop(now);
+    breaking_ = true;
+  }
+  sink_.Break(UnreadText(timeout));
+  {
+    const std::lock_guard lock(mutex_);
+    breaking_ = false;
   }
   Pump();
 }
@@ -119,7 +142,7 @@ void BenchmarkCall::Pump() {
   std::optional<absl::Status> finish;
   {
     const std::lock_guard lock(mutex_);
-    if (busy_) return;
+    if (busy_ || breaking_) return;
     if (progress_ && !status_) {
       *event.mutable_progress() = *std::move(progress_);
       progress_.reset();
@@ -128,11 +151,11 @@ void BenchmarkCall::Pump() {
       result_.reset();
     } else if (status_) {
       finish = status_;
-      reservation_.LeaveSlot();
     } else {
       return;
     }
     busy_ = true;
+    if (!finish) timer_.Start(clock_());
   }
   if (finish) {
     sink_.Finish(*finish);

@@ -3,6 +3,7 @@
 #ifndef ATTND_SERVER_BENCHMARK_CALL_H_
 #define ATTND_SERVER_BENCHMARK_CALL_H_
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -17,6 +18,8 @@
 #include "server/benchmark.h"
 #include "server/message_stream.h"
 #include "server/service_context.h"
+#include "server/silence_watch.h"
+#include "server/stall_timer.h"
 #include "server/wire_message.h"
 
 namespace attnd::server {
@@ -40,20 +43,30 @@ class BenchmarkRunner {
 };
 
 // Shared by its stream and its thread.
-class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall> {
+class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
+                      public WatchedCall {
  public:
+  using Clock = SteadyTime (*)();
+
   // All but `deadline` must outlive the call; `sink` until its Finish.
   BenchmarkCall(const ServiceContext& context, BenchmarkRunner& runner,
-                MessageSink& sink, SteadyTime deadline)
-      : context_(context), runner_(runner), sink_(sink), stop_(deadline) {}
+                MessageSink& sink, SteadyTime deadline,
+                Clock clock = std::chrono::steady_clock::now)
+      : context_(context),
+        runner_(runner),
+        sink_(sink),
+        clock_(clock),
+        stop_(deadline) {}
 
-  ~BenchmarkCall();
+  ~BenchmarkCall() override;
 
   void Start(const ReceivedMessage& received);
   // The outstanding write is over; `ok` is false where the stream is broken.
   void OnWritten(bool ok);
   // Thread-safe; may come at any time.
   void Cancel() { stop_.Cancel(); }
+  // Ends the call where its client does not take a message for `timeout`.
+  void EndIfSilent(std::chrono::nanoseconds timeout) override;
 
  private:
   absl::Status Begin(const ReceivedMessage& received);
@@ -66,12 +79,15 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall> {
   const ServiceContext& context_;
   BenchmarkRunner& runner_;
   MessageSink& sink_;
+  const Clock clock_;
   StopSignal stop_;
   Admission::Reservation reservation_;
   std::optional<BenchmarkSpec> spec_;
 
   std::mutex mutex_;
-  bool busy_ = false;  // a write is outstanding, or the call is finished
+  bool busy_ = false;      // a write is outstanding, or the call is finished
+  StallTimer timer_;       // of the outstanding write
+  bool breaking_ = false;  // the sink is needed for its Break
   std::optional<v1::BenchmarkProgress> progress_;
   std::optional<v1::BenchmarkResult> result_;
   std::optional<absl::Status> status_;

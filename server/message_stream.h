@@ -3,6 +3,9 @@
 #ifndef ATTND_SERVER_MESSAGE_STREAM_H_
 #define ATTND_SERVER_MESSAGE_STREAM_H_
 
+#include <cstdint>
+#include <string>
+
 #include "absl/status/status.h"
 #include "server/wire_message.h"
 
@@ -16,6 +19,13 @@ class MessageSink {
  public:
   virtual ~MessageSink() = default;
   virtual void Write(ResponsePieces message) = 0;
+  // How much of the outstanding Write has left the server, counted in steps of
+  // kLeastMoveBytes or less. Comes only while there is one.
+  virtual int64_t sent_bytes() = 0;
+  // Ends an outstanding Write with OnWritten(false), though its client takes
+  // nothing. `why` is what the client reads, should it ever read again. Comes
+  // before Finish.
+  virtual void Break(const std::string& why) = 0;
   virtual void Finish(const absl::Status& status) = 0;
 };
 
@@ -24,9 +34,6 @@ class MessageSink {
 class MessageStream : public MessageSink {
  public:
   virtual void Read() = 0;
-  // Ends an outstanding Write with OnWritten(false), though its client reads
-  // nothing. Comes before Finish.
-  virtual void Break() = 0;
 };
 
 }  // namespace attnd::server

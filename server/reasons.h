@@ -33,8 +33,9 @@ inline constexpr char kUnknownRegion[] = "UNKNOWN_REGION";
 inline constexpr char kDraining[] = "DRAINING";
 // DEADLINE_EXCEEDED: the caller's deadline has passed; compute has stopped.
 inline constexpr char kDeadlineExceeded[] = "DEADLINE_EXCEEDED";
-// DEADLINE_EXCEEDED: a stream's client sent nothing for --stream-idle-timeout.
-// One that read nothing is cut off, and so reads CANCELLED from gRPC.
+// DEADLINE_EXCEEDED: a stream's client sent too little for
+// --stream-idle-timeout. A client that does not take an answer is cut off, and
+// so reads CANCELLED from gRPC, without a reason.
 inline constexpr char kStreamIdle[] = "STREAM_IDLE";
 // CANCELLED: the caller, or a shutdown, gave the call up; compute has stopped.
 inline constexpr char kCancelled[] = "CANCELLED";

@@ -1,5 +1,6 @@
 #include "server/rpc_adapter.h"
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -8,9 +9,11 @@
 
 #include "absl/strings/string_view.h"
 #include "core/field_error.h"
+#include "grpc/grpc.h"
 #include "grpcpp/support/slice.h"
 #include "proto/message_pieces.h"
 #include "server/reasons.h"
+#include "server/stall_timer.h"
 #include "server/status_convert.h"
 
 namespace attnd::server {
@@ -51,13 +54,45 @@ absl::StatusOr<ReceivedMessage> TakeMessage(
   return ReceivedMessage(std::move(views), std::move(owner));
 }
 
-grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces) {
-  std::vector<grpc::Slice> slices;
-  slices.reserve(pieces.size());
-  for (ResponsePiece& piece : pieces) {
-    slices.emplace_back(const_cast<char*>(piece.bytes.data()),
-                        piece.bytes.size(), Drop, Hold(std::move(piece.owner)));
+int64_t SentSlices::bytes() const {
+  // By the message's ByteBuffer and by the call. One more by what is to be
+  // sent.
+  constexpr size_t kReferencesOfSent = 2;
+  const std::lock_guard lock(mutex_);
+  const auto sent = std::count_if(
+      slices_.begin(), slices_.end(), [](const grpc_slice_refcount* slice) {
+        return __atomic_load_n(reinterpret_cast<const size_t*>(slice),
+                               __ATOMIC_RELAXED) == kReferencesOfSent;
+      });
+  return sent * kLeastMoveBytes;
+}
+
+grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent) {
+  constexpr auto kSliceBytes = static_cast<size_t>(kLeastMoveBytes);
+  size_t whole_slices = 0;
+  for (const ResponsePiece& piece : pieces) {
+    whole_slices += piece.bytes.size() / kSliceBytes;
   }
+  std::vector<const grpc_slice_refcount*> watched;
+  watched.reserve(whole_slices);
+  std::vector<grpc::Slice> slices;
+  slices.reserve(whole_slices + pieces.size());
+  for (ResponsePiece& piece : pieces) {
+    absl::string_view left = piece.bytes;
+    const size_t count = (left.size() + kSliceBytes - 1) / kSliceBytes;
+    if (count == 0) continue;
+    void* const held = Hold(std::move(piece.owner), count);
+    while (!left.empty()) {
+      const absl::string_view part = left.substr(0, kSliceBytes);
+      left.remove_prefix(part.size());
+      const grpc_slice slice = grpc_slice_new_with_user_data(
+          const_cast<char*>(part.data()), part.size(), Drop, held);
+      if (part.size() == kSliceBytes) watched.push_back(slice.refcount);
+      slices.emplace_back(slice, grpc::Slice::STEAL_REF);
+    }
+  }
+  const std::lock_guard lock(sent.mutex_);
+  sent.slices_ = std::move(watched);
   return {slices.data(), slices.size()};
 }
 
@@ -87,6 +122,17 @@ SteadyTime ToSteadyTime(gpr_timespec deadline) {
   if (left.tv_sec <= -kYearSeconds) return SteadyTime::min();
   return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) +
          std::chrono::nanoseconds(left.tv_nsec);
+}
+
+void CancelCall(grpc_call* call, const std::string& why) {
+  grpc_call_cancel_with_status(call, GRPC_STATUS_CANCELLED, why.c_str(),
+                               nullptr);
+}
+
+SendingRpc::Break HoldToBreak(grpc::CallbackServerContext& rpc) {
+  grpc_call_ref(rpc.c_call());
+  const std::shared_ptr<grpc_call> call(rpc.c_call(), grpc_call_unref);
+  return [call](const std::string& why) { CancelCall(call.get(), why); };
 }
 
 }  // namespace attnd::server

@@ -5,16 +5,22 @@
 #ifndef ATTND_SERVER_RPC_ADAPTER_H_
 #define ATTND_SERVER_RPC_ADAPTER_H_
 
+#include <cstdint>
 #include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/tile_scheduler.h"
+#include "grpc/slice.h"
 #include "grpc/support/time.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/status.h"
 #include "server/message_quota.h"
+#include "server/unary_answer.h"
 #include "server/wire_message.h"
 
 namespace attnd::server {
@@ -25,9 +31,30 @@ namespace attnd::server {
 absl::StatusOr<ReceivedMessage> TakeMessage(
     const grpc::ByteBuffer* buffer, const std::shared_ptr<MessageQuota>& quota);
 
+// Tells how much of a message has left the server. Thread-safe.
+//
+// gRPC keeps every slice of a message until the whole message is sent, so the
+// end of a slice says nothing. But it takes another reference to each slice
+// that is still to be sent, and that reference goes when the bytes do. gRPC has
+// no function for the number of references: it is the first word of what a
+// slice refers to, which rpc_adapter_test holds against the gRPC in use.
+class SentSlices {
+ public:
+  // Of the message that ToByteBuffer made last, while gRPC sends it, and only
+  // while its ByteBuffer is there. Counts slices of kLeastMoveBytes alone.
+  int64_t bytes() const;
+
+ private:
+  friend grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent);
+
+  mutable std::mutex mutex_;
+  std::vector<const grpc_slice_refcount*> slices_;
+};
+
 // A message that refers to the pieces' bytes; their owners are dropped when
-// gRPC has sent them.
-grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces);
+// gRPC has sent them. What is larger than kLeastMoveBytes is cut into slices of
+// that size, by which `sent` sees them go.
+grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent);
 
 // What `rpc` is finished with. A retry delay also goes to its trailers, as
 // `grpc-retry-pushback-ms`, and -1 where what is exhausted will not come back:
@@ -41,6 +68,12 @@ SteadyTime DeadlineOf(const grpc::ServerContextBase& context);
 // The same for a deadline as gRPC counts it. gRPC's own conversion to a time
 // point is wrong beyond 292 years, which a client may ask for.
 SteadyTime ToSteadyTime(gpr_timespec deadline);
+
+// Ends `call` with CANCELLED and a text, whatever it waits for. Thread-safe.
+void CancelCall(grpc_call* call, const std::string& why);
+// The same for later: what is returned may be called when the rpc is over, and
+// does nothing then.
+SendingRpc::Break HoldToBreak(grpc::CallbackServerContext& rpc);
 
 }  // namespace attnd::server
 

@@ -107,8 +107,8 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
       ->check(WholeNumber(0, kMaxConnections));
   app.add_option(
          "--stream-idle-timeout", config.stream_idle_timeout_s,
-         "Seconds that AttentionStream's client may send nothing, or read "
-         "nothing, before its call is ended; 0 = any")
+         "Seconds within which a client that is waited for has to send or to "
+         "take 64 KiB, or its call is ended; 0 = any")
       ->check(Seconds(kMaxIdleSeconds));
   app.add_option("--max-connection-age", config.max_connection_age_s,
                  "Seconds after which a client is asked to connect anew, and "

@@ -19,7 +19,7 @@ SilenceWatch::~SilenceWatch() {
   thread_.join();
 }
 
-void SilenceWatch::Add(std::weak_ptr<StreamCall> call) {
+void SilenceWatch::Add(std::weak_ptr<WatchedCall> call) {
   if (!thread_.joinable()) return;
   const std::lock_guard lock(mutex_);
   // Those that are over keep some memory: they go before the list grows, which
@@ -39,9 +39,9 @@ void SilenceWatch::Watch() {
   std::unique_lock lock(mutex_);
   while (!stop_changed_.wait_for(lock, timeout_ / 4, [&] { return stop_; })) {
     ForgetOver();
-    const std::vector<std::weak_ptr<StreamCall>> calls = calls_;
+    const std::vector<std::weak_ptr<WatchedCall>> calls = calls_;
     lock.unlock();
-    for (const std::weak_ptr<StreamCall>& call : calls) {
+    for (const std::weak_ptr<WatchedCall>& call : calls) {
       if (const auto there = call.lock()) there->EndIfSilent(timeout_);
     }
     lock.lock();

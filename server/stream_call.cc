@@ -12,6 +12,7 @@
 #include "server/reasons.h"
 #include "server/response_codec.h"
 #include "server/status_convert.h"
+#include "server/unary_answer.h"
 
 namespace attnd::server {
 namespace {
@@ -59,13 +60,13 @@ void StreamCall::Start(Admission::Reservation arrival) {
 void StreamCall::ReadNext() {
   stream_.Read();
   const std::lock_guard lock(mutex_);
-  if (++reads_ > turns_) silent_since_ = clock_();
+  if (++reads_ > turns_) read_timer_.Start(clock_());
 }
 
 bool StreamCall::TakeTurn() {
   const std::lock_guard lock(mutex_);
   ++turns_;
-  silent_since_.reset();
+  read_timer_.Stop(clock_());
   arrival_.LeaveSlot();
   return !finish_;
 }
@@ -74,18 +75,17 @@ void StreamCall::EndIfSilent(std::chrono::nanoseconds timeout) {
   bool unread = false;
   {
     const std::lock_guard lock(mutex_);
-    const auto is_over = [&](const std::optional<SteadyTime>& since) {
-      return since && clock_() - *since >= timeout;
-    };
-    unread = is_over(unread_since_);
-    const bool silent = !finish_ && is_over(silent_since_);
+    const SteadyTime now = clock_();
+    if (writing_) write_timer_.SawBytes(stream_.sent_bytes(), now);
+    unread = write_timer_.IsOver(now, timeout);
+    const bool silent = !finish_ && read_timer_.IsOver(now, timeout);
     if (!unread && !silent) return;
-    unread_since_.reset();
+    write_timer_.Stop(now);
     breaking_ = unread;
     if (!finish_ || finish_->ok()) finish_ = IdleStatus(timeout, unread);
   }
   if (unread) {
-    stream_.Break();
+    stream_.Break(UnreadText(timeout));
     const std::lock_guard lock(mutex_);
     breaking_ = false;
   }
@@ -94,18 +94,23 @@ void StreamCall::EndIfSilent(std::chrono::nanoseconds timeout) {
 
 absl::Status StreamCall::IdleStatus(std::chrono::nanoseconds timeout,
                                     bool unread) const {
-  const std::string time = absl::FormatDuration(absl::FromChrono(timeout));
   if (unread) {
-    return WithReason(absl::DeadlineExceededError(absl::StrCat(
-                          "the client read nothing of the answer for ", time,
-                          " (--stream-idle-timeout)")),
+    return WithReason(absl::DeadlineExceededError(UnreadText(timeout)),
                       kStreamIdle);
   }
+  const std::string time = absl::FormatDuration(absl::FromChrono(timeout));
   return RefuseField(
       absl::StatusCode::kDeadlineExceeded, begun_ ? "chunk" : "header",
-      absl::StrCat("expected a message, or the end of the stream, every ", time,
-                   " (--stream-idle-timeout), got none; begin the call when "
-                   "its tensors are there, or send smaller chunks"),
+      begun_ ? absl::StrCat(
+                   "expected chunks of ", kLeastMoveBytes,
+                   " bytes together, or the rest of a tensor, or the end of "
+                   "the stream, every ",
+                   time,
+                   " (--stream-idle-timeout), got less; begin the call when "
+                   "its tensors are there, or send smaller chunks, each of "
+                   "which counts when all of it is there")
+             : absl::StrCat("expected a header within ", time,
+                            " (--stream-idle-timeout), got none"),
       kStreamIdle);
 }
 
@@ -159,7 +164,9 @@ void StreamCall::OnWritten(bool ok) {
   {
     const std::lock_guard lock(mutex_);
     busy_ = false;
-    unread_since_.reset();
+    writing_ = false;
+    write_timer_.Stop(clock_());
+    write_timer_.Complete(clock_());
     if (!ok && !finish_) finish_ = StopStatus();
   }
   Pump();
@@ -192,6 +199,7 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received) {
                    .in_chunks = ComesInChunks(*tensor)};
   }
   begun_ = true;
+  read_timer_.Complete(clock_());
   return absl::OkStatus();
 }
 
@@ -220,7 +228,14 @@ absl::Status StreamCall::TakeChunk(const ReceivedMessage& received) {
   received.CopyTo(
       data,
       Input(role).subspan(static_cast<size_t>(chunk.offset_bytes())).data());
-  intakes_[role].received_bytes += data.size_bytes;
+  Intake& intake = intakes_[role];
+  intake.received_bytes += data.size_bytes;
+  received_bytes_ += data.size_bytes;
+  read_timer_.SawBytes(received_bytes_, clock_());
+  // The last chunk of a tensor may be small, and so may the tensor.
+  if (intake.received_bytes == intake.size_bytes) {
+    read_timer_.Complete(clock_());
+  }
   return absl::OkStatus();
 }
 
@@ -314,7 +329,8 @@ void StreamCall::Pump() {
       message = std::exchange(header_due_, false)
                     ? EncodeStreamHeader(answers())
                     : NextAnswer();
-      unread_since_ = clock_();
+      writing_ = true;
+      write_timer_.Start(clock_());
     }
   }
   if (finish) {

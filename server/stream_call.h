@@ -22,6 +22,8 @@
 #include "server/payload_source.h"
 #include "server/request_codec.h"
 #include "server/service_context.h"
+#include "server/silence_watch.h"
+#include "server/stall_timer.h"
 #include "server/wire_message.h"
 
 namespace attnd::server {
@@ -29,7 +31,7 @@ namespace attnd::server {
 // Holds what the whole call takes from the header on, before the first chunk
 // is read. Computes once the client has ended its side, and answers then; the
 // answer's header alone goes earlier, as soon as the call is let in.
-class StreamCall final : public AttentionCall {
+class StreamCall final : public AttentionCall, public WatchedCall {
  public:
   using Clock = SteadyTime (*)();
 
@@ -49,10 +51,10 @@ class StreamCall final : public AttentionCall {
   void OnEnd();
   // The outstanding Write is over; `ok` is false where the stream is broken.
   void OnWritten(bool ok);
-  // Ends the call where it has waited for `timeout` for the client's next
-  // message, or for the client to take what is written to it. Thread-safe; may
-  // come at any time.
-  void EndIfSilent(std::chrono::nanoseconds timeout);
+  // Looks at both directions. The client's chunks count when they are all
+  // there, since gRPC says nothing of a message before; the server's count as
+  // they go.
+  void EndIfSilent(std::chrono::nanoseconds timeout) override;
 
  private:
   // A tensor of the header.
@@ -88,16 +90,18 @@ class StreamCall final : public AttentionCall {
   // gRPC calls one after the other, from threads of its own. Thread sanitizer
   // cannot see how it orders them; it sees the mutex.
   std::mutex mutex_;
-  // Since when the client has been silent; unset while its message is looked
-  // at. A message may come before the Read that asked for it returns, so both
-  // are counted.
-  std::optional<SteadyTime> silent_since_;
+  // Of the client's next message; stopped while a message is looked at. A
+  // message may come before the Read that asked for it returns, so both are
+  // counted.
+  StallTimer read_timer_;
   int64_t reads_ = 0;
   int64_t turns_ = 0;
-  std::optional<SteadyTime> unread_since_;  // since when a write is outstanding
-  bool breaking_ = false;  // the stream is needed for its Break
-  bool begun_ = false;     // the header was taken
-  PayloadSource source_;   // of the tensors that came in it
+  int64_t received_bytes_ = 0;  // of tensors, in chunks
+  bool writing_ = false;        // a write is outstanding
+  StallTimer write_timer_;      // of that write
+  bool breaking_ = false;       // the stream is needed for its Break
+  bool begun_ = false;          // the header was taken
+  PayloadSource source_;        // of the tensors that came in it
   std::array<Intake, kTensorRoles> intakes_;
   bool busy_ = false;  // a write is outstanding, or the call is finished
   bool header_due_ = false;

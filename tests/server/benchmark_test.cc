@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -21,6 +22,8 @@
 
 namespace attnd::server {
 namespace {
+
+using std::chrono::seconds;
 
 class BenchmarkTest : public ::testing::Test {
  protected:
@@ -369,6 +372,12 @@ class FakeSink : public MessageSink {
     finished = status;
     changed_.notify_all();
   }
+  int64_t sent_bytes() override { return 0; }
+  void Break(const std::string& why) override {
+    const std::lock_guard lock(mutex_);
+    broken = why;
+    changed_.notify_all();
+  }
   // Waits for `count` events or the end; true at the end, after which the
   // sink is left alone.
   bool IsOver(size_t count) {
@@ -379,6 +388,7 @@ class FakeSink : public MessageSink {
 
   std::vector<v1::BenchmarkResponse> events;
   std::optional<absl::Status> finished;
+  std::optional<std::string> broken;
 
  private:
   std::mutex mutex_;
@@ -389,8 +399,11 @@ class BenchmarkCallTest : public BenchmarkTest {
  protected:
   std::shared_ptr<BenchmarkCall> Call(FakeSink& sink) {
     return std::make_shared<BenchmarkCall>(context_, runner_, sink,
-                                           SteadyTime::max());
+                                           SteadyTime::max(), Now);
   }
+  // What time it is for calls. Stands still until the test moves it.
+  static SteadyTime Now() { return now_; }
+  static void Pass(std::chrono::seconds time) { now_ = now_.load() + time; }
   // Reads the stream to its end; `ok` is what becomes of the writes.
   static void ReadAll(BenchmarkCall& call, FakeSink& sink, bool ok) {
     for (size_t count = 1; !sink.IsOver(count); ++count) call.OnWritten(ok);
@@ -401,6 +414,9 @@ class BenchmarkCallTest : public BenchmarkTest {
 
   ServiceContext context_{engine_, admission_, 1LL << 28, 4096};
   BenchmarkRunner runner_;
+
+ private:
+  inline static std::atomic<SteadyTime> now_ = std::chrono::steady_clock::now();
 };
 
 TEST_F(BenchmarkCallTest, AnswersProgressThenOneResult) {
@@ -447,6 +463,45 @@ TEST_F(BenchmarkCallTest, ASystemWithoutThreadsKeepsNobodyOutForEver) {
   call->Start(Message(Small()));
   ReadAll(*call, sink, true);
   EXPECT_TRUE(sink.finished->ok()) << *sink.finished;
+}
+
+TEST_F(BenchmarkCallTest, OneThatIsNotReadKeepsNeitherSlotNorBudget) {
+  FakeSink sink;
+  auto call = Call(sink);
+  call->Start(Message(Small()));
+  ASSERT_FALSE(sink.IsOver(1));
+  // Nothing of the first message is read, so the result waits.
+  while (admission_.usage().in_flight > 0) std::this_thread::yield();
+  EXPECT_LE(admission_.usage().bytes, 4096);
+
+  call->EndIfSilent(seconds(10));
+  Pass(seconds(9));
+  call->EndIfSilent(seconds(10));
+  EXPECT_FALSE(sink.broken);
+  Pass(seconds(1));
+  call->EndIfSilent(seconds(10));
+  ASSERT_TRUE(sink.broken);
+  EXPECT_NE(sink.broken->find("--stream-idle-timeout"), std::string::npos);
+  EXPECT_FALSE(sink.finished);  // as long as the write is outstanding
+  call->OnWritten(false);
+  // The result comes to nothing in turn.
+  if (!sink.IsOver(2)) call->OnWritten(false);
+  EXPECT_TRUE(sink.IsOver(3));
+  call.reset();
+  EXPECT_EQ(admission_.usage().reservations, 0);
+}
+
+TEST_F(BenchmarkCallTest, OneThatIsReadSlowlyGoesOn) {
+  FakeSink sink;
+  const auto call = Call(sink);
+  call->Start(Message(Small()));
+  for (size_t count = 1; !sink.IsOver(count); ++count) {
+    Pass(seconds(9));
+    call->EndIfSilent(seconds(10));
+    EXPECT_FALSE(sink.broken);
+    call->OnWritten(true);
+  }
+  EXPECT_TRUE(sink.finished->ok());
 }
 
 TEST_F(BenchmarkCallTest, ABrokenStreamStopsIt) {

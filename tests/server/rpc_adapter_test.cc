@@ -4,8 +4,15 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <cstdint>
+#include <limits>
 #include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "grpcpp/support/slice.h"
+#include "server/stall_timer.h"
 
 namespace attnd::server {
 namespace {
@@ -38,6 +45,51 @@ TEST(RpcAdapterTest, AMissingMessageIsTheClientsFault) {
   const grpc::ByteBuffer none;
   EXPECT_EQ(TakeMessage(&none, quota).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+// A message of a small piece and a large one, whose owner tells its end.
+struct Message {
+  std::string text = "text";
+  std::string data = std::string(3 * kLeastMoveBytes + 1000, 'x');
+  std::shared_ptr<const void> owner = std::make_shared<int>(0);
+  SentSlices sent;
+  grpc::ByteBuffer bytes = ToByteBuffer(
+      {{.bytes = text, .owner = owner}, {.bytes = data, .owner = owner}}, sent);
+};
+
+TEST(RpcAdapterTest, PiecesAreSentAsTheyAre) {
+  Message message;
+  std::vector<grpc::Slice> slices;
+  ASSERT_TRUE(message.bytes.Dump(&slices).ok());
+  std::string joined;
+  for (const grpc::Slice& slice : slices) {
+    EXPECT_LE(slice.size(), static_cast<size_t>(kLeastMoveBytes));
+    joined.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  EXPECT_EQ(joined, message.text + message.data);
+  slices.clear();
+  EXPECT_GT(message.owner.use_count(), 1);
+  message.bytes.Clear();
+  EXPECT_EQ(message.owner.use_count(), 1);
+}
+
+// The references that gRPC takes while it sends, taken here by hand.
+TEST(RpcAdapterTest, SlicesAreSeenToGo) {
+  Message message;
+  grpc::ByteBuffer of_the_call = message.bytes;
+  std::vector<grpc::Slice> to_be_sent;
+  ASSERT_TRUE(message.bytes.Dump(&to_be_sent).ok());
+  EXPECT_EQ(message.sent.bytes(), 0);
+  // The text, whole slices, the rest.
+  ASSERT_EQ(to_be_sent.size(), 5U);
+  to_be_sent.erase(to_be_sent.begin());
+  EXPECT_EQ(message.sent.bytes(), 0);
+  for (int64_t slice = 1; slice <= 3; ++slice) {
+    to_be_sent.erase(to_be_sent.begin());
+    EXPECT_EQ(message.sent.bytes(), slice * kLeastMoveBytes);
+  }
+  to_be_sent.clear();
+  EXPECT_EQ(message.sent.bytes(), 3 * kLeastMoveBytes);
 }
 
 }  // namespace

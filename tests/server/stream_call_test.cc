@@ -2,6 +2,7 @@
 // hold, and the memory.
 #include "server/stream_call.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -45,6 +46,7 @@ class FakeStream : public MessageStream {
     const std::lock_guard lock(mutex_);
     EXPECT_FALSE(writing_ || finished_);
     writing_ = true;
+    sent_bytes_ = 0;
     responses.push_back(std::move(response));
     changed_.notify_all();
   }
@@ -55,7 +57,13 @@ class FakeStream : public MessageStream {
     changed_.notify_all();
   }
 
-  void Break() override {
+  int64_t sent_bytes() override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_TRUE(writing_ && !finished_);
+    return sent_bytes_;
+  }
+  void Break(const std::string& why) override {
+    EXPECT_THAT(why, ::testing::HasSubstr("--stream-idle-timeout"));
     const std::lock_guard lock(mutex_);
     EXPECT_TRUE(writing_ && !finished_);
     broken_ = true;
@@ -71,6 +79,11 @@ class FakeStream : public MessageStream {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return writing_ || finished_; });
     return std::exchange(writing_, false);
+  }
+  // Of what is being written.
+  void SetSentBytes(int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    sent_bytes_ = bytes;
   }
   bool IsWriting() {
     const std::lock_guard lock(mutex_);
@@ -92,6 +105,7 @@ class FakeStream : public MessageStream {
   std::condition_variable changed_;
   bool reading_ = false;
   bool writing_ = false;
+  int64_t sent_bytes_ = 0;
   bool broken_ = false;
   std::optional<absl::Status> finished_;
 };
@@ -353,22 +367,77 @@ TEST_F(StreamCallTest, WhoSendsAHeaderLeavesTheDoor) {
   EXPECT_EQ(arrivals.usage().in_flight, 0);
 }
 
-TEST_F(StreamCallTest, EveryMessageEndsASilence) {
-  const std::vector<Request> messages = Chunked(GoodAttention(), 100);
+// Its query takes four times what has to move within a timeout; key and value
+// take little.
+v1::AttentionRequest LargeQuery() {
+  v1::AttentionRequest request;
+  *request.mutable_query() = DataTensor({1024, 64}, 1);
+  *request.mutable_key() = DataTensor({2, 64}, 2);
+  *request.mutable_value() = DataTensor({2, 64}, 3);
+  return request;
+}
+
+// Sends a message each `pace`, until the call is over or there are no more;
+// returns how many.
+size_t SendSlowly(StreamCall& call, FakeStream& stream,
+                  const std::vector<Request>& messages,
+                  const std::function<void()>& pause) {
+  call.Start();
+  for (size_t i = 0; i < messages.size(); ++i) {
+    pause();
+    call.EndIfSilent(seconds(10));
+    if (stream.finished()) return i;
+    EXPECT_TRUE(stream.TakeRead());
+    call.OnMessage(InSlices(messages[i].SerializeAsString(), 5000, 1));
+    if (stream.IsWriting() && stream.TakeWrite()) call.OnWritten(true);
+  }
+  return messages.size();
+}
+
+TEST_F(StreamCallTest, AClientThatMovesEnoughIsNotSilent) {
+  // A header and three tensors, the last two of one chunk each, which count
+  // as what they complete: 64 KiB each timeout, and a timeout for each of them.
+  for (const auto& [chunk_bytes, pace] :
+       {std::pair(size_t{65536}, seconds(9)), {size_t{16384}, seconds(2)}}) {
+    SCOPED_TRACE(chunk_bytes);
+    FakeStream stream;
+    const auto call = Make(stream);
+    const std::vector<Request> messages = Chunked(LargeQuery(), chunk_bytes);
+    EXPECT_EQ(SendSlowly(*call, stream, messages, [&] { Pass(pace); }),
+              messages.size());
+    ASSERT_TRUE(stream.TakeRead());
+    call->OnEnd();
+    EXPECT_TRUE(ReadAll(*call, stream).ok());
+  }
+}
+
+TEST_F(StreamCallTest, AClientOfAByteNowAndThenIsSilent) {
   FakeStream stream;
   const auto call = Make(stream);
-  call->Start();
-  for (size_t i = 0; i < 3; ++i) {
-    Pass(seconds(10));
-    ASSERT_TRUE(stream.TakeRead());
-    call->OnMessage(InSlices(messages[i].SerializeAsString(), 5000, 1));
-    if (stream.IsWriting() && stream.TakeWrite()) call->OnWritten(true);
-    call->EndIfSilent(seconds(10));
-    ASSERT_FALSE(stream.finished()) << i;
-  }
-  Pass(seconds(10));
+  // After the header, which counts, ten chunks are too little.
+  EXPECT_EQ(SendSlowly(*call, stream, Chunked(LargeQuery(), 1000),
+                       [] { Pass(seconds(1)); }),
+            10);
+  ASSERT_TRUE(stream.finished());
+  const Refusal refusal = RefusalOf(*stream.finished());
+  EXPECT_EQ(refusal.reason, "STREAM_IDLE");
+  EXPECT_THAT(refusal.message, ::testing::HasSubstr("65536 bytes"));
+}
+
+// What it is not waited for does not count.
+TEST_F(StreamCallTest, ABusyServerIsNoSilentClient) {
+  FakeStream stream;
+  const auto call = Make(stream);
+  Send(*call, stream, Chunked(GoodAttention(), 1 << 20));
+  ASSERT_TRUE(stream.TakeRead());
+  call->OnEnd();
+  while (!stream.IsWriting()) std::this_thread::yield();
+  ASSERT_TRUE(stream.TakeWrite());
+  Pass(seconds(100));
+  call->OnWritten(true);
   call->EndIfSilent(seconds(10));
-  EXPECT_TRUE(stream.finished());
+  EXPECT_FALSE(stream.IsBroken());
+  EXPECT_TRUE(ReadAll(*call, stream).ok());
 }
 
 TEST_F(StreamCallTest, AClientThatWaitsForItsAnswerIsNotSilent) {
@@ -421,6 +490,32 @@ TEST_F(StreamCallTest, AClientThatDoesNotReadIsEndedAndGivesBackWhatItHeld) {
     call.reset();
     EXPECT_EQ(admission_.usage().bytes, 0);
   }
+}
+
+TEST_F(StreamCallTest, AClientThatReadsEnoughOfAChunkIsNotEnded) {
+  FakeStream stream;
+  const auto call = Make(stream);
+  v1::AttentionRequest request;
+  *request.mutable_query() = DataTensor({9000, 100}, 1);
+  *request.mutable_key() = DataTensor({1, 100}, 2);
+  *request.mutable_value() = DataTensor({1, 100}, 3);
+  Send(*call, stream, Chunked(request, 1 << 20));
+  ASSERT_TRUE(stream.TakeRead());
+  call->OnEnd();
+  while (!stream.IsWriting()) std::this_thread::yield();
+  for (int64_t sent = 0; sent < 1 << 20; sent += 65536) {
+    stream.SetSentBytes(sent);
+    call->EndIfSilent(seconds(10));
+    ASSERT_FALSE(stream.IsBroken()) << sent;
+    Pass(seconds(9));
+  }
+  stream.SetSentBytes((1 << 20) - 1);
+  call->EndIfSilent(seconds(10));
+  Pass(seconds(1));
+  call->EndIfSilent(seconds(10));
+  EXPECT_TRUE(stream.IsBroken());
+  ASSERT_TRUE(stream.TakeWrite());
+  call->OnWritten(false);
 }
 
 // As a message of its own does, and it counts for as long.

@@ -1,0 +1,74 @@
+#include "server/stall_timer.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+
+namespace attnd::server {
+namespace {
+
+using std::chrono::seconds;
+
+constexpr seconds kTimeout(10);
+
+TEST(StallTimerTest, CountsTheTimeInWhichTheClientIsWaitedFor) {
+  StallTimer timer;
+  SteadyTime now = std::chrono::steady_clock::now();
+  EXPECT_FALSE(timer.IsOver(now, kTimeout));
+  timer.Start(now);
+  now += seconds(6);
+  timer.Stop(now);
+  now += seconds(100);
+  EXPECT_FALSE(timer.IsOver(now, kTimeout));
+  timer.Start(now);
+  now += seconds(3);
+  EXPECT_FALSE(timer.IsOver(now, kTimeout));
+  now += seconds(1);
+  EXPECT_TRUE(timer.IsOver(now, kTimeout));
+  timer.Stop(now);
+  EXPECT_FALSE(timer.IsOver(now, kTimeout));
+}
+
+TEST(StallTimerTest, BeginsAnewWhereEnoughHasMoved) {
+  StallTimer timer;
+  SteadyTime now = std::chrono::steady_clock::now();
+  timer.Start(now);
+  now += seconds(9);
+  timer.SawBytes(kLeastMoveBytes, now);
+  now += seconds(9);
+  EXPECT_FALSE(timer.IsOver(now, kTimeout));
+  // Too little, and the same bytes again.
+  timer.SawBytes(2 * kLeastMoveBytes - 1, now);
+  now += seconds(1);
+  EXPECT_TRUE(timer.IsOver(now, kTimeout));
+  timer.SawBytes(2 * kLeastMoveBytes, now);
+  EXPECT_FALSE(timer.IsOver(now, kTimeout));
+}
+
+TEST(StallTimerTest, CountsTheBytesOfTheNextMessageFromNone) {
+  StallTimer timer;
+  SteadyTime now = std::chrono::steady_clock::now();
+  timer.Start(now);
+  timer.SawBytes(10 * kLeastMoveBytes, now);
+  now += seconds(9);
+  timer.SawBytes(0, now);
+  now += seconds(1);
+  EXPECT_TRUE(timer.IsOver(now, kTimeout));
+  timer.SawBytes(kLeastMoveBytes, now);
+  EXPECT_FALSE(timer.IsOver(now, kTimeout));
+}
+
+TEST(StallTimerTest, BeginsAnewWhereAllIsThere) {
+  StallTimer timer;
+  SteadyTime now = std::chrono::steady_clock::now();
+  timer.Start(now);
+  now += seconds(9);
+  timer.Stop(now);
+  timer.Complete(now);
+  timer.Start(now);
+  now += seconds(9);
+  EXPECT_FALSE(timer.IsOver(now, kTimeout));
+}
+
+}  // namespace
+}  // namespace attnd::server
