@@ -20,9 +20,15 @@ namespace attnd::server {
 
 namespace {
 
+// A message in gRPC's memory. Whichever thread drops it, the buffer has to be
+// the last that refers to that memory: where memory is short, gRPC 1.51 wakes
+// those who wait for it as it is freed, and crashes where it does so in a
+// thread that is not its own. It prepares the thread when a buffer goes, and
+// not when a slice does.
 struct Taken {
-  MessageQuota::Held held;  // goes after the slices
-  std::vector<grpc::Slice> slices;
+  MessageQuota::Held held;  // goes last
+  grpc::ByteBuffer buffer;
+  std::vector<grpc::Slice> slices;  // short ones hold their bytes themselves
 };
 
 }  // namespace
@@ -42,9 +48,9 @@ absl::StatusOr<ReceivedMessage> TakeMessage(
                       kMalformedMessage);
   }
   const auto size_bytes = static_cast<int64_t>(taken.Length());
-  taken.Clear();
   std::shared_ptr<Taken> owner(
-      new Taken{{quota, size_bytes}, std::move(slices)});
+      new Taken{{quota, size_bytes}, {}, std::move(slices)});
+  owner->buffer.Swap(&taken);
   std::vector<absl::string_view> views;
   views.reserve(owner->slices.size());
   for (const grpc::Slice& slice : owner->slices) {
