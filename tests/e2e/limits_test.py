@@ -1,7 +1,9 @@
 """What does not fit is refused before it costs anything."""
 
+import concurrent.futures
 import contextlib
 import os
+import threading
 
 import grpc
 import numpy as np
@@ -150,3 +152,48 @@ def test_half_received_messages_and_requests_fit_together(attnd, connect):
     if not os.environ.get('ATTND_SANITIZE'):
       assert peak_mib(server) < budget + arriving + own
     fits(client)
+
+
+def test_a_full_share_of_arriving_messages_ends_calls_alone(attnd, stubs):
+  """Messages that others drop while gRPC waits for memory do no harm."""
+  message = 8
+  half_sent = []
+  over = threading.Event()
+
+  def fill(server):
+    while not over.is_set():
+      try:
+        connection = http2.Connection(server.tcp)
+        half_sent.append(connection)
+        connection.begin_call('/attnd.v1.AttentionService/Attention',
+                              message * MIB)
+        connection.send_data(bytes(message * MIB - 65536))
+        if len(half_sent) > 30:
+          half_sent.pop(0).close()
+      except (OSError, ValueError):
+        pass  # the server has ended the connection, or the test has
+
+  def call(server):
+    with open_channel(server.tcp) as channel:
+      client = Client(stubs, channel)
+      rows = np.ones((MIB // 4, 4), np.float32)  # workers drop its message
+      while not over.is_set():
+        try:
+          client.attention(rows, rows[:1], rows[:1, :1], timeout=60)
+        except grpc.RpcError as error:
+          assert error.code() in (EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+
+  with Server(attnd, f'--memory-budget-bytes={64 * MIB}',
+              f'--max-message-bytes={message * MIB}') as server:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      work = [pool.submit(fill, server), pool.submit(fill, server)]
+      work += [pool.submit(call, server) for _ in range(4)]
+      concurrent.futures.wait(work, timeout=8,
+                              return_when=concurrent.futures.FIRST_EXCEPTION)
+      over.set()
+      for connection in half_sent:
+        connection.close()
+      for done in work:
+        done.result()
+    with open_channel(server.tcp) as channel:
+      fits(Client(stubs, channel))

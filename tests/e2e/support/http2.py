@@ -1,6 +1,7 @@
 """HTTP/2 by hand (RFC 9113), for what no gRPC library does."""
 
 import collections
+import contextlib
 import select
 import socket
 import time
@@ -71,8 +72,13 @@ class Connection:
       self.grant(1 << 30, CONNECTION)
     while not self.settings:
       self.take_frames(60)
+      if self.closed:
+        raise ConnectionError('the server ended the connection at once')
 
   def close(self):
+    """Also ends what another thread waits for."""
+    with contextlib.suppress(OSError):
+      self._socket.shutdown(socket.SHUT_RDWR)
     self._socket.close()
 
   def __enter__(self):
