@@ -4,9 +4,12 @@
 #include <cstring>
 #include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "attnd/v1/attention.pb.h"
+#include "core/field_error.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/wire_format_lite.h"
+#include "server/reasons.h"
 #include "server/status_convert.h"
 
 namespace attnd::server {
@@ -33,30 +36,69 @@ constexpr int64_t kParsedMessageBytes = 512;
 constexpr int64_t kGrowthFactor = 3;  // old and doubled new, side by side
 constexpr int64_t kParsedElementBytes = 8 * kGrowthFactor;
 
+// Room for the header of most requests.
+constexpr int64_t kUsualHeaderBytes = 256;
+
+absl::Status TooManyError(absl::string_view what, int64_t limit,
+                          absl::string_view advice) {
+  return WithReason(
+      absl::InvalidArgumentError(absl::StrCat(
+          "the message has too many ", what, ": expected at most ", limit,
+          ", got more (what follows was not read); ", advice)),
+      kTooManyFields);
+}
+
 int64_t VarintBytes(uint64_t value) {
   int64_t bytes = 1;
   for (; value >= 0x80; value >>= 7) ++bytes;
   return bytes;
 }
 
-// Walks one message. Counts always; writes where `out` is set.
+// Walks one message, once. Counts always; writes where `out` is set.
 class Walker {
  public:
   Walker(ZeroCopyInputStream* input, SplitMessage* out)
       : input_(input), out_(out) {}
 
-  bool Run(int64_t size_bytes, const Descriptor* type) {
-    if (size_bytes > std::numeric_limits<int32_t>::max()) return false;
+  // How a walk ended.
+  enum class End { kDone, kMalformed, kTooManyFields, kTooManyNumbers, kHeavy };
+
+  // With `only_light` the walk ends where the message turns out not to be.
+  End Run(int64_t size_bytes, const Descriptor* type, bool only_light) {
+    if (size_bytes > std::numeric_limits<int32_t>::max()) {
+      return End::kMalformed;
+    }
+    only_light_ = only_light;
     input_.PushLimit(static_cast<int>(size_bytes));
-    if (!Message(type, kMaxDepth)) return false;
+    if (!Message(type, kMaxDepth)) return end_;
     cost_.bound_bytes += cost_.header_bytes;
-    return input_.CurrentPosition() == size_bytes;
+    return input_.CurrentPosition() == size_bytes ? End::kDone
+                                                  : End::kMalformed;
   }
 
   const SplitCost& cost() const { return cost_; }
 
  private:
   bool AtEnd() { return input_.BytesUntilLimit() == 0; }
+
+  bool Stop(End end) {
+    end_ = end;
+    return false;
+  }
+
+  // Counts a field that is about to be read.
+  bool CountField() {
+    return ++fields_ <= kMaxFields || Stop(End::kTooManyFields);
+  }
+
+  // Counts `fewest` to `most` numbers that are about to be read.
+  bool CountNumbers(int64_t fewest, int64_t most) {
+    numbers_ += fewest;
+    light_numbers_ += most;
+    if (numbers_ > kMaxListedNumbers) return Stop(End::kTooManyNumbers);
+    return !only_light_ || light_numbers_ <= kMaxLightNumbers ||
+           Stop(End::kHeavy);
+  }
 
   // Up to `max_bytes` bytes, of which bits beyond 64 are dropped.
   bool Varint(int max_bytes, uint64_t* value) {
@@ -100,10 +142,12 @@ class Walker {
       if (!Tag(&tag)) return false;
       const FieldDescriptor* field =
           type->FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
-      const bool good = field != nullptr && Fits(*field, tag)
-                            ? Known(*field, tag, depth)
-                            : Skip(tag, depth);
-      if (!good) return false;
+      const bool known = field != nullptr && Fits(*field, tag);
+      const bool number = known && field->is_packable() &&
+                          WireFormatLite::GetTagWireType(tag) !=
+                              WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+      if (!(number ? CountNumbers(1, 1) : CountField())) return false;
+      if (!(known ? Known(*field, tag, depth) : Skip(tag, depth))) return false;
     }
     return true;
   }
@@ -132,12 +176,24 @@ class Walker {
       return Nested(*field.message_type(), tag, length, depth);
     }
     if (IsPayload(field)) return Payload(tag, length);
+    if (!CountBytes(field, length)) return false;
     WriteVarint(tag);
     WriteVarint(static_cast<uint64_t>(length));
     const bool varints = WireType(field) == WireFormatLite::WIRETYPE_VARINT;
     cost_.bound_bytes += (varints ? kParsedElementBytes : kGrowthFactor) *
                          static_cast<int64_t>(length);
     return Copy(length);
+  }
+
+  // Counts what a packed field or a field of bytes has.
+  bool CountBytes(const FieldDescriptor& field, int length) {
+    if (!field.is_packable()) return CountNumbers(0, length);
+    if (WireType(field) == WireFormatLite::WIRETYPE_VARINT) {
+      return CountNumbers(length / kMaxVarintBytes, length);
+    }
+    // All other lists are of floats.
+    const int64_t numbers = length / static_cast<int64_t>(sizeof(float));
+    return CountNumbers(IsElements(field) ? 0 : numbers, numbers);
   }
 
   bool Scalar(const FieldDescriptor& field, uint32_t tag) {
@@ -182,6 +238,10 @@ class Walker {
       const bool last = i + 1 == kPaddedLengthBytes;
       at[i] = static_cast<char>((length & 0x7f) | (last ? 0 : 0x80));
     }
+  }
+
+  static bool IsElements(const FieldDescriptor& field) {
+    return field.containing_type() == v1::FloatValues::descriptor();
   }
 
   static bool IsPayload(const FieldDescriptor& field) {
@@ -245,7 +305,7 @@ class Walker {
         default:
           return false;
       }
-      if (open > 0 && !Tag(&tag)) return false;
+      if (open > 0 && !(Tag(&tag) && CountField())) return false;
     } while (open > 0);
     return true;
   }
@@ -280,7 +340,33 @@ class Walker {
   CodedInputStream input_;
   SplitMessage* out_;
   SplitCost cost_;
+  bool only_light_ = false;
+  int64_t fields_ = 0;
+  int64_t numbers_ = 0;        // of lists, at least
+  int64_t light_numbers_ = 0;  // and elements and bytes, at most
+  End end_ = End::kMalformed;  // where the walk ends early
 };
+
+// The refusal of a walk that ended at `end`, or OK.
+absl::Status StatusOf(Walker::End end, const Descriptor* type) {
+  switch (end) {
+    case Walker::End::kDone:
+    case Walker::End::kHeavy:
+      return absl::OkStatus();
+    case Walker::End::kMalformed:
+      return MalformedMessageError(type->full_name());
+    case Walker::End::kTooManyFields:
+      return TooManyError(
+          "fields, those of nested messages and unknown ones "
+          "included",
+          kMaxFields, "send every field once");
+    case Walker::End::kTooManyNumbers:
+      return TooManyError("numbers in its lists", kMaxListedNumbers,
+                          "send shorter lists, and the elements of tensors "
+                          "packed or as data");
+  }
+  return absl::InternalError("an end that the switch lacks");
+}
 
 }  // namespace
 
@@ -288,24 +374,43 @@ absl::StatusOr<SplitCost> MeasureSplit(ZeroCopyInputStream* input,
                                        int64_t size_bytes,
                                        const Descriptor* type) {
   Walker walker(input, nullptr);
-  if (!walker.Run(size_bytes, type)) {
-    return MalformedMessageError(type->full_name());
-  }
+  absl::Status status =
+      StatusOf(walker.Run(size_bytes, type, /*only_light=*/false), type);
+  if (!status.ok()) return status;
   return walker.cost();
 }
 
 absl::StatusOr<SplitMessage> SplitPayloads(ZeroCopyInputStream* input,
                                            int64_t size_bytes,
                                            const Descriptor* type,
-                                           SplitCost* cost) {
+                                           const SplitCost& cost) {
   SplitMessage message;
-  message.header.reserve(static_cast<size_t>(cost->header_bytes));
-  message.payloads.reserve(static_cast<size_t>(cost->payload_count));
+  message.header.reserve(static_cast<size_t>(cost.header_bytes));
+  message.payloads.reserve(static_cast<size_t>(cost.payload_count));
   Walker walker(input, &message);
-  if (!walker.Run(size_bytes, type)) {
-    return MalformedMessageError(type->full_name());
-  }
-  *cost = walker.cost();
+  absl::Status status =
+      StatusOf(walker.Run(size_bytes, type, /*only_light=*/false), type);
+  if (!status.ok()) return status;
+  message.bound_bytes = walker.cost().bound_bytes;
+  return message;
+}
+
+absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
+    ZeroCopyInputStream* input, int64_t size_bytes, const Descriptor* type) {
+  SplitMessage message;
+  message.header.reserve(kUsualHeaderBytes);
+  Walker walker(input, &message);
+  const Walker::End end = walker.Run(size_bytes, type, /*only_light=*/true);
+  if (end == Walker::End::kHeavy) return std::nullopt;
+  absl::Status status = StatusOf(end, type);
+  if (!status.ok()) return status;
+  // Header and table grew as they were written, the old beside the new.
+  const SplitCost& cost = walker.cost();
+  message.bound_bytes =
+      cost.bound_bytes + kUsualHeaderBytes +
+      (kGrowthFactor - 1) *
+          (cost.header_bytes +
+           cost.payload_count * static_cast<int64_t>(sizeof(PayloadRange)));
   return message;
 }
 

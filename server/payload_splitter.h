@@ -6,12 +6,14 @@
 #define ATTND_SERVER_PAYLOAD_SPLITTER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "core/attention_problem.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 
@@ -22,6 +24,22 @@ struct PayloadRange {
   int64_t offset = 0;
   int64_t size_bytes = 0;
 };
+
+// The most fields that a message may have. Fields of nested messages and of
+// groups count, and so do unknown fields; a number of a list that came in a
+// field of its own counts as a number instead. A request needs fewer than 64.
+inline constexpr int64_t kMaxFields = 1024;
+
+// The most numbers that the lists of a message may have together: as many as
+// seven lists of options and one shape can need. The numbers of `values`, which
+// are a tensor's elements, do not count where they are packed.
+inline constexpr int64_t kMaxListedNumbers =
+    8 * (AttentionProblem::kMaxListedEntries + 1);
+
+// A message is light where it has at most so many numbers and bytes of text
+// together. To walk, parse and check a light message takes less than half a
+// millisecond, so it may be done in a thread that others wait for.
+inline constexpr int64_t kMaxLightNumbers = 1024;
 
 // What splitting and parsing would allocate, found without allocating.
 struct SplitCost {
@@ -41,21 +59,30 @@ struct SplitCost {
 struct SplitMessage {
   std::string header;
   std::vector<PayloadRange> payloads;
+  // Upper bound of what splitting took at its peak, and what parsing will.
+  int64_t bound_bytes = 0;
 };
 
 inline constexpr int64_t kPayloadTokenBytes = 8;
 
-// Both read `size_bytes` bytes of `input`, a message of type `type`, and
-// refuse (INVALID_ARGUMENT) what protobuf's parser refuses, but for the
-// contents of packed fields, on which the parse of the header decides.
-// SplitPayloads makes room for what `cost` says beforehand, if anything, and
-// leaves there what it came to.
+// All three read `size_bytes` bytes of `input`, a message of type `type`, and
+// refuse with INVALID_ARGUMENT:
+// - what protobuf's parser refuses, but for the contents of packed fields, on
+//   which the parse of the header decides;
+// - more than kMaxFields fields or kMaxListedNumbers numbers, as soon as one
+//   more is met: what stands behind it is not read.
 absl::StatusOr<SplitCost> MeasureSplit(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type);
+// Allocates what `cost`, which MeasureSplit said of the same bytes, has.
 absl::StatusOr<SplitMessage> SplitPayloads(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
-    const google::protobuf::Descriptor* type, SplitCost* cost);
+    const google::protobuf::Descriptor* type, const SplitCost& cost);
+// Splits a light message in one walk; gives up, with nothing, where it turns
+// out not to be light. Allocates less than 160 KiB, whatever the message is.
+absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
+    google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
+    const google::protobuf::Descriptor* type);
 
 // The payload that a parsed header's `data` field stands for.
 const PayloadRange& PayloadOf(const SplitMessage& message,

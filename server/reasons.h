@@ -9,6 +9,9 @@ namespace attnd::server {
 inline constexpr char kInvalidField[] = "INVALID_FIELD";
 // INVALID_ARGUMENT: the bytes are no message of the method's type.
 inline constexpr char kMalformedMessage[] = "MALFORMED_MESSAGE";
+// INVALID_ARGUMENT: the message has more fields, or numbers in lists, than any
+// request needs.
+inline constexpr char kTooManyFields[] = "TOO_MANY_FIELDS";
 // INVALID_ARGUMENT: a count or size of the problem does not fit an int64 is the
 // core's kInt64RangeReason.
 // RESOURCE_EXHAUSTED: the memory budget. With RetryInfo where waiting helps.

@@ -93,7 +93,10 @@ WireStatus ToWireStatus(const absl::Status& status) {
   rpc.add_details()->PackFrom(info);
 
   std::optional<std::string> field = FieldOf(status);
-  if (!field && reason == kMalformedMessage) field = "";
+  // It is the message as a whole that is at fault.
+  if (!field && (reason == kMalformedMessage || reason == kTooManyFields)) {
+    field = "";
+  }
   if (field) {
     google::rpc::BadRequest bad;
     auto* violation = bad.add_field_violations();

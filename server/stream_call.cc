@@ -207,8 +207,12 @@ absl::Status StreamCall::TakeChunk(const ReceivedMessage& received) {
   v1::AttentionStreamRequest request;
   // The buffers for chunks are part of what is reserved; a message that takes
   // more, and is refused for it below, has to fit as well.
-  const absl::StatusOr<SplitMessage> split = ParseMessage(
-      received, reservation(), request, computing_bytes() - kStreamBufferBytes);
+  absl::StatusOr<std::optional<SplitMessage>> light =
+      SplitIfLight(received, request.GetDescriptor());
+  if (!light.ok()) return light.status();
+  const absl::StatusOr<SplitMessage> split =
+      ParseMessage(received, *std::move(light), reservation(), request,
+                   computing_bytes() - kStreamBufferBytes);
   if (!split.ok()) return split.status();
   reservation().ShrinkTo(computing_bytes());
   if (request.has_header()) {

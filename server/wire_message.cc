@@ -89,39 +89,55 @@ void ReceivedMessage::CopyTo(const PayloadRange& range, std::byte* to) const {
   }
 }
 
+absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
+    const ReceivedMessage& received, const google::protobuf::Descriptor* type) {
+  SliceStream stream(received.slices());
+  return SplitIfLight(&stream, received.size_bytes(), type);
+}
+
 absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
+                                          std::optional<SplitMessage> light,
                                           Admission::Reservation& reservation,
                                           google::protobuf::Message& message,
                                           int64_t held_bytes) {
-  // Splitting makes at most 13 bytes of one that came. A small message is split
-  // before that is counted: 53 KiB, and 160 while they grow, in as many threads
-  // as gRPC calls from.
-  constexpr int64_t kSmallBytes = 4096;
   const auto* type = message.GetDescriptor();
   const int64_t size_bytes = received.size_bytes();
-  SplitCost cost;
-  const auto reserve = [&] {
-    return reservation.GrowTo(held_bytes + size_bytes + cost.bound_bytes);
+  const auto reserve = [&](int64_t bound_bytes) {
+    return reservation.GrowTo(held_bytes + size_bytes + bound_bytes);
   };
-  if (size_bytes > kSmallBytes) {
+  absl::StatusOr<SplitMessage> split;
+  if (light) {
+    if (absl::Status status = reserve(light->bound_bytes); !status.ok()) {
+      return status;
+    }
+    split = *std::move(light);
+  } else {
     SliceStream measured(received.slices());
-    const absl::StatusOr<SplitCost> found =
+    const absl::StatusOr<SplitCost> cost =
         MeasureSplit(&measured, size_bytes, type);
-    if (!found.ok()) return found.status();
-    cost = *found;
-    if (absl::Status status = reserve(); !status.ok()) return status;
+    if (!cost.ok()) return cost.status();
+    if (absl::Status status = reserve(cost->bound_bytes); !status.ok()) {
+      return status;
+    }
+    SliceStream stream(received.slices());
+    split = SplitPayloads(&stream, size_bytes, type, *cost);
+    if (!split.ok()) return split.status();
   }
-  SliceStream stream(received.slices());
-  absl::StatusOr<SplitMessage> split =
-      SplitPayloads(&stream, size_bytes, type, &cost);
-  if (!split.ok()) return split.status();
-  if (absl::Status status = reserve(); !status.ok()) return status;
   if (!message.ParseFromString(split->header)) {
     return MalformedMessageError(type->full_name());
   }
   // What is left of the header is the parsed message.
   split->header = std::string();
   return split;
+}
+
+absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
+                                          Admission::Reservation& reservation,
+                                          google::protobuf::Message& message) {
+  absl::StatusOr<std::optional<SplitMessage>> light =
+      SplitIfLight(received, message.GetDescriptor());
+  if (!light.ok()) return light.status();
+  return ParseMessage(received, *std::move(light), reservation, message);
 }
 
 ResponsePiece OwnedPiece(std::string text) {

@@ -279,6 +279,34 @@ def test_what_does_not_parse(client, method, message):
   assert refusal.reason == 'MALFORMED_MESSAGE' and refusal.field == ''
 
 
+# More fields than any request has, and more numbers than any list, of 2 bytes
+# each: unknown fields, queries that merge, groups, and a shape.
+TINY_FIELDS = {
+    'unknown': (b'\x78\x01' * 2**20, 'at most 1024, got more'),
+    'merging': (b'\x0a\x00' * 2**20, 'at most 1024, got more'),
+    'groups': (b'\x7b\x7c' * 2**20, 'at most 1024, got more'),
+    'a shape': (b'\x0a\x80\x80\x80\x01' + b'\x10\x01' * 2**20,
+                'at most 524296, got more'),
+}
+
+
+@pytest.mark.parametrize('name', TINY_FIELDS)
+def test_messages_of_tiny_fields(client, name):
+  message, limit = TINY_FIELDS[name]
+  code, error = send_raw(client.channel, 'Attention', message)
+  assert code == INVALID
+  refusal = Refusal(error)
+  assert refusal.reason == 'TOO_MANY_FIELDS' and refusal.field == ''
+  assert limit in error.details() and 'send ' in error.details()
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_bounds_the_fields(client, method):
+  code, error = send_raw(client.channel, method, b'\xf8\x07\x01' * 1025)
+  assert code == INVALID
+  assert Refusal(error).reason == 'TOO_MANY_FIELDS'
+
+
 def test_truncated_messages(client, good):
   message = good.SerializeToString()
   for method in METHODS[:3]:

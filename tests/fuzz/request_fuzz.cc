@@ -13,6 +13,7 @@
 #include "core/field_error.h"
 #include "server/admission.h"
 #include "server/estimate.h"
+#include "server/reasons.h"
 #include "server/request_codec.h"
 #include "server/wire_message.h"
 #include "tests/fuzz/fuzz_target.h"
@@ -105,6 +106,11 @@ void Check(const std::string& bytes, uint8_t cut) {
   const absl::StatusOr<SplitMessage> split =
       ParseMessage(received, reservation, got);
   const int64_t peak_bytes = peak.bytes();
+  if (ReasonOf(split.status()) == kTooManyFields) {
+    Require(bytes.size() > 2 * kMaxFields,
+            "so few bytes hold no more fields than are allowed");
+    return;
+  }
   Require(split.ok() == accepted, "both parsers accept the same");
   if (!accepted) return;
   Require(peak_bytes >= static_cast<int64_t>(got.SpaceUsedLong() - sizeof(got)),
@@ -173,6 +179,14 @@ v1::AttentionRequest LongLists() {
   return request;
 }
 
+// As many fields as a message may have, all of which merge.
+std::string ManyFields() {
+  std::string bytes;
+  for (int64_t i = 0; i < kMaxFields / 2; ++i) bytes += "\x0a\x02\x10\x01";
+  for (int64_t i = 0; i < kMaxFields / 2; ++i) bytes += "\x78\x01";
+  return bytes;
+}
+
 // The type of an input is where it stands in kChecks.
 std::string Input(char type, char cut,
                   const google::protobuf::Message& message) {
@@ -204,12 +218,20 @@ std::vector<std::string> GoodInputs() {
   v1::AttentionStreamRequest chunk;
   chunk.mutable_chunk()->set_role(v1::TENSOR_ROLE_QUERY);
   chunk.mutable_chunk()->set_data("data");
-  return {Input(0, 0, Small(false)),  Input(0, 1, Small(true)),
-          Input(0, 2, WithOptions()), Input(0, 3, RaggedHalves()),
-          Input(0, 4, LongLists()),   Input(1, 4, self),
-          Input(2, 5, cross),         Input(3, 6, backward),
-          Input(4, 7, estimate),      Input(5, 8, benchmark),
-          Input(6, 9, header),        Input(6, 10, chunk)};
+  return {Input(0, 0, Small(false)),
+          Input(0, 1, Small(true)),
+          Input(0, 2, WithOptions()),
+          Input(0, 3, RaggedHalves()),
+          Input(0, 4, LongLists()),
+          Input(1, 4, self),
+          Input(2, 5, cross),
+          Input(3, 6, backward),
+          Input(4, 7, estimate),
+          Input(5, 8, benchmark),
+          Input(6, 9, header),
+          Input(6, 10, chunk),
+          std::string{0, 11} + ManyFields(),
+          std::string{0, 12} + ManyFields() + "\x78\x01"};
 }
 
 template <typename Request>
