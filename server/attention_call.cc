@@ -310,59 +310,90 @@ void AttentionCall::ShrinkToAnswer() {
 UnaryCall::~UnaryCall() { (void)answered_.load(std::memory_order_acquire); }
 
 void UnaryCall::Start(ReceivedMessage received, Done done) {
-  AttentionEngine::Done answer =
-      [this, self = shared_from_this(), done = std::move(done)](
-          absl::Status status, const RunStats& stats) {
-        source_.Clear();
-        absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
-        if (status.ok()) {
-          pieces = Encode(stats);
-        } else {
-          pieces = std::move(status);
-        }
-        reservation().LeaveSlot();
-        answered_.store(true, std::memory_order_release);
-        done(std::move(pieces));
-      };
-  if (absl::Status status = Prepare(std::move(received)); !status.ok()) {
-    answer(std::move(status), {});
-    return;
-  }
-  Submit(std::move(answer), source_.empty() ? nullptr : &source_);
-}
-
-absl::Status UnaryCall::Prepare(ReceivedMessage received) {
-  absl::Status status = Admit(received.size_bytes());
-  if (!status.ok()) return status;
+  done_ = std::move(done);
   switch (method()) {
     case AttentionMethod::kAttention:
-      status = Decode<v1::AttentionRequest>(received);
-      break;
+      return Begin<v1::AttentionRequest>(std::move(received));
     case AttentionMethod::kSelfAttention:
-      status = Decode<v1::SelfAttentionRequest>(received);
-      break;
+      return Begin<v1::SelfAttentionRequest>(std::move(received));
     case AttentionMethod::kCrossAttention:
-      status = Decode<v1::CrossAttentionRequest>(received);
-      break;
+      return Begin<v1::CrossAttentionRequest>(std::move(received));
     case AttentionMethod::kAttentionBackward:
-      status = Decode<v1::AttentionBackwardRequest>(received);
-      break;
+      return Begin<v1::AttentionBackwardRequest>(std::move(received));
   }
-  if (!status.ok()) return status;
-  source_.Keep(std::move(received));
-  return AllocateOutputs();
+}
+
+// The message is admitted before it waits for the decode thread, which bounds
+// what waits there.
+template <typename Request>
+void UnaryCall::Begin(ReceivedMessage received) {
+  absl::Status status = Admit(received.size_bytes());
+  absl::StatusOr<std::optional<SplitMessage>> light;
+  if (status.ok()) {
+    light = SplitIfLight(received, Request::descriptor());
+    status = light.status();
+  }
+  if (!status.ok()) {
+    received = ReceivedMessage();
+    Answer(std::move(status), {});
+    return;
+  }
+  DecodeThread* const decoder = context().decoder;
+  if (*light || decoder == nullptr) {
+    Continue<Request>(std::move(received), *std::move(light));
+    return;
+  }
+  decoder->Run([this, self = shared_from_this(),
+                received = std::move(received)]() mutable {
+    Continue<Request>(std::move(received), std::nullopt);
+  });
 }
 
 template <typename Request>
-absl::Status UnaryCall::Decode(const ReceivedMessage& received) {
+void UnaryCall::Continue(ReceivedMessage received,
+                         std::optional<SplitMessage> light) {
+  absl::Status status = StopStatus();
+  if (status.ok()) status = Decode<Request>(received, std::move(light));
+  if (status.ok()) {
+    source_.Keep(std::move(received));
+    status = AllocateOutputs();
+  }
+  if (!status.ok()) {
+    received = ReceivedMessage();
+    Answer(std::move(status), {});
+    return;
+  }
+  Submit([this, self = shared_from_this()](
+             absl::Status end,
+             const RunStats& stats) { Answer(std::move(end), stats); },
+         source_.empty() ? nullptr : &source_);
+}
+
+template <typename Request>
+absl::Status UnaryCall::Decode(const ReceivedMessage& received,
+                               std::optional<SplitMessage> light) {
   // The parts of a small request all lie here.
   alignas(8) char block[2048];
   google::protobuf::Arena arena(block, sizeof(block));
   auto& request = *google::protobuf::Arena::CreateMessage<Request>(&arena);
   const absl::StatusOr<SplitMessage> split =
-      ParseMessage(received, reservation(), request);
+      ParseMessage(received, std::move(light), reservation(), request);
   if (!split.ok()) return split.status();
   return TakeRequest(AttentionTensors::Of(request), *split, source_);
+}
+
+void UnaryCall::Answer(absl::Status status, const RunStats& stats) {
+  source_.Clear();
+  absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
+  if (status.ok()) {
+    pieces = Encode(stats);
+  } else {
+    pieces = std::move(status);
+  }
+  reservation().LeaveSlot();
+  const Done done = std::move(done_);
+  answered_.store(true, std::memory_order_release);
+  done(std::move(pieces));
 }
 
 ResponsePieces UnaryCall::Encode(const RunStats& stats) {

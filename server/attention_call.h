@@ -136,19 +136,27 @@ class UnaryCall : public AttentionCall {
 
   // Hands the job to the engine and returns; refuses before anything is
   // allocated for what does not fit. Workers copy the tensors that `received`
-  // carries. `done` is called once, by this call or by a worker, and must not
+  // carries; where it is not light, the decode thread does all the rest. `done`
+  // is called once, by this call or by one of those threads, and must not
   // block.
   void Start(ReceivedMessage received, Done done);
 
  private:
-  absl::Status Prepare(ReceivedMessage received);
   template <typename Request>
-  absl::Status Decode(const ReceivedMessage& received);
+  void Begin(ReceivedMessage received);
+  // `light` is what SplitIfLight said of the message.
+  template <typename Request>
+  void Continue(ReceivedMessage received, std::optional<SplitMessage> light);
+  template <typename Request>
+  absl::Status Decode(const ReceivedMessage& received,
+                      std::optional<SplitMessage> light);
+  void Answer(absl::Status status, const RunStats& stats);
   ResponsePieces Encode(const RunStats& stats);
 
   // Set before `done`, read by the destructor: gRPC orders the two, but thread
   // sanitizer cannot see how.
   std::atomic<bool> answered_ = false;
+  Done done_;
   PayloadSource source_;
 };
 

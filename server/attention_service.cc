@@ -119,6 +119,35 @@ class AttentionReactor final : public UnaryReactor {
   const std::shared_ptr<UnaryCall> call_;
 };
 
+// A call that computes no attention.
+class PlainReactor final : public UnaryReactor {
+ public:
+  using AnswerFn = void (*)(const ServiceContext&, ReceivedMessage,
+                            const StopSignal&, PlainDone);
+
+  PlainReactor(std::string_view name, CallbackServerContext& rpc,
+               ByteBuffer& response, SilenceWatch& watch)
+      : UnaryReactor(name, rpc, response, watch,
+                     std::make_shared<UnaryAnswer>()),
+        stop_(DeadlineOf(rpc)) {}
+
+  void Start(const ServiceContext& context, AnswerFn answer,
+             absl::StatusOr<ReceivedMessage> received) {
+    if (!received.ok()) {
+      Answer(received.status());
+      return;
+    }
+    answer(context, *std::move(received), stop_,
+           [this](absl::StatusOr<ResponsePieces> pieces) {
+             Answer(std::move(pieces));
+           });
+  }
+  void OnCancel() override { stop_.Cancel(); }
+
+ private:
+  StopSignal stop_;
+};
+
 class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
                                private MessageSink {
  public:
@@ -314,21 +343,13 @@ class RawAttentionService final : public RawBase {
     return reactor;
   }
 
-  using Answer = absl::StatusOr<ResponsePieces> (*)(const ServiceContext&,
-                                                    const ReceivedMessage&);
-  grpc::ServerUnaryReactor* Plain(std::string_view name, Answer answer,
+  grpc::ServerUnaryReactor* Plain(std::string_view name,
+                                  PlainReactor::AnswerFn answer,
                                   CallbackServerContext* rpc,
                                   const ByteBuffer* request,
                                   ByteBuffer* response) {
-    auto* reactor = new UnaryReactor(name, *rpc, *response, silence_watch_,
-                                     std::make_shared<UnaryAnswer>());
-    const absl::StatusOr<ReceivedMessage> received =
-        TakeMessage(request, messages_);
-    if (received.ok()) {
-      reactor->Answer(answer(context_, *received));
-    } else {
-      reactor->Answer(received.status());
-    }
+    auto* reactor = new PlainReactor(name, *rpc, *response, silence_watch_);
+    reactor->Start(context_, answer, TakeMessage(request, messages_));
     return reactor;
   }
 

@@ -1,6 +1,9 @@
 #include "server/plain_calls.h"
 
+#include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "attnd/v1/attention.pb.h"
 #include "server/estimate.h"
@@ -9,38 +12,77 @@
 namespace attnd::server {
 namespace {
 
-// Admits, parses and hands the request to `handle`.
+// Parses and hands the request to `handle`. Message, slot and bytes are gone
+// when this returns.
 template <typename Request, typename Handle>
-absl::StatusOr<ResponsePieces> Answer(const ServiceContext& context,
-                                      const ReceivedMessage& received,
+absl::StatusOr<ResponsePieces> Answer(ReceivedMessage&& received,
+                                      std::optional<SplitMessage> light,
+                                      Admission::Reservation&& admitted,
                                       const Handle& handle) {
-  absl::StatusOr<Admission::Reservation> reservation =
-      context.admission.Admit(received.size_bytes());
-  if (!reservation.ok()) return reservation.status();
+  Admission::Reservation reservation = std::move(admitted);
+  const ReceivedMessage message = std::move(received);
   Request request;
   const absl::StatusOr<SplitMessage> split =
-      ParseMessage(received, *reservation, request);
+      ParseMessage(message, std::move(light), reservation, request);
   if (!split.ok()) return split.status();
   auto response = handle(request);
   if (!response.ok()) return response.status();
   return SerializePieces(*response);
 }
 
+// Admits, and answers here or in the decode thread.
+template <typename Request, typename Handle>
+void Run(const ServiceContext& context, ReceivedMessage received,
+         const StopSignal& stop, PlainDone done, Handle handle) {
+  absl::StatusOr<Admission::Reservation> reservation =
+      context.admission.Admit(received.size_bytes());
+  if (!reservation.ok()) return done(reservation.status());
+  absl::StatusOr<std::optional<SplitMessage>> light =
+      SplitIfLight(received, Request::descriptor());
+  if (!light.ok()) {
+    *reservation = Admission::Reservation();
+    return done(light.status());
+  }
+  if (*light || context.decoder == nullptr) {
+    return done(Answer<Request>(std::move(received), *std::move(light),
+                                *std::move(reservation), handle));
+  }
+  // std::function wants what can be copied.
+  auto held = std::make_shared<Admission::Reservation>(*std::move(reservation));
+  context.decoder->Run([&stop, held = std::move(held),
+                        received = std::move(received), done = std::move(done),
+                        handle = std::move(handle)]() mutable {
+    absl::Status status = stop.Check();
+    absl::StatusOr<ResponsePieces> answer = ResponsePieces();
+    if (!status.ok()) {
+      answer = std::move(status);
+    } else {
+      answer = Answer<Request>(std::move(received), std::nullopt,
+                               std::move(*held), handle);
+    }
+    received = ReceivedMessage();
+    *held = Admission::Reservation();
+    done(std::move(answer));
+  });
+}
+
 }  // namespace
 
-absl::StatusOr<ResponsePieces> AnswerMemoryEstimate(
-    const ServiceContext& context, const ReceivedMessage& received) {
-  return Answer<v1::MemoryEstimateRequest>(
-      context, received, [&](const v1::MemoryEstimateRequest& request) {
+void AnswerMemoryEstimate(const ServiceContext& context,
+                          ReceivedMessage received, const StopSignal& stop,
+                          PlainDone done) {
+  Run<v1::MemoryEstimateRequest>(
+      context, std::move(received), stop, std::move(done),
+      [&context](const v1::MemoryEstimateRequest& request) {
         return EstimateMemory(request, context);
       });
 }
 
-absl::StatusOr<ResponsePieces> AnswerServerInfo(
-    const ServiceContext& context, const ReceivedMessage& received) {
-  return Answer<v1::GetServerInfoRequest>(
-      context, received,
-      [&](const v1::GetServerInfoRequest&)
+void AnswerServerInfo(const ServiceContext& context, ReceivedMessage received,
+                      const StopSignal& stop, PlainDone done) {
+  Run<v1::GetServerInfoRequest>(
+      context, std::move(received), stop, std::move(done),
+      [&context](const v1::GetServerInfoRequest&)
           -> absl::StatusOr<v1::GetServerInfoResponse> {
         v1::GetServerInfoResponse info;
         info.set_version(kVersion);

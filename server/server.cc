@@ -22,6 +22,7 @@
 #include "server/connections/connection_guard.h"
 #include "server/connections/listener.h"
 #include "server/connections/socket_hooks.h"
+#include "server/decode_thread.h"
 #include "server/listen_address.h"
 #include "server/message_quota.h"
 #include "server/self_test.h"
@@ -139,7 +140,8 @@ class Server::Impl {
                  config.max_benchmark_vectors,
                  config.shm_socket.empty() ? nullptr : &regions_,
                  Seconds(config.stream_idle_timeout_s),
-                 Seconds(config.max_benchmark_s)},
+                 Seconds(config.max_benchmark_s),
+                 &decoder_},
         service_(MakeAttentionService(context_, messages_)) {}
 
   ~Impl() {
@@ -322,6 +324,7 @@ class Server::Impl {
   const std::shared_ptr<MessageQuota> messages_;
   Admission admission_;
   RegionRegistry regions_;
+  DecodeThread decoder_;
   const ServiceContext context_;
   std::vector<UnixSocketGuard> guards_;
   std::unique_ptr<ShmSocket> shm_socket_;

@@ -7,6 +7,7 @@
 
 #include "core/attention_engine.h"
 #include "server/admission.h"
+#include "server/decode_thread.h"
 #include "server/shared_region.h"
 
 namespace attnd::server {
@@ -20,6 +21,8 @@ struct ServiceContext {
   const RegionRegistry* regions = nullptr;  // null: shared memory is off
   std::chrono::nanoseconds stream_idle_timeout{0};  // 0: none
   std::chrono::nanoseconds max_benchmark_time{0};   // 0: any
+  // For messages that are not light; null: they are decoded where they arrive.
+  DecodeThread* decoder = nullptr;
 };
 
 }  // namespace attnd::server

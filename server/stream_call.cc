@@ -39,6 +39,13 @@ std::string RoleText(v1::TensorRole role) {
   return name.empty() ? absl::StrCat(static_cast<int>(role)) : name;
 }
 
+using Request = v1::AttentionStreamRequest;
+
+absl::Status SecondHeaderError() {
+  return FieldError("header", "one header, in the first message",
+                    "another header");
+}
+
 // The header's fields are known by their paths from the stream's message.
 absl::Status BelowHeader(const absl::Status& status) {
   const std::optional<std::string> field = FieldOf(status);
@@ -117,12 +124,54 @@ absl::Status StreamCall::IdleStatus(std::chrono::nanoseconds timeout,
 void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
   if (!TakeTurn()) return;
   absl::Status status = received.status();
+  absl::StatusOr<std::optional<SplitMessage>> light;
+  if (status.ok()) {
+    light = Look(*received);
+    status = light.status();
+  }
+  if (!status.ok()) {
+    received = ReceivedMessage();
+    Fail(std::move(status));
+    return;
+  }
+  DecodeThread* const decoder = context().decoder;
+  if (*light || decoder == nullptr) {
+    Take(*std::move(received), *std::move(light));
+    return;
+  }
+  // Nothing else can end the call meanwhile and destroy its stream: it is the
+  // first message, so nothing has been written, and no read is outstanding.
+  decoder->Run([this, self = shared_from_this(),
+                header = *std::move(received)]() mutable {
+    Take(std::move(header), std::nullopt);
+  });
+}
+
+absl::StatusOr<std::optional<SplitMessage>> StreamCall::Look(
+    const ReceivedMessage& received) {
+  const std::lock_guard lock(mutex_);
+  if (!begun_) {
+    if (absl::Status status = Admit(received.size_bytes()); !status.ok()) {
+      return status;
+    }
+  }
+  absl::StatusOr<std::optional<SplitMessage>> light =
+      SplitIfLight(received, Request::descriptor());
+  if (!light.ok() || *light || !begun_) return light;
+  // Chunks have no lists.
+  return SecondHeaderError();
+}
+
+void StreamCall::Take(ReceivedMessage received,
+                      std::optional<SplitMessage> light) {
+  absl::Status status = StopStatus();
   bool let_in = false;
   if (status.ok()) {
     const std::lock_guard lock(mutex_);
     let_in = !begun_;
-    status = begun_ ? TakeChunk(*received) : TakeHeader(*received);
-    if (let_in && status.ok()) source_.Keep(*std::move(received));
+    status = let_in ? TakeHeader(received, std::move(light))
+                    : TakeChunk(received, std::move(light));
+    if (let_in && status.ok()) source_.Keep(std::move(received));
   }
   // Before the next is read, and before its bytes are given back.
   received = ReceivedMessage();
@@ -172,13 +221,11 @@ void StreamCall::OnWritten(bool ok) {
   Pump();
 }
 
-absl::Status StreamCall::TakeHeader(const ReceivedMessage& received) {
-  if (absl::Status status = Admit(received.size_bytes()); !status.ok()) {
-    return status;
-  }
-  v1::AttentionStreamRequest request;
+absl::Status StreamCall::TakeHeader(const ReceivedMessage& received,
+                                    std::optional<SplitMessage> light) {
+  Request request;
   const absl::StatusOr<SplitMessage> split =
-      ParseMessage(received, reservation(), request);
+      ParseMessage(received, std::move(light), reservation(), request);
   if (!split.ok()) return split.status();
   if (!request.has_header()) {
     return FieldError("header", "a header in the first message",
@@ -203,21 +250,18 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received) {
   return absl::OkStatus();
 }
 
-absl::Status StreamCall::TakeChunk(const ReceivedMessage& received) {
-  v1::AttentionStreamRequest request;
+absl::Status StreamCall::TakeChunk(const ReceivedMessage& received,
+                                   std::optional<SplitMessage> light) {
+  Request request;
   // The buffers for chunks are part of what is reserved; a message that takes
   // more, and is refused for it below, has to fit as well.
-  absl::StatusOr<std::optional<SplitMessage>> light =
-      SplitIfLight(received, request.GetDescriptor());
-  if (!light.ok()) return light.status();
   const absl::StatusOr<SplitMessage> split =
-      ParseMessage(received, *std::move(light), reservation(), request,
+      ParseMessage(received, std::move(light), reservation(), request,
                    computing_bytes() - kStreamBufferBytes);
   if (!split.ok()) return split.status();
   reservation().ShrinkTo(computing_bytes());
   if (request.has_header()) {
-    return FieldError("header", "one header, in the first message",
-                      "another header");
+    return SecondHeaderError();
   }
   if (!request.has_chunk()) {
     return FieldError("chunk", "a chunk", "an empty message");

@@ -65,9 +65,18 @@ class StreamCall final : public AttentionCall, public WatchedCall {
     bool in_chunks = false;
   };
 
+  // The first look at a message: admits the call if it is the first, and says
+  // whether it is light.
+  absl::StatusOr<std::optional<SplitMessage>> Look(
+      const ReceivedMessage& received);
+  // All the rest, in the decode thread where the message is not light. `light`
+  // is what Look said.
+  void Take(ReceivedMessage received, std::optional<SplitMessage> light);
   // With `mutex_` held.
-  absl::Status TakeHeader(const ReceivedMessage& received);
-  absl::Status TakeChunk(const ReceivedMessage& received);
+  absl::Status TakeHeader(const ReceivedMessage& received,
+                          std::optional<SplitMessage> light);
+  absl::Status TakeChunk(const ReceivedMessage& received,
+                         std::optional<SplitMessage> light);
   absl::Status CheckChunk(const v1::TensorChunk& chunk, int64_t size_bytes);
   absl::Status CheckComplete() const;
 

@@ -1,5 +1,9 @@
 """What a client can get wrong is refused by name, and the server lives on."""
 
+import pathlib
+import re
+import time
+
 import grpc
 import numpy as np
 import pytest
@@ -305,6 +309,50 @@ def test_every_method_bounds_the_fields(client, method):
   code, error = send_raw(client.channel, method, b'\xf8\x07\x01' * 1025)
   assert code == INVALID
   assert Refusal(error).reason == 'TOO_MANY_FIELDS'
+
+
+def decode_thread_wakeups(server):
+  """How often the server's decode thread has waited for work."""
+  for task in pathlib.Path(f'/proc/{server.process.pid}/task').iterdir():
+    if (task / 'comm').read_text() == 'attnd-decode\n':
+      status = (task / 'status').read_text()
+      return int(re.search(r'\nvoluntary_ctxt_switches:\s*(\d+)', status)[1])
+  raise AssertionError('the server has no decode thread')
+
+
+def wait_for_decode_thread(server, wakeups):
+  """Waits until the decode thread has worked and waits for work again."""
+  end = time.monotonic() + 60
+  while decode_thread_wakeups(server) <= wakeups:
+    assert time.monotonic() < end, 'the decode thread had nothing to do'
+    time.sleep(0.001)
+
+
+# Health checks are answered by the threads that messages arrive in.
+def test_long_messages_are_decoded_by_a_thread_of_their_own(server, client):
+  pb = client.pb
+  small = np.ones((1, 1, 8, 4), np.float32)
+  many = np.ones((1, 1, 8, 150), np.float32)
+  batch = np.ones((2000, 1, 1, 1), np.float32)
+  lengths = {'key_lengths': [1] * 2000}
+  long_estimate = pb.MemoryEstimateRequest(
+      seq_len=1, batch=2000, options=pb.AttentionOptions(**lengths))
+  before = decode_thread_wakeups(server)
+  for _ in range(20):  # light ones
+    client.attention(small, small, small, values=True)
+    client.attention(many, many, many)
+    client.stub.MemoryEstimate(pb.MemoryEstimateRequest(seq_len=8))
+  # It may still have been busy with what another test sent.
+  assert decode_thread_wakeups(server) < before + 10
+  for call in (
+      lambda: client.attention(many, many, many, values=True),
+      lambda: client.attention(batch, batch, batch, **lengths),
+      lambda: client.stub.MemoryEstimate(long_estimate),
+      lambda: list(client.stub.AttentionStream(client.messages(
+          client.request(batch, batch, batch, **lengths))))):
+    before = decode_thread_wakeups(server)
+    call()
+    wait_for_decode_thread(server, before)
 
 
 def test_truncated_messages(client, good):

@@ -592,5 +592,101 @@ TEST_F(AttentionCallTest, MalformedMessagesAreRefused) {
   EXPECT_EQ(RefusalOf(answer.status()).reason, "MALFORMED_MESSAGE");
 }
 
+// A request whose elements are numbers, too many to decode where they arrive.
+// It computes so little that it would be answered there otherwise.
+v1::SelfAttentionRequest Heavy() {
+  v1::SelfAttentionRequest request;
+  static_assert(8 * 150 > kMaxLightNumbers);
+  *request.mutable_sequence() = ValuesTensor({8, 150}, 1);
+  return request;
+}
+
+// Calls beside a decode thread that is busy until Release.
+class DecodedElsewhereTest : public AttentionCallTest {
+ protected:
+  DecodedElsewhereTest() {
+    decoder_->Run([this] { released_.get_future().wait(); });
+  }
+
+  std::shared_ptr<UnaryCall> Make(SteadyTime deadline = SteadyTime::max()) {
+    auto call = AttentionCallTest::Make(admission_, deadline,
+                                        AttentionMethod::kSelfAttention);
+    context_->decoder = &*decoder_;
+    return call;
+  }
+  static bool IsReady(const std::future<Answer>& answer) {
+    return answer.wait_for(std::chrono::seconds(0)) ==
+           std::future_status::ready;
+  }
+  void Release() { released_.set_value(); }
+
+  std::promise<void> released_;
+  std::optional<DecodeThread> decoder_{std::in_place};
+};
+
+TEST_F(DecodedElsewhereTest, OnlyHeavyMessagesWaitForTheDecodeThread) {
+  const auto heavy_call = Make();
+  std::future<Answer> heavy = Start(*heavy_call, Heavy());
+  EXPECT_FALSE(IsReady(heavy));
+  EXPECT_EQ(admission_.usage().in_flight, 1);
+  EXPECT_GE(admission_.usage().bytes,
+            static_cast<int64_t>(Heavy().ByteSizeLong()));
+  v1::SelfAttentionRequest light;
+  *light.mutable_sequence() = DataTensor({100, 64}, 1);
+  const auto light_call = std::make_shared<UnaryCall>(
+      *context_, AttentionMethod::kSelfAttention, SteadyTime::max());
+  Parse(Start(*light_call, light).get());
+  EXPECT_FALSE(IsReady(heavy));
+  Release();
+  const auto response = Parse(heavy.get());
+  EXPECT_EQ(response.output().values().values_size(), 8 * 150);
+}
+
+TEST_F(DecodedElsewhereTest, WhatWaitsCanBeCancelled) {
+  const auto call = Make();
+  std::future<Answer> answer = Start(*call, Heavy());
+  EXPECT_FALSE(IsReady(answer));
+  call->Cancel();
+  Release();
+  EXPECT_EQ(RefusalOf(answer.get().status()).reason, "CANCELLED");
+  EXPECT_EQ(admission_.usage().in_flight, 0);
+}
+
+TEST_F(DecodedElsewhereTest, WhatWaitsTooLongIsNotDecoded) {
+  const SteadyTime deadline =
+      std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
+  const auto call = Make(deadline);
+  std::future<Answer> answer = Start(*call, Heavy());
+  answer.wait_until(deadline);
+  Release();
+  EXPECT_EQ(RefusalOf(answer.get().status()).reason, "DEADLINE_EXCEEDED");
+}
+
+// A drain waits for a call that waits, and nothing of it is left behind.
+TEST_F(DecodedElsewhereTest, ADrainWaitsForWhatWaits) {
+  auto call = Make();
+  std::future<Answer> answer = Start(*call, Heavy());
+  call.reset();
+  EXPECT_FALSE(admission_.WaitIdle(std::chrono::milliseconds(1)));
+  Release();
+  EXPECT_TRUE(answer.get().ok());
+  // The answer holds the call, and so does the thread until its work is gone.
+  answer = {};
+  EXPECT_TRUE(admission_.WaitIdle(std::chrono::minutes(1)));
+  EXPECT_EQ(admission_.usage().bytes, 0);
+}
+
+TEST_F(DecodedElsewhereTest, WhatIsRefusedThereGivesEverythingBack) {
+  v1::SelfAttentionRequest request = Heavy();
+  request.mutable_sequence()->mutable_values()->add_values(1);
+  auto call = Make();
+  std::future<Answer> answer = Start(*call, request);
+  Release();
+  EXPECT_EQ(RefusalOf(answer.get().status()).field, "sequence.values");
+  call.reset();
+  EXPECT_TRUE(admission_.WaitIdle(std::chrono::minutes(1)));
+  EXPECT_EQ(admission_.usage().bytes, 0);
+}
+
 }  // namespace
 }  // namespace attnd::server

@@ -707,15 +707,15 @@ TEST_F(StreamCallTest, MessagesSayWhatWasExpected) {
             "stream after 100");
 }
 
-// A message that is no chunk may take far more than one when it is parsed.
+// A message may be far larger than a chunk before it is refused for that.
 TEST_F(StreamCallTest, MessagesThatTakeMoreThanChunksMustFitToo) {
   const std::vector<Request> good = Chunked(GoodAttention(), 100);
-  v1::AttentionRequest lists;
-  lists.mutable_options()->mutable_key_lengths()->Resize(1 << 20, 1);
+  const Request large =
+      ChunkOf(v1::TENSOR_ROLE_QUERY, 0, std::string(24 << 20, 'x'));
   Admission tight(24 << 20, 1);
-  EXPECT_EQ(RefusalOf(Run(tight, {good[0], HeaderOf(lists)}).status).reason,
+  EXPECT_EQ(RefusalOf(Run(tight, {good[0], large}).status).reason,
             "MEMORY_BUDGET");
-  EXPECT_EQ(Refused({good[0], HeaderOf(lists)}).field, "header");
+  EXPECT_EQ(Refused({good[0], large}).field, "chunk.data");
 }
 
 TEST_F(StreamCallTest, RandomBytesAreRefused) {
@@ -798,6 +798,64 @@ TEST_F(StreamCallTest, ABrokenStreamEndsTheAnswer) {
   call->OnWritten(false);
   EXPECT_FALSE(stream.TakeWrite());
   EXPECT_EQ(RefusalOf(*stream.finished()).reason, "CANCELLED");
+}
+
+// A header that is too long to be decoded where it arrives.
+Request LongHeader() {
+  Request message;
+  v1::AttentionRequest& header = *message.mutable_header();
+  const int64_t batch = kMaxLightNumbers + 1;
+  *header.mutable_query() = DataTensor({batch, 1, 1, 1}, 1);
+  *header.mutable_key() = DataTensor({batch, 1, 1, 1}, 2);
+  *header.mutable_value() = DataTensor({batch, 1, 1, 1}, 3);
+  header.mutable_options()->mutable_key_lengths()->Resize(
+      static_cast<int>(batch), 1);
+  return message;
+}
+
+TEST_F(StreamCallTest, LongHeadersAreDecodedElsewhere) {
+  std::optional<DecodeThread> decoder(std::in_place);
+  std::promise<void> released;
+  decoder->Run([&] { released.get_future().wait(); });
+  FakeStream stream;
+  const auto call = Make(stream);
+  context_->decoder = &*decoder;
+  Send(*call, stream, {LongHeader()});
+  // The server is at work, so the client is not silent.
+  EXPECT_EQ(admission_.usage().in_flight, 1);
+  Pass(seconds(100));
+  call->EndIfSilent(seconds(60));
+  EXPECT_FALSE(stream.finished());
+  EXPECT_FALSE(stream.TakeRead());
+  released.set_value();
+  decoder.reset();
+  EXPECT_TRUE(stream.TakeRead());
+  call->OnEnd();
+  EXPECT_TRUE(ReadAll(*call, stream).ok());
+  EXPECT_EQ(Joined(stream.responses).output().data().size(),
+            size_t{4} * (kMaxLightNumbers + 1));
+}
+
+TEST_F(StreamCallTest, LongHeadersCanBeCancelledWhileTheyWait) {
+  std::optional<DecodeThread> decoder(std::in_place);
+  std::promise<void> released;
+  decoder->Run([&] { released.get_future().wait(); });
+  FakeStream stream;
+  const auto call = Make(stream);
+  context_->decoder = &*decoder;
+  Send(*call, stream, {LongHeader()});
+  call->Cancel();
+  released.set_value();
+  decoder.reset();
+  ASSERT_TRUE(stream.finished());
+  EXPECT_EQ(RefusalOf(*stream.finished()).reason, "CANCELLED");
+  EXPECT_EQ(admission_.usage().in_flight, 0);
+}
+
+// It is not even parsed, since no chunk is long.
+TEST_F(StreamCallTest, ASecondLongHeaderIsRefusedAtOnce) {
+  const Refusal refusal = Refused({LongHeader(), LongHeader()});
+  EXPECT_EQ(refusal.field, "header");
 }
 
 }  // namespace

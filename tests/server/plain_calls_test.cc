@@ -1,0 +1,115 @@
+// MemoryEstimate and GetServerInfo without gRPC: who waits for whom.
+#include "server/plain_calls.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <future>
+#include <memory>
+#include <string>
+
+#include "attnd/v1/attention.pb.h"
+#include "server/decode_thread.h"
+#include "tests/server/message_tools.h"
+
+namespace attnd::server {
+namespace {
+
+using Answer = absl::StatusOr<ResponsePieces>;
+
+class PlainCallsTest : public ::testing::Test {
+ protected:
+  // A question whose lists are too long for the thread that it arrives in.
+  static v1::MemoryEstimateRequest LongQuestion() {
+    v1::MemoryEstimateRequest request;
+    request.set_seq_len(4);
+    request.set_batch(kMaxLightNumbers + 1);
+    request.mutable_options()->mutable_key_lengths()->Resize(
+        kMaxLightNumbers + 1, 1);
+    return request;
+  }
+
+  template <typename Call>
+  std::future<Answer> Ask(const Call& call,
+                          const google::protobuf::Message& request) {
+    auto promise = std::make_shared<std::promise<Answer>>();
+    call(context_, InSlices(request.SerializeAsString(), 5000, 1), stop_,
+         [promise](Answer answer) { promise->set_value(std::move(answer)); });
+    return promise->get_future();
+  }
+
+  static bool IsReady(const std::future<Answer>& answer) {
+    return answer.wait_for(std::chrono::seconds(0)) ==
+           std::future_status::ready;
+  }
+
+  // Keeps the decode thread busy until Release.
+  void Block() {
+    decoder_.Run([this] { released_.get_future().wait(); });
+  }
+  void Release() { released_.set_value(); }
+
+  AttentionEngine engine_{{.threads = 1}};
+  Admission admission_{100LL << 20, 8};
+  StopSignal stop_;
+  std::promise<void> released_;
+  DecodeThread decoder_;
+  ServiceContext context_{engine_,  admission_, 16LL << 20,
+                          1024,     nullptr,    std::chrono::nanoseconds{0},
+                          &decoder_};
+};
+
+TEST_F(PlainCallsTest, AnswersAtOnceWhileALongQuestionWaits) {
+  Block();
+  std::future<Answer> estimate = Ask(AnswerMemoryEstimate, LongQuestion());
+  EXPECT_FALSE(IsReady(estimate));
+  EXPECT_EQ(admission_.usage().in_flight, 1);
+  EXPECT_TRUE(IsReady(Ask(AnswerServerInfo, v1::GetServerInfoRequest())));
+  v1::MemoryEstimateRequest question;
+  question.set_seq_len(4);
+  EXPECT_TRUE(IsReady(Ask(AnswerMemoryEstimate, question)));
+  Release();
+  const Answer answer = estimate.get();
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  v1::MemoryEstimateResponse response;
+  EXPECT_TRUE(response.ParseFromString(Join(*answer)));
+  EXPECT_GT(response.flash_bytes(), 0);
+}
+
+// Whoever has an answer finds the slot and the bytes free.
+TEST_F(PlainCallsTest, GivesEverythingBackBeforeItAnswers) {
+  std::promise<Admission::Usage> usage;
+  AnswerMemoryEstimate(
+      context_, InSlices(LongQuestion().SerializeAsString(), 5000, 1), stop_,
+      [&](const Answer&) { usage.set_value(admission_.usage()); });
+  const Admission::Usage then = usage.get_future().get();
+  EXPECT_EQ(then.in_flight, 0);
+  EXPECT_EQ(then.bytes, 0);
+}
+
+TEST_F(PlainCallsTest, DoesNotAnswerWhatWasCancelledWhileItWaited) {
+  Block();
+  std::future<Answer> estimate = Ask(AnswerMemoryEstimate, LongQuestion());
+  stop_.Cancel();
+  Release();
+  EXPECT_EQ(RefusalOf(estimate.get().status()).reason, "CANCELLED");
+  EXPECT_EQ(admission_.usage().reservations, 0);
+}
+
+TEST_F(PlainCallsTest, RefusesAtOnceWhatNeedsNoDecoding) {
+  Block();
+  auto promise = std::make_shared<std::promise<Answer>>();
+  std::string fields;
+  for (int64_t i = 0; i <= kMaxFields; ++i) fields += "\x78\x01";
+  AnswerServerInfo(
+      context_, InSlices(fields, 5000, 1), stop_,
+      [promise](Answer answer) { promise->set_value(std::move(answer)); });
+  std::future<Answer> answer = promise->get_future();
+  ASSERT_TRUE(IsReady(answer));
+  EXPECT_EQ(RefusalOf(answer.get().status()).reason, "TOO_MANY_FIELDS");
+  EXPECT_EQ(admission_.usage().reservations, 0);
+  Release();
+}
+
+}  // namespace
+}  // namespace attnd::server
