@@ -46,9 +46,12 @@ class Server:
   """attnd on a free TCP port and a unix socket; a context manager.
 
   Leaving the context stops it and raises unless it exits with 0.
+
+  prefix: a command that runs the server's, in its own process.
+  stderr: a descriptor that gets what would go to log().
   """
 
-  def __init__(self, binary, *flags, environment=None, listen=None,
+  def __init__(self, binary, *flags, environment=None, listen=None, prefix=(),
                stderr=None):
     self._folder = tempfile.TemporaryDirectory(prefix='attnd-')
     self.folder = pathlib.Path(self._folder.name)
@@ -56,9 +59,9 @@ class Server:
     self.listen = listen or f'127.0.0.1:0,unix:{self.socket_path}'
     self._address_file = self.folder / 'addresses'
     self._log = self.folder / 'log'
-    self._stderr = stderr  # a descriptor in place of the log's file
+    self._stderr = stderr
     self._command = [
-        str(binary), f'--listen={self.listen}',
+        *prefix, str(binary), f'--listen={self.listen}',
         f'--address-file={self._address_file}', *flags
     ]
     self._environment = clean_environment(environment)

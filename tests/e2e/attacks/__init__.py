@@ -1,0 +1,1 @@
+"""The attacks of ./dev chaos, by topic, and what judges them."""

@@ -1,0 +1,541 @@
+"""What runs an attack and judges it: the table, the server, its bystanders."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import typing
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from support import raw_http2, reference
+from support.client import Client
+from support.server import (Server, ServerError, clean_environment,
+                            open_channel, poll_until)
+
+MIB = 1 << 20
+BYSTANDERS = pathlib.Path(__file__).with_name('bystanders.py')
+SLOTS = 16
+IDLE_SECONDS = 2
+DRAIN_SECONDS = 5
+# What every server gets, unless an attack says otherwise. A key is a flag.
+SETTINGS = {'memory-budget-bytes': 256 * MIB, 'max-in-flight': SLOTS,
+            'stream-idle-timeout': IDLE_SECONDS,
+            'drain-timeout': DRAIN_SECONDS, 'threads': 2}
+# How far the resident memory may pass the promise.
+SLACK = 1.1
+# Everything has to be as before within so long of the attack's end.
+RECOVERY_SECONDS = 10
+# An attack's connections stay at least so long.
+LEAST_SECONDS = 1
+# Of threads and descriptors, which gRPC makes when it first needs them.
+FEW = 6
+# After so long a probe of Kubernetes gives up.
+HEALTH_MS = 1000
+# And after so long whoever connects anew has come to think that nobody is there.
+FRESH_MS = 2500
+SANITIZER = re.compile(
+    r'(ERROR: \w+Sanitizer.*|runtime error: .*|WARNING: ThreadSanitizer.*)')
+
+
+class NotRunHere(Exception):
+  """An attack that this machine cannot run, and why."""
+
+
+@dataclasses.dataclass
+class Attack:
+  """One row of the table."""
+  name: str
+  run: typing.Callable
+  sends: str  # what the attacker does
+  promise: str  # by what it is judged
+  settings: dict  # flags beside SETTINGS
+  server: bool  # False: the attack starts its own
+  short: bool  # part of --short
+  watched: bool  # honest clients are beside it
+  fresh: bool  # and make new connections
+  health_ms: float  # most of their health checks' p99
+  tolerance: float  # the part of their calls that may fail
+  seconds: float  # after which it is ended as broken
+  prefix: tuple
+
+
+ATTACKS = []
+
+
+def attack(name, *, sends, promise, settings=None, server=True, short=True,
+           watched=True, fresh=True, health_ms=HEALTH_MS, tolerance=0.05,
+           seconds=90, prefix=()):
+  """Puts a function that attacks a Trial's server into the table."""
+
+  def add(run):
+    ATTACKS.append(Attack(name, run, sends, promise, settings or {}, server,
+                          short, watched, fresh, health_ms, tolerance, seconds,
+                          prefix))
+    return run
+  return add
+
+
+def promised_bytes(settings):
+  """What a server with these flags may hold: docs/configuration.md#memory."""
+  budget = settings['memory-budget-bytes']
+  largest = settings.get('max-message-bytes', 256 * MIB)
+  arriving = max(min(max(16 * largest, 64 * MIB), budget // 2),
+                 largest // 4 * 5, 64 * MIB)
+  return budget + 256 * MIB + arriving
+
+
+class Process:
+  """What the server's process holds, from /proc."""
+
+  def __init__(self, pid):
+    self._folder = pathlib.Path('/proc', str(pid))
+
+  def _status(self, name):
+    for line in (self._folder / 'status').read_text().splitlines():
+      if line.startswith(name + ':'):
+        return int(line.split()[1])
+    return 0  # of a process that has ended
+
+  def peak_bytes(self):
+    return self._status('VmHWM') << 10
+
+  def resident_bytes(self):
+    return self._status('VmRSS') << 10
+
+  def forget_peak(self):
+    (self._folder / 'clear_refs').write_text('5')
+
+  def threads(self):
+    return self._status('Threads')
+
+  def files(self):
+    return len(list((self._folder / 'fd').iterdir()))
+
+  def cpu_seconds(self):
+    after_name = (self._folder / 'stat').read_text().rsplit(') ', 1)[1].split()
+    return sum(map(int, after_name[11:13])) / os.sysconf('SC_CLK_TCK')
+
+
+class Sampler:
+  """Samples threads and descriptors, of which the system keeps no peak."""
+
+  def __init__(self, process):
+    self._process, self._over = process, threading.Event()
+    self.threads = self.files = 0
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def _run(self):
+    while not self._over.wait(0.05):
+      try:
+        self.threads = max(self.threads, self._process.threads())
+        self.files = max(self.files, self._process.files())
+      except OSError:
+        return
+
+  def stop(self):
+    self._over.set()
+    self._thread.join()
+
+
+class Bystanders:
+  """The process of honest clients; one for all attacks."""
+
+  def __init__(self, build, seed):
+    self._process = subprocess.Popen(
+        [sys.executable, '-B', str(BYSTANDERS), str(build), str(seed)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=clean_environment())
+
+  def close(self):
+    self._process.stdin.close()
+    self._process.wait(60)
+
+  def _say(self, line):
+    self._process.stdin.write(line + '\n')
+    self._process.stdin.flush()
+
+  def watch(self, addresses, fresh):
+    self._say(' '.join(['watch', *addresses, *(['fresh'] if fresh else [])]))
+    self._process.stdout.readline()
+
+  def report(self):
+    self._say('report')
+    return json.loads(self._process.stdout.readline())
+
+
+def percentile(numbers, percent):
+  return float(np.percentile(numbers, percent)) if numbers else float('nan')
+
+
+class Trial:
+  """One run of one attack: its server, what it finds, and what is broken."""
+
+  def __init__(self, options, attack_, generated, server, settings):
+    self.options, self.attack = options, attack_
+    self.stubs, self.pb = generated, generated[0]
+    self.server, self.settings = server, settings
+    self.short, self.sanitized = options.short, options.sanitized
+    self.random = random.Random(f'{options.seed} {attack_.name}')
+    self.broken, self.figures = [], []
+    self._stack = contextlib.ExitStack()
+    self.reader = self._stack.enter_context(raw_http2.Reader())
+    self.process = Process(server.process.pid) if server else None
+
+  @property
+  def binary(self):
+    return self.options.build / 'server' / 'attnd'
+
+  def pick(self, full, short):
+    """A size for the whole run, and for the short one."""
+    return short if self.short or self.sanitized else full
+
+  def require(self, holds, what):
+    """Notes what does not hold; goes on."""
+    if not holds:
+      self.broken.append(what)
+    return bool(holds)
+
+  def figure(self, text):
+    self.figures.append(text)
+
+  def deferred(self, close):
+    """Calls close() at the attack's end."""
+    self._stack.callback(close)
+
+  def connect(self, address=None, reads=True, **how):
+    """A raw connection that lasts as long as the attack."""
+    made = raw_http2.RawConnection(address or self.server.tcp,
+                                   self.reader if reads else None, **how)
+    self._stack.callback(made.close)
+    return made
+
+  def client(self, address=None, own=False):
+    """An honest client."""
+    channel = open_channel(address or self.server.tcp)
+    self._stack.callback(channel.close)
+    return Client(self.stubs, channel)
+
+  def start(self, *flags, settings=None, **how):
+    """A server of the attack's own, killed at its end."""
+    server = Server(self.binary, *flags_of({**SETTINGS, **(settings or {})}),
+                    *flags, **how)
+
+    def end():
+      if server.process is not None:
+        server.kill()
+        server.process = None
+      server.__exit__(ValueError, None, None)
+    self._stack.callback(end)
+    server.start()
+    return server
+
+  def close(self):
+    self._stack.close()
+
+
+def flags_of(settings):
+  return [f'--{name}={value}' for name, value in settings.items()]
+
+
+# --- what a server has to do before and after ---------------------------------
+
+
+def health_of(address, seconds):
+  """The name of what a new connection is answered."""
+  with open_channel(address) as channel:
+    try:
+      return health_pb2.HealthCheckResponse.ServingStatus.Name(
+          health_pb2_grpc.HealthStub(channel).Check(
+              health_pb2.HealthCheckRequest(), timeout=seconds).status)
+    except grpc.RpcError as error:
+      return error.code().name
+
+
+def computes(client, timeout=10):
+  """None, or what is wrong with the answer to a small problem."""
+  rng = np.random.default_rng(1)
+  tensors = [rng.standard_normal((16, 8)).astype(np.float32)
+             for _ in range(3)]
+  try:
+    got = client.array(client.attention(*tensors, timeout=timeout).output)
+    reference.assert_close(got, reference.attention(*tensors)[0],
+                           reference.error_bound(tensors[2]))
+    return None
+  except grpc.RpcError as error:
+    return f'{error.code().name}: {error.details()}'
+  except AssertionError as error:
+    return f'a wrong answer: {error}'
+
+
+def free_slots(client, slots):
+  """How many calls are let in at once, of so many. Cancels them."""
+  small = client.self_request(np.ones((4, 2), np.float32))
+  # A second of work in a message of 128 KiB.
+  long_one = client.self_request(np.ones((1, 1 << 15, 1), np.float32))
+  calls = [client.stub.SelfAttention.future(long_one, timeout=60)
+           for _ in range(slots)]
+
+  def full():
+    if any(call.done() for call in calls):
+      return True  # refused, or there was time enough for all
+    try:
+      client.stub.SelfAttention(small, timeout=10)
+      return False
+    except grpc.RpcError:
+      return True
+  try:
+    with contextlib.suppress(TimeoutError):
+      poll_until(full, 5, 'all slots taken')
+    return sum(not call.done() for call in calls)
+  finally:
+    for call in calls:
+      call.cancel()
+
+
+def budget_free(client, budget):
+  """Whether a stream that needs nearly all of the budget is let in."""
+  # Query and output, beside 16 chunks of a MiB and the rest.
+  rows = (budget - 32 * MIB) // (2 * 4 * 64)
+  tensor = lambda rows: client.pb.Tensor(dtype=client.pb.DATA_TYPE_F32,
+                                         shape=[rows, 64])
+  header = client.pb.AttentionStreamRequest(header=client.pb.AttentionRequest(
+      query=tensor(rows), key=tensor(1), value=tensor(1)))
+  over = threading.Event()
+
+  def messages():
+    yield header
+    over.wait(60)
+  call = client.stub.AttentionStream(messages(), timeout=60)
+  try:
+    return next(call).HasField('header')
+  except grpc.RpcError:
+    return False
+  finally:
+    call.cancel()
+    over.set()
+
+
+def settled(trial, before):
+  """What is not as it was before, right now."""
+  late = []
+  for address in trial.server.addresses:
+    status = health_of(address, 3)
+    if status != 'SERVING':
+      late.append(f'health on {address} says {status}')
+  if late:
+    return late
+  with open_channel(trial.server.tcp) as channel:
+    client = Client(trial.stubs, channel)
+    wrong = computes(client)
+    if wrong:
+      return [f'a small call is answered {wrong}']
+    slots = trial.settings['max-in-flight']
+    if not budget_free(client, trial.settings['memory-budget-bytes']):
+      late.append('the budget is not free')
+    free = free_slots(client, slots)
+    if free < slots:
+      late.append(f'{free} of {slots} slots are free')
+  files, threads = trial.process.files(), trial.process.threads()
+  if files > before[0] + FEW:
+    late.append(f'{files} descriptors, not {before[0]}')
+  if threads > before[1] + FEW:
+    late.append(f'{threads} threads, not {before[1]}')
+  return late
+
+
+# --- one attack ---------------------------------------------------------------
+
+
+class OutOfTime(Exception):
+  """An attack took longer than it may."""
+
+
+def _out_of_time(*_):
+  raise OutOfTime()
+
+
+class Runner:
+  """Runs attacks, one after another, and prints a line for each."""
+
+  def __init__(self, options, generated):
+    self._options, self._stubs = options, generated
+    self._bystanders = Bystanders(options.build, options.seed)
+    self._server = self._settings = self._prefix = None
+    signal.signal(signal.SIGALRM, _out_of_time)
+
+  def close(self):
+    self._stop_server()
+    self._bystanders.close()
+
+  def _stop_server(self):
+    """Ends the server; what is wrong about how it ended."""
+    if self._server is None:
+      return None
+    server, self._server = self._server, None
+    try:
+      server.__exit__(None, None, None)
+    except ServerError as error:
+      return f'SIGTERM afterwards: {str(error)[:200]}'
+    return None
+
+  def _ensure_server(self, chosen, settings):
+    if self._server is not None and (self._settings, self._prefix) == (
+        settings, chosen.prefix):
+      return
+    wrong = self._stop_server()
+    if wrong:
+      raise ServerError(wrong)
+    server = Server(self._options.build / 'server' / 'attnd',
+                    *flags_of(settings), prefix=chosen.prefix)
+    server.start()
+    self._server, self._settings = server, settings
+    self._prefix = chosen.prefix
+
+  def run(self, chosen):
+    """Runs one attack; returns 'held', 'BROKEN' or 'not run here'."""
+    start = time.monotonic()
+    settings = {**SETTINGS, **chosen.settings}
+    signal.setitimer(signal.ITIMER_REAL,
+                     chosen.seconds * (3 if self._options.sanitized else 1))
+    broken, figures, reason = [], [], None
+    try:
+      if chosen.server:
+        self._ensure_server(chosen, settings)
+      trial = Trial(self._options, chosen, self._stubs,
+                    self._server if chosen.server else None, settings)
+      broken, figures = trial.broken, trial.figures
+      if chosen.server:
+        self._with_server(trial)
+      else:
+        try:
+          chosen.run(trial)
+        finally:
+          trial.close()
+    except NotRunHere as error:
+      reason = str(error)
+    except OutOfTime:
+      broken.append(f'not over within {chosen.seconds} s')
+    except (ServerError, grpc.RpcError, OSError, AssertionError) as error:
+      broken.append(f'{type(error).__name__}: {str(error)[:300]}')
+    finally:
+      signal.setitimer(signal.ITIMER_REAL, 0)
+    if chosen.server and self._server is not None and broken:
+      self._give_up_server(broken)
+    verdict = ('not run here' if reason else 'BROKEN' if broken else 'held')
+    self._print(chosen, verdict, figures, broken, reason,
+                time.monotonic() - start)
+    return verdict
+
+  def _give_up_server(self, broken):
+    """The next attack gets a new server."""
+    if self._options.log:
+      print(self._server.log()[-4000:])
+    found = SANITIZER.search(self._server.log())
+    if found:
+      broken.append(found[1][:200])
+    self._server.kill()
+    self._server.process = None
+    self._server.__exit__(ValueError, None, None)
+    self._server = None
+
+  def _with_server(self, trial):
+    chosen, process = trial.attack, trial.process
+    before = self._before(trial)
+    if chosen.watched:
+      self._bystanders.watch(trial.server.addresses, chosen.fresh)
+    sampler = Sampler(process)
+    start, cpu = time.monotonic(), process.cpu_seconds()
+    process.forget_peak()
+    try:
+      chosen.run(trial)
+      # So that the bystanders' figures say something.
+      time.sleep(max(0, LEAST_SECONDS - (time.monotonic() - start)))
+    finally:
+      trial.close()
+      sampler.stop()
+      seen = self._bystanders.report() if chosen.watched else None
+    if trial.server.process.poll() is not None:
+      trial.broken.append(
+          f'the server ended with {trial.server.process.returncode}: '
+          f'{trial.server.log()[-300:].strip()}')
+      return
+    peak, spent = process.peak_bytes(), process.cpu_seconds() - cpu
+    self._judge_memory(trial, peak)
+    trial.figure(f'{sampler.threads} threads, {sampler.files} descriptors, '
+                 f'{spent:.1f} CPU s')
+    if seen:
+      self._judge_bystanders(trial, seen)
+    self._after(trial, before)
+    found = SANITIZER.search(trial.server.log())
+    trial.require(not found, found and found[1][:200])
+
+  def _before(self, trial):
+    start, late = time.monotonic(), ['']
+    while late and time.monotonic() - start < RECOVERY_SECONDS:
+      time.sleep(0.05)
+      late = settled(trial, (1 << 20, 1 << 20))
+    if late:
+      raise ServerError(f'before the attack: {"; ".join(late)}')
+    time.sleep(0.05)  # gRPC closes what the checks have left
+    return trial.process.files(), trial.process.threads()
+
+  def _after(self, trial, before):
+    start = time.monotonic()
+    late = settled(trial, before)
+    while late and time.monotonic() - start < RECOVERY_SECONDS:
+      if trial.server.process.poll() is not None:
+        break
+      time.sleep(0.2)
+      late = settled(trial, before)
+    trial.require(not late, f'{RECOVERY_SECONDS} s later {"; ".join(late)}')
+    if not late:
+      trial.figure(f'as before after {time.monotonic() - start:.1f} s')
+
+  def _judge_memory(self, trial, peak):
+    promise = promised_bytes(trial.settings)
+    text = f'RSS {peak / MIB:.0f} of {promise / MIB:.0f} MiB'
+    if trial.sanitized:
+      trial.figure(f'{text} (not judged: sanitizers hold more)')
+      return
+    trial.figure(text)
+    trial.require(peak <= promise * SLACK, f'memory: {text}')
+
+  def _judge_bystanders(self, trial, seen):
+    chosen = trial.attack
+    slower = 5 if trial.sanitized else 1
+    p50, p99 = (percentile(seen['health_ms'], p) for p in (50, 99))
+    fresh = max(seen['fresh_ms'], default=float('nan'))
+    trial.figure(f'health p50/p99/new {p50:.1f}/{p99:.1f}/{fresh:.0f} ms')
+    trial.require(not p99 > chosen.health_ms * slower,
+                  f'health p99 {p99:.0f} ms')
+    trial.require(not fresh > FRESH_MS * slower,
+                  f'a new connection was answered after {fresh:.0f} ms')
+    failed = sum(seen['failures'].values())
+    trial.figure(f'calls right {seen["right"]} wrong {seen["wrong"]} refused '
+                 f'{seen["refused"]}, failed {failed}')
+    trial.require(not seen['wrong'], f'{seen["wrong"]} wrong answers')
+    asked = seen['right'] + seen['refused'] + failed + len(seen['health_ms'])
+    trial.require(failed <= chosen.tolerance * asked,
+                  f'{failed} of {asked} honest calls failed: '
+                  f'{seen["failures"]}')
+    trial.require(seen['right'] or seen['refused'],
+                  'not one honest call was answered')
+
+  def _print(self, chosen, verdict, figures, broken, reason, seconds):
+    print(f'{chosen.name:28} {verdict:12} {seconds:5.1f} s  '
+          f'{reason or "; ".join(figures)}')
+    for what in broken:
+      print(f'{"":28}   broken: {what}')
+    sys.stdout.flush()

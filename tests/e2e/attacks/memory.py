@@ -1,0 +1,318 @@
+"""Attacks on what a server holds before it has let anything in."""
+
+import itertools
+import time
+
+from attacks.harness import IDLE_SECONDS, MIB, attack
+from support import raw_http2
+from support.http2 import (DATA, END_HEADERS, HEADERS, PING, RST_STREAM,
+                           SETTINGS, WINDOW_UPDATE, frame)
+from support.raw_http2 import (CANCEL, CONTINUATION, END_STREAM, PRIORITY,
+                               SERVICE, header, header_block, message)
+
+REFLECTION = '/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo'
+WATCH = '/grpc.health.v1.Health/Watch'
+# After --stream-idle-timeout whoever is silent is seen up to a quarter later.
+ENDED_SECONDS = IDLE_SECONDS * 1.25 + 4
+# A small budget and small messages: 384 MiB are promised.
+SMALL = {'memory-budget-bytes': 64 * MIB, 'max-message-bytes': 4 * MIB}
+
+
+def storm(trial, connections, count, make, seconds, batch=500):
+  """Sends make(connection, streams) until `count` streams were sent.
+
+  Connections that the server ends are made anew, as an attacker would. Returns
+  (streams sent, connections ended).
+  """
+  limit = time.monotonic() + seconds
+  opened = [None] * connections
+  sent = ended = 0
+  for turn in itertools.cycle(range(connections)):
+    if sent >= count or time.monotonic() > limit:
+      break
+    try:
+      if opened[turn] is None:
+        opened[turn] = trial.connect(seconds=20)
+      streams = opened[turn].new_streams(batch)
+      if opened[turn].send(make(opened[turn], streams)):
+        sent += batch
+        continue
+    except OSError:  # not let in, or ended at once
+      time.sleep(0.01)
+    ended += 1
+    if opened[turn] is not None:
+      opened[turn].close()
+      opened[turn] = None
+  return sent, ended
+
+
+def opened_and_reset(method):
+  """Frames of calls that are reset before anything else is sent."""
+  block = header_block(method)
+
+  def make(_, streams):
+    return b''.join(frame(HEADERS, block, END_HEADERS, s) +
+                    frame(RST_STREAM, CANCEL, stream=s) for s in streams)
+  return make
+
+
+@attack('reset-info', sends='HEADERS and RST_STREAM of GetServerInfo on one '
+        'connection, four times over', promise='the memory promised',
+        settings=SMALL)
+def reset_info(trial):
+  for _ in range(trial.pick(4, 2)):
+    sent, ended = storm(trial, 1, 40_000, opened_and_reset('GetServerInfo'), 10)
+    trial.figure(f'{sent} resets, {ended} connections ended')
+
+
+@attack('reset-attention', sends='HEADERS and RST_STREAM of Attention on four '
+        'connections', promise='the memory promised', settings=SMALL)
+def reset_attention(trial):
+  sent, ended = storm(trial, 4, trial.pick(300_000, 120_000),
+                      opened_and_reset('Attention'), trial.pick(25, 10))
+  trial.figure(f'{sent} resets, {ended} connections ended')
+
+
+@attack('reset-messages', sends='whole messages of 48 KiB to Attention, each '
+        'reset when it is sent', promise='the memory promised', settings=SMALL)
+def reset_messages(trial):
+  block, body = header_block('Attention'), message(bytes(48 << 10))
+  limit = time.monotonic() + trial.pick(15, 5)
+  connections = [None] * 4
+  sent = ended = 0
+  for turn in itertools.cycle(range(4)):
+    if time.monotonic() > limit:
+      break
+    try:
+      one = connections[turn]
+      if one is None or one.gone:
+        ended += one is not None
+        one = connections[turn] = trial.connect(seconds=2)
+      for stream in one.new_streams(20):
+        one.open(block, stream=stream)
+        one.send_data(stream, body, seconds=1)
+        one.send(frame(RST_STREAM, CANCEL, stream=stream))
+        sent += 1
+    except OSError:
+      connections[turn] = None
+      time.sleep(0.01)
+  trial.figure(f'{sent} messages reset, {ended} connections ended')
+
+
+@attack('headers-alone', sends='calls of headers alone, 1000 on each of many '
+        'connections, and silence',
+        promise='the memory promised; each call is ended after '
+        '--stream-idle-timeout')
+def headers_alone(trial):
+  block = header_block('Attention')
+  connections = []
+  for _ in range(trial.pick(100, 40)):
+    try:
+      connections.append(trial.connect(seconds=2))
+    except OSError:
+      continue
+    connections[-1].send(b''.join(
+        frame(HEADERS, block, END_HEADERS, s)
+        for s in connections[-1].new_streams(1000)))
+  limit = time.monotonic() + ENDED_SECONDS
+  for one in connections:
+    one.wait_for(lambda one=one: len(one.over) >= 1000,
+                 max(0.01, limit - time.monotonic()))
+  going_on = sum(1000 - len(c.over) for c in connections if not c.ended)
+  trial.figure(f'{len(connections)} connections')
+  trial.require(going_on == 0, f'{going_on} calls without a message are still '
+                f'open after {ENDED_SECONDS:.1f} s')
+
+
+def half_sent(trial, go_on):
+  """Begins messages of 4 MiB, calls go_on(connections) until they are over."""
+  block = header_block('Attention')
+  begin = message(bytes(MIB), claimed=4 * MIB)
+  connections = []
+  for _ in range(trial.pick(40, 20)):
+    try:
+      one = trial.connect(seconds=2)
+    except OSError:
+      continue
+    connections.append(one)
+    one.stream = one.open(block)
+    one.send_data(one.stream, begin, seconds=2)
+  limit = time.monotonic() + ENDED_SECONDS
+  going_on = connections
+  while time.monotonic() < limit and going_on:
+    go_on(going_on)
+    time.sleep(0.3)
+    going_on = [c for c in going_on if not c.gone and c.stream not in c.over]
+  trial.figure(f'{len(connections)} messages begun')
+  trial.require(not going_on, f'{len(going_on)} half-sent messages still wait '
+                f'after {ENDED_SECONDS:.1f} s')
+
+
+@attack('half-sent-silent', sends='the first MiB of messages of 4 MiB, then '
+        'nothing', promise='ended after --stream-idle-timeout', settings=SMALL)
+def half_sent_silent(trial):
+  half_sent(trial, lambda _: None)
+
+
+@attack('half-sent-dripping', sends='the first MiB of messages of 4 MiB, then '
+        'a byte now and then', promise='ended after --stream-idle-timeout',
+        settings=SMALL)
+def half_sent_dripping(trial):
+  half_sent(trial, lambda connections: [
+      c.send_data(c.stream, b'\0', seconds=0.01) for c in connections])
+
+
+@attack('health-watches', sends='10,000 calls of health\'s Watch on ten '
+        'connections', promise='the memory promised', settings=SMALL)
+def health_watches(trial):
+  block = header_block(WATCH)
+  body = frame(DATA, message(b''), END_STREAM)
+  connections = [trial.connect() for _ in range(10)]
+  for one in connections:
+    streams = one.new_streams(1000)
+    for at in range(0, 1000, 100):
+      one.send(b''.join(
+          frame(HEADERS, block, END_HEADERS, s) +
+          body[:5] + s.to_bytes(4, 'big') + body[9:]
+          for s in streams[at:at + 100]))
+  for one in connections:
+    one.wait_for(lambda one=one: len(one.begun) >= 1000, 5)
+  trial.figure(f'{sum(len(c.begun) for c in connections)} answered, '
+               f'{sum(c.ended for c in connections)} connections ended')
+
+
+@attack('reflection-streams', sends='3000 reflection streams that stay open',
+        promise='at most 40 threads; the memory promised', settings=SMALL)
+def reflection_streams(trial):
+  block = header_block(REFLECTION)
+  for _ in range(4):
+    one = trial.connect()
+    one.send(b''.join(frame(HEADERS, block, END_HEADERS, s)
+                      for s in one.new_streams(750)))
+  threads, limit = 0, time.monotonic() + 4
+  while time.monotonic() < limit:
+    threads = max(threads, trial.process.threads())
+    time.sleep(0.05)
+  trial.figure(f'{threads} threads')
+  trial.require(threads <= 40, f'{threads} threads')
+
+
+def endless_header(trial, first, piece, pieces, connections=1):
+  """A header block of `pieces` CONTINUATIONs that has no end."""
+  cpu, start = trial.process.cpu_seconds(), time.monotonic()
+  opened = [trial.connect(seconds=2) for _ in range(connections)]
+  sent = {one: 0 for one in opened}
+  for one in opened:
+    one.send(frame(HEADERS, first, 0, 1))
+  going_on, limit = list(opened), time.monotonic() + trial.pick(20, 12)
+  batch = max(1, min(pieces, 65536 // max(len(piece), 64)))
+  data = frame(CONTINUATION, piece, 0, 1) * batch
+  while going_on and time.monotonic() < limit:
+    for one in going_on:
+      one.send(data)
+      sent[one] += batch
+    going_on = [c for c in going_on if not c.gone and sent[c] < pieces]
+  for one in opened:
+    one.wait_for(lambda: False, max(0.01, min(3, limit - time.monotonic())))
+  left = sum(not c.ended for c in opened)
+  spent = trial.process.cpu_seconds() - cpu
+  trial.figure(f'{sum(sent.values()) * len(piece) / MIB:.1f} MiB of header, '
+               f'{spent:.1f} CPU s in {time.monotonic() - start:.1f} s')
+  trial.require(left == 0, f'{left} connections with an endless header are '
+                'still open')
+  trial.require(spent <= (15 if trial.sanitized else 3),
+                f'{spent:.1f} CPU s for an endless header')
+
+
+@attack('header-value-endless', sends='a header whose value claims 2^31 bytes, '
+        'in CONTINUATION frames without END_HEADERS',
+        promise='at most 3 CPU s; the connection is ended', settings=SMALL)
+def header_value_endless(trial):
+  first = (header_block('Attention') + b'\0' + bytes([4]) + b'long' +
+           raw_http2.hpack_number(2**31 - 1, 7))
+  endless_header(trial, first, b'a' * 16384, trial.pick(2000, 1300))
+
+
+@attack('header-values-endless', short=False, sends='the same on ten '
+        'connections', promise='at most 3 CPU s; the connections are ended; '
+        'the memory promised', settings=SMALL)
+def header_values_endless(trial):
+  first = (header_block('Attention') + b'\0' + bytes([4]) + b'long' +
+           raw_http2.hpack_number(2**31 - 1, 7))
+  endless_header(trial, first, b'a' * 16384, 900, connections=10)
+
+
+@attack('headers-endless', sends='small headers in CONTINUATION frames without '
+        'END_HEADERS', promise='at most 3 CPU s; the connection is ended',
+        settings=SMALL)
+def headers_endless(trial):
+  endless_header(trial, header_block('Attention'), header('a', 'b') * 2000,
+                 trial.pick(4000, 2000))
+
+
+@attack('continuations-empty', sends='empty CONTINUATION frames without '
+        'END_HEADERS', promise='at most 3 CPU s; the connection is ended',
+        settings=SMALL)
+def continuations_empty(trial):
+  endless_header(trial, header_block('Attention'), b'',
+                 trial.pick(1_000_000, 300_000))
+
+
+@attack('header-list-large', sends='whole header lists of 1 MiB',
+        promise='the memory promised', settings=SMALL)
+def header_list_large(trial):
+  block = header_block('Attention') + header('long', 'a' * 8000) * 128
+  pieces = [block[at:at + 16384] for at in range(0, len(block), 16384)]
+  ended = 0
+  for _ in range(trial.pick(40, 10)):
+    one = trial.connect(seconds=2)
+    for stream in one.new_streams(4):
+      one.send(frame(HEADERS, pieces[0], 0, stream) + b''.join(
+          frame(CONTINUATION, p, 0, stream) for p in pieces[1:-1]) +
+               frame(CONTINUATION, pieces[-1], END_HEADERS, stream))
+    ended += one.gone
+  trial.figure(f'{ended} connections ended')
+
+
+# --- floods of frames ---------------------------------------------------------
+
+
+def flood(name, what, data, count, short_count=None, call=False, reads=False):
+  """Puts a flood of one kind of frame into the table."""
+
+  @attack(name, sends=f'{what}, {count:,} times, and reads nothing',
+          promise='the memory promised; others are served', settings=SMALL)
+  def run(trial):
+    one = trial.connect(reads=reads, seconds=5)
+    if call:
+      one.open(header_block('Attention'))
+    total = trial.pick(count, short_count or count // 3)
+    batch = max(1, 65536 // len(data))
+    block, sent = data * batch, 0
+    limit = time.monotonic() + trial.pick(15, 6)
+    while sent < total and time.monotonic() < limit and one.send(block):
+      sent += batch
+    taken = one.flush(5)
+    trial.figure(f'{sent} sent, ' + (
+        'all taken' if taken else 'the connection was ended' if one.ended else
+        'the server took no more'))
+
+
+flood('flood-ping', 'PING', frame(PING, b'12345678'), 1_000_000)
+flood('flood-settings', 'SETTINGS',
+      frame(SETTINGS, (4).to_bytes(2, 'big') + (65535).to_bytes(4, 'big')),
+      600_000)
+flood('flood-settings-window', 'SETTINGS that change the window of a stream',
+      frame(SETTINGS, (4).to_bytes(2, 'big') + (1).to_bytes(4, 'big')) +
+      frame(SETTINGS, (4).to_bytes(2, 'big') + (65535).to_bytes(4, 'big')),
+      300_000, call=True)
+flood('flood-empty-data', 'empty DATA on an open call',
+      frame(DATA, b'', 0, 1), 1_000_000, call=True)
+flood('flood-priority', 'PRIORITY of streams that are not there',
+      frame(PRIORITY, bytes(5), 0, 9), 1_000_000)
+flood('flood-window-update', 'WINDOW_UPDATE of the connection',
+      frame(WINDOW_UPDATE, (1).to_bytes(4, 'big')), 1_000_000)
+flood('flood-unknown', 'frames of a type that there is not',
+      frame(0x77, bytes(64), 0, 0), 500_000)
+flood('flood-reset', 'RST_STREAM of a call that is over',
+      frame(RST_STREAM, CANCEL, stream=1), 1_000_000, call=True)
