@@ -14,12 +14,13 @@ import pathlib
 import sys
 import time
 
-from attacks import connections, memory
+from attacks import (benchmarks, connections, logs, memory, messages,
+                     processes, readers)
 from attacks.harness import ATTACKS, Runner
 from support import stubs
 
 # Where the table's rows come from.
-TOPICS = (connections, memory)
+TOPICS = (benchmarks, connections, logs, memory, messages, processes, readers)
 
 
 def sanitized(build):
@@ -34,8 +35,11 @@ def chosen_from(options):
   unknown = set(names or ()) - {a.name for a in ATTACKS}
   if unknown:
     sys.exit(f'no such attack: {", ".join(sorted(unknown))}; see --list')
-  return [a for a in ATTACKS
-          if (a.name in names if names else a.short or not options.short)]
+  chosen = [a for a in ATTACKS
+            if (a.name in names if names else a.short or not options.short)]
+  # Those that share a server are neighbours.
+  return sorted(chosen, key=lambda a: (not a.server, a.prefix,
+                                       str(a.settings)))
 
 
 def main():

@@ -36,6 +36,8 @@ SETTINGS = {'memory-budget-bytes': 256 * MIB, 'max-in-flight': SLOTS,
 SLACK = 1.1
 # Everything has to be as before within so long of the attack's end.
 RECOVERY_SECONDS = 10
+# Lines of what is broken.
+SHOWN = 6
 # An attack's connections stay at least so long.
 LEAST_SECONDS = 1
 # Of threads and descriptors, which gRPC makes when it first needs them.
@@ -182,8 +184,10 @@ def percentile(numbers, percent):
 class Trial:
   """One run of one attack: its server, what it finds, and what is broken."""
 
-  def __init__(self, options, attack_, generated, server, settings):
+  def __init__(self, options, attack_, generated, bystanders, server,
+               settings):
     self.options, self.attack = options, attack_
+    self._bystanders = bystanders
     self.stubs, self.pb = generated, generated[0]
     self.server, self.settings = server, settings
     self.short, self.sanitized = options.short, options.sanitized
@@ -221,11 +225,23 @@ class Trial:
     self._stack.callback(made.close)
     return made
 
-  def client(self, address=None, own=False):
+  def client(self, address=None):
     """An honest client."""
     channel = open_channel(address or self.server.tcp)
     self._stack.callback(channel.close)
     return Client(self.stubs, channel)
+
+  @contextlib.contextmanager
+  def watched(self, seen):
+    """Honest clients beside a part of an attack that has none throughout.
+
+    What they saw is put into `seen`.
+    """
+    self._bystanders.watch(self.server.addresses, False)
+    try:
+      yield
+    finally:
+      seen.update(self._bystanders.report())
 
   def start(self, *flags, settings=None, **how):
     """A server of the attack's own, killed at its end."""
@@ -246,7 +262,9 @@ class Trial:
 
 
 def flags_of(settings):
-  return [f'--{name}={value}' for name, value in settings.items()]
+  """Flags of the settings; None leaves a flag to its default."""
+  return [f'--{name}={value}' for name, value in settings.items()
+          if value is not None]
 
 
 # --- what a server has to do before and after ---------------------------------
@@ -413,7 +431,7 @@ class Runner:
     try:
       if chosen.server:
         self._ensure_server(chosen, settings)
-      trial = Trial(self._options, chosen, self._stubs,
+      trial = Trial(self._options, chosen, self._stubs, self._bystanders,
                     self._server if chosen.server else None, settings)
       broken, figures = trial.broken, trial.figures
       if chosen.server:
@@ -516,12 +534,12 @@ class Runner:
     chosen = trial.attack
     slower = 5 if trial.sanitized else 1
     p50, p99 = (percentile(seen['health_ms'], p) for p in (50, 99))
-    fresh = max(seen['fresh_ms'], default=float('nan'))
-    trial.figure(f'health p50/p99/new {p50:.1f}/{p99:.1f}/{fresh:.0f} ms')
+    fresh = percentile(seen['fresh_ms'], 90)
+    trial.figure(f'health p50/p99, new p90 {p50:.1f}/{p99:.1f}, {fresh:.0f} ms')
     trial.require(not p99 > chosen.health_ms * slower,
                   f'health p99 {p99:.0f} ms')
     trial.require(not fresh > FRESH_MS * slower,
-                  f'a new connection was answered after {fresh:.0f} ms')
+                  f'new connections p90 {fresh:.0f} ms')
     failed = sum(seen['failures'].values())
     trial.figure(f'calls right {seen["right"]} wrong {seen["wrong"]} refused '
                  f'{seen["refused"]}, failed {failed}')
@@ -536,6 +554,8 @@ class Runner:
   def _print(self, chosen, verdict, figures, broken, reason, seconds):
     print(f'{chosen.name:28} {verdict:12} {seconds:5.1f} s  '
           f'{reason or "; ".join(figures)}')
-    for what in broken:
-      print(f'{"":28}   broken: {what}')
+    for what in broken[:SHOWN]:
+      print(f'{"":28}   broken: {" ".join(what.split())}')
+    if len(broken) > SHOWN:
+      print(f'{"":28}   and {len(broken) - SHOWN} more')
     sys.stdout.flush()

@@ -150,7 +150,9 @@ class RawConnection:
         INITIAL_WINDOW_SIZE.to_bytes(2, 'big') + window.to_bytes(4, 'big')))
     if reader is not None:
       reader.add(self, self._descriptor)
-      self.wait_for(lambda: self.settings is not None, seconds)
+      if not self.wait_for(lambda: self.settings is not None, seconds):
+        self.close()
+        raise TimeoutError(f'{address} does not answer a preface')
 
   def close(self):
     if self._reader is not None:

@@ -1,0 +1,59 @@
+"""Attacks by Benchmark, the call that makes its own work."""
+
+import math
+import time
+
+import grpc
+
+from attacks.harness import attack
+
+LIMIT_SECONDS = 3
+
+
+def run(trial, client, timeout=60, **fields):
+  """The result of a Benchmark."""
+  *_, last = client.stub.Benchmark(
+      trial.pb.BenchmarkRequest(**fields), timeout=timeout)
+  return last.result
+
+
+@attack('benchmark-odd-sizes', sends='a Benchmark of F16 and BF16 for every '
+        'remainder of elements by 32, and beyond', promise='a result whose '
+        'error is small')
+def benchmark_odd_sizes(trial):
+  client = trial.client()
+  pb = trial.pb
+  shapes = [(101, 80), (33, 1), (1, 1), (15, 1), (16, 1), (17, 3), (31, 31)]
+  shapes += [(n, 1) for n in trial.pick(range(2, 66), range(2, 33, 6))]
+  ran = 0
+  for dtype in (pb.DATA_TYPE_BF16, pb.DATA_TYPE_F16):
+    for vectors, dimensions in shapes:
+      result = run(trial, client, num_vectors=vectors, dimensions=dimensions,
+                   dtype=dtype, repetitions=1)
+      error = result.max_abs_error
+      trial.require(math.isfinite(error) and error < 0.05 and
+                    result.flash_time_ms > 0,
+                    f'{vectors}x{dimensions}: error {error}')
+      ran += 1
+  trial.figure(f'{ran} benchmarks')
+
+
+@attack('benchmark-limits', sends='Benchmarks of an hour, by size and by '
+        'repetitions', promise='over within --max-benchmark-seconds and a few',
+        settings={'max-benchmark-seconds': LIMIT_SECONDS}, seconds=120,
+        health_ms=2000)
+def benchmark_limits(trial):
+  client = trial.client()
+  allowed = (LIMIT_SECONDS + 7) * (4 if trial.sanitized else 1)
+  for fields in ({'num_vectors': 32768, 'num_heads': 32, 'dimensions': 8},
+                 {'num_vectors': 1, 'repetitions': 255}):
+    start = time.monotonic()
+    try:
+      run(trial, client, timeout=allowed + 2, **fields)
+      code = 'a result'
+    except grpc.RpcError as error:
+      code = error.code().name
+    took = time.monotonic() - start
+    trial.figure(f'{fields}: {code} after {took:.1f} s')
+    trial.require(took <= allowed and code != 'RESOURCE_EXHAUSTED',
+                  f'{fields}: {code} after {took:.1f} s')

@@ -1,0 +1,191 @@
+"""Attacks by waiting: answers that nobody reads, and messages that never end."""
+
+import time
+
+import numpy as np
+
+from attacks.harness import (DRAIN_SECONDS, IDLE_SECONDS, SLOTS, attack,
+                             budget_free, free_slots)
+from support.http2 import DATA, END_HEADERS, HEADERS, WINDOW_UPDATE, frame
+from support.raw_http2 import header_block, message
+
+# After --stream-idle-timeout whoever is silent is seen up to a quarter later.
+ENDED_SECONDS = IDLE_SECONDS * 1.25 + 4
+
+
+def within(seconds, condition, meanwhile=lambda: None):
+  """Seconds until the condition held; None where it did not."""
+  start = time.monotonic()
+  while time.monotonic() - start < seconds:
+    meanwhile()
+    if condition():
+      return time.monotonic() - start
+    time.sleep(0.1)
+  return None
+
+
+def back(trial, what, condition, meanwhile=lambda: None):
+  """Something has to come back while the attacker is still there."""
+  seconds = ENDED_SECONDS * (3 if trial.sanitized else 1)
+  took = within(seconds, condition, meanwhile)
+  if trial.require(took is not None, f'{what} not back after {seconds:.0f} s'):
+    trial.figure(f'{what} back after {took:.1f} s')
+
+
+def hold_by_benchmarks(trial, address, slots):
+  """Benchmarks whose answers nobody reads, for each slot one."""
+  one = trial.connect(address, window=0)
+  block = header_block('Benchmark')
+  body = trial.pb.BenchmarkRequest(
+      num_vectors=1, repetitions=1).SerializeToString()
+  begun, limit = [], time.monotonic() + 10
+  while time.monotonic() < limit and not one.gone:
+    begun = [s for s in begun if s not in one.over]
+    if len(begun) >= slots:
+      break
+    begun.append(one.call(block, body))
+    # Another one that runs has this one refused.
+    one.wait_for(lambda: begun[-1] in one.over, 0.2)
+  return len([s for s in begun if s not in one.over])
+
+
+@attack('benchmarks-unread', sends='a Benchmark for each slot, whose answers '
+        'it does not read', promise='all slots come back while it is there',
+        settings={'max-in-flight': 8})
+def benchmarks_unread(trial):
+  held = hold_by_benchmarks(trial, trial.server.tcp, 8)
+  trial.figure(f'{held} answers unread')
+  client = trial.client(trial.server.unix)
+  back(trial, 'the slots', lambda: free_slots(client, 8) == 8)
+
+
+def ask_for_much(trial, connection, count):
+  """Calls of 18 KB that are answered with 14 MB; returns their streams."""
+  client = trial.client()
+  request = client.request(np.ones((3500, 1), np.float32),
+                           np.ones((1, 1), np.float32),
+                           np.ones((1, 1024), np.float32)).SerializeToString()
+  block, streams = header_block('Attention'), []
+  for _ in range(count):
+    streams.append(connection.open(block))
+    connection.send_data(streams[-1], message(request), end=True, seconds=5)
+  return streams
+
+
+@attack('answers-unread', sends='18 calls for answers of 14 MB, which it does '
+        'not read', promise='the budget comes back while it is there')
+def answers_unread(trial):
+  one = trial.connect(window=0)
+  streams = ask_for_much(trial, one, 18)
+  time.sleep(1)
+  trial.figure(f'{sum(s in one.begun for s in streams)} answers begun')
+  client = trial.client(trial.server.unix)
+  back(trial, 'the budget', lambda: budget_free(
+      client, trial.settings['memory-budget-bytes']))
+
+
+@attack('answers-dripped', sends='the same, and takes a byte of each answer '
+        'now and then', promise='the budget comes back while it is there')
+def answers_dripped(trial):
+  one = trial.connect(window=0)
+  streams = ask_for_much(trial, one, 18)
+
+  def take_a_byte():
+    one.send(b''.join(frame(WINDOW_UPDATE, (1).to_bytes(4, 'big'), stream=s)
+                      for s in streams if s not in one.over))
+  client = trial.client(trial.server.unix)
+  back(trial, 'the budget', lambda: budget_free(
+      client, trial.settings['memory-budget-bytes']), take_a_byte)
+
+
+def begin_streams(trial, address, count):
+  """Streams of one query; returns the connection, streams, and a dripper."""
+  pb = trial.pb
+  one = trial.connect(address)
+  tensor = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[16, 64])
+  header = pb.AttentionStreamRequest(header=pb.AttentionRequest(
+      query=tensor, key=tensor, value=tensor)).SerializeToString()
+  block, streams = header_block('AttentionStream'), one.new_streams(count)
+  for stream in streams:
+    one.send(frame(HEADERS, block, END_HEADERS, stream) +
+             frame(DATA, message(header), 0, stream))
+  at = [0]
+
+  def drip():
+    chunk = pb.AttentionStreamRequest(chunk=pb.TensorChunk(
+        role=pb.TENSOR_ROLE_QUERY, offset_bytes=at[0],
+        data=b'\0')).SerializeToString()
+    at[0] += 1
+    one.send(b''.join(frame(DATA, message(chunk), 0, s) for s in streams
+                      if s not in one.over))
+  return one, streams, drip
+
+
+@attack('streams-dripped', sends='an AttentionStream for each slot, and a '
+        'chunk of a byte to each now and then',
+        promise='all slots come back while it is there')
+def streams_dripped(trial):
+  one, streams, drip = begin_streams(trial, trial.server.tcp, SLOTS)
+  one.wait_for(lambda: one.begun.issuperset(streams), 3)
+  trial.figure(f'{len(one.begun)} let in')
+  client = trial.client(trial.server.unix)
+  back(trial, 'the slots', lambda: free_slots(client, SLOTS) == SLOTS, drip)
+
+
+@attack('streams-without-header', sends='as many streams as slots, without a '
+        'header', promise='others\' streams are let in while it is there')
+def streams_without_header(trial):
+  one = trial.connect()
+  block = header_block('AttentionStream')
+  one.send(b''.join(frame(HEADERS, block, END_HEADERS, s)
+                    for s in one.new_streams(SLOTS)))
+  client = trial.client(trial.server.unix)
+  back(trial, 'streams', lambda: budget_free(
+      client, trial.settings['memory-budget-bytes']))
+
+
+@attack('streams-unread', sends='whole streams whose answers it does not read',
+        promise='all slots come back while it is there')
+def streams_unread(trial):
+  client = trial.client()
+  one = trial.connect(window=0)
+  array = np.ones((64, 64), np.float32)
+  body = b''.join(message(m.SerializeToString()) for m in client.messages(
+      client.request(array, array, array)))
+  block = header_block('AttentionStream')
+  for _ in range(SLOTS):
+    one.send_data(one.open(block), body, end=True, seconds=5)
+  other = trial.client(trial.server.unix)
+  back(trial, 'the slots', lambda: free_slots(other, SLOTS) == SLOTS)
+
+
+@attack('drain-beside-waiters', server=False, sends='everything of this list '
+        'at once, then SIGTERM', promise='exit code 0 within --drain-timeout '
+        'and a few seconds')
+def drain_beside_waiters(trial):
+  server = trial.server = trial.start(settings={'stream-idle-timeout': 60})
+  hold_by_benchmarks(trial, server.tcp, 2)
+  begin_streams(trial, server.tcp, 2)
+  ask_for_much(trial, trial.connect(server.tcp, window=0), 4)
+  half = trial.connect(server.tcp)
+  half.send_data(half.open(header_block('Attention')),
+                 message(b'half of it', claimed=1 << 20))
+  silent = trial.connect(server.tcp)
+  for _ in range(100):
+    silent.open(header_block('Attention'))
+  exits_in_time(trial, server)
+
+
+def exits_in_time(trial, server):
+  """SIGTERM, and exit code 0 within the time for draining."""
+  start = time.monotonic()
+  server.signal()
+  limit = (DRAIN_SECONDS + 5) * (3 if trial.sanitized else 1)
+  if not trial.require(
+      within(limit, lambda: server.process.poll() is not None) is not None,
+      f'SIGTERM is not obeyed after {limit} s'):
+    return
+  trial.figure(f'exit code {server.process.returncode} '
+               f'{time.monotonic() - start:.1f} s after SIGTERM')
+  trial.require(server.process.returncode == 0,
+                f'exit code {server.process.returncode}')
