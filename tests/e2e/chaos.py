@@ -11,6 +11,7 @@ here held.
 import argparse
 import collections
 import pathlib
+import signal
 import sys
 import time
 
@@ -19,6 +20,8 @@ from attacks import (benchmarks, connections, logs, memory, messages,
 from attacks.harness import ATTACKS, Runner
 from support import stubs
 
+# A broken server is slow to attack; after so long no attack begins.
+LIMIT_SECONDS, SHORT_LIMIT_SECONDS = 1500, 400
 # Where the table's rows come from.
 TOPICS = (benchmarks, connections, logs, memory, messages, processes, readers)
 
@@ -63,12 +66,21 @@ def main():
   print(f'seed {options.seed}' + ('; a sanitizer\'s build, so less is sent, '
         'times are multiplied and memory is not judged'
         if options.sanitized else ''), flush=True)
+  # So that finally clauses end the servers.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
   start = time.monotonic()
+  limit = SHORT_LIMIT_SECONDS if options.short else LIMIT_SECONDS
+  if options.sanitized:
+    limit *= 3
   runner = Runner(options, stubs.load(options.build))
   verdicts = collections.Counter()
   try:
     for one in chosen_from(options):
-      verdicts[runner.run(one)] += 1
+      if time.monotonic() - start > limit:
+        print(f'{one.name:28} BROKEN       not begun: {limit} s are over')
+        verdicts['BROKEN'] += 1
+      else:
+        verdicts[runner.run(one)] += 1
   finally:
     runner.close()
   print(f'{verdicts["held"]} held, {verdicts["BROKEN"]} BROKEN, '
