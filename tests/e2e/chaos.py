@@ -1,11 +1,11 @@
 """./dev chaos: attacks on a real server, each with its figures and a verdict.
 
-Each attack is bounded in what it sends and in time. Before and after it the server
-has to answer health on every listener, compute right answers, and have all slots,
-its budget, descriptors and threads back; meanwhile honest clients have to be
-served, and the resident memory has to stay within what docs/configuration.md
-promises, give or take a tenth. Exits with 0 only if every attack that could run
-here held.
+Each attack is bounded in what it sends and in time. Before and after it the
+server has to answer health on every listener, compute right answers, and have
+all slots, its budget, descriptors and threads back; meanwhile honest clients
+have to be served, and the resident memory has to stay within what
+docs/configuration.md promises, give or take a tenth. Exits with 0 only if every
+attack that could run here held.
 """
 
 import argparse

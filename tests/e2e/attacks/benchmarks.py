@@ -7,7 +7,7 @@ import grpc
 
 from attacks.harness import attack
 
-LIMIT_SECONDS = 3
+LIMIT_SECONDS = 2
 
 
 def run(trial, client, timeout=60, **fields):

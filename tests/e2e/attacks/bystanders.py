@@ -1,9 +1,9 @@
 """Honest clients beside an attack, in a process of their own.
 
 They ask for health on every listener, on connections that they keep and on new
-ones, and for attention, whose answers they compare with NumPy. Commands come one a
-line on stdin: `watch ADDRESS...` begins and prints a line when all of them are
-connected, `report` ends and prints what was seen as one line of JSON.
+ones, and for attention, whose answers they compare with NumPy. Commands come
+one a line on stdin: `watch ADDRESS...` begins and prints a line when all of
+them are connected, `report` ends and prints what was seen as a line of JSON.
 """
 
 import collections

@@ -44,7 +44,7 @@ LEAST_SECONDS = 1
 FEW = 6
 # After so long a probe of Kubernetes gives up.
 HEALTH_MS = 1000
-# And after so long whoever connects anew has come to think that nobody is there.
+# And whoever connects anew takes a server for gone.
 FRESH_MS = 2500
 SANITIZER = re.compile(
     r'(ERROR: \w+Sanitizer.*|runtime error: .*|WARNING: ThreadSanitizer.*)')

@@ -54,7 +54,8 @@ def log_unread_info(trial):
 
 
 @attack('log-unread-debug', server=False, sends='calls at --log-level=debug, '
-        'where stderr is a pipe that nobody reads', promise='calls and health are answered; SIGTERM drains')
+        'where stderr is a pipe that nobody reads', promise='calls and health '
+        'are answered; SIGTERM drains')
 def log_unread_debug(trial):
   log_unread(trial, 'debug', bad_calls=0)
 
@@ -97,7 +98,7 @@ def log_forged(trial):
 def log_flood(trial):
   at, start = log_size(trial), time.monotonic()
   block = header_block('GetServerInfo', grpc_encoding='A' * 2000)
-  limit, sent = start + trial.pick(8, 3), 0
+  limit, sent = start + trial.pick(8, 2), 0
   one = trial.connect()
   while time.monotonic() < limit:
     if one.gone:

@@ -1,8 +1,8 @@
 """A fast HTTP/2 client that keeps no rule (RFC 9113), for attacks.
 
-Frames are made before they are sent, a connection has any number of streams, and
-one thread reads for all connections: it answers SETTINGS and PING and keeps the
-flow control windows, unless a connection is told not to read.
+Frames are made before they are sent, a connection has any number of streams,
+and one thread reads for all connections: it answers SETTINGS and PING and keeps
+the flow control windows, unless a connection is told not to read.
 """
 
 import collections
@@ -80,7 +80,9 @@ def connect(address, seconds=10):
     made.connect(address.removeprefix('unix:'))
     return made
   host, port = address.rsplit(':', 1)
-  return socket.create_connection((host, int(port)), timeout=seconds)
+  made = socket.create_connection((host, int(port)), timeout=seconds)
+  made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+  return made
 
 
 class Reader:
@@ -105,16 +107,18 @@ class Reader:
     self._connections[descriptor] = connection
     self._poll.register(descriptor, select.EPOLLIN)
 
-  def remove(self, descriptor):
-    if self._connections.pop(descriptor, None) is not None:
+  def remove(self, connection, descriptor):
+    """Unless the descriptor is another connection's by now."""
+    if self._connections.get(descriptor) is connection:
+      del self._connections[descriptor]
       self._poll.unregister(descriptor)
 
   def _run(self):
     while not self._over:
       for descriptor, _ in self._poll.poll(0.1):
         connection = self._connections.get(descriptor)
-        if connection is not None and not connection.take():
-          self.remove(descriptor)
+        if connection is not None:
+          connection.take()
 
 
 class RawConnection:
@@ -131,6 +135,8 @@ class RawConnection:
     self._reader = reader
     self._descriptor = self._socket.fileno()
     self._sending = threading.Lock()
+    self._taking = threading.Lock()  # or closing
+    self._closed = False
     self._changed = threading.Condition()
     self._answers = collections.deque()  # that wait for the lock
     self._received = bytearray()
@@ -155,9 +161,15 @@ class RawConnection:
         raise TimeoutError(f'{address} does not answer a preface')
 
   def close(self):
+    with self._taking:
+      self._stop_reading()
+      self._closed = True
+      self._socket.close()
+
+  def _stop_reading(self):
     if self._reader is not None:
-      self._reader.remove(self._descriptor)
-    self._socket.close()
+      self._reader.remove(self, self._descriptor)
+      self._reader = None
 
   def __enter__(self):
     return self
@@ -272,16 +284,22 @@ class RawConnection:
       self._changed.notify_all()
 
   def take(self):
-    """Takes what is here; False where there will be no more."""
+    """Takes what is here. Called by the reader."""
+    with self._taking:
+      if not self._closed:
+        self._take()
+
+  def _take(self):
     try:
       data = self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
     except (BlockingIOError, TimeoutError):
-      return True
+      return
     except OSError:
       data = b''
     if not data:
+      self._stop_reading()
       self._end()
-      return False
+      return
     self._received += data
     at = 0
     with self._changed:
@@ -297,7 +315,6 @@ class RawConnection:
       self._changed.notify_all()
     del self._received[:at]
     self._answer()
-    return True
 
   def _take_frame(self, kind, flags, stream, payload):
     if kind == SETTINGS and not flags & ACK:
