@@ -314,6 +314,8 @@ def free_slots(client, slots):
     except grpc.RpcError:
       return True
   try:
+    # The probe below takes a slot as well: not before all calls are there.
+    time.sleep(0.1)
     with contextlib.suppress(TimeoutError):
       poll_until(full, 5, 'all slots taken')
     return sum(not call.done() for call in calls)
@@ -501,7 +503,8 @@ class Runner:
 
   def _before(self, trial):
     start, late = time.monotonic(), ['']
-    while late and time.monotonic() - start < RECOVERY_SECONDS:
+    seconds = RECOVERY_SECONDS * (3 if trial.sanitized else 1)
+    while late and time.monotonic() - start < seconds:
       time.sleep(0.05)
       late = settled(trial, (1 << 20, 1 << 20))
     if late:
@@ -511,13 +514,14 @@ class Runner:
 
   def _after(self, trial, before):
     start = time.monotonic()
+    seconds = RECOVERY_SECONDS * (3 if trial.sanitized else 1)
     late = settled(trial, before)
-    while late and time.monotonic() - start < RECOVERY_SECONDS:
+    while late and time.monotonic() - start < seconds:
       if trial.server.process.poll() is not None:
         break
       time.sleep(0.2)
       late = settled(trial, before)
-    trial.require(not late, f'{RECOVERY_SECONDS} s later {"; ".join(late)}')
+    trial.require(not late, f'{seconds} s later {"; ".join(late)}')
     if not late:
       trial.figure(f'as before after {time.monotonic() - start:.1f} s')
 

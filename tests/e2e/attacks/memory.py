@@ -21,18 +21,19 @@ SMALL = {'memory-budget-bytes': 64 * MIB, 'max-message-bytes': 4 * MIB}
 def storm(trial, connections, count, make, seconds, batch=500):
   """Sends make(connection, streams) until `count` streams were sent.
 
-  Connections that the server ends are made anew, as an attacker would. Returns
-  (streams sent, connections ended).
+  Connections go to the listeners in turn. Those that the server ends are made
+  anew, as an attacker would. Returns (streams sent, connections ended).
   """
   limit = time.monotonic() + seconds
-  opened = [None] * connections
+  opened, addresses = [None] * connections, trial.server.addresses
   sent = ended = 0
   for turn in itertools.cycle(range(connections)):
     if sent >= count or time.monotonic() > limit:
       break
     try:
       if opened[turn] is None:
-        opened[turn] = trial.connect(seconds=20)
+        opened[turn] = trial.connect(addresses[turn % len(addresses)],
+                                     seconds=20)
       streams = opened[turn].new_streams(batch)
       if opened[turn].send(make(opened[turn], streams)):
         sent += batch
@@ -57,7 +58,7 @@ def opened_and_reset(method):
 
 
 @attack('reset-info', sends='HEADERS and RST_STREAM of GetServerInfo on one '
-        'connection, four times over', promise='the memory promised',
+        'connection, again and again', promise='the memory promised',
         settings=SMALL)
 def reset_info(trial):
   for _ in range(trial.pick(4, 2)):
@@ -87,7 +88,8 @@ def reset_messages(trial):
       one = connections[turn]
       if one is None or one.gone:
         ended += one is not None
-        one = connections[turn] = trial.connect(seconds=2)
+        one = connections[turn] = trial.connect(
+            trial.server.addresses[turn % 2], seconds=2)
       for stream in one.new_streams(20):
         one.open(block, stream=stream)
         one.send_data(stream, body, seconds=1)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import stat
 import subprocess
@@ -150,6 +151,20 @@ def killed_and_restarted(trial):
                 'no right answer afterwards')
 
 
+@attack('budget-boundless', server=False, sends='large messages where '
+        '--memory-budget-bytes is 2^63 - 1', promise='right answers')
+def budget_boundless(trial):
+  server = trial.start(settings={'memory-budget-bytes': 2**63 - 1})
+  client = trial.client(server.tcp)
+  large = np.ones((1, 1 << 20, 8), np.float32)
+  for _ in range(4):
+    answer = client.attention(large, large[:, :1], large[:, :1], timeout=60)
+    trial.require(np.array_equal(client.array(answer.output), large),
+                  'a wrong answer')
+  found = SANITIZER.search(server.log())
+  trial.require(not found, found and found[1])
+
+
 # --- a limit of memory that the kernel enforces -------------------------------
 
 CGROUP = pathlib.Path('/sys/fs/cgroup')
@@ -225,8 +240,9 @@ def memory_cgroup(trial):
   server = trial.server = trial.start(
       settings={'memory-budget-bytes': None}, prefix=group.prefix())
   process = Process(server.process.pid)
-  trial.require('memory budget 536870912 bytes' in server.log(),
-                'the budget is not what 1 GiB leaves')
+  budget = int(re.search(r'memory budget (\d+)', server.log())[1])
+  trial.figure(f'budget {budget / MIB:.0f} MiB')
+  trial.require(budget < LIMIT, 'the budget is above the limit')
   parts = {
       'resets': lambda: storm(trial, 4, trial.pick(200_000, 120_000),
                               opened_and_reset('Attention'),
