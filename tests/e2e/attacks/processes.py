@@ -89,10 +89,10 @@ def address_file(trial):
         'answered; the server goes on, or ends with 0')
 def signals(trial):
   server = trial.start(settings={'drain-timeout': 60})
+  rows = work.rows_for(trial.client(server.unix), seconds=0.7)
   for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
                  signal.SIGQUIT, signal.SIGALRM, signal.SIGPIPE):
     client = trial.client(server.unix)
-    rows = work.rows_for(client, seconds=0.7)
     call = client.stub.SelfAttention.future(
         client.self_request(np.ones((1, rows, 1), np.float32)), timeout=60)
     time.sleep(0.2)
@@ -103,11 +103,12 @@ def signals(trial):
     except grpc.RpcError as error:
       trial.require(False, f'{number.name}: the call is lost, '
                     f'{error.code().name}')
-    within(1, lambda: server.process.poll() is not None)
+    within(0.3, lambda: server.process.poll() is not None)
     if server.process.poll() is not None:
       trial.require(server.process.returncode == 0, f'{number.name}: the '
                     f'server ended with {server.process.returncode}')
       server.start()
+  trial.figure('six signals')
   trial.require(computes(trial.client(server.tcp)) is None,
                 'no right answer afterwards')
 
