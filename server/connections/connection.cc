@@ -34,7 +34,7 @@ Connection::~Connection() { Closed(); }
 
 Connection::Verdict Connection::Received(const char* data, size_t size,
                                          SteadyTime now) {
-  turn_bytes_ += static_cast<int64_t>(size);
+  turn_bytes_ += size;
   const std::lock_guard lock(mutex_);
   if (!end_reason_.empty()) return Verdict::kBroken;
   crowded_ = false;

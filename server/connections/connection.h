@@ -84,8 +84,9 @@ class Connection {
   // over.
   static constexpr int64_t kProgressBytes = int64_t{64} << 10;
   // gRPC reads a connection until nothing is left in its socket, which a quick
-  // sender can put off for the whole of a large message.
-  static constexpr int64_t kTurnBytes = int64_t{1} << 20;
+  // sender can put off for the whole of a large message, and up to 4 MiB at a
+  // time, which can take 40 ms.
+  static constexpr size_t kTurnBytes = size_t{1} << 20;
 
   // Does not own `fd`, a connected stream socket. `peer` is for the log.
   Connection(int fd, std::string peer, const ConnectionLimits& limits,
@@ -167,7 +168,7 @@ class Connection {
 
   std::atomic<bool> can_rearm_ = false;
   std::atomic<bool> paused_ = false;
-  std::atomic<int64_t> turn_bytes_ = 0;
+  std::atomic<size_t> turn_bytes_ = 0;
   mutable std::mutex mutex_;
   int fd_;          // -1 once closed
   int epoll_ = -1;  // that gRPC waits with for fd_

@@ -114,7 +114,7 @@ size_t ConnectionGuard::MayRead(const std::shared_ptr<Connection>& connection) {
     Resume();
     return 0;
   }
-  if (!connection->TurnIsOver()) return kAll;
+  if (!connection->TurnIsOver()) return Connection::kTurnBytes;
   connection->Rearm();
   return 0;
 }

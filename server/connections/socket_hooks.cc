@@ -64,16 +64,22 @@ bool ForEachPart(const msghdr& message, ssize_t bytes, Visit&& visit) {
 // `most` bytes.
 template <typename Read>
 ssize_t ReadAtMost(size_t most, msghdr& message, Read&& read) {
-  if (message.msg_iovlen == 0 || most >= message.msg_iov->iov_len) {
-    return read();
+  const auto parts = message.msg_iovlen;
+  size_t last = 0;
+  for (size_t room = 0; last < parts; ++last) {
+    room += message.msg_iov[last].iov_len;
+    if (room >= most) {
+      iovec& part = message.msg_iov[last];
+      const size_t part_bytes =
+          std::exchange(part.iov_len, part.iov_len - (room - most));
+      message.msg_iovlen = last + 1;
+      const ssize_t bytes = read();
+      message.msg_iovlen = parts;
+      part.iov_len = part_bytes;
+      return bytes;
+    }
   }
-  iovec part{.iov_base = message.msg_iov->iov_base, .iov_len = most};
-  iovec* const parts = std::exchange(message.msg_iov, &part);
-  const auto count = std::exchange(message.msg_iovlen, 1);
-  const ssize_t bytes = read();
-  message.msg_iov = parts;
-  message.msg_iovlen = count;
-  return bytes;
+  return read();
 }
 
 }  // namespace

@@ -45,7 +45,8 @@ class EagerStream : public MessageStream {
     finished_ = true;
     changed_.notify_all();
   }
-  void Break() override {}
+  int64_t sent_bytes() override { return 0; }
+  void Break(const std::string& /*why*/) override {}
 
   // Whether a message is asked for, which the caller gives then.
   bool TakeRead() {
@@ -78,6 +79,18 @@ class EagerStream : public MessageStream {
   WholeAnswer answer_;
 };
 
+template <typename Answer>
+WholeAnswer CallPlain(Answer answer, const ServiceContext& context,
+                      ReceivedMessage received) {
+  const StopSignal never;
+  std::promise<WholeAnswer> whole;
+  answer(context, std::move(received), never,
+         [&whole](const absl::StatusOr<ResponsePieces>& pieces) {
+           whole.set_value(AnswerOf(pieces));
+         });
+  return whole.get_future().get();
+}
+
 }  // namespace
 
 WholeAnswer CallUnary(const ServiceContext& context, AttentionMethod method,
@@ -95,12 +108,12 @@ WholeAnswer CallUnary(const ServiceContext& context, AttentionMethod method,
 WholeAnswer CallMemoryEstimate(const ServiceContext& context,
                                const std::string& request,
                                const Slicing& slicing) {
-  return AnswerOf(AnswerMemoryEstimate(context, Cut(request, slicing)));
+  return CallPlain(AnswerMemoryEstimate, context, Cut(request, slicing));
 }
 
 WholeAnswer CallServerInfo(const ServiceContext& context,
                            const std::string& request, const Slicing& slicing) {
-  return AnswerOf(AnswerServerInfo(context, Cut(request, slicing)));
+  return CallPlain(AnswerServerInfo, context, Cut(request, slicing));
 }
 
 WholeAnswer CallBenchmark(const ServiceContext& context,
