@@ -87,7 +87,7 @@ def answers_unread(trial):
 @attack('answers-dripped', sends='the same, and takes a byte of each answer '
         'now and then', promise='the budget comes back while it is there')
 def answers_dripped(trial):
-  one = trial.connect(window=0)
+  one = trial.connect(window=0, renews=False)
   streams = ask_for_much(trial, one, 18)
 
   def take_a_byte():
