@@ -196,12 +196,14 @@ class Server::Impl {
 
   void Drain() {
     if (!server_) return;
+    // First, so that nobody who has read NOT_SERVING is let in, or refused for
+    // another reason.
+    admission_.Close();
     {
       const std::lock_guard lock(health_mutex_);
       draining_ = true;
       server_->GetHealthCheckService()->Shutdown();
     }
-    admission_.Close();
     // Who reads this line can rely on it: nothing new is admitted.
     spdlog::info("draining: {} calls still run",
                  admission_.usage().reservations);

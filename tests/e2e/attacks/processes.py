@@ -21,7 +21,7 @@ from attacks.readers import within
 from support import work
 from support.http2 import END_HEADERS, HEADERS, frame
 from support.raw_http2 import header_block, message
-from support.server import POLL_SECONDS, clean_environment
+from support.server import POLL_SECONDS, clean_environment, poll_until
 
 
 def launch(trial, folder, *flags):
@@ -241,7 +241,9 @@ def memory_cgroup(trial):
   server = trial.server = trial.start(
       settings={'memory-budget-bytes': None}, prefix=group.prefix())
   process = Process(server.process.pid)
-  budget = int(re.search(r'memory budget (\d+)', server.log())[1])
+  found = poll_until(lambda: re.search(r'memory budget (\d+)', server.log()),
+                     60, 'the line of the log that tells the budget')
+  budget = int(found[1])
   trial.figure(f'budget {budget / MIB:.0f} MiB')
   trial.require(budget < LIMIT, 'the budget is above the limit')
   parts = {

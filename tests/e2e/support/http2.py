@@ -32,18 +32,39 @@ def message_prefix(size_bytes):
   return b'\0' + size_bytes.to_bytes(4, 'big')
 
 
-def request_headers(method, more=None):
-  """The headers of a call, and `more` of up to 126 bytes each."""
-  fields = {':method': 'POST', ':scheme': 'http', ':path': method,
-            ':authority': 'test', 'content-type': 'application/grpc',
-            'te': 'trailers', **(more or {})}
-  return literals(fields)
+def hpack_number(value, prefix_bits):
+  """The integer of RFC 7541, 5.1, with nothing above its prefix."""
+  most = (1 << prefix_bits) - 1
+  if value < most:
+    return bytes([value])
+  value -= most
+  out = bytearray([most])
+  while value >= 128:
+    out.append(value % 128 + 128)
+    value //= 128
+  out.append(value)
+  return bytes(out)
+
+
+def header(name, value):
+  """One header, literally and without a place in the table."""
+  name = name if isinstance(name, bytes) else name.encode()
+  value = value if isinstance(value, bytes) else value.encode()
+  return (b'\0' + hpack_number(len(name), 7) + name +
+          hpack_number(len(value), 7) + value)
 
 
 def literals(fields):
-  """A block of headers, of up to 126 bytes each."""
-  text = lambda t: bytes([len(t)]) + t.encode()
-  return b''.join(b'\0' + text(k) + text(v) for k, v in fields.items())
+  """A block of headers; one whose value is None is left out."""
+  return b''.join(header(name, value) for name, value in fields.items()
+                  if value is not None)
+
+
+def request_headers(method, more=None):
+  """The headers of a call; `more` names further or other ones."""
+  return literals({':method': 'POST', ':scheme': 'http', ':path': method,
+                   ':authority': 'test', 'content-type': 'application/grpc',
+                   'te': 'trailers', **(more or {})})
 
 
 class Connection:
@@ -65,9 +86,9 @@ class Connection:
     self.ended = set()  # the streams that the server has ended
     self._socket.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n')
     if window is None:
-      self._send(frame(SETTINGS))
+      self.send(frame(SETTINGS))
     else:
-      self._send(frame(SETTINGS, INITIAL_WINDOW_SIZE.to_bytes(2, 'big') +
+      self.send(frame(SETTINGS, INITIAL_WINDOW_SIZE.to_bytes(2, 'big') +
                        window.to_bytes(4, 'big')))
       self.grant(1 << 30, CONNECTION)
     while not self.settings:
@@ -127,9 +148,9 @@ class Connection:
       added = self.settings.get(INITIAL_WINDOW_SIZE, WINDOW) - before
       for known in self._window:
         self._window[known] += added if known != CONNECTION else 0
-      self._send(frame(SETTINGS, flags=ACK))
+      self.send(frame(SETTINGS, flags=ACK))
     elif kind == PING and not flags & ACK:
-      self._send(frame(PING, payload, ACK))
+      self.send(frame(PING, payload, ACK))
     elif kind == WINDOW_UPDATE:
       if stream in self._window:
         self._window[stream] += number(payload)
@@ -142,7 +163,8 @@ class Connection:
     if kind == RST_STREAM or kind in (DATA, HEADERS) and flags & END_STREAM:
       self.ended.add(stream)
 
-  def _send(self, data):
+  def send(self, data):
+    """Sends these bytes, whatever they mean."""
     try:
       self._socket.sendall(data)
     except ConnectionError:
@@ -150,19 +172,23 @@ class Connection:
 
   def send_empty_calls(self, count, block):
     """Calls of these headers without a message, whose answers are not read."""
-    self._send(b''.join(frame(HEADERS, block, END_HEADERS | END_STREAM, stream)
+    self.send(b''.join(frame(HEADERS, block, END_HEADERS | END_STREAM, stream)
                         for stream in range(1, 2 * count, 2)))
 
   def grant(self, size_bytes, stream=STREAM):
     """Lets the server send so much more."""
-    self._send(frame(WINDOW_UPDATE, size_bytes.to_bytes(4, 'big'),
+    self.send(frame(WINDOW_UPDATE, size_bytes.to_bytes(4, 'big'),
                      stream=stream))
+
+  def expect(self, stream):
+    """Makes a stream known that send() opens."""
+    self._window[stream] = self.settings.get(INITIAL_WINDOW_SIZE, WINDOW)
 
   def open_stream(self, method, stream=STREAM, headers=None, flags=0):
     """Begins a call, of which nothing but the headers is sent."""
     block = request_headers(method, headers)
-    self._window[stream] = self.settings.get(INITIAL_WINDOW_SIZE, WINDOW)
-    self._send(frame(HEADERS, block, END_HEADERS | flags, stream))
+    self.expect(stream)
+    self.send(frame(HEADERS, block, END_HEADERS | flags, stream))
 
   def begin_call(self, method, message_bytes, stream=STREAM):
     """A call whose message is of this size, without any of it."""
@@ -177,7 +203,7 @@ class Connection:
 
   def end(self, stream=STREAM):
     """Ends the client's side of a call."""
-    self._send(frame(DATA, flags=END_STREAM, stream=stream))
+    self.send(frame(DATA, flags=END_STREAM, stream=stream))
 
   def send_data(self, data, stream=STREAM):
     """Sends as the server grants; less where it ends the call."""
@@ -190,5 +216,5 @@ class Connection:
         continue
       self._window[CONNECTION] -= size
       self._window[stream] -= size
-      self._send(frame(DATA, bytes(view[:size]), stream=stream))
+      self.send(frame(DATA, bytes(view[:size]), stream=stream))
       view = view[size:]

@@ -16,7 +16,8 @@ import time
 
 from support.http2 import (ACK, DATA, END_HEADERS, FRAME, HEADERS,
                            INITIAL_WINDOW_SIZE, PING, RST_STREAM, SETTINGS,
-                           WINDOW, WINDOW_UPDATE, frame, number)
+                           WINDOW, WINDOW_UPDATE, frame, number,
+                           request_headers)
 
 PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'
 PRIORITY, CONTINUATION = 2, 9
@@ -29,41 +30,14 @@ PIECE = 1 << 16
 _STATUS = re.compile(rb'grpc-status(.)(\d{1,2})', re.DOTALL)
 
 
-def hpack_number(value, prefix_bits):
-  """The integer of RFC 7541, 5.1, with nothing above its prefix."""
-  most = (1 << prefix_bits) - 1
-  if value < most:
-    return bytes([value])
-  value -= most
-  out = bytearray([most])
-  while value >= 128:
-    out.append(value % 128 + 128)
-    value //= 128
-  out.append(value)
-  return bytes(out)
-
-
-def header(name, value):
-  """One header, literally and without a place in the table."""
-  name = name if isinstance(name, bytes) else name.encode()
-  value = value if isinstance(value, bytes) else value.encode()
-  return (b'\0' + hpack_number(len(name), 7) + name +
-          hpack_number(len(value), 7) + value)
-
-
 def header_block(method, **extra):
   """The header of a call of `method`; `extra` names more or other headers.
 
   Underscores of names stand for hyphens. A value of None leaves one out.
   """
   path = method if method.startswith('/') else SERVICE + method
-  fields = {':method': 'POST', ':scheme': 'http', ':path': path,
-            ':authority': 'chaos', 'content-type': 'application/grpc',
-            'te': 'trailers'}
-  fields.update({name.replace('_', '-'): value
-                 for name, value in extra.items()})
-  return b''.join(header(name, value) for name, value in fields.items()
-                  if value is not None)
+  return request_headers(path, {name.replace('_', '-'): value
+                                for name, value in extra.items()})
 
 
 def message(payload, claimed=None):
