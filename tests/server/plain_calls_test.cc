@@ -54,9 +54,11 @@ class PlainCallsTest : public ::testing::Test {
   StopSignal stop_;
   std::promise<void> released_;
   DecodeThread decoder_;
-  ServiceContext context_{engine_,  admission_, 16LL << 20,
-                          1024,     nullptr,    std::chrono::nanoseconds{0},
-                          &decoder_};
+  ServiceContext context_{.engine = engine_,
+                          .admission = admission_,
+                          .max_message_bytes = 16LL << 20,
+                          .max_benchmark_vectors = 1024,
+                          .decoder = &decoder_};
 };
 
 TEST_F(PlainCallsTest, AnswersAtOnceWhileALongQuestionWaits) {
