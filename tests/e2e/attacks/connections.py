@@ -2,10 +2,7 @@
 
 import contextlib
 import resource
-
 import time
-
-
 
 from attacks.harness import attack, computes, health_of
 from support.raw_http2 import PREFACE, connect

@@ -3,17 +3,16 @@
 import itertools
 import time
 
-from attacks.harness import IDLE_SECONDS, MIB, attack
+from attacks.harness import MIB, attack
+from attacks.readers import ENDED_SECONDS
 from support import raw_http2
 from support.http2 import (DATA, END_HEADERS, HEADERS, PING, RST_STREAM,
                            SETTINGS, WINDOW_UPDATE, frame)
 from support.raw_http2 import (CANCEL, CONTINUATION, END_STREAM, PRIORITY,
-                               SERVICE, header, header_block, message)
+                               header, header_block, message)
 
 REFLECTION = '/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo'
 WATCH = '/grpc.health.v1.Health/Watch'
-# After --stream-idle-timeout whoever is silent is seen up to a quarter later.
-ENDED_SECONDS = IDLE_SECONDS * 1.25 + 6
 # A small budget and small messages: 384 MiB are promised.
 SMALL = {'memory-budget-bytes': 64 * MIB, 'max-message-bytes': 4 * MIB}
 

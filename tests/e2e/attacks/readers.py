@@ -9,7 +9,8 @@ from attacks.harness import (DRAIN_SECONDS, IDLE_SECONDS, SLOTS, attack,
 from support.http2 import DATA, END_HEADERS, HEADERS, WINDOW_UPDATE, frame
 from support.raw_http2 import header_block, message
 
-# After --stream-idle-timeout whoever is silent is seen up to a quarter later.
+# Who is silent is seen up to a quarter of --stream-idle-timeout later; the rest
+# is for slow machines.
 ENDED_SECONDS = IDLE_SECONDS * 1.25 + 6
 
 
