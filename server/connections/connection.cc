@@ -235,6 +235,11 @@ int64_t Connection::HeldBytes(SteadyTime now) const {
   return bytes;
 }
 
+double Connection::RecentResets(SteadyTime now) const {
+  const std::lock_guard lock(mutex_);
+  return resets_.recent(now);
+}
+
 SteadyTime Connection::idle_since() const {
   const std::lock_guard lock(mutex_);
   return calls_.empty() ? idle_since_ : SteadyTime::max();

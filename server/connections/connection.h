@@ -139,6 +139,8 @@ class Connection {
   // An estimate of what the connection makes gRPC hold at `now`: its calls, the
   // messages that are on their way, and what it reset just before.
   int64_t HeldBytes(SteadyTime now) const;
+  // How many resets are counted at `now` (see ConnectionLimits::resets).
+  double RecentResets(SteadyTime now) const;
   // Since when the connection has no open call; SteadyTime::max() while it has.
   SteadyTime idle_since() const;
 

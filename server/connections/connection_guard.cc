@@ -142,8 +142,12 @@ bool ConnectionGuard::Received(Connection& connection, const char* data,
       return false;
     case Connection::Verdict::kCrowded:
       EndLargest(
-          [now](const Connection& other) { return other.HeldBytes(now); },
-          /*least=*/1, "it held most when clients had reset too many calls");
+          [now](const Connection& other) {
+            return static_cast<int64_t>(other.RecentResets(now));
+          },
+          /*least=*/1,
+          "it reset most when clients had reset too many calls, over all "
+          "connections");
       break;
   }
   if (totals_->open_calls > options_.all_open_calls) {

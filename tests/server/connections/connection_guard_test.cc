@@ -83,6 +83,26 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenTooManyCallsAreOpen) {
   guard->Forget(small.connection);
 }
 
+// And not who holds most: that may be a client that has reset nothing.
+TEST(ConnectionGuardTest, EndsWhoResetMostWhenAllResetTooMuch) {
+  const auto guard =
+      ConnectionGuard::Start({.all_resets = {.burst = 10, .per_second = 0}});
+  const Peer honest(*guard);
+  ASSERT_TRUE(honest.Send(
+      *guard, Preface() + Headers(1) +
+                  Frame(FrameType::kData, 0, 1, std::string(1 << 20, 'x'))));
+  const Peer attacker(*guard);
+  ASSERT_TRUE(attacker.Send(*guard, Preface()));
+  std::string bytes;
+  for (uint32_t stream = 1; stream < 40; stream += 2) {
+    bytes += Headers(stream) + Reset(stream);
+  }
+  EXPECT_FALSE(attacker.Send(*guard, bytes));
+  EXPECT_THAT(honest.connection->end_reason(), IsEmpty());
+  guard->Forget(honest.connection);
+  guard->Forget(attacker.connection);
+}
+
 TEST(ConnectionGuardTest, EndsWhoBringsTheCallsBeforeGrpcSeesThem) {
   const auto guard = ConnectionGuard::Start({.all_open_calls = 10});
   const Peer peer(*guard);
