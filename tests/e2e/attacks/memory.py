@@ -5,11 +5,11 @@ import time
 
 from attacks.harness import MIB, attack
 from attacks.readers import ENDED_SECONDS
-from support import raw_http2
 from support.http2 import (DATA, END_HEADERS, HEADERS, PING, RST_STREAM,
-                           SETTINGS, WINDOW_UPDATE, frame)
+                           SETTINGS, WINDOW_UPDATE, frame, header,
+                           hpack_number)
 from support.raw_http2 import (CANCEL, CONTINUATION, END_STREAM, PRIORITY,
-                               header, header_block, message)
+                               header_block, message)
 
 REFLECTION = '/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo'
 WATCH = '/grpc.health.v1.Health/Watch'
@@ -234,7 +234,7 @@ def endless_header(trial, first, piece, pieces, connections=1, ended=True):
         promise='at most 3 CPU s; the connection is ended', settings=SMALL)
 def header_value_endless(trial):
   first = (header_block('Attention') + b'\0' + bytes([4]) + b'long' +
-           raw_http2.hpack_number(2**31 - 1, 7))
+           hpack_number(2**31 - 1, 7))
   endless_header(trial, first, b'a' * 16384, trial.pick(2000, 1300))
 
 
@@ -243,7 +243,7 @@ def header_value_endless(trial):
         'the memory promised', settings=SMALL)
 def header_values_endless(trial):
   first = (header_block('Attention') + b'\0' + bytes([4]) + b'long' +
-           raw_http2.hpack_number(2**31 - 1, 7))
+           hpack_number(2**31 - 1, 7))
   endless_header(trial, first, b'a' * 16384, 900, connections=10)
 
 
