@@ -12,14 +12,22 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 namespace attnd::server {
 namespace {
 
 struct Followed {
-  std::shared_ptr<Connection> connection;
-  std::shared_ptr<ConnectionGuard> guard;
+  Followed(std::shared_ptr<Connection> its_connection,
+           std::shared_ptr<ConnectionGuard> its_guard)
+      : connection(std::move(its_connection)), guard(std::move(its_guard)) {}
+
+  const std::shared_ptr<Connection> connection;
+  const std::shared_ptr<ConnectionGuard> guard;
+  // gRPC closes a socket after everything else that it does with it. Thread
+  // sanitizer cannot see how it orders the two; it sees this counter.
+  std::atomic<uint32_t> uses = 0;
 };
 
 constexpr size_t kMaxDescriptors = size_t{1} << 20;
@@ -38,8 +46,27 @@ void Forget(int fd) {
   if (Find(fd) == nullptr) return;
   const std::unique_ptr<Followed> entry(
       followed[static_cast<size_t>(fd)].exchange(nullptr));
-  if (entry) entry->guard->Forget(entry->connection);
+  if (!entry) return;
+  (void)entry->uses.load(std::memory_order_acquire);
+  entry->guard->Forget(entry->connection);
 }
+
+// The entry of a descriptor while one of the functions below uses it.
+class Use {
+ public:
+  explicit Use(int fd) : entry_(Find(fd)) {}
+  ~Use() {
+    if (entry_ != nullptr) entry_->uses.fetch_add(1, std::memory_order_release);
+  }
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+
+  explicit operator bool() const { return entry_ != nullptr; }
+  Followed* operator->() const { return entry_; }
+
+ private:
+  Followed* const entry_;
+};
 
 template <typename Function>
 Function* Next(const char* name) {
@@ -87,8 +114,8 @@ ssize_t ReadAtMost(size_t most, msghdr& message, Read&& read) {
 bool FollowSocket(int fd, std::shared_ptr<Connection> connection,
                   std::shared_ptr<ConnectionGuard> guard) {
   if (fd < 0 || static_cast<size_t>(fd) >= kMaxDescriptors) return false;
-  auto entry = std::make_unique<Followed>(
-      Followed{std::move(connection), std::move(guard)});
+  auto entry =
+      std::make_unique<Followed>(std::move(connection), std::move(guard));
   delete followed[static_cast<size_t>(fd)].exchange(entry.release());
   return true;
 }
@@ -109,8 +136,7 @@ absl::Status CheckSocketHooks() {
 
 }  // namespace attnd::server
 
-using attnd::server::Connection;
-using attnd::server::Followed;
+using attnd::server::Use;
 
 extern "C" {
 
@@ -118,8 +144,8 @@ __attribute__((visibility("default"))) ssize_t recvmsg(int fd, msghdr* message,
                                                        int flags) {
   static const auto next =
       attnd::server::Next<ssize_t(int, msghdr*, int)>("recvmsg");
-  Followed* const entry = attnd::server::Find(fd);
-  if (entry == nullptr) return next(fd, message, flags);
+  const Use entry(fd);
+  if (!entry) return next(fd, message, flags);
   const size_t may_read = entry->guard->MayRead(entry->connection);
   if (may_read == 0) {
     errno = EAGAIN;
@@ -146,8 +172,8 @@ __attribute__((visibility("default"))) ssize_t sendmsg(int fd,
   const ssize_t bytes = next(fd, message, flags);
   if (bytes <= 0) return bytes;
   const int error = errno;
-  Followed* const entry = attnd::server::Find(fd);
-  if (entry == nullptr) return bytes;
+  const Use entry(fd);
+  if (!entry) return bytes;
   attnd::server::ForEachPart(*message, bytes,
                              [&](const char* data, size_t size) {
                                entry->connection->Sent(data, size);
@@ -161,8 +187,8 @@ __attribute__((visibility("default"))) int epoll_ctl(
     int epoll, int operation, int fd, epoll_event* event) noexcept {
   static const auto next =
       attnd::server::Next<int(int, int, int, epoll_event*)>("epoll_ctl");
-  Followed* const entry = attnd::server::Find(fd);
-  if (entry != nullptr && operation == EPOLL_CTL_ADD) {
+  const Use entry(fd);
+  if (entry && operation == EPOLL_CTL_ADD) {
     entry->connection->WatchedBy(epoll, *event);
   }
   return next(epoll, operation, fd, event);
