@@ -446,7 +446,7 @@ TEST_F(AttentionCallTest, WhoCallsCopiesNothingLarge) {
   std::memcpy(output.data(), response.output().data().data(), twos.size());
   // Of twos, where everything is seen; of nothing, where the mask was as it
   // came.
-  EXPECT_THAT(output, testing::Each(testing::FloatNear(2, 1e-5F)));
+  EXPECT_THAT(output, ::testing::Each(::testing::FloatNear(2, 1e-5F)));
 }
 
 // From the message, whatever else is in it.

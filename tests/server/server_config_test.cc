@@ -93,7 +93,7 @@ TEST_F(ServerConfigTest, MisspeltVariablesAreUnknown) {
                                 {"ATTND_PORT_50051_TCP_ADDR", "10.0.0.1"},
                                 {"ATTND_SERVICE_HOST", "10.0.0.1"},
                                 {"ATTND_MEMORY_BUDGET", "1"}}),
-              testing::ElementsAre("ATTND_MEMORY_BUDGET"));
+              ::testing::ElementsAre("ATTND_MEMORY_BUDGET"));
 }
 
 TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {

@@ -20,7 +20,7 @@ void InItsOwnProcess(const std::function<int()>& test, int exit_code = 0,
         StopSignals::Block();
         std::exit(test());
       },
-      testing::ExitedWithCode(exit_code), said);
+      ::testing::ExitedWithCode(exit_code), said);
 }
 
 void Send(int signal) { kill(getpid(), signal); }
