@@ -12,6 +12,8 @@ import pytest
 from support import reference, work
 from support.client import Client, Refusal
 from support.envoy import Envoy
+from support.http2 import DATA, frame
+from support.raw_http2 import RawConnection, Reader, header_block, message
 from support.server import Server, open_channel, poll_until
 
 MIB = 1 << 20
@@ -239,3 +241,21 @@ def test_what_is_too_large_to_keep_passes_once(attnd, stubs, connect, rng):
     assert problem.payload_bytes > 32 * MIB
     problem.check(client, client.stub.Attention(problem.request, timeout=120))
     assert envoy.stat('retry_or_shadow_abandoned') == 1
+
+
+def test_who_stops_in_a_message_ends_no_other_call(attnd, connect):
+  # attnd would end the connection after 9 s.
+  with Server(attnd, '--stream-idle-timeout=6') as server, \
+      Envoy([server.tcp], request_timeout='2s') as envoy, Reader() as reader:
+    other = connect(envoy.address)
+    request = work.endless_request(other)
+    call = other.stub.SelfAttention.future(request)
+    half = RawConnection(envoy.address, reader)
+    stream = half.open(header_block('Attention'))
+    half.send(frame(DATA, message(bytes(10_000), claimed=4 * MIB), 0, stream))
+    poll_until(lambda: envoy.stat('upstream_rq_tx_reset') > 0, 60,
+               'the end of the half request')
+    assert not call.done()
+    assert envoy.stat('upstream_cx_destroy') == 0
+    call.cancel()
+    half.close()

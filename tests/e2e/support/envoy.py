@@ -21,13 +21,21 @@ def _endpoint(address):
       'address': host, 'port_value': int(port)}}}}
 
 
-def configuration(addresses):
-  """What is deployed, but for the addresses: ours, and free ports."""
+def configuration(addresses, request_timeout=None):
+  """What is deployed, with our addresses and free ports.
+
+  request_timeout: takes the place of the one that is deployed.
+  """
   config = yaml.safe_load(CONFIG.read_text())
   resources = config['static_resources']
   (listener,), (cluster,) = resources['listeners'], resources['clusters']
   for place in (config['admin'], listener):
     place['address']['socket_address']['port_value'] = 0
+  if request_timeout is not None:
+    (chain,) = listener['filter_chains']
+    (manager,) = chain['filters']
+    assert 'request_timeout' in manager['typed_config']
+    manager['typed_config']['request_timeout'] = request_timeout
   (endpoints,) = cluster['load_assignment']['endpoints']
   endpoints['lb_endpoints'] = [_endpoint(address) for address in addresses]
   return config
@@ -36,15 +44,16 @@ def configuration(addresses):
 class Envoy:
   """A context manager: Envoy in front of servers, all of them found healthy."""
 
-  def __init__(self, addresses):
-    self._addresses = addresses
+  def __init__(self, addresses, **changes):
+    self._addresses, self._changes = addresses, changes
     self._folder = tempfile.TemporaryDirectory(prefix='envoy-')
     self.folder = pathlib.Path(self._folder.name)
     self.process = self.address = self._admin = None
 
   def __enter__(self):
     config = self.folder / 'envoy.json'
-    config.write_text(json.dumps(configuration(self._addresses)))
+    config.write_text(json.dumps(configuration(self._addresses,
+                                                **self._changes)))
     with open(self.folder / 'log', 'ab') as log:
       self.process = subprocess.Popen(
           [str(pathlib.Path(sys.executable).parent / 'envoy'),
