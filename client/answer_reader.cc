@@ -37,7 +37,7 @@ struct AnswerTensor {
   int field_number;
   absl::string_view name;  // what an error calls it
   Elements target;
-  const std::vector<int64_t>& shape;  // that it has to have
+  const std::vector<int64_t>& shape;  // the one that it has to have
   v1::Tensor header = {};             // without its data
   std::optional<uint64_t> data_bytes = {};
 };

@@ -19,7 +19,8 @@
 
 namespace attnd::client {
 
-// What a forward call is to answer: where its elements go, and its shapes.
+// What the answer to a forward call has to be: its shapes, and where its
+// elements go.
 struct ForwardAnswer {
   AttentionOutputs outputs;
   std::vector<int64_t> output_shape;
@@ -30,7 +31,7 @@ ForwardAnswer AnswerTo(const AttentionInputs& inputs,
                        const AttentionOptions& options,
                        const AttentionOutputs& outputs);
 
-// The same of a backward call.
+// The same for a backward call.
 struct BackwardAnswer {
   BackwardOutputs outputs;
   std::vector<int64_t> query_shape;
@@ -41,10 +42,11 @@ struct BackwardAnswer {
 BackwardAnswer AnswerTo(const BackwardInputs& inputs,
                         const BackwardOutputs& outputs);
 
-// Reads the answer to a call, of which the three forward ones have equal
-// fields, and writes its elements to the outputs of `expected`, in one copy.
-// INVALID_ARGUMENT where those have room for more or fewer, INTERNAL where the
-// answer does not parse, contradicts itself or is of another type or shape.
+// Reads the answer to a call and copies its elements, once, to the outputs of
+// `expected`. The answers of the three forward calls have equal fields.
+// INVALID_ARGUMENT if the outputs have room for more or fewer elements.
+// INTERNAL if the answer does not parse, contradicts itself, or has another
+// type or shape.
 absl::StatusOr<AttentionReply> ReadReply(
     google::protobuf::io::ZeroCopyInputStream* answer,
     const ForwardAnswer& expected);
@@ -63,9 +65,10 @@ using ChunkRoom = std::function<absl::StatusOr<std::span<std::byte>>(
 absl::StatusOr<v1::AttentionStreamResponse> ReadStreamed(
     google::protobuf::io::ZeroCopyInputStream* message, const ChunkRoom& room);
 
-// Whether an answer's tensor `header`, of `data_bytes` bytes where those are
-// here already, is of `shape` and of the type that `target` has, and fills it:
-// else INTERNAL or INVALID_ARGUMENT, which calls the tensor `name`.
+// Checks one tensor of an answer. INTERNAL if `header` has another shape than
+// `shape` or another type than `target`, or if `data_bytes`, the size of its
+// data once that is here, does not fit the shape. INVALID_ARGUMENT if `target`
+// has room for more or fewer elements. Errors call the tensor `name`.
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
                          const Elements& target,
                          const std::vector<int64_t>& shape,

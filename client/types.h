@@ -277,7 +277,7 @@ struct BenchmarkResult {
   int64_t naive_peak_bytes = 0;
   int64_t flash_peak_bytes = 0;
   ExecutionStats stats;
-  int64_t repetitions = 0;  // that the medians are of
+  int64_t repetitions = 0;  // how many runs the medians are of
 };
 
 // How a problem's tensors would travel.

@@ -181,8 +181,8 @@ double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration,
                       const StopSignal* stop) {
   PeakJob job(isa, duration,
               std::clamp<int64_t>(threads, 1, scheduler.threads()));
-  // The caller knows whether `stop` ended it. A scheduler that shuts down ends
-  // it as well; then what ran until there counts.
+  // The caller knows whether `stop` ended it. If the scheduler shuts down, the
+  // result covers what ran before that.
   scheduler.Run(&job, stop).IgnoreError();
   return job.TotalRate();
 }

@@ -15,9 +15,9 @@ namespace attnd {
 // on the calling thread, measured for about `duration`.
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration);
 
-// The same on `threads` workers of `scheduler` at once. Not from a worker.
-// Where `stop` is not null and says so, it ends early, and what it returns is
-// no measurement.
+// The same on `threads` workers of `scheduler` at once. Not from a worker. If
+// `stop` is not null and asks to stop, it ends early, and the result is not a
+// measurement.
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration,
                       TileScheduler& scheduler, int64_t threads,
                       const StopSignal* stop = nullptr);

@@ -8,8 +8,8 @@
 namespace attnd {
 namespace {
 
-// The character at the beginning of a text. 0 bytes: there is none, because the
-// text begins with a byte that is no UTF-8.
+// The character at the beginning of a text. It has 0 bytes if the text does not
+// begin with valid UTF-8.
 struct Character {
   uint32_t code = 0;
   size_t size_bytes = 0;
@@ -30,7 +30,7 @@ Character FirstCharacter(absl::string_view text) {
     if ((next & 0xc0U) != 0x80) return {};
     code = code << 6 | (next & 0x3fU);
   }
-  // Longer than it had to be, half of a UTF-16 pair, or beyond Unicode.
+  // Not the shortest encoding, half of a UTF-16 pair, or beyond Unicode.
   constexpr uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
   if (code < kLeast[size_bytes] || (code >= 0xd800 && code <= 0xdfff) ||
       code > 0x10ffff) {

@@ -8,11 +8,11 @@
 
 namespace attnd {
 
-// Returns `text` with each byte of what is not printable written as \xNN:
-// control characters (newlines and terminal escapes among them), bytes that are
-// not UTF-8, and the invisible characters of Unicode that break lines or change
-// the direction of writing. The result is one line of valid UTF-8. A backslash
-// stays a backslash, so the result is for people and not to be decoded.
+// Returns `text` with the bytes of unprintable characters written as \xNN.
+// These are control characters (including newlines and terminal escapes), bytes
+// that are not UTF-8, and the invisible characters of Unicode that break lines
+// or change the direction of writing. The result is one line of valid UTF-8. A
+// backslash stays as it is, so the result cannot be decoded.
 std::string Printable(absl::string_view text);
 
 }  // namespace attnd

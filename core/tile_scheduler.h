@@ -17,8 +17,8 @@ namespace attnd {
 using SteadyTime = std::chrono::steady_clock::time_point;
 
 // Asks one running job to stop: when it is cancelled, when its deadline has
-// passed, and when `outer`, where it is not null, asks for the same. Shared
-// between its owner and its workers; thread-safe. `outer` must live as long.
+// passed, and when `outer`, if that is not null, asks to stop. Shared between
+// its owner and its workers; thread-safe. `outer` must outlive it.
 class StopSignal {
  public:
   explicit StopSignal(SteadyTime deadline = SteadyTime::max(),

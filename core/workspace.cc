@@ -25,7 +25,7 @@ constexpr int64_t kHugeBytes = int64_t{2} << 20;
 // Beyond this there are no blocks, and sizes can be rounded without care.
 constexpr int64_t kMaxBlockBytes = int64_t{1} << 62;
 
-// GCC says so by a macro, clang by a feature.
+// GCC defines a macro for address sanitizer, clang has a feature.
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define ATTND_ADDRESS_SANITIZER
@@ -50,7 +50,7 @@ void*& MallocOf(std::byte* block) {
 std::byte* AllocateSmall(int64_t size_bytes) {
   constexpr auto kAlignment = static_cast<size_t>(Workspace::kAlignment);
   if (!kPools) {
-    // Not a byte more, so that whoever touches what lies behind is seen.
+    // Not a byte more, so that the sanitizer sees accesses behind the end.
     void* block = nullptr;
     return posix_memalign(&block, kAlignment,
                           static_cast<size_t>(size_bytes)) == 0
@@ -189,7 +189,7 @@ void Workspace::Return::operator()(std::byte* block) const {
 
 absl::StatusOr<Workspace> Workspace::Reserve(int64_t size_bytes) {
   Workspace workspace;
-  // One byte is always there, so that data() is never null.
+  // At least one byte, so that data() is never null.
   if (size_bytes <= std::numeric_limits<int64_t>::max() - 2 * kAlignment) {
     workspace.block_.reset(AllocateSmall(std::max<int64_t>(size_bytes, 1)));
   }

@@ -32,8 +32,8 @@ class Workspace {
   static absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
 
   std::byte* data() const { return block_.get(); }
-  // What was asked for. A block that holds several tensors has padding between
-  // them, so it is never a tensor itself.
+  // The size that Reserve was asked for. A block that holds several tensors
+  // also has padding between them, so do not use the block as a tensor.
   int64_t size_bytes() const { return size_bytes_; }
 
   // The block as floats.

@@ -31,10 +31,10 @@ void AppendCounted(const google::protobuf::MessageLite& message,
 void AppendField(int number, const google::protobuf::MessageLite& message,
                  std::string& text);
 
-// Keeps `owner` until `drops` calls of Drop, across code that thread sanitizer
-// cannot watch:
-// gRPC passes the handle from one thread to another, and these two, which it
-// can watch, tell it so.
+// Hold returns a handle that keeps `owner` alive until Drop was called `drops`
+// times with it. For handles that gRPC passes from one thread to another:
+// thread sanitizer cannot watch gRPC, but it can watch these two functions,
+// which tell it the order.
 void* Hold(std::shared_ptr<const void> owner, size_t drops = 1);
 void Drop(void* held);
 

@@ -12,8 +12,8 @@ namespace attnd {
 // Sets frames, writes and socket buffers of a server or a channel.
 void SetTransportArguments(grpc::ChannelArguments* arguments);
 
-// Sets the buffers of a connected socket that gRPC did not connect or accept
-// itself, as SetTransportArguments has it do for its own.
+// Sets the buffers of a connected socket that gRPC neither connected nor
+// accepted itself. gRPC's own sockets get them through SetTransportArguments.
 void SetSocketBuffers(int fd);
 
 }  // namespace attnd

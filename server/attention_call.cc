@@ -323,8 +323,8 @@ void UnaryCall::Start(ReceivedMessage received, Done done) {
   }
 }
 
-// The message is admitted before it waits for the decode thread, which bounds
-// what waits there.
+// The message is admitted before it waits for the decode thread. This bounds
+// how many messages wait there.
 template <typename Request>
 void UnaryCall::Begin(ReceivedMessage received) {
   absl::Status status = Admit(received.size_bytes());

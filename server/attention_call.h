@@ -136,15 +136,15 @@ class UnaryCall : public AttentionCall {
 
   // Hands the job to the engine and returns; refuses before anything is
   // allocated for what does not fit. Workers copy the tensors that `received`
-  // carries; where it is not light, the decode thread does all the rest. `done`
-  // is called once, by this call or by one of those threads, and must not
-  // block.
+  // carries. If `received` is not light, the decode thread does everything
+  // else. `done` is called once, by Start or by one of those threads, and must
+  // not block.
   void Start(ReceivedMessage received, Done done);
 
  private:
   template <typename Request>
   void Begin(ReceivedMessage received);
-  // `light` is what SplitIfLight said of the message.
+  // `light` is what SplitIfLight returned for the message.
   template <typename Request>
   void Continue(ReceivedMessage received, std::optional<SplitMessage> light);
   template <typename Request>

@@ -45,10 +45,10 @@ class CallLog {
       std::chrono::steady_clock::now();
 };
 
-// A call of one message that answers one, which is watched until it is sent.
+// A call of one message and one answer. The answer is watched until it is sent.
 class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
  public:
-  // `answer` says when the call is over; all else must outlive the reactor.
+  // `answer` is told when the call is over. All else must outlive the reactor.
   UnaryReactor(std::string_view name, CallbackServerContext& rpc,
                ByteBuffer& response, SilenceWatch& watch,
                std::shared_ptr<UnaryAnswer> answer)
@@ -58,7 +58,7 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
         watch_(watch),
         answer_(std::move(answer)) {}
 
-  // Once. The reactor may be gone when this returns.
+  // Call it once. The reactor may be gone when it returns.
   void Answer(absl::StatusOr<ResponsePieces> answer) {
     const absl::Status status = answer.status();
     log_.Finished(status);
@@ -71,8 +71,8 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
     answer_->Over();
     delete this;
   }
-  // Nothing here blocks, so nothing needs a thread of its own: gRPC wakes one
-  // otherwise, which a small call pays for.
+  // Nothing here blocks, so gRPC may call this reactor in its own threads.
+  // Otherwise gRPC wakes another thread, which costs a small call time.
   bool InternalInlineable() override { return true; }
 
  private:

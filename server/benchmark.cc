@@ -25,8 +25,8 @@ namespace {
 
 constexpr int64_t kMaxVerifiedRows = 256;
 // The most measurements of the machine's own limit in one benchmark. Each takes
-// all threads for BenchmarkSpec::peak_time at least, however small the problem
-// is, and 1000 repetitions may be asked for.
+// all threads for at least BenchmarkSpec::peak_time, even if the problem is
+// small, and a request may ask for 1000 repetitions.
 constexpr int64_t kMaxPeaks = 10;
 // The share of a benchmark's time that preparations and measurements may take.
 // The rest is for the verification.
@@ -60,7 +60,7 @@ class Run {
       status = Repeat(i);
     }
     if (!status.ok()) {
-      // The end of the call itself weighs more than the end of its time.
+      // If the call itself was ended, that matters more than the time limit.
       if (absl::Status over = stop_.Check(); !over.ok()) return over;
       if (measuring_.Check().ok()) return status;
       if (flash_ms_.empty()) return TimeLimitError();
@@ -82,7 +82,7 @@ class Run {
               static_cast<double>(steps_begun_++) / static_cast<double>(steps));
   }
 
-  // Where there is a limit, the time that far from the start.
+  // The time at that share of the limit, if there is a limit.
   SteadyTime After(std::chrono::duration<double> time) const {
     return max_time_.count() == 0
                ? SteadyTime::max()
@@ -93,11 +93,10 @@ class Run {
   absl::Status TimeLimitError() const {
     return WithReason(
         absl::ResourceExhaustedError(absl::StrCat(
-            "not one repetition ended in the ",
+            "no repetition ended within the ",
             std::chrono::duration<double>(max_time_).count(),
-            " s that the server's --max-benchmark-seconds grants: ask for "
-            "fewer num_vectors, num_heads or dimensions, or raise that "
-            "option")),
+            " s of the server's --max-benchmark-seconds: ask for fewer "
+            "num_vectors, num_heads or dimensions, or raise that option")),
         kWorkLimit);
   }
 
@@ -149,9 +148,9 @@ class Run {
     return absl::OkStatus();
   }
 
-  // Counts only where all of it ends in time.
+  // Counts the repetition only if all of it ends in time.
   absl::Status Repeat(int64_t repetition) {
-    // At the first repetition, and from then on evenly spread.
+    // At the first repetition, and then evenly spread.
     if (static_cast<int64_t>(peaks_.size()) * spec_.repetitions <=
         repetition * MaxPeaks()) {
       Begin("peak");
@@ -222,15 +221,16 @@ class Run {
     return result;
   }
 
-  // Compares rows that are spread evenly over all of them; fewer where the time
-  // is up, but one. A run that was stopped has written some rows anew, from the
-  // same inputs, so that all of them are whole rows of an answer.
+  // Compares rows that are spread evenly over all rows. Compares fewer of them
+  // if the time is up, but at least one. A run that was stopped may have
+  // written some rows again, from the same inputs, so all rows are whole rows
+  // of an answer.
   absl::Status Verify(v1::BenchmarkResult& result) const {
     const AttentionParams& params = spec_.problem.params();
     const int64_t rows = params.num_q_heads * params.q_len;
     const int64_t checked = std::min(rows, kMaxVerifiedRows);
-    // Steps of no common divisor reach each of them once, in an order whose
-    // beginnings are spread as well.
+    // The step has no common divisor with their number, so each is reached
+    // once, and the first few of them are spread as well.
     int64_t step = checked * 5 / 8 + 1;
     while (std::gcd(step, checked) != 1) ++step;
     std::vector<double> expected(static_cast<size_t>(params.v_head_dim));
@@ -275,7 +275,7 @@ class Run {
 
   bool naive_fits_ = false;
   BenchmarkTensors tensors_;
-  // In f32, for naive attention, which takes tensors_ where this is unset.
+  // In f32, for naive attention. If unset, naive attention uses tensors_.
   std::optional<BenchmarkTensors> twins_;
   int64_t steps_begun_ = 0;
   std::vector<double> peaks_;

@@ -29,9 +29,9 @@ using BenchmarkProgressFn =
 // disturbs all, and takes medians. Holds what it allocates in `reservation`,
 // which is left with no more than an answer needs; leaves naive out where that
 // does not grow so far. Checks `stop` in every phase, every few milliseconds.
-// After `context.max_benchmark_time`, which counts from the beginning and
-// covers all phases, the result is of the repetitions that ended; where none
-// did, it is RESOURCE_EXHAUSTED. Blocks; not from a worker.
+// All phases together take at most `context.max_benchmark_time`. When that is
+// over, the result covers the repetitions that ended; if none ended, it is
+// RESOURCE_EXHAUSTED. Blocks; do not call it from a worker.
 absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
     const BenchmarkSpec& spec, const ServiceContext& context,
     Admission::Reservation& reservation, const StopSignal& stop,

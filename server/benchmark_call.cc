@@ -101,7 +101,7 @@ void BenchmarkCall::Progress(absl::string_view phase, double fraction) {
 void BenchmarkCall::Complete(absl::StatusOr<v1::BenchmarkResult> result) {
   {
     const std::lock_guard lock(mutex_);
-    // Before the result is written, which takes as long as its client likes.
+    // Before the result is written, which can take as long as the client likes.
     reservation_.LeaveSlot();
     reservation_.ShrinkTo(kMessageEnvelopeBytes);
     status_ = result.status();

@@ -65,7 +65,7 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   void OnWritten(bool ok);
   // Thread-safe; may come at any time.
   void Cancel() { stop_.Cancel(); }
-  // Ends the call where its client does not take a message for `timeout`.
+  // Ends the call if its client has not read a message for `timeout`.
   void EndIfSilent(std::chrono::nanoseconds timeout) override;
 
  private:
@@ -86,8 +86,8 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
 
   std::mutex mutex_;
   bool busy_ = false;      // a write is outstanding, or the call is finished
-  StallTimer timer_;       // of the outstanding write
-  bool breaking_ = false;  // the sink is needed for its Break
+  StallTimer timer_;       // measures the outstanding write
+  bool breaking_ = false;  // Break is being called, so the sink must stay
   std::optional<v1::BenchmarkProgress> progress_;
   std::optional<v1::BenchmarkResult> result_;
   std::optional<absl::Status> status_;

@@ -18,8 +18,8 @@ struct BenchmarkSpec {
   AttentionProblem naive_problem;  // the same of F32, which naive computes in
   int64_t threads = 0;
   int64_t repetitions = 0;
-  // How long one measurement of the machine's own limit takes. No request
-  // changes it; tests of many small problems do.
+  // How long one measurement of the machine's own limit takes. Requests cannot
+  // change it; tests with many small problems do.
   std::chrono::nanoseconds peak_time = std::chrono::milliseconds(30);
 };
 

@@ -13,8 +13,8 @@
 namespace attnd::server {
 namespace {
 
-// How much is written between two looks at the stop signal. It takes
-// milliseconds, page faults included.
+// How much is written between two checks of the stop signal. Writing it takes
+// milliseconds, including page faults.
 constexpr size_t kPieceBytes = size_t{4} << 20;
 
 // Calls `fill(begin, count)` for one part of `size` elements after the other.
@@ -106,7 +106,7 @@ absl::StatusOr<BenchmarkTensors> BenchmarkTensors::Make(
     tensors.*part.tensor = *std::move(made);
   }
   auto* const output = static_cast<std::byte*>(tensors.output.data());
-  // All ones are a NaN in every type.
+  // A number whose bits are all ones is a NaN in every type.
   absl::Status status =
       InPieces(static_cast<size_t>(tensors.output.size_bytes()), 1, stop,
                [&](size_t begin, size_t count) {

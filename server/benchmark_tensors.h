@@ -14,12 +14,13 @@
 
 namespace attnd::server {
 
-// One tensor in a block of its own. A block is rounded up to whole alignments;
-// this type gives out spans of the tensor's elements alone, so that nobody
-// takes the padding for a part of the tensor.
+// One tensor in a block of its own. The block is rounded up to a multiple of
+// the alignment. This type only gives out spans of the tensor's elements, so
+// that padding is never used as a part of the tensor.
 class BenchmarkTensor {
  public:
-  // Without contents. RESOURCE_EXHAUSTED where the system has no memory for it.
+  // Returns a tensor without contents, or RESOURCE_EXHAUSTED if the system has
+  // no memory for it.
   static absl::StatusOr<BenchmarkTensor> Make(DataType type,
                                               int64_t size_bytes);
 
@@ -39,16 +40,17 @@ class BenchmarkTensor {
   Workspace block_;
 };
 
-// The inputs and the output of every run of one algorithm, of one problem.
+// The inputs and the output of all runs of one algorithm on one problem.
 struct BenchmarkTensors {
   BenchmarkTensor query;
   BenchmarkTensor key;
   BenchmarkTensor value;
   BenchmarkTensor output;
 
-  // The inputs have no contents yet. The output is full of NaN: its pages are
-  // touched before anything is timed, and a row that is never written shows.
-  // Returns what `stop` says where it says so, within milliseconds.
+  // Returns tensors whose inputs have no contents yet. The output is filled
+  // with NaN, so that its pages are touched before anything is timed, and a row
+  // that is never written can be seen. If `stop` asks to stop, returns its
+  // status within milliseconds.
   static absl::StatusOr<BenchmarkTensors> Make(const AttentionProblem& problem,
                                                const StopSignal& stop);
 
@@ -56,11 +58,10 @@ struct BenchmarkTensors {
   int64_t size_bytes() const;
 };
 
-// Fills the inputs of `tensors` with random numbers in [-1, 1), the same at
-// every call. `twins`, where it is not null, are the tensors of the same
-// problem in F32; their inputs get the numbers that those of `tensors` hold
-// after rounding. Returns what `stop` says where it says so, within
-// milliseconds.
+// Fills the inputs of `tensors` with random numbers in [-1, 1), the same ones
+// in every call. `twins`, if not null, are the tensors of the same problem in
+// F32. Their inputs get the numbers that `tensors` holds after rounding. If
+// `stop` asks to stop, returns its status within milliseconds.
 absl::Status FillInputs(const BenchmarkTensors& tensors,
                         const BenchmarkTensors* twins, const StopSignal& stop);
 

@@ -1,5 +1,6 @@
-// A thread for messages that take long to decode, so that gRPC's threads, which
-// answer health checks too, never do that. Knows no gRPC and no messages.
+// A thread for messages that take long to decode. gRPC's own threads also
+// answer health checks, so they must not do that. Knows no gRPC and no
+// messages.
 #ifndef ATTND_SERVER_DECODE_THREAD_H_
 #define ATTND_SERVER_DECODE_THREAD_H_
 
@@ -12,19 +13,19 @@
 namespace attnd::server {
 
 // Runs pieces of work one after the other, in the order of their submission.
-// Thread-safe. The queue has no limit of its own: whoever submits work has
-// admitted its call before, so that slots bound how many wait, and the memory
-// budget what they hold.
+// Thread-safe. The queue has no limit of its own, because callers admit a call
+// before they submit its work: the slots bound how many calls wait, and the
+// memory budget bounds what they hold.
 class DecodeThread {
  public:
-  // Throws std::system_error where the system starts no more threads.
+  // Throws std::system_error if the system cannot start another thread.
   DecodeThread();
-  // Runs what is left and waits for it.
+  // Waits until all submitted work has run.
   ~DecodeThread();
   DecodeThread(const DecodeThread&) = delete;
   DecodeThread& operator=(const DecodeThread&) = delete;
 
-  // Returns at once. `work` is destroyed in the thread, too.
+  // Submits `work` and returns at once. The thread runs and destroys it.
   void Run(std::function<void()> work);
 
  private:

@@ -30,7 +30,7 @@ void Log(std::string_view library, spdlog::level::level_enum level,
               text.substr(0, kMaxTextBytes), cut ? "..." : "");
 }
 
-// Where the process ends next, nobody else would write the line.
+// For the last line before the process aborts: waits until it is written.
 void LogLast(std::string_view library, std::string_view file, int line,
              std::string_view text) {
   spdlog::critical("{} {}:{}: {}", library, file, line, text);
@@ -39,7 +39,7 @@ void LogLast(std::string_view library, std::string_view file, int line,
 
 void LogOfGrpc(gpr_log_func_args* args) {
   const std::string_view text = args->message;
-  // gpr_assertion_failed, which aborts.
+  // gpr_assertion_failed logs this and then aborts.
   if (text.starts_with("assertion failed: ")) {
     LogLast("gRPC", args->file, args->line, text);
     return;

@@ -1,5 +1,5 @@
-// Takes what gRPC and protobuf write to stderr into the log. Clients can cause
-// such lines, and threads that serve calls write them.
+// Sends what gRPC and protobuf would write to stderr to the log instead.
+// Clients can cause such lines, and threads that serve calls write them.
 #ifndef ATTND_SERVER_LIBRARY_LOGS_H_
 #define ATTND_SERVER_LIBRARY_LOGS_H_
 
@@ -10,24 +10,25 @@
 
 namespace attnd::server {
 
-// From now on the lines of both libraries go to spdlog's default logger, cut at
-// 200 bytes, and at most ten a second; the next line says how many are missing.
-// A line before an abort is flushed. Call it before
-// either library is used.
+// Makes the lines of both libraries go to spdlog's default logger. Call it
+// before either library is used. Lines are cut after 200 bytes, and at most ten
+// a second are logged; the next one after that says how many were left out. A
+// line before an abort is logged in full and flushed.
 void TakeLibraryLogs();
 
-// From now on they go nowhere. Called before the default logger goes, for gRPC
-// has threads that live as long as the process.
+// Drops the lines of both libraries from now on. Call it before the default
+// logger is destroyed, because some threads of gRPC live as long as the
+// process.
 void DropLibraryLogs();
 
-// Lets so many lines of each second through and counts the others. Thread-safe.
+// Admits a number of lines each second and counts the others. Thread-safe.
 class LineLimit {
  public:
   explicit LineLimit(int lines_per_second)
       : lines_per_second_(lines_per_second) {}
 
-  // Nothing where a line of the time `now` is to be left out. Otherwise how
-  // many were left out since the last that was not.
+  // Call it for each line. Returns nothing if the line has to be left out.
+  // Otherwise returns how many were left out since the last admitted line.
   std::optional<int64_t> Admit(std::chrono::steady_clock::time_point now);
 
  private:

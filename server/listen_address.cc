@@ -44,12 +44,12 @@ bool Names(const std::string& path, int fd) {
          named.st_ino == opened.st_ino && named.st_dev == opened.st_dev;
 }
 
-// Lock files are empty. Whatever else has that name is somebody else's, and
-// stays where it is.
+// Lock files are empty. Any other file of that name does not belong to attnd
+// and stays as it is.
 absl::StatusOr<int> OpenLockFile(const std::string& path) {
   struct stat info {};
   int fd = -1;
-  // Looked at first, because opening a device may do something.
+  // Before it is opened, because opening a device may have an effect.
   if (lstat(path.c_str(), &info) != 0 || S_ISREG(info.st_mode)) {
     fd = open(path.c_str(),
               O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
@@ -62,7 +62,7 @@ absl::StatusOr<int> OpenLockFile(const std::string& path) {
     close(fd);
   }
   return absl::AlreadyExistsError(absl::StrCat(
-      path, " exists and is no lock file of attnd, which are empty files"));
+      path, " exists and is not a lock file of attnd, which would be empty"));
 }
 
 // Opens and locks the lock file. Its last holder may have removed it between
@@ -122,7 +122,7 @@ absl::Status RemoveStaleSocket(const std::string& path) {
   return absl::OkStatus();
 }
 
-// Far more than the addresses of any server.
+// Far more than the addresses of any server need.
 constexpr size_t kMaxAddressFileBytes = 64 << 10;
 
 std::string FolderOf(const std::string& path) {
@@ -138,7 +138,7 @@ absl::string_view KindOf(mode_t mode) {
   return "a device";
 }
 
-// Whether an address file may hold this: nothing, or addresses as a server
+// Whether `text` may be what a server left: nothing, or addresses as a server
 // writes them, one a line.
 bool AreAddresses(absl::string_view text) {
   if (text.empty()) return true;
@@ -155,10 +155,11 @@ bool AreAddresses(absl::string_view text) {
   return true;
 }
 
-// Makes a file beside `path` that was not there before, and names it in
-// `temporary`. Invalid, with errno, where there can be none.
+// Makes a new file beside `path` and sets `temporary` to its path. Returns an
+// invalid descriptor and sets errno if it cannot.
 UniqueFd CreateBeside(const std::string& path, std::string& temporary) {
-  // A server that was killed may have left one, and its number come again.
+  // A server that was killed may have left such a file, and its process id may
+  // come again.
   constexpr int kAttempts = 100;
   UniqueFd fd;
   for (int attempt = 0; attempt < kAttempts && !fd.valid(); ++attempt) {
@@ -243,8 +244,8 @@ absl::Status AddressFile::Check(const std::string& path) {
   const auto refusal = [&path](absl::string_view what) {
     return absl::AlreadyExistsError(
         absl::StrCat("--address-file: ", path, " exists and is ", what,
-                     ": name a path where nothing is yet, or an empty file, or "
-                     "one that a server left"));
+                     ": name a path that does not exist, an empty file, or a "
+                     "file that a server left behind"));
   };
   struct stat info {};
   if (lstat(path.c_str(), &info) != 0) {
@@ -259,7 +260,7 @@ absl::Status AddressFile::Check(const std::string& path) {
         absl::StrCat("--address-file: cannot write to the folder ", folder));
   }
   if (!S_ISREG(info.st_mode)) return refusal(KindOf(info.st_mode));
-  // O_NONBLOCK, for a pipe might be there by now.
+  // O_NONBLOCK, because there may be a pipe by now.
   const UniqueFd fd(
       open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   std::string text(kMaxAddressFileBytes + 1, '\0');

@@ -33,10 +33,10 @@ struct ListenAddress {
 // gRPC alone would take a living server's socket away without a word.
 class UnixSocketGuard {
  public:
-  // Removes a socket that nobody listens on. ALREADY_EXISTS where somebody
-  // does, where PATH is something else than a socket, or PATH.lock something
-  // else than an empty file. Symbolic links are not followed. Errors begin with
-  // `option`, which named the path.
+  // Removes a socket at the path on which no process listens. ALREADY_EXISTS if
+  // a process listens on it, if PATH is not a socket, or if PATH.lock is not an
+  // empty file. Symbolic links are not followed. Errors begin with `option`,
+  // which named the path.
   static absl::StatusOr<UnixSocketGuard> Acquire(std::string path,
                                                  absl::string_view option);
 
@@ -56,14 +56,14 @@ class UnixSocketGuard {
 // another server has put its own in that place since.
 class AddressFile {
  public:
-  // Says why Write would refuse the path, as far as that is known before there
-  // are addresses. Call it before the server begins to listen.
+  // Returns the error with which Write would refuse the path, if that can be
+  // known already. Call it before the server begins to listen.
   static absl::Status Check(const std::string& path);
 
-  // Writes one address a line. Replaces what stood there in one step: a reader
-  // sees all addresses of one server, never some. ALREADY_EXISTS where that is
-  // something else than an empty file or one of addresses, such as a killed
-  // server leaves behind. Symbolic links are not followed.
+  // Writes one address a line. Replaces the file in one step, so that a reader
+  // sees all addresses of one server and never some. ALREADY_EXISTS if there is
+  // anything but an empty file or a file of addresses, which a killed server
+  // leaves behind. Symbolic links are not followed.
   static absl::StatusOr<AddressFile> Write(
       std::string path, const std::vector<std::string>& addresses);
 

@@ -23,7 +23,8 @@ namespace {
 
 constexpr size_t kMaxTextBytes = 1024;
 constexpr size_t kMaxPendingBytes = 1 << 20;
-// A process ends within a second, whether anybody reads its stderr or not.
+// Short, so that a process ends within a second even if nobody reads its
+// stderr.
 constexpr std::chrono::milliseconds kMaxWait{500};
 
 // `message` with another text, as a line.
@@ -37,15 +38,16 @@ std::string Format(spdlog::formatter& formatter,
   return {line.data(), line.size()};
 }
 
-// Writes all of `text`, however long that takes. Returns what could not be
-// written, because `fd` is closed, has no reader any more or no space left.
+// Writes all of `text`, however long that takes. Returns the part that could
+// not be written, because `fd` is closed, has no reader any more, or has no
+// space left.
 absl::string_view Unwritten(int fd, absl::string_view text) {
   while (!text.empty()) {
     const ssize_t written = write(fd, text.data(), text.size());
     if (written > 0) {
       text.remove_prefix(static_cast<size_t>(written));
     } else if (written < 0 && errno == EAGAIN) {
-      // Somebody who shares it made it non-blocking.
+      // Another process that shares it made it non-blocking.
       pollfd polled{.fd = fd, .events = POLLOUT, .revents = 0};
       poll(&polled, 1, -1);
     } else if (written == 0 || errno != EINTR) {
@@ -60,16 +62,18 @@ absl::string_view Unwritten(int fd, absl::string_view text) {
 struct LogSink::State {
   explicit State(int descriptor) : fd(descriptor) {}
 
-  // Says how many lines are missing. Called by the thread of the sink alone.
+  // Returns a line that says how many are missing. Only the thread of the sink
+  // calls it.
   std::string DroppedLine(int64_t lines) {
     const std::string text = absl::StrCat(
-        lines, " lines were dropped because stderr did not take them");
+        lines, " lines were dropped because stderr did not accept them");
     return Format(formatter,
                   spdlog::details::log_msg("attnd", spdlog::level::warn, text),
                   text);
   }
 
-  // Whether all lines are written, or are so within a bounded time.
+  // Waits for at most kMaxWait until all lines are written. Returns whether
+  // they are.
   bool WaitWritten(std::unique_lock<std::mutex>& lock) {
     return changed.wait_for(lock, kMaxWait,
                             [this] { return pending.empty() && !writing; });
@@ -96,7 +100,7 @@ void LogSink::Close() {
   if (!thread_.joinable()) return;
   std::unique_lock lock(state_->mutex);
   const bool written = state_->WaitWritten(lock);
-  // From here on the thread begins no other write.
+  // From now on the thread begins no other write.
   state_->closed = true;
   lock.unlock();
   state_->changed.notify_all();
@@ -138,7 +142,7 @@ void LogSink::Write(State& state) {
                        [&] { return state.closed || !state.pending.empty(); });
     if (state.closed) return;
     batch.swap(state.pending);
-    // They came when `batch` was full, so they are missing behind it.
+    // They came when `batch` was full, so they are missing after it.
     const int64_t dropped = std::exchange(state.dropped_lines, 0);
     state.writing = true;
     lock.unlock();

@@ -1,4 +1,4 @@
-// Where the lines of the log go: to stderr, without anybody waiting for it.
+// Writes the log to stderr without making any other thread wait for stderr.
 #ifndef ATTND_SERVER_LOG_SINK_H_
 #define ATTND_SERVER_LOG_SINK_H_
 
@@ -10,28 +10,28 @@
 
 namespace attnd::server {
 
-// A sink of spdlog that never blocks who logs. A stderr that nobody reads, such
-// as a full pipe, blocks a thread of the sink alone. At most a MiB of lines
-// waits for it. Lines beyond that are dropped, and a line says how many they
-// were as soon as stderr takes lines again.
+// A sink for spdlog that never blocks the caller. A stderr that nobody reads,
+// such as a full pipe, blocks only a thread of the sink. At most 1 MiB of lines
+// waits for it. Lines beyond that are dropped, and a line says how many were
+// dropped as soon as stderr accepts lines again.
 //
-// The text of each line is cut at 1024 bytes and made Printable here, so that
-// no caller can forget it. Thread-safe.
+// The text of each line is cut after 1024 bytes and made Printable here, so
+// callers need not do that. Thread-safe.
 //
-// spdlog's own asynchronous logger does not do: its thread pool is joined when
-// the process ends, which waits for ever where its thread is stuck in a write.
-// Neither may stderr be made non-blocking, because that would change it for all
-// processes that share it.
+// Two alternatives do not work. spdlog's own asynchronous logger joins its
+// threads when the process ends, and so waits forever if one is stuck in a
+// write. Making stderr non-blocking would change it for all processes that
+// share it.
 class LogSink final : public spdlog::sinks::base_sink<std::mutex> {
  public:
   // Writes to `fd`, which the caller keeps open.
   explicit LogSink(int fd);
-  // Closes the sink, unless that is done.
+  // Calls Close.
   ~LogSink() override;
 
-  // Waits until every line so far is written, for half a second at most. After
-  // that no more lines are taken. A thread that is stuck in a write is left
-  // behind, for the end of the process to end it.
+  // Waits until all lines so far are written, but at most half a second. Then
+  // it drops all later lines. If the thread is stuck in a write, it goes on
+  // until the process ends. A second call does nothing.
   void Close();
 
  protected:

@@ -42,8 +42,8 @@ void KeepMessageBuffers() {
 #endif
 }
 
-// Descriptors 0 to 2 lead somewhere. What is opened next would take the number
-// of one that is closed, and a client would be sent what is written to stderr.
+// Opens those of the descriptors 0 to 2 that are closed. Otherwise the next
+// socket would get such a number, and a client would be sent the log.
 void OpenStandardStreams() {
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
@@ -88,12 +88,12 @@ int main(int argc, char** argv) {
   // Debian builds Abseil with its assertions: each lock of gRPC's then looks
   // for cycles among all that are held, some microseconds in every call.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-  // Whoever reads the log may go away, and its file may reach a limit of size.
+  // The reader of the log may go away, and its file may reach a size limit.
   // Neither is a reason to stop serving.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
-  // No signal is blocked meanwhile: any ends a process that waits for the file
-  // that --config names.
+  // No signal is blocked yet, so a signal ends a process that waits for the
+  // file that --config names.
   const Environment environment = attnd::server::EnvironmentOf(environ);
   const absl::StatusOr<CommandLine> line =
       attnd::server::ParseConfig({argv + 1, argv + argc}, environment);
@@ -109,7 +109,7 @@ int main(int argc, char** argv) {
   try {
     return ServeWithLog(line->config, environment);
   } catch (const std::system_error& error) {
-    std::fprintf(stderr, "attnd: the system starts no more threads (%s)\n",
+    std::fprintf(stderr, "attnd: the system cannot start another thread (%s)\n",
                  error.what());
     return EXIT_FAILURE;
   }

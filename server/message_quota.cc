@@ -15,7 +15,8 @@ namespace {
 // Messages of less than this are no reason to resize.
 constexpr int64_t kStepBytes = int64_t{8} << 20;
 
-// The sum, or the largest number where it is larger: a budget may be any.
+// The sum, or the largest int64 if the sum does not fit: a budget may have any
+// size.
 int64_t SumOrMost(std::initializer_list<int64_t> terms) {
   return CheckedSum(terms).value_or(std::numeric_limits<int64_t>::max());
 }

@@ -11,26 +11,27 @@
 
 namespace attnd::server {
 
-// At most one Write is outstanding, so nothing piles up before a slow client;
-// Finish comes once, after the last. The stream may be gone when it returns,
-// but not before what the stream has called, OnMessage and the like, has
-// returned.
+// Have at most one Write outstanding, so that nothing piles up before a slow
+// client. Call Finish once, after the last Write. The stream may be gone when
+// Finish returns, but not before callbacks of the stream, such as OnMessage,
+// have returned.
 class MessageSink {
  public:
   virtual ~MessageSink() = default;
   virtual void Write(ResponsePieces message) = 0;
-  // How much of the outstanding Write has left the server, counted in steps of
-  // kLeastMoveBytes or less. Comes only while there is one.
+  // How many bytes of the outstanding Write have left the server, counted in
+  // steps of at most kLeastMoveBytes. Call it only while a Write is
+  // outstanding.
   virtual int64_t sent_bytes() = 0;
-  // Ends an outstanding Write with OnWritten(false), though its client takes
-  // nothing. `why` is what the client reads, should it ever read again. Comes
-  // before Finish.
+  // Ends an outstanding Write with OnWritten(false) even if the client reads
+  // nothing. The client gets the text `why` if it ever reads again. Call it
+  // only before Finish.
   virtual void Break(const std::string& why) = 0;
   virtual void Finish(const absl::Status& status) = 0;
 };
 
-// Both ways. At most one Read is outstanding: what the client sends faster
-// waits in its own buffers. One that comes after Finish ends with OnEnd.
+// A sink that also reads. Have at most one Read outstanding; what a faster
+// client sends waits in its own buffers. A Read after Finish ends with OnEnd.
 class MessageStream : public MessageSink {
  public:
   virtual void Read() = 0;

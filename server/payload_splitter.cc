@@ -42,9 +42,9 @@ constexpr int64_t kUsualHeaderBytes = 256;
 absl::Status TooManyError(absl::string_view what, int64_t limit,
                           absl::string_view advice) {
   return WithReason(
-      absl::InvalidArgumentError(absl::StrCat(
-          "the message has too many ", what, ": expected at most ", limit,
-          ", got more (what follows was not read); ", advice)),
+      absl::InvalidArgumentError(
+          absl::StrCat("the message has too many ", what, ": expected at most ",
+                       limit, ", got more (the rest was not read); ", advice)),
       kTooManyFields);
 }
 
@@ -54,7 +54,7 @@ int64_t VarintBytes(uint64_t value) {
   return bytes;
 }
 
-// Walks one message, once. Counts always; writes where `out` is set.
+// Walks one message, once. Always counts; writes only if `out` is set.
 class Walker {
  public:
   Walker(ZeroCopyInputStream* input, SplitMessage* out)
@@ -63,7 +63,7 @@ class Walker {
   // How a walk ended.
   enum class End { kDone, kMalformed, kTooManyFields, kTooManyNumbers, kHeavy };
 
-  // With `only_light` the walk ends where the message turns out not to be.
+  // With `only_light`, the walk ends as soon as the message is not light.
   End Run(int64_t size_bytes, const Descriptor* type, bool only_light) {
     if (size_bytes > std::numeric_limits<int32_t>::max()) {
       return End::kMalformed;
@@ -185,7 +185,7 @@ class Walker {
     return Copy(length);
   }
 
-  // Counts what a packed field or a field of bytes has.
+  // Counts the contents of a packed field or of a field of bytes.
   bool CountBytes(const FieldDescriptor& field, int length) {
     if (!field.is_packable()) return CountNumbers(0, length);
     if (WireType(field) == WireFormatLite::WIRETYPE_VARINT) {
@@ -357,15 +357,14 @@ absl::Status StatusOf(Walker::End end, const Descriptor* type) {
       return MalformedMessageError(type->full_name());
     case Walker::End::kTooManyFields:
       return TooManyError(
-          "fields, those of nested messages and unknown ones "
-          "included",
+          "fields, including those of nested messages and unknown ones",
           kMaxFields, "send every field once");
     case Walker::End::kTooManyNumbers:
       return TooManyError("numbers in its lists", kMaxListedNumbers,
                           "send shorter lists, and the elements of tensors "
                           "packed or as data");
   }
-  return absl::InternalError("an end that the switch lacks");
+  return absl::InternalError("a walk ended in an unknown way");
 }
 
 }  // namespace
@@ -404,7 +403,8 @@ absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
   if (end == Walker::End::kHeavy) return std::nullopt;
   absl::Status status = StatusOf(end, type);
   if (!status.ok()) return status;
-  // Header and table grew as they were written, the old beside the new.
+  // Header and table grew while they were written, and the old and the new
+  // block existed together.
   const SplitCost& cost = walker.cost();
   message.bound_bytes =
       cost.bound_bytes + kUsualHeaderBytes +

@@ -1,7 +1,7 @@
-// Parts a received message into a small header, which protobuf parses, and the
-// tensors' bytes, which stay where they are: a tensor is copied once, from the
-// network's buffers to where the kernel reads it. Knows the wire format and
-// descriptors; nothing of gRPC or of what the fields mean.
+// Splits a received message into a small header, which protobuf parses, and the
+// bytes of its tensors, which stay where they are. So a tensor is copied once,
+// from the buffers of the network to where the kernel reads it. Knows the wire
+// format and descriptors, but neither gRPC nor what the fields mean.
 #ifndef ATTND_SERVER_PAYLOAD_SPLITTER_H_
 #define ATTND_SERVER_PAYLOAD_SPLITTER_H_
 
@@ -25,20 +25,20 @@ struct PayloadRange {
   int64_t size_bytes = 0;
 };
 
-// The most fields that a message may have. Fields of nested messages and of
-// groups count, and so do unknown fields; a number of a list that came in a
-// field of its own counts as a number instead. A request needs fewer than 64.
+// The most fields that a message may have. Fields of nested messages and groups
+// count, and so do unknown fields. A number of a list that is not packed counts
+// as a number instead. A request needs fewer than 64 fields.
 inline constexpr int64_t kMaxFields = 1024;
 
 // The most numbers that the lists of a message may have together: as many as
-// seven lists of options and one shape can need. The numbers of `values`, which
-// are a tensor's elements, do not count where they are packed.
+// seven lists of options and one shape can need. A tensor's `values` count only
+// if they are not packed.
 inline constexpr int64_t kMaxListedNumbers =
     8 * (AttentionProblem::kMaxListedEntries + 1);
 
-// A message is light where it has at most so many numbers and bytes of text
-// together. To walk, parse and check a light message takes less than half a
-// millisecond, so it may be done in a thread that others wait for.
+// A message is light if it has at most this many numbers and bytes of text
+// together. Walking, parsing and checking a light message takes less than half
+// a millisecond, so a thread that others wait for may do it.
 inline constexpr int64_t kMaxLightNumbers = 1024;
 
 // What splitting and parsing would allocate, found without allocating.
@@ -65,21 +65,21 @@ struct SplitMessage {
 
 inline constexpr int64_t kPayloadTokenBytes = 8;
 
-// All three read `size_bytes` bytes of `input`, a message of type `type`, and
-// refuse with INVALID_ARGUMENT:
-// - what protobuf's parser refuses, but for the contents of packed fields, on
-//   which the parse of the header decides;
-// - more than kMaxFields fields or kMaxListedNumbers numbers, as soon as one
-//   more is met: what stands behind it is not read.
+// All three functions read `size_bytes` bytes of `input`, a message of type
+// `type`. They return INVALID_ARGUMENT for:
+// - what protobuf's parser refuses, except for the contents of packed fields,
+//   which are checked when the header is parsed;
+// - more than kMaxFields fields or kMaxListedNumbers numbers. They stop at the
+//   first one too many and do not read the rest.
 absl::StatusOr<SplitCost> MeasureSplit(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type);
-// Allocates what `cost`, which MeasureSplit said of the same bytes, has.
+// Allocates what `cost` says, which MeasureSplit returned for the same bytes.
 absl::StatusOr<SplitMessage> SplitPayloads(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type, const SplitCost& cost);
-// Splits a light message in one walk; gives up, with nothing, where it turns
-// out not to be light. Allocates less than 160 KiB, whatever the message is.
+// Splits a light message in one walk. Returns nothing if the message is not
+// light. Allocates less than 160 KiB, whatever the message is.
 absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type);

@@ -12,8 +12,8 @@
 namespace attnd::server {
 namespace {
 
-// Parses and hands the request to `handle`. Message, slot and bytes are gone
-// when this returns.
+// Parses the request and hands it to `handle`. The message, the slot and the
+// bytes are given back when this returns.
 template <typename Request, typename Handle>
 absl::StatusOr<ResponsePieces> Answer(ReceivedMessage&& received,
                                       std::optional<SplitMessage> light,
@@ -30,7 +30,7 @@ absl::StatusOr<ResponsePieces> Answer(ReceivedMessage&& received,
   return SerializePieces(*response);
 }
 
-// Admits, and answers here or in the decode thread.
+// Admits the call, and answers it here or in the decode thread.
 template <typename Request, typename Handle>
 void Run(const ServiceContext& context, ReceivedMessage received,
          const StopSignal& stop, PlainDone done, Handle handle) {
@@ -47,7 +47,7 @@ void Run(const ServiceContext& context, ReceivedMessage received,
     return done(Answer<Request>(std::move(received), *std::move(light),
                                 *std::move(reservation), handle));
   }
-  // std::function wants what can be copied.
+  // std::function needs a function that can be copied.
   auto held = std::make_shared<Admission::Reservation>(*std::move(reservation));
   context.decoder->Run([&stop, held = std::move(held),
                         received = std::move(received), done = std::move(done),

@@ -1,5 +1,5 @@
-// The calls that compute no attention: they parse, look something up and
-// answer. Knows no gRPC.
+// The calls that compute no attention: they parse the message, look something
+// up and answer. Knows no gRPC.
 #ifndef ATTND_SERVER_PLAIN_CALLS_H_
 #define ATTND_SERVER_PLAIN_CALLS_H_
 
@@ -14,10 +14,10 @@ namespace attnd::server {
 
 using PlainDone = std::function<void(absl::StatusOr<ResponsePieces>)>;
 
-// Messages in, messages out; every one takes a slot while it runs. `done` is
-// called once: inside the call where the message is light, else by the decode
-// thread, and it must not block. `context` and `stop`, which ends a call that
-// waits for that thread, must live until then.
+// Both answer `received` by calling `done` once: before they return if the
+// message is light, or from the decode thread. `done` must not block. Each
+// takes a slot while it runs. `stop` ends a call that waits for the decode
+// thread. `context` and `stop` must live until `done` is called.
 void AnswerMemoryEstimate(const ServiceContext& context,
                           ReceivedMessage received, const StopSignal& stop,
                           PlainDone done);

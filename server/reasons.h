@@ -9,8 +9,8 @@ namespace attnd::server {
 inline constexpr char kInvalidField[] = "INVALID_FIELD";
 // INVALID_ARGUMENT: the bytes are no message of the method's type.
 inline constexpr char kMalformedMessage[] = "MALFORMED_MESSAGE";
-// INVALID_ARGUMENT: the message has more fields, or numbers in lists, than any
-// request needs.
+// INVALID_ARGUMENT: the message has more fields, or more numbers in lists, than
+// any request needs.
 inline constexpr char kTooManyFields[] = "TOO_MANY_FIELDS";
 // INVALID_ARGUMENT: a count or size of the problem does not fit an int64 is the
 // core's kInt64RangeReason.
@@ -23,8 +23,8 @@ inline constexpr char kMessageTooLarge[] = "MESSAGE_TOO_LARGE";
 // RESOURCE_EXHAUSTED: the system starts no thread for a benchmark. With
 // RetryInfo.
 inline constexpr char kThreadLimit[] = "THREAD_LIMIT";
-// RESOURCE_EXHAUSTED: more arithmetic than one Benchmark may ask for, or not
-// one repetition of it ended within --max-benchmark-seconds.
+// RESOURCE_EXHAUSTED: a Benchmark asked for more arithmetic than it may, or
+// none of its repetitions ended within --max-benchmark-seconds.
 inline constexpr char kWorkLimit[] = "WORK_LIMIT";
 // UNIMPLEMENTED: in the contract, not in this build.
 inline constexpr char kNotImplemented[] = "NOT_IMPLEMENTED";
@@ -36,9 +36,9 @@ inline constexpr char kUnknownRegion[] = "UNKNOWN_REGION";
 inline constexpr char kDraining[] = "DRAINING";
 // DEADLINE_EXCEEDED: the caller's deadline has passed; compute has stopped.
 inline constexpr char kDeadlineExceeded[] = "DEADLINE_EXCEEDED";
-// DEADLINE_EXCEEDED: a stream's client sent too little for
-// --stream-idle-timeout. A client that does not take an answer is cut off, and
-// so reads CANCELLED from gRPC, without a reason.
+// DEADLINE_EXCEEDED: a stream's client sent too little within
+// --stream-idle-timeout. A client that does not read an answer is cut off; it
+// reads CANCELLED from gRPC, without a reason.
 inline constexpr char kStreamIdle[] = "STREAM_IDLE";
 // CANCELLED: the caller, or a shutdown, gave the call up; compute has stopped.
 inline constexpr char kCancelled[] = "CANCELLED";

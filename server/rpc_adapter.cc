@@ -20,11 +20,11 @@ namespace attnd::server {
 
 namespace {
 
-// A message in gRPC's memory. Whichever thread drops it, the buffer has to be
-// the last that refers to that memory: where memory is short, gRPC 1.51 wakes
-// those who wait for it as it is freed, and crashes where it does so in a
-// thread that is not its own. It prepares the thread when a buffer goes, and
-// not when a slice does.
+// A message in gRPC's memory. The buffer has to be the last reference to that
+// memory, in whatever thread it is dropped. When memory is short, gRPC 1.51
+// wakes waiters as memory is freed, and crashes if that happens in a thread
+// that is not its own. gRPC prepares the thread when a buffer is freed, but not
+// when a slice is.
 struct Taken {
   MessageQuota::Held held;  // goes last
   grpc::ByteBuffer buffer;
@@ -61,8 +61,8 @@ absl::StatusOr<ReceivedMessage> TakeMessage(
 }
 
 int64_t SentSlices::bytes() const {
-  // By the message's ByteBuffer and by the call. One more by what is to be
-  // sent.
+  // The message's ByteBuffer and the call hold a reference each. A slice that
+  // is still to be sent has one more.
   constexpr size_t kReferencesOfSent = 2;
   const std::lock_guard lock(mutex_);
   const auto sent = std::count_if(

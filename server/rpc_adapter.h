@@ -26,22 +26,24 @@
 namespace attnd::server {
 
 // Takes the slices out of `buffer`, which is left empty; they count for `quota`
-// while they are there. INVALID_ARGUMENT where there is no message: the client
-// has ended its side before the message was complete.
+// while they are there. INVALID_ARGUMENT if there is no message, because the
+// client ended its side before the message was complete.
 absl::StatusOr<ReceivedMessage> TakeMessage(
     const grpc::ByteBuffer* buffer, const std::shared_ptr<MessageQuota>& quota);
 
-// Tells how much of a message has left the server. Thread-safe.
+// Says how much of a message has left the server. Thread-safe.
 //
-// gRPC keeps every slice of a message until the whole message is sent, so the
-// end of a slice says nothing. But it takes another reference to each slice
-// that is still to be sent, and that reference goes when the bytes do. gRPC has
-// no function for the number of references: it is the first word of what a
-// slice refers to, which rpc_adapter_test holds against the gRPC in use.
+// gRPC keeps every slice of a message until the whole message is sent, so it
+// does not help to see when a slice is freed. But gRPC takes another reference
+// to each slice that is still to be sent, and drops it when the bytes are sent.
+// gRPC has no function that returns the number of references. It is the first
+// word of what a slice refers to; rpc_adapter_test checks that for the gRPC in
+// use.
 class SentSlices {
  public:
-  // Of the message that ToByteBuffer made last, while gRPC sends it, and only
-  // while its ByteBuffer is there. Counts slices of kLeastMoveBytes alone.
+  // How many bytes have left of the message that ToByteBuffer made last. Call
+  // it only while that ByteBuffer exists. Counts only slices of
+  // kLeastMoveBytes.
   int64_t bytes() const;
 
  private:
@@ -52,8 +54,8 @@ class SentSlices {
 };
 
 // A message that refers to the pieces' bytes; their owners are dropped when
-// gRPC has sent them. What is larger than kLeastMoveBytes is cut into slices of
-// that size, by which `sent` sees them go.
+// gRPC has sent them. Pieces larger than kLeastMoveBytes are cut into slices of
+// that size, which `sent` counts.
 grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent);
 
 // What `rpc` is finished with. A retry delay also goes to its trailers, as
@@ -62,17 +64,18 @@ grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent);
 grpc::Status ToGrpcStatus(const absl::Status& status,
                           grpc::ServerContextBase& rpc);
 
-// The call's deadline, or SteadyTime::max() where it has none, or one that is
-// more than a year away.
+// The call's deadline, or SteadyTime::max() if it has none or if it is more
+// than a year away.
 SteadyTime DeadlineOf(const grpc::ServerContextBase& context);
-// The same for a deadline as gRPC counts it. gRPC's own conversion to a time
-// point is wrong beyond 292 years, which a client may ask for.
+// The same for a deadline of gRPC's own type. gRPC's conversion to a time point
+// is wrong beyond 292 years, and a client may ask for more.
 SteadyTime ToSteadyTime(gpr_timespec deadline);
 
-// Ends `call` with CANCELLED and a text, whatever it waits for. Thread-safe.
+// Ends `call` with CANCELLED and the text `why`, whatever the call waits for.
+// Thread-safe.
 void CancelCall(grpc_call* call, const std::string& why);
-// The same for later: what is returned may be called when the rpc is over, and
-// does nothing then.
+// Returns a function that does the same for `rpc`. It may also be called after
+// the end of the rpc, and does nothing then.
 SendingRpc::Break HoldToBreak(grpc::CallbackServerContext& rpc);
 
 }  // namespace attnd::server

@@ -50,8 +50,8 @@ int MaxStreams(const ServerConfig& config) {
       2 * std::clamp(config.max_in_flight, kFewest / 2, kMost / 2));
 }
 
-// Threads that reflection may take: its streams have one each, and gRPC refuses
-// those that find none.
+// The most threads that reflection may use. Each of its streams has a thread,
+// and gRPC refuses a stream that finds none.
 constexpr int kReflectionThreads = 16;
 
 std::chrono::nanoseconds Seconds(double seconds) {
@@ -65,17 +65,18 @@ ConnectionGuard::Options GuardOptions(const ServerConfig& config,
   ConnectionGuard::Options options;
   options.limits.open_calls = 2 * MaxStreams(config);
   options.max_connections = max_connections;
-  // A quarter of what arriving messages may take, for calls without a message.
+  // Calls without a message may hold a quarter of what arriving messages may.
   options.all_open_calls =
       std::max<int64_t>(shares.arriving_bytes / 4 / Connection::kCallBytes,
                         2 * MaxStreams(config));
   options.all_resets.burst = static_cast<double>(options.all_open_calls);
-  // Half as long again as calls get that can tell their clients: those are
-  // ended first, with a status.
+  // One and a half times the timeout of calls, so that a call that can tell its
+  // client ends first, with a status.
   options.idle_timeout = Seconds(config.stream_idle_timeout_s) * 3 / 2;
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  // Sanitizers take several times the memory of what they look at. The kernel
-  // counts more than the process has mapped, and must not be the first to act.
+  // Not under sanitizers, which take several times the memory of the program.
+  // Below the limit, because the kernel counts more than the process has mapped
+  // and must not be the first to act.
   options.memory_bytes = shares.total_bytes() / 16 * 15;
 #endif
   return options;
@@ -196,8 +197,8 @@ class Server::Impl {
 
   void Drain() {
     if (!server_) return;
-    // First, so that nobody who has read NOT_SERVING is let in, or refused for
-    // another reason.
+    // First, so that a client that has read NOT_SERVING is refused for this
+    // reason and no other.
     admission_.Close();
     {
       const std::lock_guard lock(health_mutex_);
@@ -261,7 +262,7 @@ class Server::Impl {
     return absl::OkStatus();
   }
 
-  // Of all services: each listener tells the state of all of them.
+  // Sets the health of all services, which every listener reports.
   void SetServing(bool serving) {
     const std::lock_guard lock(health_mutex_);
     if (draining_) return;

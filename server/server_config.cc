@@ -37,7 +37,7 @@ Examples:
 
 SIGTERM, SIGINT and SIGQUIT drain: the server reports NOT_SERVING, refuses new
 calls, finishes what runs and exits with 0. A second signal cancels what runs.
-SIGHUP and the signals for users are ignored.)";
+SIGHUP, SIGUSR1 and SIGUSR2 are logged and ignored.)";
 
 // gRPC counts message bytes in an int.
 constexpr int64_t kMaxMessageLimit = std::numeric_limits<int32_t>::max();
@@ -52,8 +52,8 @@ constexpr int kMaxThreads = 4096;
 constexpr int64_t kMaxConnections = 1 << 20;
 constexpr int64_t kMaxVectors = 1 << 24;
 
-// 0, or some time. CLI11's own range lets NaN pass, which compares as neither
-// too small nor too large.
+// 0, or at least a millisecond and at most `most` seconds. CLI11's own range
+// accepts NaN, which compares as neither too small nor too large.
 CLI::Validator Seconds(double most) {
   const std::string range = absl::StrCat("0, or ", kMinSeconds, " to ", most);
   const auto check = [range, most](const std::string& text) -> std::string {
@@ -67,8 +67,8 @@ CLI::Validator Seconds(double most) {
   return {check, absl::StrCat("FLOAT in [", range, "]")};
 }
 
-// A whole number as people write it. CLI11's own conversion takes a number that
-// is too large for the largest, and 010 for 8.
+// A whole number as people write it. CLI11's own conversion replaces a number
+// that is too large by the largest, and reads 010 as 8.
 CLI::Validator WholeNumber(int64_t least, int64_t most) {
   const std::string range = absl::StrCat(least, " to ", most);
   const auto check = [range, least, most](const std::string& text) {
@@ -93,26 +93,25 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
       ->check(WholeNumber(kMinMessageLimit, kMaxMessageLimit));
   app.add_option("--memory-budget-bytes", config.memory_budget_bytes,
                  "What all requests together may hold; 0 = the cgroup's limit "
-                 "or the physical memory, less a quarter for what is not let "
-                 "in yet, and a tenth or 256 MiB for the rest")
+                 "or the physical memory, less a quarter for messages that are "
+                 "not admitted yet, and a tenth or 256 MiB for the server")
       ->check(WholeNumber(0, kInt64Max));
   app.add_option("--max-in-flight", config.max_in_flight,
                  "Requests that run and wait; more are refused at once")
       ->check(WholeNumber(1, kInt64Max));
   app.add_option("--max-connections", config.max_connections,
                  "Connections that clients may have open at a time; a new one "
-                 "above that takes the place of one that is idle, or is closed "
-                 "at once. 0 = what the limit of open files and the memory "
-                 "allow")
+                 "above that takes the place of an idle one, or is closed at "
+                 "once. 0 = what the limit of open files and the memory allow")
       ->check(WholeNumber(0, kMaxConnections));
   app.add_option(
          "--stream-idle-timeout", config.stream_idle_timeout_s,
-         "Seconds within which a client that is waited for has to send or to "
-         "take 64 KiB, or its call is ended; 0 = any")
+         "Seconds within which a client has to send or read 64 KiB while its "
+         "call waits for it; otherwise the call ends. 0 = no limit")
       ->check(Seconds(kMaxIdleSeconds));
   app.add_option("--max-connection-age", config.max_connection_age_s,
-                 "Seconds after which a client is asked to connect anew, and "
-                 "so to find servers that were started since; its calls "
+                 "Seconds after which a client is asked to connect again, so "
+                 "that it finds servers that were started since; its calls "
                  "finish. 0 = never")
       ->check(Seconds(kMaxConnectionSeconds));
   app.add_option("--max-benchmark-vectors", config.max_benchmark_vectors,
@@ -120,7 +119,7 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
       ->check(WholeNumber(1, kMaxVectors));
   app.add_option("--max-benchmark-seconds", config.max_benchmark_s,
                  "Seconds after which a Benchmark ends with what it has "
-                 "measured; 0 = any")
+                 "measured; 0 = no limit")
       ->check(Seconds(kMaxBenchmarkSeconds));
 }
 
@@ -129,13 +128,13 @@ void AddSharedMemoryOptions(CLI::App& app, ServerConfig& config) {
                  "Path of a unix socket on which clients of this host register "
                  "memory that they share with the server; off without it");
   app.add_option("--shm-allow-uids", config.shm_allow_uids,
-                 "Whose processes may, separated by commas; default: the "
-                 "server's own uid")
+                 "Uids whose processes may use that socket, separated by "
+                 "commas; default: the server's own uid")
       ->delimiter(',')
       ->check(WholeNumber(0, std::numeric_limits<uint32_t>::max()));
   app.add_option("--shm-quota-bytes", config.shm_quota_bytes,
-                 "What the regions of one uid may come to; 0 = the memory "
-                 "budget")
+                 "What the regions of one uid may hold together; 0 = the "
+                 "memory budget")
       ->check(WholeNumber(0, kInt64Max));
 }
 
@@ -149,8 +148,8 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
                   "unix:PATH; port 0 picks a free one")
       ->delimiter(',');
   app->add_option("--address-file", config.address_file,
-                  "File that gets the bound addresses, one a line, once "
-                  "clients are served");
+                  "File to which the bound addresses are written, one a line, "
+                  "once clients are served");
   AddCapacityOptions(*app, config);
   AddSharedMemoryOptions(*app, config);
   app->add_option("--drain-timeout", config.drain_timeout_s,

@@ -32,8 +32,7 @@ struct ServerConfig {
   int64_t memory_budget_bytes = 0;
   // Requests that run and wait.
   int64_t max_in_flight = 256;
-  // Connections that clients may have open at a time; 0 = as DefaultConnections
-  // says.
+  // Connections that clients may have open at a time; 0 = DefaultConnections.
   int64_t max_connections = 0;
   // How long running requests may take to finish after SIGTERM, seconds. Ends
   // before the 30 s after which Kubernetes kills.
@@ -45,7 +44,7 @@ struct ServerConfig {
   std::string log_level = "info";
   // The largest num_vectors of Benchmark.
   int64_t max_benchmark_vectors = 32768;
-  // How long one Benchmark may take, seconds; 0 = any time.
+  // How long one Benchmark may take, seconds; 0 = no limit.
   double max_benchmark_s = 60;
   // After how long a client is asked to connect anew, seconds; 0 = never.
   double max_connection_age_s = 0;
@@ -77,7 +76,7 @@ std::vector<std::string> UnknownVariables(const Environment& environment);
 
 // What the server's memory is for; the three together are all of it.
 struct MemoryShares {
-  // All of it; as much as fits an int64 where a budget was set above that.
+  // The sum of the three, or the largest int64 if the sum does not fit.
   int64_t total_bytes() const;
 
   int64_t budget_bytes = 0;    // requests that were let in, by Admission
@@ -93,13 +92,13 @@ struct MemoryShares {
 // taken, and 64 MiB, for the buffers of many connections.
 MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes);
 
-// How many of the `descriptors` that the process may have open are left for
-// connections beside the server's own.
+// How many connections fit into `descriptors`, the number of descriptors that
+// the process may have open, beside the descriptors of the server itself.
 int64_t DescriptorsForConnections(int64_t descriptors);
 
-// What --max-connections is where it is not set: as many as a quarter of the
-// arriving messages' share pays for, at 16 KiB for each idle connection, but no
-// more than DescriptorsForConnections.
+// The default of --max-connections: as many as fit into a quarter of the share
+// for arriving messages, at 16 KiB for each idle connection, but no more than
+// DescriptorsForConnections.
 int64_t DefaultConnections(const MemoryShares& shares, int64_t descriptors);
 
 }  // namespace attnd::server

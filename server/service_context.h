@@ -20,8 +20,9 @@ struct ServiceContext {
   int64_t max_benchmark_vectors = 0;
   const RegionRegistry* regions = nullptr;  // null: shared memory is off
   std::chrono::nanoseconds stream_idle_timeout{0};  // 0: none
-  std::chrono::nanoseconds max_benchmark_time{0};   // 0: any
-  // For messages that are not light; null: they are decoded where they arrive.
+  std::chrono::nanoseconds max_benchmark_time{0};   // 0: no limit
+  // Decodes messages that are not light; null: the thread that receives a
+  // message decodes it.
   DecodeThread* decoder = nullptr;
 };
 

@@ -112,8 +112,8 @@ absl::StatusOr<UniqueFd> Bind(const std::string& path, mode_t mode) {
            sizeof(address)) != 0) {
     return failed("bind");
   }
-  // Nobody can connect before listen(). A symbolic link that took the socket's
-  // place meanwhile is an error.
+  // Nobody can connect before listen(). If a symbolic link has taken the place
+  // of the socket, this is an error.
   if (fchmodat(AT_FDCWD, path.c_str(), mode, AT_SYMLINK_NOFOLLOW) != 0) {
     return failed("set the mode of");
   }

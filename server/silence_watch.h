@@ -1,6 +1,6 @@
-// Ends calls whose clients neither send what is awaited nor take what is
-// written, so that nobody holds a slot and memory for as long as a connection
-// lasts. Knows no gRPC.
+// Ends calls whose clients do not send what the server waits for, or do not
+// read what it writes, so that no client holds a slot and memory for as long as
+// its connection lasts. Knows no gRPC.
 #ifndef ATTND_SERVER_SILENCE_WATCH_H_
 #define ATTND_SERVER_SILENCE_WATCH_H_
 
@@ -17,22 +17,22 @@ namespace attnd::server {
 class WatchedCall {
  public:
   virtual ~WatchedCall() = default;
-  // Ends the call where it has waited for `timeout` for its client, which moved
-  // less than kLeastMoveBytes meanwhile and completed nothing. Thread-safe; may
-  // come at any time; must not wait.
+  // Ends the call if it has waited for its client for `timeout`, and the client
+  // has moved less than kLeastMoveBytes and completed nothing in that time.
+  // Thread-safe. May be called at any time, and must not wait.
   virtual void EndIfSilent(std::chrono::nanoseconds timeout) = 0;
 };
 
-// A thread that looks at every call four times a timeout. Thread-safe.
+// A thread that looks at every call four times in each timeout. Thread-safe.
 class SilenceWatch {
  public:
-  // Zero: nobody is watched, and there is no thread.
+  // If `timeout` is zero, no call is watched and there is no thread.
   explicit SilenceWatch(std::chrono::nanoseconds timeout);
   ~SilenceWatch();
   SilenceWatch(const SilenceWatch&) = delete;
   SilenceWatch& operator=(const SilenceWatch&) = delete;
 
-  // For as long as it is there.
+  // Watches `call` for as long as it exists.
   void Add(std::weak_ptr<WatchedCall> call);
 
  private:

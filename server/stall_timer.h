@@ -1,5 +1,5 @@
-// How long a client has been waited for, and whether it moves enough to be
-// waited for any longer. Knows no gRPC.
+// Measures how long the server has waited for a client, and says when that is
+// too long. Knows no gRPC.
 #ifndef ATTND_SERVER_STALL_TIMER_H_
 #define ATTND_SERVER_STALL_TIMER_H_
 
@@ -12,36 +12,38 @@
 
 namespace attnd::server {
 
-// A client that is waited for has to move so many bytes within each timeout, or
-// to complete what it is waited for.
+// While the server waits for a client, the client has to send or read this many
+// bytes within each timeout, or complete what the server waits for.
 inline constexpr int64_t kLeastMoveBytes = int64_t{64} << 10;
 
-// Counts the time in which one client is waited for, in one direction, since it
-// last moved enough. The time in which the server itself is busy does not
-// count. Used by one thread at a time.
+// Measures how long the server has waited for one client, in one direction,
+// since the client last moved enough bytes. Time in which the server itself is
+// busy does not count. Not thread-safe.
 class StallTimer {
  public:
-  // The client is waited for from now on.
+  // The server waits for the client from now on.
   void Start(SteadyTime now) { since_ = now; }
-  // It is not waited for until the next Start.
+  // The server does not wait for the client until the next Start.
   void Stop(SteadyTime now) {
     if (since_) waited_ += now - *since_;
     since_.reset();
   }
-  // What the client was waited for is complete: the time begins anew.
+  // The client completed what the server waited for. The time starts again at
+  // 0.
   void Complete(SteadyTime now) {
     waited_ = {};
     if (since_) since_ = now;
   }
-  // The client has moved `total_bytes`, of all or of the message that it is
-  // waited for: the time begins anew where enough of them are new.
+  // The client has moved `total_bytes` so far, in all or of the current
+  // message. The time starts again at 0 if at least kLeastMoveBytes of them are
+  // new.
   void SawBytes(int64_t total_bytes, SteadyTime now) {
     counted_bytes_ = std::min(counted_bytes_, total_bytes);
     if (total_bytes - counted_bytes_ < kLeastMoveBytes) return;
     counted_bytes_ = total_bytes;
     Complete(now);
   }
-  // Whether the client is waited for now, and has been for `timeout`.
+  // Whether the server waits for the client now and has waited for `timeout`.
   bool IsOver(SteadyTime now, std::chrono::nanoseconds timeout) const {
     return since_ && waited_ + (now - *since_) >= timeout;
   }

@@ -93,7 +93,7 @@ WireStatus ToWireStatus(const absl::Status& status) {
   rpc.add_details()->PackFrom(info);
 
   std::optional<std::string> field = FieldOf(status);
-  // It is the message as a whole that is at fault.
+  // The error concerns the message as a whole.
   if (!field && (reason == kMalformedMessage || reason == kTooManyFields)) {
     field = "";
   }

@@ -12,10 +12,10 @@
 namespace attnd::server {
 namespace {
 
-// SIGPWR is how LXC ends a container. SIGXCPU comes at the soft limit of CPU
-// time, which is there to end in order before the hard one.
+// LXC ends a container with SIGPWR. SIGXCPU comes at the soft limit of CPU
+// time, so that a process can end in order before the hard limit.
 constexpr int kStop[] = {SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGXCPU};
-// Without the real-time signals, whose numbers are no constants.
+// The real-time signals are ignored too, but their numbers are not constants.
 constexpr int kIgnored[] = {SIGHUP,    SIGUSR1, SIGUSR2, SIGALRM,
                             SIGVTALRM, SIGPROF, SIGIO,   SIGSTKFLT};
 constexpr std::chrono::milliseconds kStartTime{600};
@@ -88,7 +88,7 @@ void StopSignals::Run() {
     const bool started = changed_.wait_for(
         lock, kStartTime, [this] { return on_second_ || ended_; });
     if (!started) {
-      spdlog::error("the start took too long to wait for: ending without it");
+      spdlog::error("the start takes too long: ending before it is complete");
       spdlog::default_logger_raw()->flush();
       std::_Exit(EXIT_FAILURE);
     }

@@ -1,4 +1,4 @@
-// What a signal does to the process: it drains the server, or nothing.
+// Turns signals into a drain of the server, and ignores others.
 #ifndef ATTND_SERVER_STOP_SIGNALS_H_
 #define ATTND_SERVER_STOP_SIGNALS_H_
 
@@ -11,25 +11,28 @@
 namespace attnd::server {
 
 // Waits for signals in a thread of its own. SIGTERM, SIGINT, SIGQUIT, SIGPWR
-// and SIGXCPU ask for the end. The others that would end a process by default,
-// and that no fault of its own raises, are logged and ignored.
+// and SIGXCPU ask the server to end. Other signals that would end a process by
+// default are logged and ignored, except those that report a fault of the
+// process itself.
 class StopSignals {
  public:
-  // Blocks all of these signals in the calling thread, and so in the threads
-  // that it starts from then on. Called before there are other threads.
+  // Blocks all of these signals in the calling thread and in the threads that
+  // it starts later. Call it before there are other threads.
   static void Block();
 
-  // Starts the thread. Until Wait is called the server starts, and a signal is
-  // kept for Wait; where that is not called within 600 ms the thread ends the
-  // process with exit code 1.
+  // Starts the thread. A signal that comes before Wait is called, while the
+  // server starts, is kept for Wait. If Wait is not called within 600 ms of it,
+  // the thread ends the process with exit code 1.
   StopSignals();
   ~StopSignals();
 
-  // Returns when the end is asked for, which may be at once. From then on until
-  // End, another such signal calls `on_second` in the thread, once.
+  // Returns when a signal has asked for the end, which may be at once. From
+  // then on until End, the next such signal makes the thread call `on_second`,
+  // once.
   void Wait(std::function<void()> on_second);
 
-  // Signals do nothing any more. Says whether `on_second` was called.
+  // Ends the thread; signals do nothing any more. Returns whether `on_second`
+  // was called.
   bool End();
 
  private:
@@ -37,7 +40,7 @@ class StopSignals {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::function<void()> on_second_;  // set while somebody waits, or did
+  std::function<void()> on_second_;  // set by Wait
   bool first_seen_ = false;
   bool second_seen_ = false;
   bool ended_ = false;

@@ -110,12 +110,12 @@ absl::Status StreamCall::IdleStatus(std::chrono::nanoseconds timeout,
       absl::StatusCode::kDeadlineExceeded, begun_ ? "chunk" : "header",
       begun_ ? absl::StrCat(
                    "expected chunks of ", kLeastMoveBytes,
-                   " bytes together, or the rest of a tensor, or the end of "
-                   "the stream, every ",
+                   " bytes together, the rest of a tensor, or the end of the "
+                   "stream, within each ",
                    time,
                    " (--stream-idle-timeout), got less; begin the call when "
-                   "its tensors are there, or send smaller chunks, each of "
-                   "which counts when all of it is there")
+                   "its tensors are ready, or send smaller chunks: a chunk "
+                   "counts when all of it has arrived")
              : absl::StrCat("expected a header within ", time,
                             " (--stream-idle-timeout), got none"),
       kStreamIdle);
@@ -139,8 +139,8 @@ void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
     Take(*std::move(received), *std::move(light));
     return;
   }
-  // Nothing else can end the call meanwhile and destroy its stream: it is the
-  // first message, so nothing has been written, and no read is outstanding.
+  // Nothing else can end the call now and destroy its stream: this is the first
+  // message, so nothing has been written, and no read is outstanding.
   decoder->Run([this, self = shared_from_this(),
                 header = *std::move(received)]() mutable {
     Take(std::move(header), std::nullopt);

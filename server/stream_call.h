@@ -51,9 +51,9 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   void OnEnd();
   // The outstanding Write is over; `ok` is false where the stream is broken.
   void OnWritten(bool ok);
-  // Looks at both directions. The client's chunks count when they are all
-  // there, since gRPC says nothing of a message before; the server's count as
-  // they go.
+  // Looks at both directions. A chunk of the client counts when all of it has
+  // arrived, because gRPC does not report parts of a message. Chunks of the
+  // server count while they are sent.
   void EndIfSilent(std::chrono::nanoseconds timeout) override;
 
  private:
@@ -65,12 +65,12 @@ class StreamCall final : public AttentionCall, public WatchedCall {
     bool in_chunks = false;
   };
 
-  // The first look at a message: admits the call if it is the first, and says
-  // whether it is light.
+  // Looks at a message first: admits the call if this is its first message, and
+  // splits the message if it is light.
   absl::StatusOr<std::optional<SplitMessage>> Look(
       const ReceivedMessage& received);
-  // All the rest, in the decode thread where the message is not light. `light`
-  // is what Look said.
+  // Does everything else with the message, in the decode thread if the message
+  // is not light. `light` is what Look returned.
   void Take(ReceivedMessage received, std::optional<SplitMessage> light);
   // With `mutex_` held.
   absl::Status TakeHeader(const ReceivedMessage& received,
@@ -99,16 +99,16 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   // gRPC calls one after the other, from threads of its own. Thread sanitizer
   // cannot see how it orders them; it sees the mutex.
   std::mutex mutex_;
-  // Of the client's next message; stopped while a message is looked at. A
-  // message may come before the Read that asked for it returns, so both are
-  // counted.
+  // Measures the wait for the client's next message; stopped while the server
+  // handles one. A message may come before the Read that asked for it returns,
+  // so both are counted.
   StallTimer read_timer_;
   int64_t reads_ = 0;
   int64_t turns_ = 0;
   int64_t received_bytes_ = 0;  // of tensors, in chunks
   bool writing_ = false;        // a write is outstanding
-  StallTimer write_timer_;      // of that write
-  bool breaking_ = false;       // the stream is needed for its Break
+  StallTimer write_timer_;      // measures that write
+  bool breaking_ = false;       // Break is being called: the stream must stay
   bool begun_ = false;          // the header was taken
   PayloadSource source_;        // of the tensors that came in it
   std::array<Intake, kTensorRoles> intakes_;

@@ -8,7 +8,7 @@
 namespace attnd::server {
 
 std::string UnreadText(std::chrono::nanoseconds timeout) {
-  return absl::StrCat("the client took less than ", kLeastMoveBytes,
+  return absl::StrCat("the client read less than ", kLeastMoveBytes,
                       " bytes of the answer in ",
                       absl::FormatDuration(absl::FromChrono(timeout)),
                       " (--stream-idle-timeout)");

@@ -1,5 +1,5 @@
-// The answer of a call of one message, from where gRPC has it until the client
-// has taken it. Knows no gRPC.
+// Watches over the answer of a call of one message, from the time when gRPC
+// gets it until the client has read it. Knows no gRPC.
 #ifndef ATTND_SERVER_UNARY_ANSWER_H_
 #define ATTND_SERVER_UNARY_ANSWER_H_
 
@@ -15,32 +15,32 @@
 
 namespace attnd::server {
 
-// What an answer needs of the rpc that it is sent by.
+// What an answer needs from the rpc that sends it.
 class SendingRpc {
  public:
-  // Ends the rpc; the text is for the client, should it ever read again.
+  // Ends the rpc. The client gets the text if it ever reads again.
   using Break = std::function<void(const std::string& why)>;
 
   virtual ~SendingRpc() = default;
-  // How much of the answer has left the server, counted in steps of
-  // kLeastMoveBytes or less.
+  // How many bytes of the answer have left the server, counted in steps of at
+  // most kLeastMoveBytes.
   virtual int64_t sent_bytes() = 0;
-  // Makes a Break that may be called when the rpc is over, and does nothing
-  // then.
+  // Returns a Break that may also be called after the end of the rpc; it does
+  // nothing then.
   virtual Break HoldToBreak() = 0;
 };
 
-// Ends a call whose client does not take the answer, which holds its memory and
-// its share of the budget until it is sent. Thread-safe.
+// Ends a call whose client does not read the answer. Until the answer is sent,
+// it holds memory and a share of the budget. Thread-safe.
 class UnaryAnswer : public WatchedCall {
  public:
   using Clock = SteadyTime (*)();
   explicit UnaryAnswer(Clock clock = std::chrono::steady_clock::now)
       : clock_(clock) {}
 
-  // Before the answer is handed to gRPC. Uses `rpc` until Over.
+  // Call it before the answer is handed to gRPC. `rpc` must live until Over.
   void Begin(SendingRpc& rpc);
-  // The rpc is over: the client has the answer, or will never have it.
+  // Call it when the rpc is over, whether the client got the answer or not.
   void Over();
 
   void EndIfSilent(std::chrono::nanoseconds timeout) override;
@@ -50,10 +50,10 @@ class UnaryAnswer : public WatchedCall {
 
   std::mutex mutex_;
   StallTimer timer_;
-  SendingRpc* rpc_ = nullptr;  // null: nobody waits for the client
+  SendingRpc* rpc_ = nullptr;  // null: no answer waits for the client
 };
 
-// What a client reads that has taken too little of an answer for `timeout`.
+// The text for a client that has read too little of an answer for `timeout`.
 std::string UnreadText(std::chrono::nanoseconds timeout);
 
 }  // namespace attnd::server

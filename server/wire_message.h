@@ -41,22 +41,22 @@ class ReceivedMessage {
   std::vector<size_t> ends_;  // where each slice ends in the message
 };
 
-// Splits `received`, a message of type `type`, where it is light; nothing where
-// it is not. Takes microseconds, so any thread may call it.
+// Splits `received`, a message of type `type`, if it is light, and returns
+// nothing otherwise. Takes microseconds, so any thread may call it.
 absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
     const ReceivedMessage& received, const google::protobuf::Descriptor* type);
 
 // Makes `message` of `received`, tensors' bytes apart, after growing
 // `reservation` to `held_bytes`, which stand for something else, the received
 // bytes and what parsing allocates beside them. `light` is what SplitIfLight
-// said; without it this may take time in proportion to the message.
+// returned. If it is empty, the time grows with the message.
 absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
                                           std::optional<SplitMessage> light,
                                           Admission::Reservation& reservation,
                                           google::protobuf::Message& message,
                                           int64_t held_bytes = 0);
-// Both in one, for messages that cannot be long, and for threads that nobody
-// waits for.
+// Calls SplitIfLight and then ParseMessage. For messages that cannot be long,
+// and for threads that no other work waits for.
 absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
                                           Admission::Reservation& reservation,
                                           google::protobuf::Message& message);

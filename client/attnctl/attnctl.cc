@@ -21,8 +21,8 @@ constexpr char kFooter[] =
     "  attnctl COMMAND --help\n"
     "\n";
 
-// Refuses whole numbers that are too large, which CLI11 would take for the
-// largest that fits.
+// Refuses whole numbers that are too large. CLI11 would replace them by the
+// largest number that fits.
 void RefuseHugeNumbers(CLI::App& app) {
   const auto check = [](const std::string& text) -> std::string {
     int64_t number = 0;
@@ -87,7 +87,7 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
     return app.exit(error, out, err) == 0 ? kOk : kUsage;
   } catch (const std::bad_alloc&) {
     session.screen.PrintError(
-        "attnctl: there is not enough memory for the call beside its files");
+        "attnctl: there is not enough memory for the call and its files");
     return kCallFailed;
   } catch (const std::exception& error) {
     session.screen.PrintError(absl::StrCat("attnctl: ", error.what()));

@@ -144,10 +144,10 @@ void AddBenchCommand(CLI::App& app, Session& session) {
                       "timed runs, of which the median counts; default 5");
   command->add_flag("--json", flags->json, "print every figure as JSON");
   command->footer(
-      "No deadline unless --deadline sets one. The server ends a benchmark "
-      "after\n"
-      "its --max-benchmark-seconds and answers what it has measured until "
-      "then.\n"
+      "There is no deadline unless --deadline sets one. After its\n"
+      "--max-benchmark-seconds, the server ends the benchmark and answers what "
+      "it\n"
+      "has measured.\n"
       "Example:\n"
       "  attnctl bench --num-vectors=8192 --dimensions=64 --threads=1\n");
   command->callback(

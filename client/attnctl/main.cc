@@ -9,8 +9,8 @@
 #include "client/attnctl/attnctl.h"
 
 int main(int argc, char** argv) {
-  // gRPC would write to stderr what a server sent, just as it came. What went
-  // wrong is in the error that attnctl prints.
+  // gRPC would write text of a server to stderr without escaping it. The error
+  // that attnctl prints says what went wrong.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   return attnd::attnctl::RunAttnctl(arguments, std::cout, std::cerr,

@@ -28,7 +28,8 @@ struct NpyDoubles {
   std::vector<double> values;
 };
 
-// RESOURCE_EXHAUSTED, for a file of so many bytes that memory ends.
+// The error for a file whose `size_bytes` do not fit into memory:
+// RESOURCE_EXHAUSTED.
 absl::Status NoMemoryFor(const std::string& path, int64_t size_bytes);
 
 // A tensor: float32 ('<f4'), float16 ('<f2'), bool ('|b1'), or two opaque bytes

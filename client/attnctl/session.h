@@ -22,9 +22,9 @@ namespace attnd::attnctl {
 // For --json: keys in the order in which they were added.
 using Json = nlohmann::ordered_json;
 
-// All that attnctl prints, but for help and what is wrong with its arguments.
-// What servers and files say is printed as well, so each line is made Printable
-// here.
+// Prints everything that attnctl prints, except help and errors in its
+// arguments. Each line is made Printable here, because lines repeat what
+// servers and files say.
 class Screen {
  public:
   // Results go to `out`, errors and progress to `err`.
@@ -32,12 +32,12 @@ class Screen {
       : out_(out), err_(err), err_is_terminal_(err_is_terminal) {}
 
   void Print(absl::string_view line);
-  // Lines of its own, which Print would make one of.
+  // Prints `json` over several lines, which Print would join to one.
   void PrintJson(const Json& json);
   void PrintError(absl::string_view line);
 
   bool err_is_terminal() const { return err_is_terminal_; }
-  // On a terminal: takes the place of the line that was drawn before.
+  // Replaces the line that was drawn before. Only for a terminal.
   void Redraw(absl::string_view line);
 
  private:

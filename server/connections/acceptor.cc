@@ -29,15 +29,15 @@ using std::chrono::seconds;
 // How long a listener waits after a failed accept. The connections wait in the
 // kernel meanwhile.
 constexpr milliseconds kPause{100};
-// For how long accept has to fail before the server is reported as not serving.
+// How long accept has to fail before the server is reported as not serving.
 constexpr seconds kDeafAfter{1};
 constexpr int kAcceptsInTurn = 16;
-// After which a host that acknowledges nothing is taken for gone: what gRPC
-// sets on connections that it accepts itself.
+// How long a host may acknowledge nothing before the kernel gives it up. gRPC
+// sets the same on connections that it accepts itself.
 constexpr unsigned kUserTimeoutMs = 20'000;
 
-// What gRPC would set. Where an option does not fit the kind of socket, the
-// connection works without it.
+// Sets the options that gRPC would set. If an option does not fit the kind of
+// socket, the connection works without it.
 void SetAcceptedSocketOptions(int fd) {
   const int on = 1;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
@@ -97,7 +97,8 @@ void Acceptor::Run() {
     if (polled.front().revents != 0) return;
     for (size_t i = 0; i < sources_.size(); ++i) {
       Source& source = sources_[i];
-      // One that failed is tried although nobody waits, to see that it is well.
+      // A listener that failed is tried even if nobody waits, to see whether it
+      // works again.
       const bool retried = source.failed_at != SteadyTime{} &&
                            source.retry_at <= std::chrono::steady_clock::now();
       if (polled[i + 1].revents != 0 || retried) AcceptFrom(source);
@@ -113,8 +114,8 @@ void Acceptor::AcceptFrom(Source& source) {
     UniqueFd fd(accept4(source.fd, reinterpret_cast<sockaddr*>(&address), &size,
                         SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd.valid()) {
-      // Of these the first means that nobody waits, and the others that a
-      // client went away before it was accepted.
+      // EINTR is no failure. The other two mean that a client went away before
+      // it was accepted.
       const int error = errno;
       if (error == EINTR || error == ECONNABORTED || error == EPROTO) continue;
       if (error != EAGAIN) {
@@ -139,8 +140,9 @@ void Acceptor::AcceptFailed(Source& source, int error) {
   }
   source.reported_at = now;
   spdlog::error(
-      "cannot accept connections on {}: {}; trying again every {} ms (raise "
-      "the limit of open files, or lower --max-connections)",
+      "cannot accept connections on {}: {}; trying again every {} ms (if "
+      "descriptors are missing, raise the limit of open files, or lower "
+      "--max-connections)",
       source.name, std::strerror(error), kPause.count());
 }
 
@@ -153,8 +155,8 @@ void Acceptor::Take(UniqueFd fd, const std::string& peer) {
     if (refused_reported_at_ == SteadyTime{} ||
         now - refused_reported_at_ >= minutes(1)) {
       spdlog::warn(
-          "closed {} new connection(s), the last one of {}: there are as many "
-          "as --max-connections allows, and none of them is idle",
+          "closed {} new connection(s), the last one from {}: there are as "
+          "many as --max-connections allows, and none of them is idle",
           refused_, peer);
       refused_ = 0;
       refused_reported_at_ = now;

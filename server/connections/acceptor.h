@@ -1,6 +1,6 @@
-// Accepts connections in a thread of its own. gRPC 1.51 gives a listener up for
-// ever when one accept fails (CVE-2023-4785); this one pauses and tries again.
-// Knows no gRPC.
+// Accepts connections in a thread of its own. When one accept fails, gRPC 1.51
+// never accepts on that listener again (CVE-2023-4785); this acceptor pauses
+// and tries again. Knows no gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 #define ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 
@@ -17,19 +17,20 @@
 
 namespace attnd::server {
 
-// Raises the process's limit of open files to its hard limit, and returns what
-// the limit is then.
+// Raises the process's limit of open files to its hard limit. Returns the limit
+// that is then in force.
 int64_t RaiseDescriptorLimit();
 
 // Serves from its construction to its destructor, which closes the listeners.
 class Acceptor {
  public:
   struct Callbacks {
-    // Takes a connected socket, non-blocking, that `guard` follows already.
+    // Serves a connected, non-blocking socket that `guard` follows already.
+    // Owns `fd` from then on.
     std::function<void(int fd)> serve;
-    // Whether clients can connect to every listener has changed: false once one
-    // of them has failed to accept for a second, true when all accept again.
-    // True to begin with.
+    // Says whether clients can connect to every listener, when that changes:
+    // false once a listener has failed to accept for a second, true when all
+    // accept again. It is true at first.
     std::function<void(bool)> all_accept_changed;
   };
 
@@ -44,14 +45,14 @@ class Acceptor {
   struct Source {
     int fd = -1;
     std::string name;        // as --listen has it
-    SteadyTime retry_at{};   // not accepted from before that
+    SteadyTime retry_at{};   // no accept before this time
     SteadyTime failed_at{};  // since when accept fails; epoch: it does not
     SteadyTime reported_at{};
   };
 
   void Run();
-  // Accepts what waits, but no more than a few: other listeners have their
-  // turn.
+  // Accepts a few of the connections that wait, then leaves the other listeners
+  // a turn.
   void AcceptFrom(Source& source);
   void AcceptFailed(Source& source, int error);
   void Take(UniqueFd fd, const std::string& peer);
@@ -63,7 +64,7 @@ class Acceptor {
   std::vector<Source> sources_;
   bool all_accept_ = true;
   SteadyTime refused_reported_at_{};
-  int64_t refused_ = 0;  // since it was reported
+  int64_t refused_ = 0;  // since they were last reported
   UniqueFd stop_;        // readable when it is time to end
   std::thread thread_;
 };

@@ -58,7 +58,7 @@ bool Connection::BeginFrame(const FrameHeader& frame, SteadyTime now) {
         header_block_bytes_ = 0;
         header_block_at_ = now;
       }
-      // A frame without a payload costs as well.
+      // A frame without a payload costs time as well.
       header_block_bytes_ +=
           static_cast<int64_t>(FrameHeader::kBytes) + frame.payload_bytes;
       if (header_block_bytes_ > limits_.header_block_bytes) {
@@ -104,7 +104,7 @@ bool Connection::EndFrame(const FrameHeader& frame) {
   return true;
 }
 
-// A lower number is a call that was begun before: these are its trailers.
+// Headers with the number of an earlier call are that call's trailers.
 bool Connection::BeginCall(uint32_t stream, SteadyTime now) {
   if (stream <= last_stream_) return true;
   last_stream_ = stream;
@@ -206,8 +206,8 @@ void Connection::WatchedBy(int epoll, const epoll_event& event) {
   can_rearm_ = true;
 }
 
-// gRPC waits for edges, and the kernel reports one when what is waited for is
-// set anew.
+// gRPC waits edge-triggered. The kernel reports an edge when the events to wait
+// for are set again.
 void Connection::Rearm() {
   const std::lock_guard lock(mutex_);
   if (fd_ < 0 || epoll_ < 0) return;

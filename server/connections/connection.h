@@ -1,5 +1,5 @@
-// One connection of a client: what the frames that cross it make the server
-// hold, and when that is too much. Knows HTTP/2's frames; nothing of gRPC.
+// Counts what the frames of one connection make the server hold, and says when
+// that is too much. Knows the frames of HTTP/2, but no gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_H_
 
@@ -34,10 +34,10 @@ class RateLimit {
  public:
   explicit RateLimit(const Rate& rate) : rate_(rate) {}
 
-  // Counts one event; false where it is one too many.
+  // Counts one event. Returns false if it is one too many.
   bool Take(SteadyTime now);
-  // How many recent events are counted at `now`: those that have not been made
-  // up for by time.
+  // How many events still count at `now`. Time takes `per_second` of them off
+  // each second.
   double recent(SteadyTime now) const;
 
  private:
@@ -46,19 +46,19 @@ class RateLimit {
   SteadyTime counted_at_{};
 };
 
-// What one connection may do. gRPC 1.51 does not bound these by itself, or only
+// What one connection may do. gRPC 1.51 does not bound these itself, or only
 // for clients that acknowledge its settings.
 struct ConnectionLimits {
-  // The most that one block of request headers may take on the wire. gRPC
-  // accepts 16 KiB of them, after it has parsed all.
+  // The most bytes on the wire of one block of request headers. gRPC accepts 16
+  // KiB of headers, but checks that after it has parsed all of them.
   int64_t header_block_bytes = int64_t{64} << 10;
   // Calls that are open at a time: begun, not answered and not reset.
   int64_t open_calls = 2048;
-  // Calls that the client resets before they are answered. gRPC goes on with
-  // each of them for a while, and HTTP/2 counts them as closed.
+  // Calls that the client resets before they are answered. HTTP/2 counts them
+  // as closed, although gRPC goes on with each of them for a while.
   Rate resets{.burst = 2048, .per_second = 500};
-  // PING and SETTINGS frames, each of which is answered by a frame that waits
-  // in memory for the client to read it.
+  // PING and SETTINGS frames. gRPC answers each with a frame, which stays in
+  // memory until the client reads it.
   Rate answered_frames{.burst = 2048, .per_second = 200};
 };
 
@@ -67,25 +67,25 @@ struct ConnectionTotals {
   explicit ConnectionTotals(const Rate& reset_rate) : resets(reset_rate) {}
 
   std::atomic<int64_t> open_calls = 0;
-  // Calls of connections that were ended, which gRPC has not dropped yet.
+  // Calls of connections that were ended, and that gRPC has not dropped yet.
   std::atomic<int64_t> ending_calls = 0;
   std::mutex mutex;
   RateLimit resets;  // guarded by `mutex`
 };
 
-// Thread-safe: gRPC reads and writes a connection in different threads, and a
-// watch looks at all of them.
+// Thread-safe: gRPC reads and writes a connection in different threads, and the
+// guard's thread looks at all connections.
 class Connection {
  public:
-  // What a call takes in gRPC before it is let in, measured with gRPC 1.51: 12
-  // KiB where it is open, 16 KiB where it was reset.
+  // What a call takes in gRPC before it is admitted. Measured with gRPC 1.51:
+  // 12 KiB if it is open, 16 KiB if it was reset.
   static constexpr int64_t kCallBytes = int64_t{16} << 10;
-  // A message that is on its way has to move by this much in a timeout, or be
-  // over.
+  // Within each timeout, this much of an unfinished message has to arrive, or
+  // its end.
   static constexpr int64_t kProgressBytes = int64_t{64} << 10;
-  // gRPC reads a connection until nothing is left in its socket, which a quick
-  // sender can put off for the whole of a large message, and up to 4 MiB at a
-  // time, which can take 40 ms.
+  // How much of a connection gRPC may read in one turn. Otherwise gRPC reads up
+  // to 4 MiB at a time, which can take 40 ms, and goes on until the socket is
+  // empty, which a fast sender can prevent until a large message is over.
   static constexpr size_t kTurnBytes = size_t{1} << 20;
 
   // Does not own `fd`, a connected stream socket. `peer` is for the log.
@@ -98,46 +98,47 @@ class Connection {
   enum class Verdict {
     kFine,
     kBroken,   // this connection has to end: see end_reason()
-    kCrowded,  // the resets of all connections together are too many
+    kCrowded,  // there are too many resets on all connections together
   };
 
-  // Counts `size` bytes that the client sent, before anybody acts on them.
+  // Counts `size` bytes that the client sent. Call it before gRPC sees them.
   Verdict Received(const char* data, size_t size, SteadyTime now);
   // Counts `size` bytes that were sent to the client.
   void Sent(const char* data, size_t size);
 
-  // Why the connection has to end for what it has left undone at `now`, or
-  // nothing: a message or a block of headers that did not move by
-  // kProgressBytes within `timeout`, or no frame at all since it was accepted.
+  // Returns why the connection has to end at `now` because its client left
+  // something unfinished for `timeout`, or nothing if it does not. The reasons
+  // are a message of which less than kProgressBytes arrived, a block of headers
+  // that did not end, and no frame at all since the connection was accepted.
   std::string_view Overdue(SteadyTime now, std::chrono::nanoseconds timeout);
 
   // Shuts the socket down, so that gRPC drops the connection and its calls.
-  // `reason` is a string literal; the first one stays.
+  // `reason` is a string literal. Later reasons are ignored.
   void End(std::string_view reason);
-  // The socket is about to be closed: it is not touched any more.
+  // Says that the socket is about to be closed. It is not used after that.
   void Closed();
 
-  // How gRPC waits for the socket, so that Rearm can wake it.
+  // Notes how gRPC waits for the socket, so that Rearm can wake gRPC.
   void WatchedBy(int epoll, const epoll_event& event);
   // Whether WatchedBy was called.
   bool can_rearm() const { return can_rearm_.load(); }
-  // Has gRPC read the socket again although nothing new has come. Without
-  // effect before WatchedBy.
+  // Makes gRPC read the socket again although nothing new has arrived. Does
+  // nothing before WatchedBy.
   void Rearm();
 
-  // Counts what gRPC is about to read in its turn. True once that is more than
-  // kTurnBytes: other connections should have a turn then, and a new one of
-  // this connection begins.
+  // Returns true when gRPC has read kTurnBytes since the turn of this
+  // connection began: other connections should have a turn then. A new turn
+  // begins.
   bool TurnIsOver();
-  // For the guard's list of connections that wait.
+  // Whether the connection is in the guard's list of connections that wait.
   std::atomic<bool>& paused() { return paused_; }
 
   // Empty until End, or until Received found kBroken.
   std::string_view end_reason() const;
   const std::string& peer() const { return peer_; }
   int64_t open_calls() const { return open_calls_.load(); }
-  // An estimate of what the connection makes gRPC hold at `now`: its calls, the
-  // messages that are on their way, and what it reset just before.
+  // An estimate of what the connection makes gRPC hold at `now`: its calls, its
+  // unfinished messages, and the calls that it reset recently.
   int64_t HeldBytes(SteadyTime now) const;
   // How many resets are counted at `now` (see ConnectionLimits::resets).
   double RecentResets(SteadyTime now) const;
@@ -153,8 +154,8 @@ class Connection {
     bool answered = false;          // the answer has begun
   };
 
-  // The handlers of what the client sends, with `mutex_` held. False where the
-  // connection has to end.
+  // Handle what the client sends. Call them with `mutex_` held. They return
+  // false if the connection has to end.
   bool BeginFrame(const FrameHeader& frame, SteadyTime now);
   bool Payload(const FrameHeader& frame, size_t bytes, SteadyTime now);
   bool EndFrame(const FrameHeader& frame);

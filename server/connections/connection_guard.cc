@@ -19,10 +19,10 @@ using std::chrono::seconds;
 constexpr milliseconds kTick{100};
 // How long a connection has to be idle before it makes room for a new one.
 constexpr seconds kIdleBeforeItMakesRoom{1};
-// What a connection without calls may read while others are held back: enough
-// for a health check, and for a handful of calls that are only headers.
+// How much a connection without calls may read while others are held back:
+// enough for a health check, or for a few calls that are only headers.
 constexpr size_t kFirstCallBytes = 1024;
-// A connection that holds less than this is not why memory is short.
+// A connection that holds less than this is not the reason why memory is short.
 constexpr int64_t kLeastOffenceBytes = int64_t{1} << 20;
 
 }  // namespace
@@ -110,7 +110,7 @@ size_t ConnectionGuard::MayRead(const std::shared_ptr<Connection>& connection) {
       const std::lock_guard lock(mutex_);
       paused_.push_back(connection);
     }
-    // gRPC may have caught up since.
+    // gRPC may have caught up in the meantime.
     Resume();
     return 0;
   }
@@ -146,15 +146,15 @@ bool ConnectionGuard::Received(Connection& connection, const char* data,
             return static_cast<int64_t>(other.RecentResets(now));
           },
           /*least=*/1,
-          "it reset most when clients had reset too many calls, over all "
-          "connections");
+          "it had reset the most calls when all connections together had reset "
+          "too many");
       break;
   }
   if (totals_->open_calls > options_.all_open_calls) {
     EndLargest([](const Connection& other) { return other.open_calls(); },
                /*least=*/1,
-               "it held most when too many calls were open, over all "
-               "connections");
+               "it had the most open calls when all connections together had "
+               "too many calls open");
   }
   return connection.end_reason().empty();
 }
@@ -227,8 +227,8 @@ void ConnectionGuard::EndOverdue(SteadyTime now) {
   for (const auto& [connection, reason] : overdue) End(*connection, reason);
 }
 
-// malloc keeps much of what was freed for the next messages, which is no reason
-// to end anybody, so it gives that back first.
+// malloc keeps much of what was freed for later messages. It gives that back
+// first, because it is no reason to end a connection.
 void ConnectionGuard::KeepMemory(SteadyTime now) {
   if (options_.resident_bytes() <= options_.memory_bytes) return;
 #ifdef __GLIBC__
@@ -240,7 +240,7 @@ void ConnectionGuard::KeepMemory(SteadyTime now) {
 #endif
   EndLargest([now](const Connection& other) { return other.HeldBytes(now); },
              kLeastOffenceBytes,
-             "it held most when the server's memory was used up");
+             "it held the most memory when the server's memory was used up");
 }
 
 void ConnectionGuard::Report() {
@@ -250,7 +250,7 @@ void ConnectionGuard::Report() {
     ended.swap(ended_);
   }
   for (const auto& [reason, who] : ended) {
-    spdlog::warn("ended {} connection(s), the last one of {}: {}", who.count,
+    spdlog::warn("ended {} connection(s), the last one from {}: {}", who.count,
                  who.last_peer, reason);
   }
 }

@@ -1,5 +1,5 @@
-// Keeps what all connections together hold within bounds, and is the one place
-// that ends connections. Knows no gRPC.
+// Bounds what all connections hold together. Only the guard ends connections.
+// Knows no gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 
@@ -29,41 +29,41 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
     int64_t all_open_calls = 8192;  // of all connections
     Rate all_resets{.burst = 8192, .per_second = 2000};
     // How long a client may leave a message or a block of headers unfinished;
-    // zero: as long as it likes.
+    // zero: without a limit.
     std::chrono::nanoseconds idle_timeout{0};
-    // Private resident memory above which connections are ended, the one that
-    // holds most first; 0: memory is not watched.
+    // When the private resident memory is above this, connections are ended,
+    // beginning with the one that holds most; 0: memory is not watched.
     int64_t memory_bytes = 0;
-    // Returns the memory that is compared with it; a parameter for tests.
+    // Returns the memory that is compared with it. Tests replace it.
     std::function<int64_t()> resident_bytes = PrivateResidentBytes;
   };
 
-  // Starts a thread that looks at all connections ten times a second.
+  // Returns a guard whose thread looks at all connections ten times a second.
   static std::shared_ptr<ConnectionGuard> Start(const Options& options);
-  // Ends the thread. Connections stay as they are, and are forgotten as they
-  // are closed.
+  // Ends the thread. Connections stay open, and the guard forgets each of them
+  // when it is closed.
   void Stop();
   ~ConnectionGuard();
 
-  // Counts the connected socket `fd` as a connection from now on. Where there
-  // are max_connections already, ends the one that has been idle longest to
-  // make room; null where none is idle, and the new one has to be closed.
+  // Counts the connected socket `fd` as a connection from now on. If there are
+  // max_connections already, ends the one that has been idle longest to make
+  // room. Returns null if none is idle; the caller has to close `fd` then.
   std::shared_ptr<Connection> Add(int fd, const std::string& peer);
-  // The connection's socket is about to be closed.
+  // Says that the connection's socket is about to be closed.
   void Forget(const std::shared_ptr<Connection>& connection);
 
-  // How many bytes gRPC may read from the connection's socket now. Where that
-  // is 0, the guard has gRPC try again when it is time.
+  // How many bytes gRPC may read from the connection's socket now. If that is
+  // 0, the guard makes gRPC try again later.
   size_t MayRead(const std::shared_ptr<Connection>& connection);
-  // Counts bytes that a client sent. False where the connection was ended, so
-  // that nobody may act on them.
+  // Counts bytes that a client sent. Returns false if the connection was ended;
+  // gRPC must not see the bytes then.
   bool Received(Connection& connection, const char* data, size_t size,
                 SteadyTime now);
 
   int64_t connections() const;
 
-  // Memory that the process alone has mapped and touched, in bytes: not that of
-  // files and of regions that clients share. 0 where /proc does not say.
+  // Memory that only this process has mapped and touched, in bytes. Files, and
+  // regions that clients share, do not count. 0 if /proc cannot be read.
   static int64_t PrivateResidentBytes();
 
  private:
@@ -72,17 +72,18 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
   void Watch();
   void EndOverdue(SteadyTime now);
   void KeepMemory(SteadyTime now);
-  // Whether gRPC still holds calls of connections that were ended, and there
-  // would be too many if others began more.
+  // Whether gRPC still holds calls of connections that were ended, and these
+  // are too many together with the open calls.
   bool Behind() const;
-  // Lets the connections read that MayRead has held back.
+  // Lets the connections that MayRead has held back read again.
   void Resume();
-  // Ends the connection for which `held` returns most, unless that is less than
-  // `least`.
+  // Ends the connection for which `held` returns the largest number, unless
+  // that is less than `least`. Returns whether it ended one.
   bool EndLargest(const std::function<int64_t(const Connection&)>& held,
                   int64_t least, std::string_view reason);
   void End(Connection& connection, std::string_view reason);
-  // Writes what was ended since the last time, a line for each reason.
+  // Logs which connections were ended since the last report, a line for each
+  // reason.
   void Report();
 
   const Options options_;

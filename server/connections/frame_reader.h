@@ -1,7 +1,7 @@
 // Follows one direction of an HTTP/2 connection (RFC 9113) through its bytes
-// and reports the frames in it. It looks at frame headers alone and never
+// and reports the frames in it. It reads only the frame headers and never
 // copies or keeps a payload, so following a connection costs a few nanoseconds
-// a frame.
+// for each frame.
 #ifndef ATTND_SERVER_CONNECTIONS_FRAME_READER_H_
 #define ATTND_SERVER_CONNECTIONS_FRAME_READER_H_
 
@@ -13,7 +13,7 @@
 
 namespace attnd::server {
 
-// The types of frames that matter here. Other numbers are legal as well.
+// The types of frames that matter here. Other numbers are valid too.
 enum class FrameType : uint8_t {
   kData = 0,
   kHeaders = 1,
@@ -37,7 +37,8 @@ struct FrameHeader {
   uint32_t stream = 0;  // 0: the connection itself
 };
 
-// Not thread-safe. The bytes of a connection come in order, in any pieces.
+// Takes the bytes of one direction in order, in pieces of any size. Not
+// thread-safe.
 class FrameReader {
  public:
   // A client sends the first 24 bytes of its connection before any frame.
@@ -49,7 +50,7 @@ class FrameReader {
   // Reads the next `size` bytes. Calls `begin(header)` when the header of a
   // frame is complete, `payload(header, bytes)` for each piece of its payload,
   // and `end(header)` when the payload is complete. Stops as soon as one of
-  // them returns false, and returns false then; the reader is of no use after
+  // them returns false, and returns false then. Do not use the reader after
   // that.
   template <typename Begin, typename Payload, typename End>
   bool Read(const char* data, size_t size, Begin&& begin, Payload&& payload,

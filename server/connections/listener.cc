@@ -59,7 +59,7 @@ int PortOf(const sockaddr_storage& address) {
                    : reinterpret_cast<const sockaddr_in&>(address).sin_port);
 }
 
-// Sets `error` where it returns none.
+// Returns no socket and sets `error` if it fails.
 UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
                   bool both_versions, int& error) {
   UniqueFd fd(socket(address.ss_family, SOCK_STREAM | kSocketFlags, 0));

@@ -13,15 +13,16 @@
 
 namespace attnd::server {
 
-// The sockets of one address: one for a unix socket, and one for each address
-// that the name of a TCP host stands for.
+// The sockets of one address: one socket for a unix path, and one for each
+// address that a TCP host name stands for.
 struct Listener {
   ListenAddress address;  // with the port that was bound
   std::vector<UniqueFd> sockets;
 
-  // Binds and listens; connections wait in the kernel from then on. A wildcard
-  // (0.0.0.0 or [::]) takes IPv6 and IPv4 alike. UNAVAILABLE that names
-  // --listen where the address is in use or not one of this machine.
+  // Binds and listens. From then on, connections wait in the kernel. A wildcard
+  // (0.0.0.0 or [::]) accepts both IPv6 and IPv4. If the address is in use or
+  // is not an address of this machine: UNAVAILABLE, with a text that names
+  // --listen.
   static absl::StatusOr<Listener> Open(const ListenAddress& address);
 };
 

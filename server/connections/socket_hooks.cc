@@ -32,9 +32,9 @@ struct Followed {
 
 constexpr size_t kMaxDescriptors = size_t{1} << 20;
 
-// By descriptor; null where a descriptor is not followed. Zero pages that are
-// never touched take no memory. Whoever calls recvmsg or sendmsg keeps the
-// descriptor open meanwhile, so its entry stays.
+// By descriptor; null if a descriptor is not followed. Pages that are never
+// touched take no memory. The caller of recvmsg or sendmsg keeps the descriptor
+// open during the call, so its entry stays.
 std::array<std::atomic<Followed*>, kMaxDescriptors> followed;
 
 Followed* Find(int fd) {
@@ -74,7 +74,7 @@ Function* Next(const char* name) {
 }
 
 // Calls `visit(data, size)` for the first `bytes` bytes of the message's parts
-// until it returns false, and returns what the last one did.
+// until it returns false. Returns what the last call of it did.
 template <typename Visit>
 bool ForEachPart(const msghdr& message, ssize_t bytes, Visit&& visit) {
   auto left = static_cast<size_t>(bytes);
@@ -87,8 +87,8 @@ bool ForEachPart(const msghdr& message, ssize_t bytes, Visit&& visit) {
   return true;
 }
 
-// Calls `read`, which fills `message`, with no more room in its parts than
-// `most` bytes.
+// Calls `read`, which fills `message`, while the parts of the message have room
+// for at most `most` bytes.
 template <typename Read>
 ssize_t ReadAtMost(size_t most, msghdr& message, Read&& read) {
   const auto parts = message.msg_iovlen;
@@ -128,10 +128,9 @@ absl::Status CheckSocketHooks() {
     return absl::OkStatus();
   }
   return absl::InternalError(
-      "this program does not export recvmsg, sendmsg, epoll_ctl and close, by "
-      "which attnd "
-      "bounds what connections hold: link it with "
-      "-Wl,--export-dynamic-symbol=recvmsg, and likewise for the others");
+      "this program does not export its own recvmsg, sendmsg, epoll_ctl and "
+      "close, with which attnd bounds what connections hold: link it with "
+      "-Wl,--export-dynamic-symbol=recvmsg, and the same for the others");
 }
 
 }  // namespace attnd::server

@@ -1,13 +1,13 @@
 // Shows a connection's bytes to attnd while gRPC reads and writes the socket.
 //
-// gRPC 1.51 owns a socket from the moment that it is handed over, bounds too
-// little of what a client sends, and has no place where one could look. A relay
-// in front of it would copy every tensor twice. So attnd defines the functions
-// of the C library by which gRPC reads, writes, awaits and closes sockets:
+// gRPC 1.51 owns a socket once it has it. It bounds too little of what a client
+// sends, and has no interface through which attnd could look. A relay in front
+// of gRPC would copy every tensor twice. So attnd defines the functions of the
+// C library with which gRPC reads, writes, waits for and closes sockets:
 // recvmsg, sendmsg, epoll_ctl and close. The dynamic linker prefers a program's
 // own functions to the library's, as it does for a program's own malloc. They
-// call the C library's, and do no more than that for descriptors that are not
-// followed. docs/adr/0011 has the alternatives.
+// call the C library's functions, and do nothing else for descriptors that are
+// not followed. docs/adr/0011 describes the alternatives.
 #ifndef ATTND_SERVER_CONNECTIONS_SOCKET_HOOKS_H_
 #define ATTND_SERVER_CONNECTIONS_SOCKET_HOOKS_H_
 
@@ -18,14 +18,15 @@
 
 namespace attnd::server {
 
-// Follows what crosses `fd`, the socket of `connection`, until it is closed:
-// `guard` learns what the client sends before gRPC does. False where the number
-// of `fd` is too large to be followed (2^20); it has to be closed then.
+// Shows `guard` what is read from and written to `fd`, the socket of
+// `connection`, until it is closed. The guard sees what the client sends before
+// gRPC does. Returns false if the number `fd` is too large to be followed (2^20
+// or more); the caller has to close it then.
 bool FollowSocket(int fd, std::shared_ptr<Connection> connection,
                   std::shared_ptr<ConnectionGuard> guard);
 
-// INTERNAL where gRPC would not call the functions of this file, because the
-// program that they are linked into does not export them.
+// Returns INTERNAL if gRPC would not call the functions of this file, because
+// the program does not export them.
 absl::Status CheckSocketHooks();
 
 }  // namespace attnd::server

@@ -225,8 +225,8 @@ TEST(AddressFileTest, SaysWhatIsThere) {
   ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
   EXPECT_EQ(AddressFile::Check(path).message(),
             "--address-file: " + path +
-                " exists and is a named pipe: name a path where nothing is "
-                "yet, or an empty file, or one that a server left");
+                " exists and is a named pipe: name a path that does not "
+                "exist, an empty file, or a file that a server left behind");
   unlink(path.c_str());
 }
 
