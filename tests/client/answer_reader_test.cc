@@ -72,7 +72,7 @@ TEST(ReadReplyTest, ReadsAcrossBlocksThatEndAnywhere) {
   }
 }
 
-// As many elements make no answer of another shape right.
+// An answer of another shape is wrong even if it has as many elements.
 TEST(ReadReplyTest, RefusesOtherShapes) {
   for (const std::vector<int64_t>& shape :
        std::vector<std::vector<int64_t>>{{9}, {1, 9}, {3, 3}, {9, 1}, {}}) {

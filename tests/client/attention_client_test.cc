@@ -325,7 +325,7 @@ TEST(AttentionClientErrorTest, RefusesAnswersThatContradictThemselves) {
   }
 }
 
-// Answers each tensor as its transpose, which has as many elements.
+// Answers each tensor as its transpose, which has the same number of elements.
 class TransposingHandler : public FakeHandler {
  public:
   WireReply OnAttention(const FakeCall& call,

@@ -134,7 +134,7 @@ TEST(AttnctlUsageTest, NumbersThatDoNotFitAreErrors) {
             kFileError);
 }
 
-// A server that sends escapes of terminals and lines of its own.
+// A server that sends terminal escapes and line feeds in its texts.
 class HostileHandler : public client::FakeHandler {
  public:
   client::WireReply OnAttention(const client::FakeCall&,

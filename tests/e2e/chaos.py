@@ -1,11 +1,11 @@
-"""./dev chaos: attacks on a real server, each with its figures and a verdict.
+"""./dev chaos: attacks a real server and prints a verdict for each attack.
 
-Each attack is bounded in what it sends and in time. Before and after it the
-server has to answer health on every listener, compute right answers, and have
-all slots, its budget, descriptors and threads back; meanwhile honest clients
-have to be served, and the resident memory has to stay within what
-docs/configuration.md promises, give or take a tenth. Exits with 0 only if every
-attack that could run here held.
+Each attack is bounded in what it sends and in time. Before and after an attack,
+the server has to answer health on every listener, compute right answers, and
+have all slots, its budget, descriptors and threads back. During the attack,
+honest clients have to be served, and the resident memory has to stay within
+what docs/configuration.md promises, plus a tenth. Exits with 0 only if the
+server held against every attack that could run here.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from attacks import (benchmarks, connections, logs, memory, messages,
 from attacks.harness import ATTACKS, Runner
 from support import stubs
 
-# A broken server is slow to attack; after so long no attack begins.
+# A broken server is slow to attack. No attack begins after this time.
 LIMIT_SECONDS, SHORT_LIMIT_SECONDS = 1500, 400
 # Where the table's rows come from.
 TOPICS = (benchmarks, connections, logs, memory, messages, processes, readers)

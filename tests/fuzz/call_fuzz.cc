@@ -1,16 +1,15 @@
-// Whole calls over bytes that anybody may have sent: what decodes is computed
-// and answered, by the classes that serve every rpc. What the sanitizers find
-// is a finding, and so is an answer that no client can read, an error that
-// blames the server, or memory that is not given back.
+// Fuzzes whole calls. An input that decodes is computed and answered by the
+// classes that serve the rpcs. Findings are what the sanitizers report, an
+// answer that no client can read, an error that blames the server, and memory
+// that is not given back.
 //
-// An input is a byte that picks the rpc, one that says how messages are cut
-// into slices, and the message. Of AttentionStream each message follows its
-// length in two bytes, the low one first; what is left over is the last
-// message.
+// An input is a byte that picks the rpc, a byte that says how messages are cut
+// into slices, and the message. For AttentionStream, each message follows its
+// length in two bytes, the low one first; the rest is the last message.
 //
-// Problems are small by themselves, for inline tensors are no larger than the
-// input, and by the budget and limits of the context. One scheduler with two
-// workers computes them.
+// Problems are small, because inline tensors are no larger than the input and
+// because the context has a small budget and small limits. One scheduler with
+// two workers computes them.
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -41,7 +40,7 @@ using testing::RandomGradientCase;
 constexpr int64_t kBudgetBytes = int64_t{16} << 20;
 constexpr int64_t kMaxBenchmarkVectors = 128;
 
-// What every call shares; what a call leaves behind the next one finds.
+// What all calls share. What a call leaves behind, the next one finds.
 struct Fixture {
   AttentionEngine engine{{.threads = 2}};
   Admission admission{kBudgetBytes, 8, &engine.pool()};
@@ -126,7 +125,8 @@ void CallOfInfo(const std::string& bytes, const Slicing& slicing) {
       CallServerInfo(TheFixture().context, bytes, slicing));
 }
 
-// Without the stream around it: that takes a thread, and the peak 30 ms.
+// Runs the benchmark without the stream around it, which would take a thread,
+// and with a shorter measurement of the peak, which would take 30 ms.
 void CallOfBenchmark(const std::string& bytes, const Slicing& slicing) {
   const ServiceContext& context = TheFixture().context;
   const ReceivedMessage received =
@@ -153,7 +153,7 @@ void CallOfBenchmark(const std::string& bytes, const Slicing& slicing) {
                    });
   CheckStatus(result.status());
   if (!result.ok()) return;
-  // Of numbers below 1, rounded to bf16 at worst.
+  // The numbers are below 1, and at worst rounded to bf16.
   Require(result->max_abs_error() < 0.02, "flash computes attention");
 }
 
@@ -192,7 +192,7 @@ void Check(const uint8_t* data, size_t size) {
           "a call gives back all that it held");
 }
 
-// The rpc of an input is where it stands in kCalls.
+// An rpc is named by its index in kCalls.
 std::string Input(char rpc, const std::string& bytes) {
   return std::string{rpc, static_cast<char>(bytes.size() % 10)} + bytes;
 }
@@ -214,7 +214,7 @@ std::vector<std::string> AllSeeds() {
   for (uint64_t seed = 1; seed <= kCases; ++seed) {
     std::mt19937_64 rng(seed);
     CaseShape shape = RandomCase(rng, kMaxLength);
-    // Small, so that an edit is likely to hit a byte that counts.
+    // Small, so that a mutation is likely to hit a byte that matters.
     shape.head_dim = 1 + static_cast<int64_t>(rng() % 5);
     shape.v_head_dim = 1 + static_cast<int64_t>(rng() % 5);
     const AttentionCase test(shape, seed);
@@ -243,7 +243,7 @@ std::vector<std::string> AllSeeds() {
     inputs.push_back(Input(1, request.SerializeAsString()));
   }
   inputs.push_back(Input(5, ""));
-  // Whole lines of memory, and odd sizes.
+  // Multiples of 64 bytes, and odd sizes.
   for (const v1::DataType type :
        {v1::DATA_TYPE_F32, v1::DATA_TYPE_F16, v1::DATA_TYPE_BF16}) {
     for (const int64_t size : {32, 9}) {

@@ -592,8 +592,9 @@ TEST_F(AttentionCallTest, MalformedMessagesAreRefused) {
   EXPECT_EQ(RefusalOf(answer.status()).reason, "MALFORMED_MESSAGE");
 }
 
-// A request whose elements are numbers, too many to decode where they arrive.
-// It computes so little that it would be answered there otherwise.
+// A request with so many elements sent as numbers that the decode thread
+// decodes it. It computes so little that the receiving thread would answer it
+// otherwise.
 v1::SelfAttentionRequest Heavy() {
   v1::SelfAttentionRequest request;
   static_assert(8 * 150 > kMaxLightNumbers);
@@ -662,7 +663,8 @@ TEST_F(DecodedElsewhereTest, WhatWaitsTooLongIsNotDecoded) {
   EXPECT_EQ(RefusalOf(answer.get().status()).reason, "DEADLINE_EXCEEDED");
 }
 
-// A drain waits for a call that waits, and nothing of it is left behind.
+// A drain waits for a call that waits for the decode thread, and the call
+// leaves nothing behind.
 TEST_F(DecodedElsewhereTest, ADrainWaitsForWhatWaits) {
   auto call = Make();
   std::future<Answer> answer = Start(*call, Heavy());

@@ -15,7 +15,7 @@
 namespace attnd::server {
 namespace {
 
-// Around whole lines of every type: a line of 64 bytes is 16 floats or 32
+// Sizes around multiples of a line of 64 bytes, which holds 16 floats or 32
 // halves.
 constexpr int64_t kRows[] = {1, 2, 15, 16, 17, 31, 32, 33, 101};
 constexpr int64_t kRowSizes[] = {1, 15, 16, 17, 31, 33, 80};
@@ -65,8 +65,8 @@ double LargestError(const AttentionProblem& problem,
   return largest;
 }
 
-// Both algorithms compute on the same numbers: what naive attention answers on
-// the twins is the oracle's answer on the tensors, for every size and type.
+// Checks that both algorithms compute on the same numbers: naive attention on
+// the twins gives the oracle's answer on the tensors, for every size and type.
 TEST(BenchmarkTensorsTest, BothAlgorithmsGetTheSameNumbers) {
   AttentionEngine engine({.threads = 1});
   const StopSignal stop;
@@ -86,7 +86,7 @@ TEST(BenchmarkTensorsTest, BothAlgorithmsGetTheSameNumbers) {
         NaiveAttention(engine, in_f32, for_naive.buffers(), nullptr).ok());
     EXPECT_LT(LargestError(in_f32, for_naive, expected), 1e-5);
     ASSERT_TRUE(engine.Run(problem, tensors.buffers()).ok());
-    // An answer is below 1 and rounded to the type.
+    // Answers are below 1 and rounded to the type.
     EXPECT_LT(LargestError(problem, tensors, expected),
               f32 ? 1e-5 : (type == DataType::kF16 ? 1e-3 : 1e-2));
   });

@@ -122,8 +122,8 @@ TEST_F(BenchmarkTest, HalvesAreBenchmarkedToo) {
   }
 }
 
-// Blocks of memory are whole lines of 64 bytes, and tensors of most sizes are
-// not. All around one line and several, of every type.
+// Blocks of memory are multiples of 64 bytes, but tensors of most sizes are
+// not. Runs sizes around one and several such lines, of every type.
 TEST_F(BenchmarkTest, EverySizeIsBenchmarked) {
   peak_time_ = std::chrono::microseconds(100);
   for (const v1::DataType type :
@@ -164,7 +164,7 @@ TEST_F(BenchmarkTest, ProgressNeverFallsAndNamesThePhases) {
   }
 }
 
-// The peak takes all threads for 30 ms, however small the problem is.
+// Measuring the peak takes all threads for 30 ms even if the problem is small.
 TEST_F(BenchmarkTest, ManyRepetitionsMeasureThePeakTenTimes) {
   v1::BenchmarkRequest request;
   request.set_num_vectors(1);
@@ -181,13 +181,13 @@ TEST_F(BenchmarkTest, ManyRepetitionsMeasureThePeakTenTimes) {
   EXPECT_LT(outcome.fractions.back(), 1);
 }
 
-// All of it would take hundreds of times as long.
+// The whole benchmark would take hundreds of times as long as its limit.
 TEST_F(BenchmarkTest, AnswersWhatItHasWhenItsTimeIsUp) {
   v1::BenchmarkRequest request = Small();
   request.set_num_vectors(2048);
   request.set_num_heads(1);
   request.set_repetitions(1000);
-  // At least one repetition ends in it, also under sanitizers.
+  // At least one repetition ends within the limit, even under sanitizers.
   const Outcome one = [&] {
     v1::BenchmarkRequest once = request;
     once.set_repetitions(1);
@@ -205,7 +205,7 @@ TEST_F(BenchmarkTest, AnswersWhatItHasWhenItsTimeIsUp) {
       std::count(outcome.phases.begin(), outcome.phases.end(), "flash");
   EXPECT_GE(outcome.result->repetitions(), 1);
   EXPECT_LT(outcome.result->repetitions(), 1000);
-  // The last of them did not end in time, or none began.
+  // The last repetition did not end in time, or no other began.
   EXPECT_GE(flash_runs, outcome.result->repetitions());
   EXPECT_LE(flash_runs, outcome.result->repetitions() + 1);
   EXPECT_EQ(outcome.phases.back(), "verify");
@@ -217,7 +217,7 @@ TEST_F(BenchmarkTest, AnswersWhatItHasWhenItsTimeIsUp) {
   EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
 }
 
-// In each phase up to the end of the first repetition.
+// Runs out of time in each phase up to the end of the first repetition.
 TEST_F(BenchmarkTest, RefusesWhereNotOneRepetitionEndsInTime) {
   peak_time_ = std::chrono::milliseconds(1);
   max_time_ = std::chrono::milliseconds(200);
@@ -242,7 +242,8 @@ TEST_F(BenchmarkTest, RefusesWhereNotOneRepetitionEndsInTime) {
   }
 }
 
-// What ends the call itself is said, whatever time the benchmark had left.
+// If the call itself was ended, the status says so, whether or not the
+// benchmark had time left.
 TEST_F(BenchmarkTest, TheCallsOwnEndWeighsMore) {
   max_time_ = std::chrono::nanoseconds(1);
   stop_.Cancel();
@@ -401,7 +402,7 @@ class BenchmarkCallTest : public BenchmarkTest {
     return std::make_shared<BenchmarkCall>(context_, runner_, sink,
                                            SteadyTime::max(), Now);
   }
-  // What time it is for calls. Stands still until the test moves it.
+  // The time that calls see. It stands still until the test moves it.
   static SteadyTime Now() { return now_; }
   static void Pass(std::chrono::seconds time) { now_ = now_.load() + time; }
   // Reads the stream to its end; `ok` is what becomes of the writes.
@@ -470,7 +471,7 @@ TEST_F(BenchmarkCallTest, OneThatIsNotReadKeepsNeitherSlotNorBudget) {
   auto call = Call(sink);
   call->Start(Message(Small()));
   ASSERT_FALSE(sink.IsOver(1));
-  // Nothing of the first message is read, so the result waits.
+  // The client does not read the first message, so the result waits.
   while (admission_.usage().in_flight > 0) std::this_thread::yield();
   EXPECT_LE(admission_.usage().bytes, 4096);
 

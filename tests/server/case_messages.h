@@ -1,5 +1,5 @@
-// Random cases with an oracle (tests/support) as the messages of the contract:
-// requests of them, and what an answer says put back into them.
+// Turns random cases with an oracle (tests/support) into requests, and puts the
+// contents of answers back into the cases.
 #ifndef ATTND_TESTS_SERVER_CASE_MESSAGES_H_
 #define ATTND_TESTS_SERVER_CASE_MESSAGES_H_
 
@@ -14,15 +14,16 @@
 
 namespace attnd::server {
 
-// The options of `shape`; bias and mask by type and shape, without payload.
+// The options of `shape`. Bias and mask have a type and a shape, but no
+// payload.
 v1::AttentionOptions OptionsOf(const testing::CaseShape& shape);
 
-// The requests of a case. Of SelfAttention the sequence is the case's query, of
-// CrossAttention the second sequence is its key.
+// The requests of a case. The sequence of SelfAttention is the case's query,
+// and the second sequence of CrossAttention is its key.
 v1::AttentionRequest RequestOf(const testing::AttentionCase& test);
 v1::SelfAttentionRequest SelfRequestOf(const testing::AttentionCase& test);
 v1::CrossAttentionRequest CrossRequestOf(const testing::AttentionCase& test);
-// Of a case whose output and lse are computed.
+// Needs a case whose output and lse are computed.
 v1::AttentionBackwardRequest BackwardRequestOf(
     const testing::GradientCase& test);
 // The same problem without its tensors. Needs three tensors of one type.
@@ -35,17 +36,18 @@ void UseValues(v1::Tensor& tensor);
 // chunks of at most `chunk_bytes`.
 std::vector<std::string> StreamOf(v1::AttentionRequest request,
                                   size_t chunk_bytes);
-// The messages of a stream's answer as one, or why they are none.
+// Joins the messages of a stream's answer to one, or returns what is wrong with
+// them.
 absl::StatusOr<v1::AttentionResponse> JoinStream(
     const std::vector<std::string>& messages);
 
-// Copies the elements of `tensor` to `to`, which has `size_bytes`. Empty, or
-// what is wrong with its shape, its type or its size.
+// Copies the elements of `tensor` to `to`, which has `size_bytes`. Returns what
+// is wrong with its shape, type or size, or an empty text.
 std::string TakeElements(const v1::Tensor& tensor, DataType type,
                          const std::vector<int64_t>& shape, void* to,
                          size_t size_bytes);
-// Puts an answer's output and lse into `test`. Empty, or what is wrong with
-// them.
+// Puts an answer's output and lse into `test`. Returns what is wrong with them,
+// or an empty text.
 std::string TakeAnswer(const v1::Tensor& output, const v1::Tensor* lse,
                        testing::AttentionCase& test);
 

@@ -212,8 +212,8 @@ TEST_F(EstimateTest, LongListsAreCostedAFewTimes) {
     options.cu_seqlens_k.push_back(offset);
   }
   const TensorSpec tensor{.shape = {1, kEntries, 1}};
-  // Of this thread's processor time: what else runs on the machine matters
-  // less.
+  // Measures the processor time of this thread, which other programs on the
+  // machine affect less.
   const auto shortest = [](const auto& run) {
     const auto used = [] {
       timespec time{};

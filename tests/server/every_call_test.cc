@@ -1,7 +1,7 @@
-// Every rpc from the bytes that come to the bytes that go, on small shapes of
-// every type and size and with every option: the memory that calls of the
-// server lay out themselves is where a sanitizer has to look. Answers are held
-// against the oracle.
+// Runs every rpc from the received bytes to the bytes of the answer, on small
+// shapes of every type and size and with every option, and compares the answers
+// with the oracle. Under sanitizers, this checks the memory that calls of the
+// server lay out themselves.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -27,16 +27,18 @@ using ::testing::IsEmpty;
 using testing::RandomCase;
 using testing::RandomGradientCase;
 
-// Around lines of 64 bytes, which are 16 floats, 32 halves or 64 of a mask.
+// Sizes around lines of 64 bytes, which hold 16 floats, 32 halves or 64
+// elements of a mask.
 constexpr int64_t kLengths[] = {1, 15, 16, 17, 31, 33, 101};
 constexpr int64_t kHeadDims[] = {1, 15, 16, 17, 31, 33, 80};
 constexpr DataType kTypes[] = {DataType::kF32, DataType::kF16, DataType::kBF16};
 
-// As many under sanitizers as elsewhere: they are what these cases are for.
+// As many under sanitizers as elsewhere, because these cases are for
+// sanitizers.
 constexpr uint64_t kSeeds = 200;
 constexpr int64_t kMaxLength = 33;
 
-// What makes a case again.
+// The text from which a case can be made again.
 std::string Trace(uint64_t seed, const std::string& test) {
   return absl::StrCat("seed ", seed, ": ", test);
 }
@@ -44,7 +46,7 @@ std::string Trace(uint64_t seed, const std::string& test) {
 class EveryCallTest : public ::testing::Test {
  protected:
   ~EveryCallTest() override {
-    // Whatever the calls were, nobody holds anything.
+    // After all calls, no slot and no memory is held.
     EXPECT_TRUE(admission_.WaitIdle(std::chrono::minutes(1)));
     EXPECT_EQ(admission_.usage().bytes, 0);
     EXPECT_EQ(admission_.usage().in_flight, 0);
@@ -62,7 +64,7 @@ class EveryCallTest : public ::testing::Test {
     return response;
   }
 
-  // Holds what a forward method answers against the oracle of `test`.
+  // Compares the answer of a forward method with the oracle of `test`.
   template <typename Response>
   static void ExpectExact(const Response& response, AttentionCase& test) {
     ASSERT_THAT(
@@ -78,7 +80,7 @@ class EveryCallTest : public ::testing::Test {
                     CallUnary(context_, AttentionMethod::kAttention,
                               request.SerializeAsString(), slicing)),
                 test);
-    // The same as numbers, where all tensors that go and come may be.
+    // The same with elements as numbers, if all its tensors may be sent so.
     if (test.problem().params().query_dtype == DataType::kF32 &&
         test.problem().params().output_dtype == DataType::kF32) {
       UseValues(*request.mutable_query());
@@ -153,13 +155,13 @@ TEST_F(EveryCallTest, StreamWithAnyOptions) {
     std::mt19937_64 rng(seed);
     AttentionCase test(RandomCase(rng, kMaxLength), seed);
     SCOPED_TRACE(Trace(seed, test.ToString()));
-    // Of at least a few dozen bytes: a message each is slow.
+    // Chunks of at least a few dozen bytes, because many messages are slow.
     ExpectStream(test, 64 + rng() % 5000,
                  {.max_bytes = 1 + rng() % 3000, .seed = seed});
   }
 }
 
-// `shape` as one of a sequence that attends to itself.
+// `shape`, changed to a sequence that attends to itself.
 CaseShape SelfShape(CaseShape shape) {
   shape.num_kv_heads *= shape.group;
   shape.group = 1;
@@ -277,7 +279,7 @@ TEST_F(EveryCallTest, MemoryEstimateWithAnyOptions) {
   for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     std::mt19937_64 rng(seed);
     CaseShape shape = RandomCase(rng, 300);
-    // To this question 0 is a default.
+    // In a MemoryEstimateRequest, 0 means the default.
     if (shape.batch * shape.q_len * shape.kv_len == 0) continue;
     shape.rank = shape.options.cu_seqlens_q.empty() ? 4 : 3;
     shape.key_dtype = shape.value_dtype = shape.query_dtype;

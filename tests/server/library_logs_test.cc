@@ -64,7 +64,7 @@ TEST_F(LibraryLogsTest, SaysNothingAfterTheEnd) {
   EXPECT_EQ(text(), "");
 }
 
-// Nothing limits a line before an abort, and nobody cuts it.
+// A line before an abort is neither limited nor cut.
 TEST_F(LibraryLogsTest, WritesAFailedAssertionInFull) {
   const std::string why(300, 'x');
   for (int i = 0; i < 100; ++i) {

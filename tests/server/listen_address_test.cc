@@ -162,8 +162,8 @@ TEST(AddressFileTest, GoesWithItsServerUnlessAnotherTookItsPlace) {
   EXPECT_TRUE(Exists(path));
 }
 
-// Paths that lead to what is no file of a server, in a folder of the test's own
-// that goes with the object.
+// Paths to things that are not files of a server, in a folder that the
+// destructor removes.
 class OtherFiles {
  public:
   OtherFiles() {

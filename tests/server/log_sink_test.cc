@@ -43,8 +43,8 @@ class LogSinkTest : public ::testing::Test {
     log_ = std::make_unique<spdlog::logger>("test", sink_);
   }
 
-  // Everything up to `last` or up to the end, which comes when nobody writes
-  // any more.
+  // Reads everything up to `last`, or up to the end of the pipe, when all
+  // writers have closed it.
   std::string ReadUntil(const std::string& last) {
     std::string all;
     std::vector<char> some(1 << 16);
@@ -57,7 +57,7 @@ class LogSinkTest : public ::testing::Test {
   }
   std::string ReadAll() { return ReadUntil(""); }
 
-  // What a log of `text` alone looks like.
+  // What the log contains if only `text` is logged.
   std::string Written(const std::string& text) {
     log_->info("{}", text);
     sink_->Close();
@@ -107,7 +107,7 @@ TEST_F(LogSinkTest, NobodyWaitsForAReaderAndWhatIsMissingIsCounted) {
   constexpr int kLines = 100'000;
   for (int i = 0; i < kLines; ++i) log_->info("line {} of many lines", i);
   std::string text = ReadUntil("lines were dropped because");
-  // From here on new ones come through again.
+  // From now on, new lines come through again.
   log_->info("the last");
   sink_->Close();
   close(writer_);
@@ -123,7 +123,7 @@ TEST_F(LogSinkTest, ClosesThoughNobodyReads) {
   for (int i = 0; i < 10'000; ++i) log_->info("line {} of many lines", i);
   sink_->Close();
   log_->info("after the end");
-  // Lets the thread go on that was stuck.
+  // Lets the stuck thread go on.
   EXPECT_EQ(fcntl(writer_, F_SETFL, O_NONBLOCK), 0);
   std::vector<char> some(1 << 16);
   EXPECT_GT(read(reader_.get(), some.data(), some.size()), 0);

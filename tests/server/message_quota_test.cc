@@ -54,7 +54,7 @@ TEST(MessageQuotaCallbackTest, MayBeCalledFromItsOwnResizing) {
   EXPECT_EQ(told, (std::vector<int64_t>{300, 800, 400, 300}));
 }
 
-// Which undefined-behaviour sanitizer watches.
+// The undefined-behaviour sanitizer checks this.
 TEST(MessageQuotaBudgetTest, MayBeAsLargeAsNumbersAre) {
   const auto quota = std::make_shared<MessageQuota>(
       MessageQuota::Limits{

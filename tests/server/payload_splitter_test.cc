@@ -237,8 +237,8 @@ std::string Field(uint32_t number, const std::string& content) {
   return Varint(number << 3 | 2) + Varint(content.size()) + content;
 }
 
-// Repeats `unit` so often that it has `count` fields or numbers, inside what
-// `around` puts about it.
+// Repeats `unit` until there are `count` fields or numbers, and wraps them with
+// `around`.
 struct LimitCase {
   const char* name;
   std::string unit;
@@ -304,7 +304,7 @@ TEST(PayloadSplitterLimits, AcceptAsManyAsSaidAndRefuseOneMore) {
   }
 }
 
-// What stands behind the first field too many is not read.
+// What follows the first field too many is not read.
 TEST(PayloadSplitterLimits, RefuseEarly) {
   for (const LimitCase& test : LimitCases()) {
     SCOPED_TRACE(test.name);
@@ -338,22 +338,22 @@ TEST(PayloadSplitterLimits, BoundPackedListsBeforeTheyAreCopied) {
       measure(Field(4, Field(15, fits + std::string(10, '\x01'))));
   EXPECT_EQ(ReasonOf(status), kTooManyFields);
   EXPECT_LE(read, 128);
-  // Of floats four bytes are one.
+  // Four bytes are one float.
   const std::string floats(4 * kMaxListedNumbers, '\0');
   EXPECT_TRUE(measure(Field(4, Field(10, floats))).first.ok());
   EXPECT_FALSE(measure(Field(4, Field(10, floats + "1234"))).first.ok());
-  // Packed elements of a tensor have no limit but the message's.
+  // Packed elements of a tensor are limited only by the size of the message.
   EXPECT_TRUE(
       measure(Field(1, Field(4, Field(1, floats + floats)))).first.ok());
 }
 
 // Legal encodings that no attnd client writes.
 TEST(PayloadSplitterLimits, AcceptWhateverAnEncoderMayWrite) {
-  // Two of the longest lists, a number a field, interleaved.
+  // Two of the longest lists, interleaved, with a field for each number.
   std::string options;
   for (int i = 0; i < 65'537; ++i) options += "\x70\x01\x78\x01";
   EXPECT_TRUE(Compare<v1::AttentionRequest>(Field(4, options), 17));
-  // A tensor in pieces, in another order, some of them twice.
+  // A tensor in pieces, in another order, with some pieces twice.
   const std::string pieces = Field(1, "\x1a\x01\x41") + Field(1, "\x10\x02") +
                              Field(1, "\x08\x01") + Field(1, "\x10\x03") +
                              Field(1, "\x08\x02\x1a\x02\x41\x42");
@@ -386,7 +386,7 @@ TEST(PayloadSplitterLight, IsDecidedByNumbersAndNotByPayloads) {
     ASSERT_TRUE(heavy.ok());
     EXPECT_FALSE(heavy->has_value());
   }
-  // Of elements as numbers four bytes are one.
+  // Four bytes are one element.
   const std::string elements(4 * kMaxLightNumbers, '\0');
   EXPECT_TRUE(TryLight(Field(1, Field(4, Field(1, elements))))->has_value());
   EXPECT_FALSE(

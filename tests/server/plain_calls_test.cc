@@ -1,4 +1,5 @@
-// MemoryEstimate and GetServerInfo without gRPC: who waits for whom.
+// Tests MemoryEstimate and GetServerInfo without gRPC, beside a busy decode
+// thread.
 #include "server/plain_calls.h"
 
 #include <gtest/gtest.h>
@@ -19,7 +20,7 @@ using Answer = absl::StatusOr<ResponsePieces>;
 
 class PlainCallsTest : public ::testing::Test {
  protected:
-  // A question whose lists are too long for the thread that it arrives in.
+  // A request whose lists are so long that the decode thread decodes it.
   static v1::MemoryEstimateRequest LongQuestion() {
     v1::MemoryEstimateRequest request;
     request.set_seq_len(4);
@@ -78,7 +79,7 @@ TEST_F(PlainCallsTest, AnswersAtOnceWhileALongQuestionWaits) {
   EXPECT_GT(response.flash_bytes(), 0);
 }
 
-// Whoever has an answer finds the slot and the bytes free.
+// When the answer is there, the slot and the bytes are free.
 TEST_F(PlainCallsTest, GivesEverythingBackBeforeItAnswers) {
   std::promise<Admission::Usage> usage;
   AnswerMemoryEstimate(

@@ -1,4 +1,4 @@
-// What attnd takes for granted of the gRPC that it is linked with.
+// Checks what attnd assumes about the gRPC that it is linked with.
 #include "server/rpc_adapter.h"
 
 #include <gtest/gtest.h>
@@ -47,7 +47,8 @@ TEST(RpcAdapterTest, AMissingMessageIsTheClientsFault) {
             absl::StatusCode::kInvalidArgument);
 }
 
-// A message of a small piece and a large one, whose owner tells its end.
+// A message of a small piece and a large one, whose owner reports when it is
+// destroyed.
 struct Message {
   std::string text = "text";
   std::string data = std::string(3 * kLeastMoveBytes + 1000, 'x');
@@ -73,7 +74,7 @@ TEST(RpcAdapterTest, PiecesAreSentAsTheyAre) {
   EXPECT_EQ(message.owner.use_count(), 1);
 }
 
-// The references that gRPC takes while it sends, taken here by hand.
+// Takes by hand the references that gRPC takes while it sends.
 TEST(RpcAdapterTest, SlicesAreSeenToGo) {
   Message message;
   grpc::ByteBuffer of_the_call = message.bytes;

@@ -100,8 +100,8 @@ TEST(ServerTest, ServesOnBothAddressesAndSaysSo) {
   }
 }
 
-// gRPC's own reads show what a client sends: one that opens and resets calls
-// without end is cut off, and others are served.
+// attnd sees what gRPC reads: a client that opens and resets calls without end
+// is cut off, and others are served.
 TEST(ServerTest, CutsOffWhoOpensAndResetsCallsWithoutEnd) {
   const auto server = StartServer();
   const std::string& address = server->addresses()[0];
@@ -130,8 +130,9 @@ TEST(ServerTest, CutsOffWhoOpensAndResetsCallsWithoutEnd) {
   EXPECT_EQ(other.Call(Method("Attention"), Good()).code, kOk);
 }
 
-// A gRPC that sends without copying could send what was overwritten meanwhile
-// (CVE-2024-11407). Both ends of the connection are in this process.
+// If gRPC sent without copying, it could send memory that was overwritten in
+// the meantime (CVE-2024-11407). Both ends of the connection are in this
+// process.
 TEST(ServerTest, SendsNothingByZeroCopy) {
   const auto server = StartServer();
   RawClient client(server->addresses()[0]);

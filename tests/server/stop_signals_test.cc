@@ -11,8 +11,8 @@
 namespace attnd::server {
 namespace {
 
-// In a process of its own, since signals are the whole process's: its exit code
-// says what went well.
+// Runs in a process of its own, because signals concern the whole process. Its
+// exit code says what went well.
 void InItsOwnProcess(const std::function<int()>& test, int exit_code = 0,
                      const char* said = "") {
   EXPECT_EXIT(

@@ -173,7 +173,7 @@ std::vector<Request> Chunked(v1::AttentionRequest request, size_t max_chunk,
 
 class StreamCallTest : public ::testing::Test {
  protected:
-  // What time it is for calls. Stands still until the test moves it.
+  // The time that calls see. It stands still until the test moves it.
   static SteadyTime Now() { return now_; }
   static void Pass(std::chrono::seconds time) { now_ = now_.load() + time; }
 
@@ -367,8 +367,8 @@ TEST_F(StreamCallTest, WhoSendsAHeaderLeavesTheDoor) {
   EXPECT_EQ(arrivals.usage().in_flight, 0);
 }
 
-// Its query takes four times what has to move within a timeout; key and value
-// take little.
+// The query has four times the bytes that have to move within a timeout. Key
+// and value are small.
 v1::AttentionRequest LargeQuery() {
   v1::AttentionRequest request;
   *request.mutable_query() = DataTensor({1024, 64}, 1);
@@ -377,8 +377,8 @@ v1::AttentionRequest LargeQuery() {
   return request;
 }
 
-// Sends a message each `pace`, until the call is over or there are no more;
-// returns how many.
+// Sends one message after each `pace` until the call is over or all are sent.
+// Returns how many were sent.
 size_t SendSlowly(StreamCall& call, FakeStream& stream,
                   const std::vector<Request>& messages,
                   const std::function<void()>& pause) {
@@ -424,7 +424,7 @@ TEST_F(StreamCallTest, AClientOfAByteNowAndThenIsSilent) {
   EXPECT_THAT(refusal.message, ::testing::HasSubstr("65536 bytes"));
 }
 
-// What it is not waited for does not count.
+// Time in which the server does not wait for the client does not count.
 TEST_F(StreamCallTest, ABusyServerIsNoSilentClient) {
   FakeStream stream;
   const auto call = Make(stream);
@@ -800,7 +800,7 @@ TEST_F(StreamCallTest, ABrokenStreamEndsTheAnswer) {
   EXPECT_EQ(RefusalOf(*stream.finished()).reason, "CANCELLED");
 }
 
-// A header that is too long to be decoded where it arrives.
+// A header that is so long that the decode thread decodes it.
 Request LongHeader() {
   Request message;
   v1::AttentionRequest& header = *message.mutable_header();
@@ -852,7 +852,7 @@ TEST_F(StreamCallTest, LongHeadersCanBeCancelledWhileTheyWait) {
   EXPECT_EQ(admission_.usage().in_flight, 0);
 }
 
-// It is not even parsed, since no chunk is long.
+// Such a message is not even parsed, because no chunk is long.
 TEST_F(StreamCallTest, ASecondLongHeaderIsRefusedAtOnce) {
   const Refusal refusal = Refused({LongHeader(), LongHeader()});
   EXPECT_EQ(refusal.field, "header");

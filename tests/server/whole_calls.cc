@@ -26,7 +26,7 @@ WholeAnswer AnswerOf(const absl::StatusOr<ResponsePieces>& pieces) {
   return {.status = absl::OkStatus(), .messages = {Join(*pieces)}};
 }
 
-// A stream whose client takes every message as soon as it is asked to.
+// A stream whose client reads every message at once.
 class EagerStream : public MessageStream {
  public:
   void Read() override {

@@ -1,5 +1,6 @@
-// Whole calls without gRPC: the bytes of a request in, the bytes of the answer
-// out, by the same classes that the service uses. For tests and for the fuzzer.
+// Runs whole calls without gRPC, from the bytes of a request to the bytes of
+// the answer, with the classes that the service uses. For tests and for the
+// fuzzer.
 #ifndef ATTND_TESTS_SERVER_WHOLE_CALLS_H_
 #define ATTND_TESTS_SERVER_WHOLE_CALLS_H_
 
@@ -14,20 +15,21 @@
 
 namespace attnd::server {
 
-// How requests are cut into slices: of 1 to `max_bytes`, which `seed` decides.
+// How requests are cut into slices: into pieces of 1 to `max_bytes` bytes,
+// whose sizes depend on `seed`.
 struct Slicing {
   size_t max_bytes = 5000;
   uint64_t seed = 1;
 };
 
-// What a client gets.
+// What a client would receive.
 struct WholeAnswer {
   absl::Status status;
   std::vector<std::string> messages;
 };
 
-// Each blocks until the call is over. Its memory and its slot are given back
-// soon after, by the thread that was the last to hold it.
+// Each function blocks until the call is over. Soon after that, the last thread
+// that holds the call gives its memory and its slot back.
 WholeAnswer CallUnary(const ServiceContext& context, AttentionMethod method,
                       const std::string& request, const Slicing& slicing = {});
 WholeAnswer CallMemoryEstimate(const ServiceContext& context,
@@ -39,7 +41,8 @@ WholeAnswer CallServerInfo(const ServiceContext& context,
 WholeAnswer CallBenchmark(const ServiceContext& context,
                           const std::string& request,
                           const Slicing& slicing = {});
-// Sends as many of `requests` as are read, then ends its side.
+// Sends the messages of `requests` until the call reads no more of them, then
+// ends the client's side.
 WholeAnswer CallStream(const ServiceContext& context,
                        const std::vector<std::string>& requests,
                        const Slicing& slicing = {});

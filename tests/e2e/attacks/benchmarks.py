@@ -1,4 +1,4 @@
-"""Attacks by Benchmark, the call that makes its own work."""
+"""Attacks with Benchmark, the call that creates its own work."""
 
 import math
 import time
@@ -18,9 +18,8 @@ def run(trial, client, timeout=60, **fields):
   return last.result
 
 
-@attack('benchmark-odd-sizes', sends='a Benchmark of F16 and BF16 for every '
-        'remainder of elements by 32, and beyond', promise='a result whose '
-        'error is small')
+@attack('benchmark-odd-sizes', sends='Benchmarks of F16 and BF16 with every '
+        'number of elements modulo 32', promise='results with small errors')
 def benchmark_odd_sizes(trial):
   client = trial.client()
   pb = trial.pb
@@ -40,7 +39,8 @@ def benchmark_odd_sizes(trial):
 
 
 @attack('benchmark-limits', sends='Benchmarks of an hour, by size and by '
-        'repetitions', promise='over within --max-benchmark-seconds and a few',
+        'repetitions', promise='each ends a few seconds after '
+        '--max-benchmark-seconds at the latest',
         settings={'max-benchmark-seconds': LIMIT_SECONDS}, seconds=120,
         health_ms=2000)
 def benchmark_limits(trial):

@@ -24,7 +24,7 @@ from support.client import Client, Refusal
 from support.problems import KEY, OPTIONS, QUERY, VALUE, expected_options
 from support.server import open_channel
 
-# No answer for so long is a failure.
+# A call without an answer after this time has failed.
 DEADLINE_SECONDS = 5
 HEALTH_PAUSE, FRESH_PAUSE, CALL_PAUSE = 0.02, 0.25, 0.05
 

@@ -1,4 +1,4 @@
-"""Attacks on the listeners: descriptors, connections, and who is no client."""
+"""Attacks on the listeners: descriptors, connections, and non-clients."""
 
 import contextlib
 import resource
@@ -9,7 +9,7 @@ from support.raw_http2 import PREFACE, connect
 
 
 def open_many(trial, address, count, data=PREFACE):
-  """Plain connections that say `data` and nothing more."""
+  """Plain connections that send `data` and nothing more."""
   made = []
   for _ in range(count):
     with contextlib.suppress(OSError):
@@ -20,7 +20,7 @@ def open_many(trial, address, count, data=PREFACE):
 
 
 def still_open(sockets):
-  """Those that the server has not ended."""
+  """Those of the sockets that the server has not closed."""
   left = []
   for one in sockets:
     one.setblocking(False)
@@ -35,7 +35,7 @@ def still_open(sockets):
 
 
 def heard_again(trial, seconds=5):
-  """Every listener has to answer a new connection within so long."""
+  """Every listener has to answer a new connection within `seconds`."""
   start = time.monotonic()
   deaf = list(trial.server.addresses)
   while deaf and time.monotonic() - start < seconds:
@@ -63,8 +63,8 @@ def descriptors_run_out(trial):
   heard_again(trial)
 
 
-@attack('descriptors-run-out-late', sends='the same where the limit falls '
-        'while the server runs, below what it has counted on',
+@attack('descriptors-run-out-late', sends='the same, but the limit falls '
+        'while the server runs, below what it expects',
         promise='every listener answers within 5 s', fresh=False, tolerance=1)
 def descriptors_run_out_late(trial):
   pid = trial.server.process.pid
@@ -99,8 +99,8 @@ def connections_over_limit(trial):
   heard_again(trial)
 
 
-@attack('connections-idle', sends='1000 connections that say nothing, then '
-        '1000 that say the preface, on every listener',
+@attack('connections-idle', sends='1000 connections that send nothing, then '
+        '1000 that send the preface, on every listener',
         promise='others are served; all descriptors come back', short=False)
 def connections_idle(trial):
   for listener in trial.server.addresses:

@@ -1,4 +1,4 @@
-"""What runs an attack and judges it: the table, the server, its bystanders."""
+"""Runs attacks and judges them: the table, the server, its bystanders."""
 
 import contextlib
 import dataclasses
@@ -32,19 +32,19 @@ DRAIN_SECONDS = 5
 SETTINGS = {'memory-budget-bytes': 256 * MIB, 'max-in-flight': SLOTS,
             'stream-idle-timeout': IDLE_SECONDS,
             'drain-timeout': DRAIN_SECONDS, 'threads': 2}
-# How far the resident memory may pass the promise.
+# The factor by which the resident memory may exceed the promise.
 SLACK = 1.1
-# Everything has to be as before within so long of the attack's end.
+# Within this time after an attack, everything has to be as before it.
 RECOVERY_SECONDS = 10
-# Lines of what is broken.
+# How many lines about broken things are shown.
 SHOWN = 6
-# An attack's connections stay at least so long.
+# How long an attack's connections stay at least.
 LEAST_SECONDS = 1
-# Of threads and descriptors, which gRPC makes when it first needs them.
+# Threads and descriptors that gRPC may add when it first needs them.
 FEW = 6
-# After so long a probe of Kubernetes gives up.
+# A probe of Kubernetes gives up after this time.
 HEALTH_MS = 1000
-# And whoever connects anew takes a server for gone.
+# A client that connects gives a server up after this time.
 FRESH_MS = 2500
 SANITIZER = re.compile(
     r'(ERROR: \w+Sanitizer.*|runtime error: .*|WARNING: ThreadSanitizer.*)')
@@ -206,7 +206,7 @@ class Trial:
     return short if self.short or self.sanitized else full
 
   def require(self, holds, what):
-    """Notes what does not hold; goes on."""
+    """Notes `what` as broken unless it holds; returns whether it does."""
     if not holds:
       self.broken.append(what)
     return bool(holds)
@@ -348,7 +348,7 @@ def budget_free(client, budget):
 
 
 def settled(trial, before):
-  """What is not as it was before, right now."""
+  """What is not yet as it was before the attack."""
   late = []
   for address in trial.server.addresses:
     status = health_of(address, 3)

@@ -1,4 +1,4 @@
-"""Attacks on the log: nobody reads it, and clients write into it."""
+"""Attacks on the log: nobody reads it, or clients write into it."""
 
 import contextlib
 import fcntl
@@ -69,8 +69,8 @@ def log_size(trial):
   return (trial.server.folder / 'log').stat().st_size
 
 
-@attack('log-forged', sends='headers with line feeds, that look like lines of '
-        'the log, and escapes of terminals',
+@attack('log-forged', sends='headers with terminal escapes, and with line '
+        'feeds that make them look like lines of the log',
         promise='no such line and no escape is in the log')
 def log_forged(trial):
   forged = '[2000-01-01 00:00:00.000] [attnd] [info] signal 15: stopping'
@@ -93,7 +93,7 @@ def log_forged(trial):
                 ' '.join(f'{b:02x}' for b in sorted(raw)))
 
 
-@attack('log-flood', sends='calls whose headers gRPC logs, as many as go',
+@attack('log-flood', sends='calls whose headers gRPC logs, without end',
         promise='the log grows by 64 KiB a second at most')
 def log_flood(trial):
   at, start = log_size(trial), time.monotonic()

@@ -1,4 +1,4 @@
-"""Attacks on what a server holds before it has let anything in."""
+"""Attacks on what a server holds before it has admitted a call."""
 
 import itertools
 import time
@@ -21,7 +21,7 @@ def storm(trial, connections, count, make, seconds, batch=500):
   """Sends make(connection, streams) until `count` streams were sent.
 
   Connections go to the listeners in turn. Those that the server ends are made
-  anew, as an attacker would. Returns (streams sent, connections ended).
+  again, as an attacker would. Returns (streams sent, connections ended).
   """
   limit = time.monotonic() + seconds
   opened, addresses = [None] * connections, trial.server.addresses

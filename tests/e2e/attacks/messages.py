@@ -1,4 +1,4 @@
-"""Attacks by what a call says: tiny fields, odd messages, far deadlines."""
+"""Attacks with messages and headers: tiny fields, odd bytes, far deadlines."""
 
 import collections
 import concurrent.futures

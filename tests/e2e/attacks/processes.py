@@ -1,4 +1,4 @@
-"""Attacks on the process: files it is told to write, signals, and its end."""
+"""Attacks on the process: the files that it writes, signals, and its end."""
 
 import contextlib
 import os
@@ -39,8 +39,8 @@ def launch(trial, folder, *flags):
 
 
 @attack('address-file', server=False, sends='--address-file of a link, a FIFO, '
-        'a device and a folder', promise='an error, and all of them as they '
-        'were')
+        'a device and a folder', promise='an error; all of these stay as '
+        'they were')
 def address_file(trial):
   with tempfile.TemporaryDirectory(prefix='attnd-') as name:
     folder = pathlib.Path(name)
@@ -114,7 +114,7 @@ def signals(trial):
 
 
 @attack('config-fifo', server=False, sends='SIGTERM while --config is a FIFO '
-        'that nobody writes to', promise='it ends')
+        'that nobody writes to', promise='the server ends')
 def config_fifo(trial):
   with tempfile.TemporaryDirectory(prefix='attnd-') as name:
     folder = pathlib.Path(name)
@@ -231,8 +231,8 @@ class MemoryGroup:
 
 @attack('memory-cgroup', server=False, sends='resets, calls of headers alone, '
         'half-sent messages and messages of tiny fields, one after another',
-        promise='the kernel, which gives it 1 GiB, does not kill it; it '
-        'serves', seconds=180)
+        promise='the kernel, which gives it 1 GiB, does not kill it; '
+        'others are served', seconds=180)
 def memory_cgroup(trial):
   if trial.sanitized:
     raise NotRunHere('a sanitizer holds more than the server may')

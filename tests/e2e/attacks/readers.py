@@ -1,4 +1,4 @@
-"""Attacks by waiting: answers that nobody reads, messages without an end."""
+"""Attacks that make the server wait: unread answers, unfinished messages."""
 
 import time
 
@@ -9,8 +9,8 @@ from attacks.harness import (DRAIN_SECONDS, IDLE_SECONDS, SLOTS, attack,
 from support.http2 import DATA, END_HEADERS, HEADERS, WINDOW_UPDATE, frame
 from support.raw_http2 import header_block, message
 
-# Who is silent is seen up to a quarter of --stream-idle-timeout later; the rest
-# is for slow machines.
+# A silent client is noticed up to a quarter of --stream-idle-timeout late. The
+# rest is for slow machines.
 ENDED_SECONDS = IDLE_SECONDS * 1.25 + 6
 
 
@@ -51,7 +51,7 @@ def hold_by_benchmarks(trial, address, slots):
 
 
 @attack('benchmarks-unread', sends='a Benchmark for each slot, whose answers '
-        'it does not read', promise='all slots come back while it is there',
+        'it does not read', promise='all slots come back before it disconnects',
         settings={'max-in-flight': 8})
 def benchmarks_unread(trial):
   held = hold_by_benchmarks(trial, trial.server.tcp, 8)
@@ -74,7 +74,7 @@ def ask_for_much(trial, connection, count):
 
 
 @attack('answers-unread', sends='18 calls for answers of 14 MB, which it does '
-        'not read', promise='the budget comes back while it is there')
+        'not read', promise='the budget comes back before it disconnects')
 def answers_unread(trial):
   one = trial.connect(window=0)
   streams = ask_for_much(trial, one, 18)
@@ -85,8 +85,8 @@ def answers_unread(trial):
       client, trial.settings['memory-budget-bytes']))
 
 
-@attack('answers-dripped', sends='the same, and takes a byte of each answer '
-        'now and then', promise='the budget comes back while it is there')
+@attack('answers-dripped', sends='the same, and reads a byte of each answer '
+        'now and then', promise='the budget comes back before it disconnects')
 def answers_dripped(trial):
   one = trial.connect(window=0, renews=False)
   streams = ask_for_much(trial, one, 18)
@@ -124,7 +124,7 @@ def begin_streams(trial, address, count):
 
 @attack('streams-dripped', sends='an AttentionStream for each slot, and a '
         'chunk of a byte to each now and then',
-        promise='all slots come back while it is there')
+        promise='all slots come back before it disconnects')
 def streams_dripped(trial):
   one, streams, drip = begin_streams(trial, trial.server.tcp, SLOTS)
   one.wait_for(lambda: one.begun.issuperset(streams), 3)
@@ -134,7 +134,7 @@ def streams_dripped(trial):
 
 
 @attack('streams-without-header', sends='as many streams as slots, without a '
-        'header', promise='others\' streams are let in while it is there')
+        'header', promise='others\' streams are let in before it disconnects')
 def streams_without_header(trial):
   one = trial.connect()
   block = header_block('AttentionStream')
@@ -146,7 +146,7 @@ def streams_without_header(trial):
 
 
 @attack('streams-unread', sends='whole streams whose answers it does not read',
-        promise='all slots come back while it is there')
+        promise='all slots come back before it disconnects')
 def streams_unread(trial):
   client = trial.client()
   one = trial.connect(window=0)

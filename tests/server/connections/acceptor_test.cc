@@ -132,8 +132,8 @@ TEST_F(AcceptorTest, ForgetsWhatIsClosed) {
   EXPECT_EQ(guard_->connections(), 0) << "close tells the guard";
 }
 
-// With no descriptor left accept fails, and the connections wait; nothing has
-// to be restarted when there are some again.
+// When no descriptor is left, accept fails and the connections wait. When there
+// are descriptors again, they are accepted without a restart.
 TEST_F(AcceptorTest, GoesOnAfterDescriptorsHaveRunOut) {
   const UniqueFd waiting(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   rlimit before{};

@@ -83,7 +83,7 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenTooManyCallsAreOpen) {
   guard->Forget(small.connection);
 }
 
-// And not who holds most: that may be a client that has reset nothing.
+// It does not end the connection that holds most, which may have reset nothing.
 TEST(ConnectionGuardTest, EndsWhoResetMostWhenAllResetTooMuch) {
   const auto guard =
       ConnectionGuard::Start({.all_resets = {.burst = 10, .per_second = 0}});

@@ -71,7 +71,8 @@ TEST_F(ConnectionTest, CountsCallsUntilTheyAreAnswered) {
   EXPECT_NE(connection_->idle_since(), SteadyTime::max());
 }
 
-// Trailers of a client, and numbers that were used before, begin no call.
+// Trailers of a client, and stream numbers that were used before, begin no
+// call.
 TEST_F(ConnectionTest, CountsACallOnce) {
   Make();
   Client(Headers(5) + Headers(5) + Headers(3));
@@ -205,7 +206,7 @@ TEST_F(ConnectionTest, FindsALastFrameThatIsCut) {
   EXPECT_THAT(Overdue(), IsEmpty());
 }
 
-// What waits for the server is not the client's fault.
+// A message that waits for the server is not the client's fault.
 TEST_F(ConnectionTest, LetsCompleteAndAnsweredCallsWait) {
   Make();
   Client(Headers(1, FrameHeader::kEndStream) + Headers(3));

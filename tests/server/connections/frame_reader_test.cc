@@ -59,8 +59,8 @@ TEST(FrameReaderTest, DecodesTheHeader) {
   EXPECT_EQ(seen.stream, 7U) << "the reserved bit is no part of the number";
 }
 
-// However the bytes are cut into pieces, frames begin and end alike and their
-// payloads add up.
+// The reader reports the same frames and the same payload sizes however the
+// bytes are cut into pieces.
 TEST(FrameReaderTest, SeesTheSameInAnyPieces) {
   constexpr unsigned kSeed = 17;
   std::mt19937 random(kSeed);
