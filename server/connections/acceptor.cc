@@ -26,8 +26,8 @@ using std::chrono::milliseconds;
 using std::chrono::minutes;
 using std::chrono::seconds;
 
-// How long a listener waits after a failed accept. The connections wait in the
-// kernel meanwhile.
+// How long a listener waits after a failed accept. During that time the
+// connections wait in the kernel.
 constexpr milliseconds kPause{100};
 // How long accept has to fail before the server is reported as not serving.
 constexpr seconds kDeafAfter{1};

@@ -160,8 +160,8 @@ def streams_unread(trial):
   back(trial, 'the slots', lambda: free_slots(other, SLOTS) == SLOTS)
 
 
-@attack('drain-beside-waiters', server=False, sends='everything of this list '
-        'at once, then SIGTERM', promise='exit code 0 within --drain-timeout '
+@attack('drain-beside-waiters', server=False, sends='unread and unfinished '
+        'calls of all these kinds, then SIGTERM', promise='exit code 0 within --drain-timeout '
         'and a few seconds')
 def drain_beside_waiters(trial):
   server = trial.server = trial.start(settings={'stream-idle-timeout': 60})
