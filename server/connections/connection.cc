@@ -62,7 +62,7 @@ bool Connection::BeginFrame(const FrameHeader& frame, SteadyTime now) {
       header_block_bytes_ +=
           static_cast<int64_t>(FrameHeader::kBytes) + frame.payload_bytes;
       if (header_block_bytes_ > limits_.header_block_bytes) {
-        return Break("it sent a block of headers above 64 KiB");
+        return Break("it sent a block of headers of more than 64 KiB");
       }
       return frame.type != FrameType::kHeaders || BeginCall(frame.stream, now);
     case FrameType::kRstStream:
@@ -164,16 +164,16 @@ std::string_view Connection::Overdue(SteadyTime now,
                                      std::chrono::nanoseconds timeout) {
   const std::lock_guard lock(mutex_);
   if (!has_frame_ && now - accepted_at_ >= timeout) {
-    return "it sent no HTTP/2 within --stream-idle-timeout";
+    return "it sent no HTTP/2 frame in time (--stream-idle-timeout)";
   }
   if (header_block_bytes_ >= 0 && now - header_block_at_ >= timeout) {
-    return "it did not end a block of headers within --stream-idle-timeout";
+    return "it did not end a block of headers in time (--stream-idle-timeout)";
   }
   for (const auto& [stream, call] : calls_) {
     if (!call.client_ended && !call.answered &&
         now - call.moved_at >= timeout) {
-      return "it sent less than 64 KiB of an unfinished message within "
-             "--stream-idle-timeout";
+      return "it did not send 64 KiB of an unfinished message in time "
+             "(--stream-idle-timeout)";
     }
   }
   return {};
