@@ -357,6 +357,8 @@ void StreamCall::Computed(absl::Status status, const RunStats& stats) {
     const std::lock_guard lock(mutex_);
     stats_ = stats;
     reservation().LendToMessages(0);
+    // What is left to do is to write, which takes as long as the client likes.
+    reservation().LeaveSlot();
     ShrinkToAnswer();
   }
   Pump();

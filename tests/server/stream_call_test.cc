@@ -472,6 +472,7 @@ TEST_F(StreamCallTest, AClientThatDoesNotReadIsEndedAndGivesBackWhatItHeld) {
         call->OnWritten(true);
       }
       while (!stream.IsWriting()) std::this_thread::yield();
+      EXPECT_EQ(admission_.usage().in_flight, 0) << "no slot for a write";
     }
     Pass(seconds(9));
     call->EndIfSilent(seconds(10));
