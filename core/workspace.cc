@@ -26,12 +26,12 @@ constexpr int64_t kHugeBytes = int64_t{2} << 20;
 constexpr int64_t kMaxBlockBytes = int64_t{1} << 62;
 
 // GCC defines a macro for address sanitizer, clang has a feature.
-#if defined(__has_feature)
+#if defined(__SANITIZE_ADDRESS__)
+#define ATTND_ADDRESS_SANITIZER
+#elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define ATTND_ADDRESS_SANITIZER
 #endif
-#elif defined(__SANITIZE_ADDRESS__)
-#define ATTND_ADDRESS_SANITIZER
 #endif
 
 // Address sanitizer sees the ends of malloc's blocks only.

@@ -128,7 +128,7 @@ def test_half_received_messages_and_requests_fit_together(attnd, connect):
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(Server(
         attnd, f'--memory-budget-bytes={budget * MIB}',
-        f'--max-message-bytes={message * MIB}'))
+        f'--max-message-bytes={message * MIB}', '--max-benchmark-seconds=0'))
     client = connect(server.tcp)
     stalled = [stack.enter_context(http2.Connection(server.tcp))
                for _ in range(budget // message)]
