@@ -104,9 +104,11 @@ bool Connection::EndFrame(const FrameHeader& frame) {
   return true;
 }
 
-// Headers with the number of an earlier call are that call's trailers.
+// Headers with the number of an earlier call are that call's trailers. gRPC
+// ignores even numbers, which are not for clients, and accepts lower odd numbers
+// after them, so an even number must not count as begun here either.
 bool Connection::BeginCall(uint32_t stream, SteadyTime now) {
-  if (stream <= last_stream_) return true;
+  if (stream % 2 == 0 || stream <= last_stream_) return true;
   last_stream_ = stream;
   calls_[stream].moved_at = now;
   ++open_calls_;

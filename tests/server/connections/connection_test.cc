@@ -79,6 +79,16 @@ TEST_F(ConnectionTest, CountsACallOnce) {
   EXPECT_EQ(connection_->open_calls(), 1);
 }
 
+// gRPC ignores a call with an even number, and takes lower ones after it.
+TEST_F(ConnectionTest, AnEvenNumberDoesNotHideLaterCalls) {
+  Make({.resets = {.burst = 1, .per_second = 0}});
+  Client(Headers(0x7ffffffe));
+  EXPECT_EQ(connection_->open_calls(), 0);
+  EXPECT_EQ(Client(Headers(1) + Headers(3)), Verdict::kFine);
+  EXPECT_EQ(connection_->open_calls(), 2);
+  EXPECT_EQ(Client(Reset(1) + Reset(3)), Verdict::kBroken);
+}
+
 TEST_F(ConnectionTest, EndsWhoOpensTooManyCalls) {
   Make({.open_calls = 3});
   EXPECT_EQ(Client(Headers(1) + Headers(3) + Headers(5)), Verdict::kFine);
