@@ -228,15 +228,13 @@ void ConnectionGuard::EndOverdue(SteadyTime now) {
 }
 
 // malloc keeps much of what was freed for later messages. It gives that back
-// first, because it is no reason to end a connection.
+// first, because it is no reason to end a connection. It does so each time,
+// because what the connection held that was ended last is then in malloc.
 void ConnectionGuard::KeepMemory(SteadyTime now) {
   if (options_.resident_bytes() <= options_.memory_bytes) return;
 #ifdef __GLIBC__
-  if (now - trimmed_at_ >= seconds(1)) {
-    trimmed_at_ = now;
-    malloc_trim(0);
-    if (options_.resident_bytes() <= options_.memory_bytes) return;
-  }
+  malloc_trim(0);
+  if (options_.resident_bytes() <= options_.memory_bytes) return;
 #endif
   EndLargest([now](const Connection& other) { return other.HeldBytes(now); },
              kLeastOffenceBytes,

@@ -103,7 +103,6 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
   std::mutex report_mutex_;
   std::unordered_map<std::string_view, Ended> ended_;  // by reason
 
-  SteadyTime trimmed_at_{};
   std::thread thread_;
 };
 

@@ -200,6 +200,23 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenMemoryIsUsedUp) {
   guard->Forget(large.connection);
 }
 
+// What malloc gives back whenever it is asked to is nobody's fault.
+TEST(ConnectionGuardTest, EndsNobodyForWhatMallocKeeps) {
+  std::atomic<int> looks = 0;
+  const auto guard =
+      ConnectionGuard::Start({.memory_bytes = 1000, .resident_bytes = [&] {
+                                return ++looks % 2 == 1 ? 2000 : 500;
+                              }});
+  const Peer peer(*guard);
+  ASSERT_TRUE(peer.Send(
+      *guard, Preface() + Headers(1) +
+                  Frame(FrameType::kData, 0, 1, std::string(2 << 20, 'x'))));
+  EXPECT_TRUE(Eventually([&] { return looks >= 8; }));
+  EXPECT_THAT(peer.connection->end_reason(), IsEmpty());
+  guard->Stop();
+  guard->Forget(peer.connection);
+}
+
 TEST(ConnectionGuardTest, MeasuresPrivateMemory) {
   const int64_t before = ConnectionGuard::PrivateResidentBytes();
   ASSERT_GT(before, 0);
