@@ -243,9 +243,11 @@ class Server::Impl {
     }
     const absl::StatusOr<int64_t> max_connections = MaxConnections();
     if (!max_connections.ok()) return max_connections.status();
-    if (!StartGrpc()) return absl::InternalError("gRPC did not start");
+    // Before gRPC: it throws where there are no more threads, and Drain needs
+    // it as soon as there is a server to drain.
     guard_ = ConnectionGuard::Start(
         GuardOptions(config_, shares_, *max_connections));
+    if (!StartGrpc()) return absl::InternalError("gRPC did not start");
     server_->GetHealthCheckService()->SetServingStatus(
         v1::AttentionService::service_full_name(), true);
     acceptor_ = std::make_unique<Acceptor>(
