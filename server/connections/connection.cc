@@ -181,16 +181,17 @@ std::string_view Connection::Overdue(SteadyTime now,
   return {};
 }
 
-void Connection::End(std::string_view reason) {
+bool Connection::End(std::string_view reason) {
   const std::lock_guard lock(mutex_);
   if (end_reason_.empty()) end_reason_ = reason;
-  if (fd_ < 0) return;
+  if (fd_ < 0 || std::exchange(ended_, true)) return false;
   shutdown(fd_, SHUT_RDWR);
   const int64_t calls = open_calls_.exchange(0);
   totals_->open_calls -= calls;
   totals_->ending_calls += calls;
-  ending_calls_ += calls;
+  ending_calls_ = calls;
   calls_.clear();
+  return true;
 }
 
 void Connection::Closed() {

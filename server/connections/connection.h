@@ -113,8 +113,9 @@ class Connection {
   std::string_view Overdue(SteadyTime now, std::chrono::nanoseconds timeout);
 
   // Shuts the socket down, so that gRPC drops the connection and its calls.
-  // `reason` is a string literal. Later reasons are ignored.
-  void End(std::string_view reason);
+  // `reason` is a string literal. Later reasons are ignored. False if the
+  // connection was ended before or its socket is closed.
+  bool End(std::string_view reason);
   // Says that the socket is about to be closed. It is not used after that.
   void Closed();
 
@@ -177,6 +178,7 @@ class Connection {
   int epoll_ = -1;  // that gRPC waits with for fd_
   epoll_event epoll_event_{};
   int64_t ending_calls_ = 0;  // that were open when the connection was ended
+  bool ended_ = false;        // by End
   std::string_view end_reason_;
   FrameReader in_{FrameReader::kClientPrefaceBytes};
   FrameReader out_{0};

@@ -179,7 +179,7 @@ bool ConnectionGuard::EndLargest(
 }
 
 void ConnectionGuard::End(Connection& connection, std::string_view reason) {
-  connection.End(reason);
+  if (!connection.End(reason)) return;
   const std::lock_guard lock(report_mutex_);
   Ended& ended = ended_[reason];
   ++ended.count;

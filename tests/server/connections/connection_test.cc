@@ -263,6 +263,17 @@ TEST_F(ConnectionTest, EndShutsTheSocketDown) {
   EXPECT_EQ(totals_->ending_calls, 0);
 }
 
+// gRPC may read what the client has sent before, and the log counts ends.
+TEST_F(ConnectionTest, EndsOnce) {
+  Make();
+  Client(Headers(1));
+  EXPECT_TRUE(connection_->End("why"));
+  EXPECT_EQ(Client(Headers(3)), Verdict::kBroken);
+  EXPECT_FALSE(connection_->End("another"));
+  EXPECT_EQ(connection_->end_reason(), "why");
+  EXPECT_EQ(totals_->ending_calls, 1);
+}
+
 TEST_F(ConnectionTest, DoesNotTouchASocketThatWasClosed) {
   Make();
   connection_->Closed();
