@@ -14,9 +14,13 @@ double RateLimit::recent(SteadyTime now) const {
 }
 
 bool RateLimit::Take(SteadyTime now) {
-  recent_ = recent(now) + 1;
+  recent_ = recent(now);
   counted_at_ = std::max(counted_at_, now);
-  return recent_ <= rate_.burst;
+  // One too many is not counted: else who keeps on would put off the time from
+  // which others may go on.
+  if (recent_ + 1 > rate_.burst) return false;
+  ++recent_;
+  return true;
 }
 
 Connection::Connection(int fd, std::string peer, const ConnectionLimits& limits,

@@ -122,6 +122,22 @@ TEST_F(ConnectionTest, DoesNotCountResetsOfWhatWasAnswered) {
   }
 }
 
+// Who goes on at a time when nobody may makes others wait no longer.
+TEST(RateLimitTest, ForgivesAFloodAsQuicklyAsABurst) {
+  RateLimit limit({.burst = 10, .per_second = 5});
+  SteadyTime now = SteadyTime{} + std::chrono::hours(1);
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(limit.Take(now), i < 10) << i;
+  EXPECT_EQ(limit.recent(now), 10);
+  now += seconds(1);
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(limit.Take(now), i < 5) << i;
+  int taken = 0;
+  for (int i = 0; i < 100; ++i) {
+    now += milliseconds(10);
+    if (limit.Take(now)) ++taken;
+  }
+  EXPECT_NEAR(taken, 5, 1) << "as many as ever, whoever else was refused";
+}
+
 TEST_F(ConnectionTest, SaysWhenAllConnectionsResetTooMuch) {
   Make({}, {.burst = 2, .per_second = 0});
   EXPECT_EQ(Client(Headers(1) + Reset(1) + Headers(3) + Reset(3)),
