@@ -77,6 +77,9 @@ bool Connection::BeginFrame(const FrameHeader& frame, SteadyTime now) {
         return true;
       }
       return Break("it sent too many PING or SETTINGS frames");
+    case FrameType::kGoaway:
+      if (frame.payload_bytes <= limits_.goaway_bytes) return true;
+      return Break("it sent a GOAWAY frame above 4 KiB");
     default:
       return true;
   }

@@ -53,6 +53,9 @@ struct ConnectionLimits {
   // The most bytes on the wire of one block of request headers. gRPC accepts 16
   // KiB of headers, but checks that after it has parsed all of them.
   int64_t header_block_bytes = int64_t{64} << 10;
+  // The most that a GOAWAY frame may take. gRPC keeps its text in memory, of up
+  // to 4 MiB, and for as long as the frame is not complete.
+  int64_t goaway_bytes = int64_t{4} << 10;
   // Calls that are open at a time: begun, not answered and not reset.
   int64_t open_calls = 2048;
   // Calls that the client resets before they are answered. HTTP/2 counts them

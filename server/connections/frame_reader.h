@@ -20,6 +20,7 @@ enum class FrameType : uint8_t {
   kRstStream = 3,
   kSettings = 4,
   kPing = 6,
+  kGoaway = 7,
   kContinuation = 9,
 };
 

@@ -190,6 +190,16 @@ TEST_F(ConnectionTest, BoundsPingsAndSettingsButNotTheirAnswers) {
   }
 }
 
+TEST_F(ConnectionTest, BoundsAGoawayBeforeItArrives) {
+  Make({.goaway_bytes = 1000});
+  EXPECT_EQ(Client(Frame(FrameType::kGoaway, 0, 0, std::string(1000, 'x'))),
+            Verdict::kFine);
+  const std::string large =
+      Frame(FrameType::kGoaway, 0, 0, std::string(1001, 'x'));
+  EXPECT_EQ(Client(large.substr(0, FrameHeader::kBytes)), Verdict::kBroken);
+  EXPECT_THAT(connection_->end_reason(), HasSubstr("GOAWAY"));
+}
+
 TEST_F(ConnectionTest, FindsACallWithoutItsMessage) {
   Make();
   Client(Headers(1));
