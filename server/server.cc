@@ -307,6 +307,9 @@ class Server::Impl {
     // to a client that it only listens to.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+    // Clients may ping as they like while a call computes in silence, which
+    // gRPC takes for abuse: ConnectionLimits bounds pings.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
     // A client looks a name up again only when a connection ends.
     if (config_.max_connection_age_s > 0) {
       builder.AddChannelArgument(
