@@ -88,13 +88,18 @@ def attack(name, *, sends, promise, settings=None, server=True, short=True,
   return add
 
 
-def promised_bytes(settings):
-  """What a server with these flags may hold: docs/configuration.md#memory."""
+def arriving_bytes(settings):
+  """The share of arriving messages with these flags, in bytes."""
   budget = settings['memory-budget-bytes']
   largest = settings.get('max-message-bytes', 256 * MIB)
-  arriving = max(min(max(16 * largest, 64 * MIB), budget // 2),
-                 largest // 4 * 5, 64 * MIB)
-  return budget + 256 * MIB + arriving
+  return max(min(max(16 * largest, 64 * MIB), budget // 2),
+             largest // 4 * 5, 64 * MIB)
+
+
+def promised_bytes(settings):
+  """What a server with these flags may hold: docs/configuration.md#memory."""
+  return (settings['memory-budget-bytes'] + 256 * MIB +
+          arriving_bytes(settings))
 
 
 class Process:

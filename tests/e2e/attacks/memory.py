@@ -3,8 +3,8 @@
 import itertools
 import time
 
-from attacks.harness import MIB, attack
-from attacks.readers import ENDED_SECONDS
+from attacks.harness import MIB, arriving_bytes, attack
+from attacks.readers import ENDED_SECONDS, within
 from support.http2 import (DATA, END_HEADERS, HEADERS, PING, RST_STREAM,
                            SETTINGS, WINDOW_UPDATE, frame, header,
                            hpack_number)
@@ -13,6 +13,8 @@ from support.raw_http2 import (CANCEL, CONTINUATION, END_STREAM, PRIORITY,
 
 REFLECTION = '/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo'
 WATCH = '/grpc.health.v1.Health/Watch'
+# What a call without a message is counted as.
+CALL_BYTES = 16 << 10
 # A small budget and small messages: 384 MiB are promised.
 SMALL = {'memory-budget-bytes': 64 * MIB, 'max-message-bytes': 4 * MIB}
 
@@ -113,6 +115,59 @@ def reset_messages(trial):
       connections[turn] = None
       time.sleep(0.01)
   trial.figure(f'{sent} messages reset, {ended} connections ended')
+
+
+@attack('resets-counted', sends='4000 resets on one connection, then 1900 on '
+        'each of eight, which each of them may', promise='the one is ended, '
+        'and some of the eight')
+def resets_counted(trial):
+  make = opened_and_reset('Attention')
+
+  def send(count):
+    one = trial.connect()
+    one.send(make(one, one.new_streams(count)))
+    return one
+  one = send(4000)
+  one.wait_for(lambda: False, 5)
+  trial.require(one.ended, '4000 resets do not end a connection')
+  eight = [send(1900) for _ in range(8)]
+  ended = within(5, lambda: any(c.ended for c in eight))
+  # As many are forgiven in time as a sanitizer's build may read.
+  trial.require(ended is not None or trial.sanitized,
+                '15,200 resets do not end one of eight connections')
+  trial.figure(f'{sum(c.ended for c in eight)} of eight ended')
+
+
+@attack('calls-counted', sends='3000 calls of headers alone, on a connection '
+        'that acknowledges no SETTINGS; 1000 on each of forty', promise='the '
+        'one is ended; so are as many of the forty as hold calls for more than '
+        'a quarter of the memory for arriving messages; half of it is not '
+        'passed', settings={'stream-idle-timeout': 60})
+def calls_counted(trial):
+  block = header_block('Attention')
+
+  def send(count, **how):
+    one = trial.connect(seconds=5, **how)
+    one.send(b''.join(frame(HEADERS, block, END_HEADERS, s)
+                      for s in one.new_streams(count)))
+    return one
+  before = trial.process.resident_bytes()
+  unacknowledged = send(3000, reads=False)
+  unacknowledged.flush(5)
+  trial.require(unacknowledged.ended, '3000 calls do not end a connection that '
+                'may have 1024')
+  connections = [send(1000) for _ in range(40)]
+  share = arriving_bytes(trial.settings)
+  most = share // 4 // CALL_BYTES
+  open_calls = lambda: 1000 * sum(not c.ended for c in connections)
+  within(10, lambda: open_calls() <= most)
+  grown = trial.process.peak_bytes() - before
+  trial.figure(f'{open_calls()} of 40,000 calls stay open, {grown / MIB:.0f} '
+               'MiB more')
+  trial.require(open_calls() <= most, f'{open_calls()} calls are open, which '
+                f'is more than {most}')
+  trial.require(trial.sanitized or grown <= share // 2,
+                f'calls of headers alone took {grown / MIB:.0f} MiB')
 
 
 @attack('headers-alone', sends='calls of headers alone, 1000 on each of many '
