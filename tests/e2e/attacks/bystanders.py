@@ -8,12 +8,16 @@ them are connected, `report` ends and prints what was seen as a line of JSON.
 
 import collections
 import json
+import os
 import pathlib
 import sys
 import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+# Who is cut off is counted below; no library need say so as well.
+os.environ['GRPC_VERBOSITY'] = 'NONE'
 
 import grpc
 import numpy as np

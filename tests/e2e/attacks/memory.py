@@ -1,6 +1,9 @@
 """Attacks on what a server holds before it has admitted a call."""
 
+import collections
+import concurrent.futures
 import itertools
+import threading
 import time
 
 from attacks.harness import MIB, arriving_bytes, attack
@@ -233,6 +236,69 @@ def half_sent_silent(trial):
 def half_sent_dripping(trial):
   half_sent(trial, lambda connections: [
       c.send_data(c.stream, b'\0', seconds=0.01) for c in connections])
+
+
+def large_calls(trial, over):
+  """Calls of 4 MiB, whose messages workers drop, until `over` is set.
+
+  Returns gRPC's codes; None is a call that was reset, or whose connection was
+  ended.
+  """
+  tensor = lambda rows, columns: trial.pb.Tensor(
+      dtype=trial.pb.DATA_TYPE_F32, shape=[rows, columns],
+      data=bytes(4 * rows * columns))
+  body = message(trial.pb.AttentionRequest(
+      query=tensor(MIB // 4, 4), key=tensor(1, 4),
+      value=tensor(1, 1)).SerializeToString())
+  block, codes, one = header_block('Attention'), collections.Counter(), None
+  while not over.is_set() and trial.server.process.poll() is None:
+    try:
+      if one is None or one.gone:
+        one = trial.connect(seconds=2)
+      stream = one.open(block)
+      one.send_data(stream, body, end=True, seconds=5)
+      codes[one.wait_over(stream, 10)] += 1
+    except OSError:
+      time.sleep(0.01)
+  return codes
+
+
+@attack('arriving-full', sends='messages of 8 MiB that lack their end, more '
+        'than there is memory for, while four clients send whole ones',
+        promise='the server lives on; some of the whole ones are answered; the '
+        'memory promised', tolerance=1,
+        # Whose connection gRPC ends connects again a second later, or more.
+        health_ms=5000, fresh=False, settings={
+            'memory-budget-bytes': 64 * MIB, 'max-message-bytes': 8 * MIB})
+def arriving_full(trial):
+  block = header_block('Attention')
+  body = message(bytes(8 * MIB - 65536), claimed=8 * MIB)
+  over = threading.Event()
+  opened, begun, codes = collections.deque(), 0, collections.Counter()
+  limit = time.monotonic() + trial.pick(20, 4)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    calls = [pool.submit(large_calls, trial, over) for _ in range(4)]
+    try:
+      while (time.monotonic() < limit and
+             trial.server.process.poll() is None):
+        try:
+          one = trial.connect(seconds=2)
+        except OSError:
+          continue
+        one.send_data(one.open(block), body, seconds=0.5)
+        opened.append(one)
+        begun += 1
+        if len(opened) > 30:
+          opened.popleft().close()
+    finally:
+      over.set()
+      for one in opened:
+        one.close()
+    for one in calls:
+      codes += one.result()
+  trial.figure(f'{begun} messages begun; of {codes.total()} whole ones '
+               f'{codes[0]} are answered')
+  trial.require(codes[0], f'no whole message is answered: {dict(codes)}')
 
 
 @attack('health-watches', sends='10,000 calls of health\'s Watch on ten '
