@@ -4,8 +4,11 @@ import contextlib
 import resource
 import time
 
-from attacks.harness import attack, computes, health_of
-from support.raw_http2 import PREFACE, connect
+from attacks.harness import attack, computes, health_of, health_on
+from attacks.readers import ENDED_SECONDS, within
+from support.http2 import END_HEADERS, HEADERS, SETTINGS, frame
+from support.raw_http2 import END_STREAM, PREFACE, connect, header_block
+from support.server import open_channel
 
 
 def open_many(trial, address, count, data=PREFACE):
@@ -63,17 +66,25 @@ def descriptors_run_out(trial):
   heard_again(trial)
 
 
-@attack('descriptors-run-out-late', sends='the same, but the limit falls '
-        'while the server runs, below what it expects',
-        promise='every listener answers within 5 s', fresh=False, tolerance=1)
+@attack('descriptors-run-out-late', sends='the same where the limit falls '
+        'while the server runs, below what it has counted on',
+        promise='health says NOT_SERVING on every listener meanwhile; every '
+        'listener answers within 5 s', fresh=False, tolerance=1)
 def descriptors_run_out_late(trial):
+  kept = [open_channel(listener) for listener in trial.server.addresses]
+  for channel in kept:
+    trial.deferred(channel.close)
+    trial.require(health_on(channel, 5) == 'SERVING', 'no health beforehand')
   pid = trial.server.process.pid
   before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
   resource.prlimit(pid, resource.RLIMIT_NOFILE,
                    (trial.process.files() + 8, before[1]))
   for listener in trial.server.addresses:
     sockets = open_many(trial, listener, 60)
-    time.sleep(0.5)
+    told = within(10, lambda: all(health_on(channel, 5) == 'NOT_SERVING'
+                                  for channel in kept))
+    trial.require(told is not None, f'while {listener} accepts nobody, health '
+                  f'says {[health_on(channel, 5) for channel in kept]}')
     for one in sockets:
       one.close()
   heard_again(trial)
@@ -82,23 +93,54 @@ def descriptors_run_out_late(trial):
 
 @attack('connections-over-limit', sends='60 connections where '
         '--max-connections is 20', promise='those above it are closed at '
-        'once; the first go on; there is room again when they leave',
+        'once; the first go on; a new client takes the place of one that says '
+        'nothing; there is room again when they leave',
         settings={'max-connections': 20}, fresh=False, tolerance=0)
 def connections_over_limit(trial):
   client = trial.client()
   trial.require(computes(client) is None, 'the first client is not served')
-  sockets = open_many(trial, trial.server.tcp, 60)
+  sockets = open_many(trial, trial.server.tcp, 60, PREFACE + frame(SETTINGS))
   time.sleep(1)
   left = still_open(sockets)
   trial.figure(f'{len(left)} of 60 connections stay open')
   trial.require(len(left) <= 20, f'{len(left)} connections are open')
   trial.require(len(left) >= 8, f'only {len(left)} connections were let in')
   trial.require(computes(client) is None, 'the first client is served no more')
+  # They are idle after a second.
+  new = within(5, lambda: all(health_of(a, 1) == 'SERVING'
+                              for a in trial.server.addresses))
+  trial.require(new is not None, 'no new client takes the place of an idle one')
   for one in sockets:
     one.close()
   heard_again(trial)
 
 
+@attack('connections-silent', sends='connections that say nothing, that say '
+        'half of the preface, and that do not end a header',
+        promise='all of them are ended after --stream-idle-timeout')
+def connections_silent(trial):
+  # The second block belongs to a call that is over.
+  block = header_block('GetServerInfo')
+  header = (PREFACE + frame(SETTINGS) +
+            frame(HEADERS, block, END_HEADERS | END_STREAM, 1) +
+            frame(HEADERS, block, 0, 1))
+  kinds = {'say nothing': b'', 'say half of the preface': PREFACE[:12],
+           'do not end a header': header}
+  opened = {kind: [one for listener in trial.server.addresses
+                   for one in open_many(trial, listener, 5, data)]
+            for kind, data in kinds.items()}
+
+  def left():
+    return {kind: len(some) for kind, sockets in opened.items()
+            if (some := still_open(sockets))}
+  took = within(ENDED_SECONDS, lambda: not left())
+  if trial.require(took is not None, f'after {ENDED_SECONDS:.1f} s connections '
+                   f'are open that {left()}'):
+    trial.figure(f'all are ended after {took:.1f} s')
+
+
+@attack('connections-idle', sends='1000 connections that say nothing, then '
+        '1000 that say the preface, on every listener',
 @attack('connections-idle', sends='1000 connections that send nothing, then '
         '1000 that send the preface, on every listener',
         promise='others are served; all descriptors come back', short=False)

@@ -278,12 +278,17 @@ def flags_of(settings):
 def health_of(address, seconds):
   """The name of what a new connection is answered."""
   with open_channel(address) as channel:
-    try:
-      return health_pb2.HealthCheckResponse.ServingStatus.Name(
-          health_pb2_grpc.HealthStub(channel).Check(
-              health_pb2.HealthCheckRequest(), timeout=seconds).status)
-    except grpc.RpcError as error:
-      return error.code().name
+    return health_on(channel, seconds)
+
+
+def health_on(channel, seconds):
+  """The name of what a connection is answered, or of its error."""
+  try:
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(
+        health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=seconds).status)
+  except grpc.RpcError as error:
+    return error.code().name
 
 
 def computes(client, timeout=10):
