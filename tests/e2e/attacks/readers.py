@@ -9,6 +9,7 @@ from attacks.harness import (DRAIN_SECONDS, IDLE_SECONDS, SLOTS, attack,
 from support.http2 import DATA, END_HEADERS, HEADERS, WINDOW_UPDATE, frame
 from support.raw_http2 import header_block, message
 
+DEADLINE_EXCEEDED = 4
 # A silent client is noticed up to a quarter of --stream-idle-timeout late. The
 # rest is for slow machines.
 ENDED_SECONDS = IDLE_SECONDS * 1.25 + 6
@@ -34,7 +35,10 @@ def back(trial, what, condition, meanwhile=lambda: None):
 
 
 def hold_by_benchmarks(trial, address, slots):
-  """Benchmarks whose answers nobody reads, for each slot one."""
+  """Benchmarks whose answers nobody reads, for each slot one.
+
+  Returns the connection and the streams.
+  """
   one = trial.connect(address, window=0)
   block = header_block('Benchmark')
   body = trial.pb.BenchmarkRequest(
@@ -47,15 +51,26 @@ def hold_by_benchmarks(trial, address, slots):
     begun.append(one.call(block, body))
     # Another one that runs has this one refused.
     one.wait_for(lambda: begun[-1] in one.over, 0.2)
-  return len([s for s in begun if s not in one.over])
+  return one, [s for s in begun if s not in one.over]
 
 
 @attack('benchmarks-unread', sends='a Benchmark for each slot, whose answers '
-        'it does not read', promise='all slots come back before it disconnects',
-        settings={'max-in-flight': 8})
+        'it does not read', promise='the calls are ended after '
+        '--stream-idle-timeout', settings={'max-in-flight': 8})
 def benchmarks_unread(trial):
-  held = hold_by_benchmarks(trial, trial.server.tcp, 8)
-  trial.figure(f'{held} answers unread')
+  one, held = hold_by_benchmarks(trial, trial.server.tcp, 8)
+  trial.figure(f'{len(held)} answers unread')
+  seconds = ENDED_SECONDS * (3 if trial.sanitized else 1)
+  one.wait_for(lambda: one.over.issuperset(held), seconds)
+  left = len(set(held) - one.over)
+  trial.require(not left, f'{left} calls are not ended after {seconds:.0f} s')
+
+
+@attack('benchmarks-unread-long', sends='the same where --stream-idle-timeout '
+        'is a minute', promise='all slots come back at once',
+        settings={'max-in-flight': 8, 'stream-idle-timeout': 60})
+def benchmarks_unread_long(trial):
+  hold_by_benchmarks(trial, trial.server.tcp, 8)
   client = trial.client(trial.server.unix)
   back(trial, 'the slots', lambda: free_slots(client, 8) == 8)
 
@@ -134,15 +149,18 @@ def streams_dripped(trial):
 
 
 @attack('streams-without-header', sends='as many streams as slots, without a '
-        'header', promise='others\' streams are let in before it disconnects')
+        'header', promise='others\' streams are let in while it is there; its '
+        'own are told DEADLINE_EXCEEDED')
 def streams_without_header(trial):
   one = trial.connect()
-  block = header_block('AttentionStream')
-  one.send(b''.join(frame(HEADERS, block, END_HEADERS, s)
-                    for s in one.new_streams(SLOTS)))
+  block, streams = header_block('AttentionStream'), one.new_streams(SLOTS)
+  one.send(b''.join(frame(HEADERS, block, END_HEADERS, s) for s in streams))
   client = trial.client(trial.server.unix)
   back(trial, 'streams', lambda: budget_free(
       client, trial.settings['memory-budget-bytes']))
+  one.wait_for(lambda: one.over.issuperset(streams), ENDED_SECONDS)
+  codes = {one.statuses.get(s) for s in streams}
+  trial.require(codes == {DEADLINE_EXCEEDED}, f'the streams end with {codes}')
 
 
 @attack('streams-unread', sends='whole streams whose answers it does not read',
