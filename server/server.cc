@@ -39,15 +39,25 @@ namespace {
 // are cut.
 constexpr std::chrono::milliseconds kFlushTime{250};
 
-// Calls that one connection may have open, of which each takes some KB before
-// it is let in. Above what is let in at all, so that who asks for too much is
-// told to retry, rather than kept waiting without a word; proxies put the calls
-// of many clients on one connection (Envoy as it is deployed here 256).
-int MaxStreams(const ServerConfig& config) {
-  constexpr int64_t kFewest = 1024;
+// Every connection may have so many calls open, whatever the memory is.
+constexpr int64_t kFewestStreams = 1024;
+
+// Calls that all connections together may have open before they are let in: a
+// quarter of what arriving messages may take.
+int64_t MaxOpenCalls(const MemoryShares& shares) {
+  return std::max(shares.arriving_bytes / 4 / Connection::kCallBytes,
+                  2 * kFewestStreams);
+}
+
+// Calls that one connection may have open. Above what is let in at all, where
+// the memory allows it, so that who asks for too much is told to retry, rather
+// than kept waiting without a word; proxies put the calls of many clients on
+// one connection (Envoy as it is deployed here 256).
+int MaxStreams(const ServerConfig& config, const MemoryShares& shares) {
   constexpr int64_t kMost = 1 << 20;
   return static_cast<int>(
-      2 * std::clamp(config.max_in_flight, kFewest / 2, kMost / 2));
+      2 * std::clamp(config.max_in_flight, kFewestStreams / 2,
+                     std::min(MaxOpenCalls(shares) / 4, kMost / 2)));
 }
 
 // The most threads that reflection may use. Each of its streams has a thread,
@@ -63,12 +73,9 @@ ConnectionGuard::Options GuardOptions(const ServerConfig& config,
                                       const MemoryShares& shares,
                                       int64_t max_connections) {
   ConnectionGuard::Options options;
-  options.limits.open_calls = 2 * MaxStreams(config);
+  options.limits.open_calls = 2 * MaxStreams(config, shares);
   options.max_connections = max_connections;
-  // Calls without a message may hold a quarter of what arriving messages may.
-  options.all_open_calls =
-      std::max<int64_t>(shares.arriving_bytes / 4 / Connection::kCallBytes,
-                        2 * MaxStreams(config));
+  options.all_open_calls = MaxOpenCalls(shares);
   options.all_resets.burst = static_cast<double>(options.all_open_calls);
   // One and a half times the timeout of calls, so that a call that can tell its
   // client ends first, with a status.
@@ -301,7 +308,7 @@ class Server::Impl {
     quota_->SetMaxThreads(kReflectionThreads);
     builder.SetResourceQuota(*quota_);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
-                               MaxStreams(config_));
+                               MaxStreams(config_, shares_));
     // A host that is gone says nothing. A ping a minute finds out, and what its
     // calls held is given back; without the second, gRPC stops after two pings
     // to a client that it only listens to.

@@ -38,10 +38,13 @@ def test_info_tells_the_limits(tight):
   assert info.max_receive_message_bytes == 2 * MIB
 
 
-@pytest.mark.parametrize('slots, streams', [(1, 1024), (5000, 10000)])
+@pytest.mark.parametrize('slots, streams', [(1, 1024), (5000, 10000),
+                                            (50_000, 16384)])
 def test_a_connection_has_so_many_calls_open(attnd, slots, streams):
   max_concurrent_streams = 3
-  with Server(attnd, f'--max-in-flight={slots}') as server, \
+  # 2 GiB of it are for arriving messages.
+  with Server(attnd, f'--max-in-flight={slots}',
+              f'--memory-budget-bytes={4096 * MIB}') as server, \
       http2.Connection(server.tcp) as connection:
     assert connection.settings[max_concurrent_streams] == streams
 

@@ -6,7 +6,9 @@ import itertools
 import threading
 import time
 
-from attacks.harness import MIB, arriving_bytes, attack
+from attacks import harness
+from attacks.harness import (MIB, SLACK, Process, arriving_bytes, attack,
+                             computes, promised_bytes)
 from attacks.readers import ENDED_SECONDS, within
 from support.http2 import (DATA, END_HEADERS, HEADERS, PING, RST_STREAM,
                            SETTINGS, WINDOW_UPDATE, frame, header,
@@ -178,6 +180,30 @@ def calls_counted(trial):
                 f'is more than {most}')
   trial.require(trial.sanitized or grown <= share // 2,
                 f'calls of headers alone took {grown / MIB:.0f} MiB')
+
+
+@attack('calls-of-many-slots', server=False, sends='1000 calls of headers '
+        'alone on each of many connections, where --max-in-flight is 50,000',
+        promise='the memory promised; others are served')
+def calls_of_many_slots(trial):
+  settings = {**harness.SETTINGS, **SMALL, 'max-in-flight': 50_000}
+  server = trial.server = trial.start(settings=settings)
+  process = Process(server.process.pid)
+  block = header_block('Attention')
+  for _ in range(trial.pick(200, 80)):
+    try:
+      one = trial.connect(server.tcp, seconds=5)
+    except OSError:
+      continue
+    one.send(b''.join(frame(HEADERS, block, END_HEADERS, s)
+                      for s in one.new_streams(1000)))
+  time.sleep(1)
+  peak, promise = process.peak_bytes(), promised_bytes(settings)
+  text = f'RSS {peak / MIB:.0f} of {promise / MIB:.0f} MiB'
+  trial.figure(text)
+  trial.require(trial.sanitized or peak <= promise * SLACK, f'memory: {text}')
+  wrong = computes(trial.client(server.unix))
+  trial.require(wrong is None, f'a small call is answered {wrong}')
 
 
 @attack('headers-alone', sends='calls of headers alone, 1000 on each of many '
