@@ -112,8 +112,8 @@ bool Connection::EndFrame(const FrameHeader& frame) {
 }
 
 // Headers with the number of an earlier call are that call's trailers. gRPC
-// ignores even numbers, which are not for clients, and accepts lower odd numbers
-// after them, so an even number must not count as begun here either.
+// ignores even numbers, which are not for clients, and accepts lower odd
+// numbers after them, so an even number must not count as begun here either.
 bool Connection::BeginCall(uint32_t stream, SteadyTime now) {
   if (stream % 2 == 0 || stream <= last_stream_) return true;
   last_stream_ = stream;

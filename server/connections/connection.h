@@ -34,8 +34,8 @@ class RateLimit {
  public:
   explicit RateLimit(const Rate& rate) : rate_(rate) {}
 
-  // Counts one event. Returns false if it is one too many, and does not count it
-  // then.
+  // Counts one event. Returns false if it is one too many, and does not count
+  // it then.
   bool Take(SteadyTime now);
   // How many events still count at `now`. Time takes `per_second` of them off
   // each second.
