@@ -251,24 +251,40 @@ def hold_unread(client):
       np.ones((1, 4), np.float32)), messages=None, chunk_bytes=60000)
   upload.end()
   assert next(upload.call).HasField('chunk')
-  assert work.refusal_of(client).reason == 'TOO_MANY_REQUESTS'
+  # A write takes no slot.
+  assert work.refusal_of(client) is None
   return upload
 
 
-def test_cancel_while_the_answer_is_not_read(slot):
-  upload = hold_unread(slot)
-  upload.call.cancel()
-  work.wait_until_free(slot)
+def test_cancel_while_the_answer_is_not_read(attnd, connect):
+  # The answer takes 64 MiB, and the other request 240 MiB.
+  with Server(attnd, '--max-in-flight=1',
+              f'--memory-budget-bytes={300 << 20}') as server:
+    client = connect(server.tcp)
+    request = client.self_request(np.ones((640, 8, 16, 256), np.float32))
+
+    def refusal():
+      try:
+        client.stub.SelfAttention(request, timeout=60)
+        return None
+      except grpc.RpcError as error:
+        return Refusal(error).reason
+
+    upload = hold_unread(client)
+    assert refusal() == 'MEMORY_BUDGET'
+    upload.call.cancel()
+    poll_until(lambda: refusal() is None, 60, 'room for the other request')
 
 
 def test_the_server_ends_a_client_that_does_not_read(attnd, connect):
   # The client's library reads ahead as far as its window: what comes later is
   # what the server waits with.
   with Server(attnd, '--max-in-flight=1', '--max-message-bytes=65536',
-              '--stream-idle-timeout=3') as server:
+              '--stream-idle-timeout=3', '--log-level=debug') as server:
     client = connect(server.tcp)
     upload = hold_unread(client)
-    work.wait_until_free(client)
+    poll_until(lambda: 'AttentionStream' in server.log(), 60,
+               'the end of the call')
     with pytest.raises(grpc.RpcError) as caught:
       list(upload.call)
     assert caught.value.code() == grpc.StatusCode.CANCELLED
