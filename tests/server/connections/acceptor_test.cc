@@ -136,9 +136,10 @@ TEST_F(AcceptorTest, ForgetsWhatIsClosed) {
 // When no descriptor is left, accept fails and the connections wait. When there
 // are descriptors again, they are accepted without a restart.
 TEST_F(AcceptorTest, GoesOnAfterDescriptorsHaveRunOut) {
-  // Undefined-behaviour sanitizer needs a descriptor when it sees the type of
-  // the log for the first time.
-  spdlog::error("this test uses up all descriptors");
+  // Undefined-behaviour sanitizer needs a descriptor when it sees a type of the
+  // log for the first time.
+  spdlog::error("this test uses up {}: {}, {}", std::string("all descriptors"),
+                "as an attack would", milliseconds(0).count());
   const UniqueFd waiting(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
