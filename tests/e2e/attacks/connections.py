@@ -139,8 +139,6 @@ def connections_silent(trial):
     trial.figure(f'all are ended after {took:.1f} s')
 
 
-@attack('connections-idle', sends='1000 connections that say nothing, then '
-        '1000 that say the preface, on every listener',
 @attack('connections-idle', sends='1000 connections that send nothing, then '
         '1000 that send the preface, on every listener',
         promise='others are served; all descriptors come back', short=False)
