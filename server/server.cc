@@ -39,20 +39,21 @@ namespace {
 // are cut.
 constexpr std::chrono::milliseconds kFlushTime{250};
 
-// Every connection may have so many calls open, whatever the memory is.
+// Every connection may have this many calls open, however little memory there
+// is.
 constexpr int64_t kFewestStreams = 1024;
 
-// Calls that all connections together may have open before they are let in: a
-// quarter of what arriving messages may take.
+// The most calls that all connections together may have open before admission.
+// They may take a quarter of the memory for arriving messages.
 int64_t MaxOpenCalls(const MemoryShares& shares) {
   return std::max(shares.arriving_bytes / 4 / Connection::kCallBytes,
                   2 * kFewestStreams);
 }
 
-// Calls that one connection may have open. Above what is let in at all, where
-// the memory allows it, so that who asks for too much is told to retry, rather
-// than kept waiting without a word; proxies put the calls of many clients on
-// one connection (Envoy as it is deployed here 256).
+// The most calls that one connection may have open. Where the memory allows it,
+// this is more than --max-in-flight, so that a client that asks for too much is
+// told to retry and does not wait without an answer. Proxies put the calls of
+// many clients on one connection (Envoy, with the file in deploy/envoy, 256).
 int MaxStreams(const ServerConfig& config, const MemoryShares& shares) {
   constexpr int64_t kMost = 1 << 20;
   return static_cast<int>(
