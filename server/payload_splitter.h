@@ -59,7 +59,8 @@ struct SplitCost {
 struct SplitMessage {
   std::string header;
   std::vector<PayloadRange> payloads;
-  // Upper bound of what splitting took at its peak, and what parsing will.
+  // An upper bound of the bytes that splitting took at its peak and that parsing
+  // will take.
   int64_t bound_bytes = 0;
 };
 

@@ -135,7 +135,7 @@ class Process:
 
 
 class Sampler:
-  """Samples threads and descriptors, of which the system keeps no peak."""
+  """Samples threads and descriptors, since the system keeps no peak of them."""
 
   def __init__(self, process):
     self._process, self._over = process, threading.Event()
@@ -276,13 +276,13 @@ def flags_of(settings):
 
 
 def health_of(address, seconds):
-  """The name of what a new connection is answered."""
+  """Returns the name of the health status that a new connection reads."""
   with open_channel(address) as channel:
     return health_on(channel, seconds)
 
 
 def health_on(channel, seconds):
-  """The name of what a connection is answered, or of its error."""
+  """Returns the name of the health status that a channel reads, or its error."""
   try:
     return health_pb2.HealthCheckResponse.ServingStatus.Name(
         health_pb2_grpc.HealthStub(channel).Check(
@@ -308,7 +308,7 @@ def computes(client, timeout=10):
 
 
 def free_slots(client, slots):
-  """How many calls are let in at once, of so many. Cancels them."""
+  """Returns how many of `slots` calls are admitted at once, and cancels them."""
   small = client.self_request(np.ones((4, 2), np.float32))
   # A second of work in a message of 128 KiB.
   long_one = client.self_request(np.ones((1, 1 << 15, 1), np.float32))
