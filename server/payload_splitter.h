@@ -59,8 +59,8 @@ struct SplitCost {
 struct SplitMessage {
   std::string header;
   std::vector<PayloadRange> payloads;
-  // An upper bound of the bytes that splitting took at its peak and that parsing
-  // will take.
+  // An upper bound of the bytes that splitting took at its peak and that
+  // parsing will take.
   int64_t bound_bytes = 0;
 };
 
