@@ -102,8 +102,9 @@ void BenchmarkCall::Complete(absl::StatusOr<v1::BenchmarkResult> result) {
   {
     const std::lock_guard lock(mutex_);
     // Before the result is written, which can take as long as the client likes.
-    reservation_.LeaveSlot();
+    // The bytes go first, so that whoever finds the slot free finds them too.
     reservation_.ShrinkTo(kMessageEnvelopeBytes);
+    reservation_.LeaveSlot();
     status_ = result.status();
     if (result.ok()) result_ = *std::move(result);
   }
