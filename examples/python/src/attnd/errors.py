@@ -14,16 +14,24 @@ class FieldViolation:
 
 
 class AttndError(Exception):
-  """A call that failed; the subclasses below are by code."""
+  """A call that failed; the subclasses below are by code.
+
+  It can be pickled and copied with all that it holds, so that a worker process
+  may raise it. As with every exception, __cause__ stays behind.
+  """
 
   def __init__(self, code, message, reason='', field_violations=(),
                retry_delay=None):
-    super().__init__(f'{code.name}: {message}')
+    # Pickle and copy call the class with these again.
+    super().__init__(code, message, reason, field_violations, retry_delay)
     self.code = code  # a grpc.StatusCode
     self.message = message
     self.reason = reason  # "INVALID_FIELD"; empty where gRPC itself failed
     self.field_violations = tuple(field_violations)
     self.retry_delay = retry_delay  # seconds; None where waiting is no help
+
+  def __str__(self):
+    return f'{self.code.name}: {self.message}'
 
   @property
   def field(self):
@@ -64,7 +72,8 @@ class Unimplemented(AttndError):
 
 
 class Internal(AttndError):
-  """A bug of the server."""
+  """A bug of the server where `reason` is set. Where it is empty, gRPC failed: on
+  this side, on the way, or on the server's."""
 
 
 _CLASSES = {
