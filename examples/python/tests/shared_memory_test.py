@@ -99,6 +99,37 @@ def test_what_does_not_fit_is_refused_before_it_is_written(server, region):
     assert caught.value.field == 'options.output_region'
 
 
+def test_what_the_bytes_would_not_mean_is_refused(server, region):
+  query, output = region.array((2, 8)), region.array((2, 8))
+  half = region.array((2, 8), np.float16)
+  with attnd.Client(server.tcp) as client:
+    for how, kind, match in (
+        ({'sequence': region.array((2, 8), '>f4'), 'output_region': output},
+         ValueError, 'sequence: expected a little-endian array .* got >f4'),
+        ({'output_region': region.array((2, 8), '>f4')}, ValueError,
+         'output_region: expected a little-endian array .* got >f4'),
+        ({'output_region': region.array((2, 8), np.int32)}, ValueError,
+         "output_region: expected one of float32, .* got 'int32'"),
+        ({'output_region': half, 'output_dtype': np.float32}, ValueError,
+         'output_region: expected float32 of shape .*, got float16'),
+        ({'sequence': query.tolist(), 'output_region': output}, TypeError,
+         'output_region: expected a call with arrays .*, got list too'),
+        ({'sequence': None, 'output_region': output}, TypeError,
+         'output_region: expected a call with arrays .*, got NoneType too')):
+      with pytest.raises(kind, match=match):
+        client.self_attention(**{'sequence': query} | how)
+
+
+@pytest.mark.parametrize('output_dtype', [None, np.float16, 'f16', 'float16'])
+def test_ways_to_name_the_type_of_output_region(server, region, output_dtype):
+  query, output = region.array((2, 8)), region.array((2, 8), np.float16)
+  query[...] = 1
+  with attnd.Client(server.tcp) as client:
+    client.self_attention(query, output_region=output,
+                          output_dtype=output_dtype)
+  assert (output == 1).all()
+
+
 def test_a_region_has_an_end(server, shm_socket):
   with attnd.SharedRegion(shm_socket, 4096) as region:
     query, output = region.array((2, 8)), region.array((2, 8))

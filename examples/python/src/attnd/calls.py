@@ -3,12 +3,19 @@ so that both clients share them."""
 
 import collections.abc
 import dataclasses
+import difflib
+import math
+import operator
+import reprlib
 import typing
 
+from google.protobuf.descriptor import FieldDescriptor
 import numpy as np
 
 from attnd import shared_memory, tensors
 from attnd.v1 import attention_pb2 as pb
+
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +120,30 @@ def _checked(options, query, value):
   """The options, where the server may write to the arrays that they name: it
   knows where these start, not where they end."""
   output, lse = options.get('output_region'), options.get('lse_region')
+  for name, region in (('output_region', output), ('lse_region', lse)):
+    if isinstance(region, np.ndarray):
+      for tensor in (query, value):
+        if not isinstance(tensor, np.ndarray):
+          raise TypeError(
+              f'options.{name}: expected a call with arrays of a SharedRegion '
+              f'alone, got {type(tensor).__name__} too; make that by '
+              'region.array(), or leave the option out')
   if isinstance(output, np.ndarray):
-    options = {'output_dtype': output.dtype.name} | options
+    path, dtype = 'options.output_dtype', options.get('output_dtype')
+    if dtype is None:
+      path, dtype = 'options.output_region', output.dtype.name
+      options = options | {'output_dtype': dtype}
+    number = _enum_number(pb.DataType.DESCRIPTOR, dtype, path)
     shape = (*query.shape[:-1], value.shape[-1])
-    if output.shape != shape or output.dtype.name != options['output_dtype']:
-      raise ValueError(f'output_region: expected {options["output_dtype"]} of '
-                       f'shape {shape}, got {output.dtype} of {output.shape}')
+    if output.shape != shape or tensors.DTYPES.get(output.dtype.name) != number:
+      raise ValueError(f'options.output_region: expected '
+                       f'{tensors.name_of(number)} of shape {shape}, got '
+                       f'{output.dtype} of {output.shape}')
   if isinstance(lse, np.ndarray):
     size = np.prod(query.shape[:-1])
     if lse.size != size or lse.dtype != np.float32:
-      raise ValueError(f'lse_region: expected {size} numbers of float32, got '
-                       f'{lse.size} of {lse.dtype}')
+      raise ValueError(f'options.lse_region: expected {size} numbers of float32, '
+                       f'got {lse.size} of {lse.dtype}')
   return options
 
 
@@ -147,11 +167,16 @@ def _fill(message, values, path=''):
   which it gains needs nothing here.
   """
   known = message.DESCRIPTOR.fields_by_name
+  if not isinstance(values, collections.abc.Mapping):
+    raise TypeError(f'{path.rstrip(".")}: expected a dict of fields, got '
+                    f'{_shown(values)}')
   for name, value in values.items():
     if name not in known:
-      raise TypeError(f'{path}{name}: no such field; there are '
-                      f'{", ".join(known)}')
+      raise TypeError(f'{path}{name}: no such field'
+                      f'{_nearest(name, known.keys())}; there are '
+                      f'{", ".join(known.keys())}')
     if value is not None:
+      tensors.refuse_losses(path + name, value)
       _set(message, known[name], value, path + name)
 
 
@@ -163,24 +188,84 @@ def _set(message, field, value, path):
     place = shared_memory.place_of(path, value)
     if place is None:
       raise ValueError(f'{path}: expected an array of a SharedRegion, got '
-                       'another')
+                       'another; make it by region.array()')
     getattr(message, field.name).CopyFrom(place)
-  elif field.message_type and isinstance(value, collections.abc.Mapping):
-    nested = getattr(message, field.name)
-    nested.SetInParent()
-    _fill(nested, value, path + '.')
   elif field.message_type:
-    getattr(message, field.name).CopyFrom(value)
+    nested = getattr(message, field.name)
+    if isinstance(value, type(nested)):
+      nested.CopyFrom(value)
+    else:
+      nested.SetInParent()
+      _fill(nested, value, path + '.')
   elif field.enum_type:
     setattr(message, field.name, _enum_number(field.enum_type, value, path))
-  elif field.is_repeated:
-    getattr(message, field.name).extend(np.ravel(value).tolist())
+  elif hasattr(getattr(message, field.name), 'extend'):  # a list
+    if hasattr(value, 'tolist'):  # of NumPy, PyTorch and others
+      value = value.tolist()
+    items = np.ravel(np.asarray(value, object))
+    getattr(message, field.name).extend(
+        _scalar(field, item, f'{path}[{index}]')
+        for index, item in enumerate(items))
   else:
-    setattr(message, field.name, value)
+    setattr(message, field.name, _scalar(field, value, path))
+
+
+def _scalar(field, value, path):
+  """What protobuf takes for `value`, which is refused rather than rounded."""
+  expected, convert = _SCALARS[field.cpp_type]
+  try:
+    return convert(value)
+  except (OverflowError, TypeError, ValueError) as error:
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    advice = ''
+    if convert is _int64 and isinstance(value, (float, np.floating)):
+      advice = '; convert it on purpose, as by int() or .astype("int64")'
+    raise kind(f'{path}: expected {expected}, got {_shown(value)}{advice}'
+              ) from None
+
+
+def _bool(value):
+  if not isinstance(value, (bool, np.bool_)):
+    raise TypeError
+  return bool(value)
+
+
+def _int64(value):
+  if isinstance(value, (bool, np.bool_)):
+    raise TypeError
+  number = operator.index(value)
+  if not -2**63 <= number < 2**63:
+    raise OverflowError
+  return number
+
+
+def _float32(value):
+  if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value):
+    raise TypeError
+  number = float(value)
+  if abs(number) > _MAX_FLOAT32 and not math.isinf(number):
+    raise OverflowError  # protobuf would make it infinite
+  return number
+
+
+def _bytes(value):
+  if not isinstance(value, bytes):
+    raise TypeError
+  return value
+
+
+# The kinds of field that requests have: what is expected, and what checks it.
+_SCALARS = {
+    FieldDescriptor.CPPTYPE_BOOL: ('True or False', _bool),
+    FieldDescriptor.CPPTYPE_INT64: ('a whole number (int64)', _int64),
+    FieldDescriptor.CPPTYPE_FLOAT: ('a number (float32)', _float32),
+    FieldDescriptor.CPPTYPE_STRING: ('bytes', _bytes),  # bytes fields too
+}
 
 
 def _enum_number(enum, value, path):
-  """CAUSAL_TOP_LEFT of 'top_left', its full name or its number."""
+  """CAUSAL_TOP_LEFT of 'top_left', its full name or its number; a DataType also
+  of what NumPy, ml_dtypes and PyTorch call it."""
   prefix = enum.values[0].name.removesuffix('UNSPECIFIED')
   if isinstance(value, str):
     name = value.upper().replace('-', '_').removeprefix(prefix)
@@ -189,9 +274,26 @@ def _enum_number(enum, value, path):
   elif type(value) is int:  # True would be whatever has number 1
     return value
   if enum is pb.DataType.DESCRIPTOR:
-    try:
-      return tensors.DTYPES[np.dtype(value).name]
-    except (KeyError, TypeError):
-      pass
-  names = [v.name.removeprefix(prefix).lower() for v in enum.values]
-  raise ValueError(f'{path}: expected one of {", ".join(names)}, got {value!r}')
+    number = tensors.number_of(value)
+    if number is not None:
+      return number
+    names = (*tensors.FLOATS, 'or a dtype of NumPy, ml_dtypes or PyTorch')
+    advice = ''
+  else:
+    names = [v.name.removeprefix(prefix).lower() for v in enum.values[1:]]
+    advice = _nearest(value, names)
+    if enum is pb.Causal.DESCRIPTOR and isinstance(value, (bool, np.bool_)):
+      advice = ('; with top_left the first query sees the first key, with '
+                'bottom_right the last query the last key; None is no rule')
+  raise ValueError(f'{path}: expected one of {", ".join(names)}, got '
+                   f'{_shown(value)}{advice}')
+
+
+def _nearest(name, known):
+  """"; did you mean ...?" where one of `known` is like `name`."""
+  near = difflib.get_close_matches(str(name).lower(), known, 1, cutoff=0.55)
+  return f'; did you mean {near[0]}?' if near else ''
+
+
+def _shown(value):
+  return f'{reprlib.repr(value)} ({type(value).__name__})'

@@ -102,7 +102,12 @@ def place_of(field, array):
     if offset % _ALIGNMENT or not array.flags.c_contiguous:
       raise ValueError(f'{field}: expected a contiguous array that starts at a '
                        f'multiple of {_ALIGNMENT} bytes in its region, got '
-                       f'strides {array.strides} at {offset}')
+                       f'strides {array.strides} at {offset}; copy it into one '
+                       'that region.array() makes')
+    if array.dtype.byteorder == '>':  # the server would take it for another
+      raise ValueError(f'{field}: expected a little-endian array in a region, '
+                       f'got {array.dtype.str}; make it by region.array() of '
+                       f'{array.dtype.newbyteorder("<").str}')
     return pb.SharedMemory(handle=region.handle, offset_bytes=offset)
   return None
 

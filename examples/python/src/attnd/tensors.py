@@ -16,23 +16,21 @@ DTYPES = {
     'bool': pb.DATA_TYPE_BOOL,
 }
 _NAMES = {number: name for name, number in DTYPES.items()}
+FLOATS = ('float32', 'float16', 'bfloat16')
 
 
 def to_message(field, value):
   """A Tensor of `value`: an array, a CPU or GPU torch tensor, or a Tensor.
 
-  Nothing is converted that would change a number: float64 is refused.
+  A field that is called mask takes bools, and every other one floats. Nothing is
+  converted that would change a number: float64 is refused.
   """
   if isinstance(value, pb.Tensor):
     return value
   if _is_torch(value):
-    name, array = _from_torch(value)
+    name, array = _from_torch(field, value)
   else:
-    array = np.asarray(value)
-    name = array.dtype.name
-  if name not in DTYPES:
-    raise TypeError(f'{field}: expected {", ".join(DTYPES)}, got {name}; '
-                    'convert it on purpose, as by .astype("float32")')
+    name, array = _from_any(field, value)
   place = shared_memory.place_of(field, array)
   if place is not None:
     return pb.Tensor(dtype=DTYPES[name], shape=array.shape, shared_memory=place)
@@ -65,11 +63,46 @@ def from_message(message, like):
   return np.frombuffer(message.data, _numpy_dtype(name)).reshape(message.shape)
 
 
-def _numpy_dtype(name):
-  if name == 'bfloat16':
-    import ml_dtypes  # NumPy has no bfloat16; only who asks for it needs this
-    return np.dtype(ml_dtypes.bfloat16)
-  return np.dtype(name).newbyteorder('<')
+def refuse_losses(field, value):
+  """Refuses what NumPy and PyTorch would strip from `value` in silence: the mask
+  of a masked array, and the gradient of a tensor."""
+  if isinstance(value, np.ma.MaskedArray):
+    raise TypeError(
+        f'{field}: expected an array without a mask of its own, got '
+        f'{type(value).__name__}; use .filled() to say what its masked elements '
+        'are; mask= hides keys')
+  if _is_torch(value):
+    torch = sys.modules['torch']
+    # inference_mode() turns gradients off as no_grad() does.
+    if torch.is_grad_enabled() and (
+        value.requires_grad or
+        torch.autograd.forward_ad.unpack_dual(value).tangent is not None):
+      raise ValueError(
+          f'{field}: expected a tensor that needs no gradient, since none would '
+          'come back, got one that does; use .detach() or torch.no_grad(), and '
+          'attention_backward() for the gradients')
+  elif isinstance(value, (list, tuple)):
+    for item in value:
+      refuse_losses(field, item)
+
+
+def name_of(number):
+  """NumPy's name of a type of the wire."""
+  return _NAMES.get(number, f'type {number}')
+
+
+def number_of(dtype):
+  """The wire's number of a dtype of NumPy, ml_dtypes or PyTorch, or of NumPy's
+  name of it; None where the wire has none."""
+  torch = sys.modules.get('torch')
+  if torch is not None and isinstance(dtype, torch.dtype):
+    return DTYPES.get(str(dtype).removeprefix('torch.'))
+  if isinstance(dtype, str) and dtype in DTYPES:
+    return DTYPES[dtype]  # NumPy knows the name bfloat16 only after ml_dtypes
+  try:
+    return DTYPES.get(np.dtype(dtype).name)
+  except TypeError:
+    return None
 
 
 def _is_torch(value):
@@ -77,10 +110,99 @@ def _is_torch(value):
   return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _from_torch(tensor):
+def _numpy_dtype(name):
+  if name == 'bfloat16':
+    try:
+      import ml_dtypes  # only who asks for bfloat16 needs this
+    except ImportError as error:
+      raise ImportError('NumPy has no bfloat16 without ml_dtypes; install it by '
+                        'pip install "attnd[bfloat16]"') from error
+    return np.dtype(ml_dtypes.bfloat16)
+  return np.dtype(name).newbyteorder('<')
+
+
+def _from_torch(field, tensor):
   torch = sys.modules['torch']
   name = str(tensor.dtype).removeprefix('torch.')
-  tensor = tensor.detach().cpu().contiguous()
-  if name == 'bfloat16':  # which NumPy lacks; only the bytes matter here
-    tensor = tensor.view(torch.int16)
-  return name, tensor.numpy()
+  if name not in _wanted(field):
+    kind = ('c' if tensor.is_complex() else 'f' if tensor.is_floating_point() else
+            'b' if name == 'bool' else 'q' if name.startswith('q') else 'i')
+    raise _wrong_type(field, name, _advice(
+        field, name, kind, '.bool()', '.to(torch.float32)',
+        '.view(torch.bfloat16)'))
+  try:
+    # The neg bit is a sign that PyTorch has not written into memory yet.
+    tensor = tensor.detach().cpu().resolve_neg().contiguous()
+    if name == 'bfloat16':  # which NumPy lacks; only the bytes matter here
+      tensor = tensor.view(torch.int16)
+    return name, tensor.numpy()
+  except (RuntimeError, TypeError) as error:
+    advice = ('pad it and use key_lengths, or pack it and use cu_seqlens_q and '
+              'cu_seqlens_k' if tensor.is_nested else 'use .to_dense()'
+              if tensor.layout is not torch.strided else 'pass a plain tensor')
+    raise TypeError(f'{field}: expected a dense tensor in memory, got a '
+                    f'{type(tensor).__name__} of layout {tensor.layout} on '
+                    f'{tensor.device} ({error}); {advice}') from error
+
+
+def _from_any(field, value):
+  """NumPy's name of the type, and the array."""
+  try:
+    array = np.asarray(value)
+  except (RuntimeError, TypeError, ValueError) as error:
+    raise TypeError(f'{field}: expected an array, got {type(value).__name__}, '
+                    f'which NumPy refuses: {error}') from error
+  name = array.dtype.name
+  if name in _wanted(field):
+    return name, array
+  if isinstance(value, (np.ndarray, np.generic)):
+    got, to_bool, to_float = name, '.astype(bool)', '.astype("float32")'
+  else:
+    got = f'{type(value).__name__} (of {name})'
+    to_bool, to_float = 'numpy.asarray(x, bool)', 'numpy.asarray(x, "float32")'
+  if hasattr(value, 'toarray'):  # of scipy.sparse
+    advice = 'use .toarray()'
+  else:
+    kind = array.dtype.kind
+    if kind == 'V' and not name.startswith('void'):
+      kind = 'f'  # of ml_dtypes
+    advice = _advice(field, name, kind, to_bool, to_float,
+                     '.view(ml_dtypes.bfloat16)')
+  raise _wrong_type(field, got, advice)
+
+
+def _wanted(field):
+  return ('bool',) if field.rpartition('.')[2] == 'mask' else FLOATS
+
+
+def _wrong_type(field, got, advice):
+  *most, last = _wanted(field)
+  expected = f'{", ".join(most)} or {last}' if most else last
+  return TypeError(f'{field}: expected {expected}, got {got}; {advice}')
+
+
+def _advice(field, name, kind, to_bool, to_float, to_bfloat16):
+  """What to do about elements called `name`, of this kind in NumPy's letters."""
+  is_mask = _wanted(field) == ('bool',)
+  if is_mask and kind == 'f':
+    return ('pass what is added to the scores, such as 0 and -inf, as bias=, or '
+            f'use {to_bool} if nonzero means visible')
+  if is_mask and kind in 'iu':
+    return f'use {to_bool} if nonzero means visible'
+  if is_mask:
+    return 'pass an array of bool, True where the key is visible'
+  if kind == 'b' and field.rpartition('.')[2] == 'bias':
+    return 'pass True where a key is visible as mask='
+  if name in ('int16', 'uint16'):
+    return f'use {to_bfloat16} for the bits of bfloat16, else {to_float}'
+  if name == 'void16':
+    return (f'use {to_bfloat16} if bfloat16 was saved, which numpy.load does not '
+            'know')
+  if kind in 'biuf':
+    return f'convert it on purpose, as by {to_float}'
+  if kind == 'c':
+    return ('choose its real numbers, as by .real: attention has no complex '
+            'numbers')
+  if kind == 'q':
+    return 'use .dequantize()'
+  return 'pass an array of numbers'
