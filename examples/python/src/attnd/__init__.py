@@ -6,7 +6,8 @@
 
 `AsyncClient` is the same for asyncio. Every field of AttentionOptions in
 attnd/v1/attention.proto is a keyword argument of the attention calls. What a
-server refuses is an AttndError that names the field.
+server refuses is an AttndError that names the field. `merge` joins attention over
+parts of the keys.
 """
 
 from attnd.calls import AttentionResult, Gradients
@@ -15,6 +16,7 @@ from attnd.errors import (AttndError, Cancelled, DeadlineExceeded,
                           FailedPrecondition, FieldViolation, Internal,
                           InvalidArgument, NotFound, ResourceExhausted,
                           Unavailable, Unimplemented)
+from attnd.merge import merge
 from attnd.retry import RetryPolicy
 from attnd.shared_memory import RegionRefused, SharedRegion
 
@@ -23,5 +25,5 @@ __all__ = [
     'DeadlineExceeded', 'FailedPrecondition', 'FieldViolation', 'Gradients',
     'Internal', 'InvalidArgument', 'NotFound', 'RegionRefused',
     'ResourceExhausted', 'RetryPolicy', 'SharedRegion', 'Unavailable',
-    'Unimplemented'
+    'Unimplemented', 'merge'
 ]

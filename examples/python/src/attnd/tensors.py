@@ -105,6 +105,26 @@ def number_of(dtype):
     return None
 
 
+def to_numpy(value):
+  """The name of the type of an array or tensor, and a NumPy array of it, which
+  for PyTorch's bfloat16 is of float32."""
+  if not _is_torch(value):
+    array = np.asarray(value)
+    return array.dtype.name, array
+  name = str(value.dtype).removeprefix('torch.')
+  tensor = value.detach().cpu()
+  return name, (tensor.float() if name == 'bfloat16' else tensor).numpy()
+
+
+def like(array, original):
+  """`array` as a torch tensor of the same type and device, where `original` is
+  one."""
+  if not _is_torch(original):
+    return array
+  return sys.modules['torch'].from_numpy(array).to(original.device,
+                                                   original.dtype)
+
+
 def _is_torch(value):
   torch = sys.modules.get('torch')  # who has a tensor has imported it
   return torch is not None and isinstance(value, torch.Tensor)
