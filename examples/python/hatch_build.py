@@ -1,15 +1,18 @@
-"""Makes attnd/v1/*_pb2*.py from the contract whenever the package is built."""
+"""Takes what the package needs from the contract, whenever it is built: the
+descriptors of its messages, their types for editors, and the service config."""
 
 import pathlib
+import shutil
 
 from grpc_tools import protoc
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 import grpc_tools
 
 PROTO = 'attnd/v1/attention.proto'
+SERVICE_CONFIG = 'attnd/v1/attention_grpc_service_config.json'
 
 
-class StubsHook(BuildHookInterface):
+class ContractHook(BuildHookInterface):
   """From the repository's proto/, or the copy that an sdist carries."""
 
   def initialize(self, version, build_data):
@@ -20,9 +23,11 @@ class StubsHook(BuildHookInterface):
       raise FileNotFoundError(f'{PROTO} is in none of {places}')
     well_known = pathlib.Path(grpc_tools.__file__).parent / '_proto'
     out = root / 'src'
-    # The file's path becomes the module's: attnd.v1.attention_pb2.
+    # attnd/v1/attention_pb2.py reads the descriptors.
     if protoc.main([
-        'protoc', f'-I{proto}', f'-I{well_known}', f'--python_out={out}',
-        f'--pyi_out={out}', f'--grpc_python_out={out}', PROTO
+        'protoc', f'-I{proto}', f'-I{well_known}', '--include_imports',
+        f'--descriptor_set_out={(out / PROTO).with_suffix(".binpb")}',
+        f'--pyi_out={out}', PROTO
     ]):
-      raise RuntimeError(f'protoc could not make stubs of {PROTO}')
+      raise RuntimeError(f'protoc could not read {PROTO}')
+    shutil.copyfile(proto / SERVICE_CONFIG, out / SERVICE_CONFIG)

@@ -1,5 +1,9 @@
 """Arguments to messages and back, without a server."""
 
+import pickle
+import subprocess
+import sys
+
 import attnd
 from attnd import calls, tensors
 from attnd.v1 import attention_pb2 as pb
@@ -51,7 +55,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize('name', pb.AttentionOptions.DESCRIPTOR.fields_by_name)
+@pytest.mark.parametrize('name',
+                         pb.AttentionOptions.DESCRIPTOR.fields_by_name.keys())
 def test_every_option(name):
   value, expected = OPTIONS[name]
   message = options(**{name: value})
@@ -120,3 +125,30 @@ def test_torch_there_and_back():
 
 def test_public_names_exist():
   assert all(hasattr(attnd, name) for name in attnd.__all__)
+
+
+def test_messages_pickle():
+  stats = pb.ExecutionStats(isa='avx2')
+  stats.compute_time.FromMilliseconds(5)
+  result = attnd.AttentionResult(ROW, None, stats)
+  assert pickle.loads(pickle.dumps(result)).stats == stats
+
+
+@pytest.mark.parametrize('order', [[0, 1], [1, 0]])
+@pytest.mark.parametrize('version', ['the same', 'another'])
+def test_beside_stubs_of_the_program(order, version):
+  """Code of protoc puts its own descriptors of the contract, whatever version
+  of it the program has, into the pool of the process."""
+  parts = ["import attnd.v1.attention_pb2 as pb", f"""
+from google.protobuf import descriptor_pb2, descriptor_pool
+import pkgutil
+for file in descriptor_pb2.FileDescriptorSet.FromString(
+    pkgutil.get_data('attnd', 'v1/attention.binpb')).file:
+  if {version == 'another'} and file.package == 'attnd.v1':
+    del file.message_type[-1].field[:]
+  descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+"""]
+  program = '\n'.join([parts[i] for i in order] + ['print(pb.Tensor(shape=[7]))'])
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True,
+                        text=True, check=False)
+  assert (done.stdout.strip(), done.stderr) == ('shape: 7', '')

@@ -280,7 +280,7 @@ def _enum_number(enum, value, path):
     names = (*tensors.FLOATS, 'or a dtype of NumPy, ml_dtypes or PyTorch')
     advice = ''
   else:
-    names = [v.name.removeprefix(prefix).lower() for v in enum.values[1:]]
+    names = [v.name.removeprefix(prefix).lower() for v in list(enum.values)[1:]]
     advice = _nearest(value, names)
     if enum is pb.Causal.DESCRIPTOR and isinstance(value, (bool, np.bool_)):
       advice = ('; with top_left the first query sees the first key, with '

@@ -1,0 +1,28 @@
+"""The messages and enums of attnd/v1/attention.proto, under the names that protoc
+would give them.
+
+They are made from descriptors when this module is imported, since Python code of
+protoc refuses every protobuf that is older than its generator. They have a
+descriptor pool of their own, so that code of protoc for the same contract, or for
+another version of it, can be loaded beside them.
+"""
+
+import pkgutil
+
+from google.protobuf import descriptor_pb2, message_factory
+from google.protobuf.internal import enum_type_wrapper
+
+_FILES = descriptor_pb2.FileDescriptorSet.FromString(
+    pkgutil.get_data('attnd', 'v1/attention.binpb'))
+_FILE = _FILES.file[-1]  # after what it imports
+
+for _name, _message in message_factory.GetMessages(_FILES.file).items():
+  if _name.startswith(_FILE.package + '.'):
+    _message.__module__ = __name__  # where pickle looks for it
+    globals()[_message.DESCRIPTOR.name] = _message
+
+DESCRIPTOR = globals()[_FILE.message_type[0].name].DESCRIPTOR.file
+
+for _name, _enum in DESCRIPTOR.enum_types_by_name.items():
+  globals()[_name] = enum_type_wrapper.EnumTypeWrapper(_enum)
+  globals().update((value.name, value.number) for value in _enum.values)
