@@ -125,3 +125,32 @@ def test_no_server_is_unavailable(tmp_path):
                     retry=attnd.RetryPolicy(max_attempts=1)) as client:
     with pytest.raises(attnd.Unavailable):
       client.server_info()
+
+
+def test_an_async_client_from_before_its_loop(server):
+  client = attnd.AsyncClient(server.tcp)  # as at the top of a module
+  one = np.ones((1, 1), np.float32)
+
+  async def use():
+    results = await asyncio.gather(*(
+        client.self_attention(one) for _ in range(4)))
+    return [result.output for result in results]
+
+  assert asyncio.run(use()) == [one] * 4
+  with pytest.raises(RuntimeError, match='another one for this loop'):
+    asyncio.run(use())
+
+
+def test_the_end_of_an_async_client(server):
+
+  async def run():
+    client = attnd.AsyncClient(server.tcp)
+    await client.close()  # which never connected
+    with pytest.raises(ValueError, match='closed'):
+      await client.server_info()
+    async with attnd.AsyncClient(server.tcp) as client:
+      await client.server_info()
+    with pytest.raises(ValueError, match='closed'):
+      await client.server_info()
+
+  asyncio.run(run())

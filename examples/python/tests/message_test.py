@@ -18,7 +18,7 @@ class Recorder(calls.Calls):
   """A client that keeps the request instead of sending it."""
 
   def _call(self, method, request, timeout, decode=None):
-    return request
+    return request.message()
 
 
 def options(**values):

@@ -3,6 +3,7 @@ socket, except where attnd itself is asked to be full."""
 
 import asyncio
 import concurrent.futures
+import math
 import threading
 import time
 
@@ -15,11 +16,13 @@ import grpc
 import numpy as np
 import pytest
 
-from support.server import Server
+from support.server import Server, poll_until
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, None)
+CANCELLED = (grpc.StatusCode.CANCELLED, None)
+HANGS = (None, None)  # until the client has gone
 FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, None)
-QUICK = attnd.RetryPolicy(initial_backoff=0.01)
+QUICK = attnd.RetryPolicy(initial_backoff=0.01, max_backoff=0.1)
 
 
 def full_for(seconds):
@@ -34,10 +37,26 @@ class Scripted(pb_grpc.AttentionServiceServicer):
     self._script = script
 
   def GetServerInfo(self, request, context):
+    self._follow_the_script(context)
+    return pb.GetServerInfoResponse(threads=7)
+
+  def Benchmark(self, request, context):
+    """With an event before it fails, for who asks for two repetitions."""
+    if request.repetitions == 2:
+      yield pb.BenchmarkResponse(progress=pb.BenchmarkProgress(phase='flash'))
+    self._follow_the_script(context)
+    yield pb.BenchmarkResponse(result=pb.BenchmarkResult(num_queries=7))
+
+  def _follow_the_script(self, context):
     self.times.append(time.monotonic())
     if len(self.times) > len(self._script):
-      return pb.GetServerInfoResponse(threads=7)
+      return
     code, retry_delay = self._script[len(self.times) - 1]
+    if (code, retry_delay) == HANGS:
+      gone = threading.Event()
+      context.add_callback(gone.set)
+      gone.wait()
+      return
     status = status_pb2.Status(code=code.value[0], message='scripted')
     if retry_delay is not None:
       delay = duration_pb2.Duration()
@@ -71,30 +90,35 @@ def scripted():
 
 @pytest.fixture(params=['sync', 'asyncio'])
 def ask(request):
-  """ask(address, ...) is server_info() by one of the clients."""
+  """ask(address, ...) is server_info() by one of the clients, or the call that
+  is given; settings are the client's."""
 
-  def sync(address, retry=QUICK, timeout=60):
-    with attnd.Client(address, retry=retry) as client:
-      return client.server_info(timeout=timeout)
+  def info(client):
+    return client.server_info()
 
-  async def by_asyncio(address, retry=QUICK, timeout=60):
-    async with attnd.AsyncClient(address, retry=retry) as client:
-      return await client.server_info(timeout=timeout)
+  def sync(address, call=info, retry=QUICK, **settings):
+    with attnd.Client(address, retry=retry, **settings) as client:
+      return call(client)
+
+  async def by_asyncio(address, call=info, retry=QUICK, **settings):
+    async with attnd.AsyncClient(address, retry=retry, **settings) as client:
+      return await call(client)
 
   if request.param == 'sync':
     return sync
   return lambda *args, **kwargs: asyncio.run(by_asyncio(*args, **kwargs))
 
 
-def test_unavailable_is_tried_again(scripted, ask):
-  servicer, address = scripted([UNAVAILABLE, UNAVAILABLE])
+@pytest.mark.parametrize('failure', [UNAVAILABLE, CANCELLED], ids=str)
+def test_tried_again_till_it_succeeds(scripted, ask, failure):
+  servicer, address = scripted([failure] * 12)
   assert ask(address).threads == 7
-  assert len(servicer.times) == 3
+  assert len(servicer.times) == 13
 
 
 def test_not_more_often_than_the_policy_says(scripted, ask):
   servicer, address = scripted([UNAVAILABLE] * 9)
-  with pytest.raises(attnd.Unavailable):
+  with pytest.raises(attnd.Unavailable, match='scripted .tried 3 times within'):
     ask(address, retry=attnd.RetryPolicy(max_attempts=3, initial_backoff=0.01))
   assert len(servicer.times) == 3
 
@@ -128,6 +152,63 @@ def test_no_wait_that_the_deadline_forbids(scripted, ask):
   assert caught.value.retry_delay == 3600
   assert time.monotonic() - start < 25
   assert len(servicer.times) == 1
+
+
+def test_a_deadline_does_not_hide_the_failure_before_it(scripted, ask):
+  _, address = scripted([UNAVAILABLE, HANGS])
+  with pytest.raises(attnd.DeadlineExceeded,
+                     match='attempt 2.*UNAVAILABLE: scripted'):
+    ask(address, timeout=2)
+
+
+def test_a_benchmark_is_tried_again_before_its_first_event(scripted, ask):
+  servicer, address = scripted([UNAVAILABLE])
+  assert ask(address, lambda client: client.benchmark(
+      num_vectors=1)).num_queries == 7
+  assert len(servicer.times) == 2
+
+
+def test_a_benchmark_that_has_begun_is_not_tried_again(scripted, ask):
+  servicer, address = scripted([UNAVAILABLE])
+  with pytest.raises(attnd.Unavailable):
+    ask(address, lambda client: client.benchmark(num_vectors=1, repetitions=2))
+  assert len(servicer.times) == 1
+
+
+def test_a_closed_client_tries_nothing_again(scripted):
+  """Neither the call that its end cancels nor one that waits for its turn."""
+  servicer, address = scripted([HANGS, full_for(3600)])
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for count, kind in ((1, attnd.Cancelled), (2, attnd.ResourceExhausted)):
+      with attnd.Client(address, timeout=None) as client:
+        call = pool.submit(client.server_info)
+        poll_until(lambda: len(servicer.times) == count, 60, 'the call')
+      assert isinstance(call.exception(60), kind)
+  assert len(servicer.times) == 2
+
+
+@pytest.mark.parametrize('forever', [None, math.inf, 1e300])
+def test_without_a_deadline(scripted, ask, forever):
+  """As the client's timeout, and as the call's, which wins over the client's."""
+  for settings, call in (
+      ({'timeout': forever}, lambda client: client.server_info()),
+      ({'timeout': 0.2}, lambda client: client.server_info(timeout=forever)),
+      ({'timeout': 0.2}, lambda client: client.benchmark(
+          timeout=forever, num_vectors=1))):
+    # Longer than the client's deadline, where that holds.
+    servicer, address = scripted([full_for(0.3)])
+    ask(address, call, **settings)
+    assert len(servicer.times) == 2
+
+
+@pytest.mark.parametrize('timeout, kind', [
+    (0, ValueError), (-1, ValueError), (-math.inf, ValueError),
+    (math.nan, ValueError), ('5', TypeError), (True, TypeError)])
+def test_what_is_no_timeout(ask, timeout, kind):
+  with pytest.raises(kind, match='timeout: expected .*None for no deadline'):
+    ask('127.0.0.1:1', timeout=timeout)
+  with pytest.raises(kind, match='timeout: expected .*None for no deadline'):
+    ask('127.0.0.1:1', lambda client: client.server_info(timeout=timeout))
 
 
 def test_waits_spread_and_grow():

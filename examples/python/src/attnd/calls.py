@@ -12,7 +12,8 @@ import typing
 from google.protobuf.descriptor import FieldDescriptor
 import numpy as np
 
-from attnd import shared_memory, tensors
+from attnd import exchange, shared_memory, tensors, transport
+from attnd.retry import Attempts, RetryPolicy, Timeout, checked_timeout
 from attnd.v1 import attention_pb2 as pb
 
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -39,81 +40,116 @@ class Calls:
   """The calls of both clients; with AsyncClient, await each.
 
   Arrays are float32, float16 or bfloat16, of NumPy or PyTorch, [batch, heads,
-  seq, head_dim] or without the leading axes. `options` are the fields of
+  seq, head_dim] or without the leading axes. They are read while the call runs,
+  and must not change before it has ended. `options` are the fields of
   AttentionOptions by name: scale, causal='top_left', window_left, mask, bias,
-  return_lse=True ... `timeout` is in seconds, over all attempts. Arrays of a
-  SharedRegion stay where they are; where the query is one, output_region, and
-  lse_region with return_lse, are arrays of a region too.
+  return_lse=True ... `timeout` is in seconds, over all attempts; None, or
+  infinity, is no deadline. Arrays of a SharedRegion stay where they are; where
+  the query is one, output_region, and lse_region with return_lse, are arrays of
+  a region too.
+
+  What is too large for one message of this server is sent as a stream, except
+  to attention_backward, which has none.
   """
 
-  def _call(self, method, request, timeout, decode=lambda reply: reply):
-    """What decode makes of the reply to stub.method(request)."""
+  def __init__(self, timeout=60.0, retry=RetryPolicy()):
+    self._timeout = checked_timeout(timeout)
+    self._retry = retry
+    self._server = exchange.Server()
+
+  def _run(self, steps):
+    """What a generator of exchange returns; runs each Step that it yields."""
     raise NotImplementedError
 
-  def attention(self, query, key, value, *, timeout=None, **options):
+  def attention(self, query, key, value, *, timeout=Timeout.OF_CLIENT,
+                **options):
     """softmax(scores(query, key)) value, as an AttentionResult."""
     return self._call(
         'Attention',
         _request(pb.AttentionRequest, _checked(options, query, value),
-                 query=query, key=key, value=value), timeout,
-        lambda r: _result(r, query))
+                 query=query, key=key, value=value), timeout, _result(query))
 
-  def self_attention(self, sequence, *, timeout=None, **options):
+  def self_attention(self, sequence, *, timeout=Timeout.OF_CLIENT, **options):
     """attention() with query = key = value = sequence."""
     return self._call(
         'SelfAttention',
         _request(pb.SelfAttentionRequest, _checked(options, sequence, sequence),
-                 sequence=sequence), timeout, lambda r: _result(r, sequence))
+                 sequence=sequence), timeout, _result(sequence))
 
-  def cross_attention(self, queries, kv_sequence, *, timeout=None, **options):
+  def cross_attention(self, queries, kv_sequence, *, timeout=Timeout.OF_CLIENT,
+                      **options):
     """attention() with key = value = kv_sequence."""
     return self._call(
         'CrossAttention',
         _request(pb.CrossAttentionRequest,
                  _checked(options, queries, kv_sequence), queries=queries,
-                 kv_sequence=kv_sequence), timeout,
-        lambda r: _result(r, queries))
+                 kv_sequence=kv_sequence), timeout, _result(queries))
+
+  def attention_stream(self, query, key, value, *, timeout=Timeout.OF_CLIENT,
+                       **options):
+    """attention() as a stream, also where a message would do."""
+    return self._call(
+        'Attention', _request(pb.AttentionRequest, options, query=query,
+                              key=key, value=value), timeout, _result(query),
+        stream=True)
 
   def attention_backward(self, query, key, value, output, lse, grad_output, *,
-                         timeout=None, **options):
+                         timeout=Timeout.OF_CLIENT, **options):
     """The Gradients of attention() with the same options."""
     return self._call(
         'AttentionBackward',
         _request(pb.AttentionBackwardRequest, options, query=query, key=key,
                  value=value, output=output, lse=lse, grad_output=grad_output),
-        timeout, lambda r: _gradients(r, query))
+        timeout, lambda reply, *_: _gradients(reply, query))
 
-  def memory_estimate(self, *, options=None, timeout=None, **fields):
+  def memory_estimate(self, *, options=None, timeout=Timeout.OF_CLIENT,
+                      **fields):
     """The MemoryEstimateResponse to fields of MemoryEstimateRequest; options
     is a dict."""
     return self._call(
         'MemoryEstimate',
         _request(pb.MemoryEstimateRequest, options, **fields), timeout)
 
-  def server_info(self, *, timeout=None):
+  def server_info(self, *, timeout=Timeout.OF_CLIENT):
     """The GetServerInfoResponse."""
-    return self._call('GetServerInfo', pb.GetServerInfoRequest(), timeout)
+    return self._call(
+        'GetServerInfo', _request(pb.GetServerInfoRequest, None), timeout)
 
+  def benchmark(self, *, on_progress=None, timeout=Timeout.OF_CLIENT,
+                **fields):
+    """The BenchmarkResult for fields of BenchmarkRequest.
 
-def attention_request(query, key, value, options):
-  return _request(pb.AttentionRequest, options, query=query, key=key,
-                  value=value)
+    on_progress is called with each BenchmarkProgress. What fails after the
+    first of them is not tried again.
+    """
+    request = _request(pb.BenchmarkRequest, None, **fields).message()
+    return self._run(
+        exchange.benchmark(request, self._attempts(timeout), on_progress))
 
+  def _call(self, method, request, timeout, decode=lambda reply, *_: reply,
+            stream=False):
+    """What decode makes of the reply, and of what a stream brought beside it."""
 
-def attention_result(reply, query):
-  return _result(reply, query)
+    def steps():
+      attempts = self._attempts(timeout)
+      answer = yield from exchange.with_retries(
+          attempts,
+          lambda: self._server.attend(method, request, attempts, stream))
+      return decode(*answer)
 
+    return self._run(steps())
 
-def benchmark_request(fields):
-  return _request(pb.BenchmarkRequest, None, **fields)
+  def _attempts(self, timeout):
+    return Attempts(self._retry, self._timeout if timeout is Timeout.OF_CLIENT
+                    else checked_timeout(timeout))
 
 
 def _request(message_type, options, **fields):
-  message = message_type()
-  _fill(message, fields)
+  message, payloads = message_type(), {}
+  _fill(message, fields, payloads)
   if options:
-    _fill(message.options, options, 'options.')
-  return message
+    _fill(message.options, options, payloads, 'options.')
+  return transport.Request(message, payloads)
 
 
 def _checked(options, query, value):
@@ -147,11 +183,16 @@ def _checked(options, query, value):
   return options
 
 
-def _result(reply, like):
-  lse = (tensors.from_message(reply.lse, like) if reply.HasField('lse')
-         else None)
-  return AttentionResult(
-      tensors.from_message(reply.output, like), lse, reply.stats)
+def _result(like):
+  """What makes an AttentionResult of a reply."""
+
+  def decode(reply, output=None, lse=None):
+    return AttentionResult(
+        tensors.from_message(reply.output, like, output),
+        tensors.from_message(reply.lse, like, lse)
+        if reply.HasField('lse') else None, reply.stats)
+
+  return decode
 
 
 def _gradients(reply, like):
@@ -160,8 +201,9 @@ def _gradients(reply, like):
                    reply.stats)
 
 
-def _fill(message, values, path=''):
-  """Sets fields by name; None leaves a field unset.
+def _fill(message, values, payloads, path=''):
+  """Sets fields by name; None leaves a field unset. The elements of tensors go
+  to `payloads`, as transport.Request takes them.
 
   The contract itself says which there are and of what kind, so that an option
   which it gains needs nothing here.
@@ -177,12 +219,14 @@ def _fill(message, values, path=''):
                       f'{", ".join(known.keys())}')
     if value is not None:
       tensors.refuse_losses(path + name, value)
-      _set(message, known[name], value, path + name)
+      _set(message, known[name], value, payloads, path + name)
 
 
-def _set(message, field, value, path):
+def _set(message, field, value, payloads, path):
   if field.message_type is pb.Tensor.DESCRIPTOR:
-    getattr(message, field.name).CopyFrom(tensors.to_message(path, value))
+    tensor, payload = tensors.describe(path, value)
+    getattr(message, field.name).CopyFrom(tensor)
+    payloads[path] = getattr(message, field.name), payload
   elif field.message_type is pb.SharedMemory.DESCRIPTOR and isinstance(
       value, np.ndarray):
     place = shared_memory.place_of(path, value)
@@ -196,7 +240,7 @@ def _set(message, field, value, path):
       nested.CopyFrom(value)
     else:
       nested.SetInParent()
-      _fill(nested, value, path + '.')
+      _fill(nested, value, payloads, path + '.')
   elif field.enum_type:
     setattr(message, field.name, _enum_number(field.enum_type, value, path))
   elif hasattr(getattr(message, field.name), 'extend'):  # a list

@@ -1,12 +1,12 @@
 """The two clients: what waits, and what waits without blocking."""
 
 import asyncio
-import time
+import threading
 
 import grpc
 
-from attnd import calls, errors, streams
-from attnd.retry import Attempts, RetryPolicy
+from attnd import calls, errors, exchange
+from attnd.retry import RetryPolicy
 from attnd.v1 import attention_pb2_grpc as pb_grpc
 
 # The server has limits of its own, and says which one was met.
@@ -14,19 +14,27 @@ _CHANNEL_OPTIONS = [('grpc.max_send_message_length', -1),
                     ('grpc.max_receive_message_length', -1)]
 
 
+def _failure(rpc_error):
+  error = errors.from_rpc_error(rpc_error)
+  error.__cause__ = rpc_error
+  return error
+
+
 class Client(calls.Calls):
   """One server, by "host:port" or "unix:PATH". Thread-safe.
 
-  `timeout` in seconds is for calls that name none. Raises AttndError, and
-  TypeError or ValueError for arguments that no message can hold.
+  timeout: in seconds, for calls that name none; None = no deadline.
+
+  Raises AttndError, and TypeError or ValueError for arguments that no message
+  can hold.
   """
 
   def __init__(self, target='127.0.0.1:50051', *, timeout=60.0,
                retry=RetryPolicy()):
+    super().__init__(timeout, retry)
     self._channel = grpc.insecure_channel(target, _CHANNEL_OPTIONS)
     self._stub = pb_grpc.AttentionServiceStub(self._channel)
-    self._timeout = timeout
-    self._retry = retry
+    self._closed = threading.Event()
 
   def __enter__(self):
     return self
@@ -36,64 +44,55 @@ class Client(calls.Calls):
 
   def close(self):
     """Ends the connection and whatever runs on it."""
+    self._closed.set()
     self._channel.close()
 
-  def attention_stream(self, query, key, value, *, timeout=None, **options):
-    """attention() for tensors that no message holds. Not tried again."""
-    request = calls.attention_request(query, key, value, options)
-    response = streams.Response()
+  def _run(self, steps):
     try:
-      for message in self._stub.AttentionStream(
-          streams.requests(request),
-          timeout=self._timeout if timeout is None else timeout):
-        response.add(message)
-    except grpc.RpcError as error:
-      raise errors.from_rpc_error(error) from error
-    return calls.attention_result(response.joined(), query)
+      step = next(steps)
+      while True:
+        try:
+          result = self._perform(step)
+        except grpc.RpcError as rpc_error:
+          step = steps.throw(_failure(rpc_error))
+        else:
+          step = steps.send(result)
+    except StopIteration as end:
+      return end.value
 
-  def benchmark(self, *, on_progress=None, timeout=None, **fields):
-    """The BenchmarkResult for fields of BenchmarkRequest. Not tried again.
-
-    on_progress is called with each BenchmarkProgress.
-    """
-    request = calls.benchmark_request(fields)
+  def _perform(self, step):
+    if isinstance(step, exchange.Wait):
+      if self._closed.wait(step.seconds):
+        raise step.failure
+      return None
+    call = getattr(self._stub, step.method)
+    if not step.receive:
+      return call(step.request, timeout=step.timeout)
+    messages = call(step.request, timeout=step.timeout)
     try:
-      for event in self._stub.Benchmark(
-          request, timeout=self._timeout if timeout is None else timeout):
-        if event.HasField('progress') and on_progress:
-          on_progress(event.progress)
-      return event.result
-    except grpc.RpcError as error:
-      raise errors.from_rpc_error(error) from error
-
-  def _call(self, method, request, timeout, decode=lambda reply: reply):
-    attempts = Attempts(self._retry,
-                        self._timeout if timeout is None else timeout)
-    while True:
-      try:
-        reply = getattr(self._stub, method)(
-            request, timeout=attempts.remaining())
-        return decode(reply)
-      except grpc.RpcError as rpc_error:
-        error = errors.from_rpc_error(rpc_error)
-        delay = attempts.delay_after(error)
-        if delay is None:
-          raise error from rpc_error
-      time.sleep(delay)
+      for message in messages:
+        step.receive(message)
+    finally:
+      messages.cancel()  # where `receive` raised
+    return None
 
 
 class AsyncClient(calls.Calls):
-  """Client for asyncio; to be made in the event loop that uses it.
+  """Client for asyncio. It connects in the event loop of its first call, and
+  belongs to that one from then on; it may be made before any loop runs.
 
   Cancelling a task cancels its call, on the server too.
   """
 
   def __init__(self, target='127.0.0.1:50051', *, timeout=60.0,
                retry=RetryPolicy()):
-    self._channel = grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
-    self._stub = pb_grpc.AttentionServiceStub(self._channel)
-    self._timeout = timeout
-    self._retry = retry
+    super().__init__(timeout, retry)
+    self._target = target
+    self._options = _CHANNEL_OPTIONS
+    self._loop = None
+    self._channel = None
+    self._stub = None
+    self._closed = False
 
   async def __aenter__(self):
     return self
@@ -103,45 +102,52 @@ class AsyncClient(calls.Calls):
 
   async def close(self):
     """Ends the connection and whatever runs on it."""
-    await self._channel.close()
+    self._closed = True
+    if self._channel:
+      self._check_loop()
+      await self._channel.close()
 
-  async def attention_stream(self, query, key, value, *, timeout=None,
-                             **options):
-    """As Client.attention_stream."""
-    request = calls.attention_request(query, key, value, options)
-    response = streams.Response()
+  def _check_loop(self):
+    if self._loop is not asyncio.get_running_loop():
+      raise RuntimeError('this AsyncClient belongs to the event loop of its '
+                         'first call; make another one for this loop')
+
+  def _connect(self):
+    if not self._channel:
+      self._loop = asyncio.get_running_loop()
+      self._channel = grpc.aio.insecure_channel(self._target, self._options)
+      self._stub = pb_grpc.AttentionServiceStub(self._channel)
+    self._check_loop()
+    if self._closed:
+      raise ValueError('this AsyncClient is closed')
+
+  async def _run(self, steps):
+    self._connect()
     try:
-      async for message in self._stub.AttentionStream(
-          streams.requests(request),
-          timeout=self._timeout if timeout is None else timeout):
-        response.add(message)
-    except grpc.RpcError as error:
-      raise errors.from_rpc_error(error) from error
-    return calls.attention_result(response.joined(), query)
+      step = next(steps)
+      while True:
+        try:
+          result = await self._perform(step)
+        except grpc.RpcError as rpc_error:
+          step = steps.throw(_failure(rpc_error))
+        else:
+          step = steps.send(result)
+    except StopIteration as end:
+      return end.value
 
-  async def benchmark(self, *, on_progress=None, timeout=None, **fields):
-    """As Client.benchmark."""
-    request = calls.benchmark_request(fields)
+  async def _perform(self, step):
+    if isinstance(step, exchange.Wait):
+      await asyncio.sleep(step.seconds)
+      if self._closed:
+        raise step.failure
+      return None
+    call = getattr(self._stub, step.method)
+    if not step.receive:
+      return await call(step.request, timeout=step.timeout)
+    messages = call(step.request, timeout=step.timeout)
     try:
-      async for event in self._stub.Benchmark(
-          request, timeout=self._timeout if timeout is None else timeout):
-        if event.HasField('progress') and on_progress:
-          on_progress(event.progress)
-      return event.result
-    except grpc.RpcError as error:
-      raise errors.from_rpc_error(error) from error
-
-  async def _call(self, method, request, timeout, decode=lambda reply: reply):
-    attempts = Attempts(self._retry,
-                        self._timeout if timeout is None else timeout)
-    while True:
-      try:
-        reply = await getattr(self._stub, method)(
-            request, timeout=attempts.remaining())
-        return decode(reply)
-      except grpc.RpcError as rpc_error:
-        error = errors.from_rpc_error(rpc_error)
-        delay = attempts.delay_after(error)
-        if delay is None:
-          raise error from rpc_error
-      await asyncio.sleep(delay)
+      async for message in messages:
+        step.receive(message)
+    finally:
+      messages.cancel()  # where `receive` raised
+    return None

@@ -1,50 +1,111 @@
 """When a failed call is tried again. Decides only; who waits is the client."""
 
 import dataclasses
+import enum
+import math
+import numbers
 import random
 import time
 
 from attnd import errors
+
+_NO_DEADLINE_SECONDS = 1e9  # 30 years; gRPC cannot count much further
 
 
 @dataclasses.dataclass(frozen=True)
 class RetryPolicy:
   """Exponential backoff with jitter, in seconds.
 
-  Tried again is UNAVAILABLE, and RESOURCE_EXHAUSTED where the server says that
-  waiting helps (google.rpc.RetryInfo); never before the time that it names, and
-  never where the deadline would pass meanwhile. Every call of attnd may be
-  repeated: none has an effect beside its answer.
+  Tried again is UNAVAILABLE, CANCELLED that the caller did not ask for, and
+  RESOURCE_EXHAUSTED where the server says that waiting helps
+  (google.rpc.RetryInfo): never before the time that it names, and as often as
+  the call's deadline allows. Every call of attnd may be repeated: none has an
+  effect beside its answer.
   """
-  max_attempts: int = 5  # the first one included; 1 = never again
-  initial_backoff: float = 0.05
+  max_attempts: int | None = None  # the first one included; 1 = never again
+  initial_backoff: float = 0.1
   max_backoff: float = 2.0
   multiplier: float = 2.0
 
 
+class Timeout(enum.Enum):
+  """The default of a call's timeout. None cannot be it: it means no deadline."""
+  OF_CLIENT = 'the timeout of the client'
+
+
+def checked_timeout(timeout):
+  """Seconds; None where there is no deadline."""
+  if timeout is None:
+    return None
+  if not isinstance(timeout, numbers.Real) or isinstance(timeout, bool):
+    raise TypeError(f'timeout: expected seconds, or None for no deadline, got '
+                    f'{timeout!r}')
+  if math.isnan(timeout) or timeout <= 0:
+    raise ValueError(f'timeout: expected more than 0 seconds, or None for no '
+                     f'deadline, got {timeout!r}')
+  return float(timeout) if timeout < _NO_DEADLINE_SECONDS else None
+
+
 class Attempts:
-  """The attempts of one call, which share its deadline."""
+  """The attempts of one call, which share its deadline. `timeout` is what
+  checked_timeout returned."""
 
   def __init__(self, policy, timeout):
     self._policy = policy
-    self._deadline = time.monotonic() + timeout
-    self._made = 0
+    self._start = time.monotonic()
+    self._deadline = None if timeout is None else self._start + timeout
+    self._failed = 0
+    self._before = None  # what the newest failure said
+    self._most = policy.max_attempts
 
   def remaining(self):
-    """Seconds for the next attempt."""
+    """Seconds for the next attempt; None = no deadline."""
+    if self._deadline is None:
+      return None
     return max(self._deadline - time.monotonic(), 0)
 
+  def end(self):
+    """Lets no attempt follow this one."""
+    self._most = 1
+
   def delay_after(self, error):
-    """Seconds to wait before the next attempt; None = there is none."""
-    self._made += 1
-    worth_it = (isinstance(error, errors.Unavailable) or
-                isinstance(error, errors.ResourceExhausted) and
-                error.retry_delay is not None)
-    if not worth_it or self._made >= self._policy.max_attempts:
-      return None
+    """Seconds to wait before the next attempt; raises where there is none.
+
+    What is raised has the type of `error`, and says what was tried.
+    """
+    self._failed += 1
+    before, self._before = self._before, str(error)
+    if not _may_pass(error):
+      # The deadline may only have come in the middle of one more attempt.
+      if before and isinstance(error, errors.DeadlineExceeded):
+        raise _with_note(error, f'in attempt {self._failed}; the one before it '
+                                f'failed with {before}') from error.__cause__
+      raise error from error.__cause__
     backoff = min(
-        self._policy.initial_backoff * self._policy.multiplier**(self._made - 1),
+        self._policy.initial_backoff *
+        self._policy.multiplier**min(self._failed - 1, 64),
         self._policy.max_backoff)
     # On top of the server's time: it told everyone the same.
     delay = (error.retry_delay or 0) + random.uniform(0, backoff)
-    return delay if delay < self.remaining() else None
+    remaining = self.remaining()
+    if (self._most is not None and self._failed >= self._most or
+        remaining is not None and delay >= remaining):
+      if before:
+        error = _with_note(
+            error, f'tried {self._failed} times within '
+                   f'{time.monotonic() - self._start:.1f} s')
+      raise error from error.__cause__
+    return delay
+
+
+def _may_pass(error):
+  if isinstance(error, errors.ResourceExhausted):
+    return error.retry_delay is not None
+  return isinstance(error, (errors.Unavailable, errors.Cancelled))
+
+
+def _with_note(error, note):
+  noted = type(error)(error.code, f'{error.message} ({note})', error.reason,
+                      error.field_violations, error.retry_delay)
+  noted.__cause__ = error.__cause__
+  return noted

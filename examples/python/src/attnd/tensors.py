@@ -15,6 +15,11 @@ DTYPES = {
     'bfloat16': pb.DATA_TYPE_BF16,
     'bool': pb.DATA_TYPE_BOOL,
 }
+_ELEMENT_BYTES = {
+    pb.DATA_TYPE_F16: 2,
+    pb.DATA_TYPE_BF16: 2,
+    pb.DATA_TYPE_BOOL: 1,
+}
 _NAMES = {number: name for name, number in DTYPES.items()}
 FLOATS = ('float32', 'float16', 'bfloat16')
 
@@ -25,22 +30,42 @@ def to_message(field, value):
   A field that is called mask takes bools, and every other one floats. Nothing is
   converted that would change a number: float64 is refused.
   """
+  message, payload = describe(field, value)
+  if payload is not None:
+    message.data = payload.tobytes()
+  return message
+
+
+def describe(field, value):
+  """As to_message, but without the elements, and these as an array of bytes:
+  where they lie, if the wire has them so. None where the Tensor has all."""
   if isinstance(value, pb.Tensor):
-    return value
+    if value.WhichOneof('payload') != 'data':
+      return value, None
+    return (pb.Tensor(dtype=value.dtype, shape=value.shape),
+            np.frombuffer(value.data, np.uint8))
   if _is_torch(value):
     name, array = _from_torch(field, value)
   else:
     name, array = _from_any(field, value)
   place = shared_memory.place_of(field, array)
   if place is not None:
-    return pb.Tensor(dtype=DTYPES[name], shape=array.shape, shared_memory=place)
+    return (pb.Tensor(dtype=DTYPES[name], shape=array.shape,
+                      shared_memory=place), None)
   if array.dtype.byteorder == '>':  # the wire is little-endian
     array = array.astype(array.dtype.newbyteorder('<'))
-  return pb.Tensor(dtype=DTYPES[name], shape=array.shape, data=array.tobytes())
+  return (pb.Tensor(dtype=DTYPES[name], shape=array.shape),
+          np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def from_message(message, like):
-  """The array of a Tensor; a torch tensor where `like` is one.
+def element_bytes(dtype):
+  """What an element of a DataType takes."""
+  return _ELEMENT_BYTES.get(dtype, 4)
+
+
+def from_message(message, like, data=None):
+  """The array of a Tensor; a torch tensor where `like` is one. `data` has the
+  elements where they did not come in the message.
 
   A NumPy array is a read-only view of the message, or lies in the shared region
   that was asked for.
@@ -53,14 +78,15 @@ def from_message(message, like):
   if kind == 'shared_memory':
     return shared_memory.array_at(message.shared_memory, message.shape,
                                   _numpy_dtype(name))
+  if data is None:
+    data = message.data
   if _is_torch(like):
     torch = sys.modules['torch']
     # PyTorch wants memory that it may write to, and at least one element.
-    flat = (torch.frombuffer(bytearray(message.data),
-                             dtype=getattr(torch, name))
-            if message.data else torch.empty(0, dtype=getattr(torch, name)))
+    flat = (torch.frombuffer(bytearray(data), dtype=getattr(torch, name))
+            if data else torch.empty(0, dtype=getattr(torch, name)))
     return flat.reshape(tuple(message.shape)).to(like.device)
-  return np.frombuffer(message.data, _numpy_dtype(name)).reshape(message.shape)
+  return np.frombuffer(data, _numpy_dtype(name)).reshape(message.shape)
 
 
 def refuse_losses(field, value):

@@ -1,0 +1,106 @@
+"""What a call does, step by step, for both clients. Each function is a generator:
+it yields a Step, and gets what came of it; a failure is thrown into it as an
+AttndError. Whoever runs it waits, or awaits."""
+
+import dataclasses
+import typing
+
+from attnd import errors, transport
+from attnd.v1 import attention_pb2 as pb
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+  """To wait; `failure` is why."""
+  seconds: float
+  failure: errors.AttndError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rpc:
+  """To call a method of the service. `receive` gets each message of an answer
+  that is a stream; without it the answer is one message, and the result."""
+  method: str
+  request: typing.Any  # a message, or an iterator of messages
+  timeout: float | None
+  receive: typing.Callable | None = None
+
+
+def with_retries(attempts, once):
+  """What once() returns in the first attempt that does not fail."""
+  while True:
+    try:
+      return (yield from once())
+    except errors.AttndError as error:
+      wait = Wait(attempts.delay_after(error), error)
+    yield wait
+    del wait  # with the failure, whose traceback holds the call's tensors
+
+
+class Server:
+  """The server as calls see it: what it takes in one message is asked once, for
+  the first call that may be too large, and again when that has changed."""
+
+  def __init__(self):
+    self._limits = None
+
+  def attend(self, method, request, attempts, stream=False):
+    """One attempt of a call with tensors: (reply, output, lse). The last two are
+    the elements of the reply's tensors where they came in a stream, else None.
+
+    stream: also where a message would do.
+    """
+    limits = transport.Limits()
+    known = self._limits
+    if stream or not request.is_small():
+      limits = known or (yield from self._ask(attempts))
+    try:
+      return (yield from _send(method, request, limits, attempts, stream))
+    except errors.AttndError as error:
+      if known is not limits or not transport.may_have_other_limits(error):
+        raise
+      failure = error
+    limits = yield from self._ask(attempts)
+    if limits == known:
+      raise failure from failure.__cause__
+    return (yield from _send(method, request, limits, attempts, stream))
+
+  def _ask(self, attempts):
+    try:
+      info = yield Rpc('GetServerInfo', pb.GetServerInfoRequest(),
+                       attempts.remaining())
+      self._limits = transport.Limits.of(info)
+    except errors.Unimplemented:
+      self._limits = transport.Limits()
+    return self._limits
+
+
+def _send(method, request, limits, attempts, stream):
+  if not (stream or request.must_stream(limits)):
+    reply = yield Rpc(method, request.message(), attempts.remaining())
+    return reply, None, None
+  response = transport.Response()
+  yield Rpc('AttentionStream', request.stream(limits), attempts.remaining(),
+            response.add)
+  return response.joined()
+
+
+def benchmark(request, attempts, on_progress):
+  """The BenchmarkResult. Tried again only while no event has arrived."""
+  events = []
+
+  def receive(event):
+    events.append(event)
+    if event.HasField('progress') and on_progress:
+      on_progress(event.progress)
+
+  def once():
+    try:
+      yield Rpc('Benchmark', request, attempts.remaining(), receive)
+    except errors.AttndError:
+      if events:
+        attempts.end()
+      raise
+
+  yield from with_retries(attempts, once)
+  return events[-1].result

@@ -1,0 +1,164 @@
+"""How a request travels: as one message, or as the messages of AttentionStream
+where one would be too large. Without any I/O, as calls.py."""
+
+import dataclasses
+import itertools
+import math
+
+import grpc
+
+from attnd import errors
+from attnd.tensors import element_bytes
+from attnd.v1 import attention_pb2 as pb
+
+MAX_MESSAGE_BYTES = 2**31 - 1  # of protobuf, whatever a server allows
+_MAX_CHUNK_BYTES = 1 << 20  # of the contract
+_FRAME_BYTES = 32  # around the elements of a tensor, or a chunk; at most
+_ENVELOPE_BYTES = 4096  # what an answer has beside its tensors, at most
+_SMALLEST_LIMIT_BYTES = 64 << 10  # that a server can have
+
+# The tensor of a request that each role of a stream means.
+_ROLES = {
+    pb.AttentionRequest: ('query', 'key', 'value'),
+    pb.SelfAttentionRequest: ('sequence', 'sequence', 'sequence'),
+    pb.CrossAttentionRequest: ('queries', 'kv_sequence', 'kv_sequence'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a server takes and answers in one message, and whether it streams."""
+  request_bytes: int = MAX_MESSAGE_BYTES
+  response_bytes: int = MAX_MESSAGE_BYTES
+  streams: bool = False
+
+  @classmethod
+  def of(cls, info):
+    """Those that a GetServerInfoResponse tells."""
+    return cls(min(info.max_receive_message_bytes, MAX_MESSAGE_BYTES),
+               min(info.max_send_message_bytes, MAX_MESSAGE_BYTES),
+               'stream' in info.features)
+
+
+def may_have_other_limits(error):
+  """Whether a call may have failed because another server has taken the place,
+  whose limits are not those that were asked for: gRPC refuses a message without
+  a reason of attnd's."""
+  return (isinstance(error, (errors.ResourceExhausted, errors.Unimplemented)) and
+          error.reason in ('', 'MESSAGE_TOO_LARGE'))
+
+
+class Request:
+  """A message, and beside it the elements of its tensors: these stay where the
+  caller has them until they are sent.
+
+  tensors: by its path in the message, each Tensor and its elements as an array
+  of bytes; None where the Tensor itself has them, or says where they are.
+  """
+
+  def __init__(self, message, tensors):
+    self._message = message
+    self._tensors = tensors
+    self._size_bytes = message.ByteSize() + sum(
+        payload.size + _FRAME_BYTES for _, payload in tensors.values()
+        if payload is not None)
+
+  def message(self):
+    """The whole request."""
+    for tensor, payload in self._tensors.values():
+      if payload is not None and not tensor.data:
+        tensor.data = payload.tobytes()
+    return self._message
+
+  def is_small(self):
+    """Whether every server takes it, and answers it, in one message."""
+    return max(self._size_bytes,
+               self._answer_bytes()) <= _SMALLEST_LIMIT_BYTES
+
+  def must_stream(self, limits):
+    """Whether it goes by AttentionStream. Raises ResourceExhausted where it is
+    too large for a message, and nothing but a message can hold it."""
+    fits = self._size_bytes <= limits.request_bytes
+    if fits and self._answer_bytes() <= limits.response_bytes:
+      return False
+    whole = all(payload is not None for _, payload in self._tensors.values())
+    if type(self._message) in _ROLES and whole and limits.streams:
+      return True
+    if fits:  # for the server to refuse: it knows best what it answers
+      return False
+    if type(self._message) not in _ROLES:
+      remedy = 'compute batch entries or heads in several calls'
+    elif not limits.streams:
+      remedy = 'this server has no attention_stream'
+    else:
+      remedy = 'give every tensor as an array, and it is streamed'
+    if limits.request_bytes < MAX_MESSAGE_BYTES:
+      remedy = f"raise the server's --max-message-bytes, or {remedy}"
+    raise errors.ResourceExhausted(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f'{type(self._message).__name__}: expected at most '
+        f'{limits.request_bytes} bytes in one message, got {self._size_bytes}: '
+        f'{remedy}', 'MESSAGE_TOO_LARGE')
+
+  def stream(self, limits):
+    """The messages of AttentionStream; all but the first are made as they are
+    sent."""
+    for tensor, payload in self._tensors.values():
+      if payload is not None:
+        tensor.ClearField('data')
+    names = _ROLES[type(self._message)]
+    header = pb.AttentionRequest(options=self._message.options)
+    for field, name in zip(('query', 'key', 'value'), names):
+      getattr(header, field).CopyFrom(self._tensors[name][0])
+    chunk_bytes = min(_MAX_CHUNK_BYTES, limits.request_bytes - _FRAME_BYTES)
+    return itertools.chain([pb.AttentionStreamRequest(header=header)],
+                           self._chunks(names, chunk_bytes))
+
+  def _chunks(self, names, chunk_bytes):
+    roles = {pb.TENSOR_ROLE_QUERY: names[0],
+             pb.TENSOR_ROLE_KEY: names[1],
+             pb.TENSOR_ROLE_VALUE: names[2],
+             pb.TENSOR_ROLE_BIAS: 'options.bias',
+             pb.TENSOR_ROLE_MASK: 'options.mask'}
+    for role, name in roles.items():
+      _, payload = self._tensors.get(name, (None, None))
+      for offset in range(0, 0 if payload is None else payload.size,
+                          chunk_bytes):
+        yield pb.AttentionStreamRequest(chunk=pb.TensorChunk(
+            role=role, offset_bytes=offset,
+            data=payload[offset:offset + chunk_bytes].tobytes()))
+
+  def _answer_bytes(self):
+    """What the server answers, at most; 0 where it is not attention's."""
+    if type(self._message) not in _ROLES:
+      return 0
+    query, _, value = (self._tensors[name][0]
+                       for name in _ROLES[type(self._message)])
+    options = self._message.options
+    rows = math.prod(query.shape[:-1])
+    row_bytes = 4 if options.return_lse else 0
+    row_bytes += math.prod(value.shape[-1:]) * element_bytes(
+        options.output_dtype or query.dtype)
+    return _ENVELOPE_BYTES + rows * row_bytes
+
+
+class Response:
+  """Puts together what the server answers to a stream; `add` each message."""
+
+  def __init__(self):
+    self._reply = pb.AttentionResponse()
+    self._pieces = {pb.TENSOR_ROLE_OUTPUT: [], pb.TENSOR_ROLE_LSE: []}
+
+  def add(self, message):
+    kind = message.WhichOneof('message')
+    if kind == 'header':
+      self._reply.CopyFrom(message.header)
+    elif kind == 'chunk':
+      self._pieces[message.chunk.role].append(message.chunk.data)
+    elif kind == 'stats':
+      self._reply.stats.CopyFrom(message.stats)
+
+  def joined(self):
+    """The AttentionResponse without its elements, and those of output and lse
+    as bytes."""
+    return self._reply, *(b''.join(pieces) for pieces in self._pieces.values())
