@@ -3,8 +3,11 @@ Real servers, which end and come back."""
 
 import asyncio
 import concurrent.futures
+import contextlib
+import itertools
 import random
 import socket
+import threading
 import time
 
 import attnd
@@ -15,6 +18,7 @@ from support.server import Server
 
 # Seconds of work on a few threads, so that a server can end in the middle.
 HEAVY = np.ones((4, 16384, 1), np.float32)
+SMALL = np.ones((1, 1), np.float32)
 
 
 def free_address():
@@ -97,3 +101,113 @@ def test_where_nobody_listens(calling):
   assert 'refused' in caught.value.message
   tried = int(caught.value.message.rpartition('(tried ')[2].split()[0])
   assert 2 < tried < 100
+
+
+@contextlib.contextmanager
+def bad_road(address, dropped, delay):
+  """Leads to a server by TCP, but not the first connections; slowly."""
+  host, port = address.split(':')
+
+  def pipe(source, sink):
+    with contextlib.suppress(OSError):
+      while data := source.recv(1 << 16):
+        sink.sendall(data)
+    with contextlib.suppress(OSError):
+      sink.shutdown(socket.SHUT_WR)
+
+  def lead():
+    for number in itertools.count():
+      try:
+        client, _ = listener.accept()
+      except OSError:  # the end of the test
+        return
+      if number < dropped:
+        client.close()
+        continue
+      time.sleep(delay)
+      server = socket.create_connection((host, port))
+      ends.extend((client, server))
+      for pair in ((client, server), (server, client)):
+        threading.Thread(target=pipe, args=pair, daemon=True).start()
+
+  ends = []
+  with socket.create_server(('127.0.0.1', 0)) as listener:
+    leading = threading.Thread(target=lead)
+    leading.start()
+    try:
+      yield f'127.0.0.1:{listener.getsockname()[1]}'
+    finally:
+      listener.shutdown(socket.SHUT_RDWR)
+      leading.join()
+      for end in ends:
+        end.close()
+
+
+def test_a_server_that_is_back_is_found_soon(server, calling):
+  """gRPC's own pauses between seven attempts to connect are 43 s together."""
+  with bad_road(server.tcp, dropped=7, delay=0) as address:
+    assert calling(address, lambda client: client.server_info(),
+                   timeout=30).threads
+
+
+def test_a_server_that_is_slow_to_answer_is_reached_at_once(server, calling):
+  with bad_road(server.tcp, dropped=0, delay=0.4) as address:
+    assert calling(address, lambda client: client.server_info(),
+                   retry=attnd.RetryPolicy(max_attempts=1)).threads
+
+
+def test_round_robin(attnd_binary, calling):
+  """Calls go to both servers; when one dies, to the other, without an error."""
+  with (Server(attnd_binary, '--threads=1') as one,
+        Server(attnd_binary, '--threads=2') as two):
+
+    def kill_one():
+      one.kill()
+      one.forget()
+
+    def sync(client):
+      seen = set()
+      # Not both at once: the channel uses an address that it has connected to.
+      for _ in range(50000):
+        seen.add(client.server_info().threads)
+        if len(seen) == 2:
+          break
+      kill_one()
+      return seen, {client.server_info().threads for _ in range(20)}
+
+    async def by_asyncio(client):
+      seen = set()
+      for _ in range(50000):
+        seen.add((await client.server_info()).threads)
+        if len(seen) == 2:
+          break
+      kill_one()
+      return seen, {(await client.server_info()).threads for _ in range(20)}
+
+    both, left = calling(
+        f'ipv4:{one.tcp},{two.tcp}',
+        lambda client: (by_asyncio if isinstance(client, attnd.AsyncClient)
+                        else sync)(client))
+  assert both == {1, 2}
+  assert left == {2}
+
+
+PROXY_VARIABLES = [
+    name for stem in ('http', 'https', 'grpc', 'all', 'no', 'no_grpc')
+    for name in (f'{stem}_proxy', f'{stem}_proxy'.upper())
+]
+
+
+def test_no_proxy_of_the_environment(server, calling, monkeypatch):
+  with socket.create_server(('127.0.0.1', 0)) as proxy:
+    for name in PROXY_VARIABLES:
+      if name.lower().startswith('no_'):
+        monkeypatch.delenv(name, raising=False)
+      else:
+        monkeypatch.setenv(name, f'http://127.0.0.1:{proxy.getsockname()[1]}')
+    for call in (lambda client: client.self_attention(SMALL),
+                 lambda client: client.attention_stream(SMALL, SMALL, SMALL)):
+      assert calling(server.tcp, call, timeout=10).output == SMALL
+    proxy.setblocking(False)
+    with pytest.raises(BlockingIOError):
+      proxy.accept()

@@ -3,11 +3,13 @@ socket, except where attnd itself is asked to be full."""
 
 import asyncio
 import concurrent.futures
+import json
 import math
 import threading
 import time
 
 import attnd
+from attnd import clients
 from attnd.v1 import attention_pb2 as pb
 from attnd.v1 import attention_pb2_grpc as pb_grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -209,6 +211,51 @@ def test_what_is_no_timeout(ask, timeout, kind):
     ask('127.0.0.1:1', timeout=timeout)
   with pytest.raises(kind, match='timeout: expected .*None for no deadline'):
     ask('127.0.0.1:1', lambda client: client.server_info(timeout=timeout))
+
+
+def test_the_policy_is_that_of_the_service_config():
+  (method,) = clients.default_service_config()['methodConfig']
+  published, own = method['retryPolicy'], attnd.RetryPolicy()
+  assert method['name'] == [{'service': pb.DESCRIPTOR.package +
+                             '.AttentionService'}]
+  assert published['initialBackoff'] == f'{own.initial_backoff:g}s'
+  assert published['maxBackoff'] == f'{own.max_backoff:g}s'
+  assert published['backoffMultiplier'] == own.multiplier
+  assert published['retryableStatusCodes'] == ['UNAVAILABLE',
+                                               'RESOURCE_EXHAUSTED']
+
+
+def for_all_methods(**config):
+  return {'methodConfig': [{'name': [{}], **config}]}
+
+
+@pytest.mark.parametrize('written', [dict, json.dumps])
+def test_a_service_config_of_the_user(scripted, ask, written):
+  """gRPC follows its retryPolicy, within an attempt of the client."""
+  aborted = (grpc.StatusCode.ABORTED, None)
+  servicer, address = scripted([aborted, aborted])
+  config = for_all_methods(retryPolicy={
+      'maxAttempts': 4, 'initialBackoff': '0.01s', 'maxBackoff': '0.01s',
+      'backoffMultiplier': 1, 'retryableStatusCodes': ['ABORTED']})
+  assert ask(address, service_config=written(config)).threads == 7
+  assert len(servicer.times) == 3
+  _, address = scripted([HANGS])
+  with pytest.raises(attnd.DeadlineExceeded):
+    ask(address, service_config=written(for_all_methods(timeout='0.2s')))
+
+
+@pytest.mark.parametrize('config', ['nonsense', '[]', 5])
+def test_what_is_no_service_config(config):
+  for kind in (attnd.Client, attnd.AsyncClient):
+    with pytest.raises(ValueError, match='service_config: expected a dict'):
+      kind(service_config=config)
+
+
+def test_channel_options_of_the_user(scripted, ask):
+  _, address = scripted([])
+  with pytest.raises(attnd.ResourceExhausted, match='larger than max'):
+    ask(address,
+        channel_options=[('grpc.max_receive_message_length', 1)])
 
 
 def test_waits_spread_and_grow():

@@ -1,6 +1,8 @@
 """The two clients: what waits, and what waits without blocking."""
 
 import asyncio
+import json
+import pkgutil
 import threading
 
 import grpc
@@ -9,9 +11,51 @@ from attnd import calls, errors, exchange
 from attnd.retry import RetryPolicy
 from attnd.v1 import attention_pb2_grpc as pb_grpc
 
-# The server has limits of its own, and says which one was met.
-_CHANNEL_OPTIONS = [('grpc.max_send_message_length', -1),
-                    ('grpc.max_receive_message_length', -1)]
+_CHANNEL_OPTIONS = {
+    # The server has limits of its own, and says which one was met.
+    'grpc.max_send_message_length': -1,
+    'grpc.max_receive_message_length': -1,
+    # Nobody else is to see the tensors, whatever the environment says.
+    'grpc.enable_http_proxy': 0,
+    # gRPC refuses every call between two attempts to connect. Its own pauses
+    # grow to two minutes; with these a server that is back is found soon.
+    'grpc.initial_reconnect_backoff_ms': 100,
+    'grpc.max_reconnect_backoff_ms': 2000,
+    # In spite of its name: what an attempt to connect may take.
+    'grpc.min_reconnect_backoff_ms': 2000,
+}
+
+
+def default_service_config():
+  """attnd/v1/attention_grpc_service_config.json: round_robin over all addresses
+  of a name, and a retry policy for programs that use gRPC without this package.
+  """
+  return json.loads(pkgutil.get_data(
+      'attnd', 'v1/attention_grpc_service_config.json'))
+
+
+def _checked_json(service_config):
+  try:
+    if isinstance(json.loads(service_config), dict):
+      return service_config
+  except ValueError:
+    pass
+  raise ValueError('service_config: expected a dict, or JSON of an object, got '
+                   f'{service_config[:80]!r}')
+
+
+def _channel_options(service_config, channel_options):
+  options = dict(_CHANNEL_OPTIONS)
+  if service_config is None:
+    service_config = default_service_config()
+    # gRPC tries five times at most, and reports the deadline instead of the
+    # failure. RetryPolicy does the same work without that.
+    options['grpc.enable_retries'] = 0
+  if not isinstance(service_config, str):
+    service_config = json.dumps(service_config)
+  options['grpc.service_config'] = _checked_json(service_config)
+  options.update(channel_options)
+  return list(options.items())
 
 
 def _failure(rpc_error):
@@ -21,18 +65,24 @@ def _failure(rpc_error):
 
 
 class Client(calls.Calls):
-  """One server, by "host:port" or "unix:PATH". Thread-safe.
+  """One service, by "host:port", "unix:PATH" or whatever else gRPC resolves:
+  "dns:///attnd:50051" is all servers of that name, in turn. Thread-safe.
 
   timeout: in seconds, for calls that name none; None = no deadline.
+  service_config: a dict or JSON, in place of the one that the contract brings
+    (default_service_config). gRPC then follows its retryPolicy within each
+    attempt of `retry`.
+  channel_options: of gRPC, as pairs; they win over the client's own.
 
   Raises AttndError, and TypeError or ValueError for arguments that no message
   can hold.
   """
 
   def __init__(self, target='127.0.0.1:50051', *, timeout=60.0,
-               retry=RetryPolicy()):
+               retry=RetryPolicy(), service_config=None, channel_options=()):
     super().__init__(timeout, retry)
-    self._channel = grpc.insecure_channel(target, _CHANNEL_OPTIONS)
+    self._channel = grpc.insecure_channel(
+        target, _channel_options(service_config, channel_options))
     self._stub = pb_grpc.AttentionServiceStub(self._channel)
     self._closed = threading.Event()
 
@@ -85,10 +135,10 @@ class AsyncClient(calls.Calls):
   """
 
   def __init__(self, target='127.0.0.1:50051', *, timeout=60.0,
-               retry=RetryPolicy()):
+               retry=RetryPolicy(), service_config=None, channel_options=()):
     super().__init__(timeout, retry)
     self._target = target
-    self._options = _CHANNEL_OPTIONS
+    self._options = _channel_options(service_config, channel_options)
     self._loop = None
     self._channel = None
     self._stub = None
