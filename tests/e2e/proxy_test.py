@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import itertools
+import re
 import threading
 
 import grpc
@@ -14,6 +15,7 @@ from support.client import Client, Refusal
 from support.envoy import Envoy
 from support.http2 import DATA, frame
 from support.raw_http2 import RawConnection, Reader, header_block, message
+from support.relay import Relay
 from support.server import Server, open_channel, poll_until
 
 MIB = 1 << 20
@@ -122,6 +124,12 @@ class Load:
 def servers_of(attnd, *flags, count=3):
   with contextlib.ExitStack() as stack:
     yield [stack.enter_context(Server(attnd, *flags)) for _ in range(count)]
+
+
+def ended_calls(server):
+  """How many calls for attention the log has, of those that it names."""
+  return len(re.findall(r'\[debug\] (SelfAttention|AttentionStream) ',
+                        server.log()))
 
 
 def wait_until_busy(envoy, server):
@@ -243,6 +251,34 @@ def test_what_is_too_large_to_keep_passes_once(attnd, stubs, connect, rng):
     assert problem.payload_bytes > 32 * MIB
     problem.check(client, client.stub.Attention(problem.request, timeout=120))
     assert envoy.stat('retry_or_shadow_abandoned') == 1
+
+
+def test_a_silent_call_outlives_the_pings_of_envoy(attnd, connect):
+  """It is computed once, however often Envoy pings meanwhile."""
+  with Server(attnd, '--log-level=debug') as server, \
+      Relay(server.tcp) as relay, \
+      Envoy([relay.address], ping_interval='0.5s') as envoy:
+    client = connect(envoy.address)
+    stream = lambda x: client.stream(client.request(x, x, x),
+                                     chunk_bytes=MIB)
+    unary = lambda x: client.stub.SelfAttention(client.self_request(x),
+                                                timeout=600)
+    rows, calls = work.rows_for(client, seconds=5), 1
+    for call in (unary, stream):
+      for _ in range(5):
+        before, calls = relay.pings, calls + 1
+        answer = call(np.ones((1, rows, 1), np.float32))
+        assert np.allclose(client.array(answer.output), 1)
+        # gRPC's own servers end a connection at the third.
+        if relay.pings - before >= 6:
+          break
+        rows = min(2 * rows, MIB)
+      else:
+        pytest.fail('Envoy does not ping')
+    poll_until(lambda: ended_calls(server) >= calls, 60, 'a line for each call')
+    assert ended_calls(server) == calls
+    assert envoy.stat('upstream_rq_retry') == 0
+    assert envoy.stat('upstream_cx_destroy_with_active_rq') == 0
 
 
 def test_who_stops_in_a_message_ends_no_other_call(attnd, connect):

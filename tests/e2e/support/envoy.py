@@ -21,10 +21,10 @@ def _endpoint(address):
       'address': host, 'port_value': int(port)}}}}
 
 
-def configuration(addresses, request_timeout=None):
+def configuration(addresses, request_timeout=None, ping_interval=None):
   """What is deployed, with our addresses and free ports.
 
-  request_timeout: takes the place of the one that is deployed.
+  request_timeout, ping_interval: take the places of those that are deployed.
   """
   config = yaml.safe_load(CONFIG.read_text())
   resources = config['static_resources']
@@ -36,6 +36,11 @@ def configuration(addresses, request_timeout=None):
     (manager,) = chain['filters']
     assert 'request_timeout' in manager['typed_config']
     manager['typed_config']['request_timeout'] = request_timeout
+  if ping_interval is not None:
+    (options,) = cluster['typed_extension_protocol_options'].values()
+    http2 = options['explicit_http_config']['http2_protocol_options']
+    assert 'interval' in http2['connection_keepalive']
+    http2['connection_keepalive']['interval'] = ping_interval
   (endpoints,) = cluster['load_assignment']['endpoints']
   endpoints['lb_endpoints'] = [_endpoint(address) for address in addresses]
   return config

@@ -1,0 +1,113 @@
+"""A relay between a client and a server that counts the client's pings."""
+
+import pathlib
+import socket
+import tempfile
+import threading
+
+from support.http2 import ACK, PING, number
+from support.raw_http2 import PREFACE, connect
+
+# The most that is read at once.
+PIECE = 1 << 16
+
+
+class PingCounter:
+  """Counts the HTTP/2 PING frames of a stream of bytes; acknowledgements are
+  not counted."""
+
+  def __init__(self):
+    self.pings = 0
+    self._skip = len(PREFACE)
+    self._head = b''
+
+  def take(self, data):
+    at = 0
+    while at < len(data):
+      if self._skip:
+        step = min(self._skip, len(data) - at)
+        self._skip, at = self._skip - step, at + step
+        continue
+      step = 9 - len(self._head)
+      self._head, at = self._head + data[at:at + step], at + step
+      if len(self._head) == 9:
+        self.pings += self._head[3] == PING and not self._head[4] & ACK
+        self._skip, self._head = number(self._head[:3]), b''
+
+
+class Relay:
+  """Passes every connection on to `target`, host:port or unix:PATH, and listens
+  on an address of the same kind; a context manager."""
+
+  def __init__(self, target):
+    self._target = target
+    self._folder = tempfile.TemporaryDirectory(prefix='relay-')
+    if target.startswith('unix:'):
+      path = pathlib.Path(self._folder.name) / 'socket'
+      self._listener = socket.socket(socket.AF_UNIX)
+      self._listener.bind(str(path))
+      self.address = f'unix:{path}'
+    else:
+      self._listener = socket.socket()
+      self._listener.bind(('127.0.0.1', 0))
+      self.address = f'127.0.0.1:{self._listener.getsockname()[1]}'
+    self._listener.listen()
+    self._sockets = []
+    self._counters = []
+    self._threads = [threading.Thread(target=self._accept)]
+
+  @property
+  def connections(self):
+    return len(self._counters)
+
+  @property
+  def pings(self):
+    """Of all clients so far."""
+    return sum(counter.pings for counter in self._counters)
+
+  def __enter__(self):
+    self._threads[0].start()
+    return self
+
+  def __exit__(self, *_):
+    for each in [self._listener, *self._sockets]:
+      _shut(each)
+    for thread in self._threads:
+      thread.join()
+    for each in [self._listener, *self._sockets]:
+      each.close()
+    self._folder.cleanup()
+
+  def _accept(self):
+    while True:
+      try:
+        client, _ = self._listener.accept()
+      except OSError:  # __exit__
+        return
+      server = connect(self._target)
+      server.settimeout(None)
+      counter = PingCounter()
+      self._counters.append(counter)
+      self._sockets += [client, server]
+      for ends in ((client, server, counter.take),
+                   (server, client, lambda data: None)):
+        self._threads.append(threading.Thread(target=_pump, args=ends))
+        self._threads[-1].start()
+
+
+def _pump(source, target, look):
+  try:
+    while data := source.recv(PIECE):
+      look(data)
+      target.sendall(data)
+  except OSError:
+    pass
+  for each in (source, target):
+    _shut(each)
+
+
+def _shut(each):
+  try:
+    each.shutdown(socket.SHUT_RDWR)
+  except OSError:  # it is already
+    pass
