@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <limits>
+#include <regex>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -214,6 +216,56 @@ TEST_F(ServerConfigTest, ReadsItsOwnVariablesOnly) {
   const char* const entries[] = {"HOME=/root", "ATTND_THREADS=4", "ATTND_X",
                                  nullptr};
   EXPECT_EQ(EnvironmentOf(entries), (Environment{{"ATTND_THREADS", "4"}}));
+}
+
+// The table of docs/deployment.md that gives the limit of a container for the
+// memory that requests hold: what it says is enough, and a MiB less is not.
+TEST_F(ServerConfigTest, TheDocumentSolvesTheSharesOfMemory) {
+  struct Row {
+    int64_t up_to_mib;
+    int64_t added_mib;
+    int64_t times;
+    int64_t by;
+    int64_t Limit(int64_t peak_mib) const {
+      return ((peak_mib + added_mib) * times + by - 1) / by;
+    }
+  };
+  std::ifstream file(ATTND_DEPLOYMENT_MD);
+  const std::regex pattern(
+      R"(\| (up to ([\d,]+)|more) \| `(\(peak \+ (\d+)\)|peak) \* (\d+)( / (\d+))?` \| (\d+) \| (\d+) \|)");
+  std::vector<Row> rows;
+  for (std::string line; std::getline(file, line);) {
+    std::smatch match;
+    if (!std::regex_match(line, match, pattern)) continue;
+    const auto number = [&match](size_t group, int64_t otherwise) {
+      std::string digits = match[group];
+      std::erase(digits, ',');
+      return digits.empty() ? otherwise : std::stoll(digits);
+    };
+    rows.push_back({.up_to_mib = number(2, 1 << 30),
+                    .added_mib = number(4, 0),
+                    .times = number(5, 0),
+                    .by = number(7, 1)});
+    EXPECT_EQ(rows.back().Limit(number(8, 0)), number(9, 0)) << line;
+  }
+  ASSERT_EQ(rows.size(), 4U);
+  const auto budget = [](int64_t limit_mib, int64_t message_mib) {
+    ServerConfig config;
+    config.max_message_bytes = message_mib * kMiB;
+    return ShareMemory(config, limit_mib * kMiB).budget_bytes;
+  };
+  size_t row = 0;
+  for (int64_t peak_mib = 1; peak_mib < 200'000; ++peak_mib) {
+    while (peak_mib > rows.at(row).up_to_mib) ++row;
+    const int64_t limit_mib = rows.at(row).Limit(peak_mib);
+    ASSERT_GE(budget(limit_mib, 256), peak_mib * kMiB);
+    ASSERT_LT(budget(limit_mib - 1, 256), peak_mib * kMiB);
+    // What it says of other limits of messages.
+    ASSERT_GE(budget(limit_mib, 16), peak_mib * kMiB);
+    const Row& third = rows.at(std::min<size_t>(row, 2));
+    ASSERT_GE(budget(third.Limit(peak_mib), 2047), peak_mib * kMiB);
+  }
+  EXPECT_EQ(row, 3U);
 }
 
 TEST_F(ServerConfigTest, MemoryIsSharedOnce) {
