@@ -17,7 +17,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "server/unique_fd.h"
 
 namespace attnd::server {
 namespace {
@@ -32,6 +31,14 @@ absl::Status BadAddress(absl::string_view text, absl::string_view why) {
 
 absl::Status OfOption(absl::string_view option, const absl::Status& status) {
   return {status.code(), absl::StrCat(option, ": ", status.message())};
+}
+
+// `path` fits, as ListenAddress::Parse and ShmSocket::Listen have checked.
+sockaddr_un UnixAddress(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  return address;
 }
 
 std::string LockPath(const std::string& path) { return path + ".lock"; }
@@ -103,9 +110,7 @@ absl::Status RemoveStaleSocket(const std::string& path) {
   }
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return absl::ErrnoToStatus(errno, "cannot make a socket");
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  const sockaddr_un address = UnixAddress(path);
   const bool listening =
       connect(fd, reinterpret_cast<const sockaddr*>(&address),
               sizeof(address)) == 0 ||
@@ -238,6 +243,29 @@ UnixSocketGuard::~UnixSocketGuard() {
   }
   unlink(LockPath(path_).c_str());
   close(lock_fd_);
+}
+
+absl::StatusOr<UniqueFd> ListenOnUnixSocket(const std::string& path, int type,
+                                            mode_t mode,
+                                            absl::string_view option) {
+  const auto failed = [&](absl::string_view what) {
+    return absl::ErrnoToStatus(
+        errno, absl::StrCat(option, ": cannot ", what, " ", path));
+  };
+  UniqueFd fd(socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.valid()) return failed("make a socket for");
+  const sockaddr_un address = UnixAddress(path);
+  if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address),
+           sizeof(address)) != 0) {
+    return failed("bind a socket to");
+  }
+  // Nobody can connect before listen(). If a symbolic link has taken the place
+  // of the socket, this is an error.
+  if (fchmodat(AT_FDCWD, path.c_str(), mode, AT_SYMLINK_NOFOLLOW) != 0) {
+    return failed("set the mode of");
+  }
+  if (listen(fd.get(), SOMAXCONN) != 0) return failed("listen on");
+  return fd;
 }
 
 absl::Status AddressFile::Check(const std::string& path) {

@@ -1,5 +1,5 @@
-// The places where the server listens: their spelling, and the lock that keeps
-// two servers off one unix socket. Knows no gRPC.
+// The places where the server listens: their spelling, the lock that keeps two
+// servers off one unix socket, and the modes of those sockets. Knows no gRPC.
 #ifndef ATTND_SERVER_LISTEN_ADDRESS_H_
 #define ATTND_SERVER_LISTEN_ADDRESS_H_
 
@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "server/unique_fd.h"
 
 namespace attnd::server {
 
@@ -51,6 +52,17 @@ class UnixSocketGuard {
   std::string path_;
   int lock_fd_;
 };
+
+// The mode of a socket that only the server's own uid, and root, may use.
+inline constexpr mode_t kOwnersSocketMode = 0600;
+
+// Makes a socket of `type` (SOCK_STREAM or SOCK_SEQPACKET) that does not block
+// and listens on `path`, whose UnixSocketGuard the caller holds. Sets its
+// file's mode before anybody can connect, whatever the umask. Errors begin with
+// `option`, which named the path.
+absl::StatusOr<UniqueFd> ListenOnUnixSocket(const std::string& path, int type,
+                                            mode_t mode,
+                                            absl::string_view option);
 
 // Tells scripts where a server listens. The destructor removes the file, unless
 // another server has put its own in that place since.

@@ -181,6 +181,7 @@ class Server::Impl {
     if (!config_.shm_socket.empty()) {
       absl::StatusOr<std::unique_ptr<ShmSocket>> shm_socket =
           ShmSocket::Listen({.path = config_.shm_socket,
+                             .mode = config_.socket_mode,
                              .allowed_uids = {config_.shm_allow_uids.begin(),
                                               config_.shm_allow_uids.end()}},
                             regions_);
@@ -244,7 +245,8 @@ class Server::Impl {
     if (absl::Status status = CheckSocketHooks(); !status.ok()) return status;
     std::vector<Listener> listeners;
     for (const ListenAddress& address : addresses) {
-      absl::StatusOr<Listener> listener = Listener::Open(address);
+      absl::StatusOr<Listener> listener =
+          Listener::Open(address, config_.socket_mode);
       if (!listener.ok()) return listener.status();
       addresses_.push_back(listener->address.Text());
       listeners.push_back(*std::move(listener));

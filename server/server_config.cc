@@ -1,5 +1,8 @@
 #include "server/server_config.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <limits>
@@ -13,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "core/checked_math.h"
 #include "server/version.h"
 
@@ -82,6 +86,34 @@ CLI::Validator WholeNumber(int64_t least, int64_t most) {
   return {check, absl::StrCat("INT in [", range, "]")};
 }
 
+// The mode of a file as chmod takes it, in octal: 660, 0660 or 0o660. Hands
+// CLI11 the number in decimal.
+CLI::Validator SocketMode() {
+  const auto check = [](std::string& text) -> std::string {
+    absl::string_view digits = text;
+    absl::ConsumePrefix(&digits, "0o");
+    mode_t mode = 0;
+    const bool octal =
+        !digits.empty() && digits.size() <= 4 &&
+        std::all_of(digits.begin(), digits.end(), [&mode](char digit) {
+          mode = mode * 8 + static_cast<mode_t>(digit - '0');
+          return digit >= '0' && digit <= '7';
+        });
+    // A number without these bits is most likely a decimal one: YAML turns 0660
+    // into 432.
+    if (octal && mode <= 0777 && (mode & 0600) == 0600) {
+      text = absl::StrCat(mode);
+      return "";
+    }
+    return absl::StrCat(
+        "expected an octal number from 0600 to 0777 that lets the server's own "
+        "user read and write, such as 0600, 0660 or 0666 (in quotes where it "
+        "stands in YAML), got ",
+        text);
+  };
+  return {check, "OCTAL in [0600 - 0777]"};
+}
+
 void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--threads", config.threads,
                  "Compute threads; 0 = what the cgroup's quota and the CPU "
@@ -129,7 +161,7 @@ void AddSharedMemoryOptions(CLI::App& app, ServerConfig& config) {
                  "memory that they share with the server; off without it");
   app.add_option("--shm-allow-uids", config.shm_allow_uids,
                  "Uids whose processes may use that socket, separated by "
-                 "commas; default: the server's own uid")
+                 "commas; without it, --socket-mode decides")
       ->delimiter(',')
       ->check(WholeNumber(0, std::numeric_limits<uint32_t>::max()));
   app.add_option("--shm-quota-bytes", config.shm_quota_bytes,
@@ -150,6 +182,11 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
   app->add_option("--address-file", config.address_file,
                   "File to which the bound addresses are written, one a line, "
                   "once clients are served");
+  app->add_option("--socket-mode", config.socket_mode,
+                  "Mode of the files of unix sockets, in octal; who may write "
+                  "to one may connect. 0660 lets in the socket's group")
+      ->transform(SocketMode())
+      ->default_str("0600");
   AddCapacityOptions(*app, config);
   AddSharedMemoryOptions(*app, config);
   app->add_option("--drain-timeout", config.drain_timeout_s,
@@ -195,6 +232,57 @@ std::vector<std::string> WithEnvironment(const std::vector<std::string>& args,
   return all;
 }
 
+bool IsIpAddress(absl::string_view text) {
+  in6_addr ignored{};  // the larger of the two
+  const std::string terminated(text);
+  return inet_pton(AF_INET, terminated.c_str(), &ignored) == 1 ||
+         inet_pton(AF_INET6, terminated.c_str(), &ignored) == 1;
+}
+
+// Whether Kubernetes has set the variable, for a Service whose name begins with
+// attnd. For a Service attnd-x it sets ATTND_X_SERVICE_HOST to an address,
+// ATTND_X_PORT to a URL such as tcp://10.0.0.1:50051, ATTND_X_SERVICE_PORT to
+// the port of that URL, and more variables whose names begin with ATTND_X_PORT_
+// or ATTND_X_SERVICE_PORT_. So the URL tells them from variables of people.
+bool IsServiceLink(absl::string_view name, absl::string_view value,
+                   const Environment& environment) {
+  if (absl::EndsWith(name, "_SERVICE_HOST")) return IsIpAddress(value);
+  for (const absl::string_view kind : {"_SERVICE_PORT", "_PORT"}) {
+    const size_t at = name.find(kind);
+    if (at == absl::string_view::npos) continue;
+    const auto link =
+        environment.find(absl::StrCat(name.substr(0, at), "_PORT"));
+    if (link == environment.end() || !absl::StrContains(link->second, "://")) {
+      continue;
+    }
+    const absl::string_view rest = name.substr(at + kind.size());
+    if (!rest.empty()) return rest.front() == '_';
+    return kind == "_PORT" ||
+           absl::EndsWith(link->second, absl::StrCat(":", value));
+  }
+  return false;
+}
+
+// The variable that people guess where they want another port, ATTND_PORT for
+// example, would otherwise do nothing.
+absl::Status CheckPortVariables(const Environment& environment) {
+  for (const auto& [name, value] : environment) {
+    if (!absl::EndsWith(name, "_PORT") || value.empty() ||
+        IsServiceLink(name, value, environment)) {
+      continue;
+    }
+    return absl::InvalidArgumentError(absl::StrCat(
+        name,
+        ": expected what Kubernetes sets for a Service, such as "
+        "tcp://10.0.0.1:50051, got ",
+        value,
+        "; attnd has no option of this name. To choose the address and the "
+        "port on which attnd listens, set ATTND_LISTEN=HOST:PORT, for example "
+        "ATTND_LISTEN=127.0.0.1:50051"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
@@ -214,6 +302,10 @@ absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
   } catch (const CLI::Error& error) {
     return absl::InvalidArgumentError(
         absl::StrCat(error.what(), " (attnd --help shows every option)"));
+  }
+  if (!line.answer) {
+    absl::Status status = CheckPortVariables(environment);
+    if (!status.ok()) return status;
   }
   return line;
 }
@@ -250,9 +342,9 @@ std::vector<std::string> UnknownVariables(const Environment& environment) {
   }
   std::vector<std::string> unknown;
   for (const auto& [name, value] : environment) {
-    const bool of_kubernetes = absl::StrContains(name, "_SERVICE_") ||
-                               absl::StrContains(name, "_PORT");
-    if (!of_kubernetes && known.count(name) == 0) unknown.push_back(name);
+    if (known.count(name) == 0 && !IsServiceLink(name, value, environment)) {
+      unknown.push_back(name);
+    }
   }
   return unknown;
 }

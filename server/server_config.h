@@ -3,6 +3,8 @@
 #ifndef ATTND_SERVER_SERVER_CONFIG_H_
 #define ATTND_SERVER_SERVER_CONFIG_H_
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -10,17 +12,20 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "server/listen_address.h"
 
 namespace attnd::server {
 
 struct ServerConfig {
   // host:port or unix:PATH; port 0 picks a free one.
   std::vector<std::string> listen = {"127.0.0.1:50051"};
+  // Of the files of unix sockets: those of `listen`, and shm_socket.
+  mode_t socket_mode = kOwnersSocketMode;
   // Where the bound addresses are written once clients are served; "" = not.
   std::string address_file;
   // Unix socket on which clients of this host register memory; "" = off.
   std::string shm_socket;
-  // Whose processes may; empty = the server's own uid.
+  // Whose processes may; empty = those that socket_mode lets in.
   std::vector<uint32_t> shm_allow_uids;
   // What the regions of one uid may come to, bytes; 0 = the memory budget.
   int64_t shm_quota_bytes = 0;
@@ -60,7 +65,8 @@ struct CommandLine {
 using Environment = std::map<std::string, std::string>;
 
 // `args` without the program's name. Reads the file that --config names and
-// nothing else. INVALID_ARGUMENT that says which option is wrong.
+// nothing else. INVALID_ARGUMENT that says which option is wrong, or which
+// variable names a port and is no option (ATTND_PORT=50052).
 absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
                                         const Environment& environment);
 

@@ -1,6 +1,5 @@
 #include "server/shm_socket.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -15,7 +14,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "server/listen_address.h"
 #include "server/shm_protocol.h"
 #include "server/unique_fd.h"
 
@@ -95,30 +93,6 @@ void SendLast(int fd, const std::string& reply) {
   char ignored = 0;
   while (recv(fd, &ignored, sizeof(ignored), MSG_DONTWAIT) > 0) {
   }
-}
-
-absl::StatusOr<UniqueFd> Bind(const std::string& path, mode_t mode) {
-  const auto failed = [&path](const char* what) {
-    return absl::ErrnoToStatus(
-        errno, absl::StrCat("--shm-socket: cannot ", what, " ", path));
-  };
-  UniqueFd fd(
-      socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd.valid()) return failed("make a socket for");
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address),
-           sizeof(address)) != 0) {
-    return failed("bind");
-  }
-  // Nobody can connect before listen(). If a symbolic link has taken the place
-  // of the socket, this is an error.
-  if (fchmodat(AT_FDCWD, path.c_str(), mode, AT_SYMLINK_NOFOLLOW) != 0) {
-    return failed("set the mode of");
-  }
-  if (listen(fd.get(), SOMAXCONN) != 0) return failed("listen on");
-  return fd;
 }
 
 }  // namespace
@@ -206,8 +180,9 @@ class ShmSocket::Impl {
   }
 
   absl::Status CheckPeer(uid_t uid) const {
-    if (std::find(allowed_uids_.begin(), allowed_uids_.end(), uid) ==
-        allowed_uids_.end()) {
+    if (!allowed_uids_.empty() &&
+        std::find(allowed_uids_.begin(), allowed_uids_.end(), uid) ==
+            allowed_uids_.end()) {
       return absl::PermissionDeniedError(
           absl::StrCat("uid: expected one of --shm-allow-uids (",
                        absl::StrJoin(allowed_uids_, ","), "), got ", uid));
@@ -276,7 +251,7 @@ class ShmSocket::Impl {
   const UnixSocketGuard guard_;
   const UniqueFd listener_;
   const UniqueFd stop_;
-  const std::vector<uid_t> allowed_uids_;
+  const std::vector<uid_t> allowed_uids_;  // empty: all that can connect
   RegionRegistry& registry_;
   bool may_accept_ = true;
   std::vector<std::unique_ptr<Connection>> connections_;
@@ -295,14 +270,22 @@ absl::StatusOr<std::unique_ptr<ShmSocket>> ShmSocket::Listen(
         " bytes, which is what sockets allow, got ", options.path.size()));
   }
   std::vector<uid_t> allowed = options.allowed_uids;
-  if (allowed.empty()) allowed.push_back(geteuid());
-  const bool others = std::any_of(allowed.begin(), allowed.end(),
-                                  [](uid_t u) { return u != geteuid(); });
+  mode_t mode = options.mode;
+  if (allowed.empty()) {
+    // Connecting takes the right to write. Where the mode gives that to nobody
+    // but the owner, the uid is checked too, whatever becomes of the file.
+    if ((mode & (S_IWGRP | S_IWOTH)) == 0) allowed.push_back(geteuid());
+  } else {
+    // The uids decide, so the mode stands in the way of none of them.
+    const bool others = std::any_of(allowed.begin(), allowed.end(),
+                                    [](uid_t u) { return u != geteuid(); });
+    mode = others ? 0666 : kOwnersSocketMode;
+  }
   absl::StatusOr<UnixSocketGuard> guard =
       UnixSocketGuard::Acquire(options.path, "--shm-socket");
   if (!guard.ok()) return guard.status();
-  // Who may talk is decided by uid, not by the file's mode.
-  absl::StatusOr<UniqueFd> listener = Bind(options.path, others ? 0666 : 0600);
+  absl::StatusOr<UniqueFd> listener =
+      ListenOnUnixSocket(options.path, SOCK_SEQPACKET, mode, "--shm-socket");
   if (!listener.ok()) return listener.status();
   UniqueFd stop(eventfd(0, EFD_CLOEXEC));
   if (!stop.valid()) return absl::ErrnoToStatus(errno, "--shm-socket");

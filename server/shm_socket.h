@@ -11,13 +11,17 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "server/listen_address.h"
 #include "server/shared_region.h"
 
 namespace attnd::server {
 
 struct ShmSocketOptions {
   std::string path;
-  std::vector<uid_t> allowed_uids;  // empty: the one of this process
+  // Of the socket's file, where `allowed_uids` is empty.
+  mode_t mode = kOwnersSocketMode;
+  // Whose processes may connect. Empty: those that `mode` lets in.
+  std::vector<uid_t> allowed_uids;
 };
 
 // Serves in a thread of its own from Listen to the destructor, which

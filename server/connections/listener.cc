@@ -3,9 +3,7 @@
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <sys/un.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -74,8 +72,7 @@ UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
     error = errno;
     return {};
   }
-  if (address.ss_family != AF_UNIX &&
-      fails(setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))) {
+  if (fails(setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))) {
     return {};
   }
   if (address.ss_family == AF_INET6 &&
@@ -90,17 +87,12 @@ UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
   return fd;
 }
 
-absl::StatusOr<Listener> OpenUnix(const ListenAddress& address) {
-  sockaddr_storage storage{};
-  auto& name = reinterpret_cast<sockaddr_un&>(storage);
-  name.sun_family = AF_UNIX;
-  std::memcpy(name.sun_path, address.unix_path.c_str(),
-              address.unix_path.size() + 1);
-  int error = 0;
-  UniqueFd fd = ListenOn(storage, sizeof(name), false, error);
-  if (!fd.valid()) return CannotListen(address, WhyNot(error));
+absl::StatusOr<Listener> OpenUnix(const ListenAddress& address, mode_t mode) {
+  absl::StatusOr<UniqueFd> fd =
+      ListenOnUnixSocket(address.unix_path, SOCK_STREAM, mode, "--listen");
+  if (!fd.ok()) return fd.status();
   Listener listener{.address = address, .sockets = {}};
-  listener.sockets.push_back(std::move(fd));
+  listener.sockets.push_back(*std::move(fd));
   return listener;
 }
 
@@ -110,8 +102,9 @@ bool IsWildcard(const ListenAddress& address) {
 
 }  // namespace
 
-absl::StatusOr<Listener> Listener::Open(const ListenAddress& address) {
-  if (address.is_unix()) return OpenUnix(address);
+absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
+                                        mode_t unix_mode) {
+  if (address.is_unix()) return OpenUnix(address, unix_mode);
   Listener listener{.address = address, .sockets = {}};
   if (IsWildcard(address)) {
     sockaddr_storage any{};

@@ -20,10 +20,11 @@ struct Listener {
   std::vector<UniqueFd> sockets;
 
   // Binds and listens. From then on, connections wait in the kernel. A wildcard
-  // (0.0.0.0 or [::]) accepts both IPv6 and IPv4. If the address is in use or
-  // is not an address of this machine: UNAVAILABLE, with a text that names
-  // --listen.
-  static absl::StatusOr<Listener> Open(const ListenAddress& address);
+  // (0.0.0.0 or [::]) accepts both IPv6 and IPv4. The file of a unix socket has
+  // `unix_mode`. If a TCP address is in use or is not an address of this
+  // machine: UNAVAILABLE. The text of every error names --listen.
+  static absl::StatusOr<Listener> Open(const ListenAddress& address,
+                                       mode_t unix_mode = kOwnersSocketMode);
 };
 
 // "ipv4:127.0.0.1:50000", "ipv6:[::1]:50000" or "unix:", as gRPC spells peers.

@@ -5,8 +5,10 @@ import contextlib
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 
 import grpc
@@ -21,13 +23,15 @@ from support.shared_memory import Connection, Refused, Region, memory
 PEER = pathlib.Path(shared_memory.__file__).with_name('shared_memory_peer.py')
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOBODY = '65534'
+# Not those of any user of this machine.
+SERVER_UID, APPLICATION_UID, SHARED_GROUP = 65532, '65531', '65530'
 
 
 class ShmServer(Server):
   """A server with --shm-socket in its folder."""
 
-  def __init__(self, binary, *flags, listen=None):
-    super().__init__(binary, *flags, listen=listen)
+  def __init__(self, binary, *flags, **how):
+    super().__init__(binary, *flags, **how)
     self.shm_socket = self.folder / 'shm.sock'
     self._command.append(f'--shm-socket={self.shm_socket}')
 
@@ -67,10 +71,10 @@ def peer(build_dir):
     process.communicate()
 
 
-def succeed(process):
+def succeed(process, words=('registered', 'answered')):
   out, err = process.communicate(timeout=120)
   assert process.returncode == 0, err
-  assert out.split() == ['registered', 'answered']
+  assert out.split() == list(words)
 
 
 def check(client, region, query, key, value, gap=1 << 17, **options):
@@ -458,10 +462,66 @@ def test_another_user(attnd, peer):
     _, err = process.communicate(timeout=120)
     assert f'refused: uid: expected one of --shm-allow-uids (0), got {NOBODY}' \
         in err
-  with ShmServer(attnd, f'--shm-allow-uids=0,{NOBODY}') as both:
+  with ShmServer(attnd, f'--shm-allow-uids=0,{NOBODY}',
+                 '--socket-mode=0666') as both:
     both.folder.chmod(0o755)
     succeed(peer(both, 'small', NOBODY))
     succeed(peer(both, 'small'))
+
+
+@pytest.fixture
+def sidecar(attnd):
+  """sidecar(*flags) makes a server as the Kubernetes sidecar has it: of a user
+  of its own, in a folder that gives what is made there to a shared group."""
+  if os.geteuid() != 0:
+    pytest.skip('only root can run processes of other users')
+  with tempfile.TemporaryDirectory(prefix='attnd-') as folder:
+    pathlib.Path(folder).chmod(0o755)
+    binary = shutil.copy(attnd, folder)  # that user may read
+
+    def make(*flags):
+      server = ShmServer(
+          binary, *flags, prefix=['setpriv', f'--reuid={SERVER_UID}',
+                                  f'--regid={SERVER_UID}', '--clear-groups'])
+      os.chown(server.folder, 0, int(SHARED_GROUP))
+      server.folder.chmod(0o2777)
+      return server
+
+    yield make
+
+
+def assert_denied(process):
+  out, err = process.communicate(timeout=120)
+  assert not out and 'Permission denied' in err, (out, err)
+
+
+def test_the_socket_mode_lets_a_group_in(sidecar, peer):
+  with sidecar('--socket-mode=0660') as server:
+    for socket in (server.socket_path, server.shm_socket):
+      status = socket.stat()
+      assert stat.S_IMODE(status.st_mode) == 0o660
+      assert (status.st_uid, status.st_gid) == (SERVER_UID, int(SHARED_GROUP))
+    for what in ('inline', 'small'):
+      assert_denied(peer(server, what, APPLICATION_UID))
+    for user in ([], [APPLICATION_UID, SHARED_GROUP], [NOBODY, SHARED_GROUP]):
+      succeed(peer(server, 'inline', *user), ['answered'])
+      succeed(peer(server, 'small', *user))
+
+
+def test_without_a_socket_mode_a_group_is_kept_out(sidecar, peer):
+  with sidecar() as server:
+    for what in ('inline', 'small'):
+      assert_denied(peer(server, what, APPLICATION_UID, SHARED_GROUP))
+    succeed(peer(server, 'small', str(SERVER_UID)))
+
+
+def test_a_list_of_uids_outweighs_the_socket_mode(sidecar, peer):
+  with sidecar('--socket-mode=0660',
+               f'--shm-allow-uids={APPLICATION_UID}') as server:
+    _, err = peer(server, 'small', NOBODY, SHARED_GROUP).communicate(
+        timeout=120)
+    assert f'expected one of --shm-allow-uids ({APPLICATION_UID})' in err
+    succeed(peer(server, 'small', APPLICATION_UID, SHARED_GROUP))
 
 
 def test_between_containers(attnd, peer, tmp_path):

@@ -77,6 +77,29 @@ TEST(UnixSocketGuardTest, ReplacesAStaleSocket) {
   EXPECT_FALSE(Exists(path));
 }
 
+TEST(UnixSocketTest, HasTheModeThatIsAskedForWhateverTheUmask) {
+  const std::string path = TestPath();
+  for (const mode_t umask_bits : {0000U, 0022U, 0777U}) {
+    for (const mode_t mode : {0600U, 0660U, 0666U}) {
+      const auto guard = UnixSocketGuard::Acquire(path, "--listen");
+      ASSERT_TRUE(guard.ok()) << guard.status();
+      const mode_t before = umask(umask_bits);
+      const auto fd = ListenOnUnixSocket(path, SOCK_STREAM, mode, "--listen");
+      umask(before);
+      ASSERT_TRUE(fd.ok()) << fd.status();
+      struct stat info {};
+      ASSERT_EQ(stat(path.c_str(), &info), 0);
+      EXPECT_EQ(info.st_mode & 07777U, mode);
+    }
+  }
+  EXPECT_EQ(ListenOnUnixSocket("/no/such/folder/socket", SOCK_STREAM, 0600,
+                               "--listen")
+                .status()
+                .message(),
+            "--listen: cannot bind a socket to /no/such/folder/socket: No such "
+            "file or directory");
+}
+
 TEST(UnixSocketGuardTest, LeavesALivingSocketAlone) {
   const std::string path = TestPath();
   const int fd = Bind(path, /*listening=*/true);

@@ -91,11 +91,77 @@ TEST_F(ServerConfigTest, MisspeltVariablesAreUnknown) {
   EXPECT_THAT(UnknownVariables({{"ATTND_THREADS", "4"},
                                 {"ATTND_CONFIG", "/etc/attnd.conf"},
                                 {"ATTND_SERVER", "127.0.0.1:50051"},
-                                {"ATTND_PORT", "tcp://10.0.0.1:50051"},
-                                {"ATTND_PORT_50051_TCP_ADDR", "10.0.0.1"},
-                                {"ATTND_SERVICE_HOST", "10.0.0.1"},
                                 {"ATTND_MEMORY_BUDGET", "1"}}),
               ::testing::ElementsAre("ATTND_MEMORY_BUDGET"));
+  // Kubernetes sets an address, and a URL beside the port.
+  EXPECT_THAT(UnknownVariables({{"ATTND_SERVICE_HOST", "localhost"},
+                                {"ATTND_SERVICE_PORT_GRPC", "50052"}}),
+              ::testing::SizeIs(2));
+}
+
+// As kubelet sets them in every pod of the namespace, for a Service attnd with
+// two ports and a Service attnd-b with an address of IPv6.
+TEST_F(ServerConfigTest, WhatKubernetesSetsIsPassedOver) {
+  const Environment links = {{"ATTND_SERVICE_HOST", "10.0.0.1"},
+                             {"ATTND_SERVICE_PORT", "50051"},
+                             {"ATTND_SERVICE_PORT_GRPC", "50051"},
+                             {"ATTND_SERVICE_PORT_OTHER", "80"},
+                             {"ATTND_PORT", "tcp://10.0.0.1:50051"},
+                             {"ATTND_PORT_50051_TCP", "tcp://10.0.0.1:50051"},
+                             {"ATTND_PORT_50051_TCP_PROTO", "tcp"},
+                             {"ATTND_PORT_50051_TCP_PORT", "50051"},
+                             {"ATTND_PORT_50051_TCP_ADDR", "10.0.0.1"},
+                             {"ATTND_PORT_80_UDP", "udp://10.0.0.1:80"},
+                             {"ATTND_PORT_80_UDP_PORT", "80"},
+                             {"ATTND_B_SERVICE_HOST", "fd00::1"},
+                             {"ATTND_B_SERVICE_PORT", "7"},
+                             {"ATTND_B_PORT", "tcp://[fd00::1]:7"},
+                             {"ATTND_B_PORT_7_TCP_PORT", "7"}};
+  EXPECT_THAT(UnknownVariables(links), ::testing::IsEmpty());
+  Parse({}, links);
+}
+
+TEST_F(ServerConfigTest, APortThatKubernetesDidNotSetIsAnError) {
+  const Environment cases[] = {
+      {{"ATTND_PORT", "50052"}},
+      {{"ATTND_PORT", "127.0.0.1:50052"}},
+      {{"ATTND_GRPC_PORT", "50052"}},
+      {{"ATTND_LISTEN_PORT", "50052"}},
+      {{"ATTND_SERVICE_PORT", "50052"}},
+      {{"ATTND_SERVICE_PORT", "50052"}, {"ATTND_PORT", "tcp://10.0.0.1:50051"}},
+      {{"ATTND_SERVICE_PORT", "50051"}, {"ATTND_SERVICE_HOST", "10.0.0.1"}}};
+  for (const Environment& environment : cases) {
+    const auto line = ParseConfig({}, environment);
+    ASSERT_FALSE(line.ok()) << environment.begin()->first;
+    EXPECT_THAT(line.status().message(), ::testing::HasSubstr("ATTND_LISTEN="));
+    EXPECT_TRUE(ParseConfig({"--help"}, environment)->answer);
+  }
+  EXPECT_THAT(ParseConfig({}, {{"ATTND_PORT", "50052"}}).status().message(),
+              ::testing::AllOf(::testing::HasSubstr("ATTND_PORT: expected"),
+                               ::testing::HasSubstr("got 50052")));
+  // What is empty counts as unset.
+  Parse({}, {{"ATTND_PORT", ""}});
+}
+
+TEST_F(ServerConfigTest, SocketModesAreOctal) {
+  EXPECT_EQ(Parse({}).socket_mode, 0600U);
+  for (const std::string text : {"0660", "660", "0o660"}) {
+    EXPECT_EQ(Parse({"--socket-mode=" + text}).socket_mode, 0660U) << text;
+    EXPECT_EQ(Parse({}, {{"ATTND_SOCKET_MODE", text}}).socket_mode, 0660U);
+    EXPECT_EQ(Parse({ConfigFlag("socket-mode = " + text + "\n")}).socket_mode,
+              0660U);
+  }
+  EXPECT_EQ(Parse({"--socket-mode=777"}).socket_mode, 0777U);
+  // 432 is what YAML makes of 0660; the rest is no mode, or not of a socket.
+  for (const std::string text :
+       {"432", "8", "0680", "07777", "4755", "0x1b0", "-660", "+660", "u=rw",
+        "0", "0060", "0400", "00660", "0o", "660 "}) {
+    const auto line = ParseConfig({"--socket-mode=" + text}, {});
+    ASSERT_FALSE(line.ok()) << text;
+    EXPECT_THAT(line.status().message(),
+                ::testing::AllOf(::testing::HasSubstr("--socket-mode: "),
+                                 ::testing::HasSubstr("got " + text)));
+  }
 }
 
 TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {

@@ -231,6 +231,21 @@ TEST_F(ShmSocketTest, ServesAllowedUidsOnly) {
   EXPECT_EQ(info.st_mode & 0777U, 0666U);
 }
 
+// Who may is then decided by the mode alone: tests/e2e has other users.
+TEST_F(ShmSocketTest, TheModeOfTheSocketIsTheCallers) {
+  for (const mode_t mode : {0600U, 0660U, 0666U}) {
+    socket_.reset();
+    auto listening = ShmSocket::Listen(
+        {.path = path_, .mode = mode, .allowed_uids = {}}, registry_);
+    ASSERT_TRUE(listening.ok()) << listening.status();
+    socket_ = *std::move(listening);
+    struct stat info {};
+    ASSERT_EQ(stat(path_.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 0777U, mode);
+    EXPECT_NE(Peer(path_).Register(MakeMemfd(kPageBytes)), "");
+  }
+}
+
 TEST_F(ShmSocketTest, TheLastReplyArrivesWhateverElseWasSent) {
   Listen();
   for (int i = 0; i < 200; ++i) {

@@ -1,17 +1,22 @@
 """A client in a process of its own, to be killed, to run as another user, or in
 other namespaces:
 
-    shared_memory_peer.py BUILD_DIR SHM_SOCKET ADDRESS (small | endless) [UID]
+    shared_memory_peer.py BUILD_DIR SHM_SOCKET ADDRESS
+                          (small | endless | inline) [UID [GROUP]]
 
 `small` makes one call through a region and checks its answer; `endless` makes
-one that never comes back. Prints "registered" before the call and "answered"
-after it, or what the socket refused.
+one that never comes back; `inline` makes one without a region. Prints
+"registered" before a call with a region and "answered" after each call, or who
+refused what. With a UID it runs as that user, whose only further group is
+GROUP.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
 
+import grpc
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -20,10 +25,11 @@ from support import reference, shared_memory, stubs, work
 from support.client import Client
 from support.server import open_channel
 
+RNG = np.random.default_rng(1)  # NumPy loads what it takes at the first use
+
 
 def small(client, region):
-  rng = np.random.default_rng(1)
-  query, key, value = rng.standard_normal((3, 2, 9, 8)).astype(np.float32)
+  query, key, value = RNG.standard_normal((3, 2, 9, 8)).astype(np.float32)
   response = client.stub.Attention(
       shared_memory.request_of(client, region, query, key, value), timeout=60)
   expected, _ = reference.attention(query, key, value)
@@ -40,22 +46,42 @@ def endless(client, region):
   client.stub.SelfAttention(request)
 
 
+def inline(client):
+  client.stub.SelfAttention(work.small_request(client), timeout=60)
+
+
+def become(uid, group=None):
+  """For good: as a process that this user has started."""
+  os.setgroups([int(group)] if group else [])
+  os.setresgid(int(uid), int(uid), int(uid))
+  os.setresuid(int(uid), int(uid), int(uid))
+
+
 def main():
-  build_dir, shm_socket, address, what, *uid = sys.argv[1:]
-  if uid:  # while it registers: one that may not even read our Python
-    os.seteuid(int(uid[0]))
-  try:
-    region = shared_memory.Region(
-        shm_socket, 16 * 4096 if what == 'small' else
-        2 * 4 * int(np.prod(work.ENDLESS)))
-  except shared_memory.Refused as error:
-    sys.exit(f'refused: {error.text}')
-  if uid:
-    os.seteuid(0)
-  with region, open_channel(address) as channel:
-    print('registered', flush=True)
-    client = Client(stubs.load(pathlib.Path(build_dir)), channel)
-    (small if what == 'small' else endless)(client, region)
+  build_dir, shm_socket, address, what, *user = sys.argv[1:]
+  # Before this is a user who may not even read our Python.
+  made = stubs.load(pathlib.Path(build_dir))
+  if user:
+    become(*user)
+  with contextlib.ExitStack() as stack:
+    if what != 'inline':
+      try:
+        region = stack.enter_context(shared_memory.Region(
+            shm_socket, 16 * 4096 if what == 'small' else
+            2 * 4 * int(np.prod(work.ENDLESS))))
+      except shared_memory.Refused as error:
+        sys.exit(f'refused: {error.text}')
+      except PermissionError as error:
+        sys.exit(f'{shm_socket}: {error.strerror}')
+      print('registered', flush=True)
+    client = Client(made, stack.enter_context(open_channel(address)))
+    try:
+      if what == 'inline':
+        inline(client)
+      else:
+        (small if what == 'small' else endless)(client, region)
+    except grpc.RpcError as error:
+      sys.exit(f'{address}: {error.code()}: {error.details()}')
     print('answered', flush=True)
 
 
