@@ -59,7 +59,9 @@ class Container:
     self._flags = flags
     self._folder = tempfile.TemporaryDirectory(prefix='attnd-image-')
     self.folder = pathlib.Path(self._folder.name)
+    # As a volume that is new gets it from the image.
     os.chown(self.folder, USER, USER)
+    self.folder.chmod(0o755)
     self.socket_path = self.folder / 'attnd.sock'
     self.id = None
     self.start_seconds = None

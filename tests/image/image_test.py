@@ -85,6 +85,12 @@ def test_no_address_of_a_package_mirror_is_left(saved):
   assert not {url for url in urls if url.encode() in raw}
 
 
+def test_it_has_the_tag_that_the_manifests_name(compose):
+  ids = {engine('image', 'inspect', '--format={{.Id}}', name)
+         for name in (IMAGE, *(s['image'] for s in compose.values()))}
+  assert len(ids) == 1
+
+
 def test_what_it_says_of_itself(saved):
   config, _, _ = saved
   assert config['User'] == f'{USER}:{USER}'
@@ -134,17 +140,27 @@ def test_health_from_inside(running):
   assert running.run_inside('/usr/bin/attnctl', 'health') == 'SERVING'
 
 
-def test_the_application_of_compose_yaml_can_call(running, compose):
-  """Though it may only read the socket's folder."""
+def test_the_application_of_compose_yaml_can_call(compose):
+  """Though it is another user, and may only read the socket's folder."""
   application = compose['application']
+  assert not application['user'].startswith(str(USER))
   (mount,) = application['volumes']
   assert mount.endswith(f':{SOCKET_FOLDER}:ro')
   (server,) = application['environment'].items()
-  answer = run_once(
-      ['attnctl', *application['command']], f'--user={application["user"]}',
-      f'--env={"=".join(server)}',
-      f'--volume={running.folder}:{SOCKET_FOLDER}:ro')
-  assert answer.startswith('2048 x 128: ')
+  mode = compose['attnd']['environment']['ATTND_SOCKET_MODE']
+
+  def bench(container, *groups):
+    return run_once(
+        ['attnctl', *application['command']], f'--user={application["user"]}',
+        *groups, f'--env={"=".join(server)}',
+        f'--volume={container.folder}:{SOCKET_FOLDER}:ro')
+
+  with Container(f'--env=ATTND_SOCKET_MODE={mode}') as container:
+    answer = bench(container, *(f'--group-add={group}'
+                                for group in application['group_add']))
+    assert answer.startswith('2048 x 128: ')
+    with pytest.raises(RuntimeError, match='Permission denied'):
+      bench(container)
 
 
 def test_attnd_sees_the_limits_of_compose_yaml(stubs, compose):

@@ -24,6 +24,21 @@ def render(folder):
   return {d['kind']: d for d in yaml.safe_load_all(text)}
 
 
+def project_version():
+  text = (REPOSITORY / 'CMakeLists.txt').read_text()
+  return re.search(r'^project\(attnd VERSION (\S+)', text, re.M).group(1)
+
+
+def pod_specs():
+  """By folder: what the Deployment and the sidecar's manifest make pods of."""
+  return {'service': render('service')['Deployment']['spec']['template']['spec'],
+          'sidecar': render('sidecar')['Pod']['spec']}
+
+
+def containers_of(pod):
+  return pod.get('initContainers', []) + pod['containers']
+
+
 def drain_seconds():
   row = re.search(r'^\| `--drain-timeout` .*$',
                   (REPOSITORY / 'docs/configuration.md').read_text(), re.M)
@@ -73,6 +88,48 @@ def test_a_wrong_manifest_is_found():
   pod['spec']['initContainers'][0]['restartpolicy'] = 'Always'
   with pytest.raises(kubernetes_validate.ValidationError):
     kubernetes_validate.validate(pod, VERSIONS[0], strict=True)
+
+
+def test_every_image_has_the_version_of_the_project():
+  """`latest` would leave an old image on nodes that have one of that name."""
+  expected = f'attnd:{project_version()}'
+  services = yaml.safe_load(COMPOSE.read_text())['services'].values()
+  images = [service['image'] for service in services]
+  for path in KUBERNETES.rglob('*.yaml'):  # and as they are before kustomize
+    images += re.findall(r'^\s*image: (.*)$', path.read_text(), re.M)
+  for pod in pod_specs().values():
+    images += [container['image'] for container in containers_of(pod)]
+  assert len(images) == 2 + 3 + 3 and set(images) == {expected}
+  for page in ('README.md', 'docs/deployment.md'):
+    named = re.findall(r'\battnd:\d+(?:\.\d+)+',
+                       (REPOSITORY / page).read_text())
+    assert set(named) == {expected}, page
+
+
+def test_a_container_whose_limits_change_is_started_again():
+  """attnd reads them at start. Kubernetes refuses this where the pod's own
+  restartPolicy is Never, which its schema does not say."""
+  for folder, pod in pod_specs().items():
+    (attnd,) = [c for c in containers_of(pod) if c['name'] == 'attnd']
+    assert {p['resourceName']: p['restartPolicy']
+            for p in attnd['resizePolicy']} == {
+                'cpu': 'RestartContainer', 'memory': 'RestartContainer'}, folder
+    assert pod.get('restartPolicy') != 'Never', folder
+
+
+def test_the_application_beside_the_sidecar_is_another_user():
+  """Which only the group and the mode of the sockets let in."""
+  pod = pod_specs()['sidecar']
+  users = {c['name']: c['securityContext']['runAsUser']
+           for c in containers_of(pod)}
+  assert users['attnd'] != users['application']
+  assert 'fsGroup' in pod['securityContext']
+  (attnd,) = pod['initContainers']
+  environment = {e['name']: e['value'] for e in attnd['env']}
+  assert environment['ATTND_SOCKET_MODE'] == '0660'
+  # So that no value that looks like a number becomes one: Kubernetes takes
+  # strings here.
+  assert all(isinstance(value, str) for value in environment.values())
 
 
 def test_kubernetes_lets_attnd_drain():
