@@ -10,6 +10,7 @@
 #include <string>
 #include <system_error>
 
+#include "absl/strings/match.h"
 #include "absl/synchronization/mutex.h"
 #include "server/library_logs.h"
 #include "server/log_sink.h"
@@ -71,8 +72,12 @@ int ServeWithLog(const ServerConfig& config, const Environment& environment) {
   spdlog::set_level(spdlog::level::from_str(config.log_level));
   attnd::server::TakeLibraryLogs();
   for (const std::string& name : attnd::server::UnknownVariables(environment)) {
-    spdlog::warn("{} names no option and is ignored (attnd --help shows all)",
-                 name);
+    // ATTND_PORT is what many people try first.
+    spdlog::warn("{} names no option and is ignored; {}", name,
+                 absl::EndsWith(name, "_PORT")
+                     ? "the port is part of ATTND_LISTEN, as in "
+                       "ATTND_LISTEN=127.0.0.1:50051"
+                     : "attnd --help shows every option");
   }
   const int exit_code = Serve(config);
   attnd::server::DropLibraryLogs();

@@ -263,26 +263,6 @@ bool IsServiceLink(absl::string_view name, absl::string_view value,
   return false;
 }
 
-// The variable that people guess where they want another port, ATTND_PORT for
-// example, would otherwise do nothing.
-absl::Status CheckPortVariables(const Environment& environment) {
-  for (const auto& [name, value] : environment) {
-    if (!absl::EndsWith(name, "_PORT") || value.empty() ||
-        IsServiceLink(name, value, environment)) {
-      continue;
-    }
-    return absl::InvalidArgumentError(absl::StrCat(
-        name,
-        ": expected what Kubernetes sets for a Service, such as "
-        "tcp://10.0.0.1:50051, got ",
-        value,
-        "; attnd has no option of this name. To choose the address and the "
-        "port on which attnd listens, set ATTND_LISTEN=HOST:PORT, for example "
-        "ATTND_LISTEN=127.0.0.1:50051"));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
@@ -302,10 +282,6 @@ absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
   } catch (const CLI::Error& error) {
     return absl::InvalidArgumentError(
         absl::StrCat(error.what(), " (attnd --help shows every option)"));
-  }
-  if (!line.answer) {
-    absl::Status status = CheckPortVariables(environment);
-    if (!status.ok()) return status;
   }
   return line;
 }

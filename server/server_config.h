@@ -65,8 +65,7 @@ struct CommandLine {
 using Environment = std::map<std::string, std::string>;
 
 // `args` without the program's name. Reads the file that --config names and
-// nothing else. INVALID_ARGUMENT that says which option is wrong, or which
-// variable names a port and is no option (ATTND_PORT=50052).
+// nothing else. INVALID_ARGUMENT that says which option is wrong.
 absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
                                         const Environment& environment);
 
@@ -76,8 +75,9 @@ Environment EnvironmentOf(const char* const* entries);
 // "max-in-flight" and so on: every option that a file may hold, and --config.
 std::vector<std::string> OptionNames();
 
-// Names of `environment` that are neither an option's nor attnctl's, nor what
-// Kubernetes sets for a Service named attnd: most likely misspelt.
+// Names of `environment` that are neither an option's nor attnctl's, and that
+// Kubernetes did not set for a Service named attnd: most likely misspelt, or
+// guessed (ATTND_PORT=50052).
 std::vector<std::string> UnknownVariables(const Environment& environment);
 
 // What the server's memory is for; the three together are all of it.

@@ -192,10 +192,14 @@ def test_an_address_file_replaces_nothing_else(attnd, tmp_path):
 
 def test_a_misspelt_variable_is_warned_of(attnd):
   with Server(attnd, environment={'ATTND_MEMORY_BUDGET': '1',
+                                  'ATTND_PORT': '50052',
                                   'ATTND_SERVICE_HOST': '10.0.0.1'}) as server:
-    poll_until(lambda: 'names no option' in server.log(), 60, 'the warning')
+    poll_until(lambda: server.log().count('names no option') == 2, 60,
+               'the warnings')
     said = server.log()
   assert 'ATTND_MEMORY_BUDGET names no option' in said
+  assert 'ATTND_PORT names no option and is ignored; the port is part of ' \
+      'ATTND_LISTEN' in said
   assert 'ATTND_SERVICE_HOST' not in said
 
 
