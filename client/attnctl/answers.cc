@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/attnctl/byte_file.h"
 #include "client/attnctl/comparison.h"
 #include "client/attnctl/elements.h"
 #include "client/attnctl/npy.h"
@@ -26,8 +27,8 @@ Judgement Judge(const Answer& answer, const NpyDoubles& expected,
               expected.values, expected.shape);
   Judgement verdict{
       .agrees = comparison.ok() && comparison->Within(max_error),
-      .sentence = absl::StrCat(answer.name, " vs ", answer.expected_path, ": "),
-      .json = {{"what", answer.name}, {"expected", answer.expected_path}}};
+      .sentence = absl::StrCat(answer.name, " vs ", answer.expected.path, ": "),
+      .json = {{"what", answer.name}, {"expected", answer.expected.path}}};
   if (!comparison.ok()) {
     absl::StrAppend(&verdict.sentence, comparison.status().message());
     verdict.json["error"] = std::string(comparison.status().message());
@@ -84,6 +85,23 @@ void AddReportFlags(CLI::App& command, AnswerReport& report) {
   command.add_flag("--json", report.json, "print JSON");
 }
 
+ExitCode CheckFiles(const std::vector<Answer>& answers, Session& session) {
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const FileFlag& file = answers[i].file;
+    if (file.path.empty()) continue;
+    for (size_t earlier = 0; earlier < i; ++earlier) {
+      const FileFlag& other = answers[earlier].file;
+      if (other.path.empty() || !IsSameFile(other.path, file.path)) continue;
+      session.screen.PrintError(
+          absl::StrCat("attnctl: ", file.name, ": expected another file than ",
+                       other.name, "=", other.path, ", got ", file.path));
+      return kUsage;
+    }
+    if (IsStandardOutput(file.path)) session.screen.PrintResultsToErr();
+  }
+  return kOk;
+}
+
 ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
                 Session& session) {
   const client::ExecutionStats& stats = report.stats;
@@ -95,18 +113,20 @@ ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
                {"comparisons", Json::array()}};
   std::vector<std::string> lines;
   for (const Answer& answer : answers) {
-    if (!answer.path.empty()) {
-      const absl::Status written =
-          WriteNpy(answer.path, answer.dtype, answer.shape, answer.bytes());
-      if (!written.ok()) return session.FileError(written);
-      lines.push_back(absl::StrCat(answer.name, " ", FormatShape(answer.shape),
-                                   " -> ", answer.path));
-    }
+    const FileFlag& file = answer.file;
+    if (file.path.empty()) continue;
+    const absl::Status written =
+        WriteNpy(file.path, answer.dtype, answer.shape, answer.bytes());
+    if (!written.ok()) return session.FileError(file.Error(written));
+    lines.push_back(absl::StrCat(answer.name, " ", FormatShape(answer.shape),
+                                 " -> ", file.path));
   }
   for (const Answer& answer : answers) {
-    if (answer.expected_path.empty()) continue;
-    const auto expected = ReadNpyAsDouble(answer.expected_path);
-    if (!expected.ok()) return session.FileError(expected.status());
+    if (answer.expected.path.empty()) continue;
+    const auto expected = ReadNpyAsDouble(answer.expected.path);
+    if (!expected.ok()) {
+      return session.FileError(answer.expected.Error(expected.status()));
+    }
     Judgement verdict = Judge(answer, *expected, report.max_error);
     if (!verdict.agrees) exit_code = kDisagrees;
     lines.push_back(std::move(verdict.sentence));

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "client/attnctl/commands.h"
+#include "client/attnctl/option_flags.h"
 #include "client/attnctl/session.h"
 #include "client/types.h"
 
@@ -21,8 +22,8 @@ namespace attnd::attnctl {
 // One array of an answer.
 struct Answer {
   const char* name;
-  std::string path;           // where it goes; empty = nowhere
-  std::string expected_path;  // what it is held against; empty = nothing
+  FileFlag file = {};      // where it goes
+  FileFlag expected = {};  // what it is held against
   client::DataType dtype = client::DataType::kF32;
   std::vector<int64_t> shape = {};
   std::shared_ptr<std::byte[]> room = {};
@@ -49,6 +50,18 @@ struct AnswerReport {
 
 // The flags --max-error and --json.
 void AddReportFlags(CLI::App& command, AnswerReport& report);
+
+// What --help says of files that are no files on a disk.
+inline constexpr char kPipesHelp[] =
+    "Each may be a pipe, <(...) or /dev/stdin; they are read one after another "
+    "in\n"
+    "the order above, then --bias and --mask. Answers may go to a pipe or to\n"
+    "/dev/stdout, and then the report goes to standard error.\n";
+
+// Refuses answers that would overwrite each other, with kUsage. Where one goes
+// to standard output, the report goes to standard error from now on. To be
+// called before anything is read or sent.
+ExitCode CheckFiles(const std::vector<Answer>& answers, Session& session);
 
 // Writes what `answers` ask for, then compares it, then prints the report.
 ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,

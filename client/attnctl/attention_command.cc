@@ -1,7 +1,6 @@
 // attnctl attention, self and cross: .npy files in, .npy files out.
 #include <functional>
 #include <memory>
-#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -10,7 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "client/attnctl/answers.h"
 #include "client/attnctl/commands.h"
-#include "client/attnctl/elements.h"
 #include "client/attnctl/npy.h"
 #include "client/attnctl/option_flags.h"
 
@@ -18,11 +16,11 @@ namespace attnd::attnctl {
 namespace {
 
 struct AttentionFlags {
-  std::vector<std::string> inputs;  // as many as the method has tensors
+  std::vector<FileFlag> inputs;  // as many as the method has tensors
   std::optional<client::DataType> dtype;
   std::optional<client::DataType> output_dtype;
-  Answer output{.name = "output", .path = {}, .expected_path = {}};
-  Answer lse{.name = "lse", .path = {}, .expected_path = {}};
+  Answer output{.name = "output"};
+  Answer lse{.name = "lse"};
   client::AttentionOptions options;
   TensorFlags tensors;
   AnswerReport report;
@@ -41,32 +39,20 @@ struct Method {
   const char* footer;
 };
 
-// A file's tensor, rounded to `dtype` where it is asked for. Masks have a flag
-// of their own: the server refuses one that stands for a tensor.
-absl::StatusOr<NpyTensor> ReadInput(const std::string& path,
-                                    std::optional<client::DataType> dtype) {
-  auto array = ReadNpy(path);
-  if (!array.ok() || !dtype || array->dtype == client::DataType::kBool) {
-    return array;
-  }
-  try {
-    array->bytes = FromFloats(*dtype, ToFloats(array->dtype, array->bytes));
-  } catch (const std::bad_alloc&) {
-    return NoMemoryFor(path, static_cast<int64_t>(array->bytes.size()));
-  }
-  array->dtype = *dtype;
-  return array;
-}
-
 ExitCode RunAttention(const Method& method, AttentionFlags& flags,
                       Session& session) {
+  const ExitCode checked = CheckFiles({flags.output, flags.lse}, session);
+  if (checked != kOk) return checked;
   std::vector<NpyTensor> arrays;
-  for (const std::string& path : flags.inputs) {
-    auto array = ReadInput(path, flags.dtype);
-    if (!array.ok()) return session.FileError(array.status());
+  for (const FileFlag& file : flags.inputs) {
+    // Masks have a flag of their own: the server refuses one that stands for a
+    // tensor.
+    auto array = ReadNpy(file.path, {.to = flags.dtype});
+    if (!array.ok()) return session.FileError(file.Error(array.status()));
     arrays.push_back(*std::move(array));
   }
-  if (absl::Status status = flags.tensors.Load(flags.options); !status.ok()) {
+  if (absl::Status status = flags.tensors.Load(flags.dtype, flags.options);
+      !status.ok()) {
     return session.FileError(status);
   }
   std::vector<client::ConstTensor> tensors;
@@ -79,7 +65,7 @@ ExitCode RunAttention(const Method& method, AttentionFlags& flags,
   answers[0].shape =
       client::OutputShape(arrays.front().shape, arrays.back().shape);
   answers[0].dtype = flags.output_dtype.value_or(arrays.front().dtype);
-  if (!flags.lse.path.empty() || !flags.lse.expected_path.empty()) {
+  if (!flags.lse.file.path.empty() || !flags.lse.expected.path.empty()) {
     answers.push_back(flags.lse);
     answers[1].shape =
         client::LseShape(arrays.front().shape, flags.options.layout);
@@ -109,22 +95,21 @@ void AddMethod(CLI::App& app, const Method& method, Session& session) {
   auto flags = std::make_shared<AttentionFlags>();
   flags->inputs.resize(method.flags.size());
   for (size_t i = 0; i < method.flags.size(); ++i) {
-    command->add_option(method.flags[i], flags->inputs[i], method.flag_help[i])
-        ->required()
-        ->type_name("FILE.npy");
+    flags->inputs[i]
+        .Add(*command, method.flags[i], method.flag_help[i])
+        ->required();
   }
-  const auto file = [&](const char* name, std::string& path, const char* help) {
-    command->add_option(name, path, help)->type_name("FILE.npy");
-  };
-  file("-o,--output", flags->output.path, "where the output goes");
-  file("--lse", flags->lse.path,
-       "ask for the log of each row's sum, written here");
-  file("--expected", flags->output.expected_path,
-       "compare the output with this, floats of any type");
-  file("--expected-lse", flags->lse.expected_path, "compare lse with this");
+  flags->output.file.Add(*command, "-o,--output", "where the output goes");
+  flags->lse.file.Add(*command, "--lse",
+                      "ask for the log of each row's sum, written here");
+  flags->output.expected.Add(
+      *command, "--expected",
+      "compare the output with this, floats of any type");
+  flags->lse.expected.Add(*command, "--expected-lse", "compare lse with this");
   AddReportFlags(*command, flags->report);
   AddTypeFlag(*command, "--dtype", flags->dtype,
-              "round the tensors to f32, f16 or bf16 before they are sent");
+              "round the tensors to f32, f16 or bf16 before they are sent; "
+              "required for float64");
   AddTypeFlag(*command, "--output-dtype", flags->output_dtype,
               "f32, f16 or bf16; default the type of the query");
   AddOptionFlags(*command, flags->options);
@@ -133,10 +118,12 @@ void AddMethod(CLI::App& app, const Method& method, Session& session) {
       "Files hold little-endian float32 ('<f4'), float16 ('<f2') or bfloat16\n"
       "('<V2', as NumPy saves ml_dtypes.bfloat16) in C order, of rank 4, 3 or "
       "2:\n"
-      "[batch, heads, seq, dim], without batch, or without both. Lists are "
-      "given\n"
-      "as --key-lengths=7,9.\n",
-      method.footer));
+      "[batch, heads, seq, dim], without batch, or without both. float64 "
+      "('<f8')\n"
+      "needs --dtype, which rounds it once, to nearest; beyond the range of "
+      "the\n"
+      "type it becomes an infinity. Lists are given as --key-lengths=7,9.\n",
+      kPipesHelp, method.footer));
   command->callback([method, flags, &session] {
     session.exit_code = RunAttention(method, *flags, session);
   });
@@ -165,7 +152,9 @@ void AddAttentionCommands(CLI::App& app, Session& session) {
                        "--expected=o.npy --max-error=2e-6\n"
                        "  attnctl attention -q q.npy -k k.npy -v v.npy "
                        "-o o.npy --dtype=bf16 --window-left=1023 "
-                       "--mask=m.npy\n"},
+                       "--mask=m.npy\n"
+                       "  attnctl attention -q <(zcat q.npy.gz) -k k.npy -v "
+                       "v.npy -o /dev/stdout | gzip > o.npy.gz\n"},
             session);
   AddMethod(app,
             {.name = "self",

@@ -1,8 +1,10 @@
 #include "client/attnctl/attnctl.h"
 
+#include <cerrno>
 #include <exception>
 #include <new>
 
+#include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -41,6 +43,17 @@ void RefuseHugeNumbers(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands(nullptr)) {
     RefuseHugeNumbers(*command);
   }
+}
+
+// What was printed may still wait in a buffer, and not fit where it goes.
+int Flushed(int exit_code, std::ostream& out, Session& session) {
+  errno = 0;
+  if (out.flush()) return exit_code;
+  const int error = errno;
+  session.screen.PrintError(
+      absl::StrCat("attnctl: standard output: ",
+                   absl::ErrnoToStatus(error, "cannot write").message()));
+  return exit_code == kOk ? kFileError : exit_code;
 }
 
 void AddGlobalFlags(CLI::App& app, Session& session) {
@@ -84,7 +97,7 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::ParseError& error) {
     // Asked-for help and version end here too, with 0.
-    return app.exit(error, out, err) == 0 ? kOk : kUsage;
+    return Flushed(app.exit(error, out, err) == 0 ? kOk : kUsage, out, session);
   } catch (const std::bad_alloc&) {
     session.screen.PrintError(
         "attnctl: there is not enough memory for the call and its files");
@@ -93,7 +106,7 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
     session.screen.PrintError(absl::StrCat("attnctl: ", error.what()));
     return kCallFailed;
   }
-  return session.exit_code;
+  return Flushed(session.exit_code, out, session);
 }
 
 }  // namespace attnd::attnctl

@@ -1,10 +1,12 @@
 // attnctl backward: the gradients of attention, .npy files in and out.
 #include <array>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "client/attnctl/answers.h"
 #include "client/attnctl/commands.h"
 #include "client/attnctl/npy.h"
@@ -15,27 +17,30 @@ namespace {
 
 struct BackwardFlags {
   // query, key, value, output, lse, grad_output
-  std::array<std::string, 6> inputs;
+  std::array<FileFlag, 6> inputs;
   // Gradients of the first three.
   std::vector<Answer> answers = {
-      {.name = "grad_query", .path = {}, .expected_path = {}},
-      {.name = "grad_key", .path = {}, .expected_path = {}},
-      {.name = "grad_value", .path = {}, .expected_path = {}}};
+      {.name = "grad_query"}, {.name = "grad_key"}, {.name = "grad_value"}};
+  std::optional<client::DataType> dtype;
   client::AttentionOptions options;
   TensorFlags tensors;
   AnswerReport report;
 };
 
 ExitCode RunBackward(BackwardFlags& flags, Session& session) {
+  const ExitCode checked = CheckFiles(flags.answers, session);
+  if (checked != kOk) return checked;
   std::array<NpyTensor, 6> arrays;
   std::array<client::ConstTensor, 6> tensors;
   for (size_t i = 0; i < arrays.size(); ++i) {
-    auto array = ReadNpy(flags.inputs[i]);
-    if (!array.ok()) return session.FileError(array.status());
+    const FileFlag& file = flags.inputs[i];
+    auto array = ReadNpy(file.path, {.to = flags.dtype});
+    if (!array.ok()) return session.FileError(file.Error(array.status()));
     arrays[i] = *std::move(array);
     tensors[i] = {{arrays[i].dtype, arrays[i].bytes}, arrays[i].shape};
   }
-  if (absl::Status status = flags.tensors.Load(flags.options); !status.ok()) {
+  if (absl::Status status = flags.tensors.Load(flags.dtype, flags.options);
+      !status.ok()) {
     return session.FileError(status);
   }
   std::vector<Answer>& answers = flags.answers;
@@ -65,37 +70,43 @@ void AddBackwardCommand(CLI::App& app, Session& session) {
   CLI::App* command = app.add_subcommand(
       "backward", "The gradients of attention, on .npy files");
   auto flags = std::make_shared<BackwardFlags>();
-  const auto file = [&](const std::string& name, std::string& path,
-                        const char* help) {
-    return command->add_option(name, path, help)->type_name("FILE.npy");
-  };
-  auto& inputs = flags->inputs;
-  file("-q,--query", inputs[0], "as attention got it")->required();
-  file("-k,--key", inputs[1], "likewise")->required();
-  file("-v,--value", inputs[2], "likewise")->required();
-  file("--output", inputs[3], "what attention answered")->required();
-  file("--lse", inputs[4], "likewise")->required();
-  file("--grad-output", inputs[5], "the gradient of output, of its shape")
-      ->required();
-  const char* const names[] = {"grad-query", "grad-key", "grad-value"};
+  static constexpr std::pair<const char*, const char*> kInputs[] = {
+      {"-q,--query", "as attention got it"},
+      {"-k,--key", "likewise"},
+      {"-v,--value", "likewise"},
+      {"--output", "what attention answered"},
+      {"--lse", "likewise"},
+      {"--grad-output", "the gradient of output, of its shape"}};
+  for (size_t i = 0; i < flags->inputs.size(); ++i) {
+    const auto& [names, help] = kInputs[i];
+    flags->inputs[i].Add(*command, names, help)->required();
+  }
+  static constexpr const char* kGradients[] = {"grad-query", "grad-key",
+                                               "grad-value"};
   for (size_t i = 0; i < flags->answers.size(); ++i) {
-    file(std::string("--") + names[i], flags->answers[i].path,
-         "where this gradient goes");
-    file(std::string("--expected-") + names[i], flags->answers[i].expected_path,
-         "compare it with this, floats of any type");
+    Answer& answer = flags->answers[i];
+    answer.file.Add(*command, absl::StrCat("--", kGradients[i]),
+                    "where this gradient goes");
+    answer.expected.Add(*command, absl::StrCat("--expected-", kGradients[i]),
+                        "compare it with this, floats of any type");
   }
   AddReportFlags(*command, flags->report);
+  AddTypeFlag(*command, "--dtype", flags->dtype,
+              "round the tensors to f32 before they are sent; required for "
+              "float64")
+      ->check(CLI::IsMember({"f32"}));
   AddOptionFlags(*command, flags->options);
   flags->tensors.Add(*command);
-  command->footer(
-      "Files hold little-endian float32 in C order; options are those that\n"
-      "attention was called with.\n"
+  command->footer(absl::StrCat(
+      "Files hold little-endian float32 in C order; --dtype=f32 takes other\n"
+      "floats, too. Options are those that attention was called with.\n",
+      kPipesHelp,
       "Example:\n"
       "  attnctl attention -q q.npy -k k.npy -v v.npy -o o.npy --lse=l.npy\n"
       "  attnctl backward -q q.npy -k k.npy -v v.npy --output=o.npy "
       "--lse=l.npy \\\n"
       "      --grad-output=do.npy --grad-query=dq.npy --grad-key=dk.npy "
-      "--grad-value=dv.npy\n");
+      "--grad-value=dv.npy\n"));
   command->callback(
       [flags, &session] { session.exit_code = RunBackward(*flags, session); });
 }

@@ -1,11 +1,29 @@
 #include "client/attnctl/elements.h"
 
+#include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include "core/half_float.h"
 
 namespace attnd::attnctl {
+namespace {
+
+// The float towards zero, whose last bit is set where that is not exact. To
+// round this to 16 bits gives what rounding the double to them gives, since the
+// bit tells which side of a tie the double is on. To round to the nearest float
+// first would lose that.
+float RoundedToOdd(double value) {
+  const auto nearest = static_cast<float>(value);
+  const double back = nearest;
+  if (back == value || std::isnan(value)) return nearest;
+  auto bits = std::bit_cast<uint32_t>(nearest);
+  if (std::abs(back) > std::abs(value)) --bits;
+  return std::bit_cast<float>(bits | 1U);
+}
+
+}  // namespace
 
 std::vector<float> ToFloats(client::DataType type,
                             std::span<const std::byte> elements) {
@@ -25,20 +43,21 @@ std::vector<float> ToFloats(client::DataType type,
   return floats;
 }
 
-std::vector<std::byte> FromFloats(client::DataType type,
-                                  std::span<const float> floats) {
-  std::vector<std::byte> elements(floats.size() *
-                                  static_cast<size_t>(client::SizeOf(type)));
-  if (elements.empty()) return elements;
-  if (type == client::DataType::kF32) {
-    std::memcpy(elements.data(), floats.data(), elements.size());
-    return elements;
-  }
-  const bool f16 = type == client::DataType::kF16;
-  for (size_t i = 0; i < floats.size(); ++i) {
-    const uint16_t bits =
-        f16 ? F16FromFloat(floats[i]) : BF16FromFloat(floats[i]);
-    std::memcpy(&elements[i * sizeof(bits)], &bits, sizeof(bits));
+std::vector<std::byte> FromDoubles(client::DataType type,
+                                   std::span<const double> doubles) {
+  const auto element_bytes = static_cast<size_t>(client::SizeOf(type));
+  std::vector<std::byte> elements(doubles.size() * element_bytes);
+  for (size_t i = 0; i < doubles.size(); ++i) {
+    std::byte* element = &elements[i * element_bytes];
+    if (type == client::DataType::kF32) {
+      const auto value = static_cast<float>(doubles[i]);
+      std::memcpy(element, &value, sizeof(value));
+    } else {
+      const float odd = RoundedToOdd(doubles[i]);
+      const uint16_t bits = type == client::DataType::kF16 ? F16FromFloat(odd)
+                                                           : BF16FromFloat(odd);
+      std::memcpy(element, &bits, sizeof(bits));
+    }
   }
   return elements;
 }

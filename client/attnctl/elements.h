@@ -14,9 +14,10 @@ namespace attnd::attnctl {
 std::vector<float> ToFloats(client::DataType type,
                             std::span<const std::byte> elements);
 
-// Rounds to the nearest, ties to even.
-std::vector<std::byte> FromFloats(client::DataType type,
-                                  std::span<const float> floats);
+// Rounds once, to the nearest and ties to even, as IEEE 754 does: what is too
+// large becomes an infinity, and NaN stays NaN. `type` is F32, F16 or BF16.
+std::vector<std::byte> FromDoubles(client::DataType type,
+                                   std::span<const double> doubles);
 
 }  // namespace attnd::attnctl
 

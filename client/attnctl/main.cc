@@ -1,6 +1,7 @@
 // The attnctl binary.
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <string>
@@ -9,6 +10,9 @@
 #include "client/attnctl/attnctl.h"
 
 int main(int argc, char** argv) {
+  // A pipe that nobody reads any more is an error that says which, and has an
+  // exit code of its own.
+  signal(SIGPIPE, SIG_IGN);
   // gRPC would write text of a server to stderr without escaping it. The error
   // that attnctl prints says what went wrong.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);

@@ -1,11 +1,11 @@
 #include "client/attnctl/npy.h"
 
+#include <algorithm>
+#include <array>
 #include <bit>
-#include <cerrno>
 #include <cstring>
-#include <fstream>
+#include <limits>
 #include <new>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -16,8 +16,10 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "client/attnctl/byte_file.h"
 #include "client/attnctl/elements.h"
 #include "client/types.h"
+#include "core/machine.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -31,12 +33,34 @@ constexpr size_t kAlignment = 64;
 // Far above any header of a float array; a larger one is no honest file.
 constexpr size_t kMaxHeaderBytes = 1 << 16;
 
-// How NumPy names the types that are tensors.
-std::optional<client::DataType> TypeOf(absl::string_view descr) {
-  if (descr == "<f4") return client::DataType::kF32;
-  if (descr == "<f2") return client::DataType::kF16;
-  if (descr == "<V2" || descr == "|V2") return client::DataType::kBF16;
-  if (descr == "|b1") return client::DataType::kBool;
+// How many bytes of elements are read at a time; of any element a whole number.
+constexpr int64_t kBlockBytes = 1 << 18;
+
+// What an element of a file is.
+struct ElementType {
+  std::optional<client::DataType> tensor;  // unset = float64
+  int64_t size_bytes = 0;
+};
+
+// Knows the names that NumPy writes, and those that its dtype() takes for the
+// same types. Anything big-endian is unknown here.
+std::optional<ElementType> TypeOf(absl::string_view descr) {
+  using client::DataType;
+  static constexpr std::pair<absl::string_view, DataType> kTensors[] = {
+      {"f4", DataType::kF32},      {"f", DataType::kF32},
+      {"float32", DataType::kF32}, {"f2", DataType::kF16},
+      {"e", DataType::kF16},       {"float16", DataType::kF16},
+      {"V2", DataType::kBF16},     {"b1", DataType::kBool},
+      {"?", DataType::kBool},      {"bool", DataType::kBool}};
+  if (!descr.empty() && absl::StrContains("<=|", descr[0])) {
+    descr.remove_prefix(1);
+  }
+  for (const auto& [name, type] : kTensors) {
+    if (descr == name) return ElementType{type, client::SizeOf(type)};
+  }
+  if (descr == "f8" || descr == "d" || descr == "float64") {
+    return ElementType{std::nullopt, sizeof(double)};
+  }
   return std::nullopt;
 }
 
@@ -65,13 +89,14 @@ absl::Status Malformed(const std::string& path, absl::string_view expected,
       absl::StrCat(path, ": expected ", expected, ", got ", got));
 }
 
-absl::Status SystemError(const std::string& path, absl::string_view what) {
-  const int error = errno;
-  return absl::ErrnoToStatus(error, absl::StrCat(path, ": ", what));
+absl::Status NoMemoryFor(const std::string& path, int64_t size_bytes) {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      path, ": there is not enough memory for its ", size_bytes, " bytes"));
 }
 
 // Reads the Python literal of a header, "{'descr': '<f4', 'fortran_order':
 // False, 'shape': (12, 331, 32), }": three keys in any order, nothing else.
+// Python 2 wrote long integers, "(12L, 331L, 32L)", and could write u'<f4'.
 class HeaderParser {
  public:
   explicit HeaderParser(absl::string_view text) : rest_(text) {}
@@ -106,7 +131,7 @@ class HeaderParser {
   }
 
   std::optional<std::string> String() {
-    SkipSpace();
+    Eat("u");
     if (rest_.empty() || (rest_[0] != '\'' && rest_[0] != '"')) {
       return std::nullopt;
     }
@@ -146,6 +171,8 @@ class HeaderParser {
     const bool trailing_comma = absl::ConsumeSuffix(&list, ",");
     for (absl::string_view item : absl::StrSplit(list, ',')) {
       int64_t extent = 0;
+      item = absl::StripAsciiWhitespace(item);
+      absl::ConsumeSuffix(&item, "L");
       if (!absl::SimpleAtoi(item, &extent) || extent < 0) return false;
       shape_->push_back(extent);
     }
@@ -162,136 +189,213 @@ class HeaderParser {
 class NpyFile {
  public:
   static absl::StatusOr<NpyFile> Open(const std::string& path) {
-    NpyFile file;
-    file.path_ = path;
-    file.stream_.open(path, std::ios::binary);
-    if (!file.stream_) return SystemError(path, "cannot open");
+    auto bytes = ByteFile::OpenToRead(path);
+    if (!bytes.ok()) return bytes.status();
+    NpyFile file(path, *std::move(bytes));
     if (absl::Status status = file.ReadHeader(); !status.ok()) return status;
     return file;
   }
 
   const Header& header() const { return header_; }
 
-  absl::StatusOr<std::vector<std::byte>> ReadElements(int64_t element_bytes) {
-    const std::streampos begin = stream_.tellg();
-    stream_.seekg(0, std::ios::end);
-    const int64_t got_bytes = stream_.tellg() - begin;
-    stream_.seekg(begin);
+  // Reads elements of `type` a block at a time, which `append` adds to
+  // `result`. So memory is filled only as elements arrive, and where a header
+  // promises more than this machine has, none is taken.
+  template <typename T, typename AppendBlock>
+  absl::Status ReadElements(const ElementType& type, size_t results_per_element,
+                            std::vector<T>& result, AppendBlock append) {
     const auto count = client::ElementCount(header_.shape);
-    // Divided rather than multiplied, so that no shape can overflow.
-    if (!stream_ || !count || got_bytes % element_bytes != 0 ||
-        got_bytes / element_bytes != *count) {
+    if (!count) {
       return Malformed(
-          path_,
-          absl::StrCat("elements of ", element_bytes, " bytes for shape [",
-                       absl::StrJoin(header_.shape, ", "), "]"),
-          absl::StrCat(got_bytes, " bytes of them"));
+          path_, "a shape of less than 2^63 elements",
+          absl::StrCat("[", absl::StrJoin(header_.shape, ", "), "]"));
     }
-    std::vector<std::byte> bytes;
+    int64_t result_bytes = 0;
+    if (__builtin_mul_overflow(*count, results_per_element * sizeof(T),
+                               &result_bytes)) {
+      result_bytes = std::numeric_limits<int64_t>::max();
+    }
+    if (result_bytes > AvailableMemoryBytes()) {
+      return NoMemoryFor(path_, result_bytes);
+    }
     try {
-      bytes.resize(static_cast<size_t>(got_bytes));
+      result.reserve(static_cast<size_t>(*count) * results_per_element);
+      std::vector<std::byte> block;
+      for (int64_t left = *count; left > 0;) {
+        const int64_t now = std::min(left, kBlockBytes / type.size_bytes);
+        block.resize(static_cast<size_t>(now * type.size_bytes));
+        const auto got = bytes_.Read(block);
+        if (!got.ok()) return got.status();
+        if (*got < block.size()) {
+          return Malformed(path_, Elements(type, *count),
+                           absl::StrCat((*count - left) * type.size_bytes +
+                                            static_cast<int64_t>(*got),
+                                        " and then the end"));
+        }
+        append(block);
+        left -= now;
+      }
     } catch (const std::bad_alloc&) {
-      return NoMemoryFor(path_, got_bytes);
+      return NoMemoryFor(path_, result_bytes);
     }
-    stream_.read(reinterpret_cast<char*>(bytes.data()), got_bytes);
-    if (!stream_) return SystemError(path_, "cannot read");
-    return bytes;
+    std::byte more;
+    const auto got = bytes_.Read({&more, 1});
+    if (!got.ok()) return got.status();
+    if (*got == 0) return absl::OkStatus();
+    return Malformed(path_,
+                     absl::StrCat(Elements(type, *count), " and the end"),
+                     "more bytes after them");
   }
 
  private:
+  NpyFile(std::string path, ByteFile bytes)
+      : path_(std::move(path)), bytes_(std::move(bytes)) {}
+
+  // "24 bytes of elements (4 bytes each, shape [2, 3])"
+  std::string Elements(const ElementType& type, int64_t count) const {
+    return absl::StrCat(count * type.size_bytes, " bytes of elements (",
+                        type.size_bytes, " bytes each, shape [",
+                        absl::StrJoin(header_.shape, ", "), "])");
+  }
+
   absl::Status ReadHeader() {
-    char fixed[8];
-    stream_.read(fixed, sizeof(fixed));
-    if (!stream_ || absl::string_view(fixed, kMagic.size()) != kMagic) {
-      return Malformed(path_, "a .npy file", "no such magic at its start");
+    std::array<char, 8> fixed = {};
+    auto got = Read(fixed);
+    if (!got.ok()) return got.status();
+    if (*got == 0) {
+      return Malformed(path_, "a .npy file",
+                       "no bytes; a pipe can be read only once");
+    }
+    const absl::string_view magic(fixed.data(), kMagic.size());
+    if (*got < fixed.size() || magic != kMagic) {
+      return Malformed(path_, "a .npy file (np.save)",
+                       absl::StartsWith(magic, "PK")
+                           ? "an archive of them (np.savez)"
+                           : "no such magic at its start");
     }
     const int version = static_cast<unsigned char>(fixed[6]);
-    if (version < 1 || version > 3) {
-      return Malformed(path_, "format version 1, 2 or 3",
-                       absl::StrCat(version));
+    if (version < 1 || version > 3 || fixed[7] != 0) {
+      return Malformed(
+          path_, "format version 1.0, 2.0 or 3.0",
+          absl::StrCat(version, ".", static_cast<unsigned char>(fixed[7])));
     }
-    unsigned char length[4] = {};
-    stream_.read(reinterpret_cast<char*>(length), version == 1 ? 2 : 4);
-    const size_t header_bytes = length[0] | size_t{length[1]} << 8 |
-                                size_t{length[2]} << 16 |
-                                size_t{length[3]} << 24;
-    if (!stream_ || header_bytes > kMaxHeaderBytes) {
+    std::array<char, 4> length = {};
+    got = Read(std::span(length).first(version == 1 ? 2 : 4));
+    if (!got.ok()) return got.status();
+    const auto header_bytes = std::bit_cast<uint32_t>(length);
+    if (header_bytes > kMaxHeaderBytes) {
       return Malformed(path_, "a header of at most 65536 bytes",
                        absl::StrCat(header_bytes));
     }
     std::string text(header_bytes, '\0');
-    stream_.read(text.data(), static_cast<std::streamsize>(header_bytes));
-    if (!stream_) return Malformed(path_, "a whole header", "the file's end");
+    got = Read(text);
+    if (!got.ok()) return got.status();
+    if (*got < text.size() || text.empty()) {
+      return Malformed(path_, "a whole header", "the file's end");
+    }
     HeaderParser parser(text);
     auto header = parser.Parse();
     if (!header) {
-      return Malformed(path_, "a header with descr, fortran_order and shape",
+      return Malformed(path_,
+                       "a header with fortran_order, shape, and a descr that "
+                       "is one type",
                        text.substr(0, 80));
     }
     if (parser.fortran_order()) {
-      return Malformed(path_, "C order (np.ascontiguousarray)",
-                       "Fortran order");
+      return Malformed(path_, "C order",
+                       "Fortran order; save np.ascontiguousarray(array)");
     }
     header_ = *std::move(header);
     return absl::OkStatus();
   }
 
+  absl::StatusOr<size_t> Read(std::span<char> text) {
+    return bytes_.Read(std::as_writable_bytes(text));
+  }
+
   std::string path_;
-  std::ifstream stream_;
+  ByteFile bytes_;
   Header header_;
 };
 
-}  // namespace
-
-absl::Status NoMemoryFor(const std::string& path, int64_t size_bytes) {
-  return absl::ResourceExhaustedError(absl::StrCat(
-      path, ": there is not enough memory for its ", size_bytes, " bytes"));
+template <typename T>
+void Append(const std::vector<T>& from, std::vector<T>& to) {
+  to.insert(to.end(), from.begin(), from.end());
 }
 
-absl::StatusOr<NpyTensor> ReadNpy(const std::string& path) {
+std::vector<double> ToDoubles(const ElementType& type,
+                              std::span<const std::byte> bytes) {
+  if (type.tensor) {
+    const std::vector<float> floats = ToFloats(*type.tensor, bytes);
+    return {floats.begin(), floats.end()};
+  }
+  std::vector<double> doubles(bytes.size() / sizeof(double));
+  std::memcpy(doubles.data(), bytes.data(), bytes.size());
+  return doubles;
+}
+
+}  // namespace
+
+absl::StatusOr<NpyTensor> ReadNpy(const std::string& path,
+                                  const Rounding& rounding) {
   auto file = NpyFile::Open(path);
   if (!file.ok()) return file.status();
-  const auto dtype = TypeOf(file->header().descr);
-  if (!dtype) {
-    return Malformed(path,
-                     "little-endian float32 ('<f4'), float16 ('<f2'), bfloat16 "
-                     "('<V2') or bool ('|b1')",
-                     absl::StrCat("'", file->header().descr, "'"));
+  const std::string& descr = file->header().descr;
+  const auto type = TypeOf(descr);
+  if (!type) {
+    return Malformed(
+        path,
+        "little-endian float32 ('<f4'), float16 ('<f2'), bfloat16 ('<V2') or "
+        "bool ('|b1')",
+        absl::StrCat("'", descr,
+                     "'; save array.astype('<f4'), or array.astype(bool) for a "
+                     "mask"));
   }
-  auto bytes = file->ReadElements(client::SizeOf(*dtype));
-  if (!bytes.ok()) return bytes.status();
-  return NpyTensor{*dtype, file->header().shape, *std::move(bytes)};
+  if (!type->tensor && !rounding.to) {
+    return Malformed(
+        path, "float32, float16 or bfloat16",
+        absl::StrCat("float64 ('", descr,
+                     "'); --dtype=f32, f16 or bf16 says what to round it to"));
+  }
+  const bool rounds = rounding.to && type->tensor != client::DataType::kBool &&
+                      type->tensor != rounding.to &&
+                      !(type->tensor && rounding.only_float64);
+  NpyTensor tensor{.dtype = rounds ? *rounding.to : *type->tensor,
+                   .shape = file->header().shape,
+                   .bytes = {}};
+  const auto size_bytes = static_cast<size_t>(client::SizeOf(tensor.dtype));
+  const absl::Status read = file->ReadElements(
+      *type, size_bytes, tensor.bytes,
+      [&](const std::vector<std::byte>& block) {
+        if (rounds) {
+          Append(FromDoubles(tensor.dtype, ToDoubles(*type, block)),
+                 tensor.bytes);
+        } else {
+          Append(block, tensor.bytes);
+        }
+      });
+  if (!read.ok()) return read;
+  return tensor;
 }
 
 absl::StatusOr<NpyDoubles> ReadNpyAsDouble(const std::string& path) {
   auto file = NpyFile::Open(path);
   if (!file.ok()) return file.status();
   const std::string& descr = file->header().descr;
-  const auto dtype = TypeOf(descr);
-  const bool wide = descr == "<f8";
-  if (!wide && (!dtype || *dtype == client::DataType::kBool)) {
-    return Malformed(path,
-                     "little-endian float64 ('<f8'), float32 ('<f4'), float16 "
-                     "('<f2') or bfloat16 ('<V2')",
-                     absl::StrCat("'", descr, "'"));
+  const auto type = TypeOf(descr);
+  if (!type || type->tensor == client::DataType::kBool) {
+    return Malformed(
+        path,
+        "little-endian float64 ('<f8'), float32 ('<f4'), float16 ('<f2') or "
+        "bfloat16 ('<V2')",
+        absl::StrCat("'", descr, "'; save array.astype('<f8')"));
   }
-  const auto bytes = file->ReadElements(wide ? int64_t{sizeof(double)}
-                                             : client::SizeOf(*dtype));
-  if (!bytes.ok()) return bytes.status();
   NpyDoubles doubles{.shape = file->header().shape, .values = {}};
-  try {
-    if (wide) {
-      doubles.values.resize(bytes->size() / sizeof(double));
-      if (!bytes->empty()) {
-        std::memcpy(doubles.values.data(), bytes->data(), bytes->size());
-      }
-    } else {
-      const std::vector<float> floats = ToFloats(*dtype, *bytes);
-      doubles.values.assign(floats.begin(), floats.end());
-    }
-  } catch (const std::bad_alloc&) {
-    return NoMemoryFor(path, static_cast<int64_t>(bytes->size()));
-  }
+  const absl::Status read = file->ReadElements(
+      *type, 1, doubles.values, [&](const std::vector<std::byte>& block) {
+        Append(ToDoubles(*type, block), doubles.values);
+      });
+  if (!read.ok()) return read;
   return doubles;
 }
 
@@ -313,16 +417,18 @@ absl::Status WriteNpy(const std::string& path, client::DataType dtype,
   text.append((kAlignment - unpadded_bytes % kAlignment) % kAlignment, ' ');
   text.push_back('\n');
 
-  std::ofstream stream(path, std::ios::binary | std::ios::trunc);
-  if (!stream) return SystemError(path, "cannot write");
-  stream << kMagic << '\x01' << '\x00' << static_cast<char>(text.size() & 0xff)
-         << static_cast<char>(text.size() >> 8) << text;
-  stream.write(reinterpret_cast<const char*>(bytes.data()),
-               static_cast<std::streamsize>(bytes.size()));
-  stream.close();
+  auto file = ByteFile::OpenToWrite(path);
+  if (!file.ok()) return file.status();
+  const std::string header =
+      absl::StrCat(kMagic, absl::string_view("\x01\0", 2),
+                   std::string{static_cast<char>(text.size() & 0xff),
+                               static_cast<char>(text.size() >> 8)},
+                   text);
   // What was written stays: removing it could remove a device or a pipe.
-  if (!stream) return SystemError(path, "cannot write");
-  return absl::OkStatus();
+  absl::Status status = file->Write(std::as_bytes(std::span(header)));
+  if (status.ok()) status = file->Write(bytes);
+  if (status.ok()) status = file->Close();
+  return status;
 }
 
 }  // namespace attnd::attnctl

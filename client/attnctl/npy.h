@@ -1,11 +1,13 @@
-// NumPy's .npy files, as strictly as attention needs them: little-endian, in C
-// order, format versions 1 to 3. Anything else is refused by name; nothing is
-// converted silently.
+// NumPy's .npy files: little-endian, in C order, format versions 1 to 3, and
+// headers as Python 2 wrote them, too. Anything else is refused with what to do
+// about it; nothing is converted unless the caller asks for it. Files are read
+// and written from front to back, so that pipes do as well.
 #ifndef ATTND_CLIENT_ATTNCTL_NPY_H_
 #define ATTND_CLIENT_ATTNCTL_NPY_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,15 +30,22 @@ struct NpyDoubles {
   std::vector<double> values;
 };
 
-// The error for a file whose `size_bytes` do not fit into memory:
-// RESOURCE_EXHAUSTED.
-absl::Status NoMemoryFor(const std::string& path, int64_t size_bytes);
+// What floats of a file are rounded to, by FromDoubles.
+struct Rounding {
+  std::optional<client::DataType> to = {};  // unset = they stay as they are
+  bool only_float64 = false;                // other floats stay as they are
+};
+
+// Both readers end with NOT_FOUND where there is no such file, with
+// RESOURCE_EXHAUSTED before they take memory that this machine does not have,
+// and with INVALID_ARGUMENT where the file is anything else than expected.
+// Errors begin with the path.
 
 // A tensor: float32 ('<f4'), float16 ('<f2'), bool ('|b1'), or two opaque bytes
 // an element ('<V2', '|V2'), which is what NumPy makes of a bfloat16 of
-// ml_dtypes. NOT_FOUND where there is no such file, INVALID_ARGUMENT where it
-// is anything else; the message names the file.
-absl::StatusOr<NpyTensor> ReadNpy(const std::string& path);
+// ml_dtypes. float64 ('<f8') only where `rounding` says what it becomes.
+absl::StatusOr<NpyTensor> ReadNpy(const std::string& path,
+                                  const Rounding& rounding = {});
 
 // Numbers to compare with: any of the floats above, or float64.
 absl::StatusOr<NpyDoubles> ReadNpyAsDouble(const std::string& path);

@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 namespace attnd::attnctl {
 namespace {
 
@@ -75,6 +77,16 @@ void AddListFlag(CLI::App& command, const std::string& flag,
 
 }  // namespace
 
+CLI::Option* FileFlag::Add(CLI::App& command, const std::string& names,
+                           const std::string& help) {
+  name = names.substr(names.find("--"));
+  return command.add_option(names, path, help)->type_name("FILE.npy");
+}
+
+absl::Status FileFlag::Error(const absl::Status& status) const {
+  return {status.code(), absl::StrCat(name, "=", status.message())};
+}
+
 void AddOptionFlags(CLI::App& command, client::AttentionOptions& options) {
   command.add_option("--scale", options.scale,
                      "of the scores; default 1 / sqrt(head_dim)");
@@ -133,29 +145,26 @@ CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
 }
 
 void TensorFlags::Add(CLI::App& command) {
-  command
-      .add_option("--bias", bias_path_,
-                  "added to the scores; float32, float16 or bfloat16, "
-                  "broadcast to [batch, q_heads, q_len, kv_len]")
-      ->type_name("FILE.npy");
-  command
-      .add_option("--mask", mask_path_,
-                  "bool, true = visible; broadcast likewise")
-      ->type_name("FILE.npy");
+  bias_file_.Add(
+      command, "--bias",
+      "added to the scores; float32, float16 or bfloat16, or float64 "
+      "with --dtype; broadcast to [batch, q_heads, q_len, kv_len]");
+  mask_file_.Add(command, "--mask", "bool, true = visible; broadcast likewise");
 }
 
-absl::Status TensorFlags::Load(client::AttentionOptions& options) {
-  const auto load = [](const std::string& path, NpyTensor& array,
-                       std::optional<client::ConstTensor>& tensor) {
-    if (path.empty()) return absl::OkStatus();
-    auto read = ReadNpy(path);
-    if (!read.ok()) return read.status();
+absl::Status TensorFlags::Load(std::optional<client::DataType> dtype,
+                               client::AttentionOptions& options) {
+  const auto load = [dtype](const FileFlag& file, NpyTensor& array,
+                            std::optional<client::ConstTensor>& tensor) {
+    if (file.path.empty()) return absl::OkStatus();
+    auto read = ReadNpy(file.path, {.to = dtype, .only_float64 = true});
+    if (!read.ok()) return file.Error(read.status());
     array = *std::move(read);
     tensor = {{array.dtype, array.bytes}, array.shape};
     return absl::OkStatus();
   };
-  absl::Status status = load(bias_path_, bias_, options.bias);
-  status.Update(load(mask_path_, mask_, options.mask));
+  absl::Status status = load(bias_file_, bias_, options.bias);
+  status.Update(load(mask_file_, mask_, options.mask));
   return status;
 }
 

@@ -1,4 +1,5 @@
-// The flags that are AttentionOptions, named as its fields are.
+// How attnctl reads flags: numbers, names and files. Also the flags that are
+// AttentionOptions, named as its fields are.
 #ifndef ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
 #define ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
 
@@ -11,6 +12,18 @@
 #include "client/types.h"
 
 namespace attnd::attnctl {
+
+// A flag that names a file.
+struct FileFlag {
+  std::string name;  // "--query"
+  std::string path;  // empty where the flag was not given
+
+  // `names` may begin with a short one: "-q,--query".
+  CLI::Option* Add(CLI::App& command, const std::string& names,
+                   const std::string& help);
+  // `status` of npy.h with the flag before the path.
+  absl::Status Error(const absl::Status& status) const;
+};
 
 // Every option but those that are tensors.
 void AddOptionFlags(CLI::App& command, client::AttentionOptions& options);
@@ -30,12 +43,14 @@ class TensorFlags {
  public:
   void Add(CLI::App& command);
 
-  // Reads the files that were given and puts them into `options`.
-  absl::Status Load(client::AttentionOptions& options);
+  // Reads the files that were given and puts them into `options`. A float64
+  // bias is rounded to `dtype`.
+  absl::Status Load(std::optional<client::DataType> dtype,
+                    client::AttentionOptions& options);
 
  private:
-  std::string bias_path_;
-  std::string mask_path_;
+  FileFlag bias_file_;
+  FileFlag mask_file_;
   NpyTensor bias_;
   NpyTensor mask_;
 };

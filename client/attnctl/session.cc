@@ -13,14 +13,14 @@
 
 namespace attnd::attnctl {
 
-void Screen::Print(absl::string_view line) { out_ << Printable(line) << "\n"; }
+void Screen::Print(absl::string_view line) { *out_ << Printable(line) << "\n"; }
 
 void Screen::PrintJson(const Json& json) {
   // A server may send text that is not UTF-8, so replace it and do not throw.
   // All that is not ASCII is escaped, which includes all that Printable would.
-  out_ << json.dump(2, ' ', /*ensure_ascii=*/true,
-                    Json::error_handler_t::replace)
-       << "\n";
+  *out_ << json.dump(2, ' ', /*ensure_ascii=*/true,
+                     Json::error_handler_t::replace)
+        << "\n";
 }
 
 void Screen::PrintError(absl::string_view line) {

@@ -29,7 +29,10 @@ class Screen {
  public:
   // Results go to `out`, errors and progress to `err`.
   Screen(std::ostream& out, std::ostream& err, bool err_is_terminal)
-      : out_(out), err_(err), err_is_terminal_(err_is_terminal) {}
+      : out_(&out), err_(err), err_is_terminal_(err_is_terminal) {}
+
+  // From now on results go to `err`, because `out` carries a file.
+  void PrintResultsToErr() { out_ = &err_; }
 
   void Print(absl::string_view line);
   // Prints `json` over several lines, which Print would join to one.
@@ -41,7 +44,7 @@ class Screen {
   void Redraw(absl::string_view line);
 
  private:
-  std::ostream& out_;
+  std::ostream* out_;
   std::ostream& err_;
   const bool err_is_terminal_;
 };

@@ -12,9 +12,12 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "client/attnctl/exit_codes.h"
 #include "client/attnctl/npy.h"
 #include "client/error_details.h"
@@ -308,6 +311,81 @@ TEST_F(AttnctlTest, RoundsBeforeItSends) {
   EXPECT_EQ(call.options.output_dtype(), v1::DATA_TYPE_F16);
 }
 
+TEST_F(AttnctlTest, TakesFloat64WhereDtypeSaysWhatItBecomes) {
+  const double double_value =
+      1 + 0x1p-8 + 0x1p-40;  // to bfloat16 once: upwards
+  const std::string header =
+      "{'descr': '<f8', 'fortran_order': False, 'shape': (1, 1, 1L), }";
+  std::ofstream(Path("d.npy"), std::ios::binary)
+      << std::string("\x93NUMPY\x01\0", 8) << static_cast<char>(header.size())
+      << '\0' << header
+      << absl::string_view(reinterpret_cast<const char*>(&double_value), 8);
+  const std::vector<std::string> inputs = {
+      "attention",   "-q", Path("d.npy"), "-k",
+      Path("d.npy"), "-v", Path("d.npy")};
+  Outcome outcome = RunHere(inputs);
+  EXPECT_EQ(outcome.exit_code, kFileError);
+  EXPECT_THAT(outcome.err,
+              HasSubstr("attnctl: --query=" + Path("d.npy") + ": expected "));
+  EXPECT_THAT(outcome.err, HasSubstr("float64 ('<f8'); --dtype=f32, f16 or"));
+
+  std::vector<std::string> rounding = inputs;
+  rounding.insert(rounding.end(), {"--dtype=bf16", "--bias=" + Path("d.npy")});
+  EXPECT_EQ(RunHere(rounding).exit_code, kOk);
+  const auto call = handler_.calls().at(0);
+  for (const v1::Tensor& tensor : call.tensors) {
+    EXPECT_EQ(tensor.dtype(), v1::DATA_TYPE_BF16);
+    EXPECT_EQ(tensor.data(), "\x81\x3f");
+  }
+  EXPECT_EQ(call.options.bias().dtype(), v1::DATA_TYPE_BF16);
+
+  // A bias that the server takes stays as it is.
+  Write("one.npy", {1, 1, 1}, 1);
+  rounding.back() = "--bias=" + Path("one.npy");
+  EXPECT_EQ(RunHere(rounding).exit_code, kOk);
+  EXPECT_EQ(handler_.calls().at(1).options.bias().dtype(), v1::DATA_TYPE_F32);
+  outcome = RunAttention({"--bias=" + Path("d.npy")});
+  EXPECT_EQ(outcome.exit_code, kFileError);
+  EXPECT_THAT(outcome.err, HasSubstr("--bias=" + Path("d.npy")));
+
+  std::vector<std::string> backward = inputs;
+  backward[0] = "backward";
+  backward.insert(backward.end(),
+                  {"--output", Path("d.npy"), "--lse", Path("d.npy"),
+                   "--grad-output", Path("d.npy")});
+  EXPECT_EQ(RunHere(backward).exit_code, kFileError);
+  backward.push_back("--dtype=f32");
+  EXPECT_EQ(RunHere(backward).exit_code, kOk);
+  for (const v1::Tensor& tensor : handler_.calls().at(2).tensors) {
+    EXPECT_EQ(tensor.dtype(), v1::DATA_TYPE_F32);
+  }
+  backward.back() = "--dtype=f16";
+  EXPECT_EQ(RunHere(backward).exit_code, kUsage);
+}
+
+TEST_F(AttnctlTest, RefusesAnswersThatWouldOverwriteEachOther) {
+  Write("there.npy", {1}, 1);
+  std::filesystem::create_symlink(Path("there.npy"), Path("link.npy"));
+  for (const auto& [output, lse] : {std::pair{"o.npy", "o.npy"},
+                                    {"o.npy", "./o.npy"},
+                                    {"there.npy", "link.npy"}}) {
+    const Outcome outcome =
+        RunAttention({"--output=" + Path(output), "--lse=" + Path(lse)});
+    EXPECT_EQ(outcome.exit_code, kUsage) << lse;
+    EXPECT_EQ(outcome.err,
+              "attnctl: --lse: expected another file than --output=" +
+                  Path(output) + ", got " + Path(lse) + "\n");
+  }
+  EXPECT_EQ(RunHere({"backward", "-q", "q", "-k", "k", "-v", "v", "--output=o",
+                     "--lse=l", "--grad-output=g", "--grad-query=" + Path("d"),
+                     "--grad-value=" + Path("d")})
+                .exit_code,
+            kUsage);
+  EXPECT_THAT(handler_.calls(), testing::IsEmpty());
+  EXPECT_EQ(RunAttention({"--output=/dev/null", "--lse=/dev/null"}).exit_code,
+            kOk);
+}
+
 TEST_F(AttnctlTest, BackwardWritesGradients) {
   Write("o.npy", {2, 3, 1}, 6);
   Write("l.npy", {2, 3}, 6);
@@ -399,6 +477,27 @@ TEST_F(AttnctlTest, FileErrorsHaveTheirOwnExitCode) {
   EXPECT_EQ(RunAttention({"--output=/nowhere/o.npy"}).exit_code, kFileError);
   EXPECT_EQ(RunAttention({"--expected=" + Path("missing.npy")}).exit_code,
             kFileError);
+}
+
+TEST_F(AttnctlTest, FileErrorsNameTheFlag) {
+  for (const char* at_fault :
+       {"--query", "--key", "--value", "--bias", "--mask", "--output", "--lse",
+        "--expected", "--expected-lse"}) {
+    std::vector<std::string> arguments = {"attention"};
+    for (const auto& [flag, file] : {std::pair{"--query", "q.npy"},
+                                     {"--key", "k.npy"},
+                                     {"--value", "v.npy"}}) {
+      if (flag != absl::string_view(at_fault)) {
+        arguments.push_back(absl::StrCat(flag, "=", Path(file)));
+      }
+    }
+    arguments.push_back(absl::StrCat(at_fault, "=", Path("nowhere/x.npy")));
+    const Outcome outcome = RunHere(arguments);
+    EXPECT_EQ(outcome.exit_code, kFileError);
+    EXPECT_EQ(outcome.err,
+              absl::StrCat("attnctl: ", arguments.back(),
+                           ": cannot open: No such file or directory\n"));
+  }
 }
 
 TEST_F(AttnctlTest, StreamsAnswersThatAreTooLargeForAMessage) {

@@ -3,9 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <random>
 #include <span>
 #include <vector>
 
@@ -16,8 +19,9 @@ namespace {
 
 using client::DataType;
 
-std::vector<uint16_t> Rounded(DataType type, const std::vector<float>& floats) {
-  const std::vector<std::byte> bytes = FromFloats(type, floats);
+std::vector<uint16_t> Rounded(DataType type,
+                              const std::vector<double>& doubles) {
+  const std::vector<std::byte> bytes = FromDoubles(type, doubles);
   std::vector<uint16_t> bits(bytes.size() / sizeof(uint16_t));
   std::memcpy(bits.data(), bytes.data(), bytes.size());
   return bits;
@@ -29,7 +33,8 @@ float Widened(DataType type, uint16_t bits) {
 
 class RoundingHalvesTest : public testing::TestWithParam<DataType> {};
 
-// Every half there is, and every float in the middle of two of them.
+// Every half there is, and every double in the middle of two of them. The next
+// double is so near to the middle that a float in between would hide its side.
 TEST_P(RoundingHalvesTest, RoundsToTheNearestAndTiesToEven) {
   const DataType type = GetParam();
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -43,13 +48,39 @@ TEST_P(RoundingHalvesTest, RoundsToTheNearestAndTiesToEven) {
     const auto next = static_cast<uint16_t>(bits + 1);
     const float neighbour = Widened(type, next);
     if (!std::isfinite(value) || !std::isfinite(neighbour)) continue;
-    const float middle = value / 2 + neighbour / 2;
-    if (middle == value || middle == neighbour) continue;  // no float between
+    const double middle = (double{value} + double{neighbour}) / 2;
+    if (middle == 0) continue;  // between the two zeros
     const uint16_t even = half % 2 == 0 ? half : next;
     ASSERT_EQ(Rounded(type, {middle})[0], even) << bits;
-    ASSERT_EQ(Rounded(type, {std::nextafter(middle, value)})[0], half) << bits;
-    ASSERT_EQ(Rounded(type, {std::nextafter(middle, neighbour)})[0], next)
+    ASSERT_EQ(Rounded(type, {std::nextafter(middle, double{value})})[0], half)
         << bits;
+    ASSERT_EQ(Rounded(type, {std::nextafter(middle, double{neighbour})})[0],
+              next)
+        << bits;
+  }
+}
+
+// What rounding means, by exact arithmetic of doubles: to a multiple of the
+// weight of the last bit.
+TEST_P(RoundingHalvesTest, RoundsEveryDoubleOnce) {
+  const DataType type = GetParam();
+  const bool f16 = type == DataType::kF16;
+  const int fraction_bits = f16 ? 10 : 7;
+  const int least_exponent = f16 ? -14 : -126;
+  const double largest = f16 ? 65504 : 0x1.fep127;
+  std::mt19937_64 rng(kSeed);
+  for (int i = 0; i < 200000; ++i) {
+    const int exponent = static_cast<int>(rng() % 300) - 155;
+    const double value =
+        std::ldexp(1 + static_cast<double>(rng() >> 12) * 0x1p-52, exponent);
+    const double last_bit =
+        std::ldexp(1, std::max(exponent, least_exponent) - fraction_bits);
+    double expected = std::nearbyint(value / last_bit) * last_bit;
+    if (expected > largest) {
+      expected = std::numeric_limits<double>::infinity();
+    }
+    ASSERT_EQ(Widened(type, Rounded(type, {value})[0]), expected) << value;
+    ASSERT_EQ(Widened(type, Rounded(type, {-value})[0]), -expected) << value;
   }
 }
 
@@ -65,8 +96,22 @@ TEST(RoundingTest, KnownNumbers) {
               testing::ElementsAre(0x3f80, 0xc000, 0x7f80, 0x7f80));
   EXPECT_TRUE(std::isnan(
       Widened(DataType::kBF16, Rounded(DataType::kBF16, {std::nanf("1")})[0])));
-  EXPECT_THAT(ToFloats(DataType::kF32, FromFloats(DataType::kF32, {{1, 2}})),
-              testing::ElementsAre(1, 2));
+  EXPECT_THAT(Rounded(DataType::kF16, {1e300, -1e-300, -0.0}),
+              testing::ElementsAre(0x7c00, 0x8000, 0x8000));
+  EXPECT_THAT(Rounded(DataType::kBF16, {-1e300, 1e-300, 0x1.8p-134}),
+              testing::ElementsAre(0xff80, 0, 1));
+}
+
+TEST(RoundingTest, Floats) {
+  const std::vector<double> doubles = {0.1,  1 + 0x1p-24, 1 + 0x1p-24 + 0x1p-52,
+                                       1e39, -1e39,       0x1p-150,
+                                       -0.0, std::nan("")};
+  const std::vector<float> floats =
+      ToFloats(DataType::kF32, FromDoubles(DataType::kF32, doubles));
+  EXPECT_THAT(floats,
+              testing::ElementsAre(0.1F, 1, 1 + 0x1p-23F, kInfinity, -kInfinity,
+                                   0, -0.0F, testing::IsNan()));
+  EXPECT_TRUE(std::signbit(floats[6]));
 }
 
 }  // namespace

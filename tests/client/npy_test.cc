@@ -1,21 +1,29 @@
 #include "client/attnctl/npy.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <random>
 #include <span>
 #include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "client/attnctl/elements.h"
+#include "tests/support/numbers.h"
 
 namespace attnd::attnctl {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -38,9 +46,57 @@ class NpyTest : public testing::Test {
     return path_;
   }
 
+  std::string ReadBytes() {
+    std::ifstream stream(path_, std::ios::binary);
+    return {std::istreambuf_iterator<char>(stream), {}};
+  }
+
   std::string path_ = absl::StrCat(
       testing::TempDir(), "npy_test_",
       testing::UnitTest::GetInstance()->current_test_info()->name(), ".npy");
+};
+
+// A pipe of this process, whose ends have paths.
+class Pipe {
+ public:
+  Pipe() { EXPECT_EQ(pipe2(fds_, O_CLOEXEC), 0); }
+  Pipe(const Pipe&) = delete;
+  Pipe& operator=(const Pipe&) = delete;
+  ~Pipe() {
+    close(fds_[0]);
+    CloseWriter();
+  }
+
+  int reader_fd() const { return fds_[0]; }
+  int writer_fd() const { return fds_[1]; }
+  std::string reader() const { return absl::StrCat("/dev/fd/", fds_[0]); }
+  std::string writer() const { return absl::StrCat("/dev/fd/", fds_[1]); }
+
+  void Write(std::string_view bytes) const {
+    while (!bytes.empty()) {
+      const ssize_t put = write(fds_[1], bytes.data(), bytes.size());
+      if (put <= 0) break;
+      bytes.remove_prefix(static_cast<size_t>(put));
+    }
+    EXPECT_TRUE(bytes.empty());
+  }
+
+  std::string ReadAll() const {
+    std::string all;
+    char block[4096];
+    ssize_t got = 0;
+    while ((got = read(fds_[0], block, sizeof(block))) > 0) {
+      all.append(block, static_cast<size_t>(got));
+    }
+    return all;
+  }
+
+  void CloseWriter() const {
+    if (fds_[1] >= 0) close(std::exchange(fds_[1], -1));
+  }
+
+ private:
+  mutable int fds_[2] = {-1, -1};
 };
 
 absl::Status WriteFloats(const std::string& path,
@@ -88,9 +144,7 @@ TEST_F(NpyTest, ReadsEveryTypeThatItWrites) {
     ASSERT_TRUE(array.ok()) << array.status();
     EXPECT_EQ(array->dtype, dtype);
     EXPECT_EQ(array->bytes, bytes);
-    std::ifstream stream(path_, std::ios::binary);
-    const std::string text((std::istreambuf_iterator<char>(stream)), {});
-    EXPECT_THAT(text, HasSubstr(descr));
+    EXPECT_THAT(ReadBytes(), HasSubstr(descr));
   }
   // NumPy gives opaque bytes no order.
   EXPECT_EQ(ReadNpy(WriteFile("{'descr': '|V2', 'fortran_order': False, "
@@ -116,8 +170,7 @@ TEST_F(NpyTest, ReadsHalvesAsDoubles) {
 
 TEST_F(NpyTest, WritesHeadersThatNumPyAligns) {
   ASSERT_TRUE(WriteFloats(path_, {1}, std::vector<float>{1}).ok());
-  std::ifstream stream(path_, std::ios::binary);
-  const std::string bytes((std::istreambuf_iterator<char>(stream)), {});
+  const std::string bytes = ReadBytes();
   EXPECT_EQ(bytes.size(), 128u + 4u);
   EXPECT_EQ(bytes[127], '\n');
   EXPECT_THAT(bytes, HasSubstr("'shape': (1,), }"));
@@ -145,10 +198,238 @@ TEST_F(NpyTest, ReadsDoublesOnlyAsDoubles) {
   const auto array = ReadNpyAsDouble(path_);
   ASSERT_TRUE(array.ok()) << array.status();
   EXPECT_THAT(array->values, ElementsAre(0.1));
-  EXPECT_THAT(ReadNpy(path_).status().message(), HasSubstr("'<f8'"));
+  EXPECT_THAT(ReadNpy(path_).status().message(),
+              AllOf(HasSubstr("'<f8'"), HasSubstr("--dtype=")));
 
   ASSERT_TRUE(WriteFloats(path_, {1}, std::vector<float>{0.5f}).ok());
   EXPECT_THAT(ReadNpyAsDouble(path_)->values, ElementsAre(0.5));
+}
+
+// 0.1 lies between two bfloat16; the second number just above the middle of
+// two.
+TEST_F(NpyTest, RoundsDoublesOnceToWhatIsAskedFor) {
+  const std::vector<double> doubles = {0.1, 1 + 0x1p-8 + 0x1p-40};
+  const std::string bytes(reinterpret_cast<const char*>(doubles.data()), 16);
+  WriteFile("{'descr': '<f8', 'fortran_order': False, 'shape': (2,), }", bytes);
+  for (const bool only_float64 : {false, true}) {
+    const auto array = ReadNpy(
+        path_, {.to = client::DataType::kBF16, .only_float64 = only_float64});
+    ASSERT_TRUE(array.ok()) << array.status();
+    EXPECT_EQ(array->dtype, client::DataType::kBF16);
+    EXPECT_THAT(ToFloats(array->dtype, array->bytes),
+                ElementsAre(0x1.9ap-4F, 1 + 0x1p-7F));
+  }
+  ASSERT_TRUE(WriteFloats(path_, {1}, {0.1F}).ok());
+  EXPECT_EQ(ReadNpy(path_, {.to = client::DataType::kF16})->dtype,
+            client::DataType::kF16);
+  EXPECT_EQ(ReadNpy(path_, {.to = client::DataType::kF16, .only_float64 = true})
+                ->dtype,
+            client::DataType::kF32);
+  ASSERT_TRUE(
+      WriteNpy(path_, client::DataType::kBool, {1}, {{std::byte{1}}}).ok());
+  EXPECT_EQ(ReadNpy(path_, {.to = client::DataType::kF16})->dtype,
+            client::DataType::kBool);
+}
+
+TEST_F(NpyTest, SaysWhatToDoAboutOtherTypes) {
+  for (const char* descr : {"<i4", "<i8", "|u1", "|i1", "<u8", "<f16", "<c8",
+                            ">f4", ">f8", "<U3", "|O", "<M8[s]", ""}) {
+    WriteFile(absl::StrCat("{'descr': '", descr,
+                           "', 'fortran_order': False, 'shape': (1,), }"),
+              std::string(16, '\0'));
+    for (const Rounding& rounding : {Rounding(), {client::DataType::kF32}}) {
+      EXPECT_THAT(ReadNpy(path_, rounding).status().message(),
+                  AllOf(HasSubstr(absl::StrCat("'", descr, "'")),
+                        HasSubstr("array.astype('<f4')"),
+                        HasSubstr("array.astype(bool)")))
+          << descr;
+    }
+    EXPECT_THAT(ReadNpyAsDouble(path_).status().message(),
+                HasSubstr("array.astype('<f8')"))
+        << descr;
+  }
+}
+
+// What NumPy's own reader takes for two by three float32, though NumPy 2 writes
+// only the first.
+TEST_F(NpyTest, ReadsHeadersThatOthersWrote) {
+  for (const char* header :
+       {kTwoByThree,
+        // NumPy on Python 2, where the extents were long integers
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2L, 3L), }   \n",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': ( 2L , 3L ,), }\n",
+        "{u'descr': u'<f4', u'fortran_order': False, u'shape': (2, 3)}",
+        // spaces and quotes of other writers
+        "\t{ 'descr' :\n\"<f4\",'fortran_order':False,\n'shape':(2,3)} \n\n",
+        // other names of the type
+        "{'descr': '=f4', 'fortran_order': False, 'shape': (2, 3), }",
+        "{'descr': '|f4', 'fortran_order': False, 'shape': (2, 3), }",
+        "{'descr': 'f4', 'fortran_order': False, 'shape': (2, 3), }",
+        "{'descr': 'f', 'fortran_order': False, 'shape': (2, 3), }",
+        "{'descr': 'float32', 'fortran_order': False, 'shape': (2, 3), }"}) {
+    const auto array = ReadNpy(WriteFile(header, std::string(24, '\0')));
+    ASSERT_TRUE(array.ok()) << array.status();
+    EXPECT_EQ(array->dtype, client::DataType::kF32);
+    EXPECT_THAT(array->shape, ElementsAre(2, 3));
+  }
+  const auto array = ReadNpy(
+      WriteFile("{'descr': '<f4', 'fortran_order': False, 'shape': (6L,), }\n",
+                std::string(24, '\0')));
+  ASSERT_TRUE(array.ok()) << array.status();
+  EXPECT_THAT(array->shape, ElementsAre(6));
+}
+
+// Elements come in pieces, slowly, and there is no size to ask for.
+TEST_F(NpyTest, ReadsPipes) {
+  const std::vector<float> values(300000, 1.5f);
+  ASSERT_TRUE(WriteFloats(path_, {300000}, values).ok());
+  const std::string file = ReadBytes();
+  for (const size_t piece : {size_t{7919}, file.size()}) {
+    const Pipe pipe;
+    std::thread writer([&] {
+      for (size_t at = 0; at < file.size(); at += piece) {
+        pipe.Write(file.substr(at, piece));
+      }
+      pipe.CloseWriter();
+    });
+    const auto array = ReadNpy(pipe.reader());
+    writer.join();
+    ASSERT_TRUE(array.ok()) << array.status();
+    EXPECT_EQ(ToFloats(array->dtype, array->bytes), values);
+  }
+}
+
+// Another process may have set it for both.
+TEST_F(NpyTest, WaitsForPipesThatDoNotWait) {
+  ASSERT_TRUE(WriteFloats(path_, {300000}, std::vector<float>(300000)).ok());
+  const std::string file = ReadBytes();
+  const Pipe in;
+  ASSERT_EQ(fcntl(in.reader_fd(), F_SETFL, O_NONBLOCK), 0);
+  std::thread writer([&] {
+    in.Write(file);
+    in.CloseWriter();
+  });
+  const auto array = ReadNpy(in.reader());
+  writer.join();
+  ASSERT_TRUE(array.ok()) << array.status();
+
+  const Pipe out;
+  ASSERT_EQ(fcntl(out.writer_fd(), F_SETFL, O_NONBLOCK), 0);
+  std::string got;
+  std::thread reader([&] { got = out.ReadAll(); });
+  const absl::Status written =
+      WriteFloats(out.writer(), {300000}, std::vector<float>(300000));
+  out.CloseWriter();
+  reader.join();
+  EXPECT_TRUE(written.ok()) << written;
+  EXPECT_EQ(got, file);
+}
+
+TEST_F(NpyTest, SaysWhatIsWrongWithAPipe) {
+  const std::string header = absl::StrCat(
+      std::string("\x93NUMPY\x01\0", 8),
+      std::string{static_cast<char>(sizeof(kTwoByThree) - 1), '\0'},
+      kTwoByThree);
+  const std::string whole = header + std::string(24, '\0');
+  const std::pair<std::string, const char*> cases[] = {
+      {"", "got no bytes; a pipe can be read only once"},
+      {"\x93NUM", "got no such magic"},
+      {header.substr(0, 9), "expected a whole header"},
+      {header.substr(0, 30), "expected a whole header"},
+      {header, "shape [2, 3]), got 0 and then the end"},
+      {whole.substr(0, whole.size() - 1), "got 23 and then the end"},
+      {whole + "x", "got more bytes after them"},
+      {whole + whole, "got more bytes after them"}};
+  for (const auto& [bytes, expected] : cases) {
+    const Pipe pipe;
+    pipe.Write(bytes);
+    pipe.CloseWriter();
+    const absl::Status status = ReadNpy(pipe.reader()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(testing::StartsWith(pipe.reader()), HasSubstr(expected)));
+  }
+}
+
+// Before it takes any memory, and without waiting for elements.
+TEST_F(NpyTest, RefusesMoreThanThisMachineHolds) {
+  const Pipe pipe;  // stays open
+  const std::string header =
+      "{'descr': '<f4', 'fortran_order': False, 'shape': (1125899906842624,)}";
+  pipe.Write(absl::StrCat(std::string("\x93NUMPY\x01\0", 8),
+                          std::string{static_cast<char>(header.size()), '\0'},
+                          header));
+  const absl::Status status = ReadNpy(pipe.reader()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(status.message(), HasSubstr("for its 4503599627370496 bytes"));
+}
+
+// The place in a file that the process was started with is kept: what stands
+// before it is neither read nor overwritten.
+TEST_F(NpyTest, StartsWhereADescriptorStands) {
+  ASSERT_TRUE(WriteFloats(path_, {1}, {2.5f}).ok());
+  const std::string file = ReadBytes();
+  WriteBytes("before");
+  const int fd = open(path_.c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_EQ(lseek(fd, 0, SEEK_END), 6);
+  const std::string name = absl::StrCat("/dev/fd/", fd);
+  EXPECT_TRUE(WriteFloats(name, {1}, {2.5f}).ok());
+  EXPECT_EQ(ReadBytes(), "before" + file);
+  ASSERT_EQ(lseek(fd, 6, SEEK_SET), 6);
+  const auto array = ReadNpy(name);
+  close(fd);
+  ASSERT_TRUE(array.ok()) << array.status();
+  EXPECT_THAT(array->shape, ElementsAre(1));
+}
+
+// Bytes at random are either refused, or an array as large as its shape says.
+TEST_F(NpyTest, TakesWhateverItIsGiven) {
+  std::mt19937_64 rng(kSeed);
+  int accepted = 0;
+  for (const client::DataType dtype :
+       {client::DataType::kF32, client::DataType::kBF16}) {
+    const std::vector<std::byte> elements(
+        static_cast<size_t>(6 * client::SizeOf(dtype)));
+    ASSERT_TRUE(WriteNpy(path_, dtype, {2, 3}, elements).ok());
+    const std::string good = ReadBytes();
+    for (int i = 0; i < 3000; ++i) {
+      std::string bytes = good;
+      for (uint64_t n = 1 + rng() % 3; n > 0 && !bytes.empty(); --n) {
+        const size_t at = rng() % bytes.size();
+        switch (rng() % 4) {
+          case 0:
+            bytes[at] = static_cast<char>(rng());
+            break;
+          case 1:
+            bytes[at] = "0123456789L(),'{}: <f8V"[rng() % 23];
+            break;
+          case 2:
+            bytes.erase(at, 1 + rng() % 3);
+            break;
+          default:
+            bytes.resize(rng() % (good.size() + 8));
+            break;
+        }
+      }
+      const Pipe pipe;
+      pipe.Write(bytes);
+      pipe.CloseWriter();
+      const auto array = ReadNpy(pipe.reader());
+      const std::string which = absl::StrCat("seed ", kSeed, " case ", i);
+      if (!array.ok()) {
+        ASSERT_THAT(std::string(array.status().message()),
+                    testing::StartsWith(pipe.reader()))
+            << which;
+        continue;
+      }
+      ASSERT_EQ(
+          static_cast<int64_t>(array->bytes.size()),
+          *client::ElementCount(array->shape) * client::SizeOf(array->dtype))
+          << which;
+      ++accepted;
+    }
+  }
+  EXPECT_GT(accepted, 100);
 }
 
 TEST_F(NpyTest, SaysWhichFileIsMissing) {
@@ -163,7 +444,8 @@ TEST_F(NpyTest, RefusesToWriteWhereItCannot) {
   // A full device: the error comes when the bytes are flushed, and the device
   // is still there.
   if (std::filesystem::exists("/dev/full")) {
-    EXPECT_FALSE(WriteFloats("/dev/full", {1}, std::vector<float>{1}).ok());
+    EXPECT_THAT(WriteFloats("/dev/full", {1}, std::vector<float>{1}).message(),
+                HasSubstr("/dev/full: cannot write: No space left on device"));
     EXPECT_TRUE(std::filesystem::exists("/dev/full"));
   }
   EXPECT_FALSE(WriteFloats(path_, {2}, std::vector<float>{1}).ok());
@@ -214,6 +496,7 @@ TEST_F(NpyTest, RefusesMalformedFiles) {
        {std::string(), std::string("\x93NUMPY"),
         std::string("PK\x03\x04 a zip of arrays"),
         std::string("\x93NUMPY\x04\x00\x10\x00", 10),
+        std::string("\x93NUMPY\x01\x01\x10\x00", 10),
         std::string("\x93NUMPY\x01\x00\xff\xff{", 11),
         std::string("\x93NUMPY\x02\x00\xff\xff\xff\xff", 12)}) {
     EXPECT_EQ(ReadNpy(WriteBytes(bytes)).status().code(),

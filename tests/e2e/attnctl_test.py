@@ -1,5 +1,6 @@
 """attnctl against a real server: every option by its flag, on .npy files."""
 
+import io
 import json
 import os
 import resource
@@ -43,6 +44,21 @@ def save(tmp_path):
     return tmp_path / f'{name}.npy'
 
   return write
+
+
+@pytest.fixture
+def shell(build_dir, server, tmp_path):
+  """shell(script) runs it in bash, in tmp_path, where `attnctl` is the one
+  under test and knows its server; returns the finished process."""
+  environment = clean_environment({'ATTND_SERVER': server.tcp})
+  environment['PATH'] = f'{build_dir / "client"}{os.pathsep}{os.environ["PATH"]}'
+
+  def run(script, **how):
+    return subprocess.run(['bash', '-euo', 'pipefail', '-c', script],
+                          cwd=tmp_path, env=environment, timeout=300,
+                          check=False, **{'capture_output': True, **how})
+
+  return run
 
 
 def load(path):
@@ -199,6 +215,172 @@ def test_offline_refusals_name_the_flag(attnctl, flag, value):
                 '--layout=bshd', f'--{flag}={value}')
   assert run.returncode == USAGE, run.stdout
   assert f'--{"num-q-heads" if flag == "num-kv-heads" else flag}' in run.stderr
+
+
+ATTENTION = 'attnctl attention -q query.npy -k key.npy -v value.npy'
+
+
+@pytest.fixture
+def files(save, tensors):
+  """query.npy, key.npy and value.npy; returns what attention makes of them."""
+  inputs(NAMES, tensors, save)
+  return reference.attention(*tensors)
+
+
+def test_pipes_in_and_out(shell, save, rng, tensors, files):
+  """Every file at once is a pipe; nothing but the array goes to stdout."""
+  bias = normal(rng, tensors[0].shape[2], tensors[1].shape[2])
+  save('bias', bias)
+  save('mask', bias > -1)
+  output, lse = reference.attention(*tensors, bias=bias, mask=bias > -1)
+  save('expected', output)
+  for report in ('[2, 4,', '--json'):
+    done = shell(
+        'attnctl attention -q <(cat query.npy) -k <(cat key.npy) '
+        '-v <(cat value.npy) --bias <(cat bias.npy) --mask <(cat mask.npy) '
+        '--expected <(cat expected.npy) -o /dev/stdout --lse=>(cat >lse.npy) '
+        f'{report if report == "--json" else ""}| cat')
+    assert done.returncode == OK, done.stderr
+    got = np.load(io.BytesIO(done.stdout))
+    np.testing.assert_allclose(got, output, atol=1e-5)
+    if report == '--json':
+      assert json.loads(done.stderr)['comparisons'][0]['agrees']
+    else:
+      assert b'output vs /dev/fd/' in done.stderr
+      assert b'agrees' in done.stderr
+
+
+def test_named_pipes(shell, tmp_path, files):
+  """What one attnctl writes another reads, header and all."""
+  os.mkfifo(tmp_path / 'pipe')
+  done = shell(f"""
+      {ATTENTION} -o pipe &
+      python3 -c 'import sys; sys.stdout.buffer.write(open("pipe", "rb").read())
+      ' >o.npy
+      wait $!
+      {ATTENTION} --expected=o.npy --max-error=0""")
+  assert done.returncode == OK, done.stderr
+  np.testing.assert_allclose(load(tmp_path / 'o.npy'), files[0], atol=1e-5)
+
+
+def test_standard_input_and_output_may_be_anything(
+    build_dir, server, shell, tmp_path, files):
+  """A pipe that is filled piece by piece, a socket, and a file that is not at
+  its start."""
+  command = [str(build_dir / 'client' / 'attnctl'), 'attention',
+             '-q', '/dev/stdin', '-k', 'key.npy', '-v', 'value.npy',
+             '-o', '/dev/stdout', f'--server={server.tcp}']
+  query = (tmp_path / 'query.npy').read_bytes()
+  with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                        env=clean_environment()) as process:
+    for at in range(0, len(query), 61):
+      process.stdin.write(query[at:at + 61])
+      process.stdin.flush()
+    process.stdin.close()
+    from_pipe = process.stdout.read()
+  assert process.returncode == OK
+
+  ours, theirs = socket.socketpair()
+  with ours, theirs:
+    with subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs,
+                          stderr=subprocess.DEVNULL,
+                          env=clean_environment()) as process:
+      theirs.close()
+      ours.sendall(query)
+      ours.shutdown(socket.SHUT_WR)
+      with ours.makefile('rb') as stream:
+        assert stream.read() == from_pipe
+  assert process.returncode == OK
+
+  done = shell('echo before >all; '
+               f'{ATTENTION} -o /dev/stdout >>all; '
+               f'{ATTENTION} -o o.npy >/dev/null; '
+               '{ echo before; cat o.npy; } | cmp - all')
+  assert done.returncode == OK, done.stdout + done.stderr
+  assert (tmp_path / 'o.npy').read_bytes() == from_pipe
+
+
+@pytest.mark.parametrize('inputs_of_it,said', [
+    ('-q <(head -c 200 query.npy)', 'and then the end'),
+    ('-q <(cat query.npy; echo more)', 'got more bytes after them'),
+    ('-q <(true)', 'got no bytes'),
+    ('-q <(echo hello world)', 'expected a .npy file'),
+    ('-q missing.npy', 'cannot open: No such file or directory'),
+    ('-q .', 'cannot read: Is a directory')])
+def test_a_bad_input_is_told_by_its_flag(shell, files, inputs_of_it, said):
+  done = shell(f'attnctl attention {inputs_of_it} -k key.npy -v value.npy')
+  assert done.returncode == FILE_ERROR
+  assert done.stderr.decode().startswith('attnctl: --query='), done.stderr
+  assert said in done.stderr.decode()
+
+
+def test_one_pipe_is_not_two_files(shell, files):
+  done = shell('cat query.npy | attnctl attention -q /dev/stdin -k /dev/stdin '
+               '-v value.npy')
+  assert done.returncode == FILE_ERROR
+  assert b'--key=/dev/stdin: ' in done.stderr
+  assert b'a pipe can be read only once' in done.stderr
+  done = shell(f'{ATTENTION} -o /dev/stdout --lse=/dev/fd/1 | cat')
+  assert done.returncode == USAGE and done.stdout == b''
+  assert b'--lse: expected another file than --output' in done.stderr
+
+
+@pytest.mark.parametrize('command', [
+    f'{ATTENTION} -o /dev/stdout', 'attnctl info', 'attnctl --help',
+    f'{ATTENTION}'])
+def test_output_that_cannot_be_written(shell, files, command):
+  """A full disk, and a pipe that nobody reads."""
+  done = shell(f'{command} >/dev/full')
+  assert done.returncode == FILE_ERROR, done.stderr
+  assert b'cannot write: No space left on device' in done.stderr
+  reader, writer = os.pipe()
+  os.close(reader)
+  try:
+    done = shell(command, capture_output=False, stdout=writer,
+                 stderr=subprocess.PIPE)
+  finally:
+    os.close(writer)
+  assert done.returncode == FILE_ERROR, done.stderr
+  assert b'cannot write: Broken pipe' in done.stderr
+
+
+def write_npy(path, array, header):
+  path.write_bytes(b'\x93NUMPY\1\0' + len(header).to_bytes(2, 'little') +
+                   header + array.tobytes())
+
+
+def test_headers_of_every_numpy(shell, tmp_path, tensors, files):
+  """Every format version, and what NumPy wrote on Python 2."""
+  for version in ((1, 0), (2, 0), (3, 0)):
+    with open(tmp_path / 'query.npy', 'wb') as file:
+      np.lib.format.write_array(file, tensors[0], version)
+    done = shell(f'{ATTENTION} -o {version[0]}.npy')
+    assert done.returncode == OK, done.stderr
+  shape = ''.join(f'{extent}L, ' for extent in tensors[0].shape)[:-2]
+  header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}"
+  write_npy(tmp_path / 'query.npy', tensors[0],
+            header.encode().ljust(117) + b'\n')
+  done = shell(f'{ATTENTION} -o 4.npy && cmp 1.npy 2.npy && cmp 1.npy 3.npy && '
+               'cmp 1.npy 4.npy')
+  assert done.returncode == OK, done.stderr
+
+
+def test_float64(shell, save, tmp_path, tensors, files):
+  """Rounded to what --dtype says, as NumPy rounds it; refused without it."""
+  wide = [t.astype(np.float64) + 1e-12 for t in tensors]
+  inputs(NAMES, wide, save)
+  done = shell(ATTENTION)
+  assert done.returncode == FILE_ERROR
+  assert b'--query=query.npy: expected float32, float16 or bfloat16, got ' \
+      b"float64 ('<f8'); --dtype=f32, f16 or bf16 says" in done.stderr
+  for dtype, rounded in (('f32', np.float32), ('f16', np.float16)):
+    inputs(NAMES, wide, save)
+    done = shell(f'{ATTENTION} --dtype={dtype} -o of_wide.npy')
+    assert done.returncode == OK, done.stderr
+    inputs(NAMES, [t.astype(rounded) for t in wide], save)
+    done = shell(f'{ATTENTION} -o o.npy && cmp o.npy of_wide.npy')
+    assert done.returncode == OK, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(bool(os.environ.get('ATTND_SANITIZE')),
