@@ -78,10 +78,9 @@ absl::Status Answer::CheckFitsMessage(int64_t max_message_bytes) const {
 
 void AddReportFlags(CLI::App& command, AnswerReport& report) {
   report.max_error = 1e-5;
-  command
-      .add_option("--max-error", report.max_error,
-                  "the largest absolute difference that agrees")
-      ->capture_default_str();
+  AddNumberFlag(command, "--max-error", report.max_error,
+                "the largest absolute difference that agrees")
+      ->default_str("1e-05");
   command.add_flag("--json", report.json, "print JSON");
 }
 

@@ -6,9 +6,9 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/attnctl/commands.h"
+#include "client/attnctl/option_flags.h"
 #include "client/attnctl/session.h"
 
 namespace attnd::attnctl {
@@ -22,28 +22,6 @@ constexpr char kFooter[] =
     "  attnctl estimate --seq-len=16384 --num-q-heads=32 --offline\n"
     "  attnctl COMMAND --help\n"
     "\n";
-
-// Refuses whole numbers that are too large. CLI11 would replace them by the
-// largest number that fits.
-void RefuseHugeNumbers(CLI::App& app) {
-  const auto check = [](const std::string& text) -> std::string {
-    int64_t number = 0;
-    const bool whole =
-        !text.empty() && text.find_first_not_of("0123456789", text[0] == '-') ==
-                             std::string::npos;
-    if (!whole || absl::SimpleAtoi(text, &number)) return "";
-    return absl::StrCat("expected a number of at most 64 bits, got ", text);
-  };
-  for (CLI::Option* option : app.get_options()) {
-    const std::string type = option->get_type_name();
-    if (absl::StartsWith(type, "INT") || type == "N,...") {
-      option->check(CLI::Validator(check, ""));
-    }
-  }
-  for (CLI::App* command : app.get_subcommands(nullptr)) {
-    RefuseHugeNumbers(*command);
-  }
-}
 
 // What was printed may still wait in a buffer, and not fit where it goes.
 int Flushed(int exit_code, std::ostream& out, Session& session) {
@@ -63,13 +41,17 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
       ->capture_default_str()
       ->envname("ATTND_SERVER")
       ->type_name("ADDR");
-  app.add_option("--deadline", session.deadline_seconds,
-                 "of the call; 0 = none. Default 60 (health 3, bench none)")
+  AddNumberFlag(app, "--deadline", session.deadline_seconds,
+                "of the call; 0 = none. Default 60 (health 3, bench none)")
       ->type_name("SECONDS")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--max-message-bytes", session.max_message_bytes,
-                 "the largest message each way; larger attention is streamed")
-      ->capture_default_str()
+      ->check([](const std::string& text) {
+        return absl::StartsWith(text, "-")
+                   ? absl::StrCat("expected 0 or more, got ", text)
+                   : "";
+      });
+  AddNumberFlag(app, "--max-message-bytes", session.max_message_bytes,
+                "the largest message each way; larger attention is streamed")
+      ->default_str(absl::StrCat(session.max_message_bytes))
       ->type_name("BYTES")
       ->check(CLI::Range(int64_t{1}, int64_t{2147483647}));
   app.set_version_flag("--version", "attnctl " ATTND_VERSION);
@@ -91,7 +73,6 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
   AddEstimateCommand(app, session);
   AddInfoCommand(app, session);
   AddHealthCommand(app, session);
-  RefuseHugeNumbers(app);
   try {
     // CLI11 takes a vector from its end.
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));

@@ -127,21 +127,20 @@ void AddBenchCommand(CLI::App& app, Session& session) {
       "bench", "Time flash against naive attention on the server's host");
   auto flags = std::make_shared<BenchFlags>();
   client::BenchmarkOptions& options = flags->options;
-  command
-      ->add_option("-n,--num-vectors", options.num_vectors,
-                   "queries, and as many keys")
-      ->capture_default_str();
-  command->add_option("--dimensions", options.dimensions,
-                      "head_dim; default 128");
-  command->add_option("--num-heads", options.num_heads, "default 1");
+  AddNumberFlag(*command, "-n,--num-vectors", options.num_vectors,
+                "queries, and as many keys")
+      ->default_str(absl::StrCat(options.num_vectors));
+  AddNumberFlag(*command, "--dimensions", options.dimensions,
+                "head_dim; default 128");
+  AddNumberFlag(*command, "--num-heads", options.num_heads, "default 1");
   AddTypeFlag(*command, "--dtype", options.dtype,
               "of the tensors: f32 (default), f16 or bf16");
-  command->add_option("--block-size", options.block_size,
-                      "keys in a tile; default automatic");
-  command->add_option("--threads", options.threads,
-                      "default all that the server has");
-  command->add_option("--repetitions", options.repetitions,
-                      "timed runs, of which the median counts; default 5");
+  AddNumberFlag(*command, "--block-size", options.block_size,
+                "keys in a tile; default automatic");
+  AddNumberFlag(*command, "--threads", options.threads,
+                "default all that the server has");
+  AddNumberFlag(*command, "--repetitions", options.repetitions,
+                "timed runs, of which the median counts; default 5");
   command->add_flag("--json", flags->json, "print every figure as JSON");
   command->footer(
       "There is no deadline unless --deadline sets one. After its\n"

@@ -104,37 +104,34 @@ void AddEstimateCommand(CLI::App& app, Session& session) {
       "estimate", "What a problem costs in bytes, before it is run");
   auto flags = std::make_shared<EstimateFlags>();
   client::MemoryEstimateOptions& options = flags->options;
-  command->add_option("--seq-len", options.seq_len, "q_len and kv_len");
-  command->add_option("--q-len", options.q_len, "default --seq-len");
-  command->add_option("--kv-len", options.kv_len, "default --seq-len");
-  command->add_option("--dimensions", options.dimensions, "default 128");
-  command->add_option("--head-dim", options.head_dim, "default --dimensions");
-  command->add_option("--v-head-dim", options.v_head_dim, "default --head-dim");
-  command->add_option("--batch", options.batch, "default 1");
-  command->add_option("--num-q-heads", options.num_q_heads, "default 1");
-  command->add_option("--num-kv-heads", options.num_kv_heads,
-                      "default --num-q-heads");
-  command->add_option("--threads", options.threads,
-                      "default the server's, or this machine's if --offline");
-  command->add_option("--concurrency", options.concurrency,
-                      "requests that run at once; default 1");
+  AddNumberFlag(*command, "--seq-len", options.seq_len, "q_len and kv_len");
+  AddNumberFlag(*command, "--q-len", options.q_len, "default --seq-len");
+  AddNumberFlag(*command, "--kv-len", options.kv_len, "default --seq-len");
+  AddNumberFlag(*command, "--dimensions", options.dimensions, "default 128");
+  AddNumberFlag(*command, "--head-dim", options.head_dim,
+                "default --dimensions");
+  AddNumberFlag(*command, "--v-head-dim", options.v_head_dim,
+                "default --head-dim");
+  AddNumberFlag(*command, "--batch", options.batch, "default 1");
+  AddNumberFlag(*command, "--num-q-heads", options.num_q_heads, "default 1");
+  AddNumberFlag(*command, "--num-kv-heads", options.num_kv_heads,
+                "default --num-q-heads");
+  AddNumberFlag(*command, "--threads", options.threads,
+                "default the server's, or this machine's if --offline");
+  AddNumberFlag(*command, "--concurrency", options.concurrency,
+                "requests that run at once; default 1");
   AddTypeFlag(*command, "--dtype", options.dtype,
               "of query, key and value: f32 (default), f16 or bf16");
   AddTypeFlag(*command, "--output-dtype", options.output_dtype,
               "default --dtype");
   AddTransportFlag(*command, options.transport);
   AddOptionFlags(*command, options.attention);
-  const auto shape = [command](const char* name, std::vector<int64_t>& to,
-                               const char* help) {
-    command->add_option(name, to, help)
-        ->delimiter(',')
-        ->allow_extra_args(false)
-        ->type_name("N,...");
-  };
-  shape("--bias-shape", flags->bias_shape, "count a bias of this shape");
+  AddNumberFlag(*command, "--bias-shape", flags->bias_shape,
+                "count a bias of this shape");
   AddTypeFlag(*command, "--bias-dtype", flags->bias_dtype,
               "f32 (default), f16 or bf16");
-  shape("--mask-shape", flags->mask_shape, "count a mask of this shape");
+  AddNumberFlag(*command, "--mask-shape", flags->mask_shape,
+                "count a mask of this shape");
   command->add_flag("--return-lse", options.return_lse,
                     "count lse as part of the output");
   command->add_flag("--offline", flags->offline,

@@ -1,11 +1,16 @@
 #include "client/attnctl/option_flags.h"
 
+#include <charconv>
+#include <cmath>
 #include <map>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -65,17 +70,88 @@ const auto& Transports() {
   return kTransports;
 }
 
-// A flag that takes numbers with commas between them.
-template <typename T>
-void AddListFlag(CLI::App& command, const std::string& flag,
-                 std::vector<T>& list, const std::string& help) {
-  command.add_option(flag, list, help)
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->type_name(std::is_integral_v<T> ? "N,..." : "X,...");
+// std::from_chars reads the decimal number that is there and says where it does
+// not fit. CLI11 by itself would clamp it, and take 010 for eight.
+template <typename Number>
+Number ParseNumber(const std::string& flag, absl::string_view text) {
+  constexpr bool kWhole = std::is_integral_v<Number>;
+  Number number = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  if (error == std::errc::result_out_of_range && stop == end) {
+    throw CLI::ValidationError(
+        flag,
+        absl::StrCat("expected a number that ", kWhole ? "an int" : "a float",
+                     8 * sizeof(Number), " can hold, got ", text));
+  }
+  if (error != std::errc() || stop != end ||
+      std::isnan(static_cast<double>(number))) {
+    throw CLI::ValidationError(
+        flag, absl::StrCat("expected a ", kWhole ? "whole number" : "number",
+                           ", got '", text, "'"));
+  }
+  return number;
 }
 
+template <typename Number>
+void Parse(const std::string& flag, const std::string& text, Number& target) {
+  target = ParseNumber<Number>(flag, text);
+}
+
+template <typename Number>
+void Parse(const std::string& flag, const std::string& text,
+           std::optional<Number>& target) {
+  target = ParseNumber<Number>(flag, text);
+}
+
+template <typename Number>
+void Parse(const std::string& flag, const std::string& text,
+           std::vector<Number>& target) {
+  target.clear();
+  for (absl::string_view item : absl::StrSplit(text, ',')) {
+    if (item.empty()) {
+      throw CLI::ValidationError(
+          flag, absl::StrCat("expected a number on each side of each comma, "
+                             "got '",
+                             text, "'"));
+    }
+    target.push_back(ParseNumber<Number>(flag, item));
+  }
+}
+
+template <typename Number>
+constexpr const char* kTypeName = std::is_integral_v<Number> ? "N" : "X";
+template <typename Number>
+constexpr const char* kTypeName<std::optional<Number>> = kTypeName<Number>;
+template <typename Number>
+constexpr const char* kTypeName<std::vector<Number>> =
+    std::is_integral_v<Number> ? "N,..." : "X,...";
+
 }  // namespace
+
+template <typename Number>
+CLI::Option* AddNumberFlag(CLI::App& command, const std::string& name,
+                           Number& target, const std::string& help) {
+  // The name in errors is the long one, which is the last.
+  const std::string flag = name.substr(name.find("--"));
+  return command
+      .add_option_function<std::string>(
+          name,
+          [flag, &target](const std::string& text) {
+            Parse(flag, text, target);
+          },
+          help)
+      ->type_name(kTypeName<Number>);
+}
+
+template CLI::Option* AddNumberFlag(CLI::App&, const std::string&, int64_t&,
+                                    const std::string&);
+template CLI::Option* AddNumberFlag(CLI::App&, const std::string&,
+                                    std::vector<int64_t>&, const std::string&);
+template CLI::Option* AddNumberFlag(CLI::App&, const std::string&, double&,
+                                    const std::string&);
+template CLI::Option* AddNumberFlag(CLI::App&, const std::string&,
+                                    std::optional<double>&, const std::string&);
 
 CLI::Option* FileFlag::Add(CLI::App& command, const std::string& names,
                            const std::string& help) {
@@ -88,12 +164,12 @@ absl::Status FileFlag::Error(const absl::Status& status) const {
 }
 
 void AddOptionFlags(CLI::App& command, client::AttentionOptions& options) {
-  command.add_option("--scale", options.scale,
-                     "of the scores; default 1 / sqrt(head_dim)");
-  command.add_option("--temperature", options.temperature,
-                     "divides the scores; default 1");
-  command.add_option("--block-size", options.block_size,
-                     "keys in a tile; default automatic");
+  AddNumberFlag(command, "--scale", options.scale,
+                "of the scores; default 1 / sqrt(head_dim)");
+  AddNumberFlag(command, "--temperature", options.temperature,
+                "divides the scores; default 1");
+  AddNumberFlag(command, "--block-size", options.block_size,
+                "keys in a tile; default automatic");
   AddNamedFlag(command, "--layout", Layouts(), options.layout,
                "order of axes: bhsd ([batch, heads, seq, dim], the default) or "
                "bshd ([batch, seq, heads, dim])",
@@ -102,27 +178,28 @@ void AddOptionFlags(CLI::App& command, client::AttentionOptions& options) {
                "which keys a query row sees by position: none, top-left (row 0 "
                "sees key 0) or bottom-right (the last row sees the last key)",
                "RULE");
-  AddListFlag(command, "--query-offsets", options.query_offsets,
-              "row i stands at i + offset: one for all, or one a batch entry");
-  command.add_option("--window-left", options.window_left,
-                     "keys at most so far before a row; default no bound");
-  command.add_option("--window-right", options.window_right,
-                     "keys at most so far behind a row; default no bound");
-  command.add_option("--logits-soft-cap", options.logits_soft_cap,
-                     "bends scores s to cap * tanh(s / cap); default none");
-  AddListFlag(command, "--alibi-slopes", options.alibi_slopes,
-              "one a query head: lowers scores by slope * distance");
-  AddListFlag(command, "--sink-logits", options.sink_logits,
-              "one a query head: a score that takes weight and has no value");
-  AddListFlag(command, "--query-lengths", options.query_lengths,
-              "one a batch entry: rows beyond see no key");
-  AddListFlag(command, "--key-lengths", options.key_lengths,
-              "one a batch entry: keys beyond are hidden");
-  AddListFlag(command, "--cu-seqlens-q", options.cu_seqlens_q,
-              "where the entries of a ragged batch begin along seq, and its "
-              "end; with --cu-seqlens-k");
-  AddListFlag(command, "--cu-seqlens-k", options.cu_seqlens_k,
-              "the same for keys and values");
+  AddNumberFlag(
+      command, "--query-offsets", options.query_offsets,
+      "row i stands at i + offset: one for all, or one a batch entry");
+  AddNumberFlag(command, "--window-left", options.window_left,
+                "keys at most so far before a row; default no bound");
+  AddNumberFlag(command, "--window-right", options.window_right,
+                "keys at most so far behind a row; default no bound");
+  AddNumberFlag(command, "--logits-soft-cap", options.logits_soft_cap,
+                "bends scores s to cap * tanh(s / cap); default none");
+  AddNumberFlag(command, "--alibi-slopes", options.alibi_slopes,
+                "one a query head: lowers scores by slope * distance");
+  AddNumberFlag(command, "--sink-logits", options.sink_logits,
+                "one a query head: a score that takes weight and has no value");
+  AddNumberFlag(command, "--query-lengths", options.query_lengths,
+                "one a batch entry: rows beyond see no key");
+  AddNumberFlag(command, "--key-lengths", options.key_lengths,
+                "one a batch entry: keys beyond are hidden");
+  AddNumberFlag(command, "--cu-seqlens-q", options.cu_seqlens_q,
+                "where the entries of a ragged batch begin along seq, and its "
+                "end; with --cu-seqlens-k");
+  AddNumberFlag(command, "--cu-seqlens-k", options.cu_seqlens_k,
+                "the same for keys and values");
   AddNamedFlag(command, "--precision", Precisions(), options.precision,
                "of the products: auto (default), f32 or bf16", "KIND");
 }

@@ -13,6 +13,14 @@
 
 namespace attnd::attnctl {
 
+// A flag that takes a number, or, where `target` is a vector, numbers with
+// commas between them. What the type does not hold exactly as written (a whole
+// number) or at all (a float) is refused by the flag's name, and so is NaN.
+// `Number` is one that option_flags.cc instantiates.
+template <typename Number>
+CLI::Option* AddNumberFlag(CLI::App& command, const std::string& name,
+                           Number& target, const std::string& help);
+
 // A flag that names a file.
 struct FileFlag {
   std::string name;  // "--query"

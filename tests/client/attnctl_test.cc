@@ -116,25 +116,72 @@ TEST(AttnctlEstimateTest, WorksOffline) {
   EXPECT_FALSE(json.json().contains("fits"));
 }
 
-TEST(AttnctlUsageTest, NumbersThatDoNotFitAreErrors) {
-  const std::string huge = "99999999999999999999";
-  const std::vector<std::vector<std::string>> wrong = {
-      {"bench", "--num-vectors=" + huge},
-      {"bench", "--threads=-" + huge},
-      {"estimate", "--offline", "--seq-len=" + huge},
-      {"estimate", "--offline", "--seq-len=8", "--bias-shape=1," + huge},
-      {"self", "-s", "x.npy", "--window-left=" + huge},
-      {"self", "-s", "x.npy", "--key-lengths=1," + huge}};
-  for (const auto& arguments : wrong) {
-    const Outcome outcome = RunTool(arguments);
-    EXPECT_EQ(outcome.exit_code, kUsage) << arguments.back();
-    EXPECT_THAT(outcome.err, HasSubstr(huge)) << arguments.back();
-  }
-  // No whole number, but a float.
-  EXPECT_EQ(RunTool({"self", "-s", "/no/such/x.npy", "--scale=" + huge,
-                     "--sink-logits=" + huge})
+// Each number is refused by its flag's name: none is clamped, cut or guessed.
+TEST(AttnctlUsageTest, NumbersThatAreNotHeldAsWrittenAreErrors) {
+  struct Kind {
+    std::vector<std::string> command;
+    std::vector<std::string> flags;
+  };
+  const Kind whole_numbers[] = {
+      {{"bench"},
+       {"--num-vectors", "--dimensions", "--num-heads", "--block-size",
+        "--threads", "--repetitions"}},
+      {{"estimate", "--offline"},
+       {"--seq-len", "--q-len", "--kv-len", "--dimensions", "--head-dim",
+        "--v-head-dim", "--batch", "--num-q-heads", "--num-kv-heads",
+        "--threads", "--concurrency", "--bias-shape", "--mask-shape"}},
+      {{"self", "-s", "x.npy"},
+       {"--block-size", "--window-left", "--window-right", "--query-offsets",
+        "--query-lengths", "--key-lengths", "--cu-seqlens-q",
+        "--cu-seqlens-k"}}};
+  const Kind floats[] = {{{"self", "-s", "x.npy"},
+                          {"--scale", "--temperature", "--logits-soft-cap",
+                           "--alibi-slopes", "--sink-logits"}}};
+  const Kind doubles[] = {
+      {{"self", "-s", "x.npy"}, {"--max-error", "--deadline"}}};
+  const auto expect_refused = [](const auto& kinds,
+                                 const std::vector<std::string>& texts) {
+    for (const Kind& kind : kinds) {
+      for (const std::string& flag : kind.flags) {
+        for (const std::string& text : texts) {
+          std::vector<std::string> arguments = kind.command;
+          arguments.push_back(absl::StrCat(flag, "=", text));
+          const Outcome outcome = RunTool(arguments);
+          EXPECT_EQ(outcome.exit_code, kUsage) << arguments.back();
+          EXPECT_THAT(outcome.err, HasSubstr(flag + ": expected "))
+              << arguments.back();
+          // Of a list, the number that is at fault.
+          EXPECT_THAT(outcome.err, HasSubstr(text.substr(text.rfind(',') + 1)))
+              << arguments.back();
+        }
+      }
+    }
+  };
+  expect_refused(whole_numbers,
+                 {"9999999999999999999", "-9999999999999999999", "1e3", "1.5",
+                  "1.", "0x10", " 5", "5 ", "five", "1_000", "1'000", "inf"});
+  expect_refused(floats, {"1e39", "1e-46", "0x1p3", " 5", "nan", "1e", "half"});
+  expect_refused(doubles, {"1e309", "1e-400", "0x1p3", " 5", "nan", "1s"});
+  const Kind lists[] = {
+      {{"self", "-s", "x.npy"}, {"--key-lengths", "--alibi-slopes"}},
+      {{"estimate", "--offline"}, {"--bias-shape"}}};
+  expect_refused(lists, {"1,,2", ",1", "1,", "1, 2", "1;2", "1,two"});
+  EXPECT_EQ(
+      RunTool({"info", "--max-message-bytes=9999999999999999999"}).exit_code,
+      kUsage);
+  EXPECT_THAT(RunTool({"info", "--deadline=-1"}).err,
+              HasSubstr("--deadline: expected 0 or more, got -1"));
+
+  // Not whole, but floats; decimal, whatever they begin with.
+  EXPECT_EQ(RunTool({"self", "-s", "/no/such/x.npy", "--scale=1e20",
+                     "--sink-logits=-inf,.5,1e-40", "--window-left=-0",
+                     "--max-error=inf"})
                 .exit_code,
             kFileError);
+  EXPECT_EQ(RunTool({"estimate", "--offline", "--seq-len=010", "--json"})
+                .json()
+                .at("input_bytes"),
+            3 * 10 * 128 * 4);
 }
 
 // A server that sends terminal escapes and line feeds in its texts.
@@ -354,9 +401,10 @@ TEST_F(AttnctlTest, TakesFloat64WhereDtypeSaysWhatItBecomes) {
                   {"--output", Path("d.npy"), "--lse", Path("d.npy"),
                    "--grad-output", Path("d.npy")});
   EXPECT_EQ(RunHere(backward).exit_code, kFileError);
-  backward.push_back("--dtype=f32");
+  backward.emplace_back("--dtype=f32");
   EXPECT_EQ(RunHere(backward).exit_code, kOk);
-  for (const v1::Tensor& tensor : handler_.calls().at(2).tensors) {
+  const auto backward_call = handler_.calls().at(2);
+  for (const v1::Tensor& tensor : backward_call.tensors) {
     EXPECT_EQ(tensor.dtype(), v1::DATA_TYPE_F32);
   }
   backward.back() = "--dtype=f16";

@@ -383,6 +383,13 @@ def test_float64(shell, save, tmp_path, tensors, files):
     assert done.returncode == OK, done.stdout + done.stderr
 
 
+def test_a_number_that_does_not_fit_is_refused(shell, files):
+  done = shell(f'{ATTENTION} --window-left=9999999999999999999')
+  assert done.returncode == USAGE
+  assert (b'--window-left: expected a number that an int64 can hold, got '
+          b'9999999999999999999' in done.stderr)
+
+
 @pytest.mark.skipif(bool(os.environ.get('ATTND_SANITIZE')),
                     reason='sanitizers need address space without a limit, and '
                     'end a process that is out of memory')
