@@ -1,7 +1,6 @@
 #include "client/answer_reader.h"
 
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,8 +11,8 @@
 #include "absl/strings/str_join.h"
 #include "client/error_details.h"
 #include "client/request_encoder.h"
+#include "client/wire_fields.h"
 #include "google/protobuf/io/coded_stream.h"
-#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/wire_format_lite.h"
 
 namespace attnd::client {
@@ -21,12 +20,7 @@ namespace {
 
 using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::CodedInputStream;
-using google::protobuf::io::CodedOutputStream;
-using google::protobuf::io::StringOutputStream;
 using google::protobuf::io::ZeroCopyInputStream;
-
-// What protobuf's own parser allows a field.
-constexpr uint32_t kMaxLength = std::numeric_limits<int32_t>::max() - 16;
 
 absl::Duration DecodeDuration(const google::protobuf::Duration& proto) {
   return absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
@@ -41,60 +35,6 @@ struct AnswerTensor {
   v1::Tensor header = {};             // without its data
   std::optional<uint64_t> data_bytes = {};
 };
-
-constexpr uint32_t VarintTag(int number) {
-  return WireFormatLite::MakeTag(number, WireFormatLite::WIRETYPE_VARINT);
-}
-
-constexpr uint32_t BytesTag(int number) {
-  return WireFormatLite::MakeTag(number,
-                                 WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
-}
-
-bool PassOver(CodedInputStream& in, uint32_t tag, std::string* unknown) {
-  if (unknown == nullptr) return WireFormatLite::SkipField(&in, tag);
-  StringOutputStream stream(unknown);
-  CodedOutputStream out(&stream);
-  return WireFormatLite::SkipField(&in, tag, &out);
-}
-
-// Reads fields up to the end of the message or of the limit. `read` gets the
-// tag of each and says whether the field was good, or nothing where it does not
-// know it: those are passed over, and kept in `unknown` unless that is null.
-template <typename Read>
-bool ReadFields(CodedInputStream& in, std::string* unknown, const Read& read) {
-  while (const uint32_t tag = in.ReadTag()) {
-    const std::optional<bool> good = read(tag);
-    if (!(good ? *good : PassOver(in, tag, unknown))) return false;
-  }
-  return in.ConsumedEntireMessage();
-}
-
-// One field that is a message: `read` reads its fields.
-template <typename Read>
-bool ReadNested(CodedInputStream& in, const Read& read) {
-  uint32_t length = 0;
-  if (!in.ReadVarint32(&length) || length > kMaxLength) return false;
-  const auto limit = in.PushLimit(static_cast<int>(length));
-  // The limit of the message around it may come first, or the end of all.
-  if (in.BytesUntilLimit() != static_cast<int>(length) || !read() ||
-      in.BytesUntilLimit() != 0) {
-    return false;
-  }
-  in.PopLimit(limit);
-  return true;
-}
-
-// The length of a field within a nested one, which is not longer than that.
-bool ReadLength(CodedInputStream& in, int* length) {
-  uint32_t number = 0;
-  if (!in.ReadVarint32(&number) ||
-      static_cast<int64_t>(number) > in.BytesUntilLimit()) {
-    return false;
-  }
-  *length = static_cast<int>(number);
-  return true;
-}
 
 // Elements that do not fit their target are passed over, and found out later.
 bool ReadData(CodedInputStream& in, AnswerTensor& tensor) {

@@ -20,7 +20,9 @@ install(FILES
   client/attention_client.h client/error_details.h client/shared_region.h
   client/types.h
   DESTINATION ${attnd_include_dir}/client)
-install(FILES proto/attnd/v1/attention.proto
+install(FILES
+  proto/attnd/v1/attention.proto
+  proto/attnd/v1/attention_grpc_service_config.json
   DESTINATION ${CMAKE_INSTALL_DATADIR}/attnd/proto/attnd/v1)
 
 install(EXPORT attnd_targets NAMESPACE attnd:: FILE attndTargets.cmake

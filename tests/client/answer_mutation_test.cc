@@ -1,40 +1,17 @@
 // Answers with some bytes changed, which protobuf's own parser judges as well.
 #include <gtest/gtest.h>
 
-#include <cstddef>
 #include <cstdint>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "tests/client/answer_check.h"
+#include "tests/client/mutate.h"
 #include "tests/support/numbers.h"
 
 namespace attnd::client {
 namespace {
-
-// One to three edits; their tails are those of `good`.
-void Mutate(const std::string& good, std::mt19937_64& rng, std::string& text) {
-  for (uint64_t n = 1 + rng() % 3; n > 0; --n) {
-    const size_t at = rng() % text.size();
-    switch (rng() % 4) {
-      case 0:
-        text[at] = static_cast<char>(rng());
-        break;
-      case 1:
-        text.erase(at, 1 + rng() % 3);
-        break;
-      case 2:
-        text.insert(text.begin() + static_cast<std::ptrdiff_t>(at),
-                    static_cast<char>(rng()));
-        break;
-      default:
-        text += good.substr(rng() % good.size());
-        break;
-    }
-    if (text.empty()) text.push_back(10);
-  }
-}
 
 TEST(AnswerMutationTest, RepliesAreReadAsProtobufReadsThem) {
   std::mt19937_64 rng(kSeed);

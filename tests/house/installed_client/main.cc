@@ -1,0 +1,39 @@
+// Reads one error by the client library and by google.rpc's generated code.
+#include <dlfcn.h>
+
+#include <cstddef>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/cord.h"
+#include "client/attention_client.h"
+
+int main() {
+  // Refused on this side: nobody is called.
+  const std::vector<float> one(1);
+  std::vector<float> output(1);
+  const absl::Status refusal =
+      attnd::client::AttentionClient({.max_message_bytes = 16})
+          .SelfAttention({one, {1, 1}}, {.output = output})
+          .status();
+  const std::string payload(refusal.GetPayload(attnd::client::kStatusPayloadUrl)
+                                .value_or(absl::Cord()));
+  const attnd::client::ErrorDetails details = attnd::client::DetailsOf(refusal);
+
+  // Protobuf ends the program here where both bring google.rpc's code.
+  void* const googleapis = dlopen(GOOGLEAPIS, RTLD_NOW | RTLD_LOCAL);
+  if (googleapis == nullptr) {
+    std::cerr << dlerror() << "\n";
+    return 1;
+  }
+  const auto reason = reinterpret_cast<const char* (*)(const char*, size_t)>(
+      dlsym(googleapis, "ReasonByGoogleapis"));
+  const std::string read = reason(payload.data(), payload.size());
+  std::cout << "by google.rpc's code: " << read << "\n";
+  return read == "MESSAGE_TOO_LARGE (attnd.client)" &&
+                 details.reason == "MESSAGE_TOO_LARGE" &&
+                 details.domain == "attnd.client"
+             ? 0
+             : 1;
+}
