@@ -14,11 +14,11 @@ target_include_directories(attnd_client INTERFACE
   $<INSTALL_INTERFACE:${attnd_include_dir}>)
 install(TARGETS attnctl RUNTIME)
 # The others are no part of the library's interface, only of its linking.
-install(TARGETS attnd_client attnd_messages attnd_transport EXPORT attnd_targets
-  ARCHIVE)
+install(TARGETS attnd_client attnd_merge attnd_messages attnd_transport
+  EXPORT attnd_targets ARCHIVE)
 install(FILES
-  client/attention_client.h client/error_details.h client/shared_region.h
-  client/types.h
+  client/attention_client.h client/error_details.h client/merge.h
+  client/shared_region.h client/types.h
   DESTINATION ${attnd_include_dir}/client)
 install(FILES
   proto/attnd/v1/attention.proto

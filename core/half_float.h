@@ -14,10 +14,10 @@ constexpr uint16_t F16FromFloat(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16U) & 0x8000U;
   const uint32_t magnitude = bits & 0x7fffffffU;
-  constexpr uint32_t kInfinity = 0x7f800000;
+  constexpr uint32_t kInfinityBits = 0x7f800000;
   constexpr uint32_t kRoundsToInfinity = 0x477ff000;  // 65520
   constexpr uint32_t kSmallestNormal = 0x38800000;    // 2^-14
-  if (magnitude > kInfinity) return static_cast<uint16_t>(sign | 0x7e00U);
+  if (magnitude > kInfinityBits) return static_cast<uint16_t>(sign | 0x7e00U);
   if (magnitude >= kRoundsToInfinity) {
     return static_cast<uint16_t>(sign | 0x7c00U);
   }

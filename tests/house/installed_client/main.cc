@@ -1,4 +1,5 @@
-// Reads one error by the client library and by google.rpc's generated code.
+// Reads one error by the client library and by google.rpc's generated code, and
+// merges two parts.
 #include <dlfcn.h>
 
 #include <cstddef>
@@ -8,10 +9,11 @@
 
 #include "absl/strings/cord.h"
 #include "client/attention_client.h"
+#include "client/merge.h"
 
 int main() {
   // Refused on this side: nobody is called.
-  const std::vector<float> one(1);
+  const std::vector<float> one(1, 1);
   std::vector<float> output(1);
   const absl::Status refusal =
       attnd::client::AttentionClient({.max_message_bytes = 16})
@@ -20,6 +22,15 @@ int main() {
   const std::string payload(refusal.GetPayload(attnd::client::kStatusPayloadUrl)
                                 .value_or(absl::Cord()));
   const attnd::client::ErrorDetails details = attnd::client::DetailsOf(refusal);
+
+  const std::vector<float> zero(1), three(1, 3);
+  if (!attnd::client::MergeAttention({{{one, zero}, {three, zero}}}, {1, 1},
+                                     {.output = output})
+           .ok() ||
+      output[0] != 2) {
+    std::cerr << "the merge of 1 and 3 is " << output[0] << "\n";
+    return 1;
+  }
 
   // Protobuf ends the program here where both bring google.rpc's code.
   void* const googleapis = dlopen(GOOGLEAPIS, RTLD_NOW | RTLD_LOCAL);
