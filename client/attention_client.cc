@@ -14,7 +14,8 @@
 #include "client/inline_call.h"
 #include "client/outgoing_message.h"
 #include "client/request_encoder.h"
-#include "client/rpc_channel.h"
+#include "client/retry.h"
+#include "client/retrying_channel.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/wrappers.pb.h"
 
@@ -57,8 +58,7 @@ void PendingCall::Cancel() const {
 
 AttentionClient::AttentionClient(ClientOptions options)
     : options_(std::move(options)),
-      channel_(std::make_shared<RpcChannel>(options_.target,
-                                            options_.max_message_bytes)),
+      channel_(std::make_shared<RetryingChannel>(options_)),
       limits_(std::make_shared<ServerLimits>()) {}
 
 AttentionClient AttentionClient::WithDeadline(absl::Duration deadline) const {
@@ -134,12 +134,13 @@ PendingCall AttentionClient::CrossAttentionAsync(
 absl::StatusOr<ExecutionStats> AttentionClient::AttentionBackward(
     const BackwardInputs& inputs, const BackwardOutputs& outputs,
     const AttentionOptions& options) const {
+  const auto time = CallTime::From(options_.deadline);
   const absl::StatusOr<OutgoingMessage> request =
       EncodeBackward(inputs, options, options_.max_message_bytes);
   if (!request.ok()) return request.status();
   absl::StatusOr<ExecutionStats> reply;
   const absl::Status status =
-      channel_->Call(kAttentionBackward, *request, options_.deadline,
+      channel_->Call(kAttentionBackward, *request, time,
                      [&](google::protobuf::io::ZeroCopyInputStream* answer) {
                        reply = ReadReply(answer, AnswerTo(inputs, outputs));
                      });
@@ -150,17 +151,17 @@ absl::StatusOr<ExecutionStats> AttentionClient::AttentionBackward(
 PendingCall AttentionClient::AttentionBackwardAsync(
     const BackwardInputs& inputs, const BackwardOutputs& outputs,
     const AttentionOptions& options, BackwardDone done) const {
-  const absl::StatusOr<OutgoingMessage> request =
+  const auto time = CallTime::From(options_.deadline);
+  absl::StatusOr<OutgoingMessage> request =
       EncodeBackward(inputs, options, options_.max_message_bytes);
   if (!request.ok()) {
     done(request.status());
     return {};
   }
-  auto call = std::make_unique<InlineCall<BackwardAnswer, BackwardDone>>(
-      AnswerTo(inputs, outputs), std::move(done));
-  call->Publish();
-  return PendingCall(channel_->Start(kAttentionBackward, *request,
-                                     options_.deadline, std::move(call)));
+  return PendingCall(channel_->Start(
+      kAttentionBackward, *std::move(request), time,
+      std::make_unique<InlineCall<BackwardAnswer, BackwardDone>>(
+          AnswerTo(inputs, outputs), std::move(done))));
 }
 
 absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
@@ -169,7 +170,8 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
   v1::BenchmarkResponse response;
   std::optional<BenchmarkResult> result;
   const absl::Status status = channel_->Stream(
-      kBenchmark, EncodeBenchmark(options), &response, options_.deadline, [&] {
+      kBenchmark, EncodeBenchmark(options), &response,
+      CallTime::From(options_.deadline), [&] {
         if (response.has_result()) result = DecodeBenchmark(response.result());
         if (!response.has_progress() || !on_progress) return true;
         return on_progress({.phase = response.progress().phase(),
@@ -185,14 +187,15 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
 absl::StatusOr<MemoryEstimate> AttentionClient::EstimateMemory(
     const MemoryEstimateOptions& options) const {
   v1::MemoryEstimateResponse response;
-  const absl::Status status = channel_->Call(
-      kMemoryEstimate, EncodeEstimate(options), options_.deadline, &response);
+  const absl::Status status =
+      channel_->Call(kMemoryEstimate, EncodeEstimate(options),
+                     CallTime::From(options_.deadline), &response);
   if (!status.ok()) return status;
   return DecodeEstimate(response);
 }
 
 absl::StatusOr<ServerInfo> AttentionClient::GetServerInfo() const {
-  return AskServer(*channel_, options_.deadline);
+  return AskServer(*channel_, CallTime::From(options_.deadline));
 }
 
 absl::StatusOr<Health> AttentionClient::CheckHealth(
@@ -203,8 +206,8 @@ absl::StatusOr<Health> AttentionClient::CheckHealth(
   google::protobuf::StringValue request;
   request.set_value(service);
   google::protobuf::Int32Value response;
-  const absl::Status status =
-      channel_->Call(kHealthCheck, request, options_.deadline, &response);
+  const absl::Status status = channel_->Once().Call(
+      kHealthCheck, request, CallTime::From(options_.deadline), &response);
   if (!status.ok()) return status;
   switch (response.value()) {
     case 1:

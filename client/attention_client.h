@@ -17,13 +17,40 @@
 namespace attnd::client {
 
 class CallCanceller;
-class RpcChannel;
+class RetryingChannel;
 class ServerLimits;
 
+// When a call that failed is made again: where it ended with UNAVAILABLE (there
+// is no server, or it is draining), with RESOURCE_EXHAUSTED and a delay after
+// which it may succeed, or with CANCELLED by a server that ended. Each pause is
+// the server's delay and a backoff, which grows by `multiplier` and is up to a
+// fifth shorter or longer by chance. Where the next pause would reach the
+// call's deadline, the call ends with the last error as it came, and how often
+// it was tried.
+struct RetryPolicy {
+  int max_attempts = 0;  // 0: until the deadline; 1: a call is never made again
+  absl::Duration initial_backoff = absl::Milliseconds(100);
+  absl::Duration max_backoff = absl::Seconds(2);
+  double multiplier = 2;
+};
+
 struct ClientOptions {
-  std::string target = "127.0.0.1:50051";       // or "unix:/run/attnd.sock"
-  absl::Duration deadline = absl::Seconds(60);  // of each call; may be infinite
+  // Or "unix:/run/attnd.sock", "dns:///attnd:50051" for all addresses of a
+  // name, "ipv4:10.0.0.1:50051,10.0.0.2:50051": calls take turns on what is
+  // there.
+  std::string target = "127.0.0.1:50051";
+  // Of each call, over all its attempts; may be infinite.
+  absl::Duration deadline = absl::Seconds(60);
   int64_t max_message_bytes = int64_t{256} << 20;  // sent and received alike
+  RetryPolicy retry = {};
+  // A gRPC service config, as JSON, in place of the one that is installed as
+  // attnd/v1/attention_grpc_service_config.json. Its retryPolicy works within
+  // each attempt that `retry` allows. Where gRPC refuses it, every call ends
+  // with INVALID_ARGUMENT.
+  std::string service_config = {};
+  // Runs before each pause, with what the attempt ended with: in the thread
+  // that waits for the call, or in one of gRPC, where it must not block.
+  std::function<void(const absl::Status& failure)> on_retry = {};
 };
 
 // A call in flight. Dropping it does not stop the call; until it is dropped,
@@ -61,10 +88,12 @@ class PendingCall {
 // What is too large for a message, by the server's limits or max_message_bytes,
 // is streamed without being asked to: of the forward methods, where the server
 // can. Its errors name fields below "header.", such as "header.key.shape[1]".
-// UNAVAILABLE: no server there, or it is draining. DEADLINE_EXCEEDED and
-// CANCELLED: the server stops computing too. After an error the contents of
-// the outputs are undefined. Calls are not retried, but for one that was waited
-// for and refused because another server, of other limits, has taken the place.
+// Calls are made again as RetryPolicy says, so UNAVAILABLE means that there was
+// no server until the deadline. A benchmark is not once it has begun, and a
+// health check never. What was waited for and refused because another server,
+// of other limits, has taken the place is sent again as that one takes it.
+// DEADLINE_EXCEEDED and CANCELLED: the server stops computing too. After an
+// error the contents of the outputs are undefined.
 class AttentionClient {
  public:
   using Done = std::function<void(absl::StatusOr<AttentionReply>)>;
@@ -136,7 +165,7 @@ class AttentionClient {
 
  private:
   ClientOptions options_;
-  std::shared_ptr<RpcChannel> channel_;
+  std::shared_ptr<RetryingChannel> channel_;
   std::shared_ptr<ServerLimits> limits_;
 };
 

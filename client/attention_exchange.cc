@@ -65,7 +65,7 @@ AttentionExchange::AttentionExchange(const AttentionInputs& inputs,
 }
 
 std::optional<OutgoingMessage> AttentionExchange::Next() {
-  if (header_) return std::exchange(header_, std::nullopt);
+  if (!std::exchange(header_sent_, true)) return header_;
   for (; next_source_ < sources_.size(); ++next_source_, next_offset_ = 0) {
     const auto& [role, data] = sources_[next_source_];
     const auto rest = data.bytes().subspan(next_offset_);
@@ -82,6 +82,17 @@ std::optional<OutgoingMessage> AttentionExchange::Next() {
 bool AttentionExchange::OnResponse(ZeroCopyInputStream* message) {
   refusal_ = Take(message);
   return refusal_.ok();
+}
+
+bool AttentionExchange::Restart() {
+  if (!refusal_.ok()) return false;
+  header_sent_ = false;
+  next_source_ = 0;
+  next_offset_ = 0;
+  for (Target& target : targets_) target.received_bytes = 0;
+  has_header_ = false;
+  stats_.reset();
+  return true;
 }
 
 absl::Status AttentionExchange::Take(ZeroCopyInputStream* message) {

@@ -23,8 +23,8 @@ namespace attnd::client {
 class AttentionExchange final : public MessageExchange {
  public:
   // `asked` holds what `outputs` ask for. Messages are no larger than
-  // `max_message_bytes`. Elements without an owner are borrowed until the last
-  // message was asked for, outputs until the call is over.
+  // `max_message_bytes`. Elements without an owner and outputs are borrowed
+  // until the call is over.
   AttentionExchange(const AttentionInputs& inputs,
                     const AttentionOptions& options,
                     const v1::AttentionOptions& asked,
@@ -32,6 +32,7 @@ class AttentionExchange final : public MessageExchange {
 
   std::optional<OutgoingMessage> Next() override;
   bool OnResponse(google::protobuf::io::ZeroCopyInputStream* message) override;
+  bool Restart() override;
 
   // What came of a call that ended with `status`.
   absl::StatusOr<AttentionReply> Reply(const absl::Status& status);
@@ -57,7 +58,8 @@ class AttentionExchange final : public MessageExchange {
   absl::StatusOr<std::span<std::byte>> RoomFor(const v1::TensorChunk& place,
                                                size_t size_bytes);
 
-  std::optional<OutgoingMessage> header_;  // until it is sent
+  OutgoingMessage header_;
+  bool header_sent_ = false;
   std::vector<Source> sources_;
   size_t next_source_ = 0;
   size_t next_offset_ = 0;

@@ -10,23 +10,24 @@
 #include "client/attention_client.h"
 #include "client/forward_request.h"
 #include "client/message_limits.h"
-#include "client/rpc_channel.h"
+#include "client/retry.h"
+#include "client/retrying_channel.h"
 #include "client/types.h"
 
 namespace attnd::client {
 
-absl::StatusOr<ServerInfo> AskServer(RpcChannel& channel,
-                                     absl::Duration deadline);
+absl::StatusOr<ServerInfo> AskServer(const RetryingChannel& channel,
+                                     const CallTime& time);
 
 // Waits for the answer.
-absl::StatusOr<AttentionReply> CallForward(RpcChannel& channel,
+absl::StatusOr<AttentionReply> CallForward(const RetryingChannel& channel,
                                            ServerLimits& server,
                                            const ForwardCall& call,
                                            const ClientOptions& options);
 
 // Calls `done` once, in this thread where the call cannot be made.
 using ForwardDone = AttentionClient::Done;
-PendingCall StartForward(const std::shared_ptr<RpcChannel>& channel,
+PendingCall StartForward(const std::shared_ptr<RetryingChannel>& channel,
                          const std::shared_ptr<ServerLimits>& server,
                          const ForwardCall& call, const ClientOptions& client,
                          ForwardDone done);

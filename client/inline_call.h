@@ -3,7 +3,6 @@
 #define ATTND_CLIENT_INLINE_CALL_H_
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <utility>
@@ -38,13 +37,8 @@ class InlineCall final : public AsyncCall {
   InlineCall(Answer expected, Done done)
       : expected_(std::move(expected)), done_(std::move(done)) {}
 
-  // What was written before this is seen in OnDone. gRPC sees to that by
-  // itself, but with locks that thread sanitizer cannot watch.
-  void Publish() { published_.store(true, std::memory_order_release); }
-
   void OnDone(const absl::Status& status,
               google::protobuf::io::ZeroCopyInputStream* answer) override {
-    (void)published_.load(std::memory_order_acquire);
     if (!status.ok()) return done_(status);
     done_(ReadReply(answer, expected_));
   }
@@ -52,7 +46,6 @@ class InlineCall final : public AsyncCall {
  private:
   Answer expected_;
   Done done_;
-  std::atomic<bool> published_{false};
 };
 
 }  // namespace attnd::client

@@ -9,6 +9,13 @@ namespace attnd::client {
 
 using google::protobuf::MessageLite;
 
+ConstElements Owned(const ConstElements& elements) {
+  if (elements.owner() != nullptr || elements.bytes().empty()) return elements;
+  const auto copy = std::make_shared<const std::vector<std::byte>>(
+      elements.bytes().begin(), elements.bytes().end());
+  return ConstElements(elements.type(), *copy).OwnedBy(copy);
+}
+
 OutgoingMessage OutgoingMessage::Of(const MessageLite& message) {
   OutgoingMessage out;
   out.Append(message, message.ByteSizeLong());
@@ -57,6 +64,10 @@ void OutgoingMessage::AddField(int number, const ConstElements& bytes) {
 void OutgoingMessage::Append(const MessageLite& message, size_t size_bytes) {
   AppendCounted(message, size_bytes, Text());
   size_bytes_ += size_bytes;
+}
+
+void OutgoingMessage::OwnElements() {
+  for (Piece& piece : pieces_) piece.elements = Owned(piece.elements);
 }
 
 std::string& OutgoingMessage::Text() {

@@ -20,7 +20,10 @@ class MessageLite;
 
 namespace attnd::client {
 
-// Movable. Borrows the large elements that it was given until it is sent.
+// `elements`, or a copy that has an owner where they have none.
+ConstElements Owned(const ConstElements& elements);
+
+// Borrows the large elements that it was given until it is sent.
 class OutgoingMessage {
  public:
   // Either a text, or elements that lie where the caller has them.
@@ -46,6 +49,9 @@ class OutgoingMessage {
   // What AddField would add behind the field's tag and length; `size_bytes` is
   // what `message.ByteSizeLong()` has just said.
   void Append(const google::protobuf::MessageLite& message, size_t size_bytes);
+
+  // Copies what has no owner, so that nothing is borrowed any more.
+  void OwnElements();
 
   uint64_t size_bytes() const { return size_bytes_; }
   const std::vector<Piece>& pieces() const { return pieces_; }

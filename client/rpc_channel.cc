@@ -1,5 +1,7 @@
 #include "client/rpc_channel.h"
 
+#include <grpcpp/alarm.h>
+#include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/completion_queue.h>
 #include <grpcpp/create_channel.h>
@@ -23,6 +25,9 @@
 #include <vector>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/default_service_config.h"
 #include "client/error_details.h"
 #include "client/outgoing_message.h"
 #include "google/protobuf/io/zero_copy_stream.h"
@@ -66,15 +71,13 @@ grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
   return {slices.data(), slices.size()};
 }
 
-void SetDeadline(absl::Duration deadline, grpc::ClientContext& context) {
-  if (deadline == absl::InfiniteDuration()) return;
-  // Beyond this the sum could overflow, and nobody waits.
-  constexpr absl::Duration kLongest = absl::Hours(24 * 365);
-  // The system's clock itself: Abseil's keeps the processor's in step with it,
-  // which is more code than a small call has use for.
-  context.set_deadline(
-      std::chrono::system_clock::now() +
-      absl::ToChronoMicroseconds(std::min(deadline, kLongest)));
+void SetDeadline(absl::Time deadline, grpc::ClientContext& context) {
+  if (deadline == absl::InfiniteFuture()) return;
+  context.set_deadline(absl::ToChronoTime(deadline));
+}
+
+std::chrono::system_clock::time_point TimeAfter(absl::Duration pause) {
+  return absl::ToChronoTime(absl::Now() + pause);
 }
 
 // Queues that no call uses: making one and shutting it down costs a small call
@@ -132,6 +135,13 @@ class CallQueue {
   IdleQueues::Queue queue_;
 };
 
+class TimerCanceller final : public CallCanceller {
+ public:
+  void Cancel() override { alarm.Cancel(); }
+
+  grpc::Alarm alarm;
+};
+
 class ContextCanceller final : public CallCanceller {
  public:
   void Cancel() override { context.TryCancel(); }
@@ -166,12 +176,13 @@ class ExchangeReactor final
     : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
       public CallCanceller {
  public:
-  explicit ExchangeReactor(std::unique_ptr<AsyncExchange> exchange)
-      : exchange_(std::move(exchange)) {}
+  ExchangeReactor(std::shared_ptr<MessageExchange> exchange,
+                  std::shared_ptr<AsyncCall> call)
+      : exchange_(std::move(exchange)), call_(std::move(call)) {}
 
   static std::shared_ptr<CallCanceller> Start(
       std::shared_ptr<ExchangeReactor> reactor, grpc::GenericStub& stub,
-      const std::string& method, absl::Duration deadline) {
+      const std::string& method, absl::Time deadline) {
     SetDeadline(deadline, reactor->context_);
     reactor->self_ = reactor;
     stub.PrepareBidiStreamingCall(&reactor->context_, method, {},
@@ -201,7 +212,9 @@ class ExchangeReactor final
   }
   void OnDone(const grpc::Status& status) override {
     const std::shared_ptr<ExchangeReactor> self = std::move(self_);
-    exchange_->OnDone(ToAbsl(status));
+    // The call may keep this, so this must not keep the call.
+    const std::shared_ptr<AsyncCall> call = std::move(call_);
+    call->OnDone(ToAbsl(status), nullptr);
     exchange_.reset();
   }
 
@@ -216,14 +229,16 @@ class ExchangeReactor final
   }
 
   grpc::ClientContext context_;
-  std::unique_ptr<AsyncExchange> exchange_;
+  std::shared_ptr<MessageExchange> exchange_;
+  std::shared_ptr<AsyncCall> call_;
   grpc::ByteBuffer outgoing_;
   grpc::ByteBuffer incoming_;
   bool wanted_ = true;
   std::shared_ptr<ExchangeReactor> self_;
 };
 
-grpc::ChannelArguments MakeArguments(int64_t max_message_bytes) {
+grpc::ChannelArguments MakeArguments(int64_t max_message_bytes,
+                                     const std::string& service_config) {
   const int limit = static_cast<int>(std::clamp<int64_t>(
       max_message_bytes, 0, std::numeric_limits<int>::max()));
   grpc::ChannelArguments arguments;
@@ -232,36 +247,82 @@ grpc::ChannelArguments MakeArguments(int64_t max_message_bytes) {
   // Tensors go to the address that was asked for, never to the proxy that the
   // environment names for web traffic.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  // gRPC's pauses before it connects again, by default up to two minutes, would
+  // outlast the attempts of a call.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  // Likewise before it asks for the target's addresses again.
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 2000);
+  // Despite its name this is no pause, but what connecting may take. 5 s let
+  // TCP repeat its first packet twice.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
+  if (service_config.empty()) {
+    arguments.SetServiceConfigJSON(kDefaultServiceConfig);
+    // The retryPolicy is for programs that have no loop of their own.
+    arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  } else {
+    arguments.SetServiceConfigJSON(service_config);
+    // What does not fit there is not retried by gRPC.
+    arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, limit);
+  }
   SetTransportArguments(&arguments);
   return arguments;
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
+                                           int64_t max_message_bytes,
+                                           const std::string& service_config) {
+  return grpc::CreateCustomChannel(
+      target, grpc::InsecureChannelCredentials(),
+      MakeArguments(max_message_bytes, service_config));
+}
+
+// A channel that gRPC could not make is there, and has failed already.
+bool HasFailed(grpc::Channel& channel) {
+  return channel.GetState(/*try_to_connect=*/false) ==
+         GRPC_CHANNEL_TRANSIENT_FAILURE;
 }
 
 }  // namespace
 
 class RpcChannel::Impl {
  public:
-  Impl(const std::string& target, int64_t max_message_bytes)
-      : stub(grpc::CreateCustomChannel(target,
-                                       grpc::InsecureChannelCredentials(),
-                                       MakeArguments(max_message_bytes))) {}
+  Impl(const std::string& target, int64_t max_message_bytes,
+       const std::string& service_config) {
+    const auto channel = MakeChannel(target, max_message_bytes, service_config);
+    // With another config it tells whether the target is to blame.
+    if (!service_config.empty() && HasFailed(*channel) &&
+        !HasFailed(*MakeChannel(target, max_message_bytes, ""))) {
+      error = FieldError("service_config",
+                         "a gRPC service config as JSON (gRPC's log says what "
+                         "is wrong)",
+                         absl::StrCat("\"", service_config, "\""));
+    }
+    stub.emplace(channel);
+  }
 
-  grpc::GenericStub stub;
+  absl::Status error;
+  std::optional<grpc::GenericStub> stub;
   IdleQueues idle_queues;
 };
 
-RpcChannel::RpcChannel(const std::string& target, int64_t max_message_bytes)
-    : impl_(std::make_unique<Impl>(target, max_message_bytes)) {}
+RpcChannel::RpcChannel(const std::string& target, int64_t max_message_bytes,
+                       const std::string& service_config)
+    : impl_(std::make_unique<Impl>(target, max_message_bytes, service_config)) {
+}
 
 RpcChannel::~RpcChannel() = default;
 
+const absl::Status& RpcChannel::error() const { return impl_->error; }
+
 absl::Status RpcChannel::Call(
     const std::string& method, const OutgoingMessage& request,
-    absl::Duration deadline,
+    absl::Time deadline,
     const std::function<void(ZeroCopyInputStream*)>& on_answer) {
   grpc::ClientContext context;
   SetDeadline(deadline, context);
   CallQueue queue(impl_->idle_queues);
-  const auto call = impl_->stub.PrepareUnaryCall(
+  const auto call = impl_->stub->PrepareUnaryCall(
       &context, method, ToByteBuffer(request), queue.get());
   grpc::ByteBuffer response;
   grpc::Status status;
@@ -275,24 +336,12 @@ absl::Status RpcChannel::Call(
   return ToAbsl(status);
 }
 
-absl::Status RpcChannel::Call(const std::string& method,
-                              const MessageLite& request,
-                              absl::Duration deadline, MessageLite* response) {
-  bool parsed = true;
-  const absl::Status status =
-      Call(method, OutgoingMessage::Of(request), deadline,
-           [&](ZeroCopyInputStream* answer) {
-             parsed = response->ParseFromZeroCopyStream(answer);
-           });
-  return parsed ? status : BadResponse();
-}
-
 std::shared_ptr<CallCanceller> RpcChannel::Start(
     const std::string& method, const OutgoingMessage& request,
-    absl::Duration deadline, std::unique_ptr<AsyncCall> call) {
+    absl::Time deadline, std::shared_ptr<AsyncCall> call) {
   KeepCallbackThreads();
   struct Pending {
-    std::unique_ptr<AsyncCall> call;
+    std::shared_ptr<AsyncCall> call;
     grpc::ByteBuffer response;
   };
   auto canceller = std::make_shared<ContextCanceller>();
@@ -300,7 +349,7 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
   auto pending = std::make_shared<Pending>();
   pending->call = std::move(call);
   const grpc::ByteBuffer message = ToByteBuffer(request);
-  impl_->stub.UnaryCall(
+  impl_->stub->UnaryCall(
       &canceller->context, method, {}, &message, &pending->response,
       [pending, canceller](const grpc::Status& status) {
         if (!status.ok()) return pending->call->OnDone(ToAbsl(status), nullptr);
@@ -311,12 +360,12 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
 }
 
 absl::Status RpcChannel::Exchange(const std::string& method,
-                                  absl::Duration deadline,
+                                  absl::Time deadline,
                                   MessageExchange& exchange) {
   grpc::ClientContext context;
   SetDeadline(deadline, context);
   CallQueue queue(impl_->idle_queues);
-  const auto stream = impl_->stub.PrepareCall(&context, method, queue.get());
+  const auto stream = impl_->stub->PrepareCall(&context, method, queue.get());
   stream->StartCall(nullptr);
   bool sending = queue.Wait();
   while (sending) {
@@ -347,22 +396,39 @@ absl::Status RpcChannel::Exchange(const std::string& method,
 }
 
 std::shared_ptr<CallCanceller> RpcChannel::Start(
-    const std::string& method, absl::Duration deadline,
-    std::unique_ptr<AsyncExchange> exchange) {
+    const std::string& method, absl::Time deadline,
+    std::shared_ptr<MessageExchange> exchange,
+    std::shared_ptr<AsyncCall> call) {
   KeepCallbackThreads();
   return ExchangeReactor::Start(
-      std::make_shared<ExchangeReactor>(std::move(exchange)), impl_->stub,
-      method, deadline);
+      std::make_shared<ExchangeReactor>(std::move(exchange), std::move(call)),
+      *impl_->stub, method, deadline);
+}
+
+void RpcChannel::Pause(absl::Duration pause) {
+  CallQueue queue(impl_->idle_queues);
+  grpc::Alarm alarm;
+  alarm.Set(queue.get(), TimeAfter(pause), nullptr);
+  queue.Wait();
+}
+
+std::shared_ptr<CallCanceller> RpcChannel::StartTimer(
+    absl::Duration pause, std::shared_ptr<AsyncTimer> timer) {
+  auto canceller = std::make_shared<TimerCanceller>();
+  canceller->alarm.Set(
+      TimeAfter(pause),
+      [timer = std::move(timer)](bool /*passed*/) { timer->OnTimer(); });
+  return canceller;
 }
 
 absl::Status RpcChannel::Stream(const std::string& method,
                                 const MessageLite& request,
-                                MessageLite* response, absl::Duration deadline,
+                                MessageLite* response, absl::Time deadline,
                                 const std::function<bool()>& on_response) {
   grpc::ClientContext context;
   SetDeadline(deadline, context);
   CallQueue queue(impl_->idle_queues);
-  const auto stream = impl_->stub.PrepareCall(&context, method, queue.get());
+  const auto stream = impl_->stub->PrepareCall(&context, method, queue.get());
   bool wanted = true;
   bool parsed = true;
   stream->StartCall(nullptr);

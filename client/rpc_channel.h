@@ -1,6 +1,7 @@
-// Messages to a server and back, by method name. The only part of the client
-// that knows gRPC; knows nothing of attention. Its .cc stays thin, because
-// thread sanitizer cannot look into it.
+// Messages to a server and back, by method name, each call in one attempt:
+// retrying_channel.h tries again. The only part of the client that knows gRPC;
+// knows nothing of attention. Its .cc stays thin, because thread sanitizer
+// cannot look into it.
 #ifndef ATTND_CLIENT_RPC_CHANNEL_H_
 #define ATTND_CLIENT_RPC_CHANNEL_H_
 
@@ -23,7 +24,7 @@ class ZeroCopyInputStream;
 
 namespace attnd::client {
 
-// A call that somebody else completes. Lives until OnDone has returned.
+// A call that somebody else completes.
 class AsyncCall {
  public:
   virtual ~AsyncCall() = default;
@@ -43,16 +44,21 @@ class MessageExchange {
   // One that came; false ends the call with CANCELLED.
   virtual bool OnResponse(
       google::protobuf::io::ZeroCopyInputStream* message) = 0;
+  // Forgets what came and begins again, for a call that is made again. False
+  // where this side has ended the call.
+  virtual bool Restart() = 0;
 };
 
-// One that somebody else completes, in threads of gRPC that take turns; must
-// not block. Lives until OnDone has returned, which is called exactly once.
-class AsyncExchange : public MessageExchange {
+// What is to happen after a pause.
+class AsyncTimer {
  public:
-  virtual void OnDone(const absl::Status& status) = 0;
+  virtual ~AsyncTimer() = default;
+  // Called exactly once, in a thread of gRPC, when the pause is over or
+  // cancelled; must not block.
+  virtual void OnTimer() = 0;
 };
 
-// What can stop a call from another thread.
+// What can stop a call or a pause from another thread.
 class CallCanceller {
  public:
   virtual ~CallCanceller() = default;
@@ -63,39 +69,48 @@ class CallCanceller {
 // the server's details as error_details.h says.
 class RpcChannel {
  public:
-  // Opens nothing yet: the first call connects.
-  RpcChannel(const std::string& target, int64_t max_message_bytes);
+  // Opens nothing yet: the first call connects. An empty `service_config` is
+  // attnd's own.
+  RpcChannel(const std::string& target, int64_t max_message_bytes,
+             const std::string& service_config);
   ~RpcChannel();
+
+  // INVALID_ARGUMENT where gRPC refuses the service config: then no call may be
+  // made.
+  const absl::Status& error() const;
 
   // Waits in the calling thread, which also moves the bytes: no other thread
   // has to wake up. `on_answer` gets the answer of a call that succeeded.
   // Elements of the request that have no owner are copied at the start.
   absl::Status Call(
       const std::string& method, const OutgoingMessage& request,
-      absl::Duration deadline,
+      absl::Time deadline,
       const std::function<void(google::protobuf::io::ZeroCopyInputStream*)>&
           on_answer);
-
-  // The same for messages that are small. INTERNAL where the answer does not
-  // parse.
-  absl::Status Call(const std::string& method,
-                    const google::protobuf::MessageLite& request,
-                    absl::Duration deadline,
-                    google::protobuf::MessageLite* response);
 
   // Returns at once. The call outlives this channel where it has to, and the
   // elements of the request where those have no owner.
   std::shared_ptr<CallCanceller> Start(const std::string& method,
                                        const OutgoingMessage& request,
-                                       absl::Duration deadline,
-                                       std::unique_ptr<AsyncCall> call);
+                                       absl::Time deadline,
+                                       std::shared_ptr<AsyncCall> call);
 
   // Sends the next message once HTTP/2 has taken the one before.
-  absl::Status Exchange(const std::string& method, absl::Duration deadline,
+  absl::Status Exchange(const std::string& method, absl::Time deadline,
                         MessageExchange& exchange);
-  std::shared_ptr<CallCanceller> Start(const std::string& method,
-                                       absl::Duration deadline,
-                                       std::unique_ptr<AsyncExchange> exchange);
+  // `exchange` runs in threads of gRPC, which take turns, and must not block.
+  // `call` is done without an answer.
+  std::shared_ptr<CallCanceller> Start(
+      const std::string& method, absl::Time deadline,
+      std::shared_ptr<MessageExchange> exchange,
+      std::shared_ptr<AsyncCall> call);
+
+  // Waits in the calling thread. Not by sleeping: where no other thread does,
+  // this one has to see to it that gRPC opens a connection meanwhile.
+  void Pause(absl::Duration pause);
+  // Returns at once. `timer` is kept until what this returns is dropped.
+  static std::shared_ptr<CallCanceller> StartTimer(
+      absl::Duration pause, std::shared_ptr<AsyncTimer> timer);
 
   // One request, many responses: `on_response` runs in the calling thread
   // after each was read into `response`; false ends the call with
@@ -103,7 +118,7 @@ class RpcChannel {
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,
-                      absl::Duration deadline,
+                      absl::Time deadline,
                       const std::function<bool()>& on_response);
 
  private:

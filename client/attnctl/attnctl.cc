@@ -42,7 +42,9 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
       ->envname("ATTND_SERVER")
       ->type_name("ADDR");
   AddNumberFlag(app, "--deadline", session.deadline_seconds,
-                "of the call; 0 = none. Default 60 (health 3, bench none)")
+                "of the call, which is made again until then while there is "
+                "no server or it is busy (info and health: never); 0 = none. "
+                "Default 60 (health 3, bench none)")
       ->type_name("SECONDS")
       ->check([](const std::string& text) {
         return absl::StartsWith(text, "-")

@@ -143,7 +143,9 @@ void AddBenchCommand(CLI::App& app, Session& session) {
                 "timed runs, of which the median counts; default 5");
   command->add_flag("--json", flags->json, "print every figure as JSON");
   command->footer(
-      "There is no deadline unless --deadline sets one. After its\n"
+      "There is no deadline unless --deadline sets one: without a server, "
+      "bench\n"
+      "waits for one. After its\n"
       "--max-benchmark-seconds, the server ends the benchmark and answers what "
       "it\n"
       "has measured.\n"

@@ -11,8 +11,12 @@ namespace {
 // A health check that takes longer has answered the question.
 constexpr absl::Duration kHealthDeadline = absl::Seconds(3);
 
+// Who asks what is there wants no server that comes later.
+constexpr client::RetryPolicy kOnce = {.max_attempts = 1};
+
 ExitCode RunInfo(bool json, Session& session) {
-  const auto info = session.Connect().GetServerInfo();
+  const auto info =
+      session.Connect(client::ClientOptions().deadline, kOnce).GetServerInfo();
   if (!info.ok()) return session.CallError(info.status());
   if (json) {
     session.screen.PrintJson(

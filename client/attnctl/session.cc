@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,14 @@
 #include "core/printable.h"
 
 namespace attnd::attnctl {
+namespace {
+
+std::string CodeAndMessage(const absl::Status& status) {
+  return absl::StrCat(absl::StatusCodeToString(status.code()), ": ",
+                      status.message());
+}
+
+}  // namespace
 
 void Screen::Print(absl::string_view line) { *out_ << Printable(line) << "\n"; }
 
@@ -31,20 +40,32 @@ void Screen::Redraw(absl::string_view line) {
   err_ << "\r\033[K" << Printable(line) << std::flush;
 }
 
-client::AttentionClient Session::Connect(absl::Duration deadline) const {
+client::AttentionClient Session::Connect(absl::Duration deadline,
+                                         const client::RetryPolicy& retry) {
   if (deadline_seconds) {
     deadline = *deadline_seconds > 0 ? absl::Seconds(*deadline_seconds)
                                      : absl::InfiniteDuration();
   }
+  const auto say = [this, deadline](const absl::Status& failure) {
+    if (std::exchange(said_retry, true)) return;
+    const std::string until =
+        deadline == absl::InfiniteDuration()
+            ? "it succeeds"
+            : absl::StrFormat("the deadline of %g s has passed",
+                              absl::ToDoubleSeconds(deadline));
+    screen.PrintError(absl::StrCat("attnctl: ", CodeAndMessage(failure),
+                                   "; trying again until ", until,
+                                   " (Ctrl-C stops)"));
+  };
   return client::AttentionClient({.target = server,
                                   .deadline = deadline,
-                                  .max_message_bytes = max_message_bytes});
+                                  .max_message_bytes = max_message_bytes,
+                                  .retry = retry,
+                                  .on_retry = say});
 }
 
 ExitCode Session::CallError(const absl::Status& status) {
-  screen.PrintError(
-      absl::StrCat("attnctl: ", absl::StatusCodeToString(status.code()), ": ",
-                   status.message()));
+  screen.PrintError(absl::StrCat("attnctl: ", CodeAndMessage(status)));
   const client::ErrorDetails details = client::DetailsOf(status);
   if (!details.reason.empty()) {
     screen.PrintError(

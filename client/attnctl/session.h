@@ -58,10 +58,14 @@ struct Session {
   int64_t max_message_bytes = client::ClientOptions().max_message_bytes;
 
   ExitCode exit_code = kOk;  // what the subcommand that ran answered
+  bool said_retry = false;   // whether a line has said that a call is repeated
 
   // A client with the global flags; `deadline` where --deadline was not given.
+  // The first time that a call fails and is made again, a line says so. The
+  // client refers to this session.
   client::AttentionClient Connect(
-      absl::Duration deadline = client::ClientOptions().deadline) const;
+      absl::Duration deadline = client::ClientOptions().deadline,
+      const client::RetryPolicy& retry = {});
 
   // Prints a failed call: code, message, reason, fields.
   ExitCode CallError(const absl::Status& status);

@@ -117,7 +117,8 @@ TEST(AsyncCallLifeTest, ACallMayBeTheLastToHoldTheConnection) {
   for (int i = 0; i < 50; ++i) {
     SmallProblem problem;
     std::promise<Reply> done;
-    AttentionClient(ClientOptions{.target = "unix:/nobody/listens/here"})
+    AttentionClient(ClientOptions{.target = "unix:/nobody/listens/here",
+                                  .retry = {.max_attempts = 1}})
         .AttentionAsync(problem.inputs(), problem.outputs(), {},
                         [&](Reply reply) { done.set_value(std::move(reply)); });
     EXPECT_EQ(done.get_future().get().status().code(),

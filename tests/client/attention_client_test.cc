@@ -277,7 +277,8 @@ TEST(AttentionClientErrorTest, CarriesTheServersDetails) {
 
 TEST(AttentionClientErrorTest, SaysUnavailableWhereNobodyListens) {
   const AttentionClient client(
-      {.target = "unix:" + testing::TempDir() + "nobody-listens-here"});
+      {.target = "unix:" + testing::TempDir() + "nobody-listens-here",
+       .retry = {.max_attempts = 1}});
   const auto info = client.GetServerInfo();
   EXPECT_EQ(info.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(DetailsOf(info.status()).reason, "");

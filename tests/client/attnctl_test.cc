@@ -96,10 +96,28 @@ TEST(AttnctlUsageTest, WrongArgumentsExitWithUsage) {
 TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
   const std::string server =
       "--server=unix:" + testing::TempDir() + "nobody-listens-here";
-  for (const char* command : {"info", "health", "bench"}) {
-    const Outcome outcome = RunTool({server, command});
+  // Those that ask what is there answer at once, although they have time.
+  for (const char* command : {"info", "health"}) {
+    const Outcome outcome = RunTool({server, "--deadline=0", command});
     EXPECT_EQ(outcome.exit_code, kUnavailable) << command;
-    EXPECT_THAT(outcome.err, HasSubstr("UNAVAILABLE"));
+    EXPECT_THAT(outcome.err, HasSubstr("attnctl: UNAVAILABLE"));
+    EXPECT_THAT(outcome.err, HasSubstr("nobody-listens-here"));
+    EXPECT_THAT(outcome.err, Not(HasSubstr("trying again")));
+  }
+  const std::vector<std::vector<std::string>> calls = {
+      {"bench", "-n8"}, {"estimate", "--seq-len=8"}};
+  for (std::vector<std::string> arguments : calls) {
+    arguments.insert(arguments.end(), {server, "--deadline=0.5"});
+    const Outcome outcome = RunTool(arguments);
+    EXPECT_EQ(outcome.exit_code, kUnavailable) << arguments[0];
+    // One line, and then the error.
+    const std::string said =
+        "; trying again until the deadline of 0.5 s has passed (Ctrl-C stops)\n"
+        "attnctl: UNAVAILABLE: ";
+    EXPECT_THAT(outcome.err, HasSubstr(said)) << arguments[0];
+    EXPECT_EQ(outcome.err.find("trying again until"),
+              outcome.err.rfind("trying again until"));
+    EXPECT_THAT(outcome.err, HasSubstr(" (tried "));
     EXPECT_THAT(outcome.err, HasSubstr("nobody-listens-here"));
   }
 }

@@ -282,13 +282,15 @@ TEST_F(LargeCallTest, ServersThatDoNotStreamGetMessages) {
 
 TEST_F(LargeCallTest, AServerThatCannotBeAskedIsTheCallsError) {
   handler_.AnswerInfo({.code = 14, .message = "draining"});
+  const AttentionClient client(
+      {.target = server_.target(), .retry = {.max_attempts = 1}});
   LargeProblem problem;
   EXPECT_EQ(
-      client_.Attention(problem.inputs(), problem.outputs()).status().message(),
+      client.Attention(problem.inputs(), problem.outputs()).status().message(),
       "draining");
   std::promise<Reply> done;
-  client_.AttentionAsync(problem.inputs(), problem.outputs(), {},
-                         [&](const Reply& reply) { done.set_value(reply); });
+  client.AttentionAsync(problem.inputs(), problem.outputs(), {},
+                        [&](const Reply& reply) { done.set_value(reply); });
   EXPECT_EQ(done.get_future().get().status().message(), "draining");
   // An old one does not know the question, nor streams.
   handler_.streams = false;
@@ -377,7 +379,8 @@ TEST(LargeCallStopTest, ADeadlineEndsAStream) {
 TEST(LargeCallStopTest, AServerThatIsGoneIsUnavailable) {
   LimitedHandler handler;
   auto server = std::make_unique<FakeServer>(&handler);
-  const AttentionClient client({.target = server->target()});
+  const AttentionClient client(
+      {.target = server->target(), .retry = {.max_attempts = 1}});
   LargeProblem problem;
   ASSERT_TRUE(client.Attention(problem.inputs(), problem.outputs()).ok());
   server.reset();

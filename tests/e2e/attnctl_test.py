@@ -14,9 +14,9 @@ import pytest
 from support import http2, reference
 from support.client import bf16, widened
 from support.problems import OPTIONS, expected_options, in_bshd, normal
-from support.server import clean_environment
+from support.server import Server, clean_environment
 
-OK, CALL_FAILED, USAGE, DISAGREES, FILE_ERROR = 0, 1, 2, 3, 5
+OK, CALL_FAILED, USAGE, DISAGREES, UNAVAILABLE, FILE_ERROR = range(6)
 
 
 @pytest.fixture
@@ -181,6 +181,41 @@ def test_refusals_name_the_field(attnctl, save, tensors):
   run = attnctl('attention', *inputs(NAMES, tensors, save),
                 '--alibi-slopes=1,2')
   assert 'field:  options.alibi_slopes' in run.stderr, run.stderr
+
+
+@pytest.mark.parametrize('flags', [(), ('--max-message-bytes=1200000',)],
+                         ids=['inline', 'streamed'])
+def test_a_call_waits_for_its_server(attnd, build_dir, save, tmp_path, flags):
+  sequence = np.ones((3000, 128), np.float32)
+  with Server(attnd) as server:
+    server.stop()
+    call = subprocess.Popen(
+        [str(build_dir / 'client' / 'attnctl'), 'self',
+         f'--server=unix:{server.socket_path}', *flags,
+         f'--sequence={save("x", sequence)}', f'--output={tmp_path / "o.npy"}'],
+        env=clean_environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True)
+    said = call.stderr.readline()
+    server.start()
+    out, rest = call.communicate(timeout=300)
+  assert call.returncode == OK, (said, rest)
+  assert said.startswith('attnctl: UNAVAILABLE: '), said
+  assert said.endswith(
+      '; trying again until the deadline of 60 s has passed (Ctrl-C stops)\n')
+  assert rest == ''  # said once
+  assert out
+  np.testing.assert_array_equal(np.load(tmp_path / 'o.npy'), sequence)
+
+
+@pytest.mark.parametrize('command', ['info', 'health'])
+def test_who_asks_what_is_there_waits_for_nothing(build_dir, tmp_path, command):
+  run = subprocess.run(
+      [str(build_dir / 'client' / 'attnctl'), command, '--deadline=0',
+       f'--server=unix:{tmp_path / "nobody"}'],
+      env=clean_environment(), capture_output=True, text=True, timeout=300,
+      check=False)
+  assert run.returncode == UNAVAILABLE
+  assert 'trying again' not in run.stderr
 
 
 @pytest.mark.parametrize('transport', ['inline', 'stream', 'shared-memory'])

@@ -1,0 +1,104 @@
+#include "client/retry.h"
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "client/error_details.h"
+
+namespace attnd::client {
+namespace {
+
+// Below this a policy would be a busy loop.
+constexpr absl::Duration kShortestPause = absl::Milliseconds(1);
+
+// As in gRPC's own retries: a pause is this much longer or shorter by chance,
+// so that callers who failed at once do not come back at once.
+constexpr double kJitter = 0.2;
+
+// The delay that a server asks for; zero where it asks for none. Nothing where
+// another attempt would fail like this one.
+std::optional<absl::Duration> DelayBeforeNext(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kCancelled:  // by a server that ended
+      return DetailsOf(status).retry_delay.value_or(absl::ZeroDuration());
+    case absl::StatusCode::kResourceExhausted:
+      return DetailsOf(status).retry_delay;
+    default:
+      return std::nullopt;
+  }
+}
+
+absl::Status WithMessage(const absl::Status& status,
+                         absl::string_view message) {
+  absl::Status result(status.code(), message);
+  status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
+    result.SetPayload(url, payload);
+  });
+  return result;
+}
+
+std::string CodeAndMessage(const absl::Status& status) {
+  return absl::StrCat(absl::StatusCodeToString(status.code()), ": ",
+                      status.message());
+}
+
+}  // namespace
+
+CallTime CallTime::From(absl::Duration deadline) {
+  // The system's clock itself: Abseil's keeps the processor's in step with it,
+  // which is more code than a small call has use for.
+  const absl::Time now = absl::FromChrono(std::chrono::system_clock::now());
+  return {.start = now, .deadline = now + deadline};
+}
+
+Retry::Retry(const RetryPolicy& policy, const CallTime& time)
+    : policy_(policy), time_(time), backoff_(policy.initial_backoff) {}
+
+absl::StatusOr<absl::Duration> Retry::AfterFailure(const absl::Status& status,
+                                                   absl::Time now,
+                                                   double chance) {
+  ++attempts_;
+  const absl::Status before = std::exchange(last_, status);
+  if (absl::IsDeadlineExceeded(status) && attempts_ > 1) {
+    return WithMessage(
+        status, absl::StrCat(status.message(), " (in attempt ", attempts_,
+                             "; the one before failed with ",
+                             CodeAndMessage(before), ")"));
+  }
+  const std::optional<absl::Duration> delay = DelayBeforeNext(status);
+  if (!delay) return status;
+  const bool may_try =
+      policy_.max_attempts <= 0 || attempts_ < policy_.max_attempts;
+  const absl::Duration pause =
+      std::max(*delay, absl::ZeroDuration()) + NextBackoff(chance);
+  if (may_try && now + pause < time_.deadline) return pause;
+  if (attempts_ == 1) return status;
+  return WithMessage(
+      status,
+      absl::StrCat(status.message(), " (tried ", attempts_, " times in ",
+                   absl::FormatDuration(
+                       absl::Trunc(now - time_.start, absl::Milliseconds(1))),
+                   may_try ? "; the deadline leaves no time to try again)"
+                           : ", the most that max_attempts allows)"));
+}
+
+absl::Status Retry::Cancelled() const {
+  return absl::CancelledError(absl::StrCat(
+      "the caller cancelled the call before attempt ", attempts_ + 1,
+      "; the one before failed with ", CodeAndMessage(last_)));
+}
+
+absl::Duration Retry::NextBackoff(double chance) {
+  const absl::Duration backoff =
+      std::max(std::min(backoff_, policy_.max_backoff), kShortestPause);
+  // No pause is shorter than the one before, whatever the policy says.
+  backoff_ = backoff * (policy_.multiplier > 1 ? policy_.multiplier : 1);
+  return backoff * (1 - kJitter + 2 * kJitter * chance);
+}
+
+}  // namespace attnd::client

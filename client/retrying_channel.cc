@@ -1,0 +1,329 @@
+#include "client/retrying_channel.h"
+
+#include <mutex>
+#include <optional>
+#include <random>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "client/error_details.h"
+#include "google/protobuf/io/zero_copy_stream.h"
+#include "google/protobuf/message_lite.h"
+
+namespace attnd::client {
+namespace {
+
+using google::protobuf::MessageLite;
+using google::protobuf::io::ZeroCopyInputStream;
+using OnRetry = std::function<void(const absl::Status&)>;
+
+double Chance() {
+  thread_local std::minstd_rand engine(std::random_device{}());
+  return std::uniform_real_distribution<double>()(engine);
+}
+
+// Makes attempts in this thread. `may_repeat` is asked after one that failed.
+template <typename Attempt, typename MayRepeat>
+absl::Status Repeat(RpcChannel& channel, const RetryPolicy& policy,
+                    const OnRetry& on_retry, const CallTime& time,
+                    const Attempt& attempt, const MayRepeat& may_repeat) {
+  if (!channel.error().ok()) return channel.error();
+  absl::Status status = attempt();
+  if (status.ok()) return status;
+  Retry retry(policy, time);
+  while (!status.ok() && may_repeat()) {
+    const absl::StatusOr<absl::Duration> pause =
+        retry.AfterFailure(status, absl::Now(), Chance());
+    if (!pause.ok()) return pause.status();
+    if (on_retry) on_retry(status);
+    channel.Pause(*pause);
+    status = attempt();
+  }
+  return status;
+}
+
+// A call that nobody waits for. Who has it keeps it alive: its attempt or its
+// pause, and its caller, who may cancel it. Its attempts and pauses follow each
+// other, in threads of gRPC, which only the lock orders for thread sanitizer.
+class RepeatedCall : public AsyncCall,
+                     public AsyncTimer,
+                     public CallCanceller,
+                     public std::enable_shared_from_this<RepeatedCall> {
+ public:
+  RepeatedCall(std::shared_ptr<RpcChannel> channel, const RetryPolicy& policy,
+               OnRetry on_retry, const CallTime& time)
+      : channel_(std::move(channel)),
+        time_(time),
+        on_retry_(std::move(on_retry)),
+        retry_(policy, time) {}
+
+  void StartAttempt() {
+    std::unique_lock lock(mutex_);
+    if (cancelled_) {
+      const absl::Status status = retry_.Cancelled();
+      lock.unlock();
+      End(status, nullptr);
+      return;
+    }
+    const int step = ++step_;
+    lock.unlock();
+    Keep(step, MakeAttempt(*channel_, time_.deadline));
+  }
+
+  void OnTimer() override { StartAttempt(); }
+
+  void OnDone(const absl::Status& status,
+              ZeroCopyInputStream* answer) override {
+    const absl::Status error = status.ok() ? status : PauseOrError(status);
+    if (status.ok() || !error.ok()) End(error, answer);
+  }
+
+  void Cancel() override {
+    std::shared_ptr<CallCanceller> current;
+    {
+      const std::lock_guard lock(mutex_);
+      cancelled_ = true;
+      current = current_;
+    }
+    if (current != nullptr) current->Cancel();
+  }
+
+ protected:
+  template <typename Type>
+  std::shared_ptr<Type> Self() {
+    return {shared_from_this(), dynamic_cast<Type*>(this)};
+  }
+
+  virtual std::shared_ptr<CallCanceller> MakeAttempt(RpcChannel& channel,
+                                                     absl::Time deadline) = 0;
+  // With the lock held.
+  virtual bool MayRepeat() { return true; }
+
+  // The call is over. Called once.
+  virtual void Finish(const absl::Status& status,
+                      ZeroCopyInputStream* answer) = 0;
+
+  std::mutex mutex_;
+
+ private:
+  void End(const absl::Status& status, ZeroCopyInputStream* answer) {
+    // Both may refer to this: a pause, and a function that can cancel.
+    std::shared_ptr<CallCanceller> current;
+    OnRetry on_retry;
+    {
+      const std::lock_guard lock(mutex_);
+      ++step_;
+      current = std::move(current_);
+      on_retry = std::exchange(on_retry_, nullptr);
+    }
+    Finish(status, answer);
+  }
+
+  // OK where the call goes on after a pause.
+  absl::Status PauseOrError(const absl::Status& status) {
+    absl::StatusOr<absl::Duration> pause;
+    {
+      const std::lock_guard lock(mutex_);
+      if (cancelled_ || !MayRepeat()) return status;
+      pause = retry_.AfterFailure(status, absl::Now(), Chance());
+      if (!pause.ok()) return pause.status();
+    }
+    // Without the lock, for it may cancel the call.
+    if (on_retry_) on_retry_(status);
+    int step = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      if (cancelled_) return retry_.Cancelled();
+      step = ++step_;
+    }
+    Keep(step, channel_->StartTimer(*pause, Self<AsyncTimer>()));
+    return absl::OkStatus();
+  }
+
+  // What cancels `step`, unless that is over already. gRPC is not called with
+  // the lock held, for its threads would wait for this one.
+  void Keep(int step, std::shared_ptr<CallCanceller> canceller) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (step != step_) return;
+      current_ = canceller;
+      if (!cancelled_) return;
+    }
+    canceller->Cancel();
+  }
+
+  const std::shared_ptr<RpcChannel> channel_;
+  const CallTime time_;
+  OnRetry on_retry_;
+  Retry retry_;
+  bool cancelled_ = false;
+  int step_ = 0;                            // counts attempts and pauses
+  std::shared_ptr<CallCanceller> current_;  // cancels this step
+};
+
+class RepeatedUnaryCall final : public RepeatedCall {
+ public:
+  RepeatedUnaryCall(std::shared_ptr<RpcChannel> channel,
+                    const RetryPolicy& policy, OnRetry on_retry,
+                    const CallTime& time, std::string method,
+                    OutgoingMessage request, std::unique_ptr<AsyncCall> call)
+      : RepeatedCall(std::move(channel), policy, std::move(on_retry), time),
+        method_(std::move(method)),
+        request_(std::move(request)),
+        call_(std::move(call)) {}
+
+ private:
+  std::shared_ptr<CallCanceller> MakeAttempt(RpcChannel& channel,
+                                             absl::Time deadline) override {
+    return channel.Start(method_, request_, deadline, Self<AsyncCall>());
+  }
+  void Finish(const absl::Status& status,
+              ZeroCopyInputStream* answer) override {
+    std::unique_ptr<AsyncCall> call;
+    OutgoingMessage request;
+    {
+      const std::lock_guard lock(mutex_);
+      call = std::move(call_);
+      // Its owners need not be kept until the caller drops the canceller.
+      request = std::move(request_);
+    }
+    call->OnDone(status, answer);
+  }
+
+  const std::string method_;
+  OutgoingMessage request_;
+  std::unique_ptr<AsyncCall> call_;
+};
+
+class RepeatedExchange final : public RepeatedCall, public MessageExchange {
+ public:
+  RepeatedExchange(std::shared_ptr<RpcChannel> channel,
+                   const RetryPolicy& policy, OnRetry on_retry,
+                   const CallTime& time, std::string method,
+                   std::unique_ptr<AsyncExchange> exchange)
+      : RepeatedCall(std::move(channel), policy, std::move(on_retry), time),
+        method_(std::move(method)),
+        exchange_(std::move(exchange)) {}
+
+  std::optional<OutgoingMessage> Next() override {
+    const std::lock_guard lock(mutex_);
+    return exchange_->Next();
+  }
+  bool OnResponse(ZeroCopyInputStream* message) override {
+    const std::lock_guard lock(mutex_);
+    return exchange_->OnResponse(message);
+  }
+  bool Restart() override { return exchange_->Restart(); }
+
+ private:
+  std::shared_ptr<CallCanceller> MakeAttempt(RpcChannel& channel,
+                                             absl::Time deadline) override {
+    return channel.Start(method_, deadline, Self<MessageExchange>(),
+                         Self<AsyncCall>());
+  }
+  bool MayRepeat() override { return Restart(); }
+  void Finish(const absl::Status& status,
+              ZeroCopyInputStream* /*answer*/) override {
+    std::unique_ptr<AsyncExchange> exchange;
+    {
+      const std::lock_guard lock(mutex_);
+      exchange = std::move(exchange_);
+    }
+    exchange->OnDone(status);
+  }
+
+  const std::string method_;
+  std::unique_ptr<AsyncExchange> exchange_;
+};
+
+}  // namespace
+
+RetryingChannel::RetryingChannel(const ClientOptions& options)
+    : channel_(std::make_shared<RpcChannel>(
+          options.target, options.max_message_bytes, options.service_config)),
+      policy_(options.retry),
+      on_retry_(options.on_retry) {}
+
+RetryingChannel RetryingChannel::Once() const {
+  RetryingChannel once = *this;
+  once.policy_.max_attempts = 1;
+  return once;
+}
+
+absl::Status RetryingChannel::Call(
+    const std::string& method, const OutgoingMessage& request,
+    const CallTime& time,
+    const std::function<void(ZeroCopyInputStream*)>& on_answer) const {
+  return Repeat(
+      *channel_, policy_, on_retry_, time,
+      [&] { return channel_->Call(method, request, time.deadline, on_answer); },
+      [] { return true; });
+}
+
+absl::Status RetryingChannel::Call(const std::string& method,
+                                   const MessageLite& request,
+                                   const CallTime& time,
+                                   MessageLite* response) const {
+  bool parsed = true;
+  const absl::Status status =
+      Call(method, OutgoingMessage::Of(request), time,
+           [&](ZeroCopyInputStream* answer) {
+             parsed = response->ParseFromZeroCopyStream(answer);
+           });
+  return parsed ? status : BadResponse();
+}
+
+std::shared_ptr<CallCanceller> RetryingChannel::Start(
+    const std::string& method, OutgoingMessage request, const CallTime& time,
+    std::unique_ptr<AsyncCall> call) const {
+  if (!channel_->error().ok()) {
+    call->OnDone(channel_->error(), nullptr);
+    return nullptr;
+  }
+  request.OwnElements();
+  auto repeated = std::make_shared<RepeatedUnaryCall>(
+      channel_, policy_, on_retry_, time, method, std::move(request),
+      std::move(call));
+  repeated->StartAttempt();
+  return repeated;
+}
+
+absl::Status RetryingChannel::Exchange(const std::string& method,
+                                       const CallTime& time,
+                                       MessageExchange& exchange) const {
+  return Repeat(
+      *channel_, policy_, on_retry_, time,
+      [&] { return channel_->Exchange(method, time.deadline, exchange); },
+      [&] { return exchange.Restart(); });
+}
+
+std::shared_ptr<CallCanceller> RetryingChannel::Start(
+    const std::string& method, const CallTime& time,
+    std::unique_ptr<AsyncExchange> exchange) const {
+  if (!channel_->error().ok()) {
+    exchange->OnDone(channel_->error());
+    return nullptr;
+  }
+  auto repeated = std::make_shared<RepeatedExchange>(
+      channel_, policy_, on_retry_, time, method, std::move(exchange));
+  repeated->StartAttempt();
+  return repeated;
+}
+
+absl::Status RetryingChannel::Stream(
+    const std::string& method, const MessageLite& request,
+    MessageLite* response, const CallTime& time,
+    const std::function<bool()>& on_response) const {
+  bool has_response = false;
+  return Repeat(
+      *channel_, policy_, on_retry_, time,
+      [&] {
+        return channel_->Stream(method, request, response, time.deadline, [&] {
+          has_response = true;
+          return on_response();
+        });
+      },
+      [&] { return !has_response; });
+}
+
+}  // namespace attnd::client

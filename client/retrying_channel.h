@@ -1,0 +1,78 @@
+// Calls that are made again where that may help. Knows RpcChannel and when to
+// try again, neither gRPC nor attention.
+#ifndef ATTND_CLIENT_RETRYING_CHANNEL_H_
+#define ATTND_CLIENT_RETRYING_CHANNEL_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "client/attention_client.h"
+#include "client/outgoing_message.h"
+#include "client/retry.h"
+#include "client/rpc_channel.h"
+
+namespace attnd::client {
+
+// A call of many messages that somebody else completes: its functions run in
+// threads of gRPC, one after the other, and must not block.
+class AsyncExchange : public MessageExchange {
+ public:
+  // Called exactly once.
+  virtual void OnDone(const absl::Status& status) = 0;
+};
+
+// The methods of RpcChannel, each over as many attempts as ClientOptions
+// allows, and with INVALID_ARGUMENT where it has options that gRPC refuses.
+// Cheap to copy: copies share a connection. Thread-safe.
+class RetryingChannel {
+ public:
+  explicit RetryingChannel(const ClientOptions& options);
+
+  // The same connection, without a second attempt.
+  RetryingChannel Once() const;
+
+  absl::Status Call(
+      const std::string& method, const OutgoingMessage& request,
+      const CallTime& time,
+      const std::function<void(google::protobuf::io::ZeroCopyInputStream*)>&
+          on_answer) const;
+
+  // The same for messages that are small. INTERNAL where the answer does not
+  // parse.
+  absl::Status Call(const std::string& method,
+                    const google::protobuf::MessageLite& request,
+                    const CallTime& time,
+                    google::protobuf::MessageLite* response) const;
+
+  // Returns at once. The call outlives this channel where it has to, and the
+  // elements of the request, which are copied where they have no owner. It can
+  // be cancelled in its pauses too.
+  std::shared_ptr<CallCanceller> Start(const std::string& method,
+                                       OutgoingMessage request,
+                                       const CallTime& time,
+                                       std::unique_ptr<AsyncCall> call) const;
+
+  absl::Status Exchange(const std::string& method, const CallTime& time,
+                        MessageExchange& exchange) const;
+  std::shared_ptr<CallCanceller> Start(
+      const std::string& method, const CallTime& time,
+      std::unique_ptr<AsyncExchange> exchange) const;
+
+  // Is not tried again once a response has come.
+  absl::Status Stream(const std::string& method,
+                      const google::protobuf::MessageLite& request,
+                      google::protobuf::MessageLite* response,
+                      const CallTime& time,
+                      const std::function<bool()>& on_response) const;
+
+ private:
+  std::shared_ptr<RpcChannel> channel_;
+  RetryPolicy policy_;
+  std::function<void(const absl::Status&)> on_retry_;
+};
+
+}  // namespace attnd::client
+
+#endif  // ATTND_CLIENT_RETRYING_CHANNEL_H_
