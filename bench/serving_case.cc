@@ -203,7 +203,8 @@ std::vector<client::AttentionClient> Connect(const std::string& target,
     clients.emplace_back(client::ClientOptions{
         .target = target,
         .max_message_bytes =
-            (streamed ? kStreamMessageBytes : kMaxMessageBytes) + i});
+            (streamed ? kStreamMessageBytes : kMaxMessageBytes) + i,
+        .retry = {.max_attempts = 1}});  // a refusal is a result
   }
   return clients;
 }
