@@ -132,7 +132,7 @@ template <bool kSplits>
 HWY_INLINE void WeighPairs(Vec s, Vec grad, Vec slope, Vec lse, Vec delta,
                            Vec& weight, Vec& grad_score) {
   const Vec x = hn::Mul(hn::Sub(s, lse), hn::Set(kF, 1.44269504088896340736F));
-  weight = Exp2(kF, x);
+  weight = Exp2Unbounded(kF, x);
   if constexpr (kSplits) {
     weight = hn::IfThenZeroElse(hn::Lt(x, hn::Set(kF, -100.0F)), weight);
   }

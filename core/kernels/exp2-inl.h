@@ -51,7 +51,7 @@ HWY_INLINE hn::Vec<D> Exp2Bounded(D d, hn::Vec<D> x) {
 
 // The same for any x: inf above 127.5.
 template <class D>
-HWY_INLINE hn::Vec<D> Exp2(D d, hn::Vec<D> x) {
+HWY_INLINE hn::Vec<D> Exp2Unbounded(D d, hn::Vec<D> x) {
   const auto highest = hn::Set(d, 128.0f);
   return Exp2Bounded(d, hn::IfThenElse(hn::Gt(x, highest), highest, x));
 }

@@ -18,14 +18,14 @@
 #define ATTND_AVX2(NAME) nullptr
 #endif
 
-// The scalar set is what the compiler's flags let all code use, unless that is
-// one of the others: Highway leaves out what lies below it.
-#if HWY_STATIC_TARGET == HWY_AVX3 || HWY_STATIC_TARGET == HWY_AVX2
+// Missing where the compiler's flags let all code use one of the others: Highway
+// leaves out what lies below it.
+#if HWY_TARGETS & HWY_SCALAR
+#define ATTND_HAS_SCALAR 1
+#define ATTND_SCALAR(NAME) (&N_SCALAR::NAME)
+#else
 #define ATTND_HAS_SCALAR 0
 #define ATTND_SCALAR(NAME) nullptr
-#else
-#define ATTND_HAS_SCALAR 1
-#define ATTND_SCALAR(NAME) (&HWY_STATIC_DISPATCH(NAME))
 #endif
 
 // A pointer to the function NAME as it was compiled for ISA, one of

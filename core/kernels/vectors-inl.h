@@ -38,8 +38,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 inline constexpr Isa kIsa = Isa::kAvx512;
 #elif HWY_TARGET == HWY_AVX2
 inline constexpr Isa kIsa = Isa::kAvx2;
-#else
+#elif HWY_TARGET == HWY_SCALAR
 inline constexpr Isa kIsa = Isa::kScalar;
+#else
+#error "No Isa is compiled for this Highway target: see core/CMakeLists.txt"
 #endif
 
 inline constexpr Geometry kGeometry = GeometryOf(kIsa);
