@@ -261,11 +261,11 @@ void DrawScores(Draw& draw, std::mt19937_64& rng, CaseShape& shape) {
 
 CaseSpecs SpecsOf(const CaseShape& s) {
   const auto spec = [&](DataType type, int64_t h, int64_t n, int64_t d) {
+    if (s.rank == 2) return TensorSpec{.dtype = type, .shape = {n, d}};
     std::vector<int64_t> shape = s.options.layout == Layout::kBhsd
                                      ? std::vector<int64_t>{s.batch, h, n, d}
                                      : std::vector<int64_t>{s.batch, n, h, d};
     if (s.rank == 3) shape.erase(shape.begin());
-    if (s.rank == 2) shape = {n, d};
     return TensorSpec{.dtype = type, .shape = shape};
   };
   return {.query = spec(s.query_dtype, s.num_kv_heads * s.group, s.q_len,
