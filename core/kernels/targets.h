@@ -18,8 +18,8 @@
 #define ATTND_AVX2(NAME) nullptr
 #endif
 
-// Missing where the compiler's flags let all code use one of the others: Highway
-// leaves out what lies below it.
+// Missing where the compiler's flags let all code use one of the others, since
+// Highway leaves out what lies below it.
 #if HWY_TARGETS & HWY_SCALAR
 #define ATTND_HAS_SCALAR 1
 #define ATTND_SCALAR(NAME) (&N_SCALAR::NAME)
