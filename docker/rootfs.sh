@@ -13,8 +13,10 @@ done
 ldd "$@" | grep -oE '/[^ ]+ \(' | cut -d' ' -f1 | sort -u |
   while read -r library; do
     cp -L --parents "$library" "$root"
-    # By name: dpkg may know it below /usr/lib and the loader below /lib.
-    dpkg -S "*/$(basename "$library")" | cut -d: -f1 | sort -u |
+    # By name: dpkg may know it below /usr/lib and the loader below /lib. dpkg
+    # adds lines about files that a package has moved out of the way.
+    dpkg -S "*/$(basename "$library")" | grep -v '^diversion by ' |
+      cut -d: -f1 | sort -u |
       while read -r package; do
         cp --parents "/usr/share/doc/$package/copyright" "$root"
       done

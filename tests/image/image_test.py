@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import tarfile
 
 import numpy as np
@@ -21,7 +22,6 @@ from support.client import Client
 from support.server import open_channel
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-APT_SOURCES = REPOSITORY / 'build' / 'image' / 'apt-sources'
 MOST_BYTES = 60 * 1000 * 1000
 START_SECONDS = 2
 MIB = 1 << 20
@@ -78,9 +78,11 @@ def test_it_holds_the_binaries_their_libraries_and_licences_alone(saved):
 
 def test_no_address_of_a_package_mirror_is_left(saved):
   _, _, raw = saved
-  if not APT_SOURCES.exists():
+  apt_sources = os.environ['ATTND_APT_SOURCES']
+  if not apt_sources:
     pytest.skip('a registry had the base: the build was handed no mirror')
-  urls = {line.split()[1] for line in APT_SOURCES.read_text().splitlines()}
+  lines = pathlib.Path(apt_sources).read_text().splitlines()
+  urls = {line.split()[1] for line in lines}
   assert urls
   assert not {url for url in urls if url.encode() in raw}
 
@@ -96,12 +98,32 @@ def test_what_it_says_of_itself(saved):
   assert config['User'] == f'{USER}:{USER}'
   assert config['StopSignal'] == 'SIGTERM'
   assert config['Healthcheck']['Test'] == ['CMD', '/usr/bin/attnctl', 'health']
+
+
+def test_its_labels(saved):
+  """Those that every image has, and those that `./dev image` computes."""
+  config, _, _ = saved
   labels = config['Labels']
+  assert labels['org.opencontainers.image.title'] == 'attnd'
   assert labels['org.opencontainers.image.licenses'] == 'Apache-2.0'
-  revision = os.environ['ATTND_REVISION']
-  assert labels['org.opencontainers.image.revision'] == revision
+  computed = dict(
+      line.split('=', 1) for line in os.environ['ATTND_LABELS'].splitlines())
+  assert computed.items() <= labels.items()
+  assert re.fullmatch(r'[0-9a-f]{40}(-dirty)?',
+                      labels['org.opencontainers.image.revision'])
   assert labels['org.opencontainers.image.version'] in run_once(
       ['attnd', '--version'])
+  # Absent where the source is not published; never with a password.
+  assert re.fullmatch(r'https?://[^@]+',
+                      labels.get('org.opencontainers.image.source', 'http://x'))
+
+
+def test_it_is_built_on_the_current_debian(saved):
+  """By a base that never changes, or by a Debian that was made on the spot."""
+  config, _, _ = saved
+  assert re.fullmatch(
+      r'docker\.io/library/debian@sha256:[0-9a-f]{64}|debootstrap trixie',
+      config['Labels']['attnd.build-base'])
 
 
 def test_it_serves_soon(running):
