@@ -9,13 +9,13 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "server/connections/frame_reader.h"
 
 namespace attnd::server {
@@ -186,10 +186,12 @@ class Connection {
   std::string_view end_reason_;
   FrameReader in_{FrameReader::kClientPrefaceBytes};
   FrameReader out_{0};
-  absl::flat_hash_map<uint32_t, Call> calls_;  // by stream
-  std::atomic<int64_t> open_calls_ = 0;        // calls_.size()
-  uint32_t last_stream_ = 0;                   // the highest that was begun
-  int64_t header_block_bytes_ = -1;            // -1: none is open
+  // By stream. No table of Abseil's, since the sanitizers change its layout and
+  // Debian's Abseil is built without them.
+  std::map<uint32_t, Call> calls_;
+  std::atomic<int64_t> open_calls_ = 0;  // calls_.size()
+  uint32_t last_stream_ = 0;             // the highest that was begun
+  int64_t header_block_bytes_ = -1;      // -1: none is open
   SteadyTime header_block_at_{};
   bool has_frame_ = false;
   bool crowded_ = false;
