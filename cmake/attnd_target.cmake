@@ -7,10 +7,6 @@
 # Files that touch a message with a map (google.rpc.ErrorInfo) need the same:
 # protobuf's map_field.h lays such a message out differently when instrumented
 # than Debian's libprotobuf was built with, which crashes.
-#
-# attnd_may_copy_empty_optionals(FILE...): marks files in which GCC 12 takes an
-# empty optional that is copied for uninitialised, but only with a sanitizer on,
-# where its manual warns of such false alarms.
 
 function(attnd_target name)
   target_include_directories(${name} PUBLIC
@@ -28,6 +24,11 @@ function(attnd_sanitize name)
     if(NOT ATTND_SANITIZE STREQUAL "thread")
       target_compile_options(${name} PRIVATE -fno-sanitize-recover=all)
     endif()
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # GCC's manual says that this warning is often false with a sanitizer on;
+      # the release preset keeps it.
+      target_compile_options(${name} PRIVATE -Wno-maybe-uninitialized)
+    endif()
     target_link_options(${name} PUBLIC -fsanitize=${ATTND_SANITIZE})
   endif()
 endfunction()
@@ -36,12 +37,5 @@ function(attnd_thin_grpc name)
   if(ATTND_SANITIZE STREQUAL "thread")
     set_source_files_properties(${ARGN} TARGET_DIRECTORY ${name} PROPERTIES
       COMPILE_OPTIONS "-fno-sanitize=thread")
-  endif()
-endfunction()
-
-function(attnd_may_copy_empty_optionals)
-  if(ATTND_SANITIZE AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    set_property(SOURCE ${ARGN} APPEND PROPERTY
-      COMPILE_OPTIONS -Wno-maybe-uninitialized)
   endif()
 endfunction()
