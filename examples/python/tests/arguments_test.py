@@ -75,6 +75,8 @@ WRONG_TYPES = [
      'which numpy.load does not know'),
     ('query', ROW.astype(ml_dtypes.float8_e4m3fn),
      f'{FLOATS} float8_e4m3fn; {CONVERT} .astype("float32")'),
+    ('query', None, f'{FLOATS} NoneType (of object); pass an array of numbers'),
+    ('value', None, f'{FLOATS} NoneType (of object); pass an array of numbers'),
     ('query', ROW * 1j, f'{FLOATS} complex64; choose its real numbers, as by '
      '.real: attention has no complex numbers'),
     ('query', ROW.astype(object), f'{FLOATS} object; pass an array of numbers'),

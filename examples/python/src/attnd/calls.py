@@ -202,8 +202,9 @@ def _gradients(reply, like):
 
 
 def _fill(message, values, payloads, path=''):
-  """Sets fields by name; None leaves a field unset. The elements of tensors go
-  to `payloads`, as transport.Request takes them.
+  """Sets fields by name; None leaves a field unset, except the tensors that a
+  call is about. The elements of tensors go to `payloads`, as transport.Request
+  takes them.
 
   The contract itself says which there are and of what kind, so that an option
   which it gains needs nothing here.
@@ -217,7 +218,8 @@ def _fill(message, values, payloads, path=''):
       raise TypeError(f'{path}{name}: no such field'
                       f'{_nearest(name, known.keys())}; there are '
                       f'{", ".join(known.keys())}')
-    if value is not None:
+    required = known[name].message_type is pb.Tensor.DESCRIPTOR and not path
+    if value is not None or required:
       tensors.refuse_losses(path + name, value)
       _set(message, known[name], value, payloads, path + name)
 
