@@ -189,7 +189,7 @@ def test_a_closed_client_tries_nothing_again(scripted):
   assert len(servicer.times) == 2
 
 
-@pytest.mark.parametrize('forever', [None, math.inf, 1e300])
+@pytest.mark.parametrize('forever', [None, math.inf, 1e300, 10**400])
 def test_without_a_deadline(scripted, ask, forever):
   """As the client's timeout, and as the call's, which wins over the client's."""
   for settings, call in (
@@ -205,7 +205,8 @@ def test_without_a_deadline(scripted, ask, forever):
 
 @pytest.mark.parametrize('timeout, kind', [
     (0, ValueError), (-1, ValueError), (-math.inf, ValueError),
-    (math.nan, ValueError), ('5', TypeError), (True, TypeError)])
+    (-10**400, ValueError), (math.nan, ValueError), ('5', TypeError),
+    (True, TypeError)])
 def test_what_is_no_timeout(ask, timeout, kind):
   with pytest.raises(kind, match='timeout: expected .*None for no deadline'):
     ask('127.0.0.1:1', timeout=timeout)
@@ -244,7 +245,7 @@ def test_a_service_config_of_the_user(scripted, ask, written):
     ask(address, service_config=written(for_all_methods(timeout='0.2s')))
 
 
-@pytest.mark.parametrize('config', ['nonsense', '[]', 5])
+@pytest.mark.parametrize('config', ['nonsense', '[]', 5, b'{}', {1}])
 def test_what_is_no_service_config(config):
   for kind in (attnd.Client, attnd.AsyncClient):
     with pytest.raises(ValueError, match='service_config: expected a dict'):
@@ -256,6 +257,23 @@ def test_channel_options_of_the_user(scripted, ask):
   with pytest.raises(attnd.ResourceExhausted, match='larger than max'):
     ask(address,
         channel_options=[('grpc.max_receive_message_length', 1)])
+
+
+@pytest.mark.parametrize('wrong', [
+    {'max_attempts': 0}, {'max_attempts': 1.5}, {'max_attempts': '3'},
+    {'initial_backoff': 0}, {'initial_backoff': math.nan},
+    {'max_backoff': -1}, {'max_backoff': math.inf}, {'multiplier': 0.5},
+    {'multiplier': None}], ids=str)
+def test_what_is_no_policy(wrong):
+  (name,) = wrong
+  with pytest.raises(ValueError, match=f'^{name}: expected '):
+    attnd.RetryPolicy(**wrong)
+
+
+def test_what_is_no_retry():
+  for kind in (attnd.Client, attnd.AsyncClient):
+    with pytest.raises(TypeError, match='retry: expected an attnd.RetryPolicy'):
+      kind(retry=None)
 
 
 def test_waits_spread_and_grow():

@@ -54,6 +54,9 @@ class Calls:
 
   def __init__(self, timeout=60.0, retry=RetryPolicy()):
     self._timeout = checked_timeout(timeout)
+    if not isinstance(retry, RetryPolicy):
+      raise TypeError(f'retry: expected an attnd.RetryPolicy, got {_shown(retry)}; '
+                      'RetryPolicy(max_attempts=1) tries nothing again')
     self._retry = retry
     self._server = exchange.Server()
 

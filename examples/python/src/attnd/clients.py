@@ -3,6 +3,7 @@
 import asyncio
 import json
 import pkgutil
+import reprlib
 import threading
 
 import grpc
@@ -34,14 +35,16 @@ def default_service_config():
       'attnd', 'v1/attention_grpc_service_config.json'))
 
 
-def _checked_json(service_config):
+def _json_of(service_config):
   try:
-    if isinstance(json.loads(service_config), dict):
-      return service_config
-  except ValueError:
+    text = (service_config if isinstance(service_config, str) else
+            json.dumps(service_config))
+    if isinstance(json.loads(text), dict):
+      return text
+  except (TypeError, ValueError):
     pass
   raise ValueError('service_config: expected a dict, or JSON of an object, got '
-                   f'{service_config[:80]!r}')
+                   f'{reprlib.repr(service_config)}')
 
 
 def _channel_options(service_config, channel_options):
@@ -51,9 +54,7 @@ def _channel_options(service_config, channel_options):
     # gRPC tries five times at most, and reports the deadline instead of the
     # failure. RetryPolicy does the same work without that.
     options['grpc.enable_retries'] = 0
-  if not isinstance(service_config, str):
-    service_config = json.dumps(service_config)
-  options['grpc.service_config'] = _checked_json(service_config)
+  options['grpc.service_config'] = _json_of(service_config)
   options.update(channel_options)
   return list(options.items())
 

@@ -27,6 +27,22 @@ class RetryPolicy:
   max_backoff: float = 2.0
   multiplier: float = 2.0
 
+  def __post_init__(self):
+    if self.max_attempts is not None and not (
+        _is_number(self.max_attempts, numbers.Integral) and
+        self.max_attempts >= 1):
+      raise ValueError('max_attempts: expected a whole number of 1 or more, or '
+                       f'None for no limit, got {self.max_attempts!r}')
+    for name, least in (('initial_backoff', 0), ('max_backoff', 0),
+                        ('multiplier', 1)):
+      value = getattr(self, name)
+      # A pause of 0 would call a server that is down in an endless loop.
+      if not (_is_number(value, numbers.Real) and value >= least and value > 0 and
+              value < math.inf):
+        raise ValueError(f'{name}: expected a finite number '
+                         f'{"of 1 or more" if least else "above 0"}, got '
+                         f'{value!r}')
+
 
 class Timeout(enum.Enum):
   """The default of a call's timeout. None cannot be it: it means no deadline."""
@@ -37,13 +53,17 @@ def checked_timeout(timeout):
   """Seconds; None where there is no deadline."""
   if timeout is None:
     return None
-  if not isinstance(timeout, numbers.Real) or isinstance(timeout, bool):
+  if not _is_number(timeout, numbers.Real):
     raise TypeError(f'timeout: expected seconds, or None for no deadline, got '
                     f'{timeout!r}')
-  if math.isnan(timeout) or timeout <= 0:
+  if not timeout > 0:  # NaN too
     raise ValueError(f'timeout: expected more than 0 seconds, or None for no '
                      f'deadline, got {timeout!r}')
   return float(timeout) if timeout < _NO_DEADLINE_SECONDS else None
+
+
+def _is_number(value, kind):
+  return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class Attempts:
