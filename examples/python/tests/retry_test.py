@@ -189,6 +189,42 @@ def test_a_closed_client_tries_nothing_again(scripted):
   assert len(servicer.times) == 2
 
 
+def test_close_ends_what_an_async_client_does(scripted):
+  """A call, a stream and a pause. Their tasks are not cancelled."""
+  servicer, address = scripted([HANGS, HANGS, full_for(3600)])
+
+  async def by_asyncio(call, kind, count):
+    async with attnd.AsyncClient(address, timeout=None) as client:
+      task = asyncio.create_task(call(client))
+      while len(servicer.times) < count:
+        await asyncio.sleep(0.01)
+      await client.close()
+      with pytest.raises(kind):
+        await task
+
+  for count, (call, kind) in enumerate((
+      (lambda client: client.server_info(), attnd.Cancelled),
+      (lambda client: client.benchmark(num_vectors=1), attnd.Cancelled),
+      (lambda client: client.server_info(), attnd.ResourceExhausted)), 1):
+    asyncio.run(asyncio.wait_for(by_asyncio(call, kind, count), 60))
+  assert len(servicer.times) == 3
+
+
+def test_a_cancelled_task_stays_cancelled_when_the_client_closes(scripted):
+  servicer, address = scripted([HANGS])
+
+  async def by_asyncio():
+    async with attnd.AsyncClient(address, timeout=None) as client:
+      task = asyncio.create_task(client.server_info())
+      while not servicer.times:
+        await asyncio.sleep(0.01)
+      task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+      await task
+
+  asyncio.run(by_asyncio())
+
+
 @pytest.mark.parametrize('forever', [None, math.inf, 1e300, 10**400])
 def test_without_a_deadline(scripted, ask, forever):
   """As the client's timeout, and as the call's, which wins over the client's."""
@@ -274,6 +310,13 @@ def test_what_is_no_retry():
   for kind in (attnd.Client, attnd.AsyncClient):
     with pytest.raises(TypeError, match='retry: expected an attnd.RetryPolicy'):
       kind(retry=None)
+
+
+def test_a_wait_cannot_overflow():
+  from attnd.retry import Attempts
+  attempts = Attempts(attnd.RetryPolicy(multiplier=1e9), None)
+  error = attnd.Unavailable(grpc.StatusCode.UNAVAILABLE, '')
+  assert all(attempts.delay_after(error) <= 2 for _ in range(100))
 
 
 def test_waits_spread_and_grow():

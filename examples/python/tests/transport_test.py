@@ -1,6 +1,9 @@
 """What is too large for a message: streamed, or refused with what to do."""
 
 import asyncio
+import gc
+import math
+import weakref
 
 import attnd
 from attnd import transport
@@ -8,7 +11,7 @@ from attnd.v1 import attention_pb2 as pb
 import numpy as np
 import pytest
 
-from support.server import Server
+from support.server import Server, poll_until
 
 SMALLEST_LIMIT = 65536  # bytes, that a server takes
 
@@ -118,6 +121,59 @@ def test_backward_names_the_limit(narrow, run):
   for part in ('AttentionBackwardRequest', '65536 bytes', '--max-message-bytes',
                'several calls'):
     assert part in caught.value.message
+
+
+def test_a_refusal_reaches_an_async_client_that_still_sends(server):
+  """grpc.aio would replace it by INTERNAL, in most of these calls."""
+  large = normal(30000, 64)
+
+  async def by_asyncio():
+    async with attnd.AsyncClient(server.tcp) as client:
+      for _ in range(100):
+        with pytest.raises(attnd.InvalidArgument, match='options.scale'):
+          await client.attention_stream(large, large, large, scale=math.nan)
+
+  asyncio.run(by_asyncio())
+
+
+@pytest.fixture
+def no_collector():
+  """Only reference counts free memory."""
+  gc.collect()
+  gc.disable()
+  yield
+  gc.enable()
+
+
+FAILURES = {
+    'refused': lambda c, a: c.self_attention(a, scale=math.nan),
+    'refused stream': lambda c, a: c.attention_stream(a, a, a, scale=math.nan),
+    'deadline': lambda c, a: c.self_attention(a, timeout=1e-4),
+    'nobody there': lambda c, a: c.self_attention(a),
+}
+
+
+@pytest.mark.parametrize('run', ['sync', 'asyncio'])
+@pytest.mark.parametrize('failure', FAILURES)
+def test_a_failed_call_lets_go_of_its_arrays(server, no_collector, failure, run):
+  address = '127.0.0.1:1' if failure == 'nobody there' else server.tcp
+  array = normal(3000, 64)
+  is_alive = weakref.ref(array)
+
+  async def by_asyncio(array):
+    async with attnd.AsyncClient(address, timeout=1) as client:
+      with pytest.raises(attnd.AttndError):
+        await FAILURES[failure](client, array)
+
+  if run == 'asyncio':
+    asyncio.run(by_asyncio(array))
+  else:
+    with attnd.Client(address, timeout=1) as client:
+      with pytest.raises(attnd.AttndError):
+        FAILURES[failure](client, array)
+  del array
+  # gRPC's thread that sends a stream may hold it for a moment.
+  poll_until(lambda: is_alive() is None, 10, 'the end of the array')
 
 
 # 3 GiB that are nowhere.

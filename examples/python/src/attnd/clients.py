@@ -16,7 +16,8 @@ _CHANNEL_OPTIONS = {
     # The server has limits of its own, and says which one was met.
     'grpc.max_send_message_length': -1,
     'grpc.max_receive_message_length': -1,
-    # Nobody else is to see the tensors, whatever the environment says.
+    # The tensors must not go through a web proxy that the environment names
+    # (http_proxy).
     'grpc.enable_http_proxy': 0,
     # gRPC refuses every call between two attempts to connect. Its own pauses
     # grow to two minutes; with these a server that is back is found soon.
@@ -59,9 +60,30 @@ def _channel_options(service_config, channel_options):
   return list(options.items())
 
 
+def _is_cancelled(task):
+  """Whether somebody cancelled the task; Python 3.10 does not know."""
+  return hasattr(task, 'cancelling') and task.cancelling() > 0
+
+
+def _error_of(call):
+  """The AioRpcError of a call of grpc.aio that has ended."""
+
+  def result(coroutine):  # it has nothing to wait for, so its first step ends it
+    try:
+      coroutine.send(None)
+    except StopIteration as end:
+      return end.value
+    raise RuntimeError('expected a call that has ended')
+
+  return grpc.aio.AioRpcError(
+      result(call.code()), grpc.aio.Metadata(), result(call.trailing_metadata()),
+      result(call.details()))
+
+
 def _failure(rpc_error):
   error = errors.from_rpc_error(rpc_error)
-  error.__cause__ = rpc_error
+  # gRPC raises the call itself, whose traceback would refer to it in a cycle.
+  error.__cause__ = rpc_error.with_traceback(None)
   return error
 
 
@@ -112,10 +134,8 @@ class Client(calls.Calls):
       return end.value
 
   def _perform(self, step):
-    if isinstance(step, exchange.Wait):
-      if self._closed.wait(step.seconds):
-        raise step.failure
-      return None
+    if isinstance(step, exchange.Pause):
+      return self._closed.wait(step.seconds)
     call = getattr(self._stub, step.method)
     if not step.receive:
       return call(step.request, timeout=step.timeout)
@@ -143,7 +163,7 @@ class AsyncClient(calls.Calls):
     self._loop = None
     self._channel = None
     self._stub = None
-    self._closed = False
+    self._closed = asyncio.Event()
 
   async def __aenter__(self):
     return self
@@ -153,7 +173,7 @@ class AsyncClient(calls.Calls):
 
   async def close(self):
     """Ends the connection and whatever runs on it."""
-    self._closed = True
+    self._closed.set()
     if self._channel:
       self._check_loop()
       await self._channel.close()
@@ -164,13 +184,13 @@ class AsyncClient(calls.Calls):
                          'first call; make another one for this loop')
 
   def _connect(self):
+    if self._closed.is_set():
+      raise ValueError('this AsyncClient is closed')
     if not self._channel:
       self._loop = asyncio.get_running_loop()
       self._channel = grpc.aio.insecure_channel(self._target, self._options)
       self._stub = pb_grpc.AttentionServiceStub(self._channel)
     self._check_loop()
-    if self._closed:
-      raise ValueError('this AsyncClient is closed')
 
   async def _run(self, steps):
     self._connect()
@@ -181,24 +201,39 @@ class AsyncClient(calls.Calls):
           result = await self._perform(step)
         except grpc.RpcError as rpc_error:
           step = steps.throw(_failure(rpc_error))
+        except asyncio.CancelledError:
+          # gRPC ends the calls of a closed channel as if their tasks were
+          # cancelled, and a TaskGroup would lose them in silence.
+          if not self._closed.is_set() or _is_cancelled(asyncio.current_task()):
+            raise
+          raise errors.Cancelled(grpc.StatusCode.CANCELLED,
+                                 'the client was closed') from None
         else:
           step = steps.send(result)
     except StopIteration as end:
       return end.value
 
   async def _perform(self, step):
-    if isinstance(step, exchange.Wait):
-      await asyncio.sleep(step.seconds)
-      if self._closed:
-        raise step.failure
-      return None
+    if isinstance(step, exchange.Pause):
+      try:
+        return await asyncio.wait_for(self._closed.wait(), step.seconds)
+      except asyncio.TimeoutError:
+        return False
     call = getattr(self._stub, step.method)
     if not step.receive:
       return await call(step.request, timeout=step.timeout)
     messages = call(step.request, timeout=step.timeout)
+    ends = []
+    messages.add_done_callback(lambda ended: ends.append(_error_of(ended)))
     try:
       async for message in messages:
         step.receive(message)
+    except grpc.aio.AioRpcError as error:
+      # When a call ends while a message is being written, grpc.aio replaces the
+      # status that came by INTERNAL (grpc/grpc#36066).
+      if error.code() is grpc.StatusCode.INTERNAL and ends:
+        raise ends[0] from None
+      raise
     finally:
       messages.cancel()  # where `receive` raised
     return None

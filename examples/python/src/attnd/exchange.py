@@ -1,6 +1,11 @@
 """What a call does, step by step, for both clients. Each function is a generator:
-it yields a Step, and gets what came of it; a failure is thrown into it as an
-AttndError. Whoever runs it waits, or awaits."""
+it yields a step, a Pause or an Rpc, and gets what came of it; a failure of an Rpc
+is thrown into it as an AttndError. The client that runs it waits, or awaits.
+
+No function keeps an error in a variable when it raises it: the error's traceback
+would refer to the error itself, and the arrays of a failed call would stay in
+memory until Python next looks for such cycles.
+"""
 
 import dataclasses
 import typing
@@ -10,10 +15,10 @@ from attnd.v1 import attention_pb2 as pb
 
 
 @dataclasses.dataclass(frozen=True)
-class Wait:
-  """To wait; `failure` is why."""
+class Pause:
+  """To wait before the next attempt. The result is whether the client was closed
+  meanwhile."""
   seconds: float
-  failure: errors.AttndError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +37,11 @@ def with_retries(attempts, once):
     try:
       return (yield from once())
     except errors.AttndError as error:
-      wait = Wait(attempts.delay_after(error), error)
-    yield wait
-    del wait  # with the failure, whose traceback holds the call's tensors
+      delay = attempts.delay_after(error)
+      if delay is None:
+        raise attempts.final(error) from error.__cause__
+      if (yield Pause(delay)):
+        raise
 
 
 class Server:
@@ -59,10 +66,9 @@ class Server:
     except errors.AttndError as error:
       if known is not limits or not transport.may_have_other_limits(error):
         raise
-      failure = error
-    limits = yield from self._ask(attempts)
-    if limits == known:
-      raise failure from failure.__cause__
+      limits = yield from self._ask(attempts)
+      if limits == known:
+        raise
     return (yield from _send(method, request, limits, attempts, stream))
 
   def _ask(self, attempts):

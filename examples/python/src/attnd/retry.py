@@ -75,7 +75,9 @@ class Attempts:
     self._start = time.monotonic()
     self._deadline = None if timeout is None else self._start + timeout
     self._failed = 0
-    self._before = None  # what the newest failure said
+    self._failure = None  # what the newest one said
+    self._note = None  # what to add to the failure that ends the call
+    self._backoff = policy.initial_backoff
     self._most = policy.max_attempts
 
   def remaining(self):
@@ -89,43 +91,39 @@ class Attempts:
     self._most = 1
 
   def delay_after(self, error):
-    """Seconds to wait before the next attempt; raises where there is none.
-
-    What is raised has the type of `error`, and says what was tried.
-    """
+    """Seconds to wait before the next attempt; None where `error` ends the call,
+    and final(error) is to be raised."""
     self._failed += 1
-    before, self._before = self._before, str(error)
+    before, self._failure = self._failure, str(error)
     if not _may_pass(error):
       # The deadline may only have come in the middle of one more attempt.
       if before and isinstance(error, errors.DeadlineExceeded):
-        raise _with_note(error, f'in attempt {self._failed}; the one before it '
-                                f'failed with {before}') from error.__cause__
-      raise error from error.__cause__
-    backoff = min(
-        self._policy.initial_backoff *
-        self._policy.multiplier**min(self._failed - 1, 64),
-        self._policy.max_backoff)
+        self._note = (f'in attempt {self._failed}; the one before it failed with '
+                      f'{before}')
+      return None
     # On top of the server's time: it told everyone the same.
-    delay = (error.retry_delay or 0) + random.uniform(0, backoff)
+    delay = (error.retry_delay or 0) + random.uniform(
+        0, min(self._backoff, self._policy.max_backoff))
+    self._backoff = min(self._backoff * self._policy.multiplier,
+                        self._policy.max_backoff)
     remaining = self.remaining()
     if (self._most is not None and self._failed >= self._most or
         remaining is not None and delay >= remaining):
       if before:
-        error = _with_note(
-            error, f'tried {self._failed} times within '
-                   f'{time.monotonic() - self._start:.1f} s')
-      raise error from error.__cause__
+        self._note = (f'tried {self._failed} times within '
+                      f'{time.monotonic() - self._start:.1f} s')
+      return None
     return delay
+
+  def final(self, error):
+    """`error`, which ended the call, with a note of what was tried before it."""
+    if not self._note:
+      return error
+    return type(error)(error.code, f'{error.message} ({self._note})',
+                       error.reason, error.field_violations, error.retry_delay)
 
 
 def _may_pass(error):
   if isinstance(error, errors.ResourceExhausted):
     return error.retry_delay is not None
   return isinstance(error, (errors.Unavailable, errors.Cancelled))
-
-
-def _with_note(error, note):
-  noted = type(error)(error.code, f'{error.message} ({note})', error.reason,
-                      error.field_violations, error.retry_delay)
-  noted.__cause__ = error.__cause__
-  return noted
