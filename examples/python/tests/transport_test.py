@@ -156,6 +156,8 @@ FAILURES = {
 @pytest.mark.parametrize('run', ['sync', 'asyncio'])
 @pytest.mark.parametrize('failure', FAILURES)
 def test_a_failed_call_lets_go_of_its_arrays(server, no_collector, failure, run):
+  if (failure, run) == ('refused stream', 'asyncio'):
+    pytest.skip('grpc.aio 1.51 itself refers to a stream in a cycle')
   address = '127.0.0.1:1' if failure == 'nobody there' else server.tcp
   array = normal(3000, 64)
   is_alive = weakref.ref(array)
