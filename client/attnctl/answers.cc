@@ -88,13 +88,21 @@ ExitCode CheckFiles(const std::vector<Answer>& answers, Session& session) {
   for (size_t i = 0; i < answers.size(); ++i) {
     const FileFlag& file = answers[i].file;
     if (file.path.empty()) continue;
-    for (size_t earlier = 0; earlier < i; ++earlier) {
-      const FileFlag& other = answers[earlier].file;
-      if (other.path.empty() || !IsSameFile(other.path, file.path)) continue;
+    const auto clashes = [&](const FileFlag& other) {
+      if (other.path.empty() || !IsSameFile(other.path, file.path)) {
+        return false;
+      }
       session.screen.PrintError(
           absl::StrCat("attnctl: ", file.name, ": expected another file than ",
                        other.name, "=", other.path, ", got ", file.path));
-      return kUsage;
+      return true;
+    };
+    for (size_t j = 0; j < answers.size(); ++j) {
+      // Answers are written before they are compared, so an answer would agree
+      // with itself where it had overwritten what was expected.
+      if ((j < i && clashes(answers[j].file)) || clashes(answers[j].expected)) {
+        return kUsage;
+      }
     }
     if (IsStandardOutput(file.path)) session.screen.PrintResultsToErr();
   }

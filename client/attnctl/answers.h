@@ -23,7 +23,7 @@ namespace attnd::attnctl {
 struct Answer {
   const char* name;
   FileFlag file = {};      // where it goes
-  FileFlag expected = {};  // what it is held against
+  FileFlag expected = {};  // what it is compared with
   client::DataType dtype = client::DataType::kF32;
   std::vector<int64_t> shape = {};
   std::shared_ptr<std::byte[]> room = {};
@@ -51,16 +51,16 @@ struct AnswerReport {
 // The flags --max-error and --json.
 void AddReportFlags(CLI::App& command, AnswerReport& report);
 
-// What --help says of files that are no files on a disk.
+// What --help says of files that are pipes.
 inline constexpr char kPipesHelp[] =
     "Each may be a pipe, <(...) or /dev/stdin; they are read one after another "
     "in\n"
     "the order above, then --bias and --mask. Answers may go to a pipe or to\n"
     "/dev/stdout, and then the report goes to standard error.\n";
 
-// Refuses answers that would overwrite each other, with kUsage. Where one goes
-// to standard output, the report goes to standard error from now on. To be
-// called before anything is read or sent.
+// Refuses answers that would overwrite each other, or a file that one is
+// compared with: kUsage. Where an answer goes to standard output, the report
+// goes to standard error from now on. Call it before anything is read or sent.
 ExitCode CheckFiles(const std::vector<Answer>& answers, Session& session);
 
 // Writes what `answers` ask for, then compares it, then prints the report.

@@ -452,6 +452,20 @@ TEST_F(AttnctlTest, RefusesAnswersThatWouldOverwriteEachOther) {
             kOk);
 }
 
+TEST_F(AttnctlTest, RefusesToOverwriteWhatAnAnswerIsComparedWith) {
+  Write("there.npy", {1}, 1);
+  const std::string path = Path("there.npy");
+  for (const char* expected : {"--expected=", "--expected-lse="}) {
+    const Outcome outcome =
+        RunAttention({"--output=" + path, expected + path, "--lse=/dev/null"});
+    EXPECT_EQ(outcome.exit_code, kUsage);
+    EXPECT_THAT(outcome.err,
+                testing::StartsWith("attnctl: --output: expected another file "
+                                    "than "));
+  }
+  EXPECT_THAT(handler_.calls(), testing::IsEmpty());
+}
+
 TEST_F(AttnctlTest, BackwardWritesGradients) {
   Write("o.npy", {2, 3, 1}, 6);
   Write("l.npy", {2, 3}, 6);
