@@ -1,5 +1,5 @@
-"""Arguments that a message cannot hold, or would change: what the refusal says.
-And those of unusual kinds that are taken as they are."""
+"""Refusals of arguments that a message cannot hold or would change, and what they
+say. Also unusual kinds of arrays, which are taken."""
 
 import decimal
 import io
@@ -32,14 +32,14 @@ def saved_and_loaded(array):
 
 
 class Unreadable:
-  """What another library has that keeps its data elsewhere."""
+  """Stands for an array of a library that keeps its data on another device."""
 
   def __array__(self, dtype=None, copy=None):
     raise TypeError('it is on another device; use .get()')
 
 
 class Sparse:
-  """As scipy.sparse has them."""
+  """Stands for a matrix of scipy.sparse."""
 
   def toarray(self):
     return ROW
@@ -59,7 +59,7 @@ FILLED = 'use .filled() to say what its masked elements are; mask= hides keys'
 DTYPE = 'expected one of float32, float16, bfloat16, or a dtype of NumPy, ' \
         'ml_dtypes or PyTorch, got'
 
-# The path that is at fault, the argument, and what is said of it.
+# The path of the field at fault, the argument, and how the error begins.
 WRONG_TYPES = [
     # Tensors of floats.
     ('key', DOUBLES, f'{FLOATS} float64; {CONVERT} .astype("float32")'),

@@ -1,5 +1,5 @@
-"""Parts of attention, joined: against attention over all keys on a real server,
-and against the rule itself."""
+"""Compares merged parts with attention over all keys by a real server, and with
+the formula computed in Python."""
 
 import itertools
 import math
@@ -133,8 +133,8 @@ def by_the_rule(parts):
 
 
 def test_the_rule_whatever_the_parts_hold(rng):
-  """-inf, inf, NaN, and lse whose exp no number holds. What a part holds that
-  saw nothing is not read."""
+  """-inf, inf, NaN, and an lse whose exp overflows. The output of a part that saw
+  no key is not read."""
   lses = rng.choice([-INF, -INF, INF, NAN, -1e4, 0, 1, 88.5, 1e4, 1e4 + 0.5],
                     (3, 400), p=[.2, .15, .03, .03, *[.59 / 6] * 6]
                    ).astype(np.float32)

@@ -1,5 +1,5 @@
-"""Both clients where the network, or the server at its other end, fails them.
-Real servers, which end and come back."""
+"""Both clients while the network or the server fails. The servers are real; they
+end and come back."""
 
 import asyncio
 import concurrent.futures
@@ -22,7 +22,7 @@ SMALL = np.ones((1, 1), np.float32)
 
 
 def free_address():
-  """On loopback; a server that ends and comes back keeps it."""
+  """An address on loopback, which a server keeps when it is started again."""
   for _ in range(100):
     port = random.randrange(10000, 30000)
     with socket.socket() as probe:
@@ -36,8 +36,8 @@ def free_address():
 
 @pytest.fixture(params=['sync', 'asyncio'])
 def calling(request):
-  """calling(address, call, ...) is call(client), by one of the clients; what
-  else it is given goes to the client."""
+  """calling(address, call, ...) returns call(client) for one of the clients,
+  which gets the other arguments."""
 
   def sync(address, call, **settings):
     with attnd.Client(address, **settings) as client:
@@ -53,8 +53,8 @@ def calling(request):
 
 
 def test_calls_outlive_a_crash_of_the_server(attnd_binary):
-  """One of each kind, in flight when the server dies or begun before it is
-  back."""
+  """Calls of each kind that run when the server dies, and one that begins before
+  it is back."""
 
   async def by_asyncio(address):
     async with attnd.AsyncClient(address, timeout=60) as client:
@@ -68,7 +68,8 @@ def test_calls_outlive_a_crash_of_the_server(attnd_binary):
     calls = [pool.submit(client.self_attention, HEAVY),
              pool.submit(client.attention_stream, HEAVY, HEAVY, HEAVY)]
     pair = pool.submit(asyncio.run, by_asyncio(server.tcp))
-    time.sleep(0.5)  # for them to arrive; they succeed in any case
+    # Most calls arrive in this time; they have to succeed even if they do not.
+    time.sleep(0.5)
     server.kill()
     calls.append(pool.submit(client.server_info))
     time.sleep(3)
@@ -96,7 +97,7 @@ def test_where_nobody_listens(calling):
   start = time.monotonic()
   with pytest.raises(attnd.Unavailable, match=r'\(tried \d+ times') as caught:
     calling(free_address(), lambda client: client.server_info(), timeout=3)
-  # Until the next pause would have passed the deadline.
+  # It gives up when the next pause would end after the deadline.
   assert time.monotonic() - start > 3 - attnd.RetryPolicy().max_backoff
   assert 'refused' in caught.value.message
   tried = int(caught.value.message.rpartition('(tried ')[2].split()[0])
@@ -105,7 +106,8 @@ def test_where_nobody_listens(calling):
 
 @contextlib.contextmanager
 def bad_road(address, dropped, delay):
-  """Leads to a server by TCP, but not the first connections; slowly."""
+  """A relay to a TCP server. It closes the first `dropped` connections, and
+  begins each later one `delay` seconds late."""
   host, port = address.split(':')
 
   def pipe(source, sink):
@@ -144,7 +146,7 @@ def bad_road(address, dropped, delay):
 
 
 def test_a_server_that_is_back_is_found_soon(server, calling):
-  """gRPC's own pauses between seven attempts to connect are 43 s together."""
+  """By default, gRPC's pauses between seven attempts to connect add up to 43 s."""
   with bad_road(server.tcp, dropped=7, delay=0) as address:
     assert calling(address, lambda client: client.server_info(),
                    timeout=30).threads
@@ -167,7 +169,7 @@ def test_round_robin(attnd_binary, calling):
 
     def sync(client):
       seen = set()
-      # Not both at once: the channel uses an address that it has connected to.
+      # The channel uses an address only once it has connected to it.
       for _ in range(50000):
         seen.add(client.server_info().threads)
         if len(seen) == 2:

@@ -43,7 +43,7 @@ class Scripted(pb_grpc.AttentionServiceServicer):
     return pb.GetServerInfoResponse(threads=7)
 
   def Benchmark(self, request, context):
-    """With an event before it fails, for who asks for two repetitions."""
+    """If two repetitions are asked for, sends one event before it fails."""
     if request.repetitions == 2:
       yield pb.BenchmarkResponse(progress=pb.BenchmarkProgress(phase='flash'))
     self._follow_the_script(context)
@@ -92,8 +92,8 @@ def scripted():
 
 @pytest.fixture(params=['sync', 'asyncio'])
 def ask(request):
-  """ask(address, ...) is server_info() by one of the clients, or the call that
-  is given; settings are the client's."""
+  """ask(address, call, ...) makes the call, by default server_info(), by one of
+  the clients, which gets the settings."""
 
   def info(client):
     return client.server_info()
@@ -178,7 +178,8 @@ def test_a_benchmark_that_has_begun_is_not_tried_again(scripted, ask):
 
 
 def test_a_closed_client_tries_nothing_again(scripted):
-  """Neither the call that its end cancels nor one that waits for its turn."""
+  """Neither a call that close() cancels nor one that waits for its next
+  attempt."""
   servicer, address = scripted([HANGS, full_for(3600)])
   with concurrent.futures.ThreadPoolExecutor() as pool:
     for count, kind in ((1, attnd.Cancelled), (2, attnd.ResourceExhausted)):
@@ -227,13 +228,13 @@ def test_a_cancelled_task_stays_cancelled_when_the_client_closes(scripted):
 
 @pytest.mark.parametrize('forever', [None, math.inf, 1e300, 10**400])
 def test_without_a_deadline(scripted, ask, forever):
-  """As the client's timeout, and as the call's, which wins over the client's."""
+  """Either the client's timeout or the call's, which overrides the client's."""
   for settings, call in (
       ({'timeout': forever}, lambda client: client.server_info()),
       ({'timeout': 0.2}, lambda client: client.server_info(timeout=forever)),
       ({'timeout': 0.2}, lambda client: client.benchmark(
           timeout=forever, num_vectors=1))):
-    # Longer than the client's deadline, where that holds.
+    # This is longer than the client's deadline, which the call's overrides.
     servicer, address = scripted([full_for(0.3)])
     ask(address, call, **settings)
     assert len(servicer.times) == 2

@@ -113,9 +113,9 @@ def test_what_the_bytes_would_not_mean_is_refused(server, region):
         ({'output_region': half, 'output_dtype': np.float32}, ValueError,
          'output_region: expected float32 of shape .*, got float16'),
         ({'sequence': query.tolist(), 'output_region': output}, TypeError,
-         'output_region: expected a call with arrays .*, got list too'),
+         'output_region: expected every tensor .* a SharedRegion, got list;'),
         ({'sequence': None, 'output_region': output}, TypeError,
-         'output_region: expected a call with arrays .*, got NoneType too')):
+         'output_region: expected every tensor .* a SharedRegion, got NoneType;')):
       with pytest.raises(kind, match=match):
         client.self_attention(**{'sequence': query} | how)
 

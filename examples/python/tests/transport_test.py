@@ -1,4 +1,5 @@
-"""What is too large for a message: streamed, or refused with what to do."""
+"""Tensors that are too large for one message are streamed, or refused by an error
+that says what to do."""
 
 import asyncio
 import gc
@@ -13,7 +14,7 @@ import pytest
 
 from support.server import Server, poll_until
 
-SMALLEST_LIMIT = 65536  # bytes, that a server takes
+SMALLEST_LIMIT = 65536  # the smallest --max-message-bytes
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +74,7 @@ def test_what_is_too_large_is_streamed(server, narrow, call):
 
 
 def test_attention_stream_keeps_to_the_limit(server, narrow):
-  """Its chunks are messages too."""
+  """Its chunks are messages, so they must not exceed the limit either."""
   with attnd.Client(server.tcp) as wide, attnd.Client(narrow.tcp) as client:
     same(client.attention_stream(LONG, LONG, LONG),
          wide.attention(LONG, LONG, LONG))
@@ -93,7 +94,7 @@ def test_the_server_is_asked_once(server, monkeypatch):
 
 
 def test_another_server_takes_the_place(attnd_binary, tmp_path):
-  """One that takes less in a message than what the client was told."""
+  """The new server takes smaller messages than the client was told."""
   listen = f'unix:{tmp_path}/attnd.sock'
   with attnd.Client(listen) as client:
     with Server(attnd_binary, listen=listen):
@@ -178,7 +179,7 @@ def test_a_failed_call_lets_go_of_its_arrays(server, no_collector, failure, run)
   poll_until(lambda: is_alive() is None, 10, 'the end of the array')
 
 
-# 3 GiB that are nowhere.
+# 3 GiB that take no memory.
 HUGE = np.broadcast_to(np.uint8(0), 3 << 30)
 
 
@@ -198,14 +199,14 @@ def test_no_message_of_more_than_2_gib():
                      '.* 2147483647 bytes.*several calls') as caught:
     request(pb.AttentionBackwardRequest(), query=HUGE).must_stream(
         transport.Limits(streams=True))
-  # No flag of a server helps here.
+  # No flag of the server would help.
   assert '--max-message-bytes' not in caught.value.message
 
 
 def test_what_a_stream_cannot_carry():
-  """Numbers as `values`, and tensors in shared memory."""
+  """A stream has no place for numbers as `values`, nor for shared memory."""
   with pytest.raises(attnd.ResourceExhausted, match='--max-message-bytes, or '
-                     'give every tensor as an array'):
+                     'pass every tensor as an array'):
     request(pb.CrossAttentionRequest(), queries=HUGE,
             kv_sequence=None).must_stream(
                 transport.Limits(request_bytes=1 << 20, streams=True))

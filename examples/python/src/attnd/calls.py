@@ -1,5 +1,5 @@
-"""The calls: requests from arguments and results from replies. Without any I/O,
-so that both clients share them."""
+"""Makes requests from arguments, and results from replies. It does no I/O, so both
+clients share it."""
 
 import collections.abc
 import dataclasses
@@ -21,7 +21,7 @@ _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class AttentionResult:
-  """What an attention call answers. Torch tensors where the query was one."""
+  """What an attention call answers; torch tensors if the query was one."""
   output: typing.Any  # the query's shape with v_head_dim as its last axis
   lse: typing.Any  # None unless return_lse
   stats: pb.ExecutionStats
@@ -37,19 +37,19 @@ class Gradients:
 
 
 class Calls:
-  """The calls of both clients; with AsyncClient, await each.
+  """The calls of both clients. Await those of AsyncClient.
 
   Arrays are float32, float16 or bfloat16, of NumPy or PyTorch, [batch, heads,
   seq, head_dim] or without the leading axes. They are read while the call runs,
   and must not change before it has ended. `options` are the fields of
   AttentionOptions by name: scale, causal='top_left', window_left, mask, bias,
-  return_lse=True ... `timeout` is in seconds, over all attempts; None, or
-  infinity, is no deadline. Arrays of a SharedRegion stay where they are; where
-  the query is one, output_region, and lse_region with return_lse, are arrays of
-  a region too.
+  return_lse=True ... `timeout` is in seconds, over all attempts; None or
+  infinity means no deadline. Arrays of a SharedRegion are not sent. If the query
+  is one, pass another as output_region, and a third as lse_region if return_lse
+  is set.
 
-  What is too large for one message of this server is sent as a stream, except
-  to attention_backward, which has none.
+  Tensors that are too large for one message of this server are sent as a stream.
+  attention_backward has no stream, and raises ResourceExhausted then.
   """
 
   def __init__(self, timeout=60.0, retry=RetryPolicy()):
@@ -61,7 +61,8 @@ class Calls:
     self._server = exchange.Server()
 
   def _run(self, steps):
-    """What a generator of exchange returns; runs each Step that it yields."""
+    """Performs each step that a generator of exchange yields, and returns what
+    the generator returns."""
     raise NotImplementedError
 
   def attention(self, query, key, value, *, timeout=Timeout.OF_CLIENT,
@@ -90,7 +91,7 @@ class Calls:
 
   def attention_stream(self, query, key, value, *, timeout=Timeout.OF_CLIENT,
                        **options):
-    """attention() as a stream, also where a message would do."""
+    """attention(), sent as a stream even if one message would do."""
     return self._call(
         'Attention', _request(pb.AttentionRequest, options, query=query,
                               key=key, value=value), timeout, _result(query),
@@ -122,8 +123,8 @@ class Calls:
                 **fields):
     """The BenchmarkResult for fields of BenchmarkRequest.
 
-    on_progress is called with each BenchmarkProgress. What fails after the
-    first of them is not tried again.
+    on_progress is called with each BenchmarkProgress. A benchmark that fails
+    after the first of them is not tried again.
     """
     request = _request(pb.BenchmarkRequest, None, **fields).message()
     return self._run(
@@ -131,7 +132,8 @@ class Calls:
 
   def _call(self, method, request, timeout, decode=lambda reply, *_: reply,
             stream=False):
-    """What decode makes of the reply, and of what a stream brought beside it."""
+    """Makes the call, and returns decode(reply, output, lse) of what
+    exchange.Server.attend returns."""
 
     def steps():
       attempts = self._attempts(timeout)
@@ -156,16 +158,17 @@ def _request(message_type, options, **fields):
 
 
 def _checked(options, query, value):
-  """The options, where the server may write to the arrays that they name: it
-  knows where these start, not where they end."""
+  """The options, after a check of output_region and lse_region. The server is
+  told where these arrays start but not where they end, so it would write past
+  the end of one that is too small."""
   output, lse = options.get('output_region'), options.get('lse_region')
   for name, region in (('output_region', output), ('lse_region', lse)):
     if isinstance(region, np.ndarray):
       for tensor in (query, value):
         if not isinstance(tensor, np.ndarray):
           raise TypeError(
-              f'options.{name}: expected a call with arrays of a SharedRegion '
-              f'alone, got {type(tensor).__name__} too; make that by '
+              f'options.{name}: expected every tensor of the call to be an '
+              f'array of a SharedRegion, got {type(tensor).__name__}; make it by '
               'region.array(), or leave the option out')
   if isinstance(output, np.ndarray):
     path, dtype = 'options.output_dtype', options.get('output_dtype')
@@ -187,7 +190,7 @@ def _checked(options, query, value):
 
 
 def _result(like):
-  """What makes an AttentionResult of a reply."""
+  """The function that makes an AttentionResult of a reply."""
 
   def decode(reply, output=None, lse=None):
     return AttentionResult(
@@ -209,8 +212,8 @@ def _fill(message, values, payloads, path=''):
   call is about. The elements of tensors go to `payloads`, as transport.Request
   takes them.
 
-  The contract itself says which there are and of what kind, so that an option
-  which it gains needs nothing here.
+  The message's descriptor says which fields there are and of what kind, so a new
+  option of the contract needs no code here.
   """
   known = message.DESCRIPTOR.fields_by_name
   if not isinstance(values, collections.abc.Mapping):
@@ -260,7 +263,7 @@ def _set(message, field, value, payloads, path):
 
 
 def _scalar(field, value, path):
-  """What protobuf takes for `value`, which is refused rather than rounded."""
+  """`value` as protobuf takes it. Refuses what protobuf would round."""
   expected, convert = _SCALARS[field.cpp_type]
   try:
     return convert(value)
@@ -313,14 +316,14 @@ _SCALARS = {
 
 
 def _enum_number(enum, value, path):
-  """CAUSAL_TOP_LEFT of 'top_left', its full name or its number; a DataType also
-  of what NumPy, ml_dtypes and PyTorch call it."""
+  """The number of an enum's value: of 'top_left', of 'CAUSAL_TOP_LEFT' or of the
+  number itself. A DataType may also be a dtype of NumPy, ml_dtypes or PyTorch."""
   prefix = enum.values[0].name.removesuffix('UNSPECIFIED')
   if isinstance(value, str):
     name = value.upper().replace('-', '_').removeprefix(prefix)
     if prefix + name in enum.values_by_name:
       return enum.values_by_name[prefix + name].number
-  elif type(value) is int:  # True would be whatever has number 1
+  elif type(value) is int:  # bool is an int too
     return value
   if enum is pb.DataType.DESCRIPTOR:
     number = tensors.number_of(value)

@@ -1,4 +1,4 @@
-"""The two clients: what waits, and what waits without blocking."""
+"""Client blocks its thread while it waits; AsyncClient does not."""
 
 import asyncio
 import json
@@ -13,17 +13,17 @@ from attnd.retry import RetryPolicy
 from attnd.v1 import attention_pb2_grpc as pb_grpc
 
 _CHANNEL_OPTIONS = {
-    # The server has limits of its own, and says which one was met.
+    # No limits here: the server has limits, and its errors name them.
     'grpc.max_send_message_length': -1,
     'grpc.max_receive_message_length': -1,
     # The tensors must not go through a web proxy that the environment names
     # (http_proxy).
     'grpc.enable_http_proxy': 0,
-    # gRPC refuses every call between two attempts to connect. Its own pauses
-    # grow to two minutes; with these a server that is back is found soon.
+    # gRPC refuses every call between two attempts to connect. Its default pauses
+    # grow to two minutes; with these, a server that is back is soon found.
     'grpc.initial_reconnect_backoff_ms': 100,
     'grpc.max_reconnect_backoff_ms': 2000,
-    # In spite of its name: what an attempt to connect may take.
+    # Despite its name, this is how long one attempt to connect may take.
     'grpc.min_reconnect_backoff_ms': 2000,
 }
 
@@ -81,6 +81,7 @@ def _error_of(call):
 
 
 def _failure(rpc_error):
+  """The AttndError of a grpc.RpcError, with that as its cause."""
   error = errors.from_rpc_error(rpc_error)
   # gRPC raises the call itself, whose traceback would refer to it in a cycle.
   error.__cause__ = rpc_error.with_traceback(None)
@@ -89,7 +90,7 @@ def _failure(rpc_error):
 
 class Client(calls.Calls):
   """One service, by "host:port", "unix:PATH" or whatever else gRPC resolves:
-  "dns:///attnd:50051" is all servers of that name, in turn. Thread-safe.
+  "dns:///attnd:50051" calls all servers of that name in turn. Thread-safe.
 
   timeout: in seconds, for calls that name none; None = no deadline.
   service_config: a dict or JSON, in place of the one that the contract brings
@@ -144,7 +145,7 @@ class Client(calls.Calls):
       for message in messages:
         step.receive(message)
     finally:
-      messages.cancel()  # where `receive` raised
+      messages.cancel()  # does nothing, unless `receive` raised
     return None
 
 
@@ -235,5 +236,5 @@ class AsyncClient(calls.Calls):
         raise ends[0] from None
       raise
     finally:
-      messages.cancel()  # where `receive` raised
+      messages.cancel()  # does nothing, unless `receive` raised
     return None

@@ -1,4 +1,4 @@
-"""A failed call as a typed exception, with what the server said beside it."""
+"""The exceptions of failed calls, with the details that the server sent."""
 
 import dataclasses
 
@@ -44,11 +44,11 @@ class InvalidArgument(AttndError):
 
 
 class ResourceExhausted(AttndError):
-  """Too large, or too much now: then with a retry_delay."""
+  """The request is too large; or, if retry_delay is set, the server is busy."""
 
 
 class Unavailable(AttndError):
-  """No server there, or it is draining."""
+  """No server can be reached, or it is draining."""
 
 
 class DeadlineExceeded(AttndError):
@@ -60,7 +60,7 @@ class Cancelled(AttndError):
 
 
 class FailedPrecondition(AttndError):
-  """A feature that is off."""
+  """The server does not have this feature turned on."""
 
 
 class NotFound(AttndError):
@@ -72,8 +72,8 @@ class Unimplemented(AttndError):
 
 
 class Internal(AttndError):
-  """A bug of the server where `reason` is set. Where it is empty, gRPC failed: on
-  this side, on the way, or on the server's."""
+  """A bug of the server if `reason` is set. If it is empty, gRPC failed: in this
+  process, on the way, or in the server."""
 
 
 _CLASSES = {

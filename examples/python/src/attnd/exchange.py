@@ -32,7 +32,7 @@ class Rpc:
 
 
 def with_retries(attempts, once):
-  """What once() returns in the first attempt that does not fail."""
+  """Calls once() until it does not fail, and returns what it returns."""
   while True:
     try:
       return (yield from once())
@@ -45,17 +45,18 @@ def with_retries(attempts, once):
 
 
 class Server:
-  """The server as calls see it: what it takes in one message is asked once, for
-  the first call that may be too large, and again when that has changed."""
+  """Knows how large a message the server takes. It asks before the first call
+  that may be too large, and again when a refusal suggests that this changed."""
 
   def __init__(self):
     self._limits = None
 
   def attend(self, method, request, attempts, stream=False):
-    """One attempt of a call with tensors: (reply, output, lse). The last two are
-    the elements of the reply's tensors where they came in a stream, else None.
+    """Makes one attempt of a call with tensors. Returns (reply, output, lse): the
+    last two are the elements of the reply's tensors if they came in a stream,
+    and None if the reply has them.
 
-    stream: also where a message would do.
+    stream: whether to stream even if one message would do.
     """
     limits = transport.Limits()
     known = self._limits

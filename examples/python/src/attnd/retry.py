@@ -1,4 +1,5 @@
-"""When a failed call is tried again. Decides only; who waits is the client."""
+"""Decides whether and when a failed call is tried again. The client does the
+waiting."""
 
 import dataclasses
 import enum
@@ -16,11 +17,11 @@ _NO_DEADLINE_SECONDS = 1e9  # 30 years; gRPC cannot count much further
 class RetryPolicy:
   """Exponential backoff with jitter, in seconds.
 
-  Tried again is UNAVAILABLE, CANCELLED that the caller did not ask for, and
-  RESOURCE_EXHAUSTED where the server says that waiting helps
-  (google.rpc.RetryInfo): never before the time that it names, and as often as
-  the call's deadline allows. Every call of attnd may be repeated: none has an
-  effect beside its answer.
+  A call is tried again after UNAVAILABLE, after a CANCELLED that the caller did
+  not ask for, and after RESOURCE_EXHAUSTED if the server says when to come back
+  (google.rpc.RetryInfo), but not before that time. Attempts go on until the
+  call's deadline. Every call of attnd may be repeated: it changes nothing on the
+  server.
   """
   max_attempts: int | None = None  # the first one included; 1 = never again
   initial_backoff: float = 0.1
@@ -45,12 +46,12 @@ class RetryPolicy:
 
 
 class Timeout(enum.Enum):
-  """The default of a call's timeout. None cannot be it: it means no deadline."""
+  """The default of a call's timeout. It is not None, which means no deadline."""
   OF_CLIENT = 'the timeout of the client'
 
 
 def checked_timeout(timeout):
-  """Seconds; None where there is no deadline."""
+  """`timeout` as a float in seconds, or None if there is no deadline."""
   if timeout is None:
     return None
   if not _is_number(timeout, numbers.Real):
@@ -101,7 +102,7 @@ class Attempts:
         self._note = (f'in attempt {self._failed}; the one before it failed with '
                       f'{before}')
       return None
-    # On top of the server's time: it told everyone the same.
+    # The server names the same time to everybody, so add a random one.
     delay = (error.retry_delay or 0) + random.uniform(
         0, min(self._backoff, self._policy.max_backoff))
     self._backoff = min(self._backoff * self._policy.multiplier,

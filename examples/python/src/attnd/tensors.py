@@ -37,8 +37,9 @@ def to_message(field, value):
 
 
 def describe(field, value):
-  """As to_message, but without the elements, and these as an array of bytes:
-  where they lie, if the wire has them so. None where the Tensor has all."""
+  """As to_message, but returns (Tensor without elements, elements). The elements
+  are an array of bytes, which is not a copy if `value` has them as the wire does.
+  They are None if the Tensor holds them or says where in shared memory they are."""
   if isinstance(value, pb.Tensor):
     if value.WhichOneof('payload') != 'data':
       return value, None
@@ -59,7 +60,7 @@ def describe(field, value):
 
 
 def element_bytes(dtype):
-  """What an element of a DataType takes."""
+  """How many bytes an element of a DataType has."""
   return _ELEMENT_BYTES.get(dtype, 4)
 
 

@@ -1,5 +1,5 @@
-"""How a request travels: as one message, or as the messages of AttentionStream
-where one would be too large. Without any I/O, as calls.py."""
+"""Packs a request into one message, or into the messages of AttentionStream if one
+would be too large. It does no I/O."""
 
 import dataclasses
 import itertools
@@ -11,13 +11,13 @@ from attnd import errors
 from attnd.tensors import element_bytes
 from attnd.v1 import attention_pb2 as pb
 
-MAX_MESSAGE_BYTES = 2**31 - 1  # of protobuf, whatever a server allows
-_MAX_CHUNK_BYTES = 1 << 20  # of the contract
-_FRAME_BYTES = 32  # around the elements of a tensor, or a chunk; at most
-_ENVELOPE_BYTES = 4096  # what an answer has beside its tensors, at most
-_SMALLEST_LIMIT_BYTES = 64 << 10  # that a server can have
+MAX_MESSAGE_BYTES = 2**31 - 1  # protobuf's limit, whatever a server allows
+_MAX_CHUNK_BYTES = 1 << 20  # the contract's limit
+_FRAME_BYTES = 32  # the most that protobuf adds to a chunk or a tensor's elements
+_ENVELOPE_BYTES = 4096  # the most that an answer holds besides its tensors
+_SMALLEST_LIMIT_BYTES = 64 << 10  # the smallest --max-message-bytes of a server
 
-# The tensor of a request that each role of a stream means.
+# The fields of each request that hold the query, the key and the value.
 _ROLES = {
     pb.AttentionRequest: ('query', 'key', 'value'),
     pb.SelfAttentionRequest: ('sequence', 'sequence', 'sequence'),
@@ -41,19 +41,20 @@ class Limits:
 
 
 def may_have_other_limits(error):
-  """Whether a call may have failed because another server has taken the place,
-  whose limits are not those that were asked for: gRPC refuses a message without
-  a reason of attnd's."""
+  """Whether a call may have failed because the server that told its limits was
+  replaced by one with others. If gRPC itself refuses a message as too large, the
+  error has no reason."""
   return (isinstance(error, (errors.ResourceExhausted, errors.Unimplemented)) and
           error.reason in ('', 'MESSAGE_TOO_LARGE'))
 
 
 class Request:
-  """A message, and beside it the elements of its tensors: these stay where the
-  caller has them until they are sent.
+  """A message, and apart from it the elements of its tensors, which stay in the
+  caller's arrays until they are sent.
 
-  tensors: by its path in the message, each Tensor and its elements as an array
-  of bytes; None where the Tensor itself has them, or says where they are.
+  tensors: a dict from a tensor's path in the message to (Tensor, elements).
+    The elements are an array of bytes; or None, if the Tensor itself has them or
+    says where in shared memory they are.
   """
 
   def __init__(self, message, tensors):
@@ -71,27 +72,29 @@ class Request:
     return self._message
 
   def is_small(self):
-    """Whether every server takes it, and answers it, in one message."""
+    """Whether every server, whatever its limits, takes the request in one message
+    and answers it in one."""
     return max(self._size_bytes,
                self._answer_bytes()) <= _SMALLEST_LIMIT_BYTES
 
   def must_stream(self, limits):
-    """Whether it goes by AttentionStream. Raises ResourceExhausted where it is
-    too large for a message, and nothing but a message can hold it."""
+    """Whether it has to go by AttentionStream. Raises ResourceExhausted if it is
+    too large for one message and cannot be streamed."""
     fits = self._size_bytes <= limits.request_bytes
     if fits and self._answer_bytes() <= limits.response_bytes:
       return False
     whole = all(payload is not None for _, payload in self._tensors.values())
     if type(self._message) in _ROLES and whole and limits.streams:
       return True
-    if fits:  # for the server to refuse: it knows best what it answers
+    if fits:  # the answer may not, which the server knows best, and refuses
       return False
     if type(self._message) not in _ROLES:
       remedy = 'compute batch entries or heads in several calls'
     elif not limits.streams:
       remedy = 'this server has no attention_stream'
     else:
-      remedy = 'give every tensor as an array, and it is streamed'
+      remedy = ('pass every tensor as an array outside of SharedRegions, and it '
+                'is streamed')
     if limits.request_bytes < MAX_MESSAGE_BYTES:
       remedy = f"raise the server's --max-message-bytes, or {remedy}"
     raise errors.ResourceExhausted(
@@ -129,7 +132,7 @@ class Request:
             data=payload[offset:offset + chunk_bytes].tobytes()))
 
   def _answer_bytes(self):
-    """What the server answers, at most; 0 where it is not attention's."""
+    """The most that the server answers; 0 for a call that has no stream."""
     if type(self._message) not in _ROLES:
       return 0
     query, _, value = (self._tensors[name][0]
