@@ -23,7 +23,7 @@ constexpr char kFooter[] =
     "  attnctl COMMAND --help\n"
     "\n";
 
-// What was printed may still wait in a buffer, and not fit where it goes.
+// Writes out what is still in the buffer, which can fail: the disk may be full.
 int Flushed(int exit_code, std::ostream& out, Session& session) {
   errno = 0;
   if (out.flush()) return exit_code;

@@ -1,6 +1,5 @@
 // Reads and writes files from their front to their end. It never seeks and
-// never asks for a size, so a pipe or a device does as well as a file on a
-// disk.
+// never asks for a size, so the file may be a pipe or a device.
 #ifndef ATTND_CLIENT_ATTNCTL_BYTE_FILE_H_
 #define ATTND_CLIENT_ATTNCTL_BYTE_FILE_H_
 

@@ -10,8 +10,8 @@
 #include "client/attnctl/attnctl.h"
 
 int main(int argc, char** argv) {
-  // A pipe that nobody reads any more is an error that says which, and has an
-  // exit code of its own.
+  // Writing to a pipe that nobody reads is then an error with a message and an
+  // exit code, in place of a sudden end.
   signal(SIGPIPE, SIG_IGN);
   // gRPC would write text of a server to stderr without escaping it. The error
   // that attnctl prints says what went wrong.

@@ -33,7 +33,8 @@ constexpr size_t kAlignment = 64;
 // Far above any header of a float array; a larger one is no honest file.
 constexpr size_t kMaxHeaderBytes = 1 << 16;
 
-// How many bytes of elements are read at a time; of any element a whole number.
+// How many bytes of elements are read at a time: a multiple of every element's
+// size.
 constexpr int64_t kBlockBytes = 1 << 18;
 
 // What an element of a file is.
@@ -199,8 +200,8 @@ class NpyFile {
   const Header& header() const { return header_; }
 
   // Reads elements of `type` a block at a time, which `append` adds to
-  // `result`. So memory is filled only as elements arrive, and where a header
-  // promises more than this machine has, none is taken.
+  // `result`. So memory is filled only as elements arrive. Nothing is read if
+  // the header promises more than this machine has memory for.
   template <typename T, typename AppendBlock>
   absl::Status ReadElements(const ElementType& type, size_t results_per_element,
                             std::vector<T>& result, AppendBlock append) {

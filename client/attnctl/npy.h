@@ -1,7 +1,7 @@
 // NumPy's .npy files: little-endian, in C order, format versions 1 to 3, and
 // headers as Python 2 wrote them, too. Anything else is refused with what to do
 // about it; nothing is converted unless the caller asks for it. Files are read
-// and written from front to back, so that pipes do as well.
+// and written from front to back, so they may be pipes.
 #ifndef ATTND_CLIENT_ATTNCTL_NPY_H_
 #define ATTND_CLIENT_ATTNCTL_NPY_H_
 

@@ -165,7 +165,7 @@ absl::Status FileFlag::Error(const absl::Status& status) const {
 
 void AddOptionFlags(CLI::App& command, client::AttentionOptions& options) {
   AddNumberFlag(command, "--scale", options.scale,
-                "of the scores; default 1 / sqrt(head_dim)");
+                "factor of the scores; default 1 / sqrt(head_dim)");
   AddNumberFlag(command, "--temperature", options.temperature,
                 "divides the scores; default 1");
   AddNumberFlag(command, "--block-size", options.block_size,
@@ -180,21 +180,23 @@ void AddOptionFlags(CLI::App& command, client::AttentionOptions& options) {
                "RULE");
   AddNumberFlag(
       command, "--query-offsets", options.query_offsets,
-      "row i stands at i + offset: one for all, or one a batch entry");
-  AddNumberFlag(command, "--window-left", options.window_left,
-                "keys at most so far before a row; default no bound");
+      "row i is at position i + offset; one for all, or one per batch entry");
+  AddNumberFlag(
+      command, "--window-left", options.window_left,
+      "how far before its position a row sees keys; default no bound");
   AddNumberFlag(command, "--window-right", options.window_right,
-                "keys at most so far behind a row; default no bound");
+                "how far after its position a row sees keys; default no bound");
   AddNumberFlag(command, "--logits-soft-cap", options.logits_soft_cap,
-                "bends scores s to cap * tanh(s / cap); default none");
+                "turns a score s into cap * tanh(s / cap); default none");
   AddNumberFlag(command, "--alibi-slopes", options.alibi_slopes,
-                "one a query head: lowers scores by slope * distance");
-  AddNumberFlag(command, "--sink-logits", options.sink_logits,
-                "one a query head: a score that takes weight and has no value");
+                "one per query head: lowers scores by slope * distance");
+  AddNumberFlag(
+      command, "--sink-logits", options.sink_logits,
+      "one per query head: the score of a further key whose value is 0");
   AddNumberFlag(command, "--query-lengths", options.query_lengths,
-                "one a batch entry: rows beyond see no key");
+                "one per batch entry: rows beyond it see no key");
   AddNumberFlag(command, "--key-lengths", options.key_lengths,
-                "one a batch entry: keys beyond are hidden");
+                "one per batch entry: keys beyond it are hidden");
   AddNumberFlag(command, "--cu-seqlens-q", options.cu_seqlens_q,
                 "where the entries of a ragged batch begin along seq, and its "
                 "end; with --cu-seqlens-k");

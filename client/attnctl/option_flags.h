@@ -14,8 +14,8 @@
 namespace attnd::attnctl {
 
 // A flag that takes a number, or, where `target` is a vector, numbers with
-// commas between them. What the type does not hold exactly as written (a whole
-// number) or at all (a float) is refused by the flag's name, and so is NaN.
+// commas between them. Refuses NaN, numbers that the type cannot hold, and
+// fractions for a whole number; the error names the flag.
 // `Number` is one that option_flags.cc instantiates.
 template <typename Number>
 CLI::Option* AddNumberFlag(CLI::App& command, const std::string& name,
@@ -29,7 +29,7 @@ struct FileFlag {
   // `names` may begin with a short one: "-q,--query".
   CLI::Option* Add(CLI::App& command, const std::string& names,
                    const std::string& help);
-  // `status` of npy.h with the flag before the path.
+  // An error of npy.h, which begins with the path, with the flag before it.
   absl::Status Error(const absl::Status& status) const;
 };
 
