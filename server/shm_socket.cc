@@ -273,7 +273,7 @@ absl::StatusOr<std::unique_ptr<ShmSocket>> ShmSocket::Listen(
   mode_t mode = options.mode;
   if (allowed.empty()) {
     // Connecting takes the right to write. Where the mode gives that to nobody
-    // but the owner, the uid is checked too, whatever becomes of the file.
+    // but the owner, the uid is checked too, in case somebody changes the mode.
     if ((mode & (S_IWGRP | S_IWOTH)) == 0) allowed.push_back(geteuid());
   } else {
     // The uids decide, so the mode stands in the way of none of them.

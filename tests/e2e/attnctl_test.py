@@ -48,8 +48,8 @@ def save(tmp_path):
 
 @pytest.fixture
 def shell(build_dir, server, tmp_path):
-  """shell(script) runs it in bash, in tmp_path, where `attnctl` is the one
-  under test and knows its server; returns the finished process."""
+  """shell(script) runs the script by bash in tmp_path, and returns the finished
+  process. `attnctl` is the tested one there, and calls the tested server."""
   environment = clean_environment({'ATTND_SERVER': server.tcp})
   environment['PATH'] = f'{build_dir / "client"}{os.pathsep}{os.environ["PATH"]}'
 
@@ -286,7 +286,7 @@ def test_pipes_in_and_out(shell, save, rng, tensors, files):
 
 
 def test_named_pipes(shell, tmp_path, files):
-  """What one attnctl writes another reads, header and all."""
+  """One attnctl reads the whole file that another writes."""
   os.mkfifo(tmp_path / 'pipe')
   done = shell(f"""
       {ATTENTION} -o pipe &
@@ -402,7 +402,8 @@ def test_headers_of_every_numpy(shell, tmp_path, tensors, files):
 
 
 def test_float64(shell, save, tmp_path, tensors, files):
-  """Rounded to what --dtype says, as NumPy rounds it; refused without it."""
+  """float64 is rounded to --dtype as NumPy rounds it, and refused without
+  --dtype."""
   wide = [t.astype(np.float64) + 1e-12 for t in tensors]
   inputs(NAMES, wide, save)
   done = shell(ATTENTION)

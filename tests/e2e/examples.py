@@ -36,7 +36,7 @@ BUILT = REPOSITORY / 'build' / 'examples'
 BOUND = next(c.bound for c in minilm.CASES if c.title == 'plain')
 FIELD = 'key.shape[1]'  # which the refused call of every program gets wrong
 MAX_LINES = 150
-REFUSALS = 2  # of the calls that come first: fewer than a client tries again
+REFUSALS = 2  # how many calls fail first; clients try again more often
 COMMAND_SECONDS = 900
 
 
@@ -74,12 +74,12 @@ class Language:
   run: tuple  # gets the address and the data folder appended
   shared: tuple = ()  # the same for the address and the shared-memory socket
   streams: tuple = ()  # and for the address alone
-  retries: bool = False  # whether it tries again by itself
+  retries: bool = False  # whether it tries a failed call again
 
 
 VENV_PYTHON = str(BUILT / 'python' / 'bin' / 'python')
 LOWEST_PYTHON = str(BUILT / 'python-lowest' / 'bin' / 'python')
-# pip knows no way to ask for the lowest versions that a package allows.
+# pip cannot install the lowest versions that a package allows; uv can.
 UV = (VENV_PYTHON, '-m', 'uv', 'pip', 'install', '--quiet')
 PYTEST = ('-B', '-m', 'pytest', '-q', '-p', 'no:cacheprovider')
 GO = Tool(('go', 'version'), (1, 25))
@@ -169,8 +169,8 @@ def find(pattern, text):
 
 
 class WebProxy:
-  """Listens where `environment` says that the web proxy is, hangs up on all
-  that connect, and keeps what they asked for. A context manager."""
+  """A context manager that acts as the web proxy that `environment` names. It
+  keeps what clients ask for, and hangs up."""
 
   def __enter__(self):
     self.requests = []
@@ -203,8 +203,8 @@ class WebProxy:
 
 
 class Front(grpc.GenericRpcHandler):
-  """Stands before the server at `target`: refuses the calls that come first,
-  as a server that restarts does, and passes the others on. A context manager."""
+  """A context manager that stands before the server at `target`. It refuses the
+  first calls, as a server that restarts does, and passes the others on."""
 
   def __init__(self, target):
     self._target = target
@@ -252,8 +252,8 @@ class Runner:
     self._proxy = proxy
     self._build_environment = command_environment(build)
     self._environment = self._build_environment | proxy.environment
-    # Go leaves proxies alone by itself for addresses of the loopback and for
-    # the very name localhost, so that such a target would show nothing.
+    # Go itself uses no proxy for loopback addresses and for the name localhost,
+    # so calls to such a target would prove nothing.
     self._tcp = self._server.tcp.replace('127.0.0.1', 'LOCALHOST')
 
   def run(self, language):

@@ -1,6 +1,6 @@
-"""Clients that ping. Calls compute in silence, so clients, proxies and meshes
-send pings to learn whether the server is still there. gRPC's own servers take
-many pings for abuse and end the connection; attnd accepts them."""
+"""Clients that ping. While a call computes, nothing is sent, so clients, proxies
+and meshes send pings to learn whether the server is still there. A gRPC server
+with default settings ends the connection after a few pings; attnd must not."""
 
 import grpc
 import numpy as np
@@ -12,16 +12,16 @@ from support.raw_http2 import RawConnection, Reader, header_block
 from support.relay import Relay
 from support.server import Server, poll_until
 
-# gRPC's servers end a connection at the third ping that comes too early.
+# By default, gRPC's servers end a connection at the third early ping.
 PINGS = 6
 KEEPALIVE = [
     ('grpc.keepalive_time_ms', 100),
     ('grpc.keepalive_timeout_ms', 60_000),
     ('grpc.keepalive_permit_without_calls', 1),
-    # As many as there are. By default, clients send two without data between.
+    # 0 means no limit. By default, clients send two pings without data.
     ('grpc.http2.max_pings_without_data', 0),
     ('grpc.http2.min_time_between_pings_ms', 100),
-    # A call that is cut has to fail.
+    # A call that is cut must fail, and not be tried again in silence.
     ('grpc.enable_retries', 0),
     ('grpc.use_local_subchannel_pool', 1),
 ]
@@ -68,7 +68,7 @@ def test_a_silent_call_outlives_pings(pinging, call):
 
 def test_pings_without_calls(pinging):
   client, relay = pinging
-  work.refusal_of(client)  # the connection is there
+  work.refusal_of(client)  # this opens the connection
   before = relay.pings
   poll_until(lambda: relay.pings - before >= PINGS, 60, 'pings')
   assert work.refusal_of(client) is None
@@ -77,7 +77,7 @@ def test_pings_without_calls(pinging):
 
 @pytest.mark.parametrize('calls', [0, 1])
 def test_five_minutes_of_a_ping_a_second_at_once(server, connect, calls):
-  """More than the libraries of any language send."""
+  """No gRPC library sends that many pings at once."""
   request = work.endless_request(connect(server.tcp)).SerializeToString()
   with Reader() as reader, RawConnection(server.tcp, reader) as connection:
     for _ in range(calls):

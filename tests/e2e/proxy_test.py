@@ -127,7 +127,7 @@ def servers_of(attnd, *flags, count=3):
 
 
 def ended_calls(server):
-  """How many calls for attention the log has, of those that it names."""
+  """How many calls of these two methods the server's log has."""
   return len(re.findall(r'\[debug\] (SelfAttention|AttentionStream) ',
                         server.log()))
 
@@ -254,7 +254,7 @@ def test_what_is_too_large_to_keep_passes_once(attnd, stubs, connect, rng):
 
 
 def test_a_silent_call_outlives_the_pings_of_envoy(attnd, connect):
-  """It is computed once, however often Envoy pings meanwhile."""
+  """The call is computed once, however many pings Envoy sends meanwhile."""
   with Server(attnd, '--log-level=debug') as server, \
       Relay(server.tcp) as relay, \
       Envoy([relay.address], ping_interval='0.5s') as envoy:
@@ -269,7 +269,7 @@ def test_a_silent_call_outlives_the_pings_of_envoy(attnd, connect):
         before, calls = relay.pings, calls + 1
         answer = call(np.ones((1, rows, 1), np.float32))
         assert np.allclose(client.array(answer.output), 1)
-        # gRPC's own servers end a connection at the third.
+        # By default, gRPC's servers end a connection at the third ping.
         if relay.pings - before >= 6:
           break
         rows = min(2 * rows, MIB)

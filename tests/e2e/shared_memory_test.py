@@ -23,7 +23,7 @@ from support.shared_memory import Connection, Refused, Region, memory
 PEER = pathlib.Path(shared_memory.__file__).with_name('shared_memory_peer.py')
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOBODY = '65534'
-# Not those of any user of this machine.
+# Ids that no user or group of this machine should have.
 SERVER_UID, APPLICATION_UID, SHARED_GROUP = 65532, '65531', '65530'
 
 
@@ -471,13 +471,13 @@ def test_another_user(attnd, peer):
 
 @pytest.fixture
 def sidecar(attnd):
-  """sidecar(*flags) makes a server as the Kubernetes sidecar has it: of a user
-  of its own, in a folder that gives what is made there to a shared group."""
+  """sidecar(*flags) makes a server as the Kubernetes sidecar is: it runs as a user
+  of its own, and its sockets' folder gives new files to a shared group."""
   if os.geteuid() != 0:
     pytest.skip('only root can run processes of other users')
   with tempfile.TemporaryDirectory(prefix='attnd-') as folder:
     pathlib.Path(folder).chmod(0o755)
-    binary = shutil.copy(attnd, folder)  # that user may read
+    binary = shutil.copy(attnd, folder)  # where that user may read it
 
     def make(*flags):
       server = ShmServer(

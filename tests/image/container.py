@@ -59,7 +59,7 @@ class Container:
     self._flags = flags
     self._folder = tempfile.TemporaryDirectory(prefix='attnd-image-')
     self.folder = pathlib.Path(self._folder.name)
-    # As a volume that is new gets it from the image.
+    # A new volume gets this mode from the image.
     os.chown(self.folder, USER, USER)
     self.folder.chmod(0o755)
     self.socket_path = self.folder / 'attnd.sock'

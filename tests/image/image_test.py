@@ -163,7 +163,8 @@ def test_health_from_inside(running):
 
 
 def test_the_application_of_compose_yaml_can_call(compose):
-  """Though it is another user, and may only read the socket's folder."""
+  """It does so although it is another user, and may only read the folder of the
+  socket."""
   application = compose['application']
   assert not application['user'].startswith(str(USER))
   (mount,) = application['volumes']

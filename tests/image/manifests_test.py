@@ -91,7 +91,7 @@ def test_a_wrong_manifest_is_found():
 
 
 def test_every_image_has_the_version_of_the_project():
-  """`latest` would leave an old image on nodes that have one of that name."""
+  """With `latest`, a node would keep an old image that it has."""
   expected = f'attnd:{project_version()}'
   services = yaml.safe_load(COMPOSE.read_text())['services'].values()
   images = [service['image'] for service in services]
@@ -107,8 +107,9 @@ def test_every_image_has_the_version_of_the_project():
 
 
 def test_a_container_whose_limits_change_is_started_again():
-  """attnd reads them at start. Kubernetes refuses this where the pod's own
-  restartPolicy is Never, which its schema does not say."""
+  """attnd reads its limits at start, so a change of them restarts it. Kubernetes
+  refuses this resizePolicy if the pod's restartPolicy is Never, which its schema
+  does not say."""
   for folder, pod in pod_specs().items():
     (attnd,) = [c for c in containers_of(pod) if c['name'] == 'attnd']
     assert {p['resourceName']: p['restartPolicy']
@@ -118,7 +119,8 @@ def test_a_container_whose_limits_change_is_started_again():
 
 
 def test_the_application_beside_the_sidecar_is_another_user():
-  """Which only the group and the mode of the sockets let in."""
+  """The application runs as another user, so only the group and the mode of the
+  sockets let it in."""
   pod = pod_specs()['sidecar']
   users = {c['name']: c['securityContext']['runAsUser']
            for c in containers_of(pod)}
@@ -127,8 +129,7 @@ def test_the_application_beside_the_sidecar_is_another_user():
   (attnd,) = pod['initContainers']
   environment = {e['name']: e['value'] for e in attnd['env']}
   assert environment['ATTND_SOCKET_MODE'] == '0660'
-  # So that no value that looks like a number becomes one: Kubernetes takes
-  # strings here.
+  # Kubernetes takes only strings here, so numbers have to be in quotes.
   assert all(isinstance(value, str) for value in environment.values())
 
 

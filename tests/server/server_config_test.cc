@@ -147,7 +147,7 @@ TEST_F(ServerConfigTest, SocketModesAreOctal) {
               0660U);
   }
   EXPECT_EQ(Parse({"--socket-mode=777"}).socket_mode, 0777U);
-  // 432 is what YAML makes of 0660; the rest is no mode, or not of a socket.
+  // YAML turns 0660 into 432. The others are no modes, or none for a socket.
   for (const std::string text :
        {"432", "8", "0680", "07777", "4755", "0x1b0", "-660", "+660", "u=rw",
         "0", "0060", "0400", "00660", "0o", "660 "}) {
@@ -280,7 +280,7 @@ TEST_F(ServerConfigTest, ReadsItsOwnVariablesOnly) {
 }
 
 // The table of docs/deployment.md that gives the limit of a container for the
-// memory that requests hold: what it says is enough, and a MiB less is not.
+// memory that requests hold: that limit is enough, and one MiB less is not.
 TEST_F(ServerConfigTest, TheDocumentSolvesTheSharesOfMemory) {
   struct Row {
     int64_t up_to_mib;

@@ -231,7 +231,7 @@ TEST_F(ShmSocketTest, ServesAllowedUidsOnly) {
   EXPECT_EQ(info.st_mode & 0777U, 0666U);
 }
 
-// Who may is then decided by the mode alone: tests/e2e has other users.
+// The mode alone decides then who may connect. tests/e2e tries other users.
 TEST_F(ShmSocketTest, TheModeOfTheSocketIsTheCallers) {
   for (const mode_t mode : {0600U, 0660U, 0666U}) {
     socket_.reset();

@@ -8,7 +8,7 @@ import threading
 from support.http2 import ACK, PING, number
 from support.raw_http2 import PREFACE, connect
 
-# The most that is read at once.
+# How many bytes are read at once, at most.
 PIECE = 1 << 16
 
 
@@ -62,7 +62,7 @@ class Relay:
 
   @property
   def pings(self):
-    """Of all clients so far."""
+    """The pings of all clients so far."""
     return sum(counter.pings for counter in self._counters)
 
   def __enter__(self):
@@ -82,7 +82,7 @@ class Relay:
     while True:
       try:
         client, _ = self._listener.accept()
-      except OSError:  # __exit__
+      except OSError:  # __exit__ has shut the listener
         return
       server = connect(self._target)
       server.settimeout(None)
@@ -109,5 +109,5 @@ def _pump(source, target, look):
 def _shut(each):
   try:
     each.shutdown(socket.SHUT_RDWR)
-  except OSError:  # it is already
+  except OSError:  # it is shut already
     pass

@@ -25,7 +25,8 @@ from support import reference, shared_memory, stubs, work
 from support.client import Client
 from support.server import open_channel
 
-RNG = np.random.default_rng(1)  # NumPy loads what it takes at the first use
+# Made here, since NumPy loads further modules when it is first used.
+RNG = np.random.default_rng(1)
 
 
 def small(client, region):
@@ -51,7 +52,7 @@ def inline(client):
 
 
 def become(uid, group=None):
-  """For good: as a process that this user has started."""
+  """Makes this process one of that user and group, with no way back."""
   os.setgroups([int(group)] if group else [])
   os.setresgid(int(uid), int(uid), int(uid))
   os.setresuid(int(uid), int(uid), int(uid))
@@ -59,7 +60,7 @@ def become(uid, group=None):
 
 def main():
   build_dir, shm_socket, address, what, *user = sys.argv[1:]
-  # Before this is a user who may not even read our Python.
+  # Loaded first: the other user may not be able to read these files.
   made = stubs.load(pathlib.Path(build_dir))
   if user:
     become(*user)
