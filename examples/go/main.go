@@ -126,8 +126,8 @@ func main() {
 	if len(os.Args) != 3 {
 		log.Fatalf("usage: %s (HOST:PORT | unix:PATH) FOLDER", os.Args[0])
 	}
-	// grpc-go refuses answers above 4 MiB and tries no request above 256 KiB again, unless told;
-	// the server has limits of its own. A web proxy of the environment would get the tensors.
+	// By default grpc-go refuses answers above 4 MiB, and tries no request above 256 KiB again. It
+	// would also send the tensors through a web proxy that the environment names.
 	channel := must(grpc.NewClient(os.Args[1], grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(), grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDefaultCallOptions(

@@ -25,7 +25,7 @@ const ALLOWED_ERROR: f64 = 1.3e-6;
 const TIMED_CALLS: usize = 500;
 
 async fn connect(server: &str) -> Result<Client, tonic::transport::Error> {
-    // tonic uses no web proxy of the environment, and tries no call again by itself.
+    // tonic ignores web proxies that the environment names, and tries no call again by itself.
     let scheme = if server.starts_with("unix:") { "" } else { "http://" };
     // The deadline travels with each call: past it the server stops computing.
     let channel = Endpoint::from_shared(format!("{scheme}{server}"))?

@@ -132,8 +132,8 @@ async function refusedCall(client: AttentionServiceClient): Promise<void> {
 
 const [server, folder] = process.argv.slice(2);
 if (!server || !folder) throw new Error('usage: main.js (HOST:PORT | unix:PATH) FOLDER');
-// gRPC refuses answers above 4 MiB and tries no request above 1 MiB again, unless told;
-// the server has limits of its own. A web proxy of the environment would get the tensors.
+// By default gRPC refuses answers above 4 MiB, and tries no request above 1 MiB again. It
+// would also send the tensors through a web proxy that the environment names.
 const client = new attnd.v1.AttentionService(server, grpc.credentials.createInsecure(), {
   'grpc.max_receive_message_length': -1,
   'grpc.per_rpc_retry_buffer_size': 2 ** 31,

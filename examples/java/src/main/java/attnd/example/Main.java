@@ -127,8 +127,8 @@ public final class Main {
     }
     var json = Main.class.getResourceAsStream("/attnd/v1/attention_grpc_service_config.json");
     Map<String, ?> config = new Gson().fromJson(new String(json.readAllBytes()), Map.class);
-    // gRPC refuses answers above 4 MiB and tries no request above 1 MiB again, unless told;
-    // the server has limits of its own. A web proxy of the JVM's properties would get the tensors.
+    // By default gRPC refuses answers above 4 MiB, and tries no request above 1 MiB again. It
+    // would also send the tensors through a web proxy that the JVM's properties name.
     var channel =
         Grpc.newChannelBuilder(arguments[0], InsecureChannelCredentials.create())
             .maxInboundMessageSize(Integer.MAX_VALUE)
