@@ -80,3 +80,21 @@ def test_a_refusal_in_a_worker_reaches_the_parent(server, method):
   assert (field, reason) == ('key.shape[1]', 'INVALID_FIELD')
   assert region.startswith('RegionRefused | why |')
   assert answer == '(2, 4) float32 True'
+
+
+def test_details_that_cannot_be_read_do_not_hide_the_failure():
+
+  class Failed(grpc.RpcError):
+
+    def code(self):
+      return grpc.StatusCode.UNAVAILABLE
+
+    def details(self):
+      return 'draining'
+
+    def trailing_metadata(self):
+      return (('grpc-status-details-bin', b'\xff'),)
+
+  error = errors.from_rpc_error(Failed())
+  assert type(error) is attnd.Unavailable
+  assert error.message == 'draining' and error.retry_delay is None

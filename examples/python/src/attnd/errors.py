@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 import grpc
 
@@ -110,5 +111,8 @@ def from_rpc_error(error):
 def _details(error):
   for key, value in error.trailing_metadata() or ():
     if key == 'grpc-status-details-bin':
-      return status_pb2.Status.FromString(value).details
+      try:
+        return status_pb2.Status.FromString(value).details
+      except DecodeError:  # the code and the message still say what failed
+        return ()
   return ()
