@@ -36,15 +36,15 @@ int Flushed(int exit_code, std::ostream& out, Session& session) {
 
 void AddGlobalFlags(CLI::App& app, Session& session) {
   app.add_option("--server", session.server,
-                 "host:port or unix:PATH; the environment's ATTND_SERVER "
-                 "stands in where it is not given")
+                 "host:port or unix:PATH; without this flag, what ATTND_SERVER "
+                 "in the environment says")
       ->capture_default_str()
       ->envname("ATTND_SERVER")
       ->type_name("ADDR");
   AddNumberFlag(app, "--deadline", session.deadline_seconds,
-                "of the call, which is made again until then while there is "
-                "no server or it is busy (info and health: never); 0 = none. "
-                "Default 60 (health 3, bench none)")
+                "how long the call may take; 0 = no limit. Until then, attnctl "
+                "tries again if there is no server or it is busy, except for "
+                "info and health. Default: 60, health 3, bench no limit")
       ->type_name("SECONDS")
       ->check([](const std::string& text) {
         return absl::StartsWith(text, "-")

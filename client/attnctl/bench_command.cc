@@ -143,12 +143,9 @@ void AddBenchCommand(CLI::App& app, Session& session) {
                 "timed runs, of which the median counts; default 5");
   command->add_flag("--json", flags->json, "print every figure as JSON");
   command->footer(
-      "There is no deadline unless --deadline sets one: without a server, "
-      "bench\n"
-      "waits for one. After its\n"
-      "--max-benchmark-seconds, the server ends the benchmark and answers what "
-      "it\n"
-      "has measured.\n"
+      "There is no deadline unless --deadline sets one, so bench waits for a\n"
+      "server that is not there yet. The server ends the benchmark after its\n"
+      "--max-benchmark-seconds and answers what it has measured.\n"
       "Example:\n"
       "  attnctl bench --num-vectors=8192 --dimensions=64 --threads=1\n");
   command->callback(
