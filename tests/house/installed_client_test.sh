@@ -21,7 +21,7 @@ for archive in "$work"/prefix/lib*/*.a "$work"/prefix/lib*/*/*.a; do
   fi
 done
 
-# What the documentation says is there.
+# The files that docs/deployment.md names.
 share=$work/prefix/share/attnd/proto/attnd/v1
 for file in attention.proto attention_grpc_service_config.json; do
   [[ -f $share/$file ]] || { echo "$file is not installed" >&2 && exit 1; }

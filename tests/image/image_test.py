@@ -101,7 +101,7 @@ def test_what_it_says_of_itself(saved):
 
 
 def test_its_labels(saved):
-  """Those that every image has, and those that `./dev image` computes."""
+  """It has the fixed labels, and those that `./dev image` computes."""
   config, _, _ = saved
   labels = config['Labels']
   assert labels['org.opencontainers.image.title'] == 'attnd'
@@ -119,7 +119,7 @@ def test_its_labels(saved):
 
 
 def test_it_is_built_on_the_current_debian(saved):
-  """By a base that never changes, or by a Debian that was made on the spot."""
+  """The base is pinned by digest, or debootstrap made it."""
   config, _, _ = saved
   assert re.fullmatch(
       r'docker\.io/library/debian@sha256:[0-9a-f]{64}|debootstrap trixie',

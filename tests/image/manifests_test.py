@@ -30,7 +30,7 @@ def project_version():
 
 
 def pod_specs():
-  """By folder: what the Deployment and the sidecar's manifest make pods of."""
+  """The specs of the pods of both folders, by the name of the folder."""
   return {'service': render('service')['Deployment']['spec']['template']['spec'],
           'sidecar': render('sidecar')['Pod']['spec']}
 
