@@ -5,7 +5,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import itertools
+import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -156,6 +158,36 @@ def test_a_server_that_is_slow_to_answer_is_reached_at_once(server, calling):
   with bad_road(server.tcp, dropped=0, delay=0.4) as address:
     assert calling(address, lambda client: client.server_info(),
                    retry=attnd.RetryPolicy(max_attempts=1)).threads
+
+
+def test_a_server_that_hangs_is_noticed_without_a_deadline(
+    attnd_binary, calling, monkeypatch):
+  """The server answers no ping. A minute of the client's is a second here."""
+  options = attnd.clients._CHANNEL_OPTIONS
+  for name, value in options.items():
+    if 'keepalive' in name or 'ping_timeout' in name:
+      monkeypatch.setitem(options, name, value // 60)
+
+  def sync(client, pid):
+    client.server_info()
+    os.kill(pid, signal.SIGSTOP)
+    client.server_info()
+
+  async def by_asyncio(client, pid):
+    await client.server_info()
+    os.kill(pid, signal.SIGSTOP)
+    await client.server_info()
+
+  with Server(attnd_binary) as hanging:
+    try:
+      with pytest.raises(attnd.Unavailable):
+        calling(hanging.tcp,
+                lambda client: (by_asyncio if isinstance(client,
+                                                         attnd.AsyncClient)
+                                else sync)(client, hanging.process.pid),
+                timeout=None, retry=attnd.RetryPolicy(max_attempts=1))
+    finally:
+      os.kill(hanging.process.pid, signal.SIGCONT)
 
 
 def test_round_robin(attnd_binary, calling):

@@ -23,8 +23,18 @@ _CHANNEL_OPTIONS = {
     # grow to two minutes; with these, a server that is back is soon found.
     'grpc.initial_reconnect_backoff_ms': 100,
     'grpc.max_reconnect_backoff_ms': 2000,
-    # Despite its name, this is how long one attempt to connect may take.
-    'grpc.min_reconnect_backoff_ms': 2000,
+    # Despite its name, this is how long one attempt to connect may take: TCP can
+    # send its first packet again twice in that time.
+    'grpc.min_reconnect_backoff_ms': 5000,
+    # The addresses of a name are asked for again this soon, not after 30 s.
+    'grpc.dns_min_time_between_resolutions_ms': 2000,
+    # A call is silent while the server computes. A ping each minute of silence
+    # finds out that a server's host or process hangs: it answers within 20 s.
+    # Older and newer gRPC call that time by different names.
+    'grpc.keepalive_time_ms': 60_000,
+    'grpc.keepalive_timeout_ms': 20_000,
+    'grpc.http2.ping_timeout_ms': 20_000,
+    'grpc.http2.max_pings_without_data': 0,
 }
 
 
