@@ -256,6 +256,11 @@ grpc::ChannelArguments MakeArguments(int64_t max_message_bytes,
   // Despite its name this is no pause, but what connecting may take. 5 s let
   // TCP repeat its first packet twice.
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
+  // A call is silent while the server computes. A ping each minute of silence
+  // finds out that a server's host or process hangs: it answers within 20 s.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   if (service_config.empty()) {
     arguments.SetServiceConfigJSON(kDefaultServiceConfig);
     // The retryPolicy is for programs that have no loop of their own.
