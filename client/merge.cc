@@ -141,8 +141,10 @@ absl::Status MergeAttention(std::span<const AttentionPart> parts,
       !status.ok()) {
     return status;
   }
-  const auto columns = static_cast<size_t>(output_shape.back());
   const int64_t num_rows = *ElementCount(LseShape(output_shape, layout));
+  // Without rows nothing bounds the columns that memory is taken for below.
+  if (num_rows == 0) return absl::OkStatus();
+  const auto columns = static_cast<size_t>(output_shape.back());
   const Rows rows(output_shape, layout);
   // One row of each part, as floats.
   std::vector<float> outputs(parts.size() * columns);

@@ -237,6 +237,11 @@ TEST(MergeAttentionTest, TensorsWithoutElementsAreFine) {
   EXPECT_THAT(lse, Each(testing::FloatEq(1 + std::log(2.F))));
 }
 
+TEST(MergeAttentionTest, ColumnsWithoutRowsTakeNoMemory) {
+  EXPECT_TRUE(
+      MergeAttention({{{{}, {}}}}, {0, int64_t{1} << 62}, {.output = {}}).ok());
+}
+
 TEST(MergeAttentionTest, PartsAreAddedOneByOne) {
   std::vector<float> output(2), lse(1, kMinusInfinity);
   const std::vector<float> zero(1);
