@@ -143,9 +143,10 @@ void AddBenchCommand(CLI::App& app, Session& session) {
                 "timed runs, of which the median counts; default 5");
   command->add_flag("--json", flags->json, "print every figure as JSON");
   command->footer(
-      "There is no deadline unless --deadline sets one, so bench waits for a\n"
-      "server that is not there yet. The server ends the benchmark after its\n"
-      "--max-benchmark-seconds and answers what it has measured.\n"
+      "Without --deadline, bench has none: where there is no server, it says\n"
+      "so once and waits until one starts. A script that must not wait gives\n"
+      "--deadline=SECONDS. The server itself ends a benchmark after its\n"
+      "--max-benchmark-seconds, and answers what it has measured by then.\n"
       "Example:\n"
       "  attnctl bench --num-vectors=8192 --dimensions=64 --threads=1\n");
   command->callback(

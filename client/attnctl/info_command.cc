@@ -11,7 +11,7 @@ namespace {
 // A health check that takes longer has answered the question.
 constexpr absl::Duration kHealthDeadline = absl::Seconds(3);
 
-// Who asks what is there wants no server that comes later.
+// info asks whether a server is there, so it does not wait for one to start.
 constexpr client::RetryPolicy kOnce = {.max_attempts = 1};
 
 ExitCode RunInfo(bool json, Session& session) {

@@ -50,7 +50,7 @@ client::AttentionClient Session::Connect(absl::Duration deadline,
     if (std::exchange(said_retry, true)) return;
     const std::string until =
         deadline == absl::InfiniteDuration()
-            ? "it succeeds"
+            ? "it succeeds, because --deadline sets no limit"
             : absl::StrFormat("the deadline of %g s has passed",
                               absl::ToDoubleSeconds(deadline));
     screen.PrintError(absl::StrCat("attnctl: ", CodeAndMessage(failure),

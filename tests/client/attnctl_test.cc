@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -96,7 +97,7 @@ TEST(AttnctlUsageTest, WrongArgumentsExitWithUsage) {
 TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
   const std::string server =
       "--server=unix:" + testing::TempDir() + "nobody-listens-here";
-  // Those that ask what is there answer at once, although they have time.
+  // info and health ask whether a server is there, so they do not wait for one.
   for (const char* command : {"info", "health"}) {
     const Outcome outcome = RunTool({server, "--deadline=0", command});
     EXPECT_EQ(outcome.exit_code, kUnavailable) << command;
@@ -120,6 +121,34 @@ TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
     EXPECT_THAT(outcome.err, HasSubstr(" (tried "));
     EXPECT_THAT(outcome.err, HasSubstr("nobody-listens-here"));
   }
+}
+
+// Without a deadline a script could wait for ever, so that is said.
+TEST(AttnctlUsageTest, SaysThatBenchWaitsWithoutADeadline) {
+  class StartingHandler final : public client::FakeHandler {
+   public:
+    client::WireReply OnBenchmark(
+        const v1::BenchmarkRequest& request,
+        const std::function<bool(const v1::BenchmarkResponse&)>& write)
+        override {
+      if (!refused_.exchange(true)) return {.code = 14, .message = "starting"};
+      return FakeHandler::OnBenchmark(request, write);
+    }
+
+   private:
+    std::atomic<bool> refused_ = false;
+  };
+  StartingHandler handler;
+  const client::FakeServer server(&handler);
+  const Outcome outcome =
+      RunTool({"bench", "-n8", "--server=" + server.target()});
+  EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
+  EXPECT_THAT(outcome.err,
+              HasSubstr("attnctl: UNAVAILABLE: starting; trying again until it "
+                        "succeeds, because --deadline sets no limit (Ctrl-C "
+                        "stops)\n"));
+  EXPECT_THAT(RunTool({"bench", "--help"}).out,
+              HasSubstr("waits until one starts"));
 }
 
 TEST(AttnctlEstimateTest, WorksOffline) {
