@@ -41,7 +41,9 @@ struct ClientOptions {
   std::string target = "127.0.0.1:50051";
   // Of each call, over all its attempts; may be infinite.
   absl::Duration deadline = absl::Seconds(60);
-  int64_t max_message_bytes = int64_t{256} << 20;  // sent and received alike
+  // The largest message that is sent, or received. Chunks of a streamed answer
+  // are received in any case; the largest has 1 MiB of data.
+  int64_t max_message_bytes = int64_t{256} << 20;
   RetryPolicy retry = {};
   // A gRPC service config, as JSON, in place of the one that is installed as
   // attnd/v1/attention_grpc_service_config.json. Its retryPolicy works within

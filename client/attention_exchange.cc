@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/answer_reader.h"
 #include "client/error_details.h"
+#include "client/message_limits.h"
 #include "client/request_encoder.h"
 
 namespace attnd::client {
@@ -14,8 +15,7 @@ namespace {
 using google::protobuf::io::ZeroCopyInputStream;
 using Request = v1::AttentionStreamRequest;
 
-// What the contract allows a chunk, and what it has beside its data.
-constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
+// The most that a chunk's message holds besides the chunk's data.
 constexpr int64_t kChunkEnvelopeBytes = 64;
 
 OutgoingMessage ChunkMessage(v1::TensorRole role, size_t offset,

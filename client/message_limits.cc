@@ -8,9 +8,12 @@
 namespace attnd::client {
 namespace {
 
-// At most, as the server counts it.
+// The most that a message of the server holds besides the elements of tensors,
+// as the server counts it.
+constexpr int64_t kEnvelopeBytes = 4096;
+
+// The most that a message with the whole answer can have.
 uint64_t AnswerBytes(const AttentionOutputs& outputs) {
-  constexpr uint64_t kEnvelopeBytes = 4096;
   const uint64_t lse_bytes = outputs.lse ? outputs.lse->bytes().size() : 0;
   return outputs.output.bytes().size() + lse_bytes + kEnvelopeBytes;
 }
@@ -23,6 +26,10 @@ MessageLimits LimitsOf(const ServerInfo& info) {
 }
 
 }  // namespace
+
+int64_t ReceiveLimit(int64_t max_message_bytes) {
+  return std::max(max_message_bytes, kMaxChunkBytes + kEnvelopeBytes);
+}
 
 std::optional<MessageLimits> ServerLimits::Get() const {
   const std::lock_guard lock(mutex_);

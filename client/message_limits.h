@@ -16,6 +16,14 @@
 
 namespace attnd::client {
 
+// The most data that attnd.v1 allows in a chunk of a stream.
+inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
+
+// The largest message that a client of `max_message_bytes` must be able to
+// receive. A server cuts a streamed answer into chunks by its own limit, not by
+// the client's, so this is never less than a chunk and what surrounds it.
+int64_t ReceiveLimit(int64_t max_message_bytes);
+
 // What a server says of its messages.
 struct MessageLimits {
   int64_t request_bytes = std::numeric_limits<int64_t>::max();

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "client/error_details.h"
+#include "client/message_limits.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/message_lite.h"
 
@@ -240,7 +240,11 @@ class RepeatedExchange final : public RepeatedCall, public MessageExchange {
 
 RetryingChannel::RetryingChannel(const ClientOptions& options)
     : channel_(std::make_shared<RpcChannel>(
-          options.target, options.max_message_bytes, options.service_config)),
+          options.target,
+          ChannelLimits{
+              .sent_bytes = options.max_message_bytes,
+              .received_bytes = ReceiveLimit(options.max_message_bytes)},
+          options.service_config)),
       policy_(options.retry),
       on_retry_(options.on_retry) {}
 

@@ -237,13 +237,16 @@ class ExchangeReactor final
   std::shared_ptr<ExchangeReactor> self_;
 };
 
-grpc::ChannelArguments MakeArguments(int64_t max_message_bytes,
+int ToInt(int64_t bytes) {
+  return static_cast<int>(
+      std::clamp<int64_t>(bytes, 0, std::numeric_limits<int>::max()));
+}
+
+grpc::ChannelArguments MakeArguments(const ChannelLimits& limits,
                                      const std::string& service_config) {
-  const int limit = static_cast<int>(std::clamp<int64_t>(
-      max_message_bytes, 0, std::numeric_limits<int>::max()));
   grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(limit);
-  arguments.SetMaxSendMessageSize(limit);
+  arguments.SetMaxReceiveMessageSize(ToInt(limits.received_bytes));
+  arguments.SetMaxSendMessageSize(ToInt(limits.sent_bytes));
   // Tensors go to the address that was asked for, never to the proxy that the
   // environment names for web traffic.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
@@ -267,19 +270,19 @@ grpc::ChannelArguments MakeArguments(int64_t max_message_bytes,
     arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   } else {
     arguments.SetServiceConfigJSON(service_config);
-    // What does not fit there is not retried by gRPC.
-    arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, limit);
+    // gRPC does not retry a request that is larger than this buffer.
+    arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE,
+                     ToInt(limits.sent_bytes));
   }
   SetTransportArguments(&arguments);
   return arguments;
 }
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
-                                           int64_t max_message_bytes,
+                                           const ChannelLimits& limits,
                                            const std::string& service_config) {
-  return grpc::CreateCustomChannel(
-      target, grpc::InsecureChannelCredentials(),
-      MakeArguments(max_message_bytes, service_config));
+  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(),
+                                   MakeArguments(limits, service_config));
 }
 
 // A channel that gRPC could not make is there, and has failed already.
@@ -292,12 +295,12 @@ bool HasFailed(grpc::Channel& channel) {
 
 class RpcChannel::Impl {
  public:
-  Impl(const std::string& target, int64_t max_message_bytes,
+  Impl(const std::string& target, const ChannelLimits& limits,
        const std::string& service_config) {
-    const auto channel = MakeChannel(target, max_message_bytes, service_config);
+    const auto channel = MakeChannel(target, limits, service_config);
     // With another config it tells whether the target is to blame.
     if (!service_config.empty() && HasFailed(*channel) &&
-        !HasFailed(*MakeChannel(target, max_message_bytes, ""))) {
+        !HasFailed(*MakeChannel(target, limits, ""))) {
       error = FieldError("service_config",
                          "a gRPC service config as JSON (gRPC's log says what "
                          "is wrong)",
@@ -311,10 +314,9 @@ class RpcChannel::Impl {
   IdleQueues idle_queues;
 };
 
-RpcChannel::RpcChannel(const std::string& target, int64_t max_message_bytes,
+RpcChannel::RpcChannel(const std::string& target, const ChannelLimits& limits,
                        const std::string& service_config)
-    : impl_(std::make_unique<Impl>(target, max_message_bytes, service_config)) {
-}
+    : impl_(std::make_unique<Impl>(target, limits, service_config)) {}
 
 RpcChannel::~RpcChannel() = default;
 

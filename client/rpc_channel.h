@@ -65,13 +65,20 @@ class CallCanceller {
   virtual void Cancel() = 0;
 };
 
+// The largest messages that a channel lets through; others end their call with
+// RESOURCE_EXHAUSTED.
+struct ChannelLimits {
+  int64_t sent_bytes;
+  int64_t received_bytes;
+};
+
 // Thread-safe. An infinite deadline is none. A failed call's status carries
 // the server's details as error_details.h says.
 class RpcChannel {
  public:
-  // Opens nothing yet: the first call connects. An empty `service_config` is
-  // attnd's own.
-  RpcChannel(const std::string& target, int64_t max_message_bytes,
+  // Opens no connection yet: the first call does. An empty `service_config`
+  // stands for attnd's own.
+  RpcChannel(const std::string& target, const ChannelLimits& limits,
              const std::string& service_config);
   ~RpcChannel();
 

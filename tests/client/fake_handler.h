@@ -3,6 +3,7 @@
 #ifndef ATTND_TESTS_CLIENT_FAKE_HANDLER_H_
 #define ATTND_TESTS_CLIENT_FAKE_HANDLER_H_
 
+#include <cstddef>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -37,6 +38,8 @@ class FakeHandler {
   // Types and shapes of what OnAttention answers, which a stream's header has.
   static v1::AttentionResponse DescribeAnswer(const FakeCall& call);
 
+  // Into chunks of how many bytes a streamed answer is cut.
+  virtual size_t chunk_bytes() const { return 10'000; }
   // A stream has got as many chunks; not 0 ends it there.
   virtual WireReply OnChunk(int chunks);
   virtual WireReply OnAttention(const FakeCall& call,

@@ -58,8 +58,8 @@ class FakeService final : public v1::AttentionService::Service {
   }
 
   // Any chunks of a tensor are put together; the answer's header goes before
-  // they are read, as the server sends it, and its tensors in pieces of
-  // kPieceBytes.
+  // they are read, as the server sends it, and its tensors in chunks of
+  // handler_->chunk_bytes().
   grpc::Status AttentionStream(
       grpc::ServerContext*,
       grpc::ServerReaderWriter<v1::AttentionStreamResponse,
@@ -119,8 +119,6 @@ class FakeService final : public v1::AttentionService::Service {
   }
 
  private:
-  static constexpr size_t kPieceBytes = 10'000;
-
   static void Append(const v1::TensorChunk& chunk,
                      v1::AttentionRequest& request) {
     v1::AttentionOptions& options = *request.mutable_options();
@@ -135,14 +133,15 @@ class FakeService final : public v1::AttentionService::Service {
     }
   }
 
-  static void Write(v1::TensorRole role, const std::string& data,
-                    grpc::ServerReaderWriter<v1::AttentionStreamResponse,
-                                             v1::AttentionStreamRequest>* to) {
-    for (size_t at = 0; at < data.size(); at += kPieceBytes) {
+  void Write(v1::TensorRole role, const std::string& data,
+             grpc::ServerReaderWriter<v1::AttentionStreamResponse,
+                                      v1::AttentionStreamRequest>* to) {
+    const size_t chunk_bytes = handler_->chunk_bytes();
+    for (size_t at = 0; at < data.size(); at += chunk_bytes) {
       v1::AttentionStreamResponse message;
       message.mutable_chunk()->set_role(role);
       message.mutable_chunk()->set_offset_bytes(static_cast<int64_t>(at));
-      message.mutable_chunk()->set_data(data.substr(at, kPieceBytes));
+      message.mutable_chunk()->set_data(data.substr(at, chunk_bytes));
       to->Write(message);
     }
   }

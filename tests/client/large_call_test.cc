@@ -146,6 +146,30 @@ TEST_F(LargeCallTest, StreamsWhatTheClientTakesInNoMessage) {
   ExpectSent(problem, "AttentionStream");
 }
 
+// A server cuts its answer as the contract allows, whatever its client's limit.
+TEST(SmallClientTest, ReceivesTheLargestChunks) {
+  class LargestChunks final : public LimitedHandler {
+   public:
+    size_t chunk_bytes() const override { return 1 << 20; }
+  };
+  LargestChunks handler;
+  const FakeServer server(&handler);
+  const AttentionClient client(
+      {.target = server.target(), .max_message_bytes = 1000});
+  constexpr int64_t kRows = 3 << 10, kDim = 128;  // 1.5 MiB
+  const std::vector<float> q(kRows), k(1), v(kDim);
+  std::vector<float> output(kRows * kDim);
+  const AttentionInputs inputs{
+      .query = {q, {kRows, 1}}, .key = {k, {1, 1}}, .value = {v, {1, kDim}}};
+  const Reply waited = client.Attention(inputs, {.output = output});
+  ASSERT_TRUE(waited.ok()) << waited.status();
+  EXPECT_EQ(output.back(), float(output.size() - 1));
+  std::promise<Reply> done;
+  client.AttentionAsync(inputs, {.output = output}, {},
+                        [&](const Reply& reply) { done.set_value(reply); });
+  EXPECT_EQ(done.get_future().get().status(), absl::OkStatus());
+}
+
 TEST_F(LargeCallTest, StreamsLargeAnswersToSmallRequests) {
   const std::vector<float> q(1000), k(1), v(100);
   std::vector<float> output(100'000);
