@@ -94,8 +94,10 @@ class PendingCall {
 // no server until the deadline. A benchmark is not once it has begun, and a
 // health check never. What was waited for and refused because another server,
 // of other limits, has taken the place is sent again as that one takes it.
-// DEADLINE_EXCEEDED and CANCELLED: the server stops computing too. After an
-// error the contents of the outputs are undefined.
+// After DEADLINE_EXCEEDED and CANCELLED the server stops computing, too. After
+// any error the contents of the outputs are undefined.
+// Outputs may lie over inputs, except in a SharedRegion. A streamed call is
+// then not made again once its answer has begun to overwrite an input.
 class AttentionClient {
  public:
   using Done = std::function<void(absl::StatusOr<AttentionReply>)>;

@@ -1,6 +1,7 @@
 #include "client/attention_exchange.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +18,13 @@ using Request = v1::AttentionStreamRequest;
 
 // The most that a chunk's message holds besides the chunk's data.
 constexpr int64_t kChunkEnvelopeBytes = 64;
+
+// Whether the two share memory.
+bool Overlap(std::span<const std::byte> a, std::span<const std::byte> b) {
+  const std::less<> before;  // orders pointers into any memory
+  return !a.empty() && !b.empty() && before(a.data(), b.data() + b.size()) &&
+         before(b.data(), a.data() + a.size());
+}
 
 OutgoingMessage ChunkMessage(v1::TensorRole role, size_t offset,
                              const ConstElements& data) {
@@ -85,7 +93,7 @@ bool AttentionExchange::OnResponse(ZeroCopyInputStream* message) {
 }
 
 bool AttentionExchange::Restart() {
-  if (!refusal_.ok()) return false;
+  if (!refusal_.ok() || HasOverwrittenInputs()) return false;
   header_sent_ = false;
   next_source_ = 0;
   next_offset_ = 0;
@@ -93,6 +101,16 @@ bool AttentionExchange::Restart() {
   has_header_ = false;
   stats_.reset();
   return true;
+}
+
+bool AttentionExchange::HasOverwrittenInputs() const {
+  for (const Target& target : targets_) {
+    const auto written = target.elements.bytes().first(target.received_bytes);
+    for (const Source& source : sources_) {
+      if (Overlap(written, source.data.bytes())) return true;
+    }
+  }
+  return false;
 }
 
 absl::Status AttentionExchange::Take(ZeroCopyInputStream* message) {

@@ -52,6 +52,9 @@ class AttentionExchange final : public MessageExchange {
     uint64_t received_bytes = 0;
   };
 
+  // Whether elements of the answer lie where inputs did, which therefore cannot
+  // be sent again.
+  bool HasOverwrittenInputs() const;
   absl::Status Take(google::protobuf::io::ZeroCopyInputStream* message);
   absl::Status TakeHeader(const v1::AttentionResponse& header);
   // Where a chunk's data goes, which counts as received then.

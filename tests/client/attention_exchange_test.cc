@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -127,6 +128,34 @@ TEST_F(AttentionExchangeTest, RefusesAnEmptyAnswerWithoutItsHeader) {
   EXPECT_TRUE(exchange.OnResponse(&stream));
   EXPECT_EQ(DetailsOf(exchange.Reply(absl::OkStatus()).status()).reason,
             "BAD_RESPONSE");
+}
+
+// Whether a call that has got the first `received` messages of an answer to
+// `output` may be made again, where `x` is its query.
+bool MayRestart(const std::vector<float>& x, std::span<float> output,
+                size_t received) {
+  const AttentionInputs inputs{
+      .query = {x, {1, 3}}, .key = {{}, {0, 3}}, .value = {{}, {0, 3}}};
+  std::vector<float> lse(1);
+  AttentionExchange exchange(inputs, {}, {}, {.output = output, .lse = lse},
+                             1 << 20);
+  const std::vector<std::string> texts = Texts(Good());
+  for (const std::string& text : std::span(texts).first(received)) {
+    google::protobuf::io::ArrayInputStream stream(
+        text.data(), static_cast<int>(text.size()));
+    EXPECT_TRUE(exchange.OnResponse(&stream));
+  }
+  return exchange.Restart();
+}
+
+TEST_F(AttentionExchangeTest, IsNotMadeAgainOnceItHasOverwrittenAnInput) {
+  std::vector<float> x(6);
+  std::vector<float> apart(3);
+  EXPECT_TRUE(MayRestart(x, apart, 4));
+  // The header has written nothing yet, but the first chunk has.
+  EXPECT_TRUE(MayRestart(x, std::span(x).first(3), 1));
+  EXPECT_FALSE(MayRestart(x, std::span(x).first(3), 2));
+  EXPECT_FALSE(MayRestart(x, std::span(x).last(3), 2));
 }
 
 TEST_F(AttentionExchangeTest, RefusesHeadersThatDoNotFit) {
