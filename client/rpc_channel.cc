@@ -73,7 +73,9 @@ grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
 
 void SetDeadline(absl::Time deadline, grpc::ClientContext& context) {
   if (deadline == absl::InfiniteFuture()) return;
-  context.set_deadline(absl::ToChronoTime(deadline));
+  // gRPC takes a time before 1970 for no deadline at all.
+  context.set_deadline(
+      absl::ToChronoTime(std::max(deadline, absl::UnixEpoch())));
 }
 
 std::chrono::system_clock::time_point TimeAfter(absl::Duration pause) {

@@ -266,6 +266,17 @@ TEST_P(EveryWayTest, EndsWithTheLastErrorAtItsDeadline) {
   EXPECT_EQ(DetailsOf(status).reason, "TOO_MANY_REQUESTS");
 }
 
+// A caller that computes what is left of its own deadline may get there.
+TEST_P(EveryWayTest, ADeadlineThatIsLongPastEndsTheCall) {
+  FlakyHandler handler;
+  const FakeServer server(&handler);
+  for (const absl::Duration deadline :
+       {-absl::Hours(1'000'000), -absl::InfiniteDuration()}) {
+    EXPECT_EQ(Call({.target = server.target(), .deadline = deadline}).code(),
+              absl::StatusCode::kDeadlineExceeded);
+  }
+}
+
 TEST_P(EveryWayTest, ServersThatComeLaterAreFound) {
   FlakyHandler handler;
   const std::string target =
