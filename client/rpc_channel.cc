@@ -444,18 +444,18 @@ absl::Status RpcChannel::Stream(const std::string& method,
   if (queue.Wait()) {
     stream->WriteLast(ToByteBuffer(OutgoingMessage::Of(request)),
                       grpc::WriteOptions(), nullptr);
-    if (queue.Wait()) {
-      for (;;) {
-        grpc::ByteBuffer message;
-        stream->Read(&message, nullptr);
-        if (!queue.Wait()) break;
-        if (!wanted) continue;
-        grpc::ProtoBufferReader reader(&message);
-        parsed = response->ParseFromZeroCopyStream(&reader);
-        wanted = parsed && on_response();
-        if (!wanted) context.TryCancel();
-      }
-    }
+    queue.Wait();
+  }
+  // Reads also where the request could not be sent, as Exchange does.
+  for (;;) {
+    grpc::ByteBuffer message;
+    stream->Read(&message, nullptr);
+    if (!queue.Wait()) break;
+    if (!wanted) continue;
+    grpc::ProtoBufferReader reader(&message);
+    parsed = response->ParseFromZeroCopyStream(&reader);
+    wanted = parsed && on_response();
+    if (!wanted) context.TryCancel();
   }
   grpc::Status status;
   stream->Finish(&status, nullptr);
