@@ -49,10 +49,13 @@ std::string CodeAndMessage(const absl::Status& status) {
 
 }  // namespace
 
+absl::Time CallTime::Now() {
+  return absl::UnixEpoch() +
+         absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
+}
+
 CallTime CallTime::From(absl::Duration deadline) {
-  // The system's clock itself: Abseil's keeps the processor's in step with it,
-  // which is more code than a small call has use for.
-  const absl::Time now = absl::FromChrono(std::chrono::system_clock::now());
+  const absl::Time now = Now();
   return {.start = now, .deadline = now + deadline};
 }
 

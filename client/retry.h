@@ -10,13 +10,20 @@
 
 namespace attnd::client {
 
-// When a call began, and when it has to be over: all its attempts together.
+// When a call began, and when all its attempts together must be over. These
+// times can be compared only with each other and with Now(): they are of a
+// clock that goes on evenly when the system's clock is set.
 struct CallTime {
   absl::Time start;
   absl::Time deadline;  // InfiniteFuture() where there is none
 
-  // Begins now.
+  static absl::Time Now();
+
+  // The times of a call that begins now.
   static CallTime From(absl::Duration deadline);
+
+  // What is left until the deadline; negative after it.
+  absl::Duration Left() const { return deadline - Now(); }
 };
 
 // The attempts of one call.

@@ -5,7 +5,6 @@
 #include <random>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "client/message_limits.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/message_lite.h"
@@ -33,7 +32,7 @@ absl::Status Repeat(RpcChannel& channel, const RetryPolicy& policy,
   Retry retry(policy, time);
   while (!status.ok() && may_repeat()) {
     const absl::StatusOr<absl::Duration> pause =
-        retry.AfterFailure(status, absl::Now(), Chance());
+        retry.AfterFailure(status, CallTime::Now(), Chance());
     if (!pause.ok()) return pause.status();
     if (on_retry) on_retry(status);
     channel.Pause(*pause);
@@ -67,7 +66,7 @@ class RepeatedCall : public AsyncCall,
     }
     const int step = ++step_;
     lock.unlock();
-    Keep(step, MakeAttempt(*channel_, time_.deadline));
+    Keep(step, MakeAttempt(*channel_, time_.Left()));
   }
 
   void OnTimer() override { StartAttempt(); }
@@ -94,8 +93,8 @@ class RepeatedCall : public AsyncCall,
     return {shared_from_this(), dynamic_cast<Type*>(this)};
   }
 
-  virtual std::shared_ptr<CallCanceller> MakeAttempt(RpcChannel& channel,
-                                                     absl::Time deadline) = 0;
+  virtual std::shared_ptr<CallCanceller> MakeAttempt(
+      RpcChannel& channel, absl::Duration timeout) = 0;
   // With the lock held.
   virtual bool MayRepeat() { return true; }
 
@@ -125,7 +124,7 @@ class RepeatedCall : public AsyncCall,
     {
       const std::lock_guard lock(mutex_);
       if (cancelled_ || !MayRepeat()) return status;
-      pause = retry_.AfterFailure(status, absl::Now(), Chance());
+      pause = retry_.AfterFailure(status, CallTime::Now(), Chance());
       if (!pause.ok()) return pause.status();
     }
     // Without the lock, for it may cancel the call.
@@ -174,8 +173,8 @@ class RepeatedUnaryCall final : public RepeatedCall {
 
  private:
   std::shared_ptr<CallCanceller> MakeAttempt(RpcChannel& channel,
-                                             absl::Time deadline) override {
-    return channel.Start(method_, request_, deadline, Self<AsyncCall>());
+                                             absl::Duration timeout) override {
+    return channel.Start(method_, request_, timeout, Self<AsyncCall>());
   }
   void Finish(const absl::Status& status,
               ZeroCopyInputStream* answer) override {
@@ -217,8 +216,8 @@ class RepeatedExchange final : public RepeatedCall, public MessageExchange {
 
  private:
   std::shared_ptr<CallCanceller> MakeAttempt(RpcChannel& channel,
-                                             absl::Time deadline) override {
-    return channel.Start(method_, deadline, Self<MessageExchange>(),
+                                             absl::Duration timeout) override {
+    return channel.Start(method_, timeout, Self<MessageExchange>(),
                          Self<AsyncCall>());
   }
   bool MayRepeat() override { return Restart(); }
@@ -260,7 +259,7 @@ absl::Status RetryingChannel::Call(
     const std::function<void(ZeroCopyInputStream*)>& on_answer) const {
   return Repeat(
       *channel_, policy_, on_retry_, time,
-      [&] { return channel_->Call(method, request, time.deadline, on_answer); },
+      [&] { return channel_->Call(method, request, time.Left(), on_answer); },
       [] { return true; });
 }
 
@@ -297,7 +296,7 @@ absl::Status RetryingChannel::Exchange(const std::string& method,
                                        MessageExchange& exchange) const {
   return Repeat(
       *channel_, policy_, on_retry_, time,
-      [&] { return channel_->Exchange(method, time.deadline, exchange); },
+      [&] { return channel_->Exchange(method, time.Left(), exchange); },
       [&] { return exchange.Restart(); });
 }
 
@@ -322,7 +321,7 @@ absl::Status RetryingChannel::Stream(
   return Repeat(
       *channel_, policy_, on_retry_, time,
       [&] {
-        return channel_->Stream(method, request, response, time.deadline, [&] {
+        return channel_->Stream(method, request, response, time.Left(), [&] {
           has_response = true;
           return on_response();
         });

@@ -26,7 +26,6 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "client/default_service_config.h"
 #include "client/error_details.h"
 #include "client/outgoing_message.h"
@@ -71,15 +70,18 @@ grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
   return {slices.data(), slices.size()};
 }
 
-void SetDeadline(absl::Time deadline, grpc::ClientContext& context) {
-  if (deadline == absl::InfiniteFuture()) return;
-  // gRPC takes a time before 1970 for no deadline at all.
-  context.set_deadline(
-      absl::ToChronoTime(std::max(deadline, absl::UnixEpoch())));
+std::chrono::system_clock::time_point TimeAfter(absl::Duration pause) {
+  // The system's clock itself: Abseil's keeps the processor's in step with it,
+  // which is more code than a small call has use for.
+  return absl::ToChronoTime(absl::FromChrono(std::chrono::system_clock::now()) +
+                            pause);
 }
 
-std::chrono::system_clock::time_point TimeAfter(absl::Duration pause) {
-  return absl::ToChronoTime(absl::Now() + pause);
+void SetTimeout(absl::Duration timeout, grpc::ClientContext& context) {
+  if (timeout == absl::InfiniteDuration()) return;
+  // Not further in the past than an hour: gRPC takes a time before 1970 for no
+  // deadline at all.
+  context.set_deadline(TimeAfter(std::max(timeout, -absl::Hours(1))));
 }
 
 // Queues that no call uses: making one and shutting it down costs a small call
@@ -184,8 +186,8 @@ class ExchangeReactor final
 
   static std::shared_ptr<CallCanceller> Start(
       std::shared_ptr<ExchangeReactor> reactor, grpc::GenericStub& stub,
-      const std::string& method, absl::Time deadline) {
-    SetDeadline(deadline, reactor->context_);
+      const std::string& method, absl::Duration timeout) {
+    SetTimeout(timeout, reactor->context_);
     reactor->self_ = reactor;
     stub.PrepareBidiStreamingCall(&reactor->context_, method, {},
                                   reactor.get());
@@ -326,10 +328,10 @@ const absl::Status& RpcChannel::error() const { return impl_->error; }
 
 absl::Status RpcChannel::Call(
     const std::string& method, const OutgoingMessage& request,
-    absl::Time deadline,
+    absl::Duration timeout,
     const std::function<void(ZeroCopyInputStream*)>& on_answer) {
   grpc::ClientContext context;
-  SetDeadline(deadline, context);
+  SetTimeout(timeout, context);
   CallQueue queue(impl_->idle_queues);
   const auto call = impl_->stub->PrepareUnaryCall(
       &context, method, ToByteBuffer(request), queue.get());
@@ -347,14 +349,14 @@ absl::Status RpcChannel::Call(
 
 std::shared_ptr<CallCanceller> RpcChannel::Start(
     const std::string& method, const OutgoingMessage& request,
-    absl::Time deadline, std::shared_ptr<AsyncCall> call) {
+    absl::Duration timeout, std::shared_ptr<AsyncCall> call) {
   KeepCallbackThreads();
   struct Pending {
     std::shared_ptr<AsyncCall> call;
     grpc::ByteBuffer response;
   };
   auto canceller = std::make_shared<ContextCanceller>();
-  SetDeadline(deadline, canceller->context);
+  SetTimeout(timeout, canceller->context);
   auto pending = std::make_shared<Pending>();
   pending->call = std::move(call);
   const grpc::ByteBuffer message = ToByteBuffer(request);
@@ -369,10 +371,10 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
 }
 
 absl::Status RpcChannel::Exchange(const std::string& method,
-                                  absl::Time deadline,
+                                  absl::Duration timeout,
                                   MessageExchange& exchange) {
   grpc::ClientContext context;
-  SetDeadline(deadline, context);
+  SetTimeout(timeout, context);
   CallQueue queue(impl_->idle_queues);
   const auto stream = impl_->stub->PrepareCall(&context, method, queue.get());
   stream->StartCall(nullptr);
@@ -405,13 +407,13 @@ absl::Status RpcChannel::Exchange(const std::string& method,
 }
 
 std::shared_ptr<CallCanceller> RpcChannel::Start(
-    const std::string& method, absl::Time deadline,
+    const std::string& method, absl::Duration timeout,
     std::shared_ptr<MessageExchange> exchange,
     std::shared_ptr<AsyncCall> call) {
   KeepCallbackThreads();
   return ExchangeReactor::Start(
       std::make_shared<ExchangeReactor>(std::move(exchange), std::move(call)),
-      *impl_->stub, method, deadline);
+      *impl_->stub, method, timeout);
 }
 
 void RpcChannel::Pause(absl::Duration pause) {
@@ -432,10 +434,10 @@ std::shared_ptr<CallCanceller> RpcChannel::StartTimer(
 
 absl::Status RpcChannel::Stream(const std::string& method,
                                 const MessageLite& request,
-                                MessageLite* response, absl::Time deadline,
+                                MessageLite* response, absl::Duration timeout,
                                 const std::function<bool()>& on_response) {
   grpc::ClientContext context;
-  SetDeadline(deadline, context);
+  SetTimeout(timeout, context);
   CallQueue queue(impl_->idle_queues);
   const auto stream = impl_->stub->PrepareCall(&context, method, queue.get());
   bool wanted = true;

@@ -72,8 +72,9 @@ struct ChannelLimits {
   int64_t received_bytes;
 };
 
-// Thread-safe. An infinite deadline is none. A failed call's status carries
-// the server's details as error_details.h says.
+// Thread-safe. A timeout counts from the start of its call; an infinite one
+// sets no limit. A failed call's status carries the server's details as
+// error_details.h says.
 class RpcChannel {
  public:
   // Opens no connection yet: the first call does. An empty `service_config`
@@ -91,7 +92,7 @@ class RpcChannel {
   // Elements of the request that have no owner are copied at the start.
   absl::Status Call(
       const std::string& method, const OutgoingMessage& request,
-      absl::Time deadline,
+      absl::Duration timeout,
       const std::function<void(google::protobuf::io::ZeroCopyInputStream*)>&
           on_answer);
 
@@ -99,16 +100,16 @@ class RpcChannel {
   // elements of the request where those have no owner.
   std::shared_ptr<CallCanceller> Start(const std::string& method,
                                        const OutgoingMessage& request,
-                                       absl::Time deadline,
+                                       absl::Duration timeout,
                                        std::shared_ptr<AsyncCall> call);
 
   // Sends the next message once HTTP/2 has taken the one before.
-  absl::Status Exchange(const std::string& method, absl::Time deadline,
+  absl::Status Exchange(const std::string& method, absl::Duration timeout,
                         MessageExchange& exchange);
   // `exchange` runs in threads of gRPC, which take turns, and must not block.
   // `call` is done without an answer.
   std::shared_ptr<CallCanceller> Start(
-      const std::string& method, absl::Time deadline,
+      const std::string& method, absl::Duration timeout,
       std::shared_ptr<MessageExchange> exchange,
       std::shared_ptr<AsyncCall> call);
 
@@ -125,7 +126,7 @@ class RpcChannel {
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,
-                      absl::Time deadline,
+                      absl::Duration timeout,
                       const std::function<bool()>& on_response);
 
  private:
