@@ -20,13 +20,14 @@ class CallCanceller;
 class RetryingChannel;
 class ServerLimits;
 
-// When a call that failed is made again: where it ended with UNAVAILABLE (there
-// is no server, or it is draining), with RESOURCE_EXHAUSTED and a delay after
-// which it may succeed, or with CANCELLED by a server that ended. Each pause is
-// the server's delay and a backoff, which grows by `multiplier` and is up to a
-// fifth shorter or longer by chance. Where the next pause would reach the
-// call's deadline, the call ends with the last error as it came, and how often
-// it was tried.
+// When a failed call is made again. That is so after UNAVAILABLE (there is no
+// server, or it is shutting down), after RESOURCE_EXHAUSTED where the server
+// names a delay, and after CANCELLED that came from a server and not from the
+// caller. Before each new attempt the client waits for the server's delay, if
+// any, and a backoff. The backoff grows by `multiplier` each time, and chance
+// makes it up to a fifth shorter or longer. A call that would still be waiting
+// at its deadline ends at once with its last error, whose message then also
+// says how often the call was tried.
 struct RetryPolicy {
   int max_attempts = 0;  // 0: until the deadline; 1: a call is never made again
   absl::Duration initial_backoff = absl::Milliseconds(100);
@@ -35,23 +36,24 @@ struct RetryPolicy {
 };
 
 struct ClientOptions {
-  // Or "unix:/run/attnd.sock", "dns:///attnd:50051" for all addresses of a
-  // name, "ipv4:10.0.0.1:50051,10.0.0.2:50051": calls take turns on what is
-  // there.
+  // Also "unix:/run/attnd.sock", "dns:///attnd:50051" or
+  // "ipv4:10.0.0.1:50051,10.0.0.2:50051". Where a target has several addresses,
+  // calls take turns among the servers that can be reached.
   std::string target = "127.0.0.1:50051";
-  // Of each call, over all its attempts; may be infinite.
+  // How long a call may take, all its attempts together. May be infinite.
   absl::Duration deadline = absl::Seconds(60);
   // The largest message that is sent, or received. Chunks of a streamed answer
   // are received in any case; the largest has 1 MiB of data.
   int64_t max_message_bytes = int64_t{256} << 20;
   RetryPolicy retry = {};
-  // A gRPC service config, as JSON, in place of the one that is installed as
-  // attnd/v1/attention_grpc_service_config.json. Its retryPolicy works within
-  // each attempt that `retry` allows. Where gRPC refuses it, every call ends
-  // with INVALID_ARGUMENT.
+  // A gRPC service config as JSON. Empty: the one that is installed as
+  // attnd/v1/attention_grpc_service_config.json. If yours has a retryPolicy,
+  // gRPC follows it within each attempt that `retry` makes. If gRPC refuses the
+  // config, every call ends with INVALID_ARGUMENT.
   std::string service_config = {};
-  // Runs before each pause, with what the attempt ended with: in the thread
-  // that waits for the call, or in one of gRPC, where it must not block.
+  // Is called with the error of an attempt before the pause that follows it. It
+  // runs in the thread that waits for the call. For a call that no thread waits
+  // for, it runs in a thread of gRPC and must not block.
   std::function<void(const absl::Status& failure)> on_retry = {};
 };
 
@@ -91,13 +93,14 @@ class PendingCall {
 // is streamed without being asked to: of the forward methods, where the server
 // can. Its errors name fields below "header.", such as "header.key.shape[1]".
 // Calls are made again as RetryPolicy says, so UNAVAILABLE means that there was
-// no server until the deadline. A benchmark is not once it has begun, and a
-// health check never. What was waited for and refused because another server,
-// of other limits, has taken the place is sent again as that one takes it.
-// After DEADLINE_EXCEEDED and CANCELLED the server stops computing, too. After
-// any error the contents of the outputs are undefined.
-// Outputs may lie over inputs, except in a SharedRegion. A streamed call is
-// then not made again once its answer has begun to overwrite an input.
+// no server until the deadline. A benchmark is not made again once it has
+// begun, and a health check never is. A server that was replaced by one with
+// other message limits may refuse a call; a call that a thread waits for is
+// then sent once more in the form that the new server takes. After
+// DEADLINE_EXCEEDED and CANCELLED the server stops computing, too. After any
+// error the contents of the outputs are undefined. Outputs may lie over inputs,
+// except in a SharedRegion. A streamed call is then not made again once its
+// answer has begun to overwrite an input.
 class AttentionClient {
  public:
   using Done = std::function<void(absl::StatusOr<AttentionReply>)>;

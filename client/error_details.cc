@@ -128,7 +128,7 @@ CodedInputStream StreamOf(const std::string& bytes) {
                           static_cast<int>(bytes.size()));
 }
 
-// Takes one detail; what does not parse is passed over.
+// Adds what one detail says to `details`; ignores a detail that does not parse.
 void TakeDetail(const TwoStrings& any, ErrorDetails& details) {
   const auto is = [&](const char* name) {
     return absl::EndsWith(any.first, absl::StrCat("/", name));

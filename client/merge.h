@@ -1,6 +1,6 @@
-// Joins attention over parts of the keys into attention over all of them, for
-// keys and values that lie on several servers, or come one part after the
-// other. Computes here; calls no server.
+// Joins attention over parts of the keys into attention over all of them. Use
+// it where the keys and values lie on several servers, or arrive one part after
+// the other. It computes in this process and calls no server.
 #ifndef ATTND_CLIENT_MERGE_H_
 #define ATTND_CLIENT_MERGE_H_
 
@@ -32,20 +32,19 @@ struct AttentionPart {
 // merge is that of FlashAttention (arXiv:2205.14135, section 3.1) and
 // FlashDecoding.
 //
-// - Every key has to be in at most one part: where one is cut by position,
-// query
-//   and key offsets (AttentionOptions::query_offsets) keep causal and window
-//   right. A sink has to be in exactly one part: give sink_logits to one call.
+// - Every key may be in at most one part. Where parts are cut by position,
+//   AttentionOptions::query_offsets keeps causal and window rules right. A sink
+//   has to be in exactly one part: give sink_logits to one call only.
 // - A row that saw no key of a part has lse = -inf there, and its output is not
 //   read. Where it saw none in any part, and where there are no parts, output
 //   is 0 and lse -inf, as a server answers it.
 // - An lse of NaN or +inf makes the row NaN. NaN and inf in an output stay in
 //   their column.
 //
-// `merged` may be one of the parts, of the same type, so that parts can be
-// added one by one; of F32, since each merge rounds. INVALID_ARGUMENT, by
-// field, where a shape, a type or a size does not fit; nothing is written then.
-// Thread-safe.
+// `merged` may be one of the parts if it has that part's type, so parts can be
+// added one by one. Use F32 for that, since each merge rounds. Where a shape, a
+// type or a size does not fit, the status is INVALID_ARGUMENT and names the
+// field, and nothing is written. Thread-safe.
 //
 //   std::vector<AttentionPart> parts = {{output_a, lse_a}, {output_b, lse_b}};
 //   absl::Status status = MergeAttention(parts, reply.output_shape,

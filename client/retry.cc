@@ -12,7 +12,7 @@
 namespace attnd::client {
 namespace {
 
-// Below this a policy would be a busy loop.
+// With shorter pauses than this a call would keep a processor busy.
 constexpr absl::Duration kShortestPause = absl::Milliseconds(1);
 
 // As in gRPC's own retries: a pause is this much longer or shorter by chance,
@@ -24,7 +24,7 @@ constexpr double kJitter = 0.2;
 std::optional<absl::Duration> DelayBeforeNext(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kCancelled:  // by a server that ended
+    case absl::StatusCode::kCancelled:  // by a server, as it shuts down
       return DetailsOf(status).retry_delay.value_or(absl::ZeroDuration());
     case absl::StatusCode::kResourceExhausted:
       return DetailsOf(status).retry_delay;

@@ -31,13 +31,14 @@ class Retry {
  public:
   Retry(const RetryPolicy& policy, const CallTime& time);
 
-  // An attempt ended with `status` at `now`, which the caller did not ask for.
-  // Answers the pause before the next attempt or, where there is none, the
-  // error that the caller reads. `chance` is uniform in [0, 1).
+  // To be called when an attempt failed with `status` at `now`, unless the
+  // caller cancelled it. Returns the pause before the next attempt or, where
+  // there is none, the error that the caller reads. `chance` is uniform in
+  // [0, 1).
   absl::StatusOr<absl::Duration> AfterFailure(const absl::Status& status,
                                               absl::Time now, double chance);
 
-  // The error of a call that its caller gave up in a pause.
+  // The error of a call that its caller cancelled during a pause.
   absl::Status Cancelled() const;
 
  private:

@@ -41,9 +41,10 @@ absl::Status Repeat(RpcChannel& channel, const RetryPolicy& policy,
   return status;
 }
 
-// A call that nobody waits for. Who has it keeps it alive: its attempt or its
-// pause, and its caller, who may cancel it. Its attempts and pauses follow each
-// other, in threads of gRPC, which only the lock orders for thread sanitizer.
+// A call that no thread waits for. It is kept alive by its current attempt or
+// pause, and by the caller, who may cancel it. Attempts and pauses run one
+// after the other in threads of gRPC. Thread sanitizer cannot see that gRPC
+// orders them, but it sees the lock.
 class RepeatedCall : public AsyncCall,
                      public AsyncTimer,
                      public CallCanceller,
@@ -106,7 +107,8 @@ class RepeatedCall : public AsyncCall,
 
  private:
   void End(const absl::Status& status, ZeroCopyInputStream* answer) {
-    // Both may refer to this: a pause, and a function that can cancel.
+    // These two may refer to this call, so it would never be freed if it kept
+    // them: the pause, and on_retry, which may hold the call to cancel it.
     std::shared_ptr<CallCanceller> current;
     OnRetry on_retry;
     {
@@ -139,8 +141,8 @@ class RepeatedCall : public AsyncCall,
     return absl::OkStatus();
   }
 
-  // What cancels `step`, unless that is over already. gRPC is not called with
-  // the lock held, for its threads would wait for this one.
+  // Keeps what cancels `step`, unless that step is over already. Calls gRPC
+  // without the lock, because threads of gRPC that need it would have to wait.
   void Keep(int step, std::shared_ptr<CallCanceller> canceller) {
     {
       const std::lock_guard lock(mutex_);
@@ -183,7 +185,7 @@ class RepeatedUnaryCall final : public RepeatedCall {
     {
       const std::lock_guard lock(mutex_);
       call = std::move(call_);
-      // Its owners need not be kept until the caller drops the canceller.
+      // Frees the inputs now, though the caller may keep the canceller longer.
       request = std::move(request_);
     }
     call->OnDone(status, answer);

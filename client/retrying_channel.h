@@ -1,5 +1,5 @@
-// Calls that are made again where that may help. Knows RpcChannel and when to
-// try again, neither gRPC nor attention.
+// Makes calls again after failures that may pass. Knows RpcChannel and Retry,
+// but neither gRPC nor attention.
 #ifndef ATTND_CLIENT_RETRYING_CHANNEL_H_
 #define ATTND_CLIENT_RETRYING_CHANNEL_H_
 
@@ -23,14 +23,14 @@ class AsyncExchange : public MessageExchange {
   virtual void OnDone(const absl::Status& status) = 0;
 };
 
-// The methods of RpcChannel, each over as many attempts as ClientOptions
-// allows, and with INVALID_ARGUMENT where it has options that gRPC refuses.
-// Cheap to copy: copies share a connection. Thread-safe.
+// The methods of RpcChannel, each with as many attempts as ClientOptions
+// allows. They end with INVALID_ARGUMENT where gRPC refuses the options. Cheap
+// to copy: copies share a connection. Thread-safe.
 class RetryingChannel {
  public:
   explicit RetryingChannel(const ClientOptions& options);
 
-  // The same connection, without a second attempt.
+  // A channel on the same connection that makes one attempt at each call.
   RetryingChannel Once() const;
 
   absl::Status Call(
@@ -46,9 +46,9 @@ class RetryingChannel {
                     const CallTime& time,
                     google::protobuf::MessageLite* response) const;
 
-  // Returns at once. The call outlives this channel where it has to, and the
-  // elements of the request, which are copied where they have no owner. It can
-  // be cancelled in its pauses too.
+  // Returns at once. This channel may be destroyed before the call is over, and
+  // so may the elements of the request: those without an owner are copied. The
+  // call can also be cancelled during its pauses.
   std::shared_ptr<CallCanceller> Start(const std::string& method,
                                        OutgoingMessage request,
                                        const CallTime& time,
@@ -60,7 +60,7 @@ class RetryingChannel {
       const std::string& method, const CallTime& time,
       std::unique_ptr<AsyncExchange> exchange) const;
 
-  // Is not tried again once a response has come.
+  // Makes no further attempt once a response has come.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,

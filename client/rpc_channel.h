@@ -44,12 +44,12 @@ class MessageExchange {
   // One that came; false ends the call with CANCELLED.
   virtual bool OnResponse(
       google::protobuf::io::ZeroCopyInputStream* message) = 0;
-  // Forgets what came and begins again, for a call that is made again. False
-  // where this side has ended the call.
+  // Prepares another attempt: drops what came, and sends from the start again.
+  // False where there must be no other attempt.
   virtual bool Restart() = 0;
 };
 
-// What is to happen after a pause.
+// Code that runs after a pause.
 class AsyncTimer {
  public:
   virtual ~AsyncTimer() = default;
@@ -113,8 +113,8 @@ class RpcChannel {
       std::shared_ptr<MessageExchange> exchange,
       std::shared_ptr<AsyncCall> call);
 
-  // Waits in the calling thread. Not by sleeping: where no other thread does,
-  // this one has to see to it that gRPC opens a connection meanwhile.
+  // Waits in the calling thread. It polls gRPC and does not sleep, because
+  // there may be no other thread that opens gRPC's connection in the meantime.
   void Pause(absl::Duration pause);
   // Returns at once. `timer` is kept until what this returns is dropped.
   static std::shared_ptr<CallCanceller> StartTimer(

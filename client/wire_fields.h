@@ -1,5 +1,6 @@
-// Reads the wire format field by field, where protobuf's generated code would
-// copy too much or must not be linked. Knows no message.
+// Reads messages of protobuf's wire format field by field. To be used where
+// protobuf's generated code would copy too much or must not be linked. Knows no
+// particular message.
 #ifndef ATTND_CLIENT_WIRE_FIELDS_H_
 #define ATTND_CLIENT_WIRE_FIELDS_H_
 
@@ -38,9 +39,10 @@ inline bool PassOver(google::protobuf::io::CodedInputStream& in, uint32_t tag,
   return google::protobuf::internal::WireFormatLite::SkipField(&in, tag, &out);
 }
 
-// Reads fields up to the end of the message or of the limit. `read` gets the
-// tag of each and says whether the field was good, or nothing where it does not
-// know it: those are passed over, and kept in `unknown` unless that is null.
+// Reads fields up to the end of the message or of the limit. `read` is called
+// with the tag of each. It returns whether the field could be read, or nullopt
+// for a field that it does not know, which is skipped and copied to `unknown`
+// unless that is null.
 template <typename Read>
 bool ReadFields(google::protobuf::io::CodedInputStream& in,
                 std::string* unknown, const Read& read) {

@@ -25,8 +25,8 @@ function(attnd_sanitize name)
       target_compile_options(${name} PRIVATE -fno-sanitize-recover=all)
     endif()
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-      # GCC's manual says that this warning is often false with a sanitizer on;
-      # the release preset keeps it.
+      # GCC's manual says that this warning is often false with a sanitizer on.
+      # Builds without a sanitizer keep it.
       target_compile_options(${name} PRIVATE -Wno-maybe-uninitialized)
     endif()
     target_link_options(${name} PUBLIC -fsanitize=${ATTND_SANITIZE})

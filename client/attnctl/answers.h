@@ -53,10 +53,14 @@ void AddReportFlags(CLI::App& command, AnswerReport& report);
 
 // What --help says of files that are pipes.
 inline constexpr char kPipesHelp[] =
-    "Each may be a pipe, <(...) or /dev/stdin; they are read one after another "
+    "Each file may be a pipe, <(...) or /dev/stdin. Files are read in the "
+    "order "
     "in\n"
-    "the order above, then --bias and --mask. Answers may go to a pipe or to\n"
-    "/dev/stdout, and then the report goes to standard error.\n";
+    "which their flags are listed above, then --bias and --mask. Answers may "
+    "be\n"
+    "written to a pipe or to /dev/stdout. Where one is written to standard "
+    "output,\n"
+    "the report goes to standard error.\n";
 
 // Refuses answers that would overwrite each other, or a file that one is
 // compared with: kUsage. Where an answer goes to standard output, the report

@@ -45,8 +45,8 @@ ExitCode RunAttention(const Method& method, AttentionFlags& flags,
   if (checked != kOk) return checked;
   std::vector<NpyTensor> arrays;
   for (const FileFlag& file : flags.inputs) {
-    // Masks have a flag of their own: the server refuses one that stands for a
-    // tensor.
+    // A file of bool is read here, too, and refused by the server, which names
+    // the field: a mask has a flag of its own.
     auto array = ReadNpy(file.path, {.to = flags.dtype});
     if (!array.ok()) return session.FileError(file.Error(array.status()));
     arrays.push_back(*std::move(array));
@@ -118,11 +118,11 @@ void AddMethod(CLI::App& app, const Method& method, Session& session) {
       "Files hold little-endian float32 ('<f4'), float16 ('<f2') or bfloat16\n"
       "('<V2', as NumPy saves ml_dtypes.bfloat16) in C order, of rank 4, 3 or "
       "2:\n"
-      "[batch, heads, seq, dim], without batch, or without both. float64 "
-      "('<f8')\n"
-      "needs --dtype, which rounds it once, to nearest; beyond the range of "
-      "the\n"
-      "type it becomes an infinity. Lists are given as --key-lengths=7,9.\n",
+      "[batch, heads, seq, dim], without batch, or without both. For float64\n"
+      "('<f8'), --dtype must say which type its numbers are rounded to; those "
+      "too\n"
+      "large for that type become infinities. Lists are given as\n"
+      "--key-lengths=7,9.\n",
       kPipesHelp, method.footer));
   command->callback([method, flags, &session] {
     session.exit_code = RunAttention(method, *flags, session);

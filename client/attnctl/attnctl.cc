@@ -52,7 +52,8 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
                    : "";
       });
   AddNumberFlag(app, "--max-message-bytes", session.max_message_bytes,
-                "the largest message each way; larger attention is streamed")
+                "the largest message to send or to receive; attention that "
+                "does not fit is streamed, in chunks of up to 1 MiB")
       ->default_str(absl::StrCat(session.max_message_bytes))
       ->type_name("BYTES")
       ->check(CLI::Range(int64_t{1}, int64_t{2147483647}));

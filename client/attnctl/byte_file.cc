@@ -18,7 +18,7 @@
 namespace attnd::attnctl {
 namespace {
 
-constexpr mode_t kNewFileMode = 0666;  // the umask takes from it
+constexpr mode_t kNewFileMode = 0666;  // less what the umask forbids
 
 std::optional<int> OwnDescriptor(absl::string_view path) {
   if (path == "/dev/stdin") return STDIN_FILENO;
@@ -33,7 +33,7 @@ std::optional<int> OwnDescriptor(absl::string_view path) {
   return std::nullopt;
 }
 
-// What two paths to one file, pipe or socket have in common.
+// The same for all paths to one file, pipe or socket.
 using FileId = std::pair<dev_t, ino_t>;
 
 FileId IdOf(const struct stat& status) {
@@ -114,7 +114,7 @@ absl::Status ByteFile::Error(absl::string_view what) const {
 
 bool ByteFile::Again(int16_t events) const {
   if (errno == EINTR) return true;
-  // A descriptor that another process shares may be set not to wait.
+  // Another process that shares the descriptor may have made it non-blocking.
   if (errno != EAGAIN) return false;
   pollfd waiting = {.fd = fd_, .events = events, .revents = 0};
   return poll(&waiting, 1, /*timeout=*/-1) >= 0 || errno == EINTR;

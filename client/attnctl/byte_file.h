@@ -17,9 +17,10 @@ namespace attnd::attnctl {
 // Errors begin with the path, and have the code of the system's error.
 class ByteFile {
  public:
-  // The paths "/dev/stdin", "/dev/stdout" and "/dev/fd/N" mean the descriptor
-  // that the process has, where it stands. To open them anew would start at the
-  // beginning of a file again, empty it when writing, and fail on a socket.
+  // "/dev/stdin", "/dev/stdout", "/dev/stderr" and "/dev/fd/N" are read and
+  // written through the descriptor that the process has, from its current
+  // position. Opening such a path would start at the beginning of the file,
+  // empty it when writing, and fail on a socket.
   static absl::StatusOr<ByteFile> OpenToRead(const std::string& path);
   // Creates the file, or empties it.
   static absl::StatusOr<ByteFile> OpenToWrite(const std::string& path);
@@ -42,8 +43,8 @@ class ByteFile {
   static absl::StatusOr<ByteFile> Open(const std::string& path, int flags);
   ByteFile(std::string path, int fd);
   absl::Status Error(absl::string_view what) const;
-  // Whether the last read or write is to be tried again; waits where the
-  // descriptor does not.
+  // Whether the read or write that has just failed is to be tried again. Where
+  // the descriptor is non-blocking, waits until it is ready.
   bool Again(int16_t events) const;
 
   std::string path_;

@@ -10,10 +10,10 @@
 namespace attnd::attnctl {
 namespace {
 
-// The float towards zero, whose last bit is set where that is not exact. To
-// round this to 16 bits gives what rounding the double to them gives, since the
-// bit tells which side of a tie the double is on. To round to the nearest float
-// first would lose that.
+// Rounds to a float towards zero, and sets the float's last bit where that is
+// not exact ("round to odd"). Rounding this float to 16 bits gives the same as
+// rounding the double to 16 bits, because the bit keeps on which side of a tie
+// the double was. Rounding to the nearest float first would lose that.
 float RoundedToOdd(double value) {
   const auto nearest = static_cast<float>(value);
   const double back = nearest;

@@ -70,8 +70,8 @@ const auto& Transports() {
   return kTransports;
 }
 
-// std::from_chars reads the decimal number that is there and says where it does
-// not fit. CLI11 by itself would clamp it, and take 010 for eight.
+// std::from_chars reads decimal numbers and reports those that do not fit the
+// type. CLI11 by itself would clamp them, and would read 010 as eight.
 template <typename Number>
 Number ParseNumber(const std::string& flag, absl::string_view text) {
   constexpr bool kWhole = std::is_integral_v<Number>;

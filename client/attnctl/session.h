@@ -58,11 +58,11 @@ struct Session {
   int64_t max_message_bytes = client::ClientOptions().max_message_bytes;
 
   ExitCode exit_code = kOk;  // what the subcommand that ran answered
-  bool said_retry = false;   // whether a line has said that a call is repeated
+  bool said_retry = false;   // whether the user was told of a retry
 
-  // A client with the global flags; `deadline` where --deadline was not given.
-  // The first time that a call fails and is made again, a line says so. The
-  // client refers to this session.
+  // Makes a client from the global flags. `deadline` counts where --deadline
+  // was not given. Before the first retry a line on standard error says so.
+  // This session must outlive the client.
   client::AttentionClient Connect(
       absl::Duration deadline = client::ClientOptions().deadline,
       const client::RetryPolicy& retry = {});

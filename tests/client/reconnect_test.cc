@@ -89,8 +89,9 @@ void Forward(int from, int to) {
   shutdown(to, SHUT_RDWR);
 }
 
-// A server that is up for a moment only is not missed: gRPC by itself would
-// connect four times while this call is tried, and then ever less often.
+// The client must connect often enough to find a server that is up only for a
+// moment. gRPC by itself would connect four times while this call is tried, and
+// wait longer each time.
 TEST(ReconnectTest, ConnectsOftenWhileACallIsTried) {
   const Door door([](int) {});
   const AttentionClient client(

@@ -266,7 +266,7 @@ TEST_P(EveryWayTest, EndsWithTheLastErrorAtItsDeadline) {
   EXPECT_EQ(DetailsOf(status).reason, "TOO_MANY_REQUESTS");
 }
 
-// A caller that computes what is left of its own deadline may get there.
+// A caller whose own deadline has passed may compute such a deadline.
 TEST_P(EveryWayTest, ADeadlineThatIsLongPastEndsTheCall) {
   FlakyHandler handler;
   const FakeServer server(&handler);

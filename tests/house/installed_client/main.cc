@@ -12,7 +12,7 @@
 #include "client/merge.h"
 
 int main() {
-  // Refused on this side: nobody is called.
+  // The client library refuses this call by itself, so no server is needed.
   const std::vector<float> one(1, 1);
   std::vector<float> output(1);
   const absl::Status refusal =
@@ -32,7 +32,8 @@ int main() {
     return 1;
   }
 
-  // Protobuf ends the program here where both bring google.rpc's code.
+  // Protobuf ends the program here if the client library has google.rpc's code,
+  // too.
   void* const googleapis = dlopen(GOOGLEAPIS, RTLD_NOW | RTLD_LOCAL);
   if (googleapis == nullptr) {
     std::cerr << dlerror() << "\n";
