@@ -71,11 +71,11 @@ void AddBackwardCommand(CLI::App& app, Session& session) {
       "backward", "The gradients of attention, on .npy files");
   auto flags = std::make_shared<BackwardFlags>();
   static constexpr std::pair<const char*, const char*> kInputs[] = {
-      {"-q,--query", "as attention got it"},
-      {"-k,--key", "likewise"},
-      {"-v,--value", "likewise"},
-      {"--output", "what attention answered"},
-      {"--lse", "likewise"},
+      {"-q,--query", "the query that attention was called with"},
+      {"-k,--key", "its key"},
+      {"-v,--value", "its value"},
+      {"--output", "the output that attention answered"},
+      {"--lse", "the lse that it answered"},
       {"--grad-output", "the gradient of output, of its shape"}};
   for (size_t i = 0; i < flags->inputs.size(); ++i) {
     const auto& [names, help] = kInputs[i];
@@ -99,7 +99,7 @@ void AddBackwardCommand(CLI::App& app, Session& session) {
   flags->tensors.Add(*command);
   command->footer(absl::StrCat(
       "Files hold little-endian float32 in C order; --dtype=f32 takes other\n"
-      "floats, too. Options are those that attention was called with.\n",
+      "floats, too. Give the same options that attention was called with.\n",
       kPipesHelp,
       "Example:\n"
       "  attnctl attention -q q.npy -k k.npy -v v.npy -o o.npy --lse=l.npy\n"

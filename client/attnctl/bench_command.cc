@@ -18,8 +18,8 @@ struct BenchFlags {
   bool json = false;
 };
 
-// One line that is drawn again and again on a terminal; elsewhere, one line a
-// phase, so that a log stays a log.
+// On a terminal this is one line that is drawn again and again. Elsewhere it is
+// one line for each phase, so that a log does not fill with it.
 class ProgressBar {
  public:
   explicit ProgressBar(Session& session) : session_(session) {}
@@ -136,9 +136,9 @@ void AddBenchCommand(CLI::App& app, Session& session) {
   AddTypeFlag(*command, "--dtype", options.dtype,
               "of the tensors: f32 (default), f16 or bf16");
   AddNumberFlag(*command, "--block-size", options.block_size,
-                "keys in a tile; default automatic");
+                "keys in a tile; by default the server chooses");
   AddNumberFlag(*command, "--threads", options.threads,
-                "default all that the server has");
+                "of the server; by default all that it has");
   AddNumberFlag(*command, "--repetitions", options.repetitions,
                 "timed runs, of which the median counts; default 5");
   command->add_flag("--json", flags->json, "print every figure as JSON");

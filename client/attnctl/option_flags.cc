@@ -228,7 +228,8 @@ void TensorFlags::Add(CLI::App& command) {
       command, "--bias",
       "added to the scores; float32, float16 or bfloat16, or float64 "
       "with --dtype; broadcast to [batch, q_heads, q_len, kv_len]");
-  mask_file_.Add(command, "--mask", "bool, true = visible; broadcast likewise");
+  mask_file_.Add(command, "--mask",
+                 "bool, true = visible; broadcast as --bias is");
 }
 
 absl::Status TensorFlags::Load(std::optional<client::DataType> dtype,

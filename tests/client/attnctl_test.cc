@@ -111,7 +111,7 @@ TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
     arguments.insert(arguments.end(), {server, "--deadline=0.5"});
     const Outcome outcome = RunTool(arguments);
     EXPECT_EQ(outcome.exit_code, kUnavailable) << arguments[0];
-    // One line, and then the error.
+    // One line says so, and the error follows at the deadline.
     const std::string said =
         "; trying again until the deadline of 0.5 s has passed (Ctrl-C stops)\n"
         "attnctl: UNAVAILABLE: ";
@@ -219,7 +219,7 @@ TEST(AttnctlUsageTest, NumbersThatAreNotHeldAsWrittenAreErrors) {
   EXPECT_THAT(RunTool({"info", "--deadline=-1"}).err,
               HasSubstr("--deadline: expected 0 or more, got -1"));
 
-  // Not whole, but floats; decimal, whatever they begin with.
+  // Flags that take floats take these, and leading zeros do not make octals.
   EXPECT_EQ(RunTool({"self", "-s", "/no/such/x.npy", "--scale=1e20",
                      "--sink-logits=-inf,.5,1e-40", "--window-left=-0",
                      "--max-error=inf"})

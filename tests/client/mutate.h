@@ -1,4 +1,4 @@
-// Bytes with errors in them, for tests of what reads bytes of others.
+// Puts errors into bytes, to test code that reads what others have written.
 #ifndef ATTND_TESTS_CLIENT_MUTATE_H_
 #define ATTND_TESTS_CLIENT_MUTATE_H_
 
@@ -9,7 +9,8 @@
 
 namespace attnd::client {
 
-// One to three edits; their tails are those of `good`.
+// Makes one to three edits in `text`. One kind of edit appends the end of
+// `good`.
 inline void Mutate(const std::string& good, std::mt19937_64& rng,
                    std::string& text) {
   for (uint64_t n = 1 + rng() % 3; n > 0; --n) {
