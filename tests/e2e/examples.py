@@ -212,7 +212,8 @@ class Front(grpc.GenericRpcHandler):
     self._lock = threading.Lock()
 
   def __enter__(self):
-    options = [('grpc.max_receive_message_length', -1)]
+    options = [('grpc.max_receive_message_length', -1),
+               ('grpc.enable_http_proxy', 0)]
     self._channel = grpc.insecure_channel(self._target, options)
     self._server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(4), [self], options=options)

@@ -23,6 +23,7 @@ KEEPALIVE = [
     ('grpc.http2.min_time_between_pings_ms', 100),
     # A call that is cut must fail, and not be tried again in silence.
     ('grpc.enable_retries', 0),
+    ('grpc.enable_http_proxy', 0),
     ('grpc.use_local_subchannel_pool', 1),
 ]
 

@@ -159,4 +159,5 @@ def open_channel(address):
       address,
       options=[('grpc.max_send_message_length', -1),
                ('grpc.max_receive_message_length', -1),
+               ('grpc.enable_http_proxy', 0),
                ('grpc.use_local_subchannel_pool', 1)])
