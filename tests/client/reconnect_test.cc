@@ -83,7 +83,11 @@ void Forward(int from, int to) {
   for (;;) {
     const ssize_t size = read(from, bytes.data(), bytes.size());
     if (size <= 0) break;
-    if (write(to, bytes.data(), static_cast<size_t>(size)) != size) break;
+    // Either side may have closed its end.
+    if (send(to, bytes.data(), static_cast<size_t>(size), MSG_NOSIGNAL) !=
+        size) {
+      break;
+    }
   }
   shutdown(from, SHUT_RDWR);
   shutdown(to, SHUT_RDWR);
