@@ -46,13 +46,15 @@ client::AttentionClient Session::Connect(absl::Duration deadline,
     deadline = *deadline_seconds > 0 ? absl::Seconds(*deadline_seconds)
                                      : absl::InfiniteDuration();
   }
-  const auto say = [this, deadline](const absl::Status& failure) {
+  std::string until = "it succeeds, because --deadline sets no limit";
+  if (retry.max_attempts > 0) {
+    until = absl::StrCat("it has failed ", retry.max_attempts, " times");
+  } else if (deadline != absl::InfiniteDuration()) {
+    until = absl::StrFormat("the deadline of %g s has passed",
+                            absl::ToDoubleSeconds(deadline));
+  }
+  const auto say = [this, until](const absl::Status& failure) {
     if (std::exchange(said_retry, true)) return;
-    const std::string until =
-        deadline == absl::InfiniteDuration()
-            ? "it succeeds, because --deadline sets no limit"
-            : absl::StrFormat("the deadline of %g s has passed",
-                              absl::ToDoubleSeconds(deadline));
     screen.PrintError(absl::StrCat("attnctl: ", CodeAndMessage(failure),
                                    "; trying again until ", until,
                                    " (Ctrl-C stops)"));

@@ -123,8 +123,8 @@ TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
   }
 }
 
-// Without a deadline a script could wait for ever, so that is said.
-TEST(AttnctlUsageTest, SaysThatBenchWaitsWithoutADeadline) {
+// A benchmark has no deadline by itself, but a script must not wait for ever.
+TEST(AttnctlUsageTest, BenchWaitsForAWhileWithoutADeadline) {
   class StartingHandler final : public client::FakeHandler {
    public:
     client::WireReply OnBenchmark(
@@ -145,10 +145,17 @@ TEST(AttnctlUsageTest, SaysThatBenchWaitsWithoutADeadline) {
   EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
   EXPECT_THAT(outcome.err,
               HasSubstr("attnctl: UNAVAILABLE: starting; trying again until it "
-                        "succeeds, because --deadline sets no limit (Ctrl-C "
-                        "stops)\n"));
+                        "has failed 32 times (Ctrl-C stops)\n"));
+
+  StartingHandler other_handler;
+  const client::FakeServer other(&other_handler);
+  EXPECT_THAT(
+      RunTool({"bench", "-n8", "--deadline=0", "--server=" + other.target()})
+          .err,
+      HasSubstr("trying again until it succeeds, because --deadline sets no "
+                "limit (Ctrl-C stops)\n"));
   EXPECT_THAT(RunTool({"bench", "--help"}).out,
-              HasSubstr("waits until one starts"));
+              HasSubstr("about a minute for a server"));
 }
 
 TEST(AttnctlEstimateTest, WorksOffline) {

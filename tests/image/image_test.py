@@ -172,10 +172,10 @@ def test_the_application_of_compose_yaml_can_call(compose):
   (server,) = application['environment'].items()
   mode = compose['attnd']['environment']['ATTND_SOCKET_MODE']
 
-  def bench(container, *groups):
+  def bench(container, *groups, deadline=0):
     return run_once(
-        ['attnctl', *application['command']], f'--user={application["user"]}',
-        *groups, f'--env={"=".join(server)}',
+        ['attnctl', *application['command'], f'--deadline={deadline}'],
+        f'--user={application["user"]}', *groups, f'--env={"=".join(server)}',
         f'--volume={container.folder}:{SOCKET_FOLDER}:ro')
 
   with Container(f'--env=ATTND_SOCKET_MODE={mode}') as container:
@@ -183,7 +183,7 @@ def test_the_application_of_compose_yaml_can_call(compose):
                                 for group in application['group_add']))
     assert answer.startswith('2048 x 128: ')
     with pytest.raises(RuntimeError, match='Permission denied'):
-      bench(container)
+      bench(container, deadline=5)
 
 
 def test_attnd_sees_the_limits_of_compose_yaml(stubs, compose):
