@@ -226,21 +226,22 @@ class Front(grpc.GenericRpcHandler):
     self._channel.close()
 
   def service(self, handler_call_details):
-    call = self._channel.unary_unary(handler_call_details.method)
+    # A call of one message looks on the wire like a stream of one.
+    call = self._channel.stream_stream(handler_call_details.method)
 
-    def pass_on(request, context):
+    def pass_on(requests, context):
       with self._lock:
         refused = self._left > 0
         self._left -= 1
       if refused:
         context.abort(grpc.StatusCode.UNAVAILABLE, 'restarting')
       try:
-        return call(request, timeout=context.time_remaining())
+        yield from call(requests, timeout=context.time_remaining())
       except grpc.RpcError as error:
         context.set_trailing_metadata(error.trailing_metadata())
         context.abort(error.code(), error.details())
 
-    return grpc.unary_unary_rpc_method_handler(pass_on)
+    return grpc.stream_stream_rpc_method_handler(pass_on)
 
 
 class Runner:
