@@ -107,7 +107,7 @@ LANGUAGES = (
               ('cmake', '--build', str(BUILT / 'cpp'))),
              (str(BUILT / 'cpp' / 'attnd_example'),),
              (str(BUILT / 'cpp' / 'attnd_shared_memory'),),
-             (str(BUILT / 'cpp' / 'attnd_streaming'),)),
+             (str(BUILT / 'cpp' / 'attnd_streaming'),), retries=True),
     Language('go', 'go', 'main.go', (GO,),
              (('go', 'generate', './...'),
               ('go', 'build', '-o', f'{BUILT / "go"}/', '.')),
