@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import os
+import pathlib
 import random
 import signal
 import socket
@@ -16,7 +17,7 @@ import attnd
 import numpy as np
 import pytest
 
-from support.server import Server
+from support.server import Server, poll_until
 
 # Seconds of work on a few threads, so that a server can end in the middle.
 HEAVY = np.ones((4, 16384, 1), np.float32)
@@ -160,6 +161,21 @@ def test_a_server_that_is_slow_to_answer_is_reached_at_once(server, calling):
                    retry=attnd.RetryPolicy(max_attempts=1)).threads
 
 
+def suspend(pid):
+  """Returns once no thread of the process runs any more."""
+
+  def stopped():
+    try:
+      return all(
+          (task / 'stat').read_text().rpartition(')')[2].split()[0] == 'T'
+          for task in pathlib.Path(f'/proc/{pid}/task').iterdir())
+    except OSError:  # a thread has just ended
+      return False
+
+  os.kill(pid, signal.SIGSTOP)
+  poll_until(stopped, 60, 'the stop of every thread')
+
+
 def test_a_server_that_hangs_is_noticed_without_a_deadline(
     attnd_binary, calling, monkeypatch):
   """The server answers no ping. A minute of the client's is a second here."""
@@ -170,12 +186,12 @@ def test_a_server_that_hangs_is_noticed_without_a_deadline(
 
   def sync(client, pid):
     client.server_info()
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     client.server_info()
 
   async def by_asyncio(client, pid):
     await client.server_info()
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     await client.server_info()
 
   with Server(attnd_binary) as hanging:
