@@ -90,8 +90,8 @@ LANGUAGES = (
               (VENV_PYTHON, '-m', 'pip', 'install', '--quiet', '.[test]', 'uv'),
               (VENV_PYTHON, *PYTEST, 'tests'),
               (sys.executable, '-m', 'venv', str(BUILT / 'python-lowest')),
-              # The lowest of which there is a wheel: without one, grpcio takes
-              # a quarter of an hour to build.
+              # Takes the lowest versions that have a wheel, because grpcio
+              # takes a quarter of an hour to build from source.
               (*UV, f'--python={LOWEST_PYTHON}', '--resolution=lowest-direct',
                '--only-binary=grpcio', '--only-binary=ml-dtypes',
                '--only-binary=numpy', '.[test]'),

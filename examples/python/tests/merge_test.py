@@ -27,7 +27,7 @@ def tensors_of(rng, *shapes, dtype=np.float32):
 
 
 def pieces(rng, keys, count):
-  """[begin, end) of `count` uneven parts of so many keys."""
+  """Divides the keys into `count` uneven parts, each as (begin, end)."""
   cuts = np.sort(rng.choice(np.arange(1, keys), count - 1, replace=False))
   return list(itertools.pairwise([0, *cuts.tolist(), keys]))
 

@@ -85,7 +85,7 @@ def _pair(path, part):
 
 
 def _arrays(name, values, types):
-  """NumPy arrays of what all is of one of these types."""
+  """The values as NumPy arrays. All must have the same type, one of `types`."""
   arrays = []
   for i, value in enumerate(values):
     path = f'parts[{i}].{name}'
