@@ -12,11 +12,11 @@
 
 #include "absl/strings/match.h"
 #include "absl/synchronization/mutex.h"
-#include "server/library_logs.h"
-#include "server/log_sink.h"
+#include "server/process/library_logs.h"
+#include "server/process/log_sink.h"
+#include "server/process/stop_signals.h"
 #include "server/server.h"
 #include "server/server_config.h"
-#include "server/stop_signals.h"
 #include "spdlog/spdlog.h"
 
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/admission.h"
+#include "server/memory/admission.h"
 #include "server/server_config.h"
 
 namespace attnd::server {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/listen_address.h"
+#include "server/connections/listen_address.h"
 
 namespace attnd::server {
 

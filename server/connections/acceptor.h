@@ -13,7 +13,7 @@
 
 #include "server/connections/connection_guard.h"
 #include "server/connections/listener.h"
-#include "server/unique_fd.h"
+#include "server/connections/unique_fd.h"
 
 namespace attnd::server {
 

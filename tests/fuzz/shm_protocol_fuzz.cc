@@ -10,7 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "server/shm_protocol.h"
+#include "server/shared_memory/shm_protocol.h"
 #include "tests/fuzz/fuzz_target.h"
 
 namespace attnd::server {

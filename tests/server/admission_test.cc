@@ -1,4 +1,4 @@
-#include "server/admission.h"
+#include "server/memory/admission.h"
 
 #include <gtest/gtest.h>
 

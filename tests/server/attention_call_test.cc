@@ -1,5 +1,5 @@
 // A whole forward call without gRPC: bytes in, bytes out, memory counted.
-#include "server/attention_call.h"
+#include "server/calls/attention_call.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -18,9 +18,9 @@
 
 #include "core/reference_attention.h"
 #include "google/protobuf/unknown_field_set.h"
-#include "server/estimate.h"
-#include "server/options_codec.h"
-#include "server/shared_region.h"
+#include "server/codec/options_codec.h"
+#include "server/planning/estimate.h"
+#include "server/shared_memory/shared_region.h"
 #include "tests/server/memfd.h"
 #include "tests/server/message_tools.h"
 

@@ -1,4 +1,4 @@
-#include "server/benchmark_tensors.h"
+#include "server/calls/benchmark_tensors.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "server/benchmark.h"
+#include "server/calls/benchmark.h"
 
 #include <gtest/gtest.h>
 
@@ -14,9 +14,9 @@
 #include <thread>
 #include <vector>
 
-#include "server/admission.h"
-#include "server/benchmark_call.h"
-#include "server/random_floats.h"
+#include "server/calls/benchmark_call.h"
+#include "server/calls/random_floats.h"
+#include "server/memory/admission.h"
 #include "tests/server/message_tools.h"
 #include "tests/support/eventually.h"
 #include "tests/support/thread_limit.h"

@@ -1,4 +1,4 @@
-#include "server/decode_thread.h"
+#include "server/calls/decode_thread.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "server/estimate.h"
+#include "server/planning/estimate.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 #include <functional>
 #include <limits>
 
-#include "server/admission.h"
+#include "server/memory/admission.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {

@@ -1,4 +1,4 @@
-#include "server/library_logs.h"
+#include "server/process/library_logs.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "server/listen_address.h"
+#include "server/connections/listen_address.h"
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>

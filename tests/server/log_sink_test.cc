@@ -1,4 +1,4 @@
-#include "server/log_sink.h"
+#include "server/process/log_sink.h"
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
@@ -14,7 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "server/unique_fd.h"
+#include "server/connections/unique_fd.h"
 #include "spdlog/logger.h"
 
 namespace attnd::server {

@@ -1,4 +1,4 @@
-#include "server/message_quota.h"
+#include "server/memory/message_quota.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "server/admission.h"
+#include "server/memory/admission.h"
 #include "tests/support/numbers.h"
 
 namespace attnd::server {

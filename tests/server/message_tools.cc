@@ -8,7 +8,7 @@
 #include "core/half_float.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
-#include "server/status_convert.h"
+#include "server/status/status_convert.h"
 
 namespace attnd::server {
 namespace {

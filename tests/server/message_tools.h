@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "attnd/v1/attention.pb.h"
 #include "google/protobuf/message.h"
-#include "server/wire_message.h"
+#include "server/codec/wire_message.h"
 
 namespace attnd::server {
 

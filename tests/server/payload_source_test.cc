@@ -1,4 +1,4 @@
-#include "server/payload_source.h"
+#include "server/codec/payload_source.h"
 
 #include <gtest/gtest.h>
 

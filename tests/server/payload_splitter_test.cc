@@ -1,6 +1,6 @@
 // The splitter against protobuf's own parser: both must accept the same bytes
 // and make the same message of them, but where there are too many fields.
-#include "server/payload_splitter.h"
+#include "server/codec/payload_splitter.h"
 
 #include <gtest/gtest.h>
 
@@ -15,9 +15,9 @@
 #include "core/field_error.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/util/message_differencer.h"
-#include "server/admission.h"
-#include "server/reasons.h"
-#include "server/wire_message.h"
+#include "server/codec/wire_message.h"
+#include "server/memory/admission.h"
+#include "server/status/reasons.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {

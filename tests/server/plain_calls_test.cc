@@ -1,6 +1,6 @@
 // Tests MemoryEstimate and GetServerInfo without gRPC, beside a busy decode
 // thread.
-#include "server/plain_calls.h"
+#include "server/calls/plain_calls.h"
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,7 @@
 #include <string>
 
 #include "attnd/v1/attention.pb.h"
-#include "server/decode_thread.h"
+#include "server/calls/decode_thread.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {

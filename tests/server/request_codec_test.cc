@@ -1,6 +1,6 @@
 // What the codec refuses, by code and field, and what it makes of good
 // requests.
-#include "server/request_codec.h"
+#include "server/codec/request_codec.h"
 
 #include <gtest/gtest.h>
 
@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "server/admission.h"
-#include "server/shm_protocol.h"
+#include "server/memory/admission.h"
+#include "server/shared_memory/shm_protocol.h"
 #include "tests/server/message_tools.h"
 #include "tests/support/numbers.h"
 

@@ -1,4 +1,4 @@
-#include "server/response_codec.h"
+#include "server/codec/response_codec.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Checks what attnd assumes about the gRPC that it is linked with.
-#include "server/rpc_adapter.h"
+#include "server/rpc/rpc_adapter.h"
 
 #include <gtest/gtest.h>
 
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "grpcpp/support/slice.h"
-#include "server/stall_timer.h"
+#include "server/calls/stall_timer.h"
 
 namespace attnd::server {
 namespace {

@@ -1,4 +1,4 @@
-#include "server/self_test.h"
+#include "server/process/self_test.h"
 
 #include <gtest/gtest.h>
 

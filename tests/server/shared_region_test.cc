@@ -1,5 +1,5 @@
 // Which memory is taken from a client, and for how long.
-#include "server/shared_region.h"
+#include "server/shared_memory/shared_region.h"
 
 #include <gtest/gtest.h>
 

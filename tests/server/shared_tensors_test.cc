@@ -1,5 +1,5 @@
 // Which places in regions a request may name.
-#include "server/shared_tensors.h"
+#include "server/shared_memory/shared_tensors.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <functional>
 #include <string>
 
-#include "server/admission.h"
+#include "server/memory/admission.h"
 #include "tests/server/memfd.h"
 #include "tests/server/message_tools.h"
 

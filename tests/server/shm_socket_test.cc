@@ -1,5 +1,5 @@
 // The shared-memory socket as any program may use or abuse it.
-#include "server/shm_socket.h"
+#include "server/shared_memory/shm_socket.h"
 
 #include <dirent.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "server/stall_timer.h"
+#include "server/calls/stall_timer.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "server/status_convert.h"
+#include "server/status/status_convert.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <string>
 
 #include "core/field_error.h"
-#include "server/reasons.h"
+#include "server/status/reasons.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {

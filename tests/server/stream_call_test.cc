@@ -1,6 +1,6 @@
 // A whole streamed call without gRPC: the order of messages, what each may
 // hold, and the memory.
-#include "server/stream_call.h"
+#include "server/calls/stream_call.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -20,8 +20,8 @@
 #include <utility>
 #include <vector>
 
-#include "server/attention_call.h"
-#include "server/estimate.h"
+#include "server/calls/attention_call.h"
+#include "server/planning/estimate.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {

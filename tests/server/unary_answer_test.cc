@@ -1,4 +1,4 @@
-#include "server/unary_answer.h"
+#include "server/calls/unary_answer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -8,10 +8,10 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
-#include "server/benchmark_call.h"
-#include "server/message_stream.h"
-#include "server/plain_calls.h"
-#include "server/stream_call.h"
+#include "server/calls/benchmark_call.h"
+#include "server/calls/message_stream.h"
+#include "server/calls/plain_calls.h"
+#include "server/calls/stream_call.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "server/attention_call.h"
-#include "server/service_context.h"
+#include "server/calls/attention_call.h"
+#include "server/calls/service_context.h"
 
 namespace attnd::server {
 

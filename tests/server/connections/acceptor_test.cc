@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "server/unique_fd.h"
+#include "server/connections/unique_fd.h"
 #include "spdlog/spdlog.h"
 #include "tests/support/eventually.h"
 

@@ -8,7 +8,7 @@
 #include <memory>
 #include <string>
 
-#include "server/unique_fd.h"
+#include "server/connections/unique_fd.h"
 #include "tests/server/connections/frames.h"
 
 namespace attnd::server {

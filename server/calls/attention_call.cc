@@ -1,0 +1,413 @@
+#include "server/calls/attention_call.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/checked_math.h"
+#include "core/field_error.h"
+#include "core/options_footprint.h"
+#include "server/codec/options_codec.h"
+#include "server/status/reasons.h"
+
+namespace attnd::server {
+namespace {
+
+int64_t Aligned(int64_t bytes) { return RoundUp(bytes, Workspace::kAlignment); }
+
+// The first part that the tensor of `role` plays: where several are the same
+// tensor, it came once and is copied once.
+size_t FirstRole(const AttentionTensors& tensors, size_t role) {
+  size_t first = 0;
+  while (tensors.by_role[first].tensor != tensors.by_role[role].tensor) ++first;
+  return first;
+}
+
+int64_t SizeBytes(const ResponseTensor& tensor) {
+  int64_t bytes = SizeOf(tensor.dtype);
+  for (const int64_t extent : tensor.shape) bytes *= extent;
+  return bytes;
+}
+
+const float* Floats(const std::byte* data) {
+  return reinterpret_cast<const float*>(data);
+}
+float* Floats(std::byte* data) { return reinterpret_cast<float*>(data); }
+
+}  // namespace
+
+AttentionCall::~AttentionCall() = default;
+
+absl::Status AttentionCall::Admit(int64_t message_bytes) {
+  absl::StatusOr<Admission::Reservation> admitted =
+      context_.admission.Admit(message_bytes);
+  if (!admitted.ok()) return admitted.status();
+  reservation_ = *std::move(admitted);
+  message_bytes_ = message_bytes;
+  return stop_.Check();
+}
+
+absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
+                                        const SplitMessage& split,
+                                        PayloadSource& source) {
+  // Decoding copies the lists twice for a moment.
+  const int64_t decoding_bytes =
+      reservation_.bytes() + 2 * DecodedListBytes(*tensors.options);
+  if (absl::Status status = reservation_.GrowTo(decoding_bytes); !status.ok()) {
+    return status;
+  }
+  const absl::StatusOr<DecodedRequest> decoded = DecodeRequest(tensors, split);
+  if (!decoded.ok()) return decoded.status();
+  problem_ = decoded->problem;
+  kind_ = decoded->kind;
+  absl::StatusOr<SharedTensors> shared =
+      FindSharedTensors(tensors, *decoded, context_.regions);
+  if (!shared.ok()) return shared.status();
+  shared_ = *std::move(shared);
+  answers_ = Answers(tensors);
+  if (absl::Status status = Reserve(tensors, *decoded, decoding_bytes);
+      !status.ok()) {
+    return status;
+  }
+  return PlaceInputs(tensors, *decoded, split, source);
+}
+
+// `decoding_bytes` is what the message and its parsed form hold.
+absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
+                                    const DecodedRequest& decoded,
+                                    int64_t decoding_bytes) {
+  const MemoryEstimator& estimator = context_.engine.estimator();
+  absl::StatusOr<MemoryEstimate> estimate =
+      backward() ? estimator.EstimateBackward(*problem_)
+                 : estimator.Estimate(*problem_);
+  if (!estimate.ok()) return estimate.status();
+  // What is not copied is not held.
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    if (IsCopied(tensors, role)) continue;
+    estimate->input_bytes -= decoded.bytes[role];
+    estimate->flash_bytes -= decoded.bytes[role];
+  }
+  if (kind_ == PayloadKind::kSharedMemory) {
+    estimate->flash_bytes -= std::exchange(estimate->output_bytes, 0);
+  }
+  const absl::StatusOr<RequestFootprint> footprint =
+      kind_ == PayloadKind::kSharedMemory
+          ? SharedMemoryFootprint(*estimate, problem_->mask_bytes())
+      : tensors.streamed ? StreamFootprint(*estimate)
+                         : InlineFootprint(*estimate);
+  if (!footprint.ok()) return footprint.status();
+  const int64_t response_bytes = estimate->output_bytes + kMessageEnvelopeBytes;
+  if (!tensors.streamed && response_bytes > context_.max_message_bytes) {
+    return WithReason(absl::ResourceExhaustedError(absl::StrCat(
+                          "the response would take up to ", response_bytes,
+                          " bytes, the limit (--max-message-bytes) is ",
+                          context_.max_message_bytes)),
+                      kMessageTooLarge);
+  }
+  // As numbers the answer is copied into a message, and that into bytes.
+  const int64_t copies =
+      kind_ == PayloadKind::kValues ? 2 * estimate->output_bytes : 0;
+  const OptionsFootprint listed = FootprintOf(problem_->options());
+  // A message whose tensors workers copy is kept with all that is in it, of
+  // which lists are counted already. What one of tensors alone takes counts
+  // where it is dropped, too: it stays mapped.
+  int64_t kept_bytes = 0;
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    if (IsInMessage(tensors, role)) kept_bytes = message_bytes_;
+  }
+  const int64_t message_bytes =
+      tensors.streamed ? kStreamBufferBytes + kept_bytes
+      : kind_ == PayloadKind::kSharedMemory
+          ? kept_bytes
+          : std::max(estimate->input_bytes,
+                     kept_bytes - kMessageEnvelopeBytes - listed.wire_bytes);
+  const std::optional<int64_t> computing_bytes =
+      CheckedSum({estimate->flash_bytes, 2 * kMessageEnvelopeBytes,
+                  listed.held_bytes, copies, message_bytes});
+  const std::optional<int64_t> loading_bytes =
+      CheckedSum({decoding_bytes, estimate->input_bytes});
+  if (!computing_bytes || !loading_bytes) return BytesOutOfRange();
+  computing_bytes_ = *computing_bytes;
+  return reservation_.GrowTo(std::max(
+      {footprint->peak_per_request_bytes, computing_bytes_, *loading_bytes}));
+}
+
+bool AttentionCall::IsCopied(const AttentionTensors& tensors,
+                             size_t role) const {
+  return tensors.by_role[role].tensor != nullptr &&
+         FirstRole(tensors, role) == role &&
+         (shared_.inputs[role].region == nullptr || role == kMask);
+}
+
+bool AttentionCall::IsInMessage(const AttentionTensors& tensors,
+                                size_t role) const {
+  return IsCopied(tensors, role) &&
+         tensors.by_role[role].tensor->payload_case() == v1::Tensor::kData;
+}
+
+// What `source` copies sees no other copy on its way in.
+absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
+                                        const DecodedRequest& decoded,
+                                        const SplitMessage& split,
+                                        PayloadSource& source) {
+  std::array<int64_t, kTensorRoles> offsets{};
+  int64_t size_bytes = 0;
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    offsets[role] = offsets[FirstRole(tensors, role)];
+    if (!IsCopied(tensors, role)) continue;
+    offsets[role] = size_bytes;
+    size_bytes += Aligned(decoded.bytes[role]);
+  }
+  absl::StatusOr<Workspace> inputs = context_.engine.pool().Reserve(size_bytes);
+  if (!inputs.ok()) return inputs.status();
+  inputs_ = *std::move(inputs);
+  input_bytes_ = decoded.bytes;
+  std::array<const PayloadRange*, kTensorRoles> payloads{};
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    const v1::Tensor* const tensor = tensors.by_role[role].tensor;
+    if (tensor == nullptr) continue;
+    const SharedPart& part = shared_.inputs[role];
+    if (part.region != nullptr && role != kMask) {
+      input_data_[role] = part.data();
+      continue;
+    }
+    std::byte* const data = inputs_.data() + offsets[role];
+    input_data_[role] = data;
+    if (!IsCopied(tensors, role) || ComesInChunks(*tensor)) continue;
+    if (part.region != nullptr) {
+      source.AddMemory(part.data(), part.size_bytes, data);
+    } else if (tensor->payload_case() == v1::Tensor::kValues) {
+      CopyValues(*tensor, data);
+    } else {
+      payloads[role] = &PayloadOf(split, tensor->data());
+    }
+  }
+  // Together and last, where they are tensors of their own.
+  const bool apart = payloads[kKey] != nullptr && payloads[kValue] != nullptr;
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    if (payloads[role] == nullptr) continue;
+    if (apart && (role == kKey || role == kValue)) continue;
+    source.Add(*payloads[role], inputs_.data() + offsets[role]);
+  }
+  if (apart) {
+    source.AddKeysAndValues(*payloads[kKey], inputs_.data() + offsets[kKey],
+                            *payloads[kValue],
+                            inputs_.data() + offsets[kValue]);
+  }
+  return absl::OkStatus();
+}
+
+std::span<std::byte> AttentionCall::Input(TensorRole role) {
+  return {inputs_.data() + (input_data_[role] - inputs_.data()),
+          static_cast<size_t>(input_bytes_[role])};
+}
+
+std::vector<ResponseTensor> AttentionCall::Answers(
+    const AttentionTensors& tensors) const {
+  if (backward()) {
+    using Response = v1::AttentionBackwardResponse;
+    const auto shape_of = [&tensors](TensorRole role) {
+      const auto& shape = tensors.by_role[role].tensor->shape();
+      return std::vector<int64_t>(shape.begin(), shape.end());
+    };
+    return {{.field_number = Response::kGradQueryFieldNumber,
+             .shape = shape_of(kQuery)},
+            {.field_number = Response::kGradKeyFieldNumber,
+             .shape = shape_of(kKey)},
+            {.field_number = Response::kGradValueFieldNumber,
+             .shape = shape_of(kValue)}};
+  }
+  // The messages of the three forward methods have equal fields.
+  using Response = v1::AttentionResponse;
+  std::vector<ResponseTensor> answers = {
+      {.field_number = Response::kOutputFieldNumber,
+       .dtype = problem_->params().output_dtype,
+       .shape = problem_->OutputShape()}};
+  if (problem_->params().return_lse) {
+    answers.push_back({.field_number = Response::kLseFieldNumber,
+                       .shape = problem_->LseShape()});
+  }
+  if (kind_ == PayloadKind::kSharedMemory) {
+    answers[0].place = tensors.options->output_region();
+    if (answers.size() > 1) answers[1].place = tensors.options->lse_region();
+  }
+  return answers;
+}
+
+absl::Status AttentionCall::AllocateOutputs() {
+  reservation_.ShrinkTo(computing_bytes_);
+  if (kind_ == PayloadKind::kSharedMemory) {
+    output_data_.push_back(shared_.output.writable_data());
+    if (answers_.size() > 1) {
+      output_data_.push_back(shared_.lse.writable_data());
+    }
+    return absl::OkStatus();
+  }
+  int64_t size_bytes = 0;
+  for (const ResponseTensor& answer : answers_) {
+    size_bytes += Aligned(SizeBytes(answer));
+  }
+  absl::StatusOr<Workspace> outputs =
+      context_.engine.pool().Reserve(size_bytes);
+  if (!outputs.ok()) return outputs.status();
+  outputs_ = *std::move(outputs);
+  std::byte* next = outputs_.data();
+  for (ResponseTensor& answer : answers_) {
+    const int64_t answer_bytes = SizeBytes(answer);
+    answer.data = {next, static_cast<size_t>(answer_bytes)};
+    output_data_.push_back(next);
+    next += Aligned(answer_bytes);
+  }
+  return absl::OkStatus();
+}
+
+void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
+  // The inputs go first: what waits to be sent is the output alone.
+  AttentionEngine::Done end = [this, done = std::move(done)](
+                                  absl::Status status, const RunStats& stats) {
+    inputs_ = Workspace();
+    shared_ = SharedTensors();
+    done(std::move(status), stats);
+  };
+  const auto& in = input_data_;
+  const auto& out = output_data_;
+  if (backward()) {
+    context_.engine.SubmitBackward(*problem_,
+                                   {.query = Floats(in[kQuery]),
+                                    .key = Floats(in[kKey]),
+                                    .value = Floats(in[kValue]),
+                                    .bias = in[kBias],
+                                    .mask = in[kMask],
+                                    .output = Floats(in[kOutput]),
+                                    .lse = Floats(in[kLse]),
+                                    .grad_output = Floats(in[kGradOutput]),
+                                    .grad_query = Floats(out[0]),
+                                    .grad_key = Floats(out[1]),
+                                    .grad_value = Floats(out[2])},
+                                   &stop_, std::move(end), source);
+    return;
+  }
+  context_.engine.Submit(*problem_,
+                         {.query = in[kQuery],
+                          .key = in[kKey],
+                          .value = in[kValue],
+                          .output = out[0],
+                          .lse = out.size() > 1 ? Floats(out[1]) : nullptr,
+                          .bias = in[kBias],
+                          .mask = in[kMask]},
+                         &stop_, std::move(end), source);
+}
+
+void AttentionCall::ShrinkToAnswer() {
+  int64_t held_bytes =
+      kMessageEnvelopeBytes + FootprintOf(problem_->options()).held_bytes;
+  for (const ResponseTensor& answer : answers_) {
+    if (!answer.place) held_bytes += Aligned(SizeBytes(answer));
+  }
+  reservation_.ShrinkTo(held_bytes);
+}
+
+UnaryCall::~UnaryCall() { (void)answered_.load(std::memory_order_acquire); }
+
+void UnaryCall::Start(ReceivedMessage received, Done done) {
+  done_ = std::move(done);
+  switch (method()) {
+    case AttentionMethod::kAttention:
+      return Begin<v1::AttentionRequest>(std::move(received));
+    case AttentionMethod::kSelfAttention:
+      return Begin<v1::SelfAttentionRequest>(std::move(received));
+    case AttentionMethod::kCrossAttention:
+      return Begin<v1::CrossAttentionRequest>(std::move(received));
+    case AttentionMethod::kAttentionBackward:
+      return Begin<v1::AttentionBackwardRequest>(std::move(received));
+  }
+}
+
+// The message is admitted before it waits for the decode thread. This bounds
+// how many messages wait there.
+template <typename Request>
+void UnaryCall::Begin(ReceivedMessage received) {
+  absl::Status status = Admit(received.size_bytes());
+  absl::StatusOr<std::optional<SplitMessage>> light;
+  if (status.ok()) {
+    light = SplitIfLight(received, Request::descriptor());
+    status = light.status();
+  }
+  if (!status.ok()) {
+    received = ReceivedMessage();
+    Answer(std::move(status), {});
+    return;
+  }
+  DecodeThread* const decoder = context().decoder;
+  if (*light || decoder == nullptr) {
+    Continue<Request>(std::move(received), *std::move(light));
+    return;
+  }
+  decoder->Run([this, self = shared_from_this(),
+                received = std::move(received)]() mutable {
+    Continue<Request>(std::move(received), std::nullopt);
+  });
+}
+
+template <typename Request>
+void UnaryCall::Continue(ReceivedMessage received,
+                         std::optional<SplitMessage> light) {
+  absl::Status status = StopStatus();
+  if (status.ok()) status = Decode<Request>(received, std::move(light));
+  if (status.ok()) {
+    source_.Keep(std::move(received));
+    status = AllocateOutputs();
+  }
+  if (!status.ok()) {
+    received = ReceivedMessage();
+    Answer(std::move(status), {});
+    return;
+  }
+  Submit([this, self = shared_from_this()](
+             absl::Status end,
+             const RunStats& stats) { Answer(std::move(end), stats); },
+         source_.empty() ? nullptr : &source_);
+}
+
+template <typename Request>
+absl::Status UnaryCall::Decode(const ReceivedMessage& received,
+                               std::optional<SplitMessage> light) {
+  // The parts of a small request all lie here.
+  alignas(8) char block[2048];
+  google::protobuf::Arena arena(block, sizeof(block));
+  auto& request = *google::protobuf::Arena::CreateMessage<Request>(&arena);
+  const absl::StatusOr<SplitMessage> split =
+      ParseMessage(received, std::move(light), reservation(), request);
+  if (!split.ok()) return split.status();
+  return TakeRequest(AttentionTensors::Of(request), *split, source_);
+}
+
+void UnaryCall::Answer(absl::Status status, const RunStats& stats) {
+  source_.Clear();
+  absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
+  if (status.ok()) {
+    pieces = Encode(stats);
+  } else {
+    pieces = std::move(status);
+  }
+  reservation().LeaveSlot();
+  const Done done = std::move(done_);
+  answered_.store(true, std::memory_order_release);
+  done(std::move(pieces));
+}
+
+ResponsePieces UnaryCall::Encode(const RunStats& stats) {
+  ResponsePieces pieces = EncodeAnswer(
+      {.tensors = answers(),
+       .stats_field_number =
+           backward() ? int{v1::AttentionBackwardResponse::kStatsFieldNumber}
+                      : int{v1::AttentionResponse::kStatsFieldNumber},
+       .stats = stats},
+      kind(), shared_from_this());
+  // Numbers were copied.
+  if (kind() == PayloadKind::kValues) DropOutputs();
+  ShrinkToAnswer();
+  return pieces;
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,315 @@
+#include "server/calls/benchmark.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <numeric>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "core/checked_math.h"
+#include "core/field_error.h"
+#include "core/fma_peak.h"
+#include "core/naive_attention.h"
+#include "core/reference_attention.h"
+#include "server/calls/benchmark_tensors.h"
+#include "server/codec/response_codec.h"
+#include "server/status/reasons.h"
+#include "server/status/status_convert.h"
+
+namespace attnd::server {
+namespace {
+
+constexpr int64_t kMaxVerifiedRows = 256;
+// The most measurements of the machine's own limit in one benchmark. Each takes
+// all threads for at least BenchmarkSpec::peak_time, even if the problem is
+// small, and a request may ask for 1000 repetitions.
+constexpr int64_t kMaxPeaks = 10;
+// The share of a benchmark's time that preparations and measurements may take.
+// The rest is for the verification.
+constexpr double kMeasuringShare = 0.9;
+constexpr double kSmallestExpected = 1e-6;
+// What holds the others may end soon.
+constexpr std::chrono::milliseconds kThreadRetryDelay{1000};
+double Median(std::vector<double> numbers) {
+  const auto middle =
+      numbers.begin() + static_cast<std::ptrdiff_t>(numbers.size() / 2);
+  std::nth_element(numbers.begin(), middle, numbers.end());
+  return *middle;
+}
+
+// One run of RunBenchmark.
+class Run {
+ public:
+  Run(const BenchmarkSpec& spec, const ServiceContext& context,
+      Admission::Reservation& reservation, const StopSignal& stop,
+      const BenchmarkProgressFn& progress)
+      : spec_(spec),
+        max_time_(context.max_benchmark_time),
+        reservation_(reservation),
+        stop_(stop),
+        progress_(progress),
+        engine_(&context.engine) {}
+
+  absl::StatusOr<v1::BenchmarkResult> Execute() {
+    absl::Status status = Prepare();
+    for (int64_t i = 0; status.ok() && i < spec_.repetitions; ++i) {
+      status = Repeat(i);
+    }
+    if (!status.ok()) {
+      // If the call itself was ended, that matters more than the time limit.
+      if (absl::Status over = stop_.Check(); !over.ok()) return over;
+      if (measuring_.Check().ok()) return status;
+      if (flash_ms_.empty()) return TimeLimitError();
+      // What was measured until the time was up is the result.
+    }
+    v1::BenchmarkResult result = Summarize();
+    Begin("verify");
+    if (absl::Status over = Verify(result); !over.ok()) return over;
+    return result;
+  }
+
+ private:
+  int64_t MaxPeaks() const { return std::min(spec_.repetitions, kMaxPeaks); }
+
+  // One step more is done when the next begins.
+  void Begin(absl::string_view phase) {
+    const int64_t steps = 2 + spec_.repetitions * 2 + MaxPeaks();
+    progress_(phase,
+              static_cast<double>(steps_begun_++) / static_cast<double>(steps));
+  }
+
+  // The time at that share of the limit, if there is a limit.
+  SteadyTime After(std::chrono::duration<double> time) const {
+    return max_time_.count() == 0
+               ? SteadyTime::max()
+               : start_ +
+                     std::chrono::duration_cast<SteadyTime::duration>(time);
+  }
+
+  absl::Status TimeLimitError() const {
+    return WithReason(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "no repetition ended within the ",
+            std::chrono::duration<double>(max_time_).count(),
+            " s of the server's --max-benchmark-seconds: ask for fewer "
+            "num_vectors, num_heads or dimensions, or raise that option")),
+        kWorkLimit);
+  }
+
+  absl::Status Prepare() {
+    Begin("prepare");
+    if (absl::Status status = ChooseEngine(); !status.ok()) return status;
+    const absl::StatusOr<MemoryEstimate> estimate =
+        engine_->estimator().Estimate(spec_.problem);
+    if (!estimate.ok()) return estimate.status();
+    const absl::StatusOr<MemoryEstimate> naive =
+        engine_->estimator().Estimate(spec_.naive_problem);
+    if (!naive.ok()) return naive.status();
+    naive_bytes_ = naive->naive_bytes;
+    const int64_t beside = reservation_.bytes() + kMessageEnvelopeBytes;
+    const int64_t tensors = estimate->input_bytes + estimate->output_bytes;
+    if (absl::Status status =
+            reservation_.GrowTo(beside + tensors + estimate->workspace_bytes);
+        !status.ok()) {
+      return status;
+    }
+    // Where it has no tensors of its own, it takes turns with flash on these.
+    const bool twins = spec_.problem.params().query_dtype != DataType::kF32;
+    const std::optional<int64_t> with_naive =
+        CheckedSum({beside, twins ? tensors : 0, naive_bytes_});
+    naive_fits_ = with_naive && reservation_.GrowTo(*with_naive).ok();
+    absl::StatusOr<BenchmarkTensors> made =
+        BenchmarkTensors::Make(spec_.problem, measuring_);
+    if (!made.ok()) return made.status();
+    tensors_ = *std::move(made);
+    if (twins && naive_fits_) {
+      made = BenchmarkTensors::Make(spec_.naive_problem, measuring_);
+      if (!made.ok()) return made.status();
+      twins_ = *std::move(made);
+    }
+    return FillInputs(tensors_, twins_ ? &*twins_ : nullptr, measuring_);
+  }
+
+  // One of its own, where not all of the server's threads are to compute.
+  absl::Status ChooseEngine() {
+    if (spec_.threads == engine_->threads()) return absl::OkStatus();
+    try {
+      own_engine_.emplace(
+          EngineOptions{.threads = static_cast<int>(spec_.threads),
+                        .force_isa = engine_->machine().isa});
+    } catch (const std::system_error& error) {
+      return NoThreadError(error);
+    }
+    engine_ = &*own_engine_;
+    return absl::OkStatus();
+  }
+
+  // Counts the repetition only if all of it ends in time.
+  absl::Status Repeat(int64_t repetition) {
+    // At the first repetition, and then evenly spread.
+    if (static_cast<int64_t>(peaks_.size()) * spec_.repetitions <=
+        repetition * MaxPeaks()) {
+      Begin("peak");
+      const double peak =
+          MeasureFmaPeak(engine_->machine().isa, spec_.peak_time,
+                         engine_->scheduler(), engine_->threads(), &measuring_);
+      if (absl::Status over = measuring_.Check(); !over.ok()) return over;
+      peaks_.push_back(peak);
+    }
+    Begin("naive");
+    std::optional<double> naive_ms;
+    if (naive_fits_) {
+      const BenchmarkTensors& tensors = twins_ ? *twins_ : tensors_;
+      const absl::StatusOr<RunStats> stats = NaiveAttention(
+          *engine_, spec_.naive_problem, tensors.buffers(), &measuring_);
+      if (!stats.ok()) return stats.status();
+      naive_ms = TimeMs(*stats);
+      naive_peak_bytes_ = std::max(
+          naive_peak_bytes_, tensors.size_bytes() + stats->workspace_bytes);
+    }
+    Begin("flash");
+    const absl::StatusOr<RunStats> stats =
+        engine_->Run(spec_.problem, tensors_.buffers(), &measuring_);
+    if (!stats.ok()) return stats.status();
+    if (naive_ms) naive_ms_.push_back(*naive_ms);
+    flash_ms_.push_back(TimeMs(*stats));
+    flash_stats_ = *stats;
+    flash_peak_bytes_ = std::max(
+        flash_peak_bytes_, tensors_.size_bytes() + stats->workspace_bytes);
+    return measuring_.Check();
+  }
+
+  // From the first tile to the last: without the allocation of what the run
+  // holds, the N x N scores or the workspace, but with the page faults of its
+  // first touch. Fresh memory is part of what either algorithm costs, and
+  // naive needs much more of it.
+  static double TimeMs(const RunStats& stats) {
+    return std::chrono::duration<double, std::milli>(stats.compute_time)
+        .count();
+  }
+
+  v1::BenchmarkResult Summarize() const {
+    v1::BenchmarkResult result;
+    const double flash_ms = Median(flash_ms_);
+    result.set_flash_time_ms(flash_ms);
+    if (naive_fits_) {
+      const double naive_ms = Median(naive_ms_);
+      result.set_naive_time_ms(naive_ms);
+      result.set_speedup(naive_ms / flash_ms);
+    }
+    const int64_t naive_bytes = naive_fits_ ? naive_peak_bytes_ : naive_bytes_;
+    result.set_naive_peak_bytes(naive_bytes);
+    result.set_flash_peak_bytes(flash_peak_bytes_);
+    result.set_memory_reduction(1 - static_cast<double>(flash_peak_bytes_) /
+                                        static_cast<double>(naive_bytes));
+    result.set_num_queries(spec_.problem.params().q_len);
+    result.set_dimensions(spec_.problem.params().head_dim);
+    constexpr double kGiga = 1e9;
+    const double seconds = flash_ms / 1e3;
+    const double flops_per_s =
+        static_cast<double>(flash_stats_.flops) / seconds;
+    const double peak = Median(peaks_);
+    result.set_gflops(flops_per_s / kGiga);
+    result.set_peak_gflops(peak / kGiga);
+    result.set_peak_ratio(flops_per_s / peak);
+    *result.mutable_stats() = EncodeStats(flash_stats_);
+    result.set_repetitions(static_cast<int64_t>(flash_ms_.size()));
+    return result;
+  }
+
+  // Compares rows that are spread evenly over all rows. Compares fewer of them
+  // if the time is up, but at least one. A run that was stopped may have
+  // written some rows again, from the same inputs, so all rows are whole rows
+  // of an answer.
+  absl::Status Verify(v1::BenchmarkResult& result) const {
+    const AttentionParams& params = spec_.problem.params();
+    const int64_t rows = params.num_q_heads * params.q_len;
+    const int64_t checked = std::min(rows, kMaxVerifiedRows);
+    // The step has no common divisor with their number, so each is reached
+    // once, and the first few of them are spread as well.
+    int64_t step = checked * 5 / 8 + 1;
+    while (std::gcd(step, checked) != 1) ++step;
+    std::vector<double> expected(static_cast<size_t>(params.v_head_dim));
+    double max_abs = 0;
+    double max_rel = 0;
+    for (int64_t i = 0; i < checked; ++i) {
+      if (absl::Status over = stop_.Check(); !over.ok()) return over;
+      if (i > 0 && verifying_.ShouldStop()) break;
+      const int64_t row = i * step % checked * rows / checked;
+      double lse = 0;
+      ReferenceAttentionRow(spec_.problem, tensors_.buffers(), /*entry=*/0,
+                            row / params.q_len, row % params.q_len,
+                            expected.data(), &lse);
+      for (size_t d = 0; d < expected.size(); ++d) {
+        const double got =
+            ReferenceElement(tensors_.output.data(), params.output_dtype,
+                             row * params.v_head_dim + static_cast<int64_t>(d));
+        const double error = std::abs(expected[d] - got);
+        // Written so that a NaN wins.
+        if (!(error <= max_abs)) max_abs = error;
+        const double relative =
+            error / std::max(std::abs(expected[d]), kSmallestExpected);
+        if (!(relative <= max_rel)) max_rel = relative;
+      }
+    }
+    result.set_max_abs_error(max_abs);
+    result.set_max_rel_error(max_rel);
+    return absl::OkStatus();
+  }
+
+  const BenchmarkSpec& spec_;
+  const std::chrono::nanoseconds max_time_;  // of everything; 0: any
+  const SteadyTime start_ = std::chrono::steady_clock::now();
+  Admission::Reservation& reservation_;
+  const StopSignal& stop_;  // of the call
+  // The end of preparations and measurements, and of the verification.
+  const StopSignal measuring_{After(max_time_ * kMeasuringShare), &stop_};
+  const StopSignal verifying_{After(max_time_), &stop_};
+  const BenchmarkProgressFn& progress_;
+  std::optional<AttentionEngine> own_engine_;
+  AttentionEngine* engine_;
+
+  bool naive_fits_ = false;
+  BenchmarkTensors tensors_;
+  // In f32, for naive attention. If unset, naive attention uses tensors_.
+  std::optional<BenchmarkTensors> twins_;
+  int64_t steps_begun_ = 0;
+  std::vector<double> peaks_;
+  std::vector<double> naive_ms_;
+  std::vector<double> flash_ms_;
+  RunStats flash_stats_;
+  int64_t naive_bytes_ = 0;  // computed
+  int64_t naive_peak_bytes_ = 0;
+  int64_t flash_peak_bytes_ = 0;
+};
+
+}  // namespace
+
+absl::Status NoThreadError(const std::system_error& error) {
+  return WithRetryDelay(
+      WithReason(
+          absl::ResourceExhaustedError(absl::StrCat(
+              "the system starts no thread for the benchmark (", error.what(),
+              "): raise the limit of the server's processes (pids.max "
+              "of its cgroup, ulimit -u) or of its memory")),
+          kThreadLimit),
+      kThreadRetryDelay);
+}
+
+absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
+    const BenchmarkSpec& spec, const ServiceContext& context,
+    Admission::Reservation& reservation, const StopSignal& stop,
+    const BenchmarkProgressFn& progress) {
+  const int64_t before = reservation.bytes();
+  absl::StatusOr<v1::BenchmarkResult> result =
+      Run(spec, context, reservation, stop, progress).Execute();
+  // The tensors are freed by now; a client that reads slowly holds none.
+  reservation.ShrinkTo(before + kMessageEnvelopeBytes);
+  return result;
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,168 @@
+#include "server/calls/benchmark_call.h"
+
+#include <chrono>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/string_view.h"
+#include "core/field_error.h"
+#include "core/memory_estimator.h"
+#include "server/calls/unary_answer.h"
+#include "server/status/reasons.h"
+#include "server/status/status_convert.h"
+
+namespace attnd::server {
+namespace {
+
+// Benchmarks take seconds.
+constexpr std::chrono::milliseconds kRetryDelay{1000};
+
+}  // namespace
+
+BenchmarkRunner::~BenchmarkRunner() {
+  if (thread_.joinable()) thread_.join();
+}
+
+absl::Status BenchmarkRunner::Start(std::function<Afterwards()> work) {
+  const std::lock_guard lock(mutex_);
+  if (busy_) {
+    return WithRetryDelay(WithReason(absl::ResourceExhaustedError(
+                                         "another benchmark is running, and "
+                                         "they run one at a time"),
+                                     kTooManyRequests),
+                          kRetryDelay);
+  }
+  // Only the last lines of the former thread can still be running.
+  if (thread_.joinable()) thread_.join();
+  try {
+    thread_ = std::thread([this, work = std::move(work)]() mutable {
+      const Afterwards afterwards = work();
+      work = nullptr;
+      {
+        const std::lock_guard end_lock(mutex_);
+        busy_ = false;
+      }
+      afterwards();
+    });
+  } catch (const std::system_error& error) {
+    return NoThreadError(error);
+  }
+  // The thread waits for this lock before it says otherwise.
+  busy_ = true;
+  return absl::OkStatus();
+}
+
+BenchmarkCall::~BenchmarkCall() {
+  // gRPC orders the last event before this, but thread sanitizer cannot see
+  // how; it sees the mutex.
+  const std::lock_guard lock(mutex_);
+}
+
+void BenchmarkCall::Start(const ReceivedMessage& received) {
+  if (absl::Status status = Begin(received); !status.ok()) {
+    Complete(std::move(status));
+  }
+}
+
+absl::Status BenchmarkCall::Begin(const ReceivedMessage& received) {
+  absl::StatusOr<Admission::Reservation> admitted =
+      context_.admission.Admit(received.size_bytes());
+  if (!admitted.ok()) return admitted.status();
+  reservation_ = *std::move(admitted);
+  v1::BenchmarkRequest request;
+  const absl::StatusOr<SplitMessage> split =
+      ParseMessage(received, reservation_, request);
+  if (!split.ok()) return split.status();
+  absl::StatusOr<BenchmarkSpec> spec = DecodeBenchmark(request, context_);
+  if (!spec.ok()) return spec.status();
+  spec_ = *std::move(spec);
+  return runner_.Start([self = shared_from_this()] {
+    absl::StatusOr<v1::BenchmarkResult> result = RunBenchmark(
+        *self->spec_, self->context_, self->reservation_, self->stop_,
+        [&](absl::string_view phase, double fraction) {
+          self->Progress(phase, fraction);
+        });
+    return [self, result = std::move(result)] { self->Complete(result); };
+  });
+}
+
+void BenchmarkCall::Progress(absl::string_view phase, double fraction) {
+  v1::BenchmarkProgress progress;
+  progress.set_phase(std::string(phase));
+  progress.set_fraction(fraction);
+  {
+    const std::lock_guard lock(mutex_);
+    progress_ = std::move(progress);
+  }
+  Pump();
+}
+
+void BenchmarkCall::Complete(absl::StatusOr<v1::BenchmarkResult> result) {
+  {
+    const std::lock_guard lock(mutex_);
+    // Before the result is written, which can take as long as the client likes.
+    // The bytes go first, so that whoever finds the slot free finds them too.
+    reservation_.ShrinkTo(kMessageEnvelopeBytes);
+    reservation_.LeaveSlot();
+    status_ = result.status();
+    if (result.ok()) result_ = *std::move(result);
+  }
+  Pump();
+}
+
+void BenchmarkCall::OnWritten(bool ok) {
+  if (!ok) stop_.Cancel();
+  {
+    const std::lock_guard lock(mutex_);
+    busy_ = false;
+    timer_.Stop(clock_());
+    timer_.Complete(clock_());
+  }
+  Pump();
+}
+
+void BenchmarkCall::EndIfSilent(std::chrono::nanoseconds timeout) {
+  {
+    const std::lock_guard lock(mutex_);
+    const SteadyTime now = clock_();
+    if (!timer_.IsOver(now, timeout)) return;
+    timer_.Stop(now);
+    breaking_ = true;
+  }
+  sink_.Break(UnreadText(timeout));
+  {
+    const std::lock_guard lock(mutex_);
+    breaking_ = false;
+  }
+  Pump();
+}
+
+void BenchmarkCall::Pump() {
+  v1::BenchmarkResponse event;
+  std::optional<absl::Status> finish;
+  {
+    const std::lock_guard lock(mutex_);
+    if (busy_ || breaking_) return;
+    if (progress_ && !status_) {
+      *event.mutable_progress() = *std::move(progress_);
+      progress_.reset();
+    } else if (result_) {
+      *event.mutable_result() = *std::move(result_);
+      result_.reset();
+    } else if (status_) {
+      finish = status_;
+    } else {
+      return;
+    }
+    busy_ = true;
+    if (!finish) timer_.Start(clock_());
+  }
+  if (finish) {
+    sink_.Finish(*finish);
+  } else {
+    sink_.Write(SerializePieces(event));
+  }
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,43 @@
+// A thread for messages that take long to decode. gRPC's own threads also
+// answer health checks, so they must not do that. Knows no gRPC and no
+// messages.
+#ifndef ATTND_SERVER_CALLS_DECODE_THREAD_H_
+#define ATTND_SERVER_CALLS_DECODE_THREAD_H_
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace attnd::server {
+
+// Runs pieces of work one after the other, in the order of their submission.
+// Thread-safe. The queue has no limit of its own, because callers admit a call
+// before they submit its work: the slots bound how many calls wait, and the
+// memory budget bounds what they hold.
+class DecodeThread {
+ public:
+  // Throws std::system_error if the system cannot start another thread.
+  DecodeThread();
+  // Waits until all submitted work has run.
+  ~DecodeThread();
+  DecodeThread(const DecodeThread&) = delete;
+  DecodeThread& operator=(const DecodeThread&) = delete;
+
+  // Submits `work` and returns at once. The thread runs and destroys it.
+  void Run(std::function<void()> work);
+
+ private:
+  void Loop();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> queue_;
+  bool ending_ = false;
+  std::thread thread_;  // last: it uses the others
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_CALLS_DECODE_THREAD_H_

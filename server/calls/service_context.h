@@ -1,0 +1,31 @@
+// What every call needs of the server around it.
+#ifndef ATTND_SERVER_CALLS_SERVICE_CONTEXT_H_
+#define ATTND_SERVER_CALLS_SERVICE_CONTEXT_H_
+
+#include <chrono>
+#include <cstdint>
+
+#include "core/attention_engine.h"
+#include "server/calls/decode_thread.h"
+#include "server/memory/admission.h"
+#include "server/shared_memory/shared_region.h"
+
+namespace attnd::server {
+
+// Borrows what the server owns; outlived by both.
+struct ServiceContext {
+  AttentionEngine& engine;
+  Admission& admission;
+  int64_t max_message_bytes = 0;
+  int64_t max_benchmark_vectors = 0;
+  const RegionRegistry* regions = nullptr;  // null: shared memory is off
+  std::chrono::nanoseconds stream_idle_timeout{0};  // 0: none
+  std::chrono::nanoseconds max_benchmark_time{0};   // 0: no limit
+  // Decodes messages that are not light; null: the thread that receives a
+  // message decodes it.
+  DecodeThread* decoder = nullptr;
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_CALLS_SERVICE_CONTEXT_H_

@@ -1,0 +1,59 @@
+// Measures how long the server has waited for a client, and says when that is
+// too long. Knows no gRPC.
+#ifndef ATTND_SERVER_CALLS_STALL_TIMER_H_
+#define ATTND_SERVER_CALLS_STALL_TIMER_H_
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+
+#include "core/tile_scheduler.h"
+
+namespace attnd::server {
+
+// While the server waits for a client, the client has to send or read this many
+// bytes within each timeout, or complete what the server waits for.
+inline constexpr int64_t kLeastMoveBytes = int64_t{64} << 10;
+
+// Measures how long the server has waited for one client, in one direction,
+// since the client last moved enough bytes. Time in which the server itself is
+// busy does not count. Not thread-safe.
+class StallTimer {
+ public:
+  // The server waits for the client from now on.
+  void Start(SteadyTime now) { since_ = now; }
+  // The server does not wait for the client until the next Start.
+  void Stop(SteadyTime now) {
+    if (since_) waited_ += now - *since_;
+    since_.reset();
+  }
+  // The client completed what the server waited for. The time starts again at
+  // 0.
+  void Complete(SteadyTime now) {
+    waited_ = {};
+    if (since_) since_ = now;
+  }
+  // The client has moved `total_bytes` so far, in all or of the current
+  // message. The time starts again at 0 if at least kLeastMoveBytes of them are
+  // new.
+  void SawBytes(int64_t total_bytes, SteadyTime now) {
+    counted_bytes_ = std::min(counted_bytes_, total_bytes);
+    if (total_bytes - counted_bytes_ < kLeastMoveBytes) return;
+    counted_bytes_ = total_bytes;
+    Complete(now);
+  }
+  // Whether the server waits for the client now and has waited for `timeout`.
+  bool IsOver(SteadyTime now, std::chrono::nanoseconds timeout) const {
+    return since_ && waited_ + (now - *since_) >= timeout;
+  }
+
+ private:
+  std::optional<SteadyTime> since_;
+  SteadyTime::duration waited_{};  // before `since_`
+  int64_t counted_bytes_ = 0;      // at the last SawBytes that was enough
+};
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_CALLS_STALL_TIMER_H_

@@ -1,0 +1,42 @@
+#include "server/calls/unary_answer.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+
+namespace attnd::server {
+
+std::string UnreadText(std::chrono::nanoseconds timeout) {
+  return absl::StrCat("the client read less than ", kLeastMoveBytes,
+                      " bytes of the answer in ",
+                      absl::FormatDuration(absl::FromChrono(timeout)),
+                      " (--stream-idle-timeout)");
+}
+
+void UnaryAnswer::Begin(SendingRpc& rpc) {
+  const std::lock_guard lock(mutex_);
+  rpc_ = &rpc;
+  timer_.Start(clock_());
+}
+
+void UnaryAnswer::Over() {
+  const std::lock_guard lock(mutex_);
+  rpc_ = nullptr;
+}
+
+void UnaryAnswer::EndIfSilent(std::chrono::nanoseconds timeout) {
+  SendingRpc::Break end;
+  {
+    const std::lock_guard lock(mutex_);
+    if (rpc_ == nullptr) return;
+    const SteadyTime now = clock_();
+    timer_.SawBytes(rpc_->sent_bytes(), now);
+    if (!timer_.IsOver(now, timeout)) return;
+    end = std::exchange(rpc_, nullptr)->HoldToBreak();
+  }
+  // Without the lock: gRPC may come back with Over before this returns.
+  end(UnreadText(timeout));
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,424 @@
+#include "server/codec/payload_splitter.h"
+
+#include <array>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "attnd/v1/attention.pb.h"
+#include "core/field_error.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/wire_format_lite.h"
+#include "server/status/reasons.h"
+#include "server/status/status_convert.h"
+
+namespace attnd::server {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedInputStream;
+using google::protobuf::io::ZeroCopyInputStream;
+
+// The limits of protobuf's own parser, so that both say the same.
+constexpr int kMaxDepth = 100;
+constexpr int kMaxVarintBytes = 10;
+constexpr int kMaxTagBytes = 5;
+constexpr uint64_t kMaxLength = std::numeric_limits<int32_t>::max() - 16;
+
+// A length that is patched once it is known: a varint padded to five bytes,
+// which every parser accepts.
+constexpr int kPaddedLengthBytes = 5;
+
+// A parsed message, FloatValues and the like included, beside its arrays.
+constexpr int64_t kParsedMessageBytes = 512;
+constexpr int64_t kGrowthFactor = 3;  // old and doubled new, side by side
+constexpr int64_t kParsedElementBytes = 8 * kGrowthFactor;
+
+// Room for the header of most requests.
+constexpr int64_t kUsualHeaderBytes = 256;
+
+absl::Status TooManyError(absl::string_view what, int64_t limit,
+                          absl::string_view advice) {
+  return WithReason(
+      absl::InvalidArgumentError(
+          absl::StrCat("the message has too many ", what, ": expected at most ",
+                       limit, ", got more (the rest was not read); ", advice)),
+      kTooManyFields);
+}
+
+int64_t VarintBytes(uint64_t value) {
+  int64_t bytes = 1;
+  for (; value >= 0x80; value >>= 7) ++bytes;
+  return bytes;
+}
+
+// Walks one message, once. Always counts; writes only if `out` is set.
+class Walker {
+ public:
+  Walker(ZeroCopyInputStream* input, SplitMessage* out)
+      : input_(input), out_(out) {}
+
+  // How a walk ended.
+  enum class End { kDone, kMalformed, kTooManyFields, kTooManyNumbers, kHeavy };
+
+  // With `only_light`, the walk ends as soon as the message is not light.
+  End Run(int64_t size_bytes, const Descriptor* type, bool only_light) {
+    if (size_bytes > std::numeric_limits<int32_t>::max()) {
+      return End::kMalformed;
+    }
+    only_light_ = only_light;
+    input_.PushLimit(static_cast<int>(size_bytes));
+    if (!Message(type, kMaxDepth)) return end_;
+    cost_.bound_bytes += cost_.header_bytes;
+    return input_.CurrentPosition() == size_bytes ? End::kDone
+                                                  : End::kMalformed;
+  }
+
+  const SplitCost& cost() const { return cost_; }
+
+ private:
+  bool AtEnd() { return input_.BytesUntilLimit() == 0; }
+
+  bool Stop(End end) {
+    end_ = end;
+    return false;
+  }
+
+  // Counts a field that is about to be read.
+  bool CountField() {
+    return ++fields_ <= kMaxFields || Stop(End::kTooManyFields);
+  }
+
+  // Counts `fewest` to `most` numbers that are about to be read.
+  bool CountNumbers(int64_t fewest, int64_t most) {
+    numbers_ += fewest;
+    light_numbers_ += most;
+    if (numbers_ > kMaxListedNumbers) return Stop(End::kTooManyNumbers);
+    return !only_light_ || light_numbers_ <= kMaxLightNumbers ||
+           Stop(End::kHeavy);
+  }
+
+  // Up to `max_bytes` bytes, of which bits beyond 64 are dropped.
+  bool Varint(int max_bytes, uint64_t* value) {
+    // One byte and in the buffer, most often.
+    const void* next = nullptr;
+    int left = 0;
+    input_.GetDirectBufferPointerInline(&next, &left);
+    if (left > 0 && *static_cast<const uint8_t*>(next) < 0x80) {
+      *value = *static_cast<const uint8_t*>(next);
+      return input_.Skip(1);
+    }
+    *value = 0;
+    for (int i = 0; i < max_bytes; ++i) {
+      uint8_t byte = 0;
+      if (!input_.ReadRaw(&byte, 1)) return false;
+      *value |= static_cast<uint64_t>(byte & 0x7f) << (7 * i);
+      if (byte < 0x80) return true;
+    }
+    return false;
+  }
+
+  bool Tag(uint32_t* tag) {
+    uint64_t wide = 0;
+    if (!Varint(kMaxTagBytes, &wide)) return false;
+    *tag = static_cast<uint32_t>(wide);
+    return WireFormatLite::GetTagFieldNumber(*tag) != 0;
+  }
+
+  // A length that ends inside the message around it.
+  bool Length(int* length) {
+    uint64_t wide = 0;
+    if (!Varint(kMaxTagBytes, &wide) || wide > kMaxLength) return false;
+    *length = static_cast<int>(wide);
+    return *length <= input_.BytesUntilLimit();
+  }
+
+  bool Message(const Descriptor* type, int depth) {
+    cost_.bound_bytes += kParsedMessageBytes;
+    while (!AtEnd()) {
+      uint32_t tag = 0;
+      if (!Tag(&tag)) return false;
+      const FieldDescriptor* field =
+          type->FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
+      const bool known = field != nullptr && Fits(*field, tag);
+      const bool number = known && field->is_packable() &&
+                          WireFormatLite::GetTagWireType(tag) !=
+                              WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+      if (!(number ? CountNumbers(1, 1) : CountField())) return false;
+      if (!(known ? Known(*field, tag, depth) : Skip(tag, depth))) return false;
+    }
+    return true;
+  }
+
+  // Whether the field is written this way; if not, protobuf calls it unknown.
+  static bool Fits(const FieldDescriptor& field, uint32_t tag) {
+    const auto wire_type = WireFormatLite::GetTagWireType(tag);
+    return wire_type == WireType(field) ||
+           (field.is_packable() &&
+            wire_type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+  }
+
+  static WireFormatLite::WireType WireType(const FieldDescriptor& field) {
+    return WireFormatLite::WireTypeForFieldType(
+        static_cast<WireFormatLite::FieldType>(field.type()));
+  }
+
+  bool Known(const FieldDescriptor& field, uint32_t tag, int depth) {
+    if (WireFormatLite::GetTagWireType(tag) !=
+        WireFormatLite::WIRETYPE_LENGTH_DELIMITED) {
+      return Scalar(field, tag);
+    }
+    int length = 0;
+    if (!Length(&length)) return false;
+    if (field.type() == FieldDescriptor::TYPE_MESSAGE) {
+      return Nested(*field.message_type(), tag, length, depth);
+    }
+    if (IsPayload(field)) return Payload(tag, length);
+    if (!CountBytes(field, length)) return false;
+    WriteVarint(tag);
+    WriteVarint(static_cast<uint64_t>(length));
+    const bool varints = WireType(field) == WireFormatLite::WIRETYPE_VARINT;
+    cost_.bound_bytes += (varints ? kParsedElementBytes : kGrowthFactor) *
+                         static_cast<int64_t>(length);
+    return Copy(length);
+  }
+
+  // Counts the contents of a packed field or of a field of bytes.
+  bool CountBytes(const FieldDescriptor& field, int length) {
+    if (!field.is_packable()) return CountNumbers(0, length);
+    if (WireType(field) == WireFormatLite::WIRETYPE_VARINT) {
+      return CountNumbers(length / kMaxVarintBytes, length);
+    }
+    // All other lists are of floats.
+    const int64_t numbers = length / static_cast<int64_t>(sizeof(float));
+    return CountNumbers(IsElements(field) ? 0 : numbers, numbers);
+  }
+
+  bool Scalar(const FieldDescriptor& field, uint32_t tag) {
+    cost_.bound_bytes += kParsedElementBytes;
+    WriteVarint(tag);
+    switch (WireType(field)) {
+      case WireFormatLite::WIRETYPE_VARINT: {
+        uint64_t value = 0;
+        if (!Varint(kMaxVarintBytes, &value)) return false;
+        WriteVarint(value);
+        return true;
+      }
+      case WireFormatLite::WIRETYPE_FIXED64:
+        return Copy(8);
+      case WireFormatLite::WIRETYPE_FIXED32:
+        return Copy(4);
+      default:
+        return false;
+    }
+  }
+
+  bool Nested(const Descriptor& type, uint32_t tag, int length, int depth) {
+    if (depth == 0) return false;
+    WriteVarint(tag);
+    cost_.header_bytes += kPaddedLengthBytes;
+    size_t begin = 0;
+    if (out_ != nullptr) {
+      out_->header.append(kPaddedLengthBytes, '\0');
+      begin = out_->header.size();
+    }
+    const auto limit = input_.PushLimit(length);
+    if (!Message(&type, depth - 1)) return false;
+    input_.PopLimit(limit);
+    if (out_ != nullptr) PatchLength(begin);
+    return true;
+  }
+
+  void PatchLength(size_t begin) {
+    uint64_t length = out_->header.size() - begin;
+    char* at = out_->header.data() + begin - kPaddedLengthBytes;
+    for (int i = 0; i < kPaddedLengthBytes; ++i, length >>= 7) {
+      const bool last = i + 1 == kPaddedLengthBytes;
+      at[i] = static_cast<char>((length & 0x7f) | (last ? 0 : 0x80));
+    }
+  }
+
+  static bool IsElements(const FieldDescriptor& field) {
+    return field.containing_type() == v1::FloatValues::descriptor();
+  }
+
+  static bool IsPayload(const FieldDescriptor& field) {
+    if (field.type() != FieldDescriptor::TYPE_BYTES) return false;
+    const Descriptor* const type = field.containing_type();
+    return (type == v1::Tensor::descriptor() &&
+            field.number() == v1::Tensor::kDataFieldNumber) ||
+           (type == v1::TensorChunk::descriptor() &&
+            field.number() == v1::TensorChunk::kDataFieldNumber);
+  }
+
+  bool Payload(uint32_t tag, int length) {
+    WriteVarint(tag);
+    WriteVarint(kPayloadTokenBytes);
+    const auto index = static_cast<uint64_t>(cost_.payload_count++);
+    cost_.bound_bytes +=
+        static_cast<int64_t>(sizeof(PayloadRange)) + kPayloadTokenBytes;
+    std::array<char, kPayloadTokenBytes> token;
+    std::memcpy(token.data(), &index, sizeof(index));
+    Write({token.data(), token.size()});
+    if (out_ != nullptr) {
+      out_->payloads.push_back({input_.CurrentPosition(), length});
+    }
+    return input_.Skip(length);
+  }
+
+  // Passes over an unknown field, in a loop so that no message makes it
+  // recurse; `depth` counts groups as protobuf does.
+  bool Skip(uint32_t tag, int depth) {
+    std::array<int, kMaxDepth> open_groups;
+    size_t open = 0;
+    do {
+      switch (tag & 7) {
+        case WireFormatLite::WIRETYPE_VARINT: {
+          uint64_t ignored = 0;
+          if (!Varint(kMaxVarintBytes, &ignored)) return false;
+          break;
+        }
+        case WireFormatLite::WIRETYPE_FIXED64:
+          if (!SkipBytes(8)) return false;
+          break;
+        case WireFormatLite::WIRETYPE_FIXED32:
+          if (!SkipBytes(4)) return false;
+          break;
+        case WireFormatLite::WIRETYPE_LENGTH_DELIMITED: {
+          int length = 0;
+          if (!Length(&length) || !SkipBytes(length)) return false;
+          break;
+        }
+        case WireFormatLite::WIRETYPE_START_GROUP:
+          if (static_cast<int>(open) == depth) return false;
+          open_groups[open++] = WireFormatLite::GetTagFieldNumber(tag);
+          break;
+        case WireFormatLite::WIRETYPE_END_GROUP:
+          if (open == 0) return false;
+          --open;
+          if (open_groups[open] != WireFormatLite::GetTagFieldNumber(tag)) {
+            return false;
+          }
+          break;
+        default:
+          return false;
+      }
+      if (open > 0 && !(Tag(&tag) && CountField())) return false;
+    } while (open > 0);
+    return true;
+  }
+
+  bool SkipBytes(int bytes) {
+    return bytes <= input_.BytesUntilLimit() && input_.Skip(bytes);
+  }
+
+  bool Copy(int bytes) {
+    if (bytes > input_.BytesUntilLimit()) return false;
+    cost_.header_bytes += bytes;
+    if (out_ == nullptr) return input_.Skip(bytes);
+    const size_t begin = out_->header.size();
+    out_->header.resize(begin + static_cast<size_t>(bytes));
+    return input_.ReadRaw(out_->header.data() + begin, bytes);
+  }
+
+  void Write(absl::string_view bytes) {
+    cost_.header_bytes += static_cast<int64_t>(bytes.size());
+    if (out_ != nullptr) out_->header.append(bytes.data(), bytes.size());
+  }
+
+  void WriteVarint(uint64_t value) {
+    cost_.header_bytes += VarintBytes(value);
+    if (out_ == nullptr) return;
+    for (; value >= 0x80; value >>= 7) {
+      out_->header.push_back(static_cast<char>(value | 0x80));
+    }
+    out_->header.push_back(static_cast<char>(value));
+  }
+
+  CodedInputStream input_;
+  SplitMessage* out_;
+  SplitCost cost_;
+  bool only_light_ = false;
+  int64_t fields_ = 0;
+  int64_t numbers_ = 0;        // of lists, at least
+  int64_t light_numbers_ = 0;  // and elements and bytes, at most
+  End end_ = End::kMalformed;  // where the walk ends early
+};
+
+// The refusal of a walk that ended at `end`, or OK.
+absl::Status StatusOf(Walker::End end, const Descriptor* type) {
+  switch (end) {
+    case Walker::End::kDone:
+    case Walker::End::kHeavy:
+      return absl::OkStatus();
+    case Walker::End::kMalformed:
+      return MalformedMessageError(type->full_name());
+    case Walker::End::kTooManyFields:
+      return TooManyError(
+          "fields, including those of nested messages and unknown ones",
+          kMaxFields, "send every field once");
+    case Walker::End::kTooManyNumbers:
+      return TooManyError("numbers in its lists", kMaxListedNumbers,
+                          "send shorter lists, and the elements of tensors "
+                          "packed or as data");
+  }
+  return absl::InternalError("a walk ended in an unknown way");
+}
+
+}  // namespace
+
+absl::StatusOr<SplitCost> MeasureSplit(ZeroCopyInputStream* input,
+                                       int64_t size_bytes,
+                                       const Descriptor* type) {
+  Walker walker(input, nullptr);
+  absl::Status status =
+      StatusOf(walker.Run(size_bytes, type, /*only_light=*/false), type);
+  if (!status.ok()) return status;
+  return walker.cost();
+}
+
+absl::StatusOr<SplitMessage> SplitPayloads(ZeroCopyInputStream* input,
+                                           int64_t size_bytes,
+                                           const Descriptor* type,
+                                           const SplitCost& cost) {
+  SplitMessage message;
+  message.header.reserve(static_cast<size_t>(cost.header_bytes));
+  message.payloads.reserve(static_cast<size_t>(cost.payload_count));
+  Walker walker(input, &message);
+  absl::Status status =
+      StatusOf(walker.Run(size_bytes, type, /*only_light=*/false), type);
+  if (!status.ok()) return status;
+  message.bound_bytes = walker.cost().bound_bytes;
+  return message;
+}
+
+absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
+    ZeroCopyInputStream* input, int64_t size_bytes, const Descriptor* type) {
+  SplitMessage message;
+  message.header.reserve(kUsualHeaderBytes);
+  Walker walker(input, &message);
+  const Walker::End end = walker.Run(size_bytes, type, /*only_light=*/true);
+  if (end == Walker::End::kHeavy) return std::nullopt;
+  absl::Status status = StatusOf(end, type);
+  if (!status.ok()) return status;
+  // Header and table grew while they were written, and the old and the new
+  // block existed together.
+  const SplitCost& cost = walker.cost();
+  message.bound_bytes =
+      cost.bound_bytes + kUsualHeaderBytes +
+      (kGrowthFactor - 1) *
+          (cost.header_bytes +
+           cost.payload_count * static_cast<int64_t>(sizeof(PayloadRange)));
+  return message;
+}
+
+const PayloadRange& PayloadOf(const SplitMessage& message,
+                              absl::string_view data) {
+  uint64_t index = 0;
+  std::memcpy(&index, data.data(), sizeof(index));
+  return message.payloads.at(index);
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,368 @@
+#include "server/codec/request_codec.h"
+
+#include <cstring>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
+#include "core/field_error.h"
+#include "server/codec/options_codec.h"
+#include "server/shared_memory/shm_protocol.h"
+
+namespace attnd::server {
+namespace {
+
+// Of a tensor in a region: what kernels' loads are aligned to.
+constexpr int64_t kOffsetAlignment = 64;
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+}
+
+// The core calls tensors query, key and value; the request may not.
+absl::Status Renamed(const absl::Status& status,
+                     const AttentionTensors& tensors) {
+  const std::optional<std::string> field = FieldOf(status);
+  if (!field) return status;
+  const absl::string_view path = *field;
+  const absl::string_view root = path.substr(0, path.find_first_of(".["));
+  const std::pair<absl::string_view, TensorRole> names[] = {
+      {"query", kQuery}, {"key", kKey}, {"value", kValue}};
+  for (const auto& [core_name, role] : names) {
+    if (root != core_name) continue;
+    return WithField(status, absl::StrCat(tensors.by_role[role].path,
+                                          path.substr(root.size())));
+  }
+  return status;
+}
+
+absl::StatusOr<TensorSpec> SpecOf(const NamedTensor& in) {
+  if (in.tensor == nullptr) return FieldError(in.path, "a tensor", "none");
+  return DecodeSpec(*in.tensor, in.path);
+}
+
+absl::StatusOr<AttentionProblem> DecodeProblem(
+    const AttentionTensors& tensors) {
+  std::array<TensorSpec, 3> specs;
+  for (const TensorRole role : {kQuery, kKey, kValue}) {
+    absl::StatusOr<TensorSpec> spec = SpecOf(tensors.by_role[role]);
+    if (!spec.ok()) return spec.status();
+    specs[role] = *std::move(spec);
+  }
+  const absl::StatusOr<AttentionOptions> options =
+      DecodeOptions(*tensors.options);
+  if (!options.ok()) return options.status();
+  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
+      specs[kQuery], specs[kKey], specs[kValue], *options);
+  if (!problem.ok()) return Renamed(problem.status(), tensors);
+  return problem;
+}
+
+absl::Status CheckShape(const TensorSpec& spec, const std::string& path,
+                        const std::vector<int64_t>& expected) {
+  if (spec.shape.size() != expected.size()) {
+    return FieldError(absl::StrCat(path, ".shape"), ShapeText(expected),
+                      absl::StrCat("rank ", spec.shape.size()));
+  }
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (spec.shape[i] == expected[i]) continue;
+    return FieldError(absl::StrCat(path, ".shape[", i, "]"),
+                      absl::StrCat(expected[i], " of ", ShapeText(expected)),
+                      absl::StrCat(spec.shape[i]));
+  }
+  return absl::OkStatus();
+}
+
+// What AttentionBackward asks beyond what Attention does: gradients are of f32
+// and computed in it, from the answers of the same problem.
+absl::Status CheckBackward(const AttentionTensors& tensors,
+                           const AttentionProblem& problem) {
+  const AttentionParams& params = problem.params();
+  const auto require_f32 = [](DataType type, const std::string& path) {
+    if (type == DataType::kF32) return absl::OkStatus();
+    return FieldError(path, "F32, of which gradients are",
+                      std::string(TypeName(type)));
+  };
+  absl::Status status;
+  const std::pair<TensorRole, DataType> inputs[] = {
+      {kQuery, params.query_dtype},
+      {kKey, params.key_dtype},
+      {kValue, params.value_dtype}};
+  for (const auto& [role, type] : inputs) {
+    status.Update(
+        require_f32(type, absl::StrCat(tensors.by_role[role].path, ".dtype")));
+  }
+  status.Update(require_f32(params.output_dtype, "options.output_dtype"));
+  if (params.precision == Precision::kBF16) {
+    status.Update(FieldError("options.precision",
+                             "PRECISION_AUTO or PRECISION_F32, in which "
+                             "gradients are computed",
+                             "PRECISION_BF16"));
+  }
+  const std::pair<TensorRole, std::vector<int64_t>> answers[] = {
+      {kOutput, problem.OutputShape()},
+      {kLse, problem.LseShape()},
+      {kGradOutput, problem.OutputShape()}};
+  for (const auto& [role, shape] : answers) {
+    if (!status.ok()) return status;
+    const NamedTensor& tensor = tensors.by_role[role];
+    const absl::StatusOr<TensorSpec> spec = SpecOf(tensor);
+    if (!spec.ok()) return spec.status();
+    status = require_f32(spec->dtype, absl::StrCat(tensor.path, ".dtype"));
+    status.Update(CheckShape(*spec, tensor.path, shape));
+  }
+  return status;
+}
+
+absl::Status CheckCount(const v1::Tensor& tensor, const std::string& path,
+                        absl::string_view type, int64_t element_bytes,
+                        int64_t expected_bytes, const SplitMessage& split) {
+  const bool values = tensor.payload_case() == v1::Tensor::kValues;
+  const int64_t expected =
+      values ? expected_bytes / element_bytes : expected_bytes;
+  const int64_t got = values ? tensor.values().values_size()
+                             : PayloadOf(split, tensor.data()).size_bytes;
+  if (got == expected) return absl::OkStatus();
+  const char* const unit = values ? " numbers" : " bytes";
+  return FieldError(
+      absl::StrCat(path, values ? ".values" : ".data"),
+      absl::StrCat(expected, unit, " for shape [",
+                   absl::StrJoin(tensor.shape(), ", "), "] of ", type),
+      absl::StrCat(got, unit));
+}
+
+// `field` is made where it is needed, as most calls are good.
+absl::Status CheckPlace(const v1::SharedMemory& place, absl::string_view path,
+                        absl::string_view name = "") {
+  const int64_t offset_bytes = place.offset_bytes();
+  const bool good_handle = place.handle().size() == kHandleBytes;
+  if (good_handle && offset_bytes >= 0 &&
+      offset_bytes % kOffsetAlignment == 0) {
+    return absl::OkStatus();
+  }
+  const std::string field = absl::StrCat(path, name);
+  if (!good_handle) {
+    return FieldError(absl::StrCat(field, ".handle"),
+                      absl::StrCat(kHandleBytes,
+                                   " bytes, as the shared-memory socket "
+                                   "answered them"),
+                      absl::StrCat(place.handle().size(), " bytes"));
+  }
+  return FieldError(
+      absl::StrCat(field, ".offset_bytes"),
+      absl::StrCat("a multiple of ", kOffsetAlignment, " from 0 on"),
+      absl::StrCat(offset_bytes));
+}
+
+absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
+                          DataType type, int64_t expected_bytes,
+                          const SplitMessage& split) {
+  const auto& [path, tensor] = tensors.by_role[role];
+  const bool mask = role == kMask;
+  switch (tensor->payload_case()) {
+    case v1::Tensor::kValues:
+      if (tensors.streamed) {
+        return FieldError(absl::StrCat(path, ".values"), "data, or chunks",
+                          "values");
+      }
+      if (mask) {
+        return FieldError(
+            absl::StrCat(path, ".values"),
+            "data: values are F32, a mask is BOOL",
+            absl::StrCat(tensor->values().values_size(), " numbers"));
+      }
+      [[fallthrough]];
+    case v1::Tensor::kData:
+      return CheckCount(*tensor, path, mask ? "BOOL" : TypeName(type),
+                        mask ? 1 : SizeOf(type), expected_bytes, split);
+    case v1::Tensor::kSharedMemory:
+      if (!tensors.streamed && !tensors.backward) {
+        return CheckPlace(tensor->shared_memory(), path, ".shared_memory");
+      }
+      return FieldError(absl::StrCat(path, ".shared_memory"),
+                        tensors.streamed ? "data, or chunks"
+                                         : "data or values, inside the message",
+                        "shared memory");
+    case v1::Tensor::PAYLOAD_NOT_SET:
+      if (tensors.streamed) return absl::OkStatus();
+      return FieldError(
+          path,
+          mask ? "data or shared_memory" : "data, values or shared_memory",
+          "no payload");
+  }
+  return absl::InternalError("a payload case that the switch lacks");
+}
+
+// An output region is there if, and only if, the first tensor lies in one.
+absl::Status CheckRegions(const AttentionTensors& tensors, bool return_lse) {
+  const v1::AttentionOptions& options = *tensors.options;
+  const NamedTensor& first = tensors.by_role[kQuery];
+  const bool shared = first.tensor->has_shared_memory();
+  const auto check = [&](const char* field, bool there,
+                         const v1::SharedMemory& place, bool needed,
+                         const auto& why_not) {
+    if (there == needed) {
+      return there ? CheckPlace(place, field) : absl::OkStatus();
+    }
+    return there ? FieldError(field, absl::StrCat("none, for ", why_not()),
+                              "a region")
+                 : FieldError(field,
+                              absl::StrCat("a region, for ", first.path,
+                                           " lies in shared memory"),
+                              "none");
+  };
+  const auto not_shared = [&]() -> std::string {
+    if (tensors.backward) return "gradients travel inside the message";
+    if (tensors.streamed) return "a stream answers in chunks";
+    return absl::StrCat(first.path, " does not lie in shared memory");
+  };
+  absl::Status status =
+      check("options.output_region", options.has_output_region(),
+            options.output_region(), shared, not_shared);
+  status.Update(check("options.lse_region", options.has_lse_region(),
+                      options.lse_region(), shared && return_lse, [&] {
+                        return shared ? "lse is not asked for" : not_shared();
+                      }));
+  return status;
+}
+
+// The type and bytes of every tensor that the problem has.
+struct Expected {
+  DataType type = DataType::kF32;
+  int64_t bytes = 0;
+};
+std::array<Expected, kTensorRoles> ExpectedPayloads(
+    const AttentionProblem& problem) {
+  const AttentionParams& params = problem.params();
+  std::array<Expected, kTensorRoles> expected;
+  expected[kQuery] = {params.query_dtype, problem.query_bytes()};
+  expected[kKey] = {params.key_dtype, problem.key_bytes()};
+  expected[kValue] = {params.value_dtype, problem.value_bytes()};
+  expected[kBias] = {params.bias_dtype, problem.bias_bytes()};
+  expected[kMask].bytes = problem.mask_bytes();
+  expected[kOutput].bytes = problem.output_bytes();
+  expected[kLse].bytes = problem.lse_bytes();
+  expected[kGradOutput].bytes = problem.output_bytes();
+  return expected;
+}
+
+PayloadKind KindOf(const v1::Tensor& tensor) {
+  switch (tensor.payload_case()) {
+    case v1::Tensor::kValues:
+      return PayloadKind::kValues;
+    case v1::Tensor::kSharedMemory:
+      return PayloadKind::kSharedMemory;
+    default:
+      return PayloadKind::kData;
+  }
+}
+
+template <typename Request>
+AttentionTensors WithOptions(const Request& request) {
+  const v1::AttentionOptions& options = request.options();
+  AttentionTensors tensors;
+  tensors.options = &options;  // the default instance where unset
+  tensors.by_role[kBias] = {"options.bias",
+                            options.has_bias() ? &options.bias() : nullptr};
+  tensors.by_role[kMask] = {"options.mask",
+                            options.has_mask() ? &options.mask() : nullptr};
+  return tensors;
+}
+
+}  // namespace
+
+AttentionTensors AttentionTensors::Of(const v1::AttentionRequest& in) {
+  AttentionTensors out = WithOptions(in);
+  out.by_role[kQuery] = {"query", in.has_query() ? &in.query() : nullptr};
+  out.by_role[kKey] = {"key", in.has_key() ? &in.key() : nullptr};
+  out.by_role[kValue] = {"value", in.has_value() ? &in.value() : nullptr};
+  return out;
+}
+
+AttentionTensors AttentionTensors::OfStream(const v1::AttentionRequest& in) {
+  AttentionTensors out = Of(in);
+  out.streamed = true;
+  return out;
+}
+
+AttentionTensors AttentionTensors::Of(const v1::SelfAttentionRequest& in) {
+  AttentionTensors out = WithOptions(in);
+  for (const TensorRole role : {kQuery, kKey, kValue}) {
+    out.by_role[role] = {"sequence",
+                         in.has_sequence() ? &in.sequence() : nullptr};
+  }
+  return out;
+}
+
+AttentionTensors AttentionTensors::Of(const v1::CrossAttentionRequest& in) {
+  AttentionTensors out = WithOptions(in);
+  out.by_role[kQuery] = {"queries", in.has_queries() ? &in.queries() : nullptr};
+  for (const TensorRole role : {kKey, kValue}) {
+    out.by_role[role] = {"kv_sequence",
+                         in.has_kv_sequence() ? &in.kv_sequence() : nullptr};
+  }
+  return out;
+}
+
+AttentionTensors AttentionTensors::Of(const v1::AttentionBackwardRequest& in) {
+  AttentionTensors out = WithOptions(in);
+  out.backward = true;
+  out.by_role[kQuery] = {"query", in.has_query() ? &in.query() : nullptr};
+  out.by_role[kKey] = {"key", in.has_key() ? &in.key() : nullptr};
+  out.by_role[kValue] = {"value", in.has_value() ? &in.value() : nullptr};
+  out.by_role[kOutput] = {"output", in.has_output() ? &in.output() : nullptr};
+  out.by_role[kLse] = {"lse", in.has_lse() ? &in.lse() : nullptr};
+  out.by_role[kGradOutput] = {
+      "grad_output", in.has_grad_output() ? &in.grad_output() : nullptr};
+  return out;
+}
+
+absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
+                                             const SplitMessage& split) {
+  absl::StatusOr<AttentionProblem> problem = DecodeProblem(tensors);
+  if (!problem.ok()) return problem.status();
+  if (tensors.backward) {
+    if (absl::Status status = CheckBackward(tensors, *problem); !status.ok()) {
+      return status;
+    }
+  }
+  const PayloadKind kind = KindOf(*tensors.by_role[kQuery].tensor);
+  const DataType output_type = problem->params().output_dtype;
+  if (kind == PayloadKind::kValues && output_type != DataType::kF32) {
+    return FieldError("options.output_dtype",
+                      "F32, for the answer travels as values",
+                      std::string(TypeName(output_type)));
+  }
+  DecodedRequest decoded{*std::move(problem), kind};
+  const auto expected = ExpectedPayloads(decoded.problem);
+  for (size_t i = 0; i < kTensorRoles; ++i) {
+    if (tensors.by_role[i].tensor == nullptr) continue;
+    const auto& [type, bytes] = expected[i];
+    if (absl::Status status = CheckPayload(tensors, static_cast<TensorRole>(i),
+                                           type, bytes, split);
+        !status.ok()) {
+      return status;
+    }
+    decoded.bytes[i] = bytes;
+  }
+  // In AttentionBackward the first tensor is in no region, or was refused.
+  if (absl::Status status =
+          CheckRegions(tensors, decoded.problem.params().return_lse);
+      !status.ok()) {
+    return status;
+  }
+  return decoded;
+}
+
+void CopyValues(const v1::Tensor& tensor, std::byte* to) {
+  const auto& values = tensor.values().values();
+  if (values.empty()) return;
+  std::memcpy(to, values.data(),
+              static_cast<size_t>(values.size()) * sizeof(float));
+}
+
+}  // namespace attnd::server

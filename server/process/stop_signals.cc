@@ -1,0 +1,106 @@
+#include "server/process/stop_signals.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <utility>
+
+#include "spdlog/spdlog.h"
+
+namespace attnd::server {
+namespace {
+
+// LXC ends a container with SIGPWR. SIGXCPU comes at the soft limit of CPU
+// time, so that a process can end in order before the hard limit.
+constexpr int kStop[] = {SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGXCPU};
+// The real-time signals are ignored too, but their numbers are not constants.
+constexpr int kIgnored[] = {SIGHUP,    SIGUSR1, SIGUSR2, SIGALRM,
+                            SIGVTALRM, SIGPROF, SIGIO,   SIGSTKFLT};
+constexpr std::chrono::milliseconds kStartTime{600};
+
+sigset_t Signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : kStop) sigaddset(&signals, signal);
+  for (const int signal : kIgnored) sigaddset(&signals, signal);
+  for (int signal = SIGRTMIN; signal <= SIGRTMAX; ++signal) {
+    sigaddset(&signals, signal);
+  }
+  return signals;
+}
+
+// Waits for a signal that asks for the end.
+int NextStop() {
+  const sigset_t signals = Signals();
+  for (;;) {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    if (std::find(std::begin(kStop), std::end(kStop), signal) !=
+        std::end(kStop)) {
+      return signal;
+    }
+    spdlog::info("signal {} ({}) is ignored", signal, strsignal(signal));
+  }
+}
+
+}  // namespace
+
+void StopSignals::Block() {
+  const sigset_t signals = Signals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+StopSignals::StopSignals() : thread_([this] { Run(); }) {}
+
+StopSignals::~StopSignals() { End(); }
+
+void StopSignals::Wait(std::function<void()> on_second) {
+  std::unique_lock lock(mutex_);
+  on_second_ = std::move(on_second);
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return first_seen_; });
+}
+
+bool StopSignals::End() {
+  if (!thread_.joinable()) return second_seen_;
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  changed_.notify_all();
+  // The thread waits for this signal, which is blocked: nothing is killed.
+  // NOLINTNEXTLINE(bugprone-bad-signal-to-kill-thread)
+  pthread_kill(thread_.native_handle(), SIGTERM);
+  thread_.join();
+  return second_seen_;
+}
+
+void StopSignals::Run() {
+  const int first = NextStop();
+  {
+    std::unique_lock lock(mutex_);
+    if (ended_) return;
+    first_seen_ = true;
+    changed_.notify_all();
+    spdlog::info("signal {}: stopping", first);
+    const bool started = changed_.wait_for(
+        lock, kStartTime, [this] { return on_second_ || ended_; });
+    if (!started) {
+      spdlog::error("the start takes too long: ending before it is complete");
+      spdlog::default_logger_raw()->flush();
+      std::_Exit(EXIT_FAILURE);
+    }
+  }
+  const int second = NextStop();
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_) return;
+    second_seen_ = true;
+  }
+  spdlog::warn("signal {} again: cancelling", second);
+  on_second_();
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,372 @@
+#include "server/rpc/attention_service.h"
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "attnd/v1/attention.grpc.pb.h"
+#include "server/calls/attention_call.h"
+#include "server/calls/benchmark_call.h"
+#include "server/calls/message_stream.h"
+#include "server/calls/plain_calls.h"
+#include "server/calls/silence_watch.h"
+#include "server/calls/stream_call.h"
+#include "server/calls/unary_answer.h"
+#include "server/rpc/rpc_adapter.h"
+#include "spdlog/spdlog.h"
+
+namespace attnd::server {
+namespace {
+
+using grpc::ByteBuffer;
+using grpc::CallbackServerContext;
+
+// Writes one debug line a call, never what tensors hold.
+class CallLog {
+ public:
+  explicit CallLog(std::string_view method) : method_(method) {}
+
+  void Finished(const absl::Status& status) { code_ = status.code(); }
+  ~CallLog() {
+    if (!spdlog::should_log(spdlog::level::debug)) return;
+    const auto took = std::chrono::steady_clock::now() - begin_;
+    spdlog::debug(
+        "{} {} {} us", method_, absl::StatusCodeToString(code_),
+        std::chrono::duration_cast<std::chrono::microseconds>(took).count());
+  }
+
+ private:
+  std::string_view method_;
+  absl::StatusCode code_ = absl::StatusCode::kOk;
+  std::chrono::steady_clock::time_point begin_ =
+      std::chrono::steady_clock::now();
+};
+
+// A call of one message and one answer. The answer is watched until it is sent.
+class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
+ public:
+  // `answer` is told when the call is over. All else must outlive the reactor.
+  UnaryReactor(std::string_view name, CallbackServerContext& rpc,
+               ByteBuffer& response, SilenceWatch& watch,
+               std::shared_ptr<UnaryAnswer> answer)
+      : log_(name),
+        rpc_(rpc),
+        response_(response),
+        watch_(watch),
+        answer_(std::move(answer)) {}
+
+  // Call it once. The reactor may be gone when it returns.
+  void Answer(absl::StatusOr<ResponsePieces> answer) {
+    const absl::Status status = answer.status();
+    log_.Finished(status);
+    if (status.ok()) response_ = ToByteBuffer(*std::move(answer), sent_);
+    answer_->Begin(*this);
+    watch_.Add(answer_);
+    Finish(ToGrpcStatus(status, rpc_));
+  }
+  void OnDone() override {
+    answer_->Over();
+    delete this;
+  }
+  // Nothing here blocks, so gRPC may call this reactor in its own threads.
+  // Otherwise gRPC wakes another thread, which costs a small call time.
+  bool InternalInlineable() override { return true; }
+
+ private:
+  int64_t sent_bytes() override { return sent_.bytes(); }
+  Break HoldToBreak() override { return server::HoldToBreak(rpc_); }
+
+  CallLog log_;
+  CallbackServerContext& rpc_;
+  ByteBuffer& response_;  // keeps its slices until OnDone
+  SentSlices sent_;
+  SilenceWatch& watch_;
+  const std::shared_ptr<UnaryAnswer> answer_;
+};
+
+// A call with its answer, in one block of memory.
+class WatchedUnaryCall final : public UnaryCall, public UnaryAnswer {
+ public:
+  using UnaryCall::UnaryCall;
+};
+
+class AttentionReactor final : public UnaryReactor {
+ public:
+  AttentionReactor(std::string_view name, CallbackServerContext& rpc,
+                   ByteBuffer& response, SilenceWatch& watch,
+                   std::shared_ptr<WatchedUnaryCall> call)
+      : UnaryReactor(name, rpc, response, watch, call),
+        call_(std::move(call)) {}
+
+  void Start(absl::StatusOr<ReceivedMessage> received) {
+    if (!received.ok()) {
+      Answer(received.status());
+      return;
+    }
+    // The call outlives the reactor where it answers before Start returns.
+    const std::shared_ptr<UnaryCall> call = call_;
+    call->Start(*std::move(received),
+                [this](absl::StatusOr<ResponsePieces> answer) {
+                  Answer(std::move(answer));
+                });
+  }
+  void OnCancel() override { call_->Cancel(); }
+
+ private:
+  const std::shared_ptr<UnaryCall> call_;
+};
+
+// A call that computes no attention.
+class PlainReactor final : public UnaryReactor {
+ public:
+  using AnswerFn = void (*)(const ServiceContext&, ReceivedMessage,
+                            const StopSignal&, PlainDone);
+
+  PlainReactor(std::string_view name, CallbackServerContext& rpc,
+               ByteBuffer& response, SilenceWatch& watch)
+      : UnaryReactor(name, rpc, response, watch,
+                     std::make_shared<UnaryAnswer>()),
+        stop_(DeadlineOf(rpc)) {}
+
+  void Start(const ServiceContext& context, AnswerFn answer,
+             absl::StatusOr<ReceivedMessage> received) {
+    if (!received.ok()) {
+      Answer(received.status());
+      return;
+    }
+    answer(context, *std::move(received), stop_,
+           [this](absl::StatusOr<ResponsePieces> pieces) {
+             Answer(std::move(pieces));
+           });
+  }
+  void OnCancel() override { stop_.Cancel(); }
+
+ private:
+  StopSignal stop_;
+};
+
+class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
+                               private MessageSink {
+ public:
+  BenchmarkReactor(const ServiceContext& context, BenchmarkRunner& runner,
+                   CallbackServerContext& rpc)
+      : log_("Benchmark"),
+        rpc_(rpc),
+        call_(std::make_shared<BenchmarkCall>(context, runner,
+                                              static_cast<MessageSink&>(*this),
+                                              DeadlineOf(rpc))) {}
+
+  void Start(SilenceWatch& watch,
+             const absl::StatusOr<ReceivedMessage>& received) {
+    if (!received.ok()) {
+      Finish(received.status());
+      return;
+    }
+    watch.Add(call_);
+    const std::shared_ptr<BenchmarkCall> call = call_;
+    call->Start(*received);
+  }
+  void OnWriteDone(bool ok) override {
+    const std::shared_ptr<BenchmarkCall> call = call_;
+    call->OnWritten(ok);
+  }
+  void OnCancel() override { call_->Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  void Write(ResponsePieces message) override {
+    outgoing_ = ToByteBuffer(std::move(message), sent_);
+    StartWrite(&outgoing_);
+  }
+  int64_t sent_bytes() override { return sent_.bytes(); }
+  void Break(const std::string& why) override {
+    CancelCall(rpc_.c_call(), why);
+  }
+  void Finish(const absl::Status& status) override {
+    log_.Finished(status);
+    grpc::ServerWriteReactor<ByteBuffer>::Finish(ToGrpcStatus(status, rpc_));
+  }
+
+  CallLog log_;
+  CallbackServerContext& rpc_;
+  ByteBuffer outgoing_;  // keeps its slices until the next is written
+  SentSlices sent_;
+  const std::shared_ptr<BenchmarkCall> call_;
+};
+
+class StreamReactor final
+    : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>,
+      private MessageStream {
+ public:
+  StreamReactor(const ServiceContext& context,
+                std::shared_ptr<MessageQuota> messages,
+                CallbackServerContext& rpc)
+      : log_("AttentionStream"),
+        rpc_(rpc),
+        messages_(std::move(messages)),
+        call_(std::make_shared<StreamCall>(
+            context, static_cast<MessageStream&>(*this), DeadlineOf(rpc))) {}
+
+  void Start(SilenceWatch& watch,
+             absl::StatusOr<Admission::Reservation> arrival) {
+    if (!arrival.ok()) {
+      Finish(arrival.status());
+      return;
+    }
+    watch.Add(call_);
+    call_->Start(*std::move(arrival));
+  }
+  void OnReadDone(bool ok) override {
+    const std::shared_ptr<StreamCall> call = call_;
+    if (ok) {
+      call->OnMessage(TakeMessage(&incoming_, messages_));
+    } else {
+      call->OnEnd();
+    }
+  }
+  void OnWriteDone(bool ok) override {
+    const std::shared_ptr<StreamCall> call = call_;
+    call->OnWritten(ok);
+  }
+  void OnCancel() override { call_->Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  using Reactor = grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>;
+
+  void Read() override { StartRead(&incoming_); }
+  void Write(ResponsePieces message) override {
+    outgoing_ = ToByteBuffer(std::move(message), sent_);
+    StartWrite(&outgoing_);
+  }
+  int64_t sent_bytes() override { return sent_.bytes(); }
+  void Break(const std::string& why) override {
+    CancelCall(rpc_.c_call(), why);
+  }
+  void Finish(const absl::Status& status) override {
+    log_.Finished(status);
+    Reactor::Finish(ToGrpcStatus(status, rpc_));
+  }
+
+  CallLog log_;
+  CallbackServerContext& rpc_;
+  const std::shared_ptr<MessageQuota> messages_;
+  ByteBuffer incoming_;
+  ByteBuffer outgoing_;  // keeps its slices until the next is written
+  SentSlices sent_;
+  const std::shared_ptr<StreamCall> call_;
+};
+
+using Base = v1::AttentionService::Service;
+using RawBase = v1::AttentionService::WithRawCallbackMethod_Attention<
+    v1::AttentionService::WithRawCallbackMethod_SelfAttention<
+        v1::AttentionService::WithRawCallbackMethod_CrossAttention<
+            v1::AttentionService::WithRawCallbackMethod_AttentionBackward<
+                v1::AttentionService::WithRawCallbackMethod_AttentionStream<
+                    v1::AttentionService::WithRawCallbackMethod_Benchmark<
+                        v1::AttentionService::
+                            WithRawCallbackMethod_MemoryEstimate<
+                                v1::AttentionService::
+                                    WithRawCallbackMethod_GetServerInfo<
+                                        Base>>>>>>>>;
+
+class RawAttentionService final : public RawBase {
+ public:
+  RawAttentionService(const ServiceContext& context,
+                      std::shared_ptr<MessageQuota> messages)
+      : context_(context),
+        messages_(std::move(messages)),
+        arrivals_(/*budget_bytes=*/0, context.admission.max_in_flight()),
+        silence_watch_(context.stream_idle_timeout) {}
+
+  grpc::ServerUnaryReactor* Attention(CallbackServerContext* rpc,
+                                      const ByteBuffer* request,
+                                      ByteBuffer* response) override {
+    return Compute(AttentionMethod::kAttention, "Attention", rpc, request,
+                   response);
+  }
+  grpc::ServerUnaryReactor* SelfAttention(CallbackServerContext* rpc,
+                                          const ByteBuffer* request,
+                                          ByteBuffer* response) override {
+    return Compute(AttentionMethod::kSelfAttention, "SelfAttention", rpc,
+                   request, response);
+  }
+  grpc::ServerUnaryReactor* CrossAttention(CallbackServerContext* rpc,
+                                           const ByteBuffer* request,
+                                           ByteBuffer* response) override {
+    return Compute(AttentionMethod::kCrossAttention, "CrossAttention", rpc,
+                   request, response);
+  }
+  grpc::ServerUnaryReactor* AttentionBackward(CallbackServerContext* rpc,
+                                              const ByteBuffer* request,
+                                              ByteBuffer* response) override {
+    return Compute(AttentionMethod::kAttentionBackward, "AttentionBackward",
+                   rpc, request, response);
+  }
+  grpc::ServerUnaryReactor* MemoryEstimate(CallbackServerContext* rpc,
+                                           const ByteBuffer* request,
+                                           ByteBuffer* response) override {
+    return Plain("MemoryEstimate", AnswerMemoryEstimate, rpc, request,
+                 response);
+  }
+  grpc::ServerUnaryReactor* GetServerInfo(CallbackServerContext* rpc,
+                                          const ByteBuffer* request,
+                                          ByteBuffer* response) override {
+    return Plain("GetServerInfo", AnswerServerInfo, rpc, request, response);
+  }
+  grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
+      CallbackServerContext* rpc) override {
+    auto* reactor = new StreamReactor(context_, messages_, *rpc);
+    reactor->Start(silence_watch_, arrivals_.Admit(0));
+    return reactor;
+  }
+  grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
+      CallbackServerContext* rpc, const ByteBuffer* request) override {
+    auto* reactor = new BenchmarkReactor(context_, benchmarks_, *rpc);
+    reactor->Start(silence_watch_, TakeMessage(request, messages_));
+    return reactor;
+  }
+
+ private:
+  grpc::ServerUnaryReactor* Compute(AttentionMethod method,
+                                    std::string_view name,
+                                    CallbackServerContext* rpc,
+                                    const ByteBuffer* request,
+                                    ByteBuffer* response) {
+    auto* reactor = new AttentionReactor(
+        name, *rpc, *response, silence_watch_,
+        std::make_shared<WatchedUnaryCall>(context_, method, DeadlineOf(*rpc)));
+    reactor->Start(TakeMessage(request, messages_));
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Plain(std::string_view name,
+                                  PlainReactor::AnswerFn answer,
+                                  CallbackServerContext* rpc,
+                                  const ByteBuffer* request,
+                                  ByteBuffer* response) {
+    auto* reactor = new PlainReactor(name, *rpc, *response, silence_watch_);
+    reactor->Start(context_, answer, TakeMessage(request, messages_));
+    return reactor;
+  }
+
+  const ServiceContext& context_;
+  const std::shared_ptr<MessageQuota> messages_;
+  // Of streams whose headers are still to come. Apart from those that were let
+  // in, which a drain waits for and who have shown what they are for.
+  Admission arrivals_;
+  SilenceWatch silence_watch_;
+  BenchmarkRunner benchmarks_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeAttentionService(
+    const ServiceContext& context, std::shared_ptr<MessageQuota> messages) {
+  return std::make_unique<RawAttentionService>(context, std::move(messages));
+}
+
+}  // namespace attnd::server

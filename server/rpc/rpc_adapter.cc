@@ -1,0 +1,144 @@
+#include "server/rpc/rpc_adapter.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "core/field_error.h"
+#include "grpc/grpc.h"
+#include "grpcpp/support/slice.h"
+#include "proto/message_pieces.h"
+#include "server/calls/stall_timer.h"
+#include "server/status/reasons.h"
+#include "server/status/status_convert.h"
+
+namespace attnd::server {
+
+namespace {
+
+// A message in gRPC's memory. The buffer has to be the last reference to that
+// memory, in whatever thread it is dropped. When memory is short, gRPC 1.51
+// wakes waiters as memory is freed, and crashes if that happens in a thread
+// that is not its own. gRPC prepares the thread when a buffer is freed, but not
+// when a slice is.
+struct Taken {
+  MessageQuota::Held held;  // goes last
+  grpc::ByteBuffer buffer;
+  std::vector<grpc::Slice> slices;  // short ones hold their bytes themselves
+};
+
+}  // namespace
+
+absl::StatusOr<ReceivedMessage> TakeMessage(
+    const grpc::ByteBuffer* buffer,
+    const std::shared_ptr<MessageQuota>& quota) {
+  // gRPC hands the message in as const, but owns no more than this reference,
+  // and holds it until the call is over: too long for a large tensor.
+  grpc::ByteBuffer taken;
+  taken.Swap(const_cast<grpc::ByteBuffer*>(buffer));
+  std::vector<grpc::Slice> slices;
+  if (!taken.Valid() || !taken.Dump(&slices).ok()) {
+    return WithReason(absl::InvalidArgumentError(
+                          "the client ended the call before its message was "
+                          "complete: expected one whole message, got none"),
+                      kMalformedMessage);
+  }
+  const auto size_bytes = static_cast<int64_t>(taken.Length());
+  std::shared_ptr<Taken> owner(
+      new Taken{{quota, size_bytes}, {}, std::move(slices)});
+  owner->buffer.Swap(&taken);
+  std::vector<absl::string_view> views;
+  views.reserve(owner->slices.size());
+  for (const grpc::Slice& slice : owner->slices) {
+    views.emplace_back(reinterpret_cast<const char*>(slice.begin()),
+                       slice.size());
+  }
+  return ReceivedMessage(std::move(views), std::move(owner));
+}
+
+int64_t SentSlices::bytes() const {
+  // The message's ByteBuffer and the call hold a reference each. A slice that
+  // is still to be sent has one more.
+  constexpr size_t kReferencesOfSent = 2;
+  const std::lock_guard lock(mutex_);
+  const auto sent = std::count_if(
+      slices_.begin(), slices_.end(), [](const grpc_slice_refcount* slice) {
+        return __atomic_load_n(reinterpret_cast<const size_t*>(slice),
+                               __ATOMIC_RELAXED) == kReferencesOfSent;
+      });
+  return sent * kLeastMoveBytes;
+}
+
+grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent) {
+  constexpr auto kSliceBytes = static_cast<size_t>(kLeastMoveBytes);
+  size_t whole_slices = 0;
+  for (const ResponsePiece& piece : pieces) {
+    whole_slices += piece.bytes.size() / kSliceBytes;
+  }
+  std::vector<const grpc_slice_refcount*> watched;
+  watched.reserve(whole_slices);
+  std::vector<grpc::Slice> slices;
+  slices.reserve(whole_slices + pieces.size());
+  for (ResponsePiece& piece : pieces) {
+    absl::string_view left = piece.bytes;
+    const size_t count = (left.size() + kSliceBytes - 1) / kSliceBytes;
+    if (count == 0) continue;
+    void* const held = Hold(std::move(piece.owner), count);
+    while (!left.empty()) {
+      const absl::string_view part = left.substr(0, kSliceBytes);
+      left.remove_prefix(part.size());
+      const grpc_slice slice = grpc_slice_new_with_user_data(
+          const_cast<char*>(part.data()), part.size(), Drop, held);
+      if (part.size() == kSliceBytes) watched.push_back(slice.refcount);
+      slices.emplace_back(slice, grpc::Slice::STEAL_REF);
+    }
+  }
+  const std::lock_guard lock(sent.mutex_);
+  sent.slices_ = std::move(watched);
+  return {slices.data(), slices.size()};
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status,
+                          grpc::ServerContextBase& rpc) {
+  const WireStatus wire = ToWireStatus(status);
+  if (wire.retry_delay) {
+    rpc.AddTrailingMetadata("grpc-retry-pushback-ms",
+                            std::to_string(wire.retry_delay->count()));
+  } else if (status.code() == absl::StatusCode::kResourceExhausted) {
+    // Will never fit: a client whose policy retries this code shall not.
+    rpc.AddTrailingMetadata("grpc-retry-pushback-ms", "-1");
+  }
+  return {static_cast<grpc::StatusCode>(wire.code), wire.message, wire.details};
+}
+
+SteadyTime DeadlineOf(const grpc::ServerContextBase& context) {
+  return ToSteadyTime(context.raw_deadline());
+}
+
+SteadyTime ToSteadyTime(gpr_timespec deadline) {
+  const gpr_timespec left =
+      gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  // This also keeps the sums below from overflowing.
+  constexpr int64_t kYearSeconds = int64_t{365} * 24 * 3600;
+  if (left.tv_sec >= kYearSeconds) return SteadyTime::max();
+  if (left.tv_sec <= -kYearSeconds) return SteadyTime::min();
+  return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) +
+         std::chrono::nanoseconds(left.tv_nsec);
+}
+
+void CancelCall(grpc_call* call, const std::string& why) {
+  grpc_call_cancel_with_status(call, GRPC_STATUS_CANCELLED, why.c_str(),
+                               nullptr);
+}
+
+SendingRpc::Break HoldToBreak(grpc::CallbackServerContext& rpc) {
+  grpc_call_ref(rpc.c_call());
+  const std::shared_ptr<grpc_call> call(rpc.c_call(), grpc_call_unref);
+  return [call](const std::string& why) { CancelCall(call.get(), why); };
+}
+
+}  // namespace attnd::server

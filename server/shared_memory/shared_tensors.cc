@@ -1,0 +1,126 @@
+#include "server/shared_memory/shared_tensors.h"
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "core/field_error.h"
+#include "server/status/reasons.h"
+#include "server/status/status_convert.h"
+
+namespace attnd::server {
+namespace {
+
+constexpr char kOutputField[] = "options.output_region";
+constexpr char kLseField[] = "options.lse_region";
+
+absl::StatusOr<SharedPart> FindPart(const v1::SharedMemory& place,
+                                    absl::string_view path,
+                                    absl::string_view name, int64_t size_bytes,
+                                    const RegionRegistry* registry) {
+  if (registry == nullptr) {
+    return RefuseField(absl::StatusCode::kFailedPrecondition,
+                       absl::StrCat(path, name),
+                       "shared memory is off (--shm-socket)", kSharedMemoryOff);
+  }
+  SharedPart part{.region = registry->Find(place.handle()),
+                  .offset_bytes = place.offset_bytes(),
+                  .size_bytes = size_bytes};
+  if (part.region == nullptr) {
+    return RefuseField(
+        absl::StatusCode::kNotFound, absl::StrCat(path, name, ".handle"),
+        "no such region: it was never registered, or its connection is closed",
+        kUnknownRegion);
+  }
+  // No sum: it could overflow.
+  const int64_t room_bytes = part.region->size_bytes() - size_bytes;
+  if (part.offset_bytes > room_bytes) {
+    return FieldError(
+        absl::StrCat(path, name, ".offset_bytes"),
+        room_bytes < 0
+            ? absl::StrCat("a region of at least ", size_bytes, " bytes")
+            : absl::StrCat("at most ", room_bytes, ", so that ", size_bytes,
+                           " bytes fit the region's ",
+                           part.region->size_bytes()),
+        room_bytes < 0 ? absl::StrCat("one of ", part.region->size_bytes())
+                       : absl::StrCat(part.offset_bytes));
+  }
+  return part;
+}
+
+absl::StatusOr<SharedPart> FindTarget(const v1::SharedMemory& place,
+                                      absl::string_view field,
+                                      int64_t size_bytes,
+                                      const RegionRegistry* registry) {
+  absl::StatusOr<SharedPart> part =
+      FindPart(place, field, "", size_bytes, registry);
+  if (part.ok() && part->region->writable_data() == nullptr) {
+    return FieldError(absl::StrCat(field, ".handle"),
+                      "a region that the server may write to",
+                      "one that is sealed against writes or was opened to be "
+                      "read only");
+  }
+  return part;
+}
+
+bool Overlap(const SharedPart& a, const SharedPart& b) {
+  return a.region != nullptr && a.region == b.region && a.size_bytes > 0 &&
+         b.size_bytes > 0 && a.offset_bytes < b.offset_bytes + b.size_bytes &&
+         b.offset_bytes < a.offset_bytes + a.size_bytes;
+}
+
+// A kernel writes some rows of an output while it still reads others' inputs.
+absl::Status CheckApart(const SharedPart& target, absl::string_view field,
+                        const SharedPart& other, absl::string_view name) {
+  if (!Overlap(target, other)) return absl::OkStatus();
+  return FieldError(
+      absl::StrCat(field, ".offset_bytes"),
+      absl::StrCat(target.size_bytes, " bytes apart from those of ", name,
+                   ", which start at ", other.offset_bytes, " and end at ",
+                   other.offset_bytes + other.size_bytes),
+      absl::StrCat(target.offset_bytes));
+}
+
+}  // namespace
+
+absl::StatusOr<SharedTensors> FindSharedTensors(
+    const AttentionTensors& tensors, const DecodedRequest& decoded,
+    const RegionRegistry* registry) {
+  SharedTensors shared;
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    const auto& [path, tensor] = tensors.by_role[role];
+    if (tensor == nullptr || !tensor->has_shared_memory()) continue;
+    absl::StatusOr<SharedPart> part =
+        FindPart(tensor->shared_memory(), path, ".shared_memory",
+                 decoded.bytes[role], registry);
+    if (!part.ok()) return part.status();
+    shared.inputs[role] = *std::move(part);
+  }
+  if (decoded.kind != PayloadKind::kSharedMemory) return shared;
+
+  absl::StatusOr<SharedPart> output =
+      FindTarget(tensors.options->output_region(), kOutputField,
+                 decoded.problem.output_bytes(), registry);
+  if (!output.ok()) return output.status();
+  shared.output = *std::move(output);
+  if (decoded.problem.params().return_lse) {
+    absl::StatusOr<SharedPart> lse =
+        FindTarget(tensors.options->lse_region(), kLseField,
+                   decoded.problem.lse_bytes(), registry);
+    if (!lse.ok()) return lse.status();
+    shared.lse = *std::move(lse);
+  }
+  absl::Status apart =
+      CheckApart(shared.lse, kLseField, shared.output, kOutputField);
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    const SharedPart& input = shared.inputs[role];
+    const char* const name = tensors.by_role[role].path;
+    apart.Update(CheckApart(shared.output, kOutputField, input, name));
+    apart.Update(CheckApart(shared.lse, kLseField, input, name));
+  }
+  if (!apart.ok()) return apart;
+  return shared;
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,151 @@
+#include "server/status/status_convert.h"
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "core/field_error.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "server/status/reasons.h"
+
+namespace attnd::server {
+namespace {
+
+constexpr absl::string_view kRetryPayload = "attnd/retry_delay_ms";
+
+// The message travels twice, once inside the details and base64-coded there,
+// and again as the description of the violation: under 4 KiB in all.
+constexpr size_t kMaxMessageBytes = 768;
+constexpr size_t kMaxFieldBytes = 128;
+
+// `text` cut to `limit` bytes without splitting a UTF-8 character; bytes that
+// are no ASCII are replaced, since protobuf's strings must be valid UTF-8 and
+// a client's values may be anything.
+std::string Cut(absl::string_view text, size_t limit) {
+  std::string cut(text.substr(0, limit));
+  for (char& c : cut) {
+    if (static_cast<unsigned char>(c) >= 0x80) c = '?';
+  }
+  if (text.size() > limit) cut += "...";
+  return cut;
+}
+
+std::string_view DefaultReason(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kInvalidArgument:
+      return kInvalidField;
+    case absl::StatusCode::kResourceExhausted:
+      return kMemoryBudget;
+    case absl::StatusCode::kUnimplemented:
+      return kNotImplemented;
+    case absl::StatusCode::kFailedPrecondition:
+      return kSharedMemoryOff;
+    case absl::StatusCode::kNotFound:
+      return kUnknownRegion;
+    case absl::StatusCode::kUnavailable:
+      return kDraining;
+    case absl::StatusCode::kDeadlineExceeded:
+      return kDeadlineExceeded;
+    case absl::StatusCode::kCancelled:
+      return kCancelled;
+    default:
+      return kInternal;
+  }
+}
+
+// Codes that attnd does not answer on purpose are its bugs.
+absl::StatusCode WireCode(absl::StatusCode code) {
+  return DefaultReason(code) == kInternal ? absl::StatusCode::kInternal : code;
+}
+
+std::optional<std::chrono::milliseconds> RetryDelay(
+    const absl::Status& status) {
+  int64_t delay_ms = 0;
+  const auto payload = status.GetPayload(kRetryPayload);
+  if (!payload || !absl::SimpleAtoi(std::string(*payload), &delay_ms)) {
+    return std::nullopt;
+  }
+  return std::chrono::milliseconds(delay_ms);
+}
+
+}  // namespace
+
+WireStatus ToWireStatus(const absl::Status& status) {
+  if (status.ok()) return {};
+  const absl::StatusCode code = WireCode(status.code());
+  WireStatus wire;
+  wire.code = static_cast<int>(code);
+  wire.message = Cut(status.message(), kMaxMessageBytes);
+  google::rpc::Status rpc;
+  rpc.set_code(wire.code);
+  rpc.set_message(wire.message);
+
+  google::rpc::ErrorInfo info;
+  info.set_domain("attnd");
+  const std::string reason =
+      ReasonOf(status).value_or(std::string(DefaultReason(code)));
+  info.set_reason(reason);
+  rpc.add_details()->PackFrom(info);
+
+  std::optional<std::string> field = FieldOf(status);
+  // The error concerns the message as a whole.
+  if (!field && (reason == kMalformedMessage || reason == kTooManyFields)) {
+    field = "";
+  }
+  if (field) {
+    google::rpc::BadRequest bad;
+    auto* violation = bad.add_field_violations();
+    violation->set_field(Cut(*field, kMaxFieldBytes));
+    violation->set_description(wire.message);
+    rpc.add_details()->PackFrom(bad);
+  }
+  wire.retry_delay = RetryDelay(status);
+  if (wire.retry_delay) {
+    const int64_t delay_ms = wire.retry_delay->count();
+    google::rpc::RetryInfo retry;
+    retry.mutable_retry_delay()->set_seconds(delay_ms / 1000);
+    retry.mutable_retry_delay()->set_nanos(
+        static_cast<int32_t>(delay_ms % 1000 * 1'000'000));
+    rpc.add_details()->PackFrom(retry);
+  }
+  wire.details = rpc.SerializeAsString();
+  return wire;
+}
+
+absl::Status WithRetryDelay(absl::Status status,
+                            std::chrono::milliseconds delay) {
+  status.SetPayload(kRetryPayload, absl::Cord(absl::StrCat(delay.count())));
+  return status;
+}
+
+absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
+                         absl::string_view why, absl::string_view reason) {
+  absl::Status refusal(code, absl::StrCat(field, ": ", why));
+  // FieldError is the one who knows how a field rides on a status.
+  FieldError(std::string(field), "", "")
+      .ForEachPayload([&](absl::string_view type, const absl::Cord& payload) {
+        refusal.SetPayload(type, payload);
+      });
+  return WithReason(std::move(refusal), std::string(reason));
+}
+
+absl::Status NotImplementedError(absl::string_view field,
+                                 absl::string_view what) {
+  return RefuseField(absl::StatusCode::kUnimplemented, field,
+                     absl::StrCat(what, " is not built yet"), kNotImplemented);
+}
+
+absl::Status MalformedMessageError(absl::string_view message_type) {
+  return WithReason(absl::InvalidArgumentError(absl::StrCat(
+                        "the message does not parse: expected the wire format "
+                        "of ",
+                        message_type, ", got other bytes")),
+                    kMalformedMessage);
+}
+
+}  // namespace attnd::server
