@@ -223,7 +223,7 @@ def test_a_slow_stream_that_moves_enough_is_served(attnd, connect, rng):
 
 
 def test_a_stream_read_by_few_bytes_is_ended(attnd, connect):
-  with Server(attnd, '--max-in-flight=1', '--stream-idle-timeout=1') as server:
+  with Server(attnd, '--stream-idle-timeout=1') as server:
     client = connect(server.tcp)
     request = client.request(np.ones((1 << 18, 1), np.float32),
                              np.ones((1, 1), np.float32),
@@ -234,11 +234,10 @@ def test_a_stream_read_by_few_bytes_is_ended(attnd, connect):
         data = message.SerializeToString()
         slow.send_data(http2.message_prefix(len(data)) + data)
       slow.end()
-      assert work.refusal_of(client).reason == 'TOO_MANY_REQUESTS'
       read_slowly(slow, 4 << 10)
       assert slow.data_bytes[http2.STREAM] < MIB
       assert b'--stream-idle-timeout' in slow.headers[http2.STREAM]
-      work.wait_until_free(client)
+      assert work.refusal_of(client) is None
 
 
 def test_a_stream_read_slowly_gets_its_answer(attnd, connect):

@@ -221,7 +221,6 @@ def test_cancel_while_uploading(slot, request_of_three):
 
 def test_a_deadline_ends_a_silent_client(slot, request_of_three):
   upload = hold(slot, request_of_three, timeout=3)
-  assert work.refusal_of(slot).reason == 'TOO_MANY_REQUESTS'
   with pytest.raises(grpc.RpcError) as caught:
     next(upload.call)
   upload.end()
