@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <ctime>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -307,20 +308,22 @@ TEST_F(BenchmarkTest, StopsWhileItPrepares) {
   request.set_dimensions(128);
   request.set_num_heads(1024);  // 2 GiB of tensors: about a second to fill
   Admission wide(8LL << 30, 1);
-  // A sixteenth of it, as a measure of this build and machine.
+  // A sixteenth of it, as a measure of this build and machine. Processor time
+  // is counted, because other processes may take any share of the wall time.
   std::vector<float> part(3 * (128 << 20) / 16);
-  const auto part_begin = std::chrono::steady_clock::now();
+  const std::clock_t part_begin = std::clock();
   RandomFloats(1).Fill(part);
-  const auto part_took = std::chrono::steady_clock::now() - part_begin;
+  const std::clock_t part_took = std::clock() - part_begin;
 
-  const auto begin = std::chrono::steady_clock::now();
-  const StopSignal stop(begin + std::chrono::milliseconds(20));
+  const std::clock_t begin = std::clock();
+  const StopSignal stop(std::chrono::steady_clock::now() +
+                        std::chrono::milliseconds(20));
   const Outcome outcome = Run(request, wide, stop);
-  const auto took = std::chrono::steady_clock::now() - begin;
+  const std::clock_t took = std::clock() - begin;
   EXPECT_EQ(outcome.result.status().code(),
             absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(outcome.phases, std::vector<std::string>{"prepare"});
-  EXPECT_LT(took, part_took * 8 + std::chrono::milliseconds(100));
+  EXPECT_LT(took, part_took * 8 + CLOCKS_PER_SEC / 10);
 }
 
 TEST_F(BenchmarkTest, RefusesByName) {
