@@ -1,9 +1,10 @@
-"""Renews the tables of documents from records of ./dev bench core, peers or serve.
+"""Writes tables into documents, from records of ./dev bench core, peers or serve.
 
 usage: tables.py RECORDS.json DOCUMENT.md...
 
-A table stands right below a line <!-- bench: NAME -->; the words around it are
-nobody's but yours. RECORDS.json is of a whole run, or was joined to one.
+A table is the lines directly below a line <!-- bench: NAME -->. This program
+replaces those lines and leaves all other text as it is. RECORDS.json has the
+records of a whole run, or records that were joined to those of a whole run.
 """
 import json
 import re
@@ -26,7 +27,7 @@ def of(records, name, **fields):
 
 
 def star(record):
-  """Where the machine kept its pace in too few rounds."""
+  """Returns a star if the machine was at its usual speed in too few rounds."""
   return '' if record['steady'] else '*'
 
 
@@ -73,7 +74,7 @@ def bar_and_verdict(v):
 def bars(data):
   rows = [[v['bar'], share(v, 'measured', 3), *bar_and_verdict(v)]
           for v in data['verdicts']]
-  return ['| bar | measured | bar | |',
+  return ['| bar | measured | limit | verdict |',
           *table('', rows, '|---|---:|---|---|')[1:]]
 
 
@@ -114,7 +115,7 @@ def other_shapes(data):
 def decode(data):
   def label(r):
     heads = (f'{r["q_heads"]} heads' if r['q_heads'] == r['kv_heads'] else
-             f'{r["q_heads"]} query heads, {r["kv_heads"]} of keys')
+             f'{r["q_heads"]} query heads, {r["kv_heads"]} kv heads')
     return f'{heads}, {r["dtype"]}'
   return by_threads(
       '1 query over 32 Ki keys, head_dim 128, share of stream',
@@ -129,7 +130,8 @@ def one_thread(data):
   def masked(window):
     those = [r for r in of(records, 'masked', causal=True)
              if (r['window'] > 0) == window]
-    return f'{share(those[0], "cost")} of its visible share of the full call'
+    cost = share(those[0], 'cost')
+    return f'{cost} times the full call\'s cost per visible key'
   def backward(causal):
     return ', '.join(ratio(of(records, 'backward', causal=causal)))
   def reach(key):
@@ -137,12 +139,12 @@ def one_thread(data):
              if 'block_size' not in r]
     return f'{min(those):.2f} to {max(those):.2f}'
   rows = [
-      ['bf16 in, N = 4096, head_dim 64 and 128',
+      ['bf16 inputs, N = 4096, head_dim 64 and 128',
        f'{sixteen("bf16", "peak_ratio")} of the f32 peak'],
-      ['f16 in, the same',
+      ['f16 inputs, N = 4096, head_dim 64 and 128',
        f'{sixteen("f16", "relative")} times the speed of f32'],
       ['causal, N = 4096, head_dim 128', masked(False)],
-      ['causal window of 1024 keys, the same', masked(True)],
+      ['causal, window of 1024 keys, N = 4096, head_dim 128', masked(True)],
       ['backward, one head, N = 2048, head_dim 64, 96 and 128 (5 products '
        'counted)', f'{backward(False)} of peak; causal {backward(True)}'],
       ['16 query rows of 8 heads over 16 Ki keys, head_dim 32 to 256',
@@ -163,7 +165,7 @@ def peers(data):
     unsteady = '*' if r['unsteady_turns'] else ''
     rows.append([r['label'], r['limit'], *shares,
                  f'{r["over_best_peer"]:.2f}{unsteady}, {r["place"]}'])
-  return table(['case', 'of', *names, 'over the best'], rows,
+  return table(['case', 'of', *names, 'attnd / best other'], rows,
                '|---|---|' + '---:|' * len(names) + '---|')
 
 
@@ -190,8 +192,8 @@ def serving_calls(data):
            duration(r['p50_us']), duration(r['p99_us']),
            duration(r['core_p50_us']), f'{r["overhead_ratio"]:.2f}']
           for r in one_client(data)]
-  return table(['one client', 'over', 'p50', 'p99', 'core p50', 'ratio'], rows,
-               '|---|---|---:|---:|---:|---:|')
+  return table(['call, one client', 'transport', 'p50', 'p99', 'core p50',
+                'ratio'], rows, '|---|---|---:|---:|---:|---:|')
 
 
 def serving_rates(data):
@@ -206,7 +208,7 @@ def serving_rates(data):
              (r['case'], 'grpc_echo', 'grpc_echo_protobuf', 'socket_copy')]
     if cells[0] != '-':
       rows.append([r['case'], r['transport'], *cells])
-  return table(['GB/s', 'over', 'attnd', 'gRPC echo, raw',
+  return table(['GB/s', 'transport', 'attnd', 'gRPC echo, raw',
                 'gRPC echo, protobuf', 'plain sockets'], rows,
                '|---|---|---:|---:|---:|---:|')
 
@@ -214,7 +216,7 @@ def serving_rates(data):
 def serving_bars(data):
   rows = [[v['bar'], v['transport'], f'{v["measured"]:.2f}',
            *bar_and_verdict(v)] for v in data['verdicts']]
-  return ['| bar | over | measured | bar | |',
+  return ['| bar | transport | measured | limit | verdict |',
           *table('', rows, '|---|---|---:|---|---|')[1:]]
 
 
