@@ -1,5 +1,5 @@
-// Attention of a real transformer layer on an attnd server, checked against
-// float64, timed, and refused once to show what an error looks like.
+// Computes attention of a real transformer layer on an attnd server, compares it with
+// float64, measures the smallest call, and shows what the error of a wrong request looks like.
 //
 //	attnd-example (HOST:PORT | unix:PATH) FOLDER
 package main
@@ -26,16 +26,16 @@ import (
 )
 
 const (
-	allowedError = 1.3e-6 // what PyTorch's float32 kernel is off on the same data
+	allowedError = 1.3e-6 // the error of PyTorch's float32 kernel on the same data
 	timedCalls   = 500
 )
 
-// serviceConfig says how often to try again, and to use every address of a name.
+// serviceConfig makes gRPC retry calls, and use every address of a name.
 //
 //go:embed attndv1/attention_grpc_service_config.json
 var serviceConfig string
 
-// tensor is a float32 array as it travels.
+// tensor makes the message for a float32 array.
 func tensor(elements []float32, shape ...int64) *pb.Tensor {
 	data := make([]byte, 0, 4*len(elements))
 	for _, x := range elements {
@@ -44,7 +44,7 @@ func tensor(elements []float32, shape ...int64) *pb.Tensor {
 	return &pb.Tensor{Dtype: pb.DataType_DATA_TYPE_F32, Shape: shape, Payload: &pb.Tensor_Data{Data: data}}
 }
 
-// must ends the program where err says why.
+// must returns value, or ends the program if there is an error.
 func must[T any](value T, err error) T {
 	if err != nil {
 		log.Fatal(err)
@@ -62,7 +62,7 @@ func loadTensor(path string) *pb.Tensor {
 	return tensor(must(file.GetFloat32()), shape...)
 }
 
-// worstError is the largest difference; infinite where a number or a length is none.
+// worstError returns the largest difference: infinite if the lengths differ, NaN for a NaN.
 func worstError(got []byte, expected []float64) float64 {
 	if len(got) != 4*len(expected) {
 		return math.Inf(1)
@@ -91,7 +91,7 @@ func realAttention(ctx context.Context, client pb.AttentionServiceClient, folder
 	return worstError(reply.GetOutput().GetData(), must(expected.GetFloat64()))
 }
 
-// smallestCall times one query, one key, one dimension: nothing but the way there and back.
+// smallestCall returns the p50 of a call that only goes to the server and back.
 func smallestCall(ctx context.Context, client pb.AttentionServiceClient) time.Duration {
 	one := tensor([]float32{1}, 1, 1)
 	times := make([]time.Duration, timedCalls)
@@ -104,7 +104,7 @@ func smallestCall(ctx context.Context, client pb.AttentionServiceClient) time.Du
 	return times[timedCalls/2]
 }
 
-// refusedCall sends a key whose head_dim is not the query's: the error names the field.
+// refusedCall sends a key with the wrong head_dim, and prints the error, which names the field.
 func refusedCall(ctx context.Context, client pb.AttentionServiceClient) {
 	two, three := tensor([]float32{1, 1}, 1, 2), tensor([]float32{1, 1, 1}, 1, 3)
 	_, err := client.Attention(ctx, &pb.AttentionRequest{Query: two, Key: three, Value: two})
@@ -126,14 +126,14 @@ func main() {
 	if len(os.Args) != 3 {
 		log.Fatalf("usage: %s (HOST:PORT | unix:PATH) FOLDER", os.Args[0])
 	}
-	// By default grpc-go refuses answers above 4 MiB, and tries no request above 256 KiB again. It
-	// would also send the tensors through a web proxy that the environment names.
+	// By default, grpc-go refuses answers above 4 MiB, does not retry requests above 256 KiB, and
+	// sends the tensors through the web proxy that the environment names.
 	channel := must(grpc.NewClient(os.Args[1], grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(), grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxRetryRPCBufferSize(math.MaxInt32))))
 	client := pb.NewAttentionServiceClient(channel)
-	// The deadline travels with each call: past it the server stops computing.
+	// gRPC sends the deadline to the server, which stops computing when it has passed.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	worst := realAttention(ctx, client, os.Args[2])
@@ -141,7 +141,7 @@ func main() {
 	p50 := smallestCall(ctx, client)
 	fmt.Printf("smallest call p50 %.1f us of %d\n", float64(p50)/1e3, timedCalls)
 	refusedCall(ctx, client)
-	if !(worst <= allowedError) { // not a number is no answer either
+	if !(worst <= allowedError) { // also true if worst is NaN
 		log.Fatal("the answer is off by more than is allowed")
 	}
 }

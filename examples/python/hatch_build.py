@@ -1,5 +1,6 @@
-"""Takes what the package needs from the contract, whenever it is built: the
-descriptors of its messages, their types for editors, and the service config."""
+"""Generates the parts of the package that come from the contract, each time it is
+built: the descriptors of the messages, their types for editors, and the service
+config."""
 
 import pathlib
 import shutil
@@ -13,7 +14,7 @@ SERVICE_CONFIG = 'attnd/v1/attention_grpc_service_config.json'
 
 
 class ContractHook(BuildHookInterface):
-  """From the repository's proto/, or the copy that an sdist carries."""
+  """Reads the contract from proto/ of the repository, or from its copy in an sdist."""
 
   def initialize(self, version, build_data):
     root = pathlib.Path(self.root)

@@ -1,5 +1,5 @@
-"""Attention of a real transformer layer on an attnd server, checked against
-float64, timed, and refused once to show what an error looks like.
+"""Computes attention of a real transformer layer on an attnd server, compares it
+with float64, measures the smallest call, and shows the error of a wrong request.
 
     python main.py (HOST:PORT | unix:PATH) FOLDER
 """
@@ -12,7 +12,7 @@ import time
 import attnd
 import numpy as np
 
-ALLOWED_ERROR = 1.3e-6  # what PyTorch's float32 kernel is off on the same data
+ALLOWED_ERROR = 1.3e-6  # the error of PyTorch's float32 kernel on the same data
 TIMED_CALLS = 500
 
 
@@ -33,19 +33,19 @@ def real_attention(client, folder):
 
 
 def streamed_call(client):
-  """In chunks, so that no message is large: as much as fits the server's
-  memory budget."""
+  """Sends tensors in chunks. Only the memory budget of the server limits how
+  large they can be."""
   large = np.random.default_rng(1).standard_normal(
       (100_000, 64), dtype=np.float32)
   result = client.attention_stream(large[:100], large, large, scale=0)
-  # With a scale of 0 every key weighs the same.
+  # With a scale of 0, every key has the same weight.
   error = np.max(np.abs(result.output - large.mean(axis=0)))
   print(f'streamed      {large.nbytes * 2 >> 20} MiB in chunks, off by '
         f'{error:.1e}')
 
 
 def smallest_call(client):
-  """One query, one key, one dimension: nothing but the way there and back."""
+  """Returns the p50 of a call that only goes to the server and back, in us."""
   one = np.ones((1, 1), np.float32)
   times = []
   for _ in range(TIMED_CALLS):
@@ -56,7 +56,7 @@ def smallest_call(client):
 
 
 def refused_call(client):
-  """A key whose head_dim is not the query's: the error names the field."""
+  """Sends a key with the wrong head_dim, and prints the error, which names it."""
   two, three = np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)
   try:
     client.attention(two, three, two)

@@ -1,5 +1,5 @@
-"""Attention on memory that the server shares: no tensor is sent. Compares the
-answer with that of the same call by message, and times both.
+"""Computes attention of tensors in shared memory, which are not sent. Compares
+the answer with that of the same call with tensors in messages, and times both.
 
     python shared_memory.py (HOST:PORT | unix:PATH) SHM_SOCKET
 """
@@ -14,7 +14,7 @@ SHAPE = (64, 256, 64)  # [heads, seq, head_dim]
 
 
 def call(client, *tensors, **options):
-  """The output, and the best time of five in ms."""
+  """Returns the output, and the shortest of five times in ms."""
   times = []
   for _ in range(5):
     start = time.perf_counter()
@@ -30,7 +30,7 @@ def main():
   size = 4 * 4 * int(np.prod(SHAPE))
   with (attnd.Client(address) as client,
         attnd.SharedRegion(shm_socket, size) as region):
-    # Four arrays and no copy: fill three, find the answer in the fourth.
+    # The server reads the first three arrays and writes the answer to the fourth.
     query, key, value, output = (region.array(SHAPE) for _ in range(4))
     for array in (query, key, value):
       array[...] = np.random.default_rng(1).standard_normal(SHAPE)

@@ -1,4 +1,4 @@
-//! Makes the stubs from the contract; needs protoc.
+//! Generates the stubs from the contract. Needs protoc.
 
 fn main() -> std::io::Result<()> {
     let proto = "../../proto/attnd/v1/attention.proto";

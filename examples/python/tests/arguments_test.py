@@ -52,10 +52,11 @@ FLOATS = 'expected float32, float16 or bfloat16, got'
 MASK = 'expected bool, got'
 WHOLE = 'expected a whole number (int64), got'
 NUMBER = 'expected a number (float32), got'
-CONVERT = 'convert it on purpose, as by'
+CONVERT = 'convert it explicitly, for example by'
 AS_INT = f'{CONVERT} int() or .astype("int64")'
 NOT_MASKED = 'expected an array without a mask of its own, got'
-FILLED = 'use .filled() to say what its masked elements are; mask= hides keys'
+FILLED = ('use .filled() to choose the values of its masked elements, and mask= to '
+          'hide keys')
 DTYPE = 'expected one of float32, float16, bfloat16, or a dtype of NumPy, ' \
         'ml_dtypes or PyTorch, got'
 
@@ -66,19 +67,19 @@ WRONG_TYPES = [
     ('value', INTS, f'{FLOATS} int64; {CONVERT} .astype("float32")'),
     ('query', BFLOAT16.view(np.uint16),
      f'{FLOATS} uint16; use .view(ml_dtypes.bfloat16) for the bits of bfloat16, '
-     'else .astype("float32")'),
+     'and .astype("float32") otherwise'),
     ('query', BFLOAT16.view(np.int16),
      f'{FLOATS} int16; use .view(ml_dtypes.bfloat16) for the bits of bfloat16, '
-     'else .astype("float32")'),
+     'and .astype("float32") otherwise'),
     ('query', saved_and_loaded(BFLOAT16),
      f'{FLOATS} void16; use .view(ml_dtypes.bfloat16) if bfloat16 was saved, '
-     'which numpy.load does not know'),
+     'because numpy.load does not know this type'),
     ('query', ROW.astype(ml_dtypes.float8_e4m3fn),
      f'{FLOATS} float8_e4m3fn; {CONVERT} .astype("float32")'),
     ('query', None, f'{FLOATS} NoneType (of object); pass an array of numbers'),
     ('value', None, f'{FLOATS} NoneType (of object); pass an array of numbers'),
-    ('query', ROW * 1j, f'{FLOATS} complex64; choose its real numbers, as by '
-     '.real: attention has no complex numbers'),
+    ('query', ROW * 1j, f'{FLOATS} complex64; use real numbers, for example '
+     'by .real, because attention has no complex numbers'),
     ('query', ROW.astype(object), f'{FLOATS} object; pass an array of numbers'),
     ('query', np.array([['a']]), f'{FLOATS} str32; pass an array of numbers'),
     ('query', np.zeros(2, 'f4,f4'), f'{FLOATS} void64; pass an array of numbers'),
@@ -92,16 +93,17 @@ WRONG_TYPES = [
     ('query', Unreadable(), 'expected an array, got Unreadable, which NumPy '
      'refuses: it is on another device; use .get()'),
     ('query', Sparse(), f'{FLOATS} Sparse (of object); use .toarray()'),
-    ('bias', ROW > 0, f'{FLOATS} bool; pass True where a key is visible as mask='),
+    ('bias', ROW > 0, f'{FLOATS} bool; use mask= for an array that is True if '
+     'a key is visible'),
     ('bias', DOUBLES, f'{FLOATS} float64; {CONVERT} .astype("float32")'),
     # Masks.
     ('mask', INTS, f'{MASK} int64; use .astype(bool) if nonzero means visible'),
-    ('mask', ROW, f'{MASK} float32; pass what is added to the scores, such as 0 '
-     'and -inf, as bias=, or use .astype(bool) if nonzero means visible'),
-    ('mask', DOUBLES, f'{MASK} float64; pass what is added to the scores'),
+    ('mask', ROW, f'{MASK} float32; use bias= for numbers that are added to the '
+     'scores, such as 0 and -inf, or .astype(bool) if nonzero means visible'),
+    ('mask', DOUBLES, f'{MASK} float64; use bias= for numbers that are added'),
     ('mask', [[0, 1]], f'{MASK} list (of int64); use numpy.asarray(x, bool)'),
     ('mask', np.array([[None]]),
-     f'{MASK} object; pass an array of bool, True where the key is visible'),
+     f'{MASK} object; pass an array of bool that is True if the key is visible'),
     # Masked arrays, as every kind of argument.
     ('key', MASKED, f'{NOT_MASKED} MaskedArray; {FILLED}'),
     ('key', [MASKED], f'{NOT_MASKED} MaskedArray; {FILLED}'),
@@ -138,8 +140,8 @@ WRONG_TYPES = [
 ]
 WRONG_VALUES = [
     ('causal', True, 'expected one of top_left, bottom_right, got True (bool); '
-     'with top_left the first query sees the first key, with bottom_right the '
-     'last query the last key; None is no rule'),
+     'with top_left, the first query sees only the first key; with bottom_right, the '
+     'last query sees the last key; None means no causal rule'),
     ('causal', 'topleft', 'expected one of top_left, bottom_right, got '
      "'topleft' (str); did you mean top_left?"),
     ('layout', 'BSND', "expected one of bhsd, bshd, got 'BSND' (str); did you "
@@ -176,12 +178,12 @@ def test_refusals_fit_the_argument(kind, path, value, text):
 def test_unknown_options_name_the_nearest(name, near):
   with pytest.raises(TypeError,
                      match=rf'^options\.{name}: no such field; did you mean '
-                     rf'{near}\?; there are scale, '):
+                     rf'{near}\?; the fields are scale, '):
     ask(**{name: 1})
 
 
 def test_unknown_options_that_resemble_none():
-  with pytest.raises(TypeError, match='options.dropout_p: no such field; there'):
+  with pytest.raises(TypeError, match='options.dropout_p: no such field; the '):
     ask(dropout_p=0.1)
   with pytest.raises(TypeError, match='^seqlen: no such field; did you mean seq_'):
     Recorder().memory_estimate(seqlen=4)
@@ -269,7 +271,7 @@ def test_torch_types_have_torch_advice():
        'query: .* pad it and use key_lengths'),
       ('mask', torch.ones(1, 1, dtype=torch.int64),
        r'options.mask: expected bool, got int64; use \.bool\(\)'),
-      ('mask', torch.zeros(1, 1), r'as bias=, or use \.bool\(\)'),
+      ('mask', torch.zeros(1, 1), r'use bias= .* or \.bool\(\)'),
       ('key_lengths', torch.tensor([1.0]), r'key_lengths\[0\]: .* whole number'),
   ):
     with pytest.raises(TypeError, match=text):

@@ -210,12 +210,12 @@ O, L = np.ones((2, 3, 4), np.float32), np.zeros((2, 3), np.float32)
     ([(O, L), (O[:, :2], L)], ValueError, r'parts\[1\]\.output: expected the shape '
      r'of the first, \(2, 3, 4\), .* got \(2, 2, 4\)'),
     ([(O, L), (O, L[:1])], ValueError, r'parts\[1\]\.lse: expected shape \(2, 3\) '
-     r'beside an output of \(2, 3, 4\) in layout bhsd, got \(1, 3\)'),
+     r'for an output of \(2, 3, 4\) in layout bhsd, got \(1, 3\)'),
     ([(L[0, 0], L)], ValueError, r'parts\[0\]\.output: .* one axis or more'),
     ([(O.astype(float), L)], TypeError,
      r'parts\[0\]\.output: expected float32 or float16 or bfloat16, got float64'),
     ([(O.astype(np.float16), L), (O, L)], TypeError,
-     r'parts\[1\]\.output: expected float16, got float32; .* one output_dtype'),
+     r'parts\[1\]\.output: expected float16, got float32; .* the same output_dtype'),
     ([(O, L.astype(np.float16))], TypeError,
      r'parts\[0\]\.lse: expected float32, got float16'),
     ([(O, np.ma.masked_array(L))], TypeError,

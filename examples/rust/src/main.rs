@@ -1,5 +1,5 @@
-//! Attention of a real transformer layer on an attnd server, checked against
-//! float64, timed, and refused once to show what an error looks like.
+//! Computes attention of a real transformer layer on an attnd server, compares it with
+//! float64, measures the smallest call, and shows what the error of a wrong request looks like.
 //!
 //!     attnd-example (HOST:PORT | unix:PATH) FOLDER
 
@@ -20,19 +20,19 @@ mod attnd {
 
 type Client = AttentionServiceClient<Channel>;
 
-/// What PyTorch's float32 kernel is off on the same data.
+/// The error of PyTorch's float32 kernel on the same data.
 const ALLOWED_ERROR: f64 = 1.3e-6;
 const TIMED_CALLS: usize = 500;
 
 async fn connect(server: &str) -> Result<Client, tonic::transport::Error> {
-    // tonic ignores web proxies that the environment names, and tries no call again by itself.
+    // tonic ignores the web proxy that the environment names, and does not retry calls.
     let scheme = if server.starts_with("unix:") { "" } else { "http://" };
-    // The deadline travels with each call: past it the server stops computing.
+    // tonic sends the deadline to the server, which stops computing when it has passed.
     let channel = Endpoint::from_shared(format!("{scheme}{server}"))?
         .timeout(Duration::from_secs(60))
         .connect()
         .await?;
-    // tonic refuses answers above 4 MiB unless told; the server has a limit of its own.
+    // By default, tonic refuses answers above 4 MiB. The server has its own limit.
     Ok(Client::new(channel).max_decoding_message_size(usize::MAX))
 }
 
@@ -49,12 +49,12 @@ fn tensor(shape: Vec<i64>, elements: &[f32]) -> Tensor {
 }
 
 fn elements(tensor: &Tensor) -> Vec<f32> {
-    // An answer travels as the request's first tensor did.
+    // The answer has the same kind of payload as the first tensor of the request.
     let Some(Payload::Data(bytes)) = &tensor.payload else { return Vec::new() };
     bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect()
 }
 
-/// The largest difference; infinite where a number or a length is none.
+/// Returns the largest difference; infinite for a NaN, or if the lengths differ.
 fn worst_error(got: &[f32], expected: &[f64]) -> f64 {
     if got.len() != expected.len() {
         return f64::INFINITY;
@@ -89,7 +89,7 @@ async fn real_attention(client: &mut Client, folder: &Path) -> Result<bool, Box<
     Ok(worst <= ALLOWED_ERROR)
 }
 
-/// One query, one key, one dimension: nothing but the way there and back.
+/// Prints the p50 of a call that only goes to the server and back.
 async fn smallest_call(client: &mut Client) -> Result<(), tonic::Status> {
     let one = || Some(tensor(vec![1, 1], &[1.0]));
     let request = AttentionRequest { query: one(), key: one(), value: one(), options: None };
@@ -105,7 +105,7 @@ async fn smallest_call(client: &mut Client) -> Result<(), tonic::Status> {
     Ok(())
 }
 
-/// A key whose head_dim is not the query's: the error names the field.
+/// Sends a key with the wrong head_dim, and prints the error, which names the field.
 async fn refused_call(client: &mut Client) -> Result<(), Box<dyn Error>> {
     let request = AttentionRequest {
         query: Some(tensor(vec![1, 2], &[1.0; 2])),

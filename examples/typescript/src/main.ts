@@ -1,5 +1,5 @@
-// Attention of a real transformer layer on an attnd server, checked against
-// float64, timed, and refused once to show what an error looks like.
+// Computes attention of a real transformer layer on an attnd server, compares it with
+// float64, measures the smallest call, and shows what the error of a wrong request looks like.
 //
 //     node main.js (HOST:PORT | unix:PATH) FOLDER
 import { readFileSync } from 'node:fs';
@@ -18,12 +18,12 @@ import type { BadRequest__Output } from './gen/google/rpc/BadRequest.js';
 import type { ErrorInfo__Output } from './gen/google/rpc/ErrorInfo.js';
 import type { ProtoGrpcType as StatusGrpcType } from './gen/status.js';
 
-/** What PyTorch's float32 kernel is off on the same data. */
+/** The error of PyTorch's float32 kernel on the same data. */
 const ALLOWED_ERROR = 1.3e-6;
 const TIMED_CALLS = 500;
 const DEADLINE_MS = 60_000;
 
-// The contract, and the messages that errors carry; `json` unpacks their Any.
+// Loads the contract and the messages in error details, whose Any fields `json` unpacks.
 const root = join(import.meta.dirname, '..');
 const proto = join(root, '../../proto');
 const { attnd, google } = grpc.loadPackageDefinition(
@@ -38,7 +38,7 @@ const { attnd, google } = grpc.loadPackageDefinition(
   ),
 ) as unknown as ProtoGrpcType & StatusGrpcType;
 
-/** The shape and the little-endian elements of a .npy file of version 1. */
+/** Returns the shape and the little-endian elements of a .npy file of version 1. */
 function loadNpy(path: string, type: string): { shape: number[]; data: Buffer } {
   const file = readFileSync(path);
   const start = 10 + file.readUInt16LE(8); // magic, version, length, a Python dictionary
@@ -54,12 +54,12 @@ function loadTensor(path: string): Tensor {
   return { dtype: 'DATA_TYPE_F32', ...loadNpy(path, '<f4') };
 }
 
-/** One row of zeros. */
+/** Returns one row of zeros. */
 function row(dimensions: number): Tensor {
   return { dtype: 'DATA_TYPE_F32', shape: [1, dimensions], data: Buffer.alloc(4 * dimensions) };
 }
 
-/** The deadline travels with the call: past it the server stops computing. */
+/** Makes a call with a deadline, after which the server stops computing. */
 function attention(
   client: AttentionServiceClient,
   request: AttentionRequest,
@@ -71,7 +71,7 @@ function attention(
   });
 }
 
-/** The largest difference; NaN where a number is none. */
+/** Returns the largest difference; infinite if the lengths differ, NaN for a NaN. */
 function worstError(got: Buffer, expected: Buffer): number {
   let worst = got.length * 2 === expected.length ? 0 : Infinity;
   for (let i = 0; i < expected.length / 8 && worst !== Infinity; i++) {
@@ -97,8 +97,8 @@ async function realAttention(client: AttentionServiceClient, folder: string): Pr
 }
 
 /**
- * One query, one key, one dimension: nothing but the way there and back, in
- * microseconds, after as many calls that warm the JIT up.
+ * Returns the p50 of a call that only goes to the server and back, in
+ * microseconds. As many calls before these warm up the JIT compiler.
  */
 async function smallestCall(client: AttentionServiceClient): Promise<number> {
   const times: number[] = [];
@@ -110,7 +110,7 @@ async function smallestCall(client: AttentionServiceClient): Promise<number> {
   return times.slice(TIMED_CALLS).sort((a, b) => a - b)[TIMED_CALLS / 2] * 1e3;
 }
 
-/** A key whose head_dim is not the query's: the error names the field. */
+/** Sends a key with the wrong head_dim, and prints the error, which names the field. */
 async function refusedCall(client: AttentionServiceClient): Promise<void> {
   try {
     await attention(client, { query: row(2), key: row(3), value: row(2) });
@@ -132,8 +132,8 @@ async function refusedCall(client: AttentionServiceClient): Promise<void> {
 
 const [server, folder] = process.argv.slice(2);
 if (!server || !folder) throw new Error('usage: main.js (HOST:PORT | unix:PATH) FOLDER');
-// By default gRPC refuses answers above 4 MiB, and tries no request above 1 MiB again. It
-// would also send the tensors through a web proxy that the environment names.
+// By default, gRPC refuses answers above 4 MiB, does not retry requests above 1 MiB, and
+// sends the tensors through the web proxy that the environment names.
 const client = new attnd.v1.AttentionService(server, grpc.credentials.createInsecure(), {
   'grpc.max_receive_message_length': -1,
   'grpc.per_rpc_retry_buffer_size': 2 ** 31,

@@ -1,13 +1,13 @@
-"""Exact attention on an attnd server: NumPy in, NumPy out.
+"""Computes exact attention of NumPy arrays on an attnd server.
 
     with attnd.Client('127.0.0.1:50051') as client:
       result = client.attention(q, k, v, causal='bottom_right', timeout=5)
       result.output  # an array like q
 
-`AsyncClient` is the same for asyncio. Every field of AttentionOptions in
-attnd/v1/attention.proto is a keyword argument of the attention calls. What a
-server refuses is an AttndError that names the field. `merge` joins attention over
-parts of the keys.
+`AsyncClient` has the same calls for asyncio. Every field of AttentionOptions in
+attnd/v1/attention.proto is a keyword argument of the attention calls. If the server
+refuses a call, the client raises an AttndError that names the field. `merge` combines
+attention over parts of the keys.
 """
 
 from attnd.calls import AttentionResult, Gradients

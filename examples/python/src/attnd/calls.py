@@ -1,5 +1,5 @@
-"""Makes requests from arguments, and results from replies. It does no I/O, so both
-clients share it."""
+"""Makes requests from arguments, and results from replies. This module does no I/O,
+so Client and AsyncClient share it."""
 
 import collections.abc
 import dataclasses
@@ -21,7 +21,7 @@ _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class AttentionResult:
-  """What an attention call answers; torch tensors if the query was one."""
+  """The result of an attention call. It has torch tensors if the query was one."""
   output: typing.Any  # the query's shape with v_head_dim as its last axis
   lse: typing.Any  # None unless return_lse
   stats: pb.ExecutionStats
@@ -29,7 +29,7 @@ class AttentionResult:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-  """What attention_backward answers."""
+  """The result of attention_backward."""
   query: typing.Any
   key: typing.Any
   value: typing.Any
@@ -37,26 +37,28 @@ class Gradients:
 
 
 class Calls:
-  """The calls of both clients. Await those of AsyncClient.
+  """The calls of both clients. The calls of AsyncClient have to be awaited.
 
-  Arrays are float32, float16 or bfloat16, of NumPy or PyTorch, [batch, heads,
-  seq, head_dim] or without the leading axes. They are read while the call runs,
-  and must not change before it has ended. `options` are the fields of
-  AttentionOptions by name: scale, causal='top_left', window_left, mask, bias,
-  return_lse=True ... `timeout` is in seconds, over all attempts; None or
-  infinity means no deadline. Arrays of a SharedRegion are not sent. If the query
-  is one, pass another as output_region, and a third as lse_region if return_lse
-  is set.
+  Pass float32, float16 or bfloat16 arrays of NumPy or PyTorch, with the shape
+  [batch, heads, seq, head_dim] or without the leading axes. The client reads them
+  while the call runs, so do not change them before it has ended.
+
+  `options` are the fields of AttentionOptions by name, for example scale,
+  causal='top_left', window_left, mask, bias and return_lse=True. `timeout` is in
+  seconds and covers all attempts; None or infinity means no deadline.
+
+  Arrays of a SharedRegion are not sent. If the query is such an array, pass another
+  one as output_region, and a third one as lse_region if return_lse is set.
 
   Tensors that are too large for one message of this server are sent as a stream.
-  attention_backward has no stream, and raises ResourceExhausted then.
+  attention_backward has no stream, and raises ResourceExhausted in this case.
   """
 
   def __init__(self, timeout=60.0, retry=RetryPolicy()):
     self._timeout = checked_timeout(timeout)
     if not isinstance(retry, RetryPolicy):
       raise TypeError(f'retry: expected an attnd.RetryPolicy, got {_shown(retry)}; '
-                      'RetryPolicy(max_attempts=1) tries nothing again')
+                      'RetryPolicy(max_attempts=1) turns retries off')
     self._retry = retry
     self._server = exchange.Server()
 
@@ -67,14 +69,14 @@ class Calls:
 
   def attention(self, query, key, value, *, timeout=Timeout.OF_CLIENT,
                 **options):
-    """softmax(scores(query, key)) value, as an AttentionResult."""
+    """Returns softmax(scores(query, key)) * value as an AttentionResult."""
     return self._call(
         'Attention',
         _request(pb.AttentionRequest, _checked(options, query, value),
                  query=query, key=key, value=value), timeout, _result(query))
 
   def self_attention(self, sequence, *, timeout=Timeout.OF_CLIENT, **options):
-    """attention() with query = key = value = sequence."""
+    """Returns attention() with query = key = value = sequence."""
     return self._call(
         'SelfAttention',
         _request(pb.SelfAttentionRequest, _checked(options, sequence, sequence),
@@ -82,7 +84,7 @@ class Calls:
 
   def cross_attention(self, queries, kv_sequence, *, timeout=Timeout.OF_CLIENT,
                       **options):
-    """attention() with key = value = kv_sequence."""
+    """Returns attention() with key = value = kv_sequence."""
     return self._call(
         'CrossAttention',
         _request(pb.CrossAttentionRequest,
@@ -91,7 +93,7 @@ class Calls:
 
   def attention_stream(self, query, key, value, *, timeout=Timeout.OF_CLIENT,
                        **options):
-    """attention(), sent as a stream even if one message would do."""
+    """Returns attention(), but always sends the tensors as a stream."""
     return self._call(
         'Attention', _request(pb.AttentionRequest, options, query=query,
                               key=key, value=value), timeout, _result(query),
@@ -99,7 +101,7 @@ class Calls:
 
   def attention_backward(self, query, key, value, output, lse, grad_output, *,
                          timeout=Timeout.OF_CLIENT, **options):
-    """The Gradients of attention() with the same options."""
+    """Returns the Gradients of attention() with the same options."""
     return self._call(
         'AttentionBackward',
         _request(pb.AttentionBackwardRequest, options, query=query, key=key,
@@ -108,23 +110,23 @@ class Calls:
 
   def memory_estimate(self, *, options=None, timeout=Timeout.OF_CLIENT,
                       **fields):
-    """The MemoryEstimateResponse to fields of MemoryEstimateRequest; options
-    is a dict."""
+    """Returns the MemoryEstimateResponse for the fields of a MemoryEstimateRequest.
+    `options` is a dict."""
     return self._call(
         'MemoryEstimate',
         _request(pb.MemoryEstimateRequest, options, **fields), timeout)
 
   def server_info(self, *, timeout=Timeout.OF_CLIENT):
-    """The GetServerInfoResponse."""
+    """Returns the GetServerInfoResponse of the server."""
     return self._call(
         'GetServerInfo', _request(pb.GetServerInfoRequest, None), timeout)
 
   def benchmark(self, *, on_progress=None, timeout=Timeout.OF_CLIENT,
                 **fields):
-    """The BenchmarkResult for fields of BenchmarkRequest.
+    """Returns the BenchmarkResult for the fields of a BenchmarkRequest.
 
-    on_progress is called with each BenchmarkProgress. A benchmark that fails
-    after the first of them is not tried again.
+    Calls on_progress with each BenchmarkProgress. A benchmark that fails after the
+    first event is not retried.
     """
     request = _request(pb.BenchmarkRequest, None, **fields).message()
     return self._run(
@@ -132,8 +134,8 @@ class Calls:
 
   def _call(self, method, request, timeout, decode=lambda reply, *_: reply,
             stream=False):
-    """Makes the call, and returns decode(reply, output, lse) of what
-    exchange.Server.attend returns."""
+    """Makes the call, and returns decode(reply, output, lse). The arguments of
+    `decode` are what exchange.Server.attend returns."""
 
     def steps():
       attempts = self._attempts(timeout)
@@ -158,9 +160,9 @@ def _request(message_type, options, **fields):
 
 
 def _checked(options, query, value):
-  """The options, after a check of output_region and lse_region. The server is
-  told where these arrays start but not where they end, so it would write past
-  the end of one that is too small."""
+  """Returns the options, after a check of output_region and lse_region. The server
+  knows where these arrays start but not where they end, so it would write past the
+  end of an array that is too small."""
   output, lse = options.get('output_region'), options.get('lse_region')
   for name, region in (('output_region', output), ('lse_region', lse)):
     if isinstance(region, np.ndarray):
@@ -168,8 +170,8 @@ def _checked(options, query, value):
         if not isinstance(tensor, np.ndarray):
           raise TypeError(
               f'options.{name}: expected every tensor of the call to be an '
-              f'array of a SharedRegion, got {type(tensor).__name__}; make it by '
-              'region.array(), or leave the option out')
+              f'array of a SharedRegion, got {type(tensor).__name__}; create it '
+              'with region.array(), or leave the option out')
   if isinstance(output, np.ndarray):
     path, dtype = 'options.output_dtype', options.get('output_dtype')
     if dtype is None:
@@ -190,7 +192,7 @@ def _checked(options, query, value):
 
 
 def _result(like):
-  """The function that makes an AttentionResult of a reply."""
+  """Returns a function that makes an AttentionResult from a reply."""
 
   def decode(reply, output=None, lse=None):
     return AttentionResult(
@@ -208,9 +210,9 @@ def _gradients(reply, like):
 
 
 def _fill(message, values, payloads, path=''):
-  """Sets fields by name; None leaves a field unset, except the tensors that a
-  call is about. The elements of tensors go to `payloads`, as transport.Request
-  takes them.
+  """Sets fields by name. None leaves a field unset, unless the field is a tensor that
+  the call requires. Puts the elements of tensors into `payloads`, in the form that
+  transport.Request takes.
 
   The message's descriptor says which fields there are and of what kind, so a new
   option of the contract needs no code here.
@@ -222,7 +224,7 @@ def _fill(message, values, payloads, path=''):
   for name, value in values.items():
     if name not in known:
       raise TypeError(f'{path}{name}: no such field'
-                      f'{_nearest(name, known.keys())}; there are '
+                      f'{_nearest(name, known.keys())}; the fields are '
                       f'{", ".join(known.keys())}')
     required = known[name].message_type is pb.Tensor.DESCRIPTOR and not path
     if value is not None or required:
@@ -240,7 +242,7 @@ def _set(message, field, value, payloads, path):
     place = shared_memory.place_of(path, value)
     if place is None:
       raise ValueError(f'{path}: expected an array of a SharedRegion, got '
-                       'another; make it by region.array()')
+                       'another array; create it with region.array()')
     getattr(message, field.name).CopyFrom(place)
   elif field.message_type:
     nested = getattr(message, field.name)
@@ -252,7 +254,7 @@ def _set(message, field, value, payloads, path):
   elif field.enum_type:
     setattr(message, field.name, _enum_number(field.enum_type, value, path))
   elif hasattr(getattr(message, field.name), 'extend'):  # a list
-    if hasattr(value, 'tolist'):  # of NumPy, PyTorch and others
+    if hasattr(value, 'tolist'):  # an array of NumPy, PyTorch or others
       value = value.tolist()
     items = np.ravel(np.asarray(value, object))
     getattr(message, field.name).extend(
@@ -263,7 +265,8 @@ def _set(message, field, value, payloads, path):
 
 
 def _scalar(field, value, path):
-  """`value` as protobuf takes it. Refuses what protobuf would round."""
+  """Returns `value` as protobuf takes it. Refuses a value that protobuf would
+  round."""
   expected, convert = _SCALARS[field.cpp_type]
   try:
     return convert(value)
@@ -271,7 +274,7 @@ def _scalar(field, value, path):
     kind = TypeError if isinstance(error, TypeError) else ValueError
     advice = ''
     if convert is _int64 and isinstance(value, (float, np.floating)):
-      advice = '; convert it on purpose, as by int() or .astype("int64")'
+      advice = '; convert it explicitly, for example by int() or .astype("int64")'
     raise kind(f'{path}: expected {expected}, got {_shown(value)}{advice}'
               ) from None
 
@@ -306,7 +309,7 @@ def _bytes(value):
   return value
 
 
-# The kinds of field that requests have: what is expected, and what checks it.
+# The kinds of field in requests: what an error says is expected, and the check.
 _SCALARS = {
     FieldDescriptor.CPPTYPE_BOOL: ('True or False', _bool),
     FieldDescriptor.CPPTYPE_INT64: ('a whole number (int64)', _int64),
@@ -316,8 +319,9 @@ _SCALARS = {
 
 
 def _enum_number(enum, value, path):
-  """The number of an enum's value: of 'top_left', of 'CAUSAL_TOP_LEFT' or of the
-  number itself. A DataType may also be a dtype of NumPy, ml_dtypes or PyTorch."""
+  """Returns the number of a value of an enum. `value` is its name, such as 'top_left'
+  or 'CAUSAL_TOP_LEFT', or the number itself. For a DataType, it can also be a dtype of
+  NumPy, ml_dtypes or PyTorch."""
   prefix = enum.values[0].name.removesuffix('UNSPECIFIED')
   if isinstance(value, str):
     name = value.upper().replace('-', '_').removeprefix(prefix)
@@ -335,14 +339,15 @@ def _enum_number(enum, value, path):
     names = [v.name.removeprefix(prefix).lower() for v in list(enum.values)[1:]]
     advice = _nearest(value, names)
     if enum is pb.Causal.DESCRIPTOR and isinstance(value, (bool, np.bool_)):
-      advice = ('; with top_left the first query sees the first key, with '
-                'bottom_right the last query the last key; None is no rule')
+      advice = ('; with top_left, the first query sees only the first key; with '
+                'bottom_right, the last query sees the last key; None means no '
+                'causal rule')
   raise ValueError(f'{path}: expected one of {", ".join(names)}, got '
                    f'{_shown(value)}{advice}')
 
 
 def _nearest(name, known):
-  """"; did you mean ...?" where one of `known` is like `name`."""
+  """Returns "; did you mean ...?" if one of `known` is similar to `name`."""
   near = difflib.get_close_matches(str(name).lower(), known, 1, cutoff=0.55)
   return f'; did you mean {near[0]}?' if near else ''
 

@@ -1,4 +1,4 @@
-"""Client blocks its thread while it waits; AsyncClient does not."""
+"""The two clients. Client blocks its thread while it waits; AsyncClient does not."""
 
 import asyncio
 import json
@@ -13,24 +13,27 @@ from attnd.retry import RetryPolicy
 from attnd.v1 import attention_pb2_grpc as pb_grpc
 
 _CHANNEL_OPTIONS = {
-    # No limits here: the server has limits, and its errors name them.
+    # The client sets no limits, because the server has limits and names them in
+    # its errors.
     'grpc.max_send_message_length': -1,
     'grpc.max_receive_message_length': -1,
     # The tensors must not go through a web proxy that the environment names
     # (http_proxy).
     'grpc.enable_http_proxy': 0,
-    # gRPC refuses every call between two attempts to connect. Its default pauses
-    # grow to two minutes; with these, a server that is back is soon found.
+    # Between two attempts to connect, gRPC fails every call. By default, this time
+    # grows to two minutes. With shorter times, the client soon finds a server that
+    # has been started again.
     'grpc.initial_reconnect_backoff_ms': 100,
     'grpc.max_reconnect_backoff_ms': 2000,
-    # Despite its name, this is how long one attempt to connect may take: TCP can
-    # send its first packet again twice in that time.
+    # Despite its name, this is the time limit of one attempt to connect. It is long
+    # enough for TCP to send its first packet again twice.
     'grpc.min_reconnect_backoff_ms': 5000,
-    # The addresses of a name are asked for again this soon, not after 30 s.
+    # Resolves a name again after this time, and not only after 30 s.
     'grpc.dns_min_time_between_resolutions_ms': 2000,
-    # A call is silent while the server computes. A ping each minute of silence
-    # finds out that a server's host or process hangs: it answers within 20 s.
-    # Older and newer gRPC call that time by different names.
+    # A call is silent while the server computes. After a minute of silence, gRPC
+    # sends a ping, which the server has to answer within 20 s. In this way, the
+    # client notices that the server or its host hangs. Older and newer versions of
+    # gRPC have different names for these 20 s.
     'grpc.keepalive_time_ms': 60_000,
     'grpc.keepalive_timeout_ms': 20_000,
     'grpc.http2.ping_timeout_ms': 20_000,
@@ -39,9 +42,9 @@ _CHANNEL_OPTIONS = {
 
 
 def default_service_config():
-  """attnd/v1/attention_grpc_service_config.json: round_robin over all addresses
-  of a name, and a retry policy for programs that use gRPC without this package.
-  """
+  """Returns attnd/v1/attention_grpc_service_config.json. It selects round_robin over
+  all addresses of a name, and has a retry policy for programs that use gRPC without
+  this package."""
   return json.loads(pkgutil.get_data(
       'attnd', 'v1/attention_grpc_service_config.json'))
 
@@ -62,8 +65,8 @@ def _channel_options(service_config, channel_options):
   options = dict(_CHANNEL_OPTIONS)
   if service_config is None:
     service_config = default_service_config()
-    # gRPC tries five times at most, and reports the deadline instead of the
-    # failure. RetryPolicy does the same work without that.
+    # gRPC makes at most five attempts, and reports the deadline instead of the
+    # error. RetryPolicy has neither drawback, so gRPC's own retries are off.
     options['grpc.enable_retries'] = 0
   options['grpc.service_config'] = _json_of(service_config)
   options.update(channel_options)
@@ -71,14 +74,15 @@ def _channel_options(service_config, channel_options):
 
 
 def _is_cancelled(task):
-  """Whether somebody cancelled the task; Python 3.10 does not know."""
+  """Returns whether somebody cancelled the task. Always False in Python 3.10, which
+  does not record this."""
   return hasattr(task, 'cancelling') and task.cancelling() > 0
 
 
 def _error_of(call):
-  """The AioRpcError of a call of grpc.aio that has ended."""
+  """Returns the AioRpcError of a call of grpc.aio that has ended."""
 
-  def result(coroutine):  # it has nothing to wait for, so its first step ends it
+  def result(coroutine):  # does not wait, so it ends in its first step
     try:
       coroutine.send(None)
     except StopIteration as end:
@@ -91,25 +95,26 @@ def _error_of(call):
 
 
 def _failure(rpc_error):
-  """The AttndError of a grpc.RpcError, with that as its cause."""
+  """Returns the AttndError for a grpc.RpcError, which becomes its cause."""
   error = errors.from_rpc_error(rpc_error)
-  # gRPC raises the call itself, whose traceback would refer to it in a cycle.
+  # gRPC raises the call object. Its traceback would refer to the call object again,
+  # which would be a reference cycle.
   error.__cause__ = rpc_error.with_traceback(None)
   return error
 
 
 class Client(calls.Calls):
-  """One service, by "host:port", "unix:PATH" or whatever else gRPC resolves:
-  "dns:///attnd:50051" calls all servers of that name in turn. Thread-safe.
+  """Calls the servers of one target. Thread-safe.
 
-  timeout: in seconds, for calls that name none; None = no deadline.
-  service_config: a dict or JSON, in place of the one that the contract brings
-    (default_service_config). gRPC then follows its retryPolicy within each
-    attempt of `retry`.
-  channel_options: of gRPC, as pairs; they win over the client's own.
+  target: "host:port", "unix:PATH" or any other name that gRPC resolves. For
+    example, "dns:///attnd:50051" calls all servers of that name in turn.
+  timeout: in seconds, for calls without a timeout of their own. None = no deadline.
+  service_config: a dict or JSON that replaces default_service_config(). gRPC then
+    applies its retryPolicy within each attempt of `retry`.
+  channel_options: options of gRPC, as pairs. They override those of the client.
 
-  Raises AttndError, and TypeError or ValueError for arguments that no message
-  can hold.
+  Calls raise AttndError, and TypeError or ValueError for arguments that do not fit
+  into a message.
   """
 
   def __init__(self, target='127.0.0.1:50051', *, timeout=60.0,
@@ -127,7 +132,7 @@ class Client(calls.Calls):
     self.close()
 
   def close(self):
-    """Ends the connection and whatever runs on it."""
+    """Closes the connection, and ends all calls on it."""
     self._closed.set()
     self._channel.close()
 
@@ -160,10 +165,10 @@ class Client(calls.Calls):
 
 
 class AsyncClient(calls.Calls):
-  """Client for asyncio. It connects in the event loop of its first call, and
-  belongs to that one from then on; it may be made before any loop runs.
+  """A Client for asyncio. It connects in the event loop of its first call, and can be
+  used only in that loop from then on. You can create it before a loop runs.
 
-  Cancelling a task cancels its call, on the server too.
+  If you cancel a task, its call is cancelled on the server, too.
   """
 
   def __init__(self, target='127.0.0.1:50051', *, timeout=60.0,
@@ -183,7 +188,7 @@ class AsyncClient(calls.Calls):
     await self.close()
 
   async def close(self):
-    """Ends the connection and whatever runs on it."""
+    """Closes the connection, and ends all calls on it."""
     self._closed.set()
     if self._channel:
       self._check_loop()
@@ -192,7 +197,7 @@ class AsyncClient(calls.Calls):
   def _check_loop(self):
     if self._loop is not asyncio.get_running_loop():
       raise RuntimeError('this AsyncClient belongs to the event loop of its '
-                         'first call; make another one for this loop')
+                         'first call; create another one for this loop')
 
   def _connect(self):
     if self._closed.is_set():
@@ -214,7 +219,7 @@ class AsyncClient(calls.Calls):
           step = steps.throw(_failure(rpc_error))
         except asyncio.CancelledError:
           # gRPC ends the calls of a closed channel as if their tasks were
-          # cancelled, and a TaskGroup would lose them in silence.
+          # cancelled, and a TaskGroup would then not report the error.
           if not self._closed.is_set() or _is_cancelled(asyncio.current_task()):
             raise
           raise errors.Cancelled(grpc.StatusCode.CANCELLED,
@@ -240,8 +245,8 @@ class AsyncClient(calls.Calls):
       async for message in messages:
         step.receive(message)
     except grpc.aio.AioRpcError as error:
-      # When a call ends while a message is being written, grpc.aio replaces the
-      # status that came by INTERNAL (grpc/grpc#36066).
+      # If a call ends while a message is being written, grpc.aio replaces the
+      # received status by INTERNAL (grpc/grpc#36066).
       if error.code() is grpc.StatusCode.INTERNAL and ends:
         raise ends[0] from None
       raise

@@ -1,4 +1,4 @@
-"""The exceptions of failed calls, with the details that the server sent."""
+"""The exceptions that failed calls raise, with the details from the server."""
 
 import dataclasses
 
@@ -9,51 +9,51 @@ import grpc
 
 @dataclasses.dataclass(frozen=True)
 class FieldViolation:
-  """A field at fault."""
-  field: str  # its path from the request's root: "key.shape[3]"
-  description: str  # what was expected and what came
+  """A field that is wrong."""
+  field: str  # the path from the root of the request, such as "key.shape[3]"
+  description: str  # what was expected and what was received
 
 
 class AttndError(Exception):
-  """A call that failed; the subclasses below are by code.
+  """The error of a failed call. There is a subclass for each usual status code.
 
-  It can be pickled and copied with all that it holds, so that a worker process
-  may raise it. As with every exception, __cause__ stays behind.
+  It can be pickled and copied with all of its attributes, so a worker process can
+  raise it. As with every exception, __cause__ is not copied.
   """
 
   def __init__(self, code, message, reason='', field_violations=(),
                retry_delay=None):
-    # Pickle and copy call the class with these again.
+    # Pickle and copy call the class again with these arguments.
     super().__init__(code, message, reason, field_violations, retry_delay)
     self.code = code  # a grpc.StatusCode
     self.message = message
-    self.reason = reason  # "INVALID_FIELD"; empty where gRPC itself failed
+    self.reason = reason  # such as "INVALID_FIELD"; empty if gRPC failed
     self.field_violations = tuple(field_violations)
-    self.retry_delay = retry_delay  # seconds; None where waiting is no help
+    self.retry_delay = retry_delay  # in seconds; None if waiting does not help
 
   def __str__(self):
     return f'{self.code.name}: {self.message}'
 
   @property
   def field(self):
-    """The path of the first field at fault; None where none is."""
+    """The path of the first wrong field, or None if no field is wrong."""
     return self.field_violations[0].field if self.field_violations else None
 
 
 class InvalidArgument(AttndError):
-  """The request is wrong in itself."""
+  """The request is wrong, whatever the state of the server is."""
 
 
 class ResourceExhausted(AttndError):
-  """The request is too large; or, if retry_delay is set, the server is busy."""
+  """The request is too large, or the server is busy if retry_delay is set."""
 
 
 class Unavailable(AttndError):
-  """No server can be reached, or it is draining."""
+  """The server cannot be reached, or it is draining."""
 
 
 class DeadlineExceeded(AttndError):
-  """The timeout passed; the server has stopped computing too."""
+  """The timeout has passed. The server has stopped computing, too."""
 
 
 class Cancelled(AttndError):
@@ -65,16 +65,16 @@ class FailedPrecondition(AttndError):
 
 
 class NotFound(AttndError):
-  """A shared region that the server does not know (any more)."""
+  """The server does not know the shared region, or no longer knows it."""
 
 
 class Unimplemented(AttndError):
-  """This server cannot do that."""
+  """The server does not support the request."""
 
 
 class Internal(AttndError):
-  """A bug of the server if `reason` is set. If it is empty, gRPC failed: in this
-  process, on the way, or in the server."""
+  """If `reason` is set, the server has a bug. If `reason` is empty, gRPC failed in this
+  process, in the network or in the server."""
 
 
 _CLASSES = {
@@ -91,7 +91,7 @@ _CLASSES = {
 
 
 def from_rpc_error(error):
-  """The AttndError of a grpc.RpcError, synchronous or asyncio."""
+  """Returns the AttndError for a grpc.RpcError, of a synchronous or asyncio call."""
   reason, violations, retry_delay = '', [], None
   for detail in _details(error):
     if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):

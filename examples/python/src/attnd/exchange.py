@@ -1,10 +1,11 @@
-"""What a call does, step by step, for both clients. Each function is a generator:
-it yields a step, a Pause or an Rpc, and gets what came of it; a failure of an Rpc
-is thrown into it as an AttndError. The client that runs it waits, or awaits.
+"""The steps of a call, for both clients. Each function is a generator. It yields a
+step, which is a Pause or an Rpc, and receives the result of that step. If an Rpc
+fails, the client throws an AttndError into the generator. Client waits while it
+performs a step, and AsyncClient awaits it.
 
-No function keeps an error in a variable when it raises it: the error's traceback
-would refer to the error itself, and the arrays of a failed call would stay in
-memory until Python next looks for such cycles.
+No function keeps an error in a variable when it raises it. Otherwise, the traceback
+of the error would refer to the error itself, and the arrays of a failed call would
+stay in memory until Python's next search for such cycles.
 """
 
 import dataclasses
@@ -16,15 +17,16 @@ from attnd.v1 import attention_pb2 as pb
 
 @dataclasses.dataclass(frozen=True)
 class Pause:
-  """To wait before the next attempt. The result is whether the client was closed
-  meanwhile."""
+  """A step that waits before the next attempt. Its result is True if the client was
+  closed during that time."""
   seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Rpc:
-  """To call a method of the service. `receive` gets each message of an answer
-  that is a stream; without it the answer is one message, and the result."""
+  """A step that calls a method of the service. If the answer is a stream, `receive`
+  is called with each of its messages. Otherwise, the result of the step is the only
+  message of the answer."""
   method: str
   request: typing.Any  # a message, or an iterator of messages
   timeout: float | None
@@ -45,18 +47,19 @@ def with_retries(attempts, once):
 
 
 class Server:
-  """Knows how large a message the server takes. It asks before the first call
-  that may be too large, and again when a refusal suggests that this changed."""
+  """Knows how large a message the server accepts. Asks the server before the first
+  call that can be too large, and again if an error suggests that the limit has
+  changed."""
 
   def __init__(self):
     self._limits = None
 
   def attend(self, method, request, attempts, stream=False):
-    """Makes one attempt of a call with tensors. Returns (reply, output, lse): the
-    last two are the elements of the reply's tensors if they came in a stream,
-    and None if the reply has them.
+    """Makes one attempt of a call with tensors. Returns (reply, output, lse). The
+    last two are the elements of the reply's tensors if they arrived in a stream, and
+    None if the reply contains them.
 
-    stream: whether to stream even if one message would do.
+    stream: whether to use a stream even if the request fits into one message.
     """
     limits = transport.Limits()
     known = self._limits
@@ -93,7 +96,7 @@ def _send(method, request, limits, attempts, stream):
 
 
 def benchmark(request, attempts, on_progress):
-  """The BenchmarkResult. Tried again only while no event has arrived."""
+  """Returns the BenchmarkResult. Retries only while no event has arrived."""
   events = []
 
   def receive(event):

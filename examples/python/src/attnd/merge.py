@@ -1,39 +1,40 @@
-"""Joins attention over disjoint sets of keys. Knows arrays; no calls."""
+"""Combines attention over disjoint sets of keys. This module makes no calls."""
 
 import numpy as np
 
 from attnd import tensors
 
-_BLOCK_ELEMENTS = 1 << 18  # of an output, merged at a time: 2 MiB in float64
+_BLOCK_ELEMENTS = 1 << 18  # merged at a time: 2 MiB of an output in float64
 
 
 def merge(parts, *, layout='bhsd'):
-  """Attention over all keys, from attention over disjoint sets of them.
+  """Combines attention over disjoint sets of keys to attention over all keys.
 
       parts = [client.attention(q, k[..., a:b, :], v[..., a:b, :], return_lse=True)
                for a, b in ((0, 1000), (1000, 1500))]
       output, lse = attnd.merge(parts)
 
-  `parts` are AttentionResults or pairs (output, lse), of NumPy or PyTorch. What
-  comes back is of the first output's kind, and may be a part in turn. Shapes are
-  those of the calls: output [batch, heads, q_len, v_head_dim], or without the
-  leading axes, in the `layout` that the calls had; lse [batch, heads, q_len] in
-  either layout. With weight[p] = exp(lse[p]), for each row:
+  `parts` are AttentionResults or pairs (output, lse), of NumPy or PyTorch. The result
+  has the kind of the first output, and can itself be a part of another merge. The
+  shapes are those of the calls: output is [batch, heads, q_len, v_head_dim] in the
+  `layout` of the calls, or lacks the leading axes. lse is [batch, heads, q_len] in
+  both layouts. With weight[p] = exp(lse[p]), for each row:
 
       output = sum_p weight[p] * output[p] / sum_p weight[p]
       lse    = ln(sum_p weight[p])
 
-  Each key may be in one part only, and sink_logits must have been in exactly one
-  call. A part with lse = -inf has seen no key: its output is not read. Where all
-  are such, output is 0 and lse -inf. lse = NaN or +inf makes the row's output NaN,
-  and lse what the sum says. A NaN or inf in a part's output stays in its column.
+  Each key can be in only one part, and only one of the calls can have sink_logits. A
+  part with lse = -inf has seen no key, and its output is not read. If all parts are
+  like this, output is 0 and lse is -inf. If the lse of a part is NaN or +inf, the
+  output of the row is NaN, and its lse follows from the sum. A NaN or inf in the
+  output of a part affects only its column.
 
-  It adds in float64, in the order given, and rounds to float32 once, and from
-  there to a 16-bit output. That adds half a unit in the last place to the errors
-  of output and lse, and for a 16-bit output half a unit of float32 more; an error
-  x in a part's lse changes the part's weight by the factor exp(x). FlashAttention
-  (Dao et al., 2022) joins its tiles so, after Milakov and Gimelshein, "Online
-  normalizer calculation for softmax" (2018).
+  The sums are computed in float64, in the given order, and rounded once to float32,
+  and from there to a 16-bit output. This adds half a unit in the last place to the
+  errors of output and lse, and for a 16-bit output half a unit of float32 more. An
+  error x in the lse of a part multiplies the weight of the part by exp(x).
+  FlashAttention (Dao et al., 2022) combines its tiles in this way, after Milakov and
+  Gimelshein, "Online normalizer calculation for softmax" (2018).
   """
   if layout not in ('bhsd', 'bshd'):
     raise ValueError(f'layout: expected bhsd or bshd, got {layout!r}')
@@ -48,7 +49,7 @@ def merge(parts, *, layout='bhsd'):
       raise ValueError(f'parts[{i}].output: expected the shape of the first, '
                        f'{shape}, with one axis or more, got {output.shape}')
     if lse.shape != lse_shape:
-      raise ValueError(f'parts[{i}].lse: expected shape {lse_shape} beside an '
+      raise ValueError(f'parts[{i}].lse: expected shape {lse_shape} for an '
                        f'output of {shape} in layout {layout}, got {lse.shape}')
   if swap:
     lses = [np.swapaxes(lse, -1, -2) for lse in lses]
@@ -66,7 +67,7 @@ def _items(parts):
     raise TypeError('parts: expected a sequence of results, got one '
                     f'{type(parts).__name__}') from None
   if not items:
-    raise ValueError('parts: expected one part or more, got none, and so no shape')
+    raise ValueError('parts: expected one part or more, got none')
   return items
 
 
@@ -85,7 +86,7 @@ def _pair(path, part):
 
 
 def _arrays(name, values, types):
-  """The values as NumPy arrays. All must have the same type, one of `types`."""
+  """Returns the values as NumPy arrays. All must have the same type, one of `types`."""
   arrays = []
   for i, value in enumerate(values):
     path = f'parts[{i}].{name}'
@@ -93,15 +94,16 @@ def _arrays(name, values, types):
     dtype, array = tensors.to_numpy(value)
     if dtype not in types:
       raise TypeError(f'{path}: expected {" or ".join(types)}, got {dtype}; pass '
-                      'what calls of one output_dtype answered')
+                      'results of calls with the same output_dtype')
     types = (dtype,)
     arrays.append(array)
   return arrays
 
 
-@np.errstate(all='ignore')  # what is invalid becomes NaN, or is not read
+@np.errstate(all='ignore')  # invalid results become NaN, or are not read
 def _merged(outputs, lses):
-  """The output and the lse of arrays [..., v_head_dim] and [...]."""
+  """Returns the merged output and lse. `outputs` are arrays [..., v_head_dim], and
+  `lses` are arrays [...]."""
   shape, rows = outputs[0].shape, lses[0].size
   outputs = [output.reshape(rows, shape[-1]) for output in outputs]
   lses = np.stack([lse.reshape(rows) for lse in lses])
@@ -116,17 +118,18 @@ def _merged(outputs, lses):
 
 
 def _merged_rows(outputs, lses):
-  """The same in float32, of [rows, v_head_dim] and [parts, rows]."""
+  """Returns the merged output and lse in float32. `outputs` are arrays [rows,
+  v_head_dim], and `lses` is an array [parts, rows]."""
   lses = lses.astype(np.float64)
   seen = lses != -np.inf
-  largest = lses.max(axis=0)  # taken off all of them, so that no exp overflows
+  largest = lses.max(axis=0)  # subtracted from all lses, so that no exp overflows
   weights = np.where(seen, np.exp(lses - largest), 0)
   total = weights.sum(axis=0)
   sums = np.zeros(outputs[0].shape)
   for output, weight, sees in zip(outputs, weights, seen):
     np.add(sums, weight[:, None] * output, out=sums, where=sees[:, None])
   sums /= total[:, None]
-  # ln(inf) by the formula, though inf - inf above is NaN.
+  # The formula gives ln(inf), although inf - inf above is NaN.
   lse = np.where(largest == np.inf, np.inf, largest + np.log(total))
   nothing = ~seen.any(axis=0)
   sums[nothing] = 0

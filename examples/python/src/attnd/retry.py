@@ -1,5 +1,4 @@
-"""Decides whether and when a failed call is tried again. The client does the
-waiting."""
+"""Decides whether and when a failed call is retried. The client does the waiting."""
 
 import dataclasses
 import enum
@@ -15,15 +14,15 @@ _NO_DEADLINE_SECONDS = 1e9  # 30 years; gRPC cannot count much further
 
 @dataclasses.dataclass(frozen=True)
 class RetryPolicy:
-  """Exponential backoff with jitter, in seconds.
+  """Says how a client retries: exponential backoff with jitter. Times are in seconds.
 
-  A call is tried again after UNAVAILABLE, after a CANCELLED that the caller did
-  not ask for, and after RESOURCE_EXHAUSTED if the server says when to come back
-  (google.rpc.RetryInfo), but not before that time. Attempts go on until the
-  call's deadline. Every call of attnd may be repeated: it changes nothing on the
-  server.
+  The client retries a call after UNAVAILABLE, after a CANCELLED that the caller did
+  not request, and after RESOURCE_EXHAUSTED if the server says when to retry
+  (google.rpc.RetryInfo), but not before that time. It makes attempts until the
+  deadline of the call. Repeating a call of attnd is always safe, because a call
+  changes nothing on the server.
   """
-  max_attempts: int | None = None  # the first one included; 1 = never again
+  max_attempts: int | None = None  # including the first one; 1 = no retries
   initial_backoff: float = 0.1
   max_backoff: float = 2.0
   multiplier: float = 2.0
@@ -37,7 +36,7 @@ class RetryPolicy:
     for name, least in (('initial_backoff', 0), ('max_backoff', 0),
                         ('multiplier', 1)):
       value = getattr(self, name)
-      # A pause of 0 would call a server that is down in an endless loop.
+      # Without a pause, the client would call a stopped server in a busy loop.
       if not (_is_number(value, numbers.Real) and value >= least and value > 0 and
               value < math.inf):
         raise ValueError(f'{name}: expected a finite number '
@@ -46,12 +45,13 @@ class RetryPolicy:
 
 
 class Timeout(enum.Enum):
-  """The default of a call's timeout. It is not None, which means no deadline."""
+  """The default for the timeout of a call. None cannot be the default, because it
+  means no deadline."""
   OF_CLIENT = 'the timeout of the client'
 
 
 def checked_timeout(timeout):
-  """`timeout` as a float in seconds, or None if there is no deadline."""
+  """Returns `timeout` as a float in seconds, or None if there is no deadline."""
   if timeout is None:
     return None
   if not _is_number(timeout, numbers.Real):
@@ -68,41 +68,41 @@ def _is_number(value, kind):
 
 
 class Attempts:
-  """The attempts of one call, which share its deadline. `timeout` is what
-  checked_timeout returned."""
+  """The attempts of one call, which share its deadline. `timeout` is a result of
+  checked_timeout."""
 
   def __init__(self, policy, timeout):
     self._policy = policy
     self._start = time.monotonic()
     self._deadline = None if timeout is None else self._start + timeout
     self._failed = 0
-    self._failure = None  # what the newest one said
-    self._note = None  # what to add to the failure that ends the call
+    self._failure = None  # the error of the newest attempt, as text
+    self._note = None  # what to add to the error that ends the call
     self._backoff = policy.initial_backoff
     self._most = policy.max_attempts
 
   def remaining(self):
-    """Seconds for the next attempt; None = no deadline."""
+    """Returns the seconds that are left for the next attempt. None = no deadline."""
     if self._deadline is None:
       return None
     return max(self._deadline - time.monotonic(), 0)
 
   def end(self):
-    """Lets no attempt follow this one."""
+    """Makes the current attempt the last one."""
     self._most = 1
 
   def delay_after(self, error):
-    """Seconds to wait before the next attempt; None where `error` ends the call,
-    and final(error) is to be raised."""
+    """Returns the seconds to wait before the next attempt. Returns None if `error`
+    ends the call; the caller then raises final(error)."""
     self._failed += 1
     before, self._failure = self._failure, str(error)
     if not _may_pass(error):
-      # The deadline may only have come in the middle of one more attempt.
+      # The deadline may just have passed during a retry of another error.
       if before and isinstance(error, errors.DeadlineExceeded):
         self._note = (f'in attempt {self._failed}; the one before it failed with '
                       f'{before}')
       return None
-    # The server names the same time to everybody, so add a random one.
+    # The server names the same time to all clients, so add a random time.
     delay = (error.retry_delay or 0) + random.uniform(
         0, min(self._backoff, self._policy.max_backoff))
     self._backoff = min(self._backoff * self._policy.multiplier,
@@ -117,7 +117,7 @@ class Attempts:
     return delay
 
   def final(self, error):
-    """`error`, which ended the call, with a note of what was tried before it."""
+    """Returns `error`, which ended the call, with a note about earlier attempts."""
     if not self._note:
       return error
     return type(error)(error.code, f'{error.message} ({self._note})',

@@ -1,5 +1,6 @@
-"""Arrays in memory that a server on the same host shares, so that they need not
-be sent. docs/shared-memory.md has the protocol. Knows no calls."""
+"""Provides arrays in memory that a server on the same host shares, so that they do
+not have to be sent. docs/shared-memory.md describes the protocol. This module does
+not depend on calls."""
 
 import contextlib
 import fcntl
@@ -20,19 +21,20 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _ALIGNMENT = 64
 _REPLY_SECONDS = 10
 _regions = weakref.WeakSet()
-_lock = threading.Lock()  # of _regions
+_lock = threading.Lock()  # guards _regions
 
 
 class RegionRefused(Exception):
-  """The server takes no region of this process, or none of this size."""
+  """The server accepts no region from this process, or none of this size."""
 
 
 class SharedRegion:
-  """size_bytes of memory, registered on the server's --shm-socket.
+  """A region of size_bytes of memory that is registered on the server's --shm-socket.
 
-  The region lives until close(), which the end of the process and of a `with`
-  block imply; its arrays stay usable here. After a call that failed on this side
-  (a timeout), the server may write to output_region for a moment more.
+  The region exists until close(), or the end of the `with` block or the process. Its
+  arrays stay usable in this process after that. If a call fails on this side, for
+  example by its timeout, the server can write to output_region for a short time
+  after the failure.
   """
 
   def __init__(self, shm_socket, size_bytes):
@@ -72,13 +74,13 @@ class SharedRegion:
     self.close()
 
   def close(self):
-    """Gives the region up; calls that run finish on it."""
+    """Unregisters the region. Running calls that use it finish normally."""
     self._socket.close()
     with _lock:
       _regions.discard(self)
 
   def array(self, shape, dtype=np.float32):
-    """The next free part as an array, all zero at first."""
+    """Returns the next free part of the region as an array of zeros."""
     dtype = np.dtype(dtype)
     size = math.prod(np.atleast_1d(shape).tolist()) * dtype.itemsize
     start = self._used
@@ -94,7 +96,8 @@ class SharedRegion:
 
 
 def place_of(field, array):
-  """Where `array` lies, as a SharedMemory; None where it is in no region."""
+  """Returns the place of `array` as a SharedMemory, or None if it is not in a
+  region."""
   for region in _all_regions():
     offset = region._offset_of(array)  # pylint: disable=protected-access
     if offset is None:
@@ -102,18 +105,18 @@ def place_of(field, array):
     if offset % _ALIGNMENT or not array.flags.c_contiguous:
       raise ValueError(f'{field}: expected a contiguous array that starts at a '
                        f'multiple of {_ALIGNMENT} bytes in its region, got '
-                       f'strides {array.strides} at {offset}; copy it into one '
-                       'that region.array() makes')
-    if array.dtype.byteorder == '>':  # the server would take it for another
+                       f'strides {array.strides} at {offset}; copy it into an '
+                       'array of region.array()')
+    if array.dtype.byteorder == '>':  # the server would misread it
       raise ValueError(f'{field}: expected a little-endian array in a region, '
-                       f'got {array.dtype.str}; make it by region.array() of '
-                       f'{array.dtype.newbyteorder("<").str}')
+                       f'got {array.dtype.str}; create it with region.array() '
+                       f'of {array.dtype.newbyteorder("<").str}')
     return pb.SharedMemory(handle=region.handle, offset_bytes=offset)
   return None
 
 
 def array_at(place, shape, dtype):
-  """The array there; None where its region was closed meanwhile."""
+  """Returns the array at `place`, or None if its region has been closed."""
   size = math.prod(shape) * dtype.itemsize
   for region in _all_regions():
     if region.handle == place.handle:

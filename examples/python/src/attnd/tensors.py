@@ -1,5 +1,6 @@
-"""Arrays to Tensor messages and back. Knows NumPy, PyTorch where the caller has
-imported it, and shared regions; neither options nor calls."""
+"""Converts arrays to Tensor messages and back. This module supports NumPy, shared
+regions, and PyTorch if the caller has imported it. It does not depend on options or
+calls."""
 
 import sys
 
@@ -8,7 +9,7 @@ import numpy as np
 from attnd import shared_memory
 from attnd.v1 import attention_pb2 as pb
 
-# NumPy's name of a type to the wire's. ml_dtypes gives NumPy "bfloat16".
+# Maps NumPy's name of a type to the DataType of messages. ml_dtypes adds "bfloat16".
 DTYPES = {
     'float32': pb.DATA_TYPE_F32,
     'float16': pb.DATA_TYPE_F16,
@@ -25,10 +26,11 @@ FLOATS = ('float32', 'float16', 'bfloat16')
 
 
 def to_message(field, value):
-  """A Tensor of `value`: an array, a CPU or GPU torch tensor, or a Tensor.
+  """Returns a Tensor with the elements of `value`, which is an array, a torch tensor on
+  a CPU or GPU, or a Tensor.
 
-  A field that is called mask takes bools, and every other one floats. Nothing is
-  converted that would change a number: float64 is refused.
+  A field with the name mask takes bools, and every other field takes floats. Refuses
+  types whose conversion would change numbers, such as float64.
   """
   message, payload = describe(field, value)
   if payload is not None:
@@ -37,9 +39,10 @@ def to_message(field, value):
 
 
 def describe(field, value):
-  """As to_message, but returns (Tensor without elements, elements). The elements
-  are an array of bytes, which is not a copy if `value` has them as the wire does.
-  They are None if the Tensor holds them or says where in shared memory they are."""
+  """Does the same as to_message, but returns (Tensor without elements, elements). The
+  elements are an array of bytes. It is not a copy if `value` already has the bytes
+  that are sent. It is None if the Tensor has the elements, or their place in shared
+  memory."""
   if isinstance(value, pb.Tensor):
     if value.WhichOneof('payload') != 'data':
       return value, None
@@ -53,23 +56,23 @@ def describe(field, value):
   if place is not None:
     return (pb.Tensor(dtype=DTYPES[name], shape=array.shape,
                       shared_memory=place), None)
-  if array.dtype.byteorder == '>':  # the wire is little-endian
+  if array.dtype.byteorder == '>':  # messages are little-endian
     array = array.astype(array.dtype.newbyteorder('<'))
   return (pb.Tensor(dtype=DTYPES[name], shape=array.shape),
           np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def element_bytes(dtype):
-  """How many bytes an element of a DataType has."""
+  """Returns how many bytes an element of a DataType has."""
   return _ELEMENT_BYTES.get(dtype, 4)
 
 
 def from_message(message, like, data=None):
-  """The array of a Tensor; a torch tensor where `like` is one. `data` has the
-  elements where they did not come in the message.
+  """Returns the array of a Tensor, or a torch tensor if `like` is one. `data` has the
+  elements if they are not in the message.
 
-  A NumPy array is a read-only view of the message, or lies in the shared region
-  that was asked for.
+  A NumPy array is a read-only view of the message, or an array in the shared region
+  that the call named.
   """
   kind = message.WhichOneof('payload')
   if kind == 'values':
@@ -83,7 +86,7 @@ def from_message(message, like, data=None):
     data = message.data
   if _is_torch(like):
     torch = sys.modules['torch']
-    # PyTorch wants memory that it may write to, and at least one element.
+    # PyTorch requires writable memory, and at least one element.
     flat = (torch.frombuffer(bytearray(data), dtype=getattr(torch, name))
             if data else torch.empty(0, dtype=getattr(torch, name)))
     return flat.reshape(tuple(message.shape)).to(like.device)
@@ -91,13 +94,13 @@ def from_message(message, like, data=None):
 
 
 def refuse_losses(field, value):
-  """Refuses what NumPy and PyTorch would strip from `value` in silence: the mask
-  of a masked array, and the gradient of a tensor."""
+  """Raises an error if NumPy or PyTorch would drop a part of `value` without notice:
+  the mask of a masked array, or the gradient of a tensor."""
   if isinstance(value, np.ma.MaskedArray):
     raise TypeError(
         f'{field}: expected an array without a mask of its own, got '
-        f'{type(value).__name__}; use .filled() to say what its masked elements '
-        'are; mask= hides keys')
+        f'{type(value).__name__}; use .filled() to choose the values of its masked '
+        'elements, and mask= to hide keys')
   if _is_torch(value):
     torch = sys.modules['torch']
     # inference_mode() turns gradients off as no_grad() does.
@@ -105,8 +108,8 @@ def refuse_losses(field, value):
         value.requires_grad or
         torch.autograd.forward_ad.unpack_dual(value).tangent is not None):
       raise ValueError(
-          f'{field}: expected a tensor that needs no gradient, since none would '
-          'come back, got one that does; use .detach() or torch.no_grad(), and '
+          f'{field}: expected a tensor that needs no gradient, because the call '
+          'returns none, got one that does; use .detach() or torch.no_grad(), and '
           'attention_backward() for the gradients')
   elif isinstance(value, (list, tuple)):
     for item in value:
@@ -114,13 +117,13 @@ def refuse_losses(field, value):
 
 
 def name_of(number):
-  """NumPy's name of a type of the wire."""
+  """Returns NumPy's name of a DataType."""
   return _NAMES.get(number, f'type {number}')
 
 
 def number_of(dtype):
-  """The wire's number of a dtype of NumPy, ml_dtypes or PyTorch, or of NumPy's
-  name of it; None where the wire has none."""
+  """Returns the DataType of a dtype of NumPy, ml_dtypes or PyTorch, or of NumPy's name
+  of it. Returns None if there is no such DataType."""
   torch = sys.modules.get('torch')
   if torch is not None and isinstance(dtype, torch.dtype):
     return DTYPES.get(str(dtype).removeprefix('torch.'))
@@ -133,8 +136,8 @@ def number_of(dtype):
 
 
 def to_numpy(value):
-  """The name of the type of an array or tensor, and a NumPy array of it, which
-  for PyTorch's bfloat16 is of float32."""
+  """Returns the name of the type of an array or tensor, and a NumPy array of it. For
+  PyTorch's bfloat16, the array is float32."""
   if not _is_torch(value):
     array = np.asarray(value)
     return array.dtype.name, array
@@ -144,8 +147,8 @@ def to_numpy(value):
 
 
 def like(array, original):
-  """`array` as a torch tensor of the same type and device, where `original` is
-  one."""
+  """Returns `array` as a torch tensor with the type and device of `original`, if that
+  is a torch tensor. Returns `array` otherwise."""
   if not _is_torch(original):
     return array
   return sys.modules['torch'].from_numpy(array).to(original.device,
@@ -153,17 +156,17 @@ def like(array, original):
 
 
 def _is_torch(value):
-  torch = sys.modules.get('torch')  # who has a tensor has imported it
+  torch = sys.modules.get('torch')  # imported by anyone who has a tensor
   return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _numpy_dtype(name):
   if name == 'bfloat16':
     try:
-      import ml_dtypes  # only who asks for bfloat16 needs this
+      import ml_dtypes  # needed only for bfloat16
     except ImportError as error:
-      raise ImportError('NumPy has no bfloat16 without ml_dtypes; install it by '
-                        'pip install "attnd[bfloat16]"') from error
+      raise ImportError('NumPy has no bfloat16 without ml_dtypes; install it '
+                        'with pip install "attnd[bfloat16]"') from error
     return np.dtype(ml_dtypes.bfloat16)
   return np.dtype(name).newbyteorder('<')
 
@@ -178,9 +181,9 @@ def _from_torch(field, tensor):
         field, name, kind, '.bool()', '.to(torch.float32)',
         '.view(torch.bfloat16)'))
   try:
-    # The neg bit is a sign that PyTorch has not written into memory yet.
+    # The neg bit means that PyTorch has not yet negated the numbers in memory.
     tensor = tensor.detach().cpu().resolve_neg().contiguous()
-    if name == 'bfloat16':  # which NumPy lacks; only the bytes matter here
+    if name == 'bfloat16':  # NumPy lacks bfloat16; only the bytes matter
       tensor = tensor.view(torch.int16)
     return name, tensor.numpy()
   except (RuntimeError, TypeError) as error:
@@ -193,7 +196,7 @@ def _from_torch(field, tensor):
 
 
 def _from_any(field, value):
-  """NumPy's name of the type, and the array."""
+  """Returns NumPy's name of the type, and the array."""
   try:
     array = np.asarray(value)
   except (RuntimeError, TypeError, ValueError) as error:
@@ -207,7 +210,7 @@ def _from_any(field, value):
   else:
     got = f'{type(value).__name__} (of {name})'
     to_bool, to_float = 'numpy.asarray(x, bool)', 'numpy.asarray(x, "float32")'
-  if hasattr(value, 'toarray'):  # of scipy.sparse
+  if hasattr(value, 'toarray'):  # a sparse array of scipy
     advice = 'use .toarray()'
   else:
     kind = array.dtype.kind
@@ -229,27 +232,28 @@ def _wrong_type(field, got, advice):
 
 
 def _advice(field, name, kind, to_bool, to_float, to_bfloat16):
-  """What to do about elements called `name`, of this kind in NumPy's letters."""
+  """Returns advice for elements of type `name`. `kind` is NumPy's letter for the kind
+  of the type."""
   is_mask = _wanted(field) == ('bool',)
   if is_mask and kind == 'f':
-    return ('pass what is added to the scores, such as 0 and -inf, as bias=, or '
-            f'use {to_bool} if nonzero means visible')
+    return ('use bias= for numbers that are added to the scores, such as 0 and '
+            f'-inf, or {to_bool} if nonzero means visible')
   if is_mask and kind in 'iu':
     return f'use {to_bool} if nonzero means visible'
   if is_mask:
-    return 'pass an array of bool, True where the key is visible'
+    return 'pass an array of bool that is True if the key is visible'
   if kind == 'b' and field.rpartition('.')[2] == 'bias':
-    return 'pass True where a key is visible as mask='
+    return 'use mask= for an array that is True if a key is visible'
   if name in ('int16', 'uint16'):
-    return f'use {to_bfloat16} for the bits of bfloat16, else {to_float}'
+    return f'use {to_bfloat16} for the bits of bfloat16, and {to_float} otherwise'
   if name == 'void16':
-    return (f'use {to_bfloat16} if bfloat16 was saved, which numpy.load does not '
-            'know')
+    return (f'use {to_bfloat16} if bfloat16 was saved, because numpy.load does '
+            'not know this type')
   if kind in 'biuf':
-    return f'convert it on purpose, as by {to_float}'
+    return f'convert it explicitly, for example by {to_float}'
   if kind == 'c':
-    return ('choose its real numbers, as by .real: attention has no complex '
-            'numbers')
+    return ('use real numbers, for example by .real, because attention has no '
+            'complex numbers')
   if kind == 'q':
     return 'use .dequantize()'
   return 'pass an array of numbers'

@@ -1,5 +1,5 @@
 """Packs a request into one message, or into the messages of AttentionStream if one
-would be too large. It does no I/O."""
+message would be too large. This module does no I/O."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ from attnd import errors
 from attnd.tensors import element_bytes
 from attnd.v1 import attention_pb2 as pb
 
-MAX_MESSAGE_BYTES = 2**31 - 1  # protobuf's limit, whatever a server allows
+MAX_MESSAGE_BYTES = 2**31 - 1  # protobuf's limit, for every server
 _MAX_CHUNK_BYTES = 1 << 20  # the contract's limit
 _FRAME_BYTES = 32  # the most that protobuf adds to a chunk or a tensor's elements
 _ENVELOPE_BYTES = 4096  # the most that an answer holds besides its tensors
@@ -27,34 +27,34 @@ _ROLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a server takes and answers in one message, and whether it streams."""
+  """The largest request and answer of a server, and whether it supports streams."""
   request_bytes: int = MAX_MESSAGE_BYTES
   response_bytes: int = MAX_MESSAGE_BYTES
   streams: bool = False
 
   @classmethod
   def of(cls, info):
-    """Those that a GetServerInfoResponse tells."""
+    """Returns the limits in a GetServerInfoResponse."""
     return cls(min(info.max_receive_message_bytes, MAX_MESSAGE_BYTES),
                min(info.max_send_message_bytes, MAX_MESSAGE_BYTES),
                'stream' in info.features)
 
 
 def may_have_other_limits(error):
-  """Whether a call may have failed because the server that told its limits was
-  replaced by one with others. If gRPC itself refuses a message as too large, the
-  error has no reason."""
+  """Returns whether the call can have failed because the server has been replaced by
+  one with other limits. If gRPC itself refuses a message as too large, the error has
+  no reason."""
   return (isinstance(error, (errors.ResourceExhausted, errors.Unimplemented)) and
           error.reason in ('', 'MESSAGE_TOO_LARGE'))
 
 
 class Request:
-  """A message, and apart from it the elements of its tensors, which stay in the
-  caller's arrays until they are sent.
+  """A message without the elements of its tensors. The elements stay in the arrays of
+  the caller until they are sent.
 
   tensors: a dict from a tensor's path in the message to (Tensor, elements).
-    The elements are an array of bytes; or None, if the Tensor itself has them or
-    says where in shared memory they are.
+    The elements are an array of bytes. They are None if the Tensor has the elements
+    or their place in shared memory.
   """
 
   def __init__(self, message, tensors):
@@ -65,36 +65,36 @@ class Request:
         if payload is not None)
 
   def message(self):
-    """The whole request."""
+    """Returns the request as one message, with all elements."""
     for tensor, payload in self._tensors.values():
       if payload is not None and not tensor.data:
         tensor.data = payload.tobytes()
     return self._message
 
   def is_small(self):
-    """Whether every server, whatever its limits, takes the request in one message
-    and answers it in one."""
+    """Returns whether the request and its answer each fit into one message of every
+    server, whatever its limits are."""
     return max(self._size_bytes,
                self._answer_bytes()) <= _SMALLEST_LIMIT_BYTES
 
   def must_stream(self, limits):
-    """Whether it has to go by AttentionStream. Raises ResourceExhausted if it is
-    too large for one message and cannot be streamed."""
+    """Returns whether the request has to use AttentionStream. Raises
+    ResourceExhausted if it is too large for one message and cannot be streamed."""
     fits = self._size_bytes <= limits.request_bytes
     if fits and self._answer_bytes() <= limits.response_bytes:
       return False
     whole = all(payload is not None for _, payload in self._tensors.values())
     if type(self._message) in _ROLES and whole and limits.streams:
       return True
-    if fits:  # the answer may not, which the server knows best, and refuses
+    if fits:  # the answer may not fit; the server decides, and refuses the call
       return False
     if type(self._message) not in _ROLES:
-      remedy = 'compute batch entries or heads in several calls'
+      remedy = 'divide the batch entries or heads among several calls'
     elif not limits.streams:
       remedy = 'this server has no attention_stream'
     else:
-      remedy = ('pass every tensor as an array outside of SharedRegions, and it '
-                'is streamed')
+      remedy = ('pass every tensor as an array outside of SharedRegions, so that '
+                'the client streams it')
     if limits.request_bytes < MAX_MESSAGE_BYTES:
       remedy = f"raise the server's --max-message-bytes, or {remedy}"
     raise errors.ResourceExhausted(
@@ -104,8 +104,8 @@ class Request:
         f'{remedy}', 'MESSAGE_TOO_LARGE')
 
   def stream(self, limits):
-    """The messages of AttentionStream; all but the first are made as they are
-    sent."""
+    """Returns the messages of AttentionStream. All but the first one are created
+    when they are sent."""
     for tensor, payload in self._tensors.values():
       if payload is not None:
         tensor.ClearField('data')
@@ -132,7 +132,7 @@ class Request:
             data=payload[offset:offset + chunk_bytes].tobytes()))
 
   def _answer_bytes(self):
-    """The most that the server answers; 0 for a call that has no stream."""
+    """Returns the largest size of the answer, or 0 for a call without a stream."""
     if type(self._message) not in _ROLES:
       return 0
     query, _, value = (self._tensors[name][0]
@@ -146,7 +146,7 @@ class Request:
 
 
 class Response:
-  """Puts together what the server answers to a stream; `add` each message."""
+  """Combines the messages of a streamed answer. Call `add` with each message."""
 
   def __init__(self):
     self._reply = pb.AttentionResponse()
@@ -162,6 +162,6 @@ class Response:
       self._reply.stats.CopyFrom(message.stats)
 
   def joined(self):
-    """The AttentionResponse without its elements, and those of output and lse
-    as bytes."""
+    """Returns the AttentionResponse without its elements, and the elements of output
+    and lse as bytes."""
     return self._reply, *(b''.join(pieces) for pieces in self._pieces.values())

@@ -1,10 +1,10 @@
-"""The messages and enums of attnd/v1/attention.proto, under the names that protoc
+"""The messages and enums of attnd/v1/attention.proto, with the names that protoc
 would give them.
 
-They are made from descriptors when this module is imported, since Python code of
-protoc refuses every protobuf that is older than its generator. They have a
-descriptor pool of their own, so that code of protoc for the same contract, or for
-another version of it, can be loaded beside them.
+This module makes them from descriptors when it is imported, because Python code
+that protoc generates refuses every protobuf that is older than its generator. They
+have their own descriptor pool, so a program can also load code that protoc generated
+from the same contract or from another version of it.
 """
 
 import pkgutil
@@ -14,11 +14,11 @@ from google.protobuf.internal import enum_type_wrapper
 
 _FILES = descriptor_pb2.FileDescriptorSet.FromString(
     pkgutil.get_data('attnd', 'v1/attention.binpb'))
-_FILE = _FILES.file[-1]  # after what it imports
+_FILE = _FILES.file[-1]  # comes after the files that it imports
 
 for _name, _message in message_factory.GetMessages(_FILES.file).items():
   if _name.startswith(_FILE.package + '.'):
-    _message.__module__ = __name__  # where pickle looks for it
+    _message.__module__ = __name__  # where pickle looks for the class
     globals()[_message.DESCRIPTOR.name] = _message
 
 DESCRIPTOR = globals()[_FILE.message_type[0].name].DESCRIPTOR.file

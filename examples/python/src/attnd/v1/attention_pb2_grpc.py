@@ -1,5 +1,5 @@
-"""AttentionService of attnd/v1/attention.proto for gRPC, under the names that
-grpc_tools would give. Made from descriptors for the reason in attention_pb2.py."""
+"""AttentionService of attnd/v1/attention.proto for gRPC, with the names that grpc_tools
+would give. It is made from descriptors, for the reason in attention_pb2.py."""
 
 import grpc
 
@@ -13,7 +13,7 @@ def _path(method):
 
 
 def _kind(method):
-  """As gRPC names it: "unary_stream"."""
+  """Returns gRPC's name for the kind of a method, such as "unary_stream"."""
   return '_'.join('stream' if streaming else 'unary' for streaming in
                   (method.client_streaming, method.server_streaming))
 
@@ -23,7 +23,7 @@ def _message(type_name):
 
 
 class AttentionServiceStub:
-  """Has a callable of the channel, grpc's or grpc.aio's, for each method."""
+  """Has a callable for each method, on a channel of grpc or grpc.aio."""
 
   def __init__(self, channel):
     for method in _SERVICE.method:
@@ -34,11 +34,11 @@ class AttentionServiceStub:
 
 
 class AttentionServiceServicer:
-  """To be derived from by a server in Python; has no method by itself."""
+  """The base class of a server in Python. It has no methods of its own."""
 
 
 def add_AttentionServiceServicer_to_server(servicer, server):
-  """Serves those methods that the servicer has; others are UNIMPLEMENTED."""
+  """Serves the methods that the servicer has. Other methods are UNIMPLEMENTED."""
   server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(
       f'{pb.DESCRIPTOR.package}.{_SERVICE.name}', {
           method.name: getattr(grpc, _kind(method) + '_rpc_method_handler')(

@@ -25,11 +25,11 @@ import java.util.concurrent.TimeUnit;
 import java.util.regex.Pattern;
 
 /**
- * Attention of a real transformer layer on an attnd server, checked against float64, timed, and
- * refused once to show what an error looks like. Arguments: HOST:PORT or unix:PATH, and FOLDER.
+ * Computes attention of a real layer on an attnd server, compares it with float64, measures the
+ * smallest call, and shows the error of a wrong one. Arguments: HOST:PORT or unix:PATH, and FOLDER.
  */
 public final class Main {
-  private static final double ALLOWED_ERROR = 1.3e-6; // PyTorch's float32 kernel on the same data
+  private static final double ALLOWED_ERROR = 1.3e-6; // error of PyTorch's kernel on this data
   private static final int TIMED_CALLS = 500;
 
   /** A little-endian, row-major array of a .npy file of version 1. */
@@ -58,7 +58,7 @@ public final class Main {
     return tensor.addAllShape(shape).setData(data).build();
   }
 
-  /** One row of zeros. */
+  /** Returns one row of zeros. */
   private static Tensor row(int dimensions) {
     return tensorOf(List.of(1L, (long) dimensions), ByteString.copyFrom(new byte[4 * dimensions]));
   }
@@ -67,7 +67,7 @@ public final class Main {
     return AttentionRequest.newBuilder().setQuery(query).setKey(key).setValue(value).build();
   }
 
-  /** The largest difference; infinite where the lengths differ, NaN where a number is none. */
+  /** Returns the largest difference; infinite if the lengths differ, NaN for a NaN. */
   private static double worstError(ByteBuffer got, ByteBuffer expected) {
     double worst = got.remaining() * 2 == expected.remaining() ? 0 : Double.POSITIVE_INFINITY;
     while (got.hasRemaining() && expected.hasRemaining()) {
@@ -91,10 +91,10 @@ public final class Main {
     return worstError(output, Npy.load(folder.resolve("expected.npy"), "<f8").elements());
   }
 
-  /** One query, one key, one dimension: nothing but the way there and back, in microseconds. */
+  /** Returns the p50 of a call that only goes to the server and back, in microseconds. */
   private static double smallestCall(AttentionServiceBlockingStub attnd) {
     long[] times = new long[TIMED_CALLS];
-    for (int i = -TIMED_CALLS; i < TIMED_CALLS; i++) { // as many before, which warm the JIT up
+    for (int i = -TIMED_CALLS; i < TIMED_CALLS; i++) { // negative: warm up the JIT
       long start = System.nanoTime();
       attnd.attention(request(row(1), row(1), row(1)));
       times[Math.max(i, 0)] = System.nanoTime() - start;
@@ -103,7 +103,7 @@ public final class Main {
     return times[TIMED_CALLS / 2] / 1e3;
   }
 
-  /** A key whose head_dim is not the query's: the error names the field. */
+  /** Sends a key with the wrong head_dim, and prints the error, which names the field. */
   private static void refusedCall(AttentionServiceBlockingStub attnd) throws IOException {
     try {
       attnd.attention(request(row(2), row(3), row(2)));
@@ -127,8 +127,8 @@ public final class Main {
     }
     var json = Main.class.getResourceAsStream("/attnd/v1/attention_grpc_service_config.json");
     Map<String, ?> config = new Gson().fromJson(new String(json.readAllBytes()), Map.class);
-    // By default gRPC refuses answers above 4 MiB, and tries no request above 1 MiB again. It
-    // would also send the tensors through a web proxy that the JVM's properties name.
+    // By default, gRPC refuses answers above 4 MiB, does not retry requests above 1 MiB, and
+    // sends the tensors through the web proxy that the properties of the JVM name.
     var channel =
         Grpc.newChannelBuilder(arguments[0], InsecureChannelCredentials.create())
             .maxInboundMessageSize(Integer.MAX_VALUE)
@@ -137,7 +137,7 @@ public final class Main {
             .proxyDetector(address -> null)
             .defaultServiceConfig(config)
             .build();
-    // The deadline travels with each call: past it the server stops computing.
+    // gRPC sends the deadline to the server, which stops computing when it has passed.
     var stub = AttentionServiceGrpc.newBlockingStub(channel);
     var attnd = stub.withDeadlineAfter(60, TimeUnit.SECONDS);
     double worst = realAttention(attnd, Path.of(arguments[1]));
