@@ -1,7 +1,7 @@
 #!/bin/sh
-# rootfs.sh FOLDER BINARY...: makes FOLDER a root file system that holds the
-# stripped binaries, what they load, and those libraries' licences, which ask
-# to be passed on.
+# rootfs.sh FOLDER BINARY...: creates a root file system in FOLDER. It contains the
+# stripped binaries, the libraries that they load, and the licences of these
+# libraries, which have to be distributed with them.
 set -eu
 root=$1
 shift
@@ -9,12 +9,12 @@ mkdir -p "$root/usr/bin"
 for binary; do
   strip -o "$root/usr/bin/$(basename "$binary")" "$binary"
 done
-# "lib => /path (address)", and the loader alone on a line of its own.
+# ldd prints lines like "lib => /path (address)", and the loader without "=>".
 ldd "$@" | grep -oE '/[^ ]+ \(' | cut -d' ' -f1 | sort -u |
   while read -r library; do
     cp -L --parents "$library" "$root"
-    # By name: dpkg may know it below /usr/lib and the loader below /lib. dpkg
-    # adds lines about files that a package has moved out of the way.
+    # Search by name, because dpkg can list the file below /usr/lib while the loader
+    # finds it below /lib. dpkg also prints lines about diverted files.
     dpkg -S "*/$(basename "$library")" | grep -v '^diversion by ' |
       cut -d: -f1 | sort -u |
       while read -r package; do
