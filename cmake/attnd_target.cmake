@@ -1,12 +1,12 @@
-# attnd_target(NAME): the warnings and sanitizers that every target of ours is
-# built with. Third-party and generated headers are SYSTEM and stay silent.
+# attnd_target(NAME): turns on warnings and sanitizers for a target of this project.
+# Third-party and generated headers are SYSTEM headers, for which compilers do not warn.
 #
-# attnd_thin_grpc(NAME FILE...): marks files that include grpcpp. Debian's gRPC
-# is not instrumented, so thread sanitizer cannot see its locks and would report
-# falsely; these files are kept thin and are left out of its instrumentation.
-# Files that touch a message with a map (google.rpc.ErrorInfo) need the same:
-# protobuf's map_field.h lays such a message out differently when instrumented
-# than Debian's libprotobuf was built with, which crashes.
+# attnd_thin_grpc(NAME FILE...): excludes files that include grpcpp from thread
+# sanitizer. Debian's gRPC is not instrumented, so the sanitizer cannot see its locks
+# and would report races that do not exist. Keep these files short. Files that use a
+# message with a map (google.rpc.ErrorInfo) need the same, because protobuf's
+# map_field.h gives such a message another layout in instrumented code than in Debian's
+# libprotobuf, and the program would crash.
 
 function(attnd_target name)
   target_include_directories(${name} PUBLIC

@@ -1,5 +1,5 @@
-# attnd_test(NAME SOURCES ... LIBS ... [LABELS ...]): one GoogleTest binary,
-# one ctest a test case, every one with a time limit against hangs.
+# attnd_test(NAME SOURCES ... LIBS ... [LABELS ...]): builds one GoogleTest program, and
+# adds a ctest test for each of its test cases. Each has a time limit, in case it hangs.
 
 include(GoogleTest)
 
@@ -11,8 +11,8 @@ function(attnd_test name)
   add_executable(${name} ${arg_SOURCES})
   attnd_target(${name})
   target_link_libraries(${name} PRIVATE ${arg_LIBS} GTest::gmock_main)
-  # Most of a test's time is its compiler's, and most of that is headers, which
-  # sanitizers make twice as slow.
+  # Compiling a test takes longer than running it, and most of that time is for headers.
+  # Sanitizers double it, so these builds compile several files together.
   target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
   if(ATTND_SANITIZE)
     set_target_properties(${name} PROPERTIES UNITY_BUILD ON)

@@ -1,5 +1,6 @@
-# What `cmake --install` installs beside the server's binary: attnctl, the
-# client library with its headers, a CMake package and the contract.
+# Makes `cmake --install` install attnctl, the client library with its headers, a CMake
+# package and the contract, in addition to the server. Another project then uses the
+# client library like this:
 #
 #   find_package(attnd REQUIRED CONFIG)
 #   target_link_libraries(mine PRIVATE attnd::client)
@@ -9,11 +10,11 @@ include(CMakePackageConfigHelpers)
 set(attnd_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/attnd)
 set(attnd_include_dir ${CMAKE_INSTALL_INCLUDEDIR}/attnd)
 
-# Sources write #include "client/attention_client.h", in the tree and out of it.
+# Sources in this project and in others use #include "client/attention_client.h".
 target_include_directories(attnd_client INTERFACE
   $<INSTALL_INTERFACE:${attnd_include_dir}>)
 install(TARGETS attnctl RUNTIME)
-# The others are no part of the library's interface, only of its linking.
+# The other libraries are needed for linking, but are not part of the interface.
 install(TARGETS attnd_client attnd_merge attnd_messages attnd_transport
   EXPORT attnd_targets ARCHIVE)
 install(FILES
@@ -30,7 +31,7 @@ install(EXPORT attnd_targets NAMESPACE attnd:: FILE attndTargets.cmake
 configure_package_config_file(
   cmake/attndConfig.cmake.in ${PROJECT_BINARY_DIR}/attndConfig.cmake
   INSTALL_DESTINATION ${attnd_package_dir})
-# Before 1.0 every minor version may break what the last one had.
+# Before 1.0, every minor version can be incompatible with the one before.
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/attndConfigVersion.cmake
   COMPATIBILITY SameMinorVersion)
 install(FILES
