@@ -1,6 +1,9 @@
-"""Draws what core_bench measured, from the records that it wrote:
-python bench/plot_core.py core.json docs/performance. Makes scaling.svg (time,
-memory and share of peak as N grows) and roofline.svg there. Needs matplotlib.
+"""Draws the results of core_bench from its records.
+
+    python bench/plot_core.py core.json docs/performance
+
+It creates scaling.svg (time, memory and share of peak as N grows) and
+roofline.svg in that folder. Needs matplotlib.
 """
 
 import json

@@ -1,5 +1,8 @@
-"""Draws latency against throughput, from the open-loop records that serve_bench
-wrote: python bench/plot_serving.py serving.json serving.svg. Needs matplotlib.
+"""Draws latency against throughput, from the open-loop records of serve_bench.
+
+    python bench/plot_serving.py serving.json serving.svg
+
+Needs matplotlib.
 """
 
 import json

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""attnd's core beside PyTorch, ONNX Runtime, OpenVINO and ggml.
+"""Compares attnd's core with PyTorch, ONNX Runtime, OpenVINO and ggml.
 
-Every system is a process of its own with one thread, all of them on the same
-processor, and only one computes at a time: they take turns, round after round,
-and what bounds them (the FMA peak, or the stream bandwidth where keys are read
-for a single query row) is measured before and after each turn. So a share is a
-median of ratios of neighbours in time, and of the same tensors. A turn during
-which the machine changed its pace is taken again, whoever's it was. All answers
-are compared with attnd's.
+Every system runs in its own process with one thread, and all of them use the
+same processor. Only one system computes at a time: they take turns, round
+after round. The limit of a case (the FMA peak, or the stream bandwidth if keys
+are read for a single query row) is measured before and after each turn. Each
+share is a median of ratios that were measured next to each other, with the
+same tensors. If the machine changed its speed during a turn, the turn is
+measured again, for every system. All answers are compared with attnd's.
 """
 
 import argparse
@@ -71,14 +71,16 @@ DRIFT, AMX_PACE, AMX_OVER_FMA, PATIENCE = 0.1, 0.75, 7, 300
 
 
 class Pace:
-  """What bounds a case, measured by attnd's process around every turn."""
+  """Measures the limit of a case, in the process of attnd, around every
+  turn."""
 
   def __init__(self, ours):
     self.ours = ours
     self.best_amx_rate = max(ours.ask('peak')['amx_rate'] for _ in range(100))
 
   def turn(self, it, limit, seconds):
-    """Seconds of a call, what bounds it, and whether the pace was kept."""
+    """Returns the seconds of a call, the limit, and whether the machine kept
+    its speed."""
     tries = iter(range(PATIENCE))
     while True:
       before = self.ours.ask(limit)
@@ -101,7 +103,7 @@ class Pace:
 
 
 class Contestant:
-  """A process that computes when told to."""
+  """One of the compared systems: a process that computes when it is told to."""
 
   def __init__(self, name, command, cpu):
     # Libraries size their pools by what they may use, so it is set before they
@@ -168,7 +170,7 @@ def moved_bytes(c):
 
 
 def measure(c, contestants, pace, folder, options):
-  """One record."""
+  """Returns the record of one case."""
   write_tensors(c, folder)
   ours = contestants[0]
   refused, errors, running, answer = {}, {}, [], None
@@ -222,7 +224,7 @@ def measure(c, contestants, pace, folder, options):
 
 
 def place(over):
-  """What a ratio to the best peer says; 2 % are noise."""
+  """Returns the verdict for a ratio to the best peer. 2 % are noise."""
   return ('first' if over >= 1.02 else 'level' if over >= 0.98 else
           'not first')
 

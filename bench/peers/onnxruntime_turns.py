@@ -1,6 +1,5 @@
-"""ONNX Runtime in the contest with attnd: `MultiHeadAttention` or `Attention`,
-the operator of ONNX opset 23, as the argument says.
-"""
+"""Runs ONNX Runtime in the comparison with attnd. The argument selects the
+operator: `MultiHeadAttention`, or `Attention` of ONNX opset 23."""
 
 import sys
 
@@ -15,8 +14,8 @@ TYPES = {'f32': onnx.TensorProto.FLOAT, 'f16': onnx.TensorProto.FLOAT16}
 
 
 def prepare(operator, case, folder):
-  """Both take [batch, rows, heads * head_dim]; so the tensors are laid out that
-  way beforehand."""
+  """Both operators take [batch, rows, heads * head_dim], so the tensors are
+  put into this layout beforehand."""
   if case['backward']:
     raise turns.Refused('no gradients')
   if case['dtype'] not in TYPES:

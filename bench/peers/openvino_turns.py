@@ -1,4 +1,4 @@
-"""OpenVINO's scaled_dot_product_attention in the contest with attnd."""
+"""Runs OpenVINO's scaled_dot_product_attention in the comparison with attnd."""
 
 import numpy
 import openvino

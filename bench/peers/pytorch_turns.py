@@ -1,4 +1,4 @@
-"""PyTorch's scaled_dot_product_attention in the contest with attnd."""
+"""Runs PyTorch's scaled_dot_product_attention in the comparison with attnd."""
 
 import torch
 from torch.nn import functional

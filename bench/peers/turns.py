@@ -1,4 +1,5 @@
-"""What a contestant in Python shares: contest.py's pipe, as turns.h has it."""
+"""What the compared systems in Python share: the protocol of the pipe to
+contest.py. turns.h has the same for C++."""
 
 import json
 import os
@@ -13,11 +14,12 @@ STORAGE = {'f32': numpy.float32, 'f16': numpy.float16, 'bf16': numpy.uint16}
 
 
 class Refused(Exception):
-  """The system has no such call; says why."""
+  """The system does not support this call. The text says why."""
 
 
 def load(folder, name, dtype, shape):
-  """A tensor on a cache line, in huge pages where NumPy asks for them."""
+  """Loads a tensor into memory that is aligned to cache lines, and in huge
+  pages if NumPy requests them."""
   raw = numpy.fromfile(pathlib.Path(folder, name), numpy.uint8)
   return aligned(raw).view(STORAGE[dtype]).reshape(shape)
 
@@ -32,7 +34,7 @@ def aligned(array):
 
 
 def tensors(case, folder):
-  """query, key and value as [heads, rows, head_dim]."""
+  """Returns query, key and value as [heads, rows, head_dim]."""
   q_shape = case['q_heads'], case['q_len'], case['head_dim']
   kv_shape = case['kv_heads'], case['kv_len'], case['head_dim']
   return [load(folder, name, case['dtype'], shape) for name, shape in
@@ -57,8 +59,9 @@ def _turn(call, seconds):
 
 
 def serve(version, prepare):
-  """Answers until the pipe ends. prepare(case, folder) gives (call, answer):
-  one attention call, and its result in f32, [heads, rows, head_dim]."""
+  """Answers commands until the pipe ends. prepare(case, folder) returns (call,
+  answer): a function that makes one attention call, and one that returns its
+  result in f32, as [heads, rows, head_dim]."""
   # What a library prints must not get into the answers.
   pipe = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)

@@ -1,4 +1,5 @@
-"""Shapes, ranks, heads and options of the three methods, against float64."""
+"""Compares the three attention methods with float64, for many shapes, ranks,
+heads and options."""
 
 import numpy as np
 import pytest

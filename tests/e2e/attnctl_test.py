@@ -1,4 +1,4 @@
-"""attnctl against a real server: every option by its flag, on .npy files."""
+"""Tests attnctl with a real server: every option by its flag, on .npy files."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def attnctl(build_dir, server):
   binary = build_dir / 'client' / 'attnctl'
 
   def run(command, *flags, **how):
-    """Returns the finished process."""
+    """Runs attnctl and returns the finished process."""
     return subprocess.run(
         [str(binary), command, f'--server={server.tcp}', *flags],
         env=clean_environment(), capture_output=True, text=True, timeout=300,
@@ -48,8 +48,9 @@ def save(tmp_path):
 
 @pytest.fixture
 def shell(build_dir, server, tmp_path):
-  """shell(script) runs the script by bash in tmp_path, and returns the finished
-  process. `attnctl` is the tested one there, and calls the tested server."""
+  """shell(script) runs the script with bash in tmp_path and returns the
+  finished process. In the script, `attnctl` is the tested program, and calls
+  the tested server."""
   environment = clean_environment({'ATTND_SERVER': server.tcp})
   environment['PATH'] = f'{build_dir / "client"}{os.pathsep}{os.environ["PATH"]}'
 
@@ -67,7 +68,7 @@ def load(path):
 
 
 def flags_of(options, save):
-  """The options as flags, named as the fields are."""
+  """Returns the options as flags, which have the names of the fields."""
   flags = []
   for name, value in options.items():
     if isinstance(value, np.ndarray):
@@ -139,7 +140,8 @@ def test_a_ragged_batch(attnctl, save, rng):
 @pytest.mark.parametrize('dtype,rounded,bound', [
     ('f16', lambda t: t.astype(np.float16), 2**-9), ('bf16', bf16, 2**-5)])
 def test_types(attnctl, save, tmp_path, tensors, dtype, rounded, bound):
-  """Files of 16 bits, and files of 32 that are rounded before they go."""
+  """Reads files of 16-bit elements, and files of 32-bit elements that attnctl
+  rounds before it sends them."""
   halves = [rounded(t) for t in tensors]
   output, _ = reference.attention(*(widened(t) for t in halves))
   answers = []
@@ -220,7 +222,8 @@ def test_who_asks_what_is_there_waits_for_nothing(build_dir, tmp_path, command):
 
 @pytest.mark.parametrize('transport', ['inline', 'stream', 'shared-memory'])
 def test_estimate_counts_what_attention_takes(attnctl, transport):
-  """And offline says what the server does."""
+  """The estimate of the server counts the memory that a call takes, and the
+  offline estimate agrees with it."""
   flags = ['--batch=2', '--num-q-heads=4', '--num-kv-heads=2', '--q-len=37',
            '--kv-len=61', '--head-dim=24', '--v-head-dim=16', '--dtype=bf16',
            '--output-dtype=f32', '--bias-shape=4,37,61', '--bias-dtype=f16',
@@ -257,13 +260,14 @@ ATTENTION = 'attnctl attention -q query.npy -k key.npy -v value.npy'
 
 @pytest.fixture
 def files(save, tensors):
-  """query.npy, key.npy and value.npy; returns what attention makes of them."""
+  """Writes query.npy, key.npy and value.npy. Returns what attention makes of
+  them."""
   inputs(NAMES, tensors, save)
   return reference.attention(*tensors)
 
 
 def test_pipes_in_and_out(shell, save, rng, tensors, files):
-  """Every file at once is a pipe; nothing but the array goes to stdout."""
+  """Every file is a pipe at the same time. Only the array goes to stdout."""
   bias = normal(rng, tensors[0].shape[2], tensors[1].shape[2])
   save('bias', bias)
   save('mask', bias > -1)
@@ -300,8 +304,8 @@ def test_named_pipes(shell, tmp_path, files):
 
 def test_standard_input_and_output_may_be_anything(
     build_dir, server, shell, tmp_path, files):
-  """A pipe that is filled piece by piece, a socket, and a file that is not at
-  its start."""
+  """Standard input or output can be a pipe that is filled piece by piece, a
+  socket, or a file whose position is not its start."""
   command = [str(build_dir / 'client' / 'attnctl'), 'attention',
              '-q', '/dev/stdin', '-k', 'key.npy', '-v', 'value.npy',
              '-o', '/dev/stdout', f'--server={server.tcp}']
@@ -365,7 +369,7 @@ def test_one_pipe_is_not_two_files(shell, files):
     f'{ATTENTION} -o /dev/stdout', 'attnctl info', 'attnctl --help',
     f'{ATTENTION}'])
 def test_output_that_cannot_be_written(shell, files, command):
-  """A full disk, and a pipe that nobody reads."""
+  """attnctl writes to a full disk, and to a pipe that nobody reads."""
   done = shell(f'{command} >/dev/full')
   assert done.returncode == FILE_ERROR, done.stderr
   assert b'cannot write: No space left on device' in done.stderr
@@ -386,7 +390,8 @@ def write_npy(path, array, header):
 
 
 def test_headers_of_every_numpy(shell, tmp_path, tensors, files):
-  """Every format version, and what NumPy wrote on Python 2."""
+  """attnctl reads every version of the format, and files that NumPy wrote on
+  Python 2."""
   for version in ((1, 0), (2, 0), (3, 0)):
     with open(tmp_path / 'query.npy', 'wb') as file:
       np.lib.format.write_array(file, tensors[0], version)
@@ -402,8 +407,8 @@ def test_headers_of_every_numpy(shell, tmp_path, tensors, files):
 
 
 def test_float64(shell, save, tmp_path, tensors, files):
-  """float64 is rounded to --dtype as NumPy rounds it, and refused without
-  --dtype."""
+  """float64 is rounded to --dtype in the same way as by NumPy, and refused
+  without --dtype."""
   wide = [t.astype(np.float64) + 1e-12 for t in tensors]
   inputs(NAMES, wide, save)
   done = shell(ATTENTION)
@@ -448,7 +453,7 @@ def test_grpc_prints_nothing_of_a_hostile_server(build_dir):
   trailers = http2.literals({'grpc-status': '13'})
 
   def serve(listener):
-    """Answers the first call with headers that gRPC complains of."""
+    """Answers the first call with headers about which gRPC writes a warning."""
     connection, _ = listener.accept()
     with connection:
       connection.settimeout(60)

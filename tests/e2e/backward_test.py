@@ -1,4 +1,5 @@
-"""AttentionBackward: gradients against float64, and what it refuses."""
+"""Tests AttentionBackward: compares its gradients with float64, and checks
+what it refuses."""
 
 import grpc
 import numpy as np

@@ -1,4 +1,5 @@
-"""What a client can get wrong is refused by name, and the server lives on."""
+"""Wrong requests are refused with the name of the field, and the server
+continues to serve."""
 
 import pathlib
 import re
@@ -28,7 +29,7 @@ def server_lives_on(server, client):
 
 @pytest.fixture
 def good(client):
-  """A request that is right, for tests to spoil."""
+  """Returns a valid request, which tests then change."""
   query = np.ones((1, 4, 6, 8), np.float32)
   kv = np.ones((1, 2, 5, 8), np.float32)
   return client.request(query, kv, kv)
@@ -255,7 +256,8 @@ def test_shared_memory_that_is_off(client, good, refused):
 
 
 def send_raw(channel, method, message):
-  """Sends bytes as they are. Returns the code, and the error or None."""
+  """Sends the bytes unchanged. Returns the status code, and the error or
+  None."""
   call = channel.unary_stream if method in ('AttentionStream', 'Benchmark') \
       else channel.unary_unary
   raw = call(SERVICE + method, request_serializer=None,
@@ -312,7 +314,7 @@ def test_every_method_bounds_the_fields(client, method):
 
 
 def decode_thread_wakeups(server):
-  """How often the server's decode thread has waited for work."""
+  """Returns how often the server's decode thread has waited for work."""
   for task in pathlib.Path(f'/proc/{server.process.pid}/task').iterdir():
     if (task / 'comm').read_text() == 'attnd-decode\n':
       status = (task / 'status').read_text()
@@ -321,7 +323,7 @@ def decode_thread_wakeups(server):
 
 
 def wait_for_decode_thread(server, wakeups):
-  """Waits until the decode thread has worked and waits for work again."""
+  """Waits until the decode thread has worked, and waits for work again."""
   end = time.monotonic() + 60
   while decode_thread_wakeups(server) <= wakeups:
     assert time.monotonic() < end, 'the decode thread had nothing to do'
@@ -380,7 +382,8 @@ def test_random_bytes(client, rng, method):
 
 
 def check_earned(answer, message):
-  """Random bytes that parse get what their content earns."""
+  """Checks that random bytes which parse as a request get the answer that fits
+  their content."""
   code, error = answer
   assert code in (grpc.StatusCode.OK, INVALID, UNIMPLEMENTED,
                   grpc.StatusCode.RESOURCE_EXHAUSTED), (
@@ -389,7 +392,7 @@ def check_earned(answer, message):
 
 @pytest.mark.parametrize('hours', [2_500_000, 5_000_000, 99_999_999])
 def test_a_far_deadline_is_no_deadline(server, client, hours):
-  """A time of hours in eight digits is legal, though nobody lives so long."""
+  """A deadline of eight digits of hours is valid, and acts like no deadline."""
   x = np.ones((4, 4), np.float32)
   request = client.request(x, x, x).SerializeToString()
   for method in ('Attention', 'GetServerInfo'):

@@ -1,4 +1,5 @@
-"""The Benchmark stream: its order, its numbers, its limits and its end."""
+"""Tests the stream of Benchmark: the order of its events, its numbers, its
+limits and its end."""
 
 import time
 
@@ -91,7 +92,8 @@ def longest(client):
 
 
 def runs_again(client):
-  """Benchmarks run one at a time: true once the last one has stopped."""
+  """Returns true once the previous benchmark has stopped, because benchmarks
+  run one at a time."""
   try:
     run(client, num_vectors=64, repetitions=1)
     return True

@@ -1,5 +1,6 @@
-"""A call that nobody waits for any more stops computing and gives back what
-it held: shown with one slot, held by work of minutes."""
+"""A call whose client no longer waits stops computing and returns what it
+held. The tests use a server with one slot, and calls that would compute for
+minutes."""
 
 import time
 
@@ -19,7 +20,8 @@ def server(attnd):
 
 @pytest.fixture
 def endless(server, stubs, client):
-  """endless() holds the slot with endless work, on a connection of its own."""
+  """endless() occupies the slot with a call that does not end, on a separate
+  connection."""
   with open_channel(server.tcp) as channel:
     own = Client(stubs, channel)
     request = work.endless_request(own)

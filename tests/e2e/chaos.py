@@ -27,7 +27,7 @@ TOPICS = (benchmarks, connections, logs, memory, messages, processes, readers)
 
 
 def sanitized(build):
-  """Whether the build's configuration names a sanitizer."""
+  """Returns whether the build uses a sanitizer."""
   cache = pathlib.Path(build, 'CMakeCache.txt').read_text(encoding='utf-8')
   return any(line.startswith('ATTND_SANITIZE:') and line.split('=', 1)[1]
              for line in cache.splitlines())

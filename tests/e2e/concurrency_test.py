@@ -1,4 +1,5 @@
-"""Many callers at once: every answer right, and the same bits however many."""
+"""With many callers at once, every answer is right and has the same bits as
+with one caller."""
 
 import concurrent.futures
 import threading
@@ -57,13 +58,13 @@ def test_64_clients_with_mixed_shapes(server, stubs):
 
 
 def answers(client, problems):
-  """Each answer's bytes."""
+  """Returns the bytes of each answer."""
   return [(r.output.data, r.lse.data)
           for r in (client.attention(*p, return_lse=True) for p in problems)]
 
 
 class Load:
-  """Other callers, busy as long as the context is open."""
+  """Other callers, which are busy while the context is open."""
 
   def __init__(self, stubs, address, callers=3):
     self._stubs, self._address = stubs, address

@@ -1,4 +1,5 @@
-"""Every setting by flag, environment and file, in that order of precedence."""
+"""Sets every option by flag, by environment variable and in a file, and checks
+that they take precedence in this order."""
 
 import subprocess
 

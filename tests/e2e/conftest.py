@@ -1,4 +1,5 @@
-"""Fixtures: the stubs, the binaries, and a server that a file's tests share."""
+"""Fixtures: the generated stubs, the programs, and a server that the tests of
+a file share."""
 
 import os
 import pathlib
@@ -50,7 +51,7 @@ def client(stubs, server):
 
 @pytest.fixture
 def connect(stubs):
-  """connect(address) makes a client with a connection of its own."""
+  """connect(address) makes a client with a separate connection."""
   channels = []
 
   def make(address):
@@ -64,7 +65,7 @@ def connect(stubs):
 
 @pytest.fixture
 def refused():
-  """refused(call) runs a call that must fail and returns its Refusal."""
+  """refused(call) runs a call that must fail, and returns its Refusal."""
 
   def run(call):
     with pytest.raises(grpc.RpcError) as caught:
@@ -76,7 +77,7 @@ def refused():
 
 @pytest.fixture
 def rng(request):
-  """Random numbers from a seed that depends on nothing but the test's name."""
+  """Random numbers from a seed that depends only on the name of the test."""
   seed = sum(request.node.name.encode())
   print(f'seed {seed}')
   return np.random.default_rng(seed)
@@ -84,6 +85,6 @@ def rng(request):
 
 @pytest.fixture
 def tensors(rng):
-  """Query, key and value of the problem that OPTIONS are for."""
+  """The query, key and value for which OPTIONS are made."""
   return [problems.normal(rng, *shape)
           for shape in (problems.QUERY, problems.KEY, problems.VALUE)]

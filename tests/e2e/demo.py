@@ -1,8 +1,7 @@
-"""./dev demo: a real layer's attention through a running server, by attnctl
-and by Python with generated stubs, against the expected output; then what this
-host can do and what a larger problem would cost. Exits with 0 only if every
-answer agreed.
-"""
+"""./dev demo: computes attention of a real layer with a running server,
+through attnctl and through Python with generated stubs, and compares it with
+the expected output. Then it prints what this machine can do, and what a larger
+problem would cost. It exits with 0 only if every answer agreed."""
 
 import argparse
 import json
@@ -18,7 +17,7 @@ from support.server import Server, clean_environment, open_channel
 
 
 class Demo:
-  """Runs the steps against one server and keeps the verdicts."""
+  """Runs the steps with one server and keeps the verdicts."""
 
   def __init__(self, build, server):
     self._attnctl = build / 'client' / 'attnctl'
@@ -37,7 +36,7 @@ class Demo:
           flush=True)
 
   def run_attnctl(self, *arguments, accept=(0,)):
-    """Runs attnctl against the server's unix socket; returns its stdout."""
+    """Runs attnctl with the server's unix socket. Returns its stdout."""
     # Its progress bar is for a terminal; elsewhere stderr is for failures.
     shown = None if sys.stderr.isatty() else subprocess.PIPE
     done = subprocess.run(
@@ -83,7 +82,7 @@ class Demo:
 
 
 def run(build):
-  """Returns how many answers disagreed."""
+  """Runs all steps. Returns how many answers were wrong."""
   with Server(build / 'server' / 'attnd') as server:
     print(f'attnd listens on {" and ".join(server.addresses)}')
     demo = Demo(build, server)

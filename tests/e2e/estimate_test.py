@@ -1,4 +1,5 @@
-"""MemoryEstimate: the sums of its parts, its defaults and its inverses."""
+"""Tests MemoryEstimate: the sum of its parts, its defaults and its inverse
+goals."""
 
 import grpc
 import pytest

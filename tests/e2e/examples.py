@@ -1,11 +1,14 @@
 """./dev examples: builds the program of every language in examples/, runs each
-on the real input against one live server, over TCP and over a unix socket, and
-checks what it says. The environment of all of them names a web proxy, which none
-may use, and behind a front that refuses their first calls they try again. Exits
-with 0 only if every one was built, ran and agreed.
+on the real input with one server, over TCP and over a unix socket, and checks
+what it prints.
 
-What is here of each language: its tools and their least versions, the commands
-of its README, and where its program stands.
+The environment of all programs names a web proxy, which they must not use. If
+a program retries calls, it is also run with a front server that refuses its
+first calls. The exit code is 0 only if every program was built, ran and gave
+the right answer.
+
+For each language, this file has its tools and their lowest versions, the
+commands of its README, and the place of its program.
 """
 
 import argparse
@@ -41,12 +44,12 @@ COMMAND_SECONDS = 900
 
 
 class Failure(Exception):
-  """Why a language failed."""
+  """A language failed. The text says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-  """A program that has to be there, and the least version of it."""
+  """A program that has to be installed, and its lowest version."""
   version_command: tuple
   least: tuple
 
@@ -65,7 +68,7 @@ class Tool:
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-  """One folder of examples/, or one page. Commands run in the folder."""
+  """One folder of examples/, or one page. The commands run in the folder."""
   name: str
   folder: str
   source: str  # the program whose lines count, below the folder
@@ -132,7 +135,7 @@ LANGUAGES = (
 
 @dataclasses.dataclass
 class Outcome:
-  """A row of the table."""
+  """A row of the table that is printed at the end."""
   language: Language
   worst_error: float = float('nan')
   p50_us: dict = dataclasses.field(default_factory=dict)  # by transport
@@ -150,7 +153,8 @@ def command_environment(build):
 
 
 def execute(command, folder, environment, accept=(0,)):
-  """Returns what the command wrote; fails with all of it."""
+  """Runs a command and returns what it wrote. If it fails, the error has all
+  of that."""
   done = subprocess.run(command, cwd=folder, env=environment, text=True,
                         stdin=subprocess.DEVNULL, capture_output=True,
                         timeout=COMMAND_SECONDS, check=False)
@@ -161,7 +165,8 @@ def execute(command, folder, environment, accept=(0,)):
 
 
 def find(pattern, text):
-  """The groups of the pattern, which the text must have."""
+  """Returns the groups of the pattern, and fails if the text does not contain
+  it."""
   found = re.search(pattern, text)
   if not found:
     raise Failure(f'no {pattern!r} in what it said:\n{text}')
@@ -170,7 +175,7 @@ def find(pattern, text):
 
 class WebProxy:
   """A context manager that acts as the web proxy that `environment` names. It
-  keeps what clients ask for, and hangs up."""
+  records what clients ask for, and closes the connection."""
 
   def __enter__(self):
     self.requests = []
@@ -203,8 +208,9 @@ class WebProxy:
 
 
 class Front(grpc.GenericRpcHandler):
-  """A context manager that stands before the server at `target`. It refuses the
-  first calls, as a server that restarts does, and passes the others on."""
+  """A context manager for a server in front of the server at `target`. It
+  refuses the first calls, as a server does while it restarts, and forwards the
+  others."""
 
   def __init__(self, target):
     self._target = target
@@ -245,7 +251,7 @@ class Front(grpc.GenericRpcHandler):
 
 
 class Runner:
-  """Runs languages against one server."""
+  """Runs the programs of the languages with one server."""
 
   def __init__(self, build, server, shm_socket, proxy):
     self._build = build
@@ -325,7 +331,7 @@ class Runner:
     return float(find(r'smallest call p50 (\S+) us', said)[0])
 
   def _run_page(self, outcome, folder):
-    """Every command on the page, on this server's addresses."""
+    """Runs every command on the page, with this server's addresses."""
     page = (folder / outcome.language.source).read_text()
     install, call, refused, load, direct = re.findall(
         r'```sh\n(.*?)```', page, re.S)

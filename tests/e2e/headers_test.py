@@ -1,5 +1,6 @@
-"""Headers that no client sends by mistake, after the open reports about gRPC 1.51
-(SECURITY.md has a line for each): the server lives, and serves others."""
+"""Sends headers that no client sends by mistake, from the open reports about
+gRPC 1.51. SECURITY.md has a line for each report. The server continues to
+serve other clients."""
 
 import pytest
 
@@ -11,7 +12,7 @@ OK = b'grpc-status\x010'
 
 
 def indexed(name, value):
-  """A header that also enters the connection's table."""
+  """Returns a header that also enters the table of the connection."""
   return b'\x40' + header(name, value)[1:]
 
 
@@ -23,7 +24,7 @@ def send_headers(connection, block, stream=STREAM):
 
 
 def answered(server):
-  """Whether a new connection is served."""
+  """Returns whether the server answers on a new connection."""
   with Connection(server.tcp) as connection:
     connection.call(INFO, b'')
     connection.take_until(lambda: connection.reset, 60, 'an answer')

@@ -1,6 +1,7 @@
-"""Clients that ping. While a call computes, nothing is sent, so clients, proxies
-and meshes send pings to learn whether the server is still there. A gRPC server
-with default settings ends the connection after a few pings; attnd must not."""
+"""Tests clients that ping. A call is silent while the server computes, so
+clients, proxies and service meshes send pings to find out whether the server
+is still there. A gRPC server with default settings ends the connection after a
+few pings; attnd must not."""
 
 import grpc
 import numpy as np
@@ -36,7 +37,8 @@ def server(attnd):
 
 @pytest.fixture(params=['tcp', 'unix'])
 def pinging(request, server, stubs):
-  """(client that pings each 100 ms, the relay that counts its pings)."""
+  """Returns a client that pings every 100 ms, and the relay that counts its
+  pings."""
   with Relay(getattr(server, request.param)) as relay, \
       grpc.insecure_channel(relay.address, options=KEEPALIVE) as channel:
     yield Client(stubs, channel), relay
@@ -78,7 +80,7 @@ def test_pings_without_calls(pinging):
 
 @pytest.mark.parametrize('calls', [0, 1])
 def test_five_minutes_of_a_ping_a_second_at_once(server, connect, calls):
-  """No gRPC library sends that many pings at once."""
+  """Sends 300 pings at once. No gRPC library sends as many."""
   request = work.endless_request(connect(server.tcp)).SerializeToString()
   with Reader() as reader, RawConnection(server.tcp, reader) as connection:
     for _ in range(calls):

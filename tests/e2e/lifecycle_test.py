@@ -1,4 +1,4 @@
-"""Start, health, reflection, drain and end of the server's process."""
+"""Tests start, health, reflection, drain and end of the server process."""
 
 import os
 import signal
@@ -211,7 +211,7 @@ def test_an_idle_server_ends_at_once(attnd):
 
 
 def run_that_must_fail(attnd, listen):
-  """Returns (exit code, what it said)."""
+  """Returns (exit code, output)."""
   done = subprocess.run(
       [str(attnd), f'--listen={listen}'], capture_output=True, text=True,
       timeout=120, check=False)

@@ -1,4 +1,4 @@
-"""What does not fit is refused before it costs anything."""
+"""The server refuses what does not fit, before it uses memory for it."""
 
 import concurrent.futures
 import contextlib
@@ -18,14 +18,15 @@ MIB = 1 << 20
 
 
 def fits(client):
-  """That the server still serves."""
+  """Checks that the server still serves."""
   small = np.ones((4, 8), np.float32)
   client.attention(small, small, small, timeout=60)
 
 
 @pytest.fixture(scope='module')
 def tight(attnd, stubs):
-  """A client of a server that holds 8 MiB and takes messages of 2 MiB."""
+  """A client of a server with a budget of 8 MiB and messages of at most 2
+  MiB."""
   with Server(attnd, f'--memory-budget-bytes={8 * MIB}',
               f'--max-message-bytes={2 * MIB}', '--threads=1') as server:
     with open_channel(server.tcp) as channel:
@@ -120,7 +121,8 @@ def test_a_response_above_the_message_limit(tight, refused):
 
 
 def test_shapes_alone_cannot_make_the_server_allocate(client, refused):
-  """A tiny message that claims terabytes is refused for its bytes."""
+  """A tiny message whose shapes claim terabytes is refused because of its byte
+  count."""
   pb = client.pb
   claim = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[1, 1, 1 << 36, 64],
                     data=b'\0' * 64)
@@ -141,14 +143,15 @@ def test_benchmark_beyond_its_limit(client, refused):
 
 
 def peak_mib(server):
-  """The most that the server has held so far."""
+  """Returns the peak of the memory of the server so far."""
   with open(f'/proc/{server.process.pid}/status', encoding='ascii') as status:
     (line,) = (l for l in status if l.startswith('VmHWM:'))
   return int(line.split()[1]) >> 10
 
 
 def test_half_received_messages_and_requests_fit_together(attnd, connect):
-  """What arrives and is not let in has a share of its own, beside requests."""
+  """Messages that are not admitted yet have a share of memory that is separate
+  from that of requests."""
   budget, message = 512, 8
   arriving, own = 16 * message, 256
   with contextlib.ExitStack() as stack:
@@ -181,7 +184,8 @@ def test_half_received_messages_and_requests_fit_together(attnd, connect):
 
 
 def test_a_full_share_of_arriving_messages_ends_calls_alone(attnd, stubs):
-  """Messages that others drop while gRPC waits for memory do no harm."""
+  """Messages that other clients abandon while gRPC waits for memory do no
+  harm."""
   message = 8
   half_sent = []
   over = threading.Event()

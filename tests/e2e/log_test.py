@@ -1,4 +1,5 @@
-"""The log: nobody waits for its reader, and no client writes into it."""
+"""Tests the log: the server does not wait for its reader, and clients cannot
+write into it."""
 
 import os
 import re
@@ -24,7 +25,7 @@ HOSTILE = ('x\n[2026-01-01 00:00:00.000] [attnd] [info] signal 15: stopping',
 
 @pytest.fixture
 def full_pipe():
-  """The end of a pipe that takes nothing more, because nobody reads."""
+  """Returns the end of a pipe that is full, because nobody reads it."""
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   with pytest.raises(BlockingIOError):
@@ -43,14 +44,14 @@ def serves(channel):
 
 
 def whole_log(server):
-  """What the server wrote until its end, which this asks for."""
+  """Stops the server and returns everything that it wrote."""
   server.signal()
   assert server.wait() == 0
   return server.log_bytes()
 
 
 def flood(server, values=HOSTILE):
-  """Hundreds of calls, each of which makes gRPC say something."""
+  """Makes hundreds of calls, each of which makes gRPC write a message."""
   for value in values:
     with http2.Connection(server.tcp) as connection:
       connection.send_empty_calls(

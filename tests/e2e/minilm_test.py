@@ -1,4 +1,5 @@
-"""A real transformer layer's inputs, over every way in, against float64."""
+"""Sends the inputs of a real transformer layer in every way that the server
+supports, and compares the answers with float64."""
 
 import pytest
 

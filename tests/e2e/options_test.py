@@ -1,4 +1,4 @@
-"""Every option of the contract over the wire, against float64."""
+"""Compares every option of the contract with float64, through real calls."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from support.problems import (CU_SEQLENS_K, CU_SEQLENS_Q, INF, OPTIONS, RAGGED,
                               expected_options, in_bshd, mask_of, normal)
 
 def check(client, response, tensors, options, bound=None):
-  """Compares output and lse, which must have been asked for."""
+  """Compares output and lse, which the call has to ask for."""
   numbers = [widened(t) for t in tensors]
   output, lse = reference.attention(*numbers, **expected_options(options))
   f32_bound = reference.error_bound(numbers[2])
@@ -188,7 +188,8 @@ def test_self_and_cross_take_options(client, rng):
 
 
 def test_hidden_keys_touch_nothing(client, rng, tensors):
-  """Not even as 0 * NaN, by whatever they are hidden."""
+  """A hidden key has no effect, not even as 0 * NaN, whichever option hides
+  it."""
   hidden = np.zeros(61, bool)
   hidden[[0, 17, 45, 60]] = True
   expected = client.attention(*tensors, mask=~hidden)

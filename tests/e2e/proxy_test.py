@@ -1,4 +1,4 @@
-"""deploy/envoy/envoy.yaml under a real Envoy, in front of real servers."""
+"""Runs a real Envoy with deploy/envoy/envoy.yaml, in front of real servers."""
 
 import collections
 import contextlib
@@ -60,7 +60,7 @@ def problems(stubs):
 
 
 class Load:
-  """Callers that go on until the context ends; every answer is checked."""
+  """Callers that run until the context ends. Every answer is checked."""
 
   def __init__(self, stubs, address, problems):
     self._stubs, self._address, self._problems = stubs, address, problems
@@ -107,8 +107,9 @@ class Load:
       self.failures.append(repr(error))
 
   def _ask(self, client, request):
-    """An answer that has begun cannot be replaced by a proxy: it is asked for
-    again here, as a client would, and counted. Nothing else is."""
+    """A proxy cannot retry a call whose answer has begun. Like a client, this
+    function sends such a call again, and counts it. It repeats no other
+    calls."""
     while True:
       call = client.stub.Attention.future(request, timeout=120)
       error = call.exception()
@@ -127,7 +128,7 @@ def servers_of(attnd, *flags, count=3):
 
 
 def ended_calls(server):
-  """How many calls of these two methods the server's log has."""
+  """Returns how many calls of these two methods are in the server's log."""
   return len(re.findall(r'\[debug\] (SelfAttention|AttentionStream) ',
                         server.log()))
 
@@ -254,7 +255,7 @@ def test_what_is_too_large_to_keep_passes_once(attnd, stubs, connect, rng):
 
 
 def test_a_silent_call_outlives_the_pings_of_envoy(attnd, connect):
-  """The call is computed once, however many pings Envoy sends meanwhile."""
+  """The call is computed once, however many pings Envoy sends during it."""
   with Server(attnd, '--log-level=debug') as server, \
       Relay(server.tcp) as relay, \
       Envoy([relay.address], ping_interval='0.5s') as envoy:

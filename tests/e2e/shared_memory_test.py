@@ -1,5 +1,5 @@
-"""Tensors that lie in memory which client and server share: right answers to
-good clients, and a server that outlives bad ones."""
+"""Tests tensors in memory that client and server share. Good clients get right
+answers, and bad clients do not harm the server."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ class ShmServer(Server):
     self._command.append(f'--shm-socket={self.shm_socket}')
 
   def mappings(self):
-    """How often it has mapped memory of these tests."""
+    """Returns how often the server has mapped memory of these tests."""
     maps = pathlib.Path(f'/proc/{self.process.pid}/maps').read_text()
     return maps.count('memfd:attnd-e2e')
 
@@ -78,7 +78,8 @@ def succeed(process, words=('registered', 'answered')):
 
 
 def check(client, region, query, key, value, gap=1 << 17, **options):
-  """The answer in the region has the bits of the one inside a message."""
+  """Checks that the answer in the region has the same bits as an answer in a
+  message."""
   response = client.stub.Attention(
       shared_memory.request_of(client, region, query, key, value, gap=gap,
                                **options), timeout=60)
@@ -118,7 +119,8 @@ def test_the_answer_is_right(client, region, tensors):
 @pytest.mark.parametrize('q_len', [1, 100])
 @pytest.mark.parametrize('of', [np.float32, np.float16])
 def test_tensors_at_the_very_end(server, client, rng, q_len, of):
-  """Each ends with its region, a page's end: a byte more would fault."""
+  """Each tensor ends with its region, at the end of a page, so that one byte
+  more would be a page fault."""
   query = rng.standard_normal((2, q_len, 32)).astype(of)
   key, value = rng.standard_normal((2, 2, 333, 32)).astype(of)
   page = os.sysconf('SC_PAGESIZE')
@@ -329,7 +331,7 @@ def test_quota(attnd, connect, tensors):
 
 @pytest.fixture
 def one_slot(attnd):
-  """A server that holds one call at a time."""
+  """A server that runs one call at a time."""
   with ShmServer(attnd, '--max-in-flight=1') as running:
     yield running
 
@@ -381,7 +383,8 @@ def test_cancel_lets_go_of_the_region(one_slot, connect):
 
 
 def test_writes_during_the_call(server, client, region, rng):
-  """Answers may be anything; the server, and others' answers, may not."""
+  """The answers can be wrong, but the server and the answers of others must
+  not be affected."""
   tensors = rng.standard_normal((3, 4, 150, 32)).astype(np.float32)
   gap = 1 << 17
   options = {'bias': problems.normal(rng, 150, 150),
@@ -471,8 +474,9 @@ def test_another_user(attnd, peer):
 
 @pytest.fixture
 def sidecar(attnd):
-  """sidecar(*flags) makes a server as the Kubernetes sidecar is: it runs as a user
-  of its own, and its sockets' folder gives new files to a shared group."""
+  """sidecar(*flags) starts a server like the sidecar on Kubernetes. It runs as
+  a separate user, and the folder of its sockets gives new files to a shared
+  group."""
   if os.geteuid() != 0:
     pytest.skip('only root can run processes of other users')
   with tempfile.TemporaryDirectory(prefix='attnd-') as folder:
@@ -525,8 +529,8 @@ def test_a_list_of_uids_outweighs_the_socket_mode(sidecar, peer):
 
 
 def test_between_containers(attnd, peer, tmp_path):
-  """Network, mount and IPC namespaces of their own on both sides, and an empty
-  /dev/shm: only the directory of the sockets is common."""
+  """Client and server have separate network, mount and IPC namespaces, and an
+  empty /dev/shm. They share only the folder of the sockets."""
   apart = ['unshare', '--net', '--mount', '--ipc', '--pid', '--fork',
            '--kill-child', 'sh', '-c',
            'mount -t tmpfs none /dev/shm && exec "$@"', 'sh']

@@ -1,11 +1,13 @@
-"""./dev soak: one server under every kind of call for a long time.
+"""./dev soak: makes every kind of call to one server for a long time.
 
-Callers with connections of their own draw what to do next: right calls of every
-method and transport, whose answers are compared with NumPy, and wrong, cancelled,
-late and abandoned ones, each of which has to be refused as it deserves. Beside
-them processes with calls in flight are killed. Memory, files and threads of the
-server are sampled: they have to be level over the second half, and files back
-where they were once all callers are gone. Exits with 0 only if all of that held.
+Each caller has its own connection and chooses at random what to do next. It
+makes valid calls of every method and transport, and compares the answers with
+NumPy. It also makes wrong, cancelled, late and abandoned calls, and checks how
+each of them fails. At the same time, processes with running calls are killed.
+The program samples the memory, the files and the threads of the server. They
+must not grow during the second half, and the files have to return to their
+first number when all callers are gone. The exit code is 0 only if all of this
+holds.
 """
 
 import argparse
@@ -42,7 +44,7 @@ THREADS = 4
 
 
 class Caller:
-  """Draws calls from a seed and makes them, one after another."""
+  """Chooses calls from a seed and makes them, one after another."""
 
   def __init__(self, server, shm_socket, generated, seed, counts):
     self._server, self._shm_socket = server, shm_socket
@@ -56,7 +58,8 @@ class Caller:
                    self.late: 3, self.hung_up: 2}
 
   def run(self, until):
-    """Calls until the time comes; a wrong answer is an exception."""
+    """Makes calls until the time is over. A wrong answer raises an
+    exception."""
     while time.monotonic() < until:
       address = self._draw.choice([self._server.tcp, self._server.unix])
       with open_channel(address) as channel:
@@ -77,7 +80,7 @@ class Caller:
     return kind.__name__
 
   def _problem(self):
-    """Tensors, and options of their own kind."""
+    """Returns tensors, and options that fit them."""
     draw = lambda shape: self._rng.standard_normal(shape).astype(np.float32)
     options = OPTIONS[self._draw.choice(list(OPTIONS))](self._rng)
     return [draw(QUERY), draw(KEY), draw(VALUE)], options
@@ -167,7 +170,7 @@ class Caller:
                                 timeout=self._draw.random() * 0.1)
 
   def hung_up(self, client):
-    """A stream that is left in the middle of a tensor."""
+    """Begins a stream and leaves it in the middle of a tensor."""
     tensors, _ = self._problem()
     messages = client.messages(client.request(*tensors), chunk_bytes=4000)
     over = threading.Event()
@@ -197,7 +200,7 @@ class Caller:
 
 
 def killed(build, server, shm_socket, counts, until):
-  """Processes that die with a call in flight and a region registered."""
+  """Runs processes that die with a running call and a registered region."""
   while time.monotonic() < until:
     peer = subprocess.Popen(
         [sys.executable, '-B', PEER, build, shm_socket, server.tcp,
@@ -212,7 +215,7 @@ def killed(build, server, shm_socket, counts, until):
 
 
 class Sampler:
-  """What the server's process holds, from /proc."""
+  """Reads the resources of the server process from /proc."""
 
   def __init__(self, pid):
     self._folder = pathlib.Path('/proc', str(pid))
@@ -228,7 +231,8 @@ class Sampler:
     return len(list((self._folder / 'fd').iterdir()))
 
   def peaks(self):
-    """Those of the second quarter of all samples, and of the last."""
+    """Returns the peaks of the second quarter and of the last quarter of all
+    samples."""
     quarter = max(1, len(self._samples) // 4)
     of = lambda samples: tuple(map(max, zip(*samples)))
     return (of(self._samples[quarter:2 * quarter] or self._samples),
@@ -236,7 +240,7 @@ class Sampler:
 
 
 def soak(options, server, shm_socket):
-  """Returns what did not hold."""
+  """Returns the conditions that did not hold."""
   generated = stubs.load(options.build)
   counts = collections.Counter()
   sampler = Sampler(server.process.pid)

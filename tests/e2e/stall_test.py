@@ -1,5 +1,6 @@
-"""Clients that make the server wait: for a message, for its end, or for their
-reading. Nobody keeps a slot, memory or a call beyond --stream-idle-timeout."""
+"""Tests clients that make the server wait for a message, for the end of a
+message, or until they read. Such a client cannot keep a slot, memory or a call
+for longer than --stream-idle-timeout."""
 
 import time
 
@@ -31,7 +32,8 @@ def read_slowly(connection, bytes_per_second):
 
 
 def small_question_of_a_large_answer(client, megabytes):
-  """A request of a few KB whose answer takes about so many megabytes."""
+  """Returns a request of a few KB whose answer has about this many
+  megabytes."""
   rows, width = megabytes * 256, 1024
   return client.request(np.ones((rows, 1), np.float32),
                         np.ones((1, 1), np.float32),
@@ -115,7 +117,7 @@ def test_a_reader_of_a_few_bytes_is_ended(attnd, connect):
 
 
 def runs_a_benchmark(client):
-  """False where another runs, or there is no slot."""
+  """Returns False if another benchmark runs or no slot is free."""
   try:
     *_, last = client.stub.Benchmark(client.pb.BenchmarkRequest(
         num_vectors=1, dimensions=1, repetitions=1), timeout=60)
@@ -126,11 +128,11 @@ def runs_a_benchmark(client):
 
 
 def run_unread_benchmarks(client, connection, count):
-  """Runs benchmarks on a connection that reads no message; returns the streams
-  of those that were let in.
+  """Runs benchmarks on a connection that reads no messages. Returns the
+  streams of those that were admitted.
 
-  They run one after the other. Meanwhile others are refused, which is no
-  message, and which the connection reads.
+  The benchmarks run one after the other. The server refuses others meanwhile.
+  A refusal is not a message, and the connection reads it.
   """
   request = client.pb.BenchmarkRequest(
       num_vectors=1, dimensions=1, repetitions=1).SerializeToString()
@@ -176,7 +178,7 @@ def test_benchmarks_that_nobody_reads_are_ended(attnd, connect):
 
 
 def drip(upload, chunk, seconds):
-  """Sends a byte now and then until the server ends the stream."""
+  """Sends a byte from time to time until the server ends the stream."""
   limit = time.monotonic() + ENDED_SECONDS
   at = 0
   while not upload.call.done():

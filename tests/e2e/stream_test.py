@@ -1,5 +1,6 @@
-"""Tensors in chunks: the answer of a unary call, whatever the chunks, and a
-server that gives back what it held however a client ends."""
+"""Tests tensors in chunks. The answer is that of a unary call, however the
+tensors are divided, and the server returns what it held, however a client
+ends."""
 
 import queue
 import signal
@@ -28,7 +29,7 @@ def small_messages(attnd, slots):
 
 @pytest.fixture(scope='module')
 def small(attnd):
-  """A server of small messages, with few slots: what is lost shows soon."""
+  """A server with small messages and few slots, so that a leak shows soon."""
   with small_messages(attnd, slots=4) as running:
     yield running
 
@@ -46,7 +47,7 @@ def streams(request, small, connect):
 
 @pytest.fixture(params=['tcp', 'unix'])
 def slot(request, one_slot, connect):
-  """A client of a server that lets one call in at a time."""
+  """A client of a server that admits one call at a time."""
   return connect(getattr(one_slot, request.param))
 
 
@@ -69,10 +70,10 @@ class Upload:
 
 
 def hold(client, request, messages=2, **how):
-  """An upload that was let in and has sent its first messages.
+  """Returns an upload that was admitted and has sent its first messages.
 
-  What a call before it held may be given back after its answer is here, so a
-  refusal for want of a slot is no end.
+  An earlier call can return its slot after its answer has arrived, so a
+  refusal because no slot is free is retried.
   """
 
   def attempt():
@@ -243,7 +244,7 @@ def test_the_server_ends_a_silent_client(attnd, connect, request_of_three):
 
 
 def hold_unread(client):
-  """A stream of which the client reads one chunk, and no more."""
+  """Returns a stream of which the client reads only one chunk."""
   # More than the connection's windows hold: the server waits to write.
   upload = hold(client, client.request(
       np.ones((1 << 22, 1), np.float32), np.ones((1, 1), np.float32),
@@ -372,7 +373,7 @@ def test_a_draining_server_begins_no_stream(attnd, stubs, rng):
 
 
 def test_many_that_are_left_in_the_middle(slot, request_of_three):
-  """Threads that cancel at random points leave nothing behind."""
+  """Threads that cancel streams at random points leave nothing behind."""
   def leave(count):
     for _ in range(count):
       upload = Upload(slot, request_of_three)

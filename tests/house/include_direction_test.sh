@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Holds the dependency rule by reading #include lines:
+# Checks the dependency rule by reading #include lines:
 #   client -> proto <- server -> core, and nothing points at server.
-# First shows on planted files that it finds each kind of breach.
+# First checks, with test files, that it finds each kind of violation.
 set -euo pipefail
 
-# includes ROOT FOLDER PATTERN: the #include lines of FOLDER that match.
+# includes ROOT FOLDER PATTERN: prints the #include lines of FOLDER that match.
 includes() {
   grep -rnE "^[[:space:]]*#[[:space:]]*include[[:space:]]*[<\"]($3)" \
     --include='*.h' --include='*.cc' "$1/$2" || true
 }
 
-# breaches ROOT: every #include that the rule forbids.
+# breaches ROOT: prints every #include that the rule forbids.
 breaches() {
   local root=$1 folder
   includes "$root" core \
     'grpc|google/|attnd/v1/|spdlog|CLI|nlohmann|absl/flags|proto/|server/|client/'
   includes "$root" proto 'core/|server/|client/'
   includes "$root" server 'client/'
-  # attnctl may use core for what works offline, and the library how core merges:
-  # both need nothing but the standard library.
+  # attnctl can use core for commands that work offline, and the library can use the merge
+  # of core. Both need only the standard library.
   includes "$root" client 'core/' | grep -v "^$root/client/attnctl" |
     grep -vE "^$root/client/merge.cc:.*core/(merge|half_float)\.h" || true
   for folder in client bench; do

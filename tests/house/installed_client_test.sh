@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs attnd, and builds and runs an application that uses the client
-# library beside google.rpc's generated code.
+# Installs attnd, and builds and runs an application that uses both the client library
+# and generated code of google.rpc.
 #
 #   installed_client_test.sh BUILD_FOLDER GOOGLE_RPC_PROTOS
 set -euo pipefail
@@ -11,7 +11,7 @@ trap 'rm -r "$work"' EXIT
 
 DESTDIR='' cmake --install "$1" --prefix "$work/prefix" >"$work/log"
 
-# The archives define no symbol of google.rpc.
+# Checks that the archives define no symbol of google.rpc.
 for archive in "$work"/prefix/lib*/*.a "$work"/prefix/lib*/*/*.a; do
   [[ -f $archive ]] || continue
   echo "looking into ${archive##*/}"
@@ -21,7 +21,7 @@ for archive in "$work"/prefix/lib*/*.a "$work"/prefix/lib*/*/*.a; do
   fi
 done
 
-# The files that docs/deployment.md names.
+# Checks that the files that docs/deployment.md names are installed.
 share=$work/prefix/share/attnd/proto/attnd/v1
 for file in attention.proto attention_grpc_service_config.json; do
   [[ -f $share/$file ]] || { echo "$file is not installed" >&2 && exit 1; }

@@ -1,4 +1,5 @@
-"""What these tests share with the end-to-end ones: stubs, client, server."""
+"""The parts of the end-to-end tests that these tests use, too: stubs, client
+and server."""
 
 import pathlib
 import sys

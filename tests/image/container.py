@@ -1,6 +1,7 @@
-"""A container of the image under docker or podman, as compose.yaml runs it.
+"""A container of the image in docker or podman, started in the same way as by
+compose.yaml.
 
-ATTND_ENGINE is the command line of the engine, as `./dev image` chose it.
+ATTND_ENGINE is the command line of the engine, which `./dev image` chose.
 """
 
 import os
@@ -33,7 +34,7 @@ COMMAND_SECONDS = 120
 
 
 def engine(*arguments, binary=False):
-  """Runs one command of the engine; returns what it wrote."""
+  """Runs one command of the engine. Returns what it wrote."""
   done = subprocess.run([*ENGINE, *arguments], capture_output=True,
                         timeout=COMMAND_SECONDS, check=False)
   if done.returncode != 0:
@@ -43,16 +44,18 @@ def engine(*arguments, binary=False):
 
 
 def run_once(command, *flags):
-  """Runs attnctl or attnd in a container of its own; returns what it wrote."""
+  """Runs attnctl or attnd in a separate container. Returns what it wrote."""
   binary, *arguments = command
   return engine('run', '--rm', *ENGINE_FLAGS, *SHUT, *flags,
                 f'--entrypoint=/usr/bin/{binary}', IMAGE, *arguments)
 
 
 class Container:
-  """attnd in a container that shares its socket's folder with the host.
+  """A context manager: attnd in a container that shares the folder of its
+  socket with the host.
 
-  A context manager: started and SERVING inside it, removed after it.
+  The container is started and SERVING inside the context, and removed after
+  it.
   """
 
   def __init__(self, *flags):
@@ -117,7 +120,7 @@ class Container:
     engine('kill', f'--signal={name}', self.id)
 
   def wait(self):
-    """Returns the exit code."""
+    """Waits for the end of the container and returns the exit code."""
     return int(engine('wait', self.id))
 
   def _remove(self):

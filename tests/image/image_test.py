@@ -1,8 +1,9 @@
-"""The image: its size, what is in it, and that it serves, shut in, and drains.
+"""Tests the image: its size and content, and that it serves with the
+restrictions of compose.yaml, and drains.
 
-Prints the size and the time from start to SERVING. The size is a bar that a
-test holds; the time depends on what else the machine does, so its verdict is
-printed only.
+Prints the size, and the time from start to SERVING. A test checks the limit on
+the size. The time depends on what else the machine does, so its verdict is
+only printed.
 """
 
 import io
@@ -29,7 +30,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope='module')
 def saved():
-  """(configuration, {path: TarInfo}, every byte of it) of the image."""
+  """Returns (configuration, {path: TarInfo}, all bytes) of the image."""
   data = engine('save', IMAGE, binary=True)
   members = {}
   with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -45,7 +46,7 @@ def saved():
 
 @pytest.fixture(scope='module')
 def compose():
-  """The services of compose.yaml."""
+  """Returns the services of compose.yaml."""
   text = (REPOSITORY / 'docker' / 'compose.yaml').read_text()
   return yaml.safe_load(text)['services']
 
@@ -163,8 +164,8 @@ def test_health_from_inside(running):
 
 
 def test_the_application_of_compose_yaml_can_call(compose):
-  """It does so although it is another user, and may only read the folder of the
-  socket."""
+  """The application is another user and can only read the folder of the
+  socket, but it can call attnd."""
   application = compose['application']
   assert not application['user'].startswith(str(USER))
   (mount,) = application['volumes']

@@ -1,5 +1,6 @@
-"""compose.yaml and the Kubernetes manifests against their schemas, and against
-what no schema knows: that attnd has the time to drain."""
+"""Checks compose.yaml and the Kubernetes manifests against their schemas, and
+checks things that no schema knows, such as that attnd has enough time to
+drain."""
 
 import pathlib
 import re
@@ -18,7 +19,7 @@ VERSIONS = ['1.30', kubernetes_validate.latest_version()]
 
 
 def render(folder):
-  """The documents as `kubectl apply -k` would send them."""
+  """Returns the documents as `kubectl apply -k` would send them."""
   text = subprocess.run(['kubectl', 'kustomize', str(KUBERNETES / folder)],
                         capture_output=True, check=True, timeout=60).stdout
   return {d['kind']: d for d in yaml.safe_load_all(text)}
@@ -30,7 +31,8 @@ def project_version():
 
 
 def pod_specs():
-  """The specs of the pods of both folders, by the name of the folder."""
+  """Returns the specs of the pods of both folders, by the name of the
+  folder."""
   return {'service': render('service')['Deployment']['spec']['template']['spec'],
           'sidecar': render('sidecar')['Pod']['spec']}
 
@@ -50,7 +52,8 @@ def seconds(text):
 
 
 def test_compose():
-  """By compose itself where it is there, else by its schema."""
+  """Checks the file with Compose if that is installed, and with its schema
+  otherwise."""
   command = ['docker', 'compose', '--file', str(COMPOSE), 'config', '--quiet']
   try:
     have = subprocess.run(command[:2] + ['version'], check=False,
@@ -91,7 +94,7 @@ def test_a_wrong_manifest_is_found():
 
 
 def test_every_image_has_the_version_of_the_project():
-  """With `latest`, a node would keep an old image that it has."""
+  """With `latest`, a node would keep an old image."""
   expected = f'attnd:{project_version()}'
   services = yaml.safe_load(COMPOSE.read_text())['services'].values()
   images = [service['image'] for service in services]
@@ -107,9 +110,9 @@ def test_every_image_has_the_version_of_the_project():
 
 
 def test_a_container_whose_limits_change_is_started_again():
-  """attnd reads its limits at start, so a change of them restarts it. Kubernetes
-  refuses this resizePolicy if the pod's restartPolicy is Never, which its schema
-  does not say."""
+  """attnd reads its limits only at start, so a change of them restarts it.
+  Kubernetes refuses this resizePolicy if the pod's restartPolicy is Never,
+  which its schema does not say."""
   for folder, pod in pod_specs().items():
     (attnd,) = [c for c in containers_of(pod) if c['name'] == 'attnd']
     assert {p['resourceName']: p['restartPolicy']

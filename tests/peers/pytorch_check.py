@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compares a real attnd with PyTorch's scaled_dot_product_attention.
 
-Both get the same random tensors, and both are held against the formula in
-float64. Prints the worst and the root-mean-square error of each, and fails where
-attnd's is the larger.
+Both compute the same random tensors. The program compares both with the
+formula in float64, prints the worst and the root-mean-square error of each,
+and fails if attnd's error is larger.
 """
 
 import argparse
@@ -34,7 +34,7 @@ DTYPES = {'f32': torch.float32, 'f16': torch.float16, 'bf16': torch.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One kind of attention, by what both sides call it."""
+  """One kind of attention, with the options of both sides."""
   name: str
   q_heads: int = 4
   kv_heads: int = 4
@@ -60,7 +60,7 @@ CASES = [
 
 
 class Attnd:
-  """attnd with tensors of PyTorch."""
+  """Calls attnd with tensors of PyTorch."""
 
   def __init__(self, stubs, channel):
     self.pb, pb_grpc = stubs
@@ -117,7 +117,7 @@ class Attnd:
 
 
 def exact(case, query, key, value, mask):
-  """The formula in float64, from the numbers that both sides get."""
+  """Computes the formula in float64, from the numbers that both sides get."""
   group = case.q_heads // case.kv_heads
   key = key.repeat_interleave(group, dim=1)
   value = value.repeat_interleave(group, dim=1)
@@ -157,7 +157,8 @@ def draw(case, dtype, seed):
 
 
 class Errors:
-  """Of one case, over all seeds: per tensor, ours and PyTorch's."""
+  """The errors of one case over all seeds: for each tensor, those of attnd and
+  of PyTorch."""
 
   def __init__(self):
     self._squares = collections.defaultdict(float)
@@ -211,7 +212,7 @@ def measure(attnd, case, dtype):
 
 
 def compare(attnd):
-  """Prints the table; returns the rows where attnd's error is the larger."""
+  """Prints the table. Returns the rows in which attnd's error is larger."""
   print(f'errors against float64, {len(SEEDS)} seeds, PyTorch '
         f'{torch.__version__} ({torch.get_num_threads()} threads)')
   line = '{:14} {:5} {:11} {:>10} {:>10} {:>10} {:>10}  {}'

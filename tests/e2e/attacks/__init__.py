@@ -1,1 +1,2 @@
-"""The attacks of ./dev chaos, by topic, and what judges them."""
+"""The attacks of ./dev chaos, one module for each topic, and the harness that
+judges them."""

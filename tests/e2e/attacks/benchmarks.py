@@ -1,4 +1,5 @@
-"""Attacks with Benchmark, the call that creates its own work."""
+"""Attacks with Benchmark, the only call that can make much work without a
+large request."""
 
 import math
 import time
@@ -12,7 +13,7 @@ LIMIT_SECONDS = 2
 
 
 def run(trial, client, timeout=60, **fields):
-  """The result of a Benchmark."""
+  """Runs a Benchmark and returns its result."""
   *_, last = client.stub.Benchmark(
       trial.pb.BenchmarkRequest(**fields), timeout=timeout)
   return last.result

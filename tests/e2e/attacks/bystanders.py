@@ -1,9 +1,10 @@
-"""Honest clients beside an attack, in a process of their own.
+"""Honest clients that call a server during an attack, in a separate process.
 
 They ask for health on every listener, on connections that they keep and on new
-ones, and for attention, whose answers they compare with NumPy. Commands come
-one a line on stdin: `watch ADDRESS...` begins and prints a line when all of
-them are connected, `report` ends and prints what was seen as a line of JSON.
+ones. They also ask for attention, and compare the answers with NumPy. The
+process reads commands from stdin, one per line. `watch ADDRESS...` starts the
+clients, and prints a line when all of them are connected. `report` stops them,
+and prints what they saw as one line of JSON.
 """
 
 import collections
@@ -34,7 +35,7 @@ HEALTH_PAUSE, FRESH_PAUSE, CALL_PAUSE = 0.02, 0.25, 0.05
 
 
 class Watch:
-  """The clients of one attack."""
+  """The clients that watch one attack."""
 
   def __init__(self, generated, addresses, seed, fresh):
     self._stubs, self._over = generated, threading.Event()
@@ -56,7 +57,8 @@ class Watch:
     self._connected.wait(30)
 
   def _connect(self, channel):
-    """Returns when the server has answered on it, or does not."""
+    """Connects a client. Returns when the server has answered on the
+    connection, or has failed to."""
     try:
       health_pb2_grpc.HealthStub(channel).Check(
           health_pb2.HealthCheckRequest(), timeout=DEADLINE_SECONDS)

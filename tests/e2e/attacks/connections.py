@@ -1,4 +1,5 @@
-"""Attacks on the listeners: descriptors, connections, and non-clients."""
+"""Attacks on the listeners, with file descriptors, connections, and peers that
+do not speak gRPC."""
 
 import contextlib
 import resource
@@ -12,7 +13,7 @@ from support.server import open_channel
 
 
 def open_many(trial, address, count, data=PREFACE):
-  """Plain connections that send `data` and nothing more."""
+  """Opens plain connections that send `data` and nothing else."""
   made = []
   for _ in range(count):
     with contextlib.suppress(OSError):
@@ -23,7 +24,7 @@ def open_many(trial, address, count, data=PREFACE):
 
 
 def still_open(sockets):
-  """Those of the sockets that the server has not closed."""
+  """Returns those of the sockets that the server has not closed."""
   left = []
   for one in sockets:
     one.setblocking(False)
@@ -38,7 +39,7 @@ def still_open(sockets):
 
 
 def heard_again(trial, seconds=5):
-  """Every listener has to answer a new connection within `seconds`."""
+  """Requires that every listener answers a new connection within `seconds`."""
   start = time.monotonic()
   deaf = list(trial.server.addresses)
   while deaf and time.monotonic() - start < seconds:

@@ -1,4 +1,5 @@
-"""Runs attacks and judges them: the table, the server, its bystanders."""
+"""Runs attacks and judges them. It has the table of attacks, the server, and
+the honest clients."""
 
 import contextlib
 import dataclasses
@@ -51,7 +52,7 @@ SANITIZER = re.compile(
 
 
 class NotRunHere(Exception):
-  """An attack that this machine cannot run, and why."""
+  """An attack cannot run on this machine. The text says why."""
 
 
 @dataclasses.dataclass
@@ -78,7 +79,7 @@ ATTACKS = []
 def attack(name, *, sends, promise, settings=None, server=True, short=True,
            watched=True, fresh=True, health_ms=HEALTH_MS, tolerance=0.05,
            seconds=90, prefix=()):
-  """Puts a function that attacks a Trial's server into the table."""
+  """Adds a function that attacks the server of a Trial to the table."""
 
   def add(run):
     ATTACKS.append(Attack(name, run, sends, promise, settings or {}, server,
@@ -89,7 +90,8 @@ def attack(name, *, sends, promise, settings=None, server=True, short=True,
 
 
 def arriving_bytes(settings):
-  """The share of arriving messages with these flags, in bytes."""
+  """Returns the share of memory for arriving messages with these flags, in
+  bytes."""
   budget = settings['memory-budget-bytes']
   largest = settings.get('max-message-bytes', 256 * MIB)
   return max(min(max(16 * largest, 64 * MIB), budget // 2),
@@ -97,13 +99,14 @@ def arriving_bytes(settings):
 
 
 def promised_bytes(settings):
-  """What a server with these flags may hold: docs/configuration.md#memory."""
+  """Returns how many bytes a server with these flags can hold, as
+  docs/configuration.md#memory says."""
   return (settings['memory-budget-bytes'] + 256 * MIB +
           arriving_bytes(settings))
 
 
 class Process:
-  """What the server's process holds, from /proc."""
+  """Reads the resources of the server process from /proc."""
 
   def __init__(self, pid):
     self._folder = pathlib.Path('/proc', str(pid))
@@ -135,7 +138,8 @@ class Process:
 
 
 class Sampler:
-  """Samples threads and descriptors, since the system keeps no peak of them."""
+  """Samples threads and file descriptors, because the system does not record
+  their peaks."""
 
   def __init__(self, process):
     self._process, self._over = process, threading.Event()
@@ -157,7 +161,7 @@ class Sampler:
 
 
 class Bystanders:
-  """The process of honest clients; one for all attacks."""
+  """The process of honest clients, which all attacks share."""
 
   def __init__(self, build, seed):
     self._process = subprocess.Popen(
@@ -187,7 +191,8 @@ def percentile(numbers, percent):
 
 
 class Trial:
-  """One run of one attack: its server, what it finds, and what is broken."""
+  """One run of one attack, with its server, its measurements and the promises
+  that were broken."""
 
   def __init__(self, options, attack_, generated, bystanders, server,
                settings):
@@ -207,11 +212,11 @@ class Trial:
     return self.options.build / 'server' / 'attnd'
 
   def pick(self, full, short):
-    """A size for the whole run, and for the short one."""
+    """Returns one size for the whole run, and another for the short run."""
     return short if self.short or self.sanitized else full
 
   def require(self, holds, what):
-    """Notes `what` as broken unless it holds; returns whether it does."""
+    """Records `what` as broken unless it holds. Returns whether it holds."""
     if not holds:
       self.broken.append(what)
     return bool(holds)
@@ -220,27 +225,27 @@ class Trial:
     self.figures.append(text)
 
   def deferred(self, close):
-    """Calls close() at the attack's end."""
+    """Calls close() at the end of the attack."""
     self._stack.callback(close)
 
   def connect(self, address=None, reads=True, **how):
-    """A raw connection that lasts as long as the attack."""
+    """Returns a raw connection that is closed at the end of the attack."""
     made = raw_http2.RawConnection(address or self.server.tcp,
                                    self.reader if reads else None, **how)
     self._stack.callback(made.close)
     return made
 
   def client(self, address=None):
-    """An honest client."""
+    """Returns an honest client."""
     channel = open_channel(address or self.server.tcp)
     self._stack.callback(channel.close)
     return Client(self.stubs, channel)
 
   @contextlib.contextmanager
   def watched(self, seen):
-    """Honest clients beside a part of an attack that has none throughout.
+    """Runs honest clients during a part of an attack that has none otherwise.
 
-    What they saw is put into `seen`.
+    Puts what they saw into `seen`.
     """
     self._bystanders.watch(self.server.addresses, False)
     try:
@@ -249,7 +254,7 @@ class Trial:
       seen.update(self._bystanders.report())
 
   def start(self, *flags, settings=None, **how):
-    """A server of the attack's own, killed at its end."""
+    """Starts a separate server for the attack, which is killed at its end."""
     server = Server(self.binary, *flags_of({**SETTINGS, **(settings or {})}),
                     *flags, **how)
 
@@ -267,7 +272,7 @@ class Trial:
 
 
 def flags_of(settings):
-  """Flags of the settings; None leaves a flag to its default."""
+  """Returns the flags for the settings. None leaves a flag at its default."""
   return [f'--{name}={value}' for name, value in settings.items()
           if value is not None]
 
@@ -292,7 +297,8 @@ def health_on(channel, seconds):
 
 
 def computes(client, timeout=10):
-  """None, or what is wrong with the answer to a small problem."""
+  """Returns None if the answer to a small problem is right, and what is wrong
+  otherwise."""
   rng = np.random.default_rng(1)
   tensors = [rng.standard_normal((16, 8)).astype(np.float32)
              for _ in range(3)]
@@ -335,7 +341,8 @@ def free_slots(client, slots):
 
 
 def budget_free(client, budget):
-  """Whether a stream that needs nearly all of the budget is let in."""
+  """Returns whether the server admits a stream that needs nearly all of the
+  budget."""
   # Query and output, beside 16 chunks of a MiB and the rest.
   rows = (budget - 32 * MIB) // (2 * 4 * 64)
   tensor = lambda rows: client.pb.Tensor(dtype=client.pb.DATA_TYPE_F32,
@@ -358,7 +365,7 @@ def budget_free(client, budget):
 
 
 def settled(trial, before):
-  """What is not yet as it was before the attack."""
+  """Returns what has not yet returned to its state before the attack."""
   late = []
   for address in trial.server.addresses:
     status = health_of(address, 3)
@@ -395,7 +402,7 @@ def settled(trial, before):
 
 
 class OutOfTime(Exception):
-  """An attack took longer than it may."""
+  """An attack took longer than its time limit."""
 
 
 def _out_of_time(*_):
@@ -416,7 +423,7 @@ class Runner:
     self._bystanders.close()
 
   def _stop_server(self):
-    """Ends the server; what is wrong about how it ended."""
+    """Stops the server. Returns what was wrong with how it ended."""
     if self._server is None:
       return None
     server, self._server = self._server, None
@@ -440,7 +447,7 @@ class Runner:
     self._prefix = chosen.prefix
 
   def run(self, chosen):
-    """Runs one attack; returns 'held', 'BROKEN' or 'not run here'."""
+    """Runs one attack. Returns 'held', 'BROKEN' or 'not run here'."""
     start = time.monotonic()
     settings = {**SETTINGS, **chosen.settings}
     signal.setitimer(signal.ITIMER_REAL,
@@ -475,7 +482,7 @@ class Runner:
     return verdict
 
   def _give_up_server(self, broken):
-    """The next attack gets a new server."""
+    """Makes the next attack get a new server."""
     if self._options.log:
       print(self._server.log()[-4000:])
     found = SANITIZER.search(self._server.log())

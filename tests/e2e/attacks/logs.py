@@ -1,4 +1,4 @@
-"""Attacks on the log: nobody reads it, or clients write into it."""
+"""Attacks on the log: nobody reads it, or clients try to write into it."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""Attacks on what a server holds before it has admitted a call."""
+"""Attacks on the memory that a server uses before it has admitted a call."""
 
 import collections
 import concurrent.futures
@@ -27,10 +27,11 @@ PATIENT = {**SMALL, 'stream-idle-timeout': 60}
 
 
 def storm(trial, connections, count, make, seconds, batch=500):
-  """Sends make(connection, streams) until `count` streams were sent.
+  """Calls make(connection, streams) until `count` streams were sent.
 
-  Connections go to the listeners in turn. Those that the server ends are made
-  again, as an attacker would. Returns (streams sent, connections ended).
+  The connections go to the listeners in turn. Connections that the server ends
+  are opened again, as an attacker would do. Returns (streams sent, connections
+  ended).
   """
   limit = time.monotonic() + seconds
   opened, addresses = [None] * connections, trial.server.addresses
@@ -56,7 +57,7 @@ def storm(trial, connections, count, make, seconds, batch=500):
 
 
 def opened_and_reset(method):
-  """Frames of calls that are reset before anything else is sent."""
+  """Returns the frames of calls that are reset before anything else is sent."""
   block = header_block(method)
 
   def make(_, streams):
@@ -236,7 +237,8 @@ def headers_alone(trial):
 
 
 def half_sent(trial, go_on):
-  """Begins messages of 4 MiB, calls go_on(connections) until they are over."""
+  """Begins messages of 4 MiB, and calls go_on(connections) until the attack is
+  over."""
   block = header_block('Attention')
   begin = message(bytes(MIB), claimed=4 * MIB)
   connections = []
@@ -274,10 +276,11 @@ def half_sent_dripping(trial):
 
 
 def large_calls(trial, over):
-  """Calls of 4 MiB, whose messages workers drop, until `over` is set.
+  """Makes calls of 4 MiB, whose messages the workers free, until `over` is
+  set.
 
-  Returns gRPC's codes; None is a call that was reset, or whose connection was
-  ended.
+  Returns gRPC's status codes. None stands for a call that was reset, or whose
+  connection was ended.
   """
   tensor = lambda rows, columns: trial.pb.Tensor(
       dtype=trial.pb.DATA_TYPE_F32, shape=[rows, columns],
@@ -372,7 +375,8 @@ def reflection_streams(trial):
 
 
 def endless_header(trial, first, piece, pieces, connections=1):
-  """A header block of `pieces` CONTINUATIONs that has no end."""
+  """Returns a header block of `pieces` CONTINUATION frames that does not
+  end."""
   cpu, start = trial.process.cpu_seconds(), time.monotonic()
   opened = [trial.connect(seconds=2) for _ in range(connections)]
   sent = {one: 0 for one in opened}
@@ -452,7 +456,7 @@ def header_list_large(trial):
 
 
 def flood(name, what, data, count, call=False, short=True, ended=False):
-  """Puts a flood of one kind of frame into the table.
+  """Adds an attack with a flood of one kind of frame to the table.
 
   ended: whether the server has to end the connection, because it would answer
   each of the frames.

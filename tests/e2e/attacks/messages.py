@@ -1,4 +1,5 @@
-"""Attacks with messages and headers: tiny fields, odd bytes, far deadlines."""
+"""Attacks with messages and headers: tiny fields, odd bytes, and deadlines far
+away."""
 
 import collections
 import concurrent.futures
@@ -40,7 +41,7 @@ SMALL_FIELDS = {
 
 
 def send_for(trial, body, senders, seconds):
-  """Sends the message again and again; returns codes."""
+  """Sends the message repeatedly. Returns the status codes."""
   codes = collections.Counter()
   limit = time.monotonic() + seconds
 
@@ -84,7 +85,8 @@ def tiny_fields(trial):
 
 
 def status_of(trial, block, data):
-  """gRPC's code of a call of so many bytes, on a new connection."""
+  """Returns gRPC's status code for a call of this many bytes, on a new
+  connection."""
   one = trial.connect(seconds=5)
   stream = one.open(block, 0 if data else END_STREAM)
   if data:
@@ -126,7 +128,7 @@ def far_deadlines(trial):
 
 
 def seeds(client, rng):
-  """Right messages of every method, to be mutated."""
+  """Returns valid messages of every method, which the attack mutates."""
   pb = client.pb
   array = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   query, key = array(2, 3, 5, 8), array(2, 3, 7, 8)

@@ -25,7 +25,8 @@ from support.server import POLL_SECONDS, clean_environment, poll_until
 
 
 def launch(trial, folder, *flags):
-  """attnd on a socket in the folder, without waiting; killed at the end."""
+  """Launches attnd on a socket in the folder, without waiting. The server is
+  killed at the end."""
   with open(folder / 'log', 'ab') as log:
     process = subprocess.Popen(
         [str(trial.binary), f'--listen=unix:{folder}/attnd.sock', *flags],
@@ -173,7 +174,7 @@ LIMIT = 1024 * MIB
 
 
 class MemoryGroup:
-  """A cgroup with a limit of memory, of either version; a context manager."""
+  """A context manager: a cgroup of either version with a memory limit."""
 
   def __init__(self, limit_bytes):
     name = f'attnd-chaos-{os.getpid()}'
@@ -205,7 +206,7 @@ class MemoryGroup:
       raise NotRunHere(f'cannot limit a cgroup: {error}') from None
 
   def prefix(self):
-    """What starts a command in it."""
+    """Returns the words that start a command in the cgroup."""
     return ('sh', '-c', f'echo $$ > {self.folder}/cgroup.procs && exec "$@"',
             'sh')
 

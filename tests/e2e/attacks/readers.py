@@ -1,4 +1,5 @@
-"""Attacks that make the server wait: unread answers, unfinished messages."""
+"""Attacks that make the server wait, with answers that nobody reads and
+messages that do not end."""
 
 import time
 
@@ -16,7 +17,8 @@ ENDED_SECONDS = IDLE_SECONDS * 1.25 + 6
 
 
 def within(seconds, condition, meanwhile=lambda: None):
-  """Seconds until the condition held; None where it did not."""
+  """Returns the seconds until the condition held, or None if it did not
+  hold."""
   start = time.monotonic()
   while time.monotonic() - start < seconds:
     meanwhile()
@@ -27,7 +29,8 @@ def within(seconds, condition, meanwhile=lambda: None):
 
 
 def back(trial, what, condition, meanwhile=lambda: None):
-  """Something has to come back while the attacker is still there."""
+  """Requires that the server gets something back while the attacker is still
+  connected."""
   seconds = ENDED_SECONDS * (3 if trial.sanitized else 1)
   took = within(seconds, condition, meanwhile)
   if trial.require(took is not None, f'{what} not back after {seconds:.0f} s'):
@@ -35,7 +38,7 @@ def back(trial, what, condition, meanwhile=lambda: None):
 
 
 def hold_by_benchmarks(trial, address, slots):
-  """Benchmarks whose answers nobody reads, for each slot one.
+  """Starts a benchmark for each slot, and reads none of their answers.
 
   Returns the connection and the streams.
   """
@@ -76,7 +79,8 @@ def benchmarks_unread_long(trial):
 
 
 def ask_for_much(trial, connection, count):
-  """Calls of 18 KB that are answered with 14 MB; returns their streams."""
+  """Makes calls of 18 KB that are answered with 14 MB. Returns their
+  streams."""
   client = trial.client()
   request = client.request(np.ones((3500, 1), np.float32),
                            np.ones((1, 1), np.float32),
@@ -115,7 +119,8 @@ def answers_dripped(trial):
 
 
 def begin_streams(trial, address, count):
-  """Streams of one query; returns the connection, streams, and a dripper."""
+  """Begins streams with one query each. Returns the connection, the streams,
+  and a function that sends a little more."""
   pb = trial.pb
   one = trial.connect(address)
   tensor = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[16, 64])
@@ -196,7 +201,8 @@ def drain_beside_waiters(trial):
 
 
 def exits_in_time(trial, server):
-  """SIGTERM, and exit code 0 within the time for draining."""
+  """Requires that SIGTERM ends the server with exit code 0 within the time for
+  draining."""
   start = time.monotonic()
   server.signal()
   limit = (DRAIN_SECONDS + 5) * (3 if trial.sanitized else 1)

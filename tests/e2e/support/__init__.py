@@ -1,1 +1,1 @@
-"""What the end-to-end tests and the demo share."""
+"""Code that the end-to-end tests and the demo share."""

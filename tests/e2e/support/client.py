@@ -1,4 +1,5 @@
-"""attnd as a Python program calls it: NumPy arrays to messages and back."""
+"""A client for tests, which calls attnd as a Python program would: it converts
+NumPy arrays to messages and back."""
 
 import numpy as np
 from google.rpc import error_details_pb2
@@ -8,21 +9,23 @@ from support import reference
 
 
 def bf16(array):
-  """Rounds to bfloat16. NumPy has none: uint16 stands for its bits here."""
+  """Rounds to bfloat16. NumPy has no such type, so uint16 holds the bits."""
   bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
   return ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def widened(array):
-  """The numbers of an array of float16 or of bfloat16's bits, as float32."""
+  """Returns the numbers of an array of float16, or of the bits of bfloat16, as
+  float32."""
   if array.dtype == np.uint16:
     return (array.astype(np.uint32) << 16).view(np.float32)
   return array.astype(np.float32)
 
 
 class Client:
-  """Calls with arrays over one channel: of float32, float16, bool, or uint16,
-  which stands for bfloat16. What else there is becomes float32."""
+  """Makes calls with arrays over one channel. The arrays are float32, float16,
+  bool, or uint16 for the bits of bfloat16. Other types are converted to
+  float32."""
 
   def __init__(self, stubs, channel):
     self.pb, pb_grpc = stubs
@@ -46,7 +49,7 @@ class Client:
     return message
 
   def raw(self, tensor):
-    """The array of the message's own type."""
+    """Returns the array in the type of the message."""
     if tensor.WhichOneof('payload') == 'values':
       assert tensor.dtype == self.pb.DATA_TYPE_F32
       flat = np.array(tensor.values.values, np.float32)
@@ -56,7 +59,7 @@ class Client:
     return flat.reshape(tuple(tensor.shape))
 
   def array(self, tensor):
-    """Its numbers, as float32."""
+    """Returns the numbers of a tensor as float32."""
     return widened(self.raw(tensor))
 
   def options(self, causal=reference.NONE, layout=None, bias=None, mask=None,
@@ -84,12 +87,12 @@ class Client:
         options=self.options(values=values, **options))
 
   def attention(self, query, key, value, *, timeout=300, **how):
-    """Returns the response's message."""
+    """Returns the message of the response."""
     return self.stub.Attention(
         self.request(query, key, value, **how), timeout=timeout)
 
   def messages(self, request, chunk_bytes=1 << 20):
-    """A request as the messages of a stream, made while they are sent."""
+    """Yields a request as the messages of a stream."""
     header = self.pb.AttentionRequest()
     header.CopyFrom(request)
     tensors = {self.pb.TENSOR_ROLE_QUERY: header.query,
@@ -111,7 +114,8 @@ class Client:
             data=bytes(whole[at:at + chunk_bytes])))
 
   def answer(self, responses):
-    """What a stream answers, as the response of a unary call."""
+    """Returns the answer of a stream in the form of the response of a unary
+    call."""
     responses = iter(responses)
     answer = self.pb.AttentionResponse()
     answer.CopyFrom(next(responses).header)
@@ -131,7 +135,7 @@ class Client:
     return answer
 
   def stream(self, request, *, timeout=300, **how):
-    """The same answer as Attention, by AttentionStream."""
+    """Returns the answer of Attention, computed by AttentionStream."""
     return self.answer(self.stub.AttentionStream(
         self.messages(request, **how), timeout=timeout))
 
@@ -141,7 +145,8 @@ class Client:
 
   def backward_request(self, query, key, value, grad_output, *, answer=None,
                        values=False, **options):
-    """Of an answer of Attention; without one, it is asked for."""
+    """Returns the backward request for an answer of Attention. Without one, it
+    calls Attention first."""
     if answer is None:
       answer = self.attention(query, key, value, values=values,
                               return_lse=True, **options)
@@ -152,13 +157,13 @@ class Client:
         options=self.options(values=values, **options))
 
   def backward(self, *tensors, timeout=300, **how):
-    """Returns the response's message."""
+    """Returns the message of the response."""
     return self.stub.AttentionBackward(
         self.backward_request(*tensors, **how), timeout=timeout)
 
 
 class Refusal:
-  """The details of an error, unpacked."""
+  """The details of an error."""
 
   def __init__(self, error):
     self.code = error.code()

@@ -1,4 +1,4 @@
-"""A real Envoy as a child process, run on the configuration that is deployed."""
+"""A real Envoy as a child process, with the configuration that is deployed."""
 
 import json
 import pathlib
@@ -22,9 +22,10 @@ def _endpoint(address):
 
 
 def configuration(addresses, request_timeout=None, ping_interval=None):
-  """What is deployed, with our addresses and free ports.
+  """Returns the deployed configuration, with addresses for the test and free
+  ports.
 
-  request_timeout, ping_interval: take the places of those that are deployed.
+  request_timeout, ping_interval: replace those that are deployed.
   """
   config = yaml.safe_load(CONFIG.read_text())
   resources = config['static_resources']
@@ -47,7 +48,8 @@ def configuration(addresses, request_timeout=None, ping_interval=None):
 
 
 class Envoy:
-  """A context manager: Envoy in front of servers, all of them found healthy."""
+  """A context manager: Envoy in front of servers, all of which it has found
+  healthy."""
 
   def __init__(self, addresses, **changes):
     self._addresses, self._changes = addresses, changes
@@ -109,14 +111,14 @@ class Envoy:
     return f'{at["address"]}:{at["port_value"]}'
 
   def stat(self, name):
-    """A counter or gauge of the cluster."""
+    """Returns a counter or gauge of the cluster."""
     full = f'cluster.attnd.{name}'
     stats = self._get(f'stats?format=json&filter=^{full}$')['stats']
     (value,) = [s['value'] for s in stats if s.get('name') == full]
     return value
 
   def host_stats(self, address):
-    """The counters and gauges of one server."""
+    """Returns the counters and gauges of one server."""
     (cluster,) = [c for c in self._get('clusters?format=json')
                   ['cluster_statuses'] if c['name'] == 'attnd']
     for host in cluster['host_statuses']:

@@ -1,4 +1,5 @@
-"""HTTP/2 by hand (RFC 9113), for what no gRPC library does."""
+"""A simple HTTP/2 client (RFC 9113), for things that gRPC libraries do not
+do."""
 
 import collections
 import contextlib
@@ -28,12 +29,13 @@ def frame(kind, payload=b'', flags=0, stream=0):
 
 
 def message_prefix(size_bytes):
-  """What gRPC puts before a message of this size."""
+  """Returns the bytes that gRPC puts before a message of this size."""
   return b'\0' + size_bytes.to_bytes(4, 'big')
 
 
 def hpack_number(value, prefix_bits):
-  """The integer of RFC 7541, 5.1, with nothing above its prefix."""
+  """Returns an integer as RFC 7541, 5.1 encodes it, with no bits above its
+  prefix."""
   most = (1 << prefix_bits) - 1
   if value < most:
     return bytes([value])
@@ -47,7 +49,7 @@ def hpack_number(value, prefix_bits):
 
 
 def header(name, value):
-  """One header, literally and without a place in the table."""
+  """Encodes one header literally, without a place in the table."""
   name = name if isinstance(name, bytes) else name.encode()
   value = value if isinstance(value, bytes) else value.encode()
   return (b'\0' + hpack_number(len(name), 7) + name +
@@ -55,13 +57,14 @@ def header(name, value):
 
 
 def literals(fields):
-  """A block of headers; one whose value is None is left out."""
+  """Encodes a block of headers. A header whose value is None is left out."""
   return b''.join(header(name, value) for name, value in fields.items()
                   if value is not None)
 
 
 def request_headers(method, more=None):
-  """The headers of a call; `more` names further or other ones."""
+  """Returns the headers of a call. `more` names additional or different
+  headers."""
   return literals({':method': 'POST', ':scheme': 'http', ':path': method,
                    ':authority': 'test', 'content-type': 'application/grpc',
                    'te': 'trailers', **(more or {})})
@@ -70,8 +73,8 @@ def request_headers(method, more=None):
 class Connection:
   """One connection and its streams. Not thread-safe.
 
-  Where a window is given, the server may send no more of each answer than that
-  and what grant() adds; answers are then limited by stream alone.
+  If a window is given, the server can send only that much of each answer, and
+  what grant() adds. Only the windows of streams then limit answers.
   """
 
   def __init__(self, address, window=None):
@@ -97,7 +100,7 @@ class Connection:
         raise ConnectionError('the server ended the connection at once')
 
   def close(self):
-    """Also ends what another thread waits for."""
+    """Closes the connection. This also ends a wait in another thread."""
     with contextlib.suppress(OSError):
       self._socket.shutdown(socket.SHUT_RDWR)
     self._socket.close()
@@ -110,11 +113,13 @@ class Connection:
 
   @property
   def reset(self):
-    """Whether the first stream, or the connection, was ended."""
+    """Returns whether the server has ended the first stream or the
+    connection."""
     return self.closed or STREAM in self.ended
 
   def take_frames(self, seconds=0):
-    """Takes what is here, and waits so long where nothing is."""
+    """Processes the frames that have arrived. If there are none, waits up to
+    this time."""
     while not self.closed and select.select([self._socket], [], [], seconds)[0]:
       try:
         data = self._socket.recv(1 << 20)
@@ -132,7 +137,7 @@ class Connection:
       self._take(head[3], head[4], number(head[5:9]), payload)
 
   def take_until(self, condition, seconds, what):
-    """Takes frames until condition() holds, within a bound."""
+    """Processes frames until condition() holds, for a limited time."""
     limit = time.monotonic() + seconds
     while not condition():
       if time.monotonic() > limit:
@@ -164,39 +169,41 @@ class Connection:
       self.ended.add(stream)
 
   def send(self, data):
-    """Sends these bytes, whatever they mean."""
+    """Sends these bytes, without checking them."""
     try:
       self._socket.sendall(data)
     except ConnectionError:
       self.closed = True
 
   def send_empty_calls(self, count, block):
-    """Calls of these headers without a message, whose answers are not read."""
+    """Sends calls with these headers and no message, whose answers are not
+    read."""
     self.send(b''.join(frame(HEADERS, block, END_HEADERS | END_STREAM, stream)
                         for stream in range(1, 2 * count, 2)))
 
   def grant(self, size_bytes, stream=STREAM):
-    """Lets the server send so much more."""
+    """Lets the server send this much more."""
     self.send(frame(WINDOW_UPDATE, size_bytes.to_bytes(4, 'big'),
                      stream=stream))
 
   def expect(self, stream):
-    """Makes a stream known that send() opens."""
+    """Records a stream that the caller opens with send()."""
     self._window[stream] = self.settings.get(INITIAL_WINDOW_SIZE, WINDOW)
 
   def open_stream(self, method, stream=STREAM, headers=None, flags=0):
-    """Begins a call, of which nothing but the headers is sent."""
+    """Begins a call, and sends only its headers."""
     block = request_headers(method, headers)
     self.expect(stream)
     self.send(frame(HEADERS, block, END_HEADERS | flags, stream))
 
   def begin_call(self, method, message_bytes, stream=STREAM):
-    """A call whose message is of this size, without any of it."""
+    """Begins a call with a message of this size, and sends none of the
+    message."""
     self.open_stream(method, stream)
     self.send_data(message_prefix(message_bytes), stream)
 
   def call(self, method, message, stream=STREAM, headers=None):
-    """A whole unary call, but for its answer."""
+    """Sends a whole unary call. Does not read its answer."""
     self.open_stream(method, stream, headers)
     self.send_data(message_prefix(len(message)) + message, stream)
     self.end(stream)
@@ -206,7 +213,8 @@ class Connection:
     self.send(frame(DATA, flags=END_STREAM, stream=stream))
 
   def send_data(self, data, stream=STREAM):
-    """Sends as the server grants; less where it ends the call."""
+    """Sends as much as the server allows. Sends less if the server ends the
+    call."""
     view = memoryview(data)
     while len(view) and not self.closed and stream not in self.ended:
       size = min(len(view), FRAME, self._window[CONNECTION],

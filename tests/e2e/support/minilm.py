@@ -1,4 +1,5 @@
-"""The real input of tests/data/minilm, and how far an answer may be off."""
+"""The real input of tests/data/minilm, and how large the error of an answer
+can be."""
 
 import dataclasses
 
@@ -12,7 +13,7 @@ FOLDER = REPOSITORY / 'tests' / 'data' / 'minilm'
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One expected array, and how it is asked for."""
+  """One expected array, and the request that it belongs to."""
   title: str
   expected: str
   part: str  # of the response

@@ -1,4 +1,4 @@
-"""Problems that exercise every option, for every way to ask."""
+"""Problems that together use every option, for each way to call the server."""
 
 import numpy as np
 
@@ -75,7 +75,8 @@ OPTIONS = {
 
 
 def expected_options(options):
-  """What the oracle takes: numbers for 16-bit tensors, no hints."""
+  """Returns the options for the reference: float32 numbers for 16-bit tensors,
+  and no hints."""
   options = {k: v for k, v in options.items() if k != 'block_size'}
   if 'bias' in options:
     options['bias'] = widened(options['bias'])

@@ -1,8 +1,9 @@
-"""A fast HTTP/2 client that keeps no rule (RFC 9113), for attacks.
+"""A fast HTTP/2 client for attacks, which does not follow the rules of RFC
+9113.
 
-Frames are made before they are sent, a connection has any number of streams,
-and one thread reads for all connections: it answers SETTINGS and PING and keeps
-the flow control windows, unless a connection is told not to read.
+Frames are made before they are sent, and a connection can have any number of
+streams. One thread reads for all connections. It answers SETTINGS and PING and
+keeps the flow control windows, unless a connection is told not to read.
 """
 
 import collections
@@ -31,9 +32,11 @@ _STATUS = re.compile(rb'grpc-status(.)(\d{1,2})', re.DOTALL)
 
 
 def header_block(method, **extra):
-  """The header of a call of `method`; `extra` names more or other headers.
+  """Returns the header block of a call of `method`. `extra` names more or
+  different headers.
 
-  Underscores of names stand for hyphens. A value of None leaves one out.
+  Underscores in names stand for hyphens. A header whose value is None is left
+  out.
   """
   path = method if method.startswith('/') else SERVICE + method
   return request_headers(path, {name.replace('_', '-'): value
@@ -41,13 +44,14 @@ def header_block(method, **extra):
 
 
 def message(payload, claimed=None):
-  """A message of gRPC; `claimed` is a length that is not the payload's."""
+  """Returns a message with the prefix of gRPC. `claimed` is a length in the
+  prefix that differs from the real one."""
   size = len(payload) if claimed is None else claimed
   return b'\0' + size.to_bytes(4, 'big') + payload
 
 
 def connect(address, seconds=10):
-  """A plain socket to host:port or unix:PATH."""
+  """Returns a plain socket that is connected to host:port or unix:PATH."""
   if address.startswith('unix:'):
     made = socket.socket(socket.AF_UNIX)
     made.settimeout(seconds)
@@ -60,7 +64,7 @@ def connect(address, seconds=10):
 
 
 class Reader:
-  """The thread that reads for connections; a context manager."""
+  """A context manager: the thread that reads for connections."""
 
   def __init__(self):
     self._poll = select.epoll()
@@ -82,7 +86,8 @@ class Reader:
     self._poll.register(descriptor, select.EPOLLIN)
 
   def remove(self, connection, descriptor):
-    """Unless the descriptor is another connection's by now."""
+    """Removes a connection, unless its descriptor belongs to another one by
+    now."""
     if self._connections.get(descriptor) is connection:
       del self._connections[descriptor]
       self._poll.unregister(descriptor)
@@ -96,11 +101,12 @@ class Reader:
 
 
 class RawConnection:
-  """One connection. Its owner's thread sends; the reader's thread takes.
+  """One connection. The thread of its owner sends, and the thread of the
+  reader reads.
 
-  reader: who reads; None = nobody does, and nothing is answered.
-  window: what the client lets each stream's answer hold.
-  renews: windows are given back for what was read.
+  reader: who reads. If it is None, nothing is read or answered.
+  window: how much the client lets the server send of each answer.
+  renews: whether windows are renewed for bytes that were read.
   """
 
   def __init__(self, address, reader=None, *, window=WINDOW, renews=True,
@@ -158,7 +164,8 @@ class RawConnection:
     return self.ended or self.stuck
 
   def send(self, data):
-    """False where the server has ended the connection, or takes nothing."""
+    """Sends bytes. Returns False if the server has ended the connection or
+    does not read."""
     view = memoryview(data)
     try:
       while len(view):
@@ -185,14 +192,15 @@ class RawConnection:
     return stream
 
   def call(self, block, payload):
-    """A whole call of one message that needs no window; returns its stream."""
+    """Sends a whole call whose message needs no window. Returns its stream."""
     stream = next(self._ids)
     self.send(frame(HEADERS, block, END_HEADERS, stream) +
               frame(DATA, message(payload), END_STREAM, stream))
     return stream
 
   def send_data(self, stream, data, *, end=False, seconds=30):
-    """As the server's windows let it; returns how much went."""
+    """Sends as much as the server's windows allow. Returns how much was
+    sent."""
     view, limit, sent = memoryview(data), time.monotonic() + seconds, 0
     while len(view) or end:
       with self._changed:
@@ -217,20 +225,23 @@ class RawConnection:
   # --- waiting ---------------------------------------------------------------
 
   def wait_for(self, condition, seconds):
-    """Whether it held, at a change of the connection, within the time."""
+    """Waits until the condition holds. Checks it after each change of the
+    connection, for a limited time, and returns whether it held."""
     with self._changed:
       return self._changed.wait_for(lambda: condition() or self.ended,
                                     seconds) and condition()
 
   def wait_over(self, stream, seconds):
-    """gRPC's code of a call; None where the server said none."""
+    """Returns gRPC's status code of a call, or None if the server sent none."""
     self.wait_for(lambda: stream in self.over, seconds)
     return self.statuses.get(stream)
 
   def flush(self, seconds):
-    """For a connection that nobody reads: whether the server took everything.
+    """Returns whether the server has taken everything, on a connection that
+    nobody reads.
 
-    It answers a last PING, which is read, with all that lies before it.
+    It sends a last PING and reads until its answer, including everything
+    before it.
     """
     mark, tail = os.urandom(8), b''
     self.send(frame(PING, mark))
@@ -258,7 +269,7 @@ class RawConnection:
       self._changed.notify_all()
 
   def take(self):
-    """Takes what is here. Called by the reader."""
+    """Processes the bytes that have arrived. The reader calls it."""
     with self._taking:
       if not self._closed:
         self._take()
@@ -327,7 +338,7 @@ class RawConnection:
       self._window.pop(stream, None)
 
   def _answer(self):
-    """Sends what the owner's thread does not get to, if it does not send."""
+    """Sends pending answers, unless the owner's thread is sending."""
     if not self._sending.acquire(blocking=False):
       return
     try:

@@ -1,5 +1,6 @@
-"""Attention and its gradients in float64 by NumPy, with every option of the
-contract and by its names, and how far an answer may be from them."""
+"""Computes attention and its gradients in float64 with NumPy, with every
+option of the contract under its name, and says how large the error of an
+answer can be."""
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def attention(query, key, value, *, layout=BHSD, cu_seqlens_q=(),
 
 def gradients(query, key, value, grad_output, *, layout=BHSD, cu_seqlens_q=(),
               cu_seqlens_k=(), **options):
-  """Returns the gradients of query, key and value, of their shapes."""
+  """Returns the gradients of query, key and value, in their shapes."""
   problem = _Problem(query, key, value, layout, cu_seqlens_q, cu_seqlens_k)
   of_output = problem.to_bhsd(grad_output)
   grads = [np.zeros(t.shape) for t in (problem.query, problem.key,
@@ -44,7 +45,8 @@ def gradients(query, key, value, grad_output, *, layout=BHSD, cu_seqlens_q=(),
 
 
 class _Problem:
-  """The tensors as [batch, heads, seq, dim], and where the entries lie."""
+  """The tensors as [batch, heads, seq, dim], and the places of the batch
+  entries."""
 
   def __init__(self, query, key, value, layout, cu_seqlens_q, cu_seqlens_k):
     self.rank, self.layout = np.ndim(query), layout
@@ -152,17 +154,19 @@ def _weights(entry, *, causal=NONE, scale=None, temperature=1.0,
 
 
 def error_bound(value):
-  """For inputs of about unit variance, whose scores stay below about 10.
+  """Returns the error bound for inputs of about unit variance, whose scores
+  are below about 10.
 
-  A score of s carries s * eps, which exp passes on as a relative error of its
-  weight; weights and their sum add a few eps more.
+  A score s has an error of s * eps, which exp turns into a relative error of
+  its weight. The weights and their sum add a few eps.
   """
   largest = float(np.max(np.abs(value), initial=1))
   return 32 * np.finfo(np.float32).eps * largest
 
 
 def assert_close(got, expected, bound):
-  """Equal shapes, infinities in the same places, the rest within bound."""
+  """Requires equal shapes, infinities in the same places, and other numbers
+  within the bound."""
   assert got.shape == expected.shape, f'{got.shape}, not {expected.shape}'
   finite = np.isfinite(expected)
   assert np.array_equal(got[~finite], expected[~finite].astype(got.dtype))

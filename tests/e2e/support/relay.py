@@ -1,4 +1,4 @@
-"""A relay between a client and a server that counts the client's pings."""
+"""A relay between a client and a server that counts the pings of the client."""
 
 import pathlib
 import socket
@@ -13,8 +13,8 @@ PIECE = 1 << 16
 
 
 class PingCounter:
-  """Counts the HTTP/2 PING frames of a stream of bytes; acknowledgements are
-  not counted."""
+  """Counts the HTTP/2 PING frames in a stream of bytes, but not
+  acknowledgements."""
 
   def __init__(self):
     self.pings = 0
@@ -36,8 +36,8 @@ class PingCounter:
 
 
 class Relay:
-  """Passes every connection on to `target`, host:port or unix:PATH, and listens
-  on an address of the same kind; a context manager."""
+  """A context manager that forwards every connection to `target`, which is
+  host:port or unix:PATH, and listens on an address of the same kind."""
 
   def __init__(self, target):
     self._target = target
@@ -62,7 +62,7 @@ class Relay:
 
   @property
   def pings(self):
-    """The pings of all clients so far."""
+    """Returns the number of pings of all clients so far."""
     return sum(counter.pings for counter in self._counters)
 
   def __enter__(self):

@@ -1,4 +1,4 @@
-"""A real attnd as a child process: started, addressed, stopped by pid."""
+"""A real attnd as a child process, which tests start and stop."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ class ServerError(Exception):
 
 
 def poll_until(condition, seconds, what):
-  """Returns the first true value of condition(), within a bound."""
+  """Returns the first true value of condition(), for a limited time."""
   limit = time.monotonic() + seconds
   while True:
     value = condition()
@@ -33,7 +33,7 @@ def poll_until(condition, seconds, what):
 
 
 def clean_environment(extra=None):
-  """The environment without settings of attnd, plus `extra`."""
+  """Returns the environment without settings of attnd, plus `extra`."""
   environment = {
       name: value for name, value in os.environ.items()
       if not name.startswith('ATTND_')
@@ -43,12 +43,13 @@ def clean_environment(extra=None):
 
 
 class Server:
-  """attnd on a free TCP port and a unix socket; a context manager.
+  """A context manager: attnd on a free TCP port and on a unix socket.
 
-  Leaving the context stops it and raises unless it exits with 0.
+  Leaving the context stops the server, and raises an error unless it exits
+  with 0.
 
-  prefix: a command that runs the server's, in its own process.
-  stderr: a descriptor that gets what would go to log().
+  prefix: a command that runs the command of the server in its own process.
+  stderr: a descriptor that gets what would otherwise go to log().
   """
 
   def __init__(self, binary, *flags, environment=None, listen=None, prefix=(),
@@ -79,7 +80,7 @@ class Server:
       self._folder.cleanup()
 
   def start(self):
-    """Launches and waits until the server says that it is ready."""
+    """Launches the server and waits until it says that it is ready."""
     self.launch()
     try:
       self.addresses = poll_until(self._ready, START_SECONDS, 'start of attnd')
@@ -88,7 +89,7 @@ class Server:
       raise
 
   def launch(self):
-    """Launches without waiting."""
+    """Launches the server without waiting."""
     self._address_file.unlink(missing_ok=True)
     with open(self._log, 'ab') as log:
       self.process = subprocess.Popen(
@@ -122,7 +123,7 @@ class Server:
     self.process.send_signal(number)
 
   def wait(self, seconds=STOP_SECONDS):
-    """Returns the exit code."""
+    """Waits for the end of the process and returns the exit code."""
     try:
       return self.process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -131,7 +132,8 @@ class Server:
           f'attnd ran on {seconds} s later:\n{self.log()}') from None
 
   def stop(self, check=True):
-    """SIGTERM, unless it has ended; raises unless it exits with 0."""
+    """Sends SIGTERM unless the process has ended. Raises an error unless it
+    exits with 0."""
     if self.process is None:
       return
     if self.process.poll() is None:
@@ -142,19 +144,19 @@ class Server:
       raise ServerError(f'attnd exited with {code}:\n{self.log()}')
 
   def kill(self):
-    """As a crash would end it."""
+    """Ends the process as a crash would."""
     if self.process.poll() is None:
       self.process.kill()
     self.process.wait()
 
   def forget(self):
-    """For a test that has seen the process end, whatever its exit code."""
+    """Accepts any exit code, for a test that has seen the process end."""
     self.process.wait(STOP_SECONDS)
     self.process = None
 
 
 def open_channel(address):
-  """A connection of its own, without limits on messages."""
+  """Returns a separate connection without limits on messages."""
   return grpc.insecure_channel(
       address,
       options=[('grpc.max_send_message_length', -1),

@@ -1,5 +1,5 @@
-"""The shared-memory socket from a client's side, as docs/shared-memory.md has
-it: for good and for bad requests."""
+"""The client's side of the shared-memory socket, as docs/shared-memory.md
+describes it, for valid and invalid requests."""
 
 import contextlib
 import fcntl
@@ -16,7 +16,7 @@ REGISTER = HEADER.pack(b'ASHM', 1, 1)
 
 
 class Refused(Exception):
-  """An error reply: its code and text."""
+  """The server replied with an error. Has its code and text."""
 
   def __init__(self, code, text):
     super().__init__(text)
@@ -24,7 +24,7 @@ class Refused(Exception):
 
 
 def memory(size, seals=SEALS):
-  """A sealed memfd, closed when the context ends."""
+  """Creates a sealed memfd, which is closed when the context ends."""
   fd = os.memfd_create('attnd-e2e', os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
   os.ftruncate(fd, size)
   fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -32,7 +32,7 @@ def memory(size, seals=SEALS):
 
 
 class Connection(contextlib.AbstractContextManager):
-  """Speaks the protocol; its regions end with it."""
+  """Speaks the protocol. Its regions end with the connection."""
 
   def __init__(self, path):
     self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -43,7 +43,8 @@ class Connection(contextlib.AbstractContextManager):
     self.socket.close()
 
   def ask(self, message, descriptors=()):
-    """Returns the reply's body; raises Refused, or EOFError at the end."""
+    """Returns the body of the reply. Raises Refused, or EOFError if the
+    connection has ended."""
     with contextlib.suppress(BrokenPipeError):  # closed; the reply says why
       if descriptors:
         socket.send_fds(self.socket, [message], descriptors)
@@ -73,7 +74,7 @@ class Connection(contextlib.AbstractContextManager):
 
 
 class Region(Connection):
-  """One region on a connection of its own, and arrays in it."""
+  """One region on a separate connection, and arrays in it."""
 
   def __init__(self, path, size):
     super().__init__(path)
@@ -82,7 +83,7 @@ class Region(Connection):
       self.map = mmap.mmap(file.fileno(), size)
 
   def array(self, offset, shape, dtype=np.float32):
-    """Memory of the region, where a server sees what is written to it."""
+    """Returns memory of the region. The server sees what is written to it."""
     count = int(np.prod(shape))
     return np.frombuffer(self.map, dtype, count, offset).reshape(shape)
 
@@ -90,15 +91,17 @@ class Region(Connection):
     return pb.SharedMemory(handle=self.handle, offset_bytes=offset)
 
   def tensor(self, client, offset, array):
-    """Puts `array` there; the message that says so."""
+    """Puts `array` at a place in the region, and returns the message that
+    names the place."""
     self.array(offset, array.shape, array.dtype)[...] = array
     return client.pb.Tensor(dtype=client.types[array.dtype], shape=array.shape,
                             shared_memory=self.place(client.pb, offset))
 
 
 def request_of(client, region, query, key, value, *, gap=4096, **options):
-  """A request that lies in `region` whole, one tensor every `gap` bytes from
-  its start: query, key, value, output, lse, bias and mask."""
+  """Returns a request whose tensors are all in `region`. There is one tensor
+  every `gap` bytes from its start: query, key, value, output, lse, bias and
+  mask."""
   pb = client.pb
   bias, mask = options.pop('bias', None), options.pop('mask', None)
   request = pb.AttentionRequest(
@@ -117,7 +120,8 @@ def request_of(client, region, query, key, value, *, gap=4096, **options):
 
 
 def answer_of(client, region, tensor):
-  """The array that a response's tensor says is in the region."""
+  """Returns the array at the place in the region that a tensor of the response
+  names."""
   place = tensor.shared_memory
   assert place.handle == region.handle
   dtype = {number: name for name, number in client.types.items()}[tensor.dtype]

@@ -1,14 +1,14 @@
-"""A client in a process of its own, to be killed, to run as another user, or in
-other namespaces:
+"""A client in a separate process, which tests kill, run as another user, or
+run in other namespaces:
 
     shared_memory_peer.py BUILD_DIR SHM_SOCKET ADDRESS
                           (small | endless | inline) [UID [GROUP]]
 
-`small` makes one call through a region and checks its answer; `endless` makes
-one that never comes back; `inline` makes one without a region. Prints
-"registered" before a call with a region and "answered" after each call, or who
-refused what. With a UID it runs as that user, whose only further group is
-GROUP.
+`small` makes one call through a region and checks its answer. `endless` makes
+a call that does not end. `inline` makes a call without a region. The program
+prints "registered" before a call with a region and "answered" after each call,
+or which side refused what. With a UID, it runs as that user, whose only
+additional group is GROUP.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def inline(client):
 
 
 def become(uid, group=None):
-  """Makes this process one of that user and group, with no way back."""
+  """Changes the user and the group of this process for good."""
   os.setgroups([int(group)] if group else [])
   os.setresgid(int(uid), int(uid), int(uid))
   os.setresuid(int(uid), int(uid), int(uid))

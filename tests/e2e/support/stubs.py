@@ -1,7 +1,8 @@
-"""Python stubs of the public contract, generated from the proto and imported.
+"""Generates and imports the Python stubs of the public contract.
 
-Kept by the proto's content, so that generating twice, or from two processes at
-once, costs nothing and harms nothing.
+The stubs are stored under a name that depends on the content of the contract,
+so generating them twice, or in two processes at once, is safe and takes no
+time.
 """
 
 import hashlib

@@ -1,6 +1,8 @@
-"""Calls that take long to compute and little to send, to stop and to watch.
+"""Calls that take long to compute but are small to send, for tests that stop
+or watch them.
 
-With one head dimension a row costs its exponentials and four bytes.
+With a head dimension of one, a row has only its exponentials to compute, and
+four bytes.
 """
 
 import time
@@ -26,7 +28,8 @@ def endless_request(client):
 
 
 def rows_for(client, seconds):
-  """Rows that make a self attention of about so long on this server."""
+  """Returns how many rows make a self attention take about this long on this
+  server."""
   rows = 8192
   sequence = np.ones((1, rows, 1), np.float32)
   start = time.monotonic()
@@ -36,7 +39,8 @@ def rows_for(client, seconds):
 
 
 def refusal_of(client):
-  """Why a small call is refused now; None where it is served."""
+  """Returns why the server refuses a small call now, or None if it serves the
+  call."""
   try:
     client.stub.SelfAttention(small_request(client), timeout=60)
     return None
@@ -45,9 +49,11 @@ def refusal_of(client):
 
 
 def hold_slot(client, start):
-  """For a server with --max-in-flight=1: start() until its call has the slot.
+  """Calls start() until its call has the slot of a server with
+  --max-in-flight=1.
 
-  A probe may be in the slot when the call comes, which is refused then.
+  A small call that checks this can be in the slot when the call arrives, which
+  is then refused.
   """
 
   def attempt():
@@ -68,6 +74,6 @@ def hold_slot(client, start):
 
 
 def wait_until_free(client):
-  """For a server with --max-in-flight=1: until the slot is given back."""
+  """Waits until the slot of a server with --max-in-flight=1 is free."""
   poll_until(lambda: refusal_of(client) is None, AT_ONCE_SECONDS,
              'the only slot given back')
