@@ -67,8 +67,8 @@ def descriptors_run_out(trial):
   heard_again(trial)
 
 
-@attack('descriptors-run-out-late', sends='the same where the limit falls '
-        'while the server runs, below what it has counted on',
+@attack('descriptors-run-out-late', sends='more connections than the server '
+        'can have, after `ulimit -n` is lowered while it runs',
         promise='health says NOT_SERVING on every listener meanwhile; every '
         'listener answers within 5 s', fresh=False, tolerance=1)
 def descriptors_run_out_late(trial):

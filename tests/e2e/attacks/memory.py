@@ -67,7 +67,8 @@ def opened_and_reset(method):
 
 
 @attack('reset-info', sends='HEADERS and RST_STREAM of GetServerInfo on one '
-        'connection, again and again', promise='the memory promised',
+        'connection, again and again',
+        promise='the memory stays within its limit',
         settings=SMALL)
 def reset_info(trial):
   for _ in range(trial.pick(4, 2)):
@@ -75,8 +76,9 @@ def reset_info(trial):
     trial.figure(f'{sent} resets, {ended} connections ended')
 
 
-@attack('reset-hidden', sends='a call with an even number, which is for no '
-        'client, and then as in reset-info', promise='the memory promised',
+@attack('reset-hidden', sends='a call with an even number, which no client '
+        'can use, and then resets of GetServerInfo',
+        promise='the memory stays within its limit',
         settings=SMALL)
 def reset_hidden(trial):
   block, make_resets = header_block('GetServerInfo'), opened_and_reset(
@@ -91,7 +93,8 @@ def reset_hidden(trial):
 
 
 @attack('reset-attention', sends='HEADERS and RST_STREAM of Attention on four '
-        'connections', promise='the memory promised', settings=SMALL)
+        'connections',
+        promise='the memory stays within its limit', settings=SMALL)
 def reset_attention(trial):
   sent, ended = storm(trial, 4, trial.pick(300_000, 120_000),
                       opened_and_reset('Attention'), trial.pick(25, 10))
@@ -100,7 +103,8 @@ def reset_attention(trial):
 
 @attack('reset-messages', sends='whole messages of 48 KiB to Attention, each '
         'reset when it is sent', promise='connections are ended for more of '
-        'them than 2048 and 2000 a second; the memory promised', settings=SMALL)
+        'them than 2048 and 2000 a second; the memory stays within its limit',
+        settings=SMALL)
 def reset_messages(trial):
   block, body = header_block('Attention'), message(bytes(48 << 10))
   seconds = trial.pick(15, 3)
@@ -185,7 +189,7 @@ def calls_counted(trial):
 
 @attack('calls-of-many-slots', server=False, sends='1000 calls of headers '
         'alone on each of many connections, where --max-in-flight is 50,000',
-        promise='the memory promised; it serves afterwards')
+        promise='the memory stays within its limit; it serves afterwards')
 def calls_of_many_slots(trial):
   settings = {**harness.SETTINGS, **SMALL, 'max-in-flight': 50_000}
   server = trial.server = trial.start(settings=settings)
@@ -213,7 +217,7 @@ def calls_of_many_slots(trial):
 
 @attack('headers-alone', sends='calls of headers alone, 1000 on each of many '
         'connections, and silence',
-        promise='the memory promised; each call is ended after '
+        promise='the memory stays within its limit; each call is ended after '
         '--stream-idle-timeout')
 def headers_alone(trial):
   block = header_block('Attention')
@@ -304,7 +308,7 @@ def large_calls(trial, over):
 @attack('arriving-full', sends='messages of 8 MiB that lack their end, more '
         'than there is memory for, while four clients send whole ones',
         promise='the server lives on; some of the whole ones are answered; the '
-        'memory promised', tolerance=1,
+        'memory stays within its limit', tolerance=1,
         # Whose connection gRPC ends connects again a second later, or more.
         health_ms=5000, fresh=False, settings={
             'memory-budget-bytes': 64 * MIB, 'max-message-bytes': 8 * MIB})
@@ -340,7 +344,8 @@ def arriving_full(trial):
 
 
 @attack('health-watches', sends='10,000 calls of health\'s Watch on ten '
-        'connections', promise='the memory promised', settings=SMALL)
+        'connections',
+        promise='the memory stays within its limit', settings=SMALL)
 def health_watches(trial):
   block = header_block(WATCH)
   body = frame(DATA, message(b''), END_STREAM)
@@ -359,7 +364,8 @@ def health_watches(trial):
 
 
 @attack('reflection-streams', sends='3000 reflection streams that stay open',
-        promise='at most 40 threads; the memory promised', settings=SMALL)
+       
+        promise='at most 40 threads; the memory stays within its limit', settings=SMALL)
 def reflection_streams(trial):
   block = header_block(REFLECTION)
   for _ in range(4):
@@ -411,9 +417,10 @@ def header_value_endless(trial):
   endless_header(trial, first, b'a' * 16384, trial.pick(2000, 1300))
 
 
-@attack('header-values-endless', short=False, sends='the same on ten '
-        'connections', promise='at most 3 CPU s; the connections are ended; '
-        'the memory promised', settings=PATIENT)
+@attack('header-values-endless', short=False, sends='a header whose value '
+        'claims 2^31 bytes, without END_HEADERS, on ten connections',
+        promise='at most 3 CPU s; the connections are ended; '
+        'the memory stays within its limit', settings=PATIENT)
 def header_values_endless(trial):
   first = (header_block('Attention') + b'\0' + bytes([4]) + b'long' +
            hpack_number(2**31 - 1, 7))
@@ -437,7 +444,7 @@ def continuations_empty(trial):
 
 
 @attack('header-list-large', sends='whole header lists of 1 MiB',
-        promise='the memory promised', settings=SMALL)
+        promise='the memory stays within its limit', settings=SMALL)
 def header_list_large(trial):
   block = header_block('Attention') + header('long', 'a' * 8000) * 128
   pieces = [block[at:at + 16384] for at in range(0, len(block), 16384)]
@@ -464,7 +471,7 @@ def flood(name, what, data, count, call=False, short=True, ended=False):
 
   @attack(name, short=short, settings=SMALL,
           sends=f'{what}, {count:,} times, and reads nothing',
-          promise='the memory promised; others are served' +
+          promise='the memory stays within its limit; others are served' +
           ('; the connection is ended' if ended else ''))
   def run(trial):
     one = trial.connect(reads=False, seconds=5)

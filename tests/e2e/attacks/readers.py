@@ -69,8 +69,9 @@ def benchmarks_unread(trial):
   trial.require(not left, f'{left} calls are not ended after {seconds:.0f} s')
 
 
-@attack('benchmarks-unread-long', sends='the same where --stream-idle-timeout '
-        'is a minute', promise='all slots come back at once',
+@attack('benchmarks-unread-long', sends='a Benchmark for each slot, whose '
+        'answers it does not read, with --stream-idle-timeout=60',
+        promise='all slots come back at once',
         settings={'max-in-flight': 8, 'stream-idle-timeout': 60})
 def benchmarks_unread_long(trial):
   hold_by_benchmarks(trial, trial.server.tcp, 8)
@@ -104,8 +105,9 @@ def answers_unread(trial):
       client, trial.settings['memory-budget-bytes']))
 
 
-@attack('answers-dripped', sends='the same, and reads a byte of each answer '
-        'now and then', promise='the budget comes back before it disconnects')
+@attack('answers-dripped', sends='18 calls for answers of 14 MB, of which it '
+        'reads a byte from time to time',
+        promise='the budget comes back before it disconnects')
 def answers_dripped(trial):
   one = trial.connect(window=0, renews=False)
   streams = ask_for_much(trial, one, 18)
@@ -184,7 +186,8 @@ def streams_unread(trial):
 
 
 @attack('drain-beside-waiters', server=False, sends='unread and unfinished '
-        'calls of all these kinds, then SIGTERM', promise='exit code 0 within --drain-timeout '
+        'calls of all these kinds, then SIGTERM',
+        promise='exit code 0 within --drain-timeout '
         'and a few seconds')
 def drain_beside_waiters(trial):
   server = trial.server = trial.start(settings={'stream-idle-timeout': 60})
