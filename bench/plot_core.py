@@ -15,7 +15,8 @@ import matplotlib
 matplotlib.use('svg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-# What the roofline shows: label, colour, and which records.
+# What the picture of the roofline shows: labels, colours, and the records for
+# each.
 FAMILIES = (
     ('prefill', '#1e6bb3', lambda r: r['name'] == 'scaling'),
     ('prefill, causal', '#7fb3e0', lambda r: r['name'] == 'prefill_causal'

@@ -56,17 +56,18 @@ CASES = [
     case('backward', 1, 2048, 128, backward=True, causal=True),
 ]
 
-# How far an answer may lie from attnd's and still be of the same call: root mean
-# square of the difference, over that of the answer. ggml adds values of f16 in
-# f16, which over 32 Ki keys makes 0.027.
+# The largest error of an answer, compared with attnd's: the root mean square of
+# the difference, divided by that of the answer. ggml adds values of f16 in f16,
+# which gives an error of 0.027 over 32 Ki keys.
 TOLERANCE = {'f32': 1e-4, 'f16': 5e-2, 'bf16': 5e-2}
 
 
-# As core_bench has it (core_rounds.cc): a turn counts where what bounds it
-# differed by less than DRIFT before and after it, and AMX, which a busy
-# neighbour slows down to a third, ran at AMX_PACE of the best seen and
-# AMX_OVER_FMA times the multiply-adds' peak. Else it is waited for, and the turn
-# taken again, so often.
+# The rule is that of core_bench (core_rounds.cc). A turn counts if its limit
+# differed by less than DRIFT before and after it. AMX also has to run at
+# AMX_PACE of the best speed that was seen, and at AMX_OVER_FMA times the peak
+# of multiply-adds, because a busy neighbour slows it down to a third. Otherwise
+# the run waits for AMX, and measures the turn again, at most as often as the
+# numbers below say.
 DRIFT, AMX_PACE, AMX_OVER_FMA, PATIENCE = 0.1, 0.75, 7, 300
 
 
@@ -106,8 +107,9 @@ class Contestant:
   """One of the compared systems: a process that computes when it is told to."""
 
   def __init__(self, name, command, cpu):
-    # Libraries size their pools by what they may use, so it is set before they
-    # start. attnd's scheduler pins itself to the last processor there is.
+    # The affinity is set before the systems start, because libraries choose the
+    # size of their thread pools by it. attnd's scheduler pins itself to the
+    # last processor that is available.
     self.name = name
     self.process = subprocess.Popen(
         ['taskset', '-c', str(cpu), *map(str, command)], text=True,
@@ -217,7 +219,7 @@ def measure(c, contestants, pace, folder, options):
     record['over_best_peer'] = statistics.median(
         a / b for a, b in zip(shares[ours.name], shares[best]))
     record['place'] = place(record['over_best_peer'])
-  # Free the tensors.
+  # This frees the tensors.
   for it in contestants:
     it.ask('forget')
   return record

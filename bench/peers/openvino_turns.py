@@ -22,7 +22,7 @@ def prepare(case, folder):
   attention = opset13.scaled_dot_product_attention(*parameters,
                                                    causal=case['causal'])
   model = openvino.Model([opset13.result(attention)], parameters)
-  # By itself it would compute f32 in bf16 where that is faster.
+  # By default, OpenVINO computes f32 in bf16 if that is faster.
   compiled = CORE.compile_model(model, 'CPU', {
       'INFERENCE_PRECISION_HINT': dtype,
       'INFERENCE_NUM_THREADS': 1,

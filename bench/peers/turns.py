@@ -9,7 +9,7 @@ import time
 
 import numpy
 
-# NumPy has no bf16; its bits are enough.
+# NumPy has no bf16, but its bits are enough here.
 STORAGE = {'f32': numpy.float32, 'f16': numpy.float16, 'bf16': numpy.uint16}
 
 
@@ -62,7 +62,7 @@ def serve(version, prepare):
   """Answers commands until the pipe ends. prepare(case, folder) returns (call,
   answer): a function that makes one attention call, and one that returns its
   result in f32, as [heads, rows, head_dim]."""
-  # What a library prints must not get into the answers.
+  # The output of a library must not become a part of the answers.
   pipe = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   call = answer = None

@@ -204,7 +204,7 @@ def test_a_call_waits_for_its_server(attnd, build_dir, save, tmp_path, flags):
   assert said.startswith('attnctl: UNAVAILABLE: '), said
   assert said.endswith(
       '; trying again until the deadline of 60 s has passed (Ctrl-C stops)\n')
-  assert rest == ''  # said once
+  assert rest == ''  # it is said only once
   assert out
   np.testing.assert_array_equal(np.load(tmp_path / 'o.npy'), sequence)
 

@@ -18,7 +18,8 @@ def check(client, response, tensors, grad_output, options):
   expected = reference.gradients(
       *tensors, grad_output, **expected_options(options))
   for part, array in zip(PARTS, expected):
-    # Sums over up to 61 keys, or over 37 rows of two heads, of products.
+    # The gradients are sums of products over up to 61 keys, or over 37 rows of
+    # two heads.
     bound = 64 * np.finfo(np.float32).eps * float(
         np.max(np.abs(array), initial=1))
     reference.assert_close(client.array(getattr(response, part)), array, bound)
@@ -105,7 +106,7 @@ def set_data(tensor, data):
   tensor.data = data
 
 
-# name: (how to spoil it, the field at fault)
+# name: (how to change the request, the wrong field)
 SPOILT = {
     'no output': (lambda r, pb: r.ClearField('output'), 'output'),
     'no lse': (lambda r, pb: r.ClearField('lse'), 'lse'),

@@ -52,7 +52,8 @@ def add_bias(request, pb, shape):
       data=b'\0' * 4 * int(np.prod(shape))))
 
 
-# name: (how to spoil it, the field at fault, what was expected, what came)
+# name: (how to change the request, the wrong field, what was expected, what was
+# received)
 SPOILT = {
     'too few bytes': (lambda r, _: setattr(r.query, 'data', b'\0' * 764),
                       'query.data', '768', '764'),
@@ -271,8 +272,8 @@ def send_raw(channel, method, message):
     return error.code(), error
 
 
-# A varint that never ends, a length beyond the message, a group that is not
-# closed, field number 0, a wire type that does not exist.
+# A varint that does not end, a length beyond the message, a group that is not
+# closed, field number 0, and a wire type that does not exist.
 MALFORMED = (b'\xff' * 11, b'\x0a\xff\x01', b'\x0b', b'\x00\x00', b'\x0f')
 
 
@@ -285,8 +286,8 @@ def test_what_does_not_parse(client, method, message):
   assert refusal.reason == 'MALFORMED_MESSAGE' and refusal.field == ''
 
 
-# More fields than any request has, and more numbers than any list, of 2 bytes
-# each: unknown fields, queries that merge, groups, and a shape.
+# More fields than any request has, and more numbers than any list has, of 2
+# bytes each: unknown fields, queries that are merged, groups, and a shape.
 TINY_FIELDS = {
     'unknown': (b'\x78\x01' * 2**20, 'at most 1024, got more'),
     'merging': (b'\x0a\x00' * 2**20, 'at most 1024, got more'),
@@ -330,7 +331,7 @@ def wait_for_decode_thread(server, wakeups):
     time.sleep(0.001)
 
 
-# Health checks are answered by the threads that messages arrive in.
+# The threads that receive messages also answer health checks.
 def test_long_messages_are_decoded_by_a_thread_of_their_own(server, client):
   pb = client.pb
   small = np.ones((1, 1, 8, 4), np.float32)
@@ -340,11 +341,11 @@ def test_long_messages_are_decoded_by_a_thread_of_their_own(server, client):
   long_estimate = pb.MemoryEstimateRequest(
       seq_len=1, batch=2000, options=pb.AttentionOptions(**lengths))
   before = decode_thread_wakeups(server)
-  for _ in range(20):  # light ones
+  for _ in range(20):  # light messages
     client.attention(small, small, small, values=True)
     client.attention(many, many, many)
     client.stub.MemoryEstimate(pb.MemoryEstimateRequest(seq_len=8))
-  # It may still have been busy with what another test sent.
+  # The thread can still be busy with messages of another test.
   assert decode_thread_wakeups(server) < before + 10
   for call in (
       lambda: client.attention(many, many, many, values=True),

@@ -41,7 +41,7 @@ def test_the_result_adds_up(client):
       result.naive_time_ms / result.flash_time_ms)
   assert result.memory_reduction == pytest.approx(
       1 - result.flash_peak_bytes / result.naive_peak_bytes)
-  # The naive side holds every score at once.
+  # Naive attention stores every score at the same time.
   assert result.naive_peak_bytes >= 2 * 512 * 512 * 4
   assert 0 < result.flash_peak_bytes < result.naive_peak_bytes
   flops = 2 * (32 + 32) * 2 * 512 * 512
@@ -79,7 +79,7 @@ def test_16_bit_types(client, dtype, bound):
       num_vectors=256, dimensions=32, repetitions=1,
       dtype=getattr(client.pb, f'DATA_TYPE_{dtype}'))
   *_, last = client.stub.Benchmark(request, timeout=300)
-  # Averages of numbers in [-1, 1), rounded to 16 bits.
+  # The averages of numbers in [-1, 1), rounded to 16 bits.
   assert 0 < last.result.max_abs_error < bound
   assert last.result.speedup > 0
   assert last.result.flash_peak_bytes == (
@@ -119,8 +119,7 @@ def test_deadline_stops_it(client, refused):
              'a benchmark after an expired one')
 
 
-# Blocks of memory are whole lines of 64 bytes, and tensors of most sizes are
-# not.
+# Blocks of memory have a multiple of 64 bytes, and most tensors do not.
 @pytest.mark.parametrize('dtype', ['F32', 'F16', 'BF16'])
 @pytest.mark.parametrize('num_vectors,dimensions', [
     (1, 1), (1, 17), (3, 5), (31, 33), (101, 80)])
@@ -132,7 +131,7 @@ def test_sizes_that_fill_no_line(client, dtype, num_vectors, dimensions):
 
 
 def test_it_ends_when_its_time_is_up(attnd, connect):
-  # A thousand repetitions of this are minutes of work in every build.
+  # A thousand repetitions of this take minutes in every build.
   endless = dict(num_vectors=4096, dimensions=64, repetitions=1000)
   with Server(attnd, '--max-benchmark-seconds=0') as server:
     start = time.monotonic()
@@ -153,7 +152,7 @@ def test_it_ends_when_its_time_is_up(attnd, connect):
 def test_no_repetition_in_time_is_an_error(attnd, connect, refused):
   with Server(attnd, '--max-benchmark-seconds=0.1') as server:
     client = connect(server.tcp)
-    # Several seconds each.
+    # Each of these takes several seconds.
     slow = client.pb.BenchmarkRequest(num_vectors=32768, repetitions=2)
     refusal = refused(lambda: list(client.stub.Benchmark(slow)))
     assert (refusal.code, refusal.reason) == (

@@ -20,9 +20,9 @@ from attacks import (benchmarks, connections, logs, memory, messages,
 from attacks.harness import ATTACKS, Runner
 from support import stubs
 
-# A broken server is slow to attack. No attack begins after this time.
+# Attacks on a broken server take long, so no attack begins after this time.
 LIMIT_SECONDS, SHORT_LIMIT_SECONDS = 1500, 400
-# Where the table's rows come from.
+# The modules that add rows to the table.
 TOPICS = (benchmarks, connections, logs, memory, messages, processes, readers)
 
 
@@ -40,7 +40,7 @@ def chosen_from(options):
     sys.exit(f'no such attack: {", ".join(sorted(unknown))}; see --list')
   chosen = [a for a in ATTACKS
             if (a.name in names if names else a.short or not options.short)]
-  # Those that share a server are neighbours.
+  # Attacks that share a server are next to each other.
   return sorted(chosen, key=lambda a: (not a.server, a.prefix,
                                        str(a.settings)))
 
@@ -66,7 +66,7 @@ def main():
   print(f'seed {options.seed}' + ('; a sanitizer\'s build, so less is sent, '
         'times are multiplied and memory is not judged'
         if options.sanitized else ''), flush=True)
-  # So that finally clauses end the servers.
+  # Raises an exception, so that finally clauses end the servers.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
   start = time.monotonic()
   limit = SHORT_LIMIT_SECONDS if options.short else LIMIT_SECONDS

@@ -37,7 +37,8 @@ class Demo:
 
   def run_attnctl(self, *arguments, accept=(0,)):
     """Runs attnctl with the server's unix socket. Returns its stdout."""
-    # Its progress bar is for a terminal; elsewhere stderr is for failures.
+    # attnctl draws its progress bar only on a terminal. Otherwise, stderr has
+    # only errors.
     shown = None if sys.stderr.isatty() else subprocess.PIPE
     done = subprocess.run(
         [str(self._attnctl), f'--server={self._server.unix}', *arguments],
@@ -51,7 +52,7 @@ class Demo:
   def attention_by_attnctl(self):
     for case in minilm.CASES:
       expected = '--expected' + ('-lse' if case.part == 'lse' else '')
-      # Exit code 3 is a disagreement, which the JSON tells with its size.
+      # Exit code 3 means that the answer is wrong. The JSON says by how much.
       answer = self.run_attnctl(
           'attention', f'--query={minilm.path("query")}',
           f'--key={minilm.path("key")}', f'--value={minilm.path("value")}',
@@ -72,7 +73,7 @@ class Demo:
         expected = minilm.load(case.expected)
         worst = (np.max(np.abs(got - expected)) if got.shape == expected.shape
                  else np.inf)
-        # NaN is no agreement either.
+        # This is also false for NaN.
         self._report('Python, TCP', case,
                      float(np.nan_to_num(worst, nan=np.inf)))
 

@@ -37,9 +37,9 @@ from support.stubs import REPOSITORY
 EXAMPLES = REPOSITORY / 'examples'
 BUILT = REPOSITORY / 'build' / 'examples'
 BOUND = next(c.bound for c in minilm.CASES if c.title == 'plain')
-FIELD = 'key.shape[1]'  # which the refused call of every program gets wrong
+FIELD = 'key.shape[1]'  # the wrong field in the refused call of every program
 MAX_LINES = 150
-REFUSALS = 2  # how many calls fail first; clients try again more often
+REFUSALS = 2  # clients retry more often than this
 COMMAND_SECONDS = 900
 
 
@@ -71,13 +71,13 @@ class Language:
   """One folder of examples/, or one page. The commands run in the folder."""
   name: str
   folder: str
-  source: str  # the program whose lines count, below the folder
+  source: str  # the path below the folder of the program whose lines count
   tools: tuple
   build: tuple
-  run: tuple  # gets the address and the data folder appended
-  shared: tuple = ()  # the same for the address and the shared-memory socket
-  streams: tuple = ()  # and for the address alone
-  retries: bool = False  # whether it tries a failed call again
+  run: tuple  # followed by the address and the data folder
+  shared: tuple = ()  # followed by the address and the shm socket
+  streams: tuple = ()  # followed by the address
+  retries: bool = False  # whether the program retries failed calls
 
 
 VENV_PYTHON = str(BUILT / 'python' / 'bin' / 'python')
@@ -199,7 +199,7 @@ class WebProxy:
     self._listener.close()
 
   def _serve(self):
-    with contextlib.suppress(OSError):  # of accept, where the listener is shut
+    with contextlib.suppress(OSError):  # accept fails when the listener is shut
       while True:
         connection, _ = self._listener.accept()
         with connection, contextlib.suppress(OSError):
@@ -232,7 +232,7 @@ class Front(grpc.GenericRpcHandler):
     self._channel.close()
 
   def service(self, handler_call_details):
-    # A call of one message looks on the wire like a stream of one.
+    # On the wire, a call of one message looks like a stream of one message.
     call = self._channel.stream_stream(handler_call_details.method)
 
     def pass_on(requests, context):
@@ -321,7 +321,7 @@ class Runner:
     said = execute(command, folder, self._environment).stdout
     print(said, end='', flush=True)
     worst = float(find(r'worst error +(\S+),', said)[0])
-    # NaN is no agreement either.
+    # This is also false for NaN.
     if not worst <= BOUND:
       raise Failure(f'{address}: off by {worst}, allowed is {BOUND}')
     outcome.worst_error = max(outcome.worst_error, worst)
@@ -348,7 +348,7 @@ class Runner:
     if not outcome.worst_error <= BOUND:
       raise Failure(f'off by {outcome.worst_error}, allowed is {BOUND}')
 
-    # grpcurl's exit code is 64 and the status code; 3 is INVALID_ARGUMENT.
+    # grpcurl's exit code is 64 plus the status code. 3 is INVALID_ARGUMENT.
     find(r'"reason": "(INVALID_FIELD)"[\s\S]*"field": "key\.shape\[1\]"',
          self._shell(refused, accept=(64 + 3,)).stderr)
 

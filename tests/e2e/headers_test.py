@@ -31,8 +31,8 @@ def answered(server):
     return OK in connection.headers[STREAM]
 
 
-# CVE-2023-1428: these made gRPC abort where they came with more than 8 KiB of
-# other headers.
+# CVE-2023-1428: these headers made gRPC abort if they came with more than 8 KiB
+# of other headers.
 @pytest.mark.parametrize('odd', [
     {'te': 'x'}, {':scheme': 'x'}, {'grpclb_client_stats': 'x'},
     {'lb-token': 'x'}, {'lb-cost-bin': 'x'}], ids=lambda odd: next(iter(odd)))
@@ -47,9 +47,9 @@ def test_no_header_ends_the_server(server, odd, enter, size):
   assert answered(server)
 
 
-# CVE-2023-32731, CVE-2023-32732 and CVE-2024-7246: after an error in headers
-# the two ends may disagree on the table of headers, and a later call would be
-# read as another one. gRPC 1.51 ends the connection instead.
+# CVE-2023-32731, CVE-2023-32732 and CVE-2024-7246: after an error in headers,
+# client and server can have different tables of headers, so that the server
+# would misread a later call. gRPC 1.51 ends the connection instead.
 @pytest.mark.parametrize('wrong', [
     indexed('x-wrong-bin', '!!*!'),                           # no base64
     header('x-large', 'a' * 20_000) + indexed('x-after', '1'),
@@ -60,7 +60,7 @@ def test_no_table_is_used_after_an_error(server, wrong):
     send_headers(connection, request_headers(INFO) + wrong)
     connection.take_until(lambda: connection.reset, 60, 'an answer')
     assert OK not in connection.headers[STREAM]
-    latest = bytes([0x80 | 62])  # the entry that came last
+    latest = bytes([0x80 | 62])  # the newest entry
     send_headers(connection, request_headers(INFO) + latest, STREAM + 2)
     connection.take_until(
         lambda: connection.closed or STREAM + 2 in connection.ended, 60,

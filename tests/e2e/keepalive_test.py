@@ -13,16 +13,17 @@ from support.raw_http2 import RawConnection, Reader, header_block
 from support.relay import Relay
 from support.server import Server, poll_until
 
-# By default, gRPC's servers end a connection at the third early ping.
+# By default, gRPC servers end a connection at the third ping that comes too
+# early.
 PINGS = 6
 KEEPALIVE = [
     ('grpc.keepalive_time_ms', 100),
     ('grpc.keepalive_timeout_ms', 60_000),
     ('grpc.keepalive_permit_without_calls', 1),
-    # 0 means no limit. By default, clients send two pings without data.
+    # 0 means no limit. By default, a client sends only two pings without data.
     ('grpc.http2.max_pings_without_data', 0),
     ('grpc.http2.min_time_between_pings_ms', 100),
-    # A call that is cut must fail, and not be tried again in silence.
+    # A call that is cut off has to fail, so gRPC must not retry it.
     ('grpc.enable_retries', 0),
     ('grpc.enable_http_proxy', 0),
     ('grpc.use_local_subchannel_pool', 1),

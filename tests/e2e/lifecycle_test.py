@@ -73,7 +73,7 @@ def test_a_signal_drains(attnd, stubs, number):
     server.signal(number)
 
     assert [next(w).status for w in watches] == [NOT_SERVING, NOT_SERVING]
-    # New work goes elsewhere, with the reason or as a closed connection.
+    # The server refuses new work with a reason, or by closing the connection.
     refusal = work.refusal_of(client)
     assert refusal.code == grpc.StatusCode.UNAVAILABLE, refusal
     output = own.array(call.result(timeout=600).output)
@@ -116,14 +116,14 @@ def test_other_signals_are_ignored(attnd, stubs):
 def test_a_signal_while_starting_ends_the_server(attnd, delay):
   server = Server(attnd)
   server.launch()
-  # At different points of the start, by work that takes some time.
+  # Sends the signal at different points of the start, after some work.
   sum(range(delay * 200_000))
   server.signal()
   code = server.wait(work.AT_ONCE_SECONDS)
-  if code == 1:  # on a machine that is very busy
+  if code == 1:  # on a very busy machine
     assert 'the start takes too long' in server.log()
   else:
-    # By the signal itself before the options are read.
+    # The signal itself ends the server before it has read its options.
     assert code in (0, -signal.SIGTERM)
     assert not server.socket_path.exists()
   server.forget()
@@ -163,7 +163,7 @@ def test_an_old_connection_is_made_anew(attnd, stubs):
     ended = threading.Event()
 
     def seen(state):
-      # gRPC leaves a connection that it was asked to give up.
+      # gRPC closes a connection that the server asked it to give up.
       if state == grpc.ChannelConnectivity.IDLE and connected.is_set():
         ended.set()
       elif state == grpc.ChannelConnectivity.READY:
@@ -185,7 +185,7 @@ def test_an_address_file_replaces_nothing_else(attnd, tmp_path):
       env=clean_environment())
   assert done.returncode == 1
   assert f'{fifo} exists and is a named pipe' in done.stderr
-  # It never listened.
+  # The server never listened.
   assert os.listdir(tmp_path) == ['fifo'] and fifo.is_fifo()
   assert 'serves on' not in done.stderr
 
@@ -228,7 +228,7 @@ def test_a_busy_socket_path_is_an_error_at_start(attnd, server, client):
   code, said = run_that_must_fail(attnd, server.unix)
   assert code > 0
   assert str(server.socket_path) in said
-  # The first server still owns its path.
+  # The first server still has the lock of its path.
   with open_channel(server.unix) as channel:
     assert health(channel).Check(
         health_pb2.HealthCheckRequest(), timeout=60).status == SERVING
@@ -256,7 +256,7 @@ def test_a_wrong_address_is_an_error_at_start(attnd):
 
 
 def test_a_call_while_starting_is_served_once_ready(attnd, stubs):
-  # Launched, not awaited: the client's wait_for_ready does the waiting.
+  # Launches without waiting, because the client's wait_for_ready waits.
   server = Server(attnd)
   server.launch()
   try:

@@ -43,7 +43,7 @@ def test_info_tells_the_limits(tight):
                                             (50_000, 16384)])
 def test_a_connection_has_so_many_calls_open(attnd, slots, streams):
   max_concurrent_streams = 3
-  # 2 GiB of it are for arriving messages.
+  # 2 GiB of this are for arriving messages.
   with Server(attnd, f'--max-in-flight={slots}',
               f'--memory-budget-bytes={4096 * MIB}') as server, \
       http2.Connection(server.tcp) as connection:
@@ -60,8 +60,8 @@ def test_a_client_may_ping_while_it_waits_for_an_answer(attnd):
     while not connection.data_bytes[http2.STREAM]:
       connection.take_frames(60)
       assert not connection.closed
-    # gRPC's own limit is three, unless something else is sent in between. The
-    # server works on frames in their order, so a late call tells the outcome.
+    # The limit of gRPC is three, unless something else is sent in between. The
+    # server processes frames in order, so a later call shows the outcome.
     connection.send(http2.frame(http2.PING, bytes(8)) * 20 +
                     http2.frame(http2.HEADERS, watch, http2.END_HEADERS, 3) +
                     http2.frame(http2.DATA, empty, http2.END_STREAM, 3))
@@ -77,14 +77,15 @@ def test_memory_budget(attnd, stubs, refused):
     large = np.ones((1, 16384, 64), np.float32)  # 4 MiB each
     refusal = refused(lambda: client.attention(large, large, large))
     assert (refusal.code, refusal.reason) == (EXHAUSTED, 'MEMORY_BUDGET')
-    # It would not fit an idle server either, so waiting does not help.
+    # The call would not fit into an idle server either, so waiting does not
+    # help.
     assert refusal.retry_info is None
     assert refusal.retry_pushback == '-1'
     fits(client)
 
 
 def test_the_largest_budget(attnd, stubs, refused):
-  # Address sanitizer would end the server where the system has no memory.
+  # Address sanitizer would end the server if the system has no memory.
   asan = {'ASAN_OPTIONS': 'allocator_may_return_null=1:detect_leaks=1'}
   with Server(attnd, f'--memory-budget-bytes={2**63 - 1}',
               environment=asan) as server, \
@@ -93,7 +94,7 @@ def test_the_largest_budget(attnd, stubs, refused):
     large = np.ones((1, 8192, 64), np.float32)  # 2 MiB each
     for _ in range(3):
       client.attention(large, large[:, :64], large[:, :64])
-    # The budget lets in what no machine has memory for.
+    # The budget admits a call for which no machine has memory.
     pb = client.pb
     huge = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[2**20, 2**28, 512])
     one = pb.Tensor(dtype=pb.DATA_TYPE_F32, shape=[1, 1, 512])
@@ -112,7 +113,8 @@ def test_a_request_above_the_message_limit(tight, refused):
 
 
 def test_a_response_above_the_message_limit(tight, refused):
-  # 1 MiB of query rows of one number, each answered with four.
+  # 1 MiB of query rows of one number, each of which is answered with four
+  # numbers.
   query = np.ones((MIB // 4, 1), np.float32)
   key, value = np.ones((1, 1), np.float32), np.ones((1, 4), np.float32)
   refusal = refused(lambda: tight.attention(query, key, value))
@@ -169,15 +171,15 @@ def test_half_received_messages_and_requests_fit_together(attnd, connect):
       connection.take_frames()
     going_on = [c for c in stalled if not c.reset]
     assert arriving // message // 2 < len(going_on) <= arriving // message + 2
-    # Room for others, whose calls gRPC could end as well.
+    # The memory has room for other clients, whose calls gRPC could also end.
     for connection in going_on[:3]:
       connection.close()
-    # Tensors of 480 MiB, all of them touched.
+    # Tensors of 480 MiB, whose pages are all touched.
     events = list(client.stub.Benchmark(client.pb.BenchmarkRequest(
         num_vectors=1024, dimensions=128, num_heads=240, repetitions=1),
                                         timeout=300))
     assert events[-1].HasField('result')
-    # Sanitizers hold several bytes for each of the server's.
+    # Sanitizers use several bytes for each byte of the server.
     if not os.environ.get('ATTND_SANITIZE'):
       assert peak_mib(server) < budget + arriving + own
     fits(client)
@@ -201,12 +203,12 @@ def test_a_full_share_of_arriving_messages_ends_calls_alone(attnd, stubs):
         if len(half_sent) > 30:
           half_sent.pop(0).close()
       except (OSError, ValueError):
-        pass  # the server has ended the connection, or the test has
+        pass  # the server or the test has ended it
 
   def call(server):
     with open_channel(server.tcp) as channel:
       client = Client(stubs, channel)
-      rows = np.ones((MIB // 4, 4), np.float32)  # workers drop its message
+      rows = np.ones((MIB // 4, 4), np.float32)  # workers free its message
       while not over.is_set():
         try:
           client.attention(rows, rows[:1], rows[:1, :1], timeout=60)

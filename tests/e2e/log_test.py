@@ -15,10 +15,10 @@ from support.client import Client
 from support.server import Server, clean_environment, open_channel, poll_until
 
 SELF_ATTENTION = '/attnd.v1.AttentionService/SelfAttention'
-# What every line of the log begins with.
+# The beginning of every line of the log.
 LINE = re.compile(rb'\[\d{4}-\d\d-\d\d [\d:.]+\] \[attnd\] '
                   rb'\[(debug|info|warning|error)\] [\x20-\x7e]+')
-# gRPC quotes these values in lines of its own.
+# gRPC repeats these values in its own log lines.
 HOSTILE = ('x\n[2026-01-01 00:00:00.000] [attnd] [info] signal 15: stopping',
            'x\x1b[31m\x1b[2J\x07')
 
@@ -105,7 +105,7 @@ def test_clients_forge_no_lines(attnd):
   for line in lines:
     assert LINE.fullmatch(line), line
   assert rb'x\x0a[2026-01-01' in said
-  # The 600 calls of the flood have not as many lines.
+  # There are fewer lines than the 600 calls of the flood.
   assert len(lines) < 300
 
 

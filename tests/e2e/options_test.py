@@ -106,8 +106,9 @@ def test_ragged_entries_have_the_bits_that_they_have_alone(client, rng):
     assert np.array_equal(client.array(alone.output), together[:, rows]), b
 
 
-# An output is rounded to half a unit in its last place: 2^-11 or 2^-8 of it;
-# with bf16 products weights are rounded too, and q and k where they are wider.
+# An output is rounded to half a unit in its last place, which is 2^-11 or 2^-8
+# of it. With bf16 products, weights are rounded too, and so are q and k if
+# their types are wider.
 F16_BOUND, BF16_BOUND, ROUNDED_INPUTS_BOUND = 2**-11, 2**-7, 2**-5
 AS = {'f32': lambda t: t, 'f16': lambda t: t.astype(np.float16), 'bf16': bf16}
 
@@ -157,7 +158,7 @@ def test_precision(client, tensors):
   rounded = answers[pb.PRECISION_BF16]
   assert rounded.output != answers[pb.PRECISION_F32].output
   output, lse = reference.attention(*tensors)
-  # AUTO never narrows F32.
+  # AUTO never reduces the precision of F32.
   for exact in answers[pb.PRECISION_AUTO], answers[pb.PRECISION_F32]:
     bound = reference.error_bound(tensors[2])
     reference.assert_close(client.array(exact.output), output, bound)

@@ -144,8 +144,8 @@ def test_every_answer_is_right_while_servers_die_and_drain(
       Envoy([s.tcp for s in (killed, drained, kept)]) as envoy, \
       Load(stubs, envoy.address, problems) as load:
     load.wait_for_more(60)
-    # Envoy's workers learn a little later than its statistics which servers
-    # are healthy.
+    # Envoy's workers learn which servers are healthy a little later than its
+    # statistics.
     poll_until(lambda: all(envoy.host_stats(s.tcp)['rq_total'] > 0
                            for s in (killed, drained, kept)), 60,
                'a request at every server')
@@ -156,7 +156,8 @@ def test_every_answer_is_right_while_servers_die_and_drain(
     envoy.wait_for_healthy(2)
     cut_by_kill = load.cut_off
     retries_of_kill = envoy.stat('upstream_rq_retry')
-    # What had arrived there and what was on the way, no more.
+    # The server has finished what had arrived, and what was on the way, and
+    # nothing else.
     assert cut_by_kill <= CALLERS
     assert retries_of_kill + cut_by_kill > 0
 
@@ -164,12 +165,13 @@ def test_every_answer_is_right_while_servers_die_and_drain(
     drained.signal()
     load.wait_for_more(60)
     assert drained.wait() == 0
-    # One of three is left, which must not be taken for a reason to use all.
+    # Only one of three servers is left. Envoy must not use all servers again
+    # for this reason.
     envoy.wait_for_healthy(1)
     load.wait_for_more(30)
     assert load.cut_off == cut_by_kill, 'a drain cut an answer off'
 
-    # Whoever comes back is used again.
+    # Envoy uses a server that comes back.
     before = envoy.host_stats(killed.tcp)['rq_success']
     killed.forget()
     with Server(attnd, listen=killed.tcp):
@@ -270,7 +272,7 @@ def test_a_silent_call_outlives_the_pings_of_envoy(attnd, connect):
         before, calls = relay.pings, calls + 1
         answer = call(np.ones((1, rows, 1), np.float32))
         assert np.allclose(client.array(answer.output), 1)
-        # By default, gRPC's servers end a connection at the third ping.
+        # By default, gRPC servers end a connection at the third ping.
         if relay.pings - before >= 6:
           break
         rows = min(2 * rows, MIB)

@@ -198,7 +198,7 @@ SPOILT = {
         r.options.lse_region, 'offset_bytes', 32),
     'options.output_region': lambda r: r.options.ClearField('output_region'),
     'options.lse_region': lambda r: r.options.ClearField('lse_region'),
-    # 2^60 elements, in all its disguises.
+    # Shapes of 2^60 elements, in several forms.
     'query.shape': lambda r: r.query.shape.__setitem__(2, 2**58),
 }
 
@@ -363,7 +363,7 @@ def test_a_region_outlives_its_connection_while_a_call_uses_it(
   assert not call.done() and one_slot.mappings() == 2
   answer = call.result()
   output = shared_memory.answer_of(client, region, answer.output)
-  # The mean of ones.
+  # The answer is the mean of ones.
   np.testing.assert_allclose(output, 1, atol=1e-5)
   poll_until(lambda: one_slot.mappings() == 0, 20, 'the region unmapped')
 

@@ -36,10 +36,11 @@ from support.server import (Server, clean_environment, open_channel,
 CALLERS = 6
 BUDGET_BYTES = 128 << 20
 PEER = pathlib.Path(__file__).parent / 'support' / 'shared_memory_peer.py'
-# What memory may grow by from the second quarter of the time to the last: the
-# allocator's own wandering, which does not add up.
+# How much the memory can grow from the second quarter of the time to the last.
+# The allocator causes changes that do not add up.
 GROWTH, GROWTH_BYTES = 1.05, 8 << 20
-# And threads: a benchmark's own, and those that gRPC starts and ends.
+# How many threads can be added: that of a benchmark, and those that gRPC starts
+# and ends.
 THREADS = 4
 
 
@@ -73,7 +74,7 @@ class Caller:
     try:
       kind(client)
     except grpc.RpcError as error:
-      # A full server may say so to anybody, if it says when to come again.
+      # A full server can refuse any call, if it says when to retry.
       if Refusal(error).retry_info is None:
         raise
       return 'refused'
@@ -137,7 +138,7 @@ class Caller:
           dimensions=self._draw.randint(1, 128),
           dtype=self._draw.randint(1, 3), repetitions=1), timeout=300)
       assert last.WhichOneof('event') == 'result'
-    except grpc.RpcError as error:  # one at a time
+    except grpc.RpcError as error:  # another benchmark runs
       if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
         raise
 
@@ -148,7 +149,8 @@ class Caller:
       client.stub.SelfAttention(request, timeout=300)
 
   def oversized(self, client):
-    # Message, input and output are over a third of the budget each.
+    # The message, the input and the output each have more than a third of the
+    # budget.
     rows = BUDGET_BYTES * 3 // 8 // (4 * 64)
     with self._refusal(grpc.StatusCode.RESOURCE_EXHAUSTED):
       client.stub.SelfAttention(client.self_request(
@@ -159,7 +161,7 @@ class Caller:
 
   def cancelled(self, client):
     call = client.stub.SelfAttention.future(self._endless(client))
-    time.sleep(self._draw.random() * 0.05)  # at any stage of its life
+    time.sleep(self._draw.random() * 0.05)  # at any time of its life
     call.cancel()
     assert call.code() in (grpc.StatusCode.CANCELLED,
                            grpc.StatusCode.RESOURCE_EXHAUSTED), call.code()

@@ -16,7 +16,7 @@ from stream_test import Upload, hold
 
 SERVICE = '/attnd.v1.AttentionService/'
 MIB = 1 << 20
-# A bound for what the server does within a timeout and a quarter of it.
+# A bound for what the server does within a timeout and a quarter.
 ENDED_SECONDS = 60
 
 
@@ -99,7 +99,7 @@ def test_a_slow_reader_gets_its_answer(attnd, connect):
                               np.ones((1, 256), np.float32))
     with http2.Connection(server.tcp, window=0) as slow:
       slow.call(SERVICE + 'Attention', question.SerializeToString())
-      # 100 KiB each timeout.
+      # The client reads 100 KiB in each timeout.
       read_slowly(slow, 50 << 10)
       assert slow.data_bytes[http2.STREAM] > MIB // 2
       assert b'grpc-status\x010' in slow.headers[http2.STREAM]
@@ -148,7 +148,7 @@ def run_unread_benchmarks(client, connection, count):
     opened.append(2 * len(opened) + 1)
     connection.call(SERVICE + 'Benchmark', request, opened[-1])
     connection.take_frames(0.2)
-  # When this one has run, all others have, or were refused.
+  # When this benchmark has run, all others have run or were refused.
   poll_until(lambda: runs_a_benchmark(client), ENDED_SECONDS, 'a benchmark')
   connection.take_frames(0.2)
   return let_in()
@@ -159,7 +159,7 @@ def test_benchmarks_that_nobody_reads_give_back_their_slots(attnd, connect):
   with Server(attnd, f'--max-in-flight={slots}', '--threads=1') as server:
     client = connect(server.tcp)
     with http2.Connection(server.tcp, window=0) as silent:
-      # Long before --stream-idle-timeout.
+      # This is much shorter than --stream-idle-timeout.
       let_in = run_unread_benchmarks(client, silent, 2 * slots)
       assert len(let_in) > slots
       assert not silent.ended.intersection(let_in)
@@ -210,7 +210,8 @@ def test_a_stream_of_single_bytes_is_ended(attnd, connect, rng):
 def test_a_slow_stream_that_moves_enough_is_served(attnd, connect, rng):
   with Server(attnd, '--stream-idle-timeout=1') as server:
     client = connect(server.tcp)
-    # 96 KiB each timeout, and small tensors after the large one.
+    # The client sends 96 KiB in each timeout, and small tensors after the large
+    # one.
     request = client.request(normal(rng, 1, 1024, 64), normal(rng, 1, 2, 64),
                              normal(rng, 1, 2, 64))
     expected = client.stub.Attention(request, timeout=60)
@@ -254,7 +255,8 @@ def test_a_stream_read_slowly_gets_its_answer(attnd, connect):
         data = message.SerializeToString()
         slow.send_data(http2.message_prefix(len(data)) + data)
       slow.end()
-      # 100 KiB each timeout, of a chunk that takes five.
+      # The client sends 100 KiB in each timeout, of a chunk that takes five
+      # timeouts.
       read_slowly(slow, 50 << 10)
       assert slow.data_bytes[http2.STREAM] > 512 << 10
       assert b'grpc-status\x010' in slow.headers[http2.STREAM]
@@ -266,7 +268,7 @@ def test_streams_without_a_header_are_ended(attnd, connect):
     with http2.Connection(server.tcp) as silent:
       for stream in (1, 3):
         silent.open_stream(SERVICE + 'AttentionStream', stream)
-      # Of a header that never ends.
+      # The client sends a header that does not end.
       silent.send_data(http2.message_prefix(1000) + b'\n', 3)
       silent.take_until(lambda: len(silent.ended) == 2, ENDED_SECONDS,
                         'the end of the streams')

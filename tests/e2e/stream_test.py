@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_before_a_chunk(streams, refused):
 
 
 def test_streams_without_a_header_are_counted_too(streams, request_of_three):
-  # The server has four slots, and as many places before them.
+  # The server has four slots, and four places for streams without a header.
   uploads = [Upload(streams) for _ in range(5)]
   ended = poll_until(lambda: [u for u in uploads if u.call.done()], 60,
                      'the end of one too many')
@@ -196,7 +196,7 @@ def test_streams_without_a_header_are_counted_too(streams, request_of_three):
   with pytest.raises(grpc.RpcError) as caught:
     next(ended[0].call)
   assert Refusal(caught.value).reason == 'TOO_MANY_REQUESTS'
-  # They keep nobody out who was let in or sends a call of one message.
+  # These streams do not block admitted calls or calls of one message.
   assert work.refusal_of(streams) is None
   for upload in uploads:
     upload.call.cancel()
@@ -232,7 +232,7 @@ def test_a_deadline_ends_a_silent_client(slot, request_of_three):
 def test_the_server_ends_a_silent_client(attnd, connect, request_of_three):
   with Server(attnd, '--max-in-flight=1', '--stream-idle-timeout=1') as server:
     client = connect(server.tcp)
-    # Long before it would by default.
+    # This is much earlier than by default.
     upload = hold(client, request_of_three, timeout=30)
     with pytest.raises(grpc.RpcError) as caught:
       next(upload.call)
@@ -245,13 +245,14 @@ def test_the_server_ends_a_silent_client(attnd, connect, request_of_three):
 
 def hold_unread(client):
   """Returns a stream of which the client reads only one chunk."""
-  # More than the connection's windows hold: the server waits to write.
+  # This is more than the windows of the connection hold, so the server waits to
+  # write.
   upload = hold(client, client.request(
       np.ones((1 << 22, 1), np.float32), np.ones((1, 1), np.float32),
       np.ones((1, 4), np.float32)), messages=None, chunk_bytes=60000)
   upload.end()
   assert next(upload.call).HasField('chunk')
-  # A write takes no slot.
+  # A write does not use a slot.
   assert work.refusal_of(client) is None
   return upload
 
@@ -278,8 +279,8 @@ def test_cancel_while_the_answer_is_not_read(attnd, connect):
 
 
 def test_the_server_ends_a_client_that_does_not_read(attnd, connect):
-  # The client's library reads ahead as far as its window: what comes later is
-  # what the server waits with.
+  # gRPC in the client reads ahead up to its window. The server waits with
+  # everything after that.
   with Server(attnd, '--max-in-flight=1', '--max-message-bytes=65536',
               '--stream-idle-timeout=3', '--log-level=debug') as server:
     client = connect(server.tcp)

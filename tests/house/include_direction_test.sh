@@ -28,7 +28,7 @@ breaches() {
   includes "$root" tests/client 'server/'
 }
 
-# plant FILE INCLUDE: fails unless a file with that line is found.
+# plant FILE INCLUDE: creates a file with that line, and fails unless it is found.
 plant() {
   local root
   root=$(mktemp -d)

@@ -22,8 +22,8 @@ USER = 65532
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 ENGINE = shlex.split(os.environ['ATTND_ENGINE'])
-# Podman asks for more open files than a container may, runs health checks with
-# systemd, and mounts what can be written into a read-only container.
+# Podman requests more open files than a container can have, runs health checks
+# with systemd, and mounts writable folders into a read-only container.
 ENGINE_FLAGS = [] if 'docker' in ENGINE[0] else [
     '--ulimit=nofile=1024:1024', '--ulimit=nproc=1024:1024',
     '--no-healthcheck', '--read-only-tmpfs=false'
@@ -76,11 +76,13 @@ class Container:
     try:
       start = time.monotonic()
       engine('start', self.id)
-      # Before the channel, which waits a second between its attempts.
+      # This comes before the channel, which waits a second between its
+      # attempts.
       poll_until(self.socket_path.exists, 60, 'a socket')
       with open_channel(self.address) as channel:
         poll_until(lambda: self._health(channel) == SERVING, 60, 'SERVING')
-      # The engine's own time is in it: whoever deploys it waits for that too.
+      # The time includes that of the engine, for which anybody who deploys the
+      # image waits, too.
       self.start_seconds = time.monotonic() - start
     except BaseException as error:
       error.add_note(f'log of the container:\n{self.log()}')

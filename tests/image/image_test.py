@@ -114,7 +114,8 @@ def test_its_labels(saved):
                       labels['org.opencontainers.image.revision'])
   assert labels['org.opencontainers.image.version'] in run_once(
       ['attnd', '--version'])
-  # Absent where the source is not published; never with a password.
+  # The label is absent if the source is not published, and never contains a
+  # password.
   assert re.fullmatch(r'https?://[^@]+',
                       labels.get('org.opencontainers.image.source', 'http://x'))
 
@@ -196,7 +197,8 @@ def test_attnd_sees_the_limits_of_compose_yaml(stubs, compose):
     info = client.stub.GetServerInfo(client.pb.GetServerInfoRequest())
     memory_bytes = int(container.inspect('{{.HostConfig.Memory}}'))
   assert info.threads == int(limits['cpus'])
-  # All but a quarter, for messages that arrive, and the server's own.
+  # The budget is everything except a quarter for arriving messages and the
+  # share of the server itself.
   assert info.memory_budget_bytes == memory_bytes - memory_bytes // 4 - max(
       memory_bytes // 10, 256 * MIB)
 

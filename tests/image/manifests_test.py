@@ -14,7 +14,8 @@ import yaml
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 COMPOSE = REPOSITORY / 'docker' / 'compose.yaml'
 KUBERNETES = REPOSITORY / 'deploy' / 'kubernetes'
-# The first that has all that is used, and the newest that is known.
+# The first version that has everything that is used, and the newest known
+# version.
 VERSIONS = ['1.30', kubernetes_validate.latest_version()]
 
 
@@ -98,7 +99,7 @@ def test_every_image_has_the_version_of_the_project():
   expected = f'attnd:{project_version()}'
   services = yaml.safe_load(COMPOSE.read_text())['services'].values()
   images = [service['image'] for service in services]
-  for path in KUBERNETES.rglob('*.yaml'):  # and as they are before kustomize
+  for path in KUBERNETES.rglob('*.yaml'):  # also before kustomize changes them
     images += re.findall(r'^\s*image: (.*)$', path.read_text(), re.M)
   for pod in pod_specs().values():
     images += [container['image'] for container in containers_of(pod)]

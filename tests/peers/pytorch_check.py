@@ -23,9 +23,10 @@ from support.server import Server, open_channel  # pylint: disable=wrong-import-
 SEEDS = range(6)
 TIMEOUT_SECONDS = 300
 
-# How much larger an error may be. The worst of some 100,000 rounding errors is
-# mostly luck: those of the plain formula in f32 and of PyTorch's blocked kernels
-# differ by a factor of up to 1.97 here, either way. Their mean square tells more.
+# How much larger an error can be. The worst of about 100,000 rounding errors is
+# mostly chance: the worst errors of the plain formula in f32 and of PyTorch's
+# blocked kernels differ here by a factor of up to 1.97 in both directions.
+# Their mean square is more meaningful.
 WORST_MARGIN = 2
 RMS_MARGIN = 1.05
 
@@ -149,7 +150,7 @@ def draw(case, dtype, seed):
   if case.mask == 'bool':
     mask = torch.rand(
         2, 1, case.q_len, case.kv_len, generator=random) < 0.7
-    mask[..., 0] = True  # PyTorch leaves rows undefined that see nothing
+    mask[..., 0] = True  # PyTorch does not define rows that see nothing
   elif case.mask == 'float':
     mask = normal(1, case.q_heads, case.q_len, case.kv_len)
   return query, key, value, mask, normal(
@@ -169,7 +170,7 @@ class Errors:
     assert got.shape == want.shape, f'{side}: {got.shape}, not {want.shape}'
     error = (got.detach().to(torch.float64) - want.detach()).abs()
     worst = error.max().item()
-    # max() keeps the first of two where one is NaN.
+    # max() keeps the first of two numbers if one is NaN.
     if math.isnan(worst) or worst > self._worst[what, side]:
       self._worst[what, side] = worst
     self._squares[what, side] += error.square().sum().item()
@@ -223,7 +224,7 @@ def compare(attnd):
     for case in CASES:
       for row in measure(attnd, case, dtype).rows():
         what, worst, their_worst, rms, their_rms = row
-        # Written so that a NaN of ours fails.
+        # The comparison is written so that a NaN of attnd fails.
         good = (worst <= WORST_MARGIN * their_worst and
                 rms <= RMS_MARGIN * their_rms)
         print(line.format(

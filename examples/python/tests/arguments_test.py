@@ -60,7 +60,7 @@ FILLED = ('use .filled() to choose the values of its masked elements, and mask= 
 DTYPE = 'expected one of float32, float16, bfloat16, or a dtype of NumPy, ' \
         'ml_dtypes or PyTorch, got'
 
-# The path of the field at fault, the argument, and how the error begins.
+# The path of the wrong field, the argument, and the beginning of the error.
 WRONG_TYPES = [
     # Tensors of floats.
     ('key', DOUBLES, f'{FLOATS} float64; {CONVERT} .astype("float32")'),
@@ -201,7 +201,7 @@ def test_unknown_options_that_resemble_none():
      [1, 0.5, 0.25]),
     ('sink_logits', np.array([0.5, -np.inf], np.float16), [0.5, -np.inf]),
     ('scale', np.array(0.5), 0.5),
-    ('scale', np.inf, np.inf),  # which the server refuses in its own words
+    ('scale', np.inf, np.inf),  # the server refuses these
     ('window_left', np.array(3), 3),
     ('return_lse', np.True_, True),
 ])
@@ -248,7 +248,7 @@ def test_arrays_without_axes(server):
     with pytest.raises(attnd.InvalidArgument) as caught:
       client.self_attention(np.float32(1))
     assert caught.value.field == 'sequence.shape'
-    # Broadcast as NumPy does.
+    # Masks are broadcast by NumPy's rules.
     np.testing.assert_array_equal(
         client.self_attention(ROW, mask=np.array(False)).output, 0 * ROW)
 
@@ -284,7 +284,7 @@ def test_torch_values_that_are_taken():
   torch = pytest.importorskip('torch')
   request = ask(key_lengths=torch.tensor([1]), scale=torch.tensor(0.5),
                 alibi_slopes=torch.tensor([0.5], dtype=torch.bfloat16),
-                # A view with a sign that is not in memory.
+                # A view whose sign is not in memory.
                 query=torch.full((1, 4), -1j).conj().imag)
   assert request.options.key_lengths == [1]
   assert request.options.scale == 0.5

@@ -7,7 +7,8 @@ import grpc
 import numpy as np
 import pytest
 
-# Hundreds of seconds of work in 16 MiB: only a stop ends it within a test.
+# 16 MiB that need hundreds of seconds to compute, so that only a stop ends the
+# call within a test.
 ENDLESS = np.ones((16, 262144, 1), np.float32)
 
 
@@ -16,7 +17,8 @@ def test_exact_over_every_transport(address, minilm):
   with attnd.Client(address) as client:
     result = client.attention(*inputs, return_lse=True)
     causal = client.attention(*inputs, causal='top_left')
-  # What PyTorch's float32 kernel is off, and two spacings of an lse of 24.
+  # The error of PyTorch's float32 kernel, and twice the spacing of float32 at
+  # an lse of 24.
   assert np.abs(result.output - minilm('expected')).max() <= 1.3e-6
   assert np.abs(result.lse - minilm('expected_lse')).max() <= 4e-6
   assert np.abs(causal.output - minilm('expected_causal')).max() <= 8.2e-7
@@ -55,7 +57,7 @@ def test_what_surrounds_attention(server):
     info = client.server_info()
     estimate = client.memory_estimate(
         seq_len=1024, dtype='f32', options={'return_lse': True})
-    # Without naive attention to compare with, so that it takes no time.
+    # Leaves out naive attention, so that the benchmark takes no time.
     events = []
     result = client.benchmark(num_vectors=64, repetitions=1,
                               on_progress=events.append)
@@ -128,7 +130,7 @@ def test_no_server_is_unavailable(tmp_path):
 
 
 def test_an_async_client_from_before_its_loop(server):
-  client = attnd.AsyncClient(server.tcp)  # as at the top of a module
+  client = attnd.AsyncClient(server.tcp)  # outside of any loop, as in a module
   one = np.ones((1, 1), np.float32)
 
   async def use():
@@ -145,7 +147,7 @@ def test_the_end_of_an_async_client(server):
 
   async def run():
     client = attnd.AsyncClient(server.tcp)
-    await client.close()  # which never connected
+    await client.close()  # it never connected
     with pytest.raises(ValueError, match='closed'):
       await client.server_info()
     async with attnd.AsyncClient(server.tcp) as client:

@@ -66,7 +66,7 @@ def test_what_belongs_to_errors(duplicate):
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
 def test_a_refusal_in_a_worker_reaches_the_parent(server, method):
   script = pathlib.Path(__file__).with_name('pool_worker.py')
-  # A pool that cannot unpickle what a worker raised waits for ever.
+  # If a pool cannot unpickle the error of a worker, it waits for ever.
   done = subprocess.run([sys.executable, '-B', script, method, server.tcp],
                         capture_output=True, text=True, timeout=120,
                         check=False)

@@ -18,7 +18,7 @@ INF, NAN = math.inf, math.nan
 @pytest.fixture
 def rng():
   seed = random.getrandbits(32)
-  print(f'seed {seed}')  # shown where a test fails
+  print(f'seed {seed}')  # pytest shows it if a test fails
   return np.random.default_rng(seed)
 
 
@@ -55,7 +55,7 @@ def test_parts_are_attention_over_all_keys(server, rng, count):
     output, lse = attnd.merge(parts)
     exact = reference.attention(query, key, value, bias=bias, mask=mask,
                                 sink_logits=sink_logits)
-    # docs/numerics.md: the parts' errors count twice.
+    # By docs/numerics.md, the errors of the parts count twice.
     bound = reference.error_bound(value)
     for got, at_once, expected in ((output, whole.output, exact[0]),
                                    (lse, whole.lse, exact[1])):
@@ -94,7 +94,7 @@ def test_16_bits(server, rng, kind, library):
   inputs = tensors_of(rng, (3, 20, 8), (3, 50, 8), (3, 50, 8),
                       dtype=np.dtype(getattr(ml_dtypes, kind, kind)))
   exact = reference.attention(*inputs)
-  # Rounded by a part, and once more when merged.
+  # The part is rounded once, and the merged result once more.
   step = {'float16': 2**-11, 'bfloat16': 2**-8}[kind]
   bound = 2 * reference.error_bound(inputs[2].astype(float)) + (
       2 * step * np.abs(inputs[2].astype(float)).max())
@@ -141,7 +141,7 @@ def test_the_rule_whatever_the_parts_hold(rng):
   outputs = rng.choice([0, 1, -2.5, 1e30, NAN, INF], (3, 400, 5),
                        p=[.2, .3, .3, .1, .05, .05]).astype(np.float32)
   outputs[lses == -INF] = rng.choice([NAN, INF, 3])
-  with np.errstate(all='raise'):  # nor does it warn
+  with np.errstate(all='raise'):  # it does not warn either
     output, lse = attnd.merge(zip(outputs, lses))
   with np.errstate(all='ignore'):
     expected = [by_the_rule([(outputs[p, row].tolist(), float(lses[p, row]))
@@ -153,7 +153,7 @@ def test_the_rule_whatever_the_parts_hold(rng):
 
 
 def test_what_the_merge_adds_is_one_rounding(rng):
-  # More rows than are merged at a time.
+  # These are more rows than one block of the merge has.
   outputs = tensors_of(rng, *[(2, 3, 700, 128)] * 3)
   lses = tensors_of(rng, *[(2, 3, 700)] * 3)
   weights = np.exp(np.array(lses, np.longdouble))

@@ -25,8 +25,9 @@ def options(**values):
   return Recorder().self_attention(ROW, **values).options
 
 
-# A value and what it becomes, for every field of AttentionOptions: a field
-# that the contract gains fails test_every_option until it stands here.
+# A value for every field of AttentionOptions, and what it becomes. If the
+# contract gets a new field, test_every_option fails until the field is added
+# here.
 OPTIONS = {
     'scale': (0.5, 0.5),
     'temperature': (2, 2.0),

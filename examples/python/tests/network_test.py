@@ -19,7 +19,7 @@ import pytest
 
 from support.server import Server, poll_until
 
-# Seconds of work on a few threads, so that a server can end in the middle.
+# Takes seconds on a few threads, so that a server can end during the call.
 HEAVY = np.ones((4, 16384, 1), np.float32)
 SMALL = np.ones((1, 1), np.float32)
 
@@ -71,14 +71,15 @@ def test_calls_outlive_a_crash_of_the_server(attnd_binary):
     calls = [pool.submit(client.self_attention, HEAVY),
              pool.submit(client.attention_stream, HEAVY, HEAVY, HEAVY)]
     pair = pool.submit(asyncio.run, by_asyncio(server.tcp))
-    # Most calls arrive in this time; they have to succeed even if they do not.
+    # Most calls arrive in this time. Calls that do not arrive have to succeed,
+    # too.
     time.sleep(0.5)
     server.kill()
     calls.append(pool.submit(client.server_info))
     time.sleep(3)
     server.start()
     for result in [call.result() for call in calls[:2]] + pair.result():
-      # Each row is the mean of rows of ones.
+      # Each row of the answer is the mean of rows of ones.
       np.testing.assert_allclose(result.output, HEAVY, rtol=1e-6)
     assert calls[2].result().threads
 
@@ -100,7 +101,7 @@ def test_where_nobody_listens(calling):
   start = time.monotonic()
   with pytest.raises(attnd.Unavailable, match=r'\(tried \d+ times') as caught:
     calling(free_address(), lambda client: client.server_info(), timeout=3)
-  # It gives up when the next pause would end after the deadline.
+  # The client gives up if the next pause would end after the deadline.
   assert time.monotonic() - start > 3 - attnd.RetryPolicy().max_backoff
   assert 'refused' in caught.value.message
   tried = int(caught.value.message.rpartition('(tried ')[2].split()[0])

@@ -22,7 +22,7 @@ from support.server import Server, poll_until
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, None)
 CANCELLED = (grpc.StatusCode.CANCELLED, None)
-HANGS = (None, None)  # until the client has gone
+HANGS = (None, None)  # waits until the client has gone
 FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, None)
 QUICK = attnd.RetryPolicy(initial_backoff=0.01, max_backoff=0.1)
 
@@ -132,7 +132,7 @@ def test_full_is_tried_again_when_the_server_says_so(scripted, ask):
 
 
 @pytest.mark.parametrize('failure', [
-    FULL,  # too large, however long one waits
+    FULL,  # too large, so waiting does not help
     (grpc.StatusCode.INVALID_ARGUMENT, None),
     (grpc.StatusCode.INTERNAL, None),
     (grpc.StatusCode.DEADLINE_EXCEEDED, None),
@@ -234,7 +234,8 @@ def test_without_a_deadline(scripted, ask, forever):
       ({'timeout': 0.2}, lambda client: client.server_info(timeout=forever)),
       ({'timeout': 0.2}, lambda client: client.benchmark(
           timeout=forever, num_vectors=1))):
-    # This is longer than the client's deadline, which the call's overrides.
+    # This time is longer than the client's deadline. The deadline of the call
+    # overrides it.
     servicer, address = scripted([full_for(0.3)])
     ask(address, call, **settings)
     assert len(servicer.times) == 2
@@ -343,7 +344,7 @@ def test_a_full_attnd_is_waited_for(attnd_binary):
     with attnd.Client(server.tcp, retry=never) as client:
 
       def take_the_slot():
-        # Patient, since a probe may be in the slot when it comes.
+        # This waits, because a check can occupy the slot when the call arrives.
         with attnd.Client(server.tcp, retry=patient, timeout=5) as first:
           with pytest.raises(attnd.DeadlineExceeded):
             first.self_attention(endless)

@@ -25,7 +25,7 @@ def server(attnd_binary, shm_socket):
 
 @pytest.fixture
 def region(shm_socket, server):
-  del server  # which makes the socket
+  del server  # the server makes the socket
   with attnd.SharedRegion(shm_socket, 1 << 25) as made:
     yield made
 
@@ -139,7 +139,7 @@ def test_a_region_has_an_end(server, shm_socket):
       client.self_attention(query, output_region=output)
       place = {'handle': region.handle, 'offset_bytes': 64}
       region.close()
-      query[...] = 1  # still ours
+      query[...] = 1  # this process can still write to it
       with pytest.raises(ValueError, match='SharedRegion'):
         client.self_attention(query, output_region=output)
       with pytest.raises(attnd.InvalidArgument):

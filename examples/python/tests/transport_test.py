@@ -175,11 +175,11 @@ def test_a_failed_call_lets_go_of_its_arrays(server, no_collector, failure, run)
       with pytest.raises(attnd.AttndError):
         FAILURES[failure](client, array)
   del array
-  # gRPC's thread that sends a stream may hold it for a moment.
+  # gRPC's thread that sends a stream can hold the array for a short time.
   poll_until(lambda: is_alive() is None, 10, 'the end of the array')
 
 
-# 3 GiB that take no memory.
+# 3 GiB of address space, without memory.
 HUGE = np.broadcast_to(np.uint8(0), 3 << 30)
 
 
@@ -199,7 +199,7 @@ def test_no_message_of_more_than_2_gib():
                      '.* 2147483647 bytes.*several calls') as caught:
     request(pb.AttentionBackwardRequest(), query=HUGE).must_stream(
         transport.Limits(streams=True))
-  # No flag of the server would help.
+  # Raising a limit of the server would not help.
   assert '--max-message-bytes' not in caught.value.message
 
 

@@ -17,7 +17,8 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-# Who is cut off is counted below; no library need say so as well.
+# Clients that are cut off are counted below, so gRPC does not have to report
+# them.
 os.environ['GRPC_VERBOSITY'] = 'NONE'
 
 import grpc
@@ -48,7 +49,7 @@ class Watch:
         for address in addresses
         for run in (self._kept, self._calls) + (
             (self._fresh,) if fresh else ())]
-    # Connections that are kept, each with one answer.
+    # Each connection that is kept has one answer.
     self._connected = threading.Barrier(2 * len(addresses) + 1)
     for thread in self._threads:
       thread.start()

@@ -107,7 +107,7 @@ def connections_over_limit(trial):
   trial.require(len(left) <= 20, f'{len(left)} connections are open')
   trial.require(len(left) >= 8, f'only {len(left)} connections were let in')
   trial.require(computes(client) is None, 'the first client is served no more')
-  # They are idle after a second.
+  # The connections count as idle after a second.
   new = within(5, lambda: all(health_of(a, 1) == 'SERVING'
                               for a in trial.server.addresses))
   trial.require(new is not None, 'no new client takes the place of an idle one')
@@ -120,7 +120,7 @@ def connections_over_limit(trial):
         'half of the preface, and that do not end a header',
         promise='all of them are ended after --stream-idle-timeout')
 def connections_silent(trial):
-  # The second block belongs to a call that is over.
+  # The second block belongs to a call that has ended.
   block = header_block('GetServerInfo')
   header = (PREFACE + frame(SETTINGS) +
             frame(HEADERS, block, END_HEADERS | END_STREAM, 1) +

@@ -29,23 +29,26 @@ BYSTANDERS = pathlib.Path(__file__).with_name('bystanders.py')
 SLOTS = 16
 IDLE_SECONDS = 2
 DRAIN_SECONDS = 5
-# What every server gets, unless an attack says otherwise. A key is a flag.
+# The flags of every server, unless an attack sets others. A key is the name of
+# a flag.
 SETTINGS = {'memory-budget-bytes': 256 * MIB, 'max-in-flight': SLOTS,
             'stream-idle-timeout': IDLE_SECONDS,
             'drain-timeout': DRAIN_SECONDS, 'threads': 2}
-# The factor by which the resident memory may exceed the promise.
+# The factor by which the resident memory can exceed its limit.
 SLACK = 1.1
-# Within this time after an attack, everything has to be as before it.
+# After an attack, everything has to return to its state before it within this
+# time.
 RECOVERY_SECONDS = 10
 # How many lines about broken things are shown.
 SHOWN = 6
-# How long an attack's connections stay at least.
+# The connections of an attack stay open for at least this time.
 LEAST_SECONDS = 1
-# Threads and descriptors that gRPC may add when it first needs them.
+# How many threads and descriptors gRPC can add when it needs them for the first
+# time.
 FEW = 6
-# A probe of Kubernetes gives up after this time.
+# A probe of Kubernetes fails after this time.
 HEALTH_MS = 1000
-# A client that connects gives a server up after this time.
+# A client that connects gives up after this time.
 FRESH_MS = 2500
 SANITIZER = re.compile(
     r'(ERROR: \w+Sanitizer.*|runtime error: .*|WARNING: ThreadSanitizer.*)')
@@ -61,15 +64,15 @@ class Attack:
   name: str
   run: typing.Callable
   sends: str  # what the attacker does
-  promise: str  # by what it is judged
-  settings: dict  # flags beside SETTINGS
+  promise: str  # what the attack is judged by
+  settings: dict  # flags in addition to SETTINGS
   server: bool  # False: the attack starts its own
   short: bool  # part of --short
-  watched: bool  # honest clients are beside it
-  fresh: bool  # and make new connections
+  watched: bool  # whether honest clients call during the attack
+  fresh: bool  # whether they also make new connections
   health_ms: float  # most of their health checks' p99
   tolerance: float  # the part of their calls that may fail
-  seconds: float  # after which it is ended as broken
+  seconds: float  # an attack that takes longer is broken
   prefix: tuple
 
 
@@ -115,7 +118,7 @@ class Process:
     for line in (self._folder / 'status').read_text().splitlines():
       if line.startswith(name + ':'):
         return int(line.split()[1])
-    return 0  # of a process that has ended
+    return 0  # the process has ended
 
   def peak_bytes(self):
     return self._status('VmHWM') << 10
@@ -316,21 +319,22 @@ def computes(client, timeout=10):
 def free_slots(client, slots):
   """Returns how many of `slots` calls are admitted at once, and cancels them."""
   small = client.self_request(np.ones((4, 2), np.float32))
-  # A second of work in a message of 128 KiB.
+  # A message of 128 KiB that takes a second to compute.
   long_one = client.self_request(np.ones((1, 1 << 15, 1), np.float32))
   calls = [client.stub.SelfAttention.future(long_one, timeout=60)
            for _ in range(slots)]
 
   def full():
     if any(call.done() for call in calls):
-      return True  # refused, or there was time enough for all
+      return True  # refused, or all had time to run
     try:
       client.stub.SelfAttention(small, timeout=10)
       return False
     except grpc.RpcError:
       return True
   try:
-    # The probe below takes a slot as well: not before all calls are there.
+    # The check below takes a slot, too, so it has to wait until all calls have
+    # arrived.
     time.sleep(0.1)
     with contextlib.suppress(TimeoutError):
       poll_until(full, 5, 'all slots taken')
@@ -343,7 +347,7 @@ def free_slots(client, slots):
 def budget_free(client, budget):
   """Returns whether the server admits a stream that needs nearly all of the
   budget."""
-  # Query and output, beside 16 chunks of a MiB and the rest.
+  # The query and the output, in addition to 16 chunks of a MiB and the rest.
   rows = (budget - 32 * MIB) // (2 * 4 * 64)
   tensor = lambda rows: client.pb.Tensor(dtype=client.pb.DATA_TYPE_F32,
                                          shape=[rows, 64])
@@ -383,12 +387,12 @@ def settled(trial, before):
     if free < slots:
       late.append(f'{free} of {slots} slots are free')
     try:
-      # What the calls of the line above held comes back a little later.
+      # The server returns what the calls of the line above held a little later.
       poll_until(lambda: budget_free(
           client, trial.settings['memory-budget-bytes']), 2, 'the budget')
     except TimeoutError:
       late.append('the budget is not free')
-    # And so does what the last line held.
+    # The server also returns what the last line held.
     time.sleep(0.2 if trial.sanitized else 0.02)
   files, threads = trial.process.files(), trial.process.threads()
   if files > before[0] + FEW:
@@ -503,7 +507,7 @@ class Runner:
     process.forget_peak()
     try:
       chosen.run(trial)
-      # So that the bystanders' figures say something.
+      # Gives the honest clients time, so that their numbers are meaningful.
       time.sleep(max(0, LEAST_SECONDS - (time.monotonic() - start)))
     finally:
       trial.close()
@@ -532,7 +536,7 @@ class Runner:
       late = settled(trial, (1 << 20, 1 << 20))
     if late:
       raise ServerError(f'before the attack: {"; ".join(late)}')
-    time.sleep(0.05)  # gRPC closes what the checks have left
+    time.sleep(0.05)  # gRPC closes the connections of the checks
     return trial.process.files(), trial.process.threads()
 
   def _after(self, trial, before):

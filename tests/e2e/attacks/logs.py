@@ -10,7 +10,7 @@ from attacks.readers import exits_in_time
 from support.raw_http2 import END_STREAM, header_block
 
 F_SETPIPE_SZ = 1031
-# Headers whose values gRPC itself logs, or might.
+# Headers whose values gRPC logs, or could log.
 LOGGED = ('grpc-encoding', 'grpc-timeout', 'content-type', 'te',
           'grpc-accept-encoding', 'grpc-previous-rpc-attempts', 'grpc-status',
           'grpc-retry-pushback-ms', 'user-agent', ':scheme', ':method',

@@ -18,11 +18,12 @@ from support.raw_http2 import (CANCEL, CONTINUATION, END_STREAM, PRIORITY,
 
 REFLECTION = '/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo'
 WATCH = '/grpc.health.v1.Health/Watch'
-# What a call without a message is counted as.
+# The bytes that attnd counts for a call without a message.
 CALL_BYTES = 16 << 10
-# A small budget and small messages: 384 MiB are promised.
+# With this small budget and small messages, the limit is 384 MiB.
 SMALL = {'memory-budget-bytes': 64 * MIB, 'max-message-bytes': 4 * MIB}
-# For what has to be ended by its size, whatever time it takes.
+# For connections that have to be ended because of a size, whatever time it
+# takes.
 PATIENT = {**SMALL, 'stream-idle-timeout': 60}
 
 
@@ -47,7 +48,7 @@ def storm(trial, connections, count, make, seconds, batch=500):
       if opened[turn].send(make(opened[turn], streams)):
         sent += batch
         continue
-    except OSError:  # not let in, or ended at once
+    except OSError:  # refused, or ended at once
       time.sleep(0.01)
     ended += 1
     if opened[turn] is not None:
@@ -129,7 +130,7 @@ def reset_messages(trial):
       connections[turn] = None
       time.sleep(0.01)
   trial.figure(f'{sent} messages reset, {ended} connections ended')
-  # A slow machine sends no more than is forgiven in time.
+  # A slow machine does not send more than the allowed rate.
   trial.require(ended or sent < 2 * (2048 + 2000 * seconds),
                 f'{sent} resets do not end a connection')
 
@@ -149,7 +150,7 @@ def resets_counted(trial):
   trial.require(one.ended, '4000 resets do not end a connection')
   eight = [send(1900) for _ in range(8)]
   ended = within(5, lambda: any(c.ended for c in eight))
-  # As many are forgiven in time as a sanitizer's build may read.
+  # The allowed rate permits as many as a build with sanitizers can read.
   trial.require(ended is not None or trial.sanitized,
                 '15,200 resets do not end one of eight connections')
   trial.figure(f'{sum(c.ended for c in eight)} of eight ended')
@@ -309,7 +310,8 @@ def large_calls(trial, over):
         'than there is memory for, while four clients send whole ones',
         promise='the server lives on; some of the whole ones are answered; the '
         'memory stays within its limit', tolerance=1,
-        # Whose connection gRPC ends connects again a second later, or more.
+        # A client whose connection gRPC ends connects again a second later, or
+        # more.
         health_ms=5000, fresh=False, settings={
             'memory-budget-bytes': 64 * MIB, 'max-message-bytes': 8 * MIB})
 def arriving_full(trial):

@@ -30,7 +30,7 @@ def delimited(field, payload):
   return varint(field << 3 | 2) + varint(len(payload)) + payload
 
 
-# name: a message of so many bytes
+# name: a message of this many bytes
 SMALL_FIELDS = {
     'unknown fields': lambda size: b'\x78\x01' * (size // 2),
     'an unpacked shape': lambda size: delimited(1, b'\x10\x01' * (size // 2)),

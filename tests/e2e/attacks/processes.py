@@ -52,7 +52,7 @@ def address_file(trial):
     (folder / 'folder').mkdir()
     targets = ['link', 'dangling', 'fifo', 'folder']
     try:
-      # A second null device: the first is everybody's.
+      # This is a second null device, because everybody uses the first one.
       os.mknod(folder / 'device', stat.S_IFCHR | 0o666, os.makedev(1, 3))
       targets.append('device')
     except PermissionError:

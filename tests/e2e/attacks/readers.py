@@ -11,8 +11,8 @@ from support.http2 import DATA, END_HEADERS, HEADERS, WINDOW_UPDATE, frame
 from support.raw_http2 import header_block, message
 
 DEADLINE_EXCEEDED = 4
-# A silent client is noticed up to a quarter of --stream-idle-timeout late. The
-# rest is for slow machines.
+# The server notices a silent client up to a quarter of --stream-idle-timeout
+# late. The rest of this time is for slow machines.
 ENDED_SECONDS = IDLE_SECONDS * 1.25 + 6
 
 
@@ -52,7 +52,7 @@ def hold_by_benchmarks(trial, address, slots):
     if len(begun) >= slots:
       break
     begun.append(one.call(block, body))
-    # Another one that runs has this one refused.
+    # If another benchmark runs, this one is refused.
     one.wait_for(lambda: begun[-1] in one.over, 0.2)
   return one, [s for s in begun if s not in one.over]
 

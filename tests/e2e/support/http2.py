@@ -81,10 +81,10 @@ class Connection:
     host, port = address.rsplit(':', 1)
     self._socket = socket.create_connection((host, int(port)), timeout=60)
     self._received = b''
-    self._window = {CONNECTION: WINDOW}  # what may be sent
+    self._window = {CONNECTION: WINDOW}  # how much the client can send
     self.settings = {}
     self.closed = False  # the connection was ended, or will be
-    self.data_bytes = collections.Counter()  # by stream, prefixes included
+    self.data_bytes = collections.Counter()  # by stream, including prefixes
     self.headers = collections.defaultdict(bytes)  # by stream, still encoded
     self.ended = set()  # the streams that the server has ended
     self._socket.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n')

@@ -21,9 +21,9 @@ class Case:
   bound: float
 
 
-# The bounds of the outputs are what PyTorch's float32 kernel is off on the
-# same data (tests/data/README.md). An lse of up to 24 is stored in float32
-# with a spacing of 1.9e-6; two of those.
+# The bounds of the outputs are the errors of PyTorch's float32 kernel on the
+# same data (tests/data/README.md). float32 stores an lse of up to 24 with a
+# spacing of 1.9e-6. Its bound is twice that.
 CASES = (
     Case('plain', 'expected', 'output', reference.NONE, 1.3e-6),
     Case('causal', 'expected_causal', 'output', reference.TOP_LEFT, 8.2e-7),

@@ -16,10 +16,11 @@ def mask_of(rng, *shape):
   return rng.random(shape) < 0.7
 
 
-# Problems of 2 entries, 4 query heads over 2 kv heads, 37 rows and 61 keys.
+# These problems have 2 batch entries, 4 query heads for 2 kv heads, 37 rows and
+# 61 keys.
 QUERY, KEY, VALUE = (2, 4, 37, 24), (2, 2, 61, 24), (2, 2, 61, 16)
 
-# name: the options, of random arrays where they are tensors
+# name: the options, with random arrays for tensors
 OPTIONS = {
     'scale': lambda _: {'scale': 0.3},
     'negative scale': lambda _: {'scale': -0.2},
@@ -87,7 +88,7 @@ def in_bshd(tensors):
   return [np.swapaxes(t, 1, 2) for t in tensors]
 
 
-# Long prompts and single queries, entries without rows and without keys.
+# Long prompts and single queries, and entries without rows or without keys.
 CU_SEQLENS_Q = [0, 40, 41, 41, 44, 45]
 CU_SEQLENS_K = [0, 40, 140, 150, 150, 213]
 RAGGED = {'cu_seqlens_q': CU_SEQLENS_Q, 'cu_seqlens_k': CU_SEQLENS_K}

@@ -26,7 +26,8 @@ END_STREAM = 1
 HEADER_TABLE_SIZE = 1
 SERVICE = '/attnd.v1.AttentionService/'
 CANCEL = (8).to_bytes(4, 'big')
-# Written in one piece at most, so that answers to pings get between.
+# The most that is written at once, so that answers to pings can be sent in
+# between.
 PIECE = 1 << 16
 _STATUS = re.compile(rb'grpc-status(.)(\d{1,2})', re.DOTALL)
 
@@ -115,17 +116,17 @@ class RawConnection:
     self._reader = reader
     self._descriptor = self._socket.fileno()
     self._sending = threading.Lock()
-    self._taking = threading.Lock()  # or closing
+    self._taking = threading.Lock()  # or closes
     self._closed = False
     self._changed = threading.Condition()
-    self._answers = collections.deque()  # that wait for the lock
+    self._answers = collections.deque()  # answers that wait for the lock
     self._received = bytearray()
     self._initial, self._window = WINDOW, {0: WINDOW}
     self._renews = renews
     self._to_renew = 0
     self._ids = itertools.count(1, 2)
-    self.ended = False  # by the server, or by its system
-    self.stuck = False  # the server took nothing for too long
+    self.ended = False  # by the server or its system
+    self.stuck = False  # the server did not read for too long
     self.settings = None
     self.over = set()  # streams that the server has ended
     self.begun = set()  # streams that the server has answered with a header

@@ -118,7 +118,7 @@ def _weights(entry, *, causal=NONE, scale=None, temperature=1.0,
   visible = (rows < seen_rows) & (keys < seen_keys)
   if causal != NONE:
     visible &= keys <= at
-  far = 2**62  # what is beyond would overflow a sum
+  far = 2**62  # larger numbers would overflow a sum
   if window_left is not None:
     visible &= keys >= at - min(window_left, far)
   if window_right is not None:

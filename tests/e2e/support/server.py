@@ -9,8 +9,9 @@ import time
 
 import grpc
 
-# Bounds, not waits: generous, since sanitized builds and busy machines are
-# slow; whatever is waited for is polled for.
+# Time limits, in seconds. They are long, because builds with sanitizers and
+# busy machines are slow. Tests check the condition repeatedly, so they do not
+# wait that long.
 START_SECONDS = 120
 STOP_SECONDS = 120
 POLL_SECONDS = 0.02

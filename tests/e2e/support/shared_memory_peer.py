@@ -25,7 +25,7 @@ from support import reference, shared_memory, stubs, work
 from support.client import Client
 from support.server import open_channel
 
-# Made here, since NumPy loads further modules when it is first used.
+# This is done here, because NumPy loads further modules when it is first used.
 RNG = np.random.default_rng(1)
 
 
@@ -60,7 +60,8 @@ def become(uid, group=None):
 
 def main():
   build_dir, shm_socket, address, what, *user = sys.argv[1:]
-  # Loaded first: the other user may not be able to read these files.
+  # This is loaded first, because the other user may not be able to read these
+  # files.
   made = stubs.load(pathlib.Path(build_dir))
   if user:
     become(*user)

@@ -13,9 +13,11 @@ import numpy as np
 from support.client import Refusal
 from support.server import poll_until
 
-# Hundreds of seconds of work in 16 MiB: only a stop ends it within a test.
+# 16 MiB that need hundreds of seconds to compute, so that only a stop ends the
+# call within a test.
 ENDLESS = (16, 262144, 1)
-# "At once", for slow builds on busy machines; far below ENDLESS.
+# The time for "at once". It allows for slow builds on busy machines, and is
+# much shorter than ENDLESS takes.
 AT_ONCE_SECONDS = 20
 
 
