@@ -32,7 +32,8 @@ bool FallsUnder(const Json& record, const Json& where) {
       });
 }
 
-std::vector<Json> RecordsUnder(const Json& records, const Json& where) {
+std::vector<Json> RecordsUnder(const std::vector<Json>& records,
+                               const Json& where) {
   std::vector<Json> chosen;
   std::copy_if(records.begin(), records.end(), std::back_inserter(chosen),
                [&](const Json& r) { return FallsUnder(r, where); });
@@ -120,8 +121,8 @@ bool Steady(const Json& record) { return record["steady"].get<bool>(); }
 
 class Judge {
  public:
-  explicit Judge(const Json& run)
-      : machine_(run["machine"]), records_(run["records"]) {}
+  explicit Judge(const Run& run)
+      : machine_(run.machine), records_(run.records) {}
 
   std::vector<Verdict> Verdicts() {
     for (const Bar& bar : Bars()) Add(bar);
@@ -211,14 +212,12 @@ class Judge {
   }
 
   const Json& machine_;
-  const Json& records_;
+  const std::vector<Json>& records_;
   std::vector<Verdict> verdicts_;
 };
 
 }  // namespace
 
-std::vector<Verdict> JudgeCore(const Json& run) {
-  return Judge(run).Verdicts();
-}
+std::vector<Verdict> JudgeCore(const Run& run) { return Judge(run).Verdicts(); }
 
 }  // namespace attnd::bench

@@ -9,9 +9,9 @@
 
 namespace attnd::bench {
 
-// One for each bar that `run`, {machine, records}, has the numbers for. Where
-// several records fall under a bar the worst is judged.
-std::vector<Verdict> JudgeCore(const Json& run);
+// Returns a verdict for each bar that the records of `run` have the numbers
+// for. If several records fall under a bar, the worst one is judged.
+std::vector<Verdict> JudgeCore(const Run& run);
 
 }  // namespace attnd::bench
 

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
-#include <fstream>
 #include <iostream>
 #include <string>
 #include <utility>
@@ -62,11 +61,10 @@ bool SameCase(const Json& a, const Json& b) {
   return true;
 }
 
-// The records of `path`, those of cases that this run has measured replaced.
-void Join(const std::string& path, Json& records) {
-  std::ifstream file(path);
-  if (!file) return;
-  Json joined = Json::parse(file)["records"];
+// Adds to `records` those of `path` whose cases this run has not measured, in
+// the order of `path`.
+void Join(const std::string& path, std::vector<Json>& records) {
+  std::vector<Json> joined = ReadRecords(path);
   for (Json& record : records) {
     const auto old =
         std::find_if(joined.begin(), joined.end(),
@@ -80,15 +78,15 @@ void Join(const std::string& path, Json& records) {
   records = std::move(joined);
 }
 
-int Run(const Flags& flags) {
+int RunBench(const Flags& flags) {
   std::vector<Group> groups = CoreGroups();
   std::erase_if(groups, [&](const Group& group) {
     return NamesOf(group).find(flags.filter) == std::string::npos;
   });
-  Json out = {{"machine", MachineRecord()}, {"records", Json::array()}};
-  out["machine"]["fmas_per_cycle"] = FmasPerCycle();
+  Run run = {.machine = MachineRecord()};
+  run.machine["fmas_per_cycle"] = FmasPerCycle();
   std::printf("%s\n%7s %-14s %-4s %7s %5s %5s %4s %3s  %7s %6s %7s %6s\n",
-              out["machine"].dump().c_str(), "", "name", "type", "heads", "q",
+              run.machine.dump().c_str(), "", "name", "type", "heads", "q",
               "kv", "dim", "thr", "GFLOP/s", "share", "GB/s", "share");
   CoreRounds rounds(flags.sampling);
   bool broken = false;
@@ -98,14 +96,14 @@ int Run(const Flags& flags) {
       PrintRow(record);
       broken |= !record["of_bf16"].get<bool>() &&
                 record["peak_ratio"].get<double>() > 1.03;
-      out["records"].push_back(std::move(record));
+      run.records.push_back(std::move(record));
     }
   }
-  if (flags.join) Join(flags.json_path, out["records"]);
-  const std::vector<Verdict> verdicts = JudgeCore(out);
+  if (flags.join) Join(flags.json_path, run.records);
+  const std::vector<Verdict> verdicts = JudgeCore(run);
   PrintVerdicts(verdicts);
-  out["verdicts"] = VerdictRecords(verdicts);
-  if (!flags.json_path.empty() && !WriteJson(out, flags.json_path)) return 1;
+  run.verdicts = VerdictRecords(verdicts);
+  if (!flags.json_path.empty() && !WriteRun(run, flags.json_path)) return 1;
   if (broken) {
     std::cerr << "core_bench: a case exceeds the FMA peak by over 3 %; the "
                  "peak was measured wrong\n";
@@ -121,8 +119,8 @@ int Main(int argc, char** argv) {
       "bandwidth,\nand prints what it is held to. A share of peak above 1.03 "
       "means a broken\nmeasurement and fails the run; a bar that is missed "
       "does not.");
-  CLI::Option* json = app.add_option("--json", flags.json_path,
-                                     "Write the records to this file");
+  CLI::Option* json = app.add_option(
+      "--json", flags.json_path, "Write the records to this file, one a line");
   app.add_flag("--join", flags.join,
                "Keep the records of --json's file whose cases do not run now")
       ->needs(json);
@@ -137,7 +135,7 @@ int Main(int argc, char** argv) {
                  "Go on sampling a case for this long")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  return Run(flags);
+  return RunBench(flags);
 }
 
 }  // namespace

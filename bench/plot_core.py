@@ -1,16 +1,16 @@
 """Draws the results of core_bench from its records.
 
-    python bench/plot_core.py core.json docs/performance
+    python bench/plot_core.py core.jsonl docs/performance
 
 It creates scaling.svg (time, memory and share of peak as N grows) and
 roofline.svg in that folder. Needs matplotlib.
 """
 
-import json
 import pathlib
 import sys
 
 import matplotlib
+import run_file
 
 matplotlib.use('svg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -105,9 +105,7 @@ def draw_roofline(records, path):
 
 
 def main(source, folder):
-  with open(source, encoding='utf-8') as file:
-    data = json.load(file)
-  records = data['records']
+  records = run_file.read(source)['records']
   missing = {'over_naive', 'naive', 'scaling'} - {r['name'] for r in records}
   if missing:
     sys.exit(f'{source}: no records {sorted(missing)}; draws whole runs only')

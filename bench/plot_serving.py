@@ -1,14 +1,14 @@
 """Draws latency against throughput, from the open-loop records of serve_bench.
 
-    python bench/plot_serving.py serving.json serving.svg
+    python bench/plot_serving.py serving.jsonl serving.svg
 
 Needs matplotlib.
 """
 
-import json
 import sys
 
 import matplotlib
+import run_file
 
 matplotlib.use('svg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -53,9 +53,8 @@ def draw(records, target):
 
 
 def main(source, target):
-  with open(source, encoding='utf-8') as file:
-    data = json.load(file)
-  open_loops = [r for r in data['records'] if r['name'] == 'open_loop']
+  open_loops = [r for r in run_file.read(source)['records']
+                if r['name'] == 'open_loop']
   if not open_loops:
     sys.exit(f'{source}: no open_loop records')
   draw(open_loops, target)

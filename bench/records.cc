@@ -49,12 +49,28 @@ Json MachineRecord() {
       {"date", absl::FormatTime("%Y-%m-%d", absl::Now(), absl::UTCTimeZone())}};
 }
 
-bool WriteJson(const Json& json, const std::string& path) {
+bool WriteRun(const Run& run, const std::string& path) {
   std::ofstream file(path);
-  file << json.dump(1) << "\n";
+  const auto write = [&](const char* kind, const Json& value) {
+    file << Json{{kind, value}}.dump() << "\n";
+  };
+  write("machine", run.machine);
+  for (const Json& record : run.records) write("record", record);
+  for (const Json& verdict : run.verdicts) write("verdict", verdict);
   if (file.flush()) return true;
   std::cerr << "cannot write " << path << "\n";
   return false;
+}
+
+std::vector<Json> ReadRecords(const std::string& path) {
+  std::vector<Json> records;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    Json object = Json::parse(line);
+    const auto record = object.find("record");
+    if (record != object.end()) records.push_back(std::move(*record));
+  }
+  return records;
 }
 
 }  // namespace attnd::bench

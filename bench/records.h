@@ -1,4 +1,5 @@
-// What the benchmarks share: medians, and the file that their records go to.
+// What the benchmarks share: medians, and the files that keep what they
+// measured.
 #ifndef ATTND_BENCH_RECORDS_H_
 #define ATTND_BENCH_RECORDS_H_
 
@@ -19,8 +20,22 @@ double Median(std::vector<double> values);
 // of busy threads in the last minute. Call it before measuring.
 Json MachineRecord();
 
-// False, with a line on stderr, where `path` cannot be written.
-bool WriteJson(const Json& json, const std::string& path);
+// What one run measured.
+struct Run {
+  Json machine;  // MachineRecord(), and what else holds for the whole run
+  std::vector<Json> records = {};
+  std::vector<Json> verdicts = {};
+};
+
+// Writes `run` to `path` as JSON Lines. Each line is an object with one member,
+// whose key says what the line is about: "machine", "record" or "verdict".
+// bench/run_file.py reads it. Returns false, with a line on stderr, if `path`
+// cannot be written.
+bool WriteRun(const Run& run, const std::string& path);
+
+// Returns the records in a file that WriteRun wrote, or none if there is no
+// such file. Throws if a line is not JSON.
+std::vector<Json> ReadRecords(const std::string& path);
 
 }  // namespace attnd::bench
 

@@ -337,13 +337,13 @@ class Bench {
   std::vector<Json> records_;
 };
 
-int Run(const Flags& flags) {
+int RunBench(const Flags& flags) {
   const auto wanted = [&](const std::string& name) {
     return name.find(flags.filter) != std::string::npos;
   };
   Bench bench(flags);
-  Json out = {{"machine", MachineRecord()}};
-  std::printf("%s\n", out["machine"].dump().c_str());
+  Run run = {.machine = MachineRecord()};
+  std::printf("%s\n", run.machine.dump().c_str());
   PrintHeader("closed loops");
   for (const ServingCase& shape : ServingCases()) {
     if (!wanted(shape.name)) continue;
@@ -368,11 +368,11 @@ int Run(const Flags& flags) {
     std::printf("\nmemory of the server\n");
     bench.MeasureMemory();
   }
-  const std::vector<Verdict> verdicts = JudgeServing(bench.records());
+  run.records = bench.records();
+  const std::vector<Verdict> verdicts = JudgeServing(run.records);
   PrintVerdicts(verdicts);
-  out["verdicts"] = VerdictRecords(verdicts);
-  out["records"] = bench.records();
-  if (!flags.json_path.empty() && !WriteJson(out, flags.json_path)) return 1;
+  run.verdicts = VerdictRecords(verdicts);
+  if (!flags.json_path.empty() && !WriteRun(run, flags.json_path)) return 1;
   return 0;
 }
 
@@ -385,7 +385,8 @@ int Main(int argc, char** argv) {
   CLI::App app(
       "Times calls through a real attnd over TCP and unix sockets beside the "
       "same\nproblem in this process, a bare gRPC echo and plain sockets.");
-  app.add_option("--json", flags.json_path, "Write the records to this file");
+  app.add_option("--json", flags.json_path,
+                 "Write the records to this file, one a line");
   app.add_option("--filter", flags.filter,
                  "Only cases whose name contains this (also: open_loop, "
                  "memory)");
@@ -408,7 +409,7 @@ int Main(int argc, char** argv) {
   if (!flags.yardstick_address_file.empty()) {
     return ServeYardsticks(flags.yardstick_address_file);
   }
-  return Run(flags);
+  return RunBench(flags);
 }
 
 }  // namespace

@@ -1,14 +1,15 @@
 """Writes tables into documents, from records of ./dev bench core, peers or serve.
 
-usage: tables.py RECORDS.json DOCUMENT.md...
+usage: tables.py RECORDS.jsonl DOCUMENT.md...
 
 A table is the lines directly below a line <!-- bench: NAME -->. This program
-replaces those lines and leaves all other text as it is. RECORDS.json has the
+replaces those lines and leaves all other text as it is. RECORDS.jsonl has the
 records of a whole run, or records that were joined to those of a whole run.
 """
-import json
 import re
 import sys
+
+import run_file
 
 
 def table(head, rows, align):
@@ -231,9 +232,8 @@ TABLES = {'over_naive': over_naive, 'bars': bars, 'prefill': prefill,
 
 
 def main(source, documents):
-  with open(source, encoding='utf-8') as file:
-    data = json.load(file)
-  if 'verdicts' not in data:
+  data = run_file.read(source)
+  if 'versions' in data:
     tables = {'peers': peers}
   else:
     tables = SERVING_TABLES if 'case' in data['records'][0] else TABLES

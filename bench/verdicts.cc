@@ -18,8 +18,8 @@ void PrintVerdicts(const std::vector<Verdict>& verdicts) {
   }
 }
 
-Json VerdictRecords(const std::vector<Verdict>& verdicts) {
-  Json records = Json::array();
+std::vector<Json> VerdictRecords(const std::vector<Verdict>& verdicts) {
+  std::vector<Json> records;
   for (const Verdict& v : verdicts) {
     Json record = {{"bar", v.bar}};
     if (!v.transport.empty()) record["transport"] = v.transport;

@@ -25,7 +25,7 @@ struct Verdict {
 };
 
 void PrintVerdicts(const std::vector<Verdict>& verdicts);
-Json VerdictRecords(const std::vector<Verdict>& verdicts);
+std::vector<Json> VerdictRecords(const std::vector<Verdict>& verdicts);
 
 }  // namespace attnd::bench
 

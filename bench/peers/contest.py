@@ -23,6 +23,9 @@ import tempfile
 import numpy
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import run_file  # noqa: E402
 
 
 def case(name, q_heads, q_len, head_dim, dtype='f32', kv_heads=None,
@@ -246,7 +249,7 @@ def parse_arguments():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--attnd', required=True, help='path of attnd_turns')
   parser.add_argument('--ggml', help='path of ggml_turns')
-  parser.add_argument('--json', help='write the records to this file')
+  parser.add_argument('--json', help='write the records to this file, one a line')
   parser.add_argument('--join', action='store_true',
                       help="keep records of --json's file of other cases")
   parser.add_argument('--filter', default='',
@@ -297,15 +300,11 @@ def main():
       print(f'{i + 1:2}/{len(cases):<2} {row(records[-1], names)}', flush=True)
 
   if options.join and os.path.exists(options.json):
-    with open(options.json, encoding='utf-8') as file:
-      old = json.load(file)['records']
+    old = run_file.read(options.json)['records']
     new = [r['label'] for r in records]
     records = [r for r in old if r['label'] not in new] + records
   if options.json:
-    with open(options.json, 'w', encoding='utf-8') as file:
-      json.dump({'machine': machine, 'versions': versions,
-                 'records': records}, file, indent=1)
-      file.write('\n')
+    run_file.write(options.json, machine, versions, records)
   wrong = [f'{name}, {r["label"]}: {difference:.1e}' for r in records
            for name, difference in r['relative_rms_difference'].items()
            if not difference <= TOLERANCE[r['dtype']]]
