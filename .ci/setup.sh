@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# What ./dev and the scripts beside it share: messages, Debian packages and Python
+# environments. Source it from the root of the repository.
+# shellcheck disable=SC2034  # Not every script that sources this uses all of it.
+
+readonly VENV=build/venv
+readonly PEERS_VENV=build/venv-peers
+
+# The packages that building, testing and linting need on a bare Debian.
+readonly PACKAGES=(
+  ca-certificates git shellcheck python3 python3-venv
+  cmake g++ ninja-build
+  libabsl-dev libgrpc++-dev libhwy-dev libprotobuf-dev libspdlog-dev
+  protobuf-compiler protobuf-compiler-grpc golang-github-gogo-googleapis-dev
+  libcli11-dev nlohmann-json3-dev
+  libbenchmark-dev libgmock-dev libgtest-dev
+)
+
+say() { printf '==> %s\n' "$*"; }
+die() {
+  printf '%s: %s\n' "$0" "$*" >&2
+  exit 2
+}
+
+as_root() {
+  if [[ $(id -u) == 0 ]]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    die "needs root or sudo to run: $*"
+  fi
+}
+
+# missing_packages PACKAGE...: prints those that are not installed, one a line.
+missing_packages() {
+  comm -23 <(printf '%s\n' "$@" | sort) \
+    <(dpkg-query -W -f='${db:Status-Status} ${Package}\n' "$@" \
+      2>/dev/null | sed -n 's/^installed //p' | sort)
+}
+
+# setup_packages [PACKAGE...]: installs the missing ones of these, or of PACKAGES.
+setup_packages() {
+  local missing
+  [[ $# -gt 0 ]] || set -- "${PACKAGES[@]}"
+  if ! command -v apt-get >/dev/null; then
+    say "there is no apt-get, so these Debian packages have to be installed" \
+      "under other names: $*"
+    return
+  fi
+  mapfile -t missing < <(missing_packages "$@")
+  [[ ${#missing[@]} -gt 0 ]] || return 0
+  say "installing Debian packages: ${missing[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+    -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}"
+}
+
+# setup_python REQUIREMENTS [VENV]: installs them into VENV, a Python environment,
+# unless this very file has been installed there before.
+setup_python() {
+  local requirements=$1 venv=${2:-$VENV} stamp
+  stamp="$venv/$(sha256sum "$requirements" | cut -c1-16).installed"
+  [[ ! -e $stamp ]] || return 0
+  say "installing Python packages into $venv:" \
+    "$(grep -v '^#' "$requirements" | tr '\n' ' ')"
+  [[ -x $venv/bin/pip ]] || python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet -r "$requirements"
+  touch "$stamp"
+}

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# ./dev bench: builds and runs a bench, and publishes what a whole run measured.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=.ci/setup.sh
+. .ci/setup.sh
+
+usage() {
+  cat <<'EOF'
+usage: bench/run.sh core|micro|serve|peers [ARGUMENTS]
+
+  core   the attention core against this machine's peak rate of multiply-adds and
+         its memory bandwidth
+  micro  the parts of the core by themselves
+  serve  a server against the core, bare gRPC and plain sockets
+  peers  the core beside PyTorch, ONNX Runtime, OpenVINO and ggml (7 GB of disk)
+
+ARGUMENTS are those of the bench; --help lists them, and --json=FILE writes the
+records. Without arguments, core, serve and peers measure everything (ten minutes or
+more), write the records to docs/performance/*.jsonl, draw the pictures there and
+renew the tables in README.md and docs.
+EOF
+}
+
+# bench_core [ARGUMENTS]: without arguments, it measures everything and publishes it.
+bench_core() {
+  if [[ $# -gt 0 ]]; then
+    build/release/bench/core_bench "$@"
+    return
+  fi
+  setup_python bench/requirements.txt
+  build/release/bench/core_bench --json=docs/performance/core.jsonl
+  "$VENV/bin/python" -B bench/plot_core.py docs/performance/core.jsonl \
+    docs/performance
+  "$VENV/bin/python" -B bench/tables.py docs/performance/core.jsonl \
+    README.md docs/performance.md
+}
+
+# bench_serve [ARGUMENTS]: the same.
+bench_serve() {
+  if [[ $# -gt 0 ]]; then
+    build/release/bench/serve_bench "$@"
+    return
+  fi
+  setup_python bench/requirements.txt
+  build/release/bench/serve_bench --json=docs/performance/serving.jsonl
+  "$VENV/bin/python" -B bench/plot_serving.py docs/performance/serving.jsonl \
+    docs/performance/serving.svg
+  "$VENV/bin/python" -B bench/tables.py docs/performance/serving.jsonl \
+    docs/performance/serving.md
+}
+
+# bench_peers [ARGUMENTS]: the same.
+bench_peers() {
+  local contest=("$PEERS_VENV/bin/python" -B bench/peers/contest.py
+    --attnd=build/release/bench/attnd_turns --ggml=build/peers/ggml/ggml_turns)
+  if [[ $# -gt 0 ]]; then
+    "${contest[@]}" "$@"
+    return
+  fi
+  "${contest[@]}" --json=docs/performance/peers.jsonl
+  "$PEERS_VENV/bin/python" -B bench/tables.py docs/performance/peers.jsonl \
+    docs/performance.md
+}
+
+main() {
+  case ${1:-} in
+    core)
+      ./dev build release core_bench
+      bench_core "${@:2}"
+      ;;
+    serve)
+      ./dev build release attnd serve_bench
+      bench_serve "${@:2}"
+      ;;
+    micro)
+      ./dev build release micro_bench
+      build/release/bench/micro_bench "${@:2}"
+      ;;
+    peers)
+      setup_python bench/peers/requirements.txt "$PEERS_VENV"
+      bench/peers/ggml/build.sh
+      ./dev build release attnd_turns
+      bench_peers "${@:2}"
+      ;;
+    --help | -h) usage ;;
+    *) die "bench takes core, micro, serve or peers, got '${1:-}'" ;;
+  esac
+}
+
+main "$@"
