@@ -20,18 +20,19 @@ RULES = {
     'base': ('', 'absl'),
     'proto': ('', 'absl grpc protobuf'),
     'core': ('base', 'absl hwy'),
-    'wire': ('base proto', 'absl grpc protobuf'),
+    'wire': ('base proto', 'absl protobuf'),
+    'wire/grpc': ('base', 'absl grpc'),
     'cost': ('base core wire', 'absl'),
 
-    'client': ('base proto wire', 'absl grpc protobuf'),
+    'client': ('base proto wire wire/grpc', 'absl grpc protobuf'),
     # How the core merges partial results. Needs only the standard library.
     'client/merge.cc': ('base client core/half_float.h core/merge.h', 'absl'),
     'client/attnctl': ('base client core cost wire', 'absl CLI nlohmann'),
 
     'server/version.h': ('', ''),
     'server/status': ('base core proto wire', 'absl protobuf'),
-    'server/memory': ('base core server/status', 'absl'),
-    'server/connections': ('base proto wire server/status',
+    'server/memory': ('base core wire server/status', 'absl'),
+    'server/connections': ('base proto wire wire/grpc server/status',
                            'absl grpc spdlog'),
     'server/codec': ('base core proto wire server/memory server/status',
                      'absl protobuf'),
@@ -43,13 +44,14 @@ RULES = {
     'server/calls': ('base core cost proto wire server/codec server/memory '
                      'server/planning server/shared_memory server/status '
                      'server/version.h', 'absl protobuf spdlog'),
-    'server/rpc': ('base core cost proto wire server/calls server/codec '
-                   'server/memory server/status', 'absl grpc protobuf spdlog'),
+    'server/rpc': ('base core cost proto wire wire/grpc server/calls '
+                   'server/codec server/memory server/status',
+                   'absl grpc protobuf spdlog'),
     'server/process': ('base core cost proto wire server/calls server/codec '
                        'server/memory server/status',
                        'absl grpc protobuf spdlog'),
     # The files that are in server/ itself put all of it together.
-    'server': ('base core cost proto wire server/calls server/codec '
+    'server': ('base core cost proto wire wire/grpc server/calls server/codec '
                'server/connections server/memory server/planning '
                'server/process server/rpc server/shared_memory server/status '
                'server/version.h', 'absl CLI grpc protobuf spdlog'),
@@ -58,10 +60,10 @@ RULES = {
               'absl benchmark CLI grpc hwy nlohmann protobuf'),
     'tests/base': ('base tests', 'absl gtest'),
     'tests/core': ('base core tests', 'absl gtest hwy'),
-    'tests/wire': ('base proto tests wire', 'absl grpc gtest protobuf'),
-    'tests/cost': ('base core cost tests wire', 'absl gtest'),
-    'tests/client': ('base client client/attnctl core cost proto tests wire',
-                     'absl CLI grpc gtest nlohmann protobuf'),
+    'tests/wire': ('base proto tests wire wire/grpc',
+                   'absl grpc gtest protobuf'),
+    'tests/client': ('base client client/attnctl core cost proto tests wire '
+                     'wire/grpc', 'absl CLI grpc gtest nlohmann protobuf'),
 }
 
 # How the path of a library's header begins.
@@ -99,6 +101,9 @@ PLANTED = (
     ('core/kernels/flash.cc', '<CLI/CLI.hpp>'),
     ('wire/writer.h', '"core/mask.h"'),
     ('wire/writer.h', '"cost/call_cost.h"'),
+    ('wire/writer.h', '<grpcpp/grpcpp.h>'),
+    ('wire/writer.h', '"wire/grpc/arguments.h"'),
+    ('wire/grpc/arguments.h', '"server/server.h"'),
     ('cost/call_cost.h', '"server/memory/admission.h"'),
     ('cost/call_cost.h', '"attnd/v1/attention.pb.h"'),
     ('client/attention_client.cc', '"core/mask.h"'),
