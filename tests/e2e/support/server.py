@@ -74,7 +74,9 @@ class Server:
     self.start()
     return self
 
-  def __exit__(self, kind, *_):
+  def __exit__(self, kind, error, _):
+    if error is not None:
+      error.add_note(f'the end of the log of attnd:\n{self.log()[-4000:]}')
     try:
       self.stop(check=kind is None)
     finally:
