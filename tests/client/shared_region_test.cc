@@ -1,5 +1,5 @@
 // Registering a region with sockets that are no attnd, or are slow. What a
-// server does with it is tests/server/shared_memory_test.cc.
+// server does with it is tests/server/shared_memory/shared_memory_test.cc.
 #include "client/shared_region.h"
 
 #include <gtest/gtest.h>

@@ -22,8 +22,8 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 // A client of the guard, and what the guard knows of it.
-struct Peer {
-  explicit Peer(ConnectionGuard& guard) {
+struct GuardedPeer {
+  explicit GuardedPeer(ConnectionGuard& guard) {
     std::array<int, 2> ends{};
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends.data()),
               0);
@@ -49,12 +49,12 @@ struct Peer {
 
 TEST(ConnectionGuardTest, RefusesWhatIsTooManyUnlessAnotherIsIdle) {
   const auto guard = ConnectionGuard::Start({.max_connections = 2});
-  const Peer busy(*guard);
+  const GuardedPeer busy(*guard);
   ASSERT_TRUE(busy.Send(*guard, Preface()));
   ASSERT_TRUE(busy.OpenCalls(*guard, 0, 1));
-  const Peer idle(*guard);
+  const GuardedPeer idle(*guard);
   ASSERT_TRUE(idle.connection);
-  EXPECT_EQ(Peer(*guard).connection, nullptr) << "too new to be idle";
+  EXPECT_EQ(GuardedPeer(*guard).connection, nullptr) << "too new to be idle";
   // Once it has been idle for a second it makes room.
   std::shared_ptr<Connection> late;
   UniqueFd other(socket(AF_UNIX, SOCK_STREAM, 0));
@@ -70,8 +70,8 @@ TEST(ConnectionGuardTest, RefusesWhatIsTooManyUnlessAnotherIsIdle) {
 
 TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenTooManyCallsAreOpen) {
   const auto guard = ConnectionGuard::Start({.all_open_calls = 10});
-  const Peer small(*guard);
-  const Peer large(*guard);
+  const GuardedPeer small(*guard);
+  const GuardedPeer large(*guard);
   ASSERT_TRUE(small.Send(*guard, Preface()));
   ASSERT_TRUE(large.Send(*guard, Preface()));
   ASSERT_TRUE(large.OpenCalls(*guard, 0, 8));
@@ -87,11 +87,11 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenTooManyCallsAreOpen) {
 TEST(ConnectionGuardTest, EndsWhoResetMostWhenAllResetTooMuch) {
   const auto guard =
       ConnectionGuard::Start({.all_resets = {.burst = 10, .per_second = 0}});
-  const Peer honest(*guard);
+  const GuardedPeer honest(*guard);
   ASSERT_TRUE(honest.Send(
       *guard, Preface() + Headers(1) +
                   Frame(FrameType::kData, 0, 1, std::string(1 << 20, 'x'))));
-  const Peer attacker(*guard);
+  const GuardedPeer attacker(*guard);
   ASSERT_TRUE(attacker.Send(*guard, Preface()));
   std::string bytes;
   for (uint32_t stream = 1; stream < 40; stream += 2) {
@@ -105,7 +105,7 @@ TEST(ConnectionGuardTest, EndsWhoResetMostWhenAllResetTooMuch) {
 
 TEST(ConnectionGuardTest, EndsWhoBringsTheCallsBeforeGrpcSeesThem) {
   const auto guard = ConnectionGuard::Start({.all_open_calls = 10});
-  const Peer peer(*guard);
+  const GuardedPeer peer(*guard);
   ASSERT_TRUE(peer.Send(*guard, Preface()));
   EXPECT_FALSE(peer.OpenCalls(*guard, 0, 11));
   guard->Forget(peer.connection);
@@ -113,11 +113,11 @@ TEST(ConnectionGuardTest, EndsWhoBringsTheCallsBeforeGrpcSeesThem) {
 
 TEST(ConnectionGuardTest, HoldsOthersBackWhileEndedCallsAreThere) {
   const auto guard = ConnectionGuard::Start({.all_open_calls = 10});
-  const Peer ended(*guard);
-  const Peer busy(*guard);
-  const Peer fresh(*guard);
+  const GuardedPeer ended(*guard);
+  const GuardedPeer busy(*guard);
+  const GuardedPeer fresh(*guard);
   const UniqueFd epoll(epoll_create1(0));
-  for (const Peer* peer : {&ended, &busy, &fresh}) {
+  for (const GuardedPeer* peer : {&ended, &busy, &fresh}) {
     epoll_event event{};
     event.events = EPOLLIN | EPOLLET;
     ASSERT_EQ(epoll_ctl(epoll.get(), EPOLL_CTL_ADD, peer->ours.get(), &event),
@@ -145,7 +145,7 @@ TEST(ConnectionGuardTest, HoldsOthersBackWhileEndedCallsAreThere) {
 
 TEST(ConnectionGuardTest, LetsOthersHaveATurn) {
   const auto guard = ConnectionGuard::Start({});
-  const Peer peer(*guard);
+  const GuardedPeer peer(*guard);
   const UniqueFd epoll(epoll_create1(0));
   epoll_event event{};
   event.events = EPOLLIN | EPOLLET;
@@ -168,7 +168,7 @@ TEST(ConnectionGuardTest, LetsOthersHaveATurn) {
 TEST(ConnectionGuardTest, EndsMessagesThatDoNotMove) {
   const auto guard =
       ConnectionGuard::Start({.idle_timeout = milliseconds(200)});
-  const Peer peer(*guard);
+  const GuardedPeer peer(*guard);
   ASSERT_TRUE(peer.Send(*guard, Preface()));
   ASSERT_TRUE(peer.OpenCalls(*guard, 0, 1));
   EXPECT_TRUE(
@@ -182,9 +182,9 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenMemoryIsUsedUp) {
       ConnectionGuard::Start({.memory_bytes = 1000, .resident_bytes = [&] {
                                 return resident.load();
                               }});
-  const Peer small(*guard);
-  const Peer large(*guard);
-  for (const Peer* peer : {&small, &large}) {
+  const GuardedPeer small(*guard);
+  const GuardedPeer large(*guard);
+  for (const GuardedPeer* peer : {&small, &large}) {
     ASSERT_TRUE(peer->Send(*guard, Preface() + Headers(1)));
   }
   ASSERT_TRUE(large.Send(
@@ -207,7 +207,7 @@ TEST(ConnectionGuardTest, EndsNobodyForWhatMallocKeeps) {
       ConnectionGuard::Start({.memory_bytes = 1000, .resident_bytes = [&] {
                                 return ++looks % 2 == 1 ? 2000 : 500;
                               }});
-  const Peer peer(*guard);
+  const GuardedPeer peer(*guard);
   ASSERT_TRUE(peer.Send(
       *guard, Preface() + Headers(1) +
                   Frame(FrameType::kData, 0, 1, std::string(2 << 20, 'x'))));

@@ -20,7 +20,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using Verdict = Connection::Verdict;
 
-constexpr seconds kTimeout{10};
+constexpr seconds kReadTimeout{10};
 
 class ConnectionTest : public ::testing::Test {
  protected:
@@ -43,7 +43,9 @@ class ConnectionTest : public ::testing::Test {
   void Server(const std::string& bytes) {
     connection_->Sent(bytes.data(), bytes.size());
   }
-  std::string_view Overdue() { return connection_->Overdue(now_, kTimeout); }
+  std::string_view Overdue() {
+    return connection_->Overdue(now_, kReadTimeout);
+  }
 
   UniqueFd ours_;
   UniqueFd theirs_;
@@ -203,7 +205,7 @@ TEST_F(ConnectionTest, BoundsAGoawayBeforeItArrives) {
 TEST_F(ConnectionTest, FindsACallWithoutItsMessage) {
   Make();
   Client(Headers(1));
-  now_ += kTimeout - milliseconds(1);
+  now_ += kReadTimeout - milliseconds(1);
   EXPECT_THAT(Overdue(), IsEmpty());
   now_ += milliseconds(1);
   EXPECT_THAT(Overdue(), HasSubstr("unfinished message"));
@@ -214,7 +216,7 @@ TEST_F(ConnectionTest, AByteNowAndThenIsNoProgress) {
   Client(Headers(1));
   for (int i = 0; i < 10; ++i) {
     Client(Frame(FrameType::kData, 0, 1, "x"));
-    now_ += kTimeout / 10;
+    now_ += kReadTimeout / 10;
   }
   EXPECT_THAT(Overdue(), HasSubstr("unfinished message"));
 }
@@ -225,7 +227,7 @@ TEST_F(ConnectionTest, AMessageThatMovesMayTakeLong) {
   const std::string piece(Connection::kProgressBytes / 4, 'x');
   for (int i = 0; i < 100; ++i) {
     Client(Frame(FrameType::kData, 0, 1, piece));
-    now_ += kTimeout / 5;
+    now_ += kReadTimeout / 5;
     ASSERT_THAT(Overdue(), IsEmpty()) << i;
   }
 }
@@ -236,7 +238,7 @@ TEST_F(ConnectionTest, FindsALastFrameThatIsCut) {
   const std::string last =
       Frame(FrameType::kData, FrameHeader::kEndStream, 1, "message");
   Client(Headers(1) + last.substr(0, last.size() - 1));
-  now_ += kTimeout;
+  now_ += kReadTimeout;
   EXPECT_THAT(Overdue(), HasSubstr("unfinished message"));
   Client(last.substr(last.size() - 1));
   EXPECT_THAT(Overdue(), IsEmpty());
@@ -247,22 +249,23 @@ TEST_F(ConnectionTest, LetsCompleteAndAnsweredCallsWait) {
   Make();
   Client(Headers(1, FrameHeader::kEndStream) + Headers(3));
   Server(Headers(3));
-  now_ += 10 * kTimeout;
+  now_ += 10 * kReadTimeout;
   EXPECT_THAT(Overdue(), IsEmpty());
 }
 
 TEST_F(ConnectionTest, FindsABlockOfHeadersThatDoesNotEnd) {
   Make();
   Client(Frame(FrameType::kHeaders, FrameHeader::kEndStream, 1, "x"));
-  now_ += kTimeout;
+  now_ += kReadTimeout;
   EXPECT_THAT(Overdue(), HasSubstr("headers"));
 }
 
 TEST_F(ConnectionTest, FindsWhoSpeaksNoHttp2) {
   Make();
   Connection silent(ours_.get(), "unix:", {}, totals_, now_);
-  EXPECT_THAT(silent.Overdue(now_, kTimeout), IsEmpty());
-  EXPECT_THAT(silent.Overdue(now_ + kTimeout, kTimeout), HasSubstr("HTTP/2"));
+  EXPECT_THAT(silent.Overdue(now_, kReadTimeout), IsEmpty());
+  EXPECT_THAT(silent.Overdue(now_ + kReadTimeout, kReadTimeout),
+              HasSubstr("HTTP/2"));
   silent.Closed();
 }
 

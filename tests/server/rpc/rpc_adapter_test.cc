@@ -17,9 +17,9 @@
 namespace attnd::server {
 namespace {
 
-gpr_timespec InSeconds(int64_t seconds, gpr_clock_type clock) {
+gpr_timespec InSeconds(int64_t whole_seconds, gpr_clock_type clock) {
   return gpr_time_add(gpr_now(clock),
-                      gpr_time_from_seconds(seconds, GPR_TIMESPAN));
+                      gpr_time_from_seconds(whole_seconds, GPR_TIMESPAN));
 }
 
 TEST(RpcAdapterTest, DeadlinesStayInOrderHoweverFar) {
@@ -49,7 +49,7 @@ TEST(RpcAdapterTest, AMissingMessageIsTheClientsFault) {
 
 // A message of a small piece and a large one, whose owner reports when it is
 // destroyed.
-struct Message {
+struct SentMessage {
   std::string text = "text";
   std::string data = std::string(3 * kLeastMoveBytes + 1000, 'x');
   std::shared_ptr<const void> owner = std::make_shared<int>(0);
@@ -59,7 +59,7 @@ struct Message {
 };
 
 TEST(RpcAdapterTest, PiecesAreSentAsTheyAre) {
-  Message message;
+  SentMessage message;
   std::vector<grpc::Slice> slices;
   ASSERT_TRUE(message.bytes.Dump(&slices).ok());
   std::string joined;
@@ -76,7 +76,7 @@ TEST(RpcAdapterTest, PiecesAreSentAsTheyAre) {
 
 // Takes by hand the references that gRPC takes while it sends.
 TEST(RpcAdapterTest, SlicesAreSeenToGo) {
-  Message message;
+  SentMessage message;
   grpc::ByteBuffer of_the_call = message.bytes;
   std::vector<grpc::Slice> to_be_sent;
   ASSERT_TRUE(message.bytes.Dump(&to_be_sent).ok());

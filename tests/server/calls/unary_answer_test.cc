@@ -17,9 +17,9 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-std::atomic<SteadyTime> now{std::chrono::steady_clock::now()};
-SteadyTime Now() { return now; }
-void Pass(seconds time) { now = now.load() + time; }
+std::atomic<SteadyTime> fake_now{std::chrono::steady_clock::now()};
+SteadyTime Now() { return fake_now; }
+void Pass(seconds time) { fake_now = fake_now.load() + time; }
 
 class FakeRpc : public SendingRpc {
  public:
