@@ -11,17 +11,18 @@
 namespace attnd {
 namespace {
 
-// Fills in what follows from the parts: `score_bytes` is what naive attention
-// would hold beside them, `dims` the multiply-adds of a visible pair.
-absl::StatusOr<MemoryEstimate> Totalled(const AttentionProblem& problem,
-                                        MemoryEstimate estimate,
-                                        int64_t score_bytes, int64_t dims) {
+// Adds the totals to an estimate that has its parts. `score_bytes` is what
+// naive attention would hold beside input and output, and `dims` is the number
+// of multiply-adds for a query row and a key that it sees.
+absl::StatusOr<MemoryEstimate> WithTotals(const AttentionProblem& problem,
+                                          MemoryEstimate estimate,
+                                          int64_t score_bytes, int64_t dims) {
   const std::optional<int64_t> flash = CheckedSum(
       {estimate.input_bytes, estimate.output_bytes, estimate.workspace_bytes});
   const std::optional<int64_t> naive =
       CheckedSum({estimate.input_bytes, estimate.output_bytes, score_bytes});
-  // Forward this fits, for AttentionProblem bounds the product; backward it
-  // need not.
+  // Only a backward product can overflow: AttentionProblem bounds the forward
+  // one.
   const std::optional<int64_t> flops = CheckedProduct(
       {2, dims, problem.params().num_q_heads, problem.mask().VisiblePairs()});
   if (!flash || !naive || !flops) return BytesOutOfRange();
@@ -46,49 +47,6 @@ double MemoryEstimate::ReductionRatio() const {
          static_cast<double>(flash_bytes) / static_cast<double>(naive_bytes);
 }
 
-absl::StatusOr<RequestFootprint> InlineFootprint(
-    const MemoryEstimate& estimate) {
-  const std::optional<int64_t> request =
-      CheckedSum({estimate.input_bytes, kMessageEnvelopeBytes});
-  const std::optional<int64_t> response =
-      CheckedSum({estimate.output_bytes, kMessageEnvelopeBytes});
-  if (!request || !response) return BytesOutOfRange();
-  // Of the response only the envelope is no output.
-  const std::optional<int64_t> wire =
-      CheckedSum({*request, kMessageEnvelopeBytes});
-  if (!wire) return BytesOutOfRange();
-  const std::optional<int64_t> peak = CheckedSum({estimate.flash_bytes, *wire});
-  if (!peak) return BytesOutOfRange();
-  return RequestFootprint{
-      .wire_bytes = *wire,
-      .peak_per_request_bytes = *peak,
-      .required_message_bytes = std::max(*request, *response)};
-}
-
-absl::StatusOr<RequestFootprint> StreamFootprint(
-    const MemoryEstimate& estimate) {
-  // Header and stats have an envelope each.
-  constexpr int64_t kWireBytes = kStreamBufferBytes + 2 * kMessageEnvelopeBytes;
-  const std::optional<int64_t> peak =
-      CheckedSum({estimate.flash_bytes, kWireBytes});
-  if (!peak) return BytesOutOfRange();
-  return RequestFootprint{
-      .wire_bytes = kWireBytes,
-      .peak_per_request_bytes = *peak,
-      .required_message_bytes = kMaxChunkBytes + kMessageEnvelopeBytes};
-}
-
-absl::StatusOr<RequestFootprint> SharedMemoryFootprint(
-    const MemoryEstimate& estimate, int64_t mask_bytes) {
-  constexpr int64_t kWireBytes = 2 * kMessageEnvelopeBytes;
-  const std::optional<int64_t> peak =
-      CheckedSum({estimate.workspace_bytes, mask_bytes, kWireBytes});
-  if (!peak) return BytesOutOfRange();
-  return RequestFootprint{.wire_bytes = kWireBytes,
-                          .peak_per_request_bytes = *peak,
-                          .required_message_bytes = kMessageEnvelopeBytes};
-}
-
 absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
     const AttentionProblem& problem) const {
   return Estimate(problem, MakeKernelPlan(problem, machine_));
@@ -104,8 +62,8 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
   estimate.output_bytes =
       problem.output_bytes() + (params.return_lse ? problem.lse_bytes() : 0);
   estimate.workspace_bytes = plan.WorkspaceBytes(threads_);
-  return Totalled(problem, estimate, NaiveScoreBytes(problem),
-                  params.head_dim + params.v_head_dim);
+  return WithTotals(problem, estimate, NaiveScoreBytes(problem),
+                    params.head_dim + params.v_head_dim);
 }
 
 absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
@@ -126,8 +84,8 @@ absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
   const std::optional<int64_t> scores =
       CheckedProduct({2, NaiveScoreBytes(problem)});
   if (!scores) return BytesOutOfRange();
-  return Totalled(problem, estimate, *scores,
-                  3 * params.head_dim + 2 * params.v_head_dim);
+  return WithTotals(problem, estimate, *scores,
+                    3 * params.head_dim + 2 * params.v_head_dim);
 }
 
 }  // namespace attnd

@@ -1,29 +1,16 @@
 #include "client/attnctl/offline_estimate.h"
 
-#include <algorithm>
-#include <string>
-#include <string_view>
-#include <utility>
-#include <vector>
-
-#include "absl/strings/match.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
-#include "core/attention_problem.h"
-#include "core/checked_math.h"
+#include "base/status_macros.h"
+#include "core/attention_params.h"
 #include "core/field_error.h"
 #include "core/machine.h"
-#include "core/memory_estimator.h"
-#include "core/options_footprint.h"
+#include "cost/cost_query.h"
 
 namespace attnd::attnctl {
 namespace {
-
-constexpr int64_t kDefaultDimensions = 128;
-
-int64_t Or(int64_t value, int64_t fallback) {
-  return value != 0 ? value : fallback;
-}
 
 Causal CoreCausal(client::Causal causal) {
   switch (causal) {
@@ -49,7 +36,7 @@ Precision CorePrecision(client::Precision precision) {
   return Precision::kAuto;
 }
 
-// Of a float tensor: no flag gives another type.
+// For float tensors, because no flag takes another type.
 DataType CoreType(client::DataType type) {
   switch (type) {
     case client::DataType::kF16:
@@ -91,133 +78,72 @@ AttentionOptions CoreOptions(const client::MemoryEstimateOptions& options) {
   return out;
 }
 
-// The core names the axes of tensors and fields; whoever typed the flags knows
-// flags.
-absl::Status NameFlag(const absl::Status& status, bool ragged, bool bshd) {
-  const auto field = FieldOf(status);
-  if (!field) return status;
-  if (absl::StartsWith(*field, "options.")) {
-    // As the field is named, but for the shapes of tensors that have no file.
-    const std::string name = field->substr(std::string_view("options.").size());
-    return WithField(
-        status,
-        absl::StrCat("--", absl::StrReplaceAll(
-                               name, {{"_", "-"}, {".shape", "-shape"}})));
-  }
-  std::vector<std::string> query = {"--batch", "--num-q-heads", "--q-len",
-                                    "--head-dim"};
-  std::vector<std::string> key = {"--batch", "--num-kv-heads", "--kv-len",
-                                  "--head-dim"};
-  for (auto* axes : {&query, &key}) {
-    if (bshd) std::swap((*axes)[1], (*axes)[2]);
-    if (ragged) axes->erase(axes->begin());
-  }
-  const std::string_view tensor =
-      std::string_view(*field).substr(0, field->find('.'));
-  const size_t at = field->find('[');
-  if (at == std::string::npos) {
-    return WithField(status, tensor == "query" ? "--q-len" : "--kv-len");
-  }
-  const auto axis = static_cast<size_t>((*field)[at + 1] - '0');
-  if (tensor == "value" && axis + 1 == key.size()) {
-    return WithField(status, "--v-head-dim");
-  }
-  return WithField(status, (tensor == "query" ? query : key).at(axis));
-}
-
-absl::StatusOr<RequestFootprint> FootprintBy(client::Transport transport,
-                                             const MemoryEstimate& estimate,
-                                             const AttentionProblem& problem) {
+Transport CostTransport(client::Transport transport) {
   switch (transport) {
     case client::Transport::kInline:
-      return InlineFootprint(estimate);
+      return Transport::kInline;
     case client::Transport::kStream:
-      return StreamFootprint(estimate);
+      return Transport::kStream;
     case client::Transport::kSharedMemory:
-      return SharedMemoryFootprint(estimate, problem.mask_bytes());
+      return Transport::kSharedMemory;
   }
-  return InlineFootprint(estimate);
+  return Transport::kInline;
 }
 
-absl::Status AtLeastOne(const char* flag, int64_t value) {
-  if (value >= 1) return absl::OkStatus();
-  return FieldError(flag, "a number >= 1", absl::StrCat(value));
+// Replaces the field that `status` names by its flag: options.key_lengths[0] is
+// --key-lengths[0], and options.mask.shape is --mask-shape.
+absl::Status NameFlag(const absl::Status& status) {
+  const auto field = FieldOf(status);
+  if (!field) return status;
+  return WithField(
+      status,
+      absl::StrCat("--", absl::StrReplaceAll(*field, {{"options.", ""},
+                                                      {"_", "-"},
+                                                      {".shape", "-shape"}})));
+}
+
+absl::StatusOr<QueryCost> CostOfFlags(
+    const client::MemoryEstimateOptions& options) {
+  CostQuery query{.dtype = CoreType(options.dtype),
+                  .options = CoreOptions(options),
+                  .transport = CostTransport(options.transport),
+                  .machine = MachineInfo::Detect()};
+  query.seq_len.value = options.seq_len;
+  query.dimensions.value = options.dimensions;
+  query.batch.value = options.batch;
+  query.num_q_heads.value = options.num_q_heads;
+  query.num_kv_heads.value = options.num_kv_heads;
+  query.q_len.value = options.q_len;
+  query.kv_len.value = options.kv_len;
+  query.head_dim.value = options.head_dim;
+  query.v_head_dim.value = options.v_head_dim;
+  query.threads.value =
+      options.threads != 0 ? options.threads : AvailableThreads();
+  query.concurrency.value = options.concurrency;
+  ATTND_RETURN_IF_ERROR(query.CheckSizes());
+  ATTND_RETURN_IF_ERROR(query.SetDefaults());
+  return CostOf(query);
 }
 
 }  // namespace
 
 absl::StatusOr<client::MemoryEstimate> EstimateOffline(
     const client::MemoryEstimateOptions& options) {
-  const int64_t q_len = Or(options.q_len, options.seq_len);
-  const int64_t kv_len = Or(options.kv_len, options.seq_len);
-  if (q_len == 0 || kv_len == 0) {
-    return FieldError("--seq-len", "a length, or --q-len and --kv-len", "0");
-  }
-  const int64_t dimensions = Or(options.dimensions, kDefaultDimensions);
-  const int64_t head_dim = Or(options.head_dim, dimensions);
-  const int64_t v_head_dim = Or(options.v_head_dim, head_dim);
-  const int64_t batch = Or(options.batch, 1);
-  const int64_t num_q_heads = Or(options.num_q_heads, 1);
-  const int64_t num_kv_heads = Or(options.num_kv_heads, num_q_heads);
-  const int64_t threads = Or(options.threads, AvailableThreads());
-  const int64_t concurrency = Or(options.concurrency, 1);
-  for (const absl::Status& status :
-       {AtLeastOne("--threads", threads),
-        AtLeastOne("--concurrency", concurrency)}) {
-    if (!status.ok()) return status;
-  }
-
-  const AttentionOptions attention = CoreOptions(options);
-  const bool ragged = !attention.cu_seqlens_q.empty();
-  const bool bshd = attention.layout == Layout::kBshd;
-  if (ragged && batch != 1) {
-    return FieldError("--batch", "1 beside --cu-seqlens-q, which says more",
-                      absl::StrCat(batch));
-  }
-  const auto spec = [&](int64_t heads, int64_t seq, int64_t dim) {
-    TensorSpec tensor{.dtype = CoreType(options.dtype),
-                      .shape = {batch, heads, seq, dim}};
-    if (bshd) std::swap(tensor.shape[1], tensor.shape[2]);
-    if (ragged) tensor.shape.erase(tensor.shape.begin());
-    return tensor;
-  };
-  const auto problem = AttentionProblem::Create(
-      spec(num_q_heads, q_len, head_dim), spec(num_kv_heads, kv_len, head_dim),
-      spec(num_kv_heads, kv_len, v_head_dim), attention);
-  if (!problem.ok()) return NameFlag(problem.status(), ragged, bshd);
-  const auto estimate =
-      MemoryEstimator(MachineInfo::Detect(), threads).Estimate(*problem);
-  if (!estimate.ok()) return estimate.status();
-  auto footprint = FootprintBy(options.transport, *estimate, *problem);
-  if (!footprint.ok()) return footprint.status();
-  const OptionsFootprint listed = FootprintOf(attention);
-  footprint->wire_bytes += listed.wire_bytes;
-  // A stream's lists travel in the header; its chunks may be large, too.
-  footprint->required_message_bytes =
-      options.transport == client::Transport::kStream
-          ? std::max(footprint->required_message_bytes,
-                     kMessageEnvelopeBytes + listed.wire_bytes)
-          : footprint->required_message_bytes + listed.wire_bytes;
-  footprint->peak_per_request_bytes += listed.held_bytes;
-  const auto peak_bytes =
-      CheckedProduct({footprint->peak_per_request_bytes, concurrency});
-  if (!peak_bytes) {
-    return FieldError("--concurrency", "a peak that fits an int64",
-                      absl::StrCat(concurrency));
-  }
-
+  const absl::StatusOr<QueryCost> cost = CostOfFlags(options);
+  if (!cost.ok()) return NameFlag(cost.status());
+  const MemoryEstimate& computation = cost->computation;
   client::MemoryEstimate result;
-  result.naive_bytes = estimate->naive_bytes;
-  result.flash_bytes = estimate->flash_bytes;
-  result.reduction_ratio = estimate->ReductionRatio();
-  result.input_bytes = estimate->input_bytes;
-  result.output_bytes = estimate->output_bytes;
-  result.workspace_bytes = estimate->workspace_bytes;
-  result.wire_bytes = footprint->wire_bytes;
-  result.peak_per_request_bytes = footprint->peak_per_request_bytes;
-  result.peak_bytes = *peak_bytes;
-  result.required_message_bytes = footprint->required_message_bytes;
-  result.flops = estimate->flops;
+  result.naive_bytes = computation.naive_bytes;
+  result.flash_bytes = computation.flash_bytes;
+  result.reduction_ratio = computation.ReductionRatio();
+  result.input_bytes = computation.input_bytes;
+  result.output_bytes = computation.output_bytes;
+  result.workspace_bytes = computation.workspace_bytes;
+  result.wire_bytes = cost->call.wire_bytes;
+  result.peak_per_request_bytes = cost->call.peak_bytes;
+  result.peak_bytes = cost->peak_bytes;
+  result.required_message_bytes = cost->call.required_message_bytes;
+  result.flops = computation.flops;
   return result;
 }
 

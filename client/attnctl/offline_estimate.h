@@ -1,4 +1,4 @@
-// What MemoryEstimate would answer on this machine, computed without a server.
+// Computes, without a server, what MemoryEstimate would answer on this machine.
 #ifndef ATTND_CLIENT_ATTNCTL_OFFLINE_ESTIMATE_H_
 #define ATTND_CLIENT_ATTNCTL_OFFLINE_ESTIMATE_H_
 
@@ -7,9 +7,9 @@
 
 namespace attnd::attnctl {
 
-// Defaults are those of the contract, with this machine's instruction set and
-// processors for the server's. `fits` and `limiting_factor` stay unset: they
-// are about a server's budget. INVALID_ARGUMENT names the flag at fault.
+// The defaults are those of the contract; for threads, it is as many as this
+// machine allows. `fits` and `limiting_factor` stay unset, because they depend
+// on the limits of a server. INVALID_ARGUMENT names the flag at fault.
 absl::StatusOr<client::MemoryEstimate> EstimateOffline(
     const client::MemoryEstimateOptions& options);
 

@@ -4,9 +4,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "core/checked_math.h"
 #include "core/field_error.h"
-#include "core/options_footprint.h"
+#include "core/memory_estimator.h"
 #include "server/codec/options_codec.h"
 #include "server/status/reasons.h"
 
@@ -39,10 +40,7 @@ float* Floats(std::byte* data) { return reinterpret_cast<float*>(data); }
 AttentionCall::~AttentionCall() = default;
 
 absl::Status AttentionCall::Admit(int64_t message_bytes) {
-  absl::StatusOr<Admission::Reservation> admitted =
-      context_.admission.Admit(message_bytes);
-  if (!admitted.ok()) return admitted.status();
-  reservation_ = *std::move(admitted);
+  ATTND_ASSIGN_OR_RETURN(reservation_, context_.admission.Admit(message_bytes));
   message_bytes_ = message_bytes;
   return stop_.Check();
 }
@@ -50,26 +48,19 @@ absl::Status AttentionCall::Admit(int64_t message_bytes) {
 absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
                                         const SplitMessage& split,
                                         PayloadSource& source) {
-  // Decoding copies the lists twice for a moment.
+  // While they are decoded, there are two copies of the lists.
   const int64_t decoding_bytes =
       reservation_.bytes() + 2 * DecodedListBytes(*tensors.options);
-  if (absl::Status status = reservation_.GrowTo(decoding_bytes); !status.ok()) {
-    return status;
-  }
-  const absl::StatusOr<DecodedRequest> decoded = DecodeRequest(tensors, split);
-  if (!decoded.ok()) return decoded.status();
-  problem_ = decoded->problem;
-  kind_ = decoded->kind;
-  absl::StatusOr<SharedTensors> shared =
-      FindSharedTensors(tensors, *decoded, context_.regions);
-  if (!shared.ok()) return shared.status();
-  shared_ = *std::move(shared);
+  ATTND_RETURN_IF_ERROR(reservation_.GrowTo(decoding_bytes));
+  ATTND_ASSIGN_OR_RETURN(const DecodedRequest decoded,
+                         DecodeRequest(tensors, split));
+  problem_ = decoded.problem;
+  kind_ = decoded.kind;
+  ATTND_ASSIGN_OR_RETURN(shared_,
+                         FindSharedTensors(tensors, decoded, context_.regions));
   answers_ = Answers(tensors);
-  if (absl::Status status = Reserve(tensors, *decoded, decoding_bytes);
-      !status.ok()) {
-    return status;
-  }
-  return PlaceInputs(tensors, *decoded, split, source);
+  ATTND_RETURN_IF_ERROR(Reserve(tensors, decoded, decoding_bytes));
+  return PlaceInputs(tensors, decoded, split, source);
 }
 
 // `decoding_bytes` is what the message and its parsed form hold.
@@ -77,59 +68,33 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
                                     const DecodedRequest& decoded,
                                     int64_t decoding_bytes) {
   const MemoryEstimator& estimator = context_.engine.estimator();
-  absl::StatusOr<MemoryEstimate> estimate =
-      backward() ? estimator.EstimateBackward(*problem_)
-                 : estimator.Estimate(*problem_);
-  if (!estimate.ok()) return estimate.status();
-  // What is not copied is not held.
+  ATTND_ASSIGN_OR_RETURN(const MemoryEstimate estimate,
+                         backward() ? estimator.EstimateBackward(*problem_)
+                                    : estimator.Estimate(*problem_));
+  TensorTransfer transfer{.transport = kind_ == PayloadKind::kSharedMemory
+                                           ? Transport::kSharedMemory
+                                       : tensors.streamed ? Transport::kStream
+                                                          : Transport::kInline,
+                          .max_message_bytes = context_.max_message_bytes,
+                          .decoding_bytes = decoding_bytes,
+                          .output_as_values = kind_ == PayloadKind::kValues};
   for (size_t role = 0; role < kTensorRoles; ++role) {
-    if (IsCopied(tensors, role)) continue;
-    estimate->input_bytes -= decoded.bytes[role];
-    estimate->flash_bytes -= decoded.bytes[role];
+    if (IsCopied(tensors, role)) transfer.copied_bytes += decoded.bytes[role];
+    if (IsInMessage(tensors, role)) {
+      transfer.kept_message_bytes = message_bytes_;
+    }
   }
-  if (kind_ == PayloadKind::kSharedMemory) {
-    estimate->flash_bytes -= std::exchange(estimate->output_bytes, 0);
+  ATTND_ASSIGN_OR_RETURN(cost_,
+                         CostOfCall(estimate, problem_->options(), transfer));
+  if (cost_.response_bytes > context_.max_message_bytes) {
+    return WithReason(
+        absl::ResourceExhaustedError(
+            absl::StrCat("the response would take up to ", cost_.response_bytes,
+                         " bytes, the limit (--max-message-bytes) is ",
+                         context_.max_message_bytes)),
+        kMessageTooLarge);
   }
-  const absl::StatusOr<RequestFootprint> footprint =
-      kind_ == PayloadKind::kSharedMemory
-          ? SharedMemoryFootprint(*estimate, problem_->mask_bytes())
-      : tensors.streamed ? StreamFootprint(*estimate)
-                         : InlineFootprint(*estimate);
-  if (!footprint.ok()) return footprint.status();
-  const int64_t response_bytes = estimate->output_bytes + kMessageEnvelopeBytes;
-  if (!tensors.streamed && response_bytes > context_.max_message_bytes) {
-    return WithReason(absl::ResourceExhaustedError(absl::StrCat(
-                          "the response would take up to ", response_bytes,
-                          " bytes, the limit (--max-message-bytes) is ",
-                          context_.max_message_bytes)),
-                      kMessageTooLarge);
-  }
-  // As numbers the answer is copied into a message, and that into bytes.
-  const int64_t copies =
-      kind_ == PayloadKind::kValues ? 2 * estimate->output_bytes : 0;
-  const OptionsFootprint listed = FootprintOf(problem_->options());
-  // A message whose tensors workers copy is kept with all that is in it, of
-  // which lists are counted already. What one of tensors alone takes counts
-  // where it is dropped, too: it stays mapped.
-  int64_t kept_bytes = 0;
-  for (size_t role = 0; role < kTensorRoles; ++role) {
-    if (IsInMessage(tensors, role)) kept_bytes = message_bytes_;
-  }
-  const int64_t message_bytes =
-      tensors.streamed ? kStreamBufferBytes + kept_bytes
-      : kind_ == PayloadKind::kSharedMemory
-          ? kept_bytes
-          : std::max(estimate->input_bytes,
-                     kept_bytes - kMessageEnvelopeBytes - listed.wire_bytes);
-  const std::optional<int64_t> computing_bytes =
-      CheckedSum({estimate->flash_bytes, 2 * kMessageEnvelopeBytes,
-                  listed.held_bytes, copies, message_bytes});
-  const std::optional<int64_t> loading_bytes =
-      CheckedSum({decoding_bytes, estimate->input_bytes});
-  if (!computing_bytes || !loading_bytes) return BytesOutOfRange();
-  computing_bytes_ = *computing_bytes;
-  return reservation_.GrowTo(std::max(
-      {footprint->peak_per_request_bytes, computing_bytes_, *loading_bytes}));
+  return reservation_.GrowTo(cost_.peak_bytes);
 }
 
 bool AttentionCall::IsCopied(const AttentionTensors& tensors,
@@ -158,9 +123,7 @@ absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
     offsets[role] = size_bytes;
     size_bytes += Aligned(decoded.bytes[role]);
   }
-  absl::StatusOr<Workspace> inputs = context_.engine.pool().Reserve(size_bytes);
-  if (!inputs.ok()) return inputs.status();
-  inputs_ = *std::move(inputs);
+  ATTND_ASSIGN_OR_RETURN(inputs_, context_.engine.pool().Reserve(size_bytes));
   input_bytes_ = decoded.bytes;
   std::array<const PayloadRange*, kTensorRoles> payloads{};
   for (size_t role = 0; role < kTensorRoles; ++role) {
@@ -235,7 +198,7 @@ std::vector<ResponseTensor> AttentionCall::Answers(
 }
 
 absl::Status AttentionCall::AllocateOutputs() {
-  reservation_.ShrinkTo(computing_bytes_);
+  reservation_.ShrinkTo(cost_.computing_bytes);
   if (kind_ == PayloadKind::kSharedMemory) {
     output_data_.push_back(shared_.output.writable_data());
     if (answers_.size() > 1) {
@@ -247,10 +210,7 @@ absl::Status AttentionCall::AllocateOutputs() {
   for (const ResponseTensor& answer : answers_) {
     size_bytes += Aligned(SizeBytes(answer));
   }
-  absl::StatusOr<Workspace> outputs =
-      context_.engine.pool().Reserve(size_bytes);
-  if (!outputs.ok()) return outputs.status();
-  outputs_ = *std::move(outputs);
+  ATTND_ASSIGN_OR_RETURN(outputs_, context_.engine.pool().Reserve(size_bytes));
   std::byte* next = outputs_.data();
   for (ResponseTensor& answer : answers_) {
     const int64_t answer_bytes = SizeBytes(answer);
@@ -299,8 +259,7 @@ void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
 }
 
 void AttentionCall::ShrinkToAnswer() {
-  int64_t held_bytes =
-      kMessageEnvelopeBytes + FootprintOf(problem_->options()).held_bytes;
+  int64_t held_bytes = cost_.answering_bytes;
   for (const ResponseTensor& answer : answers_) {
     if (!answer.place) held_bytes += Aligned(SizeBytes(answer));
   }
@@ -376,10 +335,10 @@ absl::Status UnaryCall::Decode(const ReceivedMessage& received,
   alignas(8) char block[2048];
   google::protobuf::Arena arena(block, sizeof(block));
   auto& request = *google::protobuf::Arena::CreateMessage<Request>(&arena);
-  const absl::StatusOr<SplitMessage> split =
-      ParseMessage(received, std::move(light), reservation(), request);
-  if (!split.ok()) return split.status();
-  return TakeRequest(AttentionTensors::Of(request), *split, source_);
+  ATTND_ASSIGN_OR_RETURN(
+      const SplitMessage split,
+      ParseMessage(received, std::move(light), reservation(), request));
+  return TakeRequest(AttentionTensors::Of(request), split, source_);
 }
 
 void UnaryCall::Answer(absl::Status status, const RunStats& stats) {

@@ -19,6 +19,7 @@
 #include "core/attention_problem.h"
 #include "core/tile_scheduler.h"
 #include "core/workspace.h"
+#include "cost/call_cost.h"
 #include "server/calls/service_context.h"
 #include "server/codec/payload_source.h"
 #include "server/codec/request_codec.h"
@@ -85,7 +86,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // Where the kernel reads the tensor of `role`, which the request has.
   std::span<std::byte> Input(TensorRole role);
   // What computing holds, and receiving before it.
-  int64_t computing_bytes() const { return computing_bytes_; }
+  int64_t computing_bytes() const { return cost_.computing_bytes; }
   // What is answered; with data once the outputs are allocated.
   const std::vector<ResponseTensor>& answers() const { return answers_; }
   void DropOutputs() { outputs_ = Workspace(); }
@@ -114,7 +115,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   int64_t message_bytes_ = 0;  // of the one that began the call
   std::optional<AttentionProblem> problem_;
   PayloadKind kind_ = PayloadKind::kData;
-  int64_t computing_bytes_ = 0;
+  CallCost cost_;
   SharedTensors shared_;
   Workspace inputs_;
   Workspace outputs_;

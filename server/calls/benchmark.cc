@@ -15,6 +15,7 @@
 #include "core/fma_peak.h"
 #include "core/naive_attention.h"
 #include "core/reference_attention.h"
+#include "cost/call_cost.h"
 #include "server/calls/benchmark_tensors.h"
 #include "server/codec/response_codec.h"
 #include "server/status/reasons.h"
@@ -112,9 +113,10 @@ class Run {
     naive_bytes_ = naive->naive_bytes;
     const int64_t beside = reservation_.bytes() + kMessageEnvelopeBytes;
     const int64_t tensors = estimate->input_bytes + estimate->output_bytes;
-    if (absl::Status status =
-            reservation_.GrowTo(beside + tensors + estimate->workspace_bytes);
-        !status.ok()) {
+    const std::optional<int64_t> with_flash =
+        CheckedSum({beside, estimate->flash_bytes});
+    if (!with_flash) return BytesOutOfRange();
+    if (absl::Status status = reservation_.GrowTo(*with_flash); !status.ok()) {
       return status;
     }
     // Where it has no tensors of its own, it takes turns with flash on these.

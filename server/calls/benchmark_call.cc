@@ -7,7 +7,7 @@
 
 #include "absl/strings/string_view.h"
 #include "core/field_error.h"
-#include "core/memory_estimator.h"
+#include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
 #include "server/status/reasons.h"
 #include "server/status/status_convert.h"

@@ -74,7 +74,7 @@ void AnswerMemoryEstimate(const ServiceContext& context,
   Run<v1::MemoryEstimateRequest>(
       context, std::move(received), stop, std::move(done),
       [&context](const v1::MemoryEstimateRequest& request) {
-        return EstimateMemory(request, context);
+        return EstimateMemory(request, context.engine, context.limits());
       });
 }
 

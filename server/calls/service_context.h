@@ -6,13 +6,14 @@
 #include <cstdint>
 
 #include "core/attention_engine.h"
+#include "cost/cost_limits.h"
 #include "server/calls/decode_thread.h"
 #include "server/memory/admission.h"
 #include "server/shared_memory/shared_region.h"
 
 namespace attnd::server {
 
-// Borrows what the server owns; outlived by both.
+// Non-owning: what the pointers and references refer to must outlive it.
 struct ServiceContext {
   AttentionEngine& engine;
   Admission& admission;
@@ -24,6 +25,12 @@ struct ServiceContext {
   // Decodes messages that are not light; null: the thread that receives a
   // message decodes it.
   DecodeThread* decoder = nullptr;
+
+  CostLimits limits() const {
+    return {.max_message_bytes = max_message_bytes,
+            .budget_bytes = admission.budget_bytes(),
+            .max_in_flight = admission.max_in_flight()};
+  }
 };
 
 }  // namespace attnd::server

@@ -8,7 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "core/field_error.h"
-#include "core/memory_estimator.h"
+#include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
 #include "server/codec/response_codec.h"
 #include "server/status/reasons.h"

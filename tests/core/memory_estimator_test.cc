@@ -173,58 +173,5 @@ TEST(MemoryEstimatorTest, VeryManyKeysAreCountedToTheByte) {
   EXPECT_GT(estimate->workspace_bytes, 2 * 4 * kKeys);
 }
 
-TEST(InlineFootprintTest, CountsMessageAndTensorsSideBySide) {
-  const MemoryEstimate estimate{.input_bytes = 1000000,
-                                .output_bytes = 300000,
-                                .workspace_bytes = 50000,
-                                .flash_bytes = 1350000};
-  const auto footprint = InlineFootprint(estimate);
-  ASSERT_TRUE(footprint.ok()) << footprint.status();
-  EXPECT_EQ(footprint->wire_bytes, 1000000 + 2 * kMessageEnvelopeBytes);
-  EXPECT_EQ(footprint->peak_per_request_bytes, 1350000 + footprint->wire_bytes);
-  EXPECT_EQ(footprint->required_message_bytes, 1000000 + kMessageEnvelopeBytes);
-}
-
-TEST(InlineFootprintTest, TheResponseMayBeTheLargerMessage) {
-  const MemoryEstimate estimate{.input_bytes = 1000,
-                                .output_bytes = 300000,
-                                .workspace_bytes = 50000,
-                                .flash_bytes = 351000};
-  const auto footprint = InlineFootprint(estimate);
-  ASSERT_TRUE(footprint.ok()) << footprint.status();
-  EXPECT_EQ(footprint->peak_per_request_bytes,
-            351000 + 1000 + 2 * kMessageEnvelopeBytes);
-  EXPECT_EQ(footprint->required_message_bytes, 300000 + kMessageEnvelopeBytes);
-}
-
-TEST(StreamFootprintTest, CountsAFewChunksWhateverTheTensors) {
-  const MemoryEstimate estimate{.input_bytes = 1000000,
-                                .output_bytes = 300000,
-                                .workspace_bytes = 50000,
-                                .flash_bytes = 1350000};
-  const auto footprint = StreamFootprint(estimate);
-  ASSERT_TRUE(footprint.ok()) << footprint.status();
-  EXPECT_EQ(footprint->wire_bytes,
-            16 * kMaxChunkBytes + 18 * kMessageEnvelopeBytes);
-  EXPECT_EQ(footprint->peak_per_request_bytes, 1350000 + footprint->wire_bytes);
-  EXPECT_EQ(footprint->required_message_bytes,
-            kMaxChunkBytes + kMessageEnvelopeBytes);
-  EXPECT_EQ(ReasonOf(StreamFootprint({.flash_bytes = kMax}).status()),
-            kInt64RangeReason);
-}
-
-TEST(InlineFootprintTest, RefusesWhatDoesNotFit) {
-  for (const MemoryEstimate& estimate :
-       {MemoryEstimate{.input_bytes = kMax},
-        {.output_bytes = kMax},
-        {.flash_bytes = kMax},
-        {.input_bytes = kMax / 2 + 1, .flash_bytes = kMax / 2 + 1}}) {
-    const auto footprint = InlineFootprint(estimate);
-    ASSERT_FALSE(footprint.ok());
-    EXPECT_EQ(footprint.status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(ReasonOf(footprint.status()), kInt64RangeReason);
-  }
-}
-
 }  // namespace
 }  // namespace attnd

@@ -83,9 +83,10 @@ void CheckMeaning(const v1::MemoryEstimateRequest& got,
                   const v1::MemoryEstimateRequest&, const SplitMessage&,
                   const ReceivedMessage&) {
   static AttentionEngine engine({.threads = 1});
-  static Admission admission(int64_t{100} << 20, 8);
-  const ServiceContext context{engine, admission, int64_t{16} << 20, 1024};
-  const auto response = EstimateMemory(got, context);
+  const CostLimits limits{.max_message_bytes = int64_t{16} << 20,
+                          .budget_bytes = int64_t{100} << 20,
+                          .max_in_flight = 8};
+  const auto response = EstimateMemory(got, engine, limits);
   if (!response.ok()) CheckRefusal(response.status());
 }
 

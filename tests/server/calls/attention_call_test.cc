@@ -365,7 +365,8 @@ TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
       question.mutable_options()->clear_mask();
     }
     Make(admission_);
-    const auto estimate = EstimateMemory(question, *context_);
+    const auto estimate =
+        EstimateMemory(question, context_->engine, context_->limits());
     ASSERT_TRUE(estimate.ok()) << estimate.status();
     EXPECT_LE(static_cast<int64_t>(request.ByteSizeLong()),
               estimate->required_message_bytes());

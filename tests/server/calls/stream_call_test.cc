@@ -611,7 +611,8 @@ TEST_F(StreamCallTest, ThePeakThatIsEstimatedIsEnough) {
     }
     FakeStream ignored;
     Make(ignored);
-    const auto estimate = EstimateMemory(question, *context_);
+    const auto estimate =
+        EstimateMemory(question, context_->engine, context_->limits());
     ASSERT_TRUE(estimate.ok()) << estimate.status();
     Admission exact(estimate->peak_per_request_bytes(), 1);
     EXPECT_TRUE(Run(exact, Chunked(request, 1 << 20)).status.ok());

@@ -9,7 +9,6 @@
 #include <functional>
 #include <limits>
 
-#include "server/memory/admission.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {
@@ -19,15 +18,16 @@ class EstimateTest : public ::testing::Test {
  protected:
   v1::MemoryEstimateResponse Estimate(
       const v1::MemoryEstimateRequest& request) {
-    const auto response = EstimateMemory(request, context_);
+    const auto response = EstimateMemory(request, engine_, limits_);
     EXPECT_TRUE(response.ok()) << response.status();
     return response.ok() ? *response : v1::MemoryEstimateResponse();
   }
 
   // Bytes differ with the instruction set.
   AttentionEngine engine_{{.threads = 2, .force_isa = Isa::kScalar}};
-  Admission admission_{100LL << 20, 8};
-  ServiceContext context_{engine_, admission_, 16LL << 20, 1024};
+  const CostLimits limits_{.max_message_bytes = 16LL << 20,
+                           .budget_bytes = 100LL << 20,
+                           .max_in_flight = 8};
 };
 
 TEST_F(EstimateTest, TheParts) {
@@ -64,10 +64,10 @@ TEST_F(EstimateTest, ConcurrencyMultipliesAndMayNotFit) {
 TEST_F(EstimateTest, NoMoreRunAtOnceThanAreLetIn) {
   v1::MemoryEstimateRequest request;
   request.set_seq_len(1);
-  request.set_concurrency(admission_.max_in_flight());
+  request.set_concurrency(limits_.max_in_flight);
   EXPECT_TRUE(Estimate(request).fits());
   EXPECT_NE(Estimate(request).limiting_factor(), "max_in_flight");
-  request.set_concurrency(admission_.max_in_flight() + 1);
+  request.set_concurrency(limits_.max_in_flight + 1);
   EXPECT_FALSE(Estimate(request).fits());
   EXPECT_EQ(Estimate(request).limiting_factor(), "max_in_flight");
 }
@@ -93,9 +93,11 @@ TEST_F(EstimateTest, AStreamNeedsNoLargeMessage) {
   EXPECT_LT(got.wire_bytes(), 17 << 20);
   EXPECT_EQ(got.required_message_bytes(), (1 << 20) + 4096);
   // Where messages must be smaller, so are chunks.
-  const ServiceContext small{engine_, admission_, 64 << 10, 1024};
-  EXPECT_EQ(EstimateMemory(request, small)->required_message_bytes(), 64 << 10);
-  EXPECT_TRUE(EstimateMemory(request, small)->fits());
+  CostLimits small = limits_;
+  small.max_message_bytes = 64 << 10;
+  EXPECT_EQ(EstimateMemory(request, engine_, small)->required_message_bytes(),
+            64 << 10);
+  EXPECT_TRUE(EstimateMemory(request, engine_, small)->fits());
 }
 
 // By the limits' shares of this problem it would be the other one.
@@ -103,13 +105,14 @@ TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
   // A little more than two requests hold that are as long as may be.
   constexpr int64_t kBudget = 99LL << 20;
   constexpr int64_t kMessage = 16LL << 20;
-  Admission admission(kBudget, 8);
-  const ServiceContext context{engine_, admission, kMessage, 1024};
+  const CostLimits limits{.max_message_bytes = kMessage,
+                          .budget_bytes = kBudget,
+                          .max_in_flight = 8};
   v1::MemoryEstimateRequest request;
   request.set_concurrency(2);
   const auto estimate = [&](int64_t length) {
     request.set_seq_len(length);
-    return EstimateMemory(request, context).value();
+    return EstimateMemory(request, engine_, limits).value();
   };
   const auto small = estimate(8);
   EXPECT_GT(static_cast<double>(small.peak_bytes()) / kBudget,
@@ -129,11 +132,12 @@ TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
 
 TEST_F(EstimateTest, WithoutLimitsNumbersRunOut) {
   constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
-  Admission admission(kNoLimit, 8);
-  const ServiceContext context{engine_, admission, kNoLimit, 1024};
+  const CostLimits limits{.max_message_bytes = kNoLimit,
+                          .budget_bytes = kNoLimit,
+                          .max_in_flight = 8};
   v1::MemoryEstimateRequest request;
   request.set_seq_len(1000);
-  const auto got = EstimateMemory(request, context);
+  const auto got = EstimateMemory(request, engine_, limits);
   ASSERT_TRUE(got.ok()) << got.status();
   EXPECT_TRUE(got->fits());
   EXPECT_EQ(got->limiting_factor(), "int64_range");
@@ -254,7 +258,7 @@ TEST_F(EstimateTest, ListsBesideAbsurdThreadsDoNotWrap) {
   while (absurd - some > 1) {
     const int64_t threads = some + (absurd - some) / 2;
     request.set_threads(threads);
-    const auto got = EstimateMemory(request, context_);
+    const auto got = EstimateMemory(request, engine_, limits_);
     if (got.ok()) {
       ASSERT_GT(got->peak_bytes(), 0);
       EXPECT_FALSE(got->fits());
@@ -291,96 +295,97 @@ TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
 }
 
 TEST_F(EstimateTest, RefusesByName) {
-  using Asked = v1::MemoryEstimateRequest;
+  using Request = v1::MemoryEstimateRequest;
   constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
   struct Case {
     const char* field;
     bool unbuilt;
-    std::function<void(Asked&)> spoil;
+    std::function<void(Request&)> spoil;
   };
   const Case cases[] = {
-      {"seq_len", false, [](Asked& r) { r.set_seq_len(0); }},
-      {"seq_len", false, [](Asked& r) { r.set_seq_len(-1); }},
-      {"seq_len", false, [](Asked& r) { r.set_seq_len(kHuge); }},
+      {"seq_len", false, [](Request& r) { r.set_seq_len(0); }},
+      {"seq_len", false, [](Request& r) { r.set_seq_len(-1); }},
+      {"seq_len", false, [](Request& r) { r.set_seq_len(kHuge); }},
       {"seq_len", false,
-       [](Asked& r) {
+       [](Request& r) {
          r.set_seq_len(0);
          r.set_q_len(5);
        }},
-      {"dimensions", false, [](Asked& r) { r.set_dimensions(5000); }},
-      {"head_dim", false, [](Asked& r) { r.set_head_dim(5000); }},
-      {"v_head_dim", false, [](Asked& r) { r.set_v_head_dim(5000); }},
+      {"dimensions", false, [](Request& r) { r.set_dimensions(5000); }},
+      {"head_dim", false, [](Request& r) { r.set_head_dim(5000); }},
+      {"v_head_dim", false, [](Request& r) { r.set_v_head_dim(5000); }},
       {"num_q_heads", false,
-       [](Asked& r) {
+       [](Request& r) {
          r.set_num_q_heads(3);
          r.set_num_kv_heads(2);
        }},
-      {"batch", false, [](Asked& r) { r.set_batch(-1); }},
-      {"threads", false, [](Asked& r) { r.set_threads(-1); }},
-      {"concurrency", false, [](Asked& r) { r.set_concurrency(kHuge); }},
-      {"dtype", false, [](Asked& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
-      {"dtype", false, [](Asked& r) { r.set_dtype(v1::DataType(9)); }},
-      {"transport", false, [](Asked& r) { r.set_transport(v1::Transport(9)); }},
+      {"batch", false, [](Request& r) { r.set_batch(-1); }},
+      {"threads", false, [](Request& r) { r.set_threads(-1); }},
+      {"concurrency", false, [](Request& r) { r.set_concurrency(kHuge); }},
+      {"dtype", false, [](Request& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
+      {"dtype", false, [](Request& r) { r.set_dtype(v1::DataType(9)); }},
+      {"transport", false,
+       [](Request& r) { r.set_transport(v1::Transport(9)); }},
       // Axes have no names here, whatever their order.
       {"num_q_heads", false,
-       [](Asked& r) {
+       [](Request& r) {
          r.mutable_options()->set_layout(v1::LAYOUT_BSHD);
          r.set_num_q_heads(3);
          r.set_num_kv_heads(2);
        }},
       {"options.output_region", false,
-       [](Asked& r) { r.mutable_options()->mutable_output_region(); }},
+       [](Request& r) { r.mutable_options()->mutable_output_region(); }},
       {"options.lse_region", false,
-       [](Asked& r) { r.mutable_options()->mutable_lse_region(); }},
+       [](Request& r) { r.mutable_options()->mutable_lse_region(); }},
       {"options.bias.data", false,
-       [](Asked& r) {
+       [](Request& r) {
          *r.mutable_options()->mutable_bias() = DataTensor({10}, 1);
        }},
       {"options.mask.data", false,
-       [](Asked& r) {
+       [](Request& r) {
          *r.mutable_options()->mutable_mask() = MaskTensor({10}, 1);
        }},
       {"options.bias.shape[0]", false,
-       [](Asked& r) {
+       [](Request& r) {
          r.mutable_options()->mutable_bias()->set_dtype(v1::DATA_TYPE_F16);
          r.mutable_options()->mutable_bias()->add_shape(9);
        }},
       {"options.bias.dtype", false,
-       [](Asked& r) { r.mutable_options()->mutable_bias()->add_shape(10); }},
+       [](Request& r) { r.mutable_options()->mutable_bias()->add_shape(10); }},
       {"batch", false,
-       [](Asked& r) {
+       [](Request& r) {
          r.set_batch(2);
          r.mutable_options()->add_cu_seqlens_q(0);
          r.mutable_options()->add_cu_seqlens_k(0);
        }},
       {"options.cu_seqlens_q[1]", false,
-       [](Asked& r) {
+       [](Request& r) {
          for (const int64_t offset : {0, 9}) {
            r.mutable_options()->add_cu_seqlens_q(offset);
            r.mutable_options()->add_cu_seqlens_k(offset);
          }
        }},
       {"options.scale", false,
-       [](Asked& r) {
+       [](Request& r) {
          r.mutable_options()->set_scale(std::numeric_limits<float>::infinity());
        }},
       {"max_batch_for_budget_bytes", false,
-       [](Asked& r) { r.set_max_batch_for_budget_bytes(-1); }},
+       [](Request& r) { r.set_max_batch_for_budget_bytes(-1); }},
       {"max_batch_for_budget_bytes", true,
-       [](Asked& r) { r.set_max_batch_for_budget_bytes(0); }},
+       [](Request& r) { r.set_max_batch_for_budget_bytes(0); }},
       {"max_seq_len_for_budget_bytes", true,
-       [](Asked& r) {
+       [](Request& r) {
          r.set_seq_len(0);
          r.set_max_seq_len_for_budget_bytes(1);
        }},
   };
   for (const Case& test : cases) {
     SCOPED_TRACE(test.field);
-    Asked request;
+    Request request;
     request.set_seq_len(10);
     test.spoil(request);
     const Refusal refusal =
-        RefusalOf(EstimateMemory(request, context_).status());
+        RefusalOf(EstimateMemory(request, engine_, limits_).status());
     EXPECT_EQ(
         refusal.code,
         static_cast<int>(test.unbuilt ? absl::StatusCode::kUnimplemented

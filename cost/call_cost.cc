@@ -1,0 +1,126 @@
+#include "cost/call_cost.h"
+
+#include <algorithm>
+#include <bit>
+#include <optional>
+#include <vector>
+
+#include "core/checked_math.h"
+
+namespace attnd {
+namespace {
+
+// Upper bounds of what the lists in a call's options cost. A list may have a
+// number or more for each batch entry. The sums cannot overflow, because the
+// lists themselves are in memory.
+struct ListCost {
+  int64_t wire_bytes = 0;  // in the request's message
+  int64_t held_bytes = 0;  // as received, as parsed and as decoded
+};
+
+ListCost CostOfLists(const AttentionOptions& options) {
+  // Each byte on the wire is received, and copied to the header that is parsed.
+  // A number has at least one byte on the wire and 8 bytes when it is parsed,
+  // and exists up to three times while protobuf's array grows.
+  constexpr int64_t kHeldPerWireByte = 2 + 3 * 8;
+  constexpr int64_t kDecodedBytes = 2 * 8;
+  constexpr int64_t kListWireBytes = 16;  // tag and length
+  // The parsed message, its payload, and the record of where the payload is.
+  constexpr int64_t kTensorBytes = 640;
+  ListCost cost;
+  const auto add_list = [&](const auto& list) {
+    if (list.empty()) return;
+    int64_t bytes = kListWireBytes;
+    for (const auto element : list) {
+      if constexpr (sizeof(element) == sizeof(int64_t)) {
+        // A varint has 7 bits in a byte.
+        const auto bits = std::bit_width(static_cast<uint64_t>(element) | 1U);
+        bytes += CeilDiv(static_cast<int64_t>(bits), 7);
+      } else {
+        bytes += int64_t{sizeof(element)};
+      }
+    }
+    cost.wire_bytes += bytes;
+    cost.held_bytes += bytes * kHeldPerWireByte +
+                       static_cast<int64_t>(list.size()) * kDecodedBytes;
+  };
+  const auto add_tensor = [&](const std::vector<int64_t>& shape) {
+    cost.wire_bytes += kListWireBytes;
+    cost.held_bytes += kTensorBytes;
+    add_list(shape);
+  };
+  for (const auto* list :
+       {&options.query_offsets, &options.query_lengths, &options.key_lengths,
+        &options.cu_seqlens_q, &options.cu_seqlens_k}) {
+    add_list(*list);
+  }
+  add_list(options.alibi_slopes);
+  add_list(options.sink_logits);
+  if (options.bias) add_tensor(options.bias->shape);
+  if (options.mask_shape) add_tensor(*options.mask_shape);
+  return cost;
+}
+
+}  // namespace
+
+absl::StatusOr<CallCost> CostOfCall(const MemoryEstimate& estimate,
+                                    const AttentionOptions& options,
+                                    const TensorTransfer& transfer) {
+  constexpr int64_t kEnvelopes = 2 * kMessageEnvelopeBytes;  // both ways
+  const ListCost lists = CostOfLists(options);
+  const int64_t copied_bytes = transfer.copied_bytes;
+  int64_t output_bytes = estimate.output_bytes;
+  int64_t buffer_bytes = 0;   // for tensors that are being sent
+  int64_t message_bytes = 0;  // the same, or a larger message that is kept
+  std::optional<int64_t> response_bytes;
+  std::optional<int64_t> required_bytes;
+  switch (transfer.transport) {
+    case Transport::kInline:
+      buffer_bytes = copied_bytes;
+      // The envelope and the lists in the message are counted separately.
+      message_bytes =
+          std::max(buffer_bytes, transfer.kept_message_bytes -
+                                     kMessageEnvelopeBytes - lists.wire_bytes);
+      response_bytes = CheckedSum({output_bytes, kMessageEnvelopeBytes});
+      required_bytes = CheckedSum({std::max(copied_bytes, output_bytes),
+                                   kMessageEnvelopeBytes, lists.wire_bytes});
+      break;
+    case Transport::kStream:
+      buffer_bytes = kStreamBufferBytes;
+      message_bytes = kStreamBufferBytes + transfer.kept_message_bytes;
+      // A chunk is never larger than a message may be. Lists are in the header.
+      response_bytes = std::min(kMaxChunkBytes + kMessageEnvelopeBytes,
+                                transfer.max_message_bytes);
+      required_bytes =
+          std::max(*response_bytes, kMessageEnvelopeBytes + lists.wire_bytes);
+      break;
+    case Transport::kSharedMemory:
+      output_bytes = 0;
+      message_bytes = transfer.kept_message_bytes;
+      response_bytes = kMessageEnvelopeBytes;
+      required_bytes = kMessageEnvelopeBytes + lists.wire_bytes;
+      break;
+  }
+  const int64_t value_copies = transfer.output_as_values ? 2 : 0;
+  const std::optional<int64_t> value_bytes =
+      CheckedProduct({value_copies, output_bytes});
+  const std::optional<int64_t> wire_bytes =
+      CheckedSum({buffer_bytes, kEnvelopes, lists.wire_bytes});
+  const std::optional<int64_t> computing_bytes = CheckedSum(
+      {copied_bytes, output_bytes, estimate.workspace_bytes, message_bytes,
+       kEnvelopes, lists.held_bytes, value_bytes.value_or(0)});
+  const std::optional<int64_t> loading_bytes =
+      CheckedSum({transfer.decoding_bytes, copied_bytes});
+  if (!response_bytes || !required_bytes || !value_bytes || !wire_bytes ||
+      !computing_bytes || !loading_bytes) {
+    return BytesOutOfRange();
+  }
+  return CallCost{.peak_bytes = std::max(*computing_bytes, *loading_bytes),
+                  .computing_bytes = *computing_bytes,
+                  .answering_bytes = kMessageEnvelopeBytes + lists.held_bytes,
+                  .wire_bytes = *wire_bytes,
+                  .response_bytes = *response_bytes,
+                  .required_message_bytes = *required_bytes};
+}
+
+}  // namespace attnd
