@@ -56,10 +56,10 @@ absl::Status BelowHeader(const absl::Status& status) {
 
 StreamCall::~StreamCall() { const std::lock_guard lock(mutex_); }
 
-void StreamCall::Start(Admission::Reservation arrival) {
+void StreamCall::Start(Admission::Reservation pending) {
   {
     const std::lock_guard lock(mutex_);
-    arrival_ = std::move(arrival);
+    pending_ = std::move(pending);
   }
   ReadNext();
 }
@@ -74,7 +74,7 @@ bool StreamCall::TakeTurn() {
   const std::lock_guard lock(mutex_);
   ++turns_;
   read_timer_.Stop(clock_());
-  arrival_.LeaveSlot();
+  pending_.LeaveSlot();
   return !finish_;
 }
 
@@ -236,7 +236,7 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received,
       !status.ok()) {
     return BelowHeader(status);
   }
-  reservation().LendToMessages(kStreamBufferBytes);
+  reservation().SetMessageShare(kStreamBufferBytes);
   for (size_t i = 0; i < kTensorRoles; ++i) {
     const auto& [path, tensor] = tensors.by_role[i];
     if (tensor == nullptr) continue;
@@ -356,7 +356,7 @@ void StreamCall::Computed(absl::Status status, const RunStats& stats) {
   {
     const std::lock_guard lock(mutex_);
     stats_ = stats;
-    reservation().LendToMessages(0);
+    reservation().SetMessageShare(0);
     // What is left to do is to write, which takes as long as the client likes.
     reservation().LeaveSlot();
     ShrinkToAnswer();
@@ -373,7 +373,7 @@ void StreamCall::Pump() {
     busy_ = true;
     if (finish_) {
       finish = finish_;
-      arrival_.LeaveSlot();
+      pending_.LeaveSlot();
       reservation().LeaveSlot();
     } else {
       message = std::exchange(header_due_, false)

@@ -43,8 +43,9 @@ class StreamCall final : public AttentionCall, public WatchedCall {
         clock_(clock) {}
   ~StreamCall() override;
 
-  // Holds `arrival` until the first message is here.
-  void Start(Admission::Reservation arrival = {});
+  // Starts to read. `pending` is the slot of a stream that waits for its first
+  // message, and is given back when that message has arrived.
+  void Start(Admission::Reservation pending = {});
   // What Read came to: a message or, with OnEnd, none: the client has ended its
   // side, or is gone.
   void OnMessage(absl::StatusOr<ReceivedMessage> received);
@@ -94,7 +95,7 @@ class StreamCall final : public AttentionCall, public WatchedCall {
 
   MessageStream& stream_;
   const Clock clock_;
-  Admission::Reservation arrival_;
+  Admission::Reservation pending_;
 
   // gRPC calls one after the other, from threads of its own. Thread sanitizer
   // cannot see how it orders them; it sees the mutex.

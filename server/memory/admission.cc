@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "core/field_error.h"
 #include "server/status/reasons.h"
 #include "server/status/status_convert.h"
@@ -12,8 +13,8 @@
 namespace attnd::server {
 namespace {
 
-// About what a mid-sized request takes: soon enough to keep the workers busy,
-// late enough that retries do not crowd out the work.
+// About the time of a mid-sized request. Clients retry soon enough to keep the
+// workers busy, and late enough that retries do not take the workers' time.
 constexpr std::chrono::milliseconds kRetryDelay{100};
 
 }  // namespace
@@ -26,8 +27,8 @@ struct Admission::State {
         pool(idle_pool),
         messages(std::move(quota)) {}
 
-  // Moves a reservation from `held` to `wanted` bytes; `mutex` is held. Once it
-  // is not, MakeRoom has to keep what was promised.
+  // Changes a reservation from `held` to `wanted` bytes. Needs `mutex`. After
+  // the caller has released it, the caller must call MakeRoom.
   absl::Status Grow(int64_t held, int64_t wanted) {
     const int64_t used_by_others = used.bytes - held;
     if (wanted <= budget_bytes - used_by_others) {
@@ -44,9 +45,9 @@ struct Admission::State {
     return WithRetryDelay(std::move(refusal), kRetryDelay);
   }
 
-  // For what grew to `used_bytes`. Without the mutex, for unmapping half a GiB
-  // takes tens of milliseconds; who grew meanwhile makes its own room before it
-  // allocates.
+  // Frees idle memory, now that `used_bytes` are reserved. Runs without the
+  // mutex, because to unmap half a GiB takes tens of milliseconds. A request
+  // that grows in the meantime makes room for itself before it allocates.
   void MakeRoom(int64_t used_bytes) const {
     if (pool != nullptr) pool->TrimTo(budget_bytes - used_bytes);
     if (messages == nullptr) return;
@@ -68,14 +69,14 @@ Admission::Reservation& Admission::Reservation::operator=(
     Reservation&& other) noexcept {
   std::swap(state_, other.state_);
   std::swap(bytes_, other.bytes_);
-  std::swap(lent_bytes_, other.lent_bytes_);
+  std::swap(message_bytes_, other.message_bytes_);
   std::swap(has_slot_, other.has_slot_);
   return *this;
 }
 
 Admission::Reservation::~Reservation() {
   if (!state_) return;
-  LendToMessages(0);
+  SetMessageShare(0);
   const std::lock_guard lock(state_->mutex);
   state_->used.bytes -= bytes_;
   if (has_slot_) --state_->used.in_flight;
@@ -90,21 +91,20 @@ void Admission::Reservation::LeaveSlot() {
   --state_->used.in_flight;
 }
 
-void Admission::Reservation::LendToMessages(int64_t bytes) {
-  if (state_->messages == nullptr || bytes == lent_bytes_) return;
-  if (bytes > lent_bytes_) {
-    state_->messages->Hold(bytes - lent_bytes_);
+void Admission::Reservation::SetMessageShare(int64_t bytes) {
+  if (state_->messages == nullptr || bytes == message_bytes_) return;
+  if (bytes > message_bytes_) {
+    state_->messages->AddHeld(bytes - message_bytes_);
   } else {
-    state_->messages->Drop(lent_bytes_ - bytes);
+    state_->messages->RemoveHeld(message_bytes_ - bytes);
   }
-  lent_bytes_ = bytes;
+  message_bytes_ = bytes;
 }
 
 absl::Status Admission::Reservation::GrowTo(int64_t bytes) {
   if (bytes <= bytes_) return absl::OkStatus();
   std::unique_lock lock(state_->mutex);
-  absl::Status status = state_->Grow(bytes_, bytes);
-  if (!status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(state_->Grow(bytes_, bytes));
   bytes_ = bytes;
   const int64_t used_bytes = state_->used.bytes;
   lock.unlock();
@@ -142,7 +142,7 @@ absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
                    kTooManyRequests),
         kRetryDelay);
   }
-  if (absl::Status status = state_->Grow(0, bytes); !status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(state_->Grow(0, bytes));
   ++state_->used.in_flight;
   ++state_->used.reservations;
   const int64_t used_bytes = state_->used.bytes;

@@ -1,7 +1,7 @@
-// Who may come in: a byte budget and a number of requests, kept before memory
-// is allocated. Never waits, so two requests that grow cannot deadlock. Knows
-// no gRPC and no attention, but the pool whose idle memory the budget covers,
-// and the messages that arrive beside it.
+// Admits requests by two limits: a budget of bytes, and a number of requests.
+// Both are checked before memory is allocated. Admission never waits, so two
+// requests that need more bytes cannot deadlock. Knows neither gRPC nor
+// attention.
 #ifndef ATTND_SERVER_MEMORY_ADMISSION_H_
 #define ATTND_SERVER_MEMORY_ADMISSION_H_
 
@@ -22,30 +22,31 @@ class Admission {
   struct State;
 
  public:
-  // A request's slot and bytes, given back by the destructor at the latest.
-  // Movable; used by one thread at a time.
+  // The slot and the bytes of one request. The destructor gives back what is
+  // left of them. Movable. Only one thread may use it at a time.
   class Reservation {
    public:
     Reservation() = default;
     Reservation(Reservation&& other) noexcept
         : state_(std::move(other.state_)),
           bytes_(std::exchange(other.bytes_, 0)),
-          lent_bytes_(std::exchange(other.lent_bytes_, 0)),
+          message_bytes_(std::exchange(other.message_bytes_, 0)),
           has_slot_(std::exchange(other.has_slot_, false)) {}
     Reservation& operator=(Reservation&& other) noexcept;
     ~Reservation();
 
-    // Holds at least `bytes` in all, or refuses and changes nothing:
-    // RESOURCE_EXHAUSTED, with RetryInfo where the whole budget would do.
+    // Makes sure that at least `bytes` are reserved in total. Otherwise changes
+    // nothing and returns RESOURCE_EXHAUSTED, with RetryInfo unless `bytes`
+    // exceed the whole budget.
     absl::Status GrowTo(int64_t bytes);
-    // Gives back what is held above `bytes`.
+    // Gives back what is reserved above `bytes`.
     void ShrinkTo(int64_t bytes);
-    // Before the answer goes: whoever has it finds the slot free. The bytes
-    // stay for as long as they are held.
+    // Gives the slot back, but not the bytes. Call it before the answer is
+    // sent, so that a client that has the answer finds the slot free.
     void LeaveSlot();
-    // Of what is held, `bytes` are for messages that come for this request,
-    // from now until another number is said or the reservation goes.
-    void LendToMessages(int64_t bytes);
+    // Declares that `bytes` of this reservation are for messages that arrive.
+    // Applies until the next call or until the reservation ends.
+    void SetMessageShare(int64_t bytes);
     int64_t bytes() const { return bytes_; }
 
    private:
@@ -55,36 +56,38 @@ class Admission {
 
     std::shared_ptr<State> state_;
     int64_t bytes_ = 0;
-    int64_t lent_bytes_ = 0;
+    int64_t message_bytes_ = 0;
     bool has_slot_ = false;
   };
 
   struct Usage {
     int64_t bytes = 0;
-    int64_t in_flight = 0;  // slots
+    int64_t in_flight = 0;  // slots that are taken
     int64_t reservations = 0;
   };
 
-  // What is reserved and what lies idle in `pool` together stay within the
-  // budget: idle memory goes when a request needs its room, and so does what
-  // `messages` left. `pool` must outlive every reservation; null: none.
+  // The budget covers what is reserved and what `pool` keeps for later: when a
+  // request needs room, idle memory of `pool` is freed, and `messages` makes
+  // malloc give memory back. Either may be null. `pool` must outlive every
+  // reservation.
   Admission(int64_t budget_bytes, int64_t max_in_flight,
             WorkspacePool* pool = nullptr,
             std::shared_ptr<MessageQuota> messages = nullptr);
 
-  // A slot and `bytes`, or RESOURCE_EXHAUSTED at once; UNAVAILABLE once closed.
+  // Returns a slot with `bytes`, or RESOURCE_EXHAUSTED, or UNAVAILABLE after
+  // Close.
   absl::StatusOr<Reservation> Admit(int64_t bytes);
-  // Lets nobody in from now on.
+  // Refuses all requests from now on.
   void Close();
 
   int64_t budget_bytes() const;
   int64_t max_in_flight() const;
   Usage usage() const;
 
-  // Waits until no reservation is left, `timeout` has passed or Interrupt is
-  // called; true where none is left.
+  // Waits until no reservation is left, until `timeout` has passed, or until
+  // Interrupt is called. Returns whether no reservation is left.
   bool WaitIdle(std::chrono::nanoseconds timeout);
-  // Ends every WaitIdle, for good.
+  // Ends every WaitIdle, now and later.
   void Interrupt();
 
  private:

@@ -12,12 +12,12 @@
 namespace attnd::server {
 namespace {
 
-// Messages of less than this are no reason to resize.
+// A smaller change is not worth a call of `resize_`.
 constexpr int64_t kStepBytes = int64_t{8} << 20;
 
-// The sum, or the largest int64 if the sum does not fit: a budget may have any
-// size.
-int64_t SumOrMost(std::initializer_list<int64_t> terms) {
+// Returns the sum, or the largest int64 if the sum does not fit, because a
+// budget may have any size.
+int64_t SaturatingSum(std::initializer_list<int64_t> terms) {
   return CheckedSum(terms).value_or(std::numeric_limits<int64_t>::max());
 }
 
@@ -28,28 +28,29 @@ const char* HeapEnd() { return static_cast<const char*>(sbrk(0)); }
 MessageQuota::MessageQuota(const Limits& limits,
                            std::function<void(int64_t)> resize)
     : limits_(limits), resize_(std::move(resize)), heap_begin_(HeapEnd()) {
-  Hold(0);
+  AddHeld(0);
 }
 
-void MessageQuota::Hold(int64_t bytes) {
+void MessageQuota::AddHeld(int64_t bytes) {
   std::unique_lock lock(mutex_);
   held_bytes_ += bytes;
   Resize(lock);
 }
 
-void MessageQuota::Drop(int64_t bytes) {
+void MessageQuota::RemoveHeld(int64_t bytes) {
   std::unique_lock lock(mutex_);
   held_bytes_ -= bytes;
-  dropped_bytes_ += bytes;
+  removed_bytes_ += bytes;
   Resize(lock);
 }
 
-// Tells without the lock: calls that are ended by it come back here, perhaps in
-// this thread.
+// Releases the lock for `resize_`, because gRPC may end calls in it, and those
+// call RemoveHeld, perhaps in this thread.
 void MessageQuota::Resize(std::unique_lock<std::mutex>& lock) {
   if (resizing_) return;
   for (;;) {
-    const int64_t size_bytes = SumOrMost({limits_.arriving_bytes, held_bytes_});
+    const int64_t size_bytes =
+        SaturatingSum({limits_.arriving_bytes, held_bytes_});
     const bool told = told_bytes_ >= 0;
     if (told && std::abs(size_bytes - told_bytes_) < kStepBytes) return;
     told_bytes_ = size_bytes;
@@ -61,21 +62,21 @@ void MessageQuota::Resize(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-// Blocks that were freed between others stay mapped, below the end of the heap.
-// Giving them back costs milliseconds and the next messages their pages, so it
-// is done where it must be, and not before as much was freed again as may be
-// kept.
+// malloc keeps freed blocks mapped if there are used blocks above them. To give
+// them back takes milliseconds, and the next messages need new pages. So this
+// is done only when memory could run out, and only when more has been freed
+// since the last time than malloc may keep.
 void MessageQuota::MakeRoom(int64_t reserved_bytes, int64_t idle_bytes) {
   {
     const std::lock_guard lock(mutex_);
     const int64_t heap_bytes = HeapEnd() - heap_begin_;
-    if (dropped_bytes_ <= limits_.kept_bytes ||
-        SumOrMost({reserved_bytes, -held_bytes_, idle_bytes, heap_bytes}) <=
-            SumOrMost({limits_.budget_bytes, limits_.arriving_bytes,
-                       limits_.kept_bytes})) {
+    if (removed_bytes_ <= limits_.kept_bytes ||
+        SaturatingSum({reserved_bytes, -held_bytes_, idle_bytes, heap_bytes}) <=
+            SaturatingSum({limits_.budget_bytes, limits_.arriving_bytes,
+                           limits_.kept_bytes})) {
       return;
     }
-    dropped_bytes_ = 0;
+    removed_bytes_ = 0;
   }
 #ifdef __GLIBC__
   malloc_trim(0);

@@ -1,5 +1,5 @@
-// How much memory gRPC may take for messages, so that they and the budget of
-// requests together stay within what the server has. Knows no gRPC.
+// Decides how much memory gRPC may use for messages, so that messages and the
+// budget of calls together stay within the memory of the server. Knows no gRPC.
 #ifndef ATTND_SERVER_MEMORY_MESSAGE_QUOTA_H_
 #define ATTND_SERVER_MEMORY_MESSAGE_QUOTA_H_
 
@@ -11,30 +11,32 @@
 
 namespace attnd::server {
 
-// gRPC receives a message to its end before anybody is asked to let it in, and
-// says nothing of it until then. So what arrives has a share of its own, beside
-// the messages of requests, which are part of what those have reserved. Where
-// it is full gRPC ends calls until it is not. Thread-safe.
+// gRPC receives a whole message before it tells the server about it. So
+// messages that arrive have a share of memory of their own. The messages of
+// admitted calls are not part of it, because those calls have reserved their
+// bytes. When the share is exhausted, gRPC ends arbitrary calls until memory is
+// free again. Thread-safe.
 class MessageQuota {
  public:
   struct Limits {
-    int64_t budget_bytes = 0;    // of requests, by Admission
-    int64_t arriving_bytes = 0;  // of messages that are not let in
-    int64_t kept_bytes = 0;      // that malloc may keep of messages that went
+    int64_t budget_bytes = 0;    // what Admission may reserve for calls
+    int64_t arriving_bytes = 0;  // the share of messages that arrive
+    int64_t kept_bytes = 0;      // what malloc may keep of freed messages
   };
 
-  // `resize` takes what all messages may come to, and may call back. It is
-  // called at once, and again when that has changed by some MiB.
+  // `resize` tells gRPC how many bytes all messages together may take. The
+  // constructor calls it, and it is called again when that number has changed
+  // by several MiB. It is called without a lock, so it may call this object.
   MessageQuota(const Limits& limits, std::function<void(int64_t)> resize);
 
-  // A message that is all there, until the object goes.
+  // Counts a message that has arrived, until this object is destroyed.
   class Held {
    public:
     Held(std::shared_ptr<MessageQuota> quota, int64_t bytes)
         : quota_(std::move(quota)), bytes_(bytes) {
-      quota_->Hold(bytes_);
+      quota_->AddHeld(bytes_);
     }
-    ~Held() { quota_->Drop(bytes_); }
+    ~Held() { quota_->RemoveHeld(bytes_); }
     Held(const Held&) = delete;
     Held& operator=(const Held&) = delete;
 
@@ -43,17 +45,19 @@ class MessageQuota {
     const int64_t bytes_;
   };
 
-  // Of what requests have reserved, gRPC holds so much more, or less.
-  void Hold(int64_t bytes);
-  void Drop(int64_t bytes);
+  // Records that `bytes` that a call has reserved are now in gRPC's buffers, or
+  // no longer are.
+  void AddHeld(int64_t bytes);
+  void RemoveHeld(int64_t bytes);
 
-  // Before a request allocates: all of them have reserved `reserved_bytes`, and
-  // `idle_bytes` lie in the pool. malloc gives back what it keeps, where that
-  // would be too much.
+  // Call this before a call allocates memory. `reserved_bytes` is what all
+  // calls have reserved, and `idle_bytes` is what the pool keeps. If the server
+  // could exceed its memory, makes malloc give freed messages back to the
+  // system.
   void MakeRoom(int64_t reserved_bytes, int64_t idle_bytes);
 
  private:
-  // With `mutex_` held, which is let go for a while.
+  // Calls `resize_` if it is due. Needs `mutex_`, and releases it meanwhile.
   void Resize(std::unique_lock<std::mutex>& lock);
 
   const Limits limits_;
@@ -62,8 +66,8 @@ class MessageQuota {
 
   std::mutex mutex_;
   int64_t held_bytes_ = 0;
-  int64_t dropped_bytes_ = 0;  // since malloc gave back what it kept
-  int64_t told_bytes_ = -1;    // to `resize_`
+  int64_t removed_bytes_ = 0;  // since malloc last gave memory back
+  int64_t told_bytes_ = -1;    // the last argument of `resize_`; -1: none yet
   bool resizing_ = false;
 };
 

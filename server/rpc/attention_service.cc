@@ -211,13 +211,13 @@ class StreamReactor final
             context, static_cast<MessageStream&>(*this), DeadlineOf(rpc))) {}
 
   void Start(SilenceWatch& watch,
-             absl::StatusOr<Admission::Reservation> arrival) {
-    if (!arrival.ok()) {
-      Finish(arrival.status());
+             absl::StatusOr<Admission::Reservation> pending) {
+    if (!pending.ok()) {
+      Finish(pending.status());
       return;
     }
     watch.Add(call_);
-    call_->Start(*std::move(arrival));
+    call_->Start(*std::move(pending));
   }
   void OnReadDone(bool ok) override {
     const std::shared_ptr<StreamCall> call = call_;
@@ -279,7 +279,7 @@ class RawAttentionService final : public RawBase {
                       std::shared_ptr<MessageQuota> messages)
       : context_(context),
         messages_(std::move(messages)),
-        arrivals_(/*budget_bytes=*/0, context.admission.max_in_flight()),
+        pending_streams_(/*budget_bytes=*/0, context.admission.max_in_flight()),
         silence_watch_(context.stream_idle_timeout) {}
 
   grpc::ServerUnaryReactor* Attention(CallbackServerContext* rpc,
@@ -320,7 +320,7 @@ class RawAttentionService final : public RawBase {
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
       CallbackServerContext* rpc) override {
     auto* reactor = new StreamReactor(context_, messages_, *rpc);
-    reactor->Start(silence_watch_, arrivals_.Admit(0));
+    reactor->Start(silence_watch_, pending_streams_.Admit(0));
     return reactor;
   }
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
@@ -355,9 +355,10 @@ class RawAttentionService final : public RawBase {
 
   const ServiceContext& context_;
   const std::shared_ptr<MessageQuota> messages_;
-  // Of streams whose headers are still to come. Apart from those that were let
-  // in, which a drain waits for and who have shown what they are for.
-  Admission arrivals_;
+  // Limits the number of streams that have not sent a header yet. It has no
+  // budget, because they reserve no bytes. They do not count as calls in
+  // flight: a drain waits for those, and not for a stream without a header.
+  Admission pending_streams_;
   SilenceWatch silence_watch_;
   BenchmarkRunner benchmarks_;
 };

@@ -346,25 +346,25 @@ TEST_F(StreamCallTest, ASilentClientIsEndedAndGivesBackWhatItHeld) {
 }
 
 TEST_F(StreamCallTest, WhoSendsAHeaderLeavesTheDoor) {
-  Admission arrivals(0, 1);
+  Admission pending(0, 1);
   const std::vector<Request> messages = Chunked(GoodAttention(), 100);
   {
     FakeStream stream;
     const auto call = Make(stream);
-    call->Start(*arrivals.Admit(0));
-    EXPECT_EQ(arrivals.usage().in_flight, 1);
+    call->Start(*pending.Admit(0));
+    EXPECT_EQ(pending.usage().in_flight, 1);
     ASSERT_TRUE(stream.TakeRead());
     call->OnMessage(InSlices(messages[0].SerializeAsString(), 5000, 1));
-    EXPECT_EQ(arrivals.usage().in_flight, 0);
+    EXPECT_EQ(pending.usage().in_flight, 0);
     call->EndIfSilent(kAtOnce);
   }
   // And who is ended there.
   FakeStream stream;
   const auto call = Make(stream);
-  call->Start(*arrivals.Admit(0));
+  call->Start(*pending.Admit(0));
   call->EndIfSilent(kAtOnce);
   ASSERT_TRUE(stream.finished());
-  EXPECT_EQ(arrivals.usage().in_flight, 0);
+  EXPECT_EQ(pending.usage().in_flight, 0);
 }
 
 // The query has four times the bytes that have to move within a timeout. Key
