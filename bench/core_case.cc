@@ -40,6 +40,8 @@ class Normal {
         std::generate_n(halves, bytes / 2,
                         [&] { return BF16FromFloat(Next()); });
         break;
+      case DataType::kBool:
+        break;
     }
     return to;
   }
@@ -64,10 +66,9 @@ std::string_view DataTypeName(DataType type) {
       return "f16";
     case DataType::kBF16:
       return "bf16";
-    case DataType::kF32:
-      break;
+    default:
+      return "f32";
   }
-  return "f32";
 }
 
 AttentionProblem ProblemOf(const Case& c) {
@@ -80,8 +81,8 @@ AttentionProblem ProblemOf(const Case& c) {
   if (c.window > 0) options.window_left = c.window - 1;
   options.block_size = c.block_size;
   options.precision = c.precision;
-  options.return_lse = c.pass == Case::Pass::kBackward;
-  return AttentionProblem::Create(query, key, key, options).value();
+  const OutputOptions outputs{.return_lse = c.pass == Case::Pass::kBackward};
+  return AttentionProblem::Create(query, key, key, options, outputs).value();
 }
 
 Tensors::Tensors(const Case& c, const AttentionProblem& problem) {

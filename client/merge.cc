@@ -16,20 +16,6 @@
 namespace attnd::client {
 namespace {
 
-const char* NameOf(DataType type) {
-  switch (type) {
-    case DataType::kF32:
-      return "F32";
-    case DataType::kF16:
-      return "F16";
-    case DataType::kBF16:
-      return "BF16";
-    case DataType::kBool:
-      return "BOOL";
-  }
-  return "an unknown type";
-}
-
 absl::Status CheckElements(const std::string& field,
                            const ConstElements& elements, bool f32_only,
                            int64_t count) {

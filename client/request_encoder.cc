@@ -1,87 +1,88 @@
 #include "client/request_encoder.h"
 
+#include <google/protobuf/reflection.h>
+
 #include <bit>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "base/attention_options.h"
 #include "proto/message_pieces.h"
 
 namespace attnd::client {
 namespace {
 
+using google::protobuf::Message;
+
 static_assert(std::endian::native == std::endian::little,
               "tensors travel as the bytes of little-endian floats");
 
-v1::Causal EncodeCausal(Causal causal) {
-  switch (causal) {
-    case Causal::kNone:
-      return v1::CAUSAL_UNSPECIFIED;
-    case Causal::kTopLeft:
-      return v1::CAUSAL_TOP_LEFT;
-    case Causal::kBottomRight:
-      return v1::CAUSAL_BOTTOM_RIGHT;
-  }
-  return v1::CAUSAL_UNSPECIFIED;
-}
-
-v1::Transport EncodeTransport(Transport transport) {
-  switch (transport) {
-    case Transport::kInline:
-      return v1::TRANSPORT_INLINE;
-    case Transport::kStream:
-      return v1::TRANSPORT_STREAM;
-    case Transport::kSharedMemory:
-      return v1::TRANSPORT_SHARED_MEMORY;
-  }
-  return v1::TRANSPORT_UNSPECIFIED;
-}
-
-v1::Precision EncodePrecision(Precision precision) {
-  switch (precision) {
-    case Precision::kAuto:
-      return v1::PRECISION_UNSPECIFIED;
-    case Precision::kF32:
-      return v1::PRECISION_F32;
-    case Precision::kBF16:
-      return v1::PRECISION_BF16;
-  }
-  return v1::PRECISION_UNSPECIFIED;
-}
-
-template <typename T>
-void EncodeList(const std::vector<T>& list,
-                google::protobuf::RepeatedField<T>* proto) {
-  if (!list.empty()) proto->Assign(list.begin(), list.end());
-}
-
-// Type and shape.
+// Writes the type and shape.
 void DescribeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
   proto->set_dtype(EncodeType(tensor.data.type()));
-  EncodeList(tensor.shape, proto->mutable_shape());
+  proto->mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
 }
 
-// Everything but bias and mask.
+// Writes one option to a message by protobuf's reflection. An overload for each
+// kind of option. Most options of most calls have their default: then the
+// message stays as it is, and the field is not even looked up.
+class FieldWriter {
+ public:
+  FieldWriter(const char* name, Message* message)
+      : name_(name), message_(message) {}
+
+  void Write(int64_t number) const {
+    if (number != 0) Set(number);
+  }
+
+  template <typename T>
+  void Write(const std::optional<T>& value) const {
+    if (value) Set(*value);
+  }
+
+  template <typename Enum>
+  void Write(Enum value) const requires(std::is_enum_v<Enum>) {
+    if (value == kNamedValues<Enum>.front().value) return;  // the default
+    reflection().SetEnumValue(message_, field(), static_cast<int>(value));
+  }
+
+  template <typename Number>
+  void Write(const std::vector<Number>& list) const {
+    if (list.empty()) return;
+    const auto to =
+        reflection().GetMutableRepeatedFieldRef<Number>(message_, field());
+    for (const Number number : list) to.Add(number);
+  }
+
+ private:
+  void Set(int64_t number) const {
+    reflection().SetInt64(message_, field(), number);
+  }
+  void Set(float number) const {
+    reflection().SetFloat(message_, field(), number);
+  }
+  // The callers below write tensors, with or without elements.
+  void Set(const ConstTensor&) const {}
+
+  const google::protobuf::FieldDescriptor* field() const {
+    return message_->GetDescriptor()->FindFieldByName(name_);
+  }
+  const google::protobuf::Reflection& reflection() const {
+    return *message_->GetReflection();
+  }
+
+  const char* name_;
+  Message* message_;
+};
+
+// Writes all options but bias and mask.
 void DescribeOptions(const AttentionOptions& options,
                      v1::AttentionOptions* proto) {
-  if (options.scale) proto->set_scale(*options.scale);
-  if (options.temperature) proto->set_temperature(*options.temperature);
-  proto->set_block_size(options.block_size);
-  if (options.layout == Layout::kBshd) proto->set_layout(v1::LAYOUT_BSHD);
-  proto->set_causal(EncodeCausal(options.causal));
-  EncodeList(options.query_offsets, proto->mutable_query_offsets());
-  if (options.window_left) proto->set_window_left(*options.window_left);
-  if (options.window_right) proto->set_window_right(*options.window_right);
-  if (options.logits_soft_cap) {
-    proto->set_logits_soft_cap(*options.logits_soft_cap);
-  }
-  EncodeList(options.alibi_slopes, proto->mutable_alibi_slopes());
-  EncodeList(options.sink_logits, proto->mutable_sink_logits());
-  EncodeList(options.query_lengths, proto->mutable_query_lengths());
-  EncodeList(options.key_lengths, proto->mutable_key_lengths());
-  EncodeList(options.cu_seqlens_q, proto->mutable_cu_seqlens_q());
-  EncodeList(options.cu_seqlens_k, proto->mutable_cu_seqlens_k());
-  proto->set_precision(EncodePrecision(options.precision));
+  ForEachOption([&](const char* name, auto member, const auto&...) {
+    FieldWriter(name, proto).Write(member(options));
+  });
 }
 
 }  // namespace
@@ -92,17 +93,7 @@ void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto) {
 }
 
 v1::DataType EncodeType(DataType type) {
-  switch (type) {
-    case DataType::kF32:
-      return v1::DATA_TYPE_F32;
-    case DataType::kF16:
-      return v1::DATA_TYPE_F16;
-    case DataType::kBF16:
-      return v1::DATA_TYPE_BF16;
-    case DataType::kBool:
-      return v1::DATA_TYPE_BOOL;
-  }
-  return v1::DATA_TYPE_UNSPECIFIED;
+  return static_cast<v1::DataType>(type);
 }
 
 void AddTensor(int number, const ConstTensor& tensor,
@@ -180,7 +171,7 @@ v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
   proto.set_threads(options.threads);
   proto.set_concurrency(options.concurrency);
   proto.set_dtype(EncodeType(options.dtype));
-  proto.set_transport(EncodeTransport(options.transport));
+  proto.set_transport(static_cast<v1::Transport>(options.transport));
   v1::AttentionOptions& attention = *proto.mutable_options();
   DescribeOptions(options.attention, &attention);
   if (const auto& bias = options.attention.bias) {

@@ -16,21 +16,21 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "base/shape.h"
+#include "base/types.h"
 
 namespace attnd::client {
 
-// The type of a tensor's elements.
-enum class DataType {
-  kF32,
-  kF16,   // IEEE 754 binary16
-  kBF16,  // bfloat16
-  kBool,  // one byte: 0 is false, anything else true
-};
-
-// Bytes of one element.
-constexpr int64_t SizeOf(DataType type) {
-  return type == DataType::kF32 ? 4 : type == DataType::kBool ? 1 : 2;
-}
+// What the server uses as well.
+using attnd::Causal;
+using attnd::DataType;
+using attnd::ElementCount;
+using attnd::Layout;
+using attnd::LseShape;
+using attnd::OutputShape;
+using attnd::Precision;
+using attnd::SizeOf;
+using attnd::Transport;
 
 template <typename Range>
 concept ContiguousRange =
@@ -170,60 +170,13 @@ struct BackwardOutputs {
   std::span<float> grad_value;
 };
 
-// The query's shape with the value's last axis; empty where either is.
-std::vector<int64_t> OutputShape(const std::vector<int64_t>& query_shape,
-                                 const std::vector<int64_t>& value_shape);
-
-// The order of axes in memory.
-enum class Layout {
-  kBhsd,  // [batch, heads, seq, dim]
-  kBshd,  // [batch, seq, heads, dim]
-};
-
-// [batch, heads, seq] without the axes that the query lacks, in every layout.
-std::vector<int64_t> LseShape(const std::vector<int64_t>& query_shape,
-                              Layout layout = Layout::kBhsd);
-
-// The product of the axes; nothing where one is negative or it overflows.
-std::optional<int64_t> ElementCount(const std::vector<int64_t>& shape);
-
-// Which keys a query row may see by position: those with j <= p(i).
-enum class Causal {
-  kNone,
-  kTopLeft,      // p(i) = i
-  kBottomRight,  // p(i) = i + key length - query length of the batch entry
-};
-
-// The arithmetic of the products; sums are always f32.
-enum class Precision {
-  kAuto,  // the fastest that keeps the documented error of the input type
-  kF32,
-  kBF16,
-};
-
-// Everything that shapes the scores, by the names that the contract gives it:
-// AttentionOptions in attnd/v1/attention.proto has the formula. Unset, empty or
-// 0 takes the server's default.
+// Everything that shapes the scores. The members are listed and described in
+// base/attention_options.def: AttentionOptions{.causal = Causal::kTopLeft}.
 struct AttentionOptions {
-  std::optional<float> scale = {};        // 1 / sqrt(head_dim)
-  std::optional<float> temperature = {};  // 1
-  int64_t block_size = 0;                 // keys in a tile; 0 = automatic
-  Layout layout = Layout::kBhsd;
-  Causal causal = Causal::kNone;
-  std::vector<int64_t> query_offsets = {};  // one for all, or one an entry
-  std::optional<int64_t> window_left = {};
-  std::optional<int64_t> window_right = {};
-  std::optional<float> logits_soft_cap = {};
-  std::vector<float> alibi_slopes = {};  // one a query head
-  std::vector<float> sink_logits = {};   // one a query head
-  // Each broadcast as NumPy does to [batch, q_heads, q_len, kv_len].
-  std::optional<ConstTensor> bias = {};     // F32, F16 or BF16
-  std::optional<ConstTensor> mask = {};     // BOOL, true = visible
-  std::vector<int64_t> query_lengths = {};  // one an entry
-  std::vector<int64_t> key_lengths = {};
-  std::vector<int64_t> cu_seqlens_q = {};  // a ragged batch's offsets
-  std::vector<int64_t> cu_seqlens_k = {};
-  Precision precision = Precision::kAuto;
+  using Tensor = ConstTensor;
+
+#define ATTND_OPTION(type, name, initial, ...) type name = initial;
+#include "base/attention_options.def"
 };
 
 // What ran on the server, and what it took.
@@ -278,13 +231,6 @@ struct BenchmarkResult {
   int64_t flash_peak_bytes = 0;
   ExecutionStats stats;
   int64_t repetitions = 0;  // how many runs the medians are of
-};
-
-// How a problem's tensors would travel.
-enum class Transport {
-  kInline,  // in one message each way
-  kStream,  // in chunks
-  kSharedMemory,
 };
 
 // A problem without its data. 0 takes the server's default.

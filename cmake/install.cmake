@@ -17,6 +17,9 @@ install(TARGETS attnctl RUNTIME)
 # The other libraries are needed for linking, but are not part of the interface.
 install(TARGETS attnd_client attnd_merge attnd_messages attnd_transport
   EXPORT attnd_targets ARCHIVE)
+# The client's headers include these.
+install(FILES base/attention_options.def base/shape.h base/types.h
+  DESTINATION ${attnd_include_dir}/base)
 install(FILES
   client/attention_client.h client/error_details.h client/merge.h
   client/shared_region.h client/types.h

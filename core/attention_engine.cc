@@ -272,6 +272,9 @@ void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
                                      const BackwardBuffers& buffers,
                                      const StopSignal* stop, Done done,
                                      InputSource* source) {
+  if (absl::Status status = problem.CheckGradients(); !status.ok()) {
+    return done(status, {});
+  }
   BackwardPlan plan(problem, machine_);
   RunStats stats;
   stats.isa = plan.isa();

@@ -62,8 +62,9 @@ class AttentionEngine {
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
               const StopSignal* stop, Done done, InputSource* source = nullptr);
 
-  // The same for the gradients: `problem` must be of f32 query, key, value and
-  // output. Reserves the estimate's workspace_bytes of EstimateBackward.
+  // Does the same for the gradients. Ends with the status of
+  // AttentionProblem::CheckGradients unless that is OK. Reserves the
+  // workspace_bytes of EstimateBackward.
   void SubmitBackward(const AttentionProblem& problem,
                       const BackwardBuffers& buffers, const StopSignal* stop,
                       Done done, InputSource* source = nullptr);

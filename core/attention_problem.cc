@@ -10,13 +10,13 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "base/status_macros.h"
 #include "core/checked_math.h"
 #include "core/field_error.h"
 
@@ -26,15 +26,15 @@ namespace {
 enum Axis { kBatch, kHeads, kSeq, kDim };
 constexpr Axis kAxes[] = {kBatch, kHeads, kSeq, kDim};
 
-// A tensor's four extents, those it lacks being 1, and how to name them in the
-// rank and layout that its sender used.
+// The four extents of a tensor, and their names in the sender's rank and
+// layout. An extent that the tensor lacks is 1.
 struct Extents {
   absl::string_view name;
   int rank = 0;
   Layout layout = Layout::kBhsd;
   std::array<int64_t, 4> of{1, 1, 1, 1};
 
-  // Where `axis` stands in the sender's shape; negative where it does not.
+  // Returns the index of `axis` in the sender's shape. Negative if it has none.
   int IndexOf(Axis axis) const {
     constexpr int kBshdOrder[] = {0, 2, 1, 3};
     if (layout == Layout::kBhsd) return axis - (4 - rank);
@@ -50,10 +50,17 @@ struct Extents {
   }
 };
 
-// `expected_rank` 0 lets every rank through that the contract knows.
+absl::Status CheckFloat(absl::string_view path, DataType type) {
+  if (type != DataType::kBool) return absl::OkStatus();
+  return FieldError(absl::StrCat(path, ".dtype"), "F32, F16 or BF16",
+                    NameOf(type));
+}
+
+// `expected_rank` is 0 if the tensor may have any rank of the contract.
 absl::StatusOr<Extents> ParseExtents(absl::string_view name,
                                      const TensorSpec& spec, Layout layout,
                                      int expected_rank) {
+  ATTND_RETURN_IF_ERROR(CheckFloat(name, spec.dtype));
   Extents extents{.name = name, .layout = layout};
   const size_t rank = spec.shape.size();
   if (expected_rank == 0 && (rank < 2 || rank > 4)) {
@@ -86,7 +93,7 @@ absl::Status CheckHeadDim(const Extents& tensor) {
                        absl::StrCat("1 to ", AttentionProblem::kMaxHeadDim));
 }
 
-// `tensor` must have along `axis` what `other` has.
+// Checks that `tensor` has the same extent along `axis` as `other`.
 absl::Status CheckSame(const Extents& tensor, const Extents& other, Axis axis,
                        absl::string_view axis_name) {
   if (tensor.of[axis] == other.of[axis]) return absl::OkStatus();
@@ -104,8 +111,7 @@ absl::Status CheckHeads(const Extents& query, const Extents& key) {
       kHeads, absl::StrCat("a multiple of the ", kv_heads, " kv heads"));
 }
 
-// The product with empty axes counted as 1, so that strides fit as well where
-// a tensor holds no element.
+// Counts empty axes as 1, so that strides fit too if a tensor has no element.
 std::optional<int64_t> ProductOfExtents(std::initializer_list<int64_t> extents,
                                         int64_t factor) {
   std::optional<int64_t> product = factor;
@@ -178,7 +184,7 @@ absl::StatusOr<float> ScoreScale(const AttentionOptions& options,
   return score_scale;
 }
 
-// The first element of an options' list that is not good, by its path.
+// Returns an error for the first element of an options' list that is not good.
 template <typename T, typename Good>
 absl::Status CheckElements(const std::vector<T>& list, absl::string_view field,
                            std::string_view expected, const Good& good) {
@@ -189,7 +195,7 @@ absl::Status CheckElements(const std::vector<T>& list, absl::string_view field,
       absl::StrCat(*bad));
 }
 
-// A list that is empty or has one element for each of `count`.
+// Checks that a list is empty or has `count` elements.
 template <typename T>
 absl::Status CheckCount(const std::vector<T>& list, absl::string_view field,
                         int64_t count, absl::string_view what) {
@@ -197,7 +203,7 @@ absl::Status CheckCount(const std::vector<T>& list, absl::string_view field,
     return absl::OkStatus();
   }
   return FieldError(absl::StrCat("options.", field),
-                    absl::StrCat("none, or ", count, ", one a ", what),
+                    absl::StrCat("none, or ", count, ", one per ", what),
                     absl::StrCat(list.size()));
 }
 
@@ -222,7 +228,7 @@ absl::Status CheckScores(const AttentionOptions& options, int64_t q_heads) {
   return status;
 }
 
-// Axes align from the right; each is the score's own or 1.
+// Axes align from the right. Each is 1, or as long as that of the scores.
 absl::Status CheckBroadcast(const std::vector<int64_t>& shape,
                             absl::string_view field, const Extents& query,
                             int64_t kv_len) {
@@ -299,7 +305,7 @@ absl::Status CheckRagged(const AttentionOptions& options, const Extents& query,
       {!options.query_lengths.empty(), "query_lengths"},
       {!options.key_lengths.empty(), "key_lengths"},
       {options.bias.has_value(), "bias"},
-      {options.mask_shape.has_value(), "mask"}};
+      {options.mask.has_value(), "mask"}};
   for (const auto& [used, field] : excluded) {
     if (used) {
       status.Update(FieldError(absl::StrCat("options.", field),
@@ -309,7 +315,7 @@ absl::Status CheckRagged(const AttentionOptions& options, const Extents& query,
   return status;
 }
 
-// Lists of one number an entry are kept, and planned for, entry by entry.
+// The call keeps lists of one number per entry, and plans each entry.
 absl::Status CheckListedEntries(const AttentionOptions& options,
                                 int64_t batch) {
   const std::pair<size_t, absl::string_view> lists[] = {
@@ -344,12 +350,13 @@ absl::Status CheckQueryOffsets(const std::vector<int64_t>& offsets,
   return status;
 }
 
-// Everything that says which keys a row sees. `batch` counts entries.
+// Checks all options that hide keys from rows, and bias. `batch` counts
+// entries.
 absl::Status CheckVisibility(const AttentionOptions& options,
                              const Extents& query, const Extents& key,
                              int64_t batch) {
-  absl::Status status = CheckListedEntries(options, batch);
-  if (!status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(CheckListedEntries(options, batch));
+  absl::Status status;
   if (!options.cu_seqlens_q.empty() || !options.cu_seqlens_k.empty()) {
     if (options.cu_seqlens_q.empty()) {
       return FieldError("options.cu_seqlens_q", "offsets beside cu_seqlens_k",
@@ -375,48 +382,51 @@ absl::Status CheckVisibility(const AttentionOptions& options,
   }
   const int64_t kv_len = key.of[kSeq];
   if (options.bias) {
+    status.Update(CheckFloat("options.bias", options.bias->dtype));
     status.Update(CheckBroadcast(options.bias->shape, "bias", query, kv_len));
   }
-  if (options.mask_shape) {
-    status.Update(CheckBroadcast(*options.mask_shape, "mask", query, kv_len));
+  if (options.mask) {
+    if (options.mask->dtype != DataType::kBool) {
+      status.Update(FieldError("options.mask.dtype", "BOOL",
+                               NameOf(options.mask->dtype)));
+    }
+    status.Update(CheckBroadcast(options.mask->shape, "mask", query, kv_len));
   }
   return status;
 }
 
-int64_t Elements(const std::vector<int64_t>& shape) {
-  int64_t count = 1;
-  for (const int64_t extent : shape) count *= extent;
-  return count;
+// Create has checked that the tensor's bytes fit an int64.
+int64_t BytesOf(const std::optional<TensorSpec>& tensor) {
+  if (!tensor) return 0;
+  return ElementCount(tensor->shape).value_or(0) * SizeOf(tensor->dtype);
 }
 
 }  // namespace
 
 absl::StatusOr<AttentionProblem> AttentionProblem::Create(
     const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
-    const AttentionOptions& options) {
+    const AttentionOptions& options, const OutputOptions& outputs) {
   const Layout layout = options.layout;
-  const absl::StatusOr<Extents> q = ParseExtents("query", query, layout, 0);
-  if (!q.ok()) return q.status();
-  const absl::StatusOr<Extents> k = ParseExtents("key", key, layout, q->rank);
-  if (!k.ok()) return k.status();
-  const absl::StatusOr<Extents> v =
-      ParseExtents("value", value, layout, q->rank);
-  if (!v.ok()) return v.status();
+  ATTND_ASSIGN_OR_RETURN(const Extents q,
+                         ParseExtents("query", query, layout, 0));
+  ATTND_ASSIGN_OR_RETURN(const Extents k,
+                         ParseExtents("key", key, layout, q.rank));
+  ATTND_ASSIGN_OR_RETURN(const Extents v,
+                         ParseExtents("value", value, layout, q.rank));
 
-  absl::Status status = CheckHeadDim(*q);
-  status.Update(CheckSame(*k, *q, kBatch, "batch"));
-  status.Update(CheckHeads(*q, *k));
-  status.Update(CheckSame(*k, *q, kDim, "head_dim"));
-  status.Update(CheckSame(*v, *k, kBatch, "batch"));
-  status.Update(CheckSame(*v, *k, kHeads, "kv heads"));
-  status.Update(CheckSame(*v, *k, kSeq, "kv_len"));
-  status.Update(CheckHeadDim(*v));
-  if (!status.ok()) return status;
-  status = CheckSizes(*q, *k, *v);
-  if (!status.ok()) return status;
+  absl::Status status = CheckHeadDim(q);
+  status.Update(CheckSame(k, q, kBatch, "batch"));
+  status.Update(CheckHeads(q, k));
+  status.Update(CheckSame(k, q, kDim, "head_dim"));
+  status.Update(CheckSame(v, k, kBatch, "batch"));
+  status.Update(CheckSame(v, k, kHeads, "kv heads"));
+  status.Update(CheckSame(v, k, kSeq, "kv_len"));
+  status.Update(CheckHeadDim(v));
+  ATTND_RETURN_IF_ERROR(status);
+  ATTND_RETURN_IF_ERROR(CheckSizes(q, k, v));
 
-  const absl::StatusOr<float> score_scale = ScoreScale(options, q->of[kDim]);
-  if (!score_scale.ok()) return score_scale.status();
+  ATTND_ASSIGN_OR_RETURN(const float score_scale,
+                         ScoreScale(options, q.of[kDim]));
   if (options.block_size < 0) {
     return FieldError("options.block_size", "a number >= 0",
                       absl::StrCat(options.block_size));
@@ -424,55 +434,79 @@ absl::StatusOr<AttentionProblem> AttentionProblem::Create(
   const bool ragged = !options.cu_seqlens_q.empty();
   const int64_t batch =
       ragged ? static_cast<int64_t>(options.cu_seqlens_q.size()) - 1
-             : q->of[kBatch];
-  status = CheckScores(options, q->of[kHeads]);
-  status.Update(CheckVisibility(options, *q, *k, batch));
-  if (!status.ok()) return status;
+             : q.of[kBatch];
+  status = CheckScores(options, q.of[kHeads]);
+  status.Update(CheckVisibility(options, q, k, batch));
+  const DataType output_dtype = outputs.output_dtype.value_or(query.dtype);
+  if (output_dtype == DataType::kBool) {
+    status.Update(FieldError("options.output_dtype", "F32, F16 or BF16",
+                             NameOf(output_dtype)));
+  }
+  ATTND_RETURN_IF_ERROR(status);
 
   return AttentionProblem(
       {.batch = batch,
-       .num_q_heads = q->of[kHeads],
-       .num_kv_heads = k->of[kHeads],
-       .q_len = q->of[kSeq],
-       .kv_len = k->of[kSeq],
-       .head_dim = q->of[kDim],
-       .v_head_dim = v->of[kDim],
+       .num_q_heads = q.of[kHeads],
+       .num_kv_heads = k.of[kHeads],
+       .q_len = q.of[kSeq],
+       .kv_len = k.of[kSeq],
+       .head_dim = q.of[kDim],
+       .v_head_dim = v.of[kDim],
        .query_dtype = query.dtype,
        .key_dtype = key.dtype,
        .value_dtype = value.dtype,
-       .output_dtype = options.output_dtype.value_or(query.dtype),
+       .output_dtype = output_dtype,
        .bias_dtype = options.bias ? options.bias->dtype : DataType::kF32,
        .layout = layout,
        .precision = options.precision,
-       .score_scale = *score_scale,
+       .score_scale = score_scale,
        .soft_cap = options.logits_soft_cap.value_or(0.0F),
        .block_size = options.block_size,
        .causal = options.causal,
        .ragged = ragged,
        .has_bias = options.bias.has_value(),
-       .has_mask = options.mask_shape.has_value(),
+       .has_mask = options.mask.has_value(),
        .has_alibi = !options.alibi_slopes.empty(),
        .has_sinks = !options.sink_logits.empty(),
-       .return_lse = options.return_lse},
-      q->rank, std::make_shared<const AttentionOptions>(options));
+       .return_lse = outputs.return_lse},
+      q.rank, std::make_shared<const AttentionOptions>(options));
 }
 
-std::vector<int64_t> AttentionProblem::OutputShape() const {
-  const auto& [batch, heads, seq, dim] = std::tie(
-      params_.batch, params_.num_q_heads, params_.q_len, params_.v_head_dim);
-  if (rank_ == 2) return {seq, dim};
-  std::vector<int64_t> shape =
-      params_.layout == Layout::kBhsd
-          ? std::vector<int64_t>{batch, heads, seq, dim}
-          : std::vector<int64_t>{batch, seq, heads, dim};
-  if (rank_ == 3) shape.erase(shape.begin());
+absl::Status AttentionProblem::CheckGradients() const {
+  const std::pair<absl::string_view, DataType> types[] = {
+      {"query.dtype", params_.query_dtype},
+      {"key.dtype", params_.key_dtype},
+      {"value.dtype", params_.value_dtype},
+      {"options.output_dtype", params_.output_dtype}};
+  for (const auto& [path, type] : types) {
+    if (type == DataType::kF32) continue;
+    return FieldError({path.data(), path.size()},
+                      "F32 because gradients are computed in F32",
+                      NameOf(type));
+  }
+  if (params_.precision != Precision::kBF16) return absl::OkStatus();
+  return FieldError("options.precision",
+                    "AUTO or F32 because gradients are computed in F32",
+                    NameOf(params_.precision));
+}
+
+std::vector<int64_t> AttentionProblem::QueryShape() const {
+  std::vector<int64_t> shape = {params_.batch, params_.num_q_heads,
+                                params_.q_len, params_.head_dim};
+  // Rank 2 lacks heads, so its last two axes are seq and dim in every layout.
+  if (params_.layout == Layout::kBshd && rank_ > 2) {
+    std::swap(shape[1], shape[2]);
+  }
+  shape.erase(shape.begin(), shape.end() - rank_);
   return shape;
 }
 
+std::vector<int64_t> AttentionProblem::OutputShape() const {
+  return attnd::OutputShape(QueryShape(), {params_.v_head_dim});
+}
+
 std::vector<int64_t> AttentionProblem::LseShape() const {
-  const std::array<int64_t, 3> shape{params_.batch, params_.num_q_heads,
-                                     params_.q_len};
-  return {shape.end() - (rank_ - 1), shape.end()};
+  return attnd::LseShape(QueryShape(), params_.layout);
 }
 
 int64_t AttentionProblem::query_bytes() const {
@@ -500,13 +534,8 @@ int64_t AttentionProblem::lse_bytes() const {
          int64_t{sizeof(float)};
 }
 
-int64_t AttentionProblem::bias_bytes() const {
-  if (!options_->bias) return 0;
-  return Elements(options_->bias->shape) * SizeOf(params_.bias_dtype);
-}
+int64_t AttentionProblem::bias_bytes() const { return BytesOf(options_->bias); }
 
-int64_t AttentionProblem::mask_bytes() const {
-  return options_->mask_shape ? Elements(*options_->mask_shape) : 0;
-}
+int64_t AttentionProblem::mask_bytes() const { return BytesOf(options_->mask); }
 
 }  // namespace attnd

@@ -1,5 +1,6 @@
-// The one place where an attention call is checked. Knows shapes and options,
-// never bytes: a problem is known good before a single element is received.
+// Checks an attention call. This is the only place that does: everything after
+// it relies on a valid problem. It sees shapes and options, not elements, so a
+// call is known to be good before its first element arrives.
 #ifndef ATTND_CORE_ATTENTION_PROBLEM_H_
 #define ATTND_CORE_ATTENTION_PROBLEM_H_
 
@@ -16,9 +17,10 @@
 
 namespace attnd {
 
-// Where the elements are; each as many as the problem's shapes say, dense, in
-// the types that its params say, aligned to their size. `lse` may be null where
-// it was not asked for, `bias` and `mask` where the problem has none.
+// Where the elements of a problem's tensors lie. Each tensor is dense, has the
+// shape and type that the problem says, and is aligned to the size of its
+// elements. `lse` may be null unless the call returns it; `bias` and `mask` may
+// be null if the problem has none.
 struct AttentionBuffers {
   const void* query = nullptr;  // [batch, num_q_heads, q_len, head_dim]
   const void* key = nullptr;    // [batch, num_kv_heads, kv_len, head_dim]
@@ -29,9 +31,9 @@ struct AttentionBuffers {
   const void* mask = nullptr;  // one byte an element
 };
 
-// The same for the gradients of a problem whose query, key, value and output
-// are f32. `output` and `lse` are what the forward call answered; bias and mask
-// are as there, and get no gradient.
+// The same for the gradients of a problem that passes CheckGradients. `output`
+// and `lse` are what the forward call answered. Bias and mask are those of the
+// forward call and get no gradient.
 struct BackwardBuffers {
   const float* query = nullptr;
   const float* key = nullptr;
@@ -41,49 +43,56 @@ struct BackwardBuffers {
   const float* output = nullptr;
   const float* lse = nullptr;
   const float* grad_output = nullptr;  // the shape of output
-  float* grad_query = nullptr;         // the shape of query, and so on
+  float* grad_query = nullptr;         // the shape of query
   float* grad_key = nullptr;
   float* grad_value = nullptr;
 };
 
-// A checked problem. Whoever holds one may compute with it and need not look
-// at it again. Immutable and cheap to copy; safe to share between threads.
+// A checked problem: code that has one computes with it and checks nothing
+// again. Immutable, cheap to copy, and safe to share between threads.
 //
 //   auto problem = AttentionProblem::Create({.shape = {8, 128, 64}},
 //                                           {.shape = {2, 512, 64}},
 //                                           {.shape = {2, 512, 64}}, {});
 class AttentionProblem {
  public:
-  // The largest head_dim and v_head_dim; one row of tiles has to fit caches.
+  // The largest head_dim and v_head_dim, because a row of tiles must fit
+  // caches.
   static constexpr int64_t kMaxHeadDim = 1024;
 
-  // The most bytes of one tensor, and the most scalar steps of a problem. Far
-  // enough below overflow that sums of a problem's bytes, strides, pairs and
-  // flops need no further check; what is padded to tiles does.
+  // The most bytes of a tensor, and the most scalar steps of a problem. Both
+  // are so far below the limits of int64 that sums of a problem's bytes,
+  // strides, pairs and flops need no further check. Numbers that are padded to
+  // tiles do.
   static constexpr int64_t kMaxTensorBytes = int64_t{1} << 60;
   static constexpr int64_t kMaxWork = int64_t{1} << 62;
 
-  // The most entries of a batch whose entries differ, for each takes memory
-  // before a call is admitted.
+  // The most entries of a batch whose entries differ, because each entry takes
+  // memory before its call is admitted.
   static constexpr int64_t kMaxListedEntries = 65536;
 
   // In BHSD the shapes are query [batch, num_q_heads, q_len, head_dim], key
-  // [batch, num_kv_heads, kv_len, head_dim], value [batch, num_kv_heads,
-  // kv_len, v_head_dim]; in BSHD heads and lengths change places. Rank 3 lacks
-  // batch, rank 2 batch and heads. A ragged batch has rank 3 or 2.
-  // INVALID_ARGUMENT that names the field where anything does not fit, with
-  // reason INT64_RANGE where only the size is at fault.
+  // [batch, num_kv_heads, kv_len, head_dim] and value [batch, num_kv_heads,
+  // kv_len, v_head_dim]. In BSHD, heads and lengths change places. Shapes of
+  // rank 3 lack batch; shapes of rank 2 lack batch and heads. A ragged batch
+  // has rank 3 or 2. Returns INVALID_ARGUMENT that names the field at fault,
+  // with reason INT64_RANGE if only the size is at fault.
   static absl::StatusOr<AttentionProblem> Create(
       const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
-      const AttentionOptions& options);
+      const AttentionOptions& options, const OutputOptions& outputs = {});
+
+  // Returns OK if gradients of this problem can be computed. They need query,
+  // key, value and output of F32, and products in F32. Otherwise returns
+  // INVALID_ARGUMENT that names the field at fault.
+  absl::Status CheckGradients() const;
 
   const AttentionParams& params() const { return params_; }
   const Mask& mask() const { return mask_; }
 
-  // As they were asked for.
+  // Returns what the caller gave, without defaults resolved.
   const AttentionOptions& options() const { return *options_; }
 
-  // One a query head; empty where params() says that there are none.
+  // Return one number per query head, or nothing if params() has none.
   const std::vector<float>& alibi_slopes() const {
     return options_->alibi_slopes;
   }
@@ -91,14 +100,15 @@ class AttentionProblem {
     return options_->sink_logits;
   }
 
-  // The shapes of the answers, in the layout and rank that the query came in.
-  std::vector<int64_t> OutputShape() const;  // query's with v_head_dim last
-  std::vector<int64_t> LseShape() const;     // [batch, num_q_heads, q_len]
+  // Return the shapes of the answers, by OutputShape and LseShape of
+  // base/shape.h. They have the layout and rank of the query.
+  std::vector<int64_t> OutputShape() const;
+  std::vector<int64_t> LseShape() const;
 
-  // Views of dense memory in this problem's shapes, as many elements as they
-  // say, of the type that params() says where T is std::byte. `data` may be
-  // null only where a shape holds no element. Batch, rows and keys are the
-  // tensors': BatchEntry says where an entry lies.
+  // Return views of dense memory in the shapes of this problem. If T is
+  // std::byte, params() has the type of the elements. `data` may be null only
+  // if the shape has no element. Batch, rows and keys are those of the tensors;
+  // BatchEntry says where in them an entry lies.
   template <typename T>
   TensorView<T> QueryView(T* data) const {
     return View(data, params_.num_q_heads, params_.q_len, params_.head_dim);
@@ -115,28 +125,29 @@ class AttentionProblem {
   TensorView<T> OutputView(T* data) const {
     return View(data, params_.num_q_heads, params_.q_len, params_.v_head_dim);
   }
-  // [batch, num_q_heads, q_len, 1] whatever the layout.
+  // The shape is [batch, num_q_heads, q_len, 1] in every layout.
   template <typename T>
   TensorView<T> LseView(T* data) const {
     return {data,
             {tensor_batch(), params_.num_q_heads, params_.q_len, 1},
             {params_.num_q_heads * params_.q_len, params_.q_len, 1, 1}};
   }
-  // [batch, num_q_heads, q_len, kv_len], with stride 0 along what is broadcast.
+  // The shapes are [batch, num_q_heads, q_len, kv_len], with stride 0 along
+  // each axis that is broadcast.
   template <typename T>
   TensorView<T> BiasView(T* data) const {
     return Broadcast(data, options_->bias->shape);
   }
   template <typename T>
   TensorView<T> MaskView(T* data) const {
-    return Broadcast(data, *options_->mask_shape);
+    return Broadcast(data, options_->mask->shape);
   }
 
   int64_t query_bytes() const;
   int64_t key_bytes() const;
   int64_t value_bytes() const;
   int64_t output_bytes() const;
-  int64_t lse_bytes() const;   // whether asked for or not
+  int64_t lse_bytes() const;   // even if the call does not return lse
   int64_t bias_bytes() const;  // 0 where there is none
   int64_t mask_bytes() const;
 
@@ -147,6 +158,8 @@ class AttentionProblem {
         options_(std::move(options)),
         mask_(params, options_),
         rank_(rank) {}
+
+  std::vector<int64_t> QueryShape() const;
 
   int64_t tensor_batch() const { return params_.ragged ? 1 : params_.batch; }
 

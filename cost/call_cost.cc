@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <optional>
-#include <vector>
+#include <type_traits>
 
+#include "base/attention_options.h"
 #include "core/checked_math.h"
 
 namespace attnd {
@@ -44,20 +45,18 @@ ListCost CostOfLists(const AttentionOptions& options) {
     cost.held_bytes += bytes * kHeldPerWireByte +
                        static_cast<int64_t>(list.size()) * kDecodedBytes;
   };
-  const auto add_tensor = [&](const std::vector<int64_t>& shape) {
-    cost.wire_bytes += kListWireBytes;
-    cost.held_bytes += kTensorBytes;
-    add_list(shape);
-  };
-  for (const auto* list :
-       {&options.query_offsets, &options.query_lengths, &options.key_lengths,
-        &options.cu_seqlens_q, &options.cu_seqlens_k}) {
-    add_list(*list);
-  }
-  add_list(options.alibi_slopes);
-  add_list(options.sink_logits);
-  if (options.bias) add_tensor(options.bias->shape);
-  if (options.mask_shape) add_tensor(*options.mask_shape);
+  ForEachOption([&](const char*, auto member, const auto&...) {
+    const auto& option = member(options);
+    using Option = std::remove_cvref_t<decltype(option)>;
+    if constexpr (kIsList<Option>) {
+      add_list(option);
+    } else if constexpr (std::is_same_v<Option, std::optional<TensorSpec>>) {
+      if (!option) return;
+      cost.wire_bytes += kListWireBytes;
+      cost.held_bytes += kTensorBytes;
+      add_list(option->shape);
+    }
+  });
   return cost;
 }
 

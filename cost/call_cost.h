@@ -26,13 +26,6 @@ inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
 inline constexpr int64_t kStreamBufferBytes =
     16 * (kMaxChunkBytes + kMessageEnvelopeBytes);
 
-// How the tensors of a call travel.
-enum class Transport {
-  kInline,        // in one message each way
-  kStream,        // in chunks of at most kMaxChunkBytes
-  kSharedMemory,  // not in messages: the client shares its memory
-};
-
 // How the tensors of a call reach the server and leave it.
 struct TensorTransfer {
   Transport transport = Transport::kInline;

@@ -2,19 +2,25 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
+#include <type_traits>
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "base/attention_options.h"
 
 namespace attnd {
 namespace {
 
 int64_t ListedNumbers(const AttentionOptions& options) {
-  return static_cast<int64_t>(
-      options.query_offsets.size() + options.alibi_slopes.size() +
-      options.sink_logits.size() + options.query_lengths.size() +
-      options.key_lengths.size() + options.cu_seqlens_q.size() +
-      options.cu_seqlens_k.size());
+  size_t numbers = 0;
+  ForEachOption([&](const char*, auto member, const auto&...) {
+    const auto& option = member(options);
+    if constexpr (kIsList<std::remove_cvref_t<decltype(option)>>) {
+      numbers += option.size();
+    }
+  });
+  return static_cast<int64_t>(numbers);
 }
 
 // Returns a number between the two: near their geometric mean if they are far

@@ -64,9 +64,9 @@ absl::StatusOr<AttentionProblem> ProblemOf(const CostQuery& query) {
       AxesOf("key", query, query.num_kv_heads, query.kv_len, query.head_dim);
   const Axes v = AxesOf("value", query, query.num_kv_heads, query.kv_len,
                         query.v_head_dim);
-  absl::StatusOr<AttentionProblem> problem =
-      AttentionProblem::Create(q.Spec(query.dtype), k.Spec(query.dtype),
-                               v.Spec(query.dtype), query.options);
+  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
+      q.Spec(query.dtype), k.Spec(query.dtype), v.Spec(query.dtype),
+      query.options, query.outputs);
   if (problem.ok()) return problem;
   absl::Status status = WithSizeNames(problem.status(), q, query.q_len);
   status = WithSizeNames(status, k, query.kv_len);
@@ -160,7 +160,7 @@ CostQuery Scaled(const CostQuery& query, double factor) {
     if (rank >= 2 && shape[rank - 2] != 1) shape[rank - 2] = q_len;
   };
   if (options.bias) scale_shape(options.bias->shape);
-  if (options.mask_shape) scale_shape(*options.mask_shape);
+  if (options.mask) scale_shape(options.mask->shape);
   return larger;
 }
 

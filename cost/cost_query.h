@@ -39,6 +39,7 @@ struct CostQuery {
   NamedSize concurrency = {0, "concurrency"};    // default 1
   DataType dtype = DataType::kF32;               // of query, key and value
   AttentionOptions options = {};
+  OutputOptions outputs = {};
   Transport transport = Transport::kInline;
   MachineInfo machine = {};
   // The largest message of the server.

@@ -43,32 +43,27 @@ ExitCode RunAttention(const Method& method, AttentionFlags& flags,
                       Session& session) {
   const ExitCode checked = CheckFiles({flags.output, flags.lse}, session);
   if (checked != kOk) return checked;
-  std::vector<NpyTensor> arrays;
+  std::vector<client::ConstTensor> tensors;
   for (const FileFlag& file : flags.inputs) {
     // A file of bool is read here, too, and refused by the server, which names
     // the field: a mask has a flag of its own.
-    auto array = ReadNpy(file.path, {.to = flags.dtype});
-    if (!array.ok()) return session.FileError(file.Error(array.status()));
-    arrays.push_back(*std::move(array));
+    auto tensor = ReadNpy(file.path, {.to = flags.dtype});
+    if (!tensor.ok()) return session.FileError(file.Error(tensor.status()));
+    tensors.push_back(*std::move(tensor));
   }
   if (absl::Status status = flags.tensors.Load(flags.dtype, flags.options);
       !status.ok()) {
     return session.FileError(status);
   }
-  std::vector<client::ConstTensor> tensors;
-  tensors.reserve(arrays.size());
-  for (const NpyTensor& array : arrays) {
-    tensors.push_back({{array.dtype, array.bytes}, array.shape});
-  }
   std::vector<Answer> answers = {flags.output};
   // The last tensor is the values, or stands for them.
   answers[0].shape =
-      client::OutputShape(arrays.front().shape, arrays.back().shape);
-  answers[0].dtype = flags.output_dtype.value_or(arrays.front().dtype);
+      client::OutputShape(tensors.front().shape, tensors.back().shape);
+  answers[0].dtype = flags.output_dtype.value_or(tensors.front().data.type());
   if (!flags.lse.file.path.empty() || !flags.lse.expected.path.empty()) {
     answers.push_back(flags.lse);
     answers[1].shape =
-        client::LseShape(arrays.front().shape, flags.options.layout);
+        client::LseShape(tensors.front().shape, flags.options.layout);
   }
   for (Answer& answer : answers) {
     const absl::Status status = answer.Allocate();

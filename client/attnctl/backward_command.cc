@@ -30,14 +30,12 @@ struct BackwardFlags {
 ExitCode RunBackward(BackwardFlags& flags, Session& session) {
   const ExitCode checked = CheckFiles(flags.answers, session);
   if (checked != kOk) return checked;
-  std::array<NpyTensor, 6> arrays;
   std::array<client::ConstTensor, 6> tensors;
-  for (size_t i = 0; i < arrays.size(); ++i) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
     const FileFlag& file = flags.inputs[i];
-    auto array = ReadNpy(file.path, {.to = flags.dtype});
-    if (!array.ok()) return session.FileError(file.Error(array.status()));
-    arrays[i] = *std::move(array);
-    tensors[i] = {{arrays[i].dtype, arrays[i].bytes}, arrays[i].shape};
+    auto tensor = ReadNpy(file.path, {.to = flags.dtype});
+    if (!tensor.ok()) return session.FileError(file.Error(tensor.status()));
+    tensors[i] = *std::move(tensor);
   }
   if (absl::Status status = flags.tensors.Load(flags.dtype, flags.options);
       !status.ok()) {
@@ -45,7 +43,7 @@ ExitCode RunBackward(BackwardFlags& flags, Session& session) {
   }
   std::vector<Answer>& answers = flags.answers;
   for (size_t i = 0; i < answers.size(); ++i) {
-    answers[i].shape = arrays[i].shape;
+    answers[i].shape = tensors[i].shape;
     absl::Status status = answers[i].Allocate();
     // The one method whose answer is not streamed where it is large.
     status.Update(answers[i].CheckFitsMessage(session.max_message_bytes));

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -16,6 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "base/status_macros.h"
 #include "client/attnctl/byte_file.h"
 #include "client/attnctl/elements.h"
 #include "client/types.h"
@@ -337,8 +339,8 @@ std::vector<double> ToDoubles(const ElementType& type,
 
 }  // namespace
 
-absl::StatusOr<NpyTensor> ReadNpy(const std::string& path,
-                                  const Rounding& rounding) {
+absl::StatusOr<client::ConstTensor> ReadNpy(const std::string& path,
+                                            const Rounding& rounding) {
   auto file = NpyFile::Open(path);
   if (!file.ok()) return file.status();
   const std::string& descr = file->header().descr;
@@ -361,22 +363,20 @@ absl::StatusOr<NpyTensor> ReadNpy(const std::string& path,
   const bool rounds = rounding.to && type->tensor != client::DataType::kBool &&
                       type->tensor != rounding.to &&
                       !(type->tensor && rounding.only_float64);
-  NpyTensor tensor{.dtype = rounds ? *rounding.to : *type->tensor,
-                   .shape = file->header().shape,
-                   .bytes = {}};
-  const auto size_bytes = static_cast<size_t>(client::SizeOf(tensor.dtype));
-  const absl::Status read = file->ReadElements(
-      *type, size_bytes, tensor.bytes,
+  const client::DataType dtype = rounds ? *rounding.to : *type->tensor;
+  const auto bytes = std::make_shared<std::vector<std::byte>>();
+  ATTND_RETURN_IF_ERROR(file->ReadElements(
+      *type, static_cast<size_t>(SizeOf(dtype)), *bytes,
       [&](const std::vector<std::byte>& block) {
         if (rounds) {
-          Append(FromDoubles(tensor.dtype, ToDoubles(*type, block)),
-                 tensor.bytes);
+          Append(FromDoubles(dtype, ToDoubles(*type, block)), *bytes);
         } else {
-          Append(block, tensor.bytes);
+          Append(block, *bytes);
         }
-      });
-  if (!read.ok()) return read;
-  return tensor;
+      }));
+  return client::ConstTensor{
+      client::ConstElements(dtype, *bytes).OwnedBy(bytes),
+      file->header().shape};
 }
 
 absl::StatusOr<NpyDoubles> ReadNpyAsDouble(const std::string& path) {

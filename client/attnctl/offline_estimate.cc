@@ -1,8 +1,12 @@
 #include "client/attnctl/offline_estimate.h"
 
+#include <optional>
+#include <type_traits>
+
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "base/attention_options.h"
 #include "base/status_macros.h"
 #include "core/attention_params.h"
 #include "core/field_error.h"
@@ -12,82 +16,25 @@
 namespace attnd::attnctl {
 namespace {
 
-Causal CoreCausal(client::Causal causal) {
-  switch (causal) {
-    case client::Causal::kNone:
-      return Causal::kNone;
-    case client::Causal::kTopLeft:
-      return Causal::kTopLeft;
-    case client::Causal::kBottomRight:
-      return Causal::kBottomRight;
-  }
-  return Causal::kNone;
+// The costs depend on the types and shapes of tensors only.
+std::optional<TensorSpec> SpecOf(
+    const std::optional<client::ConstTensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return TensorSpec{tensor->data.type(), tensor->shape};
 }
 
-Precision CorePrecision(client::Precision precision) {
-  switch (precision) {
-    case client::Precision::kAuto:
-      return Precision::kAuto;
-    case client::Precision::kF32:
-      return Precision::kF32;
-    case client::Precision::kBF16:
-      return Precision::kBF16;
-  }
-  return Precision::kAuto;
-}
-
-// For float tensors, because no flag takes another type.
-DataType CoreType(client::DataType type) {
-  switch (type) {
-    case client::DataType::kF16:
-      return DataType::kF16;
-    case client::DataType::kBF16:
-      return DataType::kBF16;
-    default:
-      return DataType::kF32;
-  }
-}
-
-AttentionOptions CoreOptions(const client::MemoryEstimateOptions& options) {
-  const client::AttentionOptions& in = options.attention;
-  AttentionOptions out{.scale = in.scale,
-                       .temperature = in.temperature,
-                       .block_size = in.block_size,
-                       .layout = in.layout == client::Layout::kBshd
-                                     ? Layout::kBshd
-                                     : Layout::kBhsd,
-                       .causal = CoreCausal(in.causal),
-                       .query_offsets = in.query_offsets,
-                       .window_left = in.window_left,
-                       .window_right = in.window_right,
-                       .logits_soft_cap = in.logits_soft_cap,
-                       .alibi_slopes = in.alibi_slopes,
-                       .sink_logits = in.sink_logits,
-                       .query_lengths = in.query_lengths,
-                       .key_lengths = in.key_lengths,
-                       .cu_seqlens_q = in.cu_seqlens_q,
-                       .cu_seqlens_k = in.cu_seqlens_k,
-                       .return_lse = options.return_lse,
-                       .precision = CorePrecision(in.precision)};
-  if (in.bias) {
-    out.bias = TensorSpec{.dtype = CoreType(in.bias->data.type()),
-                          .shape = in.bias->shape};
-  }
-  if (in.mask) out.mask_shape = in.mask->shape;
-  if (options.output_dtype) out.output_dtype = CoreType(*options.output_dtype);
+AttentionOptions CoreOptions(const client::AttentionOptions& in) {
+  AttentionOptions out;
+  ForEachOption([&](const char*, auto member, const auto&...) {
+    const auto& from = member(in);
+    if constexpr (std::is_same_v<decltype(from),
+                                 const std::optional<client::ConstTensor>&>) {
+      member(out) = SpecOf(from);
+    } else {
+      member(out) = from;
+    }
+  });
   return out;
-}
-
-Transport CostTransport(client::Transport transport) {
-  switch (transport) {
-    case client::Transport::kInline:
-      return Transport::kInline;
-    case client::Transport::kStream:
-      return Transport::kStream;
-    case client::Transport::kSharedMemory:
-      return Transport::kSharedMemory;
-  }
-  return Transport::kInline;
 }
 
 // Replaces the field that `status` names by its flag: options.key_lengths[0] is
@@ -104,9 +51,11 @@ absl::Status NameFlag(const absl::Status& status) {
 
 absl::StatusOr<QueryCost> CostOfFlags(
     const client::MemoryEstimateOptions& options) {
-  CostQuery query{.dtype = CoreType(options.dtype),
-                  .options = CoreOptions(options),
-                  .transport = CostTransport(options.transport),
+  CostQuery query{.dtype = options.dtype,
+                  .options = CoreOptions(options.attention),
+                  .outputs = {.return_lse = options.return_lse,
+                              .output_dtype = options.output_dtype},
+                  .transport = options.transport,
                   .machine = MachineInfo::Detect()};
   query.seq_len.value = options.seq_len;
   query.dimensions.value = options.dimensions;

@@ -8,19 +8,41 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "base/attention_options.h"
+#include "base/status_macros.h"
+#include "base/types.h"
 
 namespace attnd::attnctl {
 namespace {
 
-// A flag that takes one of the names of `values`. The map must stay.
-template <typename Value, typename Target>
+std::string FlagText(absl::string_view name) {
+  return absl::StrReplaceAll(absl::AsciiStrToLower(name), {{"_", "-"}});
+}
+
+// The values that a flag takes, by name. No flag takes BOOL.
+template <typename Enum>
+const std::map<std::string, Enum>& FlagValues() {
+  static const auto* const kValues = [] {
+    auto* values = new std::map<std::string, Enum>;
+    for (const auto& [value, name] : kNamedValues<Enum>) {
+      values->emplace(FlagText(name), value);
+    }
+    if constexpr (std::is_same_v<Enum, DataType>) values->erase("bool");
+    return values;
+  }();
+  return *kValues;
+}
+
+// Adds a flag that takes a name. `Target` is an enum or an optional of one.
+template <typename Enum, typename Target>
 CLI::Option* AddNamedFlag(CLI::App& command, const std::string& flag,
-                          const std::map<std::string, Value>& values,
-                          Target& target, const std::string& help,
-                          const char* type_name) {
+                          Target& target, const std::string& help) {
+  const std::map<std::string, Enum>& values = FlagValues<Enum>();
   return command
       .add_option_function<std::string>(
           flag,
@@ -29,45 +51,7 @@ CLI::Option* AddNamedFlag(CLI::App& command, const std::string& flag,
           },
           help)
       ->check(CLI::IsMember(&values))
-      ->type_name(type_name);
-}
-
-const auto& Types() {
-  static const std::map<std::string, client::DataType> kTypes = {
-      {"f32", client::DataType::kF32},
-      {"f16", client::DataType::kF16},
-      {"bf16", client::DataType::kBF16}};
-  return kTypes;
-}
-
-const auto& CausalRules() {
-  static const std::map<std::string, client::Causal> kRules = {
-      {"none", client::Causal::kNone},
-      {"top-left", client::Causal::kTopLeft},
-      {"bottom-right", client::Causal::kBottomRight}};
-  return kRules;
-}
-
-const auto& Layouts() {
-  static const std::map<std::string, client::Layout> kLayouts = {
-      {"bhsd", client::Layout::kBhsd}, {"bshd", client::Layout::kBshd}};
-  return kLayouts;
-}
-
-const auto& Precisions() {
-  static const std::map<std::string, client::Precision> kPrecisions = {
-      {"auto", client::Precision::kAuto},
-      {"f32", client::Precision::kF32},
-      {"bf16", client::Precision::kBF16}};
-  return kPrecisions;
-}
-
-const auto& Transports() {
-  static const std::map<std::string, client::Transport> kTransports = {
-      {"inline", client::Transport::kInline},
-      {"stream", client::Transport::kStream},
-      {"shared-memory", client::Transport::kSharedMemory}};
-  return kTransports;
+      ->type_name("NAME");
 }
 
 // std::from_chars reads decimal numbers and reports those that do not fit the
@@ -164,88 +148,63 @@ absl::Status FileFlag::Error(const absl::Status& status) const {
 }
 
 void AddOptionFlags(CLI::App& command, client::AttentionOptions& options) {
-  AddNumberFlag(command, "--scale", options.scale,
-                "factor of the scores; default 1 / sqrt(head_dim)");
-  AddNumberFlag(command, "--temperature", options.temperature,
-                "divides the scores; default 1");
-  AddNumberFlag(command, "--block-size", options.block_size,
-                "keys in a tile; default automatic");
-  AddNamedFlag(command, "--layout", Layouts(), options.layout,
-               "order of axes: bhsd ([batch, heads, seq, dim], the default) or "
-               "bshd ([batch, seq, heads, dim])",
-               "ORDER");
-  AddNamedFlag(command, "--causal", CausalRules(), options.causal,
-               "which keys a query row sees by position: none, top-left (row 0 "
-               "sees key 0) or bottom-right (the last row sees the last key)",
-               "RULE");
-  AddNumberFlag(
-      command, "--query-offsets", options.query_offsets,
-      "row i is at position i + offset; one for all, or one per batch entry");
-  AddNumberFlag(
-      command, "--window-left", options.window_left,
-      "how far before its position a row sees keys; default no bound");
-  AddNumberFlag(command, "--window-right", options.window_right,
-                "how far after its position a row sees keys; default no bound");
-  AddNumberFlag(command, "--logits-soft-cap", options.logits_soft_cap,
-                "turns a score s into cap * tanh(s / cap); default none");
-  AddNumberFlag(command, "--alibi-slopes", options.alibi_slopes,
-                "one per query head: lowers scores by slope * distance");
-  AddNumberFlag(
-      command, "--sink-logits", options.sink_logits,
-      "one per query head: the score of a further key whose value is 0");
-  AddNumberFlag(command, "--query-lengths", options.query_lengths,
-                "one per batch entry: rows beyond it see no key");
-  AddNumberFlag(command, "--key-lengths", options.key_lengths,
-                "one per batch entry: keys beyond it are hidden");
-  AddNumberFlag(command, "--cu-seqlens-q", options.cu_seqlens_q,
-                "where the entries of a ragged batch begin along seq, and its "
-                "end; with --cu-seqlens-k");
-  AddNumberFlag(command, "--cu-seqlens-k", options.cu_seqlens_k,
-                "the same for keys and values");
-  AddNamedFlag(command, "--precision", Precisions(), options.precision,
-               "of the products: auto (default), f32 or bf16", "KIND");
+  ForEachOption([&](const char* name, auto member, const char* help,
+                    const auto&...) {
+    auto& option = member(options);
+    using Option = std::remove_reference_t<decltype(option)>;
+    const std::string flag = absl::StrCat("--", FlagText(name));
+    if constexpr (std::is_enum_v<Option>) {
+      AddNamedFlag<Option>(command, flag, option, help);
+    } else if constexpr (!std::is_same_v<Option,
+                                         std::optional<client::ConstTensor>>) {
+      AddNumberFlag(command, flag, option, help);
+    }
+  });
 }
 
 void AddTransportFlag(CLI::App& command, client::Transport& transport) {
-  AddNamedFlag(command, "--transport", Transports(), transport,
-               "how tensors travel: inline (default), stream or shared-memory",
-               "WAY");
+  AddNamedFlag<Transport>(
+      command, "--transport", transport,
+      "how tensors travel: inline (default), stream or shared-memory");
 }
 
 CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
                          client::DataType& type, const std::string& help) {
-  return AddNamedFlag(command, name, Types(), type, help, "TYPE");
+  return AddNamedFlag<DataType>(command, name, type, help);
 }
 
 CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
                          std::optional<client::DataType>& type,
                          const std::string& help) {
-  return AddNamedFlag(command, name, Types(), type, help, "TYPE");
+  return AddNamedFlag<DataType>(command, name, type, help);
 }
 
 void TensorFlags::Add(CLI::App& command) {
-  bias_file_.Add(
-      command, "--bias",
-      "added to the scores; float32, float16 or bfloat16, or float64 "
-      "with --dtype; broadcast to [batch, q_heads, q_len, kv_len]");
-  mask_file_.Add(command, "--mask",
-                 "bool, true = visible; broadcast as --bias is");
+  ForEachOption([&](absl::string_view name, auto, const std::string& help,
+                    const auto&...) {
+    if (name == "bias") {
+      bias_file_.Add(command, "--bias",
+                     absl::StrCat(help,
+                                  ". Takes float32, float16 or bfloat16, "
+                                  "and float64 with --dtype"));
+    } else if (name == "mask") {
+      mask_file_.Add(command, "--mask", help);
+    }
+  });
 }
 
 absl::Status TensorFlags::Load(std::optional<client::DataType> dtype,
-                               client::AttentionOptions& options) {
-  const auto load = [dtype](const FileFlag& file, NpyTensor& array,
+                               client::AttentionOptions& options) const {
+  const auto load = [dtype](const FileFlag& file,
                             std::optional<client::ConstTensor>& tensor) {
     if (file.path.empty()) return absl::OkStatus();
     auto read = ReadNpy(file.path, {.to = dtype, .only_float64 = true});
     if (!read.ok()) return file.Error(read.status());
-    array = *std::move(read);
-    tensor = {{array.dtype, array.bytes}, array.shape};
+    tensor = *std::move(read);
     return absl::OkStatus();
   };
-  absl::Status status = load(bias_file_, bias_, options.bias);
-  status.Update(load(mask_file_, mask_, options.mask));
-  return status;
+  ATTND_RETURN_IF_ERROR(load(bias_file_, options.bias));
+  return load(mask_file_, options.mask);
 }
 
 }  // namespace attnd::attnctl

@@ -170,6 +170,8 @@ HWY_INLINE void VisitType(DataType type, const Visitor& visit) {
       return visit(AsF16());
     case DataType::kBF16:
       return visit(AsBf16());
+    case DataType::kBool:
+      return;  // AttentionProblem refuses it
   }
 }
 

@@ -146,7 +146,7 @@ class RowTile {
   // How a score of row r comes from its dot product, for the keys in work.
   RowAdjustment Adjustment(int64_t r) const {
     const auto [head, q_row] = HeadAndRow(r);
-    RowAdjustment row{.scale = magnitude_, .soft_cap = params_.soft_cap};
+    RowAdjustment row(params_, magnitude_);
     if (params_.has_alibi) {
       row.slope = inputs_.problem.alibi_slopes()[static_cast<size_t>(head)];
       row.distance = entry_.Position(q_row) - begin_;

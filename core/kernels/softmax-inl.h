@@ -73,8 +73,11 @@ HWY_INLINE LaneMask LoadShown(const std::byte* row, int64_t stride, int64_t key,
 // What one row's scores are changed by, beside their scale. Pointers start at
 // the tile's first key.
 struct RowAdjustment {
-  float scale = 1;
-  float soft_cap = 0;               // 0 = none
+  RowAdjustment(const AttentionParams& params, float scale_of_scores)
+      : scale(scale_of_scores), soft_cap(params.soft_cap) {}
+
+  float scale;
+  float soft_cap;                   // 0 = none
   float slope = 0;                  // 0 = none
   int64_t distance = 0;             // p(i) - the tile's first key
   const std::byte* bias = nullptr;  // null = none

@@ -1,6 +1,7 @@
-// From the contract's options and types to the core's. Checks what only the
-// wire knows (numbers of enums, types, lengths of lists); what values may be
-// AttentionProblem::Create decides. Copies no tensor.
+// Converts the options and types of the contract to those of the core. Checks
+// what only the wire can have wrong: numbers of enums, missing types and
+// lengths of lists. AttentionProblem::Create checks the values. Copies no
+// tensor.
 #ifndef ATTND_SERVER_CODEC_OPTIONS_CODEC_H_
 #define ATTND_SERVER_CODEC_OPTIONS_CODEC_H_
 
@@ -14,23 +15,26 @@
 
 namespace attnd::server {
 
-// "F16".
-absl::string_view TypeName(DataType type);
-
-// The type and shape of a float tensor, which stands at `path` in the request:
-// "query". INVALID_ARGUMENT names what is wrong.
+// Returns the type and shape of a float tensor. `path` is its place in the
+// request, such as "query". INVALID_ARGUMENT names the field at fault.
 absl::StatusOr<TensorSpec> DecodeSpec(const v1::Tensor& tensor,
                                       absl::string_view path);
 
-// The `dtype` of a request that names a problem without its tensors; unset
-// means F32.
+// Returns the type that the field `dtype` of a request without tensors names.
+// Unset means F32.
 absl::StatusOr<DataType> DecodeProblemType(v1::DataType type);
 
-// The field `options` of a request. Knows nothing of its tensors' payloads and
-// of the regions, which are the caller's to check.
-absl::StatusOr<AttentionOptions> DecodeOptions(const v1::AttentionOptions& in);
+struct DecodedOptions {
+  AttentionOptions options;
+  OutputOptions outputs;
+};
 
-// The most that DecodeOptions allocates for the lists of `options`.
+// Decodes the field `options` of a request. The caller checks the payloads of
+// its tensors, and the regions.
+absl::StatusOr<DecodedOptions> DecodeOptions(const v1::AttentionOptions& in);
+
+// Returns the most bytes that DecodeOptions allocates for the lists of
+// `options`.
 int64_t DecodedListBytes(const v1::AttentionOptions& options);
 
 }  // namespace attnd::server

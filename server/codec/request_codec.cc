@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "base/status_macros.h"
 #include "core/field_error.h"
 #include "server/codec/options_codec.h"
 #include "server/shared_memory/shm_protocol.h"
@@ -16,7 +17,7 @@
 namespace attnd::server {
 namespace {
 
-// Of a tensor in a region: what kernels' loads are aligned to.
+// Of a tensor in a region, because kernels load aligned vectors.
 constexpr int64_t kOffsetAlignment = 64;
 
 std::string ShapeText(const std::vector<int64_t>& shape) {
@@ -40,7 +41,7 @@ absl::Status Renamed(const absl::Status& status,
   return status;
 }
 
-absl::StatusOr<TensorSpec> SpecOf(const NamedTensor& in) {
+absl::StatusOr<TensorSpec> SpecOf(const AttentionTensors::Field& in) {
   if (in.tensor == nullptr) return FieldError(in.path, "a tensor", "none");
   return DecodeSpec(*in.tensor, in.path);
 }
@@ -49,15 +50,13 @@ absl::StatusOr<AttentionProblem> DecodeProblem(
     const AttentionTensors& tensors) {
   std::array<TensorSpec, 3> specs;
   for (const TensorRole role : {kQuery, kKey, kValue}) {
-    absl::StatusOr<TensorSpec> spec = SpecOf(tensors.by_role[role]);
-    if (!spec.ok()) return spec.status();
-    specs[role] = *std::move(spec);
+    ATTND_ASSIGN_OR_RETURN(specs[role], SpecOf(tensors.by_role[role]));
   }
-  const absl::StatusOr<AttentionOptions> options =
-      DecodeOptions(*tensors.options);
-  if (!options.ok()) return options.status();
-  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
-      specs[kQuery], specs[kKey], specs[kValue], *options);
+  ATTND_ASSIGN_OR_RETURN(const DecodedOptions decoded,
+                         DecodeOptions(*tensors.options));
+  absl::StatusOr<AttentionProblem> problem =
+      AttentionProblem::Create(specs[kQuery], specs[kKey], specs[kValue],
+                               decoded.options, decoded.outputs);
   if (!problem.ok()) return Renamed(problem.status(), tensors);
   return problem;
 }
@@ -77,45 +76,26 @@ absl::Status CheckShape(const TensorSpec& spec, const std::string& path,
   return absl::OkStatus();
 }
 
-// What AttentionBackward asks beyond what Attention does: gradients are of f32
-// and computed in it, from the answers of the same problem.
+// Checks what AttentionBackward needs and Attention does not: that the problem
+// has gradients, and that the answers are those of the same problem.
 absl::Status CheckBackward(const AttentionTensors& tensors,
                            const AttentionProblem& problem) {
-  const AttentionParams& params = problem.params();
-  const auto require_f32 = [](DataType type, const std::string& path) {
-    if (type == DataType::kF32) return absl::OkStatus();
-    return FieldError(path, "F32, of which gradients are",
-                      std::string(TypeName(type)));
-  };
-  absl::Status status;
-  const std::pair<TensorRole, DataType> inputs[] = {
-      {kQuery, params.query_dtype},
-      {kKey, params.key_dtype},
-      {kValue, params.value_dtype}};
-  for (const auto& [role, type] : inputs) {
-    status.Update(
-        require_f32(type, absl::StrCat(tensors.by_role[role].path, ".dtype")));
-  }
-  status.Update(require_f32(params.output_dtype, "options.output_dtype"));
-  if (params.precision == Precision::kBF16) {
-    status.Update(FieldError("options.precision",
-                             "PRECISION_AUTO or PRECISION_F32, in which "
-                             "gradients are computed",
-                             "PRECISION_BF16"));
-  }
+  ATTND_RETURN_IF_ERROR(Renamed(problem.CheckGradients(), tensors));
   const std::pair<TensorRole, std::vector<int64_t>> answers[] = {
       {kOutput, problem.OutputShape()},
       {kLse, problem.LseShape()},
       {kGradOutput, problem.OutputShape()}};
   for (const auto& [role, shape] : answers) {
-    if (!status.ok()) return status;
-    const NamedTensor& tensor = tensors.by_role[role];
-    const absl::StatusOr<TensorSpec> spec = SpecOf(tensor);
-    if (!spec.ok()) return spec.status();
-    status = require_f32(spec->dtype, absl::StrCat(tensor.path, ".dtype"));
-    status.Update(CheckShape(*spec, tensor.path, shape));
+    const AttentionTensors::Field& field = tensors.by_role[role];
+    ATTND_ASSIGN_OR_RETURN(const TensorSpec spec, SpecOf(field));
+    if (spec.dtype != DataType::kF32) {
+      return FieldError(absl::StrCat(field.path, ".dtype"),
+                        "F32 because gradients are computed in F32",
+                        NameOf(spec.dtype));
+    }
+    ATTND_RETURN_IF_ERROR(CheckShape(spec, field.path, shape));
   }
-  return status;
+  return absl::OkStatus();
 }
 
 absl::Status CheckCount(const v1::Tensor& tensor, const std::string& path,
@@ -177,8 +157,8 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
       }
       [[fallthrough]];
     case v1::Tensor::kData:
-      return CheckCount(*tensor, path, mask ? "BOOL" : TypeName(type),
-                        mask ? 1 : SizeOf(type), expected_bytes, split);
+      return CheckCount(*tensor, path, NameOf(type), SizeOf(type),
+                        expected_bytes, split);
     case v1::Tensor::kSharedMemory:
       if (!tensors.streamed && !tensors.backward) {
         return CheckPlace(tensor->shared_memory(), path, ".shared_memory");
@@ -200,7 +180,7 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
 // An output region is there if, and only if, the first tensor lies in one.
 absl::Status CheckRegions(const AttentionTensors& tensors, bool return_lse) {
   const v1::AttentionOptions& options = *tensors.options;
-  const NamedTensor& first = tensors.by_role[kQuery];
+  const AttentionTensors::Field& first = tensors.by_role[kQuery];
   const bool shared = first.tensor->has_shared_memory();
   const auto check = [&](const char* field, bool there,
                          const v1::SharedMemory& place, bool needed,
@@ -243,7 +223,7 @@ std::array<Expected, kTensorRoles> ExpectedPayloads(
   expected[kKey] = {params.key_dtype, problem.key_bytes()};
   expected[kValue] = {params.value_dtype, problem.value_bytes()};
   expected[kBias] = {params.bias_dtype, problem.bias_bytes()};
-  expected[kMask].bytes = problem.mask_bytes();
+  expected[kMask] = {DataType::kBool, problem.mask_bytes()};
   expected[kOutput].bytes = problem.output_bytes();
   expected[kLse].bytes = problem.lse_bytes();
   expected[kGradOutput].bytes = problem.output_bytes();
@@ -323,38 +303,28 @@ AttentionTensors AttentionTensors::Of(const v1::AttentionBackwardRequest& in) {
 
 absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
                                              const SplitMessage& split) {
-  absl::StatusOr<AttentionProblem> problem = DecodeProblem(tensors);
-  if (!problem.ok()) return problem.status();
+  ATTND_ASSIGN_OR_RETURN(AttentionProblem problem, DecodeProblem(tensors));
   if (tensors.backward) {
-    if (absl::Status status = CheckBackward(tensors, *problem); !status.ok()) {
-      return status;
-    }
+    ATTND_RETURN_IF_ERROR(CheckBackward(tensors, problem));
   }
   const PayloadKind kind = KindOf(*tensors.by_role[kQuery].tensor);
-  const DataType output_type = problem->params().output_dtype;
+  const DataType output_type = problem.params().output_dtype;
   if (kind == PayloadKind::kValues && output_type != DataType::kF32) {
     return FieldError("options.output_dtype",
-                      "F32, for the answer travels as values",
-                      std::string(TypeName(output_type)));
+                      "F32 because values are always F32", NameOf(output_type));
   }
-  DecodedRequest decoded{*std::move(problem), kind};
+  DecodedRequest decoded{std::move(problem), kind};
   const auto expected = ExpectedPayloads(decoded.problem);
   for (size_t i = 0; i < kTensorRoles; ++i) {
     if (tensors.by_role[i].tensor == nullptr) continue;
     const auto& [type, bytes] = expected[i];
-    if (absl::Status status = CheckPayload(tensors, static_cast<TensorRole>(i),
-                                           type, bytes, split);
-        !status.ok()) {
-      return status;
-    }
+    ATTND_RETURN_IF_ERROR(
+        CheckPayload(tensors, static_cast<TensorRole>(i), type, bytes, split));
     decoded.bytes[i] = bytes;
   }
-  // In AttentionBackward the first tensor is in no region, or was refused.
-  if (absl::Status status =
-          CheckRegions(tensors, decoded.problem.params().return_lse);
-      !status.ok()) {
-    return status;
-  }
+  // AttentionBackward has refused a first tensor in a region by now.
+  ATTND_RETURN_IF_ERROR(
+      CheckRegions(tensors, decoded.problem.params().return_lse));
   return decoded;
 }
 

@@ -21,15 +21,7 @@ void SetDuration(std::chrono::nanoseconds time,
 }
 
 v1::DataType EncodeType(DataType type) {
-  switch (type) {
-    case DataType::kF32:
-      return v1::DATA_TYPE_F32;
-    case DataType::kF16:
-      return v1::DATA_TYPE_F16;
-    case DataType::kBF16:
-      return v1::DATA_TYPE_BF16;
-  }
-  return v1::DATA_TYPE_UNSPECIFIED;
+  return static_cast<v1::DataType>(type);
 }
 
 void Describe(const ResponseTensor& tensor, v1::Tensor& header) {

@@ -19,18 +19,13 @@ using google::protobuf::FieldDescriptor;
 using Request = v1::MemoryEstimateRequest;
 
 absl::StatusOr<Transport> DecodeTransport(v1::Transport transport) {
-  switch (transport) {
-    case v1::TRANSPORT_UNSPECIFIED:
-    case v1::TRANSPORT_INLINE:
-      return Transport::kInline;
-    case v1::TRANSPORT_STREAM:
-      return Transport::kStream;
-    case v1::TRANSPORT_SHARED_MEMORY:
-      return Transport::kSharedMemory;
-    default:
-      return FieldError("transport", "INLINE, STREAM or SHARED_MEMORY",
-                        absl::StrCat(static_cast<int>(transport)));
+  if (transport == v1::TRANSPORT_UNSPECIFIED) return Transport::kInline;
+  const auto decoded = static_cast<Transport>(transport);
+  for (const auto& known : kNamedValues<Transport>) {
+    if (known.value == decoded) return decoded;
   }
+  return FieldError("transport", "INLINE, STREAM or SHARED_MEMORY",
+                    absl::StrCat(static_cast<int>(transport)));
 }
 
 // The member of the oneof `name` that `message` has, or null.
@@ -95,7 +90,9 @@ absl::StatusOr<CostQuery> Decode(const Request& in,
   const absl::Status goal = CheckGoal(in);
   if (!absl::IsUnimplemented(goal)) ATTND_RETURN_IF_ERROR(goal);
   ATTND_RETURN_IF_ERROR(CheckNoData(in.options()));
-  ATTND_ASSIGN_OR_RETURN(query.options, DecodeOptions(in.options()));
+  ATTND_ASSIGN_OR_RETURN(DecodedOptions decoded, DecodeOptions(in.options()));
+  query.options = std::move(decoded.options);
+  query.outputs = decoded.outputs;
   ATTND_RETURN_IF_ERROR(goal);
   ATTND_RETURN_IF_ERROR(query.SetDefaults());
   return query;

@@ -5,29 +5,33 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/attention_options.h"
+#include "base/status_macros.h"
 #include "core/attention_problem.h"
 #include "core/half_float.h"
 #include "core/reference_attention.h"
 #include "server/calls/random_floats.h"
-#include "server/codec/options_codec.h"
 
 namespace attnd::server {
 namespace {
 
-// Inputs are in [-1, 1), so the answers are too. Sums of a few hundred terms
-// in f32 stay a factor of ten below this; a wrong tile does not.
+// Inputs are in [-1, 1), so the answers are too. Rounding errors of sums of a
+// few hundred f32 terms stay a factor of ten below this; a wrong tile does not.
 constexpr double kTolerance = 1e-5;
 // Gradients add up over rows as well.
 constexpr double kBackwardTolerance = 1e-4;
-// Half a unit in the last place of a number below 1, of either 16-bit type, and
-// for bf16 as much again for its weights. Few keys, so that answers are large.
+// Half a unit in the last place of a number below 1 in the 16-bit type, and as
+// much again for the weights of bf16. Cases have few keys, so that their
+// answers are large.
 constexpr double kF16Tolerance = 5e-4;
 constexpr double kBF16Tolerance = 6e-3;
 
@@ -38,11 +42,24 @@ struct Case {
   AttentionOptions options;
   DataType dtype = DataType::kF32;
   double tolerance = kTolerance;
+  std::optional<DataType> output_dtype = {};
 };
 
-// Odd dims, grouped heads, tails of every tile, one row over many keys; then
-// what changes the kernel: types, scores that are more than products, ragged
-// batches, the other layout.
+// Sets every option that takes any number of a range, to the first value that
+// the table of options has for it.
+AttentionOptions WithNumbers(AttentionOptions options) {
+  ForEachOption(
+      [&options](const char*, auto member, const char*, const auto&... values) {
+        if constexpr (sizeof...(values) > 0) {
+          member(options) = std::get<0>(std::tie(values...));
+        }
+      });
+  return options;
+}
+
+// The first cases have odd dimensions, grouped heads, incomplete tiles, and one
+// row over many keys. The others change the kernel: by types, scores that are
+// more than products, ragged batches and the other layout.
 std::vector<Case> ForwardCases() {
   return {
       {{1, 2, 70, 64}, {1, 2, 130, 64}, 64, {}},
@@ -57,19 +74,19 @@ std::vector<Case> ForwardCases() {
       {{1, 2, 70, 64},
        {1, 2, 130, 64},
        64,
-       {.output_dtype = DataType::kF32, .precision = Precision::kF32},
-       DataType::kBF16},
+       {.precision = Precision::kF32},
+       DataType::kBF16,
+       kTolerance,
+       DataType::kF32},
       {{1, 2, 110, 32},
        {1, 2, 130, 32},
        32,
-       {.layout = Layout::kBhsd,
-        .causal = Causal::kBottomRight,
-        .window_left = 40,
-        .logits_soft_cap = 0.5F,
-        .alibi_slopes = {0.25F, 0.01F},
-        .sink_logits = {0.5F, -1.0F},
-        .bias = TensorSpec{.shape = {110, 130}},
-        .mask_shape = std::vector<int64_t>{2, 1, 130}}},
+       WithNumbers({.causal = Causal::kBottomRight,
+                    .window_left = 40,
+                    .alibi_slopes = {0.25F, 0.01F},
+                    .sink_logits = {0.5F, -1.0F},
+                    .bias = TensorSpec{.shape = {110, 130}},
+                    .mask = TensorSpec{DataType::kBool, {2, 1, 130}}})},
       {{2, 40, 2, 16},
        {2, 50, 1, 16},
        16,
@@ -99,18 +116,17 @@ std::vector<Case> BackwardCases() {
       {{1, 2, 33, 16},
        {1, 1, 70, 16},
        24,
-       {.window_left = 40,
-        .logits_soft_cap = 0.5F,
-        .alibi_slopes = {0.25F, 0.01F},
-        .sink_logits = {0.5F, -1.0F},
-        .bias = TensorSpec{.shape = {33, 70}},
-        .mask_shape = std::vector<int64_t>{2, 1, 70}},
+       WithNumbers({.window_left = 40,
+                    .alibi_slopes = {0.25F, 0.01F},
+                    .sink_logits = {0.5F, -1.0F},
+                    .bias = TensorSpec{.shape = {33, 70}},
+                    .mask = TensorSpec{DataType::kBool, {2, 1, 70}}}),
        DataType::kF32,
        kBackwardTolerance},
   };
 }
 
-// Elements of `type` as many as fill `size_bytes`.
+// Returns `size_bytes` of random elements of `type`.
 std::vector<std::byte> RandomTensor(DataType type, int64_t size_bytes,
                                     uint32_t seed) {
   std::vector<std::byte> tensor(static_cast<size_t>(size_bytes));
@@ -128,7 +144,7 @@ std::vector<std::byte> RandomTensor(DataType type, int64_t size_bytes,
   return tensor;
 }
 
-// Three of four are visible.
+// Returns a mask of which three in four elements are visible.
 std::vector<std::byte> RandomMask(int64_t size_bytes, uint32_t seed) {
   std::vector<float> floats(static_cast<size_t>(size_bytes));
   RandomFloats(seed).Fill(floats);
@@ -146,8 +162,8 @@ const float* Floats(const std::vector<std::byte>& tensor) {
   return reinterpret_cast<const float*>(tensor.data());
 }
 
-// The largest difference; infinity where one is a NaN or an infinity that the
-// other is not.
+// Returns the largest difference. It is infinite if one side has a NaN or an
+// infinity that the other does not have.
 double WorstError(const void* got, DataType type,
                   const std::vector<double>& expected) {
   double worst = 0;
@@ -163,7 +179,7 @@ double WorstError(const void* got, DataType type,
   return worst;
 }
 
-// One case's problem and inputs.
+// The problem and inputs of one case.
 struct Inputs {
   AttentionProblem problem;
   std::vector<std::byte> query, key, value, bias, mask;
@@ -171,20 +187,20 @@ struct Inputs {
   static absl::StatusOr<Inputs> Make(const Case& test) {
     std::vector<int64_t> value_shape = test.key;
     value_shape.back() = test.v_head_dim;
-    AttentionOptions options = test.options;
-    options.return_lse = true;
-    const absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
-        {.dtype = test.dtype, .shape = test.query},
-        {.dtype = test.dtype, .shape = test.key},
-        {.dtype = test.dtype, .shape = value_shape}, options);
-    if (!problem.ok()) return problem.status();
+    ATTND_ASSIGN_OR_RETURN(
+        const AttentionProblem problem,
+        AttentionProblem::Create(
+            {.dtype = test.dtype, .shape = test.query},
+            {.dtype = test.dtype, .shape = test.key},
+            {.dtype = test.dtype, .shape = value_shape}, test.options,
+            {.return_lse = true, .output_dtype = test.output_dtype}));
     return Inputs{
-        *problem,
-        RandomTensor(test.dtype, problem->query_bytes(), 1),
-        RandomTensor(test.dtype, problem->key_bytes(), 2),
-        RandomTensor(test.dtype, problem->value_bytes(), 3),
-        RandomTensor(problem->params().bias_dtype, problem->bias_bytes(), 4),
-        RandomMask(problem->mask_bytes(), 5)};
+        problem,
+        RandomTensor(test.dtype, problem.query_bytes(), 1),
+        RandomTensor(test.dtype, problem.key_bytes(), 2),
+        RandomTensor(test.dtype, problem.value_bytes(), 3),
+        RandomTensor(problem.params().bias_dtype, problem.bias_bytes(), 4),
+        RandomMask(problem.mask_bytes(), 5)};
   }
 
   AttentionBuffers buffers() const {
@@ -203,70 +219,65 @@ absl::Status Verdict(const Case& test, absl::string_view what,
       "self-test: kernel ", std::string(stats.kernel), " on ",
       std::string(IsaName(stats.isa)), " differs from the oracle by ", error,
       " in ", what, " for query [", absl::StrJoin(test.query, ", "), "] of ",
-      TypeName(test.dtype)));
+      NameOf(test.dtype)));
 }
 
 absl::Status RunForward(AttentionEngine& engine, const Case& test) {
-  const absl::StatusOr<Inputs> inputs = Inputs::Make(test);
-  if (!inputs.ok()) return inputs.status();
-  const AttentionProblem& problem = inputs->problem;
+  ATTND_ASSIGN_OR_RETURN(const Inputs inputs, Inputs::Make(test));
+  const AttentionProblem& problem = inputs.problem;
   const DataType output_type = problem.params().output_dtype;
   // All ones are a NaN in every type.
   std::vector<std::byte> output(static_cast<size_t>(problem.output_bytes()),
                                 std::byte{0xff});
   std::vector<float> lse =
       Unwritten(static_cast<size_t>(problem.lse_bytes()) / sizeof(float));
-  AttentionBuffers buffers = inputs->buffers();
+  AttentionBuffers buffers = inputs.buffers();
   buffers.output = output.data();
   buffers.lse = lse.data();
-  const absl::StatusOr<RunStats> stats = engine.Run(problem, buffers);
-  if (!stats.ok()) return stats.status();
+  ATTND_ASSIGN_OR_RETURN(const RunStats stats, engine.Run(problem, buffers));
 
   std::vector<double> expected(output.size() /
                                static_cast<size_t>(SizeOf(output_type)));
   std::vector<double> expected_lse(lse.size());
   ReferenceAttention(problem, buffers, expected.data(), expected_lse.data());
   absl::Status status = Verdict(
-      test, "output", *stats, WorstError(output.data(), output_type, expected));
-  status.Update(Verdict(test, "lse", *stats,
+      test, "output", stats, WorstError(output.data(), output_type, expected));
+  status.Update(Verdict(test, "lse", stats,
                         WorstError(lse.data(), DataType::kF32, expected_lse)));
   return status;
 }
 
 absl::Status RunBackward(AttentionEngine& engine, const Case& test) {
-  const absl::StatusOr<Inputs> inputs = Inputs::Make(test);
-  if (!inputs.ok()) return inputs.status();
-  const AttentionProblem& problem = inputs->problem;
+  ATTND_ASSIGN_OR_RETURN(const Inputs inputs, Inputs::Make(test));
+  const AttentionProblem& problem = inputs.problem;
   std::vector<float> output =
       Unwritten(static_cast<size_t>(problem.output_bytes()) / sizeof(float));
   std::vector<float> lse =
       Unwritten(static_cast<size_t>(problem.lse_bytes()) / sizeof(float));
-  AttentionBuffers forward = inputs->buffers();
+  AttentionBuffers forward = inputs.buffers();
   forward.output = output.data();
   forward.lse = lse.data();
-  if (const auto stats = engine.Run(problem, forward); !stats.ok()) {
-    return stats.status();
-  }
+  ATTND_RETURN_IF_ERROR(engine.Run(problem, forward).status());
   const std::vector<std::byte> grad_output =
       RandomTensor(DataType::kF32, problem.output_bytes(), 6);
   std::vector<float> grad_query =
-      Unwritten(inputs->query.size() / sizeof(float));
-  std::vector<float> grad_key = Unwritten(inputs->key.size() / sizeof(float));
+      Unwritten(inputs.query.size() / sizeof(float));
+  std::vector<float> grad_key = Unwritten(inputs.key.size() / sizeof(float));
   std::vector<float> grad_value =
-      Unwritten(inputs->value.size() / sizeof(float));
-  const BackwardBuffers buffers = {.query = Floats(inputs->query),
-                                   .key = Floats(inputs->key),
-                                   .value = Floats(inputs->value),
-                                   .bias = inputs->bias.data(),
-                                   .mask = inputs->mask.data(),
+      Unwritten(inputs.value.size() / sizeof(float));
+  const BackwardBuffers buffers = {.query = Floats(inputs.query),
+                                   .key = Floats(inputs.key),
+                                   .value = Floats(inputs.value),
+                                   .bias = inputs.bias.data(),
+                                   .mask = inputs.mask.data(),
                                    .output = output.data(),
                                    .lse = lse.data(),
                                    .grad_output = Floats(grad_output),
                                    .grad_query = grad_query.data(),
                                    .grad_key = grad_key.data(),
                                    .grad_value = grad_value.data()};
-  const absl::StatusOr<RunStats> stats = engine.RunBackward(problem, buffers);
-  if (!stats.ok()) return stats.status();
+  ATTND_ASSIGN_OR_RETURN(const RunStats stats,
+                         engine.RunBackward(problem, buffers));
 
   std::vector<double> expected_query(grad_query.size());
   std::vector<double> expected_key(grad_key.size());
@@ -275,7 +286,7 @@ absl::Status RunBackward(AttentionEngine& engine, const Case& test) {
                     expected_key.data(), expected_value.data());
   const auto check = [&](absl::string_view what, const std::vector<float>& got,
                          const std::vector<double>& expected) {
-    return Verdict(test, what, *stats,
+    return Verdict(test, what, stats,
                    WorstError(got.data(), DataType::kF32, expected));
   };
   absl::Status status = check("grad_query", grad_query, expected_query);
@@ -288,14 +299,10 @@ absl::Status RunBackward(AttentionEngine& engine, const Case& test) {
 
 absl::Status RunSelfTest(AttentionEngine& engine) {
   for (const Case& test : ForwardCases()) {
-    if (absl::Status status = RunForward(engine, test); !status.ok()) {
-      return status;
-    }
+    ATTND_RETURN_IF_ERROR(RunForward(engine, test));
   }
   for (const Case& test : BackwardCases()) {
-    if (absl::Status status = RunBackward(engine, test); !status.ok()) {
-      return status;
-    }
+    ATTND_RETURN_IF_ERROR(RunBackward(engine, test));
   }
   return absl::OkStatus();
 }

@@ -1,5 +1,5 @@
-// The warm-up: every kernel in use, forward and backward, held against the
-// oracle before the first client is let in.
+// Compares every kernel that this machine uses, forward and backward, with the
+// oracle. The server does so before it accepts the first client.
 #ifndef ATTND_SERVER_PROCESS_SELF_TEST_H_
 #define ATTND_SERVER_PROCESS_SELF_TEST_H_
 
@@ -8,8 +8,8 @@
 
 namespace attnd::server {
 
-// OK, or INTERNAL that says which shape is wrong by how much. Takes
-// milliseconds.
+// Returns OK, or INTERNAL with the shape that is wrong and by how much. Takes
+// some milliseconds.
 absl::Status RunSelfTest(AttentionEngine& engine);
 
 }  // namespace attnd::server

@@ -399,7 +399,7 @@ TEST_F(AttnctlTest, EveryOptionHasItsFlag) {
   EXPECT_EQ(options.bias().data().size(), 48U);
   EXPECT_EQ(options.mask().dtype(), v1::DATA_TYPE_BOOL);
   EXPECT_EQ(options.mask().data(), "\x01\x01\x01\x01");
-  EXPECT_EQ(ReadNpy(Path("o.npy"))->dtype, client::DataType::kBF16);
+  EXPECT_EQ(ReadNpy(Path("o.npy"))->data.type(), client::DataType::kBF16);
 }
 
 TEST_F(AttnctlTest, RoundsBeforeItSends) {

@@ -25,6 +25,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::ElementsAre;
+using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
 class NpyTest : public testing::Test {
@@ -124,9 +125,9 @@ TEST_F(NpyTest, ReadsWhatItWrote) {
     ASSERT_TRUE(WriteFloats(path_, shape, values).ok());
     const auto array = ReadNpy(path_);
     ASSERT_TRUE(array.ok()) << array.status();
-    EXPECT_EQ(array->dtype, client::DataType::kF32);
+    EXPECT_EQ(array->data.type(), client::DataType::kF32);
     EXPECT_EQ(array->shape, shape);
-    EXPECT_EQ(ToFloats(array->dtype, array->bytes), values);
+    EXPECT_EQ(ToFloats(array->data.type(), array->data.bytes()), values);
   }
 }
 
@@ -142,15 +143,15 @@ TEST_F(NpyTest, ReadsEveryTypeThatItWrites) {
     ASSERT_TRUE(WriteNpy(path_, dtype, {3}, bytes).ok());
     const auto array = ReadNpy(path_);
     ASSERT_TRUE(array.ok()) << array.status();
-    EXPECT_EQ(array->dtype, dtype);
-    EXPECT_EQ(array->bytes, bytes);
+    EXPECT_EQ(array->data.type(), dtype);
+    EXPECT_THAT(array->data.bytes(), ElementsAreArray(bytes));
     EXPECT_THAT(ReadBytes(), HasSubstr(descr));
   }
   // NumPy gives opaque bytes no order.
   EXPECT_EQ(ReadNpy(WriteFile("{'descr': '|V2', 'fortran_order': False, "
                               "'shape': (1,), }",
                               "ab"))
-                ->dtype,
+                ->data.type(),
             DataType::kBF16);
 }
 
@@ -215,19 +216,19 @@ TEST_F(NpyTest, RoundsDoublesOnceToWhatIsAskedFor) {
     const auto array = ReadNpy(
         path_, {.to = client::DataType::kBF16, .only_float64 = only_float64});
     ASSERT_TRUE(array.ok()) << array.status();
-    EXPECT_EQ(array->dtype, client::DataType::kBF16);
-    EXPECT_THAT(ToFloats(array->dtype, array->bytes),
+    EXPECT_EQ(array->data.type(), client::DataType::kBF16);
+    EXPECT_THAT(ToFloats(array->data.type(), array->data.bytes()),
                 ElementsAre(0x1.9ap-4F, 1 + 0x1p-7F));
   }
   ASSERT_TRUE(WriteFloats(path_, {1}, {0.1F}).ok());
-  EXPECT_EQ(ReadNpy(path_, {.to = client::DataType::kF16})->dtype,
+  EXPECT_EQ(ReadNpy(path_, {.to = client::DataType::kF16})->data.type(),
             client::DataType::kF16);
   EXPECT_EQ(ReadNpy(path_, {.to = client::DataType::kF16, .only_float64 = true})
-                ->dtype,
+                ->data.type(),
             client::DataType::kF32);
   ASSERT_TRUE(
       WriteNpy(path_, client::DataType::kBool, {1}, {{std::byte{1}}}).ok());
-  EXPECT_EQ(ReadNpy(path_, {.to = client::DataType::kF16})->dtype,
+  EXPECT_EQ(ReadNpy(path_, {.to = client::DataType::kF16})->data.type(),
             client::DataType::kBool);
 }
 
@@ -269,7 +270,7 @@ TEST_F(NpyTest, ReadsHeadersThatOthersWrote) {
         "{'descr': 'float32', 'fortran_order': False, 'shape': (2, 3), }"}) {
     const auto array = ReadNpy(WriteFile(header, std::string(24, '\0')));
     ASSERT_TRUE(array.ok()) << array.status();
-    EXPECT_EQ(array->dtype, client::DataType::kF32);
+    EXPECT_EQ(array->data.type(), client::DataType::kF32);
     EXPECT_THAT(array->shape, ElementsAre(2, 3));
   }
   const auto array = ReadNpy(
@@ -295,7 +296,7 @@ TEST_F(NpyTest, ReadsPipes) {
     const auto array = ReadNpy(pipe.reader());
     writer.join();
     ASSERT_TRUE(array.ok()) << array.status();
-    EXPECT_EQ(ToFloats(array->dtype, array->bytes), values);
+    EXPECT_EQ(ToFloats(array->data.type(), array->data.bytes()), values);
   }
 }
 
@@ -422,9 +423,9 @@ TEST_F(NpyTest, TakesWhateverItIsGiven) {
             << which;
         continue;
       }
-      ASSERT_EQ(
-          static_cast<int64_t>(array->bytes.size()),
-          *client::ElementCount(array->shape) * client::SizeOf(array->dtype))
+      ASSERT_EQ(static_cast<int64_t>(array->data.bytes().size()),
+                *client::ElementCount(array->shape) *
+                    client::SizeOf(array->data.type()))
           << which;
       ++accepted;
     }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
@@ -61,6 +62,8 @@ TEST(OfflineEstimateTest, TakesTheContractsDefaults) {
 TEST(OfflineEstimateTest, CountsTypesAndTensors) {
   const client::ConstElements none(client::DataType::kF16,
                                    std::span<const std::byte>());
+  const client::ConstElements no_bools(client::DataType::kBool,
+                                       std::span<const std::byte>());
   const auto estimate = EstimateOffline(
       {.seq_len = 100,
        .dimensions = 64,
@@ -71,7 +74,7 @@ TEST(OfflineEstimateTest, CountsTypesAndTensors) {
                      .window_left = 0,
                      .window_right = 0,
                      .bias = client::ConstTensor{none, {2, 100, 100}},
-                     .mask = client::ConstTensor{none, {100}},
+                     .mask = client::ConstTensor{no_bools, {100}},
                      .precision = client::Precision::kF32}});
   ASSERT_TRUE(estimate.ok()) << estimate.status();
   EXPECT_EQ(estimate->input_bytes,
@@ -105,7 +108,9 @@ TEST(OfflineEstimateTest, NamesTheFlagAtFault) {
        {.seq_len = 8,
         .attention = {.cu_seqlens_q = {0, 8}, .cu_seqlens_k = {0, 7}}}},
       {"--mask-shape[0]:",
-       {.seq_len = 8, .attention = {.mask = client::ConstTensor{{}, {3}}}}},
+       {.seq_len = 8,
+        .attention = {.mask =
+                          client::ConstTensor{std::vector<uint8_t>(), {3}}}}},
       {"--threads:", {.seq_len = 8, .threads = -1}},
       {"--concurrency:", {.seq_len = 8, .concurrency = -1}},
       {"--concurrency:",

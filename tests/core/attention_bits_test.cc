@@ -104,7 +104,7 @@ class AttentionBitsTest : public testing::PerIsaEngineTest {
     copy(r.output, pr.OutputView(r.output.data()), expected,
          pp.OutputView(expected.data()), cu_q);
     ASSERT_TRUE(p.output == expected) << r.ToString();
-    if (!ragged.options.return_lse) return;
+    if (!ragged.outputs.return_lse) return;
     const auto lse_r = pr.LseView(r.lse.data());
     const auto lse_p = pp.LseView(p.lse.data());
     for (int64_t b = 0; b < padded.batch; ++b) {
@@ -154,7 +154,7 @@ class AttentionBitsTest : public testing::PerIsaEngineTest {
         if (extents.size() == 4) extents[0] = 1;
       };
       if (o.bias) one_entry(o.bias->shape);
-      if (o.mask_shape) one_entry(*o.mask_shape);
+      if (o.mask) one_entry(o.mask->shape);
       AttentionCase c(alone, 0);
       const AttentionProblem& one = c.problem();
       const auto copy = [](const TypedArray& from, const auto& from_view,
@@ -182,7 +182,7 @@ class AttentionBitsTest : public testing::PerIsaEngineTest {
           c.bias.Set(at, whole.bias[first + at]);
         }
       }
-      if (o.mask_shape) {
+      if (o.mask) {
         const int64_t first =
             problem.MaskView(whole.mask.data()).Offset(entry.batch, 0, 0);
         std::copy_n(whole.mask.begin() + first, c.mask.size(), c.mask.begin());
@@ -220,7 +220,7 @@ TEST_P(AttentionBitsTest, OrderOfAxesChangesNoBit) {
     CopyView(a.output, pa.OutputView(a.output.data()), expected,
              pb.OutputView(expected.data()));
     ASSERT_TRUE(b.output == expected) << a.ToString();
-    if (shape.options.return_lse) {
+    if (shape.outputs.return_lse) {
       ASSERT_TRUE(SameBits(a.lse, b.lse)) << a.ToString();
     }
   }
@@ -250,8 +250,8 @@ TEST_P(AttentionBitsTest, PaddingBesideSplitTilesIsTheSameBits) {
          .rank = 3,
          .options = {.causal = Causal::kBottomRight,
                      .cu_seqlens_q = {0, 60, 63, 163, 363},
-                     .cu_seqlens_k = {0, 5000, 5017, 10017, 15017},
-                     .return_lse = true}},
+                     .cu_seqlens_k = {0, 5000, 5017, 10017, 15017}},
+         .outputs = {.return_lse = true}},
         1024, size, kSeed);
     if (HasFatalFailure()) return;
   }
@@ -287,12 +287,12 @@ TEST_P(AttentionBitsTest, CausalAndWindowsEqualAnExplicitMask) {
     AttentionOptions& o = shape.options;
     if (!o.cu_seqlens_q.empty()) continue;
     o.alibi_slopes.clear();  // counts from the position that causal says
-    o.mask_shape.reset();
+    o.mask.reset();
     const std::vector<int64_t> full = {shape.batch,
                                        shape.num_kv_heads * shape.group,
                                        shape.q_len, shape.kv_len};
     // All true: what the visibility of the first comes from is its positions.
-    o.mask_shape = full;
+    o.mask = TensorSpec{DataType::kBool, full};
     const uint64_t seed = rng();
     AttentionCase positions(shape, seed);
     std::fill(positions.mask.begin(), positions.mask.end(), std::byte{1});
@@ -307,7 +307,7 @@ TEST_P(AttentionBitsTest, CausalAndWindowsEqualAnExplicitMask) {
     Compute(masked);
     ASSERT_THAT(masked.Compare(positions.Expect()), IsEmpty());
     ASSERT_TRUE(masked.output == positions.output) << positions.ToString();
-    if (o.return_lse) {
+    if (shape.outputs.return_lse) {
       ASSERT_TRUE(SameBits(masked.lse, positions.lse)) << positions.ToString();
     }
   }
@@ -337,7 +337,7 @@ TEST_P(AttentionBitsTest, SameBitsForAnyThreadsAndLoad) {
         ASSERT_TRUE(engine.Run(c.problem(), c.buffers()).ok());
         EXPECT_TRUE(c.output == expected.output)
             << threads << " threads, " << c.ToString();
-        if (c.shape().options.return_lse) {
+        if (c.shape().outputs.return_lse) {
           EXPECT_TRUE(SameBits(c.lse, expected.lse)) << c.ToString();
         }
       }

@@ -36,7 +36,7 @@ TEST_P(AttentionEdgesTest, AgreesAtEveryHeadDimUpTo80AndAtTheLargest) {
                        .kv_len = 70,
                        .head_dim = d,
                        .v_head_dim = d,
-                       .options = {.return_lse = true}},
+                       .outputs = {.return_lse = true}},
                       kSeed);
       Compute(c);
       ASSERT_THAT(c.Compare(), IsEmpty());
@@ -49,7 +49,8 @@ TEST_P(AttentionEdgesTest, SurvivesScoresOfTenThousand) {
                    .kv_len = 131,
                    .head_dim = 64,
                    .v_head_dim = 64,
-                   .options = {.scale = 1.0F, .return_lse = true}},
+                   .options = {.scale = 1.0F},
+                   .outputs = {.return_lse = true}},
                   kSeed, 1250);
   Compute(c);
   EXPECT_THAT(c.Compare(), IsEmpty());
@@ -57,13 +58,13 @@ TEST_P(AttentionEdgesTest, SurvivesScoresOfTenThousand) {
 
 TEST_P(AttentionEdgesTest, RowsWithNothingToSeeAreZeroWithLseMinusInfinity) {
   // Bottom-right with more queries than keys: the first rows see nothing.
-  AttentionCase c(
-      {.q_len = 20,
-       .kv_len = 5,
-       .head_dim = 4,
-       .v_head_dim = 4,
-       .options = {.causal = Causal::kBottomRight, .return_lse = true}},
-      kSeed);
+  AttentionCase c({.q_len = 20,
+                   .kv_len = 5,
+                   .head_dim = 4,
+                   .v_head_dim = 4,
+                   .options = {.causal = Causal::kBottomRight},
+                   .outputs = {.return_lse = true}},
+                  kSeed);
   Compute(c);
   EXPECT_THAT(c.Compare(), IsEmpty());
   EXPECT_EQ(c.output[0], 0.0F);
@@ -74,7 +75,7 @@ TEST_P(AttentionEdgesTest, RowsWithNothingToSeeAreZeroWithLseMinusInfinity) {
                       .kv_len = 0,
                       .head_dim = 4,
                       .v_head_dim = 4,
-                      .options = {.return_lse = true}},
+                      .outputs = {.return_lse = true}},
                      kSeed);
   Compute(none);
   EXPECT_THAT(none.output.floats(), Each(0.0F));
@@ -86,7 +87,8 @@ TEST_P(AttentionEdgesTest, AllScoresMinusInfinityGiveZero) {
                    .kv_len = 33,
                    .head_dim = 1,
                    .v_head_dim = 5,
-                   .options = {.scale = 1.0F, .return_lse = true}},
+                   .options = {.scale = 1.0F},
+                   .outputs = {.return_lse = true}},
                   kSeed);
   c.query.Fill(1);
   c.key.Fill(-kInfinity);
@@ -101,7 +103,7 @@ TEST_P(AttentionEdgesTest, AScoreOfPlusInfinityGivesNanAndLseInfinity) {
                      .kv_len = 700,
                      .head_dim = 1,
                      .v_head_dim = 5,
-                     .options = {.return_lse = true}},
+                     .outputs = {.return_lse = true}},
                     kSeed);
     c.query.Fill(1);
     c.key.Set(key, kInfinity);
@@ -119,8 +121,8 @@ TEST_P(AttentionEdgesTest, TheLargestScaleLeavesAScoreOfZeroAlone) {
                    .kv_len = 9,
                    .head_dim = 3,
                    .v_head_dim = 3,
-                   .options = {.scale = std::numeric_limits<float>::max(),
-                               .return_lse = true}},
+                   .options = {.scale = std::numeric_limits<float>::max()},
+                   .outputs = {.return_lse = true}},
                   kSeed);
   c.query.Fill(0);
   Compute(c);
@@ -141,7 +143,8 @@ TEST_P(AttentionEdgesTest, ScoresOfAnySizeKeepTheWeightsOfTheLargest) {
                      .kv_len = 600,
                      .head_dim = 1,
                      .v_head_dim = 2,
-                     .options = {.scale = 1.0F, .return_lse = true}},
+                     .options = {.scale = 1.0F},
+                     .outputs = {.return_lse = true}},
                     kSeed);
     c.query.Set(0, 1);
     c.key.Fill(score);
@@ -163,7 +166,8 @@ TEST_P(AttentionEdgesTest, ASoftCapMakesInfiniteScoresFinite) {
                      .kv_len = 100,
                      .head_dim = 1,
                      .v_head_dim = 3,
-                     .options = {.logits_soft_cap = 3.0F, .return_lse = true}},
+                     .options = {.logits_soft_cap = 3.0F},
+                     .outputs = {.return_lse = true}},
                     kSeed);
     c.query.Fill(1);
     c.key.Set(5, kInfinity);
@@ -189,7 +193,8 @@ TEST_P(AttentionEdgesTest, ALargeSoftCapLeavesSmallScoresAlone) {
                      .kv_len = 90,
                      .head_dim = 16,
                      .v_head_dim = 8,
-                     .options = {.logits_soft_cap = cap, .return_lse = true}},
+                     .options = {.logits_soft_cap = cap},
+                     .outputs = {.return_lse = true}},
                     kSeed);
     Compute(c);
     EXPECT_THAT(c.Compare(), IsEmpty());
@@ -221,13 +226,13 @@ TEST_P(AttentionEdgesTest, TheLowestFiniteBiasHidesNothing) {
 
 TEST_P(AttentionEdgesTest, ABiasOfPlusInfinityOrNanFollowsTheFormula) {
   for (const float bad : {kInfinity, kNan}) {
-    AttentionCase c(
-        {.q_len = 3,
-         .kv_len = 70,
-         .head_dim = 8,
-         .v_head_dim = 2,
-         .options = {.bias = TensorSpec{.shape = {3, 70}}, .return_lse = true}},
-        kSeed);
+    AttentionCase c({.q_len = 3,
+                     .kv_len = 70,
+                     .head_dim = 8,
+                     .v_head_dim = 2,
+                     .options = {.bias = TensorSpec{.shape = {3, 70}}},
+                     .outputs = {.return_lse = true}},
+                    kSeed);
     c.bias.Set(70 + 64, bad);  // of row 1
     Compute(c);
     EXPECT_THAT(c.Compare(), IsEmpty());
@@ -239,7 +244,7 @@ TEST_P(AttentionEdgesTest, AnOutputBeyondF16IsInfinite) {
                    .kv_len = 1,
                    .head_dim = 4,
                    .v_head_dim = 6,
-                   .options = {.output_dtype = DataType::kF16}},
+                   .outputs = {.output_dtype = DataType::kF16}},
                   kSeed);
   const float values[] = {65504, 65519, 65520, -1e30F, 0x1p-24F, 0x1p-26F};
   const float expected[] = {65504, 65504, kInfinity, -kInfinity, 0x1p-24F, 0};
@@ -253,13 +258,13 @@ TEST_P(AttentionEdgesTest, ConvertsEveryNumberOfF16AndBF16) {
   for (const DataType type : {DataType::kF16, DataType::kBF16}) {
     for (const DataType output : {DataType::kF32, type}) {
       constexpr int64_t kWide = 1024;
-      AttentionCase c(
-          {.batch = 64,
-           .head_dim = 1,
-           .v_head_dim = kWide,
-           .value_dtype = type,
-           .options = {.output_dtype = output, .precision = Precision::kF32}},
-          kSeed);
+      AttentionCase c({.batch = 64,
+                       .head_dim = 1,
+                       .v_head_dim = kWide,
+                       .value_dtype = type,
+                       .options = {.precision = Precision::kF32},
+                       .outputs = {.output_dtype = output}},
+                      kSeed);
       auto* const bits = reinterpret_cast<uint16_t*>(c.value.data());
       for (int64_t i = 0; i < 64 * kWide; ++i) {
         bits[i] = static_cast<uint16_t>(i);
@@ -281,7 +286,8 @@ TEST_P(AttentionEdgesTest, ASinkFarAboveOrBelowAllScores) {
                      .kv_len = 70,
                      .head_dim = 8,
                      .v_head_dim = 2,
-                     .options = {.sink_logits = {sink}, .return_lse = true}},
+                     .options = {.sink_logits = {sink}},
+                     .outputs = {.return_lse = true}},
                     kSeed);
     Compute(c);
     EXPECT_THAT(c.Compare(), IsEmpty()) << sink;
@@ -300,7 +306,7 @@ TEST_P(AttentionEdgesTest, NumbersOfAnySizeKeepTheirPrecision) {
        {1e-40F, 1e-37F, 1e-33F, 1e-30F, 1e-25F, 1e-20F, 1e-10F, 1e10F, 1e16F}) {
     for (const bool values : {true, false}) {
       CaseShape shape = kManyRows;
-      shape.options.mask_shape = {shape.kv_len};
+      shape.options.mask = TensorSpec{DataType::kBool, {shape.kv_len}};
       // So that scores are near 1 whatever the keys' size.
       if (!values) shape.options.scale = std::min(0.1F / size, 1e38F);
       AttentionCase c(shape, kSeed);
@@ -334,7 +340,7 @@ TEST_P(AttentionEdgesTest, NumbersOfAnySizeKeepTheirPrecision) {
 TEST_P(AttentionEdgesTest, TinyKeysMeetLargeQueriesAndTheOtherWayRound) {
   for (const float size : {1e-36F, 1e36F}) {
     CaseShape shape = kManyRows;
-    shape.options.return_lse = true;
+    shape.outputs.return_lse = true;
     AttentionCase c(shape, kSeed);
     for (int64_t at = 0; at < c.key.size(); ++at) {
       c.key.Set(at, c.key[at] * size);
@@ -383,7 +389,8 @@ TEST_P(AttentionEdgesTest, WhatIsHiddenChangesNoBitWhateverItsSize) {
 
 TEST_P(AttentionEdgesTest, WeightsFarApartAreTheOracles) {
   CaseShape shape = kManyRows;
-  shape.options = {.scale = 30.0F, .return_lse = true};
+  shape.options = {.scale = 30.0F};
+  shape.outputs = {.return_lse = true};
   AttentionCase c(shape, kSeed);
   Compute(c);
   EXPECT_THAT(c.Compare(), IsEmpty());
@@ -413,7 +420,7 @@ TEST_P(AttentionEdgesTest, AnInfiniteKeyOrQueryFollowsTheFormula) {
   for (const bool in_key : {true, false}) {
     for (const float bad : {kInfinity, -kInfinity, kNan}) {
       CaseShape shape = kManyRows;
-      shape.options.return_lse = true;
+      shape.outputs.return_lse = true;
       AttentionCase c(shape, kSeed);
       (in_key ? c.key : c.query).Set(150 * shape.head_dim + 2, bad);
       Compute(c);
@@ -425,7 +432,7 @@ TEST_P(AttentionEdgesTest, AnInfiniteKeyOrQueryFollowsTheFormula) {
 TEST_P(AttentionEdgesTest, ProductsBeyondF32FollowTheFormula) {
   CaseShape shape = kManyRows;
   shape.head_dim = 1;
-  shape.options.return_lse = true;
+  shape.outputs.return_lse = true;
   AttentionCase c(shape, kSeed);
   for (int64_t at = 0; at < c.key.size(); ++at) {
     c.key.Set(at, at % 7 == 0 ? -1e30F : -1e-3F * static_cast<float>(at));

@@ -129,9 +129,9 @@ std::vector<Hiding> EveryHiding() {
        {.causal = Causal::kBottomRight, .window_left = 20, .window_right = 3}},
       {"key lengths", {.key_lengths = {83}}},
       {"query lengths", {.query_lengths = {33}}},
-      {"mask", {.mask_shape = {{1, 1, kRows, kKeys}}}},
-      {"mask of keys", {.mask_shape = {{kKeys}}}},
-      {"mask of rows", {.mask_shape = {{kRows, 1}}}},
+      {"mask", {.mask = TensorSpec{DataType::kBool, {1, 1, kRows, kKeys}}}},
+      {"mask of keys", {.mask = TensorSpec{DataType::kBool, {kKeys}}}},
+      {"mask of rows", {.mask = TensorSpec{DataType::kBool, {kRows, 1}}}},
       {"bias", {.bias = {{.shape = {1, 1, kRows, kKeys}}}}},
       {"bias of keys", {.bias = {{.dtype = DataType::kF16, .shape = {kKeys}}}}},
   };
@@ -160,7 +160,7 @@ TEST_P(AttentionHiddenTest, AKeyOfNanReachesTheRowsThatSeeItAlone) {
                          .key_dtype = type,
                          .value_dtype = type,
                          .options = way.options};
-      shape.options.return_lse = true;
+      shape.outputs.return_lse = true;
       AttentionCase clean(shape, kSeed);
       Compute(clean);
       ASSERT_THAT(clean.Compare(), IsEmpty()) << way.name;

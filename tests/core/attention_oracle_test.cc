@@ -190,7 +190,7 @@ TEST_P(AttentionOracleTest, PermutedKeysGiveTheSameWithinTheBound) {
         b.bias.Set(at, a.bias[moved_from(at)]);
       }
     }
-    if (o.mask_shape && per_key(*o.mask_shape)) {
+    if (o.mask && per_key(o.mask->shape)) {
       for (size_t at = 0; at < b.mask.size(); ++at) {
         b.mask[at] =
             a.mask[static_cast<size_t>(moved_from(static_cast<int64_t>(at)))];
@@ -209,8 +209,8 @@ TEST_P(AttentionOracleTest, SplitKeysMergeToTheWhole) {
     CaseShape shape = RandomCase(rng, 130);
     if (!shape.options.cu_seqlens_q.empty()) continue;
     shape.options.layout = Layout::kBhsd;
-    shape.options.output_dtype = DataType::kF32;
-    shape.options.return_lse = true;
+    shape.outputs.output_dtype = DataType::kF32;
+    shape.outputs.return_lse = true;
     AttentionCase whole(shape, rng());
     const AttentionParams& p = whole.problem().params();
     const AttentionCase::Expected expected = whole.Expect();
@@ -218,7 +218,7 @@ TEST_P(AttentionOracleTest, SplitKeysMergeToTheWhole) {
     const std::vector<int64_t> full = {p.batch, p.num_q_heads, p.q_len,
                                        p.kv_len};
     CaseShape part = shape;
-    part.options.mask_shape = full;
+    part.options.mask = TensorSpec{DataType::kBool, full};
     const auto old_mask = p.has_mask
                               ? whole.problem().MaskView(whole.mask.data())
                               : TensorView<std::byte>{};

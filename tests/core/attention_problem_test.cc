@@ -22,9 +22,10 @@ using Shape = std::vector<int64_t>;
 
 absl::StatusOr<AttentionProblem> Create(const Shape& query, const Shape& key,
                                         const Shape& value,
-                                        const AttentionOptions& options = {}) {
+                                        const AttentionOptions& options = {},
+                                        const OutputOptions& outputs = {}) {
   return AttentionProblem::Create({.shape = query}, {.shape = key},
-                                  {.shape = value}, options);
+                                  {.shape = value}, options, outputs);
 }
 
 void ExpectRefused(const absl::StatusOr<AttentionProblem>& problem,
@@ -39,8 +40,9 @@ void ExpectRefused(const absl::StatusOr<AttentionProblem>& problem,
 }
 
 TEST(AttentionProblemTest, ResolvesShapesOfRank4) {
-  const auto problem = Create({2, 8, 5, 64}, {2, 2, 7, 64}, {2, 2, 7, 32},
-                              {.causal = Causal::kTopLeft, .return_lse = true});
+  const auto problem =
+      Create({2, 8, 5, 64}, {2, 2, 7, 64}, {2, 2, 7, 32},
+             {.causal = Causal::kTopLeft}, {.return_lse = true});
   ASSERT_TRUE(problem.ok()) << problem.status();
   const AttentionParams& params = problem->params();
   EXPECT_EQ(params.batch, 2);
@@ -271,8 +273,9 @@ TEST(AttentionProblemTest,
 // --- options -----------------------------------------------------------------
 
 // A problem of 2 entries, 4 query heads over 2, 5 rows and 7 keys.
-absl::StatusOr<AttentionProblem> WithOptions(const AttentionOptions& options) {
-  return Create({2, 4, 5, 6}, {2, 2, 7, 6}, {2, 2, 7, 3}, options);
+absl::StatusOr<AttentionProblem> WithOptions(
+    const AttentionOptions& options, const OutputOptions& outputs = {}) {
+  return Create({2, 4, 5, 6}, {2, 2, 7, 6}, {2, 2, 7, 3}, options, outputs);
 }
 
 TEST(AttentionProblemTest, TypesDefaultToTheQuerys) {
@@ -290,8 +293,53 @@ TEST(AttentionProblemTest, TypesDefaultToTheQuerys) {
   EXPECT_EQ(problem->value_bytes(), 7 * 3 * 4);
   EXPECT_EQ(problem->output_bytes(), 5 * 3 * 2);
   EXPECT_EQ(problem->lse_bytes(), 5 * 4);
-  EXPECT_EQ(WithOptions({.output_dtype = DataType::kF16})->output_bytes(),
+  EXPECT_EQ(WithOptions({}, {.output_dtype = DataType::kF16})->output_bytes(),
             2 * 4 * 5 * 3 * 2);
+}
+
+TEST(AttentionProblemTest, RefusesBoolButForAMask) {
+  const TensorSpec floats{.shape = {5, 6}};
+  const TensorSpec bools{.dtype = DataType::kBool, .shape = {5, 6}};
+  const std::string expected = "F32, F16 or BF16";
+  ExpectRefused(AttentionProblem::Create(bools, floats, floats, {}),
+                "query.dtype", expected, "BOOL");
+  ExpectRefused(AttentionProblem::Create(floats, bools, floats, {}),
+                "key.dtype", expected, "BOOL");
+  ExpectRefused(AttentionProblem::Create(floats, floats, bools, {}),
+                "value.dtype", expected, "BOOL");
+  ExpectRefused(WithOptions({.bias = TensorSpec{DataType::kBool, {7}}}),
+                "options.bias.dtype", expected, "BOOL");
+  ExpectRefused(WithOptions({}, {.output_dtype = DataType::kBool}),
+                "options.output_dtype", expected, "BOOL");
+  ExpectRefused(WithOptions({.mask = TensorSpec{DataType::kF16, {7}}}),
+                "options.mask.dtype", "BOOL", "F16");
+}
+
+TEST(AttentionProblemTest, GradientsNeedF32) {
+  const auto check = [](DataType query, DataType key, DataType value,
+                        const AttentionOptions& options = {},
+                        const OutputOptions& outputs = {}) {
+    const auto problem = AttentionProblem::Create(
+        {.dtype = query, .shape = {5, 6}}, {.dtype = key, .shape = {7, 6}},
+        {.dtype = value, .shape = {7, 3}}, options, outputs);
+    EXPECT_TRUE(problem.ok()) << problem.status();
+    return problem->CheckGradients();
+  };
+  const DataType f32 = DataType::kF32;
+  const DataType f16 = DataType::kF16;
+  EXPECT_TRUE(check(f32, f32, f32).ok());
+  EXPECT_TRUE(check(f32, f32, f32, {.precision = Precision::kF32}).ok());
+  const std::pair<absl::Status, std::string> refused[] = {
+      {check(f16, f32, f32), "query.dtype"},
+      {check(f32, f16, f32), "key.dtype"},
+      {check(f32, f32, f16), "value.dtype"},
+      {check(f32, f32, f32, {}, {.output_dtype = f16}), "options.output_dtype"},
+      {check(f32, f32, f32, {.precision = Precision::kBF16}),
+       "options.precision"}};
+  for (const auto& [status, field] : refused) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << field;
+    EXPECT_EQ(FieldOf(status), field) << status;
+  }
 }
 
 TEST(AttentionProblemTest, BshdSwapsHeadsAndLengths) {
@@ -329,7 +377,7 @@ TEST(AttentionProblemTest, BshdSwapsHeadsAndLengths) {
 TEST(AttentionProblemTest, BroadcastAxesHaveNoStride) {
   const auto problem = WithOptions(
       {.bias = TensorSpec{.dtype = DataType::kF16, .shape = {4, 1, 7}},
-       .mask_shape = {{2, 1, 5, 1}}});
+       .mask = TensorSpec{DataType::kBool, {2, 1, 5, 1}}});
   ASSERT_TRUE(problem.ok()) << problem.status();
   EXPECT_TRUE(problem->params().has_bias);
   EXPECT_TRUE(problem->params().has_mask);
@@ -344,9 +392,10 @@ TEST(AttentionProblemTest, BroadcastAxesHaveNoStride) {
   EXPECT_EQ(mask.Offset(1, 2, 3), 5 + 3);
   EXPECT_EQ(mask.strides[3], 0);
   // Right-aligned, down to a scalar; of every element at most.
-  EXPECT_TRUE(WithOptions({.mask_shape = Shape{}}).ok());
-  EXPECT_TRUE(WithOptions({.mask_shape = Shape{7}}).ok());
-  EXPECT_TRUE(WithOptions({.mask_shape = Shape{2, 4, 5, 7}}).ok());
+  EXPECT_TRUE(WithOptions({.mask = TensorSpec{DataType::kBool, {}}}).ok());
+  EXPECT_TRUE(WithOptions({.mask = TensorSpec{DataType::kBool, {7}}}).ok());
+  EXPECT_TRUE(
+      WithOptions({.mask = TensorSpec{DataType::kBool, {2, 4, 5, 7}}}).ok());
 }
 
 TEST(AttentionProblemTest, RefusesMasksAndBiasesThatDoNotBroadcast) {
@@ -354,19 +403,22 @@ TEST(AttentionProblemTest, RefusesMasksAndBiasesThatDoNotBroadcast) {
                 "options.bias.shape[0]", "1 or 7 (kv_len)", "6");
   ExpectRefused(WithOptions({.bias = TensorSpec{.shape = {4, 5}}}),
                 "options.bias.shape[0]", "1 or 5 (q_len)", "4");
-  ExpectRefused(WithOptions({.mask_shape = Shape{2, 5, 7}}),
+  ExpectRefused(WithOptions({.mask = TensorSpec{DataType::kBool, {2, 5, 7}}}),
                 "options.mask.shape[0]", "1 or 4 (q_heads)", "2");
-  ExpectRefused(WithOptions({.mask_shape = Shape{3, 4, 5, 7}}),
-                "options.mask.shape[0]", "1 or 2 (batch)", "3");
-  ExpectRefused(WithOptions({.mask_shape = Shape{1, 2, 4, 5, 7}}),
-                "options.mask.shape", "rank 4 or less", "rank 5");
+  ExpectRefused(
+      WithOptions({.mask = TensorSpec{DataType::kBool, {3, 4, 5, 7}}}),
+      "options.mask.shape[0]", "1 or 2 (batch)", "3");
+  ExpectRefused(
+      WithOptions({.mask = TensorSpec{DataType::kBool, {1, 2, 4, 5, 7}}}),
+      "options.mask.shape", "rank 4 or less", "rank 5");
   ExpectRefused(WithOptions({.bias = TensorSpec{.shape = {0}}}),
                 "options.bias.shape[0]", "1 or 7 (kv_len)", "0");
   ExpectRefused(WithOptions({.bias = TensorSpec{.shape = {-1, 7}}}),
                 "options.bias.shape[0]", "1 or 5 (q_len)", "-1");
   // [batch, heads, q_len, kv_len] in every layout.
   EXPECT_TRUE(Create({5, 4, 6}, {7, 2, 6}, {7, 2, 3},
-                     {.layout = Layout::kBshd, .mask_shape = Shape{4, 5, 7}})
+                     {.layout = Layout::kBshd,
+                      .mask = TensorSpec{DataType::kBool, {4, 5, 7}}})
                   .ok());
 }
 
@@ -381,7 +433,7 @@ TEST(AttentionProblemTest, RefusesScoreOptionsOutOfRange) {
   EXPECT_EQ(WithOptions({})->params().soft_cap, 0);
 
   ExpectRefused(WithOptions({.alibi_slopes = {1, 2}}), "options.alibi_slopes",
-                "none, or 4, one a query head", "2");
+                "none, or 4, one per query head", "2");
   ExpectRefused(WithOptions({.alibi_slopes = {1, 2, kInfinity, 4}}),
                 "options.alibi_slopes[2]", "a finite number", "inf");
   ExpectRefused(WithOptions({.alibi_slopes = {1, kNan, 3, 4}}),
@@ -389,7 +441,7 @@ TEST(AttentionProblemTest, RefusesScoreOptionsOutOfRange) {
   EXPECT_TRUE(WithOptions({.alibi_slopes = {1, -2, 0, 4}})->params().has_alibi);
 
   ExpectRefused(WithOptions({.sink_logits = {1}}), "options.sink_logits",
-                "none, or 4, one a query head", "1");
+                "none, or 4, one per query head", "1");
   ExpectRefused(WithOptions({.sink_logits = {1, 2, 3, kInfinity}}),
                 "options.sink_logits[3]", "a finite number or -inf", "inf");
   ExpectRefused(WithOptions({.sink_logits = {kNan, 2, 3, 4}}),
@@ -400,13 +452,13 @@ TEST(AttentionProblemTest, RefusesScoreOptionsOutOfRange) {
 
 TEST(AttentionProblemTest, RefusesLengthsBeyondTheTensors) {
   ExpectRefused(WithOptions({.query_lengths = {5}}), "options.query_lengths",
-                "none, or 2, one a batch entry", "1");
+                "none, or 2, one per batch entry", "1");
   ExpectRefused(WithOptions({.query_lengths = {5, 6}}),
                 "options.query_lengths[1]", "0 to 5", "6");
   ExpectRefused(WithOptions({.key_lengths = {-1, 6}}), "options.key_lengths[0]",
                 "0 to 7", "-1");
   ExpectRefused(WithOptions({.key_lengths = {1, 2, 3}}), "options.key_lengths",
-                "none, or 2, one a batch entry", "3");
+                "none, or 2, one per batch entry", "3");
   EXPECT_TRUE(
       WithOptions({.query_lengths = {0, 5}, .key_lengths = {7, 0}}).ok());
 }
@@ -416,7 +468,7 @@ TEST(AttentionProblemTest, RefusesOffsetsAndWindowsOutOfRange) {
   EXPECT_TRUE(WithOptions({.query_offsets = {-3, 1000}}).ok());
   ExpectRefused(WithOptions({.query_offsets = {1, 2, 3}}),
                 "options.query_offsets",
-                "none, or 2, one a batch entry (or one for all)", "3");
+                "none, or 2, one per batch entry (or one for all)", "3");
   ExpectRefused(WithOptions({.query_offsets = {1, kMax}}),
                 "options.query_offsets[1]",
                 "a number within +-1152921504606846976", "9223372036854775807");
@@ -491,8 +543,10 @@ TEST(AttentionProblemTest, RefusesRaggedBatchesThatDoNotAddUp) {
                 "a value");
   ExpectRefused(with([](auto& o) { o.bias = TensorSpec{.shape = {1}}; }),
                 "options.bias", "nothing beside cu_seqlens_q", "a value");
-  ExpectRefused(with([](auto& o) { o.mask_shape = Shape{1}; }), "options.mask",
-                "nothing beside cu_seqlens_q", "a value");
+  ExpectRefused(with([](auto& o) {
+                  o.mask = TensorSpec{DataType::kBool, {1}};
+                }),
+                "options.mask", "nothing beside cu_seqlens_q", "a value");
 }
 
 TEST(AttentionProblemTest, RefusesListsOfMoreEntriesThanMemoryIsPlannedFor) {

@@ -48,7 +48,6 @@ std::vector<CaseShape> LargeShapes() {
   const auto add = [&](AttentionOptions options, int64_t head_dim,
                        int64_t v_head_dim, int64_t q_len, int64_t kv_len,
                        int64_t batch = 1) {
-    options.return_lse = true;
     shapes.push_back({.batch = batch,
                       .num_kv_heads = 2,
                       .group = 2,
@@ -56,7 +55,8 @@ std::vector<CaseShape> LargeShapes() {
                       .kv_len = kv_len,
                       .head_dim = head_dim,
                       .v_head_dim = v_head_dim,
-                      .options = options});
+                      .options = options,
+                      .outputs = {.return_lse = true}});
   };
   add({}, 64, 64, 128, 256);
   add({}, 1, 33, 97, 129);
@@ -73,10 +73,10 @@ std::vector<CaseShape> LargeShapes() {
   add({.causal = Causal::kTopLeft,
        .bias = TensorSpec{DataType::kBF16, {1, 250}}},
       48, 16, 100, 250);
-  add({.mask_shape = std::vector<int64_t>{110, 200}}, 96, 96, 110, 200);
+  add({.mask = TensorSpec{DataType::kBool, {110, 200}}}, 96, 96, 110, 200);
   add({.causal = Causal::kBottomRight,
        .sink_logits = {1.0F, -2.0F, 0.0F, 3.0F},
-       .mask_shape = std::vector<int64_t>{1, 140}},
+       .mask = TensorSpec{DataType::kBool, {1, 140}}},
       32, 64, 130, 140);
   add({.causal = Causal::kBottomRight, .window_left = 1800}, 16, 16, 140, 2200);
   add({.query_lengths = {150, 60, 0}, .key_lengths = {1, 100, 180}}, 64, 48,
@@ -90,8 +90,8 @@ std::vector<CaseShape> LargeShapes() {
                       .rank = 3,
                       .options = {.causal = Causal::kBottomRight,
                                   .cu_seqlens_q = {0, 7, 7, 150, 300},
-                                  .cu_seqlens_k = {0, 160, 200, 201, 400},
-                                  .return_lse = true}};
+                                  .cu_seqlens_k = {0, 160, 200, 201, 400}},
+                      .outputs = {.return_lse = true}};
   shapes.push_back(ragged);
   return AffordableOf(shapes);
 }
@@ -146,7 +146,8 @@ TEST_P(BackwardTest, MultipliesByPartsOnAmxUnlessAskedForF32) {
                       .kv_len = 40,
                       .head_dim = 8,
                       .v_head_dim = 8,
-                      .options = {.return_lse = true, .precision = precision}},
+                      .options = {.precision = precision},
+                      .outputs = {.return_lse = true}},
                      kSeed);
       Compute(c);
       const auto stats = engine_.RunBackward(c.forward.problem(), c.buffers());
@@ -171,7 +172,8 @@ TEST_P(BackwardTest, LargeScoresHaveTheBitsOfTheForwardPass) {
                       .kv_len = 150,
                       .head_dim = head_dim,
                       .v_head_dim = 3,
-                      .options = {.scale = 1.0F, .return_lse = true}},
+                      .options = {.scale = 1.0F},
+                      .outputs = {.return_lse = true}},
                      kSeed);
       for (float& x : c.forward.query.floats()) x *= 3e4F;
       for (float& x : c.forward.key.floats()) x *= 3e4F;
@@ -199,8 +201,8 @@ TEST_P(BackwardTest, AgreesOnNumbersOfAnySize) {
                       .head_dim = 20,
                       .v_head_dim = 20,
                       .options = {.scale = of_scores ? 0.2F / size : 0.2F,
-                                  .causal = Causal::kBottomRight,
-                                  .return_lse = true}},
+                                  .causal = Causal::kBottomRight},
+                      .outputs = {.return_lse = true}},
                      kSeed);
       const auto resize = [&](auto floats) {
         for (float& x : floats) x *= size;
@@ -224,9 +226,8 @@ TEST_P(BackwardTest, NotFiniteReachesOnlyWhatSeesIt) {
                     .kv_len = 260,
                     .head_dim = kDim,
                     .v_head_dim = kDim,
-                    .options = {.causal = Causal::kTopLeft,
-                                .window_left = 100,
-                                .return_lse = true}},
+                    .options = {.causal = Causal::kTopLeft, .window_left = 100},
+                    .outputs = {.return_lse = true}},
                    kSeed);
     const auto set = [&](float poison) {
       const auto at = static_cast<size_t>(70 * kDim + 5);
@@ -264,15 +265,15 @@ TEST_P(BackwardTest, NotFiniteReachesOnlyWhatSeesIt) {
 
 TEST_P(BackwardTest, AgreesAtTheEdgesOfHeadDims) {
   for (const int64_t dim : {1, 2, 15, 16, 17, 64, 127, 128, 129, 512, 1024}) {
-    GradientCase c(
-        {.num_kv_heads = 2,
-         .group = 2,
-         .q_len = 19,
-         .kv_len = 70,
-         .head_dim = dim,
-         .v_head_dim = 1025 - dim,
-         .options = {.causal = Causal::kBottomRight, .return_lse = true}},
-        kSeed);
+    GradientCase c({.num_kv_heads = 2,
+                    .group = 2,
+                    .q_len = 19,
+                    .kv_len = 70,
+                    .head_dim = dim,
+                    .v_head_dim = 1025 - dim,
+                    .options = {.causal = Causal::kBottomRight},
+                    .outputs = {.return_lse = true}},
+                   kSeed);
     Compute(c);
     ASSERT_THAT(c.Compare(), IsEmpty());
   }
@@ -342,7 +343,7 @@ TEST_P(BackwardTest, NoKeysAtAllGiveZeros) {
                   .kv_len = 0,
                   .head_dim = 4,
                   .v_head_dim = 5,
-                  .options = {.return_lse = true}},
+                  .outputs = {.return_lse = true}},
                  kSeed);
   Compute(c);
   EXPECT_THAT(c.grad_query, Each(0.0F));

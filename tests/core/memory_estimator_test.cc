@@ -17,9 +17,10 @@ using ::attnd::testing::AttentionCase;
 using ::attnd::testing::RandomShape;
 
 AttentionProblem Square(int64_t seq_len, int64_t heads = 1,
-                        const AttentionOptions& options = {}) {
+                        const AttentionOptions& options = {},
+                        const OutputOptions& outputs = {}) {
   const TensorSpec spec{.shape = {1, heads, seq_len, 128}};
-  return AttentionProblem::Create(spec, spec, spec, options).value();
+  return AttentionProblem::Create(spec, spec, spec, options, outputs).value();
 }
 
 TEST(MemoryEstimatorTest, CountsWhatTheContractSays) {
@@ -74,7 +75,8 @@ TEST(MemoryEstimatorTest, CountsWhatTheContractSays) {
 TEST(MemoryEstimatorTest, LseCountsOnlyWhereAskedFor) {
   const MemoryEstimator estimator(MachineInfo{}, 1);
   const auto without = estimator.Estimate(Square(100, 2));
-  const auto with = estimator.Estimate(Square(100, 2, {.return_lse = true}));
+  const auto with =
+      estimator.Estimate(Square(100, 2, {}, {.return_lse = true}));
   ASSERT_TRUE(without.ok() && with.ok());
   EXPECT_EQ(with->output_bytes - without->output_bytes, 2 * 100 * 4);
 }

@@ -81,7 +81,7 @@ TEST_P(NaiveAttentionTest, SaysWhatRan) {
 
 TEST_P(NaiveAttentionTest, ComputesEmptyProblems) {
   CaseShape shape{.q_len = 3, .kv_len = 0, .head_dim = 4, .v_head_dim = 5};
-  shape.options.return_lse = true;
+  shape.outputs.return_lse = true;
   AttentionCase no_keys(shape, kSeed);
   Compute(no_keys);
   EXPECT_THAT(no_keys.output.floats(), Each(0.0F));
@@ -112,7 +112,7 @@ TEST_P(NaiveAttentionTest, FollowsIeeeWhereInputsAreNotFinite) {
 
 TEST_P(NaiveAttentionTest, ARowWithoutAScoreAboveMinusInfinityIsZero) {
   CaseShape shape{.q_len = 1, .kv_len = 37, .head_dim = 1, .v_head_dim = 3};
-  shape.options.return_lse = true;
+  shape.outputs.return_lse = true;
   AttentionCase c(shape, kSeed);
   c.query.Set(0, 1);
   c.key.Fill(-kInfinity);
@@ -175,9 +175,11 @@ TEST(NaiveScoreBytesTest, CountsTheScoresOfEveryHead) {
 // Whatever else is set would be left out silently.
 TEST(NaiveCanComputeTest, IsTrueOfPlainProblemsOnly) {
   const auto can = [](const AttentionOptions& options,
-                      DataType type = DataType::kF32) {
+                      DataType type = DataType::kF32,
+                      const OutputOptions& outputs = {}) {
     const TensorSpec spec{.dtype = type, .shape = {1, 2, 3, 4}};
-    const auto problem = AttentionProblem::Create(spec, spec, spec, options);
+    const auto problem =
+        AttentionProblem::Create(spec, spec, spec, options, outputs);
     EXPECT_TRUE(problem.ok()) << problem.status();
     return NaiveCanCompute(*problem);
   };
@@ -186,18 +188,18 @@ TEST(NaiveCanComputeTest, IsTrueOfPlainProblemsOnly) {
                    .temperature = 3.0F,
                    .causal = Causal::kBottomRight,
                    .window_left = 1,
-                   .window_right = 1,
-                   .return_lse = true}));
+                   .window_right = 1},
+                  DataType::kF32, {.return_lse = true}));
   EXPECT_FALSE(can({}, DataType::kBF16));
   EXPECT_FALSE(can({.layout = Layout::kBshd}));
   EXPECT_FALSE(can({.logits_soft_cap = 1.0F}));
   EXPECT_FALSE(can({.alibi_slopes = {1, 2}}));
   EXPECT_FALSE(can({.sink_logits = {1, 2}}));
   EXPECT_FALSE(can({.bias = TensorSpec{.shape = {1}}}));
-  EXPECT_FALSE(can({.mask_shape = {{1}}}));
+  EXPECT_FALSE(can({.mask = TensorSpec{DataType::kBool, {1}}}));
   EXPECT_FALSE(can({.query_lengths = {1}}));
   EXPECT_FALSE(can({.key_lengths = {1}}));
-  EXPECT_FALSE(can({.output_dtype = DataType::kF16}));
+  EXPECT_FALSE(can({}, DataType::kF32, {.output_dtype = DataType::kF16}));
 }
 
 }  // namespace

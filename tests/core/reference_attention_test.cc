@@ -142,19 +142,19 @@ TEST(ReferenceAttentionTest, RowsThatSeeNoKeyAreZero) {
                          .kv_len = 0,
                          .head_dim = 4,
                          .v_head_dim = 5,
-                         .options = {.return_lse = true}},
+                         .outputs = {.return_lse = true}},
                         kSeed);
   EXPECT_THAT(Reference(no_keys).output, Each(0.0));
   EXPECT_THAT(Reference(no_keys).lse, Each(-kInfinity));
 
   // Rows 0 and 1 of 4 end before the first of 2 keys.
-  AttentionCase early(
-      {.q_len = 4,
-       .kv_len = 2,
-       .head_dim = 4,
-       .v_head_dim = 1,
-       .options = {.causal = Causal::kBottomRight, .return_lse = true}},
-      kSeed);
+  AttentionCase early({.q_len = 4,
+                       .kv_len = 2,
+                       .head_dim = 4,
+                       .v_head_dim = 1,
+                       .options = {.causal = Causal::kBottomRight},
+                       .outputs = {.return_lse = true}},
+                      kSeed);
   const Answer answer = Reference(early);
   EXPECT_EQ(answer.output[0], 0);
   EXPECT_EQ(answer.output[1], 0);
@@ -204,7 +204,8 @@ TEST(ReferenceAttentionTest, HiddenKeysTouchNothing) {
                      .kv_len = 5,
                      .head_dim = 3,
                      .v_head_dim = 2,
-                     .options = {.causal = causal, .return_lse = true}},
+                     .options = {.causal = causal},
+                     .outputs = {.return_lse = true}},
                     kSeed);
     const Answer clean = Reference(c);
     // Key 4 is seen by row 4 alone.
@@ -257,8 +258,8 @@ TEST(ReferenceAttentionTest, ABiasOfMinusInfinityHidesEvenNan) {
 }
 
 TEST(ReferenceAttentionTest, AMaskOfZeroHidesAndAnyOtherByteShows) {
-  AttentionCase c =
-      OneRow(1, {1, 1, kNan}, {1, 2, 3, 4, kNan, kNan}, {.mask_shape = {{3}}});
+  AttentionCase c = OneRow(1, {1, 1, kNan}, {1, 2, 3, 4, kNan, kNan},
+                           {.mask = TensorSpec{DataType::kBool, {3}}});
   c.mask = {std::byte{1}, std::byte{0x80}, std::byte{0}};
   EXPECT_THAT(Reference(c).output, ElementsAre(DoubleEq(2), DoubleEq(3)));
 }
@@ -450,7 +451,7 @@ TEST(ReferenceBackwardTest, AgreesWithFiniteDifferencesOnRandomOptions) {
 
 TEST(ReferenceBackwardTest, OneKeyHasNoGradientButItsValues) {
   GradientCase c(
-      {.head_dim = 2, .v_head_dim = 3, .options = {.return_lse = true}}, kSeed);
+      {.head_dim = 2, .v_head_dim = 3, .outputs = {.return_lse = true}}, kSeed);
   std::vector<double> query(2, -7);
   std::vector<double> key(2, -7);
   std::vector<double> value(3, -7);

@@ -1,13 +1,20 @@
 #include "tests/server/case_messages.h"
 
+#include <google/protobuf/text_format.h>
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "base/attention_options.h"
 
 namespace attnd::server {
 namespace {
@@ -18,17 +25,7 @@ using testing::CaseSpecs;
 using testing::GradientCase;
 using testing::TypedArray;
 
-v1::DataType TypeOf(DataType type) {
-  switch (type) {
-    case DataType::kF16:
-      return v1::DATA_TYPE_F16;
-    case DataType::kBF16:
-      return v1::DATA_TYPE_BF16;
-    case DataType::kF32:
-      break;
-  }
-  return v1::DATA_TYPE_F32;
-}
+v1::DataType TypeOf(DataType type) { return static_cast<v1::DataType>(type); }
 
 void Describe(v1::DataType type, const std::vector<int64_t>& shape,
               v1::Tensor& tensor) {
@@ -59,6 +56,33 @@ void Copy(const std::vector<T>& from, Field* to) {
   to->Add(from.begin(), from.end());
 }
 
+// Append one option in protobuf's text format, which tests the codec of the
+// server by other means than its own.
+void AppendField(const char* name, float x, std::string& text) {
+  absl::StrAppendFormat(&text, "%s: %.9g\n", name, x);
+}
+void AppendField(const char* name, int64_t x, std::string& text) {
+  absl::StrAppendFormat(&text, "%s: %d\n", name, x);
+}
+template <typename Enum>
+void AppendField(const char* name, Enum x, std::string& text) {
+  if (static_cast<int>(x) == 0) return;
+  absl::StrAppendFormat(&text, "%s: %s_%s\n", name, absl::AsciiStrToUpper(name),
+                        NameOf(x));
+}
+template <typename T>
+void AppendField(const char* name, const std::vector<T>& list,
+                 std::string& text) {
+  for (const T x : list) AppendField(name, x, text);
+}
+template <typename T>
+void AppendField(const char* name, const std::optional<T>& x,
+                 std::string& text) {
+  if constexpr (!std::is_same_v<T, TensorSpec>) {
+    if (x) AppendField(name, *x, text);
+  }
+}
+
 v1::AttentionOptions FilledOptionsOf(const AttentionCase& test) {
   v1::AttentionOptions options = OptionsOf(test.shape());
   if (options.has_bias()) {
@@ -77,35 +101,21 @@ v1::AttentionOptions FilledOptionsOf(const AttentionCase& test) {
 v1::AttentionOptions OptionsOf(const CaseShape& shape) {
   const AttentionOptions& in = shape.options;
   v1::AttentionOptions out;
-  if (in.scale) out.set_scale(*in.scale);
-  if (in.temperature) out.set_temperature(*in.temperature);
-  out.set_block_size(in.block_size);
-  out.set_layout(in.layout == Layout::kBhsd ? v1::LAYOUT_BHSD
-                                            : v1::LAYOUT_BSHD);
-  out.set_causal(in.causal == Causal::kNone      ? v1::CAUSAL_UNSPECIFIED
-                 : in.causal == Causal::kTopLeft ? v1::CAUSAL_TOP_LEFT
-                                                 : v1::CAUSAL_BOTTOM_RIGHT);
-  Copy(in.query_offsets, out.mutable_query_offsets());
-  if (in.window_left) out.set_window_left(*in.window_left);
-  if (in.window_right) out.set_window_right(*in.window_right);
-  if (in.logits_soft_cap) out.set_logits_soft_cap(*in.logits_soft_cap);
-  Copy(in.alibi_slopes, out.mutable_alibi_slopes());
-  Copy(in.sink_logits, out.mutable_sink_logits());
+  std::string text;
+  ForEachOption([&](const char* name, auto member, const auto&...) {
+    AppendField(name, member(in), text);
+  });
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &out));
   if (in.bias) {
     Describe(TypeOf(in.bias->dtype), in.bias->shape, *out.mutable_bias());
   }
-  if (in.mask_shape) {
-    Describe(v1::DATA_TYPE_BOOL, *in.mask_shape, *out.mutable_mask());
+  if (in.mask) {
+    Describe(v1::DATA_TYPE_BOOL, in.mask->shape, *out.mutable_mask());
   }
-  Copy(in.query_lengths, out.mutable_query_lengths());
-  Copy(in.key_lengths, out.mutable_key_lengths());
-  Copy(in.cu_seqlens_q, out.mutable_cu_seqlens_q());
-  Copy(in.cu_seqlens_k, out.mutable_cu_seqlens_k());
-  out.set_return_lse(in.return_lse);
-  if (in.output_dtype) out.set_output_dtype(TypeOf(*in.output_dtype));
-  out.set_precision(in.precision == Precision::kAuto  ? v1::PRECISION_AUTO
-                    : in.precision == Precision::kF32 ? v1::PRECISION_F32
-                                                      : v1::PRECISION_BF16);
+  out.set_return_lse(shape.outputs.return_lse);
+  if (const auto type = shape.outputs.output_dtype) {
+    out.set_output_dtype(TypeOf(*type));
+  }
   return out;
 }
 

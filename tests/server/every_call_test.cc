@@ -175,7 +175,7 @@ CaseShape SelfShape(CaseShape shape) {
     }
   };
   if (options.bias) fit(options.bias->shape);
-  if (options.mask_shape) fit(*options.mask_shape);
+  if (options.mask) fit(options.mask->shape);
   for (int64_t& length : options.key_lengths) {
     length = std::min(length, shape.kv_len);
   }
@@ -257,7 +257,7 @@ TEST_F(EveryCallTest, BackwardOfEverySize) {
                          .kv_len = length,
                          .head_dim = head_dim,
                          .v_head_dim = head_dim,
-                         .options = {.return_lse = true}},
+                         .outputs = {.return_lse = true}},
                         ++seed);
       SCOPED_TRACE(test.forward.ToString());
       ExpectBackward(context_, test, {.seed = seed});
@@ -290,7 +290,7 @@ TEST_F(EveryCallTest, MemoryEstimateWithAnyOptions) {
     const testing::CaseSpecs specs = SpecsOf(shape);
     const auto expected =
         engine_.estimator().Estimate(*AttentionProblem::Create(
-            specs.query, specs.key, specs.value, shape.options));
+            specs.query, specs.key, specs.value, shape.options, shape.outputs));
     ASSERT_TRUE(expected.ok());
     EXPECT_EQ(response.input_bytes(), expected->input_bytes);
     EXPECT_EQ(response.output_bytes(), expected->output_bytes);

@@ -5,9 +5,12 @@
 #include <limits>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/attention_options.h"
 #include "core/reference_attention.h"
 #include "tests/support/numbers.h"
 #include "tests/support/tolerance.h"
@@ -18,7 +21,7 @@ namespace {
 AttentionProblem MakeProblem(const CaseShape& shape) {
   const CaseSpecs specs = SpecsOf(shape);
   return AttentionProblem::Create(specs.query, specs.key, specs.value,
-                                  shape.options)
+                                  shape.options, shape.outputs)
       .value();
 }
 
@@ -31,24 +34,23 @@ std::string Cpp(float x) {
          : x < 0          ? "-INFINITY"
                           : "INFINITY";
 }
-std::string Cpp(DataType x) {
-  return x == DataType::kF32   ? "DataType::kF32"
-         : x == DataType::kF16 ? "DataType::kF16"
-                               : "DataType::kBF16";
+
+// "TOP_LEFT" is kTopLeft, and "BF16" is kBF16.
+template <typename Enum>
+std::string Cpp(const char* type, Enum x) {
+  std::string cpp = absl::StrCat(type, "::k");
+  for (const absl::string_view word : absl::StrSplit(NameOf(x), '_')) {
+    const bool digits = word.find_first_of("0123456789") != word.npos;
+    absl::StrAppend(&cpp, word.substr(0, 1),
+                    digits ? std::string(word.substr(1))
+                           : absl::AsciiStrToLower(word.substr(1)));
+  }
+  return cpp;
 }
-std::string Cpp(Layout x) {
-  return x == Layout::kBhsd ? "Layout::kBhsd" : "Layout::kBshd";
-}
-std::string Cpp(Causal x) {
-  return x == Causal::kNone      ? "Causal::kNone"
-         : x == Causal::kTopLeft ? "Causal::kTopLeft"
-                                 : "Causal::kBottomRight";
-}
-std::string Cpp(Precision x) {
-  return x == Precision::kAuto  ? "Precision::kAuto"
-         : x == Precision::kF32 ? "Precision::kF32"
-                                : "Precision::kBF16";
-}
+std::string Cpp(DataType x) { return Cpp("DataType", x); }
+std::string Cpp(Layout x) { return Cpp("Layout", x); }
+std::string Cpp(Causal x) { return Cpp("Causal", x); }
+std::string Cpp(Precision x) { return Cpp("Precision", x); }
 template <typename T>
 std::string Cpp(const std::vector<T>& list) {
   return absl::StrCat(
@@ -66,16 +68,12 @@ std::string Cpp(const std::optional<T>& x) {
   return Cpp(*x);
 }
 
-// A braced list of the members that differ from those of a fresh `T`.
-template <typename T>
+// A braced list of the members that differ from those of a new object.
 class Initialiser {
  public:
-  explicit Initialiser(const T& value) : value_(value) {}
-
   template <typename Member>
-  Initialiser& Add(const char* name, Member T::*member) {
-    const Member& x = value_.*member;
-    if (Differs(x, T{}.*member)) {
+  Initialiser& Add(const char* name, const Member& x, const Member& fresh) {
+    if (Differs(x, fresh)) {
       items_.push_back(absl::StrCat(".", name, " = ", Cpp(x)));
     }
     return *this;
@@ -98,33 +96,23 @@ class Initialiser {
     return a.has_value() != b.has_value();
   }
 
-  const T& value_;
   std::vector<std::string> items_;
 };
 
 std::string Cpp(const AttentionOptions& options) {
-  using O = AttentionOptions;
-  return Initialiser(options)
-      .Add("scale", &O::scale)
-      .Add("temperature", &O::temperature)
-      .Add("block_size", &O::block_size)
-      .Add("layout", &O::layout)
-      .Add("causal", &O::causal)
-      .Add("query_offsets", &O::query_offsets)
-      .Add("window_left", &O::window_left)
-      .Add("window_right", &O::window_right)
-      .Add("logits_soft_cap", &O::logits_soft_cap)
-      .Add("alibi_slopes", &O::alibi_slopes)
-      .Add("sink_logits", &O::sink_logits)
-      .Add("bias", &O::bias)
-      .Add("mask_shape", &O::mask_shape)
-      .Add("query_lengths", &O::query_lengths)
-      .Add("key_lengths", &O::key_lengths)
-      .Add("cu_seqlens_q", &O::cu_seqlens_q)
-      .Add("cu_seqlens_k", &O::cu_seqlens_k)
-      .Add("return_lse", &O::return_lse)
-      .Add("output_dtype", &O::output_dtype)
-      .Add("precision", &O::precision)
+  Initialiser list;
+  ForEachOption([&](const char* name, auto member, const auto&...) {
+    const AttentionOptions fresh;
+    list.Add(name, member(options), member(fresh));
+  });
+  return list.ToString();
+}
+
+std::string Cpp(const OutputOptions& outputs) {
+  const OutputOptions fresh;
+  return Initialiser()
+      .Add("return_lse", outputs.return_lse, fresh.return_lse)
+      .Add("output_dtype", outputs.output_dtype, fresh.output_dtype)
       .ToString();
 }
 
@@ -177,12 +165,21 @@ class Draw {
   std::mt19937_64& rng_;
 };
 
+// Sets some of the options that take any number of a range.
+void DrawNumbers(Draw& draw, AttentionOptions& options) {
+  ForEachOption([&](const char*, auto member, const char*, auto... values) {
+    if constexpr (sizeof...(values) > 0) {
+      if (draw.OneIn(4)) member(options) = draw.OneOf({values...});
+    }
+  });
+}
+
 void DrawTypes(Draw& draw, CaseShape& shape) {
   if (draw.OneIn(2)) return;
   shape.query_dtype = draw.Type();
   shape.key_dtype = draw.OneIn(2) ? draw.Type() : shape.query_dtype;
   shape.value_dtype = draw.OneIn(2) ? draw.Type() : shape.query_dtype;
-  if (draw.OneIn(3)) shape.options.output_dtype = draw.Type();
+  if (draw.OneIn(3)) shape.outputs.output_dtype = draw.Type();
   shape.options.precision = draw.OneOf(
       {Precision::kAuto, Precision::kAuto, Precision::kF32, Precision::kBF16});
 }
@@ -233,14 +230,15 @@ void DrawVisibility(Draw& draw, int64_t batch, CaseShape& shape) {
   if (draw.OneIn(3)) {
     o.bias = TensorSpec{.dtype = draw.Type(), .shape = draw.Broadcast(full)};
   }
-  if (draw.OneIn(3)) o.mask_shape = draw.Broadcast(full);
+  if (draw.OneIn(3)) {
+    o.mask = TensorSpec{DataType::kBool, draw.Broadcast(full)};
+  }
 }
 
 void DrawScores(Draw& draw, std::mt19937_64& rng, CaseShape& shape) {
   AttentionOptions& o = shape.options;
   const int64_t q_heads = shape.num_kv_heads * shape.group;
   std::normal_distribution<float> normal;
-  if (draw.OneIn(4)) o.logits_soft_cap = draw.OneOf({0.5F, 5.0F, 50.0F});
   if (draw.OneIn(4)) {
     for (int64_t h = 0; h < q_heads; ++h) {
       o.alibi_slopes.push_back(normal(rng) * draw.OneOf({0.01F, 0.3F}));
@@ -275,20 +273,21 @@ CaseSpecs SpecsOf(const CaseShape& s) {
 }
 
 std::string CaseShape::ToString() const {
-  using S = CaseShape;
-  return Initialiser(*this)
-      .Add("batch", &S::batch)
-      .Add("num_kv_heads", &S::num_kv_heads)
-      .Add("group", &S::group)
-      .Add("q_len", &S::q_len)
-      .Add("kv_len", &S::kv_len)
-      .Add("head_dim", &S::head_dim)
-      .Add("v_head_dim", &S::v_head_dim)
+  const CaseShape fresh;
+  return Initialiser()
+      .Add("batch", batch, fresh.batch)
+      .Add("num_kv_heads", num_kv_heads, fresh.num_kv_heads)
+      .Add("group", group, fresh.group)
+      .Add("q_len", q_len, fresh.q_len)
+      .Add("kv_len", kv_len, fresh.kv_len)
+      .Add("head_dim", head_dim, fresh.head_dim)
+      .Add("v_head_dim", v_head_dim, fresh.v_head_dim)
       .AddText(absl::StrCat(".rank = ", rank))
-      .Add("query_dtype", &S::query_dtype)
-      .Add("key_dtype", &S::key_dtype)
-      .Add("value_dtype", &S::value_dtype)
+      .Add("query_dtype", query_dtype, fresh.query_dtype)
+      .Add("key_dtype", key_dtype, fresh.key_dtype)
+      .Add("value_dtype", value_dtype, fresh.value_dtype)
       .AddText(absl::StrCat(".options = ", Cpp(options)))
+      .AddText(absl::StrCat(".outputs = ", Cpp(outputs)))
       .ToString();
 }
 
@@ -443,7 +442,7 @@ CaseShape RandomShape(std::mt19937_64& rng, int64_t max_len) {
   shape.head_dim = draw.Length(160);
   shape.v_head_dim = draw.OneIn(2) ? shape.head_dim : draw.Length(160);
   shape.options.causal = static_cast<Causal>(draw.Below(3));
-  shape.options.return_lse = true;
+  shape.outputs.return_lse = true;
   if (draw.OneIn(4)) shape.options.block_size = 1 + draw.Below(300);
   if (draw.OneIn(4)) {
     shape.options.scale = static_cast<float>(draw.Below(5) - 2) / 4.0F;
@@ -458,7 +457,7 @@ CaseShape RandomCase(std::mt19937_64& rng, int64_t max_q_len,
   CaseShape shape = RandomShape(rng, max_q_len);
   shape.kv_len = draw.Length(max_kv_len);
   shape.options.layout = draw.OneOf({Layout::kBhsd, Layout::kBshd});
-  shape.options.return_lse = !draw.OneIn(4);
+  shape.outputs.return_lse = !draw.OneIn(4);
   const bool ragged = draw.OneIn(5);
   shape.rank = ragged          ? 3 - static_cast<int>(draw.OneIn(4))
                : draw.OneIn(3) ? 2 + static_cast<int>(draw.Below(3))
@@ -470,6 +469,7 @@ CaseShape RandomCase(std::mt19937_64& rng, int64_t max_q_len,
   if (shape.rank < 4) shape.batch = 1;
   if (shape.rank == 2) shape.num_kv_heads = shape.group = 1;
   if (ragged) DrawRagged(draw, shape);
+  DrawNumbers(draw, shape.options);
   DrawTypes(draw, shape);
   DrawVisibility(
       draw,
@@ -488,10 +488,10 @@ std::vector<CaseShape> SplitShapes() {
                       .head_dim = 8,
                       .v_head_dim = 20,
                       .options = options});
-    shapes.back().options.return_lse = true;
+    shapes.back().outputs.return_lse = true;
   };
   add(60, {.causal = Causal::kBottomRight});
-  add(100, {.mask_shape = {{5000}}});
+  add(100, {.mask = TensorSpec{DataType::kBool, {5000}}});
   add(200, {.window_left = 4500});
   add(100, {});
   shapes.back().query_dtype = DataType::kBF16;

@@ -30,6 +30,7 @@ struct CaseShape {
   DataType key_dtype = DataType::kF32;
   DataType value_dtype = DataType::kF32;
   AttentionOptions options = {};
+  OutputOptions outputs = {};
 
   // As a C++ initialiser that makes it again.
   std::string ToString() const;

@@ -211,9 +211,9 @@ std::string GradientCase::Compare(const Expected& expected) const {
 CaseShape RandomGradientCase(std::mt19937_64& rng, int64_t max_len) {
   CaseShape shape = RandomCase(rng, max_len);
   shape.query_dtype = shape.key_dtype = shape.value_dtype = DataType::kF32;
-  shape.options.output_dtype.reset();
+  shape.outputs.output_dtype.reset();
   shape.options.precision = Precision::kAuto;
-  shape.options.return_lse = true;
+  shape.outputs.return_lse = true;
   return shape;
 }
 

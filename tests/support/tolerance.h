@@ -106,10 +106,9 @@ inline double RoundingError(DataType type, double value) {
       return kF16Unit * std::max(std::abs(value), 0x1p-14);
     case DataType::kBF16:
       return kBF16Unit * std::abs(value);
-    case DataType::kF32:
-      break;
+    default:
+      return 0;  // computed in it
   }
-  return 0;  // computed in it
 }
 
 // Gradients, of row i and key j with weight P, value v, output o and gradient

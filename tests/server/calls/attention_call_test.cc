@@ -82,10 +82,11 @@ std::vector<int64_t> ShapeOf(const v1::Tensor& tensor) {
 }
 
 AttentionProblem ProblemOf(const v1::AttentionRequest& request) {
+  const DecodedOptions decoded = DecodeOptions(request.options()).value();
   return AttentionProblem::Create(*DecodeSpec(request.query(), "query"),
                                   *DecodeSpec(request.key(), "key"),
                                   *DecodeSpec(request.value(), "value"),
-                                  *DecodeOptions(request.options()))
+                                  decoded.options, decoded.outputs)
       .value();
 }
 
