@@ -226,7 +226,7 @@ absl::StatusOr<AttentionReply> CallForward(const RetryingChannel& channel,
                                            ServerLimits& server,
                                            const ForwardCall& call,
                                            const ClientOptions& options) {
-  if (absl::Status status = CheckRooms(call); !status.ok()) return status;
+  if (absl::Status status = CheckOutputSizes(call); !status.ok()) return status;
   const auto time = CallTime::From(options.deadline);
   const int64_t max_message_bytes = options.max_message_bytes;
   const OutgoingMessage request = EncodeForward(call);
@@ -255,7 +255,7 @@ PendingCall StartForward(const std::shared_ptr<RetryingChannel>& channel,
                          const std::shared_ptr<ServerLimits>& server,
                          const ForwardCall& call, const ClientOptions& options,
                          ForwardDone done) {
-  if (absl::Status status = CheckRooms(call); !status.ok()) {
+  if (absl::Status status = CheckOutputSizes(call); !status.ok()) {
     done(std::move(status));
     return {};
   }

@@ -13,14 +13,14 @@
 namespace attnd::client {
 namespace {
 
-absl::Status CheckRoom(const Elements& target, const char* name,
+absl::Status CheckSize(const Elements& target, const char* name,
                        const std::vector<int64_t>& shape) {
   const auto count = ElementCount(shape);
-  const auto room =
+  const auto capacity =
       static_cast<int64_t>(target.bytes().size()) / SizeOf(target.type());
-  if (!target.place() || !count || *count == room) return absl::OkStatus();
+  if (!target.place() || !count || *count == capacity) return absl::OkStatus();
   return FieldError(name, absl::StrCat("room for ", *count, " elements"),
-                    absl::StrCat("room for ", room));
+                    absl::StrCat("room for ", capacity));
 }
 
 }  // namespace
@@ -51,7 +51,7 @@ v1::AttentionOptions AskedBy(const AttentionOutputs& outputs) {
 }
 
 OutgoingMessage EncodeForward(const ForwardCall& call) {
-  size_t text_bytes = 256;  // beside the elements, mostly
+  size_t text_bytes = 256;  // enough for most calls, beside their elements
   for (const auto& tensor :
        {&call.inputs.query, &call.inputs.key, &call.inputs.value}) {
     const size_t data_bytes = tensor->data.bytes().size();
@@ -88,12 +88,12 @@ OutgoingMessage EncodeForward(const ForwardCall& call) {
   return message;
 }
 
-absl::Status CheckRooms(const ForwardCall& call) {
+absl::Status CheckOutputSizes(const ForwardCall& call) {
   const std::vector<int64_t>& query = call.inputs.query.shape;
-  absl::Status status = CheckRoom(call.outputs.output, "output",
+  absl::Status status = CheckSize(call.outputs.output, "output",
                                   OutputShape(query, call.inputs.value.shape));
   if (call.outputs.lse) {
-    status.Update(CheckRoom(*call.outputs.lse, "lse",
+    status.Update(CheckSize(*call.outputs.lse, "lse",
                             LseShape(query, call.options.layout)));
   }
   return status;

@@ -1,4 +1,5 @@
-// The request of a forward method, as one message. Knows protobuf, not gRPC.
+// Encodes the request of a forward method as one message. Knows protobuf, but
+// not gRPC.
 #ifndef ATTND_CLIENT_FORWARD_REQUEST_H_
 #define ATTND_CLIENT_FORWARD_REQUEST_H_
 
@@ -9,11 +10,12 @@
 
 namespace attnd::client {
 
-// A forward method. Self and cross attention pass a tensor for several: where
-// they stream, each goes by itself, for AttentionStream has no other header.
+// A forward method. Self and cross attention send one tensor in place of
+// several. If such a call streams, each of these travels by itself, because the
+// header of AttentionStream is an AttentionRequest.
 enum class Method { kAttention, kSelfAttention, kCrossAttention };
 
-// A call's arguments, which the caller has.
+// The arguments of a call. Borrows them.
 struct ForwardCall {
   Method method;
   const AttentionInputs& inputs;
@@ -23,16 +25,16 @@ struct ForwardCall {
 
 const char* NameOf(Method method);
 
-// What a forward method's outputs ask for.
+// Returns the options that follow from the outputs of a call.
 v1::AttentionOptions AskedBy(const AttentionOutputs& outputs);
 
 OutgoingMessage EncodeForward(const ForwardCall& call);
 
-// Where the server itself writes an answer, it must fit before it is made: else
-// INVALID_ARGUMENT.
-absl::Status CheckRooms(const ForwardCall& call);
+// Returns INVALID_ARGUMENT if an output in shared memory has another size than
+// the answer, which the server writes there itself.
+absl::Status CheckOutputSizes(const ForwardCall& call);
 
-// Whether any tensor lies in shared memory, of which no stream knows.
+// Returns whether any tensor lies in shared memory. Such a call cannot stream.
 bool SharesMemory(const ForwardCall& call);
 
 }  // namespace attnd::client

@@ -1,5 +1,6 @@
-// Plain values to the contract's requests; tensors' bytes pass protobuf by.
-// Knows protobuf, not gRPC; repeats none of the server's rules.
+// Encodes plain values as requests of the contract. The elements of tensors are
+// not copied to protobuf messages. Knows protobuf, but not gRPC, and checks
+// nothing that the server checks.
 #ifndef ATTND_CLIENT_REQUEST_ENCODER_H_
 #define ATTND_CLIENT_REQUEST_ENCODER_H_
 
@@ -13,16 +14,16 @@ v1::DataType EncodeType(DataType type);
 
 void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto);
 
-// A tensor as the field `number` of `message`; of one in shared memory the
-// place is sent.
+// Adds a tensor as the field `number` of `message`. Of a tensor in shared
+// memory, only its place is sent.
 void AddTensor(int number, const ConstTensor& tensor, OutgoingMessage* message);
 
-// The options as the field `number` of `message`. `asked` holds what the call's
-// outputs ask for.
+// Adds the options as the field `number` of `message`. `asked` has the options
+// that follow from the outputs of the call.
 void AddOptions(int number, const AttentionOptions& options,
                 v1::AttentionOptions asked, OutgoingMessage* message);
 
-// A call without any tensor's elements. `asked` as above.
+// Returns a request without the elements of its tensors. `asked` is as above.
 v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
                                      const AttentionOptions& options,
                                      v1::AttentionOptions asked);

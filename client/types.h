@@ -1,6 +1,6 @@
-// What goes into a call and what comes out of it, as plain values. Knows
-// neither gRPC nor protobuf, so that programs which include it compile quickly.
-// The contract, with every default and refusal, is attnd/v1/attention.proto.
+// The arguments and results of calls, as plain values. Includes neither gRPC
+// nor protobuf, so that programs which include it compile quickly. The
+// contract, attnd/v1/attention.proto, has every default and every limit.
 #ifndef ATTND_CLIENT_TYPES_H_
 #define ATTND_CLIENT_TYPES_H_
 
@@ -21,7 +21,7 @@
 
 namespace attnd::client {
 
-// What the server uses as well.
+// The server uses these, too.
 using attnd::Causal;
 using attnd::DataType;
 using attnd::ElementCount;
@@ -36,12 +36,12 @@ template <typename Range>
 concept ContiguousRange =
     std::ranges::contiguous_range<Range> && std::ranges::sized_range<Range>;
 
-// Whether the elements of `Range` tell their type by themselves.
+// A range whose elements are of one of these C++ types.
 template <typename Range, typename... Elements>
 concept RangeOf = ContiguousRange<Range> &&
     (std::same_as<std::ranges::range_value_t<Range>, Elements> || ...);
 
-// Where elements lie for a server that shares their memory.
+// The place of elements in a region of memory that the server shares.
 struct SharedPlace {
   std::string handle;
   int64_t offset_bytes = 0;
@@ -49,8 +49,8 @@ struct SharedPlace {
   bool operator==(const SharedPlace&) const = default;
 };
 
-// Elements that are written to. F32, F16 or BF16. A range of float is F32;
-// C++20 has no 16-bit floats, so their type is said:
+// Elements that a call writes: F32, F16 or BF16. Does not own them. A range of
+// float is F32. C++20 has no 16-bit floats, so the caller names their type:
 //   std::vector<uint16_t> halves = ...;  // or _Float16, Eigen::half, ...
 //   Elements elements(DataType::kF16, halves);
 class Elements {
@@ -59,24 +59,24 @@ class Elements {
   template <RangeOf<float> Range>
   Elements(Range&& range)  // NOLINT(*-explicit-constructor)
       : Elements(DataType::kF32, range) {}
-  // Any range of bytes that hold elements of `type` as they lie in memory.
+  // Takes any range whose bytes are elements of `type`.
   template <ContiguousRange Range>
   Elements(DataType type, Range&& range)
       : type_(type),
         bytes_(std::as_writable_bytes(
             std::span(std::ranges::data(range), std::ranges::size(range)))) {}
-  // In memory that a server shares: SharedRegion makes these.
+  // For elements in memory that a server shares. SharedRegion makes these.
   Elements(DataType type, std::span<std::byte> bytes, SharedPlace place)
       : type_(type), bytes_(bytes), place_(std::move(place)) {}
 
   DataType type() const { return type_; }
   std::span<std::byte> bytes() const { return bytes_; }
-  // The same as numbers, for F32.
+  // Returns the elements as numbers. Only for F32.
   std::span<float> floats() const {
     return {reinterpret_cast<float*>(bytes_.data()),
             bytes_.size() / sizeof(float)};
   }
-  // Set: not the elements travel, but this.
+  // If this is set, a call sends the place instead of the elements.
   const std::optional<SharedPlace>& place() const { return place_; }
 
  private:
@@ -85,7 +85,8 @@ class Elements {
   std::optional<SharedPlace> place_;
 };
 
-// The same to be read only, and also of BOOL: a range of bool or uint8_t.
+// Elements that a call reads: F32, F16, BF16 or BOOL. A range of bool or
+// uint8_t is BOOL.
 class ConstElements {
  public:
   ConstElements() = default;
@@ -105,9 +106,9 @@ class ConstElements {
         bytes_(elements.bytes()),
         place_(elements.place()) {}
 
-  // The same elements, kept alive by `owner`. They are sent from where they
-  // lie: without an owner a call copies what it sends, for a call that is
-  // cancelled may end before gRPC has stopped reading.
+  // Returns the same elements, kept alive by `owner`. A call sends them without
+  // a copy. It copies elements that have no owner, because gRPC may still read
+  // them after a call that was cancelled has returned.
   //   auto q = std::make_shared<std::vector<float>>(...);
   //   ConstElements elements = ConstElements(*q).OwnedBy(q);
   ConstElements OwnedBy(std::shared_ptr<const void> owner) const {
@@ -128,42 +129,43 @@ class ConstElements {
   std::shared_ptr<const void> owner_;
 };
 
-// A dense row-major tensor that the caller owns. Query, key, value and what has
-// their shapes are of rank 4, 3 or 2: [batch, heads, seq, dim], without batch,
-// or without batch and heads.
+// A dense row-major tensor that a call reads. Query, key, value and tensors of
+// their shapes have rank 4, 3 or 2: [batch, heads, seq, dim], without batch, or
+// without batch and heads.
 struct ConstTensor {
-  ConstElements data;  // as many elements as `shape` says
+  ConstElements data;  // the product of `shape` is their number
   std::vector<int64_t> shape;
 };
 
-// All three have the same rank; each is F32, F16 or BF16.
+// All three have the same rank. Each is F32, F16 or BF16.
 struct AttentionInputs {
   ConstTensor query;  // [batch, q_heads, q_len, head_dim]
   ConstTensor key;    // [batch, kv_heads, kv_len, head_dim]
   ConstTensor value;  // [batch, kv_heads, kv_len, v_head_dim]
 };
 
-// Where the answer goes: memory of the caller, exactly as many elements as the
-// answer has; in a shared region if, and only if, the query is. OutputShape()
-// and LseShape() say how many that is.
+// Memory of the caller that the answer is written to. It has exactly as many
+// elements as the answer; OutputShape() and LseShape() say how many. It lies in
+// a shared region if, and only if, the query does.
 struct AttentionOutputs {
-  Elements
-      output;  // [batch, q_heads, q_len, v_head_dim]; its type is asked for
-  std::optional<Elements> lse = {};  // [batch, q_heads, q_len], F32;
-                                     // set = asked for
+  // [batch, q_heads, q_len, v_head_dim], in the type that the caller wants.
+  Elements output;
+  // [batch, q_heads, q_len], F32. The call returns lse if this is set.
+  std::optional<Elements> lse = {};
 };
 
-// What Attention saw and answered, and the gradient of its output. All F32.
+// The inputs and answers of an attention call, and the gradient of its output.
+// All are F32.
 struct BackwardInputs {
   ConstTensor query;
   ConstTensor key;
   ConstTensor value;
-  ConstTensor output;       // as Attention answered it
-  ConstTensor lse;          // likewise
-  ConstTensor grad_output;  // the shape of output
+  ConstTensor output;       // the answer of Attention
+  ConstTensor lse;          // the answer of Attention
+  ConstTensor grad_output;  // of the shape of output
 };
 
-// Where the gradients go, each as large as what it is the gradient of.
+// Memory for the gradients, each of the size of its input.
 struct BackwardOutputs {
   std::span<float> grad_query;
   std::span<float> grad_key;
@@ -179,7 +181,7 @@ struct AttentionOptions {
 #include "base/attention_options.def"
 };
 
-// What ran on the server, and what it took.
+// What the server ran, and the time and memory that it took.
 struct ExecutionStats {
   std::string isa;
   std::string kernel;
@@ -192,14 +194,14 @@ struct ExecutionStats {
   int64_t workspace_bytes = 0;
 };
 
-// What an attention call answers beside the elements.
+// What an attention call answers, except the elements.
 struct AttentionReply {
   std::vector<int64_t> output_shape;
-  std::vector<int64_t> lse_shape;  // empty where lse was not asked for
+  std::vector<int64_t> lse_shape;  // empty unless the call returns lse
   ExecutionStats stats;
 };
 
-// Which problem to time. 0 takes the server's default.
+// The problem to time. 0 means the server's default.
 struct BenchmarkOptions {
   int64_t num_vectors = 0;  // q_len = kv_len; required
   int64_t dimensions = 0;   // head_dim
@@ -216,7 +218,7 @@ struct BenchmarkProgress {
 };
 
 struct BenchmarkResult {
-  std::optional<double> naive_time_ms;  // unset where naive did not fit
+  std::optional<double> naive_time_ms;  // unset if naive did not fit the memory
   double flash_time_ms = 0;
   std::optional<double> speedup;
   double memory_reduction = 0;  // 0.75 = 75 % less
@@ -230,13 +232,13 @@ struct BenchmarkResult {
   int64_t naive_peak_bytes = 0;
   int64_t flash_peak_bytes = 0;
   ExecutionStats stats;
-  int64_t repetitions = 0;  // how many runs the medians are of
+  int64_t repetitions = 0;  // the number of runs behind each median
 };
 
-// A problem without its data. 0 takes the server's default.
+// A problem without its data. 0 means the server's default.
 struct MemoryEstimateOptions {
-  int64_t seq_len = 0;     // q_len and kv_len where those are 0
-  int64_t dimensions = 0;  // head_dim where that is 0
+  int64_t seq_len = 0;     // for q_len and kv_len if those are 0
+  int64_t dimensions = 0;  // for head_dim if that is 0
   int64_t batch = 0;
   int64_t num_q_heads = 0;
   int64_t num_kv_heads = 0;
@@ -247,8 +249,9 @@ struct MemoryEstimateOptions {
   int64_t threads = 0;
   int64_t concurrency = 0;                    // requests that run at once
   DataType dtype = DataType::kF32;            // of query, key and value
-  std::optional<DataType> output_dtype = {};  // `dtype` where unset
-  // Of bias and mask the type and the shape count; their elements are not sent.
+  std::optional<DataType> output_dtype = {};  // unset = `dtype`
+  // Only the types and shapes of bias and mask count. Their elements are not
+  // sent.
   AttentionOptions attention = {};
   bool return_lse = false;
   Transport transport = Transport::kInline;
@@ -281,7 +284,7 @@ struct ServerInfo {
   std::vector<std::string> features;
 };
 
-// What grpc.health.v1 answers.
+// The answers of grpc.health.v1.
 enum class Health { kUnknown, kServing, kNotServing };
 
 }  // namespace attnd::client

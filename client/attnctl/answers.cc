@@ -13,7 +13,7 @@
 namespace attnd::attnctl {
 namespace {
 
-// An answer held against what was expected: for people, and for --json.
+// The result of a comparison, as a sentence and for --json.
 struct Judgement {
   bool agrees = false;
   std::string sentence;
@@ -55,9 +55,9 @@ absl::Status Answer::Allocate() {
   const auto count = client::ElementCount(shape);
   int64_t bytes = 0;
   if (count && !__builtin_mul_overflow(*count, client::SizeOf(dtype), &bytes)) {
-    room.reset(new (std::nothrow) std::byte[static_cast<size_t>(bytes)]);
+    memory.reset(new (std::nothrow) std::byte[static_cast<size_t>(bytes)]);
   }
-  if (room == nullptr) {
+  if (memory == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat(
         name, ": no memory for an answer of shape ", FormatShape(shape)));
   }

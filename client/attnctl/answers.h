@@ -1,5 +1,5 @@
-// What a call on .npy files answers: room for it, the files that it goes to,
-// and the comparison with what was expected.
+// The answers of a call on .npy files: memory for them, the files that they are
+// written to, and the files that they are compared with.
 #ifndef ATTND_CLIENT_ATTNCTL_ANSWERS_H_
 #define ATTND_CLIENT_ATTNCTL_ANSWERS_H_
 
@@ -19,28 +19,28 @@
 
 namespace attnd::attnctl {
 
-// One array of an answer.
+// One tensor of an answer.
 struct Answer {
   const char* name;
-  FileFlag file = {};      // where it goes
-  FileFlag expected = {};  // what it is compared with
+  FileFlag file = {};      // written to this file
+  FileFlag expected = {};  // compared with this file
   client::DataType dtype = client::DataType::kF32;
   std::vector<int64_t> shape = {};
-  std::shared_ptr<std::byte[]> room = {};
+  std::shared_ptr<std::byte[]> memory = {};
   size_t size_bytes = 0;
 
-  // Makes room, which takes memory only where it is written to: a server
-  // refuses most of what is too large. RESOURCE_EXHAUSTED where there is no
-  // such room.
+  // Allocates memory for the answer. The system provides a page only when it is
+  // written to, so an answer that the server refuses to make costs nothing.
+  // RESOURCE_EXHAUSTED if there is not so much memory.
   absl::Status Allocate();
-  // Whether it fits a message that the client would receive.
+  // Returns OK if the answer fits a message that the client receives.
   absl::Status CheckFitsMessage(int64_t max_message_bytes) const;
 
-  std::span<std::byte> bytes() const { return {room.get(), size_bytes}; }
+  std::span<std::byte> bytes() const { return {memory.get(), size_bytes}; }
   client::Elements elements() { return {dtype, bytes()}; }
 };
 
-// What all commands with answers report beside them.
+// What a command reports about its call.
 struct AnswerReport {
   client::ExecutionStats stats;
   absl::Duration elapsed;
@@ -48,26 +48,24 @@ struct AnswerReport {
   bool json = false;
 };
 
-// The flags --max-error and --json.
+// Adds the flags --max-error and --json.
 void AddReportFlags(CLI::App& command, AnswerReport& report);
 
-// What --help says of files that are pipes.
+// What --help says about files that are pipes.
 inline constexpr char kPipesHelp[] =
-    "Each file may be a pipe, <(...) or /dev/stdin. Files are read in the "
-    "order "
-    "in\n"
-    "which their flags are listed above, then --bias and --mask. Answers may "
-    "be\n"
-    "written to a pipe or to /dev/stdout. Where one is written to standard "
-    "output,\n"
-    "the report goes to standard error.\n";
+    "A file may be a pipe, <(...) or /dev/stdin. Files are read in the order "
+    "of\n"
+    "the flags above, then --bias and --mask. Answers may be written to a pipe "
+    "or\n"
+    "to /dev/stdout. If one is written to standard output, the report goes to\n"
+    "standard error.\n";
 
-// Refuses answers that would overwrite each other, or a file that one is
-// compared with: kUsage. Where an answer goes to standard output, the report
-// goes to standard error from now on. Call it before anything is read or sent.
+// Returns kUsage if an answer would overwrite another one, or a file that an
+// answer is compared with. If an answer goes to standard output, moves the
+// report to standard error. Call this before anything is read or sent.
 ExitCode CheckFiles(const std::vector<Answer>& answers, Session& session);
 
-// Writes what `answers` ask for, then compares it, then prints the report.
+// Writes the answers to their files, compares them, and prints the report.
 ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
                 Session& session);
 
