@@ -10,7 +10,7 @@ namespace attnd {
 // of the table. `member(options)` returns a reference to the option in an
 // AttentionOptions of the client or of the server, so one visitor serves both:
 //   ForEachOption([&](const char* name, auto member, const auto&...) {
-//     Encode(name, member(options));
+//     Print(name, member(options));
 //   });
 template <typename Visit>
 void ForEachOption(const Visit& visit) {

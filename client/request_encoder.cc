@@ -1,20 +1,15 @@
 #include "client/request_encoder.h"
 
-#include <google/protobuf/reflection.h>
-
 #include <bit>
 #include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "base/attention_options.h"
 #include "proto/message_pieces.h"
 
 namespace attnd::client {
 namespace {
-
-using google::protobuf::Message;
 
 static_assert(std::endian::native == std::endian::little,
               "tensors travel as the bytes of little-endian floats");
@@ -25,64 +20,49 @@ void DescribeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
   proto->mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
 }
 
-// Writes one option to a message by protobuf's reflection. An overload for each
-// kind of option. Most options of most calls have their default: then the
-// message stays as it is, and the field is not even looked up.
-class FieldWriter {
- public:
-  FieldWriter(const char* name, Message* message)
-      : name_(name), message_(message) {}
+// Encode calls `set(number, message)` for each number of an option, or not at
+// all if the option has its default. An overload for each kind of option.
+template <typename Set>
+void Encode(int64_t number, v1::AttentionOptions& message, const Set& set) {
+  set(number, message);
+}
 
-  void Write(int64_t number) const {
-    if (number != 0) Set(number);
-  }
+template <typename Number, typename Set>
+void Encode(const std::optional<Number>& number, v1::AttentionOptions& message,
+            const Set& set) {
+  if (number) set(*number, message);
+}
 
-  template <typename T>
-  void Write(const std::optional<T>& value) const {
-    if (value) Set(*value);
-  }
+template <typename Enum, typename Set>
+void Encode(Enum value, v1::AttentionOptions& message,
+            const Set& set) requires(std::is_enum_v<Enum>) {
+  if (value != kNamedValues<Enum>.front().value) set(value, message);
+}
 
-  template <typename Enum>
-  void Write(Enum value) const requires(std::is_enum_v<Enum>) {
-    if (value == kNamedValues<Enum>.front().value) return;  // the default
-    reflection().SetEnumValue(message_, field(), static_cast<int>(value));
-  }
+template <typename Number, typename Set>
+void Encode(const std::vector<Number>& list, v1::AttentionOptions& message,
+            const Set& set) {
+  for (const Number number : list) set(number, message);
+}
 
-  template <typename Number>
-  void Write(const std::vector<Number>& list) const {
-    if (list.empty()) return;
-    const auto to =
-        reflection().GetMutableRepeatedFieldRef<Number>(message_, field());
-    for (const Number number : list) to.Add(number);
-  }
-
- private:
-  void Set(int64_t number) const {
-    reflection().SetInt64(message_, field(), number);
-  }
-  void Set(float number) const {
-    reflection().SetFloat(message_, field(), number);
-  }
-  // The callers below write tensors, with or without elements.
-  void Set(const ConstTensor&) const {}
-
-  const google::protobuf::FieldDescriptor* field() const {
-    return message_->GetDescriptor()->FindFieldByName(name_);
-  }
-  const google::protobuf::Reflection& reflection() const {
-    return *message_->GetReflection();
-  }
-
-  const char* name_;
-  Message* message_;
-};
+// The callers of DescribeOptions write tensors, with or without elements.
+template <typename Set>
+void Encode(const std::optional<ConstTensor>&, v1::AttentionOptions&,
+            const Set&) {}
 
 // Writes all options but bias and mask.
 void DescribeOptions(const AttentionOptions& options,
                      v1::AttentionOptions* proto) {
-  ForEachOption([&](const char* name, auto member, const auto&...) {
-    FieldWriter(name, proto).Write(member(options));
+  // A list has a function add_<name>, and any other option set_<name>.
+#define ATTND_OPTION(type, name, ...)                                   \
+  Encode(options.name, *proto, [](auto value, auto& message) {          \
+    if constexpr (requires { message.add_##name(value); }) {            \
+      message.add_##name(value);                                        \
+    } else {                                                            \
+      message.set_##name(static_cast<decltype(message.name())>(value)); \
+    }                                                                   \
   });
+#include "base/attention_options.def"
 }
 
 }  // namespace

@@ -1,7 +1,5 @@
 #include "server/codec/options_codec.h"
 
-#include <google/protobuf/reflection.h>
-
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -11,7 +9,6 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "base/attention_options.h"
 #include "base/status_macros.h"
 #include "core/attention_problem.h"
 #include "core/field_error.h"
@@ -19,9 +16,7 @@
 namespace attnd::server {
 namespace {
 
-using google::protobuf::FieldDescriptor;
-using google::protobuf::Message;
-using google::protobuf::Reflection;
+using google::protobuf::RepeatedField;
 
 constexpr char kFloatTypes[] = "F32, F16 or BF16";
 
@@ -74,84 +69,59 @@ std::string ValuesText(absl::string_view field) {
   return absl::StrCat(absl::StrJoin(names, ", "), " or ", last);
 }
 
-// Reads one option of the message by protobuf's reflection. An overload for
-// each kind of option.
-class FieldReader {
- public:
-  FieldReader(const Message& message, const FieldDescriptor* field)
-      : message_(message),
-        reflection_(*message.GetReflection()),
-        field_(field) {}
-
-  absl::Status Read(int64_t& to) const {
-    to = reflection_.GetInt64(message_, field_);
-    return absl::OkStatus();
-  }
-
-  absl::Status Read(std::optional<int64_t>& to) const {
-    if (has()) to = reflection_.GetInt64(message_, field_);
-    return absl::OkStatus();
-  }
-
-  absl::Status Read(std::optional<float>& to) const {
-    if (has()) to = reflection_.GetFloat(message_, field_);
-    return absl::OkStatus();
-  }
-
-  template <typename Enum>
-  absl::Status Read(Enum& to) const requires(std::is_enum_v<Enum>) {
-    const int number = reflection_.GetEnumValue(message_, field_);
-    if (number == 0) return absl::OkStatus();  // the default
-    for (const auto& named : kNamedValues<Enum>) {
-      if (static_cast<int>(named.value) != number) continue;
-      to = named.value;
-      return absl::OkStatus();
-    }
-    return FieldError(OptionPath(field_->name()),
-                      ValuesText<Enum>(field_->name()),
-                      absl::StrCat("unknown value ", number));
-  }
-
-  template <typename Number>
-  absl::Status Read(std::vector<Number>& to) const {
-    const int size = reflection_.FieldSize(message_, field_);
-    if (size == 0) return absl::OkStatus();
-    ATTND_RETURN_IF_ERROR(CheckListed(size, "options.", field_->name()));
-    const auto list = reflection_.GetRepeatedFieldRef<Number>(message_, field_);
-    to.assign(list.begin(), list.end());
-    return absl::OkStatus();
-  }
-
-  // DecodeTensors does bias and mask.
-  absl::Status Read(std::optional<TensorSpec>&) const {
-    return absl::OkStatus();
-  }
-
- private:
-  bool has() const { return reflection_.HasField(message_, field_); }
-
-  const Message& message_;
-  const Reflection& reflection_;
-  const FieldDescriptor* field_;
-};
-
-// Calls `visit(field, member)` for every row of the table of options. The
-// fields are looked up by name once.
-template <typename Visit>
-void ForEachField(const Visit& visit) {
-  static const auto* const kFields = [] {
-    auto* fields = new std::vector<const FieldDescriptor*>;
-    ForEachOption([&](const char* name, const auto&...) {
-      fields->push_back(
-          v1::AttentionOptions::descriptor()->FindFieldByName(name));
-    });
-    return fields;
-  }();
-  auto field = kFields->begin();
-  ForEachOption([&](const char*, auto member, const auto&...) {
-    visit(*field++, member);
-  });
+// Decode reads the field `name` of the options. An overload for each kind of
+// option.
+template <typename Number>
+absl::Status Decode(absl::string_view, Number number, Number& to) {
+  to = number;
+  return absl::OkStatus();
 }
+
+template <typename Number>
+absl::Status Decode(absl::string_view, Number number,
+                    std::optional<Number>& to) {
+  to = number;
+  return absl::OkStatus();
+}
+
+template <typename WireEnum, typename Enum>
+absl::Status Decode(absl::string_view name, WireEnum number,
+                    Enum& to) requires(std::is_enum_v<Enum>) {
+  if (number == 0) return absl::OkStatus();  // the default
+  for (const auto& named : kNamedValues<Enum>) {
+    if (static_cast<int>(named.value) != static_cast<int>(number)) continue;
+    to = named.value;
+    return absl::OkStatus();
+  }
+  return FieldError(OptionPath(name), ValuesText<Enum>(name),
+                    absl::StrCat("unknown value ", static_cast<int>(number)));
+}
+
+template <typename Number>
+absl::Status Decode(absl::string_view name, const RepeatedField<Number>& list,
+                    std::vector<Number>& to) {
+  if (list.empty()) return absl::OkStatus();
+  ATTND_RETURN_IF_ERROR(CheckListed(list.size(), "options.", name));
+  to.assign(list.begin(), list.end());
+  return absl::OkStatus();
+}
+
+// DecodeTensors decodes bias and mask.
+absl::Status Decode(absl::string_view, const v1::Tensor&,
+                    std::optional<TensorSpec>&) {
+  return absl::OkStatus();
+}
+
+// Returns how many numbers a field lists.
+template <typename Field>
+int Listed(const Field&) {
+  return 0;
+}
+template <typename Number>
+int Listed(const RepeatedField<Number>& list) {
+  return list.size();
+}
+int Listed(const v1::Tensor& tensor) { return tensor.shape_size(); }
 
 absl::Status DecodeTensors(const v1::AttentionOptions& in,
                            AttentionOptions& out) {
@@ -203,10 +173,15 @@ absl::StatusOr<DataType> DecodeProblemType(v1::DataType type) {
 absl::StatusOr<DecodedOptions> DecodeOptions(const v1::AttentionOptions& in) {
   DecodedOptions out;
   absl::Status status;
-  ForEachField([&](const FieldDescriptor* field, auto member) {
-    if (!status.ok()) return;
-    status = FieldReader(in, field).Read(member(out.options));
-  });
+#define ATTND_OPTION(type, name, ...)                         \
+  [&](const auto& message) {                                  \
+    if constexpr (requires { message.has_##name(); }) {       \
+      if (!message.has_##name()) return;                      \
+    }                                                         \
+    if (!status.ok()) return;                                 \
+    status = Decode(#name, message.name(), out.options.name); \
+  }(in);
+#include "base/attention_options.def"
   out.outputs.return_lse = in.return_lse();
   if (in.output_dtype() != v1::DATA_TYPE_UNSPECIFIED) {
     out.outputs.output_dtype = FloatType(in.output_dtype());
@@ -222,15 +197,9 @@ absl::StatusOr<DecodedOptions> DecodeOptions(const v1::AttentionOptions& in) {
 
 int64_t DecodedListBytes(const v1::AttentionOptions& options) {
   int64_t numbers = 0;
-  const auto add = [&numbers](int size) {
-    numbers += std::min(size, kMaxListed);
-  };
-  ForEachField([&](const FieldDescriptor* field, auto) {
-    if (!field->is_repeated()) return;
-    add(options.GetReflection()->FieldSize(options, field));
-  });
-  add(options.bias().shape_size());
-  add(options.mask().shape_size());
+#define ATTND_OPTION(type, name, ...) \
+  numbers += std::min(Listed(options.name()), kMaxListed);
+#include "base/attention_options.def"
   return numbers * int64_t{sizeof(int64_t)};
 }
 
