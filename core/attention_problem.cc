@@ -18,7 +18,6 @@
 #include "absl/strings/string_view.h"
 #include "base/status_macros.h"
 #include "core/checked_math.h"
-#include "core/field_error.h"
 
 namespace attnd {
 namespace {

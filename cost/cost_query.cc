@@ -11,7 +11,7 @@
 #include "base/status_macros.h"
 #include "core/attention_problem.h"
 #include "core/checked_math.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 
 namespace attnd {
 namespace {

@@ -9,7 +9,7 @@
 #include "base/attention_options.h"
 #include "base/status_macros.h"
 #include "core/attention_params.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "core/machine.h"
 #include "cost/cost_query.h"
 

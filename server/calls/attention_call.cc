@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "core/checked_math.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "core/memory_estimator.h"
 #include "server/codec/options_codec.h"
 #include "server/status/reasons.h"

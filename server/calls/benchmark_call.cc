@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/strings/string_view.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
 #include "server/status/reasons.h"

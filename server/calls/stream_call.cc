@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
 #include "server/codec/response_codec.h"

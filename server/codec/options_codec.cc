@@ -11,7 +11,6 @@
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
 #include "core/attention_problem.h"
-#include "core/field_error.h"
 
 namespace attnd::server {
 namespace {

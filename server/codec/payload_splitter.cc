@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "attnd/v1/attention.pb.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/wire_format_lite.h"
 #include "server/status/reasons.h"

@@ -10,7 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "base/status_macros.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "server/codec/options_codec.h"
 #include "server/shared_memory/shm_protocol.h"
 

@@ -11,9 +11,9 @@
 #include <thread>
 #include <vector>
 
+#include "base/unique_fd.h"
 #include "server/connections/connection_guard.h"
 #include "server/connections/listener.h"
-#include "server/connections/unique_fd.h"
 
 namespace attnd::server {
 

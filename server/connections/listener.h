@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/unique_fd.h"
 #include "server/connections/listen_address.h"
-#include "server/connections/unique_fd.h"
 
 namespace attnd::server {
 

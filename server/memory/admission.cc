@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "server/status/reasons.h"
 #include "server/status/status_convert.h"
 

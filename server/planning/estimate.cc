@@ -6,7 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "cost/cost_query.h"
 #include "google/protobuf/message.h"
 #include "server/codec/options_codec.h"

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "grpc/grpc.h"
 #include "grpcpp/support/slice.h"
 #include "proto/message_pieces.h"

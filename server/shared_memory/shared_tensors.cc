@@ -5,7 +5,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "server/status/reasons.h"
 #include "server/status/status_convert.h"
 

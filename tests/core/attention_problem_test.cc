@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "tests/support/numbers.h"
 
 namespace attnd {

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <random>
 
+#include "base/field_error.h"
 #include "core/backward_plan.h"
-#include "core/field_error.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/numbers.h"
 

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "tests/support/numbers.h"
 
 namespace attnd {

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "tests/cost/sizes.h"
 #include "tests/support/numbers.h"
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "attnd/v1/attention.pb.h"
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "server/codec/request_codec.h"
 #include "server/codec/wire_message.h"
 #include "server/memory/admission.h"

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "server/connections/unique_fd.h"
+#include "base/unique_fd.h"
 
 namespace attnd::server {
 

@@ -18,7 +18,7 @@
 #include <string_view>
 #include <thread>
 
-#include "server/connections/unique_fd.h"
+#include "base/unique_fd.h"
 #include "tests/server/connections/frames.h"
 #include "tests/server/life_server.h"
 #include "tests/server/message_tools.h"

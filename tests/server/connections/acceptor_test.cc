@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "server/connections/unique_fd.h"
+#include "base/unique_fd.h"
 #include "spdlog/spdlog.h"
 #include "tests/support/eventually.h"
 

@@ -8,7 +8,7 @@
 #include <atomic>
 #include <thread>
 
-#include "server/connections/unique_fd.h"
+#include "base/unique_fd.h"
 #include "tests/server/connections/frames.h"
 #include "tests/support/eventually.h"
 

@@ -8,7 +8,7 @@
 #include <memory>
 #include <string>
 
-#include "server/connections/unique_fd.h"
+#include "base/unique_fd.h"
 #include "tests/server/connections/frames.h"
 
 namespace attnd::server {

@@ -14,7 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "server/connections/unique_fd.h"
+#include "base/unique_fd.h"
 #include "spdlog/logger.h"
 
 namespace attnd::server {

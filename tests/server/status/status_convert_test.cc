@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "core/field_error.h"
+#include "base/field_error.h"
 #include "server/status/reasons.h"
 #include "tests/server/message_tools.h"
 

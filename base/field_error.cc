@@ -1,4 +1,4 @@
-#include "core/field_error.h"
+#include "base/field_error.h"
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
@@ -24,10 +24,14 @@ std::optional<std::string> PayloadOf(const absl::Status& status,
 
 }  // namespace
 
+std::string ExpectedGot(absl::string_view expected, absl::string_view got) {
+  return absl::StrCat("expected ", expected, ", got ", got);
+}
+
 absl::Status FieldError(std::string_view field, std::string_view expected,
                         std::string_view got) {
   absl::Status status = absl::InvalidArgumentError(absl::StrCat(
-      ToAbsl(field), ": expected ", ToAbsl(expected), ", got ", ToAbsl(got)));
+      ToAbsl(field), ": ", ExpectedGot(ToAbsl(expected), ToAbsl(got))));
   status.SetPayload(kFieldPayload, absl::Cord(ToAbsl(field)));
   return status;
 }

@@ -1,4 +1,4 @@
-#include "core/field_error.h"
+#include "base/field_error.h"
 
 #include <gtest/gtest.h>
 
@@ -13,6 +13,7 @@ TEST(FieldErrorTest, NamesFieldExpectedAndGot) {
   EXPECT_EQ(status.message(), "key.shape[3]: expected 64, got 32");
   EXPECT_EQ(FieldOf(status), "key.shape[3]");
   EXPECT_EQ(ReasonOf(status), std::nullopt);
+  EXPECT_EQ(ExpectedGot("64", "32"), "expected 64, got 32");
 }
 
 TEST(FieldErrorTest, OtherStatusesNameNoField) {

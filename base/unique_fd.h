@@ -1,13 +1,14 @@
-// A file descriptor that is closed when its owner goes.
-#ifndef ATTND_SERVER_CONNECTIONS_UNIQUE_FD_H_
-#define ATTND_SERVER_CONNECTIONS_UNIQUE_FD_H_
+// A guard that owns a file descriptor and closes it in its destructor.
+#ifndef ATTND_BASE_UNIQUE_FD_H_
+#define ATTND_BASE_UNIQUE_FD_H_
 
 #include <unistd.h>
 
 #include <utility>
 
-namespace attnd::server {
+namespace attnd {
 
+// Holds a descriptor, or -1. Movable; not thread-safe.
 class UniqueFd {
  public:
   UniqueFd() = default;
@@ -23,13 +24,13 @@ class UniqueFd {
 
   int get() const { return fd_; }
   bool valid() const { return fd_ >= 0; }
-  // Leaves the descriptor to the caller.
+  // Gives up ownership: the caller closes the descriptor.
   int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_ = -1;
 };
 
-}  // namespace attnd::server
+}  // namespace attnd
 
-#endif  // ATTND_SERVER_CONNECTIONS_UNIQUE_FD_H_
+#endif  // ATTND_BASE_UNIQUE_FD_H_
