@@ -12,21 +12,16 @@
 #include "client/error_details.h"
 #include "client/forward_call.h"
 #include "client/inline_call.h"
-#include "client/outgoing_message.h"
 #include "client/request_encoder.h"
 #include "client/retry.h"
 #include "client/retrying_channel.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/wrappers.pb.h"
+#include "wire/method_names.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 namespace {
-
-constexpr char kAttentionBackward[] =
-    "/attnd.v1.AttentionService/AttentionBackward";
-constexpr char kBenchmark[] = "/attnd.v1.AttentionService/Benchmark";
-constexpr char kMemoryEstimate[] = "/attnd.v1.AttentionService/MemoryEstimate";
-constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
 
 absl::StatusOr<OutgoingMessage> EncodeBackward(const BackwardInputs& inputs,
                                                const AttentionOptions& options,
@@ -140,7 +135,7 @@ absl::StatusOr<ExecutionStats> AttentionClient::AttentionBackward(
   if (!request.ok()) return request.status();
   absl::StatusOr<ExecutionStats> reply;
   const absl::Status status =
-      channel_->Call(kAttentionBackward, *request, time,
+      channel_->Call(method::kAttentionBackward, *request, time,
                      [&](google::protobuf::io::ZeroCopyInputStream* answer) {
                        reply = ReadReply(answer, AnswerTo(inputs, outputs));
                      });
@@ -159,7 +154,7 @@ PendingCall AttentionClient::AttentionBackwardAsync(
     return {};
   }
   return PendingCall(channel_->Start(
-      kAttentionBackward, *std::move(request), time,
+      method::kAttentionBackward, *std::move(request), time,
       std::make_unique<InlineCall<BackwardAnswer, BackwardDone>>(
           AnswerTo(inputs, outputs), std::move(done))));
 }
@@ -170,7 +165,7 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
   v1::BenchmarkResponse response;
   std::optional<BenchmarkResult> result;
   const absl::Status status = channel_->Stream(
-      kBenchmark, EncodeBenchmark(options), &response,
+      method::kBenchmark, EncodeBenchmark(options), &response,
       CallTime::From(options_.deadline), [&] {
         if (response.has_result()) result = DecodeBenchmark(response.result());
         if (!response.has_progress() || !on_progress) return true;
@@ -188,7 +183,7 @@ absl::StatusOr<MemoryEstimate> AttentionClient::EstimateMemory(
     const MemoryEstimateOptions& options) const {
   v1::MemoryEstimateResponse response;
   const absl::Status status =
-      channel_->Call(kMemoryEstimate, EncodeEstimate(options),
+      channel_->Call(method::kMemoryEstimate, EncodeEstimate(options),
                      CallTime::From(options_.deadline), &response);
   if (!status.ok()) return status;
   return DecodeEstimate(response);
@@ -206,8 +201,9 @@ absl::StatusOr<Health> AttentionClient::CheckHealth(
   google::protobuf::StringValue request;
   request.set_value(service);
   google::protobuf::Int32Value response;
-  const absl::Status status = channel_->Once().Call(
-      kHealthCheck, request, CallTime::From(options_.deadline), &response);
+  const absl::Status status =
+      channel_->Once().Call(method::kHealthCheck, request,
+                            CallTime::From(options_.deadline), &response);
   if (!status.ok()) return status;
   switch (response.value()) {
     case 1:

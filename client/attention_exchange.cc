@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "client/answer_reader.h"
 #include "client/error_details.h"
-#include "client/message_limits.h"
 #include "client/request_encoder.h"
+#include "wire/message_sizes.h"
 
 namespace attnd::client {
 namespace {
@@ -28,13 +28,13 @@ bool Overlap(std::span<const std::byte> a, std::span<const std::byte> b) {
 
 OutgoingMessage ChunkMessage(v1::TensorRole role, size_t offset,
                              const ConstElements& data) {
-  v1::TensorChunk place;
-  place.set_role(role);
-  place.set_offset_bytes(static_cast<int64_t>(offset));
-  OutgoingMessage chunk = OutgoingMessage::Of(place);
-  chunk.AddField(v1::TensorChunk::kDataFieldNumber, data);
+  v1::TensorChunk chunk;
+  chunk.set_role(role);
+  chunk.set_offset_bytes(static_cast<int64_t>(offset));
   OutgoingMessage message;
-  message.AddField(Request::kChunkFieldNumber, std::move(chunk));
+  message.AddField(Request::kChunkFieldNumber, chunk,
+                   v1::TensorChunk::kDataFieldNumber, TextOf(data.bytes()),
+                   data.owner());
   return message;
 }
 

@@ -13,10 +13,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
-#include "client/outgoing_message.h"
 #include "client/rpc_channel.h"
 #include "client/types.h"
 #include "google/protobuf/io/zero_copy_stream.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 

@@ -1,5 +1,4 @@
-// What a server said beside an error's code and message. Knows google.rpc's
-// messages, not how a status travels.
+// The details that a server sends with an error, besides its code and message.
 #ifndef ATTND_CLIENT_ERROR_DETAILS_H_
 #define ATTND_CLIENT_ERROR_DETAILS_H_
 
@@ -13,8 +12,9 @@
 
 namespace attnd::client {
 
-// Where a status of this library keeps the server's google.rpc.Status, as
-// serialized bytes, for programs that want details not listed below.
+// The payload of this library's statuses that holds the server's
+// google.rpc.Status as serialized bytes, for programs that want details which
+// are not listed below.
 inline constexpr absl::string_view kStatusPayloadUrl =
     "type.googleapis.com/google.rpc.Status";
 
@@ -27,23 +27,24 @@ struct ErrorDetails {
   std::string reason;  // UPPER_SNAKE_CASE, for programs to branch on
   std::string domain;  // "attnd": the server; "attnd.client": this library
   std::vector<FieldViolation> field_violations;
-  std::optional<absl::Duration> retry_delay;  // set where waiting helps
+  std::optional<absl::Duration> retry_delay;  // set if waiting helps
 };
 
-// What `status` carries. All empty where there is nothing, as on errors that
-// gRPC raises by itself: a refused connection, a deadline, a message too large.
+// Returns the details that `status` carries. All of them are empty for errors
+// that gRPC raises by itself, such as a refused connection, a passed deadline
+// or a message that is too large.
 ErrorDetails DetailsOf(const absl::Status& status);
 
-// INVALID_ARGUMENT for a field of a call, raised on this side of the wire, in
-// the form that the server's own refusals have.
+// Returns INVALID_ARGUMENT for a field of a call, raised by this library, in
+// the form of the server's own errors.
 absl::Status FieldError(absl::string_view field, absl::string_view expected,
                         absl::string_view got);
 
-// `code` with a reason, raised on this side of the wire.
+// Returns an error with a reason, raised by this library.
 absl::Status ReasonError(absl::StatusCode code, absl::string_view reason,
                          absl::string_view message);
 
-// INTERNAL: what a server answered is nothing that the contract has.
+// Returns INTERNAL for an answer that contradicts the contract.
 absl::Status BadResponse(
     absl::string_view message = "the server's answer does not parse");
 

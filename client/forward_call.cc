@@ -12,17 +12,14 @@
 #include "client/answer_reader.h"
 #include "client/attention_exchange.h"
 #include "client/inline_call.h"
-#include "client/outgoing_message.h"
 #include "google/protobuf/io/zero_copy_stream.h"
+#include "wire/method_names.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 namespace {
 
 using google::protobuf::io::ZeroCopyInputStream;
-
-constexpr char kAttentionStream[] =
-    "/attnd.v1.AttentionService/AttentionStream";
-constexpr char kGetServerInfo[] = "/attnd.v1.AttentionService/GetServerInfo";
 
 AttentionExchange MakeExchange(const ForwardCall& call,
                                const MessageLimits& limits,
@@ -63,7 +60,7 @@ absl::StatusOr<AttentionReply> CallKnowing(const MessageLimits& limits,
   }
   AttentionExchange exchange = MakeExchange(call, limits, max_message_bytes);
   const absl::Status status =
-      channel.Exchange(kAttentionStream, time, exchange);
+      channel.Exchange(method::kAttentionStream, time, exchange);
   return exchange.Reply(status);
 }
 
@@ -114,22 +111,35 @@ struct OwnedCall {
   ForwardCall Borrowed() const { return {method, inputs, outputs, options}; }
 };
 
-OwnedCall Own(const ForwardCall& borrowed) {
+// Returns `elements`, or a copy of them if nobody owns them.
+ConstElements CopyIfBorrowed(const ConstElements& elements) {
+  if (elements.owner() != nullptr || elements.bytes().empty()) return elements;
+  const auto copy = std::make_shared<const std::vector<std::byte>>(
+      elements.bytes().begin(), elements.bytes().end());
+  return ConstElements(elements.type(), *copy).OwnedBy(copy);
+}
+
+OwnedCall CopyIfBorrowed(const ForwardCall& borrowed) {
   OwnedCall call{borrowed.method, borrowed.inputs, borrowed.outputs,
                  borrowed.options};
   AttentionInputs& inputs = call.inputs;
-  // Before the copies: what is the same tensor stays so.
-  const bool self = call.method == Method::kSelfAttention;
-  const bool cross = call.method == Method::kCrossAttention;
-  inputs.query.data = Owned(inputs.query.data);
-  if (self) inputs.key = inputs.query;
-  inputs.key.data = Owned(inputs.key.data);
-  if (self || cross) inputs.value = inputs.key;
-  inputs.value.data = Owned(inputs.value.data);
-  if (call.options.bias)
-    call.options.bias->data = Owned(call.options.bias->data);
-  if (call.options.mask)
-    call.options.mask->data = Owned(call.options.mask->data);
+  const auto copy = [](ConstTensor& tensor) {
+    tensor.data = CopyIfBorrowed(tensor.data);
+  };
+  // The method says which inputs are one tensor. It is copied once.
+  copy(inputs.query);
+  if (call.method == Method::kSelfAttention) {
+    inputs.key = inputs.query;
+  } else {
+    copy(inputs.key);
+  }
+  if (call.method == Method::kAttention) {
+    copy(inputs.value);
+  } else {
+    inputs.value = inputs.key;
+  }
+  if (call.options.bias) copy(*call.options.bias);
+  if (call.options.mask) copy(*call.options.mask);
   return call;
 }
 
@@ -141,11 +151,11 @@ std::shared_ptr<CallCanceller> StartKnowing(
     return StartInline(channel, call, std::move(request), max_message_bytes,
                        time, std::move(done));
   }
-  return channel.Start(
-      kAttentionStream, time,
-      std::make_unique<StreamedCall>(
-          MakeExchange(Own(call).Borrowed(), limits, max_message_bytes),
-          std::move(done)));
+  return channel.Start(method::kAttentionStream, time,
+                       std::make_unique<StreamedCall>(
+                           MakeExchange(CopyIfBorrowed(call).Borrowed(), limits,
+                                        max_message_bytes),
+                           std::move(done)));
 }
 
 // Stops all of several calls, which may be added after it, in any order.
@@ -216,7 +226,8 @@ absl::StatusOr<ServerInfo> AskServer(const RetryingChannel& channel,
                                      const CallTime& time) {
   absl::StatusOr<ServerInfo> info;
   const absl::Status status = channel.Call(
-      kGetServerInfo, OutgoingMessage::Of(v1::GetServerInfoRequest()), time,
+      method::kGetServerInfo, OutgoingMessage::Of(v1::GetServerInfoRequest()),
+      time,
       [&](ZeroCopyInputStream* answer) { info = ReadServerInfo(answer); });
   if (!status.ok()) return status;
   return info;
@@ -277,11 +288,12 @@ PendingCall StartForward(const std::shared_ptr<RetryingChannel>& channel,
         }));
   }
   auto canceller = std::make_shared<ChainCanceller>();
-  canceller->Add(channel->Start(
-      kGetServerInfo, OutgoingMessage::Of(v1::GetServerInfoRequest()), time,
-      std::make_unique<AskingCall>(
-          AskingCall::State{channel, server, canceller, Own(call),
-                            max_message_bytes, time, std::move(done)})));
+  canceller->Add(
+      channel->Start(method::kGetServerInfo,
+                     OutgoingMessage::Of(v1::GetServerInfoRequest()), time,
+                     std::make_unique<AskingCall>(AskingCall::State{
+                         channel, server, canceller, CopyIfBorrowed(call),
+                         max_message_bytes, time, std::move(done)})));
   return PendingCall(canceller);
 }
 

@@ -8,7 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "client/error_details.h"
 #include "client/request_encoder.h"
-#include "proto/message_pieces.h"
+#include "wire/method_names.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 namespace {
@@ -28,11 +29,11 @@ absl::Status CheckSize(const Elements& target, const char* name,
 const char* NameOf(Method method) {
   switch (method) {
     case Method::kAttention:
-      return "/attnd.v1.AttentionService/Attention";
+      return method::kAttention;
     case Method::kSelfAttention:
-      return "/attnd.v1.AttentionService/SelfAttention";
+      return method::kSelfAttention;
     case Method::kCrossAttention:
-      return "/attnd.v1.AttentionService/CrossAttention";
+      return method::kCrossAttention;
   }
   return "";
 }

@@ -5,8 +5,8 @@
 
 #include "absl/status/status.h"
 #include "attnd/v1/attention.pb.h"
-#include "client/outgoing_message.h"
 #include "client/types.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 

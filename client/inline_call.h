@@ -11,9 +11,10 @@
 #include "absl/strings/str_cat.h"
 #include "client/answer_reader.h"
 #include "client/error_details.h"
-#include "client/outgoing_message.h"
 #include "client/rpc_channel.h"
 #include "google/protobuf/io/zero_copy_stream.h"
+#include "wire/outgoing_message.h"
+#include "wire/reasons.h"
 
 namespace attnd::client {
 
@@ -25,7 +26,7 @@ inline absl::Status CheckSize(const OutgoingMessage& message,
       max_message_bytes, 0, std::numeric_limits<int>::max()));
   if (bytes <= limit) return absl::OkStatus();
   return ReasonError(
-      absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+      absl::StatusCode::kResourceExhausted, kMessageTooLarge,
       absl::StrCat("request: expected at most ", limit,
                    " bytes (the client's max_message_bytes), got ", bytes));
 }

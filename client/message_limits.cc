@@ -4,18 +4,16 @@
 #include <string>
 
 #include "client/error_details.h"
+#include "wire/message_sizes.h"
+#include "wire/reasons.h"
 
 namespace attnd::client {
 namespace {
 
-// The most that a message of the server holds besides the elements of tensors,
-// as the server counts it.
-constexpr int64_t kEnvelopeBytes = 4096;
-
-// The most that a message with the whole answer can have.
+// An upper bound of the size of a message with the whole answer.
 uint64_t AnswerBytes(const AttentionOutputs& outputs) {
   const uint64_t lse_bytes = outputs.lse ? outputs.lse->bytes().size() : 0;
-  return outputs.output.bytes().size() + lse_bytes + kEnvelopeBytes;
+  return outputs.output.bytes().size() + lse_bytes + kMessageEnvelopeBytes;
 }
 
 MessageLimits LimitsOf(const ServerInfo& info) {
@@ -28,7 +26,7 @@ MessageLimits LimitsOf(const ServerInfo& info) {
 }  // namespace
 
 int64_t ReceiveLimit(int64_t max_message_bytes) {
-  return std::max(max_message_bytes, kMaxChunkBytes + kEnvelopeBytes);
+  return std::max(max_message_bytes, kMaxChunkBytes + kMessageEnvelopeBytes);
 }
 
 std::optional<MessageLimits> ServerLimits::Get() const {
@@ -51,10 +49,9 @@ void ServerLimits::Forget() {
 }
 
 bool IsInline(const ForwardCall& call, const OutgoingMessage& request) {
-  constexpr uint64_t kSmallestLimitBytes = 64 << 10;
   return SharesMemory(call) ||
          std::max(request.size_bytes(), AnswerBytes(call.outputs)) <=
-             kSmallestLimitBytes;
+             kMinMessageLimitBytes;
 }
 
 bool MustStream(const OutgoingMessage& request, const AttentionOutputs& outputs,
@@ -73,7 +70,7 @@ bool MayHaveOtherLimits(const absl::Status& status) {
     return false;
   }
   const std::string reason = DetailsOf(status).reason;
-  return reason.empty() || reason == "MESSAGE_TOO_LARGE";
+  return reason.empty() || reason == kMessageTooLarge;
 }
 
 }  // namespace attnd::client

@@ -1,5 +1,5 @@
-// What a server takes in one message, and whether a call is one or is streamed.
-// Knows neither gRPC nor how messages are encoded.
+// Decides whether a call is sent as one message or as a stream, by the limits
+// of the server.
 #ifndef ATTND_CLIENT_MESSAGE_LIMITS_H_
 #define ATTND_CLIENT_MESSAGE_LIMITS_H_
 
@@ -11,20 +11,18 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "client/forward_request.h"
-#include "client/outgoing_message.h"
 #include "client/types.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 
-// The most data that attnd.v1 allows in a chunk of a stream.
-inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
-
-// The largest message that a client of `max_message_bytes` must be able to
-// receive. A server cuts a streamed answer into chunks by its own limit, not by
-// the client's, so this is never less than a chunk and what surrounds it.
+// Returns the size of the largest message that a client of `max_message_bytes`
+// must be able to receive. A server cuts a streamed answer into chunks by its
+// own limit, not by the client's, so this is never less than the message of a
+// full chunk.
 int64_t ReceiveLimit(int64_t max_message_bytes);
 
-// What a server says of its messages.
+// The limits of a server, in ServerInfo's words.
 struct MessageLimits {
   int64_t request_bytes = std::numeric_limits<int64_t>::max();
   int64_t response_bytes = std::numeric_limits<int64_t>::max();
@@ -33,16 +31,18 @@ struct MessageLimits {
   friend bool operator==(const MessageLimits&, const MessageLimits&) = default;
 };
 
-// Asked once for all calls of a connection that are not small, and again where
-// a call fails because another server has taken the place. Thread-safe.
+// Remembers a server's limits. They are asked for once for all calls of a
+// connection that are not small, and again if a call fails because another
+// server has taken the place. Thread-safe.
 class ServerLimits {
  public:
   std::optional<MessageLimits> Get() const;
 
-  // Keeps what a server answered, also that it does not know the method.
+  // Remembers and returns the answer of a server. A server that does not know
+  // the method has no limits, and does not stream.
   absl::StatusOr<MessageLimits> Take(const absl::StatusOr<ServerInfo>& info);
 
-  // To be asked again.
+  // Makes Get return nothing, so that the server is asked again.
   void Forget();
 
  private:
@@ -50,18 +50,19 @@ class ServerLimits {
   std::optional<MessageLimits> limits_;
 };
 
-// Whether `request` goes as a message whatever the server says: it and its
-// answer are such as every server takes, or only a message can hold them.
+// Returns whether `request` is sent as one message whatever the server's limits
+// are. That is so if every server takes it and its answer, or if it refers to
+// shared memory, which a stream cannot.
 bool IsInline(const ForwardCall& call, const OutgoingMessage& request);
 
-// Whether `request` and its answer are no messages for this server, which
-// streams.
+// Returns whether the server streams, and `request` or its answer is too large
+// for a message.
 bool MustStream(const OutgoingMessage& request, const AttentionOutputs& outputs,
                 const MessageLimits& limits, int64_t max_message_bytes);
 
-// Whether a call may have failed because the server's limits are not what they
-// were: gRPC refuses a message, or knows no such method, without a reason of
-// attnd's.
+// Returns whether a call that failed with `status` may have failed because the
+// server's limits have changed. gRPC refuses a message that is too large, and a
+// method that the server lacks, without a reason of attnd's.
 bool MayHaveOtherLimits(const absl::Status& status);
 
 }  // namespace attnd::client

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "proto/message_pieces.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 namespace {
@@ -67,6 +67,10 @@ void DescribeOptions(const AttentionOptions& options,
 
 }  // namespace
 
+absl::string_view TextOf(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto) {
   proto->set_handle(place.handle);
   proto->set_offset_bytes(place.offset_bytes);
@@ -82,18 +86,10 @@ void AddTensor(int number, const ConstTensor& tensor,
   DescribeTensor(tensor, &header);
   if (tensor.data.place()) {
     EncodePlace(*tensor.data.place(), header.mutable_shared_memory());
-  }
-  const uint64_t data_bytes = tensor.data.bytes().size();
-  const size_t header_bytes = header.ByteSizeLong();
-  uint64_t field_bytes = header_bytes;
-  if (!tensor.data.place()) {
-    field_bytes +=
-        PrefixBytes(v1::Tensor::kDataFieldNumber, data_bytes) + data_bytes;
-  }
-  message->BeginField(number, field_bytes);
-  message->Append(header, header_bytes);
-  if (!tensor.data.place()) {
-    message->AddField(v1::Tensor::kDataFieldNumber, tensor.data);
+    message->AddField(number, header);
+  } else {
+    message->AddField(number, header, v1::Tensor::kDataFieldNumber,
+                      TextOf(tensor.data.bytes()), tensor.data.owner());
   }
 }
 

@@ -4,9 +4,13 @@
 #ifndef ATTND_CLIENT_REQUEST_ENCODER_H_
 #define ATTND_CLIENT_REQUEST_ENCODER_H_
 
+#include <cstddef>
+#include <span>
+
+#include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
-#include "client/outgoing_message.h"
 #include "client/types.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 
@@ -14,8 +18,11 @@ v1::DataType EncodeType(DataType type);
 
 void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto);
 
-// Adds a tensor as the field `number` of `message`. Of a tensor in shared
-// memory, only its place is sent.
+// Returns `bytes` as the wire code takes them.
+absl::string_view TextOf(std::span<const std::byte> bytes);
+
+// Adds `tensor` to `message` as its field `number`. Sends only the place of a
+// tensor in shared memory. Borrows large elements that have no owner.
 void AddTensor(int number, const ConstTensor& tensor, OutgoingMessage* message);
 
 // Adds the options as the field `number` of `message`. `asked` has the options

@@ -285,7 +285,7 @@ std::shared_ptr<CallCanceller> RetryingChannel::Start(
     call->OnDone(channel_->error(), nullptr);
     return nullptr;
   }
-  request.OwnElements();
+  request.CopyIfBorrowed();
   auto repeated = std::make_shared<RepeatedUnaryCall>(
       channel_, policy_, on_retry_, time, method, std::move(request),
       std::move(call));

@@ -9,9 +9,9 @@
 
 #include "absl/status/status.h"
 #include "client/attention_client.h"
-#include "client/outgoing_message.h"
 #include "client/retry.h"
 #include "client/rpc_channel.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 

@@ -28,11 +28,10 @@
 #include "absl/strings/str_cat.h"
 #include "client/default_service_config.h"
 #include "client/error_details.h"
-#include "client/outgoing_message.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/message_lite.h"
-#include "proto/message_pieces.h"
-#include "proto/transport_arguments.h"
+#include "wire/grpc/transport_arguments.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 namespace {
@@ -50,19 +49,18 @@ absl::Status ToAbsl(const grpc::Status& status) {
   return result;
 }
 
-// What is owned is sent from where it lies; the rest is copied.
+// Sends bytes that have an owner from where they are, and copies the rest.
 grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
   std::vector<grpc::Slice> slices;
   slices.reserve(message.pieces().size() + 1);
   for (const OutgoingMessage::Piece& piece : message.pieces()) {
-    const std::span<const std::byte> data = piece.elements.bytes();
-    if (!piece.text.empty()) {
-      slices.emplace_back(piece.text);
-    } else if (piece.elements.owner() != nullptr) {
-      slices.emplace_back(const_cast<std::byte*>(data.data()), data.size(),
-                          Drop, Hold(piece.elements.owner()));
+    if (piece.owner != nullptr) {
+      HeldPiece* const held = HeldPiece::Hold(piece);
+      const absl::string_view bytes = held->bytes();
+      slices.emplace_back(const_cast<char*>(bytes.data()), bytes.size(),
+                          HeldPiece::Drop, held);
     } else {
-      slices.emplace_back(data.data(), data.size());
+      slices.emplace_back(piece.bytes().data(), piece.bytes().size());
     }
   }
   // A buffer of no slices would be no message.

@@ -13,7 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "client/outgoing_message.h"
+#include "wire/outgoing_message.h"
 
 namespace google::protobuf {
 class MessageLite;

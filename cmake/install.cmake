@@ -15,7 +15,8 @@ target_include_directories(attnd_client INTERFACE
   $<INSTALL_INTERFACE:${attnd_include_dir}>)
 install(TARGETS attnctl RUNTIME)
 # The other libraries are needed for linking, but are not part of the interface.
-install(TARGETS attnd_client attnd_merge attnd_messages attnd_transport
+install(TARGETS
+  attnd_base attnd_client attnd_merge attnd_messages attnd_transport attnd_wire
   EXPORT attnd_targets ARCHIVE)
 # The client's headers include these.
 install(FILES base/attention_options.def base/shape.h base/types.h

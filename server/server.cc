@@ -16,7 +16,6 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/resource_quota.h"
-#include "proto/transport_arguments.h"
 #include "server/calls/decode_thread.h"
 #include "server/calls/service_context.h"
 #include "server/connections/acceptor.h"
@@ -31,6 +30,7 @@
 #include "server/shared_memory/shm_socket.h"
 #include "server/version.h"
 #include "spdlog/spdlog.h"
+#include "wire/grpc/transport_arguments.h"
 
 namespace attnd::server {
 namespace {

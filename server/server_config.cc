@@ -19,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "core/checked_math.h"
 #include "server/version.h"
+#include "wire/message_sizes.h"
 
 namespace attnd::server {
 namespace {
@@ -45,7 +46,6 @@ SIGHUP, SIGUSR1 and SIGUSR2 are logged and ignored.)";
 
 // gRPC counts message bytes in an int.
 constexpr int64_t kMaxMessageLimit = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMinMessageLimit = 64 << 10;
 constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
 constexpr double kMinSeconds = 1e-3;
 constexpr double kMaxDrainSeconds = 86400;
@@ -122,7 +122,7 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--max-message-bytes", config.max_message_bytes,
                  "The largest request and the largest response; clients must "
                  "raise their own limit alike")
-      ->check(WholeNumber(kMinMessageLimit, kMaxMessageLimit));
+      ->check(WholeNumber(kMinMessageLimitBytes, kMaxMessageLimit));
   app.add_option("--memory-budget-bytes", config.memory_budget_bytes,
                  "What all requests together may hold; 0 = the cgroup's limit "
                  "or the physical memory, less a quarter for messages that are "

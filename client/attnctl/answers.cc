@@ -9,6 +9,7 @@
 #include "client/attnctl/comparison.h"
 #include "client/attnctl/elements.h"
 #include "client/attnctl/npy.h"
+#include "wire/reasons.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -70,7 +71,7 @@ absl::Status Answer::CheckFitsMessage(int64_t max_message_bytes) const {
     return absl::OkStatus();
   }
   return client::ReasonError(
-      absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+      absl::StatusCode::kResourceExhausted, kMessageTooLarge,
       absl::StrCat("response: expected at most ", max_message_bytes,
                    " bytes (--max-message-bytes), got an answer of shape ",
                    FormatShape(shape)));

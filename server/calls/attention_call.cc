@@ -6,10 +6,10 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "core/checked_math.h"
-#include "base/field_error.h"
 #include "core/memory_estimator.h"
+#include "server/codec/message_parser.h"
 #include "server/codec/options_codec.h"
-#include "server/status/reasons.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {
@@ -343,7 +343,7 @@ absl::Status UnaryCall::Decode(const ReceivedMessage& received,
 
 void UnaryCall::Answer(absl::Status status, const RunStats& stats) {
   source_.Clear();
-  absl::StatusOr<ResponsePieces> pieces = ResponsePieces();
+  absl::StatusOr<OutgoingMessage> pieces = OutgoingMessage();
   if (status.ok()) {
     pieces = Encode(stats);
   } else {
@@ -355,8 +355,8 @@ void UnaryCall::Answer(absl::Status status, const RunStats& stats) {
   done(std::move(pieces));
 }
 
-ResponsePieces UnaryCall::Encode(const RunStats& stats) {
-  ResponsePieces pieces = EncodeAnswer(
+OutgoingMessage UnaryCall::Encode(const RunStats& stats) {
+  OutgoingMessage pieces = EncodeAnswer(
       {.tensors = answers(),
        .stats_field_number =
            backward() ? int{v1::AttentionBackwardResponse::kStatsFieldNumber}

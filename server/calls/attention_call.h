@@ -24,9 +24,11 @@
 #include "server/codec/payload_source.h"
 #include "server/codec/request_codec.h"
 #include "server/codec/response_codec.h"
-#include "server/codec/wire_message.h"
 #include "server/memory/admission.h"
 #include "server/shared_memory/shared_tensors.h"
+#include "wire/message_splitter.h"
+#include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 
@@ -128,7 +130,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
 // One message in, one message out.
 class UnaryCall : public AttentionCall {
  public:
-  using Done = std::function<void(absl::StatusOr<ResponsePieces>)>;
+  using Done = std::function<void(absl::StatusOr<OutgoingMessage>)>;
 
   UnaryCall(const ServiceContext& context, AttentionMethod method,
             SteadyTime deadline)
@@ -152,7 +154,7 @@ class UnaryCall : public AttentionCall {
   absl::Status Decode(const ReceivedMessage& received,
                       std::optional<SplitMessage> light);
   void Answer(absl::Status status, const RunStats& stats);
-  ResponsePieces Encode(const RunStats& stats);
+  OutgoingMessage Encode(const RunStats& stats);
 
   // Set before `done`, read by the destructor: gRPC orders the two, but thread
   // sanitizer cannot see how.

@@ -18,8 +18,8 @@
 #include "cost/call_cost.h"
 #include "server/calls/benchmark_tensors.h"
 #include "server/codec/response_codec.h"
-#include "server/status/reasons.h"
 #include "server/status/status_convert.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {

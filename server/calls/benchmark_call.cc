@@ -9,8 +9,9 @@
 #include "base/field_error.h"
 #include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
-#include "server/status/reasons.h"
+#include "server/codec/message_parser.h"
 #include "server/status/status_convert.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {
@@ -161,7 +162,7 @@ void BenchmarkCall::Pump() {
   if (finish) {
     sink_.Finish(*finish);
   } else {
-    sink_.Write(SerializePieces(event));
+    sink_.Write(OutgoingMessage::Of(event));
   }
 }
 

@@ -19,8 +19,8 @@
 #include "server/calls/service_context.h"
 #include "server/calls/silence_watch.h"
 #include "server/calls/stall_timer.h"
-#include "server/codec/wire_message.h"
 #include "server/memory/admission.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 

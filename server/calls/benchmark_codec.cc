@@ -8,7 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "base/field_error.h"
 #include "server/codec/options_codec.h"
-#include "server/status/reasons.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {

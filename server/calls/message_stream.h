@@ -7,7 +7,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "server/codec/wire_message.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::server {
 
@@ -18,7 +18,7 @@ namespace attnd::server {
 class MessageSink {
  public:
   virtual ~MessageSink() = default;
-  virtual void Write(ResponsePieces message) = 0;
+  virtual void Write(OutgoingMessage message) = 0;
   // How many bytes of the outstanding Write have left the server, counted in
   // steps of at most kLeastMoveBytes. Call it only while a Write is
   // outstanding.

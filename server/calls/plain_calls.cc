@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "attnd/v1/attention.pb.h"
+#include "server/codec/message_parser.h"
 #include "server/planning/estimate.h"
 #include "server/version.h"
 
@@ -15,10 +16,10 @@ namespace {
 // Parses the request and hands it to `handle`. The message, the slot and the
 // bytes are given back when this returns.
 template <typename Request, typename Handle>
-absl::StatusOr<ResponsePieces> Answer(ReceivedMessage&& received,
-                                      std::optional<SplitMessage> light,
-                                      Admission::Reservation&& admitted,
-                                      const Handle& handle) {
+absl::StatusOr<OutgoingMessage> Answer(ReceivedMessage&& received,
+                                       std::optional<SplitMessage> light,
+                                       Admission::Reservation&& admitted,
+                                       const Handle& handle) {
   Admission::Reservation reservation = std::move(admitted);
   const ReceivedMessage message = std::move(received);
   Request request;
@@ -27,7 +28,7 @@ absl::StatusOr<ResponsePieces> Answer(ReceivedMessage&& received,
   if (!split.ok()) return split.status();
   auto response = handle(request);
   if (!response.ok()) return response.status();
-  return SerializePieces(*response);
+  return OutgoingMessage::Of(*response);
 }
 
 // Admits the call, and answers it here or in the decode thread.
@@ -53,7 +54,7 @@ void Run(const ServiceContext& context, ReceivedMessage received,
                         received = std::move(received), done = std::move(done),
                         handle = std::move(handle)]() mutable {
     absl::Status status = stop.Check();
-    absl::StatusOr<ResponsePieces> answer = ResponsePieces();
+    absl::StatusOr<OutgoingMessage> answer = OutgoingMessage();
     if (!status.ok()) {
       answer = std::move(status);
     } else {

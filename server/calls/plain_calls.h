@@ -8,11 +8,12 @@
 #include "absl/status/statusor.h"
 #include "core/tile_scheduler.h"
 #include "server/calls/service_context.h"
-#include "server/codec/wire_message.h"
+#include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 
-using PlainDone = std::function<void(absl::StatusOr<ResponsePieces>)>;
+using PlainDone = std::function<void(absl::StatusOr<OutgoingMessage>)>;
 
 // Both answer `received` by calling `done` once: before they return if the
 // message is light, or from the decode thread. `done` must not block. Each

@@ -10,9 +10,10 @@
 #include "base/field_error.h"
 #include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
+#include "server/codec/message_parser.h"
 #include "server/codec/response_codec.h"
-#include "server/status/reasons.h"
 #include "server/status/status_convert.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {
@@ -267,8 +268,7 @@ absl::Status StreamCall::TakeChunk(const ReceivedMessage& received,
     return FieldError("chunk", "a chunk", "an empty message");
   }
   const v1::TensorChunk& chunk = request.chunk();
-  const PayloadRange data =
-      chunk.data().empty() ? PayloadRange() : PayloadOf(*split, chunk.data());
+  const PayloadRange& data = PayloadOf(*split, chunk.data());
   if (absl::Status status = CheckChunk(chunk, data.size_bytes); !status.ok()) {
     return status;
   }
@@ -365,7 +365,7 @@ void StreamCall::Computed(absl::Status status, const RunStats& stats) {
 }
 
 void StreamCall::Pump() {
-  ResponsePieces message;
+  OutgoingMessage message;
   std::optional<absl::Status> finish;
   {
     const std::lock_guard lock(mutex_);
@@ -391,7 +391,7 @@ void StreamCall::Pump() {
 }
 
 // The next chunk of what is answered, or the stats, which are the last.
-ResponsePieces StreamCall::NextAnswer() {
+OutgoingMessage StreamCall::NextAnswer() {
   const auto max_chunk_bytes = static_cast<size_t>(std::min(
       kMaxChunkBytes, context().max_message_bytes - kMessageEnvelopeBytes));
   for (; next_tensor_ < answers().size(); ++next_tensor_, next_offset_ = 0) {

@@ -23,8 +23,10 @@
 #include "server/calls/stall_timer.h"
 #include "server/codec/payload_source.h"
 #include "server/codec/request_codec.h"
-#include "server/codec/wire_message.h"
 #include "server/memory/admission.h"
+#include "wire/message_splitter.h"
+#include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 
@@ -91,7 +93,7 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   void Computed(absl::Status status, const RunStats& stats);
   // Writes what is due, unless a write is outstanding.
   void Pump();
-  ResponsePieces NextAnswer();
+  OutgoingMessage NextAnswer();
 
   MessageStream& stream_;
   const Clock clock_;

@@ -9,8 +9,7 @@
 #include <vector>
 
 #include "core/input_source.h"
-#include "server/codec/payload_splitter.h"
-#include "server/codec/wire_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 

@@ -12,7 +12,8 @@
 #include "base/status_macros.h"
 #include "base/field_error.h"
 #include "server/codec/options_codec.h"
-#include "server/shared_memory/shm_protocol.h"
+#include "wire/message_splitter.h"
+#include "wire/shm_protocol.h"
 
 namespace attnd::server {
 namespace {

@@ -12,7 +12,7 @@
 #include "absl/status/statusor.h"
 #include "attnd/v1/attention.pb.h"
 #include "core/attention_problem.h"
-#include "server/codec/payload_splitter.h"
+#include "wire/message_splitter.h"
 
 namespace attnd::server {
 

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "google/protobuf/arena.h"
-#include "proto/message_pieces.h"
 
 namespace attnd::server {
 namespace {
@@ -47,69 +46,21 @@ void Describe(const RunStats& stats, v1::ExecutionStats& message) {
   message.set_workspace_bytes(stats.workspace_bytes);
 }
 
-// A message that is written from front to back: text in as few pieces as can
-// be, large data where it lies. All pieces keep `owner`, which also stands for
-// the memory budget that an answer holds until it is sent.
-class PieceWriter {
- public:
-  explicit PieceWriter(std::shared_ptr<const void> owner)
-      : owner_(std::move(owner)) {}
-
-  // To append to.
-  std::string& text() { return text_; }
-
-  void Append(absl::string_view data) {
-    if (data.size() < kSmallestPieceBytes) {
-      text_.append(data.data(), data.size());
-      return;
-    }
-    EndText();
-    pieces_.push_back({.bytes = data, .owner = owner_});
-  }
-
-  ResponsePieces Finish() {
-    EndText();
-    return std::move(pieces_);
-  }
-
- private:
-  void EndText() {
-    if (text_.empty()) return;
-    using Text = std::pair<std::string, std::shared_ptr<const void>>;
-    const auto text =
-        std::make_shared<Text>(std::exchange(text_, std::string()), owner_);
-    pieces_.push_back({.bytes = text->first, .owner = text});
-  }
-
-  std::shared_ptr<const void> owner_;
-  std::string text_;
-  ResponsePieces pieces_;
-};
-
 absl::string_view View(std::span<const std::byte> data) {
   return {reinterpret_cast<const char*>(data.data()), data.size()};
 }
 
-// A Tensor whose last field is its data.
-void AppendTensor(const ResponseTensor& tensor, google::protobuf::Arena& arena,
-                  PieceWriter& to) {
+void AddTensor(const ResponseTensor& tensor, google::protobuf::Arena& arena,
+               OutgoingMessage& to) {
   auto& header = *google::protobuf::Arena::CreateMessage<v1::Tensor>(&arena);
   Describe(tensor, header);
   if (tensor.place) {
     *header.mutable_shared_memory() = *tensor.place;
-    AppendField(tensor.field_number, header, to.text());
-    return;
+    to.AddField(tensor.field_number, header);
+  } else {
+    to.AddField(tensor.field_number, header, v1::Tensor::kDataFieldNumber,
+                View(tensor.data));
   }
-  const size_t data_bytes = tensor.data.size();
-  const size_t header_bytes = header.ByteSizeLong();
-  AppendPrefix(tensor.field_number,
-               header_bytes +
-                   PrefixBytes(v1::Tensor::kDataFieldNumber, data_bytes) +
-                   data_bytes,
-               to.text());
-  AppendCounted(header, header_bytes, to.text());
-  AppendPrefix(v1::Tensor::kDataFieldNumber, data_bytes, to.text());
-  to.Append(View(tensor.data));
 }
 
 v1::Tensor WithValues(const ResponseTensor& tensor) {
@@ -130,7 +81,7 @@ v1::ExecutionStats EncodeStats(const RunStats& stats) {
   return message;
 }
 
-ResponsePieces EncodeStreamHeader(const std::vector<ResponseTensor>& tensors) {
+OutgoingMessage EncodeStreamHeader(const std::vector<ResponseTensor>& tensors) {
   v1::AttentionStreamResponse message;
   v1::AttentionResponse& header = *message.mutable_header();
   for (const ResponseTensor& tensor : tensors) {
@@ -139,61 +90,57 @@ ResponsePieces EncodeStreamHeader(const std::vector<ResponseTensor>& tensors) {
     *(lse ? header.mutable_lse() : header.mutable_output()) =
         TensorHeader(tensor);
   }
-  return SerializePieces(message);
+  return OutgoingMessage::Of(message);
 }
 
-ResponsePieces EncodeChunk(const ResponseTensor& tensor, size_t offset,
-                           size_t size, std::shared_ptr<const void> owner) {
+OutgoingMessage EncodeChunk(const ResponseTensor& tensor, size_t offset,
+                            size_t size, std::shared_ptr<const void> owner) {
   const bool lse =
       tensor.field_number == v1::AttentionResponse::kLseFieldNumber;
   v1::TensorChunk chunk;
   chunk.set_role(lse ? v1::TENSOR_ROLE_LSE : v1::TENSOR_ROLE_OUTPUT);
   chunk.set_offset_bytes(static_cast<int64_t>(offset));
-  PieceWriter writer(std::move(owner));
-  AppendPrefix(v1::AttentionStreamResponse::kChunkFieldNumber,
-               chunk.ByteSizeLong() +
-                   PrefixBytes(v1::TensorChunk::kDataFieldNumber, size) + size,
-               writer.text());
-  chunk.AppendToString(&writer.text());
-  AppendPrefix(v1::TensorChunk::kDataFieldNumber, size, writer.text());
-  writer.Append(View(tensor.data.subspan(offset, size)));
-  return writer.Finish();
+  OutgoingMessage message(std::move(owner));
+  message.AddField(v1::AttentionStreamResponse::kChunkFieldNumber, chunk,
+                   v1::TensorChunk::kDataFieldNumber,
+                   View(tensor.data.subspan(offset, size)));
+  return message;
 }
 
-ResponsePieces EncodeStreamStats(const RunStats& stats) {
+OutgoingMessage EncodeStreamStats(const RunStats& stats) {
   v1::AttentionStreamResponse message;
   *message.mutable_stats() = EncodeStats(stats);
-  return SerializePieces(message);
+  return OutgoingMessage::Of(message);
 }
 
-ResponsePieces EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
-                            std::shared_ptr<const void> owner) {
+OutgoingMessage EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
+                             std::shared_ptr<const void> owner) {
   // The parts of a small answer all lie here.
   alignas(8) char block[1024];
   google::protobuf::Arena arena(block, sizeof(block));
-  PieceWriter writer(std::move(owner));
-  size_t text_bytes = 256;  // beside the elements, mostly
+  OutgoingMessage message(std::move(owner));
+  size_t text_bytes = 256;  // enough for most answers, without their elements
   for (const ResponseTensor& tensor : answer.tensors) {
     const size_t data_bytes = tensor.data.size();
     const bool is_text =
         kind == PayloadKind::kValues || data_bytes < kSmallestPieceBytes;
     if (is_text) text_bytes += data_bytes;
   }
-  writer.text().reserve(text_bytes);
-  // Numbers go one message at a time, so that an answer is held no more than
-  // thrice: as the kernel's output, as a message and as text.
+  message.Reserve(text_bytes);
+  // Numbers are encoded one tensor at a time, so that an answer is held no more
+  // than three times: as the kernel's output, as a message and as text.
   for (const ResponseTensor& tensor : answer.tensors) {
     if (kind == PayloadKind::kValues) {
-      AppendField(tensor.field_number, WithValues(tensor), writer.text());
+      message.AddField(tensor.field_number, WithValues(tensor));
     } else {
-      AppendTensor(tensor, arena, writer);
+      AddTensor(tensor, arena, message);
     }
   }
   auto& stats =
       *google::protobuf::Arena::CreateMessage<v1::ExecutionStats>(&arena);
   Describe(answer.stats, stats);
-  AppendField(answer.stats_field_number, stats, writer.text());
-  return writer.Finish();
+  message.AddField(answer.stats_field_number, stats);
+  return message;
 }
 
 }  // namespace attnd::server

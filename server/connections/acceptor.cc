@@ -15,9 +15,9 @@
 #include <system_error>
 #include <utility>
 
-#include "proto/transport_arguments.h"
 #include "server/connections/socket_hooks.h"
 #include "spdlog/spdlog.h"
+#include "wire/grpc/transport_arguments.h"
 
 namespace attnd::server {
 namespace {

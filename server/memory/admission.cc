@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "base/field_error.h"
-#include "server/status/reasons.h"
 #include "server/status/status_convert.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {

@@ -59,7 +59,7 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
         answer_(std::move(answer)) {}
 
   // Call it once. The reactor may be gone when it returns.
-  void Answer(absl::StatusOr<ResponsePieces> answer) {
+  void Answer(absl::StatusOr<OutgoingMessage> answer) {
     const absl::Status status = answer.status();
     log_.Finished(status);
     if (status.ok()) response_ = ToByteBuffer(*std::move(answer), sent_);
@@ -109,7 +109,7 @@ class AttentionReactor final : public UnaryReactor {
     // The call outlives the reactor where it answers before Start returns.
     const std::shared_ptr<UnaryCall> call = call_;
     call->Start(*std::move(received),
-                [this](absl::StatusOr<ResponsePieces> answer) {
+                [this](absl::StatusOr<OutgoingMessage> answer) {
                   Answer(std::move(answer));
                 });
   }
@@ -138,7 +138,7 @@ class PlainReactor final : public UnaryReactor {
       return;
     }
     answer(context, *std::move(received), stop_,
-           [this](absl::StatusOr<ResponsePieces> pieces) {
+           [this](absl::StatusOr<OutgoingMessage> pieces) {
              Answer(std::move(pieces));
            });
   }
@@ -177,7 +177,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
   void OnDone() override { delete this; }
 
  private:
-  void Write(ResponsePieces message) override {
+  void Write(OutgoingMessage message) override {
     outgoing_ = ToByteBuffer(std::move(message), sent_);
     StartWrite(&outgoing_);
   }
@@ -238,7 +238,7 @@ class StreamReactor final
   using Reactor = grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>;
 
   void Read() override { StartRead(&incoming_); }
-  void Write(ResponsePieces message) override {
+  void Write(OutgoingMessage message) override {
     outgoing_ = ToByteBuffer(std::move(message), sent_);
     StartWrite(&outgoing_);
   }

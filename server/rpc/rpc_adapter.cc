@@ -11,10 +11,10 @@
 #include "base/field_error.h"
 #include "grpc/grpc.h"
 #include "grpcpp/support/slice.h"
-#include "proto/message_pieces.h"
 #include "server/calls/stall_timer.h"
-#include "server/status/reasons.h"
 #include "server/status/status_convert.h"
+#include "wire/outgoing_message.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 
@@ -73,26 +73,27 @@ int64_t SentSlices::bytes() const {
   return sent * kLeastMoveBytes;
 }
 
-grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent) {
+grpc::ByteBuffer ToByteBuffer(OutgoingMessage message, SentSlices& sent) {
   constexpr auto kSliceBytes = static_cast<size_t>(kLeastMoveBytes);
+  std::vector<OutgoingMessage::Piece> pieces = std::move(message).TakePieces();
   size_t whole_slices = 0;
-  for (const ResponsePiece& piece : pieces) {
-    whole_slices += piece.bytes.size() / kSliceBytes;
+  for (const OutgoingMessage::Piece& piece : pieces) {
+    whole_slices += piece.bytes().size() / kSliceBytes;
   }
   std::vector<const grpc_slice_refcount*> watched;
   watched.reserve(whole_slices);
   std::vector<grpc::Slice> slices;
   slices.reserve(whole_slices + pieces.size());
-  for (ResponsePiece& piece : pieces) {
-    absl::string_view left = piece.bytes;
-    const size_t count = (left.size() + kSliceBytes - 1) / kSliceBytes;
+  for (OutgoingMessage::Piece& piece : pieces) {
+    const size_t count = (piece.bytes().size() + kSliceBytes - 1) / kSliceBytes;
     if (count == 0) continue;
-    void* const held = Hold(std::move(piece.owner), count);
+    HeldPiece* const held = HeldPiece::Hold(std::move(piece), count);
+    absl::string_view left = held->bytes();
     while (!left.empty()) {
       const absl::string_view part = left.substr(0, kSliceBytes);
       left.remove_prefix(part.size());
       const grpc_slice slice = grpc_slice_new_with_user_data(
-          const_cast<char*>(part.data()), part.size(), Drop, held);
+          const_cast<char*>(part.data()), part.size(), HeldPiece::Drop, held);
       if (part.size() == kSliceBytes) watched.push_back(slice.refcount);
       slices.emplace_back(slice, grpc::Slice::STEAL_REF);
     }

@@ -20,8 +20,9 @@
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/status.h"
 #include "server/calls/unary_answer.h"
-#include "server/codec/wire_message.h"
 #include "server/memory/message_quota.h"
+#include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 
@@ -47,16 +48,17 @@ class SentSlices {
   int64_t bytes() const;
 
  private:
-  friend grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent);
+  friend grpc::ByteBuffer ToByteBuffer(OutgoingMessage message,
+                                       SentSlices& sent);
 
   mutable std::mutex mutex_;
   std::vector<const grpc_slice_refcount*> slices_;
 };
 
-// A message that refers to the pieces' bytes; their owners are dropped when
-// gRPC has sent them. Pieces larger than kLeastMoveBytes are cut into slices of
-// that size, which `sent` counts.
-grpc::ByteBuffer ToByteBuffer(ResponsePieces pieces, SentSlices& sent);
+// Returns a buffer that refers to the bytes of `message` and drops their owners
+// when gRPC has sent them. Pieces larger than kLeastMoveBytes are cut into
+// slices of that size, which `sent` counts.
+grpc::ByteBuffer ToByteBuffer(OutgoingMessage message, SentSlices& sent);
 
 // What `rpc` is finished with. A retry delay also goes to its trailers, as
 // `grpc-retry-pushback-ms`, and -1 where what is exhausted will not come back:

@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "server/shared_memory/shm_protocol.h"
+#include "wire/shm_protocol.h"
 
 namespace attnd::server {
 namespace {

@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/field_error.h"
-#include "server/status/reasons.h"
 #include "server/status/status_convert.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {

@@ -15,7 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/unique_fd.h"
-#include "server/shared_memory/shm_protocol.h"
+#include "wire/shm_protocol.h"
 
 namespace attnd::server {
 namespace {

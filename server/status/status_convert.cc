@@ -11,7 +11,7 @@
 #include "base/field_error.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
-#include "server/status/reasons.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {
@@ -138,14 +138,6 @@ absl::Status NotImplementedError(absl::string_view field,
                                  absl::string_view what) {
   return RefuseField(absl::StatusCode::kUnimplemented, field,
                      absl::StrCat(what, " is not built yet"), kNotImplemented);
-}
-
-absl::Status MalformedMessageError(absl::string_view message_type) {
-  return WithReason(absl::InvalidArgumentError(absl::StrCat(
-                        "the message does not parse: expected the wire format "
-                        "of ",
-                        message_type, ", got other bytes")),
-                    kMalformedMessage);
 }
 
 }  // namespace attnd::server

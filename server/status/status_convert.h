@@ -38,9 +38,6 @@ absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
 absl::Status NotImplementedError(absl::string_view field,
                                  absl::string_view what);
 
-// INVALID_ARGUMENT for bytes that do not parse.
-absl::Status MalformedMessageError(absl::string_view message_type);
-
 }  // namespace attnd::server
 
 #endif  // ATTND_SERVER_STATUS_STATUS_CONVERT_H_

@@ -11,7 +11,6 @@
 
 #include "client/error_details.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
-#include "proto/message_pieces.h"
 #include "tests/client/answer_check.h"
 
 namespace attnd::client {
@@ -103,9 +102,11 @@ TEST(ReadReplyTest, TakesFieldsInAnyOrderAndPassesOverUnknownOnes) {
   shape.clear_payload();
   v1::AttentionResponse lse;
   *lse.mutable_lse() = response.lse();
-  std::string output;
-  AppendField(1, data, output);
-  AppendField(1, shape, output);
+  v1::AttentionResponse first, second;
+  *first.mutable_output() = data;
+  *second.mutable_output() = shape;
+  const std::string output =
+      first.SerializeAsString() + second.SerializeAsString();
   const std::string unknown(
       "\x98\x06\x01\x9d\x06....\x99\x06........\x9a\x06\x01.", 23);
   const std::string text = stats.SerializeAsString() + unknown +

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "google/protobuf/util/message_differencer.h"
-#include "proto/message_pieces.h"
 #include "tests/client/answer_check.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::client {
 namespace {
@@ -22,9 +22,7 @@ using google::protobuf::util::MessageDifferencer;
 std::string Joined(const OutgoingMessage& message) {
   std::string text;
   for (const OutgoingMessage::Piece& piece : message.pieces()) {
-    text += piece.text;
-    const auto bytes = piece.elements.bytes();
-    text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    text.append(piece.bytes().data(), piece.bytes().size());
   }
   EXPECT_EQ(text.size(), message.size_bytes());
   return text;
@@ -36,7 +34,7 @@ std::vector<float> Count(size_t size) {
   return floats;
 }
 
-TEST(OutgoingMessageTest, IsWhatProtobufWouldWrite) {
+TEST(RequestEncoderTest, WritesWhatProtobufWouldWrite) {
   for (const size_t size : {0u, 1u, 1023u, 1024u, 100000u}) {
     const std::vector<float> elements = Count(size);
     const ConstTensor tensor{elements, {static_cast<int64_t>(size), 1}};
@@ -67,7 +65,7 @@ TEST(OutgoingMessageTest, IsWhatProtobufWouldWrite) {
   }
 }
 
-TEST(OutgoingMessageTest, CopiesNoLargeElementsAndKeepsTheirOwner) {
+TEST(RequestEncoderTest, CopiesNoLargeElementsAndKeepsTheirOwner) {
   auto elements = std::make_shared<std::vector<float>>(Count(4096));
   const std::weak_ptr<std::vector<float>> watched = elements;
   const float* const data = elements->data();
@@ -75,12 +73,9 @@ TEST(OutgoingMessageTest, CopiesNoLargeElementsAndKeepsTheirOwner) {
   AddTensor(1, {ConstElements(*elements).OwnedBy(elements), {4096}}, &message);
   elements.reset();
   EXPECT_FALSE(watched.expired());
-  EXPECT_EQ(message.pieces().back().elements.bytes().data(),
-            reinterpret_cast<const std::byte*>(data));
-  void* const held = Hold(message.pieces().back().elements.owner());
-  message = {};
-  EXPECT_FALSE(watched.expired());
-  Drop(held);
+  EXPECT_EQ(message.pieces().back().bytes().data(),
+            reinterpret_cast<const char*>(data));
+  message = OutgoingMessage();
   EXPECT_TRUE(watched.expired());
 }
 

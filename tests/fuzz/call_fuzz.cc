@@ -22,6 +22,7 @@
 #include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
 #include "server/calls/benchmark.h"
+#include "server/codec/message_parser.h"
 #include "tests/fuzz/fuzz_target.h"
 #include "tests/server/case_messages.h"
 #include "tests/server/message_tools.h"

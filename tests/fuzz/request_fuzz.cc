@@ -11,14 +11,16 @@
 
 #include "attnd/v1/attention.pb.h"
 #include "base/field_error.h"
+#include "server/codec/message_parser.h"
 #include "server/codec/request_codec.h"
-#include "server/codec/wire_message.h"
 #include "server/memory/admission.h"
 #include "server/planning/estimate.h"
-#include "server/status/reasons.h"
 #include "tests/fuzz/fuzz_target.h"
 #include "tests/fuzz/heap_peak.h"
 #include "tests/server/message_tools.h"
+#include "wire/message_splitter.h"
+#include "wire/reasons.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 namespace {

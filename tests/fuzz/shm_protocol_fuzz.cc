@@ -10,8 +10,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "server/shared_memory/shm_protocol.h"
 #include "tests/fuzz/fuzz_target.h"
+#include "wire/shm_protocol.h"
 
 namespace attnd::server {
 namespace {

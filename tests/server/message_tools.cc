@@ -183,12 +183,12 @@ void RestorePayloads(Message& message, const SplitMessage& split,
   }
 }
 
-std::string Join(const ResponsePieces& pieces) {
-  std::string bytes;
-  for (const ResponsePiece& piece : pieces) {
-    bytes.append(piece.bytes.data(), piece.bytes.size());
+std::string Join(const OutgoingMessage& message) {
+  std::string text;
+  for (const OutgoingMessage::Piece& piece : message.pieces()) {
+    text.append(piece.bytes().data(), piece.bytes().size());
   }
-  return bytes;
+  return text;
 }
 
 Refusal ParseRefusal(const std::string& details) {

@@ -10,7 +10,9 @@
 #include "absl/status/status.h"
 #include "attnd/v1/attention.pb.h"
 #include "google/protobuf/message.h"
-#include "server/codec/wire_message.h"
+#include "wire/message_splitter.h"
+#include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 
@@ -38,8 +40,8 @@ void RestorePayloads(google::protobuf::Message& message,
                      const SplitMessage& split,
                      const ReceivedMessage& received);
 
-// All bytes of a response.
-std::string Join(const ResponsePieces& pieces);
+// All bytes of a message.
+std::string Join(const OutgoingMessage& message);
 
 // What a client learns of an error.
 struct Refusal {

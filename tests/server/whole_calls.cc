@@ -21,7 +21,7 @@ ReceivedMessage Cut(const std::string& bytes, const Slicing& slicing) {
   return InSlices(bytes, slicing.max_bytes, slicing.seed);
 }
 
-WholeAnswer AnswerOf(const absl::StatusOr<ResponsePieces>& pieces) {
+WholeAnswer AnswerOf(const absl::StatusOr<OutgoingMessage>& pieces) {
   if (!pieces.ok()) return {.status = pieces.status(), .messages = {}};
   return {.status = absl::OkStatus(), .messages = {Join(*pieces)}};
 }
@@ -33,7 +33,7 @@ class EagerStream : public MessageStream {
     const std::lock_guard lock(mutex_);
     reading_ = true;
   }
-  void Write(ResponsePieces message) override {
+  void Write(OutgoingMessage message) override {
     const std::lock_guard lock(mutex_);
     answer_.messages.push_back(Join(message));
     writing_ = true;
@@ -85,7 +85,7 @@ WholeAnswer CallPlain(Answer answer, const ServiceContext& context,
   const StopSignal never;
   std::promise<WholeAnswer> whole;
   answer(context, std::move(received), never,
-         [&whole](const absl::StatusOr<ResponsePieces>& pieces) {
+         [&whole](const absl::StatusOr<OutgoingMessage>& pieces) {
            whole.set_value(AnswerOf(pieces));
          });
   return whole.get_future().get();
@@ -99,7 +99,7 @@ WholeAnswer CallUnary(const ServiceContext& context, AttentionMethod method,
   const auto call =
       std::make_shared<UnaryCall>(context, method, SteadyTime::max());
   call->Start(Cut(request, slicing),
-              [&answer](const absl::StatusOr<ResponsePieces>& pieces) {
+              [&answer](const absl::StatusOr<OutgoingMessage>& pieces) {
                 answer.set_value(AnswerOf(pieces));
               });
   return answer.get_future().get();

@@ -27,7 +27,7 @@
 namespace attnd::server {
 namespace {
 
-using Answer = absl::StatusOr<ResponsePieces>;
+using Answer = absl::StatusOr<OutgoingMessage>;
 
 class AttentionCallTest : public ::testing::Test {
  protected:

@@ -365,7 +365,7 @@ TEST_F(BenchmarkTest, RefusesByName) {
 // A stream that is read as fast as the test says.
 class FakeSink : public MessageSink {
  public:
-  void Write(ResponsePieces message) override {
+  void Write(OutgoingMessage message) override {
     v1::BenchmarkResponse event;
     EXPECT_TRUE(event.ParseFromString(Join(message)));
     const std::lock_guard lock(mutex_);

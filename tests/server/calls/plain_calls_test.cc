@@ -16,7 +16,7 @@
 namespace attnd::server {
 namespace {
 
-using Answer = absl::StatusOr<ResponsePieces>;
+using Answer = absl::StatusOr<OutgoingMessage>;
 
 class PlainCallsTest : public ::testing::Test {
  protected:

@@ -40,7 +40,7 @@ class FakeStream : public MessageStream {
     EXPECT_FALSE(reading_);
     reading_ = true;
   }
-  void Write(ResponsePieces message) override {
+  void Write(OutgoingMessage message) override {
     Response response;
     EXPECT_TRUE(response.ParseFromString(Join(message)));
     const std::lock_guard lock(mutex_);
@@ -231,7 +231,7 @@ class StreamCallTest : public ::testing::Test {
         *context_, AttentionMethod::kAttention, SteadyTime::max());
     std::promise<std::string> bytes;
     call->Start(InSlices(request.SerializeAsString(), 5000, 1),
-                [&](const absl::StatusOr<ResponsePieces>& answer) {
+                [&](const absl::StatusOr<OutgoingMessage>& answer) {
                   bytes.set_value(answer.ok() ? Join(*answer) : "");
                 });
     v1::AttentionResponse response;

@@ -9,10 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "server/codec/message_parser.h"
 #include "server/memory/admission.h"
-#include "server/shared_memory/shm_protocol.h"
 #include "tests/server/message_tools.h"
 #include "tests/support/numbers.h"
+#include "wire/shm_protocol.h"
 
 namespace attnd::server {
 namespace {

@@ -26,9 +26,9 @@ class ResponseCodecTest : public ::testing::Test {
             .stats = stats_};
   }
   template <typename Response>
-  static Response Parse(const ResponsePieces& pieces) {
+  static Response Parse(const OutgoingMessage& message) {
     Response response;
-    EXPECT_TRUE(response.ParseFromString(Join(pieces)));
+    EXPECT_TRUE(response.ParseFromString(Join(message)));
     return response;
   }
 
@@ -46,11 +46,11 @@ class ResponseCodecTest : public ::testing::Test {
 };
 
 TEST_F(ResponseCodecTest, AllThreeResponsesParse) {
-  const ResponsePieces pieces =
+  const OutgoingMessage message =
       EncodeAnswer(Answer(), PayloadKind::kData, nullptr);
-  const auto one = Parse<v1::AttentionResponse>(pieces);
-  const auto two = Parse<v1::SelfAttentionResponse>(pieces);
-  const auto three = Parse<v1::CrossAttentionResponse>(pieces);
+  const auto one = Parse<v1::AttentionResponse>(message);
+  const auto two = Parse<v1::SelfAttentionResponse>(message);
+  const auto three = Parse<v1::CrossAttentionResponse>(message);
   EXPECT_EQ(one.output().SerializeAsString(), two.output().SerializeAsString());
   EXPECT_EQ(one.lse().SerializeAsString(), three.lse().SerializeAsString());
   EXPECT_EQ(one.output().dtype(), v1::DATA_TYPE_F32);
@@ -99,27 +99,29 @@ TEST_F(ResponseCodecTest, DataIsBorrowedAndKeptAlive) {
   output_.resize(2048);
   AttentionAnswer answer = Answer();
   answer.tensors[0].shape = {2048};
-  ResponsePieces pieces =
+  OutgoingMessage message =
       EncodeAnswer(answer, PayloadKind::kData, std::move(owner));
-  EXPECT_EQ(Parse<v1::AttentionResponse>(pieces).output().data().size(), 8192U);
+  EXPECT_EQ(Parse<v1::AttentionResponse>(message).output().data().size(),
+            8192U);
   bool borrowed = false;
-  for (const ResponsePiece& piece : pieces) {
-    borrowed |= static_cast<const void*>(piece.bytes.data()) == output_.data();
+  for (const OutgoingMessage::Piece& piece : message.pieces()) {
+    borrowed |=
+        static_cast<const void*>(piece.bytes().data()) == output_.data();
   }
   EXPECT_TRUE(borrowed);
   EXPECT_FALSE(watch.expired());
-  pieces.clear();
+  message = OutgoingMessage();
   EXPECT_TRUE(watch.expired());
 }
 
 TEST_F(ResponseCodecTest, SmallDataIsCopiedIntoOnePieceThatKeepsTheOwner) {
   auto owner = std::make_shared<int>(0);
   const std::weak_ptr<int> watch = owner;
-  ResponsePieces pieces =
+  OutgoingMessage message =
       EncodeAnswer(Answer(), PayloadKind::kData, std::move(owner));
-  EXPECT_EQ(pieces.size(), 1U);
+  EXPECT_EQ(message.pieces().size(), 1U);
   EXPECT_FALSE(watch.expired());
-  pieces.clear();
+  message = OutgoingMessage();
   EXPECT_TRUE(watch.expired());
 }
 
@@ -134,10 +136,10 @@ TEST_F(ResponseCodecTest, ValuesAreNumbers) {
 TEST_F(ResponseCodecTest, ValuesKeepTheirOwnerToo) {
   auto owner = std::make_shared<int>(0);
   const std::weak_ptr<int> watch = owner;
-  ResponsePieces pieces =
+  OutgoingMessage message =
       EncodeAnswer(Answer(), PayloadKind::kValues, std::move(owner));
   EXPECT_FALSE(watch.expired());
-  pieces.clear();
+  message = OutgoingMessage();
   EXPECT_TRUE(watch.expired());
 }
 

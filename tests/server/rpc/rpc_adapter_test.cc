@@ -11,8 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "attnd/v1/attention.pb.h"
 #include "grpcpp/support/slice.h"
 #include "server/calls/stall_timer.h"
+#include "tests/server/message_tools.h"
+#include "wire/outgoing_message.h"
 
 namespace attnd::server {
 namespace {
@@ -50,12 +53,18 @@ TEST(RpcAdapterTest, AMissingMessageIsTheClientsFault) {
 // A message of a small piece and a large one, whose owner reports when it is
 // destroyed.
 struct SentMessage {
-  std::string text = "text";
+  static OutgoingMessage Make(const std::string& data,
+                              std::shared_ptr<const void> owner) {
+    OutgoingMessage message(std::move(owner));
+    message.AddField(1, v1::Tensor(), v1::Tensor::kDataFieldNumber, data);
+    return message;
+  }
+
   std::string data = std::string(3 * kLeastMoveBytes + 1000, 'x');
   std::shared_ptr<const void> owner = std::make_shared<int>(0);
+  std::string joined = Join(Make(data, owner));
   SentSlices sent;
-  grpc::ByteBuffer bytes = ToByteBuffer(
-      {{.bytes = text, .owner = owner}, {.bytes = data, .owner = owner}}, sent);
+  grpc::ByteBuffer bytes = ToByteBuffer(Make(data, owner), sent);
 };
 
 TEST(RpcAdapterTest, PiecesAreSentAsTheyAre) {
@@ -67,7 +76,7 @@ TEST(RpcAdapterTest, PiecesAreSentAsTheyAre) {
     EXPECT_LE(slice.size(), static_cast<size_t>(kLeastMoveBytes));
     joined.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
   }
-  EXPECT_EQ(joined, message.text + message.data);
+  EXPECT_EQ(joined, message.joined);
   slices.clear();
   EXPECT_GT(message.owner.use_count(), 1);
   message.bytes.Clear();

@@ -7,6 +7,7 @@
 #include <functional>
 #include <string>
 
+#include "server/codec/message_parser.h"
 #include "server/memory/admission.h"
 #include "tests/server/memfd.h"
 #include "tests/server/message_tools.h"

@@ -1,5 +1,5 @@
 // What the shared-memory socket understands, byte by byte.
-#include "server/shared_memory/shm_protocol.h"
+#include "wire/shm_protocol.h"
 
 #include <gtest/gtest.h>
 

@@ -7,8 +7,9 @@
 #include <string>
 
 #include "base/field_error.h"
-#include "server/status/reasons.h"
 #include "tests/server/message_tools.h"
+#include "wire/message_splitter.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {

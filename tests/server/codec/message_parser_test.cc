@@ -1,6 +1,7 @@
-// The splitter against protobuf's own parser: both must accept the same bytes
-// and make the same message of them, but where there are too many fields.
-#include "server/codec/payload_splitter.h"
+// Parsing a request through the splitter, compared with protobuf's own parser:
+// both must accept the same bytes and make the same message of them, unless
+// there are too many fields.
+#include "server/codec/message_parser.h"
 
 #include <gtest/gtest.h>
 
@@ -15,10 +16,12 @@
 #include "base/field_error.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/util/message_differencer.h"
-#include "server/codec/wire_message.h"
+#include "server/codec/message_parser.h"
 #include "server/memory/admission.h"
-#include "server/status/reasons.h"
 #include "tests/server/message_tools.h"
+#include "wire/message_splitter.h"
+#include "wire/reasons.h"
+#include "wire/received_message.h"
 
 namespace attnd::server {
 namespace {
@@ -57,15 +60,15 @@ bool Compare(const std::string& bytes, uint64_t seed) {
 }
 
 template <typename Request>
-class PayloadSplitterTest : public ::testing::Test {};
+class MessageParserTest : public ::testing::Test {};
 using Requests =
     ::testing::Types<v1::AttentionRequest, v1::SelfAttentionRequest,
                      v1::CrossAttentionRequest, v1::AttentionBackwardRequest,
                      v1::AttentionStreamRequest, v1::MemoryEstimateRequest,
                      v1::BenchmarkRequest>;
-TYPED_TEST_SUITE(PayloadSplitterTest, Requests);
+TYPED_TEST_SUITE(MessageParserTest, Requests);
 
-TYPED_TEST(PayloadSplitterTest, AgreesOnRandomMessages) {
+TYPED_TEST(MessageParserTest, AgreesOnRandomMessages) {
   for (uint64_t seed = 0; seed < 500; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937_64 rng(seed);
@@ -76,7 +79,7 @@ TYPED_TEST(PayloadSplitterTest, AgreesOnRandomMessages) {
   }
 }
 
-TYPED_TEST(PayloadSplitterTest, AgreesOnMutatedMessages) {
+TYPED_TEST(MessageParserTest, AgreesOnMutatedMessages) {
   int accepted = 0;
   constexpr int kRounds = 4000;
   for (uint64_t seed = 0; seed < kRounds; ++seed) {
@@ -93,7 +96,7 @@ TYPED_TEST(PayloadSplitterTest, AgreesOnMutatedMessages) {
   EXPECT_LT(accepted, kRounds);
 }
 
-TYPED_TEST(PayloadSplitterTest, AgreesOnTruncatedMessages) {
+TYPED_TEST(MessageParserTest, AgreesOnTruncatedMessages) {
   std::mt19937_64 rng(7);
   TypeParam message;
   FillAtRandom(message, rng);
@@ -105,7 +108,7 @@ TYPED_TEST(PayloadSplitterTest, AgreesOnTruncatedMessages) {
   }
 }
 
-TYPED_TEST(PayloadSplitterTest, AgreesOnRandomBytes) {
+TYPED_TEST(MessageParserTest, AgreesOnRandomBytes) {
   for (uint64_t seed = 0; seed < 4000; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937_64 rng(seed);
@@ -120,7 +123,7 @@ std::string Repeat(const std::string& text, int times) {
   return all;
 }
 
-TEST(PayloadSplitterCases, AgreesOnTheCornersOfTheFormat) {
+TEST(MessageParserCases, AgreesOnTheCornersOfTheFormat) {
   using std::string_literals::operator""s;
   const std::pair<std::string, bool> cases[] = {
       {""s, true},
@@ -153,7 +156,7 @@ TEST(PayloadSplitterCases, AgreesOnTheCornersOfTheFormat) {
   }
 }
 
-TEST(PayloadSplitterCases, MeasuresWhatItThenWrites) {
+TEST(MessageParserCases, MeasuresWhatItThenWrites) {
   for (uint64_t seed = 0; seed < 200; ++seed) {
     std::mt19937_64 rng(seed);
     v1::AttentionRequest message;
@@ -180,7 +183,7 @@ TEST(PayloadSplitterCases, MeasuresWhatItThenWrites) {
   }
 }
 
-TEST(PayloadSplitterCases, LeavesTensorsWhereTheyAre) {
+TEST(MessageParserCases, LeavesTensorsWhereTheyAre) {
   v1::AttentionRequest request = GoodAttention();
   request.mutable_query()->set_data(std::string(1 << 20, 'x'));
   const ReceivedMessage received =
@@ -194,7 +197,7 @@ TEST(PayloadSplitterCases, LeavesTensorsWhereTheyAre) {
 }
 
 // Those of the options too.
-TEST(PayloadSplitterCases, LeavesNestedTensorsWhereTheyAre) {
+TEST(MessageParserCases, LeavesNestedTensorsWhereTheyAre) {
   v1::AttentionRequest request = GoodAttention();
   *request.mutable_options()->mutable_bias() = DataTensor({1000, 1000}, 1);
   *request.mutable_options()->mutable_mask() = MaskTensor({1000, 1000}, 2);
@@ -209,7 +212,7 @@ TEST(PayloadSplitterCases, LeavesNestedTensorsWhereTheyAre) {
   EXPECT_LT(reservation.bytes() - received.size_bytes(), 10'000);
 }
 
-TEST(PayloadSplitterCases, RefusesBeforeItAllocatesWhatTheBudgetLacks) {
+TEST(MessageParserCases, RefusesBeforeItAllocatesWhatTheBudgetLacks) {
   // Each byte becomes an int64.
   v1::AttentionRequest request;
   auto& lengths = *request.mutable_options()->mutable_key_lengths();
@@ -280,7 +283,7 @@ std::vector<LimitCase> LimitCases() {
   };
 }
 
-TEST(PayloadSplitterLimits, AcceptAsManyAsSaidAndRefuseOneMore) {
+TEST(MessageSplitterLimits, AcceptAsManyAsSaidAndRefuseOneMore) {
   for (const LimitCase& test : LimitCases()) {
     SCOPED_TRACE(test.name);
     const int64_t fit = (test.limit - test.around_fields) / test.per_unit;
@@ -305,7 +308,7 @@ TEST(PayloadSplitterLimits, AcceptAsManyAsSaidAndRefuseOneMore) {
 }
 
 // What follows the first field too many is not read.
-TEST(PayloadSplitterLimits, RefuseEarly) {
+TEST(MessageSplitterLimits, RefuseEarly) {
   for (const LimitCase& test : LimitCases()) {
     SCOPED_TRACE(test.name);
     std::string units;
@@ -323,7 +326,7 @@ TEST(PayloadSplitterLimits, RefuseEarly) {
 }
 
 // Each byte of a packed list may be a number; ten bytes are one for sure.
-TEST(PayloadSplitterLimits, BoundPackedListsBeforeTheyAreCopied) {
+TEST(MessageSplitterLimits, BoundPackedListsBeforeTheyAreCopied) {
   const auto measure = [](const std::string& bytes) {
     const auto size = static_cast<int>(bytes.size());
     google::protobuf::io::ArrayInputStream stream(bytes.data(), size, 64);
@@ -348,7 +351,7 @@ TEST(PayloadSplitterLimits, BoundPackedListsBeforeTheyAreCopied) {
 }
 
 // Legal encodings that no attnd client writes.
-TEST(PayloadSplitterLimits, AcceptWhateverAnEncoderMayWrite) {
+TEST(MessageSplitterLimits, AcceptWhateverAnEncoderMayWrite) {
   // Two of the longest lists, interleaved, with a field for each number.
   std::string options;
   for (int i = 0; i < 65'537; ++i) options += "\x70\x01\x78\x01";
@@ -369,7 +372,7 @@ absl::StatusOr<std::optional<SplitMessage>> TryLight(const std::string& bytes,
   return light;
 }
 
-TEST(PayloadSplitterLight, IsDecidedByNumbersAndNotByPayloads) {
+TEST(MessageSplitterLight, IsDecidedByNumbersAndNotByPayloads) {
   v1::AttentionRequest request = GoodAttention();
   request.mutable_query()->set_data(std::string(1 << 20, 'x'));
   EXPECT_TRUE(TryLight(request.SerializeAsString())->has_value());
@@ -393,7 +396,7 @@ TEST(PayloadSplitterLight, IsDecidedByNumbersAndNotByPayloads) {
       TryLight(Field(1, Field(4, Field(1, elements + "1234"))))->has_value());
 }
 
-TEST(PayloadSplitterLight, GivesUpWithoutReadingOn) {
+TEST(MessageSplitterLight, GivesUpWithoutReadingOn) {
   int64_t read = 0;
   EXPECT_FALSE(
       TryLight(Field(1, Field(4, Field(1, std::string(1 << 20, '\0')))), &read)
@@ -405,7 +408,7 @@ TEST(PayloadSplitterLight, GivesUpWithoutReadingOn) {
   EXPECT_LE(read, 2 * kMaxLightNumbers + 128);
 }
 
-TEST(PayloadSplitterLight, MakesTheSameOfAMessageAsTheOtherWay) {
+TEST(MessageSplitterLight, MakesTheSameOfAMessageAsTheOtherWay) {
   for (uint64_t seed = 0; seed < 200; ++seed) {
     std::mt19937_64 rng(seed);
     v1::AttentionRequest message;

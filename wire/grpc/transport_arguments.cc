@@ -1,10 +1,10 @@
-#include "proto/transport_arguments.h"
+#include "wire/grpc/transport_arguments.h"
 
 #include <grpcpp/support/channel_arguments.h>
 #include <sys/socket.h>
 
 #ifdef ATTND_HAS_SOCKET_MUTATOR
-#include "proto/socket_mutator.h"
+#include "wire/grpc/socket_mutator.h"
 #endif
 
 namespace attnd {

@@ -1,4 +1,4 @@
-#include "server/codec/payload_splitter.h"
+#include "wire/message_splitter.h"
 
 #include <array>
 #include <cstring>
@@ -7,12 +7,12 @@
 #include "absl/strings/str_cat.h"
 #include "attnd/v1/attention.pb.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/wire_format_lite.h"
-#include "server/status/reasons.h"
-#include "server/status/status_convert.h"
+#include "wire/reasons.h"
 
-namespace attnd::server {
+namespace attnd {
 namespace {
 
 using google::protobuf::Descriptor;
@@ -367,15 +367,32 @@ absl::Status StatusOf(Walker::End end, const Descriptor* type) {
   return absl::InternalError("a walk ended in an unknown way");
 }
 
+// Splits in one walk, into memory that grows.
+Walker::End SplitGrowing(ZeroCopyInputStream* input, int64_t size_bytes,
+                         const Descriptor* type, bool only_light,
+                         SplitMessage& message) {
+  message.header.reserve(kUsualHeaderBytes);
+  Walker walker(input, &message);
+  const Walker::End end = walker.Run(size_bytes, type, only_light);
+  // Header and table grew while they were written, and the old and the new
+  // block existed together.
+  const SplitCost& cost = walker.cost();
+  message.bound_bytes =
+      cost.bound_bytes + kUsualHeaderBytes +
+      (kGrowthFactor - 1) *
+          (cost.header_bytes +
+           cost.payload_count * static_cast<int64_t>(sizeof(PayloadRange)));
+  return end;
+}
+
 }  // namespace
 
 absl::StatusOr<SplitCost> MeasureSplit(ZeroCopyInputStream* input,
                                        int64_t size_bytes,
                                        const Descriptor* type) {
   Walker walker(input, nullptr);
-  absl::Status status =
-      StatusOf(walker.Run(size_bytes, type, /*only_light=*/false), type);
-  if (!status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(
+      StatusOf(walker.Run(size_bytes, type, /*only_light=*/false), type));
   return walker.cost();
 }
 
@@ -387,38 +404,62 @@ absl::StatusOr<SplitMessage> SplitPayloads(ZeroCopyInputStream* input,
   message.header.reserve(static_cast<size_t>(cost.header_bytes));
   message.payloads.reserve(static_cast<size_t>(cost.payload_count));
   Walker walker(input, &message);
-  absl::Status status =
-      StatusOf(walker.Run(size_bytes, type, /*only_light=*/false), type);
-  if (!status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(
+      StatusOf(walker.Run(size_bytes, type, /*only_light=*/false), type));
   message.bound_bytes = walker.cost().bound_bytes;
+  return message;
+}
+
+absl::StatusOr<SplitMessage> SplitPayloads(const ReceivedMessage& received,
+                                           const Descriptor* type) {
+  ReceivedStream stream(received);
+  SplitMessage message;
+  const Walker::End end = SplitGrowing(&stream, received.size_bytes(), type,
+                                       /*only_light=*/false, message);
+  ATTND_RETURN_IF_ERROR(StatusOf(end, type));
   return message;
 }
 
 absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
     ZeroCopyInputStream* input, int64_t size_bytes, const Descriptor* type) {
   SplitMessage message;
-  message.header.reserve(kUsualHeaderBytes);
-  Walker walker(input, &message);
-  const Walker::End end = walker.Run(size_bytes, type, /*only_light=*/true);
+  const Walker::End end =
+      SplitGrowing(input, size_bytes, type, /*only_light=*/true, message);
   if (end == Walker::End::kHeavy) return std::nullopt;
-  absl::Status status = StatusOf(end, type);
-  if (!status.ok()) return status;
-  // Header and table grew while they were written, and the old and the new
-  // block existed together.
-  const SplitCost& cost = walker.cost();
-  message.bound_bytes =
-      cost.bound_bytes + kUsualHeaderBytes +
-      (kGrowthFactor - 1) *
-          (cost.header_bytes +
-           cost.payload_count * static_cast<int64_t>(sizeof(PayloadRange)));
+  ATTND_RETURN_IF_ERROR(StatusOf(end, type));
   return message;
+}
+
+absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
+    const ReceivedMessage& received, const Descriptor* type) {
+  ReceivedStream stream(received);
+  return SplitIfLight(&stream, received.size_bytes(), type);
+}
+
+absl::Status ParseHeader(SplitMessage& split,
+                         google::protobuf::Message& message) {
+  if (!message.ParseFromString(split.header)) {
+    return MalformedMessageError(message.GetDescriptor()->full_name());
+  }
+  split.header = std::string();
+  return absl::OkStatus();
 }
 
 const PayloadRange& PayloadOf(const SplitMessage& message,
                               absl::string_view data) {
+  static constexpr PayloadRange kEmpty;
+  if (data.empty()) return kEmpty;
   uint64_t index = 0;
   std::memcpy(&index, data.data(), sizeof(index));
   return message.payloads.at(index);
 }
 
-}  // namespace attnd::server
+absl::Status MalformedMessageError(absl::string_view message_type) {
+  return WithReason(absl::InvalidArgumentError(absl::StrCat(
+                        "the message does not parse: expected the wire format "
+                        "of ",
+                        message_type, ", got other bytes")),
+                    kMalformedMessage);
+}
+
+}  // namespace attnd

@@ -1,10 +1,10 @@
 // gRPC's hook for socket options. ChannelArguments::SetSocketMutator is public,
-// but the type that it takes is defined in a header that gRPC does not install
-// (src/core/lib/iomgr/socket_mutator.h, the same since 1.36); this is that
-// type. CMake builds without it where gRPC's library does not have its
+// but gRPC does not install the header that defines the type of its argument
+// (src/core/lib/iomgr/socket_mutator.h, unchanged since 1.36). This header
+// declares that type. CMake leaves it out if gRPC's library lacks its
 // functions.
-#ifndef ATTND_PROTO_SOCKET_MUTATOR_H_
-#define ATTND_PROTO_SOCKET_MUTATOR_H_
+#ifndef ATTND_WIRE_GRPC_SOCKET_MUTATOR_H_
+#define ATTND_WIRE_GRPC_SOCKET_MUTATOR_H_
 
 #include <grpc/grpc.h>
 #include <grpc/support/sync.h>
@@ -23,7 +23,7 @@ struct grpc_socket_mutator_vtable {
   void (*destroy)(grpc_socket_mutator* mutator);
   bool (*mutate_fd_2)(const grpc_mutate_socket_info* info,
                       grpc_socket_mutator* mutator);
-  // Null: what a later gRPC may look for behind these.
+  // Null. A later gRPC may look for more functions here.
   void* later[4];
 };
 
@@ -36,4 +36,4 @@ void grpc_socket_mutator_init(grpc_socket_mutator* mutator,
                               const grpc_socket_mutator_vtable* vtable);
 // NOLINTEND(readability-identifier-naming)
 
-#endif  // ATTND_PROTO_SOCKET_MUTATOR_H_
+#endif  // ATTND_WIRE_GRPC_SOCKET_MUTATOR_H_

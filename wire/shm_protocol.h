@@ -1,8 +1,8 @@
 // The messages of the shared-memory socket, as docs/shared-memory.md has them:
 // pure functions over bytes that anybody may have sent. Knows no socket and no
 // memory.
-#ifndef ATTND_SERVER_SHARED_MEMORY_SHM_PROTOCOL_H_
-#define ATTND_SERVER_SHARED_MEMORY_SHM_PROTOCOL_H_
+#ifndef ATTND_WIRE_SHM_PROTOCOL_H_
+#define ATTND_WIRE_SHM_PROTOCOL_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-namespace attnd::server {
+namespace attnd {
 
 // Of a handle: 128 random bits.
 inline constexpr size_t kHandleBytes = 16;
@@ -35,6 +35,6 @@ std::string EncodeUnregistered();
 // `status` is not OK.
 std::string EncodeShmError(const absl::Status& status);
 
-}  // namespace attnd::server
+}  // namespace attnd
 
-#endif  // ATTND_SERVER_SHARED_MEMORY_SHM_PROTOCOL_H_
+#endif  // ATTND_WIRE_SHM_PROTOCOL_H_

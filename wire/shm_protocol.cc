@@ -1,4 +1,4 @@
-#include "server/shared_memory/shm_protocol.h"
+#include "wire/shm_protocol.h"
 
 #include <bit>
 #include <cstring>
@@ -6,7 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 
-namespace attnd::server {
+namespace attnd {
 namespace {
 
 static_assert(std::endian::native == std::endian::little,
@@ -117,4 +117,4 @@ std::string EncodeShmError(const absl::Status& status) {
   return text;
 }
 
-}  // namespace attnd::server
+}  // namespace attnd

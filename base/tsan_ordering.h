@@ -1,0 +1,48 @@
+// Tells thread sanitizer about an order that it cannot see. Without thread
+// sanitizer these functions compile to nothing.
+//
+// Debian's gRPC is not instrumented, so thread sanitizer does not see its locks
+// and queues. If our code runs in one thread of gRPC and then in another, gRPC
+// has ordered the two, but thread sanitizer reports a race. Call TsanRelease
+// where the first ends, and TsanAcquire where the second begins. Both must be
+// compiled with instrumentation, so do not call them in files that are marked
+// with attnd_thin_grpc (cmake/attnd_target.cmake).
+//
+// These functions order nothing themselves. Use them only if something else,
+// such as gRPC, has already ordered the two threads.
+#ifndef ATTND_BASE_TSAN_ORDERING_H_
+#define ATTND_BASE_TSAN_ORDERING_H_
+
+// GCC defines a macro for thread sanitizer, clang has a feature.
+#if defined(__SANITIZE_THREAD__)
+#define ATTND_THREAD_SANITIZER
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define ATTND_THREAD_SANITIZER
+#endif
+#endif
+
+#ifdef ATTND_THREAD_SANITIZER
+#include <sanitizer/tsan_interface.h>
+#endif
+
+namespace attnd {
+
+// Everything that this thread did so far happens before what follows a later
+// TsanAcquire of the same address. The address only names the pair; nothing is
+// read or written there.
+inline void TsanRelease([[maybe_unused]] void* address) {
+#ifdef ATTND_THREAD_SANITIZER
+  __tsan_release(address);
+#endif
+}
+
+inline void TsanAcquire([[maybe_unused]] void* address) {
+#ifdef ATTND_THREAD_SANITIZER
+  __tsan_acquire(address);
+#endif
+}
+
+}  // namespace attnd
+
+#endif  // ATTND_BASE_TSAN_ORDERING_H_
