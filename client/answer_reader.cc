@@ -9,175 +9,92 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/status_macros.h"
 #include "client/error_details.h"
 #include "client/request_encoder.h"
-#include "client/wire_fields.h"
-#include "google/protobuf/io/coded_stream.h"
-#include "google/protobuf/wire_format_lite.h"
+#include "google/protobuf/arena.h"
+#include "wire/message_splitter.h"
 
 namespace attnd::client {
 namespace {
-
-using google::protobuf::internal::WireFormatLite;
-using google::protobuf::io::CodedInputStream;
-using google::protobuf::io::ZeroCopyInputStream;
 
 absl::Duration DecodeDuration(const google::protobuf::Duration& proto) {
   return absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
 }
 
-// A tensor of an answer: what is known of it, and what came.
+// A tensor of an answer: what was received, and what was asked for.
 struct AnswerTensor {
-  int field_number;
-  absl::string_view name;  // what an error calls it
+  absl::string_view name;      // what an error calls it
+  const v1::Tensor& received;  // has a token in place of its data
   Elements target;
-  const std::vector<int64_t>& shape;  // the one that it has to have
-  v1::Tensor header = {};             // without its data
-  std::optional<uint64_t> data_bytes = {};
+  const std::vector<int64_t>& shape;
 };
-
-// Elements that do not fit their target are passed over, and found out later.
-bool ReadData(CodedInputStream& in, AnswerTensor& tensor) {
-  int length = 0;
-  if (!ReadLength(in, &length)) return false;
-  tensor.data_bytes = static_cast<uint64_t>(length);
-  const std::span<std::byte> room = tensor.target.bytes();
-  return *tensor.data_bytes == room.size() ? in.ReadRaw(room.data(), length)
-                                           : in.Skip(length);
-}
-
-// The field as it is written by default, which a server does.
-bool ReadShape(CodedInputStream& in, v1::Tensor& header) {
-  return WireFormatLite::ReadPackedPrimitive<int64_t,
-                                             WireFormatLite::TYPE_INT64>(
-      &in, header.mutable_shape());
-}
-
-bool ReadTensor(CodedInputStream& in, AnswerTensor& tensor) {
-  std::string rest;
-  const auto read = [&](uint32_t tag) -> std::optional<bool> {
-    uint32_t type = 0;
-    switch (tag) {
-      case BytesTag(v1::Tensor::kDataFieldNumber):
-        return ReadData(in, tensor);
-      case VarintTag(v1::Tensor::kDtypeFieldNumber):
-        if (!in.ReadVarint32(&type)) return false;
-        tensor.header.set_dtype(static_cast<v1::DataType>(type));
-        return true;
-      case BytesTag(v1::Tensor::kShapeFieldNumber):
-        return ReadShape(in, tensor.header);
-      default:
-        return std::nullopt;
-    }
-  };
-  return ReadFields(in, &rest, read) &&
-         (rest.empty() || tensor.header.MergeFromString(rest));
-}
-
-bool ReadAnswer(ZeroCopyInputStream* answer, int stats_number,
-                std::span<AnswerTensor> tensors, v1::ExecutionStats* stats) {
-  CodedInputStream in(answer);
-  const auto read = [&](uint32_t tag) -> std::optional<bool> {
-    for (AnswerTensor& tensor : tensors) {
-      if (tag != BytesTag(tensor.field_number)) continue;
-      return ReadNested(in, [&] { return ReadTensor(in, tensor); });
-    }
-    if (tag != BytesTag(stats_number)) return std::nullopt;
-    return ReadNested(in, [&] {
-      return stats->MergeFromCodedStream(&in) && in.ConsumedEntireMessage();
-    });
-  };
-  return ReadFields(in, nullptr, read);
-}
-
-// By hand, for protobuf would copy the data to a string first. The data has to
-// come last, as everything that writes messages writes it.
-bool ReadChunk(CodedInputStream& in, const ChunkRoom& room,
-               v1::TensorChunk& place, absl::Status& refusal) {
-  bool has_data = false;
-  const auto read = [&](uint32_t tag) -> std::optional<bool> {
-    if (has_data && WireFormatLite::GetTagFieldNumber(tag) <=
-                        v1::TensorChunk::kDataFieldNumber) {
-      return false;
-    }
-    uint32_t role = 0;
-    uint64_t offset = 0;
-    int length = 0;
-    switch (tag) {
-      case VarintTag(v1::TensorChunk::kRoleFieldNumber):
-        if (!in.ReadVarint32(&role)) return false;
-        place.set_role(static_cast<v1::TensorRole>(role));
-        return true;
-      case VarintTag(v1::TensorChunk::kOffsetBytesFieldNumber):
-        if (!in.ReadVarint64(&offset)) return false;
-        place.set_offset_bytes(static_cast<int64_t>(offset));
-        return true;
-      case BytesTag(v1::TensorChunk::kDataFieldNumber): {
-        has_data = true;
-        if (!ReadLength(in, &length)) return false;
-        const auto to = room(place, static_cast<size_t>(length));
-        refusal = to.status();
-        return to.ok() && in.ReadRaw(to->data(), length);
-      }
-      default:
-        return std::nullopt;
-    }
-  };
-  return ReadFields(in, nullptr, read);
-}
 
 std::vector<int64_t> ShapeOf(const v1::Tensor& proto) {
   return {proto.shape().begin(), proto.shape().end()};
 }
 
 // Without a product, which a server's shape could make overflow.
-bool AreElements(uint64_t bytes, int64_t count, DataType type) {
-  const auto element_bytes = static_cast<uint64_t>(SizeOf(type));
-  return bytes % element_bytes == 0 &&
-         bytes / element_bytes == static_cast<uint64_t>(count);
+bool AreElements(int64_t bytes, int64_t count, DataType type) {
+  return bytes % SizeOf(type) == 0 && bytes / SizeOf(type) == count;
 }
 
-// What the server wrote is there already, and as long as was asked for.
+int64_t BytesOf(const Elements& elements) {
+  return static_cast<int64_t>(elements.bytes().size());
+}
+
+// Checks a tensor that the server wrote to shared memory itself.
 absl::Status CheckShared(const AnswerTensor& tensor) {
-  const v1::Tensor& proto = tensor.header;
+  const v1::Tensor& received = tensor.received;
   const Elements& target = tensor.target;
-  const std::vector<int64_t> shape = ShapeOf(proto);
+  const std::vector<int64_t> shape = ShapeOf(received);
   const auto count = ElementCount(shape);
   const SharedPlace place = {
-      .handle = proto.shared_memory().handle(),
-      .offset_bytes = proto.shared_memory().offset_bytes()};
-  if (proto.has_shared_memory() && !tensor.data_bytes &&
-      place == *target.place() && shape == tensor.shape && count &&
-      proto.dtype() == EncodeType(target.type()) &&
-      AreElements(target.bytes().size(), *count, target.type())) {
+      .handle = received.shared_memory().handle(),
+      .offset_bytes = received.shared_memory().offset_bytes()};
+  if (received.has_shared_memory() && place == *target.place() &&
+      shape == tensor.shape && count &&
+      received.dtype() == EncodeType(target.type()) &&
+      AreElements(BytesOf(target), *count, target.type())) {
     return absl::OkStatus();
   }
   return BadResponse(absl::StrCat(
       tensor.name, ": the server did not answer where it was asked to"));
 }
 
-absl::Status CheckAnswer(const AnswerTensor& tensor) {
-  if (tensor.target.place()) return CheckShared(tensor);
-  if (!tensor.data_bytes ||
-      tensor.header.payload_case() != v1::Tensor::PAYLOAD_NOT_SET) {
-    return BadResponse(
-        absl::StrCat(tensor.name, ": the server answered no data"));
-  }
-  return CheckAnswer(tensor.name, tensor.header, tensor.target, tensor.shape,
-                     tensor.data_bytes);
-}
-
-absl::StatusOr<ExecutionStats> ReadTensors(ZeroCopyInputStream* answer,
-                                           int stats_number,
-                                           std::span<AnswerTensor> tensors) {
-  v1::ExecutionStats stats;
-  if (!ReadAnswer(answer, stats_number, tensors, &stats)) {
-    return BadResponse();
+// Checks all tensors of an answer, and then copies their elements.
+absl::Status TakeTensors(const ReceivedMessage& answer,
+                         const SplitMessage& split,
+                         std::span<const AnswerTensor> tensors) {
+  for (const AnswerTensor& tensor : tensors) {
+    if (tensor.target.place()) {
+      ATTND_RETURN_IF_ERROR(CheckShared(tensor));
+      continue;
+    }
+    if (tensor.received.payload_case() != v1::Tensor::kData) {
+      return BadResponse(
+          absl::StrCat(tensor.name, ": the server answered no data"));
+    }
+    const int64_t data_bytes =
+        PayloadOf(split, tensor.received.data()).size_bytes;
+    ATTND_RETURN_IF_ERROR(CheckAnswer(tensor.name, tensor.received,
+                                      tensor.target, tensor.shape, data_bytes));
   }
   for (const AnswerTensor& tensor : tensors) {
-    if (absl::Status status = CheckAnswer(tensor); !status.ok()) return status;
+    if (tensor.target.place()) continue;
+    answer.CopyTo(PayloadOf(split, tensor.received.data()),
+                  tensor.target.bytes().data());
   }
-  return DecodeStats(stats);
+  return absl::OkStatus();
+}
+
+// Parses `answer` into `message`, except for the data of its tensors.
+absl::StatusOr<SplitMessage> Parse(const ReceivedMessage& answer,
+                                   google::protobuf::Message& message) {
+  absl::StatusOr<SplitMessage> split =
+      SplitPayloads(answer, message.GetDescriptor());
+  if (!split.ok() || !ParseHeader(*split, message).ok()) return BadResponse();
+  return split;
 }
 
 std::string Described(const std::vector<int64_t>& shape) {
@@ -201,7 +118,7 @@ BackwardAnswer AnswerTo(const BackwardInputs& inputs,
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
                          const Elements& target,
                          const std::vector<int64_t>& shape,
-                         std::optional<uint64_t> data_bytes) {
+                         std::optional<int64_t> data_bytes) {
   const std::vector<int64_t> answered = ShapeOf(header);
   const auto count = ElementCount(answered);
   if (header.dtype() != EncodeType(target.type()) || !count ||
@@ -216,82 +133,61 @@ absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
                                     Described(answered), " where ",
                                     Described(shape), " was asked for"));
   }
-  const uint64_t room_bytes = target.bytes().size();
-  if (!AreElements(room_bytes, *count, target.type())) {
+  if (!AreElements(BytesOf(target), *count, target.type())) {
     return FieldError(
         name,
         absl::StrCat("room for ", *count, " elements for an answer of shape ",
                      Described(shape)),
-        absl::StrCat("room for ", room_bytes / static_cast<uint64_t>(
-                                                   SizeOf(target.type()))));
+        absl::StrCat("room for ", BytesOf(target) / SizeOf(target.type())));
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::AttentionStreamResponse> ReadStreamed(
-    ZeroCopyInputStream* message, const ChunkRoom& room) {
-  CodedInputStream in(message);
-  v1::AttentionStreamResponse response;
-  std::string rest;
-  absl::Status refusal;
-  const auto read = [&](uint32_t tag) -> std::optional<bool> {
-    if (tag != BytesTag(v1::AttentionStreamResponse::kChunkFieldNumber)) {
-      return std::nullopt;
-    }
-    if (response.has_chunk()) return false;
-    return ReadNested(in, [&] {
-      return ReadChunk(in, room, *response.mutable_chunk(), refusal);
-    });
-  };
-  const bool good = ReadFields(in, &rest, read);
-  if (!refusal.ok()) return refusal;
-  const bool has_chunk = response.has_chunk();
-  if (!good || !response.MergeFromString(rest) ||
-      has_chunk != response.has_chunk()) {
-    return BadResponse();
-  }
-  return response;
+absl::StatusOr<StreamedAnswer> ReadStreamed(const ReceivedMessage& message) {
+  StreamedAnswer answer;
+  ATTND_ASSIGN_OR_RETURN(const SplitMessage split,
+                         Parse(message, answer.message));
+  answer.data = PayloadOf(split, answer.message.chunk().data());
+  const bool has_data = !answer.message.chunk().data().empty();
+  if (split.payloads.size() != (has_data ? 1 : 0)) return BadResponse();
+  return answer;
 }
 
-absl::StatusOr<AttentionReply> ReadReply(ZeroCopyInputStream* answer,
+absl::StatusOr<AttentionReply> ReadReply(const ReceivedMessage& answer,
                                          const ForwardAnswer& expected) {
-  using Response = v1::AttentionResponse;
+  // The parts of a small answer all lie here.
+  alignas(8) char block[1024];
+  google::protobuf::Arena arena(block, sizeof(block));
+  auto& response =
+      *google::protobuf::Arena::CreateMessage<v1::AttentionResponse>(&arena);
+  ATTND_ASSIGN_OR_RETURN(const SplitMessage split, Parse(answer, response));
   const AttentionOutputs& outputs = expected.outputs;
-  AnswerTensor both[] = {{.field_number = Response::kOutputFieldNumber,
-                          .name = "output",
-                          .target = outputs.output,
-                          .shape = expected.output_shape},
-                         {.field_number = Response::kLseFieldNumber,
-                          .name = "lse",
-                          .target = outputs.lse.value_or(Elements()),
-                          .shape = expected.lse_shape}};
-  const std::span<AnswerTensor> tensors(both, outputs.lse ? 2 : 1);
-  absl::StatusOr<ExecutionStats> stats =
-      ReadTensors(answer, Response::kStatsFieldNumber, tensors);
-  if (!stats.ok()) return stats.status();
+  const AnswerTensor both[] = {
+      {"output", response.output(), outputs.output, expected.output_shape},
+      {"lse", response.lse(), outputs.lse.value_or(Elements()),
+       expected.lse_shape}};
+  ATTND_RETURN_IF_ERROR(
+      TakeTensors(answer, split, std::span(both).first(outputs.lse ? 2 : 1)));
   AttentionReply reply;
-  reply.output_shape = ShapeOf(tensors[0].header);
-  reply.stats = *std::move(stats);
-  if (outputs.lse) reply.lse_shape = ShapeOf(tensors[1].header);
+  reply.output_shape = expected.output_shape;
+  if (outputs.lse) reply.lse_shape = expected.lse_shape;
+  reply.stats = DecodeStats(response.stats());
   return reply;
 }
 
-absl::StatusOr<ExecutionStats> ReadReply(ZeroCopyInputStream* answer,
+absl::StatusOr<ExecutionStats> ReadReply(const ReceivedMessage& answer,
                                          const BackwardAnswer& expected) {
-  using Response = v1::AttentionBackwardResponse;
-  AnswerTensor tensors[] = {{.field_number = Response::kGradQueryFieldNumber,
-                             .name = "grad_query",
-                             .target = expected.outputs.grad_query,
-                             .shape = expected.query_shape},
-                            {.field_number = Response::kGradKeyFieldNumber,
-                             .name = "grad_key",
-                             .target = expected.outputs.grad_key,
-                             .shape = expected.key_shape},
-                            {.field_number = Response::kGradValueFieldNumber,
-                             .name = "grad_value",
-                             .target = expected.outputs.grad_value,
-                             .shape = expected.value_shape}};
-  return ReadTensors(answer, Response::kStatsFieldNumber, tensors);
+  v1::AttentionBackwardResponse response;
+  ATTND_ASSIGN_OR_RETURN(const SplitMessage split, Parse(answer, response));
+  const BackwardOutputs& outputs = expected.outputs;
+  const AnswerTensor tensors[] = {
+      {"grad_query", response.grad_query(), outputs.grad_query,
+       expected.query_shape},
+      {"grad_key", response.grad_key(), outputs.grad_key, expected.key_shape},
+      {"grad_value", response.grad_value(), outputs.grad_value,
+       expected.value_shape}};
+  ATTND_RETURN_IF_ERROR(TakeTensors(answer, split, tensors));
+  return DecodeStats(response.stats());
 }
 
 BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto) {
@@ -332,9 +228,10 @@ MemoryEstimate DecodeEstimate(const v1::MemoryEstimateResponse& proto) {
   return estimate;
 }
 
-absl::StatusOr<ServerInfo> ReadServerInfo(ZeroCopyInputStream* answer) {
+absl::StatusOr<ServerInfo> ReadServerInfo(const ReceivedMessage& answer) {
   v1::GetServerInfoResponse proto;
-  if (!proto.ParseFromZeroCopyStream(answer)) return BadResponse();
+  ReceivedStream stream(answer);
+  if (!proto.ParseFromZeroCopyStream(&stream)) return BadResponse();
   ServerInfo info;
   info.version = proto.version();
   info.isa = proto.isa();

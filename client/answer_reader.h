@@ -1,13 +1,11 @@
-// The contract's answers to plain values; tensors' bytes pass protobuf by.
-// Trusts nothing that a server says. Knows protobuf, not gRPC.
+// Reads the answers of a server, and trusts nothing in them. A tensor's
+// elements are copied once, from the buffers of the network to the caller's
+// memory.
 #ifndef ATTND_CLIENT_ANSWER_READER_H_
 #define ATTND_CLIENT_ANSWER_READER_H_
 
-#include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -15,12 +13,12 @@
 #include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
 #include "client/types.h"
-#include "google/protobuf/io/zero_copy_stream.h"
+#include "wire/received_message.h"
 
 namespace attnd::client {
 
-// What the answer to a forward call has to be: its shapes, and where its
-// elements go.
+// What the answer to a forward call must be: its shapes, and the memory for its
+// elements.
 struct ForwardAnswer {
   AttentionOutputs outputs;
   std::vector<int64_t> output_shape;
@@ -42,44 +40,41 @@ struct BackwardAnswer {
 BackwardAnswer AnswerTo(const BackwardInputs& inputs,
                         const BackwardOutputs& outputs);
 
-// Reads the answer to a call and copies its elements, once, to the outputs of
-// `expected`. The answers of the three forward calls have equal fields.
-// INVALID_ARGUMENT if the outputs have room for more or fewer elements.
+// Reads the answer to a call and copies its elements to the outputs of
+// `expected`. The answers of the three forward calls have equal fields. Returns
 // INTERNAL if the answer does not parse, contradicts itself, or has another
-// type or shape.
-absl::StatusOr<AttentionReply> ReadReply(
-    google::protobuf::io::ZeroCopyInputStream* answer,
-    const ForwardAnswer& expected);
-absl::StatusOr<ExecutionStats> ReadReply(
-    google::protobuf::io::ZeroCopyInputStream* answer,
-    const BackwardAnswer& expected);
+// type or shape, and INVALID_ARGUMENT if an output has another size than the
+// answer. In both cases the outputs are unchanged.
+absl::StatusOr<AttentionReply> ReadReply(const ReceivedMessage& answer,
+                                         const ForwardAnswer& expected);
+absl::StatusOr<ExecutionStats> ReadReply(const ReceivedMessage& answer,
+                                         const BackwardAnswer& expected);
 
-// Where the next `size_bytes` of data of a chunk go, of which `place` is all
-// that came before them; or why they are not wanted.
-using ChunkRoom = std::function<absl::StatusOr<std::span<std::byte>>(
-    const v1::TensorChunk& place, size_t size_bytes)>;
+// A message of AttentionStream's answer. If it is a chunk, `data` is the place
+// of the chunk's data in the received message.
+struct StreamedAnswer {
+  v1::AttentionStreamResponse message;
+  PayloadRange data;
+};
 
-// Reads one message of AttentionStream's answer; a chunk's data goes to `room`,
-// in one copy, and is not in what this returns. INTERNAL where the message does
-// not parse or is more than one of header, chunk and stats.
-absl::StatusOr<v1::AttentionStreamResponse> ReadStreamed(
-    google::protobuf::io::ZeroCopyInputStream* message, const ChunkRoom& room);
+// Returns INTERNAL if the message does not parse, or if it has data that
+// belongs to no chunk or to a second one.
+absl::StatusOr<StreamedAnswer> ReadStreamed(const ReceivedMessage& message);
 
-// Checks one tensor of an answer. INTERNAL if `header` has another shape than
-// `shape` or another type than `target`, or if `data_bytes`, the size of its
-// data once that is here, does not fit the shape. INVALID_ARGUMENT if `target`
-// has room for more or fewer elements. Errors call the tensor `name`.
+// Checks one tensor of an answer. Returns INTERNAL if `header` has another
+// shape than `shape` or another type than `target`, or if `data_bytes`, the
+// size of the tensor's data once it is known, does not fit the shape. Returns
+// INVALID_ARGUMENT if `target` has another size. Errors call the tensor `name`.
 absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
                          const Elements& target,
                          const std::vector<int64_t>& shape,
-                         std::optional<uint64_t> data_bytes = std::nullopt);
+                         std::optional<int64_t> data_bytes = std::nullopt);
 
 BenchmarkResult DecodeBenchmark(const v1::BenchmarkResult& proto);
 
 MemoryEstimate DecodeEstimate(const v1::MemoryEstimateResponse& proto);
 
-absl::StatusOr<ServerInfo> ReadServerInfo(
-    google::protobuf::io::ZeroCopyInputStream* answer);
+absl::StatusOr<ServerInfo> ReadServerInfo(const ReceivedMessage& answer);
 
 ExecutionStats DecodeStats(const v1::ExecutionStats& proto);
 

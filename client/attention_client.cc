@@ -15,10 +15,10 @@
 #include "client/request_encoder.h"
 #include "client/retry.h"
 #include "client/retrying_channel.h"
-#include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/wrappers.pb.h"
 #include "wire/method_names.h"
 #include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::client {
 namespace {
@@ -136,7 +136,7 @@ absl::StatusOr<ExecutionStats> AttentionClient::AttentionBackward(
   absl::StatusOr<ExecutionStats> reply;
   const absl::Status status =
       channel_->Call(method::kAttentionBackward, *request, time,
-                     [&](google::protobuf::io::ZeroCopyInputStream* answer) {
+                     [&](const ReceivedMessage& answer) {
                        reply = ReadReply(answer, AnswerTo(inputs, outputs));
                      });
   if (!status.ok()) return status;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "client/answer_reader.h"
 #include "client/error_details.h"
 #include "client/request_encoder.h"
@@ -13,7 +14,6 @@
 namespace attnd::client {
 namespace {
 
-using google::protobuf::io::ZeroCopyInputStream;
 using Request = v1::AttentionStreamRequest;
 
 // The most that a chunk's message holds besides the chunk's data.
@@ -87,7 +87,7 @@ std::optional<OutgoingMessage> AttentionExchange::Next() {
   return std::nullopt;
 }
 
-bool AttentionExchange::OnResponse(ZeroCopyInputStream* message) {
+bool AttentionExchange::OnResponse(const ReceivedMessage& message) {
   refusal_ = Take(message);
   return refusal_.ok();
 }
@@ -113,14 +113,14 @@ bool AttentionExchange::HasOverwrittenInputs() const {
   return false;
 }
 
-absl::Status AttentionExchange::Take(ZeroCopyInputStream* message) {
-  const auto response = ReadStreamed(
-      message, [this](const v1::TensorChunk& place, size_t size_bytes) {
-        return RoomFor(place, size_bytes);
-      });
-  if (!response.ok()) return response.status();
-  if (response->has_header()) return TakeHeader(response->header());
-  if (response->has_stats()) stats_ = DecodeStats(response->stats());
+absl::Status AttentionExchange::Take(const ReceivedMessage& received) {
+  ATTND_ASSIGN_OR_RETURN(const StreamedAnswer answer, ReadStreamed(received));
+  const v1::AttentionStreamResponse& message = answer.message;
+  if (message.has_header()) return TakeHeader(message.header());
+  if (message.has_chunk()) {
+    return TakeChunk(message.chunk(), answer.data, received);
+  }
+  if (message.has_stats()) stats_ = DecodeStats(message.stats());
   return absl::OkStatus();
 }
 
@@ -137,28 +137,31 @@ absl::Status AttentionExchange::TakeHeader(
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::span<std::byte>> AttentionExchange::RoomFor(
-    const v1::TensorChunk& place, size_t size_bytes) {
+absl::Status AttentionExchange::TakeChunk(const v1::TensorChunk& chunk,
+                                          const PayloadRange& data,
+                                          const ReceivedMessage& message) {
   if (!has_header_) {
     return BadResponse("the server answered a chunk before its header");
   }
   const auto target =
       std::find_if(targets_.begin(), targets_.end(),
-                   [&](const Target& t) { return t.role == place.role(); });
+                   [&](const Target& t) { return t.role == chunk.role(); });
   if (target == targets_.end()) {
     return BadResponse(absl::StrCat("the server answered a chunk of role ",
-                                    static_cast<int>(place.role())));
+                                    static_cast<int>(chunk.role())));
   }
   const auto room = target->elements.bytes().subspan(target->received_bytes);
-  if (place.offset_bytes() != static_cast<int64_t>(target->received_bytes) ||
+  const auto size_bytes = static_cast<size_t>(data.size_bytes);
+  if (chunk.offset_bytes() != static_cast<int64_t>(target->received_bytes) ||
       size_bytes > room.size()) {
     return BadResponse(absl::StrCat(
         target->name, ": the server answered ", size_bytes, " bytes at ",
-        place.offset_bytes(), " after ", target->received_bytes, " of ",
+        chunk.offset_bytes(), " after ", target->received_bytes, " of ",
         target->elements.bytes().size()));
   }
   target->received_bytes += size_bytes;
-  return room.first(size_bytes);
+  message.CopyTo(data, room.data());
+  return absl::OkStatus();
 }
 
 absl::StatusOr<AttentionReply> AttentionExchange::Reply(

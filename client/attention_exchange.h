@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -15,8 +14,8 @@
 #include "attnd/v1/attention.pb.h"
 #include "client/rpc_channel.h"
 #include "client/types.h"
-#include "google/protobuf/io/zero_copy_stream.h"
 #include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::client {
 
@@ -31,7 +30,7 @@ class AttentionExchange final : public MessageExchange {
                     const AttentionOutputs& outputs, int64_t max_message_bytes);
 
   std::optional<OutgoingMessage> Next() override;
-  bool OnResponse(google::protobuf::io::ZeroCopyInputStream* message) override;
+  bool OnResponse(const ReceivedMessage& message) override;
   bool Restart() override;
 
   // What came of a call that ended with `status`.
@@ -55,11 +54,12 @@ class AttentionExchange final : public MessageExchange {
   // Whether elements of the answer lie where inputs did, which therefore cannot
   // be sent again.
   bool HasOverwrittenInputs() const;
-  absl::Status Take(google::protobuf::io::ZeroCopyInputStream* message);
+  absl::Status Take(const ReceivedMessage& message);
   absl::Status TakeHeader(const v1::AttentionResponse& header);
-  // Where a chunk's data goes, which counts as received then.
-  absl::StatusOr<std::span<std::byte>> RoomFor(const v1::TensorChunk& place,
-                                               size_t size_bytes);
+  // Copies the data of `chunk`, which is at `data` in `message`, to the
+  // outputs.
+  absl::Status TakeChunk(const v1::TensorChunk& chunk, const PayloadRange& data,
+                         const ReceivedMessage& message);
 
   OutgoingMessage header_;
   bool header_sent_ = false;

@@ -12,14 +12,12 @@
 #include "client/answer_reader.h"
 #include "client/attention_exchange.h"
 #include "client/inline_call.h"
-#include "google/protobuf/io/zero_copy_stream.h"
 #include "wire/method_names.h"
 #include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::client {
 namespace {
-
-using google::protobuf::io::ZeroCopyInputStream;
 
 AttentionExchange MakeExchange(const ForwardCall& call,
                                const MessageLimits& limits,
@@ -41,7 +39,7 @@ absl::StatusOr<AttentionReply> CallInline(const RetryingChannel& channel,
   }
   absl::StatusOr<AttentionReply> reply;
   const absl::Status status = channel.Call(
-      NameOf(call.method), request, time, [&](ZeroCopyInputStream* answer) {
+      NameOf(call.method), request, time, [&](const ReceivedMessage& answer) {
         reply = ReadReply(answer,
                           AnswerTo(call.inputs, call.options, call.outputs));
       });
@@ -71,7 +69,7 @@ class StreamedCall final : public AsyncExchange {
       : exchange_(std::move(exchange)), done_(std::move(done)) {}
 
   std::optional<OutgoingMessage> Next() override { return exchange_.Next(); }
-  bool OnResponse(ZeroCopyInputStream* message) override {
+  bool OnResponse(const ReceivedMessage& message) override {
     return exchange_.OnResponse(message);
   }
   bool Restart() override { return exchange_.Restart(); }
@@ -202,9 +200,9 @@ class AskingCall final : public AsyncCall {
   explicit AskingCall(State state) : state_(std::move(state)) {}
 
   void OnDone(const absl::Status& status,
-              ZeroCopyInputStream* answer) override {
+              const ReceivedMessage* answer) override {
     const absl::StatusOr<MessageLimits> limits =
-        state_.server->Take(status.ok() ? ReadServerInfo(answer)
+        state_.server->Take(status.ok() ? ReadServerInfo(*answer)
                                         : absl::StatusOr<ServerInfo>(status));
     if (!limits.ok()) {
       state_.done(limits.status());
@@ -228,7 +226,7 @@ absl::StatusOr<ServerInfo> AskServer(const RetryingChannel& channel,
   const absl::Status status = channel.Call(
       method::kGetServerInfo, OutgoingMessage::Of(v1::GetServerInfoRequest()),
       time,
-      [&](ZeroCopyInputStream* answer) { info = ReadServerInfo(answer); });
+      [&](const ReceivedMessage& answer) { info = ReadServerInfo(answer); });
   if (!status.ok()) return status;
   return info;
 }

@@ -1,4 +1,5 @@
-// What the calls that are one message each way share, forward and backward.
+// Shared code of the calls that send one message and receive one, forward and
+// backward.
 #ifndef ATTND_CLIENT_INLINE_CALL_H_
 #define ATTND_CLIENT_INLINE_CALL_H_
 
@@ -12,13 +13,14 @@
 #include "client/answer_reader.h"
 #include "client/error_details.h"
 #include "client/rpc_channel.h"
-#include "google/protobuf/io/zero_copy_stream.h"
 #include "wire/outgoing_message.h"
 #include "wire/reasons.h"
+#include "wire/received_message.h"
 
 namespace attnd::client {
 
-// A message above the limit is refused before its tensors are read.
+// Returns RESOURCE_EXHAUSTED if `message` is larger than the client's limit.
+// Call it before a tensor of the message is read.
 inline absl::Status CheckSize(const OutgoingMessage& message,
                               int64_t max_message_bytes) {
   const uint64_t bytes = message.size_bytes();
@@ -31,7 +33,8 @@ inline absl::Status CheckSize(const OutgoingMessage& message,
                    " bytes (the client's max_message_bytes), got ", bytes));
 }
 
-// An asynchronous one: what ReadReply makes of the answer goes to `Done`.
+// An asynchronous call. Calls `done` once, with what ReadReply returns for the
+// answer, or with the error of the call.
 template <typename Answer, typename Done>
 class InlineCall final : public AsyncCall {
  public:
@@ -39,9 +42,9 @@ class InlineCall final : public AsyncCall {
       : expected_(std::move(expected)), done_(std::move(done)) {}
 
   void OnDone(const absl::Status& status,
-              google::protobuf::io::ZeroCopyInputStream* answer) override {
+              const ReceivedMessage* answer) override {
     if (!status.ok()) return done_(status);
-    done_(ReadReply(answer, expected_));
+    done_(ReadReply(*answer, expected_));
   }
 
  private:

@@ -6,14 +6,12 @@
 #include <utility>
 
 #include "client/message_limits.h"
-#include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/message_lite.h"
 
 namespace attnd::client {
 namespace {
 
 using google::protobuf::MessageLite;
-using google::protobuf::io::ZeroCopyInputStream;
 using OnRetry = std::function<void(const absl::Status&)>;
 
 double Chance() {
@@ -73,7 +71,7 @@ class RepeatedCall : public AsyncCall,
   void OnTimer() override { StartAttempt(); }
 
   void OnDone(const absl::Status& status,
-              ZeroCopyInputStream* answer) override {
+              const ReceivedMessage* answer) override {
     const absl::Status error = status.ok() ? status : PauseOrError(status);
     if (status.ok() || !error.ok()) End(error, answer);
   }
@@ -101,12 +99,12 @@ class RepeatedCall : public AsyncCall,
 
   // The call is over. Called once.
   virtual void Finish(const absl::Status& status,
-                      ZeroCopyInputStream* answer) = 0;
+                      const ReceivedMessage* answer) = 0;
 
   std::mutex mutex_;
 
  private:
-  void End(const absl::Status& status, ZeroCopyInputStream* answer) {
+  void End(const absl::Status& status, const ReceivedMessage* answer) {
     // These two may refer to this call, so it would never be freed if it kept
     // them: the pause, and on_retry, which may hold the call to cancel it.
     std::shared_ptr<CallCanceller> current;
@@ -179,7 +177,7 @@ class RepeatedUnaryCall final : public RepeatedCall {
     return channel.Start(method_, request_, timeout, Self<AsyncCall>());
   }
   void Finish(const absl::Status& status,
-              ZeroCopyInputStream* answer) override {
+              const ReceivedMessage* answer) override {
     std::unique_ptr<AsyncCall> call;
     OutgoingMessage request;
     {
@@ -210,7 +208,7 @@ class RepeatedExchange final : public RepeatedCall, public MessageExchange {
     const std::lock_guard lock(mutex_);
     return exchange_->Next();
   }
-  bool OnResponse(ZeroCopyInputStream* message) override {
+  bool OnResponse(const ReceivedMessage& message) override {
     const std::lock_guard lock(mutex_);
     return exchange_->OnResponse(message);
   }
@@ -224,7 +222,7 @@ class RepeatedExchange final : public RepeatedCall, public MessageExchange {
   }
   bool MayRepeat() override { return Restart(); }
   void Finish(const absl::Status& status,
-              ZeroCopyInputStream* /*answer*/) override {
+              const ReceivedMessage* /*answer*/) override {
     std::unique_ptr<AsyncExchange> exchange;
     {
       const std::lock_guard lock(mutex_);
@@ -258,7 +256,7 @@ RetryingChannel RetryingChannel::Once() const {
 absl::Status RetryingChannel::Call(
     const std::string& method, const OutgoingMessage& request,
     const CallTime& time,
-    const std::function<void(ZeroCopyInputStream*)>& on_answer) const {
+    const std::function<void(const ReceivedMessage&)>& on_answer) const {
   return Repeat(
       *channel_, policy_, on_retry_, time,
       [&] { return channel_->Call(method, request, time.Left(), on_answer); },
@@ -272,8 +270,9 @@ absl::Status RetryingChannel::Call(const std::string& method,
   bool parsed = true;
   const absl::Status status =
       Call(method, OutgoingMessage::Of(request), time,
-           [&](ZeroCopyInputStream* answer) {
-             parsed = response->ParseFromZeroCopyStream(answer);
+           [&](const ReceivedMessage& answer) {
+             ReceivedStream stream(answer);
+             parsed = response->ParseFromZeroCopyStream(&stream);
            });
   return parsed ? status : BadResponse();
 }

@@ -12,6 +12,7 @@
 #include "client/retry.h"
 #include "client/rpc_channel.h"
 #include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace attnd::client {
 
@@ -36,8 +37,7 @@ class RetryingChannel {
   absl::Status Call(
       const std::string& method, const OutgoingMessage& request,
       const CallTime& time,
-      const std::function<void(google::protobuf::io::ZeroCopyInputStream*)>&
-          on_answer) const;
+      const std::function<void(const ReceivedMessage&)>& on_answer) const;
 
   // The same for messages that are small. INTERNAL where the answer does not
   // parse.

@@ -10,17 +10,14 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/channel_arguments.h>
 #include <grpcpp/support/client_callback.h>
-#include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/slice.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <span>
 #include <utility>
 #include <vector>
 
@@ -28,7 +25,6 @@
 #include "absl/strings/str_cat.h"
 #include "client/default_service_config.h"
 #include "client/error_details.h"
-#include "google/protobuf/io/zero_copy_stream.h"
 #include "google/protobuf/message_lite.h"
 #include "wire/grpc/transport_arguments.h"
 #include "wire/outgoing_message.h"
@@ -37,7 +33,6 @@ namespace attnd::client {
 namespace {
 
 using google::protobuf::MessageLite;
-using google::protobuf::io::ZeroCopyInputStream;
 
 absl::Status ToAbsl(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
@@ -66,6 +61,20 @@ grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
   // A buffer of no slices would be no message.
   if (slices.empty()) slices.emplace_back();
   return {slices.data(), slices.size()};
+}
+
+// Refers to the bytes of `buffer` and keeps them alive. A buffer that holds no
+// message becomes an empty one.
+ReceivedMessage ToMessage(const grpc::ByteBuffer& buffer) {
+  const auto slices = std::make_shared<std::vector<grpc::Slice>>();
+  if (!buffer.Valid() || !buffer.Dump(slices.get()).ok()) return {};
+  std::vector<absl::string_view> views;
+  views.reserve(slices->size());
+  for (const grpc::Slice& slice : *slices) {
+    views.emplace_back(reinterpret_cast<const char*>(slice.begin()),
+                       slice.size());
+  }
+  return {std::move(views), slices};
 }
 
 std::chrono::system_clock::time_point TimeAfter(absl::Duration pause) {
@@ -205,8 +214,7 @@ class ExchangeReactor final
   void OnWritesDoneDone(bool /*ok*/) override { StartRead(&incoming_); }
   void OnReadDone(bool ok) override {
     if (!ok) return;
-    grpc::ProtoBufferReader reader(&incoming_);
-    if (wanted_ && !exchange_->OnResponse(&reader)) {
+    if (wanted_ && !exchange_->OnResponse(ToMessage(incoming_))) {
       wanted_ = false;
       context_.TryCancel();
     }
@@ -327,7 +335,7 @@ const absl::Status& RpcChannel::error() const { return impl_->error; }
 absl::Status RpcChannel::Call(
     const std::string& method, const OutgoingMessage& request,
     absl::Duration timeout,
-    const std::function<void(ZeroCopyInputStream*)>& on_answer) {
+    const std::function<void(const ReceivedMessage&)>& on_answer) {
   grpc::ClientContext context;
   SetTimeout(timeout, context);
   CallQueue queue(impl_->idle_queues);
@@ -338,10 +346,7 @@ absl::Status RpcChannel::Call(
   call->StartCall();
   call->Finish(&response, &status, nullptr);
   queue.Wait();
-  if (status.ok()) {
-    grpc::ProtoBufferReader answer(&response);
-    on_answer(&answer);
-  }
+  if (status.ok()) on_answer(ToMessage(response));
   return ToAbsl(status);
 }
 
@@ -362,7 +367,7 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
       &canceller->context, method, {}, &message, &pending->response,
       [pending, canceller](const grpc::Status& status) {
         if (!status.ok()) return pending->call->OnDone(ToAbsl(status), nullptr);
-        grpc::ProtoBufferReader answer(&pending->response);
+        const ReceivedMessage answer = ToMessage(pending->response);
         pending->call->OnDone(absl::OkStatus(), &answer);
       });
   return canceller;
@@ -394,8 +399,7 @@ absl::Status RpcChannel::Exchange(const std::string& method,
     stream->Read(&response, nullptr);
     if (!queue.Wait()) break;
     if (!wanted) continue;
-    grpc::ProtoBufferReader reader(&response);
-    wanted = exchange.OnResponse(&reader);
+    wanted = exchange.OnResponse(ToMessage(response));
     if (!wanted) context.TryCancel();
   }
   grpc::Status status;
@@ -452,8 +456,9 @@ absl::Status RpcChannel::Stream(const std::string& method,
     stream->Read(&message, nullptr);
     if (!queue.Wait()) break;
     if (!wanted) continue;
-    grpc::ProtoBufferReader reader(&message);
-    parsed = response->ParseFromZeroCopyStream(&reader);
+    const ReceivedMessage received = ToMessage(message);
+    ReceivedStream stream_of_message(received);
+    parsed = response->ParseFromZeroCopyStream(&stream_of_message);
     wanted = parsed && on_response();
     if (!wanted) context.TryCancel();
   }

@@ -1,7 +1,7 @@
-// Messages to a server and back, by method name, each call in one attempt:
-// retrying_channel.h tries again. The only part of the client that knows gRPC;
-// knows nothing of attention. Its .cc stays thin, because thread sanitizer
-// cannot look into it.
+// Sends messages to a server and receives its answers, by method name. Each
+// call is one attempt: retrying_channel.h makes more. This is the only part of
+// the client that knows gRPC, and it knows nothing of attention. Its .cc stays
+// thin, because thread sanitizer cannot look into it.
 #ifndef ATTND_CLIENT_RPC_CHANNEL_H_
 #define ATTND_CLIENT_RPC_CHANNEL_H_
 
@@ -14,38 +14,35 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "wire/outgoing_message.h"
+#include "wire/received_message.h"
 
 namespace google::protobuf {
 class MessageLite;
-namespace io {
-class ZeroCopyInputStream;
 }
-}  // namespace google::protobuf
 
 namespace attnd::client {
 
-// A call that somebody else completes.
+// Gets the result of a call that no thread waits for.
 class AsyncCall {
  public:
   virtual ~AsyncCall() = default;
-  // Called exactly once, in a thread of gRPC; must not block. `answer` is null
-  // where the call failed.
+  // Called exactly once, in a thread of gRPC. Must not block. `answer` is null
+  // if the call failed.
   virtual void OnDone(const absl::Status& status,
-                      google::protobuf::io::ZeroCopyInputStream* answer) = 0;
+                      const ReceivedMessage* answer) = 0;
 };
 
-// A call of many messages: first all that this side sends, then all that it
-// gets.
+// A call of many messages: first this side sends all of its messages, then it
+// receives all of the server's.
 class MessageExchange {
  public:
   virtual ~MessageExchange() = default;
-  // The next to send; nothing where there is no more.
+  // Returns the next message to send, or nothing after the last.
   virtual std::optional<OutgoingMessage> Next() = 0;
-  // One that came; false ends the call with CANCELLED.
-  virtual bool OnResponse(
-      google::protobuf::io::ZeroCopyInputStream* message) = 0;
-  // Prepares another attempt: drops what came, and sends from the start again.
-  // False where there must be no other attempt.
+  // Takes a received message. Returning false ends the call with CANCELLED.
+  virtual bool OnResponse(const ReceivedMessage& message) = 0;
+  // Prepares another attempt: forgets what was received, and sends from the
+  // start again. Returns false if there must be no other attempt.
   virtual bool Restart() = 0;
 };
 
@@ -54,50 +51,49 @@ class AsyncTimer {
  public:
   virtual ~AsyncTimer() = default;
   // Called exactly once, in a thread of gRPC, when the pause is over or
-  // cancelled; must not block.
+  // cancelled. Must not block.
   virtual void OnTimer() = 0;
 };
 
-// What can stop a call or a pause from another thread.
+// Stops a call or a pause. Thread-safe.
 class CallCanceller {
  public:
   virtual ~CallCanceller() = default;
   virtual void Cancel() = 0;
 };
 
-// The largest messages that a channel lets through; others end their call with
-// RESOURCE_EXHAUSTED.
+// The sizes of the largest messages that a channel lets through. A larger one
+// ends its call with RESOURCE_EXHAUSTED.
 struct ChannelLimits {
   int64_t sent_bytes;
   int64_t received_bytes;
 };
 
-// Thread-safe. A timeout counts from the start of its call; an infinite one
-// sets no limit. A failed call's status carries the server's details as
-// error_details.h says.
+// A connection to a server. Thread-safe. A timeout counts from the start of its
+// call, and an infinite one sets no limit. The status of a failed call carries
+// the server's details, which error_details.h reads.
 class RpcChannel {
  public:
-  // Opens no connection yet: the first call does. An empty `service_config`
-  // stands for attnd's own.
+  // Opens no connection yet: the first call does. If `service_config` is empty,
+  // attnd's own is used.
   RpcChannel(const std::string& target, const ChannelLimits& limits,
              const std::string& service_config);
   ~RpcChannel();
 
-  // INVALID_ARGUMENT where gRPC refuses the service config: then no call may be
-  // made.
+  // Returns INVALID_ARGUMENT if gRPC refuses the service config. In that case
+  // make no call.
   const absl::Status& error() const;
 
-  // Waits in the calling thread, which also moves the bytes: no other thread
-  // has to wake up. `on_answer` gets the answer of a call that succeeded.
-  // Elements of the request that have no owner are copied at the start.
+  // Waits in the calling thread, which also moves the bytes, so that no other
+  // thread has to wake up. Calls `on_answer` if the call succeeds. Copies data
+  // of the request that has no owner at the start.
   absl::Status Call(
       const std::string& method, const OutgoingMessage& request,
       absl::Duration timeout,
-      const std::function<void(google::protobuf::io::ZeroCopyInputStream*)>&
-          on_answer);
+      const std::function<void(const ReceivedMessage&)>& on_answer);
 
-  // Returns at once. The call outlives this channel where it has to, and the
-  // elements of the request where those have no owner.
+  // Returns at once. This channel may be destroyed before the call is over, and
+  // so may data of the request that has no owner.
   std::shared_ptr<CallCanceller> Start(const std::string& method,
                                        const OutgoingMessage& request,
                                        absl::Duration timeout,
@@ -106,23 +102,23 @@ class RpcChannel {
   // Sends the next message once HTTP/2 has taken the one before.
   absl::Status Exchange(const std::string& method, absl::Duration timeout,
                         MessageExchange& exchange);
-  // `exchange` runs in threads of gRPC, which take turns, and must not block.
-  // `call` is done without an answer.
+  // Returns at once. Threads of gRPC take turns at calling `exchange`, which
+  // must not block. `call` gets no answer.
   std::shared_ptr<CallCanceller> Start(
       const std::string& method, absl::Duration timeout,
       std::shared_ptr<MessageExchange> exchange,
       std::shared_ptr<AsyncCall> call);
 
-  // Waits in the calling thread. It polls gRPC and does not sleep, because
-  // there may be no other thread that opens gRPC's connection in the meantime.
+  // Waits in the calling thread. Polls gRPC instead of sleeping, because there
+  // may be no other thread that opens gRPC's connection in the meantime.
   void Pause(absl::Duration pause);
-  // Returns at once. `timer` is kept until what this returns is dropped.
+  // Returns at once. Keeps `timer` until the returned canceller is destroyed.
   static std::shared_ptr<CallCanceller> StartTimer(
       absl::Duration pause, std::shared_ptr<AsyncTimer> timer);
 
-  // One request, many responses: `on_response` runs in the calling thread
-  // after each was read into `response`; false ends the call with
-  // CANCELLED.
+  // Sends one request and receives many responses. Parses each into `response`
+  // and then calls `on_response` in the calling thread. Returning false there
+  // ends the call with CANCELLED.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,

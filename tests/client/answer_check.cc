@@ -7,12 +7,10 @@
 #include "attnd/v1/attention.pb.h"
 #include "client/answer_reader.h"
 #include "client/attention_exchange.h"
-#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "tests/support/in_blocks.h"
 
 namespace attnd::client {
 namespace {
-
-using google::protobuf::io::ArrayInputStream;
 
 constexpr size_t kRows = 2;
 constexpr size_t kColumns = 3;
@@ -28,10 +26,6 @@ struct Room {
 
   AttentionOutputs outputs() { return {.output = output, .lse = lse}; }
 };
-
-ArrayInputStream InBlocks(const std::string& text, int block_bytes) {
-  return {text.data(), static_cast<int>(text.size()), block_bytes};
-}
 
 v1::AttentionResponse GoodResponse() {
   v1::AttentionResponse response;
@@ -107,12 +101,12 @@ std::string Bytes(const std::vector<float>& floats) {
           floats.size() * sizeof(float)};
 }
 
-AnswerCheck CheckReply(const std::string& text, int block_bytes) {
+AnswerCheck CheckReply(const std::string& text, size_t block_bytes) {
   Room room;
-  ArrayInputStream stream = InBlocks(text, block_bytes);
   AnswerCheck check;
-  check.accepted =
-      ReadReply(&stream, {room.outputs(), ShapeOfOutput(), ShapeOfLse()}).ok();
+  check.accepted = ReadReply(InBlocks(text, block_bytes),
+                             {room.outputs(), ShapeOfOutput(), ShapeOfLse()})
+                       .ok();
   v1::AttentionResponse parsed;
   check.good = parsed.ParseFromString(text) &&
                Holds(parsed.output(), ShapeOfOutput()) &&
@@ -123,7 +117,7 @@ AnswerCheck CheckReply(const std::string& text, int block_bytes) {
 }
 
 AnswerCheck CheckStream(const std::vector<std::string>& messages,
-                        int block_bytes) {
+                        size_t block_bytes) {
   Room room;
   const AttentionInputs inputs{.query = {{}, {kRows, 4}},
                                .key = {{}, {7, 4}},
@@ -132,8 +126,8 @@ AnswerCheck CheckStream(const std::vector<std::string>& messages,
   Gathered gathered;
   AnswerCheck check{.accepted = true, .good = true};
   for (const std::string& text : messages) {
-    ArrayInputStream stream = InBlocks(text, block_bytes);
-    check.accepted = check.accepted && exchange.OnResponse(&stream);
+    check.accepted =
+        check.accepted && exchange.OnResponse(InBlocks(text, block_bytes));
     check.good = check.good && gathered.Take(text);
   }
   check.accepted = check.accepted && exchange.Reply(absl::OkStatus()).ok();

@@ -1,8 +1,9 @@
-// The client's own readers of answers beside protobuf's, over bytes that
-// anybody may have sent. For tests of mutations and for the fuzzer.
+// Compares what the client reads from an answer with what protobuf reads, over
+// bytes that anybody may have sent. For tests of mutations and for the fuzzer.
 #ifndef ATTND_TESTS_CLIENT_ANSWER_CHECK_H_
 #define ATTND_TESTS_CLIENT_ANSWER_CHECK_H_
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -16,10 +17,10 @@ struct AnswerCheck {
 };
 
 // The client reads in blocks of `block_bytes`.
-AnswerCheck CheckReply(const std::string& text, int block_bytes);
+AnswerCheck CheckReply(const std::string& text, size_t block_bytes);
 // The messages of AttentionStream's answer.
 AnswerCheck CheckStream(const std::vector<std::string>& messages,
-                        int block_bytes);
+                        size_t block_bytes);
 
 // Elements as they travel.
 std::string Bytes(const std::vector<float>& floats);

@@ -19,8 +19,7 @@ TEST(AnswerMutationTest, RepliesAreReadAsProtobufReadsThem) {
   for (int i = 0; i < 20000; ++i) {
     std::string text = GoodReply();
     Mutate(GoodReply(), rng, text);
-    const AnswerCheck check =
-        CheckReply(text, 1 + static_cast<int>(rng() % 40));
+    const AnswerCheck check = CheckReply(text, 1 + rng() % 40);
     ASSERT_EQ(check.accepted, check.good) << "seed " << kSeed << " case " << i;
     if (!check.accepted) continue;
     ASSERT_TRUE(check.equal) << "seed " << kSeed << " case " << i;
@@ -38,8 +37,7 @@ TEST(AnswerMutationTest, StreamsAreReadAsProtobufReadsThem) {
     std::vector<std::string> messages = good;
     const size_t at = rng() % messages.size();
     Mutate(good[rng() % good.size()], rng, messages[at]);
-    const AnswerCheck check =
-        CheckStream(messages, 1 + static_cast<int>(rng() % 40));
+    const AnswerCheck check = CheckStream(messages, 1 + rng() % 40);
     if (!check.accepted) continue;  // of two in a message protobuf takes one
     ASSERT_TRUE(check.good && check.equal)
         << "seed " << kSeed << " case " << i << " message " << at;

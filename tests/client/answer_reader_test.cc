@@ -1,4 +1,4 @@
-// What the client reads by hand, beside what protobuf makes of it.
+// What the client reads from an answer, compared with what protobuf reads.
 #include "client/answer_reader.h"
 
 #include <gtest/gtest.h>
@@ -10,13 +10,11 @@
 #include <vector>
 
 #include "client/error_details.h"
-#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "tests/client/answer_check.h"
+#include "tests/support/in_blocks.h"
 
 namespace attnd::client {
 namespace {
-
-using google::protobuf::io::ArrayInputStream;
 
 std::vector<float> Count(size_t size) {
   std::vector<float> floats(size);
@@ -30,14 +28,12 @@ struct Read {
   std::vector<float> lse;
   absl::StatusOr<AttentionReply> reply;
 };
-Read ReadIn(const std::string& text, size_t outputs, int block_bytes) {
+Read ReadIn(const std::string& text, size_t outputs, size_t block_bytes) {
   Read read{.output = std::vector<float>(outputs, -1),
             .lse = std::vector<float>(2, -1),
             .reply = AttentionReply()};
-  ArrayInputStream stream(text.data(), static_cast<int>(text.size()),
-                          block_bytes);
   read.reply = ReadReply(
-      &stream,
+      InBlocks(text, block_bytes),
       ForwardAnswer{.outputs = {.output = read.output, .lse = read.lse},
                     .output_shape = {static_cast<int64_t>(outputs)},
                     .lse_shape = {2}});
@@ -61,7 +57,7 @@ v1::AttentionResponse GoodResponse(size_t outputs) {
 
 TEST(ReadReplyTest, ReadsAcrossBlocksThatEndAnywhere) {
   const std::string text = GoodResponse(9).SerializeAsString();
-  for (int block = 1; block <= static_cast<int>(text.size()); ++block) {
+  for (size_t block = 1; block <= text.size(); ++block) {
     const Read read = ReadIn(text, 9, block);
     ASSERT_TRUE(read.reply.ok()) << read.reply.status();
     EXPECT_EQ(read.output, Count(9));

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "client/error_details.h"
-#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "tests/client/answer_check.h"
+#include "tests/support/in_blocks.h"
 
 namespace attnd::client {
 namespace {
@@ -69,7 +69,7 @@ std::vector<std::string> Texts(const std::vector<Response>& messages) {
 class AttentionExchangeTest : public testing::Test {
  protected:
   // In blocks that end anywhere.
-  Reply Read(const std::vector<std::string>& messages, int block_bytes = 5) {
+  Reply Read(const std::vector<std::string>& messages, size_t block_bytes = 5) {
     output_.assign(3, -1);
     lse_.assign(1, -1);
     const AttentionInputs inputs{
@@ -77,9 +77,7 @@ class AttentionExchangeTest : public testing::Test {
     AttentionExchange exchange(inputs, {}, {}, {.output = output_, .lse = lse_},
                                1 << 20);
     for (const std::string& text : messages) {
-      google::protobuf::io::ArrayInputStream stream(
-          text.data(), static_cast<int>(text.size()), block_bytes);
-      if (exchange.OnResponse(&stream)) continue;
+      if (exchange.OnResponse(InBlocks(text, block_bytes))) continue;
       // As RpcChannel ends it.
       return exchange.Reply(absl::CancelledError());
     }
@@ -100,7 +98,7 @@ class AttentionExchangeTest : public testing::Test {
 };
 
 TEST_F(AttentionExchangeTest, ReadsAcrossBlocksThatEndAnywhere) {
-  for (int block_bytes = 1; block_bytes < 40; ++block_bytes) {
+  for (size_t block_bytes = 1; block_bytes < 40; ++block_bytes) {
     const Reply reply = Read(Texts(Good()), block_bytes);
     ASSERT_TRUE(reply.ok()) << reply.status();
     EXPECT_THAT(output_, ElementsAre(1, 2, 3));
@@ -122,10 +120,7 @@ TEST_F(AttentionExchangeTest, RefusesAnAnswerThatLacksAMessage) {
 
 TEST_F(AttentionExchangeTest, RefusesAnEmptyAnswerWithoutItsHeader) {
   AttentionExchange exchange({}, {}, {}, {.output = {}}, 1 << 20);
-  const std::string text = Stats().SerializeAsString();
-  google::protobuf::io::ArrayInputStream stream(text.data(),
-                                                static_cast<int>(text.size()));
-  EXPECT_TRUE(exchange.OnResponse(&stream));
+  EXPECT_TRUE(exchange.OnResponse(InBlocks(Stats().SerializeAsString(), 5)));
   EXPECT_EQ(DetailsOf(exchange.Reply(absl::OkStatus()).status()).reason,
             "BAD_RESPONSE");
 }
@@ -141,9 +136,7 @@ bool MayRestart(const std::vector<float>& x, std::span<float> output,
                              1 << 20);
   const std::vector<std::string> texts = Texts(Good());
   for (const std::string& text : std::span(texts).first(received)) {
-    google::protobuf::io::ArrayInputStream stream(
-        text.data(), static_cast<int>(text.size()));
-    EXPECT_TRUE(exchange.OnResponse(&stream));
+    EXPECT_TRUE(exchange.OnResponse(InBlocks(text, 5)));
   }
   return exchange.Restart();
 }

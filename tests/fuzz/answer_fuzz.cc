@@ -1,6 +1,6 @@
-// The client's own readers of answers against protobuf's. An input is a byte
-// that picks the reader, one that says how long its blocks are, and the answer:
-// of a stream, messages that each follow a byte with their length; of a
+// What the client reads from answers against what protobuf reads. An input is a
+// byte that picks the reader, one that says how long its blocks are, and the
+// answer: of a stream, messages that each follow a byte with their length; of a
 // refusal, its details.
 #include <cstddef>
 #include <cstdint>
@@ -78,7 +78,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                          "both read the same details");
     return 0;
   }
-  const int block_bytes = 1 + data[1] % 64;
+  const size_t block_bytes = 1 + data[1] % 64;
   const attnd::client::AnswerCheck check =
       data[0] % 3 == 0 ? attnd::client::CheckReply(answer, block_bytes)
                        : attnd::client::CheckStream(

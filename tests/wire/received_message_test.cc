@@ -5,28 +5,18 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "attnd/v1/attention.pb.h"
+#include "tests/support/in_blocks.h"
 
 namespace attnd {
 namespace {
 
-// `text` in slices of at most `slice_bytes`, with an empty one between them.
-ReceivedMessage InSlices(const std::string& text, size_t slice_bytes) {
-  auto owner = std::make_shared<const std::string>(text);
-  std::vector<absl::string_view> slices;
-  for (absl::string_view rest = *owner; !rest.empty();) {
-    slices.push_back(rest.substr(0, slice_bytes));
-    slices.emplace_back();
-    rest.remove_prefix(slices[slices.size() - 2].size());
-  }
-  return {std::move(slices), std::move(owner)};
-}
-
 TEST(ReceivedMessageTest, CopiesAnyRange) {
   const std::string text = "0123456789abcdef";
   for (size_t slice = 1; slice <= text.size(); ++slice) {
-    const ReceivedMessage message = InSlices(text, slice);
+    const ReceivedMessage message = InBlocks(text, slice);
     ASSERT_EQ(message.size_bytes(), static_cast<int64_t>(text.size()));
     for (size_t begin = 0; begin <= text.size(); ++begin) {
       for (size_t size = 0; begin + size <= text.size(); ++size) {
@@ -57,7 +47,7 @@ TEST(ReceivedStreamTest, LetsProtobufReadAcrossSlices) {
   sent.set_data(std::string(50, 'x'));
   const std::string text = sent.SerializeAsString();
   for (size_t slice = 1; slice <= text.size(); ++slice) {
-    const ReceivedMessage message = InSlices(text, slice);
+    const ReceivedMessage message = InBlocks(text, slice);
     ReceivedStream stream(message);
     v1::Tensor got;
     ASSERT_TRUE(got.ParseFromZeroCopyStream(&stream));
@@ -67,7 +57,7 @@ TEST(ReceivedStreamTest, LetsProtobufReadAcrossSlices) {
 }
 
 TEST(ReceivedStreamTest, SkipsAndBacksUp) {
-  const ReceivedMessage message = InSlices("0123456789", 4);
+  const ReceivedMessage message = InBlocks("0123456789", 4);
   ReceivedStream stream(message);
   const void* data = nullptr;
   int size = 0;
