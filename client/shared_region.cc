@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <limits>
@@ -16,42 +15,21 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/status_macros.h"
+#include "base/unique_fd.h"
+#include "wire/shm_protocol.h"
 
 namespace attnd::client {
 namespace {
 
-static_assert(std::endian::native == std::endian::little,
-              "numbers of the protocol are copied as they lie in memory");
-
-// docs/shared-memory.md has the protocol.
-constexpr char kRegister[] = {'A', 'S', 'H', 'M', 1, 0, 1, 0};
-constexpr size_t kHeaderBytes = sizeof(kRegister);
-constexpr size_t kHandleBytes = 16;
-constexpr size_t kMaxReplyBytes = 1024;
-constexpr char kErrorType = 3;
 constexpr int64_t kAlignment = 64;
 
 int64_t RoundUp(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Fd& operator=(Fd&&) = delete;
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
-  bool valid() const { return fd_ >= 0; }
-
- private:
-  int fd_;
-};
-
-absl::StatusOr<Fd> MakeMemory(int64_t size_bytes) {
-  Fd fd(memfd_create("attnd", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+absl::StatusOr<UniqueFd> MakeMemory(int64_t size_bytes) {
+  UniqueFd fd(memfd_create("attnd", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd.valid() || ftruncate(fd.get(), size_bytes) != 0 ||
       fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) !=
           0) {
@@ -74,7 +52,8 @@ ssize_t Uninterrupted(absl::Duration patience, const Call& call) {
   }
 }
 
-absl::StatusOr<Fd> Connect(const std::string& path, absl::Duration patience) {
+absl::StatusOr<UniqueFd> Connect(const std::string& path,
+                                 absl::Duration patience) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof(address.sun_path)) {
@@ -83,7 +62,7 @@ absl::StatusOr<Fd> Connect(const std::string& path, absl::Duration patience) {
         " bytes, got ", path.size()));
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  Fd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   // 0 would be no timeout.
   const timeval timeout =
       absl::ToTimeval(std::max(patience, absl::Microseconds(1)));
@@ -104,11 +83,10 @@ absl::StatusOr<Fd> Connect(const std::string& path, absl::Duration patience) {
 }
 
 // Where the server has closed the connection already, its reply says why.
-void SendRegister(const Fd& connection, const Fd& memory,
+void SendRegister(const UniqueFd& connection, const UniqueFd& memory,
                   absl::Duration patience) {
-  char message[kHeaderBytes];
-  std::memcpy(message, kRegister, sizeof(message));
-  iovec part{.iov_base = message, .iov_len = sizeof(message)};
+  std::string message = EncodeRegister();
+  iovec part{.iov_base = message.data(), .iov_len = message.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
   msghdr header{};
   header.msg_iov = &part;
@@ -126,10 +104,11 @@ void SendRegister(const Fd& connection, const Fd& memory,
   });
 }
 
-absl::StatusOr<std::string> Register(const Fd& connection, const Fd& memory,
+absl::StatusOr<std::string> Register(const UniqueFd& connection,
+                                     const UniqueFd& memory,
                                      absl::Duration patience) {
   SendRegister(connection, memory, patience);
-  char buffer[kMaxReplyBytes];
+  char buffer[kMaxShmReplyBytes];
   const ssize_t size = Uninterrupted(patience, [&] {
     return recv(connection.get(), buffer, sizeof(buffer), 0);
   });
@@ -137,21 +116,7 @@ absl::StatusOr<std::string> Register(const Fd& connection, const Fd& memory,
     return absl::UnavailableError(absl::StrCat(
         "no reply of the shared-memory socket: ", std::strerror(errno)));
   }
-  const absl::string_view reply(buffer, static_cast<size_t>(size));
-  const absl::string_view kind = reply.substr(0, kHeaderBytes);
-  if (kind == absl::string_view(kRegister, sizeof(kRegister)) &&
-      reply.size() >= kHeaderBytes + kHandleBytes) {
-    return std::string(reply.substr(kHeaderBytes, kHandleBytes));
-  }
-  int32_t code = 0;
-  if (kind.size() == kHeaderBytes && kind[6] == kErrorType &&
-      reply.size() >= kHeaderBytes + sizeof(code)) {
-    std::memcpy(&code, &reply[kHeaderBytes], sizeof(code));
-    return absl::Status(static_cast<absl::StatusCode>(code),
-                        reply.substr(kHeaderBytes + sizeof(code)));
-  }
-  return absl::InternalError(
-      "the shared-memory socket answered what is no reply");
+  return ParseRegistered({buffer, static_cast<size_t>(size)});
 }
 
 }  // namespace
@@ -159,7 +124,8 @@ absl::StatusOr<std::string> Register(const Fd& connection, const Fd& memory,
 class SharedRegion::Impl {
  public:
   // Takes over `data`, which is mapped.
-  Impl(Fd connection, std::string handle, std::byte* data, int64_t size_bytes)
+  Impl(UniqueFd connection, std::string handle, std::byte* data,
+       int64_t size_bytes)
       : connection_(std::move(connection)),
         handle_(std::move(handle)),
         data_(data),
@@ -186,7 +152,7 @@ class SharedRegion::Impl {
   int64_t size_bytes() const { return size_bytes_; }
 
  private:
-  const Fd connection_;  // the region lives as long
+  const UniqueFd connection_;  // the region lives as long
   const std::string handle_;
   std::byte* const data_;
   const int64_t size_bytes_;
@@ -215,19 +181,17 @@ absl::StatusOr<SharedRegion> RegisterRegion(const std::string& shm_socket,
   }
   // So that every part has a start and an end of its own.
   const int64_t rounded = RoundUp(size_bytes);
-  absl::StatusOr<Fd> connection = Connect(shm_socket, patience);
-  if (!connection.ok()) return connection.status();
-  const absl::StatusOr<Fd> memory = MakeMemory(rounded);
-  if (!memory.ok()) return memory.status();
-  absl::StatusOr<std::string> handle = Register(*connection, *memory, patience);
-  if (!handle.ok()) return handle.status();
+  ATTND_ASSIGN_OR_RETURN(UniqueFd connection, Connect(shm_socket, patience));
+  ATTND_ASSIGN_OR_RETURN(const UniqueFd memory, MakeMemory(rounded));
+  ATTND_ASSIGN_OR_RETURN(std::string handle,
+                         Register(connection, memory, patience));
   void* const data = mmap(nullptr, static_cast<size_t>(rounded),
-                          PROT_READ | PROT_WRITE, MAP_SHARED, memory->get(), 0);
+                          PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
   if (data == MAP_FAILED) {
     return absl::ErrnoToStatus(errno, "cannot map shared memory");
   }
   return SharedRegion(std::make_unique<SharedRegion::Impl>(
-      *std::move(connection), *std::move(handle), static_cast<std::byte*>(data),
+      std::move(connection), std::move(handle), static_cast<std::byte*>(data),
       rounded));
 }
 

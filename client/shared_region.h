@@ -1,5 +1,5 @@
-// Memory that this process shares with a server on the same host, so that no
-// tensor travels. Includes neither gRPC nor protobuf.
+// Memory that this process shares with a server on the same host, so that
+// tensors need not be sent.
 #ifndef ATTND_CLIENT_SHARED_REGION_H_
 #define ATTND_CLIENT_SHARED_REGION_H_
 
@@ -13,9 +13,10 @@
 
 namespace attnd::client {
 
-// A region that a server has mapped too. Movable; not thread-safe. The
-// destructor gives it up: calls that use it should be over, and Elements in it
-// are gone then. The server lets go of it by itself when this process ends.
+// A region of memory that a server has mapped too. Movable; not thread-safe.
+// The destructor unmaps the region and ends its registration, so destroy it
+// after all calls that use it and after all Elements in it. If this process
+// ends, the server unmaps the region by itself.
 //
 //   using attnd::client::DataType;
 //   auto region =
@@ -25,16 +26,17 @@ namespace attnd::client {
 //   // ... allocate k and v likewise, fill q->floats() and theirs ...
 //   client.Attention({.query = {*q, {8, 64}}, ...}, {.output = *output});
 //
-// After a call that failed here (a deadline, a cancel), the server may write to
-// the outputs for a moment more.
+// After a call that ended early, by its deadline or because it was cancelled,
+// the server may still write to the outputs for a moment.
 class SharedRegion {
  public:
   SharedRegion(SharedRegion&& other) noexcept;
   SharedRegion& operator=(SharedRegion&& other) noexcept;
   ~SharedRegion();
 
-  // The next `count` elements that are free, aligned to 64 bytes, all zero at
-  // first. RESOURCE_EXHAUSTED where the region has no such room.
+  // Returns the next `count` free elements. They are aligned to 64 bytes and
+  // are zero at first. Returns RESOURCE_EXHAUSTED if the region has too little
+  // left.
   absl::StatusOr<Elements> Allocate(DataType type, int64_t count);
 
   int64_t size_bytes() const;
@@ -50,10 +52,10 @@ class SharedRegion {
 };
 
 // Makes a region of `size_bytes` and registers it on the socket of the server's
-// --shm-socket. UNAVAILABLE where nobody listens there, or whoever does accepts
-// or answers nothing within `patience`; otherwise what the server refused it
-// for: PERMISSION_DENIED for this process's uid, RESOURCE_EXHAUSTED above its
-// quota.
+// --shm-socket. Returns UNAVAILABLE if nobody listens there, or if the server
+// neither accepts nor answers within `patience`. Otherwise returns the server's
+// error: PERMISSION_DENIED if this process's uid may not connect, or
+// RESOURCE_EXHAUSTED if the region exceeds the quota of the uid.
 absl::StatusOr<SharedRegion> RegisterRegion(
     const std::string& shm_socket, int64_t size_bytes,
     absl::Duration patience = absl::Seconds(10));

@@ -5,6 +5,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/field_error.h"
 
 namespace attnd {
 namespace {
@@ -15,14 +16,12 @@ static_assert(std::endian::native == std::endian::little,
 constexpr absl::string_view kMagic = "ASHM";
 constexpr uint16_t kVersion = 1;
 constexpr size_t kHeaderBytes = 8;  // magic, version, type
-// An error's text, so that a reply fits any receiver's buffer of 1 KiB.
+// The longest text of an error, so that a reply fits kMaxShmReplyBytes.
 constexpr size_t kMaxTextBytes = 900;
 
-enum class ReplyType : uint16_t {
-  kRegistered = 1,
-  kUnregistered = 2,
-  kError = 3,
-};
+// Requests have the types of ShmRequest. The reply to a request has its type,
+// or this one.
+constexpr uint16_t kErrorType = 3;
 
 template <typename T>
 void Append(T number, std::string& text) {
@@ -31,24 +30,23 @@ void Append(T number, std::string& text) {
   text.append(bytes, sizeof(T));
 }
 
-// The number at `offset`, of which the caller has seen that it is there.
-uint16_t NumberAt(absl::string_view message, size_t offset) {
-  uint16_t number = 0;
-  std::memcpy(&number, message.data() + offset, sizeof(number));
+// Returns the number at `offset`, which lies within the message.
+template <typename T>
+T NumberAt(absl::string_view message, size_t offset) {
+  T number = 0;
+  std::memcpy(&number, message.data() + offset, sizeof(T));
   return number;
 }
 
-std::string Header(ReplyType type) {
+std::string Header(uint16_t type) {
   std::string text(kMagic);
   Append(kVersion, text);
-  Append(static_cast<uint16_t>(type), text);
+  Append(type, text);
   return text;
 }
 
-absl::Status Wrong(absl::string_view what, absl::string_view expected,
-                   absl::string_view got) {
-  return absl::InvalidArgumentError(
-      absl::StrCat(what, ": expected ", expected, ", got ", got));
+std::string Header(ShmRequest::Type type) {
+  return Header(static_cast<uint16_t>(type));
 }
 
 }  // namespace
@@ -56,21 +54,22 @@ absl::Status Wrong(absl::string_view what, absl::string_view expected,
 absl::StatusOr<ShmRequest> ParseShmRequest(absl::string_view message,
                                            size_t descriptors) {
   if (message.size() < kHeaderBytes) {
-    return Wrong("length", absl::StrCat("at least ", kHeaderBytes, " bytes"),
-                 absl::StrCat(message.size()));
+    return FieldError("length",
+                      absl::StrCat("at least ", kHeaderBytes, " bytes"),
+                      absl::StrCat(message.size()));
   }
   const absl::string_view magic = message.substr(0, kMagic.size());
   if (magic != kMagic) {
-    return Wrong("magic", absl::StrCat("\"", kMagic, "\""),
-                 absl::StrCat("\"", absl::CHexEscape(magic), "\""));
+    return FieldError("magic", absl::StrCat("\"", kMagic, "\""),
+                      absl::StrCat("\"", absl::CHexEscape(magic), "\""));
   }
-  const uint16_t version = NumberAt(message, 4);
+  const uint16_t version = NumberAt<uint16_t>(message, 4);
   if (version != kVersion) {
     return absl::UnimplementedError(
         absl::StrCat("version: expected ", kVersion, ", got ", version));
   }
   ShmRequest request;
-  const uint16_t type = NumberAt(message, 6);
+  const uint16_t type = NumberAt<uint16_t>(message, 6);
   size_t expected_descriptors = 0;
   size_t expected_bytes = kHeaderBytes;
   switch (static_cast<ShmRequest::Type>(type)) {
@@ -81,40 +80,62 @@ absl::StatusOr<ShmRequest> ParseShmRequest(absl::string_view message,
       expected_bytes += kHandleBytes;
       break;
     default:
-      return Wrong("type", "1 (register) or 2 (unregister)",
-                   absl::StrCat(type));
+      return FieldError("type", "1 (register) or 2 (unregister)",
+                        absl::StrCat(type));
   }
   if (message.size() != expected_bytes) {
-    return Wrong(
+    return FieldError(
         "length", absl::StrCat(expected_bytes, " bytes for type ", type),
         message.size() > kMaxShmRequestBytes ? "more"
                                              : absl::StrCat(message.size()));
   }
   if (descriptors != expected_descriptors) {
-    return Wrong("descriptors",
-                 absl::StrCat(expected_descriptors, " for type ", type),
-                 descriptors > 1 ? "more" : absl::StrCat(descriptors));
+    return FieldError("descriptors",
+                      absl::StrCat(expected_descriptors, " for type ", type),
+                      descriptors > 1 ? "more" : absl::StrCat(descriptors));
   }
   request.type = static_cast<ShmRequest::Type>(type);
   request.handle = std::string(message.substr(kHeaderBytes));
   return request;
 }
 
+std::string EncodeRegister() { return Header(ShmRequest::Type::kRegister); }
+
 std::string EncodeRegistered(absl::string_view handle, int64_t size_bytes) {
-  std::string text = Header(ReplyType::kRegistered);
+  std::string text = Header(ShmRequest::Type::kRegister);
   text.append(handle.data(), handle.size());
   Append(size_bytes, text);
   return text;
 }
 
-std::string EncodeUnregistered() { return Header(ReplyType::kUnregistered); }
+std::string EncodeUnregistered() {
+  return Header(ShmRequest::Type::kUnregister);
+}
 
 std::string EncodeShmError(const absl::Status& status) {
-  std::string text = Header(ReplyType::kError);
+  std::string text = Header(kErrorType);
   Append(static_cast<int32_t>(status.code()), text);
   const absl::string_view message = status.message().substr(0, kMaxTextBytes);
   text.append(message.data(), message.size());
   return text;
+}
+
+absl::StatusOr<std::string> ParseRegistered(absl::string_view reply) {
+  const absl::string_view header = reply.substr(0, kHeaderBytes);
+  const absl::string_view body = reply.substr(header.size());
+  int32_t code = 0;
+  if (header == EncodeRegister() && body.size() >= kHandleBytes) {
+    return std::string(body.substr(0, kHandleBytes));
+  }
+  if (header == Header(kErrorType) && body.size() >= sizeof(code)) {
+    code = NumberAt<int32_t>(body, 0);
+    if (code != 0) {
+      return absl::Status(static_cast<absl::StatusCode>(code),
+                          body.substr(sizeof(code)));
+    }
+  }
+  return absl::InternalError(
+      "the shared-memory socket sent bytes that are no reply");
 }
 
 }  // namespace attnd

@@ -12,32 +12,28 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/field_error.h"
+#include "base/status_macros.h"
 #include "wire/shm_protocol.h"
 
 namespace attnd::server {
 namespace {
 
-absl::Status Wrong(absl::string_view what, absl::string_view expected,
-                   absl::string_view got) {
-  return absl::InvalidArgumentError(
-      absl::StrCat(what, ": expected ", expected, ", got ", got));
-}
-
 // Pages of tmpfs come as they are touched; those of hugetlbfs can run out, and
 // a file on a disk or on FUSE can fail or block: each would be the end of this
 // process, or of a worker.
 absl::Status CheckFileSystem(int fd) {
-  constexpr absl::string_view kExpected = "a memfd, which lies on tmpfs";
+  constexpr char kExpected[] = "a memfd, which lies on tmpfs";
   struct stat info {};
   struct statfs system {};
   if (fstat(fd, &info) != 0 || fstatfs(fd, &system) != 0) {
     return absl::ErrnoToStatus(errno, "descriptor: cannot be looked at");
   }
   if (system.f_type == HUGETLBFS_MAGIC) {
-    return Wrong("descriptor", kExpected, "hugetlbfs (MFD_HUGETLB)");
+    return FieldError("descriptor", kExpected, "hugetlbfs (MFD_HUGETLB)");
   }
   if (!S_ISREG(info.st_mode) || system.f_type != TMPFS_MAGIC) {
-    return Wrong(
+    return FieldError(
         "descriptor", kExpected,
         S_ISREG(info.st_mode)
             ? absl::StrCat("a file system of type 0x", absl::Hex(system.f_type))
@@ -56,8 +52,8 @@ absl::StatusOr<int> CheckedSeals(int fd) {
       {F_SEAL_SEAL, "F_SEAL_SEAL"}};
   for (const auto& [seal, name] : needed) {
     if ((seals & seal) == 0) {
-      return Wrong("seals", "F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_SEAL",
-                   absl::StrCat("no ", name));
+      return FieldError("seals", "F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_SEAL",
+                        absl::StrCat("no ", name));
     }
   }
   return seals;
@@ -69,7 +65,7 @@ absl::StatusOr<int64_t> CheckedSize(int fd) {
     return absl::ErrnoToStatus(errno, "size: cannot be read");
   }
   if (info.st_size <= 0) {
-    return Wrong("size", "at least 1 byte", absl::StrCat(info.st_size));
+    return FieldError("size", "at least 1 byte", absl::StrCat(info.st_size));
   }
   return int64_t{info.st_size};
 }
@@ -148,37 +144,25 @@ RegionRegistry::RegionRegistry(int64_t quota_bytes)
 
 absl::StatusOr<std::shared_ptr<const SharedRegion>> RegionRegistry::Register(
     UniqueFd fd, uid_t uid) {
-  if (absl::Status status = CheckFileSystem(fd.get()); !status.ok()) {
-    return status;
-  }
-  const absl::StatusOr<int> seals = CheckedSeals(fd.get());
-  if (!seals.ok()) return seals.status();
-  const absl::StatusOr<int64_t> size_bytes = CheckedSize(fd.get());
-  if (!size_bytes.ok()) return size_bytes.status();
-  absl::StatusOr<std::shared_ptr<void>> charge =
-      Quota::Charge(quota_, uid, *size_bytes);
-  if (!charge.ok()) return charge.status();
-  absl::StatusOr<std::string> handle = RandomHandle();
-  if (!handle.ok()) return handle.status();
-
+  ATTND_RETURN_IF_ERROR(CheckFileSystem(fd.get()));
+  ATTND_ASSIGN_OR_RETURN(const int seals, CheckedSeals(fd.get()));
+  ATTND_ASSIGN_OR_RETURN(const int64_t size_bytes, CheckedSize(fd.get()));
   const std::shared_ptr<SharedRegion> region(new SharedRegion);
-  region->charge_ = *std::move(charge);
-  region->handle_ = *std::move(handle);
-  region->size_bytes_ = *size_bytes;
-  // Kernels before 6.7 refuse to share what is sealed against writes; as nobody
+  region->size_bytes_ = size_bytes;
+  ATTND_ASSIGN_OR_RETURN(region->charge_,
+                         Quota::Charge(quota_, uid, size_bytes));
+  ATTND_ASSIGN_OR_RETURN(region->handle_, RandomHandle());
+  // Kernels before 6.7 refuse to share what is sealed against writes. As nobody
   // can write to it, a private mapping is the same.
-  const int sharing = (*seals & F_SEAL_WRITE) != 0 ? MAP_PRIVATE : MAP_SHARED;
-  const absl::StatusOr<std::byte*> data =
-      Map(fd.get(), *size_bytes, PROT_READ, sharing);
-  if (!data.ok()) return data.status();
-  region->data_ = *data;
-  const bool may_write = (*seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) == 0 &&
+  const int sharing = (seals & F_SEAL_WRITE) != 0 ? MAP_PRIVATE : MAP_SHARED;
+  ATTND_ASSIGN_OR_RETURN(region->data_,
+                         Map(fd.get(), size_bytes, PROT_READ, sharing));
+  const bool may_write = (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) == 0 &&
                          (fcntl(fd.get(), F_GETFL) & O_ACCMODE) == O_RDWR;
   if (may_write) {
-    const absl::StatusOr<std::byte*> writable =
-        Map(fd.get(), *size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED);
-    if (!writable.ok()) return writable.status();
-    region->writable_data_ = *writable;
+    ATTND_ASSIGN_OR_RETURN(
+        region->writable_data_,
+        Map(fd.get(), size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED));
   }
   const std::lock_guard lock(mutex_);
   regions_.emplace(region->handle(), region);

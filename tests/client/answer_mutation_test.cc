@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "tests/client/answer_check.h"
-#include "tests/client/mutate.h"
+#include "tests/support/mutate.h"
 #include "tests/support/numbers.h"
 
 namespace attnd::client {

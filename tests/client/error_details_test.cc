@@ -9,7 +9,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/escaping.h"
 #include "tests/client/error_status.h"
-#include "tests/client/mutate.h"
+#include "tests/support/mutate.h"
 #include "tests/support/numbers.h"
 
 namespace attnd::client {

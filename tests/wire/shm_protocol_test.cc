@@ -1,4 +1,4 @@
-// What the shared-memory socket understands, byte by byte.
+// What both ends of the shared-memory socket understand, byte by byte.
 #include "wire/shm_protocol.h"
 
 #include <gtest/gtest.h>
@@ -6,9 +6,9 @@
 #include <random>
 #include <string>
 
-#include "tests/server/message_tools.h"
+#include "tests/support/mutate.h"
 
-namespace attnd::server {
+namespace attnd {
 namespace {
 
 using namespace std::string_literals;
@@ -72,13 +72,34 @@ TEST(ShmProtocolTest, WritesReplies) {
   EXPECT_LE(longest.size(), 1024U);
 }
 
+TEST(ShmProtocolTest, ReadsItsOwnMessages) {
+  EXPECT_TRUE(ParseShmRequest(EncodeRegister(), 1).ok());
+  EXPECT_EQ(ParseRegistered(EncodeRegistered(Handle(), 4096)).value(),
+            Handle());
+  const absl::Status refusal = absl::ResourceExhaustedError("size: too large");
+  EXPECT_EQ(ParseRegistered(EncodeShmError(refusal)).status(), refusal);
+}
+
+TEST(ShmProtocolTest, RefusesBytesThatAreNoReply) {
+  const std::string good = EncodeRegistered(Handle(), 4096);
+  for (const std::string& reply :
+       {""s, good.substr(0, 8), good.substr(0, 23), EncodeUnregistered(),
+        "ASHM\2\0\1\0"s + Handle(), "ASHM\1\0\3\0"s,
+        "ASHM\1\0\3\0\0\0\0\0an error without a code"s}) {
+    EXPECT_EQ(ParseRegistered(reply).status().code(),
+              absl::StatusCode::kInternal);
+  }
+}
+
 TEST(ShmProtocolTest, TakesNothingElse) {
   constexpr uint64_t kSeed = 7;
   SCOPED_TRACE(kSeed);
   std::mt19937_64 rng(kSeed);
   const std::string good[] = {"ASHM\1\0\1\0"s, "ASHM\1\0\2\0"s + Handle()};
   for (int i = 0; i < 20'000; ++i) {
-    const std::string message = Mutate(good[rng() % 2], rng);
+    const std::string& before = good[rng() % 2];
+    std::string message = before;
+    Mutate(before, rng, message);
     const size_t descriptors = rng() % 3;
     const auto request = ParseShmRequest(message, descriptors);
     if (!request.ok()) continue;
@@ -91,4 +112,4 @@ TEST(ShmProtocolTest, TakesNothingElse) {
 }
 
 }  // namespace
-}  // namespace attnd::server
+}  // namespace attnd

@@ -1,13 +1,13 @@
 // Puts errors into bytes, to test code that reads what others have written.
-#ifndef ATTND_TESTS_CLIENT_MUTATE_H_
-#define ATTND_TESTS_CLIENT_MUTATE_H_
+#ifndef ATTND_TESTS_SUPPORT_MUTATE_H_
+#define ATTND_TESTS_SUPPORT_MUTATE_H_
 
 #include <cstddef>
 #include <cstdint>
 #include <random>
 #include <string>
 
-namespace attnd::client {
+namespace attnd {
 
 // Makes one to three edits in `text`. One kind of edit appends the end of
 // `good`.
@@ -34,6 +34,6 @@ inline void Mutate(const std::string& good, std::mt19937_64& rng,
   }
 }
 
-}  // namespace attnd::client
+}  // namespace attnd
 
-#endif  // ATTND_TESTS_CLIENT_MUTATE_H_
+#endif  // ATTND_TESTS_SUPPORT_MUTATE_H_
