@@ -9,7 +9,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/field_error.h"
-#include "google/protobuf/any.pb.h"
 #include "google/protobuf/duration.pb.h"
 #include "google/protobuf/unknown_field_set.h"
 #include "wire/reasons.h"
@@ -34,6 +33,9 @@ constexpr char kRetryInfo[] = "google.rpc.RetryInfo";
 namespace status_field {
 constexpr int kCode = 1, kMessage = 2, kDetails = 3;
 }  // namespace status_field
+namespace any_field {
+constexpr int kTypeUrl = 1, kValue = 2;
+}  // namespace any_field
 namespace error_info_field {
 constexpr int kReason = 1, kDomain = 2;
 }  // namespace error_info_field
@@ -73,13 +75,15 @@ std::string TextOf(const UnknownFieldSet& message, int number) {
   return text;
 }
 
-// Adds what one detail says to `details`. Ignores a detail that does not parse.
-void TakeDetail(const google::protobuf::Any& any, ErrorDetails& details) {
+// Adds what one detail, a google.protobuf.Any, says to `details`. Ignores a
+// detail that does not parse.
+void TakeDetail(const UnknownFieldSet& any, ErrorDetails& details) {
+  const std::string type_url = TextOf(any, any_field::kTypeUrl);
   const auto is = [&](const char* name) {
-    return absl::EndsWith(any.type_url(), absl::StrCat("/", name));
+    return absl::EndsWith(type_url, absl::StrCat("/", name));
   };
   UnknownFieldSet detail;
-  if (!detail.ParseFromString(any.value())) return;
+  if (!detail.ParseFromString(TextOf(any, any_field::kValue))) return;
   if (is(kErrorInfo)) {
     details.reason = TextOf(detail, error_info_field::kReason);
     details.domain = TextOf(detail, error_info_field::kDomain);
@@ -124,10 +128,10 @@ std::string TwoTexts(int first_number, absl::string_view first,
 
 void AddDetail(const char* name, const std::string& message,
                UnknownFieldSet& status) {
-  google::protobuf::Any any;
-  any.set_type_url(absl::StrCat(kTypePrefix, name));
-  any.set_value(message);
-  status.AddLengthDelimited(status_field::kDetails, any.SerializeAsString());
+  status.AddLengthDelimited(
+      status_field::kDetails,
+      TwoTexts(any_field::kTypeUrl, absl::StrCat(kTypePrefix, name),
+               any_field::kValue, message));
 }
 
 // Returns a status that carries itself as a google.rpc.Status with a reason.
@@ -159,13 +163,13 @@ ErrorDetails DetailsOf(const absl::Status& status) {
   }
   UnknownFieldSet rpc;
   if (!rpc.ParseFromString(std::string(*payload))) return details;
-  std::vector<google::protobuf::Any> anys;
   const auto take = [&](const std::string& content) {
-    return anys.emplace_back().ParseFromString(content);
+    UnknownFieldSet any;
+    if (!any.ParseFromString(content)) return false;
+    TakeDetail(any, details);
+    return true;
   };
-  if (!ForEach(rpc, status_field::kDetails, take)) return details;
-  for (const google::protobuf::Any& any : anys) TakeDetail(any, details);
-  return details;
+  return ForEach(rpc, status_field::kDetails, take) ? details : ErrorDetails();
 }
 
 absl::Status FieldError(absl::string_view field, absl::string_view expected,
