@@ -1,14 +1,15 @@
 #include "wire/message_splitter.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "attnd/v1/attention.pb.h"
 #include "base/field_error.h"
 #include "base/status_macros.h"
-#include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/wire_format_lite.h"
 #include "wire/reasons.h"
 
@@ -18,7 +19,6 @@ namespace {
 using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::internal::WireFormatLite;
-using google::protobuf::io::CodedInputStream;
 using google::protobuf::io::ZeroCopyInputStream;
 
 // The limits of protobuf's own parser, so that both say the same.
@@ -54,6 +54,75 @@ int64_t VarintBytes(uint64_t value) {
   return bytes;
 }
 
+// Reads bytes up to a limit. Inline, because a small call spends a good part of
+// its time here: CodedInputStream makes a call for each byte.
+class Reader {
+ public:
+  explicit Reader(ZeroCopyInputStream* input) : input_(input) {}
+  ~Reader() {
+    if (next_ != end_) input_->BackUp(static_cast<int>(end_ - next_));
+  }
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
+
+  int64_t position() const { return end_position_ - (end_ - next_); }
+  // How many bytes the limit leaves.
+  int64_t left() const { return limit_ - position(); }
+
+  // Sets the limit to the next `bytes` bytes. Returns the limit before, which
+  // PopLimit restores.
+  int64_t PushLimit(int64_t bytes) {
+    return std::exchange(limit_, position() + bytes);
+  }
+  void PopLimit(int64_t limit) { limit_ = limit; }
+
+  // These return false at the limit, or if the input ends before it.
+  bool ReadByte(uint8_t* byte) {
+    if (left() == 0 || (next_ == end_ && !Refill())) return false;
+    *byte = *next_++;
+    return true;
+  }
+  bool Read(int64_t bytes, char* to) {
+    if (bytes > left()) return false;
+    while (bytes > 0) {
+      if (next_ == end_ && !Refill()) return false;
+      const int64_t step = std::min<int64_t>(bytes, end_ - next_);
+      std::memcpy(to, next_, static_cast<size_t>(step));
+      next_ += step;
+      to += step;
+      bytes -= step;
+    }
+    return true;
+  }
+  bool Skip(int64_t bytes) {
+    if (bytes > left()) return false;
+    const int64_t step = std::min<int64_t>(bytes, end_ - next_);
+    next_ += step;
+    if (step == bytes) return true;
+    end_position_ += bytes - step;
+    return input_->Skip(static_cast<int>(bytes - step));
+  }
+
+ private:
+  bool Refill() {
+    const void* data = nullptr;
+    int size = 0;
+    while (size == 0) {
+      if (!input_->Next(&data, &size)) return false;
+    }
+    next_ = static_cast<const uint8_t*>(data);
+    end_ = next_ + size;
+    end_position_ += size;
+    return true;
+  }
+
+  ZeroCopyInputStream* const input_;
+  const uint8_t* next_ = nullptr;  // the rest of a block of the input
+  const uint8_t* end_ = nullptr;
+  int64_t end_position_ = 0;  // of end_ in the message
+  int64_t limit_ = 0;
+};
+
 // Walks one message, once. Always counts; writes only if `out` is set.
 class Walker {
  public:
@@ -69,17 +138,16 @@ class Walker {
       return End::kMalformed;
     }
     only_light_ = only_light;
-    input_.PushLimit(static_cast<int>(size_bytes));
+    input_.PushLimit(size_bytes);
     if (!Message(type, kMaxDepth)) return end_;
     cost_.bound_bytes += cost_.header_bytes;
-    return input_.CurrentPosition() == size_bytes ? End::kDone
-                                                  : End::kMalformed;
+    return input_.position() == size_bytes ? End::kDone : End::kMalformed;
   }
 
   const SplitCost& cost() const { return cost_; }
 
  private:
-  bool AtEnd() { return input_.BytesUntilLimit() == 0; }
+  bool AtEnd() const { return input_.left() == 0; }
 
   bool Stop(End end) {
     end_ = end;
@@ -100,20 +168,12 @@ class Walker {
            Stop(End::kHeavy);
   }
 
-  // Up to `max_bytes` bytes, of which bits beyond 64 are dropped.
+  // Reads a varint of up to `max_bytes` bytes and drops bits beyond 64.
   bool Varint(int max_bytes, uint64_t* value) {
-    // One byte and in the buffer, most often.
-    const void* next = nullptr;
-    int left = 0;
-    input_.GetDirectBufferPointerInline(&next, &left);
-    if (left > 0 && *static_cast<const uint8_t*>(next) < 0x80) {
-      *value = *static_cast<const uint8_t*>(next);
-      return input_.Skip(1);
-    }
     *value = 0;
     for (int i = 0; i < max_bytes; ++i) {
       uint8_t byte = 0;
-      if (!input_.ReadRaw(&byte, 1)) return false;
+      if (!input_.ReadByte(&byte)) return false;
       *value |= static_cast<uint64_t>(byte & 0x7f) << (7 * i);
       if (byte < 0x80) return true;
     }
@@ -132,7 +192,7 @@ class Walker {
     uint64_t wide = 0;
     if (!Varint(kMaxTagBytes, &wide) || wide > kMaxLength) return false;
     *length = static_cast<int>(wide);
-    return *length <= input_.BytesUntilLimit();
+    return *length <= input_.left();
   }
 
   bool Message(const Descriptor* type, int depth) {
@@ -224,7 +284,7 @@ class Walker {
       out_->header.append(kPaddedLengthBytes, '\0');
       begin = out_->header.size();
     }
-    const auto limit = input_.PushLimit(length);
+    const int64_t limit = input_.PushLimit(length);
     if (!Message(&type, depth - 1)) return false;
     input_.PopLimit(limit);
     if (out_ != nullptr) PatchLength(begin);
@@ -241,15 +301,17 @@ class Walker {
   }
 
   static bool IsElements(const FieldDescriptor& field) {
-    return field.containing_type() == v1::FloatValues::descriptor();
+    static const Descriptor* const kValues = v1::FloatValues::descriptor();
+    return field.containing_type() == kValues;
   }
 
   static bool IsPayload(const FieldDescriptor& field) {
-    if (field.type() != FieldDescriptor::TYPE_BYTES) return false;
+    static const Descriptor* const kTensor = v1::Tensor::descriptor();
+    static const Descriptor* const kChunk = v1::TensorChunk::descriptor();
     const Descriptor* const type = field.containing_type();
-    return (type == v1::Tensor::descriptor() &&
+    return (type == kTensor &&
             field.number() == v1::Tensor::kDataFieldNumber) ||
-           (type == v1::TensorChunk::descriptor() &&
+           (type == kChunk &&
             field.number() == v1::TensorChunk::kDataFieldNumber);
   }
 
@@ -263,7 +325,7 @@ class Walker {
     std::memcpy(token.data(), &index, sizeof(index));
     Write({token.data(), token.size()});
     if (out_ != nullptr) {
-      out_->payloads.push_back({input_.CurrentPosition(), length});
+      out_->payloads.push_back({input_.position(), length});
     }
     return input_.Skip(length);
   }
@@ -281,14 +343,14 @@ class Walker {
           break;
         }
         case WireFormatLite::WIRETYPE_FIXED64:
-          if (!SkipBytes(8)) return false;
+          if (!input_.Skip(8)) return false;
           break;
         case WireFormatLite::WIRETYPE_FIXED32:
-          if (!SkipBytes(4)) return false;
+          if (!input_.Skip(4)) return false;
           break;
         case WireFormatLite::WIRETYPE_LENGTH_DELIMITED: {
           int length = 0;
-          if (!Length(&length) || !SkipBytes(length)) return false;
+          if (!Length(&length) || !input_.Skip(length)) return false;
           break;
         }
         case WireFormatLite::WIRETYPE_START_GROUP:
@@ -310,17 +372,13 @@ class Walker {
     return true;
   }
 
-  bool SkipBytes(int bytes) {
-    return bytes <= input_.BytesUntilLimit() && input_.Skip(bytes);
-  }
-
   bool Copy(int bytes) {
-    if (bytes > input_.BytesUntilLimit()) return false;
+    if (bytes > input_.left()) return false;
     cost_.header_bytes += bytes;
     if (out_ == nullptr) return input_.Skip(bytes);
     const size_t begin = out_->header.size();
     out_->header.resize(begin + static_cast<size_t>(bytes));
-    return input_.ReadRaw(out_->header.data() + begin, bytes);
+    return input_.Read(bytes, out_->header.data() + begin);
   }
 
   void Write(absl::string_view bytes) {
@@ -337,7 +395,7 @@ class Walker {
     out_->header.push_back(static_cast<char>(value));
   }
 
-  CodedInputStream input_;
+  Reader input_;
   SplitMessage* out_;
   SplitCost cost_;
   bool only_light_ = false;
