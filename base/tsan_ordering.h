@@ -4,9 +4,10 @@
 // Debian's gRPC is not instrumented, so thread sanitizer does not see its locks
 // and queues. If our code runs in one thread of gRPC and then in another, gRPC
 // has ordered the two, but thread sanitizer reports a race. Call TsanRelease
-// where the first ends, and TsanAcquire where the second begins. Both must be
-// compiled with instrumentation, so do not call them in files that are marked
-// with attnd_thin_grpc (cmake/attnd_target.cmake).
+// where the first ends, and TsanAcquire where the second begins. Unlocking a
+// mutex counts as a TsanRelease of its address. Files that are marked with
+// attnd_thin_grpc (cmake/attnd_target.cmake) are not instrumented, so these
+// functions do nothing there.
 //
 // These functions order nothing themselves. Use them only if something else,
 // such as gRPC, has already ordered the two threads.
@@ -42,6 +43,18 @@ inline void TsanAcquire([[maybe_unused]] void* address) {
   __tsan_acquire(address);
 #endif
 }
+
+// One of several scopes that run one after the other, in changing threads.
+class TsanTurn {
+ public:
+  explicit TsanTurn(void* address) : address_(address) { TsanAcquire(address); }
+  ~TsanTurn() { TsanRelease(address_); }
+  TsanTurn(const TsanTurn&) = delete;
+  TsanTurn& operator=(const TsanTurn&) = delete;
+
+ private:
+  void* const address_;
+};
 
 }  // namespace attnd
 

@@ -5,6 +5,7 @@
 #include <random>
 #include <utility>
 
+#include "base/tsan_ordering.h"
 #include "client/message_limits.h"
 #include "google/protobuf/message_lite.h"
 
@@ -40,9 +41,8 @@ absl::Status Repeat(RpcChannel& channel, const RetryPolicy& policy,
 }
 
 // A call that no thread waits for. It is kept alive by its current attempt or
-// pause, and by the caller, who may cancel it. Attempts and pauses run one
-// after the other in threads of gRPC. Thread sanitizer cannot see that gRPC
-// orders them, but it sees the lock.
+// pause, and by the caller, who may cancel it at any time. gRPC runs attempts
+// and pauses one after the other, in threads of its own.
 class RepeatedCall : public AsyncCall,
                      public AsyncTimer,
                      public CallCanceller,
@@ -205,11 +205,11 @@ class RepeatedExchange final : public RepeatedCall, public MessageExchange {
         exchange_(std::move(exchange)) {}
 
   std::optional<OutgoingMessage> Next() override {
-    const std::lock_guard lock(mutex_);
+    const TsanTurn turn(&mutex_);
     return exchange_->Next();
   }
   bool OnResponse(const ReceivedMessage& message) override {
-    const std::lock_guard lock(mutex_);
+    const TsanTurn turn(&mutex_);
     return exchange_->OnResponse(message);
   }
   bool Restart() override { return exchange_->Restart(); }

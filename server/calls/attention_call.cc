@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/field_error.h"
 #include "base/status_macros.h"
+#include "base/tsan_ordering.h"
 #include "core/checked_math.h"
 #include "core/memory_estimator.h"
 #include "server/codec/message_parser.h"
@@ -266,7 +268,8 @@ void AttentionCall::ShrinkToAnswer() {
   reservation_.ShrinkTo(held_bytes);
 }
 
-UnaryCall::~UnaryCall() { (void)answered_.load(std::memory_order_acquire); }
+// gRPC orders Answer before this.
+UnaryCall::~UnaryCall() { TsanAcquire(this); }
 
 void UnaryCall::Start(ReceivedMessage received, Done done) {
   done_ = std::move(done);
@@ -351,7 +354,7 @@ void UnaryCall::Answer(absl::Status status, const RunStats& stats) {
   }
   reservation().LeaveSlot();
   const Done done = std::move(done_);
-  answered_.store(true, std::memory_order_release);
+  TsanRelease(this);
   done(std::move(pieces));
 }
 

@@ -5,7 +5,6 @@
 #define ATTND_SERVER_CALLS_ATTENTION_CALL_H_
 
 #include <array>
-#include <atomic>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -156,9 +155,6 @@ class UnaryCall : public AttentionCall {
   void Answer(absl::Status status, const RunStats& stats);
   OutgoingMessage Encode(const RunStats& stats);
 
-  // Set before `done`, read by the destructor: gRPC orders the two, but thread
-  // sanitizer cannot see how.
-  std::atomic<bool> answered_ = false;
   Done done_;
   PayloadSource source_;
 };

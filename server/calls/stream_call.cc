@@ -8,6 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/field_error.h"
+#include "base/tsan_ordering.h"
 #include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
 #include "server/codec/message_parser.h"
@@ -55,7 +56,8 @@ absl::Status BelowHeader(const absl::Status& status) {
 
 }  // namespace
 
-StreamCall::~StreamCall() { const std::lock_guard lock(mutex_); }
+// gRPC orders the last event before this.
+StreamCall::~StreamCall() { TsanAcquire(&mutex_); }
 
 void StreamCall::Start(Admission::Reservation pending) {
   {

@@ -99,8 +99,6 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   const Clock clock_;
   Admission::Reservation pending_;
 
-  // gRPC calls one after the other, from threads of its own. Thread sanitizer
-  // cannot see how it orders them; it sees the mutex.
   std::mutex mutex_;
   // Measures the wait for the client's next message; stopped while the server
   // handles one. A message may come before the Read that asked for it returns,

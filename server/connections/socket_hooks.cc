@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "base/tsan_ordering.h"
+
 namespace attnd::server {
 namespace {
 
@@ -25,9 +27,6 @@ struct Followed {
 
   const std::shared_ptr<Connection> connection;
   const std::shared_ptr<ConnectionGuard> guard;
-  // gRPC closes a socket after everything else that it does with it. Thread
-  // sanitizer cannot see how it orders the two; it sees this counter.
-  std::atomic<uint32_t> uses = 0;
 };
 
 constexpr size_t kMaxDescriptors = size_t{1} << 20;
@@ -47,7 +46,8 @@ void Forget(int fd) {
   const std::unique_ptr<Followed> entry(
       followed[static_cast<size_t>(fd)].exchange(nullptr));
   if (!entry) return;
-  (void)entry->uses.load(std::memory_order_acquire);
+  // gRPC closes a socket after everything else that it does with it.
+  TsanAcquire(entry.get());
   entry->guard->Forget(entry->connection);
 }
 
@@ -56,7 +56,7 @@ class Use {
  public:
   explicit Use(int fd) : entry_(Find(fd)) {}
   ~Use() {
-    if (entry_ != nullptr) entry_->uses.fetch_add(1, std::memory_order_release);
+    if (entry_ != nullptr) TsanRelease(entry_);
   }
   Use(const Use&) = delete;
   Use& operator=(const Use&) = delete;
