@@ -1,5 +1,5 @@
-// Payloads of a received message, or in shared memory, on their way to where
-// kernels read them. Knows offsets and addresses, not what lies there.
+// Copies payloads from a received message, or from shared memory, to the memory
+// where kernels read them.
 #ifndef ATTND_SERVER_CODEC_PAYLOAD_SOURCE_H_
 #define ATTND_SERVER_CODEC_PAYLOAD_SOURCE_H_
 
@@ -13,22 +13,23 @@
 
 namespace attnd::server {
 
-// Filled by one thread, then read by many.
+// A list of copies to make. One thread fills it, and then the workers of a job
+// make the copies in parallel.
 class PayloadSource final : public InputSource {
  public:
-  // What `range` covers of the message goes to `to`.
+  // Copies the bytes of `range` in the message to `to`.
   void Add(const PayloadRange& range, std::byte* to);
-  // So does what lies at `from`, until the job is over.
+  // Copies the bytes at `from`, which must stay there until the job is over.
   void AddMemory(const std::byte* from, int64_t size_bytes, std::byte* to);
-  // The same of the keys and the values, where both are tensors of their own.
-  // Nothing is added after them.
+  // Copies the keys and the values, if each is a tensor of its own. Call it
+  // last.
   void AddKeysAndValues(const PayloadRange& keys, std::byte* keys_to,
                         const PayloadRange& values, std::byte* values_to);
 
   bool empty() const { return pieces_.empty(); }
 
-  // Keeps the message in which all ranges lie until Clear, or drops it where
-  // there is none.
+  // Keeps the message that holds all ranges until Clear, or drops it if there
+  // are no ranges.
   void Keep(ReceivedMessage received);
   void Clear();
 
@@ -39,7 +40,7 @@ class PayloadSource final : public InputSource {
   void LoadValues(int64_t offset_bytes, int64_t size_bytes) override;
 
  private:
-  // What goes to an address, from an offset in the message or in memory.
+  // A copy to make, from the message or, if `memory` is set, from memory.
   struct Part {
     PayloadRange range;
     std::byte* to = nullptr;

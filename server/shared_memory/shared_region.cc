@@ -19,9 +19,9 @@
 namespace attnd::server {
 namespace {
 
-// Pages of tmpfs come as they are touched; those of hugetlbfs can run out, and
-// a file on a disk or on FUSE can fail or block: each would be the end of this
-// process, or of a worker.
+// Accepts tmpfs only. Pages of hugetlbfs can run out, and a file on a disk or
+// on FUSE can fail or block. Each of these would end this process or block a
+// worker. Pages of tmpfs are allocated when they are first touched.
 absl::Status CheckFileSystem(int fd) {
   constexpr char kExpected[] = "a memfd, which lies on tmpfs";
   struct stat info {};
@@ -42,7 +42,7 @@ absl::Status CheckFileSystem(int fd) {
   return absl::OkStatus();
 }
 
-// With these three, the size that fstat says is the size for good.
+// With these three seals, the size that fstat returns cannot change.
 absl::StatusOr<int> CheckedSeals(int fd) {
   const int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0) return absl::ErrnoToStatus(errno, "seals: cannot be read");
@@ -92,8 +92,8 @@ absl::StatusOr<std::string> RandomHandle() {
 
 }  // namespace
 
-// Shared with every charge, so that a region which a job holds may outlive the
-// registry.
+// Every charge shares the quota, so that a region that a job holds may outlive
+// the registry.
 struct RegionRegistry::Quota {
   struct Use {
     int64_t bytes = 0;
@@ -106,7 +106,8 @@ struct RegionRegistry::Quota {
   std::mutex mutex;
   std::map<uid_t, Use> by_uid;  // guarded by mutex
 
-  // Gives back when the last copy of the answer goes.
+  // Charges a region. The charge ends when the last copy of the returned
+  // pointer is destroyed.
   static absl::StatusOr<std::shared_ptr<void>> Charge(
       const std::shared_ptr<Quota>& quota, uid_t uid, int64_t bytes) {
     const std::lock_guard lock(quota->mutex);
@@ -170,7 +171,8 @@ absl::StatusOr<std::shared_ptr<const SharedRegion>> RegionRegistry::Register(
 }
 
 void RegionRegistry::Unregister(const std::string& handle) {
-  // Unmapped, where nobody uses it, after the lock is given back.
+  // Declared before the lock, so that the region is unmapped after the lock is
+  // released.
   std::shared_ptr<const SharedRegion> region;
   const std::lock_guard lock(mutex_);
   const auto entry = regions_.find(handle);

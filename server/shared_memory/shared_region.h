@@ -1,6 +1,5 @@
-// Memory that clients lend to the server, by handle. The checks here are what
-// makes that safe: docs/adr/0007 has the threats. Knows no socket, no gRPC and
-// no attention.
+// Memory that clients lend to the server, found by handle. The checks here make
+// that safe: docs/adr/0007 describes the threats.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHARED_REGION_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHARED_REGION_H_
 
@@ -19,8 +18,8 @@
 
 namespace attnd::server {
 
-// A sealed memfd of a client's in this process, until the last pointer to it
-// goes. Its contents may change at any time.
+// A client's sealed memfd, mapped in this process until the last pointer to it
+// is destroyed. The client may change its contents at any time.
 class SharedRegion {
  public:
   ~SharedRegion();
@@ -30,41 +29,42 @@ class SharedRegion {
   const std::string& handle() const { return handle_; }
   int64_t size_bytes() const { return size_bytes_; }
 
-  // Mapped without the right to write: a kernel that strays faults here.
+  // This mapping cannot be written, so a kernel that strays here faults.
   const std::byte* data() const { return data_; }
-  // The same bytes to be written; null where the client's seals or its
-  // descriptor forbid that.
+  // The same bytes, to be written. Null if the client's seals or its descriptor
+  // forbid that.
   std::byte* writable_data() const { return writable_data_; }
 
  private:
   friend class RegionRegistry;
   SharedRegion() = default;
 
-  std::shared_ptr<void> charge_;  // of the quota; goes after the mappings
+  std::shared_ptr<void> charge_;  // to the quota; destroyed after the mappings
   std::string handle_;
   int64_t size_bytes_ = 0;
   const std::byte* data_ = nullptr;
   std::byte* writable_data_ = nullptr;
 };
 
-// Thread-safe. Regions may outlive it.
+// The registered regions. Thread-safe. Regions may outlive it.
 class RegionRegistry {
  public:
-  // Of one uid. Two mappings each: far below what a process may have.
+  // The most regions of one uid. Each takes two mappings, which is far below
+  // the limit of a process.
   static constexpr int64_t kMaxRegions = 256;
 
-  // `quota_bytes` is what the regions of one uid may come to, those included
-  // that are no longer registered and still in use.
+  // `quota_bytes` limits the sum of the regions of one uid, including those
+  // that are no longer registered but still in use.
   explicit RegionRegistry(int64_t quota_bytes);
 
-  // Checks and maps what `fd` is. INVALID_ARGUMENT for what is no sealed memfd
-  // on tmpfs; RESOURCE_EXHAUSTED above the quota. The region answers its handle
-  // until Unregister.
+  // Checks `fd` and maps it. Returns INVALID_ARGUMENT if it is no sealed memfd
+  // on tmpfs, and RESOURCE_EXHAUSTED if the region exceeds the quota. Find
+  // returns the region until Unregister.
   absl::StatusOr<std::shared_ptr<const SharedRegion>> Register(UniqueFd fd,
                                                                uid_t uid);
   void Unregister(const std::string& handle);
 
-  // Null where there is none.
+  // Returns null if no region has this handle.
   std::shared_ptr<const SharedRegion> Find(absl::string_view handle) const;
 
  private:

@@ -70,7 +70,8 @@ bool Overlap(const SharedPart& a, const SharedPart& b) {
          b.offset_bytes < a.offset_bytes + a.size_bytes;
 }
 
-// A kernel writes some rows of an output while it still reads others' inputs.
+// An output must not overlap with an input, because a kernel writes some rows
+// of the output before it has read the inputs of others.
 absl::Status CheckApart(const SharedPart& target, absl::string_view field,
                         const SharedPart& other, absl::string_view name) {
   if (!Overlap(target, other)) return absl::OkStatus();

@@ -1,6 +1,5 @@
-// Where a call's tensors lie in shared regions: every handle, offset and size
-// that a request names is checked here, before anything is read or written.
-// Knows no socket.
+// Finds a call's tensors in shared regions. Checks every handle, offset and
+// size of a request before anything is read or written.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHARED_TENSORS_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHARED_TENSORS_H_
 
@@ -15,9 +14,9 @@
 
 namespace attnd::server {
 
-// A part of a region, which it keeps mapped.
+// A part of a region. Keeps the region mapped.
 struct SharedPart {
-  std::shared_ptr<const SharedRegion> region;  // null: lies elsewhere
+  std::shared_ptr<const SharedRegion> region;  // null: not in shared memory
   int64_t offset_bytes = 0;
   int64_t size_bytes = 0;
 
@@ -33,11 +32,13 @@ struct SharedTensors {
   SharedPart lse;
 };
 
-// `decoded` is what DecodeRequest made of `tensors`. `registry` is null where
-// shared memory is off: FAILED_PRECONDITION for who wants it. NOT_FOUND for a
-// handle that is not registered (any more), INVALID_ARGUMENT for a part that
-// does not lie in its region, may not be written to, or is written to and read
-// at once; all of them name the field.
+// Returns the parts of the regions that `tensors` refers to. `decoded` is what
+// DecodeRequest returned for `tensors`. `registry` is null if shared memory is
+// off. Errors name the field:
+// - FAILED_PRECONDITION if the request needs shared memory and it is off;
+// - NOT_FOUND if no region has the handle, or no longer;
+// - INVALID_ARGUMENT if a part exceeds its region, may not be written, or would
+//   be written and read at the same time.
 absl::StatusOr<SharedTensors> FindSharedTensors(const AttentionTensors& tensors,
                                                 const DecodedRequest& decoded,
                                                 const RegionRegistry* registry);

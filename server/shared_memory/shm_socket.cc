@@ -20,10 +20,11 @@
 namespace attnd::server {
 namespace {
 
-// How long new connections wait where the process has no descriptor left.
+// How long new connections wait if the process has no free descriptor.
 constexpr int kAcceptPauseMs = 100;
 
-// A message and the descriptors that came with it, or why there is none.
+// A message and the descriptors that came with it, or the reason for having
+// none.
 struct Received {
   enum class State { kMessage, kNothingYet, kEnd };
   State state = State::kEnd;
@@ -47,12 +48,13 @@ void TakeDescriptors(msghdr& header, std::vector<UniqueFd>& to) {
   }
 }
 
-// An empty message looks like the end, and is one.
+// Receives a message. An empty message looks like the end of the connection,
+// and counts as it.
 Received Receive(int fd) {
   char buffer[kMaxShmRequestBytes + 1];
   iovec part{.iov_base = buffer, .iov_len = sizeof(buffer)};
-  // Room for two, so that two are seen as such; the kernel closes what does not
-  // fit.
+  // There is space for two descriptors, so that a second one is noticed. The
+  // kernel closes those that do not fit.
   alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))];
   msghdr header{};
   header.msg_iov = &part;
@@ -76,7 +78,8 @@ Received Receive(int fd) {
   return received;
 }
 
-// Whether the peer has room for it: who does not read is not waited for.
+// Sends `reply` without waiting. Returns false if the peer has not read enough
+// for the reply to fit.
 bool Send(int fd, const std::string& reply) {
   ssize_t sent = 0;
   do {
@@ -85,8 +88,8 @@ bool Send(int fd, const std::string& reply) {
   return sent == static_cast<ssize_t>(reply.size());
 }
 
-// The last reply, and no more. Where a socket is closed with something unread
-// in it, the peer reads a reset in place of what was sent to it.
+// Sends the last reply. Then reads what the peer has sent, because if a socket
+// is closed with unread bytes, the peer reads a reset instead of the reply.
 void SendLast(int fd, const std::string& reply) {
   Send(fd, reply);
   shutdown(fd, SHUT_RDWR);
@@ -97,7 +100,8 @@ void SendLast(int fd, const std::string& reply) {
 
 }  // namespace
 
-// All but its destructor runs in one thread, which never waits for a peer.
+// Everything except the destructor runs in one thread, which never waits for a
+// peer.
 class ShmSocket::Impl {
  public:
   Impl(UnixSocketGuard guard, UniqueFd listener, UniqueFd stop,
@@ -115,7 +119,7 @@ class ShmSocket::Impl {
   }
 
  private:
-  // One client. Its regions go with it.
+  // One client. The destructor unregisters its regions.
   struct Connection {
     Connection(UniqueFd connected, uid_t peer, RegionRegistry& regions)
         : fd(std::move(connected)), uid(peer), registry(regions) {}
@@ -135,7 +139,7 @@ class ShmSocket::Impl {
     for (;;) {
       std::vector<pollfd> polled = {
           {.fd = stop_.get(), .events = POLLIN, .revents = 0},
-          // A negative descriptor is passed over.
+          // poll ignores a negative descriptor.
           {.fd = may_accept_ ? listener_.get() : -1,
            .events = POLLIN,
            .revents = 0}};
@@ -146,7 +150,7 @@ class ShmSocket::Impl {
       poll(polled.data(), polled.size(), may_accept_ ? -1 : kAcceptPauseMs);
       may_accept_ = true;
       if (polled[0].revents != 0) break;
-      // One message of each that has any, so that nobody keeps the others out.
+      // Serves one message of each client, so that no client starves another.
       for (size_t i = 0; i < connections_.size(); ++i) {
         if (polled[i + 2].revents != 0 && !Serve(*connections_[i])) {
           connections_[i].reset();
@@ -198,8 +202,9 @@ class ShmSocket::Impl {
     return absl::OkStatus();
   }
 
-  // Whether the connection goes on: not where its peer is gone, does not read
-  // its replies, or sent what is no request.
+  // Handles one message. Returns whether the connection continues. It ends if
+  // the peer is gone, does not read its replies, or sent anything but a
+  // request.
   bool Serve(Connection& connection) {
     Received received = Receive(connection.fd.get());
     if (received.state != Received::State::kMessage) {
@@ -208,8 +213,8 @@ class ShmSocket::Impl {
     if (received.descriptors_lost) {
       SendLast(connection.fd.get(),
                EncodeShmError(absl::ResourceExhaustedError(
-                   "descriptors: expected at most 1, and a free number for it "
-                   "in the server, got more, or there was none")));
+                   "descriptors: expected at most 1, got more, or the server "
+                   "has no free file descriptor")));
       return false;
     }
     const absl::StatusOr<ShmRequest> request =
@@ -251,7 +256,7 @@ class ShmSocket::Impl {
   const UnixSocketGuard guard_;
   const UniqueFd listener_;
   const UniqueFd stop_;
-  const std::vector<uid_t> allowed_uids_;  // empty: all that can connect
+  const std::vector<uid_t> allowed_uids_;  // empty: the file's mode decides
   RegionRegistry& registry_;
   bool may_accept_ = true;
   std::vector<std::unique_ptr<Connection>> connections_;

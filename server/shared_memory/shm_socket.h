@@ -1,6 +1,5 @@
-// The socket on which clients register memory: who may connect, what they may
-// say, and that a region goes when its connection does. docs/shared-memory.md
-// has the protocol. Knows no gRPC and no attention.
+// The socket on which clients register memory. A region is registered until its
+// connection ends. docs/shared-memory.md describes the protocol.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHM_SOCKET_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHM_SOCKET_H_
 
@@ -18,17 +17,17 @@ namespace attnd::server {
 
 struct ShmSocketOptions {
   std::string path;
-  // Of the socket's file, where `allowed_uids` is empty.
+  // The mode of the socket's file. Used if `allowed_uids` is empty.
   mode_t mode = kOwnersSocketMode;
-  // Whose processes may connect. Empty: those that `mode` lets in.
+  // The users whose processes may connect. If empty, `mode` decides.
   std::vector<uid_t> allowed_uids;
 };
 
-// Serves in a thread of its own from Listen to the destructor, which
-// unregisters every region.
+// Serves clients in a thread of its own, from Listen until the destructor,
+// which unregisters every region.
 class ShmSocket {
  public:
-  // Of one uid at a time.
+  // The most connections of one uid at a time.
   static constexpr int kMaxConnections = 64;
 
   // `registry` must outlive the socket. Errors name --shm-socket.
