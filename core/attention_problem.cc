@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "base/field_error.h"
 #include "base/status_macros.h"
 #include "core/checked_math.h"
 

@@ -8,17 +8,12 @@
 #include <limits>
 
 #include "absl/status/statusor.h"
+#include "base/types.h"
 #include "core/attention_params.h"
 #include "core/memory_estimator.h"
+#include "wire/message_sizes.h"
 
 namespace attnd {
-
-// An upper bound of what a message carries in addition to the bytes of its
-// tensors and the lists in its options.
-inline constexpr int64_t kMessageEnvelopeBytes = 4096;
-
-// The most bytes of a tensor that one message of a stream carries.
-inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
 
 // What a stream holds for its messages: the chunk that is being copied, and the
 // chunks that gRPC receives and keeps in the meantime. Up to 11 MiB were

@@ -19,6 +19,7 @@
 #include "server/calls/benchmark_tensors.h"
 #include "server/codec/response_codec.h"
 #include "server/status/status_convert.h"
+#include "wire/message_sizes.h"
 #include "wire/reasons.h"
 
 namespace attnd::server {

@@ -12,6 +12,7 @@
 #include "server/calls/unary_answer.h"
 #include "server/codec/message_parser.h"
 #include "server/status/status_convert.h"
+#include "wire/message_sizes.h"
 #include "wire/reasons.h"
 
 namespace attnd::server {

@@ -14,6 +14,7 @@
 #include "server/codec/message_parser.h"
 #include "server/codec/response_codec.h"
 #include "server/status/status_convert.h"
+#include "wire/message_sizes.h"
 #include "wire/reasons.h"
 
 namespace attnd::server {

@@ -10,11 +10,13 @@
 #include <random>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "base/attention_options.h"
 #include "client/attnctl/offline_estimate.h"
 #include "server/shared_memory/shared_region.h"
 #include "tests/server/case_messages.h"
@@ -34,39 +36,22 @@ using testing::RandomCase;
 constexpr int64_t kMaxLength = 60;
 constexpr int64_t kMaxMessageBytes = int64_t{1} << 28;
 
-client::DataType TypeOf(DataType type) {
-  return type == DataType::kF16    ? client::DataType::kF16
-         : type == DataType::kBF16 ? client::DataType::kBF16
-                                   : client::DataType::kF32;
-}
-
 client::ConstTensor Described(client::DataType type,
                               const std::vector<int64_t>& shape) {
   return {client::ConstElements(type, std::span<const std::byte>()), shape};
 }
 
 client::AttentionOptions ClientOptionsOf(const AttentionOptions& in) {
-  client::AttentionOptions out{
-      .scale = in.scale,
-      .temperature = in.temperature,
-      .block_size = in.block_size,
-      .layout = static_cast<client::Layout>(in.layout),
-      .causal = static_cast<client::Causal>(in.causal),
-      .query_offsets = in.query_offsets,
-      .window_left = in.window_left,
-      .window_right = in.window_right,
-      .logits_soft_cap = in.logits_soft_cap,
-      .alibi_slopes = in.alibi_slopes,
-      .sink_logits = in.sink_logits,
-      .query_lengths = in.query_lengths,
-      .key_lengths = in.key_lengths,
-      .cu_seqlens_q = in.cu_seqlens_q,
-      .cu_seqlens_k = in.cu_seqlens_k,
-      .precision = static_cast<client::Precision>(in.precision)};
-  if (in.bias) out.bias = Described(TypeOf(in.bias->dtype), in.bias->shape);
-  if (in.mask_shape) {
-    out.mask = Described(client::DataType::kBool, *in.mask_shape);
-  }
+  client::AttentionOptions out;
+  ForEachOption([&](const char*, auto member, const auto&...) {
+    const auto& from = member(in);
+    if constexpr (std::is_same_v<decltype(from),
+                                 const std::optional<TensorSpec>&>) {
+      if (from) member(out) = Described(from->dtype, from->shape);
+    } else {
+      member(out) = from;
+    }
+  });
   return out;
 }
 
@@ -79,17 +64,7 @@ struct Question {
 Question QuestionOf(const CaseShape& shape, client::Transport transport) {
   Question question;
   question.request = EstimateRequestOf(shape);
-  switch (transport) {
-    case client::Transport::kInline:
-      question.request.set_transport(v1::TRANSPORT_INLINE);
-      break;
-    case client::Transport::kStream:
-      question.request.set_transport(v1::TRANSPORT_STREAM);
-      break;
-    case client::Transport::kSharedMemory:
-      question.request.set_transport(v1::TRANSPORT_SHARED_MEMORY);
-      break;
-  }
+  question.request.set_transport(static_cast<v1::Transport>(transport));
   question.flags = {.batch = shape.batch,
                     .num_q_heads = shape.num_kv_heads * shape.group,
                     .num_kv_heads = shape.num_kv_heads,
@@ -97,13 +72,11 @@ Question QuestionOf(const CaseShape& shape, client::Transport transport) {
                     .kv_len = shape.kv_len,
                     .head_dim = shape.head_dim,
                     .v_head_dim = shape.v_head_dim,
-                    .dtype = TypeOf(shape.query_dtype),
+                    .dtype = shape.query_dtype,
                     .attention = ClientOptionsOf(shape.options),
-                    .return_lse = shape.options.return_lse,
+                    .return_lse = shape.outputs.return_lse,
+                    .output_dtype = shape.outputs.output_dtype,
                     .transport = transport};
-  if (shape.options.output_dtype) {
-    question.flags.output_dtype = TypeOf(*shape.options.output_dtype);
-  }
   return question;
 }
 

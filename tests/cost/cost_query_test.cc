@@ -131,7 +131,7 @@ TEST(CostQueryTest, AbsurdSizesAreCountedOrRefused) {
 TEST(CostQueryTest, ScaledProblemsKeepTheirProportions) {
   CostQuery query = WithSizes({}, {.batch = 2, .q_len = 4, .kv_len = 10});
   query.options = {.bias = TensorSpec{.shape = {4, 10}},
-                   .mask_shape = {{1, 10}},
+                   .mask = TensorSpec{DataType::kBool, {1, 10}},
                    .query_lengths = {4, 1},
                    .key_lengths = {10, 0}};
   ASSERT_TRUE(query.SetDefaults().ok());
@@ -142,7 +142,7 @@ TEST(CostQueryTest, ScaledProblemsKeepTheirProportions) {
   EXPECT_EQ(larger.options.query_lengths, (std::vector<int64_t>{10, 3}));
   EXPECT_EQ(larger.options.key_lengths, (std::vector<int64_t>{25, 0}));
   EXPECT_EQ(larger.options.bias->shape, (std::vector<int64_t>{10, 25}));
-  EXPECT_EQ(*larger.options.mask_shape, (std::vector<int64_t>{1, 25}));
+  EXPECT_EQ(larger.options.mask->shape, (std::vector<int64_t>{1, 25}));
   EXPECT_TRUE(CostOf(larger).ok());
   CostQuery ragged = WithSizes({}, {.seq_len = 6});
   ragged.options = {.cu_seqlens_q = {0, 2, 6}, .cu_seqlens_k = {0, 1, 6}};
