@@ -11,7 +11,7 @@
 #include "bench/amx_rate.h"
 #include "bench/stream_bandwidth.h"
 #include "core/fma_peak.h"
-#include "core/kernels/geometry.h"
+#include "core/geometry.h"
 
 namespace attnd::bench {
 namespace {

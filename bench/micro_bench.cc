@@ -19,6 +19,7 @@
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/softmax-inl.h"
+#include "core/kernels/targets.h"
 #include "core/workspace.h"
 #include "hwy/highway.h"
 
@@ -131,25 +132,22 @@ void RegisterMicro(const std::string& isa) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-int main(int argc, char** argv) {
-  using attnd::Isa;
-  for (const Isa isa : attnd::SupportedIsas()) {
-    const std::string name(attnd::IsaName(isa));
-    switch (isa) {
-#if HWY_TARGETS & HWY_AVX3
-      case Isa::kAvx512:
-        attnd::N_AVX3::RegisterMicro(name);
-        break;
-#endif
-#if HWY_TARGETS & HWY_AVX2
-      case Isa::kAvx2:
-        attnd::N_AVX2::RegisterMicro(name);
-        break;
-#endif
-      default:  // scalar code, and bf16, which shares the parts of avx512
-        break;
-    }
+namespace attnd {
+namespace {
+
+void RegisterAll() {
+  for (const Isa isa : SupportedIsas()) {
+    // Not for scalar code, nor for bf16, which shares the parts of its f32 set.
+    if (isa == Isa::kScalar || F32Isa(isa) != isa) continue;
+    ATTND_FUNCTION(isa, RegisterMicro)(std::string(IsaName(isa)));
   }
+}
+
+}  // namespace
+}  // namespace attnd
+
+int main(int argc, char** argv) {
+  attnd::RegisterAll();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string_view>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/attention_problem.h"
@@ -86,15 +87,14 @@ class AttentionEngine {
   WorkspacePool& pool() { return pool_; }
 
  private:
-  class Job;
-  class GradientJob;
+  using MakeJob =
+      absl::FunctionRef<std::unique_ptr<TileJob>(Workspace workspace)>;
 
-  // Reserves what `estimate` says and hands a job of type J to the scheduler.
-  template <typename J, typename Plan, typename Buffers>
-  void Start(const AttentionProblem& problem, Plan plan, const Buffers& buffers,
-             InputSource* source,
+  // Reserves the workspace of `estimate` and runs the job that `make_job`
+  // makes: `tasks` tasks, without those that load.
+  void Start(const AttentionProblem& problem, int64_t tasks,
              const absl::StatusOr<MemoryEstimate>& estimate, RunStats stats,
-             const StopSignal* stop, Done done);
+             const StopSignal* stop, Done done, MakeJob make_job);
 
   MachineInfo machine_;
   WorkspacePool pool_;

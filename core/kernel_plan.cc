@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "core/checked_math.h"
-#include "core/kernels/geometry.h"
+#include "core/geometry.h"
 #include "core/workspace.h"
 
 namespace attnd {
@@ -119,7 +119,9 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
   const int64_t most_rows = MaxRowsOfTile(products, rows);
   entry.q_tiles = CeilDiv(rows, most_rows);
   entry.tile_q = CeilDiv(rows, entry.q_tiles);
-  if (entry.q_tiles > 1) entry.tile_q = RoundUp(entry.tile_q, geometry.rows);
+  const int64_t block_rows =
+      products.isa == Isa::kAmxBf16 ? kAmxBlock : geometry.rows;
+  if (entry.q_tiles > 1) entry.tile_q = RoundUp(entry.tile_q, block_rows);
   entry.q_tiles = CeilDiv(rows, entry.tile_q);
   // One tile would be one task, however many keys it has.
   if (entry.q_tiles == 1) {

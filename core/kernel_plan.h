@@ -9,7 +9,7 @@
 
 #include "core/attention_problem.h"
 #include "core/entry_table.h"
-#include "core/kernels/geometry.h"
+#include "core/geometry.h"
 #include "core/machine.h"
 
 namespace attnd {

@@ -16,10 +16,6 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "core/kernels/amx_bf16.h"
-#include "core/kernels/microkernels.h"
-#include "core/kernels/targets.h"
-#include "hwy/highway.h"
 
 namespace attnd {
 namespace {
@@ -30,17 +26,9 @@ constexpr const char* kCgroupSelf = "/proc/self/cgroup";
 int64_t L2Bytes(int64_t fallback) {
   // Containers and some virtual machines answer 0 or -1.
   const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  constexpr int64_t kLeast = 256 << 10;
-  constexpr int64_t kMost = 16 << 20;
-  return bytes > 0 ? std::clamp(bytes, kLeast, kMost) : fallback;
-}
-
-bool IsAmd() {
-#if defined(__x86_64__)
-  return __builtin_cpu_is("amd") != 0;
-#else
-  return false;
-#endif
+  constexpr int64_t kMin = 256 << 10;
+  constexpr int64_t kMax = 16 << 20;
+  return bytes > 0 ? std::clamp(bytes, kMin, kMax) : fallback;
 }
 
 int AffinityCount() {
@@ -55,14 +43,6 @@ int AffinityCount() {
     if (count > 0) return count;
   }
   return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
-}
-
-Isa FastestIsa() {
-  const std::vector<Isa> isas = SupportedIsas();
-  // AMD's cores do twice the work of a multiply-add in VDPBF16PS, Intel's half
-  // of it (Xeon 6: 0.25 of the instructions a cycle), which leaves f32 ahead.
-  if (isas.front() == Isa::kAvx512Bf16 && !IsAmd()) return isas[1];
-  return isas.front();
 }
 
 // The first line of a file, without blanks around it.
@@ -125,48 +105,6 @@ void VisitCgroups(const std::string& root, const std::string& self,
 }
 
 }  // namespace
-
-std::string_view IsaName(Isa isa) {
-  switch (isa) {
-    case Isa::kScalar:
-      return "scalar";
-    case Isa::kAvx2:
-      return "avx2";
-    case Isa::kAvx512:
-      return "avx512";
-    case Isa::kAvx512Bf16:
-      return "avx512_bf16";
-    case Isa::kAmxBf16:
-      return "amx_bf16";
-  }
-  return "unknown";
-}
-
-std::optional<Isa> ParseIsa(std::string_view name) {
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512,
-                        Isa::kAvx512Bf16, Isa::kAmxBf16}) {
-    if (name == IsaName(isa)) return isa;
-  }
-  return std::nullopt;
-}
-
-Isa F32Isa(Isa isa) { return std::min(isa, Isa::kAvx512); }
-
-std::vector<Isa> SupportedIsas() {
-  const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
-  std::vector<Isa> isas;
-  if ((usable & HWY_AVX3) != 0) {
-    if (HasBf16Dot()) {
-      // Weights become bf16 by one of that set's instructions.
-      if (HasAmxBf16()) isas.push_back(Isa::kAmxBf16);
-      isas.push_back(Isa::kAvx512Bf16);
-    }
-    isas.push_back(Isa::kAvx512);
-  }
-  if ((usable & HWY_AVX2) != 0) isas.push_back(Isa::kAvx2);
-  if (ATTND_HAS_SCALAR) isas.push_back(Isa::kScalar);
-  return isas;
-}
 
 MachineInfo MachineInfo::Detect() {
   return {.isa = FastestIsa(), .l2_bytes = L2Bytes(MachineInfo().l2_bytes)};

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "core/kernels/geometry.h"
+#include "core/geometry.h"
 
 namespace attnd {
 

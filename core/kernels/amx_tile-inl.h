@@ -32,7 +32,7 @@
 #include "core/checked_math.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/convert-inl.h"
-#include "core/kernels/flash_attention.h"
+#include "core/kernels/forward_job.h"
 #include "core/kernels/microkernels.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/pack_head-inl.h"
@@ -56,7 +56,7 @@ inline void AmxAddOneRow(const float* weights, int64_t weight_stride,
 
 class AmxTile : public Tile {
  public:
-  AmxTile(const FlashJob& job, const TileTask& task, const PackedHead& head,
+  AmxTile(const ForwardJob& job, const TileTask& task, const PackedHead& head,
           float* slot)
       : Tile(job, task, slot, Isa::kAmxBf16, job.plan.parts),
         head_(head),

@@ -12,11 +12,11 @@
 #include <cstdint>
 
 #include "core/checked_math.h"
+#include "core/geometry.h"
+#include "core/kernels/backward_job.h"
 #include "core/kernels/backward_rows-inl.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/direct-inl.h"
-#include "core/kernels/flash_backward.h"
-#include "core/kernels/geometry.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/row_tile-inl.h"

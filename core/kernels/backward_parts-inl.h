@@ -41,10 +41,10 @@
 #include <limits>
 
 #include "core/checked_math.h"
+#include "core/geometry.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/backward_rows-inl.h"
 #include "core/kernels/convert-inl.h"
-#include "core/kernels/geometry.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/pack_tiles-inl.h"
 #include "core/kernels/row_tile-inl.h"

@@ -14,8 +14,8 @@
 #include <cstdint>
 
 #include "core/checked_math.h"
+#include "core/kernels/backward_job.h"
 #include "core/kernels/exp2-inl.h"
-#include "core/kernels/flash_backward.h"
 #include "core/kernels/row_tile-inl.h"
 #include "core/kernels/softmax-inl.h"
 #include "core/kernels/vectors-inl.h"

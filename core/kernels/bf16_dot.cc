@@ -130,6 +130,10 @@ const Microkernels& Bf16DotMicrokernels() {
 
 bool HasBf16Dot() { return __builtin_cpu_supports("avx512bf16") != 0; }
 
+// AMD's cores do twice the work of a multiply-add in VDPBF16PS, Intel's half of
+// it (Xeon 6: 0.25 of the instructions a cycle), which leaves f32 ahead.
+bool PrefersBf16Dot() { return __builtin_cpu_is("amd") != 0; }
+
 }  // namespace attnd
 
 #else
@@ -142,6 +146,7 @@ const Microkernels& Bf16DotMicrokernels() {
 }
 
 bool HasBf16Dot() { return false; }
+bool PrefersBf16Dot() { return false; }
 
 }  // namespace attnd
 

@@ -98,22 +98,21 @@ struct AsBf16 {
   }
 };
 
-// Stores two vectors of numbers, none of them denormal, as bf16 that lie one
-// after the other. Only where native bf16 products are: Highway 1.0.3 has no
-// such operation, hence the instruction.
+// Stores two vectors of numbers as bf16 that lie one after the other. Denormal
+// numbers may become 0.
 template <class D>
-HWY_INLINE void StoreNativeBf16([[maybe_unused]] D d, hn::Vec<D> low,
-                                hn::Vec<D> high, uint16_t* to) {
+HWY_INLINE void StoreNativeBf16(D d, hn::Vec<D> low, hn::Vec<D> high,
+                                uint16_t* to) {
 #if HWY_TARGET == HWY_AVX3
+  // Highway 1.0.3 has no such operation.
   hn::Vec<D> pairs;
   asm("vcvtne2ps2bf16 %2, %1, %0"
       : "=v"(pairs.raw)
       : "v"(high.raw), "v"(low.raw));
   hn::StoreU(pairs, d, reinterpret_cast<float*>(to));
 #else
-  (void)low;
-  (void)high;
-  (void)to;
+  AsBf16::Store(d, low, to);
+  AsBf16::Store(d, high, to + hn::MaxLanes(d));
 #endif
 }
 

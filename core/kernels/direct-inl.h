@@ -15,8 +15,8 @@
 #include <utility>
 
 #include "core/checked_math.h"
+#include "core/geometry.h"
 #include "core/kernels/convert-inl.h"
-#include "core/kernels/geometry.h"
 #include "core/kernels/microkernels.h"
 #include "core/kernels/row_tile-inl.h"
 #include "core/kernels/vectors-inl.h"
@@ -42,10 +42,25 @@ HWY_INLINE void FetchAhead(const T* from, int64_t bytes) {
 // ---------------------------------------------------------------------------
 // Keys
 
-// Rows that share one pass over the keys, as far as registers go.
-inline constexpr size_t kDirectRows = kLanes == 16 ? 6 : kLanes == 8 ? 3 : 2;
 // Keys of a pass: two that follow one another, and two half of the keys on.
 inline constexpr int64_t kDirectKeys = 4;
+// Rows that share one pass over the keys. They have as many sums as a
+// microkernel.
+inline constexpr size_t kDirectRows = kRows * kVectors / kDirectKeys;
+
+#if ATTND_WIDE
+// The sum of a vector's blocks of 128 bits.
+template <class D>
+HWY_INLINE auto SumOfBlocks(D d, hn::Vec<D> x) {
+  if constexpr (hn::MaxLanes(d) == 4) {
+    return x;
+  } else {
+    const hn::Half<D> half;
+    return SumOfBlocks(half,
+                       hn::Add(hn::LowerHalf(half, x), hn::UpperHalf(half, x)));
+  }
+}
+#endif
 
 // The sums of four vectors' lanes, two to each place.
 HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
@@ -64,17 +79,8 @@ HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
   // One sum of each in every block of 128 bits.
   const auto blocks = hn::Add(hn::BitCast(kF, hn::InterleaveLower(d2, ab, ce)),
                               hn::BitCast(kF, hn::InterleaveUpper(d2, ab, ce)));
-  const hn::FixedTag<float, 8> f8;
-  const hn::FixedTag<float, 4> f4;
-#if HWY_TARGET == HWY_AVX3
-  const auto half =
-      hn::Add(hn::LowerHalf(f8, blocks), hn::UpperHalf(f8, blocks));
-#else
-  const auto half = blocks;
-  (void)f8;
-#endif
+  const auto sums = SumOfBlocks(kF, blocks);
   const hn::FixedTag<float, 2> f2;
-  const auto sums = hn::Add(hn::LowerHalf(f4, half), hn::UpperHalf(f4, half));
   hn::StoreU(hn::LowerHalf(f2, sums), f2, low);
   hn::StoreU(hn::UpperHalf(f2, sums), f2, high);
 #endif
@@ -212,10 +218,10 @@ inline constexpr int64_t kStreamRows = 4;
 // take more of them, for which some sums may leave the registers: a second pass
 // over the same values would let memory idle meanwhile.
 constexpr size_t DirectVectors(size_t rows) {
-  constexpr size_t kSumVectors = kLanes == 16 ? 32 : kLanes == 8 ? 12 : 0;
   return rows > kStreamRows
              ? kVectors
-             : std::max(kVectors, std::min<size_t>(8, kSumVectors / rows));
+             : std::max(kVectors,
+                        std::min<size_t>(8, kGeometry.stream_sums / rows));
 }
 
 // What is fetched meanwhile: whole rows of `bytes` bytes. Columns alone would

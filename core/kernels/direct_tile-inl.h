@@ -15,7 +15,7 @@
 #include "core/checked_math.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/direct-inl.h"
-#include "core/kernels/flash_attention.h"
+#include "core/kernels/forward_job.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/tile-inl.h"
@@ -29,7 +29,7 @@ namespace HWY_NAMESPACE {
 // Multiplies f32 whatever packed tiles do.
 class DirectTile : public Tile {
  public:
-  DirectTile(const FlashJob& job, const TileTask& task, float* slot)
+  DirectTile(const ForwardJob& job, const TileTask& task, float* slot)
       : Tile(job, task, slot, F32Isa(job.plan.isa), 1) {}
 
   void LoadQuery() const { LoadQueryAsF32(); }

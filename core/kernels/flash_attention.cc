@@ -39,15 +39,18 @@
 // Bits. A row's result depends on its own scores and on where the tiles and
 // their pieces begin, which is the same for every row; neither on which rows
 // share its block nor on how much of a tile the others see.
-#include "core/kernels/flash_attention.h"
-
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
 
+#include "core/attention_jobs.h"
+#include "core/geometry.h"
 #include "core/kernels/amx_bf16.h"
-#include "core/kernels/geometry.h"
+#include "core/kernels/forward_job.h"
 #include "core/workspace.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -68,7 +71,7 @@ namespace attnd {
 namespace HWY_NAMESPACE {
 namespace {
 
-void Merge(const FlashJob& job, int64_t task) {
+void Merge(const ForwardJob& job, int64_t task) {
   const AttentionParams& params = job.params;
   const TileTask tile = job.plan.Merge(task);
   const EntryPlan& plan = job.plan.Entry(tile.entry);
@@ -114,9 +117,7 @@ struct SlotHeader {
   uint32_t largest_query;  // AmxTile::LoadQuery
 };
 
-void InitSlot(float* slot) {
-  StoreHeader(slot, SlotHeader{.next_key = -1, .largest_query = 0});
-}
+constexpr SlotHeader kNoTile = {.next_key = -1, .largest_query = 0};
 
 // A tile's way over its keys. Its queries are loaded.
 template <class SomeTile>
@@ -140,11 +141,11 @@ TileJob::Slice Walk(SomeTile& tile, int64_t tile_kv, float* slot,
     }
   }
   tile.Finish();
-  InitSlot(slot);
+  StoreHeader(slot, kNoTile);
   return TileJob::Slice::kDone;
 }
 
-TileJob::Slice RunDirectTile(const FlashJob& job, const TileTask& task,
+TileJob::Slice RunDirectTile(const ForwardJob& job, const TileTask& task,
                              float* slot, const SlotHeader& header,
                              SliceControl& control) {
   DirectTile tile(job, task, slot);
@@ -152,7 +153,7 @@ TileJob::Slice RunDirectTile(const FlashJob& job, const TileTask& task,
   return Walk(tile, job.plan.tile_kv, slot, header, control);
 }
 
-TileJob::Slice RunPanelTile(const FlashJob& job, const TileTask& task,
+TileJob::Slice RunPanelTile(const ForwardJob& job, const TileTask& task,
                             const PackedHead& head, float* slot,
                             const SlotHeader& header, SliceControl& control) {
   PanelTile tile(job, task, head, slot);
@@ -160,7 +161,7 @@ TileJob::Slice RunPanelTile(const FlashJob& job, const TileTask& task,
   return Walk(tile, job.plan.tile_kv, slot, header, control);
 }
 
-TileJob::Slice RunAmxTile(const FlashJob& job, const TileTask& task,
+TileJob::Slice RunAmxTile(const ForwardJob& job, const TileTask& task,
                           const PackedHead& head, float* slot,
                           SlotHeader header, SliceControl& control) {
   AmxTile tile(job, task, head, slot);
@@ -170,7 +171,7 @@ TileJob::Slice RunAmxTile(const FlashJob& job, const TileTask& task,
   return Walk(tile, job.plan.tile_kv, slot, header, control);
 }
 
-TileJob::Slice RunPackedTile(const FlashJob& job, const TileTask& task,
+TileJob::Slice RunPackedTile(const ForwardJob& job, const TileTask& task,
                              float* slot, SliceControl& control) {
   const PackedHead head(job, task);
   if (const auto slice = head.Pack(control)) return *slice;
@@ -180,7 +181,7 @@ TileJob::Slice RunPackedTile(const FlashJob& job, const TileTask& task,
              : RunPanelTile(job, task, head, slot, header, control);
 }
 
-TileJob::Slice RunTile(const FlashJob& job, int64_t number, float* slot,
+TileJob::Slice RunTile(const ForwardJob& job, int64_t number, float* slot,
                        SliceControl& control) {
   const TileTask task = job.plan.Tile(number);
   if (job.plan.Entry(task.entry).packed_keys == 0) {
@@ -194,10 +195,25 @@ TileJob::Slice RunTile(const FlashJob& job, int64_t number, float* slot,
 
 }  // namespace
 
-const FlashKernel& Kernel() {
-  static constexpr FlashKernel kKernel = {&InitSlot, &RunTile, &Merge};
-  return kKernel;
+TileJob::Slice RunForward(const ForwardJob& job, ForwardPhase phase,
+                          int64_t task, int64_t slot, SliceControl& control) {
+  switch (phase) {
+    case ForwardPhase::kLoad:
+      job.source->LoadPiece(task);
+      break;
+    case ForwardPhase::kTiles:
+      return RunTile(job, task, job.Slot(slot), control);
+    case ForwardPhase::kMerge:
+      Merge(job, task);
+      break;
+    case ForwardPhase::kPadding:
+      job.WritePadding(task);
+      break;
+  }
+  return TileJob::Slice::kDone;
 }
+
+void ClearForwardSlot(float* slot) { StoreHeader(slot, kNoTile); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attnd
@@ -205,30 +221,42 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace attnd {
+namespace {
 
-const FlashKernel& GetFlashKernel(Isa isa) {
-  return ATTND_FUNCTION(isa, Kernel)();
+// Whether the workers that pack keys and values can load them: if all keys that
+// any row sees are packed, from rows that lie one after the other.
+bool LoadsWithPacking(const AttentionProblem& problem, const KernelPlan& plan,
+                      const InputSource* source) {
+  return source != nullptr && source->pieces_before_keys() < source->pieces() &&
+         plan.packing_bytes > 0 && !plan.any_direct &&
+         problem.params().layout == Layout::kBhsd;
 }
 
-FlashJob::FlashJob(const AttentionProblem& of_problem,
-                   const KernelPlan& of_plan, const AttentionBuffers& buffers,
-                   int64_t threads, std::byte* workspace,
-                   InputSource* of_source)
-    : source(of_source),
-      problem(of_problem),
-      params(of_problem.params()),
-      plan(of_plan),
-      scores(of_problem, buffers.bias, buffers.mask),
-      packed_heads(of_plan.PackedHeads(threads)) {
-  const auto bytes = [](const void* data) {
-    return static_cast<const std::byte*>(data);
-  };
-  query = problem.QueryView(bytes(buffers.query));
-  key = problem.KeyView(bytes(buffers.key));
-  value = problem.ValueView(bytes(buffers.value));
-  output = problem.OutputView(static_cast<std::byte*>(buffers.output));
-  lse = problem.LseView(params.return_lse ? buffers.lse : nullptr);
-  Carver carver(workspace);
+const std::byte* Bytes(const void* data) {
+  return static_cast<const std::byte*>(data);
+}
+
+}  // namespace
+
+ForwardJob::ForwardJob(const AttentionProblem& of_problem, KernelPlan of_plan,
+                       const AttentionBuffers& buffers, InputSource* of_source,
+                       int64_t num_threads, Workspace workspace)
+    : problem(of_problem),
+      params(problem.params()),
+      plan(std::move(of_plan)),
+      scores(problem, buffers.bias, buffers.mask),
+      source(of_source),
+      loads_with_packing(LoadsWithPacking(problem, plan, source)),
+      query(problem.QueryView(Bytes(buffers.query))),
+      key(problem.KeyView(Bytes(buffers.key))),
+      value(problem.ValueView(Bytes(buffers.value))),
+      output(problem.OutputView(static_cast<std::byte*>(buffers.output))),
+      lse(problem.LseView(params.return_lse ? buffers.lse : nullptr)),
+      threads(num_threads),
+      packed_heads(plan.PackedHeads(threads)),
+      workspace_(std::move(workspace)),
+      run_(ATTND_FUNCTION(plan.isa, RunForward)) {
+  Carver carver(workspace_.data());
   heads = carver.Take<std::byte>(packed_heads * plan.packed_head_bytes);
   for (int64_t place = 0; place < packed_heads; ++place) {
     *reinterpret_cast<uint32_t*>(PackedHead(place)) = 0;
@@ -239,9 +267,36 @@ FlashJob::FlashJob(const AttentionProblem& of_problem,
   }
   partials = carver.Take<float>(plan.partial_bytes);
   slots = carver.Take<std::byte>(0);
+  for (int64_t slot = 0; slot < plan.Slots(threads); ++slot) {
+    HWY_STATIC_DISPATCH(ClearForwardSlot)(Slot(slot));
+  }
 }
 
-void FlashJob::WritePadding(int64_t task) const {
+std::vector<TileJob::Phase> ForwardJob::Phases() const {
+  const int64_t pieces = source == nullptr    ? 0
+                         : loads_with_packing ? source->pieces_before_keys()
+                                              : source->pieces();
+  return {{.tasks = pieces, .slots = threads},
+          {.tasks = plan.tile_tasks, .slots = plan.Slots(threads)},
+          {.tasks = plan.merge_tasks, .slots = threads},
+          {.tasks = plan.padding_tasks, .slots = threads}};
+}
+
+TileJob::Slice ForwardJob::Run(int64_t phase, int64_t task, int64_t slot,
+                               SliceControl& control) {
+  return run_(*this, static_cast<ForwardPhase>(phase), task, slot, control);
+}
+
+std::unique_ptr<TileJob> MakeForwardJob(const AttentionProblem& problem,
+                                        KernelPlan plan,
+                                        const AttentionBuffers& buffers,
+                                        InputSource* source, int64_t threads,
+                                        Workspace workspace) {
+  return std::make_unique<ForwardJob>(problem, std::move(plan), buffers, source,
+                                      threads, std::move(workspace));
+}
+
+void ForwardJob::WritePadding(int64_t task) const {
   const PaddingTask rows = plan.Padding(task);
   const BatchEntry entry = problem.mask().Entry(rows.entry);
   const int64_t rows_of_head = entry.q_len - entry.q_seeing;
@@ -258,7 +313,7 @@ void FlashJob::WritePadding(int64_t task) const {
   }
 }
 
-void FlashJob::Load(const PackTask& task) const {
+void ForwardJob::Load(const PackTask& task) const {
   const BatchEntry entry = problem.mask().Entry(task.entry);
   const auto bytes = [&](const TensorView<const std::byte>& view, int64_t dims,
                          DataType type, const auto& load) {

@@ -23,17 +23,20 @@
 //
 // Edges are those of the forward pass: hidden pairs have P = dS = 0, and where
 // a row of K, Q or dO is not finite, edge tiles take the careful way.
-#include "core/kernels/flash_backward.h"
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
+#include <memory>
 #include <optional>
+#include <utility>
+#include <vector>
 
+#include "core/attention_jobs.h"
+#include "core/geometry.h"
 #include "core/kernels/amx_bf16.h"
-#include "core/kernels/geometry.h"
+#include "core/kernels/backward_job.h"
 #include "core/workspace.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -56,7 +59,7 @@ namespace attnd {
 namespace HWY_NAMESPACE {
 namespace {
 
-void Pack(const BackwardJob& job, int64_t task) {
+void PackKeys(const BackwardJob& job, int64_t task) {
   const BackwardPlan::Tile tile = job.plan.KeyTile(task);
   const BatchEntry entry = job.problem.mask().Entry(tile.entry);
   if (job.plan.ByParts(entry)) {
@@ -244,13 +247,28 @@ TileJob::Slice RunTiles(const BackwardJob& job, int64_t task, float* slot,
 
 }  // namespace
 
-const BackwardKernel& Backward() {
-  static constexpr BackwardKernel kKernel = {&Pack, &PrepareRows, &RunTiles,
-                                             &FinishRows};
-  return kKernel;
+TileJob::Slice RunBackward(const BackwardJob& job, BackwardPhase phase,
+                           int64_t task, int64_t slot, SliceControl& control) {
+  switch (phase) {
+    case BackwardPhase::kLoad:
+      job.source->LoadPiece(task);
+      break;
+    case BackwardPhase::kPackKeys:
+      PackKeys(job, task);
+      break;
+    case BackwardPhase::kPrepareRows:
+      PrepareRows(job, task, job.Slot(slot));
+      break;
+    case BackwardPhase::kKeyRuns:
+      return RunTiles(job, task, job.Slot(slot), control);
+    case BackwardPhase::kFinishRows:
+      FinishRows(job, task);
+      break;
+  }
+  return TileJob::Slice::kDone;
 }
 
-void ClearSlot(float* slot) { StoreHeader(slot, kNoRun); }
+void ClearBackwardSlot(float* slot) { StoreHeader(slot, kNoRun); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attnd
@@ -259,18 +277,15 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace attnd {
 
-const BackwardKernel& GetBackwardKernel(Isa isa) {
-  return ATTND_FUNCTION(isa, Backward)();
-}
-
 BackwardJob::BackwardJob(const AttentionProblem& of_problem,
-                         const BackwardPlan& of_plan,
-                         const BackwardBuffers& buffers, int64_t slots,
-                         std::byte* workspace)
+                         BackwardPlan of_plan, const BackwardBuffers& buffers,
+                         InputSource* of_source, int64_t num_threads,
+                         Workspace workspace)
     : problem(of_problem),
-      params(of_problem.params()),
-      plan(of_plan),
-      scores(of_problem, buffers.bias, buffers.mask),
+      params(problem.params()),
+      plan(std::move(of_plan)),
+      scores(problem, buffers.bias, buffers.mask),
+      source(of_source),
       query(problem.QueryView(buffers.query)),
       key(problem.KeyView(buffers.key)),
       value(problem.ValueView(buffers.value)),
@@ -279,8 +294,11 @@ BackwardJob::BackwardJob(const AttentionProblem& of_problem,
       lse(problem.LseView(buffers.lse)),
       grad_query(problem.QueryView(buffers.grad_query)),
       grad_key(problem.KeyView(buffers.grad_key)),
-      grad_value(problem.ValueView(buffers.grad_value)) {
-  Carver carver(workspace);
+      grad_value(problem.ValueView(buffers.grad_value)),
+      threads(num_threads),
+      workspace_(std::move(workspace)),
+      run_(ATTND_FUNCTION(plan.isa(), RunBackward)) {
+  Carver carver(workspace_.data());
   packed_keys = carver.Take<float>(plan.packed_keys_bytes());
   packed_rows = carver.Take<float>(plan.packed_rows_bytes());
   row_grads = carver.Take<float>(plan.rows_bytes());
@@ -288,9 +306,31 @@ BackwardJob::BackwardJob(const AttentionProblem& of_problem,
   turns = carver.Take<int32_t>(plan.turns_bytes());
   slot_memory = carver.Take<std::byte>(0);
   std::fill_n(turns, plan.row_tiles(), 0);
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    HWY_STATIC_DISPATCH(ClearSlot)(Slot(slot));
+  for (int64_t slot = 0; slot < plan.Slots(threads); ++slot) {
+    HWY_STATIC_DISPATCH(ClearBackwardSlot)(Slot(slot));
   }
+}
+
+std::vector<TileJob::Phase> BackwardJob::Phases() const {
+  return {{.tasks = source == nullptr ? 0 : source->pieces(), .slots = threads},
+          {.tasks = plan.key_tiles(), .slots = threads},
+          {.tasks = plan.row_tiles(), .slots = plan.Slots(threads)},
+          {.tasks = plan.key_runs(), .slots = plan.Slots(threads)},
+          {.tasks = plan.row_tiles(), .slots = threads}};
+}
+
+TileJob::Slice BackwardJob::Run(int64_t phase, int64_t task, int64_t slot,
+                                SliceControl& control) {
+  return run_(*this, static_cast<BackwardPhase>(phase), task, slot, control);
+}
+
+std::unique_ptr<TileJob> MakeBackwardJob(const AttentionProblem& problem,
+                                         BackwardPlan plan,
+                                         const BackwardBuffers& buffers,
+                                         InputSource* source, int64_t threads,
+                                         Workspace workspace) {
+  return std::make_unique<BackwardJob>(problem, std::move(plan), buffers,
+                                       source, threads, std::move(workspace));
 }
 
 }  // namespace attnd

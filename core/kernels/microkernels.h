@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/kernels/geometry.h"
+#include "core/geometry.h"
 
 namespace attnd {
 
@@ -69,8 +69,10 @@ struct Microkernels {
 // kAvx512Bf16.
 const Microkernels& Bf16DotMicrokernels();
 
-// Whether this processor has them.
+// Whether this processor has them, and whether they are faster here than the
+// f32 microkernels.
 bool HasBf16Dot();
+bool PrefersBf16Dot();
 
 }  // namespace attnd
 

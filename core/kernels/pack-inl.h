@@ -23,33 +23,30 @@ namespace attnd {
 namespace HWY_NAMESPACE {
 
 #if ATTND_WIDE
-// Four elements of each of kLanes / 4 rows that are four rows apart, one row to
-// a block of 128 bits.
-template <class As>
-HWY_INLINE Vec LoadBlocks(const typename As::Element* from, int64_t stride) {
-  const hn::FixedTag<float, 4> f4;
-  const hn::FixedTag<float, 8> f8;
-  const auto row = [&](int64_t i)
-                       HWY_ATTR { return As::Load(f4, from + 4 * i * stride); };
-  const auto low = hn::Combine(f8, row(1), row(0));
-#if HWY_TARGET == HWY_AVX3
-  return hn::Combine(kF, hn::Combine(f8, row(3), row(2)), low);
-#else
-  return low;
-#endif
+// Four elements of each of d's lanes / 4 rows that are four rows apart, one row
+// to a block of 128 bits.
+template <class As, class D>
+HWY_INLINE hn::Vec<D> LoadBlocks(D d, const typename As::Element* from,
+                                 int64_t stride) {
+  if constexpr (hn::MaxLanes(d) == 4) {
+    return As::Load(d, from);
+  } else {
+    const hn::Half<D> half;
+    constexpr auto kHalf = static_cast<int64_t>(hn::MaxLanes(half));
+    return hn::Combine(d, LoadBlocks<As>(half, from + kHalf * stride, stride),
+                       LoadBlocks<As>(half, from, stride));
+  }
 }
-#endif
 
-#if ATTND_WIDE
 // Calls `put(i, x)` for the elements i = 0 to 3 of kLanes rows, a row a lane.
 template <class As, class Put>
 HWY_INLINE void TransposeFour(const typename As::Element* rows, int64_t stride,
                               bool rounds, const Put& put) {
   const hn::Repartition<double, Floats> d2;
-  Vec a = LoadBlocks<As>(rows, stride);
-  Vec b = LoadBlocks<As>(rows + stride, stride);
-  Vec c = LoadBlocks<As>(rows + 2 * stride, stride);
-  Vec e = LoadBlocks<As>(rows + 3 * stride, stride);
+  Vec a = LoadBlocks<As>(kF, rows, stride);
+  Vec b = LoadBlocks<As>(kF, rows + stride, stride);
+  Vec c = LoadBlocks<As>(kF, rows + 2 * stride, stride);
+  Vec e = LoadBlocks<As>(kF, rows + 3 * stride, stride);
   if (rounds) {
     a = RoundToBf16(kF, a);
     b = RoundToBf16(kF, b);

@@ -16,7 +16,7 @@
 #include <thread>
 
 #include "core/checked_math.h"
-#include "core/kernels/flash_attention.h"
+#include "core/kernels/forward_job.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/pack_tiles-inl.h"
 #include "core/kernels/vectors-inl.h"
@@ -27,13 +27,13 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-inline int64_t PanelWords(const FlashJob& job) {
+inline int64_t PanelWords(const ForwardJob& job) {
   return kPanelKeys * RowWords(job.plan.isa, job.params.head_dim) *
          job.plan.parts;
 }
 
 // Returns the largest magnitude where the plan wants parts, else 0.
-inline uint32_t PackKeys(const FlashJob& job, const std::byte* from,
+inline uint32_t PackKeys(const ForwardJob& job, const std::byte* from,
                          int64_t keys, float* to) {
   uint32_t largest = 0;
   const int64_t stride = job.key.strides[2];
@@ -56,8 +56,8 @@ inline uint32_t PackKeys(const FlashJob& job, const std::byte* from,
 }
 
 // Returns whether any value is to stay out of products of several parts.
-inline bool PackValues(const FlashJob& job, const std::byte* from, int64_t keys,
-                       float* to) {
+inline bool PackValues(const ForwardJob& job, const std::byte* from,
+                       int64_t keys, float* to) {
   bool odd = false;
   const int64_t stride = job.value.strides[2];
   const int64_t dims = job.params.v_head_dim;
@@ -78,7 +78,7 @@ inline bool PackValues(const FlashJob& job, const std::byte* from, int64_t keys,
 }
 
 // Words of the values of `keys` keys, whole sums.
-inline int64_t ValueWords(const FlashJob& job, int64_t keys) {
+inline int64_t ValueWords(const ForwardJob& job, int64_t keys) {
   return keys / ElementsPerWord(job.plan.isa) *
          RoundToLine(job.params.v_head_dim) * job.plan.parts;
 }
@@ -89,7 +89,7 @@ inline int64_t ValueWords(const FlashJob& job, int64_t keys) {
 class PackedHead {
  public:
   // Of a tile in progress. The head's first tile finds it a place.
-  PackedHead(const FlashJob& job, const TileTask& task)
+  PackedHead(const ForwardJob& job, const TileTask& task)
       : job_(job), task_(task), packing_(job.Packing(task)) {
     std::byte* const place = job.PackedHead(FindPlace());
     keys_ = reinterpret_cast<float*>(place + Workspace::kAlignment);
@@ -108,7 +108,7 @@ class PackedHead {
       if (piece < pieces && claimed.compare_exchange_weak(
                                 piece, piece + 1, std::memory_order_relaxed)) {
         const PackTask task = job_.plan.Pack(task_.entry, task_.kv_head, piece);
-        if (job_.source != nullptr) job_.Load(task);
+        if (job_.loads_with_packing) job_.Load(task);
         PackPiece(task);
         packed.fetch_add(1, std::memory_order_release);
       } else if (piece >= pieces) {
@@ -121,7 +121,7 @@ class PackedHead {
   }
 
   // A tile of the head is done. After the last one the place is free.
-  static void Leave(const FlashJob& job, const TileTask& task) {
+  static void Leave(const ForwardJob& job, const TileTask& task) {
     HeadPacking& packing = job.Packing(task);
     const std::atomic_ref done(packing.done);
     // Whoever takes the place next must not write before all have read.
@@ -141,7 +141,7 @@ class PackedHead {
   }
 
  private:
-  static std::atomic_ref<uint32_t> Taken(const FlashJob& job, int64_t place) {
+  static std::atomic_ref<uint32_t> Taken(const ForwardJob& job, int64_t place) {
     return std::atomic_ref(*reinterpret_cast<uint32_t*>(job.PackedHead(place)));
   }
 
@@ -202,7 +202,7 @@ class PackedHead {
     }
   }
 
-  const FlashJob& job_;
+  const ForwardJob& job_;
   const TileTask& task_;
   HeadPacking& packing_;
   float* keys_;

@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "core/checked_math.h"
-#include "core/kernels/flash_attention.h"
+#include "core/kernels/forward_job.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/microkernels.h"
 #include "core/kernels/pack-inl.h"
@@ -27,7 +27,7 @@ namespace HWY_NAMESPACE {
 
 class PanelTile : public Tile {
  public:
-  PanelTile(const FlashJob& job, const TileTask& task, const PackedHead& head,
+  PanelTile(const ForwardJob& job, const TileTask& task, const PackedHead& head,
             float* slot)
       : Tile(job, task, slot, job.plan.isa, 1),
         head_(head),

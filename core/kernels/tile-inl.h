@@ -18,9 +18,9 @@
 #include <optional>
 
 #include "core/checked_math.h"
+#include "core/geometry.h"
 #include "core/kernels/convert-inl.h"
-#include "core/kernels/flash_attention.h"
-#include "core/kernels/geometry.h"
+#include "core/kernels/forward_job.h"
 #include "core/kernels/microkernels.h"
 #include "core/kernels/row_tile-inl.h"
 #include "core/kernels/softmax-inl.h"
@@ -43,7 +43,7 @@ inline float ScaleLog2(const AttentionParams& params) {
 }
 
 // Rows of a tile: the last one of a kv head may be short.
-inline int64_t RowsOf(const FlashJob& job, const TileTask& task,
+inline int64_t RowsOf(const ForwardJob& job, const TileTask& task,
                       const BatchEntry& entry) {
   const int64_t tile_q = job.plan.Entry(task.entry).tile_q;
   return std::min(
@@ -52,7 +52,7 @@ inline int64_t RowsOf(const FlashJob& job, const TileTask& task,
 
 // A query as it lies. `row` is of the batch entry.
 template <class As>
-const typename As::Element* QueryRow(const FlashJob& job,
+const typename As::Element* QueryRow(const ForwardJob& job,
                                      const BatchEntry& entry, int64_t head,
                                      int64_t row) {
   return reinterpret_cast<const typename As::Element*>(job.query.RowBytes(
@@ -61,7 +61,7 @@ const typename As::Element* QueryRow(const FlashJob& job,
 
 // Writes one row's output and lse: `output` unnormalised, `max` in the units of
 // the scores as the softmax has them.
-inline void FinishRow(const FlashJob& job, const BatchEntry& entry,
+inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
                       int64_t head, int64_t q_row, const float* output,
                       float max, float sum) {
   const AttentionParams& params = job.params;
@@ -146,7 +146,7 @@ class Tile {
 
  protected:
   // Of products on `isa` with operands of so many parts.
-  Tile(const FlashJob& job, const TileTask& task, float* slot, Isa isa,
+  Tile(const ForwardJob& job, const TileTask& task, float* slot, Isa isa,
        int64_t parts)
       : job_(job),
         params_(job.params),
@@ -173,7 +173,8 @@ class Tile {
         rows_(job.scores, entry_, task.kv_head, task.tile * entry_plan_.tile_q,
               RowsOf(job, task, entry_),
               reinterpret_cast<uint8_t*>(slot + layout_.visible),
-              layout_.visible_stride * 4, GeometryOf(isa).rows,
+              layout_.visible_stride * 4,
+              isa == Isa::kAmxBf16 ? kAmxBlock : kGeometry.rows,
               isa == Isa::kAmxBf16 ? kAmxBlock : kLanes),
         span_(rows_.Span()) {
     if (entry_plan_.splits > 1) {
@@ -325,7 +326,7 @@ class Tile {
     return slot_ + layout_.output + r * layout_.output_stride;
   }
 
-  const FlashJob& job_;
+  const ForwardJob& job_;
   const AttentionParams& params_;
   const KernelPlan& plan_;
   const TileTask task_;

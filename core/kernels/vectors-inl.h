@@ -11,7 +11,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "core/kernels/geometry.h"
+#include "core/geometry.h"
+#include "core/kernels/targets.h"
 #include "hwy/highway.h"
 
 // Every loop over rows or vectors of a microkernel: its arrays are registers
@@ -19,14 +20,10 @@
 #undef ATTND_UNROLL
 #define ATTND_UNROLL HWY_PRAGMA(GCC unroll 16)
 
-// Whether this target has the vectors that packing and sums are written for; on
-// all others the kernels take one lane at a time.
+// Whether this target has vectors of four floats or more, which packing and
+// sums are written for. Without them, kernels take one lane at a time.
 #undef ATTND_WIDE
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
-#define ATTND_WIDE 1
-#else
-#define ATTND_WIDE 0
-#endif
+#define ATTND_WIDE (HWY_TARGET != HWY_SCALAR)
 
 HWY_BEFORE_NAMESPACE();
 namespace attnd {
@@ -34,16 +31,7 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-#if HWY_TARGET == HWY_AVX3
-inline constexpr Isa kIsa = Isa::kAvx512;
-#elif HWY_TARGET == HWY_AVX2
-inline constexpr Isa kIsa = Isa::kAvx2;
-#elif HWY_TARGET == HWY_SCALAR
-inline constexpr Isa kIsa = Isa::kScalar;
-#else
-#error "No Isa is compiled for this Highway target: see core/CMakeLists.txt"
-#endif
-
+inline constexpr Isa kIsa = IsaOfTarget(HWY_TARGET);
 inline constexpr Geometry kGeometry = GeometryOf(kIsa);
 inline constexpr auto kRows = static_cast<size_t>(kGeometry.rows);
 inline constexpr auto kVectors = static_cast<size_t>(kGeometry.vectors);

@@ -1,13 +1,13 @@
-#include "core/kernels/flash_attention.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <random>
+#include <utility>
 #include <vector>
 
+#include "core/kernels/forward_job.h"
 #include "core/workspace.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/isas.h"
@@ -52,19 +52,19 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
     machine.isa = GetParam();
     const KernelPlan plan = MakeKernelPlan(problem, machine);
     const int64_t workspace_bytes = plan.WorkspaceBytes(threads);
-    const Workspace workspace =
+    Workspace workspace =
         Workspace::Reserve(workspace_bytes + kCanaryBytes).value();
     std::byte* const end = workspace.data() + workspace_bytes;
     std::fill_n(end, kCanaryBytes, kCanary);
-    const FlashJob job(problem, plan, c.buffers(), threads, workspace.data());
-    const FlashKernel& kernel = GetFlashKernel(plan.isa);
+    ForwardJob job(problem, plan, c.buffers(), /*source=*/nullptr, threads,
+                   std::move(workspace));
+    FakeControl control(yield);
+    const auto run = [&](ForwardPhase phase, int64_t task, int64_t slot) {
+      return job.Run(static_cast<int64_t>(phase), task, slot, control);
+    };
     constexpr int64_t kIdle = -1;
     std::vector<int64_t> task_of(static_cast<size_t>(plan.Slots(threads)),
                                  kIdle);
-    for (size_t slot = 0; slot < task_of.size(); ++slot) {
-      kernel.init_slot(job.Slot(static_cast<int64_t>(slot)));
-    }
-    FakeControl control(yield);
     int64_t next = 0;
     for (int64_t done = 0; done < plan.tile_tasks;) {
       const size_t slot = rng() % task_of.size();
@@ -74,15 +74,19 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
         task = next++;
         continue;  // others may be faster
       }
-      if (kernel.run_tile(job, task, job.Slot(static_cast<int64_t>(slot)),
-                          control) == TileJob::Slice::kYield) {
+      if (run(ForwardPhase::kTiles, task, static_cast<int64_t>(slot)) ==
+          TileJob::Slice::kYield) {
         continue;
       }
       task = kIdle;
       ++done;
     }
-    for (int64_t t = 0; t < plan.merge_tasks; ++t) kernel.merge(job, t);
-    for (int64_t t = 0; t < plan.padding_tasks; ++t) job.WritePadding(t);
+    for (int64_t t = 0; t < plan.merge_tasks; ++t) {
+      run(ForwardPhase::kMerge, t, 0);
+    }
+    for (int64_t t = 0; t < plan.padding_tasks; ++t) {
+      run(ForwardPhase::kPadding, t, 0);
+    }
     // All that the estimate has is in use, and no more.
     ASSERT_EQ(reinterpret_cast<std::byte*>(job.Slot(plan.Slots(threads))), end);
     ASSERT_EQ(std::count(end, end + kCanaryBytes, kCanary), kCanaryBytes);

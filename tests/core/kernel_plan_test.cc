@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/checked_math.h"
-#include "core/kernels/geometry.h"
+#include "core/geometry.h"
 
 namespace attnd {
 namespace {
@@ -80,8 +80,7 @@ TEST(KernelPlanTest, TilesDependOnNeitherBatchNorHeads) {
 
 // Padding, and what else is in a batch, must not change an entry's part.
 TEST(KernelPlanTest, AnEntryIsPlannedByItsOwnLengths) {
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512,
-                        Isa::kAvx512Bf16, Isa::kAmxBf16}) {
+  for (const Isa isa : kIsas) {
     MachineInfo machine = kWide;
     machine.isa = isa;
     for (const int64_t rows : {1, 8, 50, 100, 200, 600, 1100}) {
@@ -290,8 +289,7 @@ TEST(KernelPlanTest, BytesFitWhereverTensorsDo) {
 }
 
 TEST(KernelPlanTest, EveryTileFitsTheKernelsFixedArrays) {
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512,
-                        Isa::kAvx512Bf16, Isa::kAmxBf16}) {
+  for (const Isa isa : kIsas) {
     MachineInfo machine = kWide;
     machine.isa = isa;
     for (const int64_t q_len : {1, 95, 96, 97, 5000}) {

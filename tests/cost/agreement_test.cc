@@ -73,9 +73,9 @@ Question QuestionOf(const CaseShape& shape, client::Transport transport) {
                     .head_dim = shape.head_dim,
                     .v_head_dim = shape.v_head_dim,
                     .dtype = shape.query_dtype,
+                    .output_dtype = shape.outputs.output_dtype,
                     .attention = ClientOptionsOf(shape.options),
                     .return_lse = shape.outputs.return_lse,
-                    .output_dtype = shape.outputs.output_dtype,
                     .transport = transport};
   return question;
 }

@@ -1,7 +1,7 @@
 // The shapes that plan and kernels share: the microkernels of each instruction
 // set, in which the plan cuts tiles, and how a tile's memory is divided.
-#ifndef ATTND_CORE_KERNELS_GEOMETRY_H_
-#define ATTND_CORE_KERNELS_GEOMETRY_H_
+#ifndef ATTND_CORE_GEOMETRY_H_
+#define ATTND_CORE_GEOMETRY_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "core/checked_math.h"
-#include "core/machine.h"
+#include "core/isa.h"
 
 namespace attnd {
 
@@ -21,36 +21,10 @@ inline constexpr int64_t kAmxTileWords = kAmxSteps * kAmxSteps;
 // row, dimensions or keys in pairs.
 inline constexpr int64_t kAmxBlock = 2 * kAmxSteps;
 
-// A microkernel keeps rows x vectors accumulators in registers: 24 of 32 on
-// AVX-512, 12 of 16 on AVX2; the rest hold one row's broadcast and the vectors
-// of the right-hand side.
-struct Geometry {
-  int64_t lanes;    // floats in a vector
-  int64_t rows;     // query rows of a microkernel
-  int64_t vectors;  // columns of a microkernel, in vectors
-
-  constexpr int64_t panel_keys() const { return vectors * lanes; }
-};
-
-constexpr Geometry GeometryOf(Isa isa) {
-  switch (isa) {
-    case Isa::kAmxBf16:  // a block, twice
-      return {.lanes = 16, .rows = kAmxBlock, .vectors = 4};
-    case Isa::kAvx512Bf16:
-    case Isa::kAvx512:
-      return {.lanes = 16, .rows = 6, .vectors = 4};
-    case Isa::kAvx2:
-      return {.lanes = 8, .rows = 6, .vectors = 2};
-    case Isa::kScalar:
-      break;
-  }
-  return {.lanes = 1, .rows = 2, .vectors = 4};
-}
-
 // The largest tile, which bounds what a tile keeps on the stack.
 inline constexpr int64_t kMaxTileRows = 256;
 inline constexpr int64_t kMaxTileKeys = 512;
-inline constexpr int64_t kMaxBlockRows = GeometryOf(Isa::kAmxBf16).rows;
+inline constexpr int64_t kMaxBlockRows = kAmxBlock;
 
 // A word holds one f32, or a pair of bf16.
 inline constexpr int64_t kWordBytes = 4;
@@ -352,4 +326,4 @@ struct PartialLayout {
 
 }  // namespace attnd
 
-#endif  // ATTND_CORE_KERNELS_GEOMETRY_H_
+#endif  // ATTND_CORE_GEOMETRY_H_

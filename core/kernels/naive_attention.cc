@@ -20,7 +20,7 @@
 #include "core/workspace.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "core/naive_attention.cc"
+#define HWY_TARGET_INCLUDE "core/kernels/naive_attention.cc"
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
 #include "core/kernels/targets.h"

@@ -11,11 +11,15 @@
 #include <vector>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "core/fma_peak.cc"
+#define HWY_TARGET_INCLUDE "core/kernels/fma_peak.cc"
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
 #include "core/kernels/targets.h"
 #include "hwy/highway.h"
+
+// Chains are registers only if no index is left.
+#undef ATTND_UNROLL_CHAINS
+#define ATTND_UNROLL_CHAINS HWY_PRAGMA(GCC unroll 32)
 
 HWY_BEFORE_NAMESPACE();
 namespace attnd {
@@ -40,18 +44,11 @@ HWY_INLINE Vec Step(Vec a, Vec b, Vec c) { return hn::MulAdd(a, b, c); }
 HWY_INLINE float FirstOf(Vec x) { return hn::GetLane(x); }
 #endif
 
-// Of 32 registers with AVX-512, else of 16; two hold the constants.
-#define ATTND_12_CHAINS(F) \
-  F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
-#if HWY_TARGET <= HWY_AVX3
-#define ATTND_MORE_CHAINS(F) \
-  F(12) F(13) F(14) F(15) F(16) F(17) F(18) F(19) F(20) F(21) F(22) F(23)
-constexpr int64_t kChains = 24;
-#else
-#define ATTND_MORE_CHAINS(F)
-constexpr int64_t kChains = 12;
-#endif
-#define ATTND_CHAINS(F) ATTND_12_CHAINS(F) ATTND_MORE_CHAINS(F)
+// As many as a microkernel has sums, so that they fit in registers; without
+// vectors the compiler has 16 registers nevertheless.
+constexpr Geometry kGeometry = GeometryOf(IsaOfTarget(HWY_TARGET));
+constexpr auto kChains = static_cast<size_t>(
+    std::max<int64_t>(12, kGeometry.rows* kGeometry.vectors));
 
 }  // namespace
 
@@ -61,24 +58,21 @@ constexpr int64_t kChains = 12;
 int64_t RunChains(int64_t steps, volatile float* seed) {
   const Vec factor = Spread(*seed);
   const Vec addend = Spread(1.0F - *seed);
-#define ATTND_START(i) Vec x##i = Spread(*seed + static_cast<float>(i));
-#define ATTND_STEP(i) x##i = Step(x##i, factor, addend);
-#define ATTND_USE(i) sum += FirstOf(x##i);
-  ATTND_CHAINS(ATTND_START)
+  Vec x[kChains];
+  ATTND_UNROLL_CHAINS
+  for (size_t i = 0; i < kChains; ++i) {
+    x[i] = Spread(*seed + static_cast<float>(i));
+  }
   for (int64_t step = 0; step < steps; ++step) {
-    ATTND_CHAINS(ATTND_STEP)
+    ATTND_UNROLL_CHAINS
+    for (Vec& chain : x) chain = Step(chain, factor, addend);
   }
   float sum = 0;
-  ATTND_CHAINS(ATTND_USE)
-#undef ATTND_START
-#undef ATTND_STEP
-#undef ATTND_USE
+  ATTND_UNROLL_CHAINS
+  for (const Vec& chain : x) sum += FirstOf(chain);
   *seed = sum > 0 ? 0.5F : 0.25F;
-  return steps * kChains * kLanes * 2;
+  return steps * static_cast<int64_t>(kChains) * kLanes * 2;
 }
-#undef ATTND_CHAINS
-#undef ATTND_MORE_CHAINS
-#undef ATTND_12_CHAINS
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attnd

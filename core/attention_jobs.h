@@ -1,0 +1,37 @@
+// Makes the jobs that compute attention. core/kernels implements them and is
+// private: nothing outside includes its headers.
+#ifndef ATTND_CORE_ATTENTION_JOBS_H_
+#define ATTND_CORE_ATTENTION_JOBS_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "core/attention_problem.h"
+#include "core/backward_plan.h"
+#include "core/input_source.h"
+#include "core/kernel_plan.h"
+#include "core/tile_scheduler.h"
+#include "core/workspace.h"
+
+namespace attnd {
+
+// Returns a job that computes `problem` by `plan`, with at most `threads` tasks
+// at once. `workspace` has at least plan.WorkspaceBytes(threads) bytes.
+// `buffers` must outlive the job. The job first loads the inputs from `source`
+// if that is not null; then `source` must outlive the job, too.
+std::unique_ptr<TileJob> MakeForwardJob(const AttentionProblem& problem,
+                                        KernelPlan plan,
+                                        const AttentionBuffers& buffers,
+                                        InputSource* source, int64_t threads,
+                                        Workspace workspace);
+
+// The same for the gradients of `problem`.
+std::unique_ptr<TileJob> MakeBackwardJob(const AttentionProblem& problem,
+                                         BackwardPlan plan,
+                                         const BackwardBuffers& buffers,
+                                         InputSource* source, int64_t threads,
+                                         Workspace workspace);
+
+}  // namespace attnd
+
+#endif  // ATTND_CORE_ATTENTION_JOBS_H_

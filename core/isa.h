@@ -1,0 +1,98 @@
+// The instruction sets that kernels exist for: one row of a table for each.
+#ifndef ATTND_CORE_ISA_H_
+#define ATTND_CORE_ISA_H_
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace attnd {
+
+// To add an instruction set, add its row to one of these two tables, and its
+// Highway target to core/CMakeLists.txt if it has one. docs/adr/0003 says more.
+
+// The sets with vectors of their own, narrowest first. Highway compiles all
+// kernels for the `target` of each, and its macro `function` expands to a
+// pointer to one of them. The numbers are the set's Geometry.
+#define ATTND_VECTOR_ISAS(ROW, ARG)                                         \
+  /*       isa, name, target, function, geometry */                        \
+  ROW(ARG, kScalar, "scalar", HWY_SCALAR, HWY_CHOOSE_FALLBACK, 1, 2, 4, 0) \
+  ROW(ARG, kAvx2, "avx2", HWY_AVX2, HWY_CHOOSE_AVX2, 8, 6, 2, 12)          \
+  ROW(ARG, kAvx512, "avx512", HWY_AVX3, HWY_CHOOSE_AVX3, 16, 6, 4, 32)
+
+// The sets that add native bf16 products to a `base`, whose kernels they use
+// for all else, in the order of their bases. The functions `available` and
+// `preferred` say whether this processor has the set, and whether the set is
+// faster there than its base.
+#define ATTND_BF16_ISAS(ROW)                                           \
+  /*  isa, name, base, available, preferred */                        \
+  ROW(kAvx512Bf16, "avx512_bf16", kAvx512, HasBf16Dot, PrefersBf16Dot) \
+  ROW(kAmxBf16, "amx_bf16", kAvx512Bf16, HasAmxBf16, HasAmxBf16)
+
+#define ATTND_VECTOR_ISA(QUALIFIER, ISA, ...) QUALIFIER ISA,
+#define ATTND_BF16_ISA(ISA, ...) ISA,
+#define ATTND_QUALIFIED_BF16_ISA(ISA, ...) Isa::ISA,
+// The sets with vectors of their own come first.
+enum class Isa {
+  ATTND_VECTOR_ISAS(ATTND_VECTOR_ISA, ) ATTND_BF16_ISAS(ATTND_BF16_ISA)
+};
+
+inline constexpr Isa kIsas[] = {ATTND_VECTOR_ISAS(
+    ATTND_VECTOR_ISA, Isa::) ATTND_BF16_ISAS(ATTND_QUALIFIED_BF16_ISA)};
+#undef ATTND_VECTOR_ISA
+#undef ATTND_BF16_ISA
+#undef ATTND_QUALIFIED_BF16_ISA
+
+// The f32 microkernels of an instruction set. A microkernel keeps rows x
+// vectors sums in registers: 24 of 32 on AVX-512, 12 of 16 on AVX2. The other
+// registers hold the broadcast of one row and the vectors of the right-hand
+// side.
+struct Geometry {
+  int64_t lanes;    // floats in a vector
+  int64_t rows;     // query rows of a microkernel
+  int64_t vectors;  // columns of a microkernel, in vectors
+  // Vectors of sums that a pass over values as they lie in memory keeps when it
+  // has few rows.
+  int64_t stream_sums;
+
+  constexpr int64_t panel_keys() const { return vectors * lanes; }
+};
+
+// A row of the table.
+struct IsaTraits {
+  std::string_view name;  // "avx512_bf16"
+  Isa f32_isa;            // the set whose f32 kernels it uses
+  Geometry geometry;      // of the kernels of f32_isa
+};
+
+constexpr IsaTraits TraitsOf(Isa isa) {
+#define ATTND_VECTOR_TRAITS(ARG, ISA, NAME, TARGET, FUNCTION, ...) \
+  case Isa::ISA:                                                   \
+    return {NAME, Isa::ISA, {__VA_ARGS__}};
+#define ATTND_BF16_TRAITS(ISA, NAME, BASE, ...) \
+  case Isa::ISA:                                \
+    return {NAME, TraitsOf(Isa::BASE).f32_isa, TraitsOf(Isa::BASE).geometry};
+  switch (isa) {
+    ATTND_VECTOR_ISAS(ATTND_VECTOR_TRAITS, )
+    ATTND_BF16_ISAS(ATTND_BF16_TRAITS)
+  }
+#undef ATTND_VECTOR_TRAITS
+#undef ATTND_BF16_TRAITS
+  return {};
+}
+
+constexpr std::string_view IsaName(Isa isa) { return TraitsOf(isa).name; }
+constexpr Isa F32Isa(Isa isa) { return TraitsOf(isa).f32_isa; }
+constexpr Geometry GeometryOf(Isa isa) { return TraitsOf(isa).geometry; }
+
+// The sets that are compiled in and that this processor has, widest first.
+// Never empty. kScalar is missing if the compiler may use wider vectors
+// everywhere, because Highway then leaves it out.
+std::vector<Isa> SupportedIsas();
+
+// The set of SupportedIsas() that is fastest on this processor.
+Isa FastestIsa();
+
+}  // namespace attnd
+
+#endif  // ATTND_CORE_ISA_H_

@@ -1,0 +1,108 @@
+// The job that computes one forward problem. Its tasks are functions of the
+// plan's instruction set, which know tiles and ranges of keys but no mask
+// kinds, threads or requests.
+#ifndef ATTND_CORE_KERNELS_FORWARD_JOB_H_
+#define ATTND_CORE_KERNELS_FORWARD_JOB_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/attention_problem.h"
+#include "core/geometry.h"
+#include "core/input_source.h"
+#include "core/kernel_plan.h"
+#include "core/kernels/score_inputs.h"
+#include "core/tensor_view.h"
+#include "core/tile_scheduler.h"
+#include "core/workspace.h"
+
+namespace attnd {
+
+// The phases of a ForwardJob, in the order in which they run.
+enum class ForwardPhase : int64_t {
+  kLoad,     // brings a piece of the inputs from the source
+  kTiles,    // computes one of plan.tile_tasks, and packs keys on its way
+  kMerge,    // joins the splits of a tile: plan.merge_tasks
+  kPadding,  // writes rows that are in no tile: plan.padding_tasks
+};
+
+// The members are what all tasks share. They do not change while tasks run,
+// except for the atomics in the workspace.
+class ForwardJob final : public TileJob {
+ public:
+  // As MakeForwardJob. Prepares what tasks share in the workspace.
+  ForwardJob(const AttentionProblem& problem, KernelPlan plan,
+             const AttentionBuffers& buffers, InputSource* source,
+             int64_t threads, Workspace workspace);
+
+  std::vector<Phase> Phases() const override;
+  Slice Run(int64_t phase, int64_t task, int64_t slot,
+            SliceControl& control) override;
+
+  // The memory of tile number `slot` in progress.
+  float* Slot(int64_t slot) const {
+    return reinterpret_cast<float*>(slots + slot * plan.slot_bytes);
+  }
+
+  // Returns batch entry `index` without its rows of padding, which are in no
+  // tile.
+  BatchEntry SeeingEntry(int64_t index) const {
+    BatchEntry entry = problem.mask().Entry(index);
+    entry.q_len = entry.q_seeing;
+    return entry;
+  }
+
+  // Writes output and lse of the rows of a padding task.
+  void WritePadding(int64_t task) const;
+
+  // Brings the keys and values that a packing task reads from the source to the
+  // inputs. Only if loads_with_packing.
+  void Load(const PackTask& task) const;
+
+  HeadPacking& Packing(const TileTask& task) const {
+    return packing[task.entry * params.num_kv_heads + task.kv_head];
+  }
+
+  // Place number `place` for a packed kv head, below packed_heads. Its first
+  // line says whether it is taken: an atomic while tasks run.
+  std::byte* PackedHead(int64_t place) const {
+    return heads + place * plan.packed_head_bytes;
+  }
+
+  const AttentionProblem problem;
+  const AttentionParams& params;
+  const KernelPlan plan;
+  const ScoreInputs scores;
+  InputSource* const source;  // or null
+  // The worker that packs keys and values also loads them, right before, so
+  // that it finds them in its cache.
+  const bool loads_with_packing;
+  const TensorView<const std::byte> query;  // [batch, num_q_heads, q_len,
+                                            //  head_dim]
+  const TensorView<const std::byte> key;    // [batch, num_kv_heads, kv_len,
+                                            //  head_dim]
+  const TensorView<const std::byte> value;  // [batch, num_kv_heads, kv_len,
+                                            //  v_head_dim]
+  const TensorView<std::byte> output;       // [batch, num_q_heads, q_len,
+                                            //  v_head_dim]
+  const TensorView<float> lse;  // [batch, num_q_heads, q_len, 1], or null
+  const int64_t threads;
+  const int64_t packed_heads;
+  std::byte* heads;
+  HeadPacking* packing;  // [entries, num_kv_heads], or nothing
+  float* partials;
+  std::byte* slots;
+
+ private:
+  // The functions of one instruction set.
+  using RunFn = Slice (*)(const ForwardJob& job, ForwardPhase phase,
+                          int64_t task, int64_t slot, SliceControl& control);
+
+  const Workspace workspace_;
+  const RunFn run_;
+};
+
+}  // namespace attnd
+
+#endif  // ATTND_CORE_KERNELS_FORWARD_JOB_H_
