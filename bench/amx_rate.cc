@@ -38,9 +38,9 @@ class RateJob : public TileJob {
     int64_t products = 0;
     do {
       for (int i = 0; i < 100; ++i, ++products) {
-        AmxScores(1, kSide, 2,
-                  {.first = rows, .stride = kSteps, .part_words = 0}, columns,
-                  kSteps, scores, kSide);
+        AmxScores<1>(kSide, 2,
+                     {.first = rows, .stride = kSteps, .term_words = 0},
+                     columns, kSteps, scores, kSide);
       }
       spent = Clock::now() - start;
     } while (spent < kDuration);

@@ -106,7 +106,7 @@ void Exponentials(benchmark::State& state) {
   const Workspace scores = Filled(keys);
   Measure(state, 0, static_cast<double>(8 * keys), [&] {
     std::copy_n(fresh.floats(), keys, scores.floats());
-    benchmark::DoNotOptimize(Exponentiate<WeightKind::kF32, false>(
+    benchmark::DoNotOptimize(Exponentiate<Operand::kF32, false>(
         scores.floats(), nullptr, 0, keys, 0.18F, 1, keys));
   });
 }

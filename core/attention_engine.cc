@@ -153,7 +153,7 @@ void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
   BackwardPlan plan(problem, machine_);
   RunStats stats;
   stats.isa = plan.isa();
-  stats.kernel = plan.parts() > 1 ? "backward_bf16x3" : "backward";
+  stats.kernel = plan.variant();
   stats.tile_q = plan.tile_rows();
   stats.tile_kv = BackwardPlan::kTileKeys;
   Start(problem, TasksOf(plan), estimator_.EstimateBackward(problem, plan),

@@ -15,24 +15,23 @@ namespace {
 // come from the third-level cache; below, there would be few tasks.
 constexpr int64_t kMinTilesOfRuns = 16;
 
-// Rows of a tile.
-constexpr int64_t kFloatTileRows = 96;
-constexpr int64_t kPartsTileRows = 128;
-
 }  // namespace
 
 BackwardPlan::BackwardPlan(const AttentionProblem& problem,
                            const MachineInfo& machine)
-    : may_split_(PartsOf(problem.params(), machine) > 1),
+    : tiled_kind_(TiledKind(problem.params(), machine) == TileKind::kAmxBf16x3
+                      ? BackwardKind::kBf16x3
+                      : BackwardKind::kPanel),
       max_direct_rows_(MaxDirectRows(problem.params(), machine)),
       isa_(F32Isa(machine.isa)),
       kv_heads_(problem.params().num_kv_heads),
       group_(problem.params().HeadsPerGroup()),
-      shape_{.tile_q = kFloatTileRows,
+      shape_{.tile_q = TraitsOf(BackwardKind::kPanel).tile_rows,
              .tile_kv = kTileKeys,
              .head_dim = problem.params().head_dim,
              .v_head_dim = problem.params().v_head_dim,
-             .converts_values = false} {
+             .converts_values = false,
+             .kind = TileKind::kPanel} {
   const AttentionParams& params = problem.params();
   const Mask& mask = problem.mask();
   int64_t key_tiles_of_run = 1;
@@ -44,9 +43,9 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
     key_tiles_of_run = std::max(key_tiles_of_run, per_run);
     counts[kRowTile] = kv_heads_ * RowTilesOf(entry);
     counts[kRow] = kv_heads_ * RowsInMemory(entry);
-    if (ByParts(entry)) {
-      counts[kKeyTileByParts] = counts[kKeyTile];
-      counts[kRowTileByParts] = counts[kRowTile];
+    if (KindOf(entry) == BackwardKind::kBf16x3) {
+      counts[kBf16x3KeyTile] = counts[kKeyTile];
+      counts[kBf16x3RowTile] = counts[kRowTile];
     }
     return counts;
   };
@@ -70,39 +69,37 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
     }
     table_ = EntryTable<kKinds>(counts, work);
   }
-  const int64_t key_tiles_by_parts = table_.Total(kKeyTileByParts);
-  const int64_t row_tiles_by_parts = table_.Total(kRowTileByParts);
-  if (row_tiles_by_parts > 0) {
+  const int64_t bf16x3_key_tiles = table_.Total(kBf16x3KeyTile);
+  const int64_t bf16x3_row_tiles = table_.Total(kBf16x3RowTile);
+  if (bf16x3_row_tiles > 0) {
     isa_ = machine.isa;
-    shape_.parts = kBf16PartsOfF32;
-    shape_.tile_q = kPartsTileRows;
+    variant_ = TraitsOf(BackwardKind::kBf16x3).name;
+    shape_.kind = TileKind::kAmxBf16x3;
+    shape_.tile_q = TraitsOf(BackwardKind::kBf16x3).tile_rows;
   }
   const auto bytes = [overflow](int64_t count, int64_t words) {
     return overflow ? kMaxBytes
                     : AlignedBytes(CheckedProduct({kWordBytes, count, words}));
   };
   packed_keys_bytes_ = AlignedBytes(CheckedSum(
-      {bytes(key_tiles() - key_tiles_by_parts, PackedKeys::Of(shape_).total),
-       bytes(key_tiles_by_parts, PackedKeyParts::Of(shape_).total)}));
+      {bytes(key_tiles() - bf16x3_key_tiles, PackedKeys::Of(shape_).total),
+       bytes(bf16x3_key_tiles, PackedKeysBf16x3::Of(shape_).total)}));
   packed_rows_bytes_ =
-      bytes(row_tiles_by_parts, PackedRowParts::Of(shape_).total);
+      bytes(bf16x3_row_tiles, PackedRowsBf16x3::Of(shape_).total);
   rows_bytes_ = bytes(table_.Total(kRow), RoundToLine(params.head_dim));
   deltas_bytes_ = bytes(table_.Total(kRow), 1);
   turns_bytes_ = bytes(table_.Total(kRowTile), 1);
   slot_layout_ = BackwardLayout::Of(GeometryOf(isa_), shape_, key_tiles_of_run);
 }
 
-bool BackwardPlan::ByParts(const BatchEntry& entry) const {
-  return may_split_ && !ScoresDirectly(entry);
-}
-
-bool BackwardPlan::ScoresDirectly(const BatchEntry& entry) const {
+BackwardKind BackwardPlan::KindOf(const BatchEntry& entry) const {
   // Rows of padding are answered, but must not change how others are.
-  return group_ * entry.q_seeing <= max_direct_rows_;
+  return group_ * entry.q_seeing <= max_direct_rows_ ? BackwardKind::kDirect
+                                                     : tiled_kind_;
 }
 
 int64_t BackwardPlan::TileRows(const BatchEntry& entry) const {
-  return ByParts(entry) ? kPartsTileRows : kFloatTileRows;
+  return TraitsOf(KindOf(entry)).tile_rows;
 }
 
 int64_t BackwardPlan::KeyTilesOf(const BatchEntry& entry) const {
@@ -111,7 +108,9 @@ int64_t BackwardPlan::KeyTilesOf(const BatchEntry& entry) const {
 }
 
 int64_t BackwardPlan::KeyTilesPerRun(const BatchEntry& entry) const {
-  return ByParts(entry) && KeyTilesOf(entry) >= kMinTilesOfRuns ? 2 : 1;
+  return KeyTilesOf(entry) >= kMinTilesOfRuns
+             ? TraitsOf(KindOf(entry)).key_tiles_of_long_run
+             : 1;
 }
 
 int64_t BackwardPlan::RowsOf(const BatchEntry& entry) const {
@@ -123,7 +122,9 @@ int64_t BackwardPlan::RowTilesOf(const BatchEntry& entry) const {
 }
 
 int64_t BackwardPlan::RowsInMemory(const BatchEntry& entry) const {
-  return ByParts(entry) ? RowTilesOf(entry) * TileRows(entry) : RowsOf(entry);
+  return KindOf(entry) == BackwardKind::kBf16x3
+             ? RowTilesOf(entry) * TileRows(entry)
+             : RowsOf(entry);
 }
 
 BackwardPlan::Tile BackwardPlan::KeyTile(int64_t task) const {
@@ -148,19 +149,20 @@ BackwardPlan::Tile BackwardPlan::RowTile(int64_t task) const {
 int64_t BackwardPlan::PackedKeysAt(const Tile& tile,
                                    const BatchEntry& entry) const {
   const int64_t before = table_.First(kKeyTile, tile.entry);
-  const int64_t by_parts = table_.First(kKeyTileByParts, tile.entry);
+  const int64_t bf16x3_before = table_.First(kBf16x3KeyTile, tile.entry);
   const int64_t index = tile.kv_head * KeyTilesOf(entry) + tile.tile;
-  const int64_t floats = PackedKeys::Of(shape_).total;
-  const int64_t parts = PackedKeyParts::Of(shape_).total;
-  return (before - by_parts) * floats + by_parts * parts +
-         index * (ByParts(entry) ? parts : floats);
+  const int64_t f32_words = PackedKeys::Of(shape_).total;
+  const int64_t bf16x3_words = PackedKeysBf16x3::Of(shape_).total;
+  const bool bf16x3 = KindOf(entry) == BackwardKind::kBf16x3;
+  return (before - bf16x3_before) * f32_words + bf16x3_before * bf16x3_words +
+         index * (bf16x3 ? bf16x3_words : f32_words);
 }
 
 int64_t BackwardPlan::PackedRowsAt(const Tile& tile,
                                    const BatchEntry& entry) const {
-  return (table_.First(kRowTileByParts, tile.entry) +
+  return (table_.First(kBf16x3RowTile, tile.entry) +
           tile.kv_head * RowTilesOf(entry) + tile.tile) *
-         PackedRowParts::Of(shape_).total;
+         PackedRowsBf16x3::Of(shape_).total;
 }
 
 int64_t BackwardPlan::FirstRow(const Tile& tile,

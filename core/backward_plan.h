@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "core/attention_problem.h"
 #include "core/entry_table.h"
@@ -31,12 +32,9 @@ class BackwardPlan {
 
   // The set that the products run on.
   Isa isa() const { return isa_; }
-  // What f32 numbers are split into for native bf16 products, 1 where they are
-  // not (KernelPlan::parts), and whether an entry's are.
-  int64_t parts() const { return shape_.parts; }
-  bool ByParts(const BatchEntry& entry) const;
-  // Whether an entry's scores are made as by direct tiles of the forward pass.
-  bool ScoresDirectly(const BatchEntry& entry) const;
+  // The kernel's name in ExecutionStats.
+  std::string_view variant() const { return variant_; }
+  BackwardKind KindOf(const BatchEntry& entry) const;
   // Query rows of a tile, and the most of any entry.
   int64_t TileRows(const BatchEntry& entry) const;
   int64_t tile_rows() const { return shape_.tile_q; }
@@ -44,13 +42,13 @@ class BackwardPlan {
   const SlotLayout::Shape& shape() const { return shape_; }
   const BackwardLayout& slot_layout() const { return slot_layout_; }
 
-  // Of the whole job. Runs of tiles of keys, which pass by the rows together,
-  // of the same kv head are numbered in order.
+  // Counts of the whole job. A key run is a group of consecutive key tiles that
+  // one task processes together. Runs of a kv head are numbered in key order.
   int64_t key_tiles() const { return table_.Total(kKeyTile); }
   int64_t key_runs() const { return table_.Total(kKeyRun); }
   int64_t row_tiles() const { return table_.Total(kRowTile); }
   Tile KeyTile(int64_t task) const;
-  // Its number in place of a tile's.
+  // Returns a Tile whose `tile` field is the run's number.
   Tile KeyRun(int64_t task) const;
   Tile RowTile(int64_t task) const;
 
@@ -60,11 +58,12 @@ class BackwardPlan {
   int64_t RowTilesOf(const BatchEntry& entry) const;
   int64_t RowsOf(const BatchEntry& entry) const;
 
-  // Where a tile's packed copies are, in words. Rows have some by parts only.
+  // Where a tile's packed copies are, in words. Rows have copies only if their
+  // kind is kBf16x3.
   int64_t PackedKeysAt(const Tile& tile, const BatchEntry& entry) const;
   int64_t PackedRowsAt(const Tile& tile, const BatchEntry& entry) const;
-  // Where a tile of rows begins among all rows and all tiles of rows. Those by
-  // parts have room for whole tiles.
+  // Where a tile of rows begins among all rows, and its number among all tiles
+  // of rows. Rows of kind kBf16x3 have room for whole tiles.
   int64_t FirstRow(const Tile& tile, const BatchEntry& entry) const;
   int64_t RowTileIndex(const Tile& tile, const BatchEntry& entry) const;
 
@@ -87,15 +86,16 @@ class BackwardPlan {
     kKeyRun,
     kRowTile,
     kRow,
-    kKeyTileByParts,
-    kRowTileByParts,
+    kBf16x3KeyTile,
+    kBf16x3RowTile,
     kKinds
   };
 
   int64_t RowsInMemory(const BatchEntry& entry) const;
 
-  bool may_split_;  // numbers into parts
+  BackwardKind tiled_kind_;  // of entries with more rows than max_direct_rows_
   int64_t max_direct_rows_;
+  std::string_view variant_ = TraitsOf(BackwardKind::kPanel).name;
   Isa isa_;
   int64_t kv_heads_;
   int64_t group_;

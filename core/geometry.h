@@ -13,33 +13,17 @@
 
 namespace attnd {
 
-// Steps that an AMX product takes at once, which is also the rows and the words
-// of a row that a tile register holds.
-inline constexpr int64_t kAmxSteps = 16;
-inline constexpr int64_t kAmxTileWords = kAmxSteps * kAmxSteps;
-// Rows and columns of a block, 2 x 2 result tiles. Also the bf16 of a tile's
-// row, dimensions or keys in pairs.
-inline constexpr int64_t kAmxBlock = 2 * kAmxSteps;
-
-// The largest tile, which bounds what a tile keeps on the stack.
-inline constexpr int64_t kMaxTileRows = 256;
-inline constexpr int64_t kMaxTileKeys = 512;
+// The most rows of a block of any kind.
 inline constexpr int64_t kMaxBlockRows = kAmxBlock;
 
-// A word holds one f32, or a pair of bf16.
-inline constexpr int64_t kWordBytes = 4;
-constexpr int64_t ElementsPerWord(Isa isa) {
-  return isa == Isa::kAvx512Bf16 || isa == Isa::kAmxBf16 ? 2 : 1;
+// Rows of a block, and keys of which a block that shows all of them sees a
+// multiple.
+constexpr int64_t RowsOfBlock(TileKind kind, const Geometry& geometry) {
+  return TraitsOf(kind).block > 0 ? TraitsOf(kind).block : geometry.rows;
 }
-
-// Words of a query's or a packed key's row, for products over head_dim.
-constexpr int64_t RowWords(Isa isa, int64_t head_dim) {
-  const int64_t words = CeilDiv(head_dim, ElementsPerWord(isa));
-  return isa == Isa::kAmxBf16 ? RoundUp(words, kAmxSteps) : words;
+constexpr int64_t KeysOfBlock(TileKind kind, const Geometry& geometry) {
+  return TraitsOf(kind).block > 0 ? TraitsOf(kind).block : geometry.lanes;
 }
-
-// An f32 is the sum of so many bf16, exactly: its 24 bits are theirs.
-inline constexpr int kBf16PartsOfF32 = 3;
 
 // Keys whose weighted values are summed before they join the output: what a
 // partial sum rounds off grows with the sum, so several short ones are more
@@ -76,17 +60,17 @@ struct SlotLayout {
   struct Shape {
     int64_t tile_q, tile_kv, head_dim, v_head_dim;
     bool converts_values;  // a tile of V is copied to the slot
-    int64_t parts = 1;     // of an operand, KernelPlan::parts
+    TileKind kind;         // of the tiles that are not direct
   };
 
   int64_t q_stride;
   // Scores have one line more than keys, so that rows do not share the sets of
-  // the cache. Where weights have several parts, the first takes the place of
-  // the scores and the others lie behind them, `weight_part` words apart; rows
-  // are then parts_stride apart, and only those of one block are kept.
+  // the cache. If weights have several terms, the first takes the place of the
+  // scores and the others lie behind them, `term_words` apart. Rows are then
+  // terms_stride apart, and only those of one block are kept.
   int64_t score_stride;
-  int64_t parts_stride;
-  int64_t weight_part;
+  int64_t terms_stride;
+  int64_t term_words;
   int64_t output_stride;  // v_head_dim in whole lines
   int64_t visible_stride;
   int64_t query;          // [tile_q, q_stride]
@@ -101,20 +85,20 @@ struct SlotLayout {
 
   static constexpr SlotLayout Of(const Geometry& geometry, const Shape& shape) {
     SlotLayout layout{};
-    layout.q_stride = shape.parts == 1 ? RoundToLine(shape.head_dim)
-                                       : shape.parts * RowWords(Isa::kAmxBf16,
-                                                                shape.head_dim);
-    layout.weight_part = shape.tile_kv;
+    const int64_t terms = TraitsOf(shape.kind).terms;
+    layout.q_stride = std::max(RoundToLine(shape.head_dim),
+                               RowWords(shape.kind, shape.head_dim));
+    layout.term_words = shape.tile_kv;
     layout.score_stride = shape.tile_kv + 16;
-    layout.parts_stride = (2 * shape.parts - 1) * shape.tile_kv / 2 + 16;
+    layout.terms_stride = (2 * terms - 1) * shape.tile_kv / 2 + 16;
     layout.output_stride = RoundToLine(shape.v_head_dim);
     // Two bytes for each vector of whatever width, and room to read eight.
     layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
     LineCarver slot(kLineWords);
     layout.query = slot.Take(shape.tile_q * layout.q_stride);
-    layout.scores = slot.Take(std::max(
-        shape.tile_q * layout.score_stride,
-        shape.parts > 1 ? kMaxBlockRows * layout.parts_stride : int64_t{0}));
+    layout.scores = slot.Take(
+        std::max(shape.tile_q * layout.score_stride,
+                 terms > 1 ? kMaxBlockRows * layout.terms_stride : int64_t{0}));
     layout.output = slot.Take(shape.tile_q * layout.output_stride);
     layout.row_max_lanes = slot.Take(shape.tile_q * geometry.lanes);
     layout.max = slot.Take(shape.tile_q);
@@ -140,8 +124,9 @@ void StoreHeader(float* slot, const Header& header) {
   std::memcpy(slot, &header, sizeof(header));
 }
 
-// The same for tiles of keys of the backward pass. What f32 products and those
-// of parts hold shares its place: a pair of tiles takes one of them.
+// The same for tiles of keys of the backward pass. What f32 products hold and
+// what bf16x3 products hold shares one place, because a pair of tiles needs
+// only one of them.
 struct BackwardLayout {
   int64_t visible_stride;
   int64_t visible;  // [tile_q, visible_stride]
@@ -161,17 +146,17 @@ struct BackwardLayout {
   int64_t weights;        // [tile_q, score_stride]
   int64_t grad_scores;    // [tile_q, score_stride]
   int64_t row_max_lanes;  // [tile_q, lanes], of no interest here
-  int64_t packed;         // a tile of keys, where it is packed by parts only
+  int64_t packed;  // a tile of keys that is packed for bf16x3 products only
 
-  // Parts, with scores the other way round: keys are rows.
+  // bf16x3, with scores transposed: keys are rows.
   int64_t scores;       // [tile_kv, kAmxBlock], of one block of rows
   int64_t grads;        // the same of dP
   int64_t score_rows;   // [kAmxBlock, score_stride], where they need care
   int64_t grad_rows;    // the same of dP
-  int64_t part_stride;  // from one part of a row of weights to the next
-  int64_t parts_stride;
-  int64_t weight_parts;      // [tile_kv, parts_stride], left-hand sides
-  int64_t grad_parts;        // the same of dS
+  int64_t term_stride;  // from one term of a row of weights to the next
+  int64_t terms_stride;
+  int64_t weight_terms;      // [tile_kv, terms_stride], left-hand sides
+  int64_t grad_terms;        // the same of dS
   int64_t grad_block_words;  // of one block of rows of
   int64_t grad_tiles;        // dS as right-hand sides
   int64_t total;
@@ -198,24 +183,24 @@ struct PackedKeys {
   }
 };
 
-// The same by parts, in the way of core/kernels/amx_bf16.h: left-hand sides are
-// rows, of which one part lies behind the other.
-struct PackedKeyParts {
+// The packed copies of a tile of keys for bf16x3 products, as
+// core/kernels/amx_bf16.h reads them. Left-hand sides are rows, whose terms lie
+// one behind the other.
+struct PackedKeysBf16x3 {
   int64_t key_stride;  // of a row
   int64_t value_stride;
   int64_t column_stride;
   int64_t keys;     // [tile_kv, key_stride]
   int64_t values;   // [tile_kv, value_stride]
   int64_t columns;  // K^T: [head_dim in whole lines, column_stride]
-  int64_t largest;  // the largest magnitudes of K and V, as HeadPacking's
+  int64_t largest;  // the largest magnitudes of K and V, as in HeadPacking
   int64_t total;
 
-  static constexpr PackedKeyParts Of(const SlotLayout::Shape& shape) {
-    PackedKeyParts layout{};
-    layout.key_stride = shape.parts * RowWords(Isa::kAmxBf16, shape.head_dim);
-    layout.value_stride =
-        shape.parts * RowWords(Isa::kAmxBf16, shape.v_head_dim);
-    layout.column_stride = shape.parts * shape.tile_kv / 2;
+  static constexpr PackedKeysBf16x3 Of(const SlotLayout::Shape& shape) {
+    PackedKeysBf16x3 layout{};
+    layout.key_stride = RowWords(TileKind::kAmxBf16x3, shape.head_dim);
+    layout.value_stride = RowWords(TileKind::kAmxBf16x3, shape.v_head_dim);
+    layout.column_stride = kBf16Terms * shape.tile_kv / 2;
     layout.values = shape.tile_kv * layout.key_stride;
     layout.columns = layout.values + shape.tile_kv * layout.value_stride;
     layout.largest =
@@ -225,9 +210,9 @@ struct PackedKeyParts {
   }
 };
 
-// A tile of rows by parts, as right-hand sides: against K and V like keys, and
-// against weights like values.
-struct PackedRowParts {
+// The packed copies of a tile of rows for bf16x3 products, as right-hand sides:
+// against K and V they are packed like keys, and against weights like values.
+struct PackedRowsBf16x3 {
   int64_t query_tiles;
   int64_t grad_tiles;
   int64_t query_values;
@@ -235,13 +220,14 @@ struct PackedRowParts {
   int64_t largest;  // the largest magnitudes of Q and dO
   int64_t total;
 
-  static constexpr PackedRowParts Of(const SlotLayout::Shape& shape) {
-    const int64_t tiles = shape.parts * shape.tile_q;
-    const int64_t values = shape.parts * shape.tile_q / 2;
-    PackedRowParts layout{};
-    layout.grad_tiles = tiles * RowWords(Isa::kAmxBf16, shape.head_dim);
+  static constexpr PackedRowsBf16x3 Of(const SlotLayout::Shape& shape) {
+    const int64_t values = kBf16Terms * shape.tile_q / 2;
+    PackedRowsBf16x3 layout{};
+    layout.grad_tiles =
+        shape.tile_q * RowWords(TileKind::kAmxBf16x3, shape.head_dim);
     layout.query_values =
-        layout.grad_tiles + tiles * RowWords(Isa::kAmxBf16, shape.v_head_dim);
+        layout.grad_tiles +
+        shape.tile_q * RowWords(TileKind::kAmxBf16x3, shape.v_head_dim);
     layout.grad_values =
         layout.query_values + values * RoundToLine(shape.head_dim);
     layout.largest =
@@ -261,15 +247,16 @@ constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
   layout.v_stride = v_head + 16;
   layout.score_stride = shape.tile_kv + 16;
   layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
-  layout.part_stride = shape.tile_q / 2;
-  layout.parts_stride = shape.parts * layout.part_stride + 16;
-  layout.grad_block_words = shape.parts * shape.tile_kv / 2 * kAmxBlock;
+  const bool bf16x3 = shape.kind == TileKind::kAmxBf16x3;
+  layout.term_stride = shape.tile_q / 2;
+  layout.terms_stride = kBf16Terms * layout.term_stride + 16;
+  layout.grad_block_words = kBf16Terms * shape.tile_kv / 2 * kAmxBlock;
   LineCarver slot(kLineWords);
   layout.visible = slot.Take(shape.tile_q * layout.visible_stride);
   layout.grad_words = shape.tile_kv * (head + v_head);
   layout.grad_key = slot.Take(key_tiles * layout.grad_words);
   layout.grad_value = layout.grad_key + shape.tile_kv * head;
-  LineCarver parts(slot.at());
+  LineCarver shared(slot.at());
   layout.query = slot.Take(shape.tile_q * layout.q_stride);
   layout.grad_output = slot.Take(shape.tile_q * layout.v_stride);
   layout.query_chunk = slot.Take(kKeysPerSum * head);
@@ -277,18 +264,18 @@ constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
   layout.weights = slot.Take(shape.tile_q * layout.score_stride);
   layout.grad_scores = slot.Take(shape.tile_q * layout.score_stride);
   layout.row_max_lanes = slot.Take(shape.tile_q * geometry.lanes);
-  layout.packed = slot.Take(shape.parts > 1 ? PackedKeys::Of(shape).total : 0);
+  layout.packed = slot.Take(bf16x3 ? PackedKeys::Of(shape).total : 0);
   layout.total = slot.at();
-  if (shape.parts == 1) return layout;
-  layout.scores = parts.Take(shape.tile_kv * kAmxBlock);
-  layout.grads = parts.Take(shape.tile_kv * kAmxBlock);
-  layout.score_rows = parts.Take(kAmxBlock * layout.score_stride);
-  layout.grad_rows = parts.Take(kAmxBlock * layout.score_stride);
-  layout.weight_parts = parts.Take(shape.tile_kv * layout.parts_stride);
-  layout.grad_parts = parts.Take(shape.tile_kv * layout.parts_stride);
+  if (!bf16x3) return layout;
+  layout.scores = shared.Take(shape.tile_kv * kAmxBlock);
+  layout.grads = shared.Take(shape.tile_kv * kAmxBlock);
+  layout.score_rows = shared.Take(kAmxBlock * layout.score_stride);
+  layout.grad_rows = shared.Take(kAmxBlock * layout.score_stride);
+  layout.weight_terms = shared.Take(shape.tile_kv * layout.terms_stride);
+  layout.grad_terms = shared.Take(shape.tile_kv * layout.terms_stride);
   layout.grad_tiles =
-      parts.Take(shape.tile_q / kAmxBlock * layout.grad_block_words);
-  layout.total = std::max(layout.total, parts.at());
+      shared.Take(shape.tile_q / kAmxBlock * layout.grad_block_words);
+  layout.total = std::max(layout.total, shared.at());
   return layout;
 }
 
@@ -299,11 +286,10 @@ struct HeadPacking {
   uint32_t claimed;  // pieces that somebody packs or has packed
   uint32_t packed;   // pieces that are ready
   uint32_t done;     // tiles that need it no more
-  // Where numbers are split into parts: the largest magnitude of a key, as the
-  // bits of a float without its sign, and whether any value is to stay out of
-  // products of parts.
+  // If numbers are split into terms: the largest magnitude of a key, as the
+  // bits of a float without its sign, and whether any value must not be split.
   uint32_t largest_key;
-  uint32_t odd_values;
+  uint32_t unsplittable_values;
 };
 
 // What a split leaves for the merge: unnormalised rows, their maxima and sums.

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/tile_kind.h"
+
 namespace attnd {
 
 // To add an instruction set, add its row to one of these two tables, and its
@@ -14,7 +16,7 @@ namespace attnd {
 // The sets with vectors of their own, narrowest first. Highway compiles all
 // kernels for the `target` of each, and its macro `function` expands to a
 // pointer to one of them. The numbers are the set's Geometry.
-#define ATTND_VECTOR_ISAS(ROW, ARG)                                         \
+#define ATTND_VECTOR_ISAS(ROW, ARG)                                        \
   /*       isa, name, target, function, geometry */                        \
   ROW(ARG, kScalar, "scalar", HWY_SCALAR, HWY_CHOOSE_FALLBACK, 1, 2, 4, 0) \
   ROW(ARG, kAvx2, "avx2", HWY_AVX2, HWY_CHOOSE_AVX2, 8, 6, 2, 12)          \
@@ -23,11 +25,14 @@ namespace attnd {
 // The sets that add native bf16 products to a `base`, whose kernels they use
 // for all else, in the order of their bases. The functions `available` and
 // `preferred` say whether this processor has the set, and whether the set is
-// faster there than its base.
-#define ATTND_BF16_ISAS(ROW)                                           \
-  /*  isa, name, base, available, preferred */                        \
-  ROW(kAvx512Bf16, "avx512_bf16", kAvx512, HasBf16Dot, PrefersBf16Dot) \
-  ROW(kAmxBf16, "amx_bf16", kAvx512Bf16, HasAmxBf16, HasAmxBf16)
+// faster there than its base. The last two columns are the kinds of tiles that
+// multiply bf16, and numbers of any other type.
+#define ATTND_BF16_ISAS(ROW)                                               \
+  /*  isa, name, base, available, preferred, bf16_kind, f32_kind */        \
+  ROW(kAvx512Bf16, "avx512_bf16", kAvx512, HasBf16Dot, PrefersBf16Dot,     \
+      kPanelBf16, kPanel)                                                  \
+  ROW(kAmxBf16, "amx_bf16", kAvx512Bf16, HasAmxBf16, HasAmxBf16, kAmxBf16, \
+      kAmxBf16x3)
 
 #define ATTND_VECTOR_ISA(QUALIFIER, ISA, ...) QUALIFIER ISA,
 #define ATTND_BF16_ISA(ISA, ...) ISA,
@@ -37,8 +42,8 @@ enum class Isa {
   ATTND_VECTOR_ISAS(ATTND_VECTOR_ISA, ) ATTND_BF16_ISAS(ATTND_BF16_ISA)
 };
 
-inline constexpr Isa kIsas[] = {ATTND_VECTOR_ISAS(
-    ATTND_VECTOR_ISA, Isa::) ATTND_BF16_ISAS(ATTND_QUALIFIED_BF16_ISA)};
+inline constexpr Isa kIsas[] = {ATTND_VECTOR_ISAS(ATTND_VECTOR_ISA, Isa::)
+                                    ATTND_BF16_ISAS(ATTND_QUALIFIED_BF16_ISA)};
 #undef ATTND_VECTOR_ISA
 #undef ATTND_BF16_ISA
 #undef ATTND_QUALIFIED_BF16_ISA
@@ -63,15 +68,19 @@ struct IsaTraits {
   std::string_view name;  // "avx512_bf16"
   Isa f32_isa;            // the set whose f32 kernels it uses
   Geometry geometry;      // of the kernels of f32_isa
+  // The kinds of tiles that multiply bf16, and numbers of any other type.
+  TileKind bf16_kind = TileKind::kPanel;
+  TileKind f32_kind = TileKind::kPanel;
 };
 
 constexpr IsaTraits TraitsOf(Isa isa) {
 #define ATTND_VECTOR_TRAITS(ARG, ISA, NAME, TARGET, FUNCTION, ...) \
   case Isa::ISA:                                                   \
     return {NAME, Isa::ISA, {__VA_ARGS__}};
-#define ATTND_BF16_TRAITS(ISA, NAME, BASE, ...) \
-  case Isa::ISA:                                \
-    return {NAME, TraitsOf(Isa::BASE).f32_isa, TraitsOf(Isa::BASE).geometry};
+#define ATTND_BF16_TRAITS(ISA, NAME, BASE, AVAILABLE, PREFERRED, BF16, F32)  \
+  case Isa::ISA:                                                             \
+    return {NAME, TraitsOf(Isa::BASE).f32_isa, TraitsOf(Isa::BASE).geometry, \
+            TileKind::BF16, TileKind::F32};
   switch (isa) {
     ATTND_VECTOR_ISAS(ATTND_VECTOR_TRAITS, )
     ATTND_BF16_ISAS(ATTND_BF16_TRAITS)
@@ -84,6 +93,19 @@ constexpr IsaTraits TraitsOf(Isa isa) {
 constexpr std::string_view IsaName(Isa isa) { return TraitsOf(isa).name; }
 constexpr Isa F32Isa(Isa isa) { return TraitsOf(isa).f32_isa; }
 constexpr Geometry GeometryOf(Isa isa) { return TraitsOf(isa).geometry; }
+
+// Whether the kernels that are compiled for `vector_isa` must have `kind`.
+constexpr bool HasKind(Isa vector_isa, TileKind kind) {
+  if (!IsNativeBf16(kind)) return true;
+  for (const Isa isa : kIsas) {
+    const IsaTraits traits = TraitsOf(isa);
+    if (traits.f32_isa == vector_isa &&
+        (traits.bf16_kind == kind || traits.f32_kind == kind)) {
+      return true;
+    }
+  }
+  return false;
+}
 
 // The sets that are compiled in and that this processor has, widest first.
 // Never empty. kScalar is missing if the compiler may use wider vectors

@@ -14,21 +14,6 @@ namespace {
 // Of output that one padding task writes: tens of microseconds.
 constexpr int64_t kPaddingBytes = int64_t{1} << 18;
 
-// What tiled entries multiply on.
-struct Products {
-  Isa isa;
-  int64_t parts;  // KernelPlan::parts
-};
-
-// The most rows in a tile: enough to read K^T and V seldom, few enough that
-// their scores stay in the second-level cache and that there are tiles for many
-// workers. AMX keeps the scores of one block of rows only, and multiplies
-// faster than K^T and V come, but where they are short.
-int64_t MaxRowsOfTile(const Products& products, int64_t rows) {
-  if (products.isa != Isa::kAmxBf16) return 96;
-  return rows < 1024 ? 128 : kMaxTileRows;
-}
-
 // A tile wants its scores and one pass of K^T or V in the second-level cache,
 // with room for the other's lines: what is over half of it does not pay.
 int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
@@ -44,31 +29,9 @@ int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
   return tile;
 }
 
-// What scores are multiplied by, times head_dim, up to which nobody notices
-// that native bf16 products take the tiniest numbers for 0
-// (core/kernels/amx_tile-inl.h).
-constexpr double kMostScale = 0x1p40;
-
-// Native bf16 where it loses nothing of the inputs, or is asked for. On tiles
-// the six products that make one of f32 (core/kernels/amx_bf16.h) are still
-// twice as fast as multiply-adds.
-Products ChooseProducts(const AttentionParams& params,
-                        const MachineInfo& machine) {
-  const Products native{machine.isa, 1};
-  const Products f32{F32Isa(machine.isa), 1};
-  if (params.precision == Precision::kBF16) return native;
-  if (params.precision == Precision::kF32) return f32;
-  const double scale = std::abs(double{params.score_scale}) *
-                       static_cast<double>(params.head_dim);
-  if (scale > kMostScale) return f32;
-  if (params.query_dtype == DataType::kBF16 &&
-      params.key_dtype == DataType::kBF16 &&
-      params.value_dtype == DataType::kBF16) {
-    return native;
-  }
-  if (machine.isa == Isa::kAmxBf16) return {machine.isa, kBf16PartsOfF32};
-  return f32;
-}
+// The largest scale, times head_dim, with which nobody notices that native bf16
+// products take the tiniest numbers for 0 (core/kernels/amx_tile-inl.h).
+constexpr double kMaxScale = 0x1p40;
 
 // In place, values must be f32 rows of whole vectors.
 bool ReadsValuesInPlace(const AttentionParams& params,
@@ -78,16 +41,26 @@ bool ReadsValuesInPlace(const AttentionParams& params,
          params.v_head_dim % geometry.lanes == 0;
 }
 
-std::string_view VariantName(bool tiled, bool direct, int64_t parts) {
-  if (!tiled) return "direct";
-  if (parts == 1) return direct ? "tiled+direct" : "tiled";
-  return direct ? "tiled_bf16x3+direct" : "tiled_bf16x3";
-}
-
 }  // namespace
 
-int64_t PartsOf(const AttentionParams& params, const MachineInfo& machine) {
-  return ChooseProducts(params, machine).parts;
+TileKind TiledKind(const AttentionParams& params, const MachineInfo& machine) {
+  // Native bf16 is for inputs of which it loses nothing, or if asked for. The
+  // six products that make one of f32 on AMX (core/kernels/amx_bf16.h) are
+  // still twice as fast as multiply-adds.
+  const IsaTraits isa = TraitsOf(machine.isa);
+  if (params.precision == Precision::kBF16) {
+    return IsNativeBf16(isa.bf16_kind) ? isa.bf16_kind
+                                       : TileKind::kPanelRounded;
+  }
+  const double scale = std::abs(double{params.score_scale}) *
+                       static_cast<double>(params.head_dim);
+  if (params.precision == Precision::kF32 || scale > kMaxScale) {
+    return TileKind::kPanel;
+  }
+  const bool all_bf16 = params.query_dtype == DataType::kBF16 &&
+                        params.key_dtype == DataType::kBF16 &&
+                        params.value_dtype == DataType::kBF16;
+  return all_bf16 ? isa.bf16_kind : isa.f32_kind;
 }
 
 int64_t MaxDirectRows(const AttentionParams& params,
@@ -97,38 +70,39 @@ int64_t MaxDirectRows(const AttentionParams& params,
       params.key_dtype != DataType::kBF16) {
     return -1;
   }
-  // Native bf16 products save more, but packing three parts costs more than
-  // that.
-  const Products products = ChooseProducts(params, machine);
-  if (products.parts > 1) return 96;
-  return products.isa == F32Isa(products.isa) ? 48 : 24;
+  return TraitsOf(TiledKind(params, machine)).max_direct_rows;
 }
 
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
                     const MachineInfo& machine) {
-  const Products products = ChooseProducts(params, machine);
-  const Geometry geometry = GeometryOf(products.isa);
   EntryPlan entry;
   entry.padding_rows = params.num_q_heads * (of.q_len - of.q_seeing);
   const int64_t rows = params.HeadsPerGroup() * of.q_seeing;
   if (rows == 0) return entry;
   const int64_t kv_len = of.kv_len;
   entry.kv_len = kv_len;
-  entry.direct = rows <= MaxDirectRows(params, machine);
-  // Tiles of nearly equal numbers of rows, in whole microkernels.
-  const int64_t most_rows = MaxRowsOfTile(products, rows);
-  entry.q_tiles = CeilDiv(rows, most_rows);
+  const TileKind tiled = TiledKind(params, machine);
+  if (rows > MaxDirectRows(params, machine)) {
+    entry.kind = tiled;
+    entry.packed_keys = RoundUp(kv_len, kKeysPerSum);
+  } else if (params.precision == Precision::kBF16) {
+    entry.kind = TileKind::kDirectRounded;
+  }
+  // Tiles of nearly equal numbers of rows, in whole blocks.
+  const int64_t max_rows = rows < kManyRows ? TraitsOf(tiled).max_rows
+                                            : TraitsOf(tiled).max_rows_of_many;
+  entry.q_tiles = CeilDiv(rows, max_rows);
   entry.tile_q = CeilDiv(rows, entry.q_tiles);
-  const int64_t block_rows =
-      products.isa == Isa::kAmxBf16 ? kAmxBlock : geometry.rows;
-  if (entry.q_tiles > 1) entry.tile_q = RoundUp(entry.tile_q, block_rows);
+  if (entry.q_tiles > 1) {
+    entry.tile_q =
+        RoundUp(entry.tile_q, RowsOfBlock(tiled, GeometryOf(machine.isa)));
+  }
   entry.q_tiles = CeilDiv(rows, entry.tile_q);
   // One tile would be one task, however many keys it has.
   if (entry.q_tiles == 1) {
     entry.splits =
         std::max<int64_t>(1, CeilDiv(kv_len, KernelPlan::kKeysPerSplit));
   }
-  if (!entry.direct) entry.packed_keys = RoundUp(kv_len, kKeysPerSum);
   return entry;
 }
 
@@ -219,8 +193,7 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                           const MachineInfo& machine) {
   const AttentionParams& params = problem.params();
   const Mask& mask = problem.mask();
-  const Products products = ChooseProducts(params, machine);
-  const Geometry geometry = GeometryOf(products.isa);
+  const Geometry geometry = GeometryOf(machine.isa);
   KernelPlan plan;
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
   plan.v_head_dim_ = params.v_head_dim;
@@ -234,7 +207,7 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
     const EntryPlan& entry =
         plan.entries_.emplace_back(PlanEntry(params, of, machine));
     plan.tile_q = std::max(plan.tile_q, entry.tile_q);
-    (entry.direct ? plan.any_direct : any_tiled) |= entry.q_tiles > 0;
+    (IsDirect(entry.kind) ? plan.any_direct : any_tiled) |= entry.q_tiles > 0;
     most_keys = std::max(most_keys, entry.packed_keys);
     return entry;
   };
@@ -260,28 +233,26 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.merge_tasks = plan.table_.Total(KernelPlan::kMerge);
   plan.padding_tasks = plan.table_.Total(KernelPlan::kPadding);
 
-  plan.isa = any_tiled ? products.isa : F32Isa(machine.isa);
-  plan.parts = any_tiled ? products.parts : 1;
-  plan.bf16_products = params.precision == Precision::kBF16 ||
-                       (plan.isa != F32Isa(plan.isa) && plan.parts == 1);
-  plan.variant = VariantName(any_tiled, plan.any_direct, plan.parts);
+  if (any_tiled) plan.tiled_kind = TiledKind(params, machine);
+  plan.isa = IsNativeBf16(plan.tiled_kind) ? machine.isa : F32Isa(machine.isa);
+  const TileTraits& traits = TraitsOf(plan.tiled_kind);
+  plan.variant = plan.any_direct ? traits.name_with_direct : traits.name;
   plan.converts_values =
       plan.any_direct && !ReadsValuesInPlace(params, geometry);
 
-  const SlotLayout layout =
+  plan.slot_layout =
       SlotLayout::Of(geometry, {.tile_q = plan.tile_q,
                                 .tile_kv = plan.tile_kv,
                                 .head_dim = params.head_dim,
                                 .v_head_dim = params.v_head_dim,
                                 .converts_values = plan.converts_values,
-                                .parts = plan.parts});
-  plan.slot_bytes = kWordBytes * layout.total;
-  plan.packed_keys_bytes = AlignedBytes(
-      CheckedProduct({kWordBytes, most_keys,
-                      RowWords(plan.isa, params.head_dim), plan.parts}));
+                                .kind = plan.tiled_kind});
+  plan.slot_bytes = kWordBytes * plan.slot_layout.total;
+  plan.packed_keys_bytes = AlignedBytes(CheckedProduct(
+      {kWordBytes, most_keys, RowWords(plan.tiled_kind, params.head_dim)}));
   const int64_t packed_values_bytes = AlignedBytes(
-      CheckedProduct({kWordBytes, most_keys / ElementsPerWord(plan.isa),
-                      layout.output_stride, plan.parts}));
+      CheckedProduct({kWordBytes, most_keys / traits.elements_per_word,
+                      plan.slot_layout.output_stride, traits.terms}));
   plan.packed_head_bytes = AlignedBytes(CheckedSum(
       {Workspace::kAlignment, plan.packed_keys_bytes, packed_values_bytes}));
   plan.packing_bytes =

@@ -18,8 +18,7 @@ namespace attnd {
 // options and on the machine; never on workers, batch or load, so that the same
 // request gives the same bits whatever runs beside it.
 struct EntryPlan {
-  // Few query rows: keys are read as they lie, once, and never packed.
-  bool direct = false;
+  TileKind kind = TileKind::kDirect;
   int64_t kv_len = 0;
   // Query rows in a tile. The heads of a GQA group that share a kv head are
   // rows of one matrix, so a tile may hold rows of several heads. Rows of
@@ -29,7 +28,7 @@ struct EntryPlan {
   // Pieces that a tile's keys are cut into, each a task; their partial results
   // are merged in order.
   int64_t splits = 1;
-  // Keys of one kv head that are packed, in whole sums; 0 where direct.
+  // Keys of one kv head that are packed, in whole sums; 0 if kind is direct.
   int64_t packed_keys = 0;
   int64_t padding_rows = 0;  // of all query heads, which see nothing
 
@@ -60,15 +59,12 @@ class KernelPlan {
   // Keys of a split: a whole number of tiles, whatever the plan.
   static constexpr int64_t kKeysPerSplit = 4096;
 
-  // The set that the products run on, and the kernel's name in ExecutionStats.
-  Isa isa = Isa::kScalar;
-  std::string_view variant = "tiled";
-  bool any_direct = false;  // entries
-  // Inputs and weights go through the products as bf16: natively where isa has
-  // such products, else as f32 numbers that were rounded.
-  bool bf16_products = false;
-  // Native bf16 products of f32 numbers, each the sum of so many bf16; else 1.
-  int64_t parts = 1;
+  Isa isa = Isa::kScalar;  // the set that the products run on
+  // The kind of all entries that are not direct; a direct kind if there are
+  // none.
+  TileKind tiled_kind = TileKind::kDirect;
+  std::string_view variant = "tiled";  // the kernel's name in ExecutionStats
+  bool any_direct = false;             // entries
   // Direct tiles copy their values to the slot: converted, or in whole vectors.
   bool converts_values = false;
   int64_t tile_q = 0;      // the largest of any entry
@@ -82,7 +78,8 @@ class KernelPlan {
   int64_t packed_head_bytes = 0;
   int64_t partial_bytes = 0;
   int64_t packing_bytes = 0;  // how far kv heads are packed
-  int64_t slot_bytes = 0;     // one tile in progress
+  SlotLayout slot_layout{};   // of one tile in progress
+  int64_t slot_bytes = 0;
 
   // Which part of the work a task number stands for: below tile_tasks,
   // merge_tasks and padding_tasks. Tiles of the heaviest entries come first,
@@ -145,16 +142,15 @@ class KernelPlan {
   Table table_;
 };
 
-// KernelPlan::parts of what is tiled.
-int64_t PartsOf(const AttentionParams& params, const MachineInfo& machine);
+// The kind of entries that have too many rows to be direct.
+TileKind TiledKind(const AttentionParams& params, const MachineInfo& machine);
 
-// Up to so many rows that see something, of the heads that share a kv head,
-// scores are made by dot products with the keys as they lie: packing them would
-// cost more than it saves. -1 where keys are packed whatever the rows.
+// The largest number of rows that see something, of the heads that share a kv
+// head, for which an entry is direct. -1 if keys are packed whatever the rows.
 int64_t MaxDirectRows(const AttentionParams& params,
                       const MachineInfo& machine);
 
-// The part of one entry.
+// Returns the part of one entry.
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& entry,
                     const MachineInfo& machine);
 

@@ -4,20 +4,20 @@
 // bits depend on where its groups of 32 dimensions or keys begin: always at
 // multiples of 32 from the tile's first.
 //
-// f32 operands come as three bf16 parts, x = x0 + x1 + x2, and six of the nine
-// products of parts (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial
+// f32 operands come as three bf16 terms, x = x0 + x1 + x2, and six of the nine
+// products of terms (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial
 // Intelligence Datatype For Higher-Precision Computations", 2019). Six times 16
 // cycles for 8192 multiply-adds are 2.7 times what two multiply-adds of 512
 // bits a cycle do; with the softmax, and a clock that AMX lowers, about 1 to
 // 1.4 times is left of a tile.
 //
 // Blocks of 2 x 2 result tiles: four loads of operands for four products, each
-// product 16 cycles and each load 8; with parts 16 loads for 24. Traffic of a
-// block of 32 rows: K^T and V of the tile once, its own scores and weights in
-// the first-level cache.
+// product 16 cycles and each load 8; with three terms 16 loads for 24. Traffic
+// of a block of 32 rows: K^T and V of the tile once, its own scores and weights
+// in the first-level cache.
 //
 // The plan picks this on AMX, beyond a few rows: bf16 where inputs are bf16 or
-// may be rounded, parts where they are not.
+// may be rounded, three terms if they are not.
 //
 // The instructions are written out: GCC 12's own have no name for a tile that
 // templates could count, and do not say that they read memory.
@@ -140,29 +140,29 @@ struct BlockRows {
   Rows<Word> lower;
 };
 
-// One operand of a product, by parts: tiles of up to two groups of rows or
+// One operand of a product, by terms: tiles of up to two groups of rows or
 // columns, kept until the next Load.
 template <bool kTwo>
 class Left {
  public:
-  Left(const BlockRows<const float>& rows, int64_t part_words)
-      : rows_(rows), part_words_(part_words) {}
+  Left(const BlockRows<const float>& rows, int64_t term_words)
+      : rows_(rows), term_words_(term_words) {}
 
-  ATTND_INLINE void Load(int64_t part, int64_t step) const {
-    const int64_t word = part * part_words_ + step;
+  ATTND_INLINE void Load(int64_t term, int64_t step) const {
+    const int64_t word = term * term_words_ + step;
     rows_.upper.Load<kLeft>(word);
     if constexpr (kTwo) rows_.lower.Load<kLeft + 1>(word);
   }
 
  private:
   const BlockRows<const float>& rows_;
-  int64_t part_words_;
+  int64_t term_words_;
 };
 
 template <bool kTwo>
-ATTND_INLINE void LoadRight(const float* group, int64_t part) {
+ATTND_INLINE void LoadRight(const float* group, int64_t term) {
   constexpr int64_t kColumns = kTwo ? 2 : 1;
-  const float* const tile = group + part * kColumns * kAmxTileWords;
+  const float* const tile = group + term * kColumns * kAmxTileWords;
   LoadTile<kRight>(tile, kTileWords);
   if constexpr (kTwo) LoadTile<kRight + 1>(tile + kAmxTileWords, kTileWords);
 }
@@ -179,21 +179,21 @@ ATTND_INLINE void MultiplyLoaded() {
 // results += left * right for steps first <= step < last, by `kTwoRows` and
 // `kTwoColumns` tiles. `right(step)` is where the tiles of kAmxSteps steps lie.
 //
-// Of three parts a side, the products whose parts' numbers add up to more than
-// 2 are left out. Parts are cut off, not rounded, so of 1 <= x < 2 they are
-// x1 < 2^-7 and x2 < 2^-15, and what is left out is less than 2^-21 of x y:
+// Of three terms a side, the products of terms whose numbers add up to more
+// than 2 are left out. Terms are cut off, not rounded, so for 1 <= x < 2 they
+// are x1 < 2^-7 and x2 < 2^-15, and what is left out is less than 2^-21 of x y:
 // 2 * 2^-7 * 2^-15, and 0.7 * 2^-24 on average, with the sign of x y. The five
 // small ones of the other six come first, over all steps, so that what they
-// round off is of their own size. kTurned takes them in the order of
+// round off is of their own size. kTransposed takes them in the order of
 // right * left.
-template <int kParts, bool kTwoRows, bool kTwoColumns, bool kTurned,
+template <int kTerms, bool kTwoRows, bool kTwoColumns, bool kTransposed,
           class Right>
 ATTND_INLINE void MultiplySteps(const Left<kTwoRows>& left, int64_t first,
                                 int64_t last, const Right& right) {
-  if constexpr (kParts == kBf16PartsOfF32) {
+  if constexpr (kTerms == kBf16Terms) {
     for (int64_t step = first; step < last; step += kAmxSteps) {
       const float* const group = right(step);
-      if constexpr (kTurned) {
+      if constexpr (kTransposed) {
         LoadRight<kTwoColumns>(group, 0);
         left.Load(2, step);
         MultiplyLoaded<kTwoRows, kTwoColumns>();
@@ -227,24 +227,17 @@ ATTND_INLINE void MultiplySteps(const Left<kTwoRows>& left, int64_t first,
   }
 }
 
-// Calls `visit` with the number of parts, and whether there are two of rows and
-// of columns, as constants.
+// Calls `visit` with whether there are two tiles of rows and of columns, as
+// constants.
 template <class Visitor>
-ATTND_INLINE void VisitShape(int64_t parts, int64_t rows, int64_t columns,
+ATTND_INLINE void VisitShape(int64_t rows, int64_t columns,
                              const Visitor& visit) {
   using No = std::false_type;
   using Yes = std::true_type;
-  const auto of = [&](auto count) {
-    if (rows > kTileRows) {
-      columns > 1 ? visit(count, Yes(), Yes()) : visit(count, Yes(), No());
-    } else {
-      columns > 1 ? visit(count, No(), Yes()) : visit(count, No(), No());
-    }
-  };
-  if (parts == 1) {
-    of(std::integral_constant<int, 1>());
+  if (rows > kTileRows) {
+    columns > 1 ? visit(Yes(), Yes()) : visit(Yes(), No());
   } else {
-    of(std::integral_constant<int, kBf16PartsOfF32>());
+    columns > 1 ? visit(No(), Yes()) : visit(No(), No());
   }
 }
 
@@ -295,9 +288,9 @@ __attribute__((target("avx512f"))) ATTND_NOINLINE void AddTo(
   }
 }
 
-// What kAmxSteps steps have of the right-hand side.
-constexpr int64_t GroupWords(int64_t parts, int64_t columns) {
-  return parts * columns * kAmxTileWords;
+// The words of the right-hand side for kAmxSteps steps.
+constexpr int64_t GroupWords(int64_t terms, int64_t columns) {
+  return terms * columns * kAmxTileWords;
 }
 
 // The kernel keeps the tiles of a thread for it only where the process has
@@ -355,76 +348,74 @@ AmxTiles::~AmxTiles() { asm volatile("tilerelease"); }
 
 namespace {
 
-template <bool kTurned>
-void Scores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& left,
+template <int kTerms, bool kTransposed>
+void Scores(int64_t rows, int64_t columns, const AmxLeft& left,
             const float* right, int64_t steps, float* scores,
             int64_t score_stride) {
   const BlockRows<const float> left_rows(left.first, left.stride, rows);
   const BlockRows<float> results(scores, score_stride, rows);
-  VisitShape(
-      parts, rows, columns, [&](auto count, auto two_rows, auto two_columns) {
-        constexpr int kParts = decltype(count)::value;
-        constexpr bool kTwoRows = decltype(two_rows)::value;
-        constexpr bool kTwoColumns = decltype(two_columns)::value;
-        ZeroResults<kTwoRows, kTwoColumns>();
-        MultiplySteps<kParts, kTwoRows, kTwoColumns, kTurned>(
-            Left<kTwoRows>(left_rows, left.part_words), 0, steps,
-            [&](int64_t step) {
-              return right + GroupWords(parts, columns) * (step / kAmxSteps);
-            });
-        StoreResults<kTwoRows, kTwoColumns>(results, 0);
-      });
+  VisitShape(rows, columns, [&](auto two_rows, auto two_columns) {
+    constexpr bool kTwoRows = decltype(two_rows)::value;
+    constexpr bool kTwoColumns = decltype(two_columns)::value;
+    ZeroResults<kTwoRows, kTwoColumns>();
+    MultiplySteps<kTerms, kTwoRows, kTwoColumns, kTransposed>(
+        Left<kTwoRows>(left_rows, left.term_words), 0, steps,
+        [&](int64_t step) {
+          return right + GroupWords(kTerms, columns) * (step / kAmxSteps);
+        });
+    StoreResults<kTwoRows, kTwoColumns>(results, 0);
+  });
 }
 
 }  // namespace
 
-void AmxScores(int64_t parts, int64_t rows, int64_t columns, const AmxLeft& q,
+template <int kTerms>
+void AmxScores(int64_t rows, int64_t columns, const AmxLeft& q,
                const float* keys, int64_t steps, float* scores,
                int64_t score_stride) {
-  Scores<false>(parts, rows, columns, q, keys, steps, scores, score_stride);
+  Scores<kTerms, false>(rows, columns, q, keys, steps, scores, score_stride);
 }
 
-void AmxTurnedScores(int64_t parts, int64_t rows, int64_t columns,
-                     const AmxLeft& keys, const float* q, int64_t steps,
-                     float* scores, int64_t score_stride) {
-  Scores<true>(parts, rows, columns, keys, q, steps, scores, score_stride);
+void AmxScoresTransposed(int64_t rows, int64_t columns, const AmxLeft& keys,
+                         const float* q, int64_t steps, float* scores,
+                         int64_t score_stride) {
+  Scores<kBf16Terms, true>(rows, columns, keys, q, steps, scores, score_stride);
 }
 
-void AmxAddValues(int64_t parts, int64_t rows, int64_t columns,
-                  const AmxLeft& weights, const float* values,
-                  int64_t chunk_words, int64_t first, int64_t last, bool fresh,
-                  float* output, int64_t output_stride) {
+template <int kTerms>
+void AmxAddValues(int64_t rows, int64_t columns, const AmxLeft& weights,
+                  const float* values, int64_t chunk_words, int64_t first,
+                  int64_t last, bool fresh, float* output,
+                  int64_t output_stride) {
   const BlockRows<const float> weight_rows(weights.first, weights.stride, rows);
   const BlockRows<float> results(output, output_stride, rows);
   const auto right = [&](int64_t step) {
     return values + step / kStepsPerChunk * chunk_words +
-           step % kStepsPerChunk / kAmxSteps * GroupWords(parts, columns);
+           step % kStepsPerChunk / kAmxSteps * GroupWords(kTerms, columns);
   };
-  VisitShape(parts, rows, columns,
-             [&](auto count, auto two_rows, auto two_columns) {
-               constexpr int kParts = decltype(count)::value;
-               constexpr bool kTwoRows = decltype(two_rows)::value;
-               constexpr bool kTwoColumns = decltype(two_columns)::value;
-               const Left<kTwoRows> left(weight_rows, weights.part_words);
-               if (fresh || kParts > 1) {
-                 ZeroResults<kTwoRows, kTwoColumns>();
-               } else {
-                 LoadResults<kTwoRows, kTwoColumns>(results, 0);
-               }
-               MultiplySteps<kParts, kTwoRows, kTwoColumns, false>(left, first,
-                                                                   last, right);
-               if (fresh || kParts == 1) {
-                 StoreResults<kTwoRows, kTwoColumns>(results, 0);
-                 return;
-               }
-               // On their own, for the same reason as the small products.
-               alignas(64) float sums[4 * kAmxTileWords];
-               constexpr int64_t kStride = (kTwoColumns ? 2 : 1) * kTileWords;
-               constexpr int64_t kRows = (kTwoRows ? 2 : 1) * kTileRows;
-               StoreResults<kTwoRows, kTwoColumns>(
-                   BlockRows<float>(sums, kStride, kRows), 0);
-               AddTo(rows, kStride, sums, output, output_stride);
-             });
+  VisitShape(rows, columns, [&](auto two_rows, auto two_columns) {
+    constexpr bool kTwoRows = decltype(two_rows)::value;
+    constexpr bool kTwoColumns = decltype(two_columns)::value;
+    const Left<kTwoRows> left(weight_rows, weights.term_words);
+    if (fresh || kTerms > 1) {
+      ZeroResults<kTwoRows, kTwoColumns>();
+    } else {
+      LoadResults<kTwoRows, kTwoColumns>(results, 0);
+    }
+    MultiplySteps<kTerms, kTwoRows, kTwoColumns, false>(left, first, last,
+                                                        right);
+    if (fresh || kTerms == 1) {
+      StoreResults<kTwoRows, kTwoColumns>(results, 0);
+      return;
+    }
+    // On their own, for the same reason as the small products.
+    alignas(64) float sums[4 * kAmxTileWords];
+    constexpr int64_t kStride = (kTwoColumns ? 2 : 1) * kTileWords;
+    constexpr int64_t kRows = (kTwoRows ? 2 : 1) * kTileRows;
+    StoreResults<kTwoRows, kTwoColumns>(BlockRows<float>(sums, kStride, kRows),
+                                        0);
+    AddTo(rows, kStride, sums, output, output_stride);
+  });
 }
 
 }  // namespace attnd
@@ -436,13 +427,29 @@ namespace attnd {
 bool HasAmxBf16() { return false; }
 AmxTiles::AmxTiles() = default;
 AmxTiles::~AmxTiles() = default;
-void AmxScores(int64_t, int64_t, int64_t, const AmxLeft&, const float*, int64_t,
-               float*, int64_t) {}
-void AmxTurnedScores(int64_t, int64_t, int64_t, const AmxLeft&, const float*,
-                     int64_t, float*, int64_t) {}
-void AmxAddValues(int64_t, int64_t, int64_t, const AmxLeft&, const float*,
-                  int64_t, int64_t, int64_t, bool, float*, int64_t) {}
+template <int kTerms>
+void AmxScores(int64_t, int64_t, const AmxLeft&, const float*, int64_t, float*,
+               int64_t) {}
+void AmxScoresTransposed(int64_t, int64_t, const AmxLeft&, const float*,
+                         int64_t, float*, int64_t) {}
+template <int kTerms>
+void AmxAddValues(int64_t, int64_t, const AmxLeft&, const float*, int64_t,
+                  int64_t, int64_t, bool, float*, int64_t) {}
 
 }  // namespace attnd
 
 #endif
+
+namespace attnd {
+
+template void AmxScores<1>(int64_t, int64_t, const AmxLeft&, const float*,
+                           int64_t, float*, int64_t);
+template void AmxScores<kBf16Terms>(int64_t, int64_t, const AmxLeft&,
+                                    const float*, int64_t, float*, int64_t);
+template void AmxAddValues<1>(int64_t, int64_t, const AmxLeft&, const float*,
+                              int64_t, int64_t, int64_t, bool, float*, int64_t);
+template void AmxAddValues<kBf16Terms>(int64_t, int64_t, const AmxLeft&,
+                                       const float*, int64_t, int64_t, int64_t,
+                                       bool, float*, int64_t);
+
+}  // namespace attnd

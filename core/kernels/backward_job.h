@@ -59,10 +59,10 @@ class BackwardJob final : public TileJob {
   const TensorView<const float> lse;
   const TensorView<float> grad_query, grad_key, grad_value;
   const int64_t threads;
-  float* packed_keys;  // tiles of PackedKeys or PackedKeyParts
-  float* packed_rows;  // tiles of PackedRowParts
-  // The query's gradient, a row in whole cache lines; by parts a tile the other
-  // way round, dimensions in whole cache lines as rows.
+  float* packed_keys;  // tiles of PackedKeys or PackedKeysBf16x3
+  float* packed_rows;  // tiles of PackedRowsBf16x3
+  // The query's gradient, each row in whole cache lines. Tiles of kind kBf16x3
+  // are transposed: their rows are dimensions, in whole cache lines.
   float* row_grads;
   float* deltas;   // dot(grad_output, output) of each row
   int32_t* turns;  // how many tiles of keys a tile of rows has taken in

@@ -125,9 +125,9 @@ class TilePair {
   int64_t block_of_[kMaxTileRows];
 };
 
-// P and dS of as many pairs: `slope` is the derivative s' of the scores `s`.
-// Where they are split into parts, what would have denormal ones is 0; NaN
-// stays.
+// P and dS of as many pairs: `slope` is the derivative s' of the scores `s`. If
+// they are split into terms, numbers that would have denormal terms become 0;
+// NaN stays.
 template <bool kSplits>
 HWY_INLINE void WeighPairs(Vec s, Vec grad, Vec slope, Vec lse, Vec delta,
                            Vec& weight, Vec& grad_score) {

@@ -116,21 +116,22 @@ HWY_INLINE void StoreNativeBf16(D d, hn::Vec<D> low, hn::Vec<D> high,
 #endif
 }
 
-// x by kParts bf16, each as an f32. Several: the upper eight bits of what the
-// ones before them leave, so that three are x exactly, but for NaN, infinities,
-// and parts that would be denormal. A single one is rounded.
-template <int kParts, class D>
-struct Bf16Parts {
-  HWY_INLINE Bf16Parts(D d, hn::Vec<D> x) {
+// Splits x into kTerms bf16, each as an f32. Of several terms, each has the
+// upper eight bits of what the terms before it leave, so that the sum of three
+// is x exactly, except for NaN, infinities, and terms that would be denormal. A
+// single term is rounded.
+template <int kTerms, class D>
+struct Bf16Terms {
+  HWY_INLINE Bf16Terms(D d, hn::Vec<D> x) {
     const auto upper =
         hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), 0xFFFF0000U));
-    for (int p = 0; p + 1 < kParts; ++p) {
-      part[p] = hn::And(x, upper);
-      x = hn::Sub(x, part[p]);
+    for (int t = 0; t + 1 < kTerms; ++t) {
+      term[t] = hn::And(x, upper);
+      x = hn::Sub(x, term[t]);
     }
-    part[kParts - 1] = kParts == 1 ? RoundToBf16(d, x) : x;
+    term[kTerms - 1] = kTerms == 1 ? RoundToBf16(d, x) : x;
   }
-  hn::Vec<D> part[static_cast<size_t>(kParts)];
+  hn::Vec<D> term[static_cast<size_t>(kTerms)];
 };
 
 // Words of two bf16, the first in the lower half.

@@ -18,6 +18,7 @@
 #include "core/kernels/forward_job.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
+#include "core/kernels/pack_head-inl.h"
 #include "core/kernels/tile-inl.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
@@ -26,13 +27,22 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Multiplies f32 whatever packed tiles do.
+// Multiplies f32, whatever packed tiles do.
+template <TileKind kKind>
 class DirectTile : public Tile {
  public:
-  DirectTile(const ForwardJob& job, const TileTask& task, float* slot)
-      : Tile(job, task, slot, F32Isa(job.plan.isa), 1) {}
+  static constexpr TileKind kTileKind = kKind;
 
-  void LoadQuery() const { LoadQueryAsF32(); }
+  DirectTile(const ForwardJob& job, const TileTask& task, float* slot)
+      : Tile(job, task, slot) {}
+
+  uint32_t LoadQuery() const {
+    VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
+      Format<kKind>::template PackQuery<decltype(as)>(
+          from, params_.head_dim, layout_.q_stride, factor, Query(r));
+    });
+    return 0;
+  }
 
   void Absorb(int64_t begin, int64_t end) {
     if (!LookAt(begin, end)) return;
@@ -81,7 +91,7 @@ class DirectTile : public Tile {
       const auto* from = reinterpret_cast<const typename As::Element*>(row);
       for (int64_t j = 0; j < end_ - begin_; ++j) {
         ConvertRow<As>(from + j * job_.value.strides[2], params_.v_head_dim,
-                       value_stride_, 1, plan_.bf16_products,
+                       value_stride_, 1, Format<kKind>::kRounds,
                        to + j * value_stride_);
       }
     });
@@ -91,8 +101,7 @@ class DirectTile : public Tile {
   // vector, or numbers that are to be rounded.
   bool ConvertsAlways() const {
     return params_.v_head_dim % kLanes != 0 ||
-           (weights_ == WeightKind::kRounded &&
-            params_.value_dtype != DataType::kBF16);
+           (Format<kKind>::kRounds && params_.value_dtype != DataType::kBF16);
   }
 
   // Whether no block of the tile hides anything: what hides may have to look at

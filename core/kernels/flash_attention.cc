@@ -16,9 +16,9 @@
 //   panel_tile    K^T is packed into panels once a job; 6 x 4-vector
 //                 microkernels of f32 (microkernels-inl.h) or of pairs of bf16
 //                 (bf16_dot.cc)
-//   amx_tile      blocks of 32 x 32 on AMX (amx_bf16.cc): bf16; or f32, every
-//                 number split into three bf16, and six products make one of
-//                 f32
+//   amx_tile      blocks of 32 x 32 on AMX (amx_bf16.cc), of bf16
+//   amx_bf16x3_tile  the same of f32: every number is split into three bf16
+//                 terms, and six products make one of f32
 //   direct_tile   few rows: each key is read once, as it lies, so packing it
 //                 would be the larger part of the work (direct-inl.h)
 //
@@ -57,6 +57,7 @@
 #define HWY_TARGET_INCLUDE "core/kernels/flash_attention.cc"
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
+#include "core/kernels/amx_bf16x3_tile-inl.h"
 #include "core/kernels/amx_tile-inl.h"
 #include "core/kernels/direct_tile-inl.h"
 #include "core/kernels/pack_head-inl.h"
@@ -114,21 +115,24 @@ void Merge(const ForwardJob& job, int64_t task) {
 // The first words of a slot.
 struct SlotHeader {
   int64_t next_key;        // < 0: no tile is in progress
-  uint32_t largest_query;  // AmxTile::LoadQuery
+  uint32_t largest_query;  // what LoadQuery returned
 };
 
 constexpr SlotHeader kNoTile = {.next_key = -1, .largest_query = 0};
 
-// A tile's way over its keys. Its queries are loaded.
+// Runs a tile over its keys, from its first or where it stopped.
 template <class SomeTile>
-TileJob::Slice Walk(SomeTile& tile, int64_t tile_kv, float* slot,
-                    SlotHeader header, SliceControl& control) {
+TileJob::Slice RunOverKeys(SomeTile& tile, int64_t tile_kv, float* slot,
+                           SliceControl& control) {
+  auto header = LoadHeader<SlotHeader>(slot);
   const KeyRange span = tile.span();
   int64_t& key = header.next_key;
   if (key < 0) {
+    header.largest_query = tile.LoadQuery();
     tile.Reset();
     key = span.begin / tile_kv * tile_kv;
   }
+  tile.Begin(header.largest_query);
   while (key < span.end) {
     const int64_t end = std::min(key + tile_kv, span.end);
     tile.Absorb(key, end);
@@ -145,52 +149,65 @@ TileJob::Slice Walk(SomeTile& tile, int64_t tile_kv, float* slot,
   return TileJob::Slice::kDone;
 }
 
+template <class SomeTile>
 TileJob::Slice RunDirectTile(const ForwardJob& job, const TileTask& task,
-                             float* slot, const SlotHeader& header,
-                             SliceControl& control) {
-  DirectTile tile(job, task, slot);
-  if (header.next_key < 0) tile.LoadQuery();
-  return Walk(tile, job.plan.tile_kv, slot, header, control);
+                             float* slot, SliceControl& control) {
+  SomeTile tile(job, task, slot);
+  return RunOverKeys(tile, job.plan.tile_kv, slot, control);
 }
 
-TileJob::Slice RunPanelTile(const ForwardJob& job, const TileTask& task,
-                            const PackedHead& head, float* slot,
-                            const SlotHeader& header, SliceControl& control) {
-  PanelTile tile(job, task, head, slot);
-  if (header.next_key < 0) tile.LoadQuery();
-  return Walk(tile, job.plan.tile_kv, slot, header, control);
+template <class SomeTile>
+TileJob::Slice PackAndRun(const ForwardJob& job, const TileTask& task,
+                          float* slot, SliceControl& control) {
+  const PackedHead<SomeTile::kTileKind> head(job, task);
+  if (const auto slice = head.Pack(control)) return *slice;
+  SomeTile tile(job, task, head, slot);
+  return RunOverKeys(tile, job.plan.tile_kv, slot, control);
 }
 
-TileJob::Slice RunAmxTile(const ForwardJob& job, const TileTask& task,
-                          const PackedHead& head, float* slot,
-                          SlotHeader header, SliceControl& control) {
-  AmxTile tile(job, task, head, slot);
-  if (header.next_key < 0) header.largest_query = tile.LoadQuery();
-  tile.Begin(header.largest_query);
-  const AmxTiles tiles;
-  return Walk(tile, job.plan.tile_kv, slot, header, control);
-}
-
+template <class SomeTile>
 TileJob::Slice RunPackedTile(const ForwardJob& job, const TileTask& task,
                              float* slot, SliceControl& control) {
-  const PackedHead head(job, task);
-  if (const auto slice = head.Pack(control)) return *slice;
-  const auto header = LoadHeader<SlotHeader>(slot);
-  return job.plan.isa == Isa::kAmxBf16
-             ? RunAmxTile(job, task, head, slot, header, control)
-             : RunPanelTile(job, task, head, slot, header, control);
+  const TileJob::Slice slice = PackAndRun<SomeTile>(job, task, slot, control);
+  if (slice == TileJob::Slice::kDone) {
+    PackedHead<SomeTile::kTileKind>::Leave(job, task);
+  }
+  return slice;
 }
+
+using RunTileFn = TileJob::Slice (*)(const ForwardJob& job,
+                                     const TileTask& task, float* slot,
+                                     SliceControl& control);
+
+// Null for kinds that this target need not have.
+template <class SomeTile>
+constexpr RunTileFn RunIfNeeded() {
+  if constexpr (IsDirect(SomeTile::kTileKind)) {
+    return &RunDirectTile<SomeTile>;
+  } else if constexpr (HasKind(kIsa, SomeTile::kTileKind)) {
+    return &RunPackedTile<SomeTile>;
+  } else {
+    return nullptr;
+  }
+}
+
+// By TileKind.
+constexpr RunTileFn kRunTile[kNumTileKinds] = {
+    RunIfNeeded<DirectTile<TileKind::kDirect>>(),
+    RunIfNeeded<DirectTile<TileKind::kDirectRounded>>(),
+    RunIfNeeded<PanelTile<TileKind::kPanel>>(),
+    RunIfNeeded<PanelTile<TileKind::kPanelRounded>>(),
+    RunIfNeeded<PanelTile<TileKind::kPanelBf16>>(),
+    RunIfNeeded<AmxBf16Tile>(),
+    RunIfNeeded<AmxBf16x3Tile>()};
 
 TileJob::Slice RunTile(const ForwardJob& job, int64_t number, float* slot,
                        SliceControl& control) {
   const TileTask task = job.plan.Tile(number);
-  if (job.plan.Entry(task.entry).packed_keys == 0) {
-    return RunDirectTile(job, task, slot, LoadHeader<SlotHeader>(slot),
-                         control);
-  }
-  const TileJob::Slice slice = RunPackedTile(job, task, slot, control);
-  if (slice == TileJob::Slice::kDone) PackedHead::Leave(job, task);
-  return slice;
+  const EntryPlan& entry = job.plan.Entry(task.entry);
+  // A tile without keys has nothing to pack.
+  const TileKind kind = entry.kv_len > 0 ? entry.kind : TileKind::kDirect;
+  return kRunTile[static_cast<size_t>(kind)](job, task, slot, control);
 }
 
 }  // namespace

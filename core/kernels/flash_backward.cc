@@ -17,9 +17,9 @@
 // took in, and the next one waits for its turn. Memory is O(N): three packed
 // copies, dQ, and a number a row; by parts four copies of rows beside.
 //
-// A tile of keys meets a tile of rows in core/kernels/backward_floats-inl.h. On
-// AMX the products of many rows are of three bf16 parts (backward_parts-inl.h);
-// what has none goes the first way there too.
+// A tile of keys meets a tile of rows in core/kernels/backward_f32-inl.h. On
+// AMX the products of many rows are bf16x3 (backward_bf16x3-inl.h); numbers
+// that cannot be split go the first way there too.
 //
 // Edges are those of the forward pass: hidden pairs have P = dS = 0, and where
 // a row of K, Q or dO is not finite, edge tiles take the careful way.
@@ -44,8 +44,8 @@
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 // Highway must come after foreach_target.
-#include "core/kernels/backward_floats-inl.h"
-#include "core/kernels/backward_parts-inl.h"
+#include "core/kernels/backward_bf16x3-inl.h"
+#include "core/kernels/backward_f32-inl.h"
 #include "core/kernels/backward_rows-inl.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/row_tile-inl.h"
@@ -58,17 +58,6 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 namespace {
-
-void PackKeys(const BackwardJob& job, int64_t task) {
-  const BackwardPlan::Tile tile = job.plan.KeyTile(task);
-  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
-  if (job.plan.ByParts(entry)) {
-    PackKeyParts(job, tile, entry);
-  } else {
-    PackKeyFloats(job, tile, entry,
-                  job.packed_keys + job.plan.PackedKeysAt(tile, entry));
-  }
-}
 
 float Dot(const float* a, const float* b, int64_t dims) {
   Vec sum = hn::Zero(kF);
@@ -84,9 +73,20 @@ float Dot(const float* a, const float* b, int64_t dims) {
   return hn::GetLane(hn::SumOfLanes(kF, sum));
 }
 
-void PrepareRows(const BackwardJob& job, int64_t task, float* slot) {
-  const BackwardPlan::Tile tile = job.plan.RowTile(task);
-  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+template <BackwardKind kKind>
+void PackKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
+              const BatchEntry& entry) {
+  if constexpr (kKind == BackwardKind::kBf16x3) {
+    PackKeysBf16x3(job, tile, entry);
+  } else {
+    PackKeysF32<kKind>(job, tile, entry,
+                       job.packed_keys + job.plan.PackedKeysAt(tile, entry));
+  }
+}
+
+template <BackwardKind kKind>
+void PrepareRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                 const BatchEntry& entry, float* slot) {
   const int64_t first = job.plan.FirstRow(tile, entry);
   const int64_t stride = RoundToLine(job.params.head_dim);
   int64_t rows = 0;
@@ -96,22 +96,22 @@ void PrepareRows(const BackwardJob& job, int64_t task, float* slot) {
             job.output.Row(entry.batch, head, row), job.params.v_head_dim);
     rows = r + 1;
   });
-  if (job.plan.ByParts(entry)) {
-    PackRowParts(job, tile, entry, slot);
+  if constexpr (kKind == BackwardKind::kBf16x3) {
+    PackRowsBf16x3(job, tile, entry, slot);
     rows = job.plan.TileRows(entry);
   }
   std::fill_n(job.row_grads + first * stride, rows * stride, 0.0F);
 }
 
-void FinishRows(const BackwardJob& job, int64_t task) {
-  const BackwardPlan::Tile tile = job.plan.RowTile(task);
-  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+template <BackwardKind kKind>
+void FinishRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                const BatchEntry& entry) {
   const int64_t dims = job.params.head_dim;
   const float* const from =
       job.row_grads + job.plan.FirstRow(tile, entry) * RoundToLine(dims);
-  const bool turned = job.plan.ByParts(entry);
-  const int64_t row_step = turned ? 1 : RoundToLine(dims);
-  const int64_t dim_step = turned ? job.plan.TileRows(entry) : 1;
+  constexpr bool kTransposed = kKind == BackwardKind::kBf16x3;
+  const int64_t row_step = kTransposed ? 1 : RoundToLine(dims);
+  const int64_t dim_step = kTransposed ? job.plan.TileRows(entry) : 1;
   // Scores were made with the query times this, their gradients without.
   const float factor = ScoreScale(job.params).query_factor;
   VisitRows(job, tile, entry, [&](int64_t r, int64_t head, int64_t row) {
@@ -124,8 +124,8 @@ void FinishRows(const BackwardJob& job, int64_t task) {
 
 // The first words of a slot: how far its run of tiles of keys is.
 struct SlotHeader {
-  // Weights of that tile are there, its dQ is not added.
-  enum Pending : int64_t { kNothing, kFloats, kParts };
+  // Which products made the weights in the slot, whose dQ is not added yet.
+  enum Pending : int64_t { kNothing, kF32, kBf16x3 };
 
   int64_t next_rows;  // tile of rows; < 0: no run of keys is in progress
   int64_t next_tile;  // of keys
@@ -168,47 +168,49 @@ bool IsTurn(const std::atomic_ref<int32_t>& turn, int32_t mine) {
   return true;
 }
 
-// Takes a tile of rows in to a tile of keys, and the other way round when it is
-// its turn. False where that is not yet: `pending` is what is left then.
-bool Absorb(const BackwardJob& job, const BackwardPlan::Tile& tile,
-            const BatchEntry& entry, int64_t row_tile,
-            SlotHeader::Pending& pending, float* slot) {
-  std::optional<PartsPair> parts;
-  std::optional<FloatPair> floats;
+// Adds what a tile of rows and a tile of keys give to each other. The rows get
+// their share when it is this tile of keys' turn. Until then it returns false,
+// and `pending` says what is left to do.
+template <BackwardKind kKind>
+bool ProcessPair(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                 const BatchEntry& entry, int64_t row_tile,
+                 SlotHeader::Pending& pending, float* slot) {
+  std::optional<Bf16x3Pair> bf16x3;
+  std::optional<F32Pair<kKind>> f32;
   const int64_t begin = tile.tile * kTileKeys;
   if (!MaySee(job, entry, row_tile, begin, begin + kTileKeys)) {
     // Nothing to add, but its turn must pass.
-  } else if (job.plan.ByParts(entry) && pending != SlotHeader::kFloats) {
-    parts.emplace(job, tile, entry, row_tile, slot);
+  } else if (kKind == BackwardKind::kBf16x3 && pending != SlotHeader::kF32) {
+    bf16x3.emplace(job, tile, entry, row_tile, slot);
   } else {
-    floats.emplace(job, tile, entry, row_tile, slot);
+    f32.emplace(job, tile, entry, row_tile, slot);
   }
   if (pending == SlotHeader::kNothing) {
-    if (parts && parts->seen()) {
-      pending = SlotHeader::kParts;
-      if (!parts->AddToKeys()) floats.emplace(job, tile, entry, row_tile, slot);
+    if (bf16x3 && bf16x3->seen()) {
+      pending = SlotHeader::kBf16x3;
+      if (!bf16x3->AddToKeys()) f32.emplace(job, tile, entry, row_tile, slot);
     }
-    if (floats && floats->seen()) {
-      pending = SlotHeader::kFloats;
-      floats->AddToKeys();
+    if (f32 && f32->seen()) {
+      pending = SlotHeader::kF32;
+      f32->AddToKeys();
     }
   }
   const std::atomic_ref<int32_t> turn(job.turns[job.plan.RowTileIndex(
       {tile.entry, tile.kv_head, row_tile}, entry)]);
   if (!IsTurn(turn, static_cast<int32_t>(tile.tile))) return false;
-  if (pending == SlotHeader::kParts) parts->AddToRows();
-  if (pending == SlotHeader::kFloats) floats->AddToRows();
+  if (pending == SlotHeader::kBf16x3) bf16x3->AddToRows();
+  if (pending == SlotHeader::kF32) f32->AddToRows();
   pending = SlotHeader::kNothing;
   turn.store(static_cast<int32_t>(tile.tile) + 1, std::memory_order_release);
   return true;
 }
 
-TileJob::Slice RunTiles(const BackwardJob& job, int64_t task, float* slot,
+template <BackwardKind kKind>
+TileJob::Slice RunTiles(const BackwardJob& job, BackwardPlan::Tile tile,
+                        const BatchEntry& entry, float* slot,
                         SliceControl& control) {
-  BackwardPlan::Tile tile = job.plan.KeyRun(task);
-  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
   std::optional<AmxTiles> amx;
-  if (job.plan.ByParts(entry)) amx.emplace();
+  if (kKind == BackwardKind::kBf16x3) amx.emplace();
   const int64_t row_tiles = job.plan.RowTilesOf(entry);
   const int64_t first = tile.tile * job.plan.KeyTilesPerRun(entry);
   const int64_t last = std::min(first + job.plan.KeyTilesPerRun(entry),
@@ -223,7 +225,8 @@ TileJob::Slice RunTiles(const BackwardJob& job, int64_t task, float* slot,
   }
   while (header.next_rows < row_tiles) {
     tile.tile = header.next_tile;
-    if (!Absorb(job, tile, entry, header.next_rows, header.pending, slot)) {
+    if (!ProcessPair<kKind>(job, tile, entry, header.next_rows, header.pending,
+                            slot)) {
       if (control.ShouldStop()) return TileJob::Slice::kDone;
       StoreHeader(slot, header);
       return TileJob::Slice::kYield;
@@ -245,24 +248,74 @@ TileJob::Slice RunTiles(const BackwardJob& job, int64_t task, float* slot,
   return TileJob::Slice::kDone;
 }
 
+// What the tasks of one kind call.
+struct KindFunctions {
+  void (*pack_keys)(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                    const BatchEntry& entry);
+  void (*prepare_rows)(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                       const BatchEntry& entry, float* slot);
+  TileJob::Slice (*run_tiles)(const BackwardJob& job, BackwardPlan::Tile tile,
+                              const BatchEntry& entry, float* slot,
+                              SliceControl& control);
+  void (*finish_rows)(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                      const BatchEntry& entry);
+};
+
+// Nulls for a kind that this target need not have.
+template <BackwardKind kKind>
+constexpr KindFunctions FunctionsIfNeeded() {
+  if constexpr (kKind != BackwardKind::kBf16x3 ||
+                HasKind(kIsa, TileKind::kAmxBf16x3)) {
+    return {&PackKeys<kKind>, &PrepareRows<kKind>, &RunTiles<kKind>,
+            &FinishRows<kKind>};
+  } else {
+    return {};
+  }
+}
+
+// By BackwardKind.
+constexpr KindFunctions kFunctions[kNumBackwardKinds] = {
+    FunctionsIfNeeded<BackwardKind::kDirect>(),
+    FunctionsIfNeeded<BackwardKind::kPanel>(),
+    FunctionsIfNeeded<BackwardKind::kBf16x3>()};
+
 }  // namespace
 
 TileJob::Slice RunBackward(const BackwardJob& job, BackwardPhase phase,
                            int64_t task, int64_t slot, SliceControl& control) {
+  // Calls `run` with the tile, its entry and the functions of its kind.
+  const auto with = [&](const BackwardPlan::Tile& tile, const auto& run) {
+    const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+    const auto kind = static_cast<size_t>(job.plan.KindOf(entry));
+    return run(tile, entry, kFunctions[kind]);
+  };
   switch (phase) {
     case BackwardPhase::kLoad:
       job.source->LoadPiece(task);
       break;
     case BackwardPhase::kPackKeys:
-      PackKeys(job, task);
+      with(job.plan.KeyTile(task),
+           [&](const auto& tile, const auto& entry, const KindFunctions& kind) {
+             kind.pack_keys(job, tile, entry);
+           });
       break;
     case BackwardPhase::kPrepareRows:
-      PrepareRows(job, task, job.Slot(slot));
+      with(job.plan.RowTile(task),
+           [&](const auto& tile, const auto& entry, const KindFunctions& kind) {
+             kind.prepare_rows(job, tile, entry, job.Slot(slot));
+           });
       break;
     case BackwardPhase::kKeyRuns:
-      return RunTiles(job, task, job.Slot(slot), control);
+      return with(
+          job.plan.KeyRun(task),
+          [&](const auto& tile, const auto& entry, const KindFunctions& kind) {
+            return kind.run_tiles(job, tile, entry, job.Slot(slot), control);
+          });
     case BackwardPhase::kFinishRows:
-      FinishRows(job, task);
+      with(job.plan.RowTile(task),
+           [&](const auto& tile, const auto& entry, const KindFunctions& kind) {
+             kind.finish_rows(job, tile, entry);
+           });
       break;
   }
   return TileJob::Slice::kDone;

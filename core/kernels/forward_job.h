@@ -21,8 +21,11 @@ namespace attnd {
 
 // The phases of a ForwardJob, in the order in which they run.
 enum class ForwardPhase : int64_t {
-  kLoad,     // brings a piece of the inputs from the source
-  kTiles,    // computes one of plan.tile_tasks, and packs keys on its way
+  kLoad,  // brings a piece of the inputs from the source
+  // Computes one of plan.tile_tasks: packs its kv head as far as no other tile
+  // does that, and then runs to its end unless it yields. Takes up to 96 KiB of
+  // stack.
+  kTiles,
   kMerge,    // joins the splits of a tile: plan.merge_tasks
   kPadding,  // writes rows that are in no tile: plan.padding_tasks
 };

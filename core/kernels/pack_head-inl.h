@@ -1,6 +1,6 @@
-// Packing the keys and values of one kv head, by the tiles that read them:
-// which layout, where in the job's memory, and who does which piece. For
-// inclusion by kernels only, once a target.
+// Packs the keys and values of one kv head, by the tiles that read them: in
+// which format, where in the job's memory, and which tile packs which piece.
+// For inclusion by kernels only, once a target.
 #if defined(ATTND_CORE_KERNELS_PACK_HEAD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_HEAD_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_HEAD_INL_H_
@@ -17,8 +17,11 @@
 
 #include "core/checked_math.h"
 #include "core/kernels/forward_job.h"
+#include "core/kernels/microkernels-inl.h"
+#include "core/kernels/microkernels.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/pack_tiles-inl.h"
+#include "core/kernels/row_tile-inl.h"
 #include "core/kernels/vectors-inl.h"
 #include "core/workspace.h"
 #include "hwy/highway.h"
@@ -27,65 +30,119 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-inline int64_t PanelWords(const ForwardJob& job) {
-  return kPanelKeys * RowWords(job.plan.isa, job.params.head_dim) *
-         job.plan.parts;
+// What tiles of one kind read: how they keep queries, keys and values, and
+// which microkernels multiply them.
+template <TileKind kKind>
+struct Format;
+
+// f32, or f32 that is rounded to bf16: panels for the microkernels.
+template <TileKind kKind>
+struct F32Format {
+  static constexpr bool kRounds =
+      TraitsOf(kKind).operand == Operand::kRoundedF32;
+
+  template <class As>
+  static void PackQuery(const typename As::Element* from, int64_t dims,
+                        int64_t stride, float factor, float* to) {
+    ConvertRow<As>(from, dims, stride, factor, kRounds, to);
+  }
+  // Keys and values of one panel or sum. PackKeys returns the largest magnitude
+  // of a key if keys are split into terms, and PackValues whether any value
+  // must not be split.
+  template <class As>
+  static uint32_t PackKeys(const typename As::Element* rows, int64_t stride,
+                           int64_t keys, int64_t dims, float* to) {
+    PackPanel<As>(rows, stride, keys, dims, kRounds, to);
+    return 0;
+  }
+  template <class As>
+  static bool PackValues(const typename As::Element* rows, int64_t stride,
+                         int64_t keys, int64_t dims, float* to) {
+    PackValueChunk<As>(rows, stride, keys, dims, kRounds, to);
+    return false;
+  }
+  // Whether `count` vectors of packed values are finite.
+  static bool IsFinite(const float* words, int64_t count) {
+    return AllFinite(words, count, false);
+  }
+  static const Microkernels& Kernels() { return kMicrokernels; }
+};
+template <>
+struct Format<TileKind::kDirect> : F32Format<TileKind::kDirect> {};
+template <>
+struct Format<TileKind::kDirectRounded> : F32Format<TileKind::kDirectRounded> {
+};
+template <>
+struct Format<TileKind::kPanel> : F32Format<TileKind::kPanel> {};
+template <>
+struct Format<TileKind::kPanelRounded> : F32Format<TileKind::kPanelRounded> {};
+
+// The same panels of bf16 pairs.
+template <>
+struct Format<TileKind::kPanelBf16> {
+  template <class As>
+  static void PackQuery(const typename As::Element* from, int64_t dims,
+                        int64_t /*stride*/, float factor, float* to) {
+    ConvertRowToBf16<As>(from, dims, 2 * RowWords(TileKind::kPanelBf16, dims),
+                         factor, reinterpret_cast<uint16_t*>(to));
+  }
+  template <class As>
+  static uint32_t PackKeys(const typename As::Element* rows, int64_t stride,
+                           int64_t keys, int64_t dims, float* to) {
+    PackPanelAsPairs<As>(rows, stride, keys, dims, to);
+    return 0;
+  }
+  template <class As>
+  static bool PackValues(const typename As::Element* rows, int64_t stride,
+                         int64_t keys, int64_t dims, float* to) {
+    PackValuePairChunk<As>(rows, stride, keys, dims, to);
+    return false;
+  }
+  static bool IsFinite(const float* words, int64_t count) {
+    return AllFinite(words, count, true);
+  }
+  static const Microkernels& Kernels() { return Bf16DotMicrokernels(); }
+};
+
+// Tiles for AMX, whose tile classes pack the queries.
+template <TileKind kKind>
+struct AmxFormat {
+  static constexpr int kTerms = static_cast<int>(TraitsOf(kKind).terms);
+
+  template <class As>
+  static uint32_t PackKeys(const typename As::Element* rows, int64_t stride,
+                           int64_t keys, int64_t dims, float* to) {
+    return LargestOf(PackKeyTiles<kTerms, As>(rows, stride, keys, dims, to));
+  }
+  template <class As>
+  static bool PackValues(const typename As::Element* rows, int64_t stride,
+                         int64_t keys, int64_t dims, float* to) {
+    return PackValueTiles<kTerms, As>(rows, stride, keys, dims, to);
+  }
+};
+template <>
+struct Format<TileKind::kAmxBf16> : AmxFormat<TileKind::kAmxBf16> {};
+template <>
+struct Format<TileKind::kAmxBf16x3> : AmxFormat<TileKind::kAmxBf16x3> {};
+
+// The words of a packed panel of keys.
+template <TileKind kKind>
+int64_t PanelWords(const ForwardJob& job) {
+  return kPanelKeys * RowWords(kKind, job.params.head_dim);
 }
 
-// Returns the largest magnitude where the plan wants parts, else 0.
-inline uint32_t PackKeys(const ForwardJob& job, const std::byte* from,
-                         int64_t keys, float* to) {
-  uint32_t largest = 0;
-  const int64_t stride = job.key.strides[2];
-  const int64_t dims = job.params.head_dim;
-  VisitType(job.params.key_dtype, [&](auto as) {
-    using As = decltype(as);
-    const auto* rows = reinterpret_cast<const typename As::Element*>(from);
-    if (job.plan.parts > 1) {
-      largest = LargestOf(
-          PackKeyTiles<kBf16PartsOfF32, As>(rows, stride, keys, dims, to));
-    } else if (job.plan.isa == Isa::kAmxBf16) {
-      PackKeyTiles<1, As>(rows, stride, keys, dims, to);
-    } else if (job.plan.isa == Isa::kAvx512Bf16) {
-      PackPanelAsPairs<As>(rows, stride, keys, dims, to);
-    } else {
-      PackPanel<As>(rows, stride, keys, dims, job.plan.bf16_products, to);
-    }
-  });
-  return largest;
-}
-
-// Returns whether any value is to stay out of products of several parts.
-inline bool PackValues(const ForwardJob& job, const std::byte* from,
-                       int64_t keys, float* to) {
-  bool odd = false;
-  const int64_t stride = job.value.strides[2];
-  const int64_t dims = job.params.v_head_dim;
-  VisitType(job.params.value_dtype, [&](auto as) {
-    using As = decltype(as);
-    const auto* rows = reinterpret_cast<const typename As::Element*>(from);
-    if (job.plan.parts > 1) {
-      odd = PackValueTiles<kBf16PartsOfF32, As>(rows, stride, keys, dims, to);
-    } else if (job.plan.isa == Isa::kAmxBf16) {
-      PackValueTiles<1, As>(rows, stride, keys, dims, to);
-    } else if (job.plan.isa == Isa::kAvx512Bf16) {
-      PackValuePairChunk<As>(rows, stride, keys, dims, to);
-    } else {
-      PackValueChunk<As>(rows, stride, keys, dims, job.plan.bf16_products, to);
-    }
-  });
-  return odd;
-}
-
-// Words of the values of `keys` keys, whole sums.
-inline int64_t ValueWords(const ForwardJob& job, int64_t keys) {
-  return keys / ElementsPerWord(job.plan.isa) *
-         RoundToLine(job.params.v_head_dim) * job.plan.parts;
+// The words of the packed values of `keys` keys, whole sums.
+template <TileKind kKind>
+int64_t ValueWords(const ForwardJob& job, int64_t keys) {
+  constexpr TileTraits kTraits = TraitsOf(kKind);
+  return keys / kTraits.elements_per_word * RoundToLine(job.params.v_head_dim) *
+         kTraits.terms;
 }
 
 // One packed kv head, as the tiles see it that read it. Places for heads are
 // few and go from one to the next (KernelPlan::PackedHeads), so that they stay
 // in the caches.
+template <TileKind kKind>
 class PackedHead {
  public:
   // Of a tile in progress. The head's first tile finds it a place.
@@ -96,9 +153,10 @@ class PackedHead {
     values_ = keys_ + job.plan.packed_keys_bytes / 4;
   }
 
-  // Packs what is left of it, and waits for the pieces that other tiles are at.
-  // Right before the tiles that read it, so that it is still in the caches
-  // then. kDone where the job should stop; nothing when all is packed.
+  // Packs the pieces of this kv head that no other tile has claimed, then waits
+  // for the rest. Runs just before the tile reads them, while they are in the
+  // caches. Returns nullopt once everything is packed, kDone if the job should
+  // stop, and kYield if the tile should make way.
   std::optional<TileJob::Slice> Pack(SliceControl& control) const {
     const auto pieces = static_cast<uint32_t>(job_.plan.PackTasks(task_.entry));
     const std::atomic_ref claimed(packing_.claimed);
@@ -134,10 +192,10 @@ class PackedHead {
   // Where the panel that begins with `key` is, and the values of the sum that
   // does.
   const float* Panel(int64_t key) const {
-    return keys_ + key / kPanelKeys * PanelWords(job_);
+    return keys_ + key / kPanelKeys * PanelWords<kKind>(job_);
   }
   const float* Values(int64_t key) const {
-    return values_ + ValueWords(job_, key);
+    return values_ + ValueWords<kKind>(job_, key);
   }
 
  private:
@@ -177,21 +235,31 @@ class PackedHead {
                              entry.kv_begin + key);
     };
     uint32_t largest_key = 0;
-    bool odd_values = false;
+    bool unsplittable = false;
     for (int64_t key = part.first; key < part.last; key += kPanelKeys) {
-      const uint32_t of_panel =
-          PackKeys(job_, row(job_.key, params.key_dtype, key),
-                   std::min(kPanelKeys, part.last - key),
-                   keys_ + key / kPanelKeys * PanelWords(job_));
-      largest_key = std::max(largest_key, of_panel);
+      VisitType(params.key_dtype, [&](auto as) {
+        using As = decltype(as);
+        const uint32_t of_panel = Format<kKind>::template PackKeys<As>(
+            reinterpret_cast<const typename As::Element*>(
+                row(job_.key, params.key_dtype, key)),
+            job_.key.strides[2], std::min(kPanelKeys, part.last - key),
+            params.head_dim,
+            keys_ + key / kPanelKeys * PanelWords<kKind>(job_));
+        largest_key = std::max(largest_key, of_panel);
+      });
     }
     for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
-      odd_values |= PackValues(job_, row(job_.value, params.value_dtype, key),
-                               std::min(kKeysPerSum, part.last - key),
-                               values_ + ValueWords(job_, key));
+      VisitType(params.value_dtype, [&](auto as) {
+        using As = decltype(as);
+        unsplittable |= Format<kKind>::template PackValues<As>(
+            reinterpret_cast<const typename As::Element*>(
+                row(job_.value, params.value_dtype, key)),
+            job_.value.strides[2], std::min(kKeysPerSum, part.last - key),
+            params.v_head_dim, values_ + ValueWords<kKind>(job_, key));
+      });
     }
     RaiseTo(packing_.largest_key, largest_key);
-    if (odd_values) RaiseTo(packing_.odd_values, 1);
+    if (unsplittable) RaiseTo(packing_.unsplittable_values, 1);
   }
 
   static void RaiseTo(uint32_t& largest, uint32_t value) {

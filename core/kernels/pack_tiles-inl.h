@@ -1,5 +1,5 @@
-// Laying queries, keys and values out for AMX (core/kernels/amx_bf16.h): as the
-// bf16 parts of their numbers, in tiles of 16 rows and 16 words without a gap.
+// Lays queries, keys and values out for AMX (core/kernels/amx_bf16.h): as the
+// bf16 terms of their numbers, in tiles of 16 rows and 16 words without a gap.
 // For inclusion by kernels only, once a target.
 #if defined(ATTND_CORE_KERNELS_PACK_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_TILES_INL_H_
@@ -45,54 +45,45 @@ HWY_INLINE uint32_t LargestOf(Bits magnitudes) {
 
 inline constexpr uint32_t kInfinityBits = 0x7F800000;
 
-// Of the backward pass. Whether the largest of some numbers, if there is any,
-// is so large that no part of what counts beside it, nor a product of two
-// parts, is denormal, which AMX takes for 0.
-inline bool HaveParts(uint32_t largest, float least) {
-  return largest == 0 || largest >= std::bit_cast<uint32_t>(least);
-}
+// Values below this that are not 0, and values that are not finite, must not be
+// split into terms: core/kernels/amx_bf16x3_tile-inl.h.
+inline constexpr float kMinSplitValue = 0x1p-80F;
 
-inline constexpr float kLeastScored = 0x1p-50F;
-
-// Values that are smaller, but not 0, or not finite are not multiplied by
-// parts: core/kernels/amx_tile-inl.h.
-inline constexpr float kLeastValue = 0x1p-80F;
-
-// Which halves of words of bf16, the first parts of values, are multiplied by
-// parts, or 0.
-HWY_INLINE Bits HalvesWithParts(Bits words) {
-  constexpr auto kLeast = std::bit_cast<uint32_t>(kLeastValue);
+// Returns the bits of those halves of words of bf16, the first terms of values,
+// that may be split.
+HWY_INLINE Bits SplittableHalves(Bits words) {
+  constexpr auto kMin = std::bit_cast<uint32_t>(kMinSplitValue);
   const auto half = [&](Bits x, uint32_t bits) HWY_ATTR {
-    // From kLeastValue on, below infinity.
+    // From kMinSplitValue on, below infinity.
     const Bits above =
-        hn::Sub(hn::And(x, hn::Set(kU, 0x7FFF0000U)), hn::Set(kU, kLeast));
-    return hn::IfThenElseZero(
-        hn::Lt(above, hn::Set(kU, kInfinityBits - kLeast)), hn::Set(kU, bits));
+        hn::Sub(hn::And(x, hn::Set(kU, 0x7FFF0000U)), hn::Set(kU, kMin));
+    return hn::IfThenElseZero(hn::Lt(above, hn::Set(kU, kInfinityBits - kMin)),
+                              hn::Set(kU, bits));
   };
   return hn::Or(half(words, 0xFFFF0000U),
                 half(hn::ShiftLeft<16>(words), 0x0000FFFFU));
 }
 
-// One row of `dims` elements times `factor`, by parts of `padded` bf16, the
-// rest of which are 0: part p at `to + p * part_stride`. `padded` is a multiple
-// of kAmxBlock. A single part is rounded. Raises `largest` to the magnitudes
-// of several.
-template <int kParts, class As>
+// Splits one row of `dims` elements times `factor` into terms of `padded` bf16,
+// the rest of which are 0: term t is at `to + t * term_stride`. `padded` is a
+// multiple of kAmxBlock. A single term is rounded. If there are several, raises
+// `largest` to the magnitudes of the elements.
+template <int kTerms, class As>
 HWY_INLINE void SplitRow(const typename As::Element* src, int64_t dims,
                          int64_t padded, float factor,
-                         uint16_t* HWY_RESTRICT to, int64_t part_stride,
+                         uint16_t* HWY_RESTRICT to, int64_t term_stride,
                          Bits& largest) {
   const Vec scale = hn::Set(kF, factor);
   const auto put = [&](Vec low, Vec high, int64_t d) HWY_ATTR {
-    if constexpr (kParts > 1) {
+    if constexpr (kTerms > 1) {
       largest = hn::Max(largest, hn::Max(Magnitude(low), Magnitude(high)));
     }
-    const Bf16Parts<kParts, Floats> lows(kF, hn::Mul(low, scale));
-    const Bf16Parts<kParts, Floats> highs(kF, hn::Mul(high, scale));
+    const Bf16Terms<kTerms, Floats> lows(kF, hn::Mul(low, scale));
+    const Bf16Terms<kTerms, Floats> highs(kF, hn::Mul(high, scale));
     ATTND_UNROLL
-    for (int p = 0; p < kParts; ++p) {
-      StoreNativeBf16(kF, lows.part[p], highs.part[p],
-                      to + p * part_stride + d);
+    for (int t = 0; t < kTerms; ++t) {
+      StoreNativeBf16(kF, lows.term[t], highs.term[t],
+                      to + t * term_stride + d);
     }
   };
   int64_t d = 0;
@@ -105,13 +96,13 @@ HWY_INLINE void SplitRow(const typename As::Element* src, int64_t dims,
 }
 
 // K^T of one panel: for every two columns of tiles (32 keys) their groups of 32
-// dimensions, for each of these its parts, for each of these two tiles, whose
+// dimensions, for each of these its terms, for each of these two tiles, whose
 // rows are pairs of dimensions. Keys that are missing are 0. Returns the
-// largest magnitudes if there are several parts.
-template <int kParts, class As>
+// largest magnitudes if there are several terms.
+template <int kTerms, class As>
 Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
                   int64_t dims, float* HWY_RESTRICT dst) {
-  constexpr auto kSlice = static_cast<size_t>(kParts * kAmxSteps * kAmxBlock);
+  constexpr auto kSlice = static_cast<size_t>(kTerms * kAmxSteps * kAmxBlock);
   HWY_ALIGN uint16_t slice[kSlice];
   Bits largest = hn::Zero(kU);
   const int64_t groups = CeilDiv(dims, kAmxBlock);
@@ -120,19 +111,19 @@ Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
     if (count < kAmxSteps) std::fill(std::begin(slice), std::end(slice), 0);
     const typename As::Element* const rows = src + first * stride;
     float* const pair =
-        dst + first / kAmxBlock * groups * kParts * 2 * kAmxTileWords;
+        dst + first / kAmxBlock * groups * kTerms * 2 * kAmxTileWords;
     const int64_t column = first / kAmxSteps % 2;
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t j = 0; j < count; ++j) {
-        SplitRow<kParts, As>(rows + j * stride + g * kAmxBlock,
+        SplitRow<kTerms, As>(rows + j * stride + g * kAmxBlock,
                              std::min(dims - g * kAmxBlock, kAmxBlock),
                              kAmxBlock, 1, slice + j * kAmxBlock,
                              kAmxSteps * kAmxBlock, largest);
       }
-      for (int p = 0; p < kParts; ++p) {
+      for (int t = 0; t < kTerms; ++t) {
         TransposeTile(
-            reinterpret_cast<const float*>(slice) + p * kAmxSteps * kAmxSteps,
-            kAmxSteps, pair + ((g * kParts + p) * 2 + column) * kAmxTileWords,
+            reinterpret_cast<const float*>(slice) + t * kAmxSteps * kAmxSteps,
+            kAmxSteps, pair + ((g * kTerms + t) * 2 + column) * kAmxTileWords,
             kAmxSteps);
       }
     }
@@ -141,19 +132,20 @@ Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
 }
 
 // Up to kKeysPerSum rows of values: for every two vectors of columns the groups
-// of 32 keys, for each of these its parts, for each of these a tile for each
+// of 32 keys, for each of these its terms, for each of these a tile for each
 // vector, whose rows are pairs of keys as StoreTwoWeights has them. Returns
-// whether any value is to stay out of products of several parts.
-template <int kParts, class As>
+// whether there are several terms and any value must not be split.
+template <int kTerms, class As>
 bool PackValueTiles(const typename As::Element* src, int64_t stride,
                     int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
-  constexpr auto kLeast = std::bit_cast<uint32_t>(kLeastValue);
+  constexpr auto kMin = std::bit_cast<uint32_t>(kMinSplitValue);
   Bits largest = hn::Zero(kU);
-  Bits least = hn::Set(kU, kInfinityBits);  // magnitude - 1: 0 is the largest
-  [[maybe_unused]] const auto look_at = [&](Vec x) HWY_ATTR {
+  Bits smallest =
+      hn::Set(kU, kInfinityBits);  // magnitude - 1: 0 is the largest
+  [[maybe_unused]] const auto measure = [&](Vec x) HWY_ATTR {
     const Bits size = Magnitude(x);
     largest = hn::Max(largest, size);
-    least = hn::Min(least, hn::Sub(size, hn::Set(kU, 1)));
+    smallest = hn::Min(smallest, hn::Sub(size, hn::Set(kU, 1)));
   };
   const auto load = [&](int64_t j, int64_t c) HWY_ATTR {
     if (j >= keys) return hn::Zero(kF);
@@ -168,30 +160,30 @@ bool PackValueTiles(const typename As::Element* src, int64_t stride,
       const int64_t columns = std::min<int64_t>(2, vectors - v);
       float* const group =
           dst + (v * (kKeysPerSum / kAmxBlock) + j / kAmxBlock * columns) *
-                    kParts * kAmxTileWords;
+                    kTerms * kAmxTileWords;
       for (int64_t i = 0; i < kAmxSteps; ++i) {
         for (int64_t c = 0; c < columns; ++c) {
-          const int64_t key = kParts == 1 ? j + 2 * i : j + i;
-          const int64_t other = kParts == 1 ? key + 1 : key + kLanes;
+          const int64_t key = kTerms == 1 ? j + 2 * i : j + i;
+          const int64_t other = kTerms == 1 ? key + 1 : key + kLanes;
           const Vec first = load(key, (v + c) * kLanes);
           const Vec second = load(other, (v + c) * kLanes);
-          const Bf16Parts<kParts, Floats> low(kF, first);
-          const Bf16Parts<kParts, Floats> high(kF, second);
+          const Bf16Terms<kTerms, Floats> low(kF, first);
+          const Bf16Terms<kTerms, Floats> high(kF, second);
           ATTND_UNROLL
-          for (int p = 0; p < kParts; ++p) {
-            hn::Store(UpperHalves(kF, low.part[p], high.part[p]), kF,
-                      group + (p * columns + c) * kAmxTileWords + i * kLanes);
+          for (int t = 0; t < kTerms; ++t) {
+            hn::Store(UpperHalves(kF, low.term[t], high.term[t]), kF,
+                      group + (t * columns + c) * kAmxTileWords + i * kLanes);
           }
-          if constexpr (kParts > 1) {
-            look_at(first);
-            look_at(second);
+          if constexpr (kTerms > 1) {
+            measure(first);
+            measure(second);
           }
         }
       }
     }
   }
   return hn::GetLane(hn::MaxOfLanes(kU, largest)) >= kInfinityBits ||
-         hn::GetLane(hn::MinOfLanes(kU, least)) < kLeast - 1;
+         hn::GetLane(hn::MinOfLanes(kU, smallest)) < kMin - 1;
 }
 
 }  // namespace HWY_NAMESPACE

@@ -25,33 +25,29 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
+template <TileKind kKind>
 class PanelTile : public Tile {
  public:
-  PanelTile(const ForwardJob& job, const TileTask& task, const PackedHead& head,
-            float* slot)
-      : Tile(job, task, slot, job.plan.isa, 1),
-        head_(head),
-        kernels_(job.plan.isa == Isa::kAvx512Bf16 ? Bf16DotMicrokernels()
-                                                  : kMicrokernels) {}
+  static constexpr TileKind kTileKind = kKind;
 
-  void LoadQuery() const {
-    if (per_word_ == 1) {
-      LoadQueryAsF32();
-      return;
-    }
-    const int64_t padded = per_word_ * RowWords(plan_.isa, params_.head_dim);
+  PanelTile(const ForwardJob& job, const TileTask& task,
+            const PackedHead<kKind>& head, float* slot)
+      : Tile(job, task, slot), head_(head) {}
+
+  uint32_t LoadQuery() const {
     VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
-      ConvertRowToBf16<decltype(as)>(from, params_.head_dim, padded, factor,
-                                     reinterpret_cast<uint16_t*>(Query(r)));
+      Format<kKind>::template PackQuery<decltype(as)>(
+          from, params_.head_dim, layout_.q_stride, factor, Query(r));
     });
+    return 0;
   }
 
   void Absorb(int64_t begin, int64_t end) {
     if (!LookAt(begin, end)) return;
-    FetchAhead(head_.Values(begin), ValueWords(job_, end - begin));
+    FetchAhead(head_.Values(begin), ValueWords<kKind>(job_, end - begin));
     Score();
     const int64_t next = std::min(plan_.tile_kv, span_.end - end);
-    FetchAhead(head_.Panel(end), next / kPanelKeys * PanelWords(job_));
+    FetchAhead(head_.Panel(end), next / kPanelKeys * PanelWords<kKind>(job_));
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       if (rows_.block(b).seen.size() == 0) continue;
       Softmax(rows_.block(b), [&](int64_t r, int64_t, int64_t) HWY_ATTR {
@@ -62,6 +58,8 @@ class PanelTile : public Tile {
   }
 
  private:
+  static constexpr int64_t kPerWord = TraitsOf(kKind).elements_per_word;
+
   // `words` from `from` on are what the next phase reads.
   void FetchAhead(const float* from, int64_t words) {
     ahead_ = from;
@@ -78,7 +76,7 @@ class PanelTile : public Tile {
 
   void Score() {
     std::fill_n(RowMaxLanes(0), rows_.rows() * kLanes, kMinusInfinity);
-    const int64_t steps = CeilDiv(params_.head_dim, per_word_);
+    const int64_t steps = RowWords(kKind, params_.head_dim);
     for (int64_t key = begin_; key < end_; key += kPanelKeys) {
       const float* panel = head_.Panel(key);
       for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
@@ -106,8 +104,8 @@ class PanelTile : public Tile {
           const KeyRange seen = Clip(block.seen, key, last);
           if (seen.size() == 0) continue;
           // In steps of the sum.
-          const int64_t first = (seen.begin - key) / per_word_;
-          const int64_t steps = CeilDiv(seen.end - key, per_word_) - first;
+          const int64_t first = (seen.begin - key) / kPerWord;
+          const int64_t steps = CeilDiv(seen.end - key, kPerWord) - first;
           const float* const values = Values(key, column) + first * step_words;
           if (!block.plain &&
               !ValuesAreFinite([&] { return LookAtValues(); })) {
@@ -128,10 +126,9 @@ class PanelTile : public Tile {
     bool finite = true;
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
       const int64_t steps =
-          CeilDiv(std::min(kKeysPerSum, end_ - key), per_word_);
+          CeilDiv(std::min(kKeysPerSum, end_ - key), kPerWord);
       VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
-        finite &=
-            AllFinite(Values(key, column), steps * vectors, per_word_ == 2);
+        finite &= Format<kKind>::IsFinite(Values(key, column), steps * vectors);
       });
     }
     return finite;
@@ -139,15 +136,15 @@ class PanelTile : public Tile {
 
   // Of a group of columns, from `key` on, which begins a sum.
   const float* Values(int64_t key, int64_t column) const {
-    return head_.Values(key) + column * (kKeysPerSum / per_word_);
+    return head_.Values(key) + column * (kKeysPerSum / kPerWord);
   }
 
   float* RowMaxLanes(int64_t r) const {
     return slot_ + layout_.row_max_lanes + r * kLanes;
   }
 
-  const PackedHead& head_;
-  const Microkernels& kernels_;
+  const PackedHead<kKind>& head_;
+  const Microkernels& kernels_ = Format<kKind>::Kernels();
   const float* ahead_ = nullptr;
   const float* ahead_end_ = nullptr;
 };

@@ -158,20 +158,16 @@ inline float Exp2(float x) {
 // processor, and shorter sums, which round less, where vectors are short.
 inline constexpr int64_t kSums = kLanes == 1 ? 16 : 4;
 
-// What a weight is kept as, in the place of its score.
-enum class WeightKind {
-  kF32,
-  kRounded,  // f32, rounded to bf16
-  kBf16,     // bf16, so that pairs of keys fill the first half of the row
-  kParts,    // three times bf16: the first half, and behind the scores. A word
-             // holds two keys that are a vector apart, which needs no shuffle
-};
-
-template <WeightKind kKind>
+// How weights are kept in the place of their scores, by Operand:
+//   kF32, kRoundedF32  a word for each
+//   kBf16     pairs of keys, which fill the first half of the row
+//   kBf16x3   three times the first half: there, and behind the scores. A word
+//             holds two keys that are a vector apart, which needs no shuffle.
+template <Operand kOperand>
 HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
-  if constexpr (kKind == WeightKind::kF32) {
+  if constexpr (kOperand == Operand::kF32) {
     hn::Store(p, kF, scores + j);
-  } else if constexpr (kKind == WeightKind::kRounded) {
+  } else if constexpr (kOperand == Operand::kRoundedF32) {
     hn::Store(RoundToBf16(kF, p), kF, scores + j);
   } else {
     // Behind what is still to be read: two bytes for each four.
@@ -179,34 +175,34 @@ HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
   }
 }
 
-// `part_words` is what is from one part of a weight to the next.
-template <WeightKind kKind>
+// `term_words` is the distance from one term of a weight to the next.
+template <Operand kOperand>
 HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores,
-                                [[maybe_unused]] int64_t part_words) {
-  if constexpr (kKind == WeightKind::kBf16) {
+                                [[maybe_unused]] int64_t term_words) {
+  if constexpr (kOperand == Operand::kBf16) {
     StoreNativeBf16(kF, low, high, reinterpret_cast<uint16_t*>(scores) + j);
-  } else if constexpr (kKind == WeightKind::kParts) {
-    const Bf16Parts<kBf16PartsOfF32, Floats> lows(kF, low);
-    const Bf16Parts<kBf16PartsOfF32, Floats> highs(kF, high);
+  } else if constexpr (kOperand == Operand::kBf16x3) {
+    const Bf16Terms<kBf16Terms, Floats> lows(kF, low);
+    const Bf16Terms<kBf16Terms, Floats> highs(kF, high);
     ATTND_UNROLL
-    for (int i = 0; i < kBf16PartsOfF32; ++i) {
-      hn::Store(UpperHalves(kF, lows.part[i], highs.part[i]), kF,
-                scores + i * part_words + j / 2);
+    for (int i = 0; i < kBf16Terms; ++i) {
+      hn::Store(UpperHalves(kF, lows.term[i], highs.term[i]), kF,
+                scores + i * term_words + j / 2);
     }
   } else {
-    StoreWeights<kKind>(low, j, scores);
-    StoreWeights<kKind>(high, j + kLanes, scores);
+    StoreWeights<kOperand>(low, j, scores);
+    StoreWeights<kOperand>(high, j + kLanes, scores);
   }
 }
 
 // One vector without a second.
-template <WeightKind kKind>
+template <Operand kOperand>
 HWY_INLINE void StoreLastWeights(Vec p, int64_t j, float* scores,
-                                 int64_t part_words) {
-  if constexpr (kKind == WeightKind::kParts) {
-    StoreTwoWeights<kKind>(p, hn::Zero(kF), j, scores, part_words);
+                                 int64_t term_words) {
+  if constexpr (kOperand == Operand::kBf16x3) {
+    StoreTwoWeights<kOperand>(p, hn::Zero(kF), j, scores, term_words);
   } else {
-    StoreWeights<kKind>(p, j, scores);
+    StoreWeights<kOperand>(p, j, scores);
   }
 }
 
@@ -214,10 +210,10 @@ HWY_INLINE void StoreLastWeights(Vec p, int64_t j, float* scores,
 // multiple of kSums vectors, to `end`; with kMasked, 0 where hidden. Returns
 // their sum, to which hidden keys add nothing wherever the range begins and
 // ends.
-template <WeightKind kKind, bool kMasked>
+template <Operand kOperand, bool kMasked>
 Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
                  int64_t begin, int64_t end, float c, float max,
-                 int64_t part_words) {
+                 int64_t term_words) {
   const Vec scale = hn::Set(kF, c);
   const Vec top = hn::Set(kF, max);
   Vec sums[kSums];
@@ -225,10 +221,10 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
   for (Vec& sum : sums) sum = hn::Zero(kF);
   const auto weigh = [&](int64_t j) HWY_ATTR {
     const Vec x = hn::Mul(hn::Sub(hn::Load(kF, scores + j), top), scale);
-    constexpr bool kSplits = kKind == WeightKind::kParts;
+    constexpr bool kSplits = kOperand == Operand::kBf16x3;
     Vec p = Exp2Bounded<!kSplits>(kF, x);
     if constexpr (kSplits) {
-      // No part is denormal, which would cost a hundred cycles; NaN stays.
+      // No term is denormal, which would cost a hundred cycles; NaN stays.
       p = hn::IfThenZeroElse(hn::Lt(x, hn::Set(kF, -100.0F)), p);
     }
     if constexpr (kMasked) {
@@ -244,8 +240,8 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
     for (int64_t i = 0; i < kSums; ++i) p[i] = weigh(j + i * kLanes);
     ATTND_UNROLL
     for (int64_t i = 0; i < kSums; i += 2) {
-      StoreTwoWeights<kKind>(p[i], p[i + 1], j + i * kLanes, scores,
-                             part_words);
+      StoreTwoWeights<kOperand>(p[i], p[i + 1], j + i * kLanes, scores,
+                                term_words);
       sums[i] = hn::Add(sums[i], p[i]);
       sums[i + 1] = hn::Add(sums[i + 1], p[i + 1]);
     }
@@ -258,9 +254,9 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
     if (j + kLanes < end) {
       const Vec high = weigh(j + kLanes);
       sums[i + 1] = hn::Add(sums[i + 1], high);
-      StoreTwoWeights<kKind>(low, high, j, scores, part_words);
+      StoreTwoWeights<kOperand>(low, high, j, scores, term_words);
     } else {
-      StoreLastWeights<kKind>(low, j, scores, part_words);
+      StoreLastWeights<kOperand>(low, j, scores, term_words);
     }
     j += 2 * kLanes;
   }
@@ -277,9 +273,9 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
 // The same where a score is +inf: its weight is, that of NaN is NaN, and all
 // others vanish beside it. Output becomes NaN and lse +inf, as the formula has
 // it.
-template <WeightKind kKind>
+template <Operand kOperand>
 Vec ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
-                         int64_t end, float c, int64_t part_words) {
+                         int64_t end, float c, int64_t term_words) {
   float sum = 0;
   for (int64_t j = begin; j < end; ++j) {
     const bool vanishes = scores[j] < std::numeric_limits<float>::infinity() ||
@@ -290,10 +286,10 @@ Vec ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
   for (int64_t j = begin; j < end; j += 2 * kLanes) {
     const Vec low = hn::Load(kF, scores + j);
     if (j + kLanes < end) {
-      StoreTwoWeights<kKind>(low, hn::Load(kF, scores + j + kLanes), j, scores,
-                             part_words);
+      StoreTwoWeights<kOperand>(low, hn::Load(kF, scores + j + kLanes), j,
+                                scores, term_words);
     } else {
-      StoreLastWeights<kKind>(low, j, scores, part_words);
+      StoreLastWeights<kOperand>(low, j, scores, term_words);
     }
   }
   return hn::IfThenElseZero(FirstLanes(1), hn::Set(kF, sum));

@@ -24,7 +24,7 @@ std::vector<Support> AllSupport() {
   };
 #define ATTND_VECTOR_SUPPORT(ARG, ISA, NAME, TARGET, ...) \
   all.push_back({Isa::ISA, (targets & (TARGET)) != 0, true});
-#define ATTND_BF16_SUPPORT(ISA, NAME, BASE, AVAILABLE, PREFERRED) \
+#define ATTND_BF16_SUPPORT(ISA, NAME, BASE, AVAILABLE, PREFERRED, ...) \
   all.push_back({Isa::ISA, has(Isa::BASE) && AVAILABLE(), PREFERRED()});
   ATTND_VECTOR_ISAS(ATTND_VECTOR_SUPPORT, )
   ATTND_BF16_ISAS(ATTND_BF16_SUPPORT)

@@ -31,10 +31,10 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The m of a row need not be its largest score: weights cancel against their
-// sum. So it stays until a weight would exceed two to this, and what was summed
-// is scaled anew once or never.
-inline constexpr float kMostGrowth = 8;
+// A row's reference maximum m need not be exact, because any offset cancels in
+// the division by the sum. m stays until a weight would exceed 2^kMaxGrowth, so
+// accumulated sums are rarely rescaled.
+inline constexpr float kMaxGrowth = 8;
 
 // c of the maths in flash_attention.cc.
 inline float ScaleLog2(const AttentionParams& params) {
@@ -120,62 +120,51 @@ class Tile {
   // The keys that any row sees.
   const KeyRange& span() const { return span_; }
 
-  // Before the first kv tile of a fresh tile.
+  // Loads the queries of a fresh tile: a method of the tiles made of this
+  // class. It returns the largest magnitude of the queries if that matters to
+  // Begin, as the bits of a float, else 0.
+  //   uint32_t LoadQuery();
+
+  // Continues with queries that are loaded.
+  void Begin(uint32_t /*largest_query*/) {}
+
+  // Called before the first kv tile of a fresh tile.
   void Reset() {
-    std::fill_n(slot_ + layout_.max, rows_.rows(), kMinusInfinity);
-    std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
-    if (!by_block_ || span_.size() == 0) ZeroOutput(0, rows_.rows());
+    ResetSums();
+    ZeroOutput(0, rows_.rows());
   }
 
   // Writes output and lse, or what the merge needs.
   void Finish() const {
-    if (entry_plan_.splits == 1) {
-      for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
-        const Block& block = rows_.block(b);
-        if (!FinishesEarly(block)) FinishRows(block);
-      }
+    if (entry_plan_.splits > 1) {
+      StorePartials();
       return;
     }
-    const PartialLayout layout = plan_.PartialOf(task_.entry);
-    float* const to = job_.partials + plan_.PartialAt(task_);
-    std::copy_n(slot_ + layout_.output, rows_.rows() * layout_.output_stride,
-                to);
-    std::copy_n(slot_ + layout_.max, rows_.rows(), to + layout.max);
-    for (int64_t r = 0; r < rows_.rows(); ++r) to[layout.sum + r] = Sum(r);
+    for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
+      FinishRows(rows_.block(b));
+    }
   }
 
  protected:
-  // Of products on `isa` with operands of so many parts.
-  Tile(const ForwardJob& job, const TileTask& task, float* slot, Isa isa,
-       int64_t parts)
+  Tile(const ForwardJob& job, const TileTask& task, float* slot)
       : job_(job),
         params_(job.params),
         plan_(job.plan),
         task_(task),
         entry_plan_(plan_.Entry(task.entry)),
+        traits_(TraitsOf(entry_plan_.kind)),
         entry_(job.SeeingEntry(task.entry)),
-        layout_(SlotLayout::Of(kGeometry, {.tile_q = plan_.tile_q,
-                                           .tile_kv = plan_.tile_kv,
-                                           .head_dim = params_.head_dim,
-                                           .v_head_dim = params_.v_head_dim,
-                                           .converts_values = false,
-                                           .parts = plan_.parts})),
+        layout_(plan_.slot_layout),
         slot_(slot),
         scale_log2_(ScaleLog2(params_)),
-        slack_(std::min(kMostGrowth / scale_log2_, 0x1p100F)),
-        per_word_(ElementsPerWord(isa)),
-        weights_(parts > 1                               ? WeightKind::kParts
-                 : per_word_ == 2                        ? WeightKind::kBf16
-                 : params_.precision == Precision::kBF16 ? WeightKind::kRounded
-                                                         : WeightKind::kF32),
-        by_block_(isa == Isa::kAmxBf16),
-        score_stride_(parts > 1 ? layout_.parts_stride : layout_.score_stride),
+        slack_(std::min(kMaxGrowth / scale_log2_, 0x1p100F)),
+        score_stride_(layout_.score_stride),
         rows_(job.scores, entry_, task.kv_head, task.tile * entry_plan_.tile_q,
               RowsOf(job, task, entry_),
               reinterpret_cast<uint8_t*>(slot + layout_.visible),
               layout_.visible_stride * 4,
-              isa == Isa::kAmxBf16 ? kAmxBlock : kGeometry.rows,
-              isa == Isa::kAmxBf16 ? kAmxBlock : kLanes),
+              RowsOfBlock(entry_plan_.kind, kGeometry),
+              KeysOfBlock(entry_plan_.kind, kGeometry)),
         span_(rows_.Span()) {
     if (entry_plan_.splits > 1) {
       const int64_t begin = task.split * KernelPlan::kKeysPerSplit;
@@ -187,10 +176,19 @@ class Tile {
     std::fill_n(Output(first), rows * layout_.output_stride, 0.0F);
   }
 
-  // Whether a block by itself meets the last keys, which are in work.
-  bool FinishesEarly(const Block& block) const {
-    return by_block_ && entry_plan_.splits == 1 && end_ == span_.end &&
-           block.seen.size() > 0;
+  void ResetSums() {
+    std::fill_n(slot_ + layout_.max, rows_.rows(), kMinusInfinity);
+    std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
+  }
+
+  // Writes what the merge needs.
+  void StorePartials() const {
+    const PartialLayout layout = plan_.PartialOf(task_.entry);
+    float* const to = job_.partials + plan_.PartialAt(task_);
+    std::copy_n(slot_ + layout_.output, rows_.rows() * layout_.output_stride,
+                to);
+    std::copy_n(slot_ + layout_.max, rows_.rows(), to + layout.max);
+    for (int64_t r = 0; r < rows_.rows(); ++r) to[layout.sum + r] = Sum(r);
   }
 
   // Writes output and lse of rows that are not split.
@@ -230,14 +228,6 @@ class Tile {
         load(as, r, QueryRow<As>(job_, entry_, at.first, at.second), factor);
       });
     }
-  }
-
-  // To rows of f32.
-  void LoadQueryAsF32() const {
-    VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
-      ConvertRow<decltype(as)>(from, params_.head_dim, layout_.q_stride, factor,
-                               weights_ == WeightKind::kRounded, Query(r));
-    });
   }
 
   // Turns a block's scores into weights and moves maxima and sums on.
@@ -296,7 +286,8 @@ class Tile {
                     int64_t column, int64_t vectors) const {
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       const auto keep = [&](int64_t step) {
-        return SeenBits(block, r, key + (first + step) * per_word_);
+        return SeenBits(block, r,
+                        key + (first + step) * traits_.elements_per_word);
       };
       for (int64_t v = 0; v < vectors; ++v) {
         HWY_NAMESPACE::AddCarefully(
@@ -320,7 +311,7 @@ class Tile {
   }
   // Those of the keys from `key` on, in words.
   const float* Weights(int64_t r, int64_t key) const {
-    return Scores(r) + (key - begin_) / per_word_;
+    return Scores(r) + (key - begin_) / traits_.elements_per_word;
   }
   float* Output(int64_t r) const {
     return slot_ + layout_.output + r * layout_.output_stride;
@@ -331,17 +322,13 @@ class Tile {
   const KernelPlan& plan_;
   const TileTask task_;
   const EntryPlan& entry_plan_;
+  const TileTraits& traits_;  // of the kind
   const BatchEntry entry_;
-  const SlotLayout layout_;
+  const SlotLayout& layout_;
   float* const slot_;
   const float scale_log2_;  // c
   const float slack_;       // of a row's maximum
-  const int64_t per_word_;  // elements of a word of an operand
-  const WeightKind weights_;
-  // Whether each block goes through a tile of keys on its own, and then sets
-  // its output with the first and finishes its rows after the last.
-  const bool by_block_;
-  const int64_t score_stride_;
+  int64_t score_stride_;    // words from row to row of scores and weights
   RowTile rows_;
   KeyRange span_;
   int64_t first_scored_ = 0;  // the row whose scores come first
@@ -379,33 +366,33 @@ class Tile {
     });
   }
 
-  template <WeightKind kKind>
+  template <Operand kOperand>
   Vec WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
               float max) const {
     if (max == std::numeric_limits<float>::infinity()) {
-      return ExponentiateInfinite<kKind>(
+      return ExponentiateInfinite<kOperand>(
           Scores(r), plain ? nullptr : rows_.Visible(r), begin, end,
-          scale_log2_, layout_.weight_part);
+          scale_log2_, layout_.term_words);
     }
-    return plain ? Exponentiate<kKind, false>(Scores(r), nullptr, begin, end,
-                                              scale_log2_, max,
-                                              layout_.weight_part)
-                 : Exponentiate<kKind, true>(Scores(r), rows_.Visible(r), begin,
-                                             end, scale_log2_, max,
-                                             layout_.weight_part);
+    return plain ? Exponentiate<kOperand, false>(Scores(r), nullptr, begin, end,
+                                                 scale_log2_, max,
+                                                 layout_.term_words)
+                 : Exponentiate<kOperand, true>(Scores(r), rows_.Visible(r),
+                                                begin, end, scale_log2_, max,
+                                                layout_.term_words);
   }
 
   Vec Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
             float max) const {
-    switch (weights_) {
-      case WeightKind::kF32:
-        return WeighAs<WeightKind::kF32>(r, plain, begin, end, max);
-      case WeightKind::kRounded:
-        return WeighAs<WeightKind::kRounded>(r, plain, begin, end, max);
-      case WeightKind::kBf16:
-        return WeighAs<WeightKind::kBf16>(r, plain, begin, end, max);
-      case WeightKind::kParts:
-        return WeighAs<WeightKind::kParts>(r, plain, begin, end, max);
+    switch (traits_.operand) {
+      case Operand::kF32:
+        return WeighAs<Operand::kF32>(r, plain, begin, end, max);
+      case Operand::kRoundedF32:
+        return WeighAs<Operand::kRoundedF32>(r, plain, begin, end, max);
+      case Operand::kBf16:
+        return WeighAs<Operand::kBf16>(r, plain, begin, end, max);
+      case Operand::kBf16x3:
+        return WeighAs<Operand::kBf16x3>(r, plain, begin, end, max);
     }
     return hn::Zero(kF);
   }
@@ -413,11 +400,12 @@ class Tile {
   // Which bits of a word row r sees: that of key `key` and, of pairs, the next.
   uint32_t SeenBits(const Block& block, int64_t r, int64_t key) const {
     uint32_t bits = 0;
-    for (int64_t i = 0; i < per_word_; ++i) {
+    for (int64_t i = 0; i < traits_.elements_per_word; ++i) {
       const int64_t at = key - begin_ + i;
       if (at >= block.seen.end - begin_) continue;
       if (!IsVisible(rows_.Visible(r), at)) continue;
-      bits |= per_word_ == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
+      bits |=
+          traits_.elements_per_word == 1 ? 0xFFFFFFFFU : 0xFFFFU << (16 * i);
     }
     return bits;
   }

@@ -97,8 +97,9 @@ TEST(KernelPlanTest, AnEntryIsPlannedByItsOwnLengths) {
         EntryPlan entry = padded.Entry(0);
         EXPECT_EQ(std::exchange(entry.padding_rows, 0), 2 * (2048 - rows));
         EXPECT_EQ(alone.Entry(0), entry);
-        EXPECT_FALSE(padded.Entry(1).direct);
-        EXPECT_EQ(padded.variant.ends_with("+direct"), alone.Entry(0).direct);
+        EXPECT_FALSE(IsDirect(padded.Entry(1).kind));
+        EXPECT_EQ(padded.variant.ends_with("+direct"),
+                  IsDirect(alone.Entry(0).kind));
       }
     }
   }
@@ -207,23 +208,23 @@ TEST(KernelPlanTest, AmxSplitsWhatIsNotBf16) {
   };
   const KernelPlan whole = plan_of(DataType::kF32, Precision::kAuto);
   EXPECT_EQ(whole.isa, Isa::kAvx512);
-  EXPECT_EQ(whole.parts, 1);
+  EXPECT_EQ(whole.tiled_kind, TileKind::kPanel);
   machine.isa = Isa::kAvx512Bf16;
   EXPECT_EQ(plan_of(DataType::kF32, Precision::kAuto).isa, Isa::kAvx512);
   machine.isa = Isa::kAmxBf16;
   for (const DataType type : {DataType::kF32, DataType::kF16}) {
     const KernelPlan split = plan_of(type, Precision::kAuto);
     EXPECT_EQ(split.isa, Isa::kAmxBf16);
-    EXPECT_EQ(split.parts, 3);
+    EXPECT_EQ(split.tiled_kind, TileKind::kAmxBf16x3);
     EXPECT_EQ(split.variant, "tiled_bf16x3");
-    EXPECT_FALSE(split.bf16_products);
-    // Two bytes for each of three parts, instead of four.
+    // Two bytes for each of three terms, instead of four.
     EXPECT_EQ(split.packed_keys_bytes, whole.packed_keys_bytes / 2 * 3);
     EXPECT_EQ(split.packed_head_bytes - 64,
               (whole.packed_head_bytes - 64) / 2 * 3);
-    EXPECT_EQ(plan_of(type, Precision::kF32).parts, 1);
+    EXPECT_EQ(plan_of(type, Precision::kF32).tiled_kind, TileKind::kPanel);
   }
-  EXPECT_EQ(plan_of(DataType::kBF16, Precision::kAuto).parts, 1);
+  EXPECT_EQ(plan_of(DataType::kBF16, Precision::kAuto).tiled_kind,
+            TileKind::kAmxBf16);
 }
 
 // Larger tiles read keys and values less often, and must not be too few.

@@ -27,12 +27,12 @@
 // the last three products it is 0 from the start. Where a pair that is seen is
 // not finite, f32 products do the pair of tiles anew, as they do where numbers
 // are so small that AMX takes parts of them for 0.
-#if defined(ATTND_CORE_KERNELS_BACKWARD_PARTS_INL_H_) == \
+#if defined(ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
-#ifdef ATTND_CORE_KERNELS_BACKWARD_PARTS_INL_H_
-#undef ATTND_CORE_KERNELS_BACKWARD_PARTS_INL_H_
+#ifdef ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_
+#undef ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_
 #else
-#define ATTND_CORE_KERNELS_BACKWARD_PARTS_INL_H_
+#define ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_
 #endif
 
 #include <algorithm>
@@ -57,6 +57,14 @@ namespace HWY_NAMESPACE {
 
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+// Whether the largest of some numbers, if there is any, is so large that no
+// term of what counts beside it, nor a product of two terms, is denormal. AMX
+// takes denormal numbers for 0.
+inline bool IsSplittable(uint32_t largest) {
+  constexpr float kMinScored = 0x1p-50F;
+  return largest == 0 || largest >= std::bit_cast<uint32_t>(kMinScored);
+}
+
 // Calls `visit(column, vectors)` for every two vectors of columns.
 template <class Visitor>
 void VisitAmxColumns(int64_t dims, const Visitor& visit) {
@@ -71,10 +79,10 @@ void VisitAmxColumns(int64_t dims, const Visitor& visit) {
 inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t i = 0; i < tile_words; i += kLanes) {
-      float* const first = words + group * kBf16PartsOfF32 * tile_words + i;
+      float* const first = words + group * kBf16Terms * tile_words + i;
       const auto keep = FiniteHalves(hn::BitCast(kU, hn::Load(kF, first)));
-      for (int64_t p = 0; p < kBf16PartsOfF32; ++p) {
-        float* const word = first + p * tile_words;
+      for (int64_t t = 0; t < kBf16Terms; ++t) {
+        float* const word = first + t * tile_words;
         const auto bits = hn::BitCast(kU, hn::Load(kF, word));
         hn::Store(hn::BitCast(kF, hn::And(bits, keep)), kF, word);
       }
@@ -82,11 +90,12 @@ inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
   }
 }
 
-// Packs a tile of keys as PackedKeyParts; keys that are missing are 0.
-inline void PackKeyParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
-                         const BatchEntry& entry) {
-  constexpr int64_t kParts = kBf16PartsOfF32;
-  const PackedKeyParts layout = PackedKeyParts::Of(job.plan.shape());
+// Packs a tile of keys as PackedKeysBf16x3; keys that are missing are 0.
+inline void PackKeysBf16x3(const BackwardJob& job,
+                           const BackwardPlan::Tile& tile,
+                           const BatchEntry& entry) {
+  constexpr int64_t kTerms = kBf16Terms;
+  const PackedKeysBf16x3 layout = PackedKeysBf16x3::Of(job.plan.shape());
   float* const to = job.packed_keys + job.plan.PackedKeysAt(tile, entry);
   const int64_t first = tile.tile * kTileKeys;
   const int64_t keys = std::clamp<int64_t>(entry.kv_len - first, 0, kTileKeys);
@@ -94,10 +103,10 @@ inline void PackKeyParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
                               int64_t dims, int64_t stride, float* rows) {
     Bits largest = hn::Zero(kU);
     for (int64_t j = 0; j < keys; ++j) {
-      SplitRow<kParts, AsF32>(
+      SplitRow<kTerms, AsF32>(
           tensor.Row(entry.batch, tile.kv_head, entry.kv_begin + first + j),
-          dims, 2 * stride / kParts, 1,
-          reinterpret_cast<uint16_t*>(rows + j * stride), 2 * stride / kParts,
+          dims, 2 * stride / kTerms, 1,
+          reinterpret_cast<uint16_t*>(rows + j * stride), 2 * stride / kTerms,
           largest);
     }
     std::fill(rows + keys * stride, rows + kTileKeys * stride, 0.0F);
@@ -113,11 +122,11 @@ inline void PackKeyParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
 
   // K^T: values with each tile turned round.
   constexpr int64_t kGroups = kTileKeys / kAmxBlock;
-  HWY_ALIGN float tiles[kGroups * kParts * 2 * kAmxTileWords];
+  HWY_ALIGN float tiles[kGroups * kTerms * 2 * kAmxTileWords];
   VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
     std::fill(std::begin(tiles), std::end(tiles), 0.0F);
     if (keys > 0) {
-      PackValueTiles<kParts, AsF32>(
+      PackValueTiles<kTerms, AsF32>(
           job.key.Row(entry.batch, tile.kv_head, entry.kv_begin + first) +
               column,
           job.key.strides[2], keys, std::min(kAmxBlock, dims - column), tiles);
@@ -126,14 +135,14 @@ inline void PackKeyParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
       ZeroNotFinite(kGroups, vectors * kAmxTileWords, tiles);
     }
     for (int64_t group = 0; group < kGroups; ++group) {
-      for (int64_t p = 0; p < kParts; ++p) {
+      for (int64_t t = 0; t < kTerms; ++t) {
         for (int64_t v = 0; v < vectors; ++v) {
           TransposeTile(
-              tiles + ((group * kParts + p) * vectors + v) * kAmxTileWords,
+              tiles + ((group * kTerms + t) * vectors + v) * kAmxTileWords,
               kAmxSteps,
               to + layout.columns +
                   (column + v * kAmxSteps) * layout.column_stride +
-                  p * (kTileKeys / 2) + group * kAmxSteps,
+                  t * (kTileKeys / 2) + group * kAmxSteps,
               layout.column_stride);
         }
       }
@@ -141,13 +150,14 @@ inline void PackKeyParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
   });
 }
 
-// The same of a tile of rows, as PackedRowParts. Rows that see nothing, which
+// The same of a tile of rows, as PackedRowsBf16x3. Rows that see nothing, which
 // may hold anything, are 0 as those that are missing.
-inline void PackRowParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
-                         const BatchEntry& entry, float* slot) {
+inline void PackRowsBf16x3(const BackwardJob& job,
+                           const BackwardPlan::Tile& tile,
+                           const BatchEntry& entry, float* slot) {
   const SlotLayout::Shape& shape = job.plan.shape();
   const BackwardLayout& slot_layout = job.plan.slot_layout();
-  const PackedRowParts layout = PackedRowParts::Of(shape);
+  const PackedRowsBf16x3 layout = PackedRowsBf16x3::Of(shape);
   float* const to = job.packed_rows + job.plan.PackedRowsAt(tile, entry);
   const auto pack = [&](const TensorView<const float>& tensor, int64_t dims,
                         float factor, float* rows, int64_t stride, float* tiles,
@@ -166,12 +176,11 @@ inline void PackRowParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
         shape.tile_q, job.plan.RowsOf(entry) - tile.tile * shape.tile_q);
     Bits largest = hn::Zero(kU);
     for (int64_t r = 0; r < shape.tile_q; r += kPanelKeys) {
-      largest =
-          hn::Max(largest,
-                  PackKeyTiles<kBf16PartsOfF32, AsF32>(
-                      rows + r * stride, stride,
-                      std::clamp<int64_t>(count - r, 0, kPanelKeys), dims,
-                      tiles + r * RowWords(Isa::kAmxBf16, dims) * shape.parts));
+      largest = hn::Max(largest,
+                        PackKeyTiles<kBf16Terms, AsF32>(
+                            rows + r * stride, stride,
+                            std::clamp<int64_t>(count - r, 0, kPanelKeys), dims,
+                            tiles + r * RowWords(TileKind::kAmxBf16x3, dims)));
     }
     if (LargestOf(largest) >= kInfinityBits) {
       for (int64_t i = 0; i < count * stride; i += kLanes) {
@@ -180,7 +189,7 @@ inline void PackRowParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
         hn::Store(hn::IfThenElseZero(finite, x), kF, rows + i);
       }
     }
-    PackValueTiles<kBf16PartsOfF32, AsF32>(rows, stride, count, dims, values);
+    PackValueTiles<kBf16Terms, AsF32>(rows, stride, count, dims, values);
     return std::bit_cast<float>(LargestOf(largest));
   };
   to[layout.largest] =
@@ -193,14 +202,14 @@ inline void PackRowParts(const BackwardJob& job, const BackwardPlan::Tile& tile,
 }
 
 // Of a pair whose products are of parts.
-class PartsPair : public TilePair {
+class Bf16x3Pair : public TilePair {
  public:
-  PartsPair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
-            const BatchEntry& entry, int64_t row_tile, float* slot)
+  Bf16x3Pair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
+             const BatchEntry& entry, int64_t row_tile, float* slot)
       : TilePair(job, key_tile, entry, row_tile, slot, kAmxBlock, kAmxBlock),
         shape_(job.plan.shape()),
-        key_parts_(PackedKeyParts::Of(shape_)),
-        row_parts_(PackedRowParts::Of(shape_)),
+        key_parts_(PackedKeysBf16x3::Of(shape_)),
+        row_parts_(PackedRowsBf16x3::Of(shape_)),
         packed_keys_(job.packed_keys + job.plan.PackedKeysAt(key_tile, entry)),
         packed_rows_(job.packed_rows +
                      job.plan.PackedRowsAt(row_tile_, entry)) {
@@ -209,14 +218,14 @@ class PartsPair : public TilePair {
 
   // Everything but dQ. False, with nothing added, where it takes f32 products.
   bool AddToKeys() {
-    if (!HasParts()) return false;
+    if (!CanSplit()) return false;
     LoadRowNumbers();
     Bits largest = hn::Zero(kU);
     for (int64_t band = 0; band < kBands; ++band) {
       if (bands_[band].keys.size() == 0) continue;
       Multiply(band);
-      largest = hn::Max(
-          largest, bands_[band].plain ? WeighPlain(band) : WeighByRow(band));
+      largest = hn::Max(largest, bands_[band].fully_visible ? WeighVisible(band)
+                                                            : WeighByRow(band));
     }
     if (LargestOf(largest) >= kInfinityBits) return false;
     for (int64_t key = 0; key < shape_.tile_kv; key += kAmxBlock) {
@@ -233,13 +242,14 @@ class PartsPair : public TilePair {
       const KeyRange keys = bands_[band].keys;
       if (keys.size() == 0) continue;
       for (int64_t d = 0; d < dims; d += kAmxBlock) {
-        AmxAddValues(shape_.parts, std::min(kAmxBlock, dims - d), 2,
-                     {.first = packed_keys_ + key_parts_.columns +
-                               d * key_parts_.column_stride,
-                      .stride = key_parts_.column_stride,
-                      .part_words = shape_.tile_kv / 2},
-                     GradTiles(band), 0, keys.begin / 2, keys.end / 2, false,
-                     to + d * shape_.tile_q + band * kAmxBlock, shape_.tile_q);
+        AmxAddValues<kBf16Terms>(
+            std::min(kAmxBlock, dims - d), 2,
+            {.first = packed_keys_ + key_parts_.columns +
+                      d * key_parts_.column_stride,
+             .stride = key_parts_.column_stride,
+             .term_words = shape_.tile_kv / 2},
+            GradTiles(band), 0, keys.begin / 2, keys.end / 2, false,
+            to + d * shape_.tile_q + band * kAmxBlock, shape_.tile_q);
       }
     }
   }
@@ -250,8 +260,9 @@ class PartsPair : public TilePair {
 
   // kAmxBlock rows of the tile.
   struct Band {
-    KeyRange keys;      // of the tile, what any of them sees in whole blocks
-    bool plain = true;  // all see all of it, and scores need no change
+    KeyRange keys;  // of the tile, what any of them sees in whole blocks
+    bool fully_visible =
+        true;  // all rows see all of it, and scores need no change
   };
 
   // P and dS of one key and the rows of a band.
@@ -266,18 +277,18 @@ class PartsPair : public TilePair {
       const int64_t last = (block.first + block.rows - 1) / kAmxBlock;
       for (int64_t i = block.first / kAmxBlock; i <= last; ++i) {
         Band& band = bands_[i];
-        band.plain &= block.plain && block.seen.size() > 0;
+        band.fully_visible &= block.plain && block.seen.size() > 0;
         if (block.seen.size() == 0) continue;
         const KeyRange keys = {
             (block.seen.begin - begin_) / kAmxBlock * kAmxBlock,
             RoundUp(block.seen.end - begin_, kAmxBlock)};
-        band.plain &= band.keys.size() == 0 || band.keys == keys;
+        band.fully_visible &= band.keys.size() == 0 || band.keys == keys;
         band.keys = Union(band.keys, keys);
       }
     }
   }
 
-  bool HasParts() const {
+  bool CanSplit() const {
     const auto bits = [](const float* x) {
       return std::bit_cast<uint32_t>(*x);
     };
@@ -286,11 +297,9 @@ class PartsPair : public TilePair {
     // dS where P is 1.
     const float grad_score =
         of_rows[1] * of_keys[1] * ScoreScale(params_).magnitude;
-    return HaveParts(bits(of_rows), kLeastScored) &&
-           HaveParts(bits(of_rows + 1), kLeastScored) &&
-           HaveParts(bits(of_keys), kLeastScored) &&
-           HaveParts(bits(of_keys + 1), kLeastScored) &&
-           HaveParts(std::bit_cast<uint32_t>(grad_score), kLeastScored);
+    return IsSplittable(bits(of_rows)) && IsSplittable(bits(of_rows + 1)) &&
+           IsSplittable(bits(of_keys)) && IsSplittable(bits(of_keys + 1)) &&
+           IsSplittable(std::bit_cast<uint32_t>(grad_score));
   }
 
   // A row that sees nothing has weights of 0 = exp(s - inf).
@@ -312,15 +321,15 @@ class PartsPair : public TilePair {
     const auto multiply = [&](const float* left, int64_t left_stride,
                               const float* right, int64_t dims,
                               float* products) {
-      const int64_t steps = RowWords(Isa::kAmxBf16, dims);
+      const int64_t steps = TermWords(TileKind::kAmxBf16x3, dims);
       const KeyRange keys = bands_[band].keys;
       for (int64_t key = keys.begin; key < keys.end; key += kAmxBlock) {
-        AmxTurnedScores(shape_.parts, kAmxBlock, 2,
-                        {.first = left + key * left_stride,
-                         .stride = left_stride,
-                         .part_words = steps},
-                        right + band * kAmxBlock * steps * shape_.parts, steps,
-                        products + key * kAmxBlock, kAmxBlock);
+        AmxScoresTransposed(kAmxBlock, 2,
+                            {.first = left + key * left_stride,
+                             .stride = left_stride,
+                             .term_words = steps},
+                            right + band * kAmxBlock * steps * kBf16Terms,
+                            steps, products + key * kAmxBlock, kAmxBlock);
       }
     };
     multiply(packed_keys_ + key_parts_.keys, key_parts_.key_stride,
@@ -333,7 +342,7 @@ class PartsPair : public TilePair {
 
   // From S^T and dP^T to the parts of P^T and dS^T. Returns the largest
   // magnitudes of dS.
-  Bits WeighPlain(int64_t band) const {
+  Bits WeighVisible(int64_t band) const {
     const Vec slope = hn::Set(kF, ScoreScale(params_).magnitude);
     Vec lse[2];
     Vec delta[2];
@@ -341,7 +350,7 @@ class PartsPair : public TilePair {
       lse[v] = hn::Load(kF, lse_ + band * kAmxBlock + v * kAmxSteps);
       delta[v] = hn::Load(kF, delta_ + band * kAmxBlock + v * kAmxSteps);
     }
-    return StoreParts(band, [&](int64_t key) HWY_ATTR {
+    return StoreTerms(band, [&](int64_t key) HWY_ATTR {
       KeyWeights of;
       ATTND_UNROLL
       for (int64_t v = 0; v < 2; ++v) {
@@ -388,7 +397,7 @@ class PartsPair : public TilePair {
     }
     turn(layout_.scores, layout_.score_rows, true);
     turn(layout_.grads, layout_.grad_rows, true);
-    return StoreParts(band, [&](int64_t key) HWY_ATTR {
+    return StoreTerms(band, [&](int64_t key) HWY_ATTR {
       KeyWeights of;
       ATTND_UNROLL
       for (int64_t v = 0; v < 2; ++v) {
@@ -403,46 +412,46 @@ class PartsPair : public TilePair {
   // Writes the operands that P^T and dS^T of a band are; `weights` has those of
   // a key.
   template <class Weights>
-  Bits StoreParts(int64_t band, const Weights& weights) const {
-    constexpr int kParts = kBf16PartsOfF32;
-    using Parts = Bf16Parts<kParts, Floats>;
+  Bits StoreTerms(int64_t band, const Weights& weights) const {
+    constexpr int kTerms = kBf16Terms;
+    using Terms = Bf16Terms<kTerms, Floats>;
     const KeyRange keys = bands_[band].keys;
     Bits largest = hn::Zero(kU);
-    float* to = GradTiles(band) + keys.begin / 2 * kAmxBlock * kParts;
+    float* to = GradTiles(band) + keys.begin / 2 * kAmxBlock * kTerms;
     for (int64_t key = keys.begin; key < keys.end; key += kAmxBlock) {
       for (int64_t i = 0; i < kAmxSteps; ++i) {
         const int64_t pair[2] = {key + i, key + i + kAmxSteps};
         const KeyWeights of[2] = {weights(pair[0]), weights(pair[1])};
         ATTND_UNROLL
         for (int k = 0; k < 2; ++k) {
-          const Parts first(kF, of[k].weight[0]);
-          const Parts second(kF, of[k].weight[1]);
+          const Terms first(kF, of[k].weight[0]);
+          const Terms second(kF, of[k].weight[1]);
           ATTND_UNROLL
-          for (int p = 0; p < kParts; ++p) {
-            hn::Store(UpperHalves(kF, first.part[p], second.part[p]), kF,
-                      WeightParts(pair[k]) + p * layout_.part_stride +
+          for (int t = 0; t < kTerms; ++t) {
+            hn::Store(UpperHalves(kF, first.term[t], second.term[t]), kF,
+                      WeightTerms(pair[k]) + t * layout_.term_stride +
                           band * kAmxSteps);
           }
           largest = hn::Max(largest, hn::Max(Magnitude(of[k].grad[0]),
                                              Magnitude(of[k].grad[1])));
         }
-        const Parts grads[2][2] = {
-            {Parts(kF, of[0].grad[0]), Parts(kF, of[0].grad[1])},
-            {Parts(kF, of[1].grad[0]), Parts(kF, of[1].grad[1])}};
+        const Terms grads[2][2] = {
+            {Terms(kF, of[0].grad[0]), Terms(kF, of[0].grad[1])},
+            {Terms(kF, of[1].grad[0]), Terms(kF, of[1].grad[1])}};
         ATTND_UNROLL
-        for (int p = 0; p < kParts; ++p) {
+        for (int t = 0; t < kTerms; ++t) {
           ATTND_UNROLL
           for (int k = 0; k < 2; ++k) {
-            hn::Store(UpperHalves(kF, grads[k][0].part[p], grads[k][1].part[p]),
+            hn::Store(UpperHalves(kF, grads[k][0].term[t], grads[k][1].term[t]),
                       kF,
-                      GradParts(pair[k]) + p * layout_.part_stride +
+                      GradTerms(pair[k]) + t * layout_.term_stride +
                           band * kAmxSteps);
-            hn::Store(UpperHalves(kF, grads[0][k].part[p], grads[1][k].part[p]),
-                      kF, to + (2 * p + k) * kAmxTileWords + i * kLanes);
+            hn::Store(UpperHalves(kF, grads[0][k].term[t], grads[1][k].term[t]),
+                      kF, to + (2 * t + k) * kAmxTileWords + i * kLanes);
           }
         }
       }
-      to += 2 * kParts * kAmxTileWords;
+      to += 2 * kTerms * kAmxTileWords;
     }
     return largest;
   }
@@ -457,51 +466,52 @@ class PartsPair : public TilePair {
     while (first < last && !sees(first)) ++first;
     while (last > first && !sees(last - 1)) --last;
     for (int64_t band = first; band < last; ++band) {
-      if (!sees(band)) ClearParts(key, band);
+      if (!sees(band)) ClearTerms(key, band);
     }
     const auto add = [&](const float* left, const float* right, int64_t dims,
                          float* output) {
       const int64_t stride = RoundToLine(dims);
       VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
-        AmxAddValues(shape_.parts, kAmxBlock, vectors,
-                     {.first = left,
-                      .stride = layout_.parts_stride,
-                      .part_words = layout_.part_stride},
-                     right + column * (kKeysPerSum / 2) * shape_.parts, 0,
-                     first * kAmxSteps, last * kAmxSteps, false,
-                     output + key * stride + column, stride);
+        AmxAddValues<kBf16Terms>(
+            kAmxBlock, vectors,
+            {.first = left,
+             .stride = layout_.terms_stride,
+             .term_words = layout_.term_stride},
+            right + column * (kKeysPerSum / 2) * kBf16Terms, 0,
+            first * kAmxSteps, last * kAmxSteps, false,
+            output + key * stride + column, stride);
       });
     };
     if (first == last) return;
-    add(WeightParts(key), packed_rows_ + row_parts_.grad_values,
+    add(WeightTerms(key), packed_rows_ + row_parts_.grad_values,
         params_.v_head_dim, grads_ + layout_.grad_value);
-    add(GradParts(key), packed_rows_ + row_parts_.query_values,
+    add(GradTerms(key), packed_rows_ + row_parts_.query_values,
         params_.head_dim, grads_ + layout_.grad_key);
   }
 
-  void ClearParts(int64_t key, int64_t band) const {
+  void ClearTerms(int64_t key, int64_t band) const {
     for (int64_t j = key; j < key + kAmxBlock; ++j) {
-      for (int64_t p = 0; p < shape_.parts; ++p) {
-        const int64_t at = p * layout_.part_stride + band * kAmxSteps;
-        std::fill_n(WeightParts(j) + at, kAmxSteps, 0.0F);
-        std::fill_n(GradParts(j) + at, kAmxSteps, 0.0F);
+      for (int64_t t = 0; t < kBf16Terms; ++t) {
+        const int64_t at = t * layout_.term_stride + band * kAmxSteps;
+        std::fill_n(WeightTerms(j) + at, kAmxSteps, 0.0F);
+        std::fill_n(GradTerms(j) + at, kAmxSteps, 0.0F);
       }
     }
   }
 
-  float* WeightParts(int64_t key) const {
-    return slot_ + layout_.weight_parts + key * layout_.parts_stride;
+  float* WeightTerms(int64_t key) const {
+    return slot_ + layout_.weight_terms + key * layout_.terms_stride;
   }
-  float* GradParts(int64_t key) const {
-    return slot_ + layout_.grad_parts + key * layout_.parts_stride;
+  float* GradTerms(int64_t key) const {
+    return slot_ + layout_.grad_terms + key * layout_.terms_stride;
   }
   float* GradTiles(int64_t band) const {
     return slot_ + layout_.grad_tiles + band * layout_.grad_block_words;
   }
 
   const SlotLayout::Shape& shape_;
-  const PackedKeyParts key_parts_;
-  const PackedRowParts row_parts_;
+  const PackedKeysBf16x3 key_parts_;
+  const PackedRowsBf16x3 row_parts_;
   const float* const packed_keys_;
   const float* const packed_rows_;
   Band bands_[kBands];

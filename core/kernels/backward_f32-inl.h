@@ -1,11 +1,11 @@
 // A tile of keys against a tile of rows by f32 products. For inclusion by
 // core/kernels/flash_backward.cc only, once a target.
-#if defined(ATTND_CORE_KERNELS_BACKWARD_FLOATS_INL_H_) == \
+#if defined(ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
-#ifdef ATTND_CORE_KERNELS_BACKWARD_FLOATS_INL_H_
-#undef ATTND_CORE_KERNELS_BACKWARD_FLOATS_INL_H_
+#ifdef ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_
+#undef ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_
 #else
-#define ATTND_CORE_KERNELS_BACKWARD_FLOATS_INL_H_
+#define ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_
 #endif
 
 #include <algorithm>
@@ -32,9 +32,9 @@ namespace HWY_NAMESPACE {
 inline constexpr int64_t kRowsPerSum = 32;
 
 // Packs a tile of keys as PackedKeys.
-inline void PackKeyFloats(const BackwardJob& job,
-                          const BackwardPlan::Tile& tile,
-                          const BatchEntry& entry, float* to) {
+template <BackwardKind kKind>
+void PackKeysF32(const BackwardJob& job, const BackwardPlan::Tile& tile,
+                 const BatchEntry& entry, float* to) {
   const PackedKeys layout = PackedKeys::Of(job.plan.shape());
   const int64_t first = tile.tile * kTileKeys;
   const int64_t last = std::min(first + kTileKeys, entry.kv_extent);
@@ -45,7 +45,7 @@ inline void PackKeyFloats(const BackwardJob& job,
   };
   for (int64_t key = first; key < last; key += kPanelKeys) {
     const int64_t keys = std::min(kPanelKeys, last - key);
-    if (!job.plan.ScoresDirectly(entry)) {
+    if constexpr (kKind != BackwardKind::kDirect) {
       PackPanel<AsF32>(row(job.key, key), job.key.strides[2], keys, dims, false,
                        to + layout.key_panels + (key - first) * dims);
     }
@@ -56,15 +56,15 @@ inline void PackKeyFloats(const BackwardJob& job,
                         dims, false, to + layout.key_chunk);
 }
 
-// One tile of keys against one tile of rows, by f32 products. Where the tile of
-// keys is packed by parts, it is packed anew here.
-class FloatPair : public TilePair {
+// One tile of keys against one tile of rows, by f32 products. If the tile of
+// keys is packed for bf16x3 products, this packs it again.
+template <BackwardKind kKind>
+class F32Pair : public TilePair {
  public:
-  FloatPair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
-            const BatchEntry& entry, int64_t row_tile, float* slot)
+  F32Pair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
+          const BatchEntry& entry, int64_t row_tile, float* slot)
       : TilePair(job, key_tile, entry, row_tile, slot, kGeometry.rows, kLanes),
-        by_parts_(job.plan.ByParts(entry)),
-        packed_(by_parts_
+        packed_(kPacksHere
                     ? slot + layout_.packed
                     : job.packed_keys + job.plan.PackedKeysAt(key_tile, entry)),
         at_(PackedKeys::Of(job.plan.shape())) {
@@ -76,7 +76,9 @@ class FloatPair : public TilePair {
 
   // Everything but dQ.
   void AddToKeys() {
-    if (by_parts_) PackKeyFloats(job_, key_tile_, entry_, packed_);
+    if constexpr (kPacksHere) {
+      PackKeysF32<kKind>(job_, key_tile_, entry_, packed_);
+    }
     LoadRows();
     Score();
     Multiply(Rows(layout_.grad_output, layout_.v_stride), layout_.v_stride,
@@ -93,7 +95,7 @@ class FloatPair : public TilePair {
   void AddToRows() {
     const int64_t stride = RoundToLine(params_.head_dim);
     float* rows = RowGrads();
-    if (by_parts_) {
+    if (kPacksHere) {
       rows = slot_ + layout_.query;
       std::fill_n(rows, rows_.rows() * stride, 0.0F);
     }
@@ -130,12 +132,14 @@ class FloatPair : public TilePair {
         }
       }
     });
-    if (by_parts_) AddTurned(rows, stride);
+    if (kPacksHere) AddTransposedRows(rows, stride);
   }
 
  private:
-  // Rows that lie one after the other to those of parts.
-  void AddTurned(const float* rows, int64_t stride) const {
+  static constexpr bool kPacksHere = kKind == BackwardKind::kBf16x3;
+
+  // Adds rows that lie one after the other to rows that are transposed.
+  void AddTransposedRows(const float* rows, int64_t stride) const {
     const int64_t tile_rows = job_.plan.TileRows(entry_);
     float* const to = RowGrads();
     for (int64_t r = 0; r < rows_.rows(); ++r) {
@@ -184,16 +188,16 @@ class FloatPair : public TilePair {
   // exp(s - lse), and of large scores the last bit is more than 1.
   void Score() {
     const float* const query = Rows(layout_.query, layout_.q_stride);
-    if (!job_.plan.ScoresDirectly(entry_)) {
+    if constexpr (kKind != BackwardKind::kDirect) {
       Multiply(query, layout_.q_stride, packed_ + at_.key_panels,
                params_.head_dim, slot_ + layout_.weights);
-      return;
+    } else {
+      DirectTileScores<AsF32>(rows_, begin_, query, layout_.q_stride,
+                              job_.key.Row(entry_.batch, key_tile_.kv_head,
+                                           entry_.kv_begin + begin_),
+                              job_.key.strides[2], params_.head_dim,
+                              slot_ + layout_.weights, layout_.score_stride);
     }
-    DirectTileScores<AsF32>(
-        rows_, begin_, query, layout_.q_stride,
-        job_.key.Row(entry_.batch, key_tile_.kv_head, entry_.kv_begin + begin_),
-        job_.key.strides[2], params_.head_dim, slot_ + layout_.weights,
-        layout_.score_stride);
   }
 
   // products[r][j] = dot(left[r], column j of the panels), where seen.
@@ -277,7 +281,6 @@ class FloatPair : public TilePair {
     return finite;
   }
 
-  const bool by_parts_;
   float* const packed_;  // PackedKeys
   const PackedKeys at_;
   bool whole_ = true;  // every row sees every key

@@ -1,0 +1,289 @@
+// A tile on AMX of f32 as the sum of three bf16 terms
+// (core/kernels/amx_bf16.h).
+//
+// AMX takes denormal numbers for 0, as operands and as sums, and terms of an
+// f32 may be denormal if the f32 is not: some terms of numbers below 2^-103 are
+// lost, less than 2^-125 in all. And NaN and infinities have no terms.
+// Therefore:
+//   scores  The score of a pair of query and key is computed again, in f32, if
+//   it
+//           is not finite, and if one of the two has an element from 2^50 on
+//           and the other has one that may lose terms. All other scores lose
+//           less than 2^-30, whatever their size, and no weight notices: the
+//           plan sees to it that |scale| * head_dim is at most 2^40. Finite
+//           scores keep the bits that the backward pass will have.
+//   values  n values that are 0 or from 2^-80 on lose less than n * 2^-123 of a
+//           sum whose weights add up to 1 or more. Other values, which are
+//           called unsplittable, are left out of the products and join their
+//           sums as f32.
+// Both depend on the pair or the value alone, so that no bit of a row depends
+// on what the row does not see. What is known of whole heads and tiles only
+// says where to look. For inclusion by kernels only, once a target.
+#if defined(ATTND_CORE_KERNELS_AMX_BF16X3_TILE_INL_H_) == \
+    defined(HWY_TARGET_TOGGLE)
+#ifdef ATTND_CORE_KERNELS_AMX_BF16X3_TILE_INL_H_
+#undef ATTND_CORE_KERNELS_AMX_BF16X3_TILE_INL_H_
+#else
+#define ATTND_CORE_KERNELS_AMX_BF16X3_TILE_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "core/checked_math.h"
+#include "core/kernels/amx_bf16.h"
+#include "core/kernels/amx_tile-inl.h"
+#include "core/kernels/convert-inl.h"
+#include "core/kernels/forward_job.h"
+#include "core/kernels/pack_head-inl.h"
+#include "core/kernels/pack_tiles-inl.h"
+#include "core/kernels/tile-inl.h"
+#include "core/kernels/vectors-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace attnd {
+namespace HWY_NAMESPACE {
+
+class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
+ public:
+  AmxBf16x3Tile(const ForwardJob& job, const TileTask& task,
+                const PackedHead<kTileKind>& head, float* slot)
+      : AmxTile(job, task, head, slot), packing_(job.Packing(task)) {
+    score_stride_ = layout_.terms_stride;
+  }
+
+  // Returns the largest magnitude.
+  uint32_t LoadQuery() const {
+    const int64_t elements = 2 * TermWords(kTileKind, params_.head_dim);
+    Bits largest = hn::Zero(kU);
+    VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
+      SplitRow<kBf16Terms, decltype(as)>(
+          from, params_.head_dim, elements, factor,
+          reinterpret_cast<uint16_t*>(Query(r)), elements, largest);
+    });
+    return LargestOf(largest);
+  }
+
+  void Begin(uint32_t largest_query) {
+    any_large_ = IsLarge(largest_query) || IsLarge(packing_.largest_key);
+  }
+
+  void Absorb(int64_t begin, int64_t end) {
+    LookAt(begin, end);
+    if (any_large_) MeasureKeys();
+    VisitBlocks([&](const Block& block, bool fresh) {
+      Score(block);
+      if (any_large_) MendScores(block);
+      WeighBlock(block);
+      AddValues(block, fresh);
+    });
+  }
+
+ private:
+  static constexpr float kLarge = 0x1p50F;
+  static constexpr float kTiny = 0x1p-103F;
+
+  static bool IsLarge(uint32_t magnitude) {
+    return magnitude >= std::bit_cast<uint32_t>(kLarge);
+  }
+
+  // What a query or a key holds: elements so large that it shows what others
+  // lose, and elements that lose something.
+  struct Sizes {
+    bool large, tiny;
+  };
+
+  template <class As>
+  static Sizes SizesOf(const typename As::Element* row, int64_t dims) {
+    Bits largest = hn::Zero(kU);
+    auto tiny = FirstLanes(0);
+    for (int64_t d = 0; d < dims; d += kLanes) {
+      const Vec size = hn::Abs(LoadAt<As>(row, dims, d));
+      largest = hn::Max(largest, Magnitude(size));
+      tiny = hn::Or(tiny, IsBelow(size, kTiny));
+    }
+    return {IsLarge(LargestOf(largest)), !hn::AllFalse(kF, tiny)};
+  }
+
+  // 0 < x < limit
+  static LaneMask IsBelow(Vec x, float limit) {
+    return hn::And(hn::Lt(x, hn::Set(kF, limit)), hn::Gt(x, hn::Zero(kF)));
+  }
+
+  // Calls `visit(as, key, row)` for keys, or for their values.
+  template <class Visitor>
+  void VisitRows(const TensorView<const std::byte>& tensor, DataType type,
+                 const KeyRange& keys, const Visitor& visit) const {
+    VisitType(type, [&](auto as) {
+      using Element = typename decltype(as)::Element;
+      for (int64_t key = keys.begin; key < keys.end; ++key) {
+        visit(as, key,
+              reinterpret_cast<const Element*>(
+                  tensor.RowBytes(SizeOf(type), entry_.batch, task_.kv_head,
+                                  entry_.kv_begin + key)));
+      }
+    });
+  }
+
+  void MeasureKeys() {
+    VisitRows(job_.key, params_.key_dtype, {begin_, end_},
+              [&](auto as, int64_t key, const auto* row) {
+                key_sizes_[key - begin_] =
+                    SizesOf<decltype(as)>(row, params_.head_dim);
+              });
+  }
+
+  // Computes the scores anew that are not finite, or that lack what was lost.
+  void MendScores(const Block& block) const {
+    const Vec factor = hn::Set(kF, ScoreScale(params_).query_factor);
+    const int64_t dims = params_.head_dim;
+    VisitType(params_.query_dtype, [&](auto q_as) {
+      using QueryAs = decltype(q_as);
+      for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+        const auto at = rows_.HeadAndRow(r);
+        const auto* const query =
+            QueryRow<QueryAs>(job_, entry_, at.first, at.second);
+        const Sizes q_sizes = SizesOf<QueryAs>(query, dims);
+        VisitRows(
+            job_.key, params_.key_dtype, block.seen,
+            [&](auto k_as, int64_t key, const auto* row) HWY_ATTR {
+              float& score = Scores(r)[key - begin_];
+              const Sizes& sizes = key_sizes_[key - begin_];
+              const bool lacks = (q_sizes.large && sizes.tiny) ||
+                                 (q_sizes.tiny && sizes.large);
+              if (!lacks && std::isfinite(score)) return;
+              Vec sum = hn::Zero(kF);
+              for (int64_t d = 0; d < dims; d += kLanes) {
+                const Vec q = hn::Mul(factor, LoadAt<QueryAs>(query, dims, d));
+                sum = hn::MulAdd(q, LoadAt<decltype(k_as)>(row, dims, d), sum);
+              }
+              score = hn::GetLane(hn::SumOfLanes(kF, sum));
+            });
+      }
+    });
+  }
+
+  void AddValues(const Block& block, bool fresh) {
+    const Steps steps = StepsOf(block);
+    const bool splittable =
+        ValuesAreFinite([&] { return !FindUnsplittableValues(); });
+    VisitColumnPairs([&](int64_t column, int64_t vectors, const float* values) {
+      if (splittable) {
+        AddProducts(block, steps, values, ChunkWords(), column, vectors, fresh);
+        return;
+      }
+      for (int64_t v = 0; v < vectors; ++v) {
+        AddSplittable(block, steps, values, vectors, v, fresh,
+                      column + v * kLanes);
+        AddUnsplittable(block, column + v * kLanes);
+      }
+    });
+  }
+
+  static LaneMask CannotSplit(Vec x) {
+    const Vec size = hn::Abs(x);
+    const auto infinity = hn::Set(kF, std::numeric_limits<float>::infinity());
+    const auto large = hn::Not(hn::Lt(size, infinity));  // or NaN
+    return hn::Or(large, IsBelow(size, kMinSplitValue));
+  }
+
+  // Finds the keys with unsplittable values among those that products of whole
+  // tiles read. Whether there are any. Most heads are known to have none.
+  bool FindUnsplittableValues() {
+    if (packing_.unsplittable_values == 0) return false;
+    bool any = false;
+    const int64_t dims = params_.v_head_dim;
+    const int64_t end =
+        std::min(begin_ + RoundUp(end_ - begin_, kAmxBlock), entry_.kv_len);
+    VisitRows(job_.value, params_.value_dtype, {begin_, end},
+              [&](auto as, int64_t key, const auto* row) HWY_ATTR {
+                bool found = false;
+                for (int64_t d = 0; d < dims; d += kLanes) {
+                  found |= !hn::AllFalse(
+                      kF, CannotSplit(LoadAt<decltype(as)>(row, dims, d)));
+                }
+                unsplittable_[key - begin_] = found;
+                any |= found;
+              });
+    return any;
+  }
+
+  // Adds vector `v` of a pair of columns without the unsplittable values. All
+  // other values have the bits in these products that they have anywhere.
+  void AddSplittable(const Block& block, const Steps& steps,
+                     const float* values, int64_t vectors, int64_t v,
+                     bool fresh, int64_t column) const {
+    constexpr int64_t kGroup = kBf16Terms * kAmxTileWords;
+    constexpr int64_t kMaxGroups = kMaxTileKeys / kAmxBlock;
+    constexpr int64_t kChunk = kKeysPerSum / kAmxBlock * kGroup;
+    HWY_ALIGN float masked[static_cast<size_t>(kMaxGroups * kGroup)];
+    for (int64_t step = steps.first; step < steps.last; step += kAmxSteps) {
+      const float* const tiles =
+          TilesAt(values, vectors, step) + v * kAmxTileWords;
+      float* const to = masked + step / kAmxSteps * kGroup;
+      for (int64_t i = 0; i < kAmxTileWords; i += kLanes) {
+        const auto word = [&](int64_t term) HWY_ATTR {
+          return hn::BitCast(
+              kU, hn::Load(kF, tiles + term * vectors * kAmxTileWords + i));
+        };
+        const Bits keep = SplittableHalves(word(0));
+        for (int64_t t = 0; t < kBf16Terms; ++t) {
+          hn::Store(hn::BitCast(kF, hn::And(word(t), keep)), kF,
+                    to + t * kAmxTileWords + i);
+        }
+      }
+    }
+    AddProducts(block, steps, masked, kChunk, column, 1, fresh);
+  }
+
+  // Adds the unsplittable values that are seen, as f32.
+  void AddUnsplittable(const Block& block, int64_t column) const {
+    VisitRows(
+        job_.value, params_.value_dtype, block.seen,
+        [&](auto as, int64_t key, const auto* row) HWY_ATTR {
+          if (!unsplittable_[key - begin_]) return;
+          const Vec x = LoadAt<decltype(as)>(row, params_.v_head_dim, column);
+          const auto lanes = CannotSplit(x);
+          if (hn::AllFalse(kF, lanes)) return;
+          for (int64_t r = block.first; r < block.first + block.rows; ++r) {
+            if (!Sees(block, r, key)) continue;
+            float* const output = Output(r) + column;
+            const Vec old = hn::Load(kF, output);
+            const Vec sum =
+                hn::MulAdd(hn::Set(kF, WholeWeight(r, key)), x, old);
+            hn::Store(hn::IfThenElse(lanes, sum, old), kF, output);
+          }
+        });
+  }
+
+  // The sum of a weight's terms.
+  float WholeWeight(int64_t r, int64_t key) const {
+    const int64_t at = key - begin_;
+    const int64_t word = at / kAmxBlock * kAmxSteps + at % kLanes;
+    const int64_t shift = at % kAmxBlock < kLanes ? 16 : 0;
+    float whole = 0;
+    for (int64_t t = 0; t < kBf16Terms; ++t) {
+      const auto bits = std::bit_cast<uint32_t>(
+          Weights(r, begin_)[t * layout_.term_words + word]);
+      whole += std::bit_cast<float>((bits << shift) & 0xFFFF0000U);
+    }
+    return whole;
+  }
+
+  const HeadPacking& packing_;
+  bool any_large_ = false;  // queries or keys
+  // Of the tile of keys in work, if there are any.
+  Sizes key_sizes_[kMaxTileKeys];
+  bool unsplittable_[kMaxTileKeys];
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attnd
+HWY_AFTER_NAMESPACE();
+
+#endif
