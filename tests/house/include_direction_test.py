@@ -58,10 +58,10 @@ RULES = {
                'server/process server/rpc server/shared_memory server/status '
                'server/version.h', 'absl CLI grpc protobuf spdlog'),
 
-    'bench': ('base client core cost proto wire',
+    'bench': ('base client core core/kernels cost proto wire',
               'absl benchmark CLI grpc hwy nlohmann protobuf'),
     'tests/base': ('base tests', 'absl gtest'),
-    'tests/core': ('base core tests', 'absl gtest hwy'),
+    'tests/core': ('base core core/kernels tests', 'absl gtest hwy'),
     'tests/wire': ('base proto tests wire wire/grpc',
                    'absl grpc gtest protobuf'),
     'tests/client': ('base client client/attnctl core cost proto tests wire '
