@@ -15,13 +15,11 @@ namespace attnd {
 // batch entry. Saturates at the largest int64.
 int64_t NaiveScoreBytes(const AttentionProblem& problem);
 
-// Whether the baseline can compute `problem`: f32 in BHSD, of whose options
-// only scale, temperature, causal, windows and lse are set.
-bool NaiveCanCompute(const AttentionProblem& problem);
-
-// `problem` must be one that it can. Same inputs, same outputs as
-// AttentionEngine::Run, on the same workers. Allocates the score matrix:
-// RESOURCE_EXHAUSTED where there is no room. Not from a worker.
+// Computes what AttentionEngine::Run computes, on the workers of `engine`.
+// `problem` must be of F32 in BHSD, with no options set except scale,
+// temperature, causal, windows and lse. Others would be left out silently.
+// Allocates the score matrix, and returns RESOURCE_EXHAUSTED if there is no
+// memory for it. Must not be called by a worker.
 absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
                                         const AttentionProblem& problem,
                                         const AttentionBuffers& buffers,

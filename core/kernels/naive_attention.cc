@@ -267,15 +267,6 @@ int64_t NaiveScoreBytes(const AttentionProblem& problem) {
       .value_or(kMaxBytes);
 }
 
-bool NaiveCanCompute(const AttentionProblem& problem) {
-  const AttentionParams& p = problem.params();
-  return p.query_dtype == DataType::kF32 && p.key_dtype == DataType::kF32 &&
-         p.value_dtype == DataType::kF32 && p.output_dtype == DataType::kF32 &&
-         p.layout == Layout::kBhsd && p.precision != Precision::kBF16 &&
-         !p.AdjustsScores() && !p.has_mask && !p.has_sinks &&
-         problem.mask().uniform();
-}
-
 absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
                                         const AttentionProblem& problem,
                                         const AttentionBuffers& buffers,

@@ -172,35 +172,5 @@ TEST(NaiveScoreBytesTest, CountsTheScoresOfEveryHead) {
             int64_t{1} << 60);
 }
 
-// Whatever else is set would be left out silently.
-TEST(NaiveCanComputeTest, IsTrueOfPlainProblemsOnly) {
-  const auto can = [](const AttentionOptions& options,
-                      DataType type = DataType::kF32,
-                      const OutputOptions& outputs = {}) {
-    const TensorSpec spec{.dtype = type, .shape = {1, 2, 3, 4}};
-    const auto problem =
-        AttentionProblem::Create(spec, spec, spec, options, outputs);
-    EXPECT_TRUE(problem.ok()) << problem.status();
-    return NaiveCanCompute(*problem);
-  };
-  EXPECT_TRUE(can({}));
-  EXPECT_TRUE(can({.scale = 2.0F,
-                   .temperature = 3.0F,
-                   .causal = Causal::kBottomRight,
-                   .window_left = 1,
-                   .window_right = 1},
-                  DataType::kF32, {.return_lse = true}));
-  EXPECT_FALSE(can({}, DataType::kBF16));
-  EXPECT_FALSE(can({.layout = Layout::kBshd}));
-  EXPECT_FALSE(can({.logits_soft_cap = 1.0F}));
-  EXPECT_FALSE(can({.alibi_slopes = {1, 2}}));
-  EXPECT_FALSE(can({.sink_logits = {1, 2}}));
-  EXPECT_FALSE(can({.bias = TensorSpec{.shape = {1}}}));
-  EXPECT_FALSE(can({.mask = TensorSpec{DataType::kBool, {1}}}));
-  EXPECT_FALSE(can({.query_lengths = {1}}));
-  EXPECT_FALSE(can({.key_lengths = {1}}));
-  EXPECT_FALSE(can({}, DataType::kF32, {.output_dtype = DataType::kF16}));
-}
-
 }  // namespace
 }  // namespace attnd
