@@ -73,7 +73,7 @@ void Scores(benchmark::State& state) {
           [&] {
             kMicrokernels.score[kRows - 1][kVectors - 1](
                 q.floats(), dim, panel.floats(), dim, scores.floats(),
-                kPanelKeys, max.floats(), Ahead(panel.data(), false));
+                kPanelKeys, max.floats(), PrefetchCursor(panel.data(), false));
           });
 }
 
@@ -86,7 +86,7 @@ void Values(benchmark::State& state) {
           [&] {
             kMicrokernels.value[kRows - 1][kVectors - 1](
                 weights.floats(), keys, values.floats(), keys, output.floats(),
-                kPanelKeys, Ahead(values.data(), false));
+                kPanelKeys, PrefetchCursor(values.data(), false));
           });
 }
 

@@ -15,10 +15,10 @@
 namespace attnd {
 namespace {
 
-// What runs in the thread that submits it: less work than a worker costs, which
-// has to wake and to wake others (67 us), on memory that fits a core's own
-// cache, in tasks that take 0.24 us each whatever they compute. docs/adr/0008
-// has the measurement.
+// Up to these limits, a problem runs in the thread that submits it. It is less
+// work than a worker costs, which has to wake and to wake others (67 us). Its
+// memory fits a core's own cache, and each of its tasks takes 0.24 us whatever
+// it computes. docs/adr/0008 has the measurement.
 constexpr int64_t kMaxInlineFlops = int64_t{1} << 20;
 constexpr int64_t kMaxInlineBytes = int64_t{1} << 20;
 constexpr int64_t kMaxInlineTasks = 256;

@@ -1,5 +1,5 @@
-// The facade that callers see: submit a checked problem, get a completion.
-// Joins plan, workspace, kernel and scheduler; knows no wire and no client.
+// Computes checked attention problems: submit one, and get a completion. Joins
+// plan, workspace, jobs and scheduler.
 #ifndef ATTND_CORE_ATTENTION_ENGINE_H_
 #define ATTND_CORE_ATTENTION_ENGINE_H_
 
@@ -23,7 +23,7 @@
 
 namespace attnd {
 
-// What ran, and what it took.
+// Which kernel ran, and what it took.
 struct RunStats {
   Isa isa = Isa::kScalar;
   std::string_view kernel;
@@ -41,25 +41,26 @@ struct EngineOptions {
   std::optional<Isa> force_isa = {};  // default: the fastest; must be supported
 };
 
-// Thread-safe. Must outlive every job that was submitted to it; the destructor
-// cancels and waits for what is left.
+// Thread-safe. The destructor cancels the jobs that are left and waits for
+// them.
 class AttentionEngine {
  public:
   using Done = std::function<void(absl::Status, const RunStats&)>;
 
-  // Throws std::system_error where the system starts too few threads.
+  // Throws std::system_error if the system starts too few threads.
   explicit AttentionEngine(const EngineOptions& options = {});
   ~AttentionEngine();
 
-  // Starts `problem` and returns. Takes the workspace, the estimate's
-  // workspace_bytes, from the pool in the caller's thread. `buffers` and `stop`
-  // must stay valid until `done`, which is called exactly once: by a worker, or
-  // inside this call, for a tiny problem, which is computed here
-  // (docs/adr/0008), and with INVALID_ARGUMENT or RESOURCE_EXHAUSTED where the
-  // estimate has no number or the workspace cannot be had. So the caller must
-  // hold no lock that `done` takes. `done` must not block. After an error the
-  // contents of the outputs are undefined. Where there is a `source`, the
-  // inputs are loaded from it first; it must stay valid as long.
+  // Starts `problem` and returns. Takes the workspace, which has the estimate's
+  // workspace_bytes, from the pool in the caller's thread. Calls `done` exactly
+  // once: from a worker, or inside this call for a tiny problem, which the
+  // caller's thread computes (docs/adr/0008). This call also passes
+  // INVALID_ARGUMENT to `done` if the estimate has no number, and
+  // RESOURCE_EXHAUSTED if there is no workspace. So the caller must hold no
+  // lock that `done` takes. `done` must not block. After an error the contents
+  // of the outputs are undefined. If `source` is not null, the inputs are
+  // loaded from it first. `buffers`, `stop` and `source` must stay valid until
+  // `done`.
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
               const StopSignal* stop, Done done, InputSource* source = nullptr);
 
@@ -70,7 +71,7 @@ class AttentionEngine {
                       const BackwardBuffers& buffers, const StopSignal* stop,
                       Done done, InputSource* source = nullptr);
 
-  // Submits and waits. Not from a worker.
+  // Submit and wait. Must not be called by a worker.
   absl::StatusOr<RunStats> Run(const AttentionProblem& problem,
                                const AttentionBuffers& buffers,
                                const StopSignal* stop = nullptr);
@@ -81,9 +82,10 @@ class AttentionEngine {
   const MachineInfo& machine() const { return machine_; }
   int threads() const { return scheduler_.threads(); }
   const MemoryEstimator& estimator() const { return estimator_; }
-  // For work that is no attention call, on the same workers.
+  // Runs work that is no attention call on the same workers.
   TileScheduler& scheduler() { return scheduler_; }
-  // Where workspaces come from. Callers take inputs and outputs from it too.
+  // The pool that workspaces come from. Callers also take inputs and outputs
+  // from it.
   WorkspacePool& pool() { return pool_; }
 
  private:

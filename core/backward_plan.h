@@ -1,5 +1,6 @@
-// How the gradients of a problem will be computed: cut into which tiles, held
-// in how many bytes. A pure choice, as KernelPlan is for the forward pass.
+// Chooses how the gradients of a problem will be computed: cut into which
+// tiles, in how many bytes. It is to the backward pass what KernelPlan is to
+// the forward pass.
 #ifndef ATTND_CORE_BACKWARD_PLAN_H_
 #define ATTND_CORE_BACKWARD_PLAN_H_
 
@@ -18,8 +19,8 @@ namespace attnd {
 // request gives the same bits whatever runs beside it.
 class BackwardPlan {
  public:
-  // Keys of a tile: what both of its gradients take stays in the second-level
-  // cache while all rows pass by.
+  // Keys of a tile. Both of its gradients stay in the second-level cache while
+  // all rows pass by.
   static constexpr int64_t kTileKeys = 128;
 
   // A tile of keys, or of the query rows that share a kv head.
@@ -74,10 +75,9 @@ class BackwardPlan {
   int64_t turns_bytes() const { return turns_bytes_; }    // one a tile of rows
   int64_t slot_bytes() const { return kWordBytes * slot_layout_.total; }
 
-  // Runs of tiles of keys that may be in progress on `threads` workers; at
-  // least 1.
+  // The most key runs that `threads` workers may have in progress; at least 1.
   int64_t Slots(int64_t threads) const;
-  // Bytes that the job holds beside inputs and outputs.
+  // The bytes that the job holds beside inputs and outputs.
   int64_t WorkspaceBytes(int64_t threads) const;
 
  private:

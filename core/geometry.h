@@ -1,5 +1,5 @@
-// The shapes that plan and kernels share: the microkernels of each instruction
-// set, in which the plan cuts tiles, and how a tile's memory is divided.
+// The sizes that plan and kernels share: the rows of a block, and how the
+// memory of a tile is divided.
 #ifndef ATTND_CORE_GEOMETRY_H_
 #define ATTND_CORE_GEOMETRY_H_
 
@@ -25,11 +25,11 @@ constexpr int64_t KeysOfBlock(TileKind kind, const Geometry& geometry) {
   return TraitsOf(kind).block > 0 ? TraitsOf(kind).block : geometry.lanes;
 }
 
-// Keys whose weighted values are summed before they join the output: what a
-// partial sum rounds off grows with the sum, so several short ones are more
-// exact than one long one. 128 keeps a real layer (tests/data) below the error
-// of other f32 kernels; and so many packed values stay in the first-level cache
-// for all rows of a tile.
+// The number of keys whose weighted values are summed before they join the
+// output. What a partial sum rounds off grows with the sum, so several short
+// sums are more exact than one long sum. 128 keeps a real layer (tests/data)
+// below the error of other f32 kernels, and the packed values of 128 keys stay
+// in the first-level cache for all rows of a tile.
 inline constexpr int64_t kKeysPerSum = 128;
 
 inline constexpr int64_t kLineWords = 16;
@@ -38,24 +38,25 @@ constexpr int64_t RoundToLine(int64_t words) {
   return RoundUp(words, kLineWords);
 }
 
-// Divides memory from word `begin` on into parts that start on a cache line.
-class LineCarver {
+// Divides memory from word `begin` on into pieces that start on a cache line.
+class CacheLineLayout {
  public:
-  explicit constexpr LineCarver(int64_t begin) : at_(begin) {}
+  explicit constexpr CacheLineLayout(int64_t begin) : at_(begin) {}
 
-  // Where a part of so many words begins.
-  constexpr int64_t Take(int64_t words) {
+  // Adds a piece of `words` words. Returns where it begins.
+  constexpr int64_t Add(int64_t words) {
     return std::exchange(at_, at_ + RoundToLine(words));
   }
-  // Where the next one would.
+  // Where the next piece would begin.
   constexpr int64_t at() const { return at_; }
 
  private:
   int64_t at_;
 };
 
-// How a slot, the memory of one tile in progress, is divided. Offsets count
-// words of 4 bytes. The first line is a header, how far the tile is.
+// How a slot is divided, which is the memory of one tile in progress. Offsets
+// count words of 4 bytes. The first line is a header that says how far the tile
+// has come.
 struct SlotLayout {
   struct Shape {
     int64_t tile_q, tile_kv, head_dim, v_head_dim;
@@ -94,17 +95,17 @@ struct SlotLayout {
     layout.output_stride = RoundToLine(shape.v_head_dim);
     // Two bytes for each vector of whatever width, and room to read eight.
     layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
-    LineCarver slot(kLineWords);
-    layout.query = slot.Take(shape.tile_q * layout.q_stride);
-    layout.scores = slot.Take(
+    CacheLineLayout slot(kLineWords);
+    layout.query = slot.Add(shape.tile_q * layout.q_stride);
+    layout.scores = slot.Add(
         std::max(shape.tile_q * layout.score_stride,
                  terms > 1 ? kMaxBlockRows * layout.terms_stride : int64_t{0}));
-    layout.output = slot.Take(shape.tile_q * layout.output_stride);
-    layout.row_max_lanes = slot.Take(shape.tile_q * geometry.lanes);
-    layout.max = slot.Take(shape.tile_q);
-    layout.sum_lanes = slot.Take(shape.tile_q * geometry.lanes);
-    layout.visible = slot.Take(shape.tile_q * layout.visible_stride);
-    layout.values = slot.Take(
+    layout.output = slot.Add(shape.tile_q * layout.output_stride);
+    layout.row_max_lanes = slot.Add(shape.tile_q * geometry.lanes);
+    layout.max = slot.Add(shape.tile_q);
+    layout.sum_lanes = slot.Add(shape.tile_q * geometry.lanes);
+    layout.visible = slot.Add(shape.tile_q * layout.visible_stride);
+    layout.values = slot.Add(
         shape.converts_values ? shape.tile_kv * layout.output_stride : 0);
     layout.total = slot.at();
     return layout;
@@ -251,41 +252,41 @@ constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
   layout.term_stride = shape.tile_q / 2;
   layout.terms_stride = kBf16Terms * layout.term_stride + 16;
   layout.grad_block_words = kBf16Terms * shape.tile_kv / 2 * kAmxBlock;
-  LineCarver slot(kLineWords);
-  layout.visible = slot.Take(shape.tile_q * layout.visible_stride);
+  CacheLineLayout slot(kLineWords);
+  layout.visible = slot.Add(shape.tile_q * layout.visible_stride);
   layout.grad_words = shape.tile_kv * (head + v_head);
-  layout.grad_key = slot.Take(key_tiles * layout.grad_words);
+  layout.grad_key = slot.Add(key_tiles * layout.grad_words);
   layout.grad_value = layout.grad_key + shape.tile_kv * head;
-  LineCarver shared(slot.at());
-  layout.query = slot.Take(shape.tile_q * layout.q_stride);
-  layout.grad_output = slot.Take(shape.tile_q * layout.v_stride);
-  layout.query_chunk = slot.Take(kKeysPerSum * head);
-  layout.grad_chunk = slot.Take(kKeysPerSum * v_head);
-  layout.weights = slot.Take(shape.tile_q * layout.score_stride);
-  layout.grad_scores = slot.Take(shape.tile_q * layout.score_stride);
-  layout.row_max_lanes = slot.Take(shape.tile_q * geometry.lanes);
-  layout.packed = slot.Take(bf16x3 ? PackedKeys::Of(shape).total : 0);
+  CacheLineLayout shared(slot.at());
+  layout.query = slot.Add(shape.tile_q * layout.q_stride);
+  layout.grad_output = slot.Add(shape.tile_q * layout.v_stride);
+  layout.query_chunk = slot.Add(kKeysPerSum * head);
+  layout.grad_chunk = slot.Add(kKeysPerSum * v_head);
+  layout.weights = slot.Add(shape.tile_q * layout.score_stride);
+  layout.grad_scores = slot.Add(shape.tile_q * layout.score_stride);
+  layout.row_max_lanes = slot.Add(shape.tile_q * geometry.lanes);
+  layout.packed = slot.Add(bf16x3 ? PackedKeys::Of(shape).total : 0);
   layout.total = slot.at();
   if (!bf16x3) return layout;
-  layout.scores = shared.Take(shape.tile_kv * kAmxBlock);
-  layout.grads = shared.Take(shape.tile_kv * kAmxBlock);
-  layout.score_rows = shared.Take(kAmxBlock * layout.score_stride);
-  layout.grad_rows = shared.Take(kAmxBlock * layout.score_stride);
-  layout.weight_terms = shared.Take(shape.tile_kv * layout.terms_stride);
-  layout.grad_terms = shared.Take(shape.tile_kv * layout.terms_stride);
+  layout.scores = shared.Add(shape.tile_kv * kAmxBlock);
+  layout.grads = shared.Add(shape.tile_kv * kAmxBlock);
+  layout.score_rows = shared.Add(kAmxBlock * layout.score_stride);
+  layout.grad_rows = shared.Add(kAmxBlock * layout.score_stride);
+  layout.weight_terms = shared.Add(shape.tile_kv * layout.terms_stride);
+  layout.grad_terms = shared.Add(shape.tile_kv * layout.terms_stride);
   layout.grad_tiles =
-      shared.Take(shape.tile_q / kAmxBlock * layout.grad_block_words);
+      shared.Add(shape.tile_q / kAmxBlock * layout.grad_block_words);
   layout.total = std::max(layout.total, shared.at());
   return layout;
 }
 
-// How far one kv head is packed. Its tiles share it: the members are atomics
-// while tasks run.
+// How far one kv head is packed. The tiles of the head share it: the members
+// are atomics while tasks run.
 struct HeadPacking {
-  uint32_t place;    // where: 0 nowhere yet, then the place's number from 1 on
-  uint32_t claimed;  // pieces that somebody packs or has packed
+  uint32_t place;    // 0 until the head has a place, then its number + 1
+  uint32_t claimed;  // pieces that a task packs or has packed
   uint32_t packed;   // pieces that are ready
-  uint32_t done;     // tiles that need it no more
+  uint32_t done;     // tiles that no longer need the head
   // If numbers are split into terms: the largest magnitude of a key, as the
   // bits of a float without its sign, and whether any value must not be split.
   uint32_t largest_key;

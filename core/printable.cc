@@ -31,8 +31,8 @@ Character FirstCharacter(absl::string_view text) {
     code = code << 6 | (next & 0x3fU);
   }
   // Not the shortest encoding, half of a UTF-16 pair, or beyond Unicode.
-  constexpr uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
-  if (code < kLeast[size_bytes] || (code >= 0xd800 && code <= 0xdfff) ||
+  constexpr uint32_t kMinCode[] = {0, 0, 0x80, 0x800, 0x10000};
+  if (code < kMinCode[size_bytes] || (code >= 0xd800 && code <= 0xdfff) ||
       code > 0x10ffff) {
     return {};
   }

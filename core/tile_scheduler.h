@@ -1,5 +1,6 @@
-// One set of workers for every request. Knows jobs made of small tasks, their
-// order, their deadlines and their cancellation; nothing of attention.
+// Runs the jobs of all requests on one set of workers. A job consists of small
+// tasks. The scheduler knows their order, deadlines and cancellation, but
+// nothing of attention.
 #ifndef ATTND_CORE_TILE_SCHEDULER_H_
 #define ATTND_CORE_TILE_SCHEDULER_H_
 
@@ -17,8 +18,8 @@ namespace attnd {
 using SteadyTime = std::chrono::steady_clock::time_point;
 
 // Asks one running job to stop: when it is cancelled, when its deadline has
-// passed, and when `outer`, if that is not null, asks to stop. Shared between
-// its owner and its workers; thread-safe. `outer` must outlive it.
+// passed, and when `outer` asks to stop, if that is not null. Thread-safe,
+// because its owner and the workers share it. `outer` must outlive it.
 class StopSignal {
  public:
   explicit StopSignal(SteadyTime deadline = SteadyTime::max(),
@@ -27,7 +28,7 @@ class StopSignal {
 
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
 
-  // OK, CANCELLED or DEADLINE_EXCEEDED. Reads the clock where there is a
+  // Returns OK, CANCELLED or DEADLINE_EXCEEDED. Reads the clock if there is a
   // deadline.
   absl::Status Check() const;
   bool ShouldStop() const { return !Check().ok(); }
@@ -38,36 +39,37 @@ class StopSignal {
   const StopSignal* const outer_;
 };
 
-// What a slice may ask while it runs.
+// Tells a task, while it runs, whether it should stop or make way.
 class SliceControl {
  public:
   virtual ~SliceControl() = default;
-  // The job should stop: what the slice computed is thrown away.
+  // Whether the job should stop. What the task computed is then thrown away.
   virtual bool ShouldStop() = 0;
-  // There is another job, which may wait for a worker, and this slice had its
-  // time: it should save its state in its slot and return kYield.
+  // Whether the task has had its time and another job may be waiting for a
+  // worker. The task should then save its state in its slot and return kYield.
   virtual bool ShouldYield() = 0;
 };
 
-// A job: phases one after the other, each a number of tasks that may run in
-// any order and at once. A task runs in a slot, of which a phase has as many as
-// it may have tasks in progress; a task that yields keeps its slot.
+// A job has phases that run one after the other. The tasks of a phase start in
+// order, and may run at once. Each task in progress has a slot, which it keeps
+// when it yields.
 class TileJob {
  public:
   enum class Slice { kDone, kYield };
 
   struct Phase {
     int64_t tasks = 0;
-    int64_t slots = 1;  // >= 1
+    int64_t slots = 1;  // the most tasks in progress, at least 1
   };
 
   virtual ~TileJob() = default;
 
-  // Read once, at submission.
+  // Called once, at submission.
   virtual std::vector<Phase> Phases() const = 0;
-  // Runs task `task` of `phase` until it is done or yields; called again with
-  // the same slot after a yield. `slot`, below the phase's slots, belongs to
-  // this task alone meanwhile. Must not throw, block or allocate.
+  // Runs task `task` of `phase` until it is done or yields. After a yield, the
+  // scheduler calls this again with the same slot. `slot` is below the phase's
+  // slots and belongs to this task alone until it is done. Must not throw,
+  // block or allocate.
   virtual Slice Run(int64_t phase, int64_t task, int64_t slot,
                     SliceControl& control) = 0;
 };
@@ -77,28 +79,28 @@ struct JobTimes {
   std::chrono::nanoseconds running{0};  // first task to last
 };
 
-// A pool of threads. Jobs that are in progress take turns, task by task, so
-// that a small one never waits for a large one to end. Thread-safe. The
-// destructor cancels what is left, calls every `done` and joins.
+// A pool of threads. Jobs in progress take turns, task by task, so that a small
+// job never waits for a large one to end. Thread-safe. The destructor cancels
+// the jobs that are left, calls every `done` and joins the threads.
 class TileScheduler {
  public:
-  // Called once a job, by a worker, after its last task: OK, CANCELLED or
-  // DEADLINE_EXCEEDED. The scheduler does not touch the job after it; it may
-  // destroy the job, and must not block.
+  // A worker calls this once for each job, after its last task, with OK,
+  // CANCELLED or DEADLINE_EXCEEDED. It may destroy the job, which the scheduler
+  // does not touch any more. It must not block.
   using Done = std::function<void(absl::Status, const JobTimes&)>;
 
-  // Throws std::system_error, and leaves no thread behind, where the system
-  // starts fewer.
+  // Throws std::system_error if the system starts fewer threads. No thread is
+  // left then.
   explicit TileScheduler(int threads);
   ~TileScheduler();
   TileScheduler(const TileScheduler&) = delete;
   TileScheduler& operator=(const TileScheduler&) = delete;
 
-  // Never blocks on work. `job` and `stop` must live until `done` is called. A
-  // job that should already stop never starts a task.
+  // Starts a job and returns. `job` and `stop` must live until `done` is
+  // called. A job that should already stop never starts a task.
   void Submit(TileJob* job, const StopSignal* stop, Done done);
 
-  // Submits and waits. Not from a worker.
+  // Submits and waits. Must not be called by a worker.
   absl::Status Run(TileJob* job, const StopSignal* stop,
                    JobTimes* times = nullptr);
 

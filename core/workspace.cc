@@ -115,10 +115,10 @@ void Unmap(std::byte* block, int64_t mapped_bytes) {
 }  // namespace
 
 // The idle blocks of a pool. Thread-safe.
-class Workspace::Shelf {
+class Workspace::FreeList {
  public:
-  explicit Shelf(int64_t max_idle_bytes) : max_idle_bytes_(max_idle_bytes) {}
-  ~Shelf() { TrimTo(0); }
+  explicit FreeList(int64_t max_idle_bytes) : max_idle_bytes_(max_idle_bytes) {}
+  ~FreeList() { TrimTo(0); }
 
   int64_t idle_bytes() const { return idle_bytes_.load(); }
 
@@ -180,8 +180,8 @@ class Workspace::Shelf {
 };
 
 void Workspace::Return::operator()(std::byte* block) const {
-  if (shelf) {
-    shelf->Put(block, mapped_bytes);
+  if (free_list) {
+    free_list->Put(block, mapped_bytes);
   } else {
     FreeSmall(block);
   }
@@ -199,7 +199,7 @@ absl::StatusOr<Workspace> Workspace::Reserve(int64_t size_bytes) {
 }
 
 WorkspacePool::WorkspacePool(int64_t max_idle_bytes)
-    : shelf_(std::make_shared<Workspace::Shelf>(max_idle_bytes)) {}
+    : free_list_(std::make_shared<Workspace::FreeList>(max_idle_bytes)) {}
 
 WorkspacePool::~WorkspacePool() { TrimTo(0); }
 
@@ -209,7 +209,7 @@ absl::StatusOr<Workspace> WorkspacePool::Reserve(int64_t size_bytes) {
   }
   if (size_bytes > kMaxBlockBytes) return NoMemory(size_bytes);
   const int64_t mapped_bytes = MappedBytes(size_bytes);
-  std::byte* block = shelf_->Take(mapped_bytes);
+  std::byte* block = free_list_->Take(mapped_bytes);
   if (block == nullptr) block = Map(mapped_bytes);
   if (block == nullptr) {
     // What others left may be what is missing.
@@ -218,13 +218,15 @@ absl::StatusOr<Workspace> WorkspacePool::Reserve(int64_t size_bytes) {
   }
   if (block == nullptr) return NoMemory(size_bytes);
   Workspace workspace;
-  workspace.block_ = {block, {shelf_, mapped_bytes}};
+  workspace.block_ = {block, {free_list_, mapped_bytes}};
   workspace.size_bytes_ = size_bytes;
   return workspace;
 }
 
-int64_t WorkspacePool::idle_bytes() const { return shelf_->idle_bytes(); }
+int64_t WorkspacePool::idle_bytes() const { return free_list_->idle_bytes(); }
 
-void WorkspacePool::TrimTo(int64_t idle_bytes) { shelf_->TrimTo(idle_bytes); }
+void WorkspacePool::TrimTo(int64_t idle_bytes) {
+  free_list_->TrimTo(idle_bytes);
+}
 
 }  // namespace attnd

@@ -1,6 +1,5 @@
 // Memory that is reserved before a job starts, so that nothing allocates while
 // a kernel runs, and the pool that keeps it mapped from one job to the next.
-// Knows nothing of what is kept in it.
 #ifndef ATTND_CORE_WORKSPACE_H_
 #define ATTND_CORE_WORKSPACE_H_
 
@@ -16,19 +15,19 @@
 
 namespace attnd {
 
-// What stands for byte counts that do not fit.
+// Stands for byte counts that do not fit into an int64.
 inline constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
-// One block of uninitialised memory, aligned to kAlignment. Movable; not
-// thread-safe beyond what its users divide among themselves.
+// One block of uninitialised memory, aligned to kAlignment. Movable. Threads
+// may use different pieces of it at once.
 class Workspace {
  public:
   static constexpr int64_t kAlignment = 64;
 
   Workspace() = default;
 
-  // A block of its own. RESOURCE_EXHAUSTED where the system has none of this
-  // size. `size_bytes` >= 0.
+  // Allocates a block. Returns RESOURCE_EXHAUSTED if the system has none of
+  // this size. `size_bytes` must not be negative.
   static absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
 
   std::byte* data() const { return block_.get(); }
@@ -41,11 +40,11 @@ class Workspace {
 
  private:
   friend class WorkspacePool;
-  class Shelf;
+  class FreeList;
 
-  // Puts a block back on its shelf, or frees it where it has none.
+  // Puts a block back on its free list, or frees it if it has none.
   struct Return {
-    std::shared_ptr<Shelf> shelf;
+    std::shared_ptr<FreeList> free_list;
     int64_t mapped_bytes;
     void operator()(std::byte* block) const;
   };
@@ -54,21 +53,21 @@ class Workspace {
   int64_t size_bytes_ = 0;
 };
 
-// A part of a workspace that the next one may follow: in whole alignments, or
-// kMaxBytes where there is no such number.
+// Rounds `bytes` up to a multiple of kAlignment. Returns kMaxBytes if `bytes`
+// is unset or would overflow.
 inline int64_t AlignedBytes(const std::optional<int64_t>& bytes) {
   return bytes && *bytes < kMaxBytes - Workspace::kAlignment
              ? RoundUp(*bytes, Workspace::kAlignment)
              : kMaxBytes;
 }
 
-// Divides a workspace into such parts, one after the other.
-class Carver {
+// Divides a workspace into pieces of AlignedBytes, one after the other.
+class ArenaLayout {
  public:
-  explicit Carver(std::byte* first) : next_(first) {}
+  explicit ArenaLayout(std::byte* first) : next_(first) {}
 
   template <class T>
-  T* Take(int64_t size_bytes) {
+  T* Add(int64_t size_bytes) {
     return reinterpret_cast<T*>(std::exchange(next_, next_ + size_bytes));
   }
 
@@ -76,15 +75,16 @@ class Carver {
   std::byte* next_;
 };
 
-// Hands out workspaces, and keeps those that come back for the next that asks
-// for about as much: the first touch of fresh memory costs more than a copy
-// into it. What is kept is bounded; the block that was idle longest goes first.
-// Blocks below kSmallestBytes are malloc's, which keeps such by itself.
-// Thread-safe. Its workspaces may outlive it.
+// Hands out workspaces, and keeps returned ones for the next caller that asks
+// for about as many bytes, because the first touch of fresh memory costs more
+// than a copy into it. The pool keeps a bounded number of bytes, and unmaps the
+// block that was idle longest first. Blocks below kSmallestBytes come from
+// malloc, which keeps them itself. Thread-safe. Workspaces may outlive their
+// pool.
 class WorkspacePool {
  public:
   static constexpr int64_t kSmallestBytes = int64_t{64} << 10;
-  // About what a call of the largest message by default holds.
+  // About the bytes that a call of the largest message holds by default.
   static constexpr int64_t kMaxIdleBytes = int64_t{512} << 20;
 
   explicit WorkspacePool(int64_t max_idle_bytes = kMaxIdleBytes);
@@ -92,18 +92,18 @@ class WorkspacePool {
   WorkspacePool(const WorkspacePool&) = delete;
   WorkspacePool& operator=(const WorkspacePool&) = delete;
 
-  // As Workspace::Reserve.
+  // See Workspace::Reserve.
   absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
 
-  // What is mapped and in nobody's hands.
+  // The bytes that are mapped but not handed out.
   int64_t idle_bytes() const;
 
-  // Unmaps idle blocks until no more than `idle_bytes` are left. Costs one
-  // atomic load where that is so already.
+  // Unmaps idle blocks until at most `idle_bytes` are left. Costs one atomic
+  // load if that is already so.
   void TrimTo(int64_t idle_bytes);
 
  private:
-  const std::shared_ptr<Workspace::Shelf> shelf_;
+  const std::shared_ptr<Workspace::FreeList> free_list_;
 };
 
 }  // namespace attnd

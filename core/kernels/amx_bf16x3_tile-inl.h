@@ -73,8 +73,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     any_large_ = IsLarge(largest_query) || IsLarge(packing_.largest_key);
   }
 
-  void Absorb(int64_t begin, int64_t end) {
-    LookAt(begin, end);
+  void ProcessKeys(int64_t begin, int64_t end) {
+    SetKeyRange(begin, end);
     if (any_large_) MeasureKeys();
     VisitBlocks([&](const Block& block, bool fresh) {
       Score(block);
@@ -138,7 +138,7 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
               });
   }
 
-  // Computes the scores anew that are not finite, or that lack what was lost.
+  // Computes the scores again that are not finite, or that lack what was lost.
   void MendScores(const Block& block) const {
     const Vec factor = hn::Set(kF, ScoreScale(params_).query_factor);
     const int64_t dims = params_.head_dim;

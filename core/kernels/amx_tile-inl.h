@@ -168,8 +168,8 @@ class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
     return 0;
   }
 
-  void Absorb(int64_t begin, int64_t end) {
-    LookAt(begin, end);
+  void ProcessKeys(int64_t begin, int64_t end) {
+    SetKeyRange(begin, end);
     VisitBlocks([&](const Block& block, bool fresh) {
       Score(block);
       WeighBlock(block);
@@ -179,10 +179,10 @@ class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
   }
 
  private:
-  // What Tile::AddCarefully calls for a row and a tile of values.
+  // What Tile::AddMasked calls for a row and a tile of values.
   static void AddOneRow(const float* weights, int64_t weight_stride,
                         const float* value, int64_t steps, float* output,
-                        int64_t output_stride, Ahead /*ahead*/) {
+                        int64_t output_stride, PrefetchCursor /*ahead*/) {
     AmxAddValues<1>(
         1, 1, {.first = weights, .stride = weight_stride, .term_words = 0},
         value, 0, 0, steps, false, output, output_stride);
@@ -200,23 +200,24 @@ class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
 
   void AddValues(const Block& block, bool fresh) {
     const Steps steps = StepsOf(block);
-    const bool plain =
-        block.plain || ValuesAreFinite([&] { return LookAtValues(); });
-    if (fresh && !plain) ZeroOutput(block.first, block.rows);
+    const bool fully_visible = block.fully_visible || ValuesAreFinite([&] {
+                                 return AreValuesFinite();
+                               });
+    if (fresh && !fully_visible) ZeroOutput(block.first, block.rows);
     VisitColumnPairs([&](int64_t column, int64_t vectors, const float* values) {
-      if (plain) {
+      if (fully_visible) {
         AddProducts(block, steps, values, ChunkWords(), column, vectors, fresh);
         return;
       }
       for (int64_t step = steps.first; step < steps.last; step += kAmxSteps) {
-        AddCarefully(block, &AddOneRow, begin_ + step * 2, 0, kAmxSteps,
-                     {TilesAt(values, vectors, step), kAmxTileWords, kLanes},
-                     column, vectors);
+        AddMasked(block, &AddOneRow, begin_ + step * 2, 0, kAmxSteps,
+                  {TilesAt(values, vectors, step), kAmxTileWords, kLanes},
+                  column, vectors);
       }
     });
   }
 
-  bool LookAtValues() const {
+  bool AreValuesFinite() const {
     bool finite = true;
     VisitColumnPairs([&](int64_t, int64_t vectors, const float* values) {
       const int64_t steps = RoundUp(end_ - begin_, kAmxBlock) / 2;

@@ -1,4 +1,4 @@
-// A tile of keys against a tile of rows on AMX, with f32 as three bf16 parts
+// A tile of keys against a tile of rows on AMX, with f32 as three bf16 terms
 // (core/kernels/amx_bf16.cc). For inclusion by core/kernels/flash_backward.cc
 // only, once a target.
 //
@@ -12,21 +12,21 @@
 // S has the bits that it had in the forward pass, so that P is 1 where one
 // score is all of lse, however large both are. lse and D of 16 rows are a
 // vector, and the weights of a block of 32 x 32 pairs never leave the registers
-// between exp and parts.
+// between exp and splitting.
 //
 // Traffic of a pair of tiles, 128 x 128: each product of 32 x 32 numbers reads
-// its operands by parts, 6 bytes a number, one of them from the first-level
+// its operands by terms, 6 bytes a number, one of them from the first-level
 // cache. K, V and K^T are packed once a job, Q and dO too, each twice. Of long
 // sequences two tiles of keys share a tile of rows, 24 bytes a number, while
 // the second-level cache has it.
 //
 // Edges. Blocks of rows that do not see all, or whose scores are more than
-// scaled dot products, are turned round, weighed row by row as f32 tiles are,
-// and turned back. A key, or a row, that is not finite makes S or dP so only
+// scaled dot products, are transposed, weighed row by row as f32 tiles are, and
+// transposed back. A key, or a row, that is not finite makes S or dP so only
 // where it takes part, and there hidden pairs are 0; as the inner dimension of
 // the last three products it is 0 from the start. Where a pair that is seen is
-// not finite, f32 products do the pair of tiles anew, as they do where numbers
-// are so small that AMX takes parts of them for 0.
+// not finite, f32 products do the pair of tiles again. They also do it if
+// numbers are so small that AMX takes terms of them for 0.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_
@@ -75,7 +75,7 @@ void VisitAmxColumns(int64_t dims, const Visitor& visit) {
 }
 
 // Numbers of both halves of `tiles` words that are not finite become 0: in each
-// of `groups`, the parts of `tile_words` words one after the other.
+// of `groups`, the terms of `tile_words` words one after the other.
 inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t i = 0; i < tile_words; i += kLanes) {
@@ -120,7 +120,7 @@ inline void PackKeysBf16x3(const BackwardJob& job,
   to[layout.largest] = std::bit_cast<float>(largest_key);
   to[layout.largest + 1] = std::bit_cast<float>(largest_value);
 
-  // K^T: values with each tile turned round.
+  // K^T: values with each tile transposed.
   constexpr int64_t kGroups = kTileKeys / kAmxBlock;
   HWY_ALIGN float tiles[kGroups * kTerms * 2 * kAmxTileWords];
   VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
@@ -201,7 +201,7 @@ inline void PackRowsBf16x3(const BackwardJob& job,
       slot_layout.v_stride, to + layout.grad_tiles, to + layout.grad_values);
 }
 
-// Of a pair whose products are of parts.
+// A tile of keys against a tile of rows by bf16x3 products.
 class Bf16x3Pair : public TilePair {
  public:
   Bf16x3Pair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
@@ -277,7 +277,7 @@ class Bf16x3Pair : public TilePair {
       const int64_t last = (block.first + block.rows - 1) / kAmxBlock;
       for (int64_t i = block.first / kAmxBlock; i <= last; ++i) {
         Band& band = bands_[i];
-        band.fully_visible &= block.plain && block.seen.size() > 0;
+        band.fully_visible &= block.fully_visible && block.seen.size() > 0;
         if (block.seen.size() == 0) continue;
         const KeyRange keys = {
             (block.seen.begin - begin_) / kAmxBlock * kAmxBlock,
@@ -340,7 +340,7 @@ class Bf16x3Pair : public TilePair {
              slot_ + layout_.grads);
   }
 
-  // From S^T and dP^T to the parts of P^T and dS^T. Returns the largest
+  // Makes the terms of P^T and dS^T from S^T and dP^T. Returns the largest
   // magnitudes of dS.
   Bits WeighVisible(int64_t band) const {
     const Vec slope = hn::Set(kF, ScoreScale(params_).magnitude);
@@ -366,7 +366,7 @@ class Bf16x3Pair : public TilePair {
   // The same row by row.
   Bits WeighByRow(int64_t band) const {
     const KeyRange keys = bands_[band].keys;
-    const auto turn = [&](int64_t columns, int64_t by_row, bool back) {
+    const auto transpose = [&](int64_t columns, int64_t by_row, bool back) {
       for (int64_t key = keys.begin; key < keys.end; key += kAmxSteps) {
         for (int64_t r = 0; r < kAmxBlock; r += kAmxSteps) {
           float* const column = slot_ + columns + key * kAmxBlock + r;
@@ -379,8 +379,8 @@ class Bf16x3Pair : public TilePair {
         }
       }
     };
-    turn(layout_.scores, layout_.score_rows, false);
-    turn(layout_.grads, layout_.grad_rows, false);
+    transpose(layout_.scores, layout_.score_rows, false);
+    transpose(layout_.grads, layout_.grad_rows, false);
     const int64_t first = band * kAmxBlock;
     for (int64_t r = first; r < first + kAmxBlock; ++r) {
       const int64_t at = (r - first) * layout_.score_stride;
@@ -395,8 +395,8 @@ class Bf16x3Pair : public TilePair {
                      end_ - begin_, shape_.tile_kv, lse_[r], delta_[r], scores,
                      grads);
     }
-    turn(layout_.scores, layout_.score_rows, true);
-    turn(layout_.grads, layout_.grad_rows, true);
+    transpose(layout_.scores, layout_.score_rows, true);
+    transpose(layout_.grads, layout_.grad_rows, true);
     return StoreTerms(band, [&](int64_t key) HWY_ATTR {
       KeyWeights of;
       ATTND_UNROLL

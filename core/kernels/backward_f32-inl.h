@@ -70,7 +70,7 @@ class F32Pair : public TilePair {
         at_(PackedKeys::Of(job.plan.shape())) {
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
-      whole_ &= block.plain && block.seen.end == end_;
+      whole_ &= block.fully_visible && block.seen.end == end_;
     }
   }
 
@@ -100,7 +100,7 @@ class F32Pair : public TilePair {
       std::fill_n(rows, rows_.rows() * stride, 0.0F);
     }
     const float* const key_chunk = packed_ + at_.key_chunk;
-    const bool careful =
+    const bool masked =
         !whole_ && !ChunkIsFinite(key_chunk, params_.head_dim, end_ - begin_);
     VisitColumns(params_.head_dim, [&](int64_t column, int64_t vectors) {
       const float* keys = key_chunk + column * kTileKeys;
@@ -110,16 +110,16 @@ class F32Pair : public TilePair {
         const int64_t first = block.seen.begin - begin_;
         const int64_t steps = block.seen.size();
         const float* weights = GradScores(block.first) + first;
-        if (!careful) {
+        if (!masked) {
           kMicrokernels.value[block.rows - 1][vectors - 1](
               weights, layout_.score_stride, keys + first * vectors * kLanes,
               steps, rows + block.first * stride + column, stride,
-              Ahead(slot_, false));
+              PrefetchCursor(slot_, false));
           continue;
         }
         for (int64_t r = 0; r < block.rows; ++r) {
           for (int64_t v = 0; v < vectors; ++v) {
-            AddCarefully(
+            AddMasked(
                 kMicrokernels.value[0][0], weights + r * layout_.score_stride,
                 layout_.score_stride,
                 keys + first * vectors * kLanes + v * kLanes, vectors * kLanes,
@@ -161,7 +161,7 @@ class F32Pair : public TilePair {
     const Block& block = BlockOf(r);
     const int64_t key = begin_ + j;
     if (key < block.seen.begin || key >= block.seen.end) return false;
-    return block.plain || IsVisible(rows_.Visible(r), j);
+    return block.fully_visible || IsVisible(rows_.Visible(r), j);
   }
 
   void LoadRows() const {
@@ -215,7 +215,7 @@ class F32Pair : public TilePair {
             products + block.first * layout_.score_stride + key - begin_,
             layout_.score_stride,
             slot_ + layout_.row_max_lanes + block.first * kLanes,
-            Ahead(slot_, false));
+            PrefetchCursor(slot_, false));
       }
     }
   }
@@ -239,23 +239,24 @@ class F32Pair : public TilePair {
     const int64_t stride = RoundToLine(dims);
     const int64_t keys = end_ - begin_;
     const int64_t steps = rows_.rows();
-    const bool careful = !whole_ && !ChunkIsFinite(right, dims, steps);
+    const bool masked = !whole_ && !ChunkIsFinite(right, dims, steps);
     VisitColumns(dims, [&](int64_t column, int64_t vectors) {
       const float* from = right + column * kKeysPerSum;
       int64_t key = 0;
       for (int64_t left = CeilDiv(keys, static_cast<int64_t>(kRows)); left > 0;
            --left) {
         const int64_t count = CeilDiv(keys - key, left);
-        for (int64_t row = 0; !careful && row < steps; row += kRowsPerSum) {
+        for (int64_t row = 0; !masked && row < steps; row += kRowsPerSum) {
           kMicrokernels.value_transposed[count - 1][vectors - 1](
               weights + row * layout_.score_stride + key, layout_.score_stride,
               from + row * vectors * kLanes, std::min(kRowsPerSum, steps - row),
-              output + key * stride + column, stride, Ahead(slot_, false));
+              output + key * stride + column, stride,
+              PrefetchCursor(slot_, false));
         }
-        for (int64_t j = key; careful && j < key + count; ++j) {
+        for (int64_t j = key; masked && j < key + count; ++j) {
           for (int64_t v = 0; v < vectors; ++v) {
             for (int64_t row = 0; row < steps; row += kRowsPerSum) {
-              AddCarefully(
+              AddMasked(
                   kMicrokernels.value_transposed[0][0],
                   weights + row * layout_.score_stride + j,
                   layout_.score_stride,

@@ -94,14 +94,14 @@ class TilePair {
                   job.plan.RowsOf(entry) - row_tile * job.plan.TileRows(entry)),
               reinterpret_cast<uint8_t*>(slot + layout_.visible),
               layout_.visible_stride * 4, block_rows, granule),
-        seen_(begin_ < end_ && rows_.LookAt(begin_, end_)) {
+        seen_(begin_ < end_ && rows_.SetKeyRange(begin_, end_)) {
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
       std::fill_n(block_of_ + block.first, block.rows, b);
     }
   }
 
-  // The gradient of the tile's first row; of parts the other way round.
+  // The gradient of the tile's first row, transposed if its kind is kBf16x3.
   float* RowGrads() const {
     return job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) *
                                 RoundToLine(params_.head_dim);
@@ -182,8 +182,8 @@ void WeighRow(const RowTile& rows, const Block& block, int64_t r,
     end = block.seen.end - first;
     VisitType(bias_dtype, [&](auto as) {
       WeighVectors<kSplits, decltype(as)>(
-          rows.Adjustment(r), block.plain ? nullptr : rows.Visible(r), begin,
-          end, keys, lse, delta, scores, grads);
+          rows.Adjustment(r), block.fully_visible ? nullptr : rows.Visible(r),
+          begin, end, keys, lse, delta, scores, grads);
     });
   }
   for (float* x : {scores, grads}) {

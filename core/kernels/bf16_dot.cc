@@ -33,7 +33,7 @@ template <size_t R, size_t N>
 ATTND_BF16_TARGET void ScoreBlock(const float* q, int64_t q_stride,
                                   const float* panel, int64_t steps,
                                   float* scores, int64_t score_stride,
-                                  float* row_max, Ahead ahead) {
+                                  float* row_max, PrefetchCursor ahead) {
   __m512 acc[R][N];
   ATTND_UNROLL
   for (size_t r = 0; r < R; ++r) {
@@ -73,7 +73,7 @@ template <size_t R, size_t N>
 ATTND_BF16_TARGET void ValueBlock(const float* weights, int64_t weight_stride,
                                   const float* value, int64_t steps,
                                   float* output, int64_t output_stride,
-                                  Ahead ahead) {
+                                  PrefetchCursor ahead) {
   __m512 acc[R][N];
   ATTND_UNROLL
   for (size_t r = 0; r < R; ++r) {

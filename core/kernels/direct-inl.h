@@ -1,5 +1,5 @@
-// Products of few rows with keys and values of any type as they lie, each of
-// which comes from memory once. For inclusion by kernels only, once a target.
+// Products of few rows with keys and values of any type as they lie in memory,
+// each of which is read once. For inclusion by kernels only, once a target.
 #if defined(ATTND_CORE_KERNELS_DIRECT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_DIRECT_INL_H_
 #undef ATTND_CORE_KERNELS_DIRECT_INL_H_
@@ -194,12 +194,12 @@ void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
     const Block& block = rows.block(b);
     if (block.seen.size() == 0) continue;
     seen = Union(seen, block.seen);
-    constexpr auto kMost = static_cast<int64_t>(kDirectRows);
-    for (int64_t r = 0; r < block.rows; r += kMost) {
+    constexpr auto kMax = static_cast<int64_t>(kDirectRows);
+    for (int64_t r = 0; r < block.rows; r += kMax) {
       const int64_t row = block.first + r;
       groups[num_groups++] = {.q = q + row * q_stride,
                               .scores = scores + row * score_stride,
-                              .rows = std::min(block.rows - r, kMost)};
+                              .rows = std::min(block.rows - r, kMax)};
     }
   }
   const int64_t first = rows.FirstVector(seen);
@@ -248,7 +248,7 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                       int64_t value_stride, int64_t keys,
                       float* HWY_RESTRICT output, int64_t output_stride,
                       RowsAhead ahead) {
-  constexpr int64_t kLine = Ahead::kLineBytes;
+  constexpr int64_t kLine = PrefetchCursor::kLineBytes;
   const int64_t stream_bytes = ahead.row == nullptr ? ahead.bytes : 0;
   int64_t fetch_at = ahead.row == nullptr ? keys : 0;
   Vec acc[S][R][N];

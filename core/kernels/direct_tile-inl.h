@@ -44,8 +44,8 @@ class DirectTile : public Tile {
     return 0;
   }
 
-  void Absorb(int64_t begin, int64_t end) {
-    if (!LookAt(begin, end)) return;
+  void ProcessKeys(int64_t begin, int64_t end) {
+    if (!SetKeyRange(begin, end)) return;
     LocateValues();
     Score();
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
@@ -76,7 +76,7 @@ class DirectTile : public Tile {
     const std::byte* row =
         job_.value.RowBytes(SizeOf(params_.value_dtype), entry_.batch,
                             task_.kv_head, entry_.kv_begin + begin_);
-    if (!plan_.converts_values || (!ConvertsAlways() && AllPlain())) {
+    if (!plan_.converts_values || (!ConvertsAlways() && AllFullyVisible())) {
       value_ = row;
       value_stride_ = job_.value.strides[2];
       value_type_ = params_.value_dtype;
@@ -106,10 +106,10 @@ class DirectTile : public Tile {
 
   // Whether no block of the tile hides anything: what hides may have to look at
   // values, which it does as f32.
-  bool AllPlain() const {
+  bool AllFullyVisible() const {
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
-      if (block.seen.size() > 0 && !block.plain) return false;
+      if (block.seen.size() > 0 && !block.fully_visible) return false;
     }
     return true;
   }
@@ -143,13 +143,14 @@ class DirectTile : public Tile {
                 int64_t columns, const RowsAhead& ahead) {
     const KeyRange seen = Clip(block.seen, begin, end);
     if (seen.size() == 0) return;
-    if (!block.plain && !ValuesAreFinite([&] { return LookAtValues(); })) {
+    if (!block.fully_visible &&
+        !ValuesAreFinite([&] { return AreValuesFinite(); })) {
       for (int64_t key = begin; key < seen.end; key += kKeysPerSum) {
         const KeyRange of = Clip(seen, key, key + kKeysPerSum);
-        AddCarefully(block, kMicrokernels.value[0][0], key, of.begin - key,
-                     of.size(),
-                     {F32Values(of.begin, column), kLanes, value_stride_},
-                     column, CeilDiv(columns, kLanes));
+        AddMasked(block, kMicrokernels.value[0][0], key, of.begin - key,
+                  of.size(),
+                  {F32Values(of.begin, column), kLanes, value_stride_}, column,
+                  CeilDiv(columns, kLanes));
       }
       return;
     }
@@ -165,7 +166,7 @@ class DirectTile : public Tile {
   }
 
   // Where blocks hide something values are f32.
-  bool LookAtValues() const {
+  bool AreValuesFinite() const {
     bool finite = true;
     for (int64_t key = begin_; key < end_; ++key) {
       finite &= AllFinite(F32Values(key, 0),

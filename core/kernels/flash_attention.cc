@@ -33,7 +33,7 @@
 // Edges. A block of rows computes the keys that any of its rows sees. Where
 // they do not all see the same, hidden scores are set aside by a bit a key and
 // get weight 0. A hidden value could still reach a row as 0 * NaN: tiles that
-// hold such values take the careful way, row by row with hidden values left
+// hold such values are added row by row, with hidden values left
 // out.
 //
 // Bits. A row's result depends on its own scores and on where the tiles and
@@ -135,7 +135,7 @@ TileJob::Slice RunOverKeys(SomeTile& tile, int64_t tile_kv, float* slot,
   tile.Begin(header.largest_query);
   while (key < span.end) {
     const int64_t end = std::min(key + tile_kv, span.end);
-    tile.Absorb(key, end);
+    tile.ProcessKeys(key, end);
     key = end;
     if (key == span.end) break;
     if (control.ShouldStop()) return TileJob::Slice::kDone;
@@ -273,17 +273,17 @@ ForwardJob::ForwardJob(const AttentionProblem& of_problem, KernelPlan of_plan,
       packed_heads(plan.PackedHeads(threads)),
       workspace_(std::move(workspace)),
       run_(ATTND_FUNCTION(plan.isa, RunForward)) {
-  Carver carver(workspace_.data());
-  heads = carver.Take<std::byte>(packed_heads * plan.packed_head_bytes);
+  ArenaLayout arena(workspace_.data());
+  heads = arena.Add<std::byte>(packed_heads * plan.packed_head_bytes);
   for (int64_t place = 0; place < packed_heads; ++place) {
     *reinterpret_cast<uint32_t*>(PackedHead(place)) = 0;
   }
-  packing = carver.Take<HeadPacking>(plan.packing_bytes);
+  packing = arena.Add<HeadPacking>(plan.packing_bytes);
   if (plan.packing_bytes > 0) {
     std::fill_n(packing, params.batch * params.num_kv_heads, HeadPacking{});
   }
-  partials = carver.Take<float>(plan.partial_bytes);
-  slots = carver.Take<std::byte>(0);
+  partials = arena.Add<float>(plan.partial_bytes);
+  slots = arena.Add<std::byte>(0);
   for (int64_t slot = 0; slot < plan.Slots(threads); ++slot) {
     HWY_STATIC_DISPATCH(ClearForwardSlot)(Slot(slot));
   }

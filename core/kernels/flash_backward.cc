@@ -22,7 +22,7 @@
 // that cannot be split go the first way there too.
 //
 // Edges are those of the forward pass: hidden pairs have P = dS = 0, and where
-// a row of K, Q or dO is not finite, edge tiles take the careful way.
+// a row of K, Q or dO is not finite, edge tiles mask it row by row.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -248,77 +248,58 @@ TileJob::Slice RunTiles(const BackwardJob& job, BackwardPlan::Tile tile,
   return TileJob::Slice::kDone;
 }
 
-// What the tasks of one kind call.
-struct KindFunctions {
-  void (*pack_keys)(const BackwardJob& job, const BackwardPlan::Tile& tile,
-                    const BatchEntry& entry);
-  void (*prepare_rows)(const BackwardJob& job, const BackwardPlan::Tile& tile,
-                       const BatchEntry& entry, float* slot);
-  TileJob::Slice (*run_tiles)(const BackwardJob& job, BackwardPlan::Tile tile,
-                              const BatchEntry& entry, float* slot,
-                              SliceControl& control);
-  void (*finish_rows)(const BackwardJob& job, const BackwardPlan::Tile& tile,
-                      const BatchEntry& entry);
-};
-
-// Nulls for a kind that this target need not have.
+// Runs a task of one kind. `tile` is what the phase's tasks stand for.
 template <BackwardKind kKind>
-constexpr KindFunctions FunctionsIfNeeded() {
-  if constexpr (kKind != BackwardKind::kBf16x3 ||
-                HasKind(kIsa, TileKind::kAmxBf16x3)) {
-    return {&PackKeys<kKind>, &PrepareRows<kKind>, &RunTiles<kKind>,
-            &FinishRows<kKind>};
-  } else {
-    return {};
+TileJob::Slice RunTask(const BackwardJob& job, BackwardPhase phase,
+                       const BackwardPlan::Tile& tile, const BatchEntry& entry,
+                       float* slot, SliceControl& control) {
+  switch (phase) {
+    case BackwardPhase::kLoad:
+      break;
+    case BackwardPhase::kPackKeys:
+      PackKeys<kKind>(job, tile, entry);
+      break;
+    case BackwardPhase::kPrepareRows:
+      PrepareRows<kKind>(job, tile, entry, slot);
+      break;
+    case BackwardPhase::kKeyRuns:
+      return RunTiles<kKind>(job, tile, entry, slot, control);
+    case BackwardPhase::kFinishRows:
+      FinishRows<kKind>(job, tile, entry);
+      break;
   }
+  return TileJob::Slice::kDone;
 }
 
-// By BackwardKind.
-constexpr KindFunctions kFunctions[kNumBackwardKinds] = {
-    FunctionsIfNeeded<BackwardKind::kDirect>(),
-    FunctionsIfNeeded<BackwardKind::kPanel>(),
-    FunctionsIfNeeded<BackwardKind::kBf16x3>()};
+// By BackwardKind. Null for a kind that this target need not have.
+constexpr decltype(&RunTask<BackwardKind::kPanel>) kRunTask[kNumBackwardKinds] =
+    {&RunTask<BackwardKind::kDirect>, &RunTask<BackwardKind::kPanel>, [] {
+       if constexpr (HasKind(kIsa, TileKind::kAmxBf16x3)) {
+         return &RunTask<BackwardKind::kBf16x3>;
+       } else {
+         return nullptr;
+       }
+     }()};
+
+BackwardPlan::Tile TileOf(const BackwardPlan& plan, BackwardPhase phase,
+                          int64_t task) {
+  if (phase == BackwardPhase::kPackKeys) return plan.KeyTile(task);
+  if (phase == BackwardPhase::kKeyRuns) return plan.KeyRun(task);
+  return plan.RowTile(task);
+}
 
 }  // namespace
 
 TileJob::Slice RunBackward(const BackwardJob& job, BackwardPhase phase,
                            int64_t task, int64_t slot, SliceControl& control) {
-  // Calls `run` with the tile, its entry and the functions of its kind.
-  const auto with = [&](const BackwardPlan::Tile& tile, const auto& run) {
-    const BatchEntry entry = job.problem.mask().Entry(tile.entry);
-    const auto kind = static_cast<size_t>(job.plan.KindOf(entry));
-    return run(tile, entry, kFunctions[kind]);
-  };
-  switch (phase) {
-    case BackwardPhase::kLoad:
-      job.source->LoadPiece(task);
-      break;
-    case BackwardPhase::kPackKeys:
-      with(job.plan.KeyTile(task),
-           [&](const auto& tile, const auto& entry, const KindFunctions& kind) {
-             kind.pack_keys(job, tile, entry);
-           });
-      break;
-    case BackwardPhase::kPrepareRows:
-      with(job.plan.RowTile(task),
-           [&](const auto& tile, const auto& entry, const KindFunctions& kind) {
-             kind.prepare_rows(job, tile, entry, job.Slot(slot));
-           });
-      break;
-    case BackwardPhase::kKeyRuns:
-      return with(
-          job.plan.KeyRun(task),
-          [&](const auto& tile, const auto& entry, const KindFunctions& kind) {
-            return kind.run_tiles(job, tile, entry, job.Slot(slot), control);
-          });
-    case BackwardPhase::kFinishRows:
-      with(job.plan.RowTile(task),
-           [&](const auto& tile, const auto& entry, const KindFunctions& kind) {
-             kind.finish_rows(job, tile, entry);
-           });
-      break;
+  if (phase == BackwardPhase::kLoad) {
+    job.source->LoadPiece(task);
+    return TileJob::Slice::kDone;
   }
-  return TileJob::Slice::kDone;
+  const BackwardPlan::Tile tile = TileOf(job.plan, phase, task);
+  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  const auto kind = static_cast<size_t>(job.plan.KindOf(entry));
+  return kRunTask[kind](job, phase, tile, entry, job.Slot(slot), control);
 }
 
 void ClearBackwardSlot(float* slot) { StoreHeader(slot, kNoRun); }
@@ -351,13 +332,13 @@ BackwardJob::BackwardJob(const AttentionProblem& of_problem,
       threads(num_threads),
       workspace_(std::move(workspace)),
       run_(ATTND_FUNCTION(plan.isa(), RunBackward)) {
-  Carver carver(workspace_.data());
-  packed_keys = carver.Take<float>(plan.packed_keys_bytes());
-  packed_rows = carver.Take<float>(plan.packed_rows_bytes());
-  row_grads = carver.Take<float>(plan.rows_bytes());
-  deltas = carver.Take<float>(plan.deltas_bytes());
-  turns = carver.Take<int32_t>(plan.turns_bytes());
-  slot_memory = carver.Take<std::byte>(0);
+  ArenaLayout arena(workspace_.data());
+  packed_keys = arena.Add<float>(plan.packed_keys_bytes());
+  packed_rows = arena.Add<float>(plan.packed_rows_bytes());
+  row_grads = arena.Add<float>(plan.rows_bytes());
+  deltas = arena.Add<float>(plan.deltas_bytes());
+  turns = arena.Add<int32_t>(plan.turns_bytes());
+  slot_memory = arena.Add<std::byte>(0);
   std::fill_n(turns, plan.row_tiles(), 0);
   for (int64_t slot = 0; slot < plan.Slots(threads); ++slot) {
     HWY_STATIC_DISPATCH(ClearBackwardSlot)(Slot(slot));

@@ -31,7 +31,7 @@ template <size_t R, size_t N>
 void ScoreBlock(const float* q, int64_t q_stride,
                 const float* HWY_RESTRICT panel, int64_t steps,
                 float* HWY_RESTRICT scores, int64_t score_stride,
-                float* HWY_RESTRICT row_max, Ahead ahead) {
+                float* HWY_RESTRICT row_max, PrefetchCursor ahead) {
   Vec acc[R][N];
   ATTND_UNROLL
   for (size_t r = 0; r < R; ++r) {
@@ -88,7 +88,7 @@ template <bool kTransposed, size_t R, size_t N>
 void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                 const float* HWY_RESTRICT value, int64_t steps,
                 float* HWY_RESTRICT output, int64_t output_stride,
-                Ahead ahead) {
+                PrefetchCursor ahead) {
   constexpr int64_t kValueStride = static_cast<int64_t>(N) * kLanes;
   Vec acc[R][N];
   ATTND_UNROLL

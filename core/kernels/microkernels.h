@@ -15,11 +15,11 @@ namespace attnd {
 // Memory that the next phase of a tile will read, fetched into the second-level
 // cache one line a step while this phase computes: on a core whose outer caches
 // are slow or shared this is a third of the speed (docs/performance.md).
-class Ahead {
+class PrefetchCursor {
  public:
   static constexpr int64_t kLineBytes = 64;
 
-  Ahead(const void* from, bool advance)
+  PrefetchCursor(const void* from, bool advance)
       : at_(static_cast<const char*>(from)), step_(advance ? kLineBytes : 0) {}
 
   // Of `kSteps` steps at once.
@@ -43,14 +43,14 @@ class Ahead {
 using ScoreBlockFn = void (*)(const float* q, int64_t q_stride,
                               const float* panel, int64_t steps, float* scores,
                               int64_t score_stride, float* row_max,
-                              Ahead ahead);
+                              PrefetchCursor ahead);
 
 // output[r][column] += sum over steps of weights[r][step] *
 // value[step][column], of values packed to the block's own width: a constant
 // one leaves its arithmetic to the address units.
 using ValueBlockFn = void (*)(const float* weights, int64_t weight_stride,
                               const float* value, int64_t steps, float* output,
-                              int64_t output_stride, Ahead ahead);
+                              int64_t output_stride, PrefetchCursor ahead);
 
 // Of rows and vectors, each 1 to the geometry's, so that an edge costs a
 // smaller microkernel and never a scalar loop: [rows - 1][vectors - 1].

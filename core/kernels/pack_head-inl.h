@@ -30,14 +30,10 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// What tiles of one kind read: how they keep queries, keys and values, and
-// which microkernels multiply them.
+// How tiles of one kind keep queries, keys and values, and which microkernels
+// multiply them. This is the format of f32, or f32 that is rounded to bf16.
 template <TileKind kKind>
-struct Format;
-
-// f32, or f32 that is rounded to bf16: panels for the microkernels.
-template <TileKind kKind>
-struct F32Format {
+struct Format {
   static constexpr bool kRounds =
       TraitsOf(kKind).operand == Operand::kRoundedF32;
 
@@ -67,16 +63,6 @@ struct F32Format {
   }
   static const Microkernels& Kernels() { return kMicrokernels; }
 };
-template <>
-struct Format<TileKind::kDirect> : F32Format<TileKind::kDirect> {};
-template <>
-struct Format<TileKind::kDirectRounded> : F32Format<TileKind::kDirectRounded> {
-};
-template <>
-struct Format<TileKind::kPanel> : F32Format<TileKind::kPanel> {};
-template <>
-struct Format<TileKind::kPanelRounded> : F32Format<TileKind::kPanelRounded> {};
-
 // The same panels of bf16 pairs.
 template <>
 struct Format<TileKind::kPanelBf16> {
@@ -106,7 +92,7 @@ struct Format<TileKind::kPanelBf16> {
 
 // Tiles for AMX, whose tile classes pack the queries.
 template <TileKind kKind>
-struct AmxFormat {
+requires(TraitsOf(kKind).block > 0) struct Format<kKind> {
   static constexpr int kTerms = static_cast<int>(TraitsOf(kKind).terms);
 
   template <class As>
@@ -120,11 +106,6 @@ struct AmxFormat {
     return PackValueTiles<kTerms, As>(rows, stride, keys, dims, to);
   }
 };
-template <>
-struct Format<TileKind::kAmxBf16> : AmxFormat<TileKind::kAmxBf16> {};
-template <>
-struct Format<TileKind::kAmxBf16x3> : AmxFormat<TileKind::kAmxBf16x3> {};
-
 // The words of a packed panel of keys.
 template <TileKind kKind>
 int64_t PanelWords(const ForwardJob& job) {

@@ -42,8 +42,8 @@ class PanelTile : public Tile {
     return 0;
   }
 
-  void Absorb(int64_t begin, int64_t end) {
-    if (!LookAt(begin, end)) return;
+  void ProcessKeys(int64_t begin, int64_t end) {
+    if (!SetKeyRange(begin, end)) return;
     FetchAhead(head_.Values(begin), ValueWords<kKind>(job_, end - begin));
     Score();
     const int64_t next = std::min(plan_.tile_kv, span_.end - end);
@@ -67,9 +67,9 @@ class PanelTile : public Tile {
   }
 
   // The share of it for a microkernel of `steps` steps.
-  Ahead TakeAhead(int64_t steps) {
+  PrefetchCursor NextPrefetch(int64_t steps) {
     if (ahead_ >= ahead_end_) return {slot_, false};
-    const Ahead ahead(ahead_, true);
+    const PrefetchCursor ahead(ahead_, true);
     ahead_ += std::min(steps * kLineWords, ahead_end_ - ahead_);
     return ahead;
   }
@@ -87,7 +87,7 @@ class PanelTile : public Tile {
         kernels_.score[block.rows - 1][vectors - 1](
             Query(block.first), layout_.q_stride, panel, steps,
             Scores(block.first) + key - begin_, score_stride_,
-            RowMaxLanes(block.first), TakeAhead(steps));
+            RowMaxLanes(block.first), NextPrefetch(steps));
       }
     }
   }
@@ -107,22 +107,22 @@ class PanelTile : public Tile {
           const int64_t first = (seen.begin - key) / kPerWord;
           const int64_t steps = CeilDiv(seen.end - key, kPerWord) - first;
           const float* const values = Values(key, column) + first * step_words;
-          if (!block.plain &&
-              !ValuesAreFinite([&] { return LookAtValues(); })) {
-            AddCarefully(block, kernels_.value[0][0], key, first, steps,
-                         {values, kLanes, step_words}, column, vectors);
+          if (!block.fully_visible &&
+              !ValuesAreFinite([&] { return AreValuesFinite(); })) {
+            AddMasked(block, kernels_.value[0][0], key, first, steps,
+                      {values, kLanes, step_words}, column, vectors);
             continue;
           }
           kernels_.value[block.rows - 1][vectors - 1](
               Weights(block.first, key) + first, score_stride_, values, steps,
               Output(block.first) + column, layout_.output_stride,
-              TakeAhead(steps));
+              NextPrefetch(steps));
         }
       });
     }
   }
 
-  bool LookAtValues() const {
+  bool AreValuesFinite() const {
     bool finite = true;
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
       const int64_t steps =

@@ -61,7 +61,7 @@ struct Block {
   // Of the tile of keys in work: what is computed, empty where nothing is, and
   // whether every row sees all of it and scores need no change.
   KeyRange seen;
-  bool plain = false;
+  bool fully_visible = false;
 };
 
 // Rows whose ranges begin or end further apart than this go to different
@@ -74,7 +74,7 @@ inline constexpr int64_t kMaxStep = 2;
 // bytes for each.
 class RowTile {
  public:
-  // A block has up to `block_rows` rows, and is plain only where it sees a
+  // A block has up to `block_rows` rows, and is fully visible only if it sees a
   // multiple of `granule` keys, whole vectors.
   RowTile(const ScoreInputs& inputs, const BatchEntry& entry, int64_t kv_head,
           int64_t first_row, int64_t rows, uint8_t* visible,
@@ -123,12 +123,12 @@ class RowTile {
 
   // Turns to keys begin <= j < end: blocks say what of them is seen. Whether
   // anything is.
-  bool LookAt(int64_t begin, int64_t end) {
+  bool SetKeyRange(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
     bool any = false;
     for (int64_t b = 0; b < num_blocks_; ++b) {
-      Look(blocks_[b]);
+      ClassifyBlock(blocks_[b]);
       any |= blocks_[b].seen.size() > 0;
     }
     return any;
@@ -187,18 +187,18 @@ class RowTile {
     }
   }
 
-  void Look(Block& block) const {
+  void ClassifyBlock(Block& block) const {
     block.seen = Clip(block.some, begin_, end_);
     if (block.seen.size() == 0) return;
-    block.plain = !adjusts_ && Clip(block.all, begin_, end_) == block.seen &&
-                  block.seen.begin == begin_ &&
-                  block.seen.size() % granule_ == 0;
-    if (block.plain && !params_.has_mask) return;
+    block.fully_visible =
+        !adjusts_ && Clip(block.all, begin_, end_) == block.seen &&
+        block.seen.begin == begin_ && block.seen.size() % granule_ == 0;
+    if (block.fully_visible && !params_.has_mask) return;
     bool any = false;
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       const auto [some, all] = Mark(r, block.seen);
       any |= some;
-      block.plain &= all;
+      block.fully_visible &= all;
     }
     if (!any) block.seen = {};
   }
@@ -274,9 +274,9 @@ class RowTile {
 // is the first step's vector of values, `step_words` apart from the next;
 // `keep(step)` has the bits of a word that are seen.
 template <class Keep>
-void AddCarefully(const ValueBlockFn one_by_one, const float* weights,
-                  int64_t weight_stride, const float* words, int64_t step_words,
-                  int64_t steps, const Keep& keep, float* output) {
+void AddMasked(const ValueBlockFn one_by_one, const float* weights,
+               int64_t weight_stride, const float* words, int64_t step_words,
+               int64_t steps, const Keep& keep, float* output) {
   const hn::RebindToUnsigned<Floats> du;
   HWY_ALIGN float values[kKeysPerSum * kLanes];
   for (int64_t step = 0; step < steps; ++step) {
@@ -285,7 +285,7 @@ void AddCarefully(const ValueBlockFn one_by_one, const float* weights,
               values + step * kLanes);
   }
   one_by_one(weights, weight_stride, values, steps, output, 0,
-             Ahead(values, false));
+             PrefetchCursor(values, false));
 }
 
 // The halves of words of bf16 pairs that are finite, as bits.

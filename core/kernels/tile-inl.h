@@ -113,7 +113,7 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
 
 // Rows of the matrix that the heads of a GQA group make up, and the keys of one
 // split. The tiles made of it load queries to the slot, and then have
-//   void Absorb(int64_t begin, int64_t end);
+//   void ProcessKeys(int64_t begin, int64_t end);
 // for keys begin <= key < end, where begin is a multiple of tile_kv.
 class Tile {
  public:
@@ -201,11 +201,11 @@ class Tile {
   }
 
   // Turns to keys begin <= key < end. Whether any row sees any of them.
-  bool LookAt(int64_t begin, int64_t end) {
+  bool SetKeyRange(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
     values_finite_.reset();
-    return rows_.LookAt(begin, end);
+    return rows_.SetKeyRange(begin, end);
   }
 
   // Whether no value of those keys is NaN or infinite. `look()` says so, once
@@ -242,7 +242,7 @@ class Tile {
     float base[kMaxBlockRows];
     for (int64_t r = block.first; r < last; ++r) {
       Vec largest;
-      if (block.plain) {
+      if (block.fully_visible) {
         largest = largest_of(r, begin, end);
       } else {
         if (rows_.adjusts()) Adjust(r, begin, end);
@@ -263,8 +263,8 @@ class Tile {
     }
     for (int64_t r = block.first; r < last; ++r) {
       float* const sum = SumLanes(r);
-      hn::Store(hn::Add(hn::Load(kF, sum), Weigh(r, block.plain, begin, end,
-                                                 base[r - block.first])),
+      hn::Store(hn::Add(hn::Load(kF, sum), Weigh(r, block.fully_visible, begin,
+                                                 end, base[r - block.first])),
                 kF, sum);
     }
   }
@@ -281,16 +281,16 @@ class Tile {
   // hides some of them: row by row and vector by vector, with hidden values
   // left out. Of the steps that begin with key `key`, those from `first` on,
   // where `values` begin.
-  void AddCarefully(const Block& block, ValueBlockFn one_by_one, int64_t key,
-                    int64_t first, int64_t steps, const ValueWordsAt& values,
-                    int64_t column, int64_t vectors) const {
+  void AddMasked(const Block& block, ValueBlockFn one_by_one, int64_t key,
+                 int64_t first, int64_t steps, const ValueWordsAt& values,
+                 int64_t column, int64_t vectors) const {
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       const auto keep = [&](int64_t step) {
         return SeenBits(block, r,
                         key + (first + step) * traits_.elements_per_word);
       };
       for (int64_t v = 0; v < vectors; ++v) {
-        HWY_NAMESPACE::AddCarefully(
+        HWY_NAMESPACE::AddMasked(
             one_by_one, Weights(r, key) + first, score_stride_,
             values.first + v * values.vector_words, values.step_words, steps,
             keep, Output(r) + column + v * kLanes);
@@ -300,7 +300,7 @@ class Tile {
 
   bool Sees(const Block& block, int64_t r, int64_t key) const {
     if (key >= block.seen.end) return false;
-    return block.plain || IsVisible(rows_.Visible(r), key - begin_);
+    return block.fully_visible || IsVisible(rows_.Visible(r), key - begin_);
   }
 
   float* Query(int64_t r) const {
@@ -367,32 +367,33 @@ class Tile {
   }
 
   template <Operand kOperand>
-  Vec WeighAs(int64_t r, bool plain, int64_t begin, int64_t end,
+  Vec WeighAs(int64_t r, bool fully_visible, int64_t begin, int64_t end,
               float max) const {
     if (max == std::numeric_limits<float>::infinity()) {
       return ExponentiateInfinite<kOperand>(
-          Scores(r), plain ? nullptr : rows_.Visible(r), begin, end,
+          Scores(r), fully_visible ? nullptr : rows_.Visible(r), begin, end,
           scale_log2_, layout_.term_words);
     }
-    return plain ? Exponentiate<kOperand, false>(Scores(r), nullptr, begin, end,
-                                                 scale_log2_, max,
-                                                 layout_.term_words)
-                 : Exponentiate<kOperand, true>(Scores(r), rows_.Visible(r),
-                                                begin, end, scale_log2_, max,
-                                                layout_.term_words);
+    return fully_visible
+               ? Exponentiate<kOperand, false>(Scores(r), nullptr, begin, end,
+                                               scale_log2_, max,
+                                               layout_.term_words)
+               : Exponentiate<kOperand, true>(Scores(r), rows_.Visible(r),
+                                              begin, end, scale_log2_, max,
+                                              layout_.term_words);
   }
 
-  Vec Weigh(int64_t r, bool plain, int64_t begin, int64_t end,
+  Vec Weigh(int64_t r, bool fully_visible, int64_t begin, int64_t end,
             float max) const {
     switch (traits_.operand) {
       case Operand::kF32:
-        return WeighAs<Operand::kF32>(r, plain, begin, end, max);
+        return WeighAs<Operand::kF32>(r, fully_visible, begin, end, max);
       case Operand::kRoundedF32:
-        return WeighAs<Operand::kRoundedF32>(r, plain, begin, end, max);
+        return WeighAs<Operand::kRoundedF32>(r, fully_visible, begin, end, max);
       case Operand::kBf16:
-        return WeighAs<Operand::kBf16>(r, plain, begin, end, max);
+        return WeighAs<Operand::kBf16>(r, fully_visible, begin, end, max);
       case Operand::kBf16x3:
-        return WeighAs<Operand::kBf16x3>(r, plain, begin, end, max);
+        return WeighAs<Operand::kBf16x3>(r, fully_visible, begin, end, max);
     }
     return hn::Zero(kF);
   }
