@@ -7,7 +7,7 @@
 #include <random>
 #include <string_view>
 
-#include "core/half_float.h"
+#include "base/half_float.h"
 #include "core/naive_attention.h"
 
 namespace attnd::bench {

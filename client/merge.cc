@@ -9,8 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "base/half_float.h"
 #include "client/error_details.h"
-#include "core/half_float.h"
 #include "core/merge.h"
 
 namespace attnd::client {

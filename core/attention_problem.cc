@@ -16,9 +16,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "base/checked_math.h"
 #include "base/field_error.h"
 #include "base/status_macros.h"
-#include "core/checked_math.h"
 
 namespace attnd {
 namespace {

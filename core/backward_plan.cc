@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernel_plan.h"
 #include "core/workspace.h"
 

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <utility>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/isa.h"
 
 namespace attnd {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <optional>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/geometry.h"
 #include "core/workspace.h"
 

@@ -4,8 +4,8 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "base/checked_math.h"
 #include "base/field_error.h"
-#include "core/checked_math.h"
 #include "core/naive_attention.h"
 
 namespace attnd {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 
 namespace attnd {
 

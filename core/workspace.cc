@@ -14,7 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 
 namespace attnd {
 namespace {

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 
 namespace attnd {
 

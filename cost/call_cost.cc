@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "base/attention_options.h"
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 
 namespace attnd {
 namespace {

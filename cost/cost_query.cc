@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/checked_math.h"
+#include "base/field_error.h"
 #include "base/status_macros.h"
 #include "core/attention_problem.h"
-#include "core/checked_math.h"
-#include "base/field_error.h"
 
 namespace attnd {
 namespace {

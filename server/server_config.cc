@@ -17,7 +17,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "server/version.h"
 #include "wire/message_sizes.h"
 

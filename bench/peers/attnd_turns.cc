@@ -7,13 +7,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/half_float.h"
 #include "bench/amx_rate.h"
 #include "bench/core_case.h"
 #include "bench/peers/turns.h"
 #include "bench/records.h"
 #include "bench/stream_bandwidth.h"
 #include "core/fma_peak.h"
-#include "core/half_float.h"
 
 namespace attnd::bench {
 namespace {

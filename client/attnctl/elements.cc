@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/half_float.h"
+#include "base/half_float.h"
 
 namespace attnd::attnctl {
 namespace {

@@ -34,7 +34,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/amx_tile-inl.h"
 #include "core/kernels/convert-inl.h"

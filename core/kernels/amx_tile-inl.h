@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/forward_job.h"
 #include "core/kernels/microkernels.h"

@@ -40,7 +40,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/geometry.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/backward_rows-inl.h"

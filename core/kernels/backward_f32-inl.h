@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/geometry.h"
 #include "core/kernels/backward_job.h"
 #include "core/kernels/backward_rows-inl.h"

@@ -13,7 +13,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/backward_job.h"
 #include "core/kernels/exp2-inl.h"
 #include "core/kernels/row_tile-inl.h"

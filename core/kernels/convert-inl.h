@@ -11,8 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/half_float.h"
 #include "core/attention_params.h"
-#include "core/half_float.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
 

@@ -14,7 +14,7 @@
 #include <span>
 #include <utility>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/geometry.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/microkernels.h"

@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/direct-inl.h"
 #include "core/kernels/forward_job.h"

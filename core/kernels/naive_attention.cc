@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/workspace.h"
 
 #undef HWY_TARGET_INCLUDE

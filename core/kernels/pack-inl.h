@@ -13,7 +13,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"

@@ -15,7 +15,7 @@
 #include <optional>
 #include <thread>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/forward_job.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/microkernels.h"

@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/vectors-inl.h"

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/forward_job.h"
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/microkernels.h"

@@ -15,7 +15,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/kernels/microkernels.h"
 #include "core/kernels/score_inputs.h"
 #include "core/kernels/softmax-inl.h"

@@ -17,7 +17,7 @@
 #include <limits>
 #include <optional>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/geometry.h"
 #include "core/kernels/convert-inl.h"
 #include "core/kernels/forward_job.h"

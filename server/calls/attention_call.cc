@@ -4,10 +4,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/checked_math.h"
 #include "base/field_error.h"
 #include "base/status_macros.h"
 #include "base/tsan_ordering.h"
-#include "core/checked_math.h"
 #include "core/memory_estimator.h"
 #include "server/codec/message_parser.h"
 #include "server/codec/options_codec.h"

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/checked_math.h"
 #include "base/field_error.h"
-#include "core/checked_math.h"
 #include "core/fma_peak.h"
 #include "core/naive_attention.h"
 #include "core/reference_attention.h"

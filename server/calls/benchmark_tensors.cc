@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "core/half_float.h"
+#include "base/half_float.h"
 #include "server/calls/random_floats.h"
 
 namespace attnd::server {

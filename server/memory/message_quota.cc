@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <limits>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 
 namespace attnd::server {
 namespace {

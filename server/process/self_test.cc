@@ -15,9 +15,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/attention_options.h"
+#include "base/half_float.h"
 #include "base/status_macros.h"
 #include "core/attention_problem.h"
-#include "core/half_float.h"
 #include "core/reference_attention.h"
 #include "server/calls/random_floats.h"
 

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "base/half_float.h"
 #include "client/error_details.h"
-#include "core/half_float.h"
 #include "core/merge.h"
 #include "tests/support/numbers.h"
 

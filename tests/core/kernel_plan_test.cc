@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/checked_math.h"
+#include "base/checked_math.h"
 #include "core/geometry.h"
 
 namespace attnd {

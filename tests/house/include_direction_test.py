@@ -28,7 +28,7 @@ RULES = {
 
     'client': ('base proto wire wire/grpc', 'absl grpc protobuf'),
     # How the core merges partial results. Needs only the standard library.
-    'client/merge.cc': ('base client core/half_float.h core/merge.h', 'absl'),
+    'client/merge.cc': ('base client base/half_float.h core/merge.h', 'absl'),
     'client/attnctl': ('base client core cost wire', 'absl CLI nlohmann'),
 
     'server/version.h': ('', ''),

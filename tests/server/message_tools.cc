@@ -5,7 +5,7 @@
 #include <memory>
 #include <utility>
 
-#include "core/half_float.h"
+#include "base/half_float.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "server/status/status_convert.h"

@@ -1,7 +1,7 @@
-// int64 arithmetic on numbers that a client chose: an overflow is an answer,
-// never undefined behaviour.
-#ifndef ATTND_CORE_CHECKED_MATH_H_
-#define ATTND_CORE_CHECKED_MATH_H_
+// Arithmetic on int64 numbers that a client chose. An overflow is reported as
+// std::nullopt and is never undefined behaviour.
+#ifndef ATTND_BASE_CHECKED_MATH_H_
+#define ATTND_BASE_CHECKED_MATH_H_
 
 #include <cstdint>
 #include <initializer_list>
@@ -9,7 +9,8 @@
 
 namespace attnd {
 
-// The product, or nothing where it does not fit. The empty product is 1.
+// Returns the product, or nullopt if it does not fit an int64. The product of
+// no factors is 1, and a factor of 0 makes it 0 whatever the others are.
 inline std::optional<int64_t> CheckedProduct(
     std::initializer_list<int64_t> factors) {
   int64_t product = 1;
@@ -22,7 +23,8 @@ inline std::optional<int64_t> CheckedProduct(
   return product;
 }
 
-// The sum, or nothing where it does not fit.
+// Returns the sum, or nullopt if it does not fit an int64. Terms are added in
+// order, and every intermediate sum has to fit too.
 inline std::optional<int64_t> CheckedSum(std::initializer_list<int64_t> terms) {
   int64_t sum = 0;
   for (const int64_t term : terms) {
@@ -31,12 +33,14 @@ inline std::optional<int64_t> CheckedSum(std::initializer_list<int64_t> terms) {
   return sum;
 }
 
-// a / b rounded up; a >= 0, b > 0, and a + b fits an int64.
+// Returns a / b rounded up. Requires a >= 0 and b > 0. Does not check for
+// overflow: a + b must fit an int64.
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The smallest multiple of b that is >= a.
+// Returns the smallest multiple of b that is not below a, under the same
+// conditions; the result must fit an int64 too.
 constexpr int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 }  // namespace attnd
 
-#endif  // ATTND_CORE_CHECKED_MATH_H_
+#endif  // ATTND_BASE_CHECKED_MATH_H_

@@ -1,15 +1,16 @@
-// 16-bit floats as bits, for whoever makes or reads them one by one: kernels
-// that have vectors convert those by themselves. Rounds to the nearest, ties to
-// even.
-#ifndef ATTND_CORE_HALF_FLOAT_H_
-#define ATTND_CORE_HALF_FLOAT_H_
+// Converts single numbers between float and the bits of the 16-bit formats F16
+// and BF16. Conversions to 16 bits round to the nearest number, ties to even.
+// Kernels convert whole vectors with core/kernels/convert-inl.h instead.
+#ifndef ATTND_BASE_HALF_FLOAT_H_
+#define ATTND_BASE_HALF_FLOAT_H_
 
 #include <bit>
 #include <cstdint>
 
 namespace attnd {
 
-// IEEE 754 binary16. A NaN becomes a quiet one without payload.
+// Returns the bits of the nearest IEEE 754 binary16 number. Numbers from 65520
+// on become infinite. A NaN keeps its sign but not its payload.
 constexpr uint16_t F16FromFloat(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16U) & 0x8000U;
@@ -22,8 +23,9 @@ constexpr uint16_t F16FromFloat(float value) {
     return static_cast<uint16_t>(sign | 0x7c00U);
   }
   if (magnitude < kSmallestNormal) {
-    // The last bit of 0.5F is worth 2^-24, as that of a subnormal is: the sum
-    // rounds where it should.
+    // A subnormal F16 is a multiple of 2^-24, and so is a float from 0.5 to 1.
+    // So this addition rounds the number to the right place, and the low bits
+    // of the sum are those of the F16.
     const float sum = std::bit_cast<float>(magnitude) + 0.5F;
     return static_cast<uint16_t>(
         sign | (std::bit_cast<uint32_t>(sum) - std::bit_cast<uint32_t>(0.5F)));
@@ -34,6 +36,7 @@ constexpr uint16_t F16FromFloat(float value) {
   return static_cast<uint16_t>(sign | (rounded >> 13U));
 }
 
+// Returns the number that F16 `bits` stand for, which a float holds exactly.
 constexpr float FloatFromF16(uint16_t bits) {
   const uint32_t sign = (uint32_t{bits} & 0x8000U) << 16U;
   const uint32_t exponent = (uint32_t{bits} >> 10U) & 31U;
@@ -46,7 +49,8 @@ constexpr float FloatFromF16(uint16_t bits) {
   return std::bit_cast<float>(sign | wide << 23U | fraction << 13U);
 }
 
-// The upper half of an f32. A NaN stays one.
+// Returns the bits of the nearest BF16 number: the upper half of a float. A NaN
+// stays a NaN.
 constexpr uint16_t BF16FromFloat(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffU) > 0x7f800000U) {
@@ -55,10 +59,11 @@ constexpr uint16_t BF16FromFloat(float value) {
   return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16U) & 1U)) >> 16U);
 }
 
+// Returns the number that BF16 `bits` stand for, which a float holds exactly.
 constexpr float FloatFromBF16(uint16_t bits) {
   return std::bit_cast<float>(uint32_t{bits} << 16U);
 }
 
 }  // namespace attnd
 
-#endif  // ATTND_CORE_HALF_FLOAT_H_
+#endif  // ATTND_BASE_HALF_FLOAT_H_
