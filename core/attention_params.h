@@ -28,7 +28,7 @@ struct OutputOptions {
 };
 
 // The numbers of a checked problem, with every default resolved. Only
-// AttentionProblem::Create makes one. Lengths count tokens. Mask has what
+// AttentionProblem::Create makes one. Lengths count tokens. Visibility has what
 // differs from one batch entry to the next.
 struct AttentionParams {
   int64_t batch = 1;         // entries, in a ragged batch too

@@ -344,8 +344,9 @@ absl::Status CheckQueryOffsets(const std::vector<int64_t>& offsets,
   }
   status.Update(CheckElements(
       offsets, "query_offsets",
-      absl::StrCat("a number within +-", Mask::kMaxPosition), [](int64_t n) {
-        return n >= -Mask::kMaxPosition && n <= Mask::kMaxPosition;
+      absl::StrCat("a number within +-", Visibility::kMaxPosition),
+      [](int64_t n) {
+        return n >= -Visibility::kMaxPosition && n <= Visibility::kMaxPosition;
       }));
   return status;
 }

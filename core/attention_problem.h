@@ -12,8 +12,8 @@
 
 #include "absl/status/statusor.h"
 #include "core/attention_params.h"
-#include "core/mask.h"
 #include "core/tensor_view.h"
+#include "core/visibility.h"
 
 namespace attnd {
 
@@ -87,7 +87,7 @@ class AttentionProblem {
   absl::Status CheckGradients() const;
 
   const AttentionParams& params() const { return params_; }
-  const Mask& mask() const { return mask_; }
+  const Visibility& visibility() const { return visibility_; }
 
   // Returns what the caller gave, without defaults resolved.
   const AttentionOptions& options() const { return *options_; }
@@ -156,7 +156,7 @@ class AttentionProblem {
                    std::shared_ptr<const AttentionOptions> options)
       : params_(params),
         options_(std::move(options)),
-        mask_(params, options_),
+        visibility_(params, options_),
         rank_(rank) {}
 
   std::vector<int64_t> QueryShape() const;
@@ -192,7 +192,7 @@ class AttentionProblem {
 
   AttentionParams params_;
   std::shared_ptr<const AttentionOptions> options_;
-  Mask mask_;
+  Visibility visibility_;
   int rank_;
 };
 

@@ -33,7 +33,7 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
              .converts_values = false,
              .kind = TileKind::kPanel} {
   const AttentionParams& params = problem.params();
-  const Mask& mask = problem.mask();
+  const Visibility& visibility = problem.visibility();
   int64_t key_tiles_of_run = 1;
   const auto counts_of = [&](const BatchEntry& entry) {
     EntryTable<kKinds>::Counts counts{};
@@ -50,9 +50,9 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
     return counts;
   };
   bool overflow = false;
-  if (mask.uniform()) {
+  if (visibility.uniform()) {
     if (params.batch > 0) {
-      const EntryTable<kKinds>::Counts counts = counts_of(mask.Entry(0));
+      const EntryTable<kKinds>::Counts counts = counts_of(visibility.Entry(0));
       // Rows fit, as a tensor's do; of short sequences the tiles might not.
       overflow = !CheckedProduct({params.batch, counts[kKeyTile], kTileKeys}) ||
                  !CheckedProduct({params.batch, counts[kRowTile]}) ||
@@ -63,7 +63,7 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
     std::vector<EntryTable<kKinds>::Counts> counts;
     std::vector<int64_t> work;
     for (int64_t b = 0; b < params.batch; ++b) {
-      const BatchEntry entry = mask.Entry(b);
+      const BatchEntry entry = visibility.Entry(b);
       counts.push_back(counts_of(entry));
       work.push_back(entry.VisiblePairs());
     }

@@ -192,14 +192,14 @@ int64_t KernelPlan::WorkspaceBytes(int64_t threads) const {
 KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                           const MachineInfo& machine) {
   const AttentionParams& params = problem.params();
-  const Mask& mask = problem.mask();
+  const Visibility& visibility = problem.visibility();
   const Geometry geometry = GeometryOf(machine.isa);
   KernelPlan plan;
   plan.tile_kv = ChooseTileKv(params, machine.l2_bytes);
   plan.v_head_dim_ = params.v_head_dim;
   plan.rows_per_padding_task_ = std::max<int64_t>(
       1, kPaddingBytes / (params.v_head_dim * SizeOf(params.output_dtype)));
-  plan.uniform_ = mask.uniform();
+  plan.uniform_ = visibility.uniform();
 
   bool any_tiled = false;
   int64_t most_keys = 0;  // packed of one kv head
@@ -215,14 +215,14 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   // splits no more than pairs of row and key, and Create has bounded both.
   if (plan.uniform_) {
     const EntryPlan& entry =
-        add(params.batch > 0 ? mask.Entry(0) : BatchEntry());
+        add(params.batch > 0 ? visibility.Entry(0) : BatchEntry());
     plan.table_ = KernelPlan::Table(params.batch,
                                     plan.CountsOf(entry, params.num_kv_heads));
   } else {
     std::vector<KernelPlan::Table::Counts> counts;
     std::vector<int64_t> work;
     for (int64_t b = 0; b < params.batch; ++b) {
-      const BatchEntry entry = mask.Entry(b);
+      const BatchEntry entry = visibility.Entry(b);
       counts.push_back(plan.CountsOf(add(entry), params.num_kv_heads));
       work.push_back(entry.VisiblePairs());
     }

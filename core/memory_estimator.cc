@@ -24,7 +24,7 @@ absl::StatusOr<MemoryEstimate> WithTotals(const AttentionProblem& problem,
   // Only a backward product can overflow: AttentionProblem bounds the forward
   // one.
   const std::optional<int64_t> flops = CheckedProduct(
-      {2, dims, problem.params().num_q_heads, problem.mask().VisiblePairs()});
+      {2, dims, problem.params().num_q_heads, problem.visibility().VisiblePairs()});
   if (!flash || !naive || !flops) return BytesOutOfRange();
   estimate.flash_bytes = *flash;
   estimate.naive_bytes = *naive;

@@ -46,11 +46,12 @@ const std::byte* Bytes(const void* data) {
   return static_cast<const std::byte*>(data);
 }
 
-// Which keys row i of batch entry `entry` sees by position and lengths. Written
-// out from the contract and not asked of Mask, which this is there to check.
-class Visibility {
+// Which keys the rows of one batch entry see by position and lengths, and where
+// the entry lies in the tensors. This is written from the contract and does not
+// use the class Visibility, because tests compare the two.
+class ReferenceEntry {
  public:
-  Visibility(const AttentionProblem& problem, int64_t entry)
+  ReferenceEntry(const AttentionProblem& problem, int64_t entry)
       : options_(problem.options()) {
     const AttentionParams& params = problem.params();
     const auto at = [entry](const std::vector<int64_t>& list, int64_t plus) {
@@ -123,7 +124,7 @@ ReferenceRow ReferenceWeights(const AttentionProblem& problem,
                               const AttentionBuffers& inputs, int64_t entry,
                               int64_t head, int64_t q_row) {
   const AttentionParams& params = problem.params();
-  const Visibility visible(problem, entry);
+  const ReferenceEntry visible(problem, entry);
   const int64_t batch = visible.batch();
   const int64_t kv_head = head / params.HeadsPerGroup();
   const Reader query(problem.QueryView(Bytes(inputs.query)),
@@ -205,7 +206,7 @@ void ReferenceOutput(const AttentionProblem& problem,
                      const AttentionBuffers& inputs, int64_t entry,
                      int64_t head, const ReferenceRow& row, double* output) {
   const AttentionParams& params = problem.params();
-  const Visibility visible(problem, entry);
+  const ReferenceEntry visible(problem, entry);
   const int64_t kv_head = head / params.HeadsPerGroup();
   const Reader value(problem.ValueView(Bytes(inputs.value)),
                      params.value_dtype);
@@ -234,7 +235,7 @@ void ReferenceAttention(const AttentionProblem& problem,
   const AttentionParams& params = problem.params();
   const TensorView<double> out = problem.OutputView(output);
   for (int64_t b = 0; b < params.batch; ++b) {
-    const Visibility where(problem, b);
+    const ReferenceEntry where(problem, b);
     for (int64_t h = 0; h < params.num_q_heads; ++h) {
       for (int64_t i = 0; i < where.q_len(); ++i) {
         const int64_t row = where.q_begin() + i;
@@ -263,7 +264,7 @@ void ReferenceBackward(const AttentionProblem& problem,
   clear(grad_key, problem.key_bytes());
   clear(grad_value, problem.value_bytes());
   for (int64_t b = 0; b < params.batch; ++b) {
-    const Visibility where(problem, b);
+    const ReferenceEntry where(problem, b);
     for (int64_t h = 0; h < params.num_q_heads; ++h) {
       const int64_t kv_head = h / params.HeadsPerGroup();
       for (int64_t i = 0; i < where.q_len(); ++i) {

@@ -315,7 +315,7 @@ std::unique_ptr<TileJob> MakeForwardJob(const AttentionProblem& problem,
 
 void ForwardJob::WritePadding(int64_t task) const {
   const PaddingTask rows = plan.Padding(task);
-  const BatchEntry entry = problem.mask().Entry(rows.entry);
+  const BatchEntry entry = problem.visibility().Entry(rows.entry);
   const int64_t rows_of_head = entry.q_len - entry.q_seeing;
   const int64_t bytes = SizeOf(params.output_dtype);
   for (int64_t r = rows.first; r < rows.last; ++r) {
@@ -331,7 +331,7 @@ void ForwardJob::WritePadding(int64_t task) const {
 }
 
 void ForwardJob::Load(const PackTask& task) const {
-  const BatchEntry entry = problem.mask().Entry(task.entry);
+  const BatchEntry entry = problem.visibility().Entry(task.entry);
   const auto bytes = [&](const TensorView<const std::byte>& view, int64_t dims,
                          DataType type, const auto& load) {
     const int64_t first = entry.batch * view.strides[0] +

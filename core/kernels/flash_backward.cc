@@ -297,7 +297,7 @@ TileJob::Slice RunBackward(const BackwardJob& job, BackwardPhase phase,
     return TileJob::Slice::kDone;
   }
   const BackwardPlan::Tile tile = TileOf(job.plan, phase, task);
-  const BatchEntry entry = job.problem.mask().Entry(tile.entry);
+  const BatchEntry entry = job.problem.visibility().Entry(tile.entry);
   const auto kind = static_cast<size_t>(job.plan.KindOf(entry));
   return kRunTask[kind](job, phase, tile, entry, job.Slot(slot), control);
 }

@@ -51,7 +51,7 @@ class ForwardJob final : public TileJob {
   // Returns batch entry `index` without its rows of padding, which are in no
   // tile.
   BatchEntry SeeingEntry(int64_t index) const {
-    BatchEntry entry = problem.mask().Entry(index);
+    BatchEntry entry = problem.visibility().Entry(index);
     entry.q_len = entry.q_seeing;
     return entry;
   }

@@ -189,7 +189,7 @@ class NaiveJob : public TileJob {
   NaiveJob(const AttentionProblem& problem, const AttentionBuffers& buffers,
            const AttentionEngine& engine, float* scores)
       : params_(problem.params()),
-        entry_(problem.mask().Entry(0)),
+        entry_(problem.visibility().Entry(0)),
         row_(ATTND_FUNCTION(engine.machine().isa, NaiveRow)),
         threads_(engine.threads()),
         query_(problem.QueryView(static_cast<const float*>(buffers.query))),
@@ -260,7 +260,7 @@ int64_t NaiveScoreBytes(const AttentionProblem& problem) {
   // Fits, as less than the product over all rows and keys, which is bounded.
   int64_t pairs = 0;
   for (int64_t b = 0; b < params.batch; ++b) {
-    const BatchEntry entry = problem.mask().Entry(b);
+    const BatchEntry entry = problem.visibility().Entry(b);
     pairs += entry.q_len * entry.kv_len;
   }
   return CheckedProduct({pairs, params.num_q_heads, int64_t{sizeof(float)}})
@@ -288,7 +288,7 @@ absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
   stats.queue_time = times.queued;
   stats.compute_time = times.running;
   stats.flops = 2 * (params.head_dim + params.v_head_dim) * params.num_q_heads *
-                problem.mask().VisiblePairs();
+                problem.visibility().VisiblePairs();
   stats.workspace_bytes = score_bytes;
   return stats;
 }

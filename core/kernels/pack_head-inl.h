@@ -209,7 +209,7 @@ class PackedHead {
 
   void PackPiece(const PackTask& part) const {
     const AttentionParams& params = job_.params;
-    const BatchEntry entry = job_.problem.mask().Entry(part.entry);
+    const BatchEntry entry = job_.problem.visibility().Entry(part.entry);
     const auto row = [&](const TensorView<const std::byte>& tensor,
                          DataType type, int64_t key) {
       return tensor.RowBytes(SizeOf(type), entry.batch, part.kv_head,

@@ -134,7 +134,7 @@ class AttentionBitsTest : public testing::PerIsaEngineTest {
     Compute(whole);
     for (int64_t b = 0; b < problem.params().batch; ++b) {
       const auto index = static_cast<size_t>(b);
-      const BatchEntry entry = problem.mask().Entry(b);
+      const BatchEntry entry = problem.visibility().Entry(b);
       CaseShape alone = shape;
       AttentionOptions& o = alone.options;
       alone.batch = 1;
@@ -262,7 +262,7 @@ std::vector<std::byte> MaskOf(const AttentionCase& c) {
   const AttentionParams& p = c.problem().params();
   std::vector<std::byte> mask;
   for (int64_t b = 0; b < p.batch; ++b) {
-    const BatchEntry entry = c.problem().mask().Entry(b);
+    const BatchEntry entry = c.problem().visibility().Entry(b);
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
       for (int64_t i = 0; i < p.q_len; ++i) {
         const KeyRange seen = entry.VisibleRange(i);

@@ -54,7 +54,7 @@ class AttentionHiddenTest : public testing::PerIsaEngineTest {
       return static_cast<size_t>((b * keys.shape[1] + h) * keys.shape[2] + s);
     };
     for (int64_t b = 0; b < p.batch; ++b) {
-      const BatchEntry entry = problem.mask().Entry(b);
+      const BatchEntry entry = problem.visibility().Entry(b);
       for (int64_t h = 0; h < p.num_q_heads; ++h) {
         for (int64_t row = 0; row < entry.q_len; ++row) {
           for (const ReferenceKey& key :

@@ -51,7 +51,7 @@ TEST(MemoryEstimatorTest, CountsWhatTheContractSays) {
     int64_t scores = 0;
     int64_t pairs = 0;
     for (int64_t b = 0; b < p.batch; ++b) {
-      const BatchEntry entry = c.problem().mask().Entry(b);
+      const BatchEntry entry = c.problem().visibility().Entry(b);
       scores += entry.q_len * entry.kv_extent;
       for (int64_t row = 0; row < entry.q_len; ++row) {
         pairs += entry.VisibleRange(row).size();

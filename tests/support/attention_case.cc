@@ -157,7 +157,7 @@ class Draw {
 
   // One number, of about `size` to either side, or now and then far off.
   int64_t Offset(int64_t size) {
-    if (OneIn(20)) return OneOf({-1, 1}) * Mask::kMaxPosition;
+    if (OneIn(20)) return OneOf({-1, 1}) * Visibility::kMaxPosition;
     return UpTo(2 * size) - size;
   }
 
@@ -366,7 +366,7 @@ AttentionCase::Expected AttentionCase::Expect() const {
   const auto bound_view = problem_.OutputView(expected.output_bound.data());
   const auto value_view = problem_.ValueView(rounded[2].data());
   for (int64_t b = 0; b < p.batch; ++b) {
-    const BatchEntry entry = problem_.mask().Entry(b);
+    const BatchEntry entry = problem_.visibility().Entry(b);
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
       for (int64_t i = 0; i < entry.q_len; ++i) {
         const int64_t seq = entry.q_begin + i;

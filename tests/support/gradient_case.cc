@@ -110,7 +110,7 @@ GradientCase::Expected GradientCase::Expect() const {
   const auto out_view = problem.OutputView(inputs.grad_output);
   std::vector<double> output(static_cast<size_t>(p.v_head_dim));
   for (int64_t b = 0; b < p.batch; ++b) {
-    const BatchEntry entry = problem.mask().Entry(b);
+    const BatchEntry entry = problem.visibility().Entry(b);
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
       const double sink = p.has_sinks
                               ? problem.sink_logits()[static_cast<size_t>(h)]

@@ -425,7 +425,7 @@ TEST(RequestCodecTest, DecodesARaggedBatch) {
   const auto decoded = Decode(request);
   ASSERT_TRUE(decoded.ok()) << decoded.status();
   EXPECT_EQ(decoded->problem.params().batch, 3);
-  EXPECT_EQ(decoded->problem.mask().Entry(2).q_len, 3);
+  EXPECT_EQ(decoded->problem.visibility().Entry(2).q_len, 3);
 }
 
 TEST(RequestCodecTest, TheFirstTensorsPayloadDecidesTheAnswers) {

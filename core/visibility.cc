@@ -1,4 +1,4 @@
-#include "core/mask.h"
+#include "core/visibility.h"
 
 #include <cstddef>
 #include <optional>
@@ -7,15 +7,16 @@
 namespace attnd {
 namespace {
 
-// The sum of clamp(i + shift, 0, limit) over rows 0 <= i < rows.
+// Returns the sum of clamp(i + shift, 0, limit) over rows 0 <= i < rows.
 int64_t SumOfRamp(int64_t rows, int64_t shift, int64_t limit) {
-  // Nothing, then a ramp that grows by one a row, then all.
+  // The terms are 0, then grow by 1 from row to row, then are `limit`.
   const int64_t begin = std::clamp<int64_t>(-shift, 0, rows);
   const int64_t end = std::clamp<int64_t>(limit - shift, begin, rows);
   const int64_t steps = end - begin;
   int64_t ramp = 0;
   if (steps > 0) {
-    // steps * (first + last) is even; halve the even factor.
+    // The sum is steps * (first + last) / 2. Halving the factor that is even
+    // keeps the product from overflowing.
     const int64_t ends = 2 * (begin + shift) + steps - 1;
     ramp = steps % 2 == 0 ? steps / 2 * ends : ends / 2 * steps;
   }
@@ -33,8 +34,8 @@ int64_t BatchEntry::VisiblePairs() const {
          SumOfRamp(q_seeing, first, kv_len);
 }
 
-Mask::Mask(const AttentionParams& params,
-           std::shared_ptr<const AttentionOptions> options)
+Visibility::Visibility(const AttentionParams& params,
+                       std::shared_ptr<const AttentionOptions> options)
     : batch_(params.batch),
       q_len_(params.q_len),
       kv_len_(params.kv_len),
@@ -43,7 +44,7 @@ Mask::Mask(const AttentionParams& params,
                options->query_offsets.size() <= 1),
       options_(std::move(options)) {}
 
-BatchEntry Mask::Entry(int64_t index) const {
+BatchEntry Visibility::Entry(int64_t index) const {
   BatchEntry entry;
   const AttentionOptions& o = *options_;
   entry.batch = index;
@@ -66,8 +67,8 @@ BatchEntry Mask::Entry(int64_t index) const {
   } else if (o.causal == Causal::kBottomRight) {
     entry.shift = entry.kv_len - entry.q_seeing;
   }
-  // Further than any position is from any key, so that a window of it hides
-  // nothing, and small enough that no sum overflows.
+  // A window of this size hides nothing because no position is so far from any
+  // key. It is small enough that no sum with it overflows.
   static constexpr int64_t kUnbounded = 4 * kMaxPosition;
   const auto bound = [](const std::optional<int64_t>& window) {
     return std::min(window.value_or(kUnbounded), kUnbounded);
@@ -78,7 +79,7 @@ BatchEntry Mask::Entry(int64_t index) const {
   return entry;
 }
 
-int64_t Mask::VisiblePairs() const {
+int64_t Visibility::VisiblePairs() const {
   if (batch_ == 0) return 0;
   if (uniform_) return batch_ * Entry(0).VisiblePairs();
   int64_t pairs = 0;
