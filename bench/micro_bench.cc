@@ -95,8 +95,8 @@ void PackKeys(benchmark::State& state) {
   const Workspace keys = Filled(kPanelKeys * dim);
   const Workspace panel = Filled(dim * kPanelKeys);
   Measure(state, 0, static_cast<double>(8 * kPanelKeys * dim), [&] {
-    PackPanel<AsF32>(keys.floats(), dim, kPanelKeys, dim, false,
-                     panel.floats());
+    PackPanel(RowReader<AsF32>{keys.floats(), dim}, kPanelKeys, dim, false,
+              panel.floats());
   });
 }
 

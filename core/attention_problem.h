@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/attention_params.h"
+#include "core/kv_rows.h"
 #include "core/tensor_view.h"
 #include "core/visibility.h"
 
@@ -120,6 +121,14 @@ class AttentionProblem {
   template <typename T>
   TensorView<T> ValueView(T* data) const {
     return View(data, params_.num_kv_heads, params_.kv_len, params_.v_head_dim);
+  }
+  // The rows of dense K or V of the types that params() says.
+  KvSource KeySource(const void* data) const {
+    return {KeyView(static_cast<const std::byte*>(data)), params_.key_dtype};
+  }
+  KvSource ValueSource(const void* data) const {
+    return {ValueView(static_cast<const std::byte*>(data)),
+            params_.value_dtype};
   }
   template <typename T>
   TensorView<T> OutputView(T* data) const {

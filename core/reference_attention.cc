@@ -25,22 +25,13 @@ double FromF16(uint16_t bits) {
                        : sign * std::ldexp(1024 + fraction, exponent - 25);
 }
 
-// A tensor of any type, read element by element.
-class Reader {
- public:
-  Reader(TensorView<const std::byte> view, DataType type)
-      : view_(view), type_(type) {}
-
-  double At(int64_t batch, int64_t head, int64_t seq, int64_t dim) const {
-    return ReferenceElement(
-        view_.data, type_,
-        view_.Offset(batch, head, seq) + dim * view_.strides[3]);
-  }
-
- private:
-  TensorView<const std::byte> view_;
-  DataType type_;
-};
+// Returns one element of a tensor of `type`.
+double ElementAt(const TensorView<const std::byte>& tensor, DataType type,
+                 int64_t batch, int64_t head, int64_t seq, int64_t dim) {
+  return ReferenceElement(
+      tensor.data, type,
+      tensor.Offset(batch, head, seq) + dim * tensor.strides[3]);
+}
 
 const std::byte* Bytes(const void* data) {
   return static_cast<const std::byte*>(data);
@@ -57,20 +48,21 @@ class ReferenceEntry {
     const auto at = [entry](const std::vector<int64_t>& list, int64_t plus) {
       return list[static_cast<size_t>(entry + plus)];
     };
-    batch_ = entry;
-    q_len_ = params.q_len;
-    kv_len_ = params.kv_len;
+    place_.batch = entry;
+    place_.q_len = params.q_len;
+    place_.kv_extent = params.kv_len;
     if (params.ragged) {
-      batch_ = 0;
-      q_begin_ = at(options_.cu_seqlens_q, 0);
-      kv_begin_ = at(options_.cu_seqlens_k, 0);
-      q_len_ = at(options_.cu_seqlens_q, 1) - q_begin_;
-      kv_len_ = at(options_.cu_seqlens_k, 1) - kv_begin_;
+      place_.batch = 0;
+      place_.q_begin = at(options_.cu_seqlens_q, 0);
+      place_.kv_begin = at(options_.cu_seqlens_k, 0);
+      place_.q_len = at(options_.cu_seqlens_q, 1) - place_.q_begin;
+      place_.kv_extent = at(options_.cu_seqlens_k, 1) - place_.kv_begin;
     }
-    query_length_ =
-        options_.query_lengths.empty() ? q_len_ : at(options_.query_lengths, 0);
-    key_length_ =
-        options_.key_lengths.empty() ? kv_len_ : at(options_.key_lengths, 0);
+    query_length_ = options_.query_lengths.empty()
+                        ? place_.q_len
+                        : at(options_.query_lengths, 0);
+    key_length_ = options_.key_lengths.empty() ? place_.kv_extent
+                                               : at(options_.key_lengths, 0);
     if (options_.query_offsets.size() == 1) {
       shift_ = options_.query_offsets[0];
     } else if (!options_.query_offsets.empty()) {
@@ -80,12 +72,9 @@ class ReferenceEntry {
     }
   }
 
-  // Where the entry lies in the tensors, and its extents there.
-  int64_t batch() const { return batch_; }
-  int64_t q_begin() const { return q_begin_; }
-  int64_t kv_begin() const { return kv_begin_; }
-  int64_t q_len() const { return q_len_; }
-  int64_t kv_len() const { return kv_len_; }
+  // Where the entry lies in the tensors, and how far it extends there. The
+  // members about visibility are not set: Sees() is to be asked.
+  const BatchEntry& place() const { return place_; }
 
   int64_t Position(int64_t i) const { return i + shift_; }
 
@@ -99,11 +88,7 @@ class ReferenceEntry {
 
  private:
   const AttentionOptions& options_;
-  int64_t batch_ = 0;
-  int64_t q_begin_ = 0;
-  int64_t kv_begin_ = 0;
-  int64_t q_len_ = 0;
-  int64_t kv_len_ = 0;
+  BatchEntry place_;
   int64_t query_length_ = 0;
   int64_t key_length_ = 0;
   int64_t shift_ = 0;
@@ -125,11 +110,11 @@ ReferenceRow ReferenceWeights(const AttentionProblem& problem,
                               int64_t head, int64_t q_row) {
   const AttentionParams& params = problem.params();
   const ReferenceEntry visible(problem, entry);
-  const int64_t batch = visible.batch();
+  const BatchEntry& place = visible.place();
+  const int64_t batch = place.batch;
   const int64_t kv_head = head / params.HeadsPerGroup();
-  const Reader query(problem.QueryView(Bytes(inputs.query)),
-                     params.query_dtype);
-  const Reader key(problem.KeyView(Bytes(inputs.key)), params.key_dtype);
+  const auto query = problem.QueryView(Bytes(inputs.query));
+  const KvSource keys = problem.KeySource(inputs.key);
 
   ReferenceRow row;
   bool has_weight = false;
@@ -137,7 +122,7 @@ ReferenceRow ReferenceWeights(const AttentionProblem& problem,
   // The largest score is taken off all of them, so that no exp overflows. A NaN
   // is never the largest, but makes the sum below NaN.
   double largest = -kInfinity;
-  for (int64_t j = 0; j < visible.kv_len(); ++j) {
+  for (int64_t j = 0; j < place.kv_extent; ++j) {
     if (!visible.Sees(q_row, j)) continue;
     if (params.has_mask) {
       const TensorView<const std::byte> mask =
@@ -147,15 +132,16 @@ ReferenceRow ReferenceWeights(const AttentionProblem& problem,
     }
     double bias = 0;
     if (params.has_bias) {
-      bias = Reader(problem.BiasView(Bytes(inputs.bias)), params.bias_dtype)
-                 .At(batch, head, q_row, j);
+      bias = ElementAt(problem.BiasView(Bytes(inputs.bias)), params.bias_dtype,
+                       batch, head, q_row, j);
       if (bias == -kInfinity) continue;
     }
     ReferenceKey seen{.index = j};
+    const KvRows key = keys.Rows(place, kv_head, j);
     for (int64_t d = 0; d < params.head_dim; ++d) {
-      const double product =
-          query.At(batch, head, visible.q_begin() + q_row, d) *
-          key.At(batch, kv_head, visible.kv_begin() + j, d);
+      const double product = ElementAt(query, params.query_dtype, batch, head,
+                                       place.q_begin + q_row, d) *
+                             ReferenceElement(key.first, key.type, d);
       seen.dot += product;
       seen.dot_magnitude += std::abs(product);
     }
@@ -208,13 +194,12 @@ void ReferenceOutput(const AttentionProblem& problem,
   const AttentionParams& params = problem.params();
   const ReferenceEntry visible(problem, entry);
   const int64_t kv_head = head / params.HeadsPerGroup();
-  const Reader value(problem.ValueView(Bytes(inputs.value)),
-                     params.value_dtype);
+  const KvSource values = problem.ValueSource(inputs.value);
   std::fill_n(output, params.v_head_dim, 0.0);
   for (const ReferenceKey& seen : row.keys) {
+    const KvRows value = values.Rows(visible.place(), kv_head, seen.index);
     for (int64_t d = 0; d < params.v_head_dim; ++d) {
-      output[d] += seen.weight * value.At(visible.batch(), kv_head,
-                                          visible.kv_begin() + seen.index, d);
+      output[d] += seen.weight * ReferenceElement(value.first, value.type, d);
     }
   }
 }
@@ -235,14 +220,13 @@ void ReferenceAttention(const AttentionProblem& problem,
   const AttentionParams& params = problem.params();
   const TensorView<double> out = problem.OutputView(output);
   for (int64_t b = 0; b < params.batch; ++b) {
-    const ReferenceEntry where(problem, b);
+    const BatchEntry place = ReferenceEntry(problem, b).place();
     for (int64_t h = 0; h < params.num_q_heads; ++h) {
-      for (int64_t i = 0; i < where.q_len(); ++i) {
-        const int64_t row = where.q_begin() + i;
+      for (int64_t i = 0; i < place.q_len; ++i) {
+        const int64_t row = place.q_begin + i;
         ReferenceAttentionRow(
-            problem, inputs, b, h, i, out.Row(where.batch(), h, row),
-            lse + (where.batch() * params.num_q_heads + h) * params.q_len +
-                row);
+            problem, inputs, b, h, i, out.Row(place.batch, h, row),
+            lse + (place.batch * params.num_q_heads + h) * params.q_len + row);
       }
     }
   }
@@ -264,17 +248,22 @@ void ReferenceBackward(const AttentionProblem& problem,
   clear(grad_key, problem.key_bytes());
   clear(grad_value, problem.value_bytes());
   for (int64_t b = 0; b < params.batch; ++b) {
-    const ReferenceEntry where(problem, b);
+    const BatchEntry place = ReferenceEntry(problem, b).place();
     for (int64_t h = 0; h < params.num_q_heads; ++h) {
       const int64_t kv_head = h / params.HeadsPerGroup();
-      for (int64_t i = 0; i < where.q_len(); ++i) {
+      for (int64_t i = 0; i < place.q_len; ++i) {
         const ReferenceRow row = ReferenceWeights(problem, forward, b, h, i);
         const auto at_row = [&](auto view) {
-          return view.Row(where.batch(), h, where.q_begin() + i);
+          return view.Row(place.batch, h, place.q_begin + i);
         };
-        const auto at_key = [&](auto view, const ReferenceKey& seen) {
-          return view.Row(where.batch(), kv_head,
-                          where.kv_begin() + seen.index);
+        // The gradient of a key or a value, and the key or value itself.
+        const auto grad_of = [&](auto view, const ReferenceKey& seen) {
+          return view.Row(place.batch, kv_head, place.kv_begin + seen.index);
+        };
+        const auto row_of = [&](const KvSource& source,
+                                const ReferenceKey& seen) {
+          return reinterpret_cast<const float*>(
+              source.Rows(place, kv_head, seen.index).first);
         };
         const float* grad_out = at_row(problem.OutputView(inputs.grad_output));
         const float* q = at_row(problem.QueryView(inputs.query));
@@ -284,8 +273,8 @@ void ReferenceBackward(const AttentionProblem& problem,
         std::vector<double> grad_weights;
         double mean = 0;
         for (const ReferenceKey& seen : row.keys) {
-          const float* v = at_key(problem.ValueView(inputs.value), seen);
-          double* grad_v = at_key(problem.ValueView(grad_value), seen);
+          const float* v = row_of(problem.ValueSource(inputs.value), seen);
+          double* grad_v = grad_of(problem.ValueView(grad_value), seen);
           double grad_weight = 0;
           for (int64_t d = 0; d < params.v_head_dim; ++d) {
             grad_weight += double{grad_out[d]} * double{v[d]};
@@ -302,8 +291,8 @@ void ReferenceBackward(const AttentionProblem& problem,
             grad_dot *= 1 - tanh * tanh;
           }
           grad_dot *= double{params.score_scale};
-          const float* k = at_key(problem.KeyView(inputs.key), seen);
-          double* grad_k = at_key(problem.KeyView(grad_key), seen);
+          const float* k = row_of(problem.KeySource(inputs.key), seen);
+          double* grad_k = grad_of(problem.KeyView(grad_key), seen);
           for (int64_t d = 0; d < params.head_dim; ++d) {
             grad_q[d] += grad_dot * double{k[d]};
             grad_k[d] += grad_dot * double{q[d]};

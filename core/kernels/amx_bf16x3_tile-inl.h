@@ -62,9 +62,9 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     const int64_t elements = 2 * TermWords(kTileKind, params_.head_dim);
     Bits largest = hn::Zero(kU);
     VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
-      SplitRow<kBf16Terms, decltype(as)>(
-          from, params_.head_dim, elements, factor,
-          reinterpret_cast<uint16_t*>(Query(r)), elements, largest);
+      SplitRow<kBf16Terms>(as, from, params_.head_dim, elements, factor,
+                           reinterpret_cast<uint16_t*>(Query(r)), elements,
+                           largest);
     });
     return LargestOf(largest);
   }
@@ -99,11 +99,11 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
   };
 
   template <class As>
-  static Sizes SizesOf(const typename As::Element* row, int64_t dims) {
+  static Sizes SizesOf(As as, const typename As::Element* row, int64_t dims) {
     Bits largest = hn::Zero(kU);
     auto tiny = FirstLanes(0);
     for (int64_t d = 0; d < dims; d += kLanes) {
-      const Vec size = hn::Abs(LoadAt<As>(row, dims, d));
+      const Vec size = hn::Abs(LoadAt(as, row, dims, d));
       largest = hn::Max(largest, Magnitude(size));
       tiny = hn::Or(tiny, IsBelow(size, kTiny));
     }
@@ -115,26 +115,22 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return hn::And(hn::Lt(x, hn::Set(kF, limit)), hn::Gt(x, hn::Zero(kF)));
   }
 
-  // Calls `visit(as, key, row)` for keys, or for their values.
+  // Calls `visit(as, key, row)` for each of `keys`, which are of one tile:
+  // `row` is the key's row of K or V, whose elements `as` reads.
   template <class Visitor>
-  void VisitRows(const TensorView<const std::byte>& tensor, DataType type,
-                 const KeyRange& keys, const Visitor& visit) const {
-    VisitType(type, [&](auto as) {
-      using Element = typename decltype(as)::Element;
+  void VisitRows(const KvSource& source, const KeyRange& keys,
+                 const Visitor& visit) const {
+    VisitReader(source.Rows(entry_, task_.kv_head, keys.begin), [&](auto rows) {
       for (int64_t key = keys.begin; key < keys.end; ++key) {
-        visit(as, key,
-              reinterpret_cast<const Element*>(
-                  tensor.RowBytes(SizeOf(type), entry_.batch, task_.kv_head,
-                                  entry_.kv_begin + key)));
+        visit(rows.as, key, rows.At(key - keys.begin, 0));
       }
     });
   }
 
   void MeasureKeys() {
-    VisitRows(job_.key, params_.key_dtype, {begin_, end_},
+    VisitRows(job_.key, {begin_, end_},
               [&](auto as, int64_t key, const auto* row) {
-                key_sizes_[key - begin_] =
-                    SizesOf<decltype(as)>(row, params_.head_dim);
+                key_sizes_[key - begin_] = SizesOf(as, row, params_.head_dim);
               });
   }
 
@@ -148,22 +144,22 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
         const auto at = rows_.HeadAndRow(r);
         const auto* const query =
             QueryRow<QueryAs>(job_, entry_, at.first, at.second);
-        const Sizes q_sizes = SizesOf<QueryAs>(query, dims);
-        VisitRows(
-            job_.key, params_.key_dtype, block.seen,
-            [&](auto k_as, int64_t key, const auto* row) HWY_ATTR {
-              float& score = Scores(r)[key - begin_];
-              const Sizes& sizes = key_sizes_[key - begin_];
-              const bool lacks = (q_sizes.large && sizes.tiny) ||
-                                 (q_sizes.tiny && sizes.large);
-              if (!lacks && std::isfinite(score)) return;
-              Vec sum = hn::Zero(kF);
-              for (int64_t d = 0; d < dims; d += kLanes) {
-                const Vec q = hn::Mul(factor, LoadAt<QueryAs>(query, dims, d));
-                sum = hn::MulAdd(q, LoadAt<decltype(k_as)>(row, dims, d), sum);
-              }
-              score = hn::GetLane(hn::SumOfLanes(kF, sum));
-            });
+        const Sizes q_sizes = SizesOf(q_as, query, dims);
+        VisitRows(job_.key, block.seen,
+                  [&](auto k_as, int64_t key, const auto* row) HWY_ATTR {
+                    float& score = Scores(r)[key - begin_];
+                    const Sizes& sizes = key_sizes_[key - begin_];
+                    const bool lacks = (q_sizes.large && sizes.tiny) ||
+                                       (q_sizes.tiny && sizes.large);
+                    if (!lacks && std::isfinite(score)) return;
+                    Vec sum = hn::Zero(kF);
+                    for (int64_t d = 0; d < dims; d += kLanes) {
+                      const Vec q =
+                          hn::Mul(factor, LoadAt(q_as, query, dims, d));
+                      sum = hn::MulAdd(q, LoadAt(k_as, row, dims, d), sum);
+                    }
+                    score = hn::GetLane(hn::SumOfLanes(kF, sum));
+                  });
       }
     });
   }
@@ -200,12 +196,12 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     const int64_t dims = params_.v_head_dim;
     const int64_t end =
         std::min(begin_ + RoundUp(end_ - begin_, kAmxBlock), entry_.kv_len);
-    VisitRows(job_.value, params_.value_dtype, {begin_, end},
+    VisitRows(job_.value, {begin_, end},
               [&](auto as, int64_t key, const auto* row) HWY_ATTR {
                 bool found = false;
                 for (int64_t d = 0; d < dims; d += kLanes) {
-                  found |= !hn::AllFalse(
-                      kF, CannotSplit(LoadAt<decltype(as)>(row, dims, d)));
+                  found |=
+                      !hn::AllFalse(kF, CannotSplit(LoadAt(as, row, dims, d)));
                 }
                 unsplittable_[key - begin_] = found;
                 any |= found;
@@ -243,22 +239,22 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
 
   // Adds the unsplittable values that are seen, as f32.
   void AddUnsplittable(const Block& block, int64_t column) const {
-    VisitRows(
-        job_.value, params_.value_dtype, block.seen,
-        [&](auto as, int64_t key, const auto* row) HWY_ATTR {
-          if (!unsplittable_[key - begin_]) return;
-          const Vec x = LoadAt<decltype(as)>(row, params_.v_head_dim, column);
-          const auto lanes = CannotSplit(x);
-          if (hn::AllFalse(kF, lanes)) return;
-          for (int64_t r = block.first; r < block.first + block.rows; ++r) {
-            if (!Sees(block, r, key)) continue;
-            float* const output = Output(r) + column;
-            const Vec old = hn::Load(kF, output);
-            const Vec sum =
-                hn::MulAdd(hn::Set(kF, WholeWeight(r, key)), x, old);
-            hn::Store(hn::IfThenElse(lanes, sum, old), kF, output);
-          }
-        });
+    VisitRows(job_.value, block.seen,
+              [&](auto as, int64_t key, const auto* row) HWY_ATTR {
+                if (!unsplittable_[key - begin_]) return;
+                const Vec x = LoadAt(as, row, params_.v_head_dim, column);
+                const auto lanes = CannotSplit(x);
+                if (hn::AllFalse(kF, lanes)) return;
+                for (int64_t r = block.first; r < block.first + block.rows;
+                     ++r) {
+                  if (!Sees(block, r, key)) continue;
+                  float* const output = Output(r) + column;
+                  const Vec old = hn::Load(kF, output);
+                  const Vec sum =
+                      hn::MulAdd(hn::Set(kF, WholeWeight(r, key)), x, old);
+                  hn::Store(hn::IfThenElse(lanes, sum, old), kF, output);
+                }
+              });
   }
 
   // The sum of a weight's terms.

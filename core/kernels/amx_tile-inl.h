@@ -162,8 +162,8 @@ class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
   uint32_t LoadQuery() const {
     const int64_t elements = 2 * RowWords(kTileKind, params_.head_dim);
     VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
-      ConvertRowToBf16<decltype(as)>(from, params_.head_dim, elements, factor,
-                                     reinterpret_cast<uint16_t*>(Query(r)));
+      ConvertRowToBf16(as, from, params_.head_dim, elements, factor,
+                       reinterpret_cast<uint16_t*>(Query(r)));
     });
     return 0;
   }

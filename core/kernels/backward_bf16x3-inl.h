@@ -99,15 +99,17 @@ inline void PackKeysBf16x3(const BackwardJob& job,
   float* const to = job.packed_keys + job.plan.PackedKeysAt(tile, entry);
   const int64_t first = tile.tile * kTileKeys;
   const int64_t keys = std::clamp<int64_t>(entry.kv_len - first, 0, kTileKeys);
-  const auto split_rows = [&](const TensorView<const float>& tensor,
-                              int64_t dims, int64_t stride, float* rows) {
+  const auto reader = [&](const KvSource& source) {
+    return ReaderOf<AsF32>(source.Rows(entry, tile.kv_head, first));
+  };
+  const auto split_rows = [&](const KvSource& source, int64_t dims,
+                              int64_t stride, float* rows) {
+    const RowReader<AsF32> from = reader(source);
     Bits largest = hn::Zero(kU);
     for (int64_t j = 0; j < keys; ++j) {
-      SplitRow<kTerms, AsF32>(
-          tensor.Row(entry.batch, tile.kv_head, entry.kv_begin + first + j),
-          dims, 2 * stride / kTerms, 1,
-          reinterpret_cast<uint16_t*>(rows + j * stride), 2 * stride / kTerms,
-          largest);
+      SplitRow<kTerms>(from.as, from.At(j, 0), dims, 2 * stride / kTerms, 1,
+                       reinterpret_cast<uint16_t*>(rows + j * stride),
+                       2 * stride / kTerms, largest);
     }
     std::fill(rows + keys * stride, rows + kTileKeys * stride, 0.0F);
     return LargestOf(largest);
@@ -126,10 +128,8 @@ inline void PackKeysBf16x3(const BackwardJob& job,
   VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
     std::fill(std::begin(tiles), std::end(tiles), 0.0F);
     if (keys > 0) {
-      PackValueTiles<kTerms, AsF32>(
-          job.key.Row(entry.batch, tile.kv_head, entry.kv_begin + first) +
-              column,
-          job.key.strides[2], keys, std::min(kAmxBlock, dims - column), tiles);
+      PackValueTiles<kTerms>(reader(job.key).From(0, column), keys,
+                             std::min(kAmxBlock, dims - column), tiles);
     }
     if (largest_key >= kInfinityBits) {
       ZeroNotFinite(kGroups, vectors * kAmxTileWords, tiles);
@@ -168,8 +168,8 @@ inline void PackRowsBf16x3(const BackwardJob& job,
           entry.VisibleRange(row - entry.q_begin).size() == 0) {
         std::fill_n(copy, stride, 0.0F);
       } else {
-        ConvertRow<AsF32>(tensor.Row(entry.batch, head, row), dims, stride,
-                          factor, false, copy);
+        ConvertRow(AsF32(), tensor.Row(entry.batch, head, row), dims, stride,
+                   factor, false, copy);
       }
     });
     const int64_t count = std::min(
@@ -177,8 +177,8 @@ inline void PackRowsBf16x3(const BackwardJob& job,
     Bits largest = hn::Zero(kU);
     for (int64_t r = 0; r < shape.tile_q; r += kPanelKeys) {
       largest = hn::Max(largest,
-                        PackKeyTiles<kBf16Terms, AsF32>(
-                            rows + r * stride, stride,
+                        PackKeyTiles<kBf16Terms>(
+                            RowReader<AsF32>{rows + r * stride, stride},
                             std::clamp<int64_t>(count - r, 0, kPanelKeys), dims,
                             tiles + r * RowWords(TileKind::kAmxBf16x3, dims)));
     }
@@ -189,7 +189,8 @@ inline void PackRowsBf16x3(const BackwardJob& job,
         hn::Store(hn::IfThenElseZero(finite, x), kF, rows + i);
       }
     }
-    PackValueTiles<kBf16Terms, AsF32>(rows, stride, count, dims, values);
+    PackValueTiles<kBf16Terms>(RowReader<AsF32>{rows, stride}, count, dims,
+                               values);
     return std::bit_cast<float>(LargestOf(largest));
   };
   to[layout.largest] =

@@ -37,23 +37,23 @@ void PackKeysF32(const BackwardJob& job, const BackwardPlan::Tile& tile,
                  const BatchEntry& entry, float* to) {
   const PackedKeys layout = PackedKeys::Of(job.plan.shape());
   const int64_t first = tile.tile * kTileKeys;
-  const int64_t last = std::min(first + kTileKeys, entry.kv_extent);
+  const KvRows key_rows = job.key.Rows(entry, tile.kv_head, first);
+  const auto keys = ReaderOf<AsF32>(key_rows);
+  const auto values =
+      ReaderOf<AsF32>(job.value.Rows(entry, tile.kv_head, first));
+  const int64_t count = std::min(kTileKeys, key_rows.count);
   const int64_t dims = job.params.head_dim;
   const int64_t v_dims = job.params.v_head_dim;
-  const auto row = [&](const TensorView<const float>& tensor, int64_t key) {
-    return tensor.Row(entry.batch, tile.kv_head, entry.kv_begin + key);
-  };
-  for (int64_t key = first; key < last; key += kPanelKeys) {
-    const int64_t keys = std::min(kPanelKeys, last - key);
+  for (int64_t j = 0; j < count; j += kPanelKeys) {
+    const int64_t panel_keys = std::min(kPanelKeys, count - j);
     if constexpr (kKind != BackwardKind::kDirect) {
-      PackPanel<AsF32>(row(job.key, key), job.key.strides[2], keys, dims, false,
-                       to + layout.key_panels + (key - first) * dims);
+      PackPanel(keys.From(j, 0), panel_keys, dims, false,
+                to + layout.key_panels + j * dims);
     }
-    PackPanel<AsF32>(row(job.value, key), job.value.strides[2], keys, v_dims,
-                     false, to + layout.value_panels + (key - first) * v_dims);
+    PackPanel(values.From(j, 0), panel_keys, v_dims, false,
+              to + layout.value_panels + j * v_dims);
   }
-  PackValueChunk<AsF32>(row(job.key, first), job.key.strides[2], last - first,
-                        dims, false, to + layout.key_chunk);
+  PackValueChunk(keys, count, dims, false, to + layout.key_chunk);
 }
 
 // One tile of keys against one tile of rows, by f32 products. If the tile of
@@ -169,19 +169,21 @@ class F32Pair : public TilePair {
     for (int64_t r = 0; r < rows_.rows(); ++r) {
       const auto [head, q_row] = rows_.HeadAndRow(r);
       const int64_t row = entry_.q_begin + q_row;
-      ConvertRow<AsF32>(job_.query.Row(entry_.batch, head, row),
-                        params_.head_dim, layout_.q_stride, factor, false,
-                        Rows(layout_.query, layout_.q_stride, r));
-      ConvertRow<AsF32>(job_.grad_output.Row(entry_.batch, head, row),
-                        params_.v_head_dim, layout_.v_stride, 1, false,
-                        Rows(layout_.grad_output, layout_.v_stride, r));
+      ConvertRow(AsF32(), job_.query.Row(entry_.batch, head, row),
+                 params_.head_dim, layout_.q_stride, factor, false,
+                 Rows(layout_.query, layout_.q_stride, r));
+      ConvertRow(AsF32(), job_.grad_output.Row(entry_.batch, head, row),
+                 params_.v_head_dim, layout_.v_stride, 1, false,
+                 Rows(layout_.grad_output, layout_.v_stride, r));
     }
-    PackValueChunk<AsF32>(Rows(layout_.query, layout_.q_stride),
-                          layout_.q_stride, rows_.rows(), params_.head_dim,
-                          false, slot_ + layout_.query_chunk);
-    PackValueChunk<AsF32>(Rows(layout_.grad_output, layout_.v_stride),
-                          layout_.v_stride, rows_.rows(), params_.v_head_dim,
-                          false, slot_ + layout_.grad_chunk);
+    PackValueChunk(RowReader<AsF32>{Rows(layout_.query, layout_.q_stride),
+                                    layout_.q_stride},
+                   rows_.rows(), params_.head_dim, false,
+                   slot_ + layout_.query_chunk);
+    PackValueChunk(RowReader<AsF32>{Rows(layout_.grad_output, layout_.v_stride),
+                                    layout_.v_stride},
+                   rows_.rows(), params_.v_head_dim, false,
+                   slot_ + layout_.grad_chunk);
   }
 
   // In the way of the forward pass, so that scores have its bits: P is
@@ -192,11 +194,10 @@ class F32Pair : public TilePair {
       Multiply(query, layout_.q_stride, packed_ + at_.key_panels,
                params_.head_dim, slot_ + layout_.weights);
     } else {
-      DirectTileScores<AsF32>(rows_, begin_, query, layout_.q_stride,
-                              job_.key.Row(entry_.batch, key_tile_.kv_head,
-                                           entry_.kv_begin + begin_),
-                              job_.key.strides[2], params_.head_dim,
-                              slot_ + layout_.weights, layout_.score_stride);
+      DirectTileScores(
+          rows_, begin_, query, layout_.q_stride,
+          ReaderOf<AsF32>(job_.key.Rows(entry_, key_tile_.kv_head, begin_)),
+          params_.head_dim, slot_ + layout_.weights, layout_.score_stride);
     }
   }
 

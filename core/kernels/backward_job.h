@@ -11,6 +11,7 @@
 #include "core/backward_plan.h"
 #include "core/input_source.h"
 #include "core/kernels/score_inputs.h"
+#include "core/kv_rows.h"
 #include "core/tensor_view.h"
 #include "core/tile_scheduler.h"
 #include "core/workspace.h"
@@ -55,7 +56,9 @@ class BackwardJob final : public TileJob {
   const BackwardPlan plan;
   const ScoreInputs scores;
   InputSource* const source;  // or null
-  const TensorView<const float> query, key, value, output, grad_output;
+  const TensorView<const float> query;
+  const KvSource key, value;
+  const TensorView<const float> output, grad_output;
   const TensorView<const float> lse;
   const TensorView<float> grad_query, grad_key, grad_value;
   const int64_t threads;

@@ -27,6 +27,7 @@ namespace HWY_NAMESPACE {
 
 inline constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
 static_assert(kTileKeys == kKeysPerSum);
+static_assert(KvSource::kAlignedKeys % kTileKeys == 0);
 
 // Calls `visit(r, head, row)` for the rows of a tile: their number in it, query
 // head and row of the tensors.

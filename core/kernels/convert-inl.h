@@ -14,6 +14,7 @@
 #include "base/half_float.h"
 #include "core/attention_params.h"
 #include "core/kernels/vectors-inl.h"
+#include "core/kv_rows.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -22,12 +23,14 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// How elements of one type are read and written; `Element` is how they lie in
-// memory.
+// AsF32, AsF16 and AsBf16 convert elements of one type to f32 and back.
+// `Element` is the type in memory. Load() is not static because a type may need
+// more than the elements to read them, such as a scale. These three have no
+// such state.
 struct AsF32 {
   using Element = float;
   template <class D>
-  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
+  HWY_INLINE hn::Vec<D> Load(D d, const Element* from) const {
     return hn::LoadU(d, from);
   }
   template <class D>
@@ -40,7 +43,7 @@ struct AsF16 {
   using Element = uint16_t;
 #if ATTND_WIDE
   template <class D>
-  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
+  HWY_INLINE hn::Vec<D> Load(D d, const Element* from) const {
     const hn::Rebind<hwy::float16_t, D> d16;
     return hn::PromoteTo(
         d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
@@ -55,7 +58,7 @@ struct AsF16 {
   // Highway's own, without vectors, cut off what they should round and do not
   // know infinities.
   template <class D>
-  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
+  HWY_INLINE hn::Vec<D> Load(D d, const Element* from) const {
     return hn::Set(d, FloatFromF16(*from));
   }
   template <class D>
@@ -82,7 +85,7 @@ HWY_INLINE hn::Vec<D> RoundToBf16(D d, hn::Vec<D> x) {
 struct AsBf16 {
   using Element = uint16_t;
   template <class D>
-  static HWY_INLINE hn::Vec<D> Load(D d, const Element* from) {
+  HWY_INLINE hn::Vec<D> Load(D d, const Element* from) const {
     const hn::RebindToUnsigned<D> du;
     const hn::Rebind<uint16_t, D> d16;
     return hn::BitCast(
@@ -143,13 +146,14 @@ HWY_INLINE hn::Vec<D> UpperHalves(D d, hn::Vec<D> first, hn::Vec<D> second) {
                      hn::Or(hn::ShiftRight<16>(hn::BitCast(du, first)), upper));
 }
 
-// The first `count` elements at `from`, the other lanes 0. Reads no further.
+// Returns the first `count` elements at `from`, with 0 in the other lanes.
+// Reads no further.
 template <class As, class D>
-HWY_INLINE hn::Vec<D> LoadFirst(D d, const typename As::Element* from,
+HWY_INLINE hn::Vec<D> LoadFirst(As as, D d, const typename As::Element* from,
                                 size_t count) {
   HWY_ALIGN typename As::Element lanes[hn::MaxLanes(D())] = {};
   std::memcpy(lanes, from, count * sizeof(lanes[0]));
-  return As::Load(d, lanes);
+  return as.Load(d, lanes);
 }
 
 template <class As, class D>
@@ -160,7 +164,26 @@ HWY_INLINE void StoreFirst(D d, hn::Vec<D> x, typename As::Element* to,
   std::memcpy(to, lanes, count * sizeof(lanes[0]));
 }
 
-// Calls `visit` with the way to read and write `type`.
+// Reads rows of elements of one type: where they are, and how to convert them.
+template <class As>
+struct RowReader {
+  using Element = typename As::Element;
+
+  // Returns the address of element `d` of row `row`.
+  const Element* At(int64_t row, int64_t d) const {
+    return first + row * stride + d;
+  }
+  // Returns a reader whose row 0 begins with element `d` of row `row`.
+  RowReader From(int64_t row, int64_t d) const {
+    return {At(row, d), stride, as};
+  }
+
+  const Element* first;  // row 0
+  int64_t stride;        // elements from a row to the next
+  [[no_unique_address]] As as = {};
+};
+
+// Calls `visit` with the AsF32, AsF16 or AsBf16 that stands for `type`.
 template <class Visitor>
 HWY_INLINE void VisitType(DataType type, const Visitor& visit) {
   switch (type) {
@@ -173,6 +196,21 @@ HWY_INLINE void VisitType(DataType type, const Visitor& visit) {
     case DataType::kBool:
       return;  // AttentionProblem refuses it
   }
+}
+
+// Returns a reader of `rows`, whose type must be that of As. If a type gets
+// some state, such as a scale, this is where `as` takes it from `rows`.
+template <class As>
+HWY_INLINE RowReader<As> ReaderOf(const KvRows& rows) {
+  using Element = typename As::Element;
+  return {reinterpret_cast<const Element*>(rows.first),
+          rows.stride_bytes / static_cast<int64_t>(sizeof(Element))};
+}
+
+// Calls `visit` with a reader of `rows`.
+template <class Visitor>
+HWY_INLINE void VisitReader(const KvRows& rows, const Visitor& visit) {
+  VisitType(rows.type, [&](auto as) { visit(ReaderOf<decltype(as)>(rows)); });
 }
 
 }  // namespace HWY_NAMESPACE

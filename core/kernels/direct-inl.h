@@ -92,9 +92,9 @@ HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
 // zeros to whole vectors.
 template <class As, size_t R>
 void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
-                 const typename As::Element* key, int64_t key_stride,
-                 int64_t last_key, int64_t begin, int64_t end, int64_t half,
-                 int64_t dims, float* HWY_RESTRICT scores, int64_t score_stride,
+                 RowReader<As> keys, int64_t last_key, int64_t begin,
+                 int64_t end, int64_t half, int64_t dims,
+                 float* HWY_RESTRICT scores, int64_t score_stride,
                  int64_t ahead_bytes) {
   const int64_t whole = dims / kLanes * kLanes;
   for (int64_t j = begin; j < end; j += kDirectKeys / 2) {
@@ -103,7 +103,7 @@ void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
     ATTND_UNROLL
     for (int64_t i = 0; i < kDirectKeys; ++i) {
       const int64_t at = j + i % 2 + i / 2 * half;
-      row[i] = key + std::min(at, last_key) * key_stride;
+      row[i] = keys.At(std::min(at, last_key), 0);
       ATTND_UNROLL
       for (size_t r = 0; r < R; ++r) acc[r][i] = hn::Zero(kF);
     }
@@ -112,7 +112,7 @@ void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
       ATTND_UNROLL
       for (int64_t i = 0; i < kDirectKeys; ++i) {
         FetchAhead(row[i] + d, ahead_bytes);
-        k[i] = As::Load(kF, row[i] + d);
+        k[i] = keys.as.Load(kF, row[i] + d);
       }
       ATTND_UNROLL
       for (size_t r = 0; r < R; ++r) {
@@ -126,8 +126,8 @@ void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
     if (whole < dims) {
       ATTND_UNROLL
       for (int64_t i = 0; i < kDirectKeys; ++i) {
-        const Vec k = LoadFirst<As>(kF, row[i] + whole,
-                                    static_cast<size_t>(dims - whole));
+        const Vec k = LoadFirst(keys.as, kF, row[i] + whole,
+                                static_cast<size_t>(dims - whole));
         ATTND_UNROLL
         for (size_t r = 0; r < R; ++r) {
           const Vec x =
@@ -156,23 +156,23 @@ struct DirectRows {
   int64_t rows;  // up to kDirectRows
 };
 
-// The scores of every key below `keys`, in whole groups of four. Groups take
+// The scores of the first `count` keys, in whole groups of four. Groups take
 // turns at each four keys, so that memory delivers evenly while all of them
 // compute: a group alone at all keys would wait for memory, and memory for all
 // others.
 template <class As>
 void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
-                  const typename As::Element* key, int64_t key_stride,
-                  int64_t keys, int64_t dims, int64_t score_stride) {
+                  RowReader<As> keys, int64_t count, int64_t dims,
+                  int64_t score_stride) {
   static constexpr auto kBlocks =
       MakeDirectBlocks<As>(std::make_index_sequence<kDirectRows>());
-  const int64_t half = CeilDiv(keys, kDirectKeys) * (kDirectKeys / 2);
+  const int64_t half = CeilDiv(count, kDirectKeys) * (kDirectKeys / 2);
   const int64_t step = groups.size() == 1 ? half : kDirectKeys / 2;
   for (int64_t j = 0; j < half; j += step) {
     int64_t ahead_bytes = kKeyAheadBytes;
     for (const DirectRows& group : groups) {
       kBlocks[static_cast<size_t>(group.rows - 1)](
-          group.q, q_stride, key, key_stride, keys - 1, j, j + step, half, dims,
+          group.q, q_stride, keys, count - 1, j, j + step, half, dims,
           group.scores, score_stride, ahead_bytes);
       ahead_bytes = 0;
     }
@@ -180,13 +180,12 @@ void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
 }
 
 // The same of all blocks of a tile's rows that see any key, over the keys that
-// any of them sees: `q` and `scores` are those of the tile's first row, `key`
-// is the first key in work, number `begin`.
+// any of them sees: `q` and `scores` are those of the tile's first row, `keys`
+// begin with the first key in work, number `begin`.
 template <class As>
 void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
-                      int64_t q_stride, const typename As::Element* key,
-                      int64_t key_stride, int64_t dims, float* scores,
-                      int64_t score_stride) {
+                      int64_t q_stride, RowReader<As> keys, int64_t dims,
+                      float* scores, int64_t score_stride) {
   KeyRange seen;
   DirectRows groups[kMaxTileRows];
   size_t num_groups = 0;
@@ -204,8 +203,8 @@ void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
   }
   const int64_t first = rows.FirstVector(seen);
   for (size_t g = 0; g < num_groups; ++g) groups[g].scores += first;
-  DirectScores<As>({groups, num_groups}, q_stride, key + first * key_stride,
-                   key_stride, seen.end - begin - first, dims, score_stride);
+  DirectScores({groups, num_groups}, q_stride, keys.From(first, 0),
+               seen.end - begin - first, dims, score_stride);
 }
 
 // ---------------------------------------------------------------------------
@@ -244,11 +243,12 @@ struct RowsAhead {
 // the other in memory but read side by side.
 template <class As, size_t S, size_t R, size_t N>
 void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
-                      const typename As::Element* HWY_RESTRICT value,
-                      int64_t value_stride, int64_t keys,
+                      RowReader<As> values, int64_t keys,
                       float* HWY_RESTRICT output, int64_t output_stride,
                       RowsAhead ahead) {
   constexpr int64_t kLine = PrefetchCursor::kLineBytes;
+  using Element = typename As::Element;
+  const Element* HWY_RESTRICT value = values.first;
   const int64_t stream_bytes = ahead.row == nullptr ? ahead.bytes : 0;
   int64_t fetch_at = ahead.row == nullptr ? keys : 0;
   Vec acc[S][R][N];
@@ -265,19 +265,21 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
       for (int64_t b = 0; b < ahead.bytes; b += kLine) {
         __builtin_prefetch(ahead.row + b, 0, 2);
       }
-      ahead.row += value_stride * static_cast<int64_t>(sizeof(*value));
+      ahead.row += values.stride * static_cast<int64_t>(sizeof(Element));
       fetch_at += ahead.keys_a_row;
     }
     ATTND_UNROLL
     for (size_t s = 0; s < S; ++s) {
       const int64_t key = static_cast<int64_t>(s) * kKeysPerSum;
-      const typename As::Element* row = value + key * value_stride;
+      const Element* row = value + key * values.stride;
       for (int64_t b = 0; b < stream_bytes; b += kLine) {
         FetchAhead(row, kValueAheadBytes + b);
       }
       Vec v[N];
       ATTND_UNROLL
-      for (size_t n = 0; n < N; ++n) v[n] = As::Load(kF, row + n * kLaneCount);
+      for (size_t n = 0; n < N; ++n) {
+        v[n] = values.as.Load(kF, row + n * kLaneCount);
+      }
       ATTND_UNROLL
       for (size_t r = 0; r < R; ++r) {
         const Vec p = hn::Set(
@@ -288,7 +290,7 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
         }
       }
     }
-    value += value_stride;
+    value += values.stride;
   }
   ATTND_UNROLL
   for (size_t r = 0; r < R; ++r) {
@@ -324,13 +326,12 @@ constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
 }
 
 // Adds keys first <= key < last for any number of columns, in sums of
-// kKeysPerSum keys from `value` on.
+// kKeysPerSum keys from the first of `values` on.
 template <class As>
 void DirectValues(const float* weights, int64_t weight_stride,
-                  const typename As::Element* value, int64_t value_stride,
-                  int64_t first, int64_t last, int64_t dims, int64_t rows,
-                  float* output, int64_t output_stride,
-                  const RowsAhead& ahead) {
+                  RowReader<As> values, int64_t first, int64_t last,
+                  int64_t dims, int64_t rows, float* output,
+                  int64_t output_stride, const RowsAhead& ahead) {
   static constexpr auto kOne =
       MakeDirectValueTable<As, 1>(std::make_index_sequence<kRows>());
   static constexpr auto kTwo =
@@ -347,9 +348,8 @@ void DirectValues(const float* weights, int64_t weight_stride,
                  [&](int64_t column, int64_t vectors) {
                    blocks[static_cast<size_t>(vectors - 1)](
                        weights + first, weight_stride,
-                       value + first * value_stride + column, value_stride,
-                       keys, output + column, output_stride,
-                       column == 0 ? ahead : RowsAhead());
+                       values.From(first, column), keys, output + column,
+                       output_stride, column == 0 ? ahead : RowsAhead());
                  });
     first += two ? 2 * keys : keys;
   }

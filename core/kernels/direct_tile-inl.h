@@ -38,8 +38,8 @@ class DirectTile : public Tile {
 
   uint32_t LoadQuery() const {
     VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
-      Format<kKind>::template PackQuery<decltype(as)>(
-          from, params_.head_dim, layout_.q_stride, factor, Query(r));
+      Format<kKind>::PackQuery(as, from, params_.head_dim, layout_.q_stride,
+                               factor, Query(r));
     });
     return 0;
   }
@@ -59,40 +59,29 @@ class DirectTile : public Tile {
 
  private:
   void Score() const {
-    const std::byte* key =
-        job_.key.RowBytes(SizeOf(params_.key_dtype), entry_.batch,
-                          task_.kv_head, entry_.kv_begin + begin_);
-    VisitType(params_.key_dtype, [&](auto as) {
-      using As = decltype(as);
-      DirectTileScores<As>(rows_, begin_, Query(0), layout_.q_stride,
-                           reinterpret_cast<const typename As::Element*>(key),
-                           job_.key.strides[2], params_.head_dim, Scores(0),
-                           score_stride_);
+    VisitReader(job_.key.Rows(entry_, task_.kv_head, begin_), [&](auto keys) {
+      DirectTileScores(rows_, begin_, Query(0), layout_.q_stride, keys,
+                       params_.head_dim, Scores(0), score_stride_);
     });
   }
 
   // Where the tile's values are: as they lie, or converted in the slot.
   void LocateValues() {
-    const std::byte* row =
-        job_.value.RowBytes(SizeOf(params_.value_dtype), entry_.batch,
-                            task_.kv_head, entry_.kv_begin + begin_);
+    const KvRows rows = job_.value.Rows(entry_, task_.kv_head, begin_);
     if (!plan_.converts_values || (!ConvertsAlways() && AllFullyVisible())) {
-      value_ = row;
-      value_stride_ = job_.value.strides[2];
-      value_type_ = params_.value_dtype;
+      values_ = rows;
       return;
     }
     float* const to = slot_ + layout_.values;
-    value_ = reinterpret_cast<const std::byte*>(to);
-    value_stride_ = layout_.output_stride;
-    value_type_ = DataType::kF32;
-    VisitType(params_.value_dtype, [&](auto as) {
-      using As = decltype(as);
-      const auto* from = reinterpret_cast<const typename As::Element*>(row);
+    const int64_t stride = layout_.output_stride;
+    values_ = {.first = reinterpret_cast<const std::byte*>(to),
+               .count = end_ - begin_,
+               .stride_bytes = stride * SizeOf(DataType::kF32),
+               .type = DataType::kF32};
+    VisitReader(rows, [&](auto from) {
       for (int64_t j = 0; j < end_ - begin_; ++j) {
-        ConvertRow<As>(from + j * job_.value.strides[2], params_.v_head_dim,
-                       value_stride_, 1, Format<kKind>::kRounds,
-                       to + j * value_stride_);
+        ConvertRow(from.as, from.At(j, 0), params_.v_head_dim, stride, 1,
+                   Format<kKind>::kRounds, to + j * stride);
       }
     });
   }
@@ -117,7 +106,7 @@ class DirectTile : public Tile {
   // Few rows take values as they come from memory; of more, each visit fetches
   // its share of the next sum's.
   void AddValues() {
-    const int64_t row_bytes = params_.v_head_dim * SizeOf(value_type_);
+    const int64_t row_bytes = params_.v_head_dim * SizeOf(values_.type);
     if (rows_.rows() <= kStreamRows && rows_.num_blocks() == 1) {
       AddBlock(rows_.block(0), begin_, end_, 0, params_.v_head_dim,
                RowsAhead::Stream(row_bytes));
@@ -132,7 +121,7 @@ class DirectTile : public Tile {
       VisitColumns(params_.v_head_dim, [&](int64_t column, int64_t vectors) {
         for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
           AddBlock(rows_.block(b), key, last, column, vectors * kLanes,
-                   RowsAhead::Slowly(Values(next, 0), row_bytes, visits));
+                   RowsAhead::Slowly(Values(next), row_bytes, visits));
           next += share;
         }
       });
@@ -149,19 +138,17 @@ class DirectTile : public Tile {
         const KeyRange of = Clip(seen, key, key + kKeysPerSum);
         AddMasked(block, kMicrokernels.value[0][0], key, of.begin - key,
                   of.size(),
-                  {F32Values(of.begin, column), kLanes, value_stride_}, column,
-                  CeilDiv(columns, kLanes));
+                  {F32Values().At(of.begin - begin_, column), kLanes,
+                   F32Values().stride},
+                  column, CeilDiv(columns, kLanes));
       }
       return;
     }
-    VisitType(value_type_, [&](auto as) {
-      using As = decltype(as);
-      DirectValues<As>(
-          Weights(block.first, begin), score_stride_,
-          reinterpret_cast<const typename As::Element*>(Values(begin, column)),
-          value_stride_, seen.begin - begin, seen.end - begin, columns,
-          block.rows, Output(block.first) + column, layout_.output_stride,
-          ahead);
+    VisitReader(values_, [&](auto values) {
+      DirectValues(Weights(block.first, begin), score_stride_,
+                   values.From(begin - begin_, column), seen.begin - begin,
+                   seen.end - begin, columns, block.rows,
+                   Output(block.first) + column, layout_.output_stride, ahead);
     });
   }
 
@@ -169,23 +156,20 @@ class DirectTile : public Tile {
   bool AreValuesFinite() const {
     bool finite = true;
     for (int64_t key = begin_; key < end_; ++key) {
-      finite &= AllFinite(F32Values(key, 0),
+      finite &= AllFinite(F32Values().At(key - begin_, 0),
                           CeilDiv(params_.v_head_dim, kLanes), false);
     }
     return finite;
   }
 
-  const std::byte* Values(int64_t key, int64_t column) const {
-    return value_ +
-           ((key - begin_) * value_stride_ + column) * SizeOf(value_type_);
+  // Where the values of `key` are. It may lie behind the tile, to be
+  // prefetched.
+  const std::byte* Values(int64_t key) const {
+    return values_.first + (key - begin_) * values_.stride_bytes;
   }
-  const float* F32Values(int64_t key, int64_t column) const {
-    return reinterpret_cast<const float*>(Values(key, column));
-  }
+  RowReader<AsF32> F32Values() const { return ReaderOf<AsF32>(values_); }
 
-  const std::byte* value_ = nullptr;  // of the tile of keys in work
-  int64_t value_stride_ = 0;          // elements from key to key
-  DataType value_type_ = DataType::kF32;
+  KvRows values_ = {};  // of the tile of keys in work
 };
 
 }  // namespace HWY_NAMESPACE

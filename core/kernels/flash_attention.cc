@@ -249,10 +249,6 @@ bool LoadsWithPacking(const AttentionProblem& problem, const KernelPlan& plan,
          problem.params().layout == Layout::kBhsd;
 }
 
-const std::byte* Bytes(const void* data) {
-  return static_cast<const std::byte*>(data);
-}
-
 }  // namespace
 
 ForwardJob::ForwardJob(const AttentionProblem& of_problem, KernelPlan of_plan,
@@ -264,9 +260,9 @@ ForwardJob::ForwardJob(const AttentionProblem& of_problem, KernelPlan of_plan,
       scores(problem, buffers.bias, buffers.mask),
       source(of_source),
       loads_with_packing(LoadsWithPacking(problem, plan, source)),
-      query(problem.QueryView(Bytes(buffers.query))),
-      key(problem.KeyView(Bytes(buffers.key))),
-      value(problem.ValueView(Bytes(buffers.value))),
+      query(problem.QueryView(static_cast<const std::byte*>(buffers.query))),
+      key(problem.KeySource(buffers.key)),
+      value(problem.ValueSource(buffers.value)),
       output(problem.OutputView(static_cast<std::byte*>(buffers.output))),
       lse(problem.LseView(params.return_lse ? buffers.lse : nullptr)),
       threads(num_threads),
@@ -330,19 +326,16 @@ void ForwardJob::WritePadding(int64_t task) const {
   }
 }
 
+// The rows of a packing task lie together.
+static_assert(KvSource::kAlignedKeys % KernelPlan::kKeysPerPackTask == 0);
+
 void ForwardJob::Load(const PackTask& task) const {
   const BatchEntry entry = problem.visibility().Entry(task.entry);
-  const auto bytes = [&](const TensorView<const std::byte>& view, int64_t dims,
-                         DataType type, const auto& load) {
-    const int64_t first = entry.batch * view.strides[0] +
-                          task.kv_head * view.strides[1] +
-                          (entry.kv_begin + task.first) * view.strides[2];
-    load(first * SizeOf(type), (task.last - task.first) * dims * SizeOf(type));
-  };
-  bytes(key, params.head_dim, params.key_dtype,
-        [&](int64_t at, int64_t size) { source->LoadKeys(at, size); });
-  bytes(value, params.v_head_dim, params.value_dtype,
-        [&](int64_t at, int64_t size) { source->LoadValues(at, size); });
+  const int64_t keys = task.last - task.first;
+  const KvRows k = key.Rows(entry, task.kv_head, task.first);
+  source->LoadKeys(k.first - key.data(), keys * k.stride_bytes);
+  const KvRows v = value.Rows(entry, task.kv_head, task.first);
+  source->LoadValues(v.first - value.data(), keys * v.stride_bytes);
 }
 
 }  // namespace attnd

@@ -67,8 +67,8 @@ float Dot(const float* a, const float* b, int64_t dims) {
   }
   if (d < dims) {
     const auto left = static_cast<size_t>(dims - d);
-    sum = hn::MulAdd(LoadFirst<AsF32>(kF, a + d, left),
-                     LoadFirst<AsF32>(kF, b + d, left), sum);
+    sum = hn::MulAdd(LoadFirst(AsF32(), kF, a + d, left),
+                     LoadFirst(AsF32(), kF, b + d, left), sum);
   }
   return hn::GetLane(hn::SumOfLanes(kF, sum));
 }
@@ -321,8 +321,8 @@ BackwardJob::BackwardJob(const AttentionProblem& of_problem,
       scores(problem, buffers.bias, buffers.mask),
       source(of_source),
       query(problem.QueryView(buffers.query)),
-      key(problem.KeyView(buffers.key)),
-      value(problem.ValueView(buffers.value)),
+      key(problem.KeySource(buffers.key)),
+      value(problem.ValueSource(buffers.value)),
       output(problem.OutputView(buffers.output)),
       grad_output(problem.OutputView(buffers.grad_output)),
       lse(problem.LseView(buffers.lse)),

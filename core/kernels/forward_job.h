@@ -13,6 +13,7 @@
 #include "core/input_source.h"
 #include "core/kernel_plan.h"
 #include "core/kernels/score_inputs.h"
+#include "core/kv_rows.h"
 #include "core/tensor_view.h"
 #include "core/tile_scheduler.h"
 #include "core/workspace.h"
@@ -83,12 +84,10 @@ class ForwardJob final : public TileJob {
   const bool loads_with_packing;
   const TensorView<const std::byte> query;  // [batch, num_q_heads, q_len,
                                             //  head_dim]
-  const TensorView<const std::byte> key;    // [batch, num_kv_heads, kv_len,
-                                            //  head_dim]
-  const TensorView<const std::byte> value;  // [batch, num_kv_heads, kv_len,
-                                            //  v_head_dim]
-  const TensorView<std::byte> output;       // [batch, num_q_heads, q_len,
-                                            //  v_head_dim]
+  const KvSource key;
+  const KvSource value;
+  const TensorView<std::byte> output;  // [batch, num_q_heads, q_len,
+                                       //  v_head_dim]
   const TensorView<float> lse;  // [batch, num_q_heads, q_len, 1], or null
   const int64_t threads;
   const int64_t packed_heads;

@@ -189,12 +189,12 @@ class NaiveJob : public TileJob {
   NaiveJob(const AttentionProblem& problem, const AttentionBuffers& buffers,
            const AttentionEngine& engine, float* scores)
       : params_(problem.params()),
-        entry_(problem.visibility().Entry(0)),
+        visibility_(problem.visibility()),
         row_(ATTND_FUNCTION(engine.machine().isa, NaiveRow)),
         threads_(engine.threads()),
         query_(problem.QueryView(static_cast<const float*>(buffers.query))),
-        key_(problem.KeyView(static_cast<const float*>(buffers.key))),
-        value_(problem.ValueView(static_cast<const float*>(buffers.value))),
+        key_(problem.KeySource(buffers.key)),
+        value_(problem.ValueSource(buffers.value)),
         output_(problem.OutputView(static_cast<float*>(buffers.output))),
         lse_(problem.LseView(params_.return_lse ? buffers.lse : nullptr)),
         scores_(scores) {
@@ -220,12 +220,16 @@ class NaiveJob : public TileJob {
     const int64_t kv_head = head / params_.HeadsPerGroup();
     const int64_t begin = task % tasks_per_head_ * rows_per_task_;
     const int64_t end = std::min(begin + rows_per_task_, params_.q_len);
+    const BatchEntry entry = visibility_.Entry(batch);
+    const auto first_row = [&](const KvSource& source, const KeyRange& range) {
+      return reinterpret_cast<const float*>(
+          source.Rows(entry, kv_head, range.begin).first);
+    };
     for (int64_t i = begin; i < end && !control.ShouldStop(); ++i) {
-      const KeyRange range = entry_.VisibleRange(i);
+      const KeyRange range = entry.VisibleRange(i);
       const float lse =
-          row_(params_, query_.Row(batch, head, i),
-               key_.Row(batch, kv_head, range.begin),
-               value_.Row(batch, kv_head, range.begin), range.size(),
+          row_(params_, query_.Row(batch, head, i), first_row(key_, range),
+               first_row(value_, range), range.size(),
                scores_ + (batch_head * params_.q_len + i) * params_.kv_len,
                output_.Row(batch, head, i));
       if (lse_.data != nullptr) *lse_.Row(batch, head, i) = lse;
@@ -235,12 +239,12 @@ class NaiveJob : public TileJob {
 
  private:
   const AttentionParams params_;
-  const BatchEntry entry_;  // all are alike
+  const Visibility visibility_;
   const RowFunction row_;
   const int64_t threads_;
   const TensorView<const float> query_;
-  const TensorView<const float> key_;
-  const TensorView<const float> value_;
+  const KvSource key_;
+  const KvSource value_;
   const TensorView<float> output_;
   const TensorView<float> lse_;
   float* const scores_;  // [batch, num_q_heads, q_len, kv_len]

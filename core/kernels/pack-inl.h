@@ -26,27 +26,25 @@ namespace HWY_NAMESPACE {
 // Four elements of each of d's lanes / 4 rows that are four rows apart, one row
 // to a block of 128 bits.
 template <class As, class D>
-HWY_INLINE hn::Vec<D> LoadBlocks(D d, const typename As::Element* from,
-                                 int64_t stride) {
+HWY_INLINE hn::Vec<D> LoadBlocks(D d, RowReader<As> rows) {
   if constexpr (hn::MaxLanes(d) == 4) {
-    return As::Load(d, from);
+    return rows.as.Load(d, rows.first);
   } else {
     const hn::Half<D> half;
     constexpr auto kHalf = static_cast<int64_t>(hn::MaxLanes(half));
-    return hn::Combine(d, LoadBlocks<As>(half, from + kHalf * stride, stride),
-                       LoadBlocks<As>(half, from, stride));
+    return hn::Combine(d, LoadBlocks(half, rows.From(kHalf, 0)),
+                       LoadBlocks(half, rows));
   }
 }
 
 // Calls `put(i, x)` for the elements i = 0 to 3 of kLanes rows, a row a lane.
 template <class As, class Put>
-HWY_INLINE void TransposeFour(const typename As::Element* rows, int64_t stride,
-                              bool rounds, const Put& put) {
+HWY_INLINE void TransposeFour(RowReader<As> rows, bool rounds, const Put& put) {
   const hn::Repartition<double, Floats> d2;
-  Vec a = LoadBlocks<As>(kF, rows, stride);
-  Vec b = LoadBlocks<As>(kF, rows + stride, stride);
-  Vec c = LoadBlocks<As>(kF, rows + 2 * stride, stride);
-  Vec e = LoadBlocks<As>(kF, rows + 3 * stride, stride);
+  Vec a = LoadBlocks(kF, rows);
+  Vec b = LoadBlocks(kF, rows.From(1, 0));
+  Vec c = LoadBlocks(kF, rows.From(2, 0));
+  Vec e = LoadBlocks(kF, rows.From(3, 0));
   if (rounds) {
     a = RoundToBf16(kF, a);
     b = RoundToBf16(kF, b);
@@ -65,26 +63,25 @@ HWY_INLINE void TransposeFour(const typename As::Element* rows, int64_t stride,
 }
 #endif
 
-// dst[d][j] = src[j][d] for the `keys` rows of one panel; the others
-// become 0. src rows are `stride` elements apart. With `rounds`, to bf16.
+// dst[d][j] = src[j][d] for the `keys` rows of one panel; the others become 0.
+// With `rounds`, elements are rounded to bf16.
 template <class As>
-void PackPanel(const typename As::Element* src, int64_t stride, int64_t keys,
-               int64_t dims, bool rounds, float* HWY_RESTRICT dst) {
+void PackPanel(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
+               float* HWY_RESTRICT dst) {
   int64_t j = 0;
 #if ATTND_WIDE
   for (; j + kLanes <= keys; j += kLanes) {
-    const typename As::Element* rows = src + j * stride;
+    const RowReader<As> rows = src.From(j, 0);
     float* HWY_RESTRICT to = dst + j;
     int64_t d = 0;
     for (; d + 4 <= dims; d += 4) {
-      TransposeFour<As>(rows + d, stride, rounds,
-                        [&](int64_t i, Vec x) HWY_ATTR {
-                          hn::Store(x, kF, to + (d + i) * kPanelKeys);
-                        });
+      TransposeFour(rows.From(0, d), rounds, [&](int64_t i, Vec x) HWY_ATTR {
+        hn::Store(x, kF, to + (d + i) * kPanelKeys);
+      });
     }
     for (; d < dims; ++d) {
       for (int64_t i = 0; i < kLanes; ++i) {
-        Vec x = LoadFirst<As>(kF, rows + i * stride + d, 1);
+        Vec x = LoadFirst(rows.as, kF, rows.At(i, d), 1);
         if (rounds) x = RoundToBf16(kF, x);
         to[d * kPanelKeys + i] = hn::GetLane(x);
       }
@@ -94,7 +91,7 @@ void PackPanel(const typename As::Element* src, int64_t stride, int64_t keys,
   for (int64_t d = 0; d < dims; ++d) {
     float* row = dst + d * kPanelKeys;
     for (int64_t i = j; i < keys; ++i) {
-      Vec x = LoadFirst<As>(kF, src + i * stride + d, 1);
+      Vec x = LoadFirst(src.as, kF, src.At(i, d), 1);
       if (rounds) x = RoundToBf16(kF, x);
       row[i] = hn::GetLane(x);
     }
@@ -108,10 +105,10 @@ inline void TransposeTile(const float* from, int64_t from_stride,
   for (int64_t r = 0; r < kAmxSteps; r += kLanes) {
 #if ATTND_WIDE
     for (int64_t c = 0; c < kAmxSteps; c += 4) {
-      TransposeFour<AsF32>(from + r * from_stride + c, from_stride, false,
-                           [&](int64_t i, Vec x) HWY_ATTR {
-                             hn::Store(x, kF, to + (c + i) * to_stride + r);
-                           });
+      TransposeFour(RowReader<AsF32>{from + r * from_stride + c, from_stride},
+                    false, [&](int64_t i, Vec x) HWY_ATTR {
+                      hn::Store(x, kF, to + (c + i) * to_stride + r);
+                    });
     }
 #else
     for (int64_t c = 0; c < kAmxSteps; ++c) {
@@ -124,7 +121,7 @@ inline void TransposeTile(const float* from, int64_t from_stride,
 // One row of `dims` elements as floats, times `factor`, the rest of `padded`
 // floats 0. With `rounds`, to bf16.
 template <class As>
-HWY_INLINE void ConvertRow(const typename As::Element* src, int64_t dims,
+HWY_INLINE void ConvertRow(As as, const typename As::Element* src, int64_t dims,
                            int64_t padded, float factor, bool rounds,
                            float* HWY_RESTRICT dst) {
   const Vec scale = hn::Set(kF, factor);
@@ -133,9 +130,9 @@ HWY_INLINE void ConvertRow(const typename As::Element* src, int64_t dims,
     x = hn::Mul(x, scale);
     hn::Store(rounds ? RoundToBf16(kF, x) : x, kF, dst + d);
   };
-  for (; d + kLanes <= dims; d += kLanes) put(As::Load(kF, src + d));
+  for (; d + kLanes <= dims; d += kLanes) put(as.Load(kF, src + d));
   if (d < dims) {
-    put(LoadFirst<As>(kF, src + d, static_cast<size_t>(dims - d)));
+    put(LoadFirst(as, kF, src + d, static_cast<size_t>(dims - d)));
     d += kLanes;
   }
   std::fill(dst + std::min(d, padded), dst + padded, 0.0F);
@@ -143,30 +140,31 @@ HWY_INLINE void ConvertRow(const typename As::Element* src, int64_t dims,
 
 // The same as bf16: `padded` counts elements and is even.
 template <class As>
-HWY_INLINE void ConvertRowToBf16(const typename As::Element* src, int64_t dims,
-                                 int64_t padded, float factor,
+HWY_INLINE void ConvertRowToBf16(As as, const typename As::Element* src,
+                                 int64_t dims, int64_t padded, float factor,
                                  uint16_t* HWY_RESTRICT dst) {
   const Vec scale = hn::Set(kF, factor);
   int64_t d = 0;
   for (; d + kLanes <= dims; d += kLanes) {
-    AsBf16::Store(kF, hn::Mul(As::Load(kF, src + d), scale), dst + d);
+    AsBf16::Store(kF, hn::Mul(as.Load(kF, src + d), scale), dst + d);
   }
   for (; d < padded; ++d) {
     const auto left = static_cast<size_t>(d < dims ? 1 : 0);
     StoreFirst<AsBf16>(
-        kF, hn::Mul(LoadFirst<As>(kF, src + (d < dims ? d : 0), left), scale),
+        kF, hn::Mul(LoadFirst(as, kF, src + (d < dims ? d : 0), left), scale),
         dst + d, 1);
   }
 }
 
 // K^T of bf16 rows in pairs along the dimensions: the panel of their words.
-inline void PackPanelPairs(const uint16_t* src, int64_t stride, int64_t keys,
-                           int64_t dims, float* HWY_RESTRICT dst) {
+inline void PackPanelPairs(RowReader<AsBf16> src, int64_t keys, int64_t dims,
+                           float* HWY_RESTRICT dst) {
 #if ATTND_WIDE
-  if (stride % 2 == 0 && dims % 2 == 0 &&
-      reinterpret_cast<uintptr_t>(src) % 4 == 0) {
-    PackPanel<AsF32>(reinterpret_cast<const float*>(src), stride / 2, keys,
-                     dims / 2, false, dst);
+  if (src.stride % 2 == 0 && dims % 2 == 0 &&
+      reinterpret_cast<uintptr_t>(src.first) % 4 == 0) {
+    PackPanel(RowReader<AsF32>{reinterpret_cast<const float*>(src.first),
+                               src.stride / 2},
+              keys, dims / 2, false, dst);
     return;
   }
 #endif
@@ -174,17 +172,17 @@ inline void PackPanelPairs(const uint16_t* src, int64_t stride, int64_t keys,
   for (int64_t j = 0; j < kPanelKeys; ++j) {
     for (int64_t d = 0; d < dims + dims % 2; ++d) {
       to[(d / 2 * kPanelKeys + j) * 2 + d % 2] =
-          j < keys && d < dims ? src[j * stride + d] : uint16_t{0};
+          j < keys && d < dims ? *src.At(j, d) : uint16_t{0};
     }
   }
 }
 
 // The same of rows of any type, rounded.
 template <class As>
-void PackPanelAsPairs(const typename As::Element* src, int64_t stride,
-                      int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
+void PackPanelAsPairs(RowReader<As> src, int64_t keys, int64_t dims,
+                      float* HWY_RESTRICT dst) {
   if constexpr (std::is_same_v<As, AsBf16>) {
-    PackPanelPairs(src, stride, keys, dims, dst);
+    PackPanelPairs(src, keys, dims, dst);
   } else {
     constexpr int64_t kDims = 128;  // rounded at a time
     HWY_ALIGN uint16_t slice[kPanelKeys * kDims];
@@ -192,10 +190,11 @@ void PackPanelAsPairs(const typename As::Element* src, int64_t stride,
       const int64_t count = std::min(kDims, dims - d);
       const int64_t padded = count + count % 2;
       for (int64_t j = 0; j < keys; ++j) {
-        ConvertRowToBf16<As>(src + j * stride + d, count, padded, 1,
-                             slice + j * kDims);
+        ConvertRowToBf16(src.as, src.At(j, d), count, padded, 1,
+                         slice + j * kDims);
       }
-      PackPanelPairs(slice, kDims, keys, padded, dst + d / 2 * kPanelKeys);
+      PackPanelPairs(RowReader<AsBf16>{slice, kDims}, keys, padded,
+                     dst + d / 2 * kPanelKeys);
     }
   }
 }
@@ -204,17 +203,16 @@ void PackPanelAsPairs(const typename As::Element* src, int64_t stride,
 // group of columns its keys one after the other, the last vector's missing
 // columns 0.
 template <class As>
-void PackValueChunk(const typename As::Element* src, int64_t stride,
-                    int64_t keys, int64_t dims, bool rounds,
+void PackValueChunk(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
                     float* HWY_RESTRICT dst) {
   VisitColumns(dims, [&](int64_t column, int64_t vectors) HWY_ATTR {
     float* HWY_RESTRICT to = dst + column * kKeysPerSum;
     for (int64_t j = 0; j < keys; ++j) {
       for (int64_t c = column; c < column + vectors * kLanes; c += kLanes) {
-        const typename As::Element* from = src + j * stride + c;
-        Vec x = c + kLanes <= dims
-                    ? As::Load(kF, from)
-                    : LoadFirst<As>(kF, from, static_cast<size_t>(dims - c));
+        const typename As::Element* from = src.At(j, c);
+        Vec x = c + kLanes <= dims ? src.as.Load(kF, from)
+                                   : LoadFirst(src.as, kF, from,
+                                               static_cast<size_t>(dims - c));
         if (rounds) x = RoundToBf16(kF, x);
         hn::Store(x, kF, to);
         to += kLanes;
@@ -225,13 +223,13 @@ void PackValueChunk(const typename As::Element* src, int64_t stride,
 
 // An element as bf16, in the lower half of its lane.
 template <class As>
-HWY_INLINE auto LoadBf16Bits(const typename As::Element* from) {
+HWY_INLINE auto LoadBf16Bits(As as, const typename As::Element* from) {
   const hn::RebindToUnsigned<Floats> du;
   if constexpr (std::is_same_v<As, AsBf16>) {
     const hn::Rebind<uint16_t, Floats> d16;
     return hn::PromoteTo(du, hn::LoadU(d16, from));
   } else {
-    const Vec rounded = RoundToBf16(kF, As::Load(kF, from));
+    const Vec rounded = RoundToBf16(kF, as.Load(kF, from));
     return hn::ShiftRight<16>(hn::BitCast(du, rounded));
   }
 }
@@ -239,18 +237,18 @@ HWY_INLINE auto LoadBf16Bits(const typename As::Element* from) {
 // The same as bf16, in pairs along the keys: a word of a step holds keys j and
 // j + 1, or 0 where there is no such key.
 template <class As>
-void PackValuePairChunk(const typename As::Element* src, int64_t stride,
-                        int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
+void PackValuePairChunk(RowReader<As> src, int64_t keys, int64_t dims,
+                        float* HWY_RESTRICT dst) {
   const hn::RebindToUnsigned<Floats> du;
   const auto load = [&](int64_t j, int64_t c) HWY_ATTR {
     if (j >= keys) return hn::Zero(du);
-    const typename As::Element* from = src + j * stride + c;
+    const typename As::Element* from = src.At(j, c);
     HWY_ALIGN typename As::Element lanes[kLaneCount] = {};
     if (c + kLanes > dims) {
       std::memcpy(lanes, from, static_cast<size_t>(dims - c) * sizeof(*from));
       from = lanes;
     }
-    return LoadBf16Bits<As>(from);
+    return LoadBf16Bits(src.as, from);
   };
   VisitColumns(dims, [&](int64_t column, int64_t vectors) HWY_ATTR {
     float* HWY_RESTRICT to = dst + column * (kKeysPerSum / 2);

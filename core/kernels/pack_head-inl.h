@@ -38,23 +38,23 @@ struct Format {
       TraitsOf(kKind).operand == Operand::kRoundedF32;
 
   template <class As>
-  static void PackQuery(const typename As::Element* from, int64_t dims,
+  static void PackQuery(As as, const typename As::Element* from, int64_t dims,
                         int64_t stride, float factor, float* to) {
-    ConvertRow<As>(from, dims, stride, factor, kRounds, to);
+    ConvertRow(as, from, dims, stride, factor, kRounds, to);
   }
   // Keys and values of one panel or sum. PackKeys returns the largest magnitude
   // of a key if keys are split into terms, and PackValues whether any value
   // must not be split.
   template <class As>
-  static uint32_t PackKeys(const typename As::Element* rows, int64_t stride,
-                           int64_t keys, int64_t dims, float* to) {
-    PackPanel<As>(rows, stride, keys, dims, kRounds, to);
+  static uint32_t PackKeys(RowReader<As> rows, int64_t keys, int64_t dims,
+                           float* to) {
+    PackPanel(rows, keys, dims, kRounds, to);
     return 0;
   }
   template <class As>
-  static bool PackValues(const typename As::Element* rows, int64_t stride,
-                         int64_t keys, int64_t dims, float* to) {
-    PackValueChunk<As>(rows, stride, keys, dims, kRounds, to);
+  static bool PackValues(RowReader<As> rows, int64_t keys, int64_t dims,
+                         float* to) {
+    PackValueChunk(rows, keys, dims, kRounds, to);
     return false;
   }
   // Whether `count` vectors of packed values are finite.
@@ -67,21 +67,21 @@ struct Format {
 template <>
 struct Format<TileKind::kPanelBf16> {
   template <class As>
-  static void PackQuery(const typename As::Element* from, int64_t dims,
+  static void PackQuery(As as, const typename As::Element* from, int64_t dims,
                         int64_t /*stride*/, float factor, float* to) {
-    ConvertRowToBf16<As>(from, dims, 2 * RowWords(TileKind::kPanelBf16, dims),
-                         factor, reinterpret_cast<uint16_t*>(to));
+    ConvertRowToBf16(as, from, dims, 2 * RowWords(TileKind::kPanelBf16, dims),
+                     factor, reinterpret_cast<uint16_t*>(to));
   }
   template <class As>
-  static uint32_t PackKeys(const typename As::Element* rows, int64_t stride,
-                           int64_t keys, int64_t dims, float* to) {
-    PackPanelAsPairs<As>(rows, stride, keys, dims, to);
+  static uint32_t PackKeys(RowReader<As> rows, int64_t keys, int64_t dims,
+                           float* to) {
+    PackPanelAsPairs(rows, keys, dims, to);
     return 0;
   }
   template <class As>
-  static bool PackValues(const typename As::Element* rows, int64_t stride,
-                         int64_t keys, int64_t dims, float* to) {
-    PackValuePairChunk<As>(rows, stride, keys, dims, to);
+  static bool PackValues(RowReader<As> rows, int64_t keys, int64_t dims,
+                         float* to) {
+    PackValuePairChunk(rows, keys, dims, to);
     return false;
   }
   static bool IsFinite(const float* words, int64_t count) {
@@ -96,14 +96,14 @@ requires(TraitsOf(kKind).block > 0) struct Format<kKind> {
   static constexpr int kTerms = static_cast<int>(TraitsOf(kKind).terms);
 
   template <class As>
-  static uint32_t PackKeys(const typename As::Element* rows, int64_t stride,
-                           int64_t keys, int64_t dims, float* to) {
-    return LargestOf(PackKeyTiles<kTerms, As>(rows, stride, keys, dims, to));
+  static uint32_t PackKeys(RowReader<As> rows, int64_t keys, int64_t dims,
+                           float* to) {
+    return LargestOf(PackKeyTiles<kTerms>(rows, keys, dims, to));
   }
   template <class As>
-  static bool PackValues(const typename As::Element* rows, int64_t stride,
-                         int64_t keys, int64_t dims, float* to) {
-    return PackValueTiles<kTerms, As>(rows, stride, keys, dims, to);
+  static bool PackValues(RowReader<As> rows, int64_t keys, int64_t dims,
+                         float* to) {
+    return PackValueTiles<kTerms>(rows, keys, dims, to);
   }
 };
 // The words of a packed panel of keys.
@@ -210,33 +210,21 @@ class PackedHead {
   void PackPiece(const PackTask& part) const {
     const AttentionParams& params = job_.params;
     const BatchEntry entry = job_.problem.visibility().Entry(part.entry);
-    const auto row = [&](const TensorView<const std::byte>& tensor,
-                         DataType type, int64_t key) {
-      return tensor.RowBytes(SizeOf(type), entry.batch, part.kv_head,
-                             entry.kv_begin + key);
-    };
     uint32_t largest_key = 0;
     bool unsplittable = false;
     for (int64_t key = part.first; key < part.last; key += kPanelKeys) {
-      VisitType(params.key_dtype, [&](auto as) {
-        using As = decltype(as);
-        const uint32_t of_panel = Format<kKind>::template PackKeys<As>(
-            reinterpret_cast<const typename As::Element*>(
-                row(job_.key, params.key_dtype, key)),
-            job_.key.strides[2], std::min(kPanelKeys, part.last - key),
-            params.head_dim,
+      VisitReader(job_.key.Rows(entry, part.kv_head, key), [&](auto rows) {
+        const uint32_t of_panel = Format<kKind>::PackKeys(
+            rows, std::min(kPanelKeys, part.last - key), params.head_dim,
             keys_ + key / kPanelKeys * PanelWords<kKind>(job_));
         largest_key = std::max(largest_key, of_panel);
       });
     }
     for (int64_t key = part.first; key < part.last; key += kKeysPerSum) {
-      VisitType(params.value_dtype, [&](auto as) {
-        using As = decltype(as);
-        unsplittable |= Format<kKind>::template PackValues<As>(
-            reinterpret_cast<const typename As::Element*>(
-                row(job_.value, params.value_dtype, key)),
-            job_.value.strides[2], std::min(kKeysPerSum, part.last - key),
-            params.v_head_dim, values_ + ValueWords<kKind>(job_, key));
+      VisitReader(job_.value.Rows(entry, part.kv_head, key), [&](auto rows) {
+        unsplittable |= Format<kKind>::PackValues(
+            rows, std::min(kKeysPerSum, part.last - key), params.v_head_dim,
+            values_ + ValueWords<kKind>(job_, key));
       });
     }
     RaiseTo(packing_.largest_key, largest_key);

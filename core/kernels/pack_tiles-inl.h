@@ -26,16 +26,16 @@ namespace HWY_NAMESPACE {
 
 // The vector of a row of `dims` elements that begins at d, 0 behind them.
 template <class As>
-HWY_INLINE Vec LoadAt(const typename As::Element* row, int64_t dims,
+HWY_INLINE Vec LoadAt(As as, const typename As::Element* row, int64_t dims,
                       int64_t d) {
-  if (d + kLanes <= dims) return As::Load(kF, row + d);
+  if (d + kLanes <= dims) return as.Load(kF, row + d);
   if (d >= dims) return hn::Zero(kF);
 #if ATTND_WIDE
   if constexpr (std::is_same_v<As, AsF32>) {
     return hn::MaskedLoad(FirstLanes(dims - d), kF, row + d);
   }
 #endif
-  return LoadFirst<As>(kF, row + d, static_cast<size_t>(dims - d));
+  return LoadFirst(as, kF, row + d, static_cast<size_t>(dims - d));
 }
 
 // The bits of a float.
@@ -69,7 +69,7 @@ HWY_INLINE Bits SplittableHalves(Bits words) {
 // multiple of kAmxBlock. A single term is rounded. If there are several, raises
 // `largest` to the magnitudes of the elements.
 template <int kTerms, class As>
-HWY_INLINE void SplitRow(const typename As::Element* src, int64_t dims,
+HWY_INLINE void SplitRow(As as, const typename As::Element* src, int64_t dims,
                          int64_t padded, float factor,
                          uint16_t* HWY_RESTRICT to, int64_t term_stride,
                          Bits& largest) {
@@ -88,10 +88,10 @@ HWY_INLINE void SplitRow(const typename As::Element* src, int64_t dims,
   };
   int64_t d = 0;
   for (; d + 2 * kLanes <= dims; d += 2 * kLanes) {
-    put(As::Load(kF, src + d), As::Load(kF, src + d + kLanes), d);
+    put(as.Load(kF, src + d), as.Load(kF, src + d + kLanes), d);
   }
   for (; d < padded; d += 2 * kLanes) {
-    put(LoadAt<As>(src, dims, d), LoadAt<As>(src, dims, d + kLanes), d);
+    put(LoadAt(as, src, dims, d), LoadAt(as, src, dims, d + kLanes), d);
   }
 }
 
@@ -100,8 +100,8 @@ HWY_INLINE void SplitRow(const typename As::Element* src, int64_t dims,
 // rows are pairs of dimensions. Keys that are missing are 0. Returns the
 // largest magnitudes if there are several terms.
 template <int kTerms, class As>
-Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
-                  int64_t dims, float* HWY_RESTRICT dst) {
+Bits PackKeyTiles(RowReader<As> src, int64_t keys, int64_t dims,
+                  float* HWY_RESTRICT dst) {
   constexpr auto kSlice = static_cast<size_t>(kTerms * kAmxSteps * kAmxBlock);
   HWY_ALIGN uint16_t slice[kSlice];
   Bits largest = hn::Zero(kU);
@@ -109,16 +109,16 @@ Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
   for (int64_t first = 0; first < kPanelKeys; first += kAmxSteps) {
     const int64_t count = std::clamp<int64_t>(keys - first, 0, kAmxSteps);
     if (count < kAmxSteps) std::fill(std::begin(slice), std::end(slice), 0);
-    const typename As::Element* const rows = src + first * stride;
+    const RowReader<As> rows = src.From(first, 0);
     float* const pair =
         dst + first / kAmxBlock * groups * kTerms * 2 * kAmxTileWords;
     const int64_t column = first / kAmxSteps % 2;
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t j = 0; j < count; ++j) {
-        SplitRow<kTerms, As>(rows + j * stride + g * kAmxBlock,
-                             std::min(dims - g * kAmxBlock, kAmxBlock),
-                             kAmxBlock, 1, slice + j * kAmxBlock,
-                             kAmxSteps * kAmxBlock, largest);
+        SplitRow<kTerms>(rows.as, rows.At(j, g * kAmxBlock),
+                         std::min(dims - g * kAmxBlock, kAmxBlock), kAmxBlock,
+                         1, slice + j * kAmxBlock, kAmxSteps * kAmxBlock,
+                         largest);
       }
       for (int t = 0; t < kTerms; ++t) {
         TransposeTile(
@@ -136,8 +136,8 @@ Bits PackKeyTiles(const typename As::Element* src, int64_t stride, int64_t keys,
 // vector, whose rows are pairs of keys as StoreTwoWeights has them. Returns
 // whether there are several terms and any value must not be split.
 template <int kTerms, class As>
-bool PackValueTiles(const typename As::Element* src, int64_t stride,
-                    int64_t keys, int64_t dims, float* HWY_RESTRICT dst) {
+bool PackValueTiles(RowReader<As> src, int64_t keys, int64_t dims,
+                    float* HWY_RESTRICT dst) {
   constexpr auto kMin = std::bit_cast<uint32_t>(kMinSplitValue);
   Bits largest = hn::Zero(kU);
   Bits smallest =
@@ -149,9 +149,9 @@ bool PackValueTiles(const typename As::Element* src, int64_t stride,
   };
   const auto load = [&](int64_t j, int64_t c) HWY_ATTR {
     if (j >= keys) return hn::Zero(kF);
-    const typename As::Element* const row = src + j * stride;
-    return c + kLanes <= dims ? As::Load(kF, row + c)
-                              : LoadAt<As>(row, dims, c);
+    const typename As::Element* const row = src.At(j, 0);
+    return c + kLanes <= dims ? src.as.Load(kF, row + c)
+                              : LoadAt(src.as, row, dims, c);
   };
   const int64_t vectors = CeilDiv(dims, kLanes);
   // Keys outside, so that rows are read as they lie.

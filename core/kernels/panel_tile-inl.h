@@ -36,8 +36,8 @@ class PanelTile : public Tile {
 
   uint32_t LoadQuery() const {
     VisitQueries([&](auto as, int64_t r, const auto* from, float factor) {
-      Format<kKind>::template PackQuery<decltype(as)>(
-          from, params_.head_dim, layout_.q_stride, factor, Query(r));
+      Format<kKind>::PackQuery(as, from, params_.head_dim, layout_.q_stride,
+                               factor, Query(r));
     });
     return 0;
   }

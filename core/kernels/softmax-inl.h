@@ -48,10 +48,10 @@ HWY_INLINE Vec LoadBroadcast(const std::byte* row, int64_t stride, int64_t key,
                              int64_t end) {
   const auto* from = reinterpret_cast<const typename As::Element*>(row);
   if (stride == 0) {
-    return hn::Set(kF, hn::GetLane(LoadFirst<As>(kF, from, 1)));
+    return hn::Set(kF, hn::GetLane(LoadFirst(As(), kF, from, 1)));
   }
-  if (key + kLanes <= end) return As::Load(kF, from + key);
-  return LoadFirst<As>(kF, from + key, static_cast<size_t>(end - key));
+  if (key + kLanes <= end) return As().Load(kF, from + key);
+  return LoadFirst(As(), kF, from + key, static_cast<size_t>(end - key));
 }
 
 // Which of the keys key..key + kLanes a BOOL row shows.

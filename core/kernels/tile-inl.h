@@ -42,6 +42,9 @@ inline float ScaleLog2(const AttentionParams& params) {
   return (params.AdjustsScores() ? 1 : ScoreScale(params).magnitude) * kLog2E;
 }
 
+// The keys of a tile lie in one KvRows, and so do their values.
+static_assert(KvSource::kAlignedKeys % kMaxTileKeys == 0);
+
 // Rows of a tile: the last one of a kv head may be short.
 inline int64_t RowsOf(const ForwardJob& job, const TileTask& task,
                       const BatchEntry& entry) {
