@@ -1,6 +1,7 @@
-// Where each batch entry's tasks and memory begin when those of all entries are
-// numbered one after the other. Knows counts alone: entries may be alike, and
-// then none of them is listed, or each of its own size.
+// Numbers the tasks, tiles or rows of all batch entries consecutively, and
+// tells where the numbers of an entry begin. Stores only counts. A batch whose
+// entries are alike needs no memory for each entry; otherwise each has counts
+// of its own.
 #ifndef ATTND_CORE_ENTRY_TABLE_H_
 #define ATTND_CORE_ENTRY_TABLE_H_
 
@@ -13,27 +14,30 @@
 
 namespace attnd {
 
-// N kinds of things are counted. Immutable; safe to share between threads.
+// Counts N kinds of things, each with its own numbers from 0 on. Immutable and
+// safe to share between threads.
 template <size_t N>
 class EntryTable {
  public:
   using Counts = std::array<int64_t, N>;
 
-  // A thing as its entry has it.
+  // The entry that a thing belongs to, and its index among the things of the
+  // same kind in that entry.
   struct Place {
     int64_t entry = 0;
-    int64_t index = 0;  // among the entry's own of its kind
+    int64_t index = 0;
   };
 
   EntryTable() = default;
 
-  // `entries` entries of `each`. All products must fit an int64.
+  // Makes a table of `entries` entries that have the counts `each`. The
+  // products of `entries` and each count must fit an int64.
   EntryTable(int64_t entries, const Counts& each) : each_(each) {
     for (size_t kind = 0; kind < N; ++kind) total_[kind] = entries * each[kind];
   }
 
-  // One entry after the other by falling `work`, so that what takes longest is
-  // numbered first.
+  // Makes a table of entries with counts of their own. Entries are numbered in
+  // the order of falling `work`, so that the longest come first.
   EntryTable(const std::vector<Counts>& counts,
              const std::vector<int64_t>& work)
       : order_(counts.size()), places_(counts.size()) {
@@ -54,22 +58,23 @@ class EntryTable {
     }
   }
 
+  // Returns how many things of a kind all entries have.
   int64_t Total(size_t kind) const { return total_[kind]; }
 
-  // The number of the entry's first of a kind.
+  // Returns the number of the first thing of a kind in `entry`.
   int64_t First(size_t kind, int64_t entry) const {
     if (starts_.empty()) return entry * each_[kind];
     return starts_[static_cast<size_t>(places_[static_cast<size_t>(entry)])]
                   [kind];
   }
 
-  // Which entry number `number` of a kind belongs to; below Total().
+  // Returns where thing `number` of a kind belongs, 0 <= number < Total(kind).
   Place Locate(size_t kind, int64_t number) const {
     if (starts_.empty()) {
       return {number / each_[kind], number % each_[kind]};
     }
-    // The last that starts at or before it; those before it that start there
-    // too have none of this kind.
+    // It belongs to the last entry whose numbers start at or before it. Other
+    // entries that start at the same number have nothing of this kind.
     const auto after = std::upper_bound(
         starts_.begin(), starts_.end(), number,
         [kind](int64_t n, const Counts& start) { return n < start[kind]; });
@@ -80,9 +85,11 @@ class EntryTable {
  private:
   Counts each_{};
   Counts total_{};
-  std::vector<Counts> starts_;   // by place; empty where entries are alike
-  std::vector<int32_t> order_;   // place -> entry
-  std::vector<int32_t> places_;  // entry -> place
+  // A place is an entry's position in the order of numbering. All three are
+  // empty if entries are alike.
+  std::vector<Counts> starts_;   // by place: the entry's first numbers
+  std::vector<int32_t> order_;   // by place: the entry
+  std::vector<int32_t> places_;  // by entry: its place
 };
 
 }  // namespace attnd

@@ -1,6 +1,6 @@
-// Inputs that are still on their way: a job's workers bring them to where its
-// buffers say they are, part by part, right before they read them. Knows bytes,
-// not what they mean.
+// Loads inputs that are not yet in a job's buffers. The job's workers call an
+// InputSource to copy them there, part by part and right before they read them.
+// A source knows bytes and not what they mean.
 #ifndef ATTND_CORE_INPUT_SOURCE_H_
 #define ATTND_CORE_INPUT_SOURCE_H_
 
@@ -8,20 +8,25 @@
 
 namespace attnd {
 
-// Asked for each part once. Its functions may run at once in several threads,
-// and must not throw, block or allocate.
+// A job asks for each part once. Its functions run in several threads at the
+// same time and must not throw, block or allocate.
 class InputSource {
  public:
   virtual ~InputSource() = default;
 
-  // Pieces that all inputs are cut into; those of keys and values come last.
+  // Returns the number of pieces that all inputs are divided into. The pieces
+  // of keys and values come last.
   virtual int64_t pieces() const = 0;
+  // Copies piece `piece`, 0 <= piece < pieces(), to its place in the buffers.
   virtual void LoadPiece(int64_t piece) = 0;
 
-  // How many come before those of keys and values. All of them where a key or
-  // value is also another input; then the functions below are not called.
+  // Returns the number of pieces that come before those of keys and values.
+  // That is all pieces if keys or values share memory with another input; the
+  // two functions below are then not called.
   virtual int64_t pieces_before_keys() const = 0;
-  // Instead of their pieces: some bytes of the keys, or of the values.
+  // These copy `size_bytes` bytes of the key tensor, or of the value tensor,
+  // that begin `offset_bytes` into it. Tiles that pack keys and values call
+  // them instead of loading the pieces of keys and values.
   virtual void LoadKeys(int64_t offset_bytes, int64_t size_bytes) = 0;
   virtual void LoadValues(int64_t offset_bytes, int64_t size_bytes) = 0;
 };

@@ -11,7 +11,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Output columns summed at a time: what a stack holds without a thought.
+// Columns of the output that are summed at a time, on the stack.
 constexpr int64_t kColumns = 128;
 
 }  // namespace
@@ -19,8 +19,8 @@ constexpr int64_t kColumns = 128;
 void MergePartials(std::span<const PartialResult> partials, int64_t rows,
                    int64_t v_head_dim, float* output, float* lse) {
   for (int64_t row = 0; row < rows; ++row) {
-    // The largest is taken off all of them, so that no exp overflows. A NaN is
-    // never the largest, but makes the sum NaN.
+    // The largest lse is subtracted from all of them so that no exp overflows.
+    // A NaN is never the largest, but it makes the sum NaN.
     double largest = -kInfinity;
     bool nothing = true;
     bool has_nan = false;
@@ -57,7 +57,8 @@ void MergePartials(std::span<const PartialResult> partials, int64_t rows,
         out[begin + d] = static_cast<float>(sums[static_cast<size_t>(d)] / sum);
       }
     }
-    // ln(inf) by the formula, though inf - inf above is NaN.
+    // With an lse of +inf, the formula says ln(inf) = inf, although inf - inf
+    // made the sum NaN.
     lse[row] = static_cast<float>(
         largest == kInfinity && !has_nan ? kInfinity : largest + std::log(sum));
   }

@@ -72,8 +72,9 @@ class ReferenceEntry {
     }
   }
 
-  // Where the entry lies in the tensors, and how far it extends there. The
-  // members about visibility are not set: Sees() is to be asked.
+  // Returns where the entry lies in the tensors and how many rows and keys it
+  // has there. The members that say which keys a row sees are not set, because
+  // Sees() answers that here.
   const BatchEntry& place() const { return place_; }
 
   int64_t Position(int64_t i) const { return i + shift_; }
@@ -119,8 +120,8 @@ ReferenceRow ReferenceWeights(const AttentionProblem& problem,
   ReferenceRow row;
   bool has_weight = false;
   bool has_nan = false;
-  // The largest score is taken off all of them, so that no exp overflows. A NaN
-  // is never the largest, but makes the sum below NaN.
+  // The largest score is subtracted from all scores so that no exp overflows. A
+  // NaN is never the largest, but it makes the sum below NaN.
   double largest = -kInfinity;
   for (int64_t j = 0; j < place.kv_extent; ++j) {
     if (!visible.Sees(q_row, j)) continue;
@@ -182,7 +183,8 @@ ReferenceRow ReferenceWeights(const AttentionProblem& problem,
     sum += seen.weight;
   }
   for (ReferenceKey& seen : row.keys) seen.weight /= sum;
-  // A score of +inf: ln(inf) by the formula, though inf - inf above is NaN.
+  // With a score of +inf, the formula says ln(inf) = inf, although inf - inf
+  // made the sum NaN.
   row.lse =
       largest == kInfinity && !has_nan ? kInfinity : largest + std::log(sum);
   return row;
@@ -256,7 +258,7 @@ void ReferenceBackward(const AttentionProblem& problem,
         const auto at_row = [&](auto view) {
           return view.Row(place.batch, h, place.q_begin + i);
         };
-        // The gradient of a key or a value, and the key or value itself.
+        // These return the gradient of a key or value, and the key or value.
         const auto grad_of = [&](auto view, const ReferenceKey& seen) {
           return view.Row(place.batch, kv_head, place.kv_begin + seen.index);
         };
@@ -269,7 +271,7 @@ void ReferenceBackward(const AttentionProblem& problem,
         const float* q = at_row(problem.QueryView(inputs.query));
         double* grad_q = at_row(problem.QueryView(grad_query));
 
-        // The gradient of each weight, and their mean by weight.
+        // The gradient of each weight, and the weighted mean of these.
         std::vector<double> grad_weights;
         double mean = 0;
         for (const ReferenceKey& seen : row.keys) {

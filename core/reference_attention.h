@@ -1,5 +1,8 @@
-// Attention in double by plain loops: the oracle that every kernel is held
-// against, and docs/numerics.md as code. Not fast, on purpose.
+// Attention in double by plain loops. Tests compare every kernel with it, so it
+// favours clarity over speed and follows docs/numerics.md line by line.
+//
+// All functions take dense inputs of the types and shapes of `problem`, count
+// query rows and keys from the first of their batch entry, and are thread-safe.
 #ifndef ATTND_CORE_REFERENCE_ATTENTION_H_
 #define ATTND_CORE_REFERENCE_ATTENTION_H_
 
@@ -10,56 +13,57 @@
 
 namespace attnd {
 
-// One key that a row sees.
+// A key that a query row sees, with the row's score and weight of it.
 struct ReferenceKey {
-  int64_t index = 0;  // counts from the entry's first key
+  int64_t index = 0;  // of the key
   double dot = 0;     // (scale / temperature) * dot(query, key)
   double score = 0;   // after soft cap, ALiBi and bias
   double weight = 0;  // exp(score) / (exp(sink) + the sum of exp(score))
-  // What rounding errors are proportional to: the sum of the |addends| of
-  // `dot`, and |ALiBi term| + |bias|.
+  // The rounding errors of a kernel are proportional to these: the sum of the
+  // magnitudes that add up to `dot`, and |ALiBi term| + |bias|.
   double dot_magnitude = 0;
   double added_magnitude = 0;
 };
 
-// One row of the softmax.
+// The softmax of one query row.
 struct ReferenceRow {
-  std::vector<ReferenceKey> keys;  // none where no score is above -inf
-  double lse = 0;                  // the sink included
+  std::vector<ReferenceKey> keys;  // empty if no score is above -inf
+  double lse = 0;                  // ln of the sum of exp(score) and exp(sink)
 };
 
-// Row `q_row` of `head` of batch entry `entry`, both counted within the entry.
-// Follows the formula at AttentionOptions in the contract.
+// Returns the scores and weights of query row `q_row` of query head `head` of
+// batch entry `entry`, by the formula at AttentionOptions in attention.proto.
 ReferenceRow ReferenceWeights(const AttentionProblem& problem,
                               const AttentionBuffers& inputs, int64_t entry,
                               int64_t head, int64_t q_row);
 
-// The mean of the values by the weights of `row`: output [v_head_dim].
+// Writes the sum of the values times the weights of `row` to
+// `output` [v_head_dim].
 void ReferenceOutput(const AttentionProblem& problem,
                      const AttentionBuffers& inputs, int64_t entry,
                      int64_t head, const ReferenceRow& row, double* output);
 
-// Both: one row of the answer.
+// Computes one row of the answer: its output [v_head_dim] and its lse.
 void ReferenceAttentionRow(const AttentionProblem& problem,
                            const AttentionBuffers& inputs, int64_t entry,
                            int64_t head, int64_t q_row, double* output,
                            double* lse);
 
-// Every row: output in the problem's output shape and lse in its lse shape,
-// both dense.
+// Computes all rows. `output` has the problem's output shape and `lse` its lse
+// shape; both are dense.
 void ReferenceAttention(const AttentionProblem& problem,
                         const AttentionBuffers& inputs, double* output,
                         double* lse);
 
-// The gradients by the definition, for a loss whose gradient with respect to
-// the output is `grad_output` (f32, the output's shape): dense arrays of the
-// shapes of query, key and value, which are overwritten. `output` and `lse` of
-// `inputs` are not read: they are computed anew.
+// Computes the gradients of a loss whose gradient with respect to the output is
+// `inputs.grad_output`. Overwrites `grad_query`, `grad_key` and `grad_value`,
+// which are dense and have the shapes of query, key and value. Computes output
+// and lse itself and does not read those of `inputs`.
 void ReferenceBackward(const AttentionProblem& problem,
                        const BackwardBuffers& inputs, double* grad_query,
                        double* grad_key, double* grad_value);
 
-// Element `index` of an array of `type`.
+// Returns element `index` of an array of `type`.
 double ReferenceElement(const void* data, DataType type, int64_t index);
 
 }  // namespace attnd

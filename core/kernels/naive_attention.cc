@@ -1,11 +1,11 @@
-// Attention as the formula reads: all scores of a row, their softmax, their sum
-// over the values, with every score of the call kept. Knows no tiles and no
-// vectors: the loops are plain, and this file is compiled once for each
-// instruction set so that the compiler vectorises them for it.
+// Attention in the order of the formula: all scores of a row, their softmax,
+// and the weighted sum of the values. Every score of the call stays in memory.
+// The loops are plain; this file is compiled once for each instruction set so
+// that the compiler vectorises them.
 //
-// Rows are independent, so one row's scores are made, turned into weights and
-// used while they are in cache: the strongest form of the baseline that still
-// holds N x N scores. What it lacks is reuse: each row reads all of K and V.
+// Rows are independent, so each row's scores become weights and are used while
+// they are in cache. This is the fastest form of the baseline that still holds
+// all scores. It lacks reuse: every row reads all of K and V.
 #include "core/naive_attention.h"
 
 #include <algorithm>
@@ -17,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "base/checked_math.h"
+#include "base/status_macros.h"
 #include "core/workspace.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -33,13 +34,13 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^x for x <= 0, 0 below the smallest normal number; NaN stays NaN. As exact
-// as x itself: its error is that of a last bit of x log2(e), and 2 ulp.
+// Returns e^x for x <= 0, or 0 if that is below the smallest normal number. A
+// NaN stays NaN. The error is 2 ulp and what the rounding of x log2(e) causes.
 //
-// x log2(e) = n + f with |f| <= 1/2: adding 1.5 * 2^23 leaves n in the low bits
-// of the mantissa. They are read as an integer, for this file is compiled with
-// -fassociative-math, which would drop a number that is added and taken off.
-// The polynomial is 2^f.
+// x log2(e) = n + f with |f| <= 1/2. Adding 1.5 * 2^23 leaves n in the low bits
+// of the mantissa. These are read as an integer because this file is compiled
+// with -fassociative-math: the compiler would drop a number that is first added
+// and then subtracted. The polynomial is 2^f.
 inline float ExpNonPositive(float x) {
   constexpr float kRound = 12582912.0F;
   constexpr float kLog2E = 1.44269504F;
@@ -56,8 +57,8 @@ inline float ExpNonPositive(float x) {
   return x < -87.3F ? 0.0F : p * std::bit_cast<float>(power);
 }
 
-// Keys that the two loops over them take at once: independent sums for the
-// processor to overlap, and fewer passes over query and output.
+// The two loops over keys take this many at once. Their sums are independent,
+// so the processor overlaps them, and query and output are read fewer times.
 constexpr int64_t kKeysAtOnce = 4;
 
 float Dot(const float* __restrict a, const float* __restrict b, int64_t size) {
@@ -96,7 +97,7 @@ void Scores(const float* __restrict query, const float* __restrict keys,
   for (; j < count; ++j) scores[j] = scale * Dot(query, keys + j * size, size);
 }
 
-// A NaN never is the largest.
+// Returns the largest number of x, leaving out NaN.
 float Largest(const float* __restrict x, int64_t size) {
   float largest = -kInfinity;
 #pragma omp simd reduction(max : largest)
@@ -108,7 +109,7 @@ bool HasNan(const float* x, int64_t size) {
   return std::any_of(x, x + size, [](float value) { return value != value; });
 }
 
-// x becomes e^(x - largest). Returns its sum.
+// Replaces each x by e^(x - largest). Returns the sum of the results.
 float ExpAndSum(float* __restrict x, float largest, int64_t size) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -153,14 +154,15 @@ void Scale(float factor, float* __restrict x, int64_t size) {
 
 }  // namespace
 
-// One row over the `keys` keys that it sees: keys [keys, head_dim], values
-// [keys, v_head_dim], scores [keys], output [v_head_dim]. Returns lse.
+// Computes one row over the `keys` keys that it sees. Shapes: key
+// [keys, head_dim], value [keys, v_head_dim], scores [keys], output
+// [v_head_dim]. Returns the row's lse.
 float NaiveRow(const AttentionParams& params, const float* query,
                const float* key, const float* value, int64_t keys,
                float* scores, float* output) {
   Scores(query, key, keys, params.head_dim, params.score_scale, scores);
   const float largest = Largest(scores, keys);
-  // Infinite scores are rare; only then is the second look worth its time.
+  // Infinite scores are rare, so scores are searched for NaN only then.
   const bool has_nan = std::isinf(largest) && HasNan(scores, keys);
   if (largest == -kInfinity && !has_nan) {
     std::fill_n(output, params.v_head_dim, 0.0F);
@@ -183,7 +185,7 @@ namespace {
 
 using RowFunction = decltype(&HWY_STATIC_DISPATCH(NaiveRow));
 
-// A task is some rows of one head.
+// Each task computes some rows of one head.
 class NaiveJob : public TileJob {
  public:
   NaiveJob(const AttentionProblem& problem, const AttentionBuffers& buffers,
@@ -198,7 +200,7 @@ class NaiveJob : public TileJob {
         output_(problem.OutputView(static_cast<float*>(buffers.output))),
         lse_(problem.LseView(params_.return_lse ? buffers.lse : nullptr)),
         scores_(scores) {
-    // About 100 us of work, so that tasks spread over the workers.
+    // A task takes about 100 us, so that tasks spread over the workers.
     constexpr int64_t kStepsPerTask = 1 << 20;
     const int64_t row_steps = std::max<int64_t>(params_.kv_len, 1) *
                               (params_.head_dim + params_.v_head_dim);
@@ -221,6 +223,7 @@ class NaiveJob : public TileJob {
     const int64_t begin = task % tasks_per_head_ * rows_per_task_;
     const int64_t end = std::min(begin + rows_per_task_, params_.q_len);
     const BatchEntry entry = visibility_.Entry(batch);
+    // A dense tensor has all rows of an entry in one place.
     const auto first_row = [&](const KvSource& source, const KeyRange& range) {
       return reinterpret_cast<const float*>(
           source.Rows(entry, kv_head, range.begin).first);
@@ -261,7 +264,8 @@ int64_t NaiveScoreBytes(const AttentionProblem& problem) {
                            params.kv_len, int64_t{sizeof(float)}})
         .value_or(kMaxBytes);
   }
-  // Fits, as less than the product over all rows and keys, which is bounded.
+  // The sum fits because AttentionProblem bounds the product of all rows and
+  // all keys.
   int64_t pairs = 0;
   for (int64_t b = 0; b < params.batch; ++b) {
     const BatchEntry entry = problem.visibility().Entry(b);
@@ -277,12 +281,11 @@ absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
                                         const StopSignal* stop) {
   const AttentionParams& params = problem.params();
   const int64_t score_bytes = NaiveScoreBytes(problem);
-  const absl::StatusOr<Workspace> scores = Workspace::Reserve(score_bytes);
-  if (!scores.ok()) return scores.status();
-  NaiveJob job(problem, buffers, engine, scores->floats());
+  ATTND_ASSIGN_OR_RETURN(const Workspace scores,
+                         Workspace::Reserve(score_bytes));
+  NaiveJob job(problem, buffers, engine, scores.floats());
   JobTimes times;
-  const absl::Status status = engine.scheduler().Run(&job, stop, &times);
-  if (!status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(engine.scheduler().Run(&job, stop, &times));
   RunStats stats;
   stats.isa = engine.machine().isa;
   stats.kernel = "naive";
