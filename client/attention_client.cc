@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "attnd/v1/attention.pb.h"
+#include "base/status_macros.h"
 #include "client/answer_reader.h"
 #include "client/error_details.h"
 #include "client/forward_call.h"
@@ -35,10 +36,7 @@ absl::StatusOr<OutgoingMessage> EncodeBackward(const BackwardInputs& inputs,
   AddTensor(Request::kLseFieldNumber, inputs.lse, &message);
   AddTensor(Request::kGradOutputFieldNumber, inputs.grad_output, &message);
   AddOptions(Request::kOptionsFieldNumber, options, {}, &message);
-  if (absl::Status status = CheckSize(message, max_message_bytes);
-      !status.ok()) {
-    return status;
-  }
+  ATTND_RETURN_IF_ERROR(CheckSize(message, max_message_bytes));
   return message;
 }
 
@@ -130,16 +128,15 @@ absl::StatusOr<ExecutionStats> AttentionClient::AttentionBackward(
     const BackwardInputs& inputs, const BackwardOutputs& outputs,
     const AttentionOptions& options) const {
   const auto time = CallTime::From(options_.deadline);
-  const absl::StatusOr<OutgoingMessage> request =
-      EncodeBackward(inputs, options, options_.max_message_bytes);
-  if (!request.ok()) return request.status();
+  ATTND_ASSIGN_OR_RETURN(
+      const OutgoingMessage request,
+      EncodeBackward(inputs, options, options_.max_message_bytes));
   absl::StatusOr<ExecutionStats> reply;
-  const absl::Status status =
-      channel_->Call(method::kAttentionBackward, *request, time,
+  ATTND_RETURN_IF_ERROR(
+      channel_->Call(method::kAttentionBackward, request, time,
                      [&](const ReceivedMessage& answer) {
                        reply = ReadReply(answer, AnswerTo(inputs, outputs));
-                     });
-  if (!status.ok()) return status;
+                     }));
   return reply;
 }
 
@@ -164,17 +161,17 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
     const std::function<bool(const BenchmarkProgress&)>& on_progress) const {
   v1::BenchmarkResponse response;
   std::optional<BenchmarkResult> result;
-  const absl::Status status = channel_->Stream(
+  ATTND_RETURN_IF_ERROR(channel_->Stream(
       method::kBenchmark, EncodeBenchmark(options), &response,
       CallTime::From(options_.deadline), [&] {
         if (response.has_result()) result = DecodeBenchmark(response.result());
         if (!response.has_progress() || !on_progress) return true;
         return on_progress({.phase = response.progress().phase(),
                             .fraction = response.progress().fraction()});
-      });
-  if (!status.ok()) return status;
+      }));
   if (!result) {
-    return BadResponse("the server ended a benchmark without its result");
+    return BadResponse(
+        "the server ended the benchmark without sending a result");
   }
   return *result;
 }
@@ -182,10 +179,9 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
 absl::StatusOr<MemoryEstimate> AttentionClient::EstimateMemory(
     const MemoryEstimateOptions& options) const {
   v1::MemoryEstimateResponse response;
-  const absl::Status status =
+  ATTND_RETURN_IF_ERROR(
       channel_->Call(method::kMemoryEstimate, EncodeEstimate(options),
-                     CallTime::From(options_.deadline), &response);
-  if (!status.ok()) return status;
+                     CallTime::From(options_.deadline), &response));
   return DecodeEstimate(response);
 }
 
@@ -195,16 +191,16 @@ absl::StatusOr<ServerInfo> AttentionClient::GetServerInfo() const {
 
 absl::StatusOr<Health> AttentionClient::CheckHealth(
     const std::string& service) const {
-  // HealthCheckRequest is one string numbered 1 and HealthCheckResponse one
-  // enum numbered 1, so protobuf's own wrappers are the same bytes. A copy of
-  // health.proto would clash with one that the program links already.
+  // HealthCheckRequest has one field, a string with number 1, and
+  // HealthCheckResponse has one enum with number 1. So these wrapper messages
+  // of protobuf have the same encoding. A copy of health.proto in this library
+  // would conflict with a copy that the program links.
   google::protobuf::StringValue request;
   request.set_value(service);
   google::protobuf::Int32Value response;
-  const absl::Status status =
-      channel_->Once().Call(method::kHealthCheck, request,
-                            CallTime::From(options_.deadline), &response);
-  if (!status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(channel_->WithoutRetries().Call(
+      method::kHealthCheck, request, CallTime::From(options_.deadline),
+      &response));
   switch (response.value()) {
     case 1:
       return Health::kServing;

@@ -1,5 +1,6 @@
-// Whether and when a call that failed is made again, and what its caller reads
-// in the end. Times and chance are given to it; knows no gRPC.
+// Decides whether and when a failed call is repeated, and which error its
+// caller gets in the end. The caller passes in the time and the random numbers,
+// so that tests can choose them. Does not use gRPC.
 #ifndef ATTND_CLIENT_RETRY_H_
 #define ATTND_CLIENT_RETRY_H_
 
@@ -10,45 +11,48 @@
 
 namespace attnd::client {
 
-// When a call began, and when all its attempts together must be over. These
-// times can be compared only with each other and with Now(): they are of a
-// clock that goes on evenly when the system's clock is set.
+// Says when a call began, and by when all its attempts must be over. Compare
+// these times only with each other and with CallTime::Now(), because they are
+// times of a monotonic clock, which does not jump when the system's clock is
+// set.
 struct CallTime {
   absl::Time start;
-  absl::Time deadline;  // InfiniteFuture() where there is none
+  absl::Time deadline;  // InfiniteFuture() if the call has no deadline
 
+  // Returns the current time of the monotonic clock.
   static absl::Time Now();
 
-  // The times of a call that begins now.
+  // Returns the times of a call that begins now and may take `deadline`.
   static CallTime From(absl::Duration deadline);
 
-  // What is left until the deadline; negative after it.
+  // Returns the time until the deadline. It is negative after the deadline.
   absl::Duration Left() const { return deadline - Now(); }
 };
 
-// The attempts of one call.
+// Counts the attempts of one call, and decides after each failure. Make one
+// object for each call. Not thread-safe.
 class Retry {
  public:
   Retry(const RetryPolicy& policy, const CallTime& time);
 
-  // To be called when an attempt failed with `status` at `now`, unless the
-  // caller cancelled it. Returns the pause before the next attempt or, where
-  // there is none, the error that the caller reads. `chance` is uniform in
-  // [0, 1).
+  // Call this when an attempt has failed with `status` at the time `now`,
+  // unless the caller cancelled the call. Returns the pause before the next
+  // attempt. If there must be no other attempt, returns the error that the
+  // caller of the call gets. `random` is uniformly distributed in [0, 1).
   absl::StatusOr<absl::Duration> AfterFailure(const absl::Status& status,
-                                              absl::Time now, double chance);
+                                              absl::Time now, double random);
 
-  // The error of a call that its caller cancelled during a pause.
-  absl::Status Cancelled() const;
+  // Returns the error of a call that its caller cancelled during a pause.
+  absl::Status CancelledError() const;
 
  private:
-  absl::Duration NextBackoff(double chance);
+  absl::Duration NextBackoff(double random);
 
   const RetryPolicy policy_;
   const CallTime time_;
   absl::Duration backoff_;
   int attempts_ = 0;
-  absl::Status last_;  // what the last attempt ended with
+  absl::Status last_error_;
 };
 
 }  // namespace attnd::client

@@ -5,6 +5,7 @@
 #include <random>
 #include <utility>
 
+#include "base/status_macros.h"
 #include "base/tsan_ordering.h"
 #include "client/message_limits.h"
 #include "google/protobuf/message_lite.h"
@@ -15,41 +16,45 @@ namespace {
 using google::protobuf::MessageLite;
 using OnRetry = std::function<void(const absl::Status&)>;
 
-double Chance() {
+// Returns a random number that is uniformly distributed in [0, 1).
+double Random() {
   thread_local std::minstd_rand engine(std::random_device{}());
   return std::uniform_real_distribution<double>()(engine);
 }
 
-// Makes attempts in this thread. `may_repeat` is asked after one that failed.
-template <typename Attempt, typename MayRepeat>
-absl::Status Repeat(RpcChannel& channel, const RetryPolicy& policy,
-                    const OnRetry& on_retry, const CallTime& time,
-                    const Attempt& attempt, const MayRepeat& may_repeat) {
-  if (!channel.error().ok()) return channel.error();
+// Makes attempts in this thread until one succeeds or there must be no other.
+// Calls `may_retry` after each failed attempt, and makes no other if that
+// returns false.
+template <typename Attempt, typename MayRetry>
+absl::Status CallWithRetries(RpcChannel& channel, const RetryPolicy& policy,
+                             const OnRetry& on_retry, const CallTime& time,
+                             const Attempt& attempt,
+                             const MayRetry& may_retry) {
+  ATTND_RETURN_IF_ERROR(channel.error());
   absl::Status status = attempt();
   if (status.ok()) return status;
   Retry retry(policy, time);
-  while (!status.ok() && may_repeat()) {
-    const absl::StatusOr<absl::Duration> pause =
-        retry.AfterFailure(status, CallTime::Now(), Chance());
-    if (!pause.ok()) return pause.status();
+  while (!status.ok() && may_retry()) {
+    ATTND_ASSIGN_OR_RETURN(
+        const absl::Duration pause,
+        retry.AfterFailure(status, CallTime::Now(), Random()));
     if (on_retry) on_retry(status);
-    channel.Pause(*pause);
+    channel.Pause(pause);
     status = attempt();
   }
   return status;
 }
 
-// A call that no thread waits for. It is kept alive by its current attempt or
-// pause, and by the caller, who may cancel it at any time. gRPC runs attempts
-// and pauses one after the other, in threads of its own.
-class RepeatedCall : public AsyncCall,
-                     public AsyncTimer,
-                     public CallCanceller,
-                     public std::enable_shared_from_this<RepeatedCall> {
+// An asynchronous call with all its attempts. Its current attempt or pause
+// keeps it alive, and so does the caller, who may cancel it at any time. gRPC
+// runs attempts and pauses one after the other, in threads of its own.
+class RetriedCall : public AsyncCall,
+                    public AsyncTimer,
+                    public CallCanceller,
+                    public std::enable_shared_from_this<RetriedCall> {
  public:
-  RepeatedCall(std::shared_ptr<RpcChannel> channel, const RetryPolicy& policy,
-               OnRetry on_retry, const CallTime& time)
+  RetriedCall(std::shared_ptr<RpcChannel> channel, const RetryPolicy& policy,
+              OnRetry on_retry, const CallTime& time)
       : channel_(std::move(channel)),
         time_(time),
         on_retry_(std::move(on_retry)),
@@ -58,14 +63,14 @@ class RepeatedCall : public AsyncCall,
   void StartAttempt() {
     std::unique_lock lock(mutex_);
     if (cancelled_) {
-      const absl::Status status = retry_.Cancelled();
+      const absl::Status status = retry_.CancelledError();
       lock.unlock();
       End(status, nullptr);
       return;
     }
     const int step = ++step_;
     lock.unlock();
-    Keep(step, MakeAttempt(*channel_, time_.Left()));
+    KeepCanceller(step, MakeAttempt(*channel_, time_.Left()));
   }
 
   void OnTimer() override { StartAttempt(); }
@@ -94,10 +99,10 @@ class RepeatedCall : public AsyncCall,
 
   virtual std::shared_ptr<CallCanceller> MakeAttempt(
       RpcChannel& channel, absl::Duration timeout) = 0;
-  // With the lock held.
-  virtual bool MayRepeat() { return true; }
+  // Whether another attempt may follow a failed one. Called with the lock held.
+  virtual bool MayRetry() { return true; }
 
-  // The call is over. Called once.
+  // Passes the result to the caller. Called once, when the call is over.
   virtual void Finish(const absl::Status& status,
                       const ReceivedMessage* answer) = 0;
 
@@ -105,8 +110,9 @@ class RepeatedCall : public AsyncCall,
 
  private:
   void End(const absl::Status& status, const ReceivedMessage* answer) {
-    // These two may refer to this call, so it would never be freed if it kept
-    // them: the pause, and on_retry, which may hold the call to cancel it.
+    // Both the current pause and on_retry, which may hold the call to cancel
+    // it, can refer to this call. If the call kept them, it would never be
+    // freed.
     std::shared_ptr<CallCanceller> current;
     OnRetry on_retry;
     {
@@ -118,30 +124,32 @@ class RepeatedCall : public AsyncCall,
     Finish(status, answer);
   }
 
-  // OK where the call goes on after a pause.
+  // Starts a pause and returns OK if the call continues after it. Returns the
+  // error of the call if it does not.
   absl::Status PauseOrError(const absl::Status& status) {
     absl::StatusOr<absl::Duration> pause;
     {
       const std::lock_guard lock(mutex_);
-      if (cancelled_ || !MayRepeat()) return status;
-      pause = retry_.AfterFailure(status, CallTime::Now(), Chance());
+      if (cancelled_ || !MayRetry()) return status;
+      pause = retry_.AfterFailure(status, CallTime::Now(), Random());
       if (!pause.ok()) return pause.status();
     }
-    // Without the lock, for it may cancel the call.
+    // The lock is not held here, because on_retry_ may cancel the call.
     if (on_retry_) on_retry_(status);
     int step = 0;
     {
       const std::lock_guard lock(mutex_);
-      if (cancelled_) return retry_.Cancelled();
+      if (cancelled_) return retry_.CancelledError();
       step = ++step_;
     }
-    Keep(step, channel_->StartTimer(*pause, Self<AsyncTimer>()));
+    KeepCanceller(step, channel_->StartTimer(*pause, Self<AsyncTimer>()));
     return absl::OkStatus();
   }
 
-  // Keeps what cancels `step`, unless that step is over already. Calls gRPC
-  // without the lock, because threads of gRPC that need it would have to wait.
-  void Keep(int step, std::shared_ptr<CallCanceller> canceller) {
+  // Stores what cancels `step`, unless that step is already over. Cancels it at
+  // once if the call was cancelled in the meantime, without holding the lock,
+  // because threads of gRPC that need the lock would have to wait.
+  void KeepCanceller(int step, std::shared_ptr<CallCanceller> canceller) {
     {
       const std::lock_guard lock(mutex_);
       if (step != step_) return;
@@ -157,16 +165,16 @@ class RepeatedCall : public AsyncCall,
   Retry retry_;
   bool cancelled_ = false;
   int step_ = 0;                            // counts attempts and pauses
-  std::shared_ptr<CallCanceller> current_;  // cancels this step
+  std::shared_ptr<CallCanceller> current_;  // cancels the current step
 };
 
-class RepeatedUnaryCall final : public RepeatedCall {
+class RetriedUnaryCall final : public RetriedCall {
  public:
-  RepeatedUnaryCall(std::shared_ptr<RpcChannel> channel,
-                    const RetryPolicy& policy, OnRetry on_retry,
-                    const CallTime& time, std::string method,
-                    OutgoingMessage request, std::unique_ptr<AsyncCall> call)
-      : RepeatedCall(std::move(channel), policy, std::move(on_retry), time),
+  RetriedUnaryCall(std::shared_ptr<RpcChannel> channel,
+                   const RetryPolicy& policy, OnRetry on_retry,
+                   const CallTime& time, std::string method,
+                   OutgoingMessage request, std::unique_ptr<AsyncCall> call)
+      : RetriedCall(std::move(channel), policy, std::move(on_retry), time),
         method_(std::move(method)),
         request_(std::move(request)),
         call_(std::move(call)) {}
@@ -183,7 +191,7 @@ class RepeatedUnaryCall final : public RepeatedCall {
     {
       const std::lock_guard lock(mutex_);
       call = std::move(call_);
-      // Frees the inputs now, though the caller may keep the canceller longer.
+      // This frees the inputs now, even if the caller keeps the canceller.
       request = std::move(request_);
     }
     call->OnDone(status, answer);
@@ -194,13 +202,13 @@ class RepeatedUnaryCall final : public RepeatedCall {
   std::unique_ptr<AsyncCall> call_;
 };
 
-class RepeatedExchange final : public RepeatedCall, public MessageExchange {
+class RetriedExchange final : public RetriedCall, public MessageExchange {
  public:
-  RepeatedExchange(std::shared_ptr<RpcChannel> channel,
-                   const RetryPolicy& policy, OnRetry on_retry,
-                   const CallTime& time, std::string method,
-                   std::unique_ptr<AsyncExchange> exchange)
-      : RepeatedCall(std::move(channel), policy, std::move(on_retry), time),
+  RetriedExchange(std::shared_ptr<RpcChannel> channel,
+                  const RetryPolicy& policy, OnRetry on_retry,
+                  const CallTime& time, std::string method,
+                  std::unique_ptr<AsyncExchange> exchange)
+      : RetriedCall(std::move(channel), policy, std::move(on_retry), time),
         method_(std::move(method)),
         exchange_(std::move(exchange)) {}
 
@@ -220,7 +228,7 @@ class RepeatedExchange final : public RepeatedCall, public MessageExchange {
     return channel.Start(method_, timeout, Self<MessageExchange>(),
                          Self<AsyncCall>());
   }
-  bool MayRepeat() override { return Restart(); }
+  bool MayRetry() override { return Restart(); }
   void Finish(const absl::Status& status,
               const ReceivedMessage* /*answer*/) override {
     std::unique_ptr<AsyncExchange> exchange;
@@ -247,17 +255,17 @@ RetryingChannel::RetryingChannel(const ClientOptions& options)
       policy_(options.retry),
       on_retry_(options.on_retry) {}
 
-RetryingChannel RetryingChannel::Once() const {
-  RetryingChannel once = *this;
-  once.policy_.max_attempts = 1;
-  return once;
+RetryingChannel RetryingChannel::WithoutRetries() const {
+  RetryingChannel channel = *this;
+  channel.policy_.max_attempts = 1;
+  return channel;
 }
 
 absl::Status RetryingChannel::Call(
     const std::string& method, const OutgoingMessage& request,
     const CallTime& time,
     const std::function<void(const ReceivedMessage&)>& on_answer) const {
-  return Repeat(
+  return CallWithRetries(
       *channel_, policy_, on_retry_, time,
       [&] { return channel_->Call(method, request, time.Left(), on_answer); },
       [] { return true; });
@@ -285,17 +293,17 @@ std::shared_ptr<CallCanceller> RetryingChannel::Start(
     return nullptr;
   }
   request.CopyIfBorrowed();
-  auto repeated = std::make_shared<RepeatedUnaryCall>(
+  auto retried = std::make_shared<RetriedUnaryCall>(
       channel_, policy_, on_retry_, time, method, std::move(request),
       std::move(call));
-  repeated->StartAttempt();
-  return repeated;
+  retried->StartAttempt();
+  return retried;
 }
 
 absl::Status RetryingChannel::Exchange(const std::string& method,
                                        const CallTime& time,
                                        MessageExchange& exchange) const {
-  return Repeat(
+  return CallWithRetries(
       *channel_, policy_, on_retry_, time,
       [&] { return channel_->Exchange(method, time.Left(), exchange); },
       [&] { return exchange.Restart(); });
@@ -308,10 +316,10 @@ std::shared_ptr<CallCanceller> RetryingChannel::Start(
     exchange->OnDone(channel_->error());
     return nullptr;
   }
-  auto repeated = std::make_shared<RepeatedExchange>(
+  auto retried = std::make_shared<RetriedExchange>(
       channel_, policy_, on_retry_, time, method, std::move(exchange));
-  repeated->StartAttempt();
-  return repeated;
+  retried->StartAttempt();
+  return retried;
 }
 
 absl::Status RetryingChannel::Stream(
@@ -319,7 +327,7 @@ absl::Status RetryingChannel::Stream(
     MessageLite* response, const CallTime& time,
     const std::function<bool()>& on_response) const {
   bool has_response = false;
-  return Repeat(
+  return CallWithRetries(
       *channel_, policy_, on_retry_, time,
       [&] {
         return channel_->Stream(method, request, response, time.Left(), [&] {

@@ -1,5 +1,6 @@
-// Makes calls again after failures that may pass. Knows RpcChannel and Retry,
-// but neither gRPC nor attention.
+// Makes calls to a server, and repeats those that fail for a reason that may
+// pass. Combines RpcChannel, which makes one attempt, with Retry, which decides
+// about the next one. Does not use gRPC itself, and does not know attention.
 #ifndef ATTND_CLIENT_RETRYING_CHANNEL_H_
 #define ATTND_CLIENT_RETRYING_CHANNEL_H_
 
@@ -16,51 +17,61 @@
 
 namespace attnd::client {
 
-// A call of many messages that somebody else completes: its functions run in
-// threads of gRPC, one after the other, and must not block.
+// The caller's side of an asynchronous call that exchanges several messages.
+// Its functions run in threads of gRPC, one at a time, and must not block.
 class AsyncExchange : public MessageExchange {
  public:
-  // Called exactly once.
+  // Called exactly once, when the call is over and will not be repeated.
   virtual void OnDone(const absl::Status& status) = 0;
 };
 
-// The methods of RpcChannel, each with as many attempts as ClientOptions
-// allows. They end with INVALID_ARGUMENT where gRPC refuses the options. Cheap
-// to copy: copies share a connection. Thread-safe.
+// Has the methods of RpcChannel, and makes as many attempts at each call as
+// ClientOptions allows. Calls fail with INVALID_ARGUMENT if gRPC rejects the
+// options. Cheap to copy: copies share a connection. Thread-safe.
 class RetryingChannel {
  public:
   explicit RetryingChannel(const ClientOptions& options);
 
-  // A channel on the same connection that makes one attempt at each call.
-  RetryingChannel Once() const;
+  // Returns a channel on the same connection that makes only one attempt at
+  // each call.
+  RetryingChannel WithoutRetries() const;
 
+  // Calls `method`, waits, and passes the answer to `on_answer` if the call
+  // succeeds. `method` is the full name: "/package.Service/Method".
   absl::Status Call(
       const std::string& method, const OutgoingMessage& request,
       const CallTime& time,
       const std::function<void(const ReceivedMessage&)>& on_answer) const;
 
-  // The same for messages that are small. INTERNAL where the answer does not
-  // parse.
+  // Does the same for messages that are small, and parses the answer into
+  // `response`. Returns INTERNAL if the answer does not parse.
   absl::Status Call(const std::string& method,
                     const google::protobuf::MessageLite& request,
                     const CallTime& time,
                     google::protobuf::MessageLite* response) const;
 
-  // Returns at once. This channel may be destroyed before the call is over, and
-  // so may the elements of the request: those without an owner are copied. The
-  // call can also be cancelled during its pauses.
+  // Starts a call and returns at once. You may destroy this channel and the
+  // elements of the request before the call is over, because the channel copies
+  // elements that have no owner. The result can cancel the call, also during
+  // the pauses between its attempts. It is null if the call could not start.
   std::shared_ptr<CallCanceller> Start(const std::string& method,
                                        OutgoingMessage request,
                                        const CallTime& time,
                                        std::unique_ptr<AsyncCall> call) const;
 
+  // Makes a call that exchanges several messages, and waits until it is over.
   absl::Status Exchange(const std::string& method, const CallTime& time,
                         MessageExchange& exchange) const;
+
+  // Starts such a call and returns at once, like the other Start.
   std::shared_ptr<CallCanceller> Start(
       const std::string& method, const CallTime& time,
       std::unique_ptr<AsyncExchange> exchange) const;
 
-  // Makes no further attempt once a response has come.
+  // Makes a call that sends one request and receives several responses. Parses
+  // each one into `response`, and then calls `on_response` in this thread. If
+  // that returns false, the call is cancelled. Makes no other attempt once a
+  // response has arrived.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,

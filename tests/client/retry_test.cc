@@ -138,9 +138,10 @@ TEST(RetryTest, TheLastErrorSaysHowOftenItWasTried) {
       WithDelay(absl::StatusCode::kResourceExhausted, absl::ZeroDuration());
   const Course course = RunCourse({}, absl::Seconds(2), busy);
   EXPECT_EQ(course.error.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(course.error.message(),
-            "busy (tried 5 times in 1.5s; the deadline leaves no time to try "
-            "again)");
+  EXPECT_EQ(
+      course.error.message(),
+      "busy (tried 5 times within 1.5s; the deadline leaves no time to try "
+      "again)");
   EXPECT_EQ(DetailsOf(course.error).reason, "TOO_MANY_REQUESTS");
   EXPECT_EQ(DetailsOf(course.error).retry_delay, absl::ZeroDuration());
 }
@@ -156,7 +157,7 @@ TEST(RetryTest, ADeadlineDoesNotHideWhatFailedBefore) {
           .status();
   EXPECT_EQ(error.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(error.message(),
-            "Deadline Exceeded (in attempt 2; the one before failed with "
+            "Deadline Exceeded (in attempt 2; the one before it failed with "
             "UNAVAILABLE: no server)");
 }
 
@@ -164,9 +165,9 @@ TEST(RetryTest, ACallThatIsGivenUpSaysWhatFailedBefore) {
   Retry retry({}, Within(absl::Seconds(10)));
   ASSERT_TRUE(
       retry.AfterFailure(absl::UnavailableError("no server"), kStart, 0).ok());
-  EXPECT_EQ(retry.Cancelled().code(), absl::StatusCode::kCancelled);
-  EXPECT_THAT(retry.Cancelled().message(),
-              HasSubstr("before attempt 2; the one before failed with "
+  EXPECT_EQ(retry.CancelledError().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(retry.CancelledError().message(),
+              HasSubstr("before attempt 2; the one before it failed with "
                         "UNAVAILABLE: no server"));
 }
 
@@ -180,7 +181,7 @@ TEST(RetryTest, MaxAttemptsCountsTheFirst) {
       RunCourse({.max_attempts = 3}, absl::InfiniteDuration(), failure);
   EXPECT_EQ(thrice.pauses.size(), 2U);
   EXPECT_EQ(thrice.error.message(),
-            "no server (tried 3 times in 300ms, the most that max_attempts "
+            "no server (tried 3 times within 300ms, the most that max_attempts "
             "allows)");
 }
 
