@@ -1,5 +1,6 @@
-// The C++ client of attnd: exact attention on a server, called with spans.
-// Includes neither gRPC nor protobuf.
+// The C++ client library of attnd. Use it to compute exact attention on an
+// attnd server: tensors are spans of your memory, and results are
+// absl::StatusOr. This header includes neither gRPC nor protobuf.
 #ifndef ATTND_CLIENT_ATTENTION_CLIENT_H_
 #define ATTND_CLIENT_ATTENTION_CLIENT_H_
 
@@ -20,60 +21,74 @@ class CallCanceller;
 class RetryingChannel;
 class ServerLimits;
 
-// When a failed call is made again. That is so after UNAVAILABLE (there is no
-// server, or it is shutting down), after RESOURCE_EXHAUSTED where the server
-// names a delay, and after CANCELLED that came from a server and not from the
-// caller. Before each new attempt the client waits for the server's delay, if
-// any, and a backoff. The backoff grows by `multiplier` each time, and chance
-// makes it up to a fifth shorter or longer. A call that would still be waiting
-// at its deadline ends at once with its last error, whose message then also
-// says how often the call was tried.
+// Says which failed calls the client repeats, and how long it waits before each
+// new attempt. It repeats a call only after one of these errors:
+//
+// - UNAVAILABLE: there is no server, or the server is shutting down.
+// - RESOURCE_EXHAUSTED, if the server says how long to wait.
+// - CANCELLED, if the server cancelled the call, not the caller.
+//
+// Before each new attempt, the client waits for the delay that the server asks
+// for, if any, and then for a backoff. The backoff grows by the factor
+// `multiplier` from one attempt to the next, up to `max_backoff`. Each time, a
+// random factor makes it up to a fifth shorter or longer. If the pause would
+// last until the deadline, the call ends at once with the error of the last
+// attempt. The message of that error says how often the call was tried, if it
+// was tried more than once.
 struct RetryPolicy {
-  int max_attempts = 0;  // 0: until the deadline; 1: a call is never made again
+  // The limit of attempts, including the first one. 0 sets no limit except the
+  // deadline. 1 means that the client never repeats a call.
+  int max_attempts = 0;
   absl::Duration initial_backoff = absl::Milliseconds(100);
   absl::Duration max_backoff = absl::Seconds(2);
   double multiplier = 2;
 };
 
 struct ClientOptions {
-  // Also "unix:/run/attnd.sock", "dns:///attnd:50051" or
-  // "ipv4:10.0.0.1:50051,10.0.0.2:50051". Where a target has several addresses,
-  // calls take turns among the servers that can be reached.
+  // The address of the server as a gRPC target. Other examples are
+  // "unix:/run/attnd.sock", "dns:///attnd:50051" and
+  // "ipv4:10.0.0.1:50051,10.0.0.2:50051". If a target has several addresses,
+  // the calls take turns among the servers that can be reached.
   std::string target = "127.0.0.1:50051";
-  // How long a call may take, all its attempts together. May be infinite.
+  // The time that a call may take, including all its attempts and the pauses
+  // between them. absl::InfiniteDuration() sets no limit.
   absl::Duration deadline = absl::Seconds(60);
-  // The largest message that is sent, or received. Chunks of a streamed answer
-  // are received in any case; the largest has 1 MiB of data.
+  // The largest message that the client sends or receives, in bytes. The chunks
+  // of a streamed answer, which hold up to 1 MiB of data, are always received.
   int64_t max_message_bytes = int64_t{256} << 20;
   RetryPolicy retry = {};
-  // A gRPC service config as JSON. Empty: the one that is installed as
-  // attnd/v1/attention_grpc_service_config.json. If yours has a retryPolicy,
-  // gRPC follows it within each attempt that `retry` makes. If gRPC refuses the
-  // config, every call ends with INVALID_ARGUMENT.
+  // A gRPC service config as JSON. If it is empty, the client uses the one that
+  // is installed as attnd/v1/attention_grpc_service_config.json. If your config
+  // has a retryPolicy, gRPC applies it within each attempt that `retry` makes.
+  // If gRPC rejects the config, every call fails with INVALID_ARGUMENT.
   std::string service_config = {};
-  // Is called with the error of an attempt before the pause that follows it. It
-  // runs in the thread that waits for the call. For a call that no thread waits
-  // for, it runs in a thread of gRPC and must not block.
+  // The client calls this function with the error of a failed attempt, before
+  // the pause that precedes the next attempt. For calls that wait, it runs in
+  // the thread of the caller. For asynchronous calls, it runs in a thread of
+  // gRPC and must not block.
   std::function<void(const absl::Status& failure)> on_retry = {};
 };
 
-// A call in flight. Dropping it does not stop the call; until it is dropped,
-// owners of inputs may be kept.
+// A handle to an asynchronous call, with which you can cancel it. Destroying
+// the handle does not stop the call. While the handle exists, the client may
+// keep the owners of the inputs (ConstElements::OwnedBy) alive.
 class PendingCall {
  public:
   PendingCall() = default;
   explicit PendingCall(std::shared_ptr<CallCanceller> call);
 
-  // Asks for the end: the callback comes soon, with CANCELLED unless the call
-  // was over already. Thread-safe; harmless on a finished call.
+  // Cancels the call and returns at once. The callback then runs soon, with
+  // CANCELLED unless the call had already ended. Has no effect on a call that
+  // is over, and on a handle without a call. Thread-safe.
   void Cancel() const;
 
  private:
   std::shared_ptr<CallCanceller> call_;
 };
 
-// One server. Cheap to copy: copies share a connection, which the first call
-// opens and which is opened again when it was lost. Thread-safe.
+// Makes calls to one attnd server, or to several equal servers behind one
+// target. Thread-safe. Cheap to copy: copies share a connection. The first call
+// opens the connection, and the client opens it again when it is lost.
 //
 //   attnd::client::AttentionClient client({.target = "127.0.0.1:50051"});
 //   std::vector<float> q(8 * 64), k(32 * 64), v(32 * 64), output(8 * 64);
@@ -86,21 +101,30 @@ class PendingCall {
 //               << attnd::client::DetailsOf(reply.status()).reason << "\n";
 //   }
 //
-// Shapes and options are checked by the server, which names the field that it
-// refuses; this side checks only that the answer fits the spans it goes to.
-// A status carries the server's code, message and details (DetailsOf).
-// What is too large for a message, by the server's limits or max_message_bytes,
-// is streamed without being asked to: of the forward methods, where the server
-// can. Its errors name fields below "header.", such as "header.key.shape[1]".
-// Calls are made again as RetryPolicy says, so UNAVAILABLE means that there was
-// no server until the deadline. A benchmark is not made again once it has
-// begun, and a health check never is. A server that was replaced by one with
-// other message limits may refuse a call; a call that a thread waits for is
-// then sent once more in the form that the new server takes. After
-// DEADLINE_EXCEEDED and CANCELLED the server stops computing, too. After any
-// error the contents of the outputs are undefined. Outputs may lie over inputs,
-// except in a SharedRegion. A streamed call is then not made again once its
-// answer has begun to overwrite an input.
+// Errors: A status has the code and the message of the server. DetailsOf
+// (client/error_details.h) returns the rest, such as the reason. The server
+// checks shapes and options, and its message names the field that it rejects.
+// The client itself only checks that the answer fits into the output spans.
+// After any error, the contents of the outputs are undefined. After
+// DEADLINE_EXCEEDED and CANCELLED, the server stops computing, too.
+//
+// Large calls: If the request or the answer of a forward call (Attention,
+// SelfAttention or CrossAttention) is larger than the server or
+// max_message_bytes allows for one message, the client streams it in chunks, if
+// the server supports that. The errors of a streamed call name fields below
+// "header.", for example "header.key.shape[1]".
+//
+// Retries: The client repeats failed calls according to RetryPolicy. So with
+// the default policy, UNAVAILABLE means that there was no server until the
+// deadline. The client does not repeat a benchmark of which it has received a
+// message, and never repeats a health check. A call may also fail because the
+// server was replaced by one with other message limits. If a thread waits for
+// that call, the client sends it once more, in the form that the new server
+// accepts. It does not do so for an asynchronous call.
+//
+// Overlapping memory: Outputs may overlap inputs, except in a SharedRegion. The
+// client does not repeat a streamed call once its answer has begun to overwrite
+// an input.
 class AttentionClient {
  public:
   using Done = std::function<void(absl::StatusOr<AttentionReply>)>;
@@ -108,35 +132,44 @@ class AttentionClient {
 
   explicit AttentionClient(ClientOptions options = {});
 
-  // The same connection with another deadline.
+  // Returns a client with another deadline for each call. It shares the
+  // connection of this one.
   AttentionClient WithDeadline(absl::Duration deadline) const;
 
-  // Each waits for the answer and writes it to `outputs`. Inputs with an owner
-  // (ConstElements::OwnedBy) are sent from where they lie, others are copied
-  // once before anything is sent; the answer is copied once. Those in a
-  // SharedRegion (client/shared_region.h) are not sent at all, and the server
-  // itself writes to outputs there.
+  // Computes attention, waits for the answer and writes it to `outputs`.
+  //
+  // The client copies inputs once, before it sends anything, and copies the
+  // answer once. It does not copy inputs that have an owner
+  // (ConstElements::OwnedBy). Tensors in a SharedRegion
+  // (client/shared_region.h) are not sent at all: the server reads and writes
+  // them in place.
   absl::StatusOr<AttentionReply> Attention(
       const AttentionInputs& inputs, const AttentionOutputs& outputs,
       const AttentionOptions& options = {}) const;
+  // The same with `sequence` as query, key and value.
   absl::StatusOr<AttentionReply> SelfAttention(
       const ConstTensor& sequence, const AttentionOutputs& outputs,
       const AttentionOptions& options = {}) const;
+  // The same with `queries` as query, and `kv_sequence` as key and value.
   absl::StatusOr<AttentionReply> CrossAttention(
       const ConstTensor& queries, const ConstTensor& kv_sequence,
       const AttentionOutputs& outputs,
       const AttentionOptions& options = {}) const;
 
-  // The gradients of Attention. `options` are those that it was called with.
+  // Computes the gradients of a call to Attention, waits for them and writes
+  // them to `outputs`. `options` must be those of that call.
   absl::StatusOr<ExecutionStats> AttentionBackward(
       const BackwardInputs& inputs, const BackwardOutputs& outputs,
       const AttentionOptions& options = {}) const;
 
-  // The same without waiting. `done` is called exactly once: in a thread of
-  // gRPC, where it must not block, or before this returns if the call cannot
-  // start. Inputs may go away as soon as this returns (those with an owner are
-  // kept by it), outputs only after `done` was called; the client need not
-  // stay.
+  // The asynchronous forms of the four methods above. They start a call, return
+  // without waiting for the answer, and call `done` exactly once. `done` runs
+  // in a thread of gRPC, where it must not block. If the call cannot start,
+  // `done` runs before the method returns.
+  //
+  // You may free inputs as soon as the method returns; the client keeps inputs
+  // that have an owner alive by that owner. Outputs must stay valid until
+  // `done` has been called. You may destroy the client before that.
   PendingCall AttentionAsync(const AttentionInputs& inputs,
                              const AttentionOutputs& outputs,
                              const AttentionOptions& options, Done done) const;
@@ -155,19 +188,25 @@ class AttentionClient {
                                      const AttentionOptions& options,
                                      BackwardDone done) const;
 
-  // Times flash against naive attention on the server. `on_progress` runs in
-  // this thread after each event; where it answers false, the run is cancelled.
+  // Runs flash and naive attention on the server, waits, and returns the times
+  // of both. `on_progress` is called in this thread for each progress report of
+  // the server. If it returns false, the benchmark is cancelled. It may be
+  // empty.
   absl::StatusOr<BenchmarkResult> Benchmark(
       const BenchmarkOptions& options,
       const std::function<bool(const BenchmarkProgress&)>& on_progress) const;
 
+  // Returns the memory that a problem would take on the server, without
+  // computing it.
   absl::StatusOr<MemoryEstimate> EstimateMemory(
       const MemoryEstimateOptions& options) const;
 
+  // Returns the version, the limits and the features of the server.
   absl::StatusOr<ServerInfo> GetServerInfo() const;
 
-  // grpc.health.v1: "" is the server as a whole. NOT_FOUND for a service that
-  // it does not know.
+  // Asks the health service of the server (grpc.health.v1) about the gRPC
+  // service with the full name `service`. An empty name asks about the server
+  // as a whole. Returns NOT_FOUND if the server does not know the service.
   absl::StatusOr<Health> CheckHealth(const std::string& service = "") const;
 
  private:
