@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
-#include "base/half_float.h"
+#include "base/status_macros.h"
 #include "client/error_details.h"
 #include "core/merge.h"
 
@@ -34,11 +34,11 @@ absl::Status CheckElements(const std::string& field,
   return absl::OkStatus();
 }
 
-// Where the rows of an output lie: in the order of lse, which is that of
-// [batch, heads, seq] in every layout.
-class Rows {
+// Finds the rows of an output in memory. Rows are numbered in the order of lse,
+// which is [batch, heads, seq] in every layout.
+class RowOffsets {
  public:
-  Rows(const std::vector<int64_t>& shape, Layout layout)
+  RowOffsets(const std::vector<int64_t>& shape, Layout layout)
       : columns_(shape.back()) {
     const size_t rank = shape.size();
     if (layout == Layout::kBshd && rank >= 3) {
@@ -47,8 +47,8 @@ class Rows {
     }
   }
 
-  // Elements before the row that has lse number `row`.
-  int64_t Offset(int64_t row) const {
+  // Returns the number of elements before the row with the number `row`.
+  int64_t OfRow(int64_t row) const {
     const int64_t seq = row % seq_;
     const int64_t head = row / seq_ % heads_;
     const int64_t batch = row / seq_ / heads_;
@@ -61,9 +61,10 @@ class Rows {
   int64_t seq_ = 1;
 };
 
-// By memcpy, since elements need not be aligned.
+// Converts a row of `elements` to floats. Uses memcpy, because the elements may
+// be unaligned.
 void ReadRow(const std::byte* elements, DataType type, std::span<float> row) {
-  if (row.empty()) return;  // memcpy refuses null
+  if (row.empty()) return;  // memcpy must not get a null pointer
   if (type == DataType::kF32) {
     std::memcpy(row.data(), elements, row.size_bytes());
     return;
@@ -98,24 +99,23 @@ absl::Status Check(std::span<const AttentionPart> parts,
       !rows) {
     return FieldError(
         "output_shape",
-        "two to four extents of at least 0, whose product fits "
-        "into 63 bits",
+        "two to four extents of 0 or more with a product below 2^63",
         absl::StrCat("[", absl::StrJoin(output_shape, ", "), "]"));
   }
-  absl::Status status = CheckElements("merged.output", merged.output,
-                                      /*f32_only=*/false, *elements);
-  if (status.ok() && merged.lse) {
-    status = CheckElements("merged.lse", *merged.lse, /*f32_only=*/true, *rows);
+  ATTND_RETURN_IF_ERROR(CheckElements("merged.output", merged.output,
+                                      /*f32_only=*/false, *elements));
+  if (merged.lse) {
+    ATTND_RETURN_IF_ERROR(
+        CheckElements("merged.lse", *merged.lse, /*f32_only=*/true, *rows));
   }
-  for (size_t i = 0; i < parts.size() && status.ok(); ++i) {
+  for (size_t i = 0; i < parts.size(); ++i) {
     const std::string part = absl::StrCat("parts[", i, "].");
-    status = CheckElements(part + "output", parts[i].output,
-                           /*f32_only=*/false, *elements);
-    if (!status.ok()) break;
-    status =
-        CheckElements(part + "lse", parts[i].lse, /*f32_only=*/true, *rows);
+    ATTND_RETURN_IF_ERROR(CheckElements(part + "output", parts[i].output,
+                                        /*f32_only=*/false, *elements));
+    ATTND_RETURN_IF_ERROR(
+        CheckElements(part + "lse", parts[i].lse, /*f32_only=*/true, *rows));
   }
-  return status;
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -123,16 +123,14 @@ absl::Status Check(std::span<const AttentionPart> parts,
 absl::Status MergeAttention(std::span<const AttentionPart> parts,
                             const std::vector<int64_t>& output_shape,
                             const AttentionOutputs& merged, Layout layout) {
-  if (absl::Status status = Check(parts, output_shape, merged, layout);
-      !status.ok()) {
-    return status;
-  }
+  ATTND_RETURN_IF_ERROR(Check(parts, output_shape, merged, layout));
   const int64_t num_rows = *ElementCount(LseShape(output_shape, layout));
-  // Without rows nothing bounds the columns that memory is taken for below.
+  // Without rows, the number of columns has no limit, and the buffers below
+  // could be too large for memory.
   if (num_rows == 0) return absl::OkStatus();
   const auto columns = static_cast<size_t>(output_shape.back());
-  const Rows rows(output_shape, layout);
-  // One row of each part, as floats.
+  const RowOffsets offsets(output_shape, layout);
+  // These hold one row of each part as floats.
   std::vector<float> outputs(parts.size() * columns);
   std::vector<float> lses(parts.size());
   std::vector<PartialResult> partials;
@@ -143,7 +141,7 @@ absl::Status MergeAttention(std::span<const AttentionPart> parts,
   std::vector<float> output(columns);
   float lse = 0;
   for (int64_t row = 0; row < num_rows; ++row) {
-    const int64_t first = rows.Offset(row);
+    const int64_t first = offsets.OfRow(row);
     const int64_t lse_offset = row * SizeOf(DataType::kF32);
     for (size_t p = 0; p < parts.size(); ++p) {
       ReadRow(parts[p].lse.bytes().data() + lse_offset, DataType::kF32,

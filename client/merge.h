@@ -1,6 +1,7 @@
-// Joins attention over parts of the keys into attention over all of them. Use
-// it where the keys and values lie on several servers, or arrive one part after
-// the other. It computes in this process and calls no server.
+// Merges the results of attention over parts of the keys into the result of
+// attention over all keys. Use it if keys and values are on several servers, or
+// if they arrive in parts, one after the other. It computes in this process and
+// calls no server.
 #ifndef ATTND_CLIENT_MERGE_H_
 #define ATTND_CLIENT_MERGE_H_
 
@@ -13,38 +14,46 @@
 
 namespace attnd::client {
 
-// What a forward call over some of the keys answered.
+// The result of a forward call over a part of the keys.
 struct AttentionPart {
   ConstElements output;  // F32, F16 or BF16
   ConstElements lse;     // F32
 };
 
-// Writes to `merged` what one call over the keys of all `parts` would answer.
-// For each row, with weight[p] = exp(lse[p]):
+// Merges `parts`, and writes to `merged` what one call over the keys of all
+// parts would return. For each query row, with weight[p] = exp(lse[p]), it
+// computes
 //
 //   output = sum_p weight[p] * output[p] / sum_p weight[p]
 //   lse    = ln(sum_p weight[p])
 //
-// All outputs have the shape `output_shape` in `layout`, as AttentionReply has
-// it, and all lse LseShape(output_shape, layout). They are added in the order
-// given, in double, and rounded once, to the type of merged.output; merged.lse
-// may be left out. docs/numerics.md ("Merging parts") has the error; the way to
-// merge is that of FlashAttention (arXiv:2205.14135, section 3.1) and
-// FlashDecoding.
+// Every `output` has the shape `output_shape`, which AttentionReply has, in the
+// order of axes `layout`. Every `lse` has the shape LseShape(output_shape,
+// layout). `merged.lse` can be unset. The function adds the parts in the given
+// order and in double precision. It rounds once, to the type of
+// `merged.output`. The method is that of FlashAttention (arXiv:2205.14135,
+// section 3.1) and FlashDecoding. docs/numerics.md ("Merging parts") states the
+// error.
 //
-// - Every key may be in at most one part. Where parts are cut by position,
-//   AttentionOptions::query_offsets keeps causal and window rules right. A sink
-//   has to be in exactly one part: give sink_logits to one call only.
-// - A row that saw no key of a part has lse = -inf there, and its output is not
-//   read. Where it saw none in any part, and where there are no parts, output
-//   is 0 and lse -inf, as a server answers it.
-// - An lse of NaN or +inf makes the row NaN. NaN and inf in an output stay in
-//   their column.
+// - A key must not be in more than one part. If you divide the keys by
+// position,
+//   set AttentionOptions::query_offsets so that causal masks and windows stay
+//   correct. A sink has to be in exactly one part, so pass sink_logits to only
+//   one of the calls.
+// - A row that saw no key in a part has lse = -inf there, and this function
+// does
+//   not read its output in that part. If a row saw no key in any part, or if
+//   there are no parts, its output is 0 and its lse is -inf, as in the answer
+//   of a server.
+// - If an lse is NaN or +inf, the row becomes NaN. NaN and inf in an output
+//   affect only their own column.
 //
-// `merged` may be one of the parts if it has that part's type, so parts can be
-// added one by one. Use F32 for that, since each merge rounds. Where a shape, a
-// type or a size does not fit, the status is INVALID_ARGUMENT and names the
-// field, and nothing is written. Thread-safe.
+// `merged` may use the memory of one of the parts if it has the same types as
+// that part. So you can merge parts into one result one by one. Use F32 for
+// that, because each call rounds.
+//
+// If a shape, a type or a size is wrong, the function returns INVALID_ARGUMENT
+// with the name of the field, and writes nothing. Thread-safe.
 //
 //   std::vector<AttentionPart> parts = {{output_a, lse_a}, {output_b, lse_b}};
 //   absl::Status status = MergeAttention(parts, reply.output_shape,

@@ -269,8 +269,8 @@ TEST(MergeAttentionTest, RefusesWhatDoesNotFitByField) {
   };
   const AttentionOutputs fits = {.output = output, .lse = lse};
   EXPECT_EQ(refusal({}, {6}, fits),
-            "output_shape: expected two to four extents of at least 0, whose "
-            "product fits into 63 bits, got [6]");
+            "output_shape: expected two to four extents of 0 or more with a "
+            "product below 2^63, got [6]");
   for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{
            {}, {1, 1, 1, 2, 3}, {-2, -3}, {int64_t{1} << 62, 4}}) {
     EXPECT_THAT(refusal({}, shape, fits), testing::StartsWith("output_shape:"));
