@@ -16,10 +16,11 @@ namespace {
 
 using Request = v1::AttentionStreamRequest;
 
-// The most that a chunk's message holds besides the chunk's data.
+// The size limit of all that a message with a chunk holds besides the chunk's
+// data.
 constexpr int64_t kChunkEnvelopeBytes = 64;
 
-// Whether the two share memory.
+// Returns whether the two spans share memory.
 bool Overlap(std::span<const std::byte> a, std::span<const std::byte> b) {
   const std::less<> before;  // orders pointers into any memory
   return !a.empty() && !b.empty() && before(a.data(), b.data() + b.size()) &&
@@ -40,16 +41,16 @@ OutgoingMessage ChunkMessage(v1::TensorRole role, size_t offset,
 
 }  // namespace
 
-AttentionExchange::AttentionExchange(const AttentionInputs& inputs,
-                                     const AttentionOptions& options,
-                                     const v1::AttentionOptions& asked,
-                                     const AttentionOutputs& outputs,
-                                     int64_t max_message_bytes)
+AttentionExchange::AttentionExchange(
+    const AttentionInputs& inputs, const AttentionOptions& options,
+    const v1::AttentionOptions& requested_outputs,
+    const AttentionOutputs& outputs, int64_t max_message_bytes)
     : max_chunk_bytes_(static_cast<size_t>(
           std::clamp(max_message_bytes - kChunkEnvelopeBytes, int64_t{1},
                      kMaxChunkBytes))) {
   Request header;
-  *header.mutable_header() = DescribeRequest(inputs, options, asked);
+  *header.mutable_header() =
+      DescribeRequest(inputs, options, requested_outputs);
   header_ = OutgoingMessage::Of(header);
   sources_ = {{v1::TENSOR_ROLE_QUERY, inputs.query.data},
               {v1::TENSOR_ROLE_KEY, inputs.key.data},
@@ -88,12 +89,12 @@ std::optional<OutgoingMessage> AttentionExchange::Next() {
 }
 
 bool AttentionExchange::OnResponse(const ReceivedMessage& message) {
-  refusal_ = Take(message);
-  return refusal_.ok();
+  answer_error_ = ReadMessage(message);
+  return answer_error_.ok();
 }
 
 bool AttentionExchange::Restart() {
-  if (!refusal_.ok() || HasOverwrittenInputs()) return false;
+  if (!answer_error_.ok() || HasOverwrittenInputs()) return false;
   header_sent_ = false;
   next_source_ = 0;
   next_offset_ = 0;
@@ -113,76 +114,78 @@ bool AttentionExchange::HasOverwrittenInputs() const {
   return false;
 }
 
-absl::Status AttentionExchange::Take(const ReceivedMessage& received) {
+absl::Status AttentionExchange::ReadMessage(const ReceivedMessage& received) {
   ATTND_ASSIGN_OR_RETURN(const StreamedAnswer answer, ReadStreamed(received));
   const v1::AttentionStreamResponse& message = answer.message;
-  if (message.has_header()) return TakeHeader(message.header());
+  if (message.has_header()) return ReadHeader(message.header());
   if (message.has_chunk()) {
-    return TakeChunk(message.chunk(), answer.data, received);
+    return ReadChunk(message.chunk(), answer.data, received);
   }
   if (message.has_stats()) stats_ = DecodeStats(message.stats());
   return absl::OkStatus();
 }
 
-absl::Status AttentionExchange::TakeHeader(
+absl::Status AttentionExchange::ReadHeader(
     const v1::AttentionResponse& header) {
   for (Target& target : targets_) {
     target.header =
         target.role == v1::TENSOR_ROLE_LSE ? header.lse() : header.output();
-    absl::Status status =
-        CheckAnswer(target.name, target.header, target.elements, target.shape);
-    if (!status.ok()) return status;
+    ATTND_RETURN_IF_ERROR(
+        CheckAnswer(target.name, target.header, target.elements, target.shape));
   }
   has_header_ = true;
   return absl::OkStatus();
 }
 
-absl::Status AttentionExchange::TakeChunk(const v1::TensorChunk& chunk,
+absl::Status AttentionExchange::ReadChunk(const v1::TensorChunk& chunk,
                                           const PayloadRange& data,
                                           const ReceivedMessage& message) {
   if (!has_header_) {
-    return BadResponse("the server answered a chunk before its header");
+    return BadResponse(
+        "the server sent a chunk before the header of its answer");
   }
   const auto target =
       std::find_if(targets_.begin(), targets_.end(),
                    [&](const Target& t) { return t.role == chunk.role(); });
   if (target == targets_.end()) {
-    return BadResponse(absl::StrCat("the server answered a chunk of role ",
-                                    static_cast<int>(chunk.role())));
+    return BadResponse(absl::StrCat("the server sent a chunk of role ",
+                                    static_cast<int>(chunk.role()),
+                                    ", which the client did not request"));
   }
-  const auto room = target->elements.bytes().subspan(target->received_bytes);
+  const auto rest = target->elements.bytes().subspan(target->received_bytes);
   const auto size_bytes = static_cast<size_t>(data.size_bytes);
   if (chunk.offset_bytes() != static_cast<int64_t>(target->received_bytes) ||
-      size_bytes > room.size()) {
+      size_bytes > rest.size()) {
     return BadResponse(absl::StrCat(
-        target->name, ": the server answered ", size_bytes, " bytes at ",
-        chunk.offset_bytes(), " after ", target->received_bytes, " of ",
-        target->elements.bytes().size()));
+        target->name, ": expected a chunk at offset ", target->received_bytes,
+        " with at most ", rest.size(), " bytes, got one at offset ",
+        chunk.offset_bytes(), " with ", size_bytes, " bytes from the server"));
   }
   target->received_bytes += size_bytes;
-  message.CopyTo(data, room.data());
+  message.CopyTo(data, rest.data());
   return absl::OkStatus();
 }
 
 absl::StatusOr<AttentionReply> AttentionExchange::Reply(
     const absl::Status& status) {
-  if (!refusal_.ok()) return refusal_;
-  if (!status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(answer_error_);
+  ATTND_RETURN_IF_ERROR(status);
   if (!has_header_) {
-    return BadResponse("the server ended a stream without its header");
+    return BadResponse("the server ended the stream without sending a header");
   }
   AttentionReply reply;
   for (const Target& target : targets_) {
     if (target.received_bytes != target.elements.bytes().size()) {
-      return BadResponse(absl::StrCat(target.name, ": the server answered ",
-                                      target.received_bytes, " bytes of ",
-                                      target.elements.bytes().size()));
+      return BadResponse(absl::StrCat(target.name, ": expected ",
+                                      target.elements.bytes().size(),
+                                      " bytes, got ", target.received_bytes,
+                                      " before the server ended the stream"));
     }
     (target.role == v1::TENSOR_ROLE_LSE ? reply.lse_shape
                                         : reply.output_shape) = target.shape;
   }
   if (!stats_) {
-    return BadResponse("the server ended a stream without its stats");
+    return BadResponse("the server ended the stream without sending stats");
   }
   reply.stats = *std::move(stats_);
   return reply;

@@ -1,5 +1,6 @@
-// An attention call as the messages of AttentionStream: header and chunks out,
-// header, chunks and stats in. Knows protobuf, not gRPC.
+// Streams an attention call: turns its request into the messages of
+// AttentionStream (a header and chunks), and reads the messages of the answer
+// (a header, chunks and stats). Uses protobuf, but not gRPC.
 #ifndef ATTND_CLIENT_ATTENTION_EXCHANGE_H_
 #define ATTND_CLIENT_ATTENTION_EXCHANGE_H_
 
@@ -19,29 +20,34 @@
 
 namespace attnd::client {
 
+// The messages of one streamed call. Pass it to a channel, which calls Next()
+// and OnResponse(), and then call Reply(). Not thread-safe.
 class AttentionExchange final : public MessageExchange {
  public:
-  // `asked` holds what `outputs` ask for. Messages are no larger than
-  // `max_message_bytes`. Elements without an owner and outputs are borrowed
-  // until the call is over.
+  // `requested_outputs` has the options that request the tensors in `outputs`.
+  // No message of the request is larger than `max_message_bytes`. The outputs,
+  // and the input elements that have no owner, must stay valid until the call
+  // is over.
   AttentionExchange(const AttentionInputs& inputs,
                     const AttentionOptions& options,
-                    const v1::AttentionOptions& asked,
+                    const v1::AttentionOptions& requested_outputs,
                     const AttentionOutputs& outputs, int64_t max_message_bytes);
 
   std::optional<OutgoingMessage> Next() override;
   bool OnResponse(const ReceivedMessage& message) override;
   bool Restart() override;
 
-  // What came of a call that ended with `status`.
+  // Returns the result of a call for which gRPC reported `status`. Returns
+  // INTERNAL if the answer was not complete or not valid.
   absl::StatusOr<AttentionReply> Reply(const absl::Status& status);
 
  private:
+  // An input tensor.
   struct Source {
     v1::TensorRole role;
     ConstElements data;
   };
-  // A tensor of the answer: where its elements go, and how many came.
+  // A tensor of the answer: where its elements go, and how many have arrived.
   struct Target {
     absl::string_view name;
     v1::TensorRole role;
@@ -51,14 +57,15 @@ class AttentionExchange final : public MessageExchange {
     uint64_t received_bytes = 0;
   };
 
-  // Whether elements of the answer lie where inputs did, which therefore cannot
-  // be sent again.
+  // Returns whether the answer has overwritten elements of the inputs. If it
+  // has, the inputs cannot be sent again.
   bool HasOverwrittenInputs() const;
-  absl::Status Take(const ReceivedMessage& message);
-  absl::Status TakeHeader(const v1::AttentionResponse& header);
-  // Copies the data of `chunk`, which is at `data` in `message`, to the
-  // outputs.
-  absl::Status TakeChunk(const v1::TensorChunk& chunk, const PayloadRange& data,
+  absl::Status ReadMessage(const ReceivedMessage& message);
+  absl::Status ReadHeader(const v1::AttentionResponse& header);
+  // Copies the data of `chunk` to its output and counts it as received. The
+  // data is at `data` in `message`. Returns INTERNAL if the chunk does not
+  // continue its tensor.
+  absl::Status ReadChunk(const v1::TensorChunk& chunk, const PayloadRange& data,
                          const ReceivedMessage& message);
 
   OutgoingMessage header_;
@@ -71,7 +78,7 @@ class AttentionExchange final : public MessageExchange {
   std::vector<Target> targets_;
   bool has_header_ = false;
   std::optional<ExecutionStats> stats_;
-  absl::Status refusal_;  // why OnResponse wants no more
+  absl::Status answer_error_;  // why OnResponse rejected a message
 };
 
 }  // namespace attnd::client

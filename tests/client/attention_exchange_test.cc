@@ -172,11 +172,15 @@ TEST_F(AttentionExchangeTest, RefusesHeadersThatDoNotFit) {
 }
 
 TEST_F(AttentionExchangeTest, RefusesChunksThatDoNotFit) {
+  ExpectBad({Header(), Chunk(v1::TENSOR_ROLE_QUERY, 0, "1234"), Stats()},
+            "the server sent a chunk of role 1, which the client did not "
+            "request");
   const auto role = v1::TENSOR_ROLE_OUTPUT;
-  for (const Response& chunk :
-       {Chunk(v1::TENSOR_ROLE_QUERY, 0, "1234"), Chunk(role, 4, "1234"),
-        Chunk(role, -4, "1234"), Chunk(role, 0, std::string(13, ' '))}) {
-    ExpectBad({Header(), chunk, Stats()}, "the server answered");
+  for (const Response& chunk : {Chunk(role, 4, "1234"), Chunk(role, -4, "1234"),
+                                Chunk(role, 0, std::string(13, ' '))}) {
+    ExpectBad({Header(), chunk, Stats()},
+              "output: expected a chunk at offset 0 with at most 12 bytes, got "
+              "one at offset ");
   }
 }
 
