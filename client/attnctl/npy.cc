@@ -27,26 +27,27 @@ namespace attnd::attnctl {
 namespace {
 
 static_assert(std::endian::native == std::endian::little,
-              "elements are read and written as they lie in memory");
+              "elements of files have the byte order of this machine");
 
 constexpr absl::string_view kMagic("\x93NUMPY", 6);
-// A header of ours ends on this boundary, as NumPy's do.
+// A header is padded to a multiple of this size, as NumPy does.
 constexpr size_t kAlignment = 64;
-// Far above any header of a float array; a larger one is no honest file.
+// Any header of an array of floats is much smaller.
 constexpr size_t kMaxHeaderBytes = 1 << 16;
 
-// How many bytes of elements are read at a time: a multiple of every element's
-// size.
+// The number of bytes that are read at a time. It is a multiple of the size of
+// each type of elements.
 constexpr int64_t kBlockBytes = 1 << 18;
 
-// What an element of a file is.
+// The type of the elements of a file.
 struct ElementType {
   std::optional<client::DataType> tensor;  // unset = float64
   int64_t size_bytes = 0;
 };
 
-// Knows the names that NumPy writes, and those that its dtype() takes for the
-// same types. Anything big-endian is unknown here.
+// Returns the type that `descr` of a header names. Accepts the names that NumPy
+// writes, and those that its dtype() accepts for the same types. Returns
+// nullopt for other types and for big-endian ones.
 std::optional<ElementType> TypeOf(absl::string_view descr) {
   using client::DataType;
   static constexpr std::pair<absl::string_view, DataType> kTensors[] = {
@@ -97,9 +98,10 @@ absl::Status NoMemoryFor(const std::string& path, int64_t size_bytes) {
       path, ": there is not enough memory for its ", size_bytes, " bytes"));
 }
 
-// Reads the Python literal of a header, "{'descr': '<f4', 'fortran_order':
-// False, 'shape': (12, 331, 32), }": three keys in any order, nothing else.
-// Python 2 wrote long integers, "(12L, 331L, 32L)", and could write u'<f4'.
+// Parses a header, which is a Python literal such as "{'descr': '<f4',
+// 'fortran_order': False, 'shape': (12, 331, 32), }". It must have exactly
+// these three keys, in any order. Python 2 wrote long integers, "(12L, 331L,
+// 32L)", and could write u'<f4'.
 class HeaderParser {
  public:
   explicit HeaderParser(absl::string_view text) : rest_(text) {}
@@ -188,29 +190,30 @@ class HeaderParser {
   std::optional<std::vector<int64_t>> shape_;
 };
 
-// A file whose header has been read; the elements come next.
+// An open file of which the header has been read, but not the elements.
 class NpyFile {
  public:
   static absl::StatusOr<NpyFile> Open(const std::string& path) {
-    auto bytes = ByteFile::OpenToRead(path);
-    if (!bytes.ok()) return bytes.status();
-    NpyFile file(path, *std::move(bytes));
-    if (absl::Status status = file.ReadHeader(); !status.ok()) return status;
+    ATTND_ASSIGN_OR_RETURN(ByteFile bytes, ByteFile::OpenToRead(path));
+    NpyFile file(path, std::move(bytes));
+    ATTND_RETURN_IF_ERROR(file.ReadHeader());
     return file;
   }
 
   const Header& header() const { return header_; }
 
-  // Reads elements of `type` a block at a time, which `append` adds to
-  // `result`. So memory is filled only as elements arrive. Nothing is read if
-  // the header promises more than this machine has memory for.
+  // Reads the elements, which have the type `type`. Passes one block at a time
+  // to `append`, which adds it to `result`, so that memory is used only as
+  // elements arrive. Returns RESOURCE_EXHAUSTED before it reads anything if the
+  // result of `results_per_element` values per element is larger than the
+  // available memory.
   template <typename T, typename AppendBlock>
   absl::Status ReadElements(const ElementType& type, size_t results_per_element,
                             std::vector<T>& result, AppendBlock append) {
     const auto count = client::ElementCount(header_.shape);
     if (!count) {
       return Malformed(
-          path_, "a shape of less than 2^63 elements",
+          path_, "a shape with fewer than 2^63 elements",
           absl::StrCat("[", absl::StrJoin(header_.shape, ", "), "]"));
     }
     int64_t result_bytes = 0;
@@ -227,13 +230,12 @@ class NpyFile {
       for (int64_t left = *count; left > 0;) {
         const int64_t now = std::min(left, kBlockBytes / type.size_bytes);
         block.resize(static_cast<size_t>(now * type.size_bytes));
-        const auto got = bytes_.Read(block);
-        if (!got.ok()) return got.status();
-        if (*got < block.size()) {
-          return Malformed(path_, Elements(type, *count),
-                           absl::StrCat((*count - left) * type.size_bytes +
-                                            static_cast<int64_t>(*got),
-                                        " and then the end"));
+        ATTND_ASSIGN_OR_RETURN(const size_t got, bytes_.Read(block));
+        if (got < block.size()) {
+          return Malformed(
+              path_, DescribeElements(type, *count),
+              absl::StrCat("only ", (*count - left) * type.size_bytes +
+                                        static_cast<int64_t>(got)));
         }
         append(block);
         left -= now;
@@ -242,11 +244,9 @@ class NpyFile {
       return NoMemoryFor(path_, result_bytes);
     }
     std::byte more;
-    const auto got = bytes_.Read({&more, 1});
-    if (!got.ok()) return got.status();
-    if (*got == 0) return absl::OkStatus();
-    return Malformed(path_,
-                     absl::StrCat(Elements(type, *count), " and the end"),
+    ATTND_ASSIGN_OR_RETURN(const size_t got, bytes_.Read({&more, 1}));
+    if (got == 0) return absl::OkStatus();
+    return Malformed(path_, DescribeElements(type, *count),
                      "more bytes after them");
   }
 
@@ -254,8 +254,8 @@ class NpyFile {
   NpyFile(std::string path, ByteFile bytes)
       : path_(std::move(path)), bytes_(std::move(bytes)) {}
 
-  // "24 bytes of elements (4 bytes each, shape [2, 3])"
-  std::string Elements(const ElementType& type, int64_t count) const {
+  // Returns "24 bytes of elements (4 bytes each, shape [2, 3])".
+  std::string DescribeElements(const ElementType& type, int64_t count) const {
     return absl::StrCat(count * type.size_bytes, " bytes of elements (",
                         type.size_bytes, " bytes each, shape [",
                         absl::StrJoin(header_.shape, ", "), "])");
@@ -263,18 +263,18 @@ class NpyFile {
 
   absl::Status ReadHeader() {
     std::array<char, 8> fixed = {};
-    auto got = Read(fixed);
-    if (!got.ok()) return got.status();
-    if (*got == 0) {
+    ATTND_ASSIGN_OR_RETURN(size_t got, Read(fixed));
+    if (got == 0) {
       return Malformed(path_, "a .npy file",
                        "no bytes; a pipe can be read only once");
     }
     const absl::string_view magic(fixed.data(), kMagic.size());
-    if (*got < fixed.size() || magic != kMagic) {
-      return Malformed(path_, "a .npy file (np.save)",
+    if (got < fixed.size() || magic != kMagic) {
+      return Malformed(path_, "a .npy file, as np.save writes it",
                        absl::StartsWith(magic, "PK")
-                           ? "an archive of them (np.savez)"
-                           : "no such magic at its start");
+                           ? "an archive of np.savez; save each array with "
+                             "np.save"
+                           : "a file that does not begin with \\x93NUMPY");
     }
     const int version = static_cast<unsigned char>(fixed[6]);
     if (version < 1 || version > 3 || fixed[7] != 0) {
@@ -283,30 +283,30 @@ class NpyFile {
           absl::StrCat(version, ".", static_cast<unsigned char>(fixed[7])));
     }
     std::array<char, 4> length = {};
-    got = Read(std::span(length).first(version == 1 ? 2 : 4));
-    if (!got.ok()) return got.status();
+    ATTND_ASSIGN_OR_RETURN(got,
+                           Read(std::span(length).first(version == 1 ? 2 : 4)));
     const auto header_bytes = std::bit_cast<uint32_t>(length);
     if (header_bytes > kMaxHeaderBytes) {
       return Malformed(path_, "a header of at most 65536 bytes",
                        absl::StrCat(header_bytes));
     }
     std::string text(header_bytes, '\0');
-    got = Read(text);
-    if (!got.ok()) return got.status();
-    if (*got < text.size() || text.empty()) {
-      return Malformed(path_, "a whole header", "the file's end");
+    ATTND_ASSIGN_OR_RETURN(got, Read(text));
+    if (got < text.size() || text.empty()) {
+      return Malformed(path_, "a complete header", "the end of the file");
     }
     HeaderParser parser(text);
     auto header = parser.Parse();
     if (!header) {
       return Malformed(path_,
-                       "a header with fortran_order, shape, and a descr that "
-                       "is one type",
+                       "a header with descr, fortran_order and shape, where "
+                       "descr is a single type",
                        text.substr(0, 80));
     }
     if (parser.fortran_order()) {
-      return Malformed(path_, "C order",
-                       "Fortran order; save np.ascontiguousarray(array)");
+      return Malformed(
+          path_, "C order",
+          "Fortran order; save np.ascontiguousarray(array) instead");
     }
     header_ = *std::move(header);
     return absl::OkStatus();
@@ -358,7 +358,7 @@ absl::StatusOr<client::ConstTensor> ReadNpy(const std::string& path,
     return Malformed(
         path, "float32, float16 or bfloat16",
         absl::StrCat("float64 ('", descr,
-                     "'); --dtype=f32, f16 or bf16 says what to round it to"));
+                     "'); add --dtype=f32, f16 or bf16 to round it"));
   }
   const bool rounds = rounding.to && type->tensor != client::DataType::kBool &&
                       type->tensor != rounding.to &&
@@ -380,9 +380,8 @@ absl::StatusOr<client::ConstTensor> ReadNpy(const std::string& path,
 }
 
 absl::StatusOr<NpyDoubles> ReadNpyAsDouble(const std::string& path) {
-  auto file = NpyFile::Open(path);
-  if (!file.ok()) return file.status();
-  const std::string& descr = file->header().descr;
+  ATTND_ASSIGN_OR_RETURN(NpyFile file, NpyFile::Open(path));
+  const std::string& descr = file.header().descr;
   const auto type = TypeOf(descr);
   if (!type || type->tensor == client::DataType::kBool) {
     return Malformed(
@@ -391,12 +390,11 @@ absl::StatusOr<NpyDoubles> ReadNpyAsDouble(const std::string& path) {
         "bfloat16 ('<V2')",
         absl::StrCat("'", descr, "'; save array.astype('<f8')"));
   }
-  NpyDoubles doubles{.shape = file->header().shape, .values = {}};
-  const absl::Status read = file->ReadElements(
+  NpyDoubles doubles{.shape = file.header().shape, .values = {}};
+  ATTND_RETURN_IF_ERROR(file.ReadElements(
       *type, 1, doubles.values, [&](const std::vector<std::byte>& block) {
         Append(ToDoubles(*type, block), doubles.values);
-      });
-  if (!read.ok()) return read;
+      }));
   return doubles;
 }
 
@@ -407,8 +405,9 @@ absl::Status WriteNpy(const std::string& path, client::DataType dtype,
   const auto element_bytes = static_cast<uint64_t>(client::SizeOf(dtype));
   if (!count || static_cast<uint64_t>(*count) != bytes.size() / element_bytes) {
     return absl::InternalError(
-        absl::StrCat(path, ": shape [", absl::StrJoin(shape, ", "), "] for ",
-                     bytes.size() / element_bytes, " elements"));
+        absl::StrCat(path, ": expected as many elements as the shape [",
+                     absl::StrJoin(shape, ", "), "] has, got ",
+                     bytes.size() / element_bytes));
   }
   std::string text = absl::StrCat(
       "{'descr': '", DescrOf(dtype), "', 'fortran_order': False, 'shape': (",
@@ -418,18 +417,17 @@ absl::Status WriteNpy(const std::string& path, client::DataType dtype,
   text.append((kAlignment - unpadded_bytes % kAlignment) % kAlignment, ' ');
   text.push_back('\n');
 
-  auto file = ByteFile::OpenToWrite(path);
-  if (!file.ok()) return file.status();
+  ATTND_ASSIGN_OR_RETURN(ByteFile file, ByteFile::OpenToWrite(path));
   const std::string header =
       absl::StrCat(kMagic, absl::string_view("\x01\0", 2),
                    std::string{static_cast<char>(text.size() & 0xff),
                                static_cast<char>(text.size() >> 8)},
                    text);
-  // What was written stays: removing it could remove a device or a pipe.
-  absl::Status status = file->Write(std::as_bytes(std::span(header)));
-  if (status.ok()) status = file->Write(bytes);
-  if (status.ok()) status = file->Close();
-  return status;
+  // If writing fails, do not remove `path`, because it may be a device or a
+  // pipe.
+  ATTND_RETURN_IF_ERROR(file.Write(std::as_bytes(std::span(header))));
+  ATTND_RETURN_IF_ERROR(file.Write(bytes));
+  return file.Close();
 }
 
 }  // namespace attnd::attnctl

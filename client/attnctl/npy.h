@@ -19,6 +19,7 @@
 
 namespace attnd::attnctl {
 
+// The elements of a file in row-major order, as many as `shape` says.
 struct NpyDoubles {
   std::vector<int64_t> shape;
   std::vector<double> values;
@@ -30,15 +31,15 @@ struct Rounding {
   bool only_float64 = false;                // other floats keep their type
 };
 
-// Both readers return NOT_FOUND if there is no such file, RESOURCE_EXHAUSTED
-// before they take memory that this machine does not have, and INVALID_ARGUMENT
-// if the file is not one that they read. Errors begin with the path.
+// ReadNpy and ReadNpyAsDouble return NOT_FOUND if there is no such file,
+// RESOURCE_EXHAUSTED before they take memory that this machine does not have,
+// and INVALID_ARGUMENT if the file is not one that they read. Errors begin with
+// the path.
 
-// Reads a tensor, which owns its elements: float32 ('<f4'), float16 ('<f2'),
-// bool
-// ('|b1'), or elements of two opaque bytes ('<V2', '|V2'), which is what NumPy
-// makes of bfloat16 of ml_dtypes. Reads float64 ('<f8') only if `rounding` says
-// what it becomes.
+// Reads a tensor, which owns its elements, of float32 ('<f4'), float16 ('<f2'),
+// bool ('|b1') or bfloat16. NumPy saves bfloat16 of ml_dtypes as elements of
+// two opaque bytes ('<V2', '|V2'). Reads float64 ('<f8') only if `rounding`
+// says what to round it to.
 absl::StatusOr<client::ConstTensor> ReadNpy(const std::string& path,
                                             const Rounding& rounding = {});
 

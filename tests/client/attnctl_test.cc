@@ -428,7 +428,8 @@ TEST_F(AttnctlTest, TakesFloat64WhereDtypeSaysWhatItBecomes) {
   EXPECT_EQ(outcome.exit_code, kFileError);
   EXPECT_THAT(outcome.err,
               HasSubstr("attnctl: --query=" + Path("d.npy") + ": expected "));
-  EXPECT_THAT(outcome.err, HasSubstr("float64 ('<f8'); --dtype=f32, f16 or"));
+  EXPECT_THAT(outcome.err,
+              HasSubstr("float64 ('<f8'); add --dtype=f32, f16 or"));
 
   std::vector<std::string> rounding = inputs;
   rounding.insert(rounding.end(), {"--dtype=bf16", "--bias=" + Path("d.npy")});

@@ -334,11 +334,13 @@ TEST_F(NpyTest, SaysWhatIsWrongWithAPipe) {
   const std::string whole = header + std::string(24, '\0');
   const std::pair<std::string, const char*> cases[] = {
       {"", "got no bytes; a pipe can be read only once"},
-      {"\x93NUM", "got no such magic"},
-      {header.substr(0, 9), "expected a whole header"},
-      {header.substr(0, 30), "expected a whole header"},
-      {header, "shape [2, 3]), got 0 and then the end"},
-      {whole.substr(0, whole.size() - 1), "got 23 and then the end"},
+      {"\x93NUM", "got a file that does not begin with \\x93NUMPY"},
+      {header.substr(0, 9),
+       "expected a complete header, got the end of the file"},
+      {header.substr(0, 30),
+       "expected a complete header, got the end of the file"},
+      {header, "shape [2, 3]), got only 0"},
+      {whole.substr(0, whole.size() - 1), "got only 23"},
       {whole + "x", "got more bytes after them"},
       {whole + whole, "got more bytes after them"}};
   for (const auto& [bytes, expected] : cases) {

@@ -341,7 +341,7 @@ def test_standard_input_and_output_may_be_anything(
 
 
 @pytest.mark.parametrize('inputs_of_it,said', [
-    ('-q <(head -c 200 query.npy)', 'and then the end'),
+    ('-q <(head -c 200 query.npy)', 'got only '),
     ('-q <(cat query.npy; echo more)', 'got more bytes after them'),
     ('-q <(true)', 'got no bytes'),
     ('-q <(echo hello world)', 'expected a .npy file'),
@@ -414,7 +414,7 @@ def test_float64(shell, save, tmp_path, tensors, files):
   done = shell(ATTENTION)
   assert done.returncode == FILE_ERROR
   assert b'--query=query.npy: expected float32, float16 or bfloat16, got ' \
-      b"float64 ('<f8'); --dtype=f32, f16 or bf16 says" in done.stderr
+      b"float64 ('<f8'); add --dtype=f32, f16 or bf16 to round it" in done.stderr
   for dtype, rounded in (('f32', np.float32), ('f16', np.float16)):
     inputs(NAMES, wide, save)
     done = shell(f'{ATTENTION} --dtype={dtype} -o of_wide.npy')
