@@ -1,4 +1,5 @@
-// attnctl attention, self and cross: .npy files in, .npy files out.
+// Implements attnctl attention, self and cross, which read and write .npy
+// files.
 #include <functional>
 #include <memory>
 #include <optional>
@@ -26,7 +27,8 @@ struct AttentionFlags {
   AnswerReport report;
 };
 
-// One of the three methods on tensors that were read in the order of `flags`.
+// Describes one of the three commands. `call` gets the tensors in the order of
+// `flags`, which name their files.
 struct Method {
   const char* name;
   const char* help;
@@ -94,30 +96,37 @@ void AddMethod(CLI::App& app, const Method& method, Session& session) {
         .Add(*command, method.flags[i], method.flag_help[i])
         ->required();
   }
-  flags->output.file.Add(*command, "-o,--output", "where the output goes");
+  flags->output.file.Add(*command, "-o,--output",
+                         "write the output to this file");
   flags->lse.file.Add(*command, "--lse",
-                      "ask for the log of each row's sum, written here");
+                      "request the log-sum-exp of each row's scores, and write "
+                      "it to this file");
   flags->output.expected.Add(
       *command, "--expected",
-      "compare the output with this, floats of any type");
-  flags->lse.expected.Add(*command, "--expected-lse", "compare lse with this");
+      "compare the output with this file, which holds floats of any type");
+  flags->lse.expected.Add(
+      *command, "--expected-lse",
+      "request the log-sum-exp of each row's scores, and compare it with this "
+      "file");
   AddReportFlags(*command, flags->report);
   AddTypeFlag(*command, "--dtype", flags->dtype,
-              "round the tensors to f32, f16 or bf16 before they are sent; "
-              "required for float64");
+              "round the tensors to this type before sending them; required "
+              "for float64");
   AddTypeFlag(*command, "--output-dtype", flags->output_dtype,
-              "f32, f16 or bf16; default the type of the query");
+              "type of the output; default: the type of the query");
   AddOptionFlags(*command, flags->options);
   flags->tensors.Add(*command);
   command->footer(absl::StrCat(
       "Files hold little-endian float32 ('<f4'), float16 ('<f2') or bfloat16\n"
-      "('<V2', as NumPy saves ml_dtypes.bfloat16) in C order, of rank 4, 3 or "
-      "2:\n"
-      "[batch, heads, seq, dim], without batch, or without both. For float64\n"
-      "('<f8'), --dtype must say which type its numbers are rounded to; those "
-      "too\n"
-      "large for that type become infinities. Lists are given as\n"
-      "--key-lengths=7,9.\n",
+      "('<V2', as NumPy saves ml_dtypes.bfloat16) in C order. Their rank is 4, "
+      "3 or\n"
+      "2: [batch, heads, seq, dim], the same without batch, or the same "
+      "without\n"
+      "batch and heads. Files of float64 ('<f8') need --dtype, to which "
+      "attnctl\n"
+      "rounds them; numbers that are too large for that type become "
+      "infinities.\n"
+      "Separate the numbers of a list with commas: --key-lengths=7,9.\n",
       kPipesHelp, method.footer));
   command->callback([method, flags, &session] {
     session.exit_code = RunAttention(method, *flags, session);
@@ -129,11 +138,11 @@ void AddMethod(CLI::App& app, const Method& method, Session& session) {
 void AddAttentionCommands(CLI::App& app, Session& session) {
   AddMethod(app,
             {.name = "attention",
-             .help = "softmax(q k^T) v on .npy files",
+             .help = "Compute attention of .npy files: softmax(q k^T) v",
              .flags = {"-q,--query", "-k,--key", "-v,--value"},
-             .flag_help = {"[batch, q_heads, q_len, head_dim]",
-                           "[batch, kv_heads, kv_len, head_dim]",
-                           "[batch, kv_heads, kv_len, v_head_dim]"},
+             .flag_help = {"the query: [batch, q_heads, q_len, head_dim]",
+                           "the key: [batch, kv_heads, kv_len, head_dim]",
+                           "the value: [batch, kv_heads, kv_len, v_head_dim]"},
              .call =
                  [](const auto& client, const auto& tensors,
                     const auto& outputs, const auto& options) {
@@ -153,9 +162,11 @@ void AddAttentionCommands(CLI::App& app, Session& session) {
             session);
   AddMethod(app,
             {.name = "self",
-             .help = "One sequence that attends to itself, on .npy files",
+             .help = "Compute self-attention of .npy files: a sequence that "
+                     "attends to itself",
              .flags = {"-s,--sequence"},
-             .flag_help = {"[batch, heads, seq, dim]"},
+             .flag_help = {"the sequence, which is query, key and value: "
+                           "[batch, heads, seq, dim]"},
              .call =
                  [](const auto& client, const auto& tensors,
                     const auto& outputs, const auto& options) {
@@ -166,10 +177,13 @@ void AddAttentionCommands(CLI::App& app, Session& session) {
             session);
   AddMethod(app,
             {.name = "cross",
-             .help = "One sequence that attends to another, on .npy files",
+             .help = "Compute cross-attention of .npy files: a sequence that "
+                     "attends to another",
              .flags = {"-q,--queries", "-s,--kv-sequence"},
-             .flag_help = {"[batch, q_heads, q_len, dim]",
-                           "[batch, kv_heads, kv_len, dim]"},
+             .flag_help = {"the sequence that attends, which is the query: "
+                           "[batch, q_heads, q_len, dim]",
+                           "the sequence that it attends to, which is key and "
+                           "value: [batch, kv_heads, kv_len, dim]"},
              .call =
                  [](const auto& client, const auto& tensors,
                     const auto& outputs, const auto& options) {

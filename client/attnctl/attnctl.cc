@@ -15,15 +15,23 @@ namespace attnd::attnctl {
 namespace {
 
 constexpr char kFooter[] =
+    "Every flag above can also follow the command.\n"
+    "\n"
     "Examples:\n"
     "  attnctl health && attnctl info\n"
+    "      shows what a server can do, if it is serving\n"
     "  attnctl attention -q q.npy -k k.npy -v v.npy -o o.npy\n"
+    "      computes attention of three arrays that NumPy saved\n"
     "  attnctl bench --num-vectors=4096\n"
+    "      compares flash with naive attention on the server\n"
     "  attnctl estimate --seq-len=16384 --num-q-heads=32 --offline\n"
+    "      computes how much memory a call would take, without a server\n"
     "  attnctl COMMAND --help\n"
+    "      explains the flags of a command\n"
     "\n";
 
-// Writes out what is still in the buffer, which can fail: the disk may be full.
+// Flushes `out`. Returns `exit_code`, or kFileError if the flush fails, for
+// example because the disk is full.
 int Flushed(int exit_code, std::ostream& out, Session& session) {
   errno = 0;
   if (out.flush()) return exit_code;
@@ -36,15 +44,16 @@ int Flushed(int exit_code, std::ostream& out, Session& session) {
 
 void AddGlobalFlags(CLI::App& app, Session& session) {
   app.add_option("--server", session.server,
-                 "host:port or unix:PATH; without this flag, what ATTND_SERVER "
-                 "in the environment says")
+                 "the server's address: host:port or unix:PATH. Without this "
+                 "flag, the environment variable ATTND_SERVER sets it")
       ->capture_default_str()
       ->envname("ATTND_SERVER")
       ->type_name("ADDR");
   AddNumberFlag(app, "--deadline", session.deadline_seconds,
-                "how long the call may take; 0 = no limit. Until then, attnctl "
-                "tries again if there is no server or it is busy, except for "
-                "info and health. Default: 60, health 3, bench no limit")
+                "how long the call can take; 0 sets no limit. Until then, "
+                "attnctl tries again if there is no server or if the server is "
+                "busy. info and health do not try again. Default: 60; for "
+                "health 3; for bench no limit")
       ->type_name("SECONDS")
       ->check([](const std::string& text) {
         return absl::StartsWith(text, "-")
@@ -52,8 +61,9 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
                    : "";
       });
   AddNumberFlag(app, "--max-message-bytes", session.max_message_bytes,
-                "the largest message to send or to receive; attention that "
-                "does not fit is streamed, in chunks of up to 1 MiB")
+                "the largest message to send or to receive. Larger calls of "
+                "attention, self and cross are sent in chunks of up to 1 MiB; "
+                "larger calls of backward fail")
       ->default_str(absl::StrCat(session.max_message_bytes))
       ->type_name("BYTES")
       ->check(CLI::Range(int64_t{1}, int64_t{2147483647}));
@@ -65,7 +75,10 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
 int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
                std::ostream& err, bool err_is_terminal) {
   Session session{.screen = Screen(out, err, err_is_terminal)};
-  CLI::App app("Exact attention on an attnd server.", "attnctl");
+  CLI::App app(
+      "Computes exact attention on an attnd server, and asks a server what it "
+      "can do.",
+      "attnctl");
   app.fallthrough();  // global flags may follow the command
   app.require_subcommand(1);
   app.footer(absl::StrCat(kFooter, kExitCodesHelp));
@@ -77,14 +90,15 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
   AddInfoCommand(app, session);
   AddHealthCommand(app, session);
   try {
-    // CLI11 takes a vector from its end.
+    // CLI11 expects a vector in reverse order.
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::ParseError& error) {
-    // Asked-for help and version end here too, with 0.
+    // CLI11 also throws for --help and --version, and then exit() returns 0.
     return Flushed(app.exit(error, out, err) == 0 ? kOk : kUsage, out, session);
   } catch (const std::bad_alloc&) {
     session.screen.PrintError(
-        "attnctl: there is not enough memory for the call and its files");
+        "attnctl: there is not enough memory on this machine for the call and "
+        "its files");
     return kCallFailed;
   } catch (const std::exception& error) {
     session.screen.PrintError(absl::StrCat("attnctl: ", error.what()));

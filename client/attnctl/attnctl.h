@@ -1,4 +1,4 @@
-// The whole of attnctl but its process: what main() calls, and tests too.
+// Runs attnctl as a function. main() calls it, and so do tests.
 #ifndef ATTND_CLIENT_ATTNCTL_ATTNCTL_H_
 #define ATTND_CLIENT_ATTNCTL_ATTNCTL_H_
 
@@ -8,9 +8,10 @@
 
 namespace attnd::attnctl {
 
-// Runs one command line, without the program's name in front. Results go to
-// `out`; errors, and a progress bar if `err_is_terminal`, to `err`. Returns an
-// ExitCode. Reads ATTND_SERVER from the environment.
+// Runs one command line and returns an ExitCode. `arguments` do not include the
+// program's name. Writes results to `out`, and errors to `err`. If
+// `err_is_terminal`, draws a progress bar on `err`. Reads the environment
+// variable ATTND_SERVER.
 int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
                std::ostream& err, bool err_is_terminal);
 

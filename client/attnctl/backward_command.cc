@@ -1,4 +1,5 @@
-// attnctl backward: the gradients of attention, .npy files in and out.
+// Implements attnctl backward, which computes the gradients of attention, and
+// reads and writes .npy files.
 #include <array>
 #include <memory>
 #include <optional>
@@ -18,7 +19,7 @@ namespace {
 struct BackwardFlags {
   // query, key, value, output, lse, grad_output
   std::array<FileFlag, 6> inputs;
-  // Gradients of the first three.
+  // The gradients of query, key and value.
   std::vector<Answer> answers = {
       {.name = "grad_query"}, {.name = "grad_key"}, {.name = "grad_value"}};
   std::optional<client::DataType> dtype;
@@ -45,7 +46,7 @@ ExitCode RunBackward(BackwardFlags& flags, Session& session) {
   for (size_t i = 0; i < answers.size(); ++i) {
     answers[i].shape = tensors[i].shape;
     absl::Status status = answers[i].Allocate();
-    // The one method whose answer is not streamed where it is large.
+    // The client cannot stream the answer of this method if it is large.
     status.Update(answers[i].CheckFitsMessage(session.max_message_bytes));
     if (!status.ok()) return session.CallError(status);
   }
@@ -66,38 +67,44 @@ ExitCode RunBackward(BackwardFlags& flags, Session& session) {
 
 void AddBackwardCommand(CLI::App& app, Session& session) {
   CLI::App* command = app.add_subcommand(
-      "backward", "The gradients of attention, on .npy files");
+      "backward", "Compute the gradients of attention from .npy files");
   auto flags = std::make_shared<BackwardFlags>();
   static constexpr std::pair<const char*, const char*> kInputs[] = {
       {"-q,--query", "the query that attention was called with"},
-      {"-k,--key", "its key"},
-      {"-v,--value", "its value"},
-      {"--output", "the output that attention answered"},
-      {"--lse", "the lse that it answered"},
-      {"--grad-output", "the gradient of output, of its shape"}};
+      {"-k,--key", "the key that attention was called with"},
+      {"-v,--value", "the value that attention was called with"},
+      {"--output", "the output that attention returned"},
+      {"--lse", "the lse that attention returned"},
+      {"--grad-output",
+       "the gradient of the loss with respect to that output, of the same "
+       "shape"}};
   for (size_t i = 0; i < flags->inputs.size(); ++i) {
     const auto& [names, help] = kInputs[i];
     flags->inputs[i].Add(*command, names, help)->required();
   }
-  static constexpr const char* kGradients[] = {"grad-query", "grad-key",
-                                               "grad-value"};
+  static constexpr const char* kTensors[] = {"query", "key", "value"};
   for (size_t i = 0; i < flags->answers.size(); ++i) {
     Answer& answer = flags->answers[i];
-    answer.file.Add(*command, absl::StrCat("--", kGradients[i]),
-                    "where this gradient goes");
-    answer.expected.Add(*command, absl::StrCat("--expected-", kGradients[i]),
-                        "compare it with this, floats of any type");
+    const std::string gradient = absl::StrCat("grad-", kTensors[i]);
+    answer.file.Add(*command, absl::StrCat("--", gradient),
+                    absl::StrCat("write the gradient of the ", kTensors[i],
+                                 " to this file"));
+    answer.expected.Add(
+        *command, absl::StrCat("--expected-", gradient),
+        "compare that gradient with this file, which holds floats of any type");
   }
   AddReportFlags(*command, flags->report);
   AddTypeFlag(*command, "--dtype", flags->dtype,
-              "round the tensors to f32 before they are sent; required for "
-              "float64")
+              "round the tensors to this type before sending them; required "
+              "unless they are float32")
       ->check(CLI::IsMember({"f32"}));
   AddOptionFlags(*command, flags->options);
   flags->tensors.Add(*command);
   command->footer(absl::StrCat(
-      "Files hold little-endian float32 in C order; --dtype=f32 takes other\n"
-      "floats, too. Give the same options that attention was called with.\n",
+      "Files hold little-endian float32 in C order. With --dtype=f32, they "
+      "can\n"
+      "also hold other floats. Pass the same options as in the call of "
+      "attention.\n",
       kPipesHelp,
       "Example:\n"
       "  attnctl attention -q q.npy -k k.npy -v v.npy -o o.npy --lse=l.npy\n"

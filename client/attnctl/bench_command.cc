@@ -1,4 +1,5 @@
-// attnctl bench: flash against naive attention on the server's host.
+// Implements attnctl bench, which compares the speed and the memory of flash
+// and naive attention on the server's host.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -18,8 +19,8 @@ struct BenchFlags {
   bool json = false;
 };
 
-// On a terminal this is one line that is drawn again and again. Elsewhere it is
-// one line for each phase, so that a log does not fill with it.
+// Shows how far a benchmark is. On a terminal, it redraws one line. Elsewhere,
+// it prints one line for each phase, so that it does not fill a log.
 class ProgressBar {
  public:
   explicit ProgressBar(Session& session) : session_(session) {}
@@ -36,7 +37,7 @@ class ProgressBar {
           "%-8s [%s%s] %3.0f %%", progress.phase, std::string(filled, '#'),
           std::string(kCells - filled, '.'), fraction * 100));
     } else if (shown_.insert(progress.phase).second) {
-      // Phases take turns, so that a log would fill with them.
+      // Each phase is printed only once, although the phases take turns.
       session_.screen.PrintError(
           absl::StrCat("attnctl bench: ", progress.phase));
     }
@@ -49,7 +50,8 @@ class ProgressBar {
   std::set<std::string> shown_;
 };
 
-std::string Verdict(const client::BenchmarkResult& result) {
+// Returns the result as one line of text.
+std::string Summary(const client::BenchmarkResult& result) {
   std::string line =
       absl::StrFormat("%d x %d: flash %.3g ms", result.num_queries,
                       result.dimensions, result.flash_time_ms);
@@ -100,9 +102,9 @@ Json ResultJson(const client::BenchmarkResult& result) {
   return json;
 }
 
-// An application may start before its server, but a call to a server that never
-// comes must end, too. The pauses of these attempts add up to about a minute.
-constexpr client::RetryPolicy kForAMinute = {.max_attempts = 32};
+// Makes bench wait for a server that starts later, but not forever. The pauses
+// between this many attempts add up to about a minute.
+constexpr client::RetryPolicy kRetryForAMinute = {.max_attempts = 32};
 
 ExitCode RunBench(const BenchFlags& flags, Session& session) {
   absl::StatusOr<client::BenchmarkResult> result;
@@ -111,7 +113,7 @@ ExitCode RunBench(const BenchFlags& flags, Session& session) {
     result = session
                  .Connect(absl::InfiniteDuration(), session.deadline_seconds
                                                         ? client::RetryPolicy()
-                                                        : kForAMinute)
+                                                        : kRetryForAMinute)
                  .Benchmark(flags.options,
                             [&bar](const client::BenchmarkProgress& progress) {
                               bar.Show(progress);
@@ -122,7 +124,7 @@ ExitCode RunBench(const BenchFlags& flags, Session& session) {
   if (flags.json) {
     session.screen.PrintJson(ResultJson(*result));
   } else {
-    session.screen.Print(Verdict(*result));
+    session.screen.Print(Summary(*result));
   }
   return kOk;
 }
@@ -131,29 +133,35 @@ ExitCode RunBench(const BenchFlags& flags, Session& session) {
 
 void AddBenchCommand(CLI::App& app, Session& session) {
   CLI::App* command = app.add_subcommand(
-      "bench", "Time flash against naive attention on the server's host");
+      "bench",
+      "Compare the speed and memory of flash and naive attention on the "
+      "server's host");
   auto flags = std::make_shared<BenchFlags>();
   client::BenchmarkOptions& options = flags->options;
   AddNumberFlag(*command, "-n,--num-vectors", options.num_vectors,
-                "queries, and as many keys")
+                "number of queries, and also of keys")
       ->default_str(absl::StrCat(options.num_vectors));
   AddNumberFlag(*command, "--dimensions", options.dimensions,
-                "head_dim; default 128");
-  AddNumberFlag(*command, "--num-heads", options.num_heads, "default 1");
+                "head dimension; default: 128");
+  AddNumberFlag(*command, "--num-heads", options.num_heads,
+                "number of heads; default: 1");
   AddTypeFlag(*command, "--dtype", options.dtype,
-              "of the tensors: f32 (default), f16 or bf16");
+              "type of the tensors; default: f32");
   AddNumberFlag(*command, "--block-size", options.block_size,
-                "keys in a tile; by default the server chooses");
+                "number of keys in a tile; default: the server chooses");
   AddNumberFlag(*command, "--threads", options.threads,
-                "of the server; by default all that it has");
+                "number of worker threads on the server; default: all of them");
   AddNumberFlag(*command, "--repetitions", options.repetitions,
-                "timed runs, of which the median counts; default 5");
-  command->add_flag("--json", flags->json, "print every figure as JSON");
+                "number of timed runs; the result is their median; default: 5");
+  command->add_flag("--json", flags->json, "print all measurements as JSON");
   command->footer(
-      "Without --deadline, a benchmark takes as long as it needs, but bench\n"
-      "waits only about a minute for a server that is not there. The server\n"
-      "itself ends a benchmark after its --max-benchmark-seconds, and answers\n"
-      "what it has measured by then.\n"
+      "Without --deadline, a benchmark can take as long as it needs, but "
+      "bench\n"
+      "waits only about a minute for a server that has not started. The "
+      "server\n"
+      "ends a benchmark after its --max-benchmark-seconds, and returns what "
+      "it\n"
+      "has measured until then.\n"
       "Example:\n"
       "  attnctl bench --num-vectors=8192 --dimensions=64 --threads=1\n");
   command->callback(

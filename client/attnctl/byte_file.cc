@@ -18,8 +18,9 @@
 namespace attnd::attnctl {
 namespace {
 
-constexpr mode_t kNewFileMode = 0666;  // less what the umask forbids
+constexpr mode_t kNewFileMode = 0666;  // before the umask
 
+// Returns the descriptor of this process that `path` names, if it names one.
 std::optional<int> OwnDescriptor(absl::string_view path) {
   if (path == "/dev/stdin") return STDIN_FILENO;
   if (path == "/dev/stdout") return STDOUT_FILENO;
@@ -33,14 +34,14 @@ std::optional<int> OwnDescriptor(absl::string_view path) {
   return std::nullopt;
 }
 
-// The same for all paths to one file, pipe or socket.
+// Identifies a file, pipe or socket. All paths to it have the same FileId.
 using FileId = std::pair<dev_t, ino_t>;
 
 FileId IdOf(const struct stat& status) {
   return {status.st_dev, status.st_ino};
 }
 
-// Nothing where there is no such file.
+// Returns nullopt if there is no such file.
 std::optional<FileId> IdOf(const std::string& path) {
   struct stat status;
   if (stat(path.c_str(), &status) != 0) return std::nullopt;
@@ -83,7 +84,7 @@ absl::StatusOr<size_t> ByteFile::Read(std::span<std::byte> bytes) {
     if (got == 0) break;
     if (got > 0) {
       done += static_cast<size_t>(got);
-    } else if (!Again(POLLIN)) {
+    } else if (!ShouldRetry(POLLIN)) {
       return Error("cannot read");
     }
   }
@@ -95,7 +96,7 @@ absl::Status ByteFile::Write(std::span<const std::byte> bytes) {
     const ssize_t put = write(fd_, bytes.data(), bytes.size());
     if (put >= 0) {
       bytes = bytes.subspan(static_cast<size_t>(put));
-    } else if (!Again(POLLOUT)) {
+    } else if (!ShouldRetry(POLLOUT)) {
       return Error("cannot write");
     }
   }
@@ -112,7 +113,7 @@ absl::Status ByteFile::Error(absl::string_view what) const {
   return absl::ErrnoToStatus(error, absl::StrCat(path_, ": ", what));
 }
 
-bool ByteFile::Again(int16_t events) const {
+bool ByteFile::ShouldRetry(int16_t events) const {
   if (errno == EINTR) return true;
   // Another process that shares the descriptor may have made it non-blocking.
   if (errno != EAGAIN) return false;
@@ -129,7 +130,7 @@ bool IsSameFile(const std::string& a, const std::string& b) {
   std::error_code error;
   if (std::filesystem::is_character_file(a, error)) return false;
   if (const auto id = IdOf(a)) return id == IdOf(b);
-  // A file that is not there yet.
+  // The file `a` does not exist yet, so compare the paths.
   const auto full_path = [&error](const std::string& path) {
     return std::filesystem::weakly_canonical(
         std::filesystem::absolute(path, error), error);

@@ -1,5 +1,5 @@
-// Reads and writes files from their front to their end. It never seeks and
-// never asks for a size, so the file may be a pipe or a device.
+// Reads and writes files from front to back. It neither seeks nor asks for the
+// size of a file, so the file may be a pipe or a device.
 #ifndef ATTND_CLIENT_ATTNCTL_BYTE_FILE_H_
 #define ATTND_CLIENT_ATTNCTL_BYTE_FILE_H_
 
@@ -14,48 +14,53 @@
 
 namespace attnd::attnctl {
 
-// Errors begin with the path, and have the code of the system's error.
+// An open file. Closes it when destroyed. Error messages begin with the path.
+// The code of an error is absl::ErrnoToStatusCode of the system's error. Not
+// thread-safe.
 class ByteFile {
  public:
-  // "/dev/stdin", "/dev/stdout", "/dev/stderr" and "/dev/fd/N" are read and
-  // written through the descriptor that the process has, from its current
-  // position. Opening such a path would start at the beginning of the file,
-  // empty it when writing, and fail on a socket.
+  // OpenToRead and OpenToWrite open `path`, unless it names a descriptor that
+  // the process already has: "/dev/stdin", "/dev/stdout", "/dev/stderr" or
+  // "/dev/fd/N". They use such a descriptor from its current position, because
+  // to open its path would start at the beginning of the file, empty the file
+  // when writing, and fail for a socket.
   static absl::StatusOr<ByteFile> OpenToRead(const std::string& path);
-  // Creates the file, or empties it.
+  // Creates the file, or empties it if it exists.
   static absl::StatusOr<ByteFile> OpenToWrite(const std::string& path);
 
   ByteFile(ByteFile&& other) noexcept;
   ByteFile& operator=(ByteFile&&) = delete;
   ~ByteFile();
 
-  // Waits until `bytes` is full or the file has ended, and returns how many
-  // bytes came.
+  // Reads until `bytes` is full or the file ends, and returns the number of
+  // bytes read. Waits for data if necessary.
   absl::StatusOr<size_t> Read(std::span<std::byte> bytes);
 
-  // Waits until all of `bytes` is written.
+  // Writes all of `bytes`. Waits until the file accepts them.
   absl::Status Write(std::span<const std::byte> bytes);
 
-  // Some file systems report only here that writing has failed.
+  // Closes the file. Call it after the last Write and check the result, because
+  // some file systems report only now that writing has failed.
   absl::Status Close();
 
  private:
   static absl::StatusOr<ByteFile> Open(const std::string& path, int flags);
   ByteFile(std::string path, int fd);
   absl::Status Error(absl::string_view what) const;
-  // Whether the read or write that has just failed is to be tried again. Where
-  // the descriptor is non-blocking, waits until it is ready.
-  bool Again(int16_t events) const;
+  // Returns whether to repeat the read or write that has just failed, according
+  // to errno. If the descriptor is non-blocking, first waits until it is ready
+  // for `events` of poll().
+  bool ShouldRetry(int16_t events) const;
 
   std::string path_;
   int fd_;
 };
 
-// Whether what is written to `path` comes out of standard output.
+// Returns whether `path` is the file, pipe or device of standard output.
 bool IsStandardOutput(const std::string& path);
 
-// Whether what is written to `a` would be overwritten by what is written to
-// `b`. Devices such as /dev/null keep nothing, so nothing is overwritten there.
+// Returns whether a write to `b` would overwrite a write to `a`. Returns false
+// for devices such as /dev/null, because they do not keep what is written.
 bool IsSameFile(const std::string& a, const std::string& b);
 
 }  // namespace attnd::attnctl

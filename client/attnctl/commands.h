@@ -1,5 +1,6 @@
-// The subcommands: each adds its flags to the app and leaves its exit code in
-// the session when it was the one that ran.
+// The subcommands of attnctl. Each function adds one or more commands to `app`.
+// When CLI11 parses the command line, it runs the command that was given, which
+// stores its exit code in `session`. `session` must outlive `app`.
 #ifndef ATTND_CLIENT_ATTNCTL_COMMANDS_H_
 #define ATTND_CLIENT_ATTNCTL_COMMANDS_H_
 
@@ -11,6 +12,7 @@
 
 namespace attnd::attnctl {
 
+// Adds the commands attention, self and cross.
 void AddAttentionCommands(CLI::App& app, Session& session);
 void AddBackwardCommand(CLI::App& app, Session& session);
 void AddBenchCommand(CLI::App& app, Session& session);
@@ -18,6 +20,7 @@ void AddEstimateCommand(CLI::App& app, Session& session);
 void AddInfoCommand(CLI::App& app, Session& session);
 void AddHealthCommand(CLI::App& app, Session& session);
 
+// Returns `stats` for --json.
 Json StatsJson(const client::ExecutionStats& stats);
 
 }  // namespace attnd::attnctl

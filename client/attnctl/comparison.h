@@ -1,4 +1,4 @@
-// How far an answer is from what was expected.
+// Compares a computed array with the expected one.
 #ifndef ATTND_CLIENT_ATTNCTL_COMPARISON_H_
 #define ATTND_CLIENT_ATTNCTL_COMPARISON_H_
 
@@ -11,16 +11,20 @@
 namespace attnd::attnctl {
 
 struct Comparison {
-  // The largest |got - expected|; infinite where only one of the two is NaN or
-  // where infinities differ, 0 where both are the same.
+  // The largest |got - expected| of all elements. The difference of two equal
+  // elements is 0, also if both are NaN or the same infinity. It is infinite if
+  // only one of the two is NaN, or if they are different infinities.
   double worst_error = 0;
-  std::vector<int64_t> worst_index;  // where; empty if there is no difference
+  // The index of the element with that error, along each axis. Empty if all
+  // elements are equal.
+  std::vector<int64_t> worst_index;
 
   bool Within(double max_error) const { return worst_error <= max_error; }
 };
 
-// FAILED_PRECONDITION where the shapes differ. Each span has as many elements
-// as its shape says.
+// Compares `got` with `expected` element by element. Each span must have as
+// many elements as its shape says. Returns FAILED_PRECONDITION if the shapes
+// differ.
 absl::StatusOr<Comparison> Compare(std::span<const float> got,
                                    const std::vector<int64_t>& got_shape,
                                    std::span<const double> expected,

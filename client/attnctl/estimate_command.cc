@@ -1,4 +1,5 @@
-// attnctl estimate: what a problem costs in bytes, from a server or offline.
+// Implements attnctl estimate, which shows how much memory a call would take.
+// It asks a server, or computes the numbers itself (--offline).
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -30,7 +31,7 @@ void PrintTable(const client::MemoryEstimate& estimate,
       {"input", FormatBytes(estimate.input_bytes)},
       {"output", FormatBytes(estimate.output_bytes)},
       {"workspace", FormatBytes(estimate.workspace_bytes)},
-      {"flash, in all", FormatBytes(estimate.flash_bytes)},
+      {"flash, total", FormatBytes(estimate.flash_bytes)},
       {"naive, for comparison", FormatBytes(estimate.naive_bytes)},
       {"flash saves",
        absl::StrFormat("%.1f %% of naive", estimate.reduction_ratio * 100)},
@@ -42,7 +43,7 @@ void PrintTable(const client::MemoryEstimate& estimate,
       {"floating-point operations", absl::StrCat(estimate.flops)}};
   if (!flags.offline) {
     rows.emplace_back("fits this server", estimate.fits ? "yes" : "no");
-    rows.emplace_back("what stops larger ones", estimate.limiting_factor);
+    rows.emplace_back("limiting factor", estimate.limiting_factor);
   }
   session.PrintRows(rows);
 }
@@ -66,19 +67,20 @@ Json EstimateJson(const client::MemoryEstimate& estimate, bool offline) {
   return json;
 }
 
-// A tensor without elements: nothing of them is sent.
-client::ConstTensor Described(client::DataType dtype,
-                              const std::vector<int64_t>& shape) {
+// Returns a tensor of this type and shape without elements, because a server
+// does not need them for an estimate.
+client::ConstTensor WithoutElements(client::DataType dtype,
+                                    const std::vector<int64_t>& shape) {
   return {client::ConstElements(dtype, std::span<const std::byte>()), shape};
 }
 
 ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
   client::AttentionOptions& attention = flags.options.attention;
   if (!flags.bias_shape.empty()) {
-    attention.bias = Described(flags.bias_dtype, flags.bias_shape);
+    attention.bias = WithoutElements(flags.bias_dtype, flags.bias_shape);
   }
   if (!flags.mask_shape.empty()) {
-    attention.mask = Described(client::DataType::kBool, flags.mask_shape);
+    attention.mask = WithoutElements(client::DataType::kBool, flags.mask_shape);
   }
   const auto estimate = flags.offline
                             ? EstimateOffline(flags.options)
@@ -101,42 +103,48 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
 
 void AddEstimateCommand(CLI::App& app, Session& session) {
   CLI::App* command = app.add_subcommand(
-      "estimate", "What a problem costs in bytes, before it is run");
+      "estimate", "Estimate the memory that a call takes, without running it");
   auto flags = std::make_shared<EstimateFlags>();
   client::MemoryEstimateOptions& options = flags->options;
-  AddNumberFlag(*command, "--seq-len", options.seq_len, "q_len and kv_len");
-  AddNumberFlag(*command, "--q-len", options.q_len, "default --seq-len");
-  AddNumberFlag(*command, "--kv-len", options.kv_len, "default --seq-len");
-  AddNumberFlag(*command, "--dimensions", options.dimensions, "default 128");
+  AddNumberFlag(*command, "--seq-len", options.seq_len,
+                "number of queries and of keys");
+  AddNumberFlag(*command, "--q-len", options.q_len,
+                "number of queries; default: --seq-len");
+  AddNumberFlag(*command, "--kv-len", options.kv_len,
+                "number of keys and values; default: --seq-len");
+  AddNumberFlag(*command, "--dimensions", options.dimensions,
+                "dimension of every head; default: 128");
   AddNumberFlag(*command, "--head-dim", options.head_dim,
-                "default --dimensions");
+                "dimension of query and key heads; default: --dimensions");
   AddNumberFlag(*command, "--v-head-dim", options.v_head_dim,
-                "default --head-dim");
-  AddNumberFlag(*command, "--batch", options.batch, "default 1");
-  AddNumberFlag(*command, "--num-q-heads", options.num_q_heads, "default 1");
+                "dimension of value heads; default: --head-dim");
+  AddNumberFlag(*command, "--batch", options.batch, "batch size; default: 1");
+  AddNumberFlag(*command, "--num-q-heads", options.num_q_heads,
+                "number of query heads; default: 1");
   AddNumberFlag(*command, "--num-kv-heads", options.num_kv_heads,
-                "default --num-q-heads");
+                "number of key and value heads; default: --num-q-heads");
   AddNumberFlag(*command, "--threads", options.threads,
-                "default the server's, or this machine's if --offline");
+                "number of worker threads; default: those of the server, or of "
+                "this machine with --offline");
   AddNumberFlag(*command, "--concurrency", options.concurrency,
-                "requests that run at once; default 1");
+                "number of requests that run at the same time; default: 1");
   AddTypeFlag(*command, "--dtype", options.dtype,
-              "of query, key and value: f32 (default), f16 or bf16");
+              "type of query, key and value; default: f32");
   AddTypeFlag(*command, "--output-dtype", options.output_dtype,
-              "default --dtype");
+              "type of the output; default: --dtype");
   AddTransportFlag(*command, options.transport);
   AddOptionFlags(*command, options.attention);
   AddNumberFlag(*command, "--bias-shape", flags->bias_shape,
-                "count a bias of this shape");
+                "include a bias of this shape");
   AddTypeFlag(*command, "--bias-dtype", flags->bias_dtype,
-              "f32 (default), f16 or bf16");
+              "type of the bias; default: f32");
   AddNumberFlag(*command, "--mask-shape", flags->mask_shape,
-                "count a mask of this shape");
+                "include a mask of this shape");
   command->add_flag("--return-lse", options.return_lse,
-                    "count lse as part of the output");
+                    "include lse in the output");
   command->add_flag("--offline", flags->offline,
-                    "compute here, for this machine; asks no server");
-  command->add_flag("--json", flags->json, "print JSON");
+                    "compute the numbers for this machine, without a server");
+  command->add_flag("--json", flags->json, "print all numbers as JSON");
   command->footer(
       "Examples:\n"
       "  attnctl estimate --seq-len=16384 --num-q-heads=32 --num-kv-heads=8\n"

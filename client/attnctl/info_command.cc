@@ -1,4 +1,4 @@
-// attnctl info and attnctl health.
+// Implements attnctl info and attnctl health.
 #include <memory>
 
 #include "absl/strings/str_cat.h"
@@ -8,15 +8,17 @@
 namespace attnd::attnctl {
 namespace {
 
-// A health check that takes longer has answered the question.
+// A server that does not answer within this time is not healthy.
 constexpr absl::Duration kHealthDeadline = absl::Seconds(3);
 
-// info asks whether a server is there, so it does not wait for one to start.
-constexpr client::RetryPolicy kOnce = {.max_attempts = 1};
+// Users run info to see whether there is a server, so info does not wait for
+// one to start.
+constexpr client::RetryPolicy kNoRetries = {.max_attempts = 1};
 
 ExitCode RunInfo(bool json, Session& session) {
   const auto info =
-      session.Connect(client::ClientOptions().deadline, kOnce).GetServerInfo();
+      session.Connect(client::ClientOptions().deadline, kNoRetries)
+          .GetServerInfo();
   if (!info.ok()) return session.CallError(info.status());
   if (json) {
     session.screen.PrintJson(
@@ -63,7 +65,7 @@ ExitCode RunHealth(const std::string& service, Session& session) {
   const auto health = session.Connect(kHealthDeadline).CheckHealth(service);
   if (!health.ok()) {
     session.CallError(health.status());
-    // Whatever went wrong, nobody can say that it is serving.
+    // For any error, it is unknown whether the server is serving.
     return kUnavailable;
   }
   session.screen.Print(HealthName(*health));
@@ -73,8 +75,8 @@ ExitCode RunHealth(const std::string& service, Session& session) {
 }  // namespace
 
 void AddInfoCommand(CLI::App& app, Session& session) {
-  CLI::App* command =
-      app.add_subcommand("info", "What a server is, can do and allows");
+  CLI::App* command = app.add_subcommand(
+      "info", "Show the version, limits and features of a server");
   auto json = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "print JSON");
   command->footer("Example:\n  attnctl info --server=127.0.0.1:50051 --json\n");
@@ -84,12 +86,17 @@ void AddInfoCommand(CLI::App& app, Session& session) {
 
 void AddHealthCommand(CLI::App& app, Session& session) {
   CLI::App* command = app.add_subcommand(
-      "health", "Whether a server is serving; exit code 0 only if it is");
+      "health",
+      "Check whether a server is serving; the exit code is 0 only if it is");
   auto service = std::make_shared<std::string>();
-  command->add_option("--service", *service,
-                      "a gRPC service's full name; default: the whole server");
+  command->add_option(
+      "--service", *service,
+      "full name of the gRPC service to check; default: the server "
+      "as a whole");
   command->footer(
-      "The deadline is 3 seconds unless --deadline says otherwise.\n"
+      "Prints SERVING, NOT_SERVING or UNKNOWN. Without --deadline, health "
+      "waits\n"
+      "up to 3 seconds for the answer.\n"
       "Example:\n"
       "  attnctl health --server=unix:/run/attnd.sock \\\n"
       "      --service=attnd.v1.AttentionService\n");

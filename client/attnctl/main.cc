@@ -1,4 +1,4 @@
-// The attnctl binary.
+// The main function of attnctl.
 #include <unistd.h>
 
 #include <csignal>
@@ -10,11 +10,11 @@
 #include "client/attnctl/attnctl.h"
 
 int main(int argc, char** argv) {
-  // Writing to a pipe that nobody reads is then an error with a message and an
-  // exit code, in place of a sudden end.
+  // A write to a pipe without a reader then fails with a message and an exit
+  // code. Otherwise, it would end the process without a message.
   signal(SIGPIPE, SIG_IGN);
-  // gRPC would write text of a server to stderr without escaping it. The error
-  // that attnctl prints says what went wrong.
+  // gRPC would log text from a server on stderr without escaping it. attnctl
+  // prints the error of a failed call itself.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   return attnd::attnctl::RunAttnctl(arguments, std::cout, std::cerr,

@@ -25,8 +25,9 @@ std::string CodeAndMessage(const absl::Status& status) {
 void Screen::Print(absl::string_view line) { *out_ << Printable(line) << "\n"; }
 
 void Screen::PrintJson(const Json& json) {
-  // A server may send text that is not UTF-8, so replace it and do not throw.
-  // All that is not ASCII is escaped, which includes all that Printable would.
+  // A server may send text that is not UTF-8. `replace` makes dump() replace it
+  // instead of throwing. dump() escapes everything except printable ASCII, so
+  // Printable() is not necessary.
   *out_ << json.dump(2, ' ', /*ensure_ascii=*/true,
                      Json::error_handler_t::replace)
         << "\n";
@@ -53,8 +54,8 @@ client::AttentionClient Session::Connect(absl::Duration deadline,
     until = absl::StrFormat("the deadline of %g s has passed",
                             absl::ToDoubleSeconds(deadline));
   }
-  const auto say = [this, until](const absl::Status& failure) {
-    if (std::exchange(said_retry, true)) return;
+  const auto report_retry = [this, until](const absl::Status& failure) {
+    if (std::exchange(reported_retry, true)) return;
     screen.PrintError(absl::StrCat("attnctl: ", CodeAndMessage(failure),
                                    "; trying again until ", until,
                                    " (Ctrl-C stops)"));
@@ -63,7 +64,7 @@ client::AttentionClient Session::Connect(absl::Duration deadline,
                                   .deadline = deadline,
                                   .max_message_bytes = max_message_bytes,
                                   .retry = retry,
-                                  .on_retry = say});
+                                  .on_retry = report_retry});
 }
 
 ExitCode Session::CallError(const absl::Status& status) {
@@ -77,7 +78,7 @@ ExitCode Session::CallError(const absl::Status& status) {
     std::string line = absl::StrCat("  field:  ", violation.field.empty()
                                                       ? "(the whole message)"
                                                       : violation.field);
-    // Usually the message says it already.
+    // Usually, the message already contains the description.
     if (!absl::StrContains(status.message(), violation.description)) {
       absl::StrAppend(&line, ": ", violation.description);
     }

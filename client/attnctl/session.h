@@ -1,5 +1,5 @@
-// What every subcommand shares: the global flags, where text goes, and how an
-// error looks. Knows no subcommand.
+// What all subcommands share: the values of the global flags, and the functions
+// that print results and errors.
 #ifndef ATTND_CLIENT_ATTNCTL_SESSION_H_
 #define ATTND_CLIENT_ATTNCTL_SESSION_H_
 
@@ -19,28 +19,30 @@
 
 namespace attnd::attnctl {
 
-// For --json: keys in the order in which they were added.
+// The JSON that --json prints. Keys stay in the order in which they were added.
 using Json = nlohmann::ordered_json;
 
-// Prints everything that attnctl prints, except help and errors in its
-// arguments. Each line is made Printable here, because lines repeat what
-// servers and files say.
+// Prints all output of attnctl, except help and errors in its arguments, which
+// CLI11 prints. Escapes the control characters in each line (core/printable.h),
+// because lines can repeat text from servers and files.
 class Screen {
  public:
-  // Results go to `out`, errors and progress to `err`.
+  // Prints results to `out`, and errors and progress to `err`. Both streams
+  // must outlive this object.
   Screen(std::ostream& out, std::ostream& err, bool err_is_terminal)
       : out_(&out), err_(err), err_is_terminal_(err_is_terminal) {}
 
-  // From now on results go to `err`, because `out` carries a file.
+  // Sends all further results to `err`. Call it if `out` receives a file.
   void PrintResultsToErr() { out_ = &err_; }
 
   void Print(absl::string_view line);
-  // Prints `json` over several lines, which Print would join to one.
+  // Prints `json` as several lines. Print would escape the ends of lines.
   void PrintJson(const Json& json);
   void PrintError(absl::string_view line);
 
   bool err_is_terminal() const { return err_is_terminal_; }
-  // Replaces the line that was drawn before. Only for a terminal.
+  // Replaces the line that the previous call drew. Call it only if `err` is a
+  // terminal.
   void Redraw(absl::string_view line);
 
  private:
@@ -49,28 +51,31 @@ class Screen {
   const bool err_is_terminal_;
 };
 
+// The state of one run of attnctl.
 struct Session {
   Screen screen;
 
   std::string server = client::ClientOptions().target;
-  std::optional<double> deadline_seconds =
-      {};  // 0 = none; unset = the command's
+  // 0 sets no limit. Unset selects the default of the command.
+  std::optional<double> deadline_seconds = {};
   int64_t max_message_bytes = client::ClientOptions().max_message_bytes;
 
-  ExitCode exit_code = kOk;  // what the subcommand that ran answered
-  bool said_retry = false;   // whether the user was told of a retry
+  ExitCode exit_code = kOk;     // of the subcommand that ran
+  bool reported_retry = false;  // whether the user was told of a retry
 
-  // Makes a client from the global flags. `deadline` counts where --deadline
-  // was not given. Before the first retry a line on standard error says so.
-  // This session must outlive the client.
+  // Makes a client according to the global flags. `deadline` applies if the
+  // user did not set --deadline. Before the first retry, the client prints a
+  // line on standard error. This session must outlive the client.
   client::AttentionClient Connect(
       absl::Duration deadline = client::ClientOptions().deadline,
       const client::RetryPolicy& retry = {});
 
-  // Prints a failed call: code, message, reason, fields.
+  // Prints the error of a failed call, with its code, message, reason, fields
+  // and the server's address. Returns the exit code for it.
   ExitCode CallError(const absl::Status& status);
 
-  // Prints a file that could not be read or written.
+  // Prints the error of a file that could not be read or written. Returns
+  // kFileError.
   ExitCode FileError(const absl::Status& status);
 
   // Prints labels and values in two columns.
@@ -78,13 +83,13 @@ struct Session {
   void PrintRows(const std::vector<Row>& rows);
 };
 
-// "1.5 MiB (1572864)"; without the parentheses below 1 KiB.
+// Formats a number of bytes as "1.5 MiB (1572864)", or as "512 B" below 1 KiB.
 std::string FormatBytes(int64_t bytes);
 
-// "1.5 MiB".
+// Formats a number of bytes as "1.5 MiB".
 std::string FormatBytesShort(int64_t bytes);
 
-// "[12, 331, 32]".
+// Formats a shape as "[12, 331, 32]".
 std::string FormatShape(const std::vector<int64_t>& shape);
 
 }  // namespace attnd::attnctl
