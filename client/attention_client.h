@@ -75,6 +75,7 @@ struct ClientOptions {
 class PendingCall {
  public:
   PendingCall() = default;
+  // Only the library calls this constructor.
   explicit PendingCall(std::shared_ptr<CallCanceller> call);
 
   // Cancels the call and returns at once. The callback then runs soon, with
@@ -132,8 +133,8 @@ class AttentionClient {
 
   explicit AttentionClient(ClientOptions options = {});
 
-  // Returns a client with another deadline for each call. It shares the
-  // connection of this one.
+  // Returns a client that shares the connection of this one, and allows each
+  // call the time `deadline`.
   AttentionClient WithDeadline(absl::Duration deadline) const;
 
   // Computes attention, waits for the answer and writes it to `outputs`.
@@ -146,11 +147,12 @@ class AttentionClient {
   absl::StatusOr<AttentionReply> Attention(
       const AttentionInputs& inputs, const AttentionOutputs& outputs,
       const AttentionOptions& options = {}) const;
-  // The same with `sequence` as query, key and value.
+  // Computes attention like Attention, with `sequence` as query, key and value.
   absl::StatusOr<AttentionReply> SelfAttention(
       const ConstTensor& sequence, const AttentionOutputs& outputs,
       const AttentionOptions& options = {}) const;
-  // The same with `queries` as query, and `kv_sequence` as key and value.
+  // Computes attention like Attention, with `queries` as query, and
+  // `kv_sequence` as key and value.
   absl::StatusOr<AttentionReply> CrossAttention(
       const ConstTensor& queries, const ConstTensor& kv_sequence,
       const AttentionOutputs& outputs,
@@ -189,9 +191,9 @@ class AttentionClient {
                                      BackwardDone done) const;
 
   // Runs flash and naive attention on the server, waits, and returns the times
-  // of both. `on_progress` is called in this thread for each progress report of
-  // the server. If it returns false, the benchmark is cancelled. It may be
-  // empty.
+  // of both. Calls `on_progress` in this thread for each progress report of the
+  // server, and cancels the benchmark if `on_progress` returns false.
+  // `on_progress` can be empty.
   absl::StatusOr<BenchmarkResult> Benchmark(
       const BenchmarkOptions& options,
       const std::function<bool(const BenchmarkProgress&)>& on_progress) const;

@@ -20,8 +20,9 @@
 
 namespace attnd::client {
 
-// The messages of one streamed call. Pass it to a channel, which calls Next()
-// and OnResponse(), and then call Reply(). Not thread-safe.
+// The messages of one streamed call. Pass an object to
+// RetryingChannel::Exchange, which calls Next() and OnResponse(). Then call
+// Reply() for the result. Not thread-safe.
 class AttentionExchange final : public MessageExchange {
  public:
   // `requested_outputs` has the options that request the tensors in `outputs`.

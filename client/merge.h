@@ -27,30 +27,28 @@ struct AttentionPart {
 //   output = sum_p weight[p] * output[p] / sum_p weight[p]
 //   lse    = ln(sum_p weight[p])
 //
-// Every `output` has the shape `output_shape`, which AttentionReply has, in the
-// order of axes `layout`. Every `lse` has the shape LseShape(output_shape,
-// layout). `merged.lse` can be unset. The function adds the parts in the given
-// order and in double precision. It rounds once, to the type of
-// `merged.output`. The method is that of FlashAttention (arXiv:2205.14135,
-// section 3.1) and FlashDecoding. docs/numerics.md ("Merging parts") states the
-// error.
+// Every `output` has the shape `output_shape`, in the order of axes `layout`;
+// use AttentionReply::output_shape. Every `lse` has the shape
+// LseShape(output_shape, layout). `merged.lse` can be unset. The function adds
+// the parts in the given order and in double precision. It rounds once, to the
+// type of `merged.output`. The method is that of FlashAttention
+// (arXiv:2205.14135, section 3.1) and FlashDecoding. docs/numerics.md ("Merging
+// parts") states the error.
 //
 // - A key must not be in more than one part. If you divide the keys by
-// position,
-//   set AttentionOptions::query_offsets so that causal masks and windows stay
-//   correct. A sink has to be in exactly one part, so pass sink_logits to only
-//   one of the calls.
+//   position, set AttentionOptions::query_offsets so that causal masks and
+//   windows stay correct. A sink has to be in exactly one part, so pass
+//   sink_logits to only one of the calls.
 // - A row that saw no key in a part has lse = -inf there, and this function
-// does
-//   not read its output in that part. If a row saw no key in any part, or if
-//   there are no parts, its output is 0 and its lse is -inf, as in the answer
-//   of a server.
+//   does not read its output in that part. If a row saw no key in any part, or
+//   if there are no parts, its output is 0 and its lse is -inf, as in the
+//   answer of a server.
 // - If an lse is NaN or +inf, the row becomes NaN. NaN and inf in an output
 //   affect only their own column.
 //
-// `merged` may use the memory of one of the parts if it has the same types as
-// that part. So you can merge parts into one result one by one. Use F32 for
-// that, because each call rounds.
+// `merged` can be in the memory of one of the parts if it has the same types as
+// that part. So you can merge one part after the other into a result. Use F32
+// for that, because each call rounds.
 //
 // If a shape, a type or a size is wrong, the function returns INVALID_ARGUMENT
 // with the name of the field, and writes nothing. Thread-safe.

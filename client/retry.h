@@ -29,8 +29,8 @@ struct CallTime {
   absl::Duration Left() const { return deadline - Now(); }
 };
 
-// Counts the attempts of one call, and decides after each failure. Make one
-// object for each call. Not thread-safe.
+// Decides after each failed attempt of a call whether another one follows. Make
+// one object for each call. Not thread-safe.
 class Retry {
  public:
   Retry(const RetryPolicy& policy, const CallTime& time);

@@ -43,7 +43,7 @@ class RetryingChannel {
       const CallTime& time,
       const std::function<void(const ReceivedMessage&)>& on_answer) const;
 
-  // Does the same for messages that are small, and parses the answer into
+  // Calls `method` with a small message, waits, and parses the answer into
   // `response`. Returns INTERNAL if the answer does not parse.
   absl::Status Call(const std::string& method,
                     const google::protobuf::MessageLite& request,
@@ -63,7 +63,10 @@ class RetryingChannel {
   absl::Status Exchange(const std::string& method, const CallTime& time,
                         MessageExchange& exchange) const;
 
-  // Starts such a call and returns at once, like the other Start.
+  // Starts a call that exchanges several messages, and returns at once.
+  // `exchange` gets the result in OnDone. You may destroy this channel before
+  // that. The result can cancel the call. It is null if the call could not
+  // start.
   std::shared_ptr<CallCanceller> Start(
       const std::string& method, const CallTime& time,
       std::unique_ptr<AsyncExchange> exchange) const;

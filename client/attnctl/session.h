@@ -56,7 +56,8 @@ struct Session {
   Screen screen;
 
   std::string server = client::ClientOptions().target;
-  // 0 sets no limit. Unset selects the default of the command.
+  // The value of --deadline. 0 sets no limit. Unset selects the default of the
+  // command.
   std::optional<double> deadline_seconds = {};
   int64_t max_message_bytes = client::ClientOptions().max_message_bytes;
 
