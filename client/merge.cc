@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "base/half_float.h"
 #include "base/status_macros.h"
 #include "client/error_details.h"
 #include "core/merge.h"
