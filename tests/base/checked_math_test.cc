@@ -12,12 +12,13 @@ namespace {
 
 constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
 
-// Wide enough for two int64 factors or terms.
+// This type can hold the sum or the product of two int64 numbers.
 __extension__ using Wide = __int128;
 
 bool Fits(Wide x) { return x >= kMin && x <= kMax; }
 
-// Numbers of every magnitude and sign, with the edges among them.
+// Returns numbers of every magnitude and sign, including the limits of the
+// type.
 int64_t AnyInt64(std::mt19937_64& rng) {
   switch (rng() % 8) {
     case 0:

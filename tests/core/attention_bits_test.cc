@@ -1,4 +1,5 @@
-// The same bits for what only looks different, and whatever runs beside it.
+// Tests that an answer has the same bits when the same problem is given in
+// another form, and whatever else the engine computes at the same time.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -27,8 +28,8 @@ using ::attnd::testing::SplitShapes;
 using ::attnd::testing::TypedArray;
 using ::testing::IsEmpty;
 
-// Copies element by element what two views of one problem's shape, in whatever
-// order of axes, have in common.
+// Copies to each element of `to` the element of `from` that has the same
+// indices. The views can order their axes differently in memory.
 template <typename From, typename To>
 void CopyView(const TypedArray& from, const TensorView<From>& from_view,
               TypedArray& to, const TensorView<To>& to_view) {
@@ -46,8 +47,9 @@ void CopyView(const TypedArray& from, const TensorView<From>& from_view,
 
 class AttentionBitsTest : public testing::PerIsaEngineTest {
  protected:
-  // The entries of a ragged batch, and the same padded to at least `longest`
-  // rows, with lengths.
+  // Checks that a ragged batch gives the same bits as a padded batch with the
+  // same entries and with their lengths. Each entry is padded to at least
+  // `longest` rows.
   void ExpectPaddingIsRagged(const CaseShape& ragged, int64_t longest,
                              float size, uint64_t seed) {
     const std::vector<int64_t> cu_q = ragged.options.cu_seqlens_q;
@@ -68,7 +70,7 @@ class AttentionBitsTest : public testing::PerIsaEngineTest {
     AttentionCase r(ragged, seed);
     AttentionCase p(padded, seed);
     r.Scale(size);
-    // What lies in the padding must not matter.
+    // The contents of the padding must not matter.
     for (TypedArray* padding : {&p.query, &p.key, &p.value}) {
       padding->Fill(kNan);
     }
@@ -98,7 +100,8 @@ class AttentionBitsTest : public testing::PerIsaEngineTest {
          pp.ValueView(p.value.data()), cu_k);
     Compute(r);
     Compute(p);
-    // Rows beyond a length see nothing; all others are the ragged batch's.
+    // Rows beyond an entry's length see nothing. All other rows must equal
+    // those of the ragged batch.
     TypedArray expected = p.output;
     expected.Fill(0);
     copy(r.output, pr.OutputView(r.output.data()), expected,
@@ -124,9 +127,10 @@ class AttentionBitsTest : public testing::PerIsaEngineTest {
     }
   }
 
-  // Each entry of a batch alone: its own options, its own bits.
+  // Checks that each entry of a batch, computed alone with its own options, has
+  // the same bits as in the batch.
   void ExpectAloneIsTheSame(const CaseShape& shape, float size, uint64_t seed) {
-    // Of a ragged batch too.
+    // The batch can be ragged.
     const bool ragged = !shape.options.cu_seqlens_q.empty();
     AttentionCase whole(shape, seed);
     whole.Scale(size);
@@ -257,7 +261,7 @@ TEST_P(AttentionBitsTest, PaddingBesideSplitTilesIsTheSameBits) {
   }
 }
 
-// A mask that hides what position and lengths hid before.
+// Returns a mask that hides the keys that positions and lengths hide in `c`.
 std::vector<std::byte> MaskOf(const AttentionCase& c) {
   const AttentionParams& p = c.problem().params();
   std::vector<std::byte> mask;
@@ -276,9 +280,8 @@ std::vector<std::byte> MaskOf(const AttentionCase& c) {
   return mask;
 }
 
-// Also with scores adjusted, since a bias or mask of its own may take another
-// path through a kernel; without, the two paths differ and only the bound
-// holds.
+// Both cases have a mask. A case without one can take another path through a
+// kernel, and then the bits can differ within the bound.
 TEST_P(AttentionBitsTest, CausalAndWindowsEqualAnExplicitMask) {
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < Affordable(100); ++i) {
@@ -300,7 +303,7 @@ TEST_P(AttentionBitsTest, CausalAndWindowsEqualAnExplicitMask) {
     o.window_left.reset();
     o.window_right.reset();
     o.query_offsets.clear();
-    // Lengths stay: the plan goes by them.
+    // The lengths stay, because the kernel plan depends on them.
     AttentionCase masked(shape, seed);
     masked.mask = MaskOf(positions);
     Compute(positions);
@@ -343,7 +346,7 @@ TEST_P(AttentionBitsTest, SameBitsForAnyThreadsAndLoad) {
       }
     };
     run_all();
-    // Under load: the cases share the workers with each other.
+    // This is the test under load, because the cases share the workers.
     std::vector<std::thread> clients;
     clients.reserve(3);
     for (int t = 0; t < 3; ++t) clients.emplace_back(run_all);

@@ -1,5 +1,5 @@
-// Calls at the edges of docs/numerics.md that random cases seldom or never
-// meet, on every instruction set.
+// Tests calls at the edges that docs/numerics.md defines, on every instruction
+// set. Random cases rarely or never reach these edges.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -31,7 +31,8 @@ TEST_P(AttentionEdgesTest, AgreesAtEveryHeadDimUpTo80AndAtTheLargest) {
   for (int64_t d = 1; d <= 80; ++d) dims.push_back(d);
   dims.insert(dims.end(), {127, 128, 129, 256, 511, 512, 513, 1024});
   for (const int64_t d : dims) {
-    for (const int64_t q_len : {13, 101}) {  // read as they lie, and packed
+    // 13 rows read keys in place, and 101 rows use packed keys.
+    for (const int64_t q_len : {13, 101}) {
       AttentionCase c({.q_len = q_len,
                        .kv_len = 70,
                        .head_dim = d,
@@ -127,7 +128,7 @@ TEST_P(AttentionEdgesTest, TheLargestScaleLeavesAScoreOfZeroAlone) {
   c.query.Fill(0);
   Compute(c);
   EXPECT_THAT(c.Compare(), IsEmpty());
-  // Small scores, by a scale that must stay exact.
+  // These scores are small, and their scale must stay exact.
   c.query.Set(0, 1e-38F);
   c.query.Set(4, 2e-38F);
   for (int64_t at = 0; at < c.key.size(); ++at) {
@@ -148,9 +149,10 @@ TEST_P(AttentionEdgesTest, ScoresOfAnySizeKeepTheWeightsOfTheLargest) {
                     kSeed);
     c.query.Set(0, 1);
     c.key.Fill(score);
-    c.key.Set(599, score / 2);  // far below, or far above, all others
+    c.key.Set(599, score / 2);  // far below or above the others
     Compute(c);
-    // The bound at such magnitudes is loose; the weights are 0 or equal.
+    // The bound is loose at such magnitudes. Each weight is 0 or equal to the
+    // others, so the expected output can be compared directly.
     double expected[2];
     double lse = 0;
     ReferenceAttentionRow(c.problem(), c.buffers(), 0, 0, 0, expected, &lse);
@@ -174,7 +176,8 @@ TEST_P(AttentionEdgesTest, ASoftCapMakesInfiniteScoresFinite) {
     c.key.Set(70, -kInfinity);
     c.key.Set(71, 1e30F);
     Compute(c);
-    // All the bound's magnitudes are infinite; the scores are 3 and -3.
+    // All magnitudes in the bound are infinite, but the capped scores are 3 and
+    // -3.
     std::vector<double> expected(3);
     double lse = 0;
     ReferenceAttentionRow(c.problem(), c.buffers(), 0, 0, 0, expected.data(),
@@ -186,7 +189,8 @@ TEST_P(AttentionEdgesTest, ASoftCapMakesInfiniteScoresFinite) {
   }
 }
 
-// tanh must keep its relative accuracy where it is nearly straight.
+// tanh must keep its relative accuracy for small arguments, where it is nearly
+// linear.
 TEST_P(AttentionEdgesTest, ALargeSoftCapLeavesSmallScoresAlone) {
   for (const float cap : {100.0F, 1e6F, 1e30F}) {
     AttentionCase c({.q_len = 9,
@@ -215,11 +219,13 @@ TEST_P(AttentionEdgesTest, TheLowestFiniteBiasHidesNothing) {
                          : type == DataType::kF16 ? -65504.0F
                                                   : -0x1.fep127F;
     c.bias.Fill(lowest);
-    c.query.Fill(0);  // so that every score is the bias: the values' mean
+    // With queries of 0, every score is the bias, and the output is the mean of
+    // the values.
+    c.query.Fill(0);
     c.bias.Set(70 + 9, 1);
     Compute(c);
     EXPECT_THAT(c.Compare(), IsEmpty()) << static_cast<int>(type);
-    // Row 1 has one key above all others.
+    // In row 1, one key has a much larger bias than all others.
     EXPECT_EQ(c.output[2], c.value[9 * 2]);
   }
 }
@@ -253,7 +259,7 @@ TEST_P(AttentionEdgesTest, AnOutputBeyondF16IsInfinite) {
   for (int64_t d = 0; d < 6; ++d) EXPECT_EQ(c.output[d], expected[d]) << d;
 }
 
-// Every number that a type has goes through unchanged where one key is seen.
+// With only one visible key, every number of a type passes through unchanged.
 TEST_P(AttentionEdgesTest, ConvertsEveryNumberOfF16AndBF16) {
   for (const DataType type : {DataType::kF16, DataType::kBF16}) {
     for (const DataType output : {DataType::kF32, type}) {
@@ -294,13 +300,14 @@ TEST_P(AttentionEdgesTest, ASinkFarAboveOrBelowAllScores) {
   }
 }
 
-// Many rows: products of bf16 parts, where the machine has them.
+// These are enough rows for products of bf16 parts, if the machine has them.
 
 constexpr CaseShape kManyRows = {
     .q_len = 200, .kv_len = 300, .head_dim = 24, .v_head_dim = 40};
 
-// Parts of small numbers are smaller still, and a tile register takes denormals
-// for 0. Hidden keys and values of another size change nothing.
+// The parts of small numbers are even smaller, and a tile register treats
+// denormal numbers as 0. Hidden keys and values of another size must change
+// nothing.
 TEST_P(AttentionEdgesTest, NumbersOfAnySizeKeepTheirPrecision) {
   for (const float size :
        {1e-40F, 1e-37F, 1e-33F, 1e-30F, 1e-25F, 1e-20F, 1e-10F, 1e10F, 1e16F}) {
@@ -325,7 +332,8 @@ TEST_P(AttentionEdgesTest, NumbersOfAnySizeKeepTheirPrecision) {
       for (const double x : expected.output) {
         largest = std::max(largest, std::abs(x));
       }
-      // Sums of 300 denormal numbers, which have few bits.
+      // The outputs are sums of 300 numbers that can be denormal and then have
+      // few bits.
       const double bound = 3e-6 * largest + 300 * 0x1p-149;
       for (int64_t at = 0; at < c.output.size(); ++at) {
         ASSERT_NEAR(c.output[at], expected.output[static_cast<size_t>(at)],
@@ -336,7 +344,7 @@ TEST_P(AttentionEdgesTest, NumbersOfAnySizeKeepTheirPrecision) {
   }
 }
 
-// Where tiny numbers meet large ones that make up for it.
+// The products of tiny keys and large queries have normal sizes.
 TEST_P(AttentionEdgesTest, TinyKeysMeetLargeQueriesAndTheOtherWayRound) {
   for (const float size : {1e-36F, 1e36F}) {
     CaseShape shape = kManyRows;
@@ -353,7 +361,7 @@ TEST_P(AttentionEdgesTest, TinyKeysMeetLargeQueriesAndTheOtherWayRound) {
   }
 }
 
-// What numbers need care is decided by what a row sees.
+// Only the numbers that a row sees may decide how the kernel computes it.
 TEST_P(AttentionEdgesTest, WhatIsHiddenChangesNoBitWhateverItsSize) {
   constexpr int64_t kLast = 127;
   CaseShape shape = kManyRows;
@@ -368,7 +376,8 @@ TEST_P(AttentionEdgesTest, WhatIsHiddenChangesNoBitWhateverItsSize) {
     }
     Compute(c);
     const TypedArray clean = c.output;
-    // Of all rows but the last, which alone sees the last key.
+    // Checks all rows except the last one, which is the only row that sees the
+    // last key.
     const auto expect_clean = [&](float other) {
       Compute(c);
       for (int64_t at = 0; at < kLast * shape.v_head_dim; ++at) {

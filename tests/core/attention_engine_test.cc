@@ -54,8 +54,8 @@ INSTANTIATE_TEST_SUITE_P(PerIsa, AttentionEngineTest,
                          ::testing::ValuesIn(testing::TestedIsas()),
                          testing::IsaTestName);
 
-// A tiny problem beside one that is just too large to run where it arrives: the
-// first has answered when Submit returns, in this thread.
+// Submit computes a tiny problem in the calling thread, and has its answer when
+// it returns. A problem just above the limit runs in a worker.
 TEST(AttentionEngineHereTest, TinyProblemsAnswerBeforeSubmitReturns) {
   AttentionEngine engine({.threads = 2});
   AttentionCase tiny(
@@ -70,7 +70,7 @@ TEST(AttentionEngineHereTest, TinyProblemsAnswerBeforeSubmitReturns) {
   EXPECT_EQ(ran_in, std::this_thread::get_id());
   EXPECT_THAT(tiny.Compare(), IsEmpty());
 
-  // Most of its bytes are keys that nobody sees.
+  // Most bytes of this problem are keys that no row sees.
   CaseShape padded{
       .q_len = 1, .kv_len = 20000, .head_dim = 64, .v_head_dim = 64};
   padded.options.key_lengths = {60};
@@ -84,7 +84,7 @@ TEST(AttentionEngineHereTest, TinyProblemsAnswerBeforeSubmitReturns) {
   EXPECT_EQ(ran_in, std::this_thread::get_id());
   EXPECT_THAT(unseen.Compare(), IsEmpty());
 
-  // Next to no work, but in very many tasks.
+  // This problem has almost no work, but very many tasks.
   AttentionCase many({.batch = 1000}, kSeed);
   std::promise<std::thread::id> all;
   engine.Submit(many.problem(), many.buffers(), nullptr,
@@ -106,7 +106,8 @@ TEST(AttentionEngineHereTest, TinyProblemsAnswerBeforeSubmitReturns) {
   EXPECT_NE(done.get_future().get(), std::this_thread::get_id());
 }
 
-// Copies another case's inputs, and counts how often each byte was asked for.
+// Copies the inputs of another case, and counts how often each byte was
+// requested.
 class CopySource final : public InputSource {
  public:
   CopySource(AttentionBuffers from, AttentionBuffers to,
@@ -135,7 +136,7 @@ class CopySource final : public InputSource {
          query_bytes_ + key_bytes_);
   }
 
-  // How many bytes were loaded this often.
+  // Returns how many bytes were loaded `times` times.
   int64_t CountOf(int times) const {
     return std::count(loads_.begin(), loads_.end(), times);
   }
@@ -158,11 +159,13 @@ class CopySource final : public InputSource {
   int64_t query_bytes_;
   int64_t key_bytes_;
   int64_t value_bytes_;
-  std::vector<uint8_t> loads_;  // of query, key and value, a byte each
+  // Counts the loads of each byte of query, key and value, in this order.
+  std::vector<uint8_t> loads_;
 };
 
-// What is tiled, direct or both, uniform or ragged, in either layout: with its
-// inputs on their way it answers the same, and asks for no byte twice.
+// While its inputs are still arriving, a call gives the same answer and
+// requests no byte twice. The cases are tiled, direct or both, uniform or
+// ragged, and have either layout.
 TEST(AttentionEngineSourceTest, LoadsWhatItReadsOnce) {
   AttentionEngine engine({.threads = 2});
   std::mt19937_64 rng(kSeed);
@@ -175,7 +178,8 @@ TEST(AttentionEngineSourceTest, LoadsWhatItReadsOnce) {
     const int64_t bytes = sent.problem().query_bytes() +
                           sent.problem().key_bytes() +
                           sent.problem().value_bytes();
-    // What is not loaded shows.
+    // These bytes are NaN, so a byte that is used without having been loaded is
+    // noticed.
     for (auto* array : {&empty.query, &empty.key, &empty.value}) {
       std::fill_n(array->data(), array->size() * SizeOf(array->type()),
                   std::byte{0xff});
@@ -190,7 +194,8 @@ TEST(AttentionEngineSourceTest, LoadsWhatItReadsOnce) {
         &source);
     ASSERT_TRUE(done.get_future().get().ok());
     EXPECT_EQ(source.CountOf(0) + source.CountOf(1), bytes);
-    // Of keys that nobody sees the oracle need not know that they stayed away.
+    // The oracle gets all inputs, also the keys that no row sees and that were
+    // never loaded. They must make no difference.
     ASSERT_THAT(empty.Compare(sent.Expect()), IsEmpty());
   }
 }
@@ -210,7 +215,7 @@ TEST(AttentionEngineStopTest, AnExpiredOrCancelledCallSaysSo) {
 
 TEST(AttentionEngineStopTest, CancellingALongCallReturnsEarly) {
   AttentionEngine engine({.threads = 1});
-  // Minutes of work, if it were done.
+  // This problem would take minutes if it were computed.
   AttentionCase c(
       {.q_len = 40000, .kv_len = 40000, .head_dim = 128, .v_head_dim = 128},
       kSeed);

@@ -1,4 +1,5 @@
-// What a row does not see does not touch it; what it sees does by the formula.
+// Tests that hidden keys and values never affect a row, and that visible ones
+// affect it as the formula says.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -37,8 +38,8 @@ void FillRow(TypedArray& array, const TensorView<T>& view, int64_t batch,
 
 class AttentionHiddenTest : public testing::PerIsaEngineTest {
  protected:
-  // Every key that no row of any head of its group sees gets other numbers, and
-  // no bit may change. Returns how many there were.
+  // Gives other numbers to every key that no row of its group's heads sees, and
+  // checks that no bit of the answer changes. Returns the number of these keys.
   int64_t Poison(AttentionCase& c) {
     const AttentionProblem& problem = c.problem();
     const AttentionParams& p = problem.params();
@@ -47,7 +48,8 @@ class AttentionHiddenTest : public testing::PerIsaEngineTest {
     const std::vector<float> lse = c.lse;
     const auto keys = problem.KeyView(c.key.data());
     const auto values = problem.ValueView(c.value.data());
-    // By batch, kv head and place along seq.
+    // The index is made of batch entry, kv head and position along the
+    // sequence.
     std::vector<bool> seen(
         static_cast<size_t>(keys.shape[0] * keys.shape[1] * keys.shape[2]));
     const auto at = [&](int64_t b, int64_t h, int64_t s) {
@@ -117,7 +119,8 @@ struct Hiding {
 constexpr int64_t kRows = 70;
 constexpr int64_t kKeys = 150;
 
-// Each way to hide, alone and with adjusted scores.
+// Returns each way to hide keys, alone and together with options that adjust
+// scores.
 std::vector<Hiding> EveryHiding() {
   std::vector<Hiding> ways = {
       {"top-left", {.causal = Causal::kTopLeft}},
@@ -146,8 +149,9 @@ std::vector<Hiding> EveryHiding() {
   return ways;
 }
 
-// One poisoned key at a time, seen by some rows and hidden from others in the
-// same tile: the rows that see it are NaN whole, of all others no bit changes.
+// One key at a time is NaN. Some rows see it, and other rows of the same tile
+// do not. Rows that see it must be entirely NaN, and no bit of the other rows
+// may change.
 TEST_P(AttentionHiddenTest, AKeyOfNanReachesTheRowsThatSeeItAlone) {
   for (const Hiding& way : EveryHiding()) {
     for (const DataType type : {DataType::kF32, DataType::kBF16}) {
@@ -202,8 +206,9 @@ TEST_P(AttentionHiddenTest, SeenNansAndInfinitiesFollowTheFormula) {
   for (int i = 0; i < Affordable(200); ++i) {
     SCOPED_TRACE(::testing::Message() << "seed " << kSeed << " case " << i);
     CaseShape shape = RandomCase(rng, 130);
-    // tanh(inf) is a number, and far-off keys have weights that f32 rounds to 0
-    // where double does not: times inf these are NaN and inf.
+    // With a soft cap, an infinite score becomes finite. With ALiBi, distant
+    // keys have weights that are 0 in f32 but not in double: times infinity,
+    // the first gives NaN and the second infinity.
     shape.options.logits_soft_cap.reset();
     shape.options.alibi_slopes.clear();
     AttentionCase c(shape, rng());

@@ -1,4 +1,5 @@
-// The answers of every combination of options against the oracle's.
+// Compares the answers to random combinations of all options with those of the
+// oracle.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -28,13 +29,14 @@ using ::attnd::testing::SplitShapes;
 using ::attnd::testing::TypedArray;
 using ::testing::IsEmpty;
 
-// Shards of a few seconds each. In each the oracle answers once for all sets.
+// Each shard takes a few seconds. In each case the oracle answers once for all
+// instruction sets.
 constexpr int kShards = 20;
 constexpr int kCasesPerShard = 260;
 
-// Mostly short, for the oracle's time is quadratic. Some over several tiles,
-// and some of few rows over several times the keys that a kernel takes in one
-// go.
+// Most lengths are short, because the time of the oracle is quadratic. Some
+// cover several tiles. Some cases have few rows, and several times as many keys
+// as a kernel takes in one split.
 CaseShape RandomLengths(std::mt19937_64& rng) {
   if (rng() % 60 == 0) return RandomCase(rng, 4, 9000);
   return RandomCase(rng, rng() % 20 == 0 ? 700 : 130);
@@ -51,7 +53,7 @@ class EveryIsa {
     }
   }
 
-  // The oracle answers once.
+  // Asks the oracle only once.
   void Check(AttentionCase& c) const {
     const AttentionCase::Expected expected = c.Expect();
     for (const auto& engine : engines_) {
@@ -97,8 +99,9 @@ INSTANTIATE_TEST_SUITE_P(Shard, RandomOptionsTest,
 
 class AttentionOracleTest : public testing::PerIsaEngineTest {};
 
-// The heads of a group are rows of one matrix, and a row's bits must not depend
-// on its neighbours; but tiles do depend on the group, so the bound holds.
+// The heads of a group are rows of one matrix, and no row may affect another.
+// The tiles depend on the size of the group, so the answers are compared within
+// the bound and not by their bits.
 TEST_P(AttentionOracleTest, GroupedHeadsEqualRepeatedHeads) {
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < Affordable(60); ++i) {
@@ -138,8 +141,9 @@ TEST_P(AttentionOracleTest, GroupedHeadsEqualRepeatedHeads) {
   }
 }
 
-// Keys in another order, with what belongs to them: the same sums in another
-// order. Only what hides by position must go.
+// Reorders the keys together with everything that belongs to them, which only
+// changes the order of the sums. Options that hide keys by position are
+// removed.
 TEST_P(AttentionOracleTest, PermutedKeysGiveTheSameWithinTheBound) {
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < Affordable(60); ++i) {
@@ -177,7 +181,7 @@ TEST_P(AttentionOracleTest, PermutedKeysGiveTheSameWithinTheBound) {
     const AttentionProblem& p = a.problem();
     permute_rows(a.key, b.key, p.KeyView(a.key.data()));
     permute_rows(a.value, b.value, p.ValueView(a.value.data()));
-    // The last axis of bias and mask, where they have one of kv_len.
+    // This applies to bias and mask if their last axis has kv_len elements.
     const auto per_key = [&](const std::vector<int64_t>& extents) {
       return !extents.empty() && extents.back() == shape.kv_len;
     };
@@ -201,7 +205,8 @@ TEST_P(AttentionOracleTest, PermutedKeysGiveTheSameWithinTheBound) {
   }
 }
 
-// Attention over two pieces of the keys, merged by lse, is attention over all.
+// Attention over pieces of the keys, merged by their lse, must equal attention
+// over all keys.
 TEST_P(AttentionOracleTest, SplitKeysMergeToTheWhole) {
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < Affordable(60); ++i) {
@@ -214,7 +219,8 @@ TEST_P(AttentionOracleTest, SplitKeysMergeToTheWhole) {
     AttentionCase whole(shape, rng());
     const AttentionParams& p = whole.problem().params();
     const AttentionCase::Expected expected = whole.Expect();
-    // Pieces are chosen by a mask beside all else that hides.
+    // A mask selects each piece, in addition to everything else that hides
+    // keys.
     const std::vector<int64_t> full = {p.batch, p.num_q_heads, p.q_len,
                                        p.kv_len};
     CaseShape part = shape;
@@ -226,7 +232,7 @@ TEST_P(AttentionOracleTest, SplitKeysMergeToTheWhole) {
     std::vector<std::vector<float>> outputs;
     std::vector<std::vector<float>> lses;
     for (int64_t piece = 0; piece < pieces; ++piece) {
-      // A sink enters one of them.
+      // The sink takes part in only one of the pieces.
       if (piece > 0) part.options.sink_logits.clear();
       AttentionCase c(part, 0);
       c.query = whole.query;
@@ -260,8 +266,8 @@ TEST_P(AttentionOracleTest, SplitKeysMergeToTheWhole) {
     MergePartials(partials, p.batch * p.num_q_heads * p.q_len, p.v_head_dim,
                   reinterpret_cast<float*>(whole.output.data()),
                   whole.lse.data());
-    // A piece errs in its output, which is off by no more than the whole's may
-    // be, and in its lse, which is the weight that its output gets.
+    // A piece has an error in its output, which is at most the bound of the
+    // whole, and one in its lse, which determines the weight of its output.
     AttentionCase::Expected loose = expected;
     for (double& bound : loose.output_bound) bound *= 2;
     for (double& bound : loose.lse_bound) bound *= 2;

@@ -181,16 +181,16 @@ TEST(AttentionProblemTest, RefusesSizesThatNoCountFits) {
   refused_as_too_large({1, 1, kMax, 64}, {1, 1, 1, 64}, "query.shape");
   refused_as_too_large({1, 1, 1, 64}, {1, 1, kMax, 64}, "key.shape");
   refused_as_too_large({kMax, 1, 1, 1}, {kMax, 1, 1, 1}, "query.shape");
-  // Each tensor fits; their scores do not.
+  // Each tensor fits, but their scores do not.
   refused_as_too_large({1, 1, int64_t{1} << 40, 64},
                        {1, 1, int64_t{1} << 40, 64}, "key.shape");
-  // No element at all, but strides that overflow.
+  // These tensors have no element, but their strides overflow.
   refused_as_too_large({0, kMax, kMax, 64}, {0, kMax, kMax, 64}, "query.shape");
   refused_as_too_large({kMax, 1, 0, 64}, {kMax, 1, 0, 64}, "query.shape");
 }
 
-// Whatever Create lets through, the largest product of its numbers stays within
-// the bound that later sums rely on.
+// For every problem that Create accepts, the largest product of its numbers
+// must stay within the bound that later sums rely on.
 TEST(AttentionProblemTest, WhateverIsLetThroughFitsAnInt64) {
   __extension__ using Wide = __int128;
   std::mt19937_64 rng(kSeed);
@@ -266,7 +266,7 @@ TEST(AttentionProblemTest,
   const absl::Status both = status({.scale = 1e30F, .temperature = 1e-30F});
   EXPECT_EQ(FieldOf(both), "options.scale");
   EXPECT_THAT(std::string(both.message()), HasSubstr("1e+30 / 1e-30"));
-  // Where the caller set no scale, the temperature is what it has to change.
+  // If the caller set no scale, it has to change the temperature.
   EXPECT_EQ(FieldOf(status({.temperature = 1e-40F})), "options.temperature");
 }
 
@@ -367,7 +367,7 @@ TEST(AttentionProblemTest, BshdSwapsHeadsAndLengths) {
   ASSERT_TRUE(rank2.ok()) << rank2.status();
   EXPECT_EQ(rank2->params().q_len, 5);
 
-  // Fields are named by the sender's axes.
+  // Errors number the axes in the order in which the caller sent them.
   ExpectRefused(Create({2, 5, 4, 6}, {2, 7, 3, 6}, {2, 7, 3, 6}, bshd),
                 "query.shape[2]", "a multiple of the 3 kv heads", "4");
   ExpectRefused(Create({5, 4, 6}, {7, 2, 6}, {8, 2, 6}, bshd), "value.shape[0]",
@@ -415,7 +415,7 @@ TEST(AttentionProblemTest, RefusesMasksAndBiasesThatDoNotBroadcast) {
                 "options.bias.shape[0]", "1 or 7 (kv_len)", "0");
   ExpectRefused(WithOptions({.bias = TensorSpec{.shape = {-1, 7}}}),
                 "options.bias.shape[0]", "1 or 5 (q_len)", "-1");
-  // [batch, heads, q_len, kv_len] in every layout.
+  // The axes are [batch, heads, q_len, kv_len] in every layout.
   EXPECT_TRUE(Create({5, 4, 6}, {7, 2, 6}, {7, 2, 3},
                      {.layout = Layout::kBshd,
                       .mask = TensorSpec{DataType::kBool, {4, 5, 7}}})
@@ -479,7 +479,7 @@ TEST(AttentionProblemTest, RefusesOffsetsAndWindowsOutOfRange) {
   EXPECT_TRUE(WithOptions({.window_left = kMax, .window_right = 0}).ok());
 }
 
-// Query of 6 rows and 9 keys in all.
+// Creates a ragged problem with 6 query rows and 9 keys in total.
 absl::StatusOr<AttentionProblem> Ragged(const AttentionOptions& options) {
   return Create({4, 6, 8}, {2, 9, 8}, {2, 9, 8}, options);
 }
@@ -496,12 +496,12 @@ TEST(AttentionProblemTest, RaggedBatchesCountTheirEntries) {
   EXPECT_EQ(problem->lse_bytes(), 4 * 6 * 4);
   EXPECT_THAT(problem->OutputShape(), ElementsAre(4, 6, 8));
   EXPECT_THAT(problem->LseShape(), ElementsAre(4, 6));
-  // One offset an entry.
+  // There is one offset per entry.
   EXPECT_TRUE(Ragged({.query_offsets = {1, 2, 3},
                       .cu_seqlens_q = {0, 1, 1, 6},
                       .cu_seqlens_k = {0, 4, 4, 9}})
                   .ok());
-  // No entry at all, of nothing at all.
+  // This batch has no entries and empty tensors.
   const auto none = Create({0, 8}, {0, 8}, {0, 8},
                            {.cu_seqlens_q = {0}, .cu_seqlens_k = {0}});
   ASSERT_TRUE(none.ok()) << none.status();
@@ -570,7 +570,7 @@ TEST(AttentionProblemTest, RefusesListsOfMoreEntriesThanMemoryIsPlannedFor) {
   ExpectRefused(Create({0, 1}, {0, 1}, {0, 1},
                        {.cu_seqlens_q = empty, .cu_seqlens_k = empty}),
                 "options.cu_seqlens_q", most, "65537");
-  // One for all is no list.
+  // A single offset applies to all entries and is not limited like a list.
   EXPECT_TRUE(create(kMost + 1, {.query_offsets = {1}}).ok());
 }
 

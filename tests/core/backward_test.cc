@@ -1,4 +1,4 @@
-// The backward pass of AttentionEngine against the oracle's gradients.
+// Compares the backward pass of AttentionEngine with the oracle's gradients.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -31,8 +31,8 @@ bool SameGradients(const GradientCase& a, const GradientCase& b) {
          SameBits(a.grad_value, b.grad_value);
 }
 
-// Of lists whose double oracle takes minutes under a sanitizer, every fourth
-// there.
+// Returns `all`, or under a sanitizer every fourth element, because the oracle
+// in double precision takes minutes there.
 template <class T>
 std::vector<T> AffordableOf(const std::vector<T>& all) {
   constexpr size_t kStep = Affordable(10) == 10 ? 1 : 4;
@@ -41,8 +41,9 @@ std::vector<T> AffordableOf(const std::vector<T>& all) {
   return some;
 }
 
-// Enough rows for products of three bf16 parts where the machine has them, and
-// whole tiles and blocks of them as well as edges. With every option.
+// Returns shapes with all options. They have enough rows for products of three
+// bf16 parts, if the machine has them, and cover whole tiles and blocks as well
+// as their edges.
 std::vector<CaseShape> LargeShapes() {
   std::vector<CaseShape> shapes;
   const auto add = [&](AttentionOptions options, int64_t head_dim,
@@ -161,9 +162,10 @@ TEST_P(BackwardTest, MultipliesByPartsOnAmxUnlessAskedForF32) {
   }
 }
 
-// Scores so large that their last bit is worth more than 1, and one of them is
-// all of lse: its P is 1 and all others are 0 only where scores have the bits
-// of the forward pass, in whichever way that made them.
+// The scores are so large that their last bit is worth more than 1, and one
+// score makes up all of lse. The P of this score is 1 and all others are 0, but
+// only if the backward pass computes scores with the same bits as each kind of
+// forward pass.
 TEST_P(BackwardTest, LargeScoresHaveTheBitsOfTheForwardPass) {
   for (const int64_t q_len : {1, 7, 48, 49, 96, 97, 130}) {
     for (const int64_t head_dim : {1, 33, 64, 100}) {
@@ -186,8 +188,8 @@ TEST_P(BackwardTest, LargeScoresHaveTheBitsOfTheForwardPass) {
   }
 }
 
-// Numbers whose parts, or products of parts, are too small for AMX, and those
-// whose gradients are large.
+// Covers numbers whose bf16 parts, or products of them, are too small for AMX,
+// and numbers whose gradients are large.
 TEST_P(BackwardTest, AgreesOnNumbersOfAnySize) {
   for (const float size :
        AffordableOf<float>({1e-30F, 1e-25F, 1e-20F, 1e-15F, 1e-10F, 1e-5F, 1e5F,
@@ -218,7 +220,8 @@ TEST_P(BackwardTest, AgreesOnNumbersOfAnySize) {
   }
 }
 
-// What is not finite reaches the gradients of what sees it, and no others.
+// A number that is not finite must reach exactly those gradients that depend on
+// it.
 TEST_P(BackwardTest, NotFiniteReachesOnlyWhatSeesIt) {
   constexpr int64_t kDim = 24;
   for (int which = 0; which < 4; ++which) {
@@ -279,8 +282,9 @@ TEST_P(BackwardTest, AgreesAtTheEdgesOfHeadDims) {
   }
 }
 
-// What no row sees has a gradient of 0, whatever it holds; a row that sees
-// nothing has one of 0, whatever the loss says of it.
+// A key or value that no row sees has a gradient of 0, whatever it contains.
+// The query of a row that sees nothing has a gradient of 0, whatever
+// grad_output is.
 TEST_P(BackwardTest, PoisonInWhatIsHiddenChangesNoBit) {
   std::mt19937_64 rng(kSeed);
   const std::vector<CaseShape> large = LargeShapes();

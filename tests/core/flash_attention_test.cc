@@ -25,7 +25,7 @@ using ::attnd::testing::SplitShapes;
 using ::attnd::testing::TypedArray;
 using ::testing::IsEmpty;
 
-// Yields before every key tile but the first, or never.
+// Makes the kernel yield before every key tile except the first one, or never.
 class FakeControl : public SliceControl {
  public:
   explicit FakeControl(bool yield) : yield_(yield) {}
@@ -36,14 +36,14 @@ class FakeControl : public SliceControl {
   bool yield_;
 };
 
-// Every kernel of this machine in turn, called directly.
+// Calls every kernel of this machine directly.
 class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
  protected:
-  // What must be left behind the workspace.
+  // The kernel must not change these bytes behind the workspace.
   static constexpr int64_t kCanaryBytes = 4096;
   static constexpr std::byte kCanary{0xA5};
 
-  // On `threads` workers, which take turns as `rng` has it.
+  // Computes with `threads` workers. `rng` chooses which one runs next.
   void Compute(AttentionCase& c, bool yield, int64_t threads,
                std::mt19937_64& rng) const {
     c.ClearOutputs();
@@ -72,7 +72,7 @@ class FlashAttentionTest : public ::testing::TestWithParam<Isa> {
       if (task == kIdle && next == plan.tile_tasks) continue;
       if (task == kIdle) {
         task = next++;
-        continue;  // others may be faster
+        continue;  // another worker can be faster
       }
       if (run(ForwardPhase::kTiles, task, static_cast<int64_t>(slot)) ==
           TileJob::Slice::kYield) {
@@ -134,8 +134,8 @@ TEST_P(FlashAttentionTest, YieldingChangesNoBit) {
   }
 }
 
-// Heads are packed where earlier ones were, by whoever comes first. With too
-// few places this would not end.
+// Packed heads replace earlier ones, and any worker can pack them. If there
+// were too few buffers, this test would not end.
 TEST_P(FlashAttentionTest, HeadsOfManyTilesShareFewPlaces) {
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < Affordable(40); ++i) {

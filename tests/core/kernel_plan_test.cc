@@ -42,13 +42,14 @@ TEST(KernelPlanTest, ChoosesTheTilesOfTheTable) {
   const std::vector<Row> table = {
       {Problem(1, 1, 1, 4096, 4096, 128), "tiled", 96, 256, 43, 0},
       {Problem(1, 1, 1, 4096, 4096, 64), "tiled", 96, 512, 43, 0},
-      // Few rows: read as they lie, in splits of 4096 keys.
+      // A plan with few rows reads keys in place, in splits of 4096 keys.
       {Problem(2, 8, 4, 1, 32768, 128), "direct", 4, 256, 128, 16},
       {Problem(1, 2, 1, 48, 4096, 64), "direct", 48, 512, 2, 0},
       {Problem(1, 2, 1, 49, 4096, 64), "tiled", 49, 512, 2, 0},
-      // One tile of rows, so that only splits let workers share it.
+      // There is one tile of rows, so workers can share it only by splitting
+      // its keys.
       {Problem(1, 1, 1, 96, 10000, 64), "tiled", 96, 512, 3, 1},
-      // Two tiles of nearly equal numbers of rows.
+      // There are two tiles, which have nearly the same number of rows.
       {Problem(1, 32, 1, 128, 128, 64), "tiled", 66, 512, 64, 0},
       {Problem(1, 1, 1, 4096, 4096, 1024), "tiled", 96, 128, 43, 0},
       {Problem(1, 1, 1, 5, 0, 64), "direct", 5, 512, 1, 0},
@@ -78,7 +79,7 @@ TEST(KernelPlanTest, TilesDependOnNeitherBatchNorHeads) {
   EXPECT_EQ(one.variant, many.variant);
 }
 
-// Padding, and what else is in a batch, must not change an entry's part.
+// Padding and other entries of the batch must not change the plan of an entry.
 TEST(KernelPlanTest, AnEntryIsPlannedByItsOwnLengths) {
   for (const Isa isa : kIsas) {
     MachineInfo machine = kWide;
@@ -105,7 +106,7 @@ TEST(KernelPlanTest, AnEntryIsPlannedByItsOwnLengths) {
   }
 }
 
-// A batch's longest entry makes no work for the others.
+// The longest entry of a batch must not add work to the others.
 TEST(KernelPlanTest, RowsOfPaddingAreInNoTile) {
   const KernelPlan plan = MakeKernelPlan(
       Problem(3, 8, 2, 4096, 131072, 128, {.query_lengths = {4096, 1, 0}}),
@@ -113,7 +114,7 @@ TEST(KernelPlanTest, RowsOfPaddingAreInNoTile) {
   const int64_t tiles = CeilDiv(2 * 4096, 96);
   EXPECT_EQ(plan.tile_tasks, 8 * (tiles + 32));
   EXPECT_EQ(plan.merge_tasks, 8);
-  // Each once, a task some of them.
+  // The tasks write each padding row once. Each task writes several rows.
   std::vector<int64_t> next(3);
   EXPECT_GT(plan.padding_tasks, 16 * 2);
   for (int64_t task = 0; task < plan.padding_tasks; ++task) {
@@ -143,9 +144,10 @@ TEST(KernelPlanTest, EveryTaskIsOnePartOfOneEntry) {
     EXPECT_TRUE(
         tiles.insert({tile.entry, tile.kv_head, tile.tile, tile.split}).second);
   }
-  // One row; none; 399 rows in 5 tiles; 200 rows in 3, which see no key.
+  // The entries have 1 row, 0 rows, 399 rows in 5 tiles, and 200 rows in 3
+  // tiles. The last entry sees no keys.
   EXPECT_EQ(plan.tile_tasks, 3 * (1 + 0 + 5 + 3));
-  // The heaviest entry comes first.
+  // The entry with the most work comes first.
   EXPECT_EQ(plan.Tile(0).entry, 2);
   int64_t packed = 0;
   for (int64_t entry = 0; entry < 4; ++entry) {
@@ -195,8 +197,8 @@ TEST(KernelPlanTest, NativeBf16IsForWhatIsBf16OrMayBeRounded) {
   }
 }
 
-// Three bf16 make an f32 where tiles multiply them fast enough, unless f32
-// products are asked for.
+// If AMX is available, three bf16 parts replace each f32 number, unless the
+// caller requests f32 products.
 TEST(KernelPlanTest, AmxSplitsWhatIsNotBf16) {
   MachineInfo machine = kWide;
   const auto plan_of = [&](DataType type, Precision precision) {
@@ -227,7 +229,8 @@ TEST(KernelPlanTest, AmxSplitsWhatIsNotBf16) {
             TileKind::kAmxBf16);
 }
 
-// Larger tiles read keys and values less often, and must not be too few.
+// Larger tiles read keys and values less often, but there must be enough tiles
+// for the workers.
 TEST(KernelPlanTest, AmxTilesGrowWithTheRows) {
   MachineInfo machine = kWide;
   machine.isa = Isa::kAmxBf16;
@@ -246,7 +249,9 @@ TEST(KernelPlanTest, WorkspaceGrowsWithThreadsUpToTheTiles) {
   EXPECT_EQ(plan.WorkspaceBytes(3), plan.WorkspaceBytes(64));
 }
 
-// Not with the rows of the largest tile: many decode beside a long prompt.
+// The partial results of an entry take memory for its own rows and not for
+// those of the largest tile, for example when many single queries share a batch
+// with a long prompt.
 TEST(KernelPlanTest, PartialResultsHaveTheRowsOfTheirEntry) {
   const KernelPlan plan = MakeKernelPlan(
       Problem(3, 2, 4, 500, 9000, 64, {.query_lengths = {1, 500, 20}}), kWide);
@@ -255,7 +260,7 @@ TEST(KernelPlanTest, PartialResultsHaveTheRowsOfTheirEntry) {
   const int64_t few = PartialLayout::Of(4, 64).total;
   const int64_t more = PartialLayout::Of(80, 64).total;
   EXPECT_EQ(plan.partial_bytes, 4 * 2 * 3 * (few + more));
-  // One behind the other.
+  // The partial results lie one behind the other.
   std::set<int64_t> ends;
   for (int64_t task = 0; task < plan.tile_tasks; ++task) {
     const TileTask tile = plan.Tile(task);
@@ -266,7 +271,8 @@ TEST(KernelPlanTest, PartialResultsHaveTheRowsOfTheirEntry) {
   EXPECT_EQ(4 * *ends.rbegin(), plan.partial_bytes);
 }
 
-// Not with the number of heads: one is packed for each tile in progress.
+// One head is packed for each tile in progress, so their memory does not grow
+// with the number of heads.
 TEST(KernelPlanTest, PackedHeadsGrowWithThreadsUpToTheHeads) {
   const KernelPlan plan = MakeKernelPlan(Problem(2, 3, 1, 400, 64, 64), kWide);
   ASSERT_EQ(plan.tile_tasks, 2 * 3 * 5);

@@ -32,7 +32,8 @@ TEST(MachineTest, SupportedSetsGoFromWidestToNarrowest) {
 
 TEST(MachineTest, DetectsTheFastestSetAndAPlausibleCache) {
   const MachineInfo machine = MachineInfo::Detect();
-  // The widest, but for bf16 dot products that are slower than f32's.
+  // This is the widest instruction set, unless its bf16 dot products are slower
+  // than f32.
   const Isa widest = SupportedIsas().front();
   if (machine.isa != widest) {
     EXPECT_EQ(widest, Isa::kAvx512Bf16);
@@ -65,7 +66,7 @@ TEST(MachineTest, MemoryIsPlausible) {
   EXPECT_GT(AvailableMemoryBytes(), int64_t{1} << 20);
 }
 
-// A tree of files that stands for /sys/fs/cgroup and /proc/self/cgroup.
+// Makes files that stand for /sys/fs/cgroup and /proc/self/cgroup.
 class CgroupTest : public ::testing::Test {
  protected:
   void SetUp() override {

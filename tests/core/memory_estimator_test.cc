@@ -131,8 +131,8 @@ TEST(MemoryEstimatorTest, QueryHeadsMayBeNoneWhereKvHeadsAreSome) {
   EXPECT_EQ(estimate->flops, 0);
 }
 
-// No problem that Create lets through makes a figure overflow: each is exact,
-// or the estimate is refused with its reason.
+// For every problem that Create accepts, no number of the estimate overflows:
+// either all are exact, or the estimate fails with a reason.
 TEST(MemoryEstimatorTest, TheLargestProblemsAreExactOrRefused) {
   std::mt19937_64 rng(kSeed);
   int checked = 0;
@@ -163,7 +163,8 @@ TEST(MemoryEstimatorTest, TheLargestProblemsAreExactOrRefused) {
   EXPECT_GT(checked, 100);
 }
 
-// Packed keys and splits, which were once multiplied with each other.
+// An earlier version multiplied the bytes of packed keys by the number of
+// splits.
 TEST(MemoryEstimatorTest, VeryManyKeysAreCountedToTheByte) {
   constexpr int64_t kKeys = int64_t{1} << 40;
   const auto problem = AttentionProblem::Create(

@@ -85,7 +85,7 @@ TEST(MergeTest, NothingSeenIsZero) {
   EXPECT_THAT(empty.lse, Each(-kInfinity));
 }
 
-// The part that got the sink, and saw no key.
+// The first part has the sink and saw no key.
 TEST(MergeTest, ASinkAloneWeighsNothingButItself) {
   const Part merged = Merge({{{0}, {2}}, {{6}, {2}}}, 1, 1);
   EXPECT_THAT(merged.output, ElementsAre(3));

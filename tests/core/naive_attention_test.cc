@@ -23,7 +23,7 @@ using ::testing::Each;
 using ::testing::IsEmpty;
 using ::testing::IsNan;
 
-// Every instruction set of this machine in turn.
+// Runs on every instruction set of this machine.
 class NaiveAttentionTest : public ::testing::TestWithParam<Isa> {
  protected:
   NaiveAttentionTest() : engine_({.threads = 2, .force_isa = GetParam()}) {}
@@ -167,7 +167,7 @@ TEST(NaiveScoreBytesTest, CountsTheScoresOfEveryHead) {
   EXPECT_EQ(bytes({100, 1}, {10, 1}), 4000);
   EXPECT_EQ(bytes({2, 6, 100, 1}, {2, 3, 10, 1}), 2 * 6 * 4000);
   EXPECT_EQ(bytes({0, 6, 100, 1}, {0, 3, 10, 1}), 0);
-  // The largest that a problem may have.
+  // This is the largest problem that Create accepts.
   EXPECT_EQ(bytes({int64_t{1} << 29, 1}, {int64_t{1} << 29, 1}),
             int64_t{1} << 60);
 }

@@ -21,7 +21,7 @@ TEST(PrintableTest, EscapesControlCharacters) {
   EXPECT_EQ(Printable("a\nb\r\tc"), "a\\x0ab\\x0d\\x09c");
   EXPECT_EQ(Printable("\x1b[31mred\x7f"), "\\x1b[31mred\\x7f");
   EXPECT_EQ(Printable(absl::string_view("\0x", 2)), "\\x00x");
-  // A terminal takes U+009B for the beginning of an escape sequence.
+  // A terminal interprets U+009B as the start of an escape sequence.
   EXPECT_EQ(Printable("\xc2\x9b"
                       "2J"),
             "\\xc2\\x9b2J");
@@ -38,11 +38,13 @@ TEST(PrintableTest, EscapesWhatBreaksLinesOrTurnsThemRound) {
 TEST(PrintableTest, EscapesBytesThatAreNoUtf8) {
   EXPECT_EQ(Printable("\x80z"), "\\x80z");
   EXPECT_EQ(Printable("\xff\xfe"), "\\xff\\xfe");
-  EXPECT_EQ(Printable("\xc0\xaf"), "\\xc0\\xaf");           // "/" too long
-  EXPECT_EQ(Printable("\xe0\x80\x8a"), "\\xe0\\x80\\x8a");  // a newline
-  EXPECT_EQ(Printable("\xed\xa0\x80"), "\\xed\\xa0\\x80");  // half a pair
+  EXPECT_EQ(Printable("\xc0\xaf"), "\\xc0\\xaf");  // an overlong "/"
+  EXPECT_EQ(Printable("\xe0\x80\x8a"),
+            "\\xe0\\x80\\x8a");  // an overlong newline
+  EXPECT_EQ(Printable("\xed\xa0\x80"),
+            "\\xed\\xa0\\x80");  // half of a surrogate pair
   EXPECT_EQ(Printable("\xf4\x90\x80\x80"), "\\xf4\\x90\\x80\\x80");
-  EXPECT_EQ(Printable("\xe2\x82"), "\\xe2\\x82");  // cut short
+  EXPECT_EQ(Printable("\xe2\x82"), "\\xe2\\x82");  // an incomplete sequence
   EXPECT_EQ(Printable("\xe2(\xa1"), "\\xe2(\\xa1");
 }
 

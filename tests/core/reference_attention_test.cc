@@ -46,8 +46,8 @@ Answer Reference(AttentionCase c) {
   return answer;
 }
 
-// One query row and `keys` keys of head_dim 1 and v_head_dim 2; scores are
-// query * key.
+// Makes a case with one query row, one key for each number in `keys`, head_dim
+// 1 and v_head_dim 2. Its scores are query * key.
 AttentionCase OneRow(float query, const std::vector<float>& keys,
                      const std::vector<float>& values,
                      const AttentionOptions& options = {}) {
@@ -86,7 +86,8 @@ TEST(ReferenceAttentionTest, HugeScoresDoNotOverflow) {
   EXPECT_THAT(answer.lse, ElementsAre(1e4));
 }
 
-// Without taking the largest score off: exactly what the contract writes.
+// This test computes the formula of the contract as it is written, without
+// subtracting the largest score.
 TEST(ReferenceAttentionTest, IsTheFormulaOfTheContract) {
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < 100; ++i) {
@@ -208,7 +209,7 @@ TEST(ReferenceAttentionTest, HiddenKeysTouchNothing) {
                      .outputs = {.return_lse = true}},
                     kSeed);
     const Answer clean = Reference(c);
-    // Key 4 is seen by row 4 alone.
+    // Only row 4 sees key 4.
     for (int64_t d = 12; d < 15; ++d) c.key.Set(d, kNan);
     for (int64_t d = 8; d < 10; ++d) c.value.Set(d, kNan);
     const Answer dirty = Reference(c);
@@ -227,7 +228,7 @@ TEST(ReferenceAttentionTest, SoftCapBendsScores) {
 }
 
 TEST(ReferenceAttentionTest, AlibiCountsTheDistanceFromThePosition) {
-  // p(0) = 2; scores 1 - 0.5 * {2, 1, 0, 1}.
+  // The position of the row is 2, so the scores are 1 - 0.5 * {2, 1, 0, 1}.
   const Answer answer =
       Reference(OneRow(1, {1, 1, 1, 1}, {1, 0, 0, 0, 0, 0, 0, 0},
                        {.query_offsets = {2}, .alibi_slopes = {0.5F}}));
@@ -252,7 +253,7 @@ TEST(ReferenceAttentionTest, ABiasOfMinusInfinityHidesEvenNan) {
   c.bias.Set(1, 1);
   EXPECT_THAT(Reference(c).output, ElementsAre(5, 6));
   EXPECT_THAT(Reference(c).lse, ElementsAre(4));
-  // The least finite number does not: alone, it is a score like any other.
+  // The lowest finite number hides nothing, so the NaN reaches the output.
   c.bias.Set(0, -std::numeric_limits<float>::max());
   EXPECT_THAT(Reference(c).output, Each(IsNan()));
 }
@@ -272,15 +273,16 @@ TEST(ReferenceAttentionTest, ASinkTakesWeightAndGivesNoValue) {
       OneRow(1, {0}, {4, 8},
              {.sink_logits = {-std::numeric_limits<float>::infinity()}}));
   EXPECT_THAT(none.output, ElementsAre(4, 8));
-  // A row that sees no key answers the sink.
+  // A row that sees no key returns the sink as its lse.
   const Answer nothing = Reference(
       OneRow(1, {kNan}, {kNan, 8}, {.sink_logits = {3}, .key_lengths = {0}}));
   EXPECT_THAT(nothing.output, ElementsAre(0, 0));
   EXPECT_THAT(nothing.lse, ElementsAre(3));
 }
 
-// Which of 4 keys a single row sees: each key's value is a power of two, and
-// with scores of 0 the sum of what is seen is their mean times their number.
+// Returns which of 4 keys a single row sees. The values of the keys are powers
+// of two and all scores are 0, so the output times the number of visible keys
+// is the sum of their values.
 std::vector<int> Seen(const AttentionOptions& options) {
   const Answer answer =
       Reference(OneRow(0, {1, 1, 1, 1}, {1, 0, 2, 0, 4, 0, 8, 0}, options));
@@ -299,7 +301,7 @@ TEST(ReferenceAttentionTest, CausalWindowsOffsetsAndLengthsIntersect) {
   EXPECT_THAT(Seen({.causal = Causal::kBottomRight}), ElementsAre(0, 1, 2, 3));
   EXPECT_THAT(Seen({.causal = Causal::kTopLeft, .query_offsets = {2}}),
               ElementsAre(0, 1, 2));
-  // An offset is what it is, whatever the alignment.
+  // An offset means the same with every alignment.
   EXPECT_THAT(Seen({.causal = Causal::kBottomRight, .query_offsets = {1}}),
               ElementsAre(0, 1));
   EXPECT_THAT(Seen({.query_offsets = {1}, .window_left = 0}),
@@ -313,7 +315,8 @@ TEST(ReferenceAttentionTest, CausalWindowsOffsetsAndLengthsIntersect) {
                     .window_right = 9}),
               ElementsAre(2, 3));
   EXPECT_THAT(Seen({.key_lengths = {3}}), ElementsAre(0, 1, 2));
-  // Bottom-right counts from the lengths: p(0) = 3 - 1.
+  // Bottom-right alignment uses the lengths, so the position of the row is 3 -
+  // 1.
   EXPECT_THAT(Seen({.causal = Causal::kBottomRight,
                     .window_left = 0,
                     .key_lengths = {3}}),
@@ -360,7 +363,8 @@ TEST(ReferenceElementTest, ReadsEveryType) {
   EXPECT_EQ(ReferenceElement(bf16, DataType::kBF16, 2), kInfinity);
 }
 
-// What the support library writes, the oracle reads: nearest, ties to even.
+// The oracle reads what the test support writes: the nearest number, with ties
+// to even.
 TEST(TypedArrayTest, RoundsToTheNearest) {
   const DataType types[] = {DataType::kF16, DataType::kBF16};
   std::mt19937_64 rng(kSeed);
@@ -395,7 +399,7 @@ TEST(TypedArrayTest, RoundsToTheNearest) {
 
 // --- gradients ---------------------------------------------------------------
 
-// The loss whose gradients ReferenceBackward gives.
+// Returns the loss whose gradients ReferenceBackward computes.
 double Loss(GradientCase& c) {
   const Answer answer = Reference(c.forward);
   double loss = 0;
@@ -405,8 +409,9 @@ double Loss(GradientCase& c) {
   return loss;
 }
 
-// Differences over steps that f32 holds exactly, extrapolated from h and 2h so
-// that the error goes with h^4: near 1e-11 with h = 2^-10.
+// The finite differences use steps that f32 represents exactly. They are
+// extrapolated from h and 2h, so their error is proportional to h^4. It is near
+// 1e-11 with h = 2^-10.
 TEST(ReferenceBackwardTest, AgreesWithFiniteDifferencesOnRandomOptions) {
   constexpr float kStep = 0x1p-10F;
   std::mt19937_64 rng(kSeed);

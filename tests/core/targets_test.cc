@@ -1,8 +1,9 @@
-// Which of Highway's targets each instruction set's kernels are compiled for.
+// Checks for which of Highway's targets the kernels of each instruction set are
+// compiled.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "tests/core/targets_test.cc"
 #include "hwy/foreach_target.h"
-// Highway must come after foreach_target.
+// Highway must be included after foreach_target.
 #include "core/kernels/targets.h"
 #include "core/kernels/vectors-inl.h"
 #include "hwy/highway.h"
@@ -39,7 +40,7 @@ TEST(TargetsTest, EveryIsaHasItsTarget) {
   }
 }
 
-// Whatever targets this version of Highway has.
+// This holds for all targets that this version of Highway has.
 TEST(TargetsTest, NoOtherTargetIsCompiled) {
   int64_t of_rows = 0;
   for (const auto& [isa, target] : kTargets) of_rows |= target;

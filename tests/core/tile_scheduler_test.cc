@@ -23,7 +23,7 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// A door that tasks wait at, opened by the test.
+// Makes tasks wait until the test opens it.
 class Gate {
  public:
   void Open() {
@@ -129,7 +129,8 @@ TEST(TileSchedulerTest, AYieldedTaskGoesOnInItsSlot) {
   EXPECT_EQ(moved, 0);
 }
 
-// One worker, one endless task: a small job must still come to its turn.
+// While a single worker runs an endless task, a small job must still get its
+// turn.
 TEST(TileSchedulerTest, ALongTaskMakesWayForASmallJob) {
   TileScheduler scheduler(1);
   std::atomic<bool> small_ran{false};
@@ -192,7 +193,7 @@ TEST(TileSchedulerTest, CancellingStopsBetweenTasksAndInsideThem) {
   });
   EXPECT_EQ(scheduler.Run(&between, &stop).code(),
             absl::StatusCode::kCancelled);
-  EXPECT_LE(ran, 12);  // the tasks that were in progress
+  EXPECT_LE(ran, 12);  // those in progress
 
   StopSignal inner;
   FunctionJob inside({1}, 1,
@@ -251,7 +252,8 @@ TEST(TileSchedulerTest, DestructionCancelsWhatIsLeftAndCallsEveryDone) {
   EXPECT_EQ(done, 2);
 }
 
-// Where the system starts some of the threads, those go again.
+// If the system can start only some of the threads, the scheduler ends these
+// again.
 TEST(TileSchedulerTest, TooFewThreadsAreAnError) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers need address space of their own";

@@ -32,7 +32,8 @@ Visibility RaggedVisibility(const AttentionOptions& options) {
   return problem->visibility();
 }
 
-// The contract's words, for the one entry of a batch.
+// Says whether row i sees key j, in the words of the contract, for a batch of
+// one entry.
 bool Sees(const AttentionOptions& o, int64_t q_len, int64_t kv_len, int64_t i,
           int64_t j) {
   if (!o.query_lengths.empty()) q_len = o.query_lengths[0];
@@ -48,7 +49,7 @@ bool Sees(const AttentionOptions& o, int64_t q_len, int64_t kv_len, int64_t i,
          (!o.window_right || j - p <= *o.window_right);
 }
 
-// Every combination of small options: calls check(options, q_len, kv_len).
+// Calls `check(options, q_len, kv_len)` for every combination of small options.
 template <typename Check>
 void ForEveryCombination(const Check& check) {
   const std::optional<int64_t> windows[] = {std::nullopt, 0, 2, kMax};

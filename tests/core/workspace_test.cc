@@ -55,7 +55,8 @@ TEST(WorkspaceTest, RefusesWhatThisSystemHasNot) {
 #endif
 }
 
-// Address sanitizer watches malloc's blocks only, so there pools keep nothing.
+// Under address sanitizer pools keep no memory, because it checks only blocks
+// of malloc.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kPools = false;
 #else
@@ -90,7 +91,7 @@ TEST(WorkspacePoolTest, HandsOutAgainWhatCameBack) {
     const Workspace first = pool.Reserve(3 * kMiB).value();
     block = first.data();
     EXPECT_EQ(pool.idle_bytes(), 0);
-    // While the first is held, another gets another block.
+    // While the first block is held, the pool returns another one.
     EXPECT_NE(pool.Reserve(3 * kMiB).value().data(), block);
   }
   EXPECT_GE(pool.idle_bytes(), 6 * kMiB);
