@@ -23,13 +23,15 @@ v1::AttentionOptions OptionsOf(const testing::CaseShape& shape);
 v1::AttentionRequest RequestOf(const testing::AttentionCase& test);
 v1::SelfAttentionRequest SelfRequestOf(const testing::AttentionCase& test);
 v1::CrossAttentionRequest CrossRequestOf(const testing::AttentionCase& test);
-// Needs a case whose output and lse are computed.
+// `test` must have the computed output and lse.
 v1::AttentionBackwardRequest BackwardRequestOf(
     const testing::GradientCase& test);
-// The same problem without its tensors. Needs three tensors of one type.
+// Asks for the memory of the same problem, without its tensors, which must all
+// have one type.
 v1::MemoryEstimateRequest EstimateRequestOf(const testing::CaseShape& shape);
 
-// Carries the elements of an F32 tensor as `values` instead of `data`.
+// Changes an F32 tensor, so that its elements are sent as `values` instead of
+// `data`.
 void UseValues(v1::Tensor& tensor);
 
 // The messages of a stream: a header without payloads, then each tensor in

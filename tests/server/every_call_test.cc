@@ -33,12 +33,12 @@ constexpr int64_t kLengths[] = {1, 15, 16, 17, 31, 33, 101};
 constexpr int64_t kHeadDims[] = {1, 15, 16, 17, 31, 33, 80};
 constexpr DataType kTypes[] = {DataType::kF32, DataType::kF16, DataType::kBF16};
 
-// As many under sanitizers as elsewhere, because these cases are for
-// sanitizers.
+// The number of cases is the same under sanitizers, because these cases are
+// meant for them.
 constexpr uint64_t kSeeds = 200;
 constexpr int64_t kMaxLength = 33;
 
-// The text from which a case can be made again.
+// Returns a text from which the case can be made again.
 std::string Trace(uint64_t seed, const std::string& test) {
   return absl::StrCat("seed ", seed, ": ", test);
 }
@@ -46,13 +46,13 @@ std::string Trace(uint64_t seed, const std::string& test) {
 class EveryCallTest : public ::testing::Test {
  protected:
   ~EveryCallTest() override {
-    // After all calls, no slot and no memory is held.
+    // When all calls are over, no slot and no memory may be held.
     EXPECT_TRUE(admission_.WaitIdle(std::chrono::minutes(1)));
     EXPECT_EQ(admission_.usage().bytes, 0);
     EXPECT_EQ(admission_.usage().in_flight, 0);
   }
 
-  // The answer's message, or an empty one after a failure.
+  // Returns the message of the answer, or an empty message after a failure.
   template <typename Response>
   static Response Parse(const WholeAnswer& answer) {
     Response response;
@@ -80,7 +80,8 @@ class EveryCallTest : public ::testing::Test {
                     CallUnary(context_, AttentionMethod::kAttention,
                               request.SerializeAsString(), slicing)),
                 test);
-    // The same with elements as numbers, if all its tensors may be sent so.
+    // If all tensors can be sent as numbers, this sends the same request as
+    // `values`.
     if (test.problem().params().query_dtype == DataType::kF32 &&
         test.problem().params().output_dtype == DataType::kF32) {
       UseValues(*request.mutable_query());
@@ -155,13 +156,13 @@ TEST_F(EveryCallTest, StreamWithAnyOptions) {
     std::mt19937_64 rng(seed);
     AttentionCase test(RandomCase(rng, kMaxLength), seed);
     SCOPED_TRACE(Trace(seed, test.ToString()));
-    // Chunks of at least a few dozen bytes, because many messages are slow.
+    // Chunks have at least 64 bytes, because many messages are slow.
     ExpectStream(test, 64 + rng() % 5000,
                  {.max_bytes = 1 + rng() % 3000, .seed = seed});
   }
 }
 
-// `shape`, changed to a sequence that attends to itself.
+// Returns `shape`, changed to a sequence that attends to itself.
 CaseShape SelfShape(CaseShape shape) {
   shape.num_kv_heads *= shape.group;
   shape.group = 1;
@@ -279,7 +280,7 @@ TEST_F(EveryCallTest, MemoryEstimateWithAnyOptions) {
   for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     std::mt19937_64 rng(seed);
     CaseShape shape = RandomCase(rng, 300);
-    // In a MemoryEstimateRequest, 0 means the default.
+    // A MemoryEstimateRequest cannot express 0, which means the default there.
     if (shape.batch * shape.q_len * shape.kv_len == 0) continue;
     shape.rank = shape.options.cu_seqlens_q.empty() ? 4 : 3;
     shape.key_dtype = shape.value_dtype = shape.query_dtype;
@@ -305,7 +306,7 @@ TEST_F(EveryCallTest, ServerInfo) {
   EXPECT_EQ(response.threads(), 2);
 }
 
-// All sizes are in benchmark_test.cc, without the stream around them.
+// benchmark_test.cc runs all sizes, but without the stream.
 TEST_F(EveryCallTest, BenchmarkOfEveryType) {
   for (const v1::DataType type :
        {v1::DATA_TYPE_F32, v1::DATA_TYPE_F16, v1::DATA_TYPE_BF16}) {

@@ -1,4 +1,4 @@
-// A server of a test's own, on free addresses.
+// Starts a server for one test on free addresses.
 #ifndef ATTND_TESTS_SERVER_LIFE_SERVER_H_
 #define ATTND_TESTS_SERVER_LIFE_SERVER_H_
 
@@ -18,7 +18,7 @@ inline std::string SocketPath() {
          test->name();
 }
 
-// Listens on a free TCP port, then on a unix socket.
+// The server listens on a free TCP port and on a unix socket, in this order.
 inline ServerConfig TestConfig() {
   ServerConfig config;
   config.listen = {"127.0.0.1:0", "unix:" + SocketPath()};

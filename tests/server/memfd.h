@@ -1,4 +1,4 @@
-// Memory as a client makes it to share it.
+// Makes memory in the way in which a client makes it to share it.
 #ifndef ATTND_TESTS_SERVER_MEMFD_H_
 #define ATTND_TESTS_SERVER_MEMFD_H_
 
@@ -26,7 +26,7 @@ inline UniqueFd MakeMemfd(int64_t size_bytes, int seals = kNeededSeals,
   return fd;
 }
 
-// A second descriptor of the same memory.
+// Returns a second descriptor of the same memory.
 inline UniqueFd Duplicate(const UniqueFd& fd) {
   return UniqueFd(fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
 }

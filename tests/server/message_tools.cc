@@ -27,7 +27,7 @@ std::vector<float> RandomElements(const std::vector<int64_t>& shape,
   return elements;
 }
 
-// Small numbers, negative ones and the largest.
+// Returns small numbers, negative numbers and numbers up to the largest.
 int64_t RandomNumber(std::mt19937_64& rng) {
   return static_cast<int64_t>(rng() >> (rng() % 64)) * (rng() % 4 ? 1 : -1);
 }
@@ -108,7 +108,7 @@ v1::Tensor MaskTensor(const std::vector<int64_t>& shape, uint64_t seed) {
   std::mt19937_64 rng(seed);
   std::string data(count, '\0');
   for (char& visible : data) {
-    // Anything but 0 is true.
+    // In a mask, every byte except 0 means true.
     visible = static_cast<char>(rng() % 4);
   }
   v1::Tensor tensor;

@@ -19,7 +19,7 @@ namespace {
 
 class ServerConfigTest : public ::testing::Test {
  protected:
-  // A file that this test alone writes, and its flag.
+  // Writes a file for the running test, and returns the flag that names it.
   std::string ConfigFlag(const std::string& text) {
     const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
     const std::string path =
@@ -93,14 +93,15 @@ TEST_F(ServerConfigTest, MisspeltVariablesAreUnknown) {
                                 {"ATTND_SERVER", "127.0.0.1:50051"},
                                 {"ATTND_MEMORY_BUDGET", "1"}}),
               ::testing::ElementsAre("ATTND_MEMORY_BUDGET"));
-  // Kubernetes sets an address, and a URL beside the port.
+  // Kubernetes would set an address as the host, and a URL together with the
+  // port. So these variables are not from Kubernetes.
   EXPECT_THAT(UnknownVariables({{"ATTND_SERVICE_HOST", "localhost"},
                                 {"ATTND_SERVICE_PORT_GRPC", "50052"}}),
               ::testing::SizeIs(2));
 }
 
-// As kubelet sets them in every pod of the namespace, for a Service attnd with
-// two ports and a Service attnd-b with an address of IPv6.
+// The kubelet sets these variables in every pod of a namespace that has a
+// Service attnd with two ports and a Service attnd-b with an IPv6 address.
 TEST_F(ServerConfigTest, WhatKubernetesSetsIsPassedOver) {
   const Environment links = {{"ATTND_SERVICE_HOST", "10.0.0.1"},
                              {"ATTND_SERVICE_PORT", "50051"},
@@ -147,7 +148,8 @@ TEST_F(ServerConfigTest, SocketModesAreOctal) {
               0660U);
   }
   EXPECT_EQ(Parse({"--socket-mode=777"}).socket_mode, 0777U);
-  // YAML turns 0660 into 432. The others are no modes, or none for a socket.
+  // YAML turns 0660 into 432. The other texts are no modes, or not modes for a
+  // socket.
   for (const std::string text :
        {"432", "8", "0680", "07777", "4755", "0x1b0", "-660", "+660", "u=rw",
         "0", "0060", "0400", "00660", "0o", "660 "}) {
@@ -160,7 +162,8 @@ TEST_F(ServerConfigTest, SocketModesAreOctal) {
 }
 
 TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {
-  // A value that no option accepts: each variable must be looked at.
+  // No option accepts this value, so every variable that is read causes an
+  // error.
   for (const std::string& option : OptionNames()) {
     if (option == "listen" || option == "address-file" ||
         option == "shm-socket") {
@@ -189,7 +192,7 @@ TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
   }
 }
 
-// A comparison with NaN is false, and no clock counts what is far below a
+// Comparisons with NaN are false, and clocks do not count times far below a
 // millisecond.
 TEST_F(ServerConfigTest, TimesAreNumbersThatAClockKnows) {
   for (const std::string option :
@@ -279,8 +282,9 @@ TEST_F(ServerConfigTest, ReadsItsOwnVariablesOnly) {
   EXPECT_EQ(EnvironmentOf(entries), (Environment{{"ATTND_THREADS", "4"}}));
 }
 
-// The table of docs/deployment.md that gives the limit of a container for the
-// memory that requests hold: that limit is enough, and one MiB less is not.
+// Checks the table in docs/deployment.md that gives the memory limit of a
+// container for the memory that requests need. This limit must be enough, and
+// one MiB less must not be enough.
 TEST_F(ServerConfigTest, TheDocumentSolvesTheSharesOfMemory) {
   struct Row {
     int64_t up_to_mib;
@@ -321,7 +325,7 @@ TEST_F(ServerConfigTest, TheDocumentSolvesTheSharesOfMemory) {
     const int64_t limit_mib = rows.at(row).Limit(peak_mib);
     ASSERT_GE(budget(limit_mib, 256), peak_mib * kMiB);
     ASSERT_LT(budget(limit_mib - 1, 256), peak_mib * kMiB);
-    // What it says of other limits of messages.
+    // This checks what the page says about other limits for messages.
     ASSERT_GE(budget(limit_mib, 16), peak_mib * kMiB);
     const Row& third = rows.at(std::min<size_t>(row, 2));
     ASSERT_GE(budget(third.Limit(peak_mib), 2047), peak_mib * kMiB);
@@ -363,7 +367,7 @@ TEST_F(ServerConfigTest, MemoryIsSharedOnce) {
   EXPECT_EQ(arriving_mib(256, 2'000), 1'000);
   EXPECT_EQ(arriving_mib(256, 8), 320);
   EXPECT_EQ(arriving_mib(1, 8), 64);
-  // The largest of everything.
+  // All limits have their largest values.
   config.max_message_bytes = std::numeric_limits<int32_t>::max();
   config.memory_budget_bytes = std::numeric_limits<int64_t>::max();
   EXPECT_EQ(ShareMemory(config, 10'000 * kMiB).arriving_bytes,

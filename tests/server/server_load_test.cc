@@ -1,4 +1,5 @@
-// Many clients at once: every answer checked, and the same bits as alone.
+// Calls a server with many clients at once. Every answer must be correct, and
+// must have the same bits as without other calls.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -21,11 +22,12 @@ namespace {
 using ::attnd::testing::RawClient;
 using ::attnd::testing::RawReply;
 
-// A request with what the oracle and a lone server answer.
+// A request with the answer of the oracle, and the answer of a server that has
+// no other calls.
 struct LoadCase {
   std::string request;
   std::vector<double> expected;
-  std::string alone;  // the output's bytes
+  std::string alone;  // the bytes of the output
 };
 
 std::vector<float> Floats(const std::string& bytes) {
@@ -71,7 +73,7 @@ LoadCase MakeCase(uint64_t seed) {
   return load;
 }
 
-// The output's bytes of a call that must succeed.
+// Returns the bytes of the output. The call must succeed.
 std::string Output(RawClient& client, const LoadCase& load) {
   const RawReply reply = client.Call(Method("Attention"), load.request);
   EXPECT_EQ(reply.code, 0) << reply.message;

@@ -1,5 +1,5 @@
-// The life of a server over real sockets: what it answers while it comes up,
-// serves, drains and goes.
+// Tests over real sockets what a server answers while it starts, serves, drains
+// and stops.
 #include "server/server.h"
 
 #include <arpa/inet.h>
@@ -43,7 +43,7 @@ constexpr int kUnavailable = 14;
 
 std::string Good() { return GoodAttention().SerializeAsString(); }
 
-// Seconds of work in a small message.
+// Returns a small message that takes seconds to compute.
 std::string Long(int64_t rows) {
   v1::SelfAttentionRequest request;
   *request.mutable_sequence() = DataTensor({rows, 1}, 1);
@@ -51,8 +51,8 @@ std::string Long(int64_t rows) {
 }
 constexpr int64_t kEndlessRows = 1 << 20;
 
-// grpc.health.v1.HealthCheckRequest and the status of its response, by hand:
-// 1 is SERVING, 2 NOT_SERVING.
+// The bytes of grpc.health.v1.HealthCheckRequest and of its response are
+// written by hand. Status 1 is SERVING, and 2 is NOT_SERVING.
 RawReply Health(RawClient& client, const std::string& service) {
   std::string request = "\x0a";
   request += static_cast<char>(service.size());
@@ -60,7 +60,7 @@ RawReply Health(RawClient& client, const std::string& service) {
 }
 constexpr std::string_view Serving() { return "\x08\x01"; }
 
-// Until a call holds a slot of the server.
+// Waits until `count` calls hold a slot of the server.
 void AwaitInFlight(const Server& server, int64_t count) {
   while (server.usage().in_flight < count) {
     std::this_thread::sleep_for(milliseconds(1));
@@ -100,8 +100,8 @@ TEST(ServerTest, ServesOnBothAddressesAndSaysSo) {
   }
 }
 
-// attnd sees what gRPC reads: a client that opens and resets calls without end
-// is cut off, and others are served.
+// attnd counts the frames that gRPC reads. It must end the connection of a
+// client that opens and resets calls without end, and must serve other clients.
 TEST(ServerTest, CutsOffWhoOpensAndResetsCallsWithoutEnd) {
   const auto server = StartServer();
   const std::string& address = server->addresses()[0];
@@ -178,7 +178,8 @@ TEST(ServerTest, ABusyPortIsAnError) {
   ASSERT_FALSE(second.ok());
   EXPECT_NE(second.status().message().find(first->addresses()[0]),
             std::string::npos);
-  // What the first one wrote is still true.
+  // The address file of the first server must stay, because it is still
+  // correct.
   EXPECT_EQ(access(config.address_file.c_str(), F_OK), 0);
 }
 
@@ -209,7 +210,7 @@ TEST(ServerTest, RemovesItsFilesAtTheEnd) {
 
 TEST(ServerTest, DrainFinishesWhatRunsAndRefusesWhatIsNew) {
   ServerConfig config = TestConfig();
-  config.drain_timeout_s = 200;  // sanitizers compute slowly
+  config.drain_timeout_s = 200;  // with sanitizers, computing is slow
   const auto server = StartServer(config);
   RawClient busy(server->addresses()[0]);
   RawClient other(server->addresses()[1]);
@@ -276,7 +277,8 @@ TEST(ServerTest, WhoHasItsAnswerFindsTheOnlySlotFree) {
   config.max_in_flight = 1;
   const auto server = StartServer(config);
   RawClient client(server->addresses()[1]);
-  for (const int64_t rows : {1, 1000}) {  // computed where it arrives, and not
+  for (const int64_t rows :
+       {1, 1000}) {  // small enough for the receiving thread, and too large
     for (int i = 0; i < 500; ++i) {
       const RawReply reply = client.Call(Method("SelfAttention"), Long(rows));
       ASSERT_EQ(reply.code, kOk) << i << ": " << reply.message;
@@ -319,7 +321,7 @@ TEST(ServerTest, BytesThatDoNotParseAreRefused) {
   }
 }
 
-// gRPC would unpack it before it looks at its size.
+// gRPC would decompress such a request before it checks its size.
 TEST(ServerTest, CompressedRequestsAreRefusedUnread) {
   const auto server = StartServer();
   RawClient client(server->addresses()[0]);
@@ -342,7 +344,7 @@ TEST(ServerTest, MessagesAboveTheLimitAreRefused) {
 
 TEST(ServerTest, RandomBytesAreNeverTheServersFault) {
   ServerConfig config = TestConfig();
-  config.max_benchmark_vectors = 256;  // some random bytes ask for one
+  config.max_benchmark_vectors = 256;  // some random bytes start a benchmark
   const auto server = StartServer(config);
   RawClient client(server->addresses()[0]);
   std::mt19937_64 rng(1);

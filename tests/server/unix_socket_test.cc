@@ -1,4 +1,4 @@
-// What server and client set on the unix socket between them.
+// Tests which options server and client set on the unix socket between them.
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -21,8 +21,8 @@ int IntOption(int fd, int option) {
   return value;
 }
 
-// The send buffers of this process's connections on the unix socket `path`:
-// both ends are here, and only one has a name.
+// Returns the sizes of the send buffers at both ends of the connections on the
+// unix socket `path`. Both ends are in this process, and only one has the name.
 std::vector<int> SendBuffers(const std::string& path) {
   std::vector<int> buffers;
   for (int fd = 0; fd < 1024; ++fd) {

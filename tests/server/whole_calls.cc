@@ -26,7 +26,7 @@ WholeAnswer AnswerOf(const absl::StatusOr<OutgoingMessage>& pieces) {
   return {.status = absl::OkStatus(), .messages = {Join(*pieces)}};
 }
 
-// A stream whose client reads every message at once.
+// A stream on which the client reads every message at once.
 class EagerStream : public MessageStream {
  public:
   void Read() override {
@@ -48,23 +48,23 @@ class EagerStream : public MessageStream {
   int64_t sent_bytes() override { return 0; }
   void Break(const std::string& /*why*/) override {}
 
-  // Whether a message is asked for, which the caller gives then.
+  // Returns whether the call asks for a message. The caller then gives it one.
   bool TakeRead() {
     const std::lock_guard lock(mutex_);
     return std::exchange(reading_, false);
   }
-  // Whether a message is written, which is taken then.
+  // Returns whether a message was written. The caller then completes the write.
   bool TakeWrite() {
     const std::lock_guard lock(mutex_);
     return std::exchange(writing_, false);
   }
-  // Waits for one; false at the end of the call.
+  // Waits for a write. Returns false if the call has ended.
   bool WaitForWrite() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return writing_ || finished_; });
     return std::exchange(writing_, false);
   }
-  // After the end.
+  // The call must have ended.
   WholeAnswer TakeAnswer() {
     const std::lock_guard lock(mutex_);
     return std::move(answer_);
@@ -141,7 +141,7 @@ WholeAnswer CallStream(const ServiceContext& context,
   }
   if (stream.TakeRead()) call->OnEnd();
   while (stream.WaitForWrite()) call->OnWritten(true);
-  // What is read after the end of the call ends at once.
+  // A read that was started before the end of the call then completes at once.
   if (stream.TakeRead()) call->OnEnd();
   return stream.TakeAnswer();
 }

@@ -15,14 +15,14 @@
 
 namespace attnd::server {
 
-// How requests are cut into slices: into pieces of 1 to `max_bytes` bytes,
-// whose sizes depend on `seed`.
+// Says how requests are cut into slices: each slice has 1 to `max_bytes` bytes,
+// and `seed` determines the sizes.
 struct Slicing {
   size_t max_bytes = 5000;
   uint64_t seed = 1;
 };
 
-// What a client would receive.
+// Has what a client would receive.
 struct WholeAnswer {
   absl::Status status;
   std::vector<std::string> messages;

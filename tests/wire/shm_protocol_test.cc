@@ -103,7 +103,7 @@ TEST(ShmProtocolTest, TakesNothingElse) {
     const size_t descriptors = rng() % 3;
     const auto request = ParseShmRequest(message, descriptors);
     if (!request.ok()) continue;
-    // Only a handle may differ from what is good.
+    // An accepted message can differ from the valid ones only in its handle.
     const bool registers = request->type == ShmRequest::Type::kRegister;
     EXPECT_EQ(message,
               registers ? good[0] : good[1].substr(0, 8) + request->handle);

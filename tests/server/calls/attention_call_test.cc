@@ -1,4 +1,5 @@
-// A whole forward call without gRPC: bytes in, bytes out, memory counted.
+// Runs whole forward calls without gRPC, from the bytes of the request to the
+// bytes of the answer, and checks how memory is counted.
 #include "server/calls/attention_call.h"
 
 #include <gmock/gmock.h>
@@ -59,7 +60,7 @@ class AttentionCallTest : public ::testing::Test {
     return response;
   }
 
-  // A request that computes for minutes.
+  // Returns a request that takes minutes to compute.
   static v1::SelfAttentionRequest Endless() {
     v1::SelfAttentionRequest request;
     *request.mutable_sequence() = DataTensor({1 << 20, 1}, 1);
@@ -90,7 +91,7 @@ AttentionProblem ProblemOf(const v1::AttentionRequest& request) {
       .value();
 }
 
-// Where the elements lie in a message.
+// Returns where a message stores the elements of `tensor`.
 const void* DataOf(const v1::Tensor& tensor) {
   return tensor.has_values()
              ? static_cast<const void*>(tensor.values().values().data())
@@ -115,12 +116,12 @@ void ExpectClose(const v1::Tensor& got, DataType type,
   for (size_t i = 0; i < expected.size(); ++i) {
     const double element =
         ReferenceElement(data, type, static_cast<int64_t>(i));
-    if (element == expected[i]) continue;  // infinities, too
+    if (element == expected[i]) continue;  // also for infinities
     ASSERT_NEAR(element, expected[i], tolerance) << i;
   }
 }
 
-// Each asks for what no other does; together they are all options.
+// Each case sets other options, and together they cover all options.
 struct OptionCase {
   const char* name;
   double tolerance;
@@ -315,7 +316,7 @@ TEST_F(AttentionCallTest, SharedTensorsAreReservedOnce) {
   const int64_t tensor = problem->query_bytes();
   v1::SelfAttentionRequest self;
   *self.mutable_sequence() = DataTensor({3000, 64}, 1);
-  // The message's own bytes count beside them.
+  // The bytes of the message itself also count.
   Admission for_one(estimate->flash_bytes - tensor + tensor / 2, 1);
   const auto one =
       Make(for_one, SteadyTime::max(), AttentionMethod::kSelfAttention);
@@ -329,7 +330,8 @@ TEST_F(AttentionCallTest, SharedTensorsAreReservedOnce) {
   Parse(Start(*two, cross).get());
 }
 
-// MemoryEstimate says what fits, so that much must do; and not much less.
+// MemoryEstimate tells a client what fits. So a budget of the estimated peak
+// must be enough.
 TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
   v1::AttentionRequest plain;
   *plain.mutable_query() = DataTensor({1, 1, 1000, 64}, 1);
@@ -341,7 +343,8 @@ TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
   *requests[2].mutable_query() =
       HalfTensor(v1::DATA_TYPE_BF16, {1, 1, 1000, 64}, 1);
   Opt(requests[2]).set_return_lse(true);
-  // As many numbers as a list may have, of several bytes each.
+  // These lists have the largest allowed number of entries, and each entry
+  // takes several bytes.
   constexpr int64_t kEntries = AttentionProblem::kMaxListedEntries;
   requests[3].Clear();
   for (auto* tensor : {requests[3].mutable_query(), requests[3].mutable_key(),
@@ -356,7 +359,8 @@ TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
     question.set_seq_len(request.query().shape(2));
     question.set_dimensions(request.query().shape(3));
     *question.mutable_options() = request.options();
-    // The types may be mixed; a question has one, of which the largest counts.
+    // A question has one type for all tensors, so it asks for the largest of
+    // the types.
     for (auto* tensor : {question.mutable_options()->mutable_bias(),
                          question.mutable_options()->mutable_mask()}) {
       tensor->clear_payload();
@@ -377,7 +381,7 @@ TEST_F(AttentionCallTest, ThePeakThatIsEstimatedIsEnough) {
   }
 }
 
-// Every worker of an engine, until it goes.
+// Occupies every worker of an engine until it is destroyed.
 class BusyWorkers final : private TileJob {
  public:
   explicit BusyWorkers(AttentionEngine& engine)
@@ -408,8 +412,9 @@ class BusyWorkers final : private TileJob {
   std::promise<void> over_;
 };
 
-// It is a thread that must not be kept: what is written to a tensor when the
-// call has begun, and before a worker is free, is what is computed with.
+// The calling thread must not spend time on copies. This test changes tensors
+// after the call has begun and before a worker is free, and expects an answer
+// that is computed from the changed tensors.
 TEST_F(AttentionCallTest, WhoCallsCopiesNothingLarge) {
   RegionRegistry registry(1 << 30);
   const auto region = registry.Register(MakeMemfd(1 << 20), 1).value();
@@ -446,12 +451,13 @@ TEST_F(AttentionCallTest, WhoCallsCopiesNothingLarge) {
   ASSERT_EQ(response.output().data().size(), twos.size());
   std::vector<float> output(64000);
   std::memcpy(output.data(), response.output().data().data(), twos.size());
-  // Of twos, where everything is seen; of nothing, where the mask was as it
-  // came.
+  // The answer consists of twos if the workers read the new values, and if they
+  // read the new mask, which hides nothing.
   EXPECT_THAT(output, ::testing::Each(::testing::FloatNear(2, 1e-5F)));
 }
 
-// From the message, whatever else is in it.
+// The workers copy tensors from the message, also if it has large unknown
+// fields.
 TEST_F(AttentionCallTest, WorkersLoadWhatIsLarge) {
   v1::AttentionRequest request;
   *request.mutable_query() = DataTensor({1, 4, 1500, 64}, 1);
@@ -479,7 +485,8 @@ TEST_F(AttentionCallTest, WorkersLoadWhatIsLarge) {
     EXPECT_TRUE(admission_.WaitIdle(std::chrono::seconds(60)));
     EXPECT_EQ(admission_.usage().bytes, 0);
   }
-  // What would do for the request does not for all that came.
+  // This budget is enough for the request without the unknown field, but not
+  // for the whole message.
   Admission narrow(message_bytes + (8 << 20) + (1 << 20), 1);
   const auto refused = Make(narrow);
   EXPECT_TRUE(
@@ -492,11 +499,13 @@ TEST_F(AttentionCallTest, GivesBackEverythingOnceTheAnswerIsGone) {
     const Answer answer = Start(*call, GoodAttention()).get();
     call.reset();
     ASSERT_TRUE(answer.ok());
-    // Whoever has the answer may call again.
+    // A client that has the answer can call again at once, because the slot is
+    // free.
     EXPECT_EQ(admission_.usage().in_flight, 0);
     EXPECT_EQ(admission_.usage().reservations, 1);
     EXPECT_GT(admission_.usage().bytes, 0);
-    // The engine's own reference goes when its callback returns.
+    // The engine releases its own reference to the call when its callback
+    // returns.
   }
   EXPECT_TRUE(admission_.WaitIdle(std::chrono::seconds(60)));
   EXPECT_EQ(admission_.usage().bytes, 0);
@@ -550,7 +559,8 @@ TEST_F(AttentionCallTest, RefusesAnAnswerAboveTheMessageLimit) {
   EXPECT_EQ(refusal.reason, "MESSAGE_TOO_LARGE");
 }
 
-// A list of a million one-byte numbers, which would be copied and copied again.
+// The list has a million numbers of one byte each. Copying it several times
+// would be expensive.
 TEST_F(AttentionCallTest, RefusesLongListsByName) {
   v1::AttentionRequest request = GoodAttention();
   request.mutable_options()->mutable_key_lengths()->Resize(1'000'000, 1);
@@ -604,7 +614,7 @@ v1::SelfAttentionRequest Heavy() {
   return request;
 }
 
-// Calls beside a decode thread that is busy until Release.
+// Runs calls while the decode thread is busy. It stays busy until Release.
 class DecodedElsewhereTest : public AttentionCallTest {
  protected:
   DecodedElsewhereTest() {

@@ -60,13 +60,14 @@ double LargestError(const AttentionProblem& problem,
         ReferenceElement(tensors.output.data(), problem.params().output_dtype,
                          static_cast<int64_t>(i));
     const double error = std::abs(got - expected[i]);
-    if (!(error <= largest)) largest = error;  // a NaN stays
+    if (!(error <= largest)) largest = error;  // this keeps a NaN
   }
   return largest;
 }
 
-// Checks that both algorithms compute on the same numbers: naive attention on
-// the twins gives the oracle's answer on the tensors, for every size and type.
+// Checks that both algorithms compute with the same numbers: naive attention on
+// the F32 copies must give the oracle's answer on the tensors, for every size
+// and type.
 TEST(BenchmarkTensorsTest, BothAlgorithmsGetTheSameNumbers) {
   AttentionEngine engine({.threads = 1});
   const StopSignal stop;

@@ -43,7 +43,7 @@ class BenchmarkTest : public ::testing::Test {
     absl::StatusOr<v1::BenchmarkResult> result = absl::UnknownError("unset");
     std::vector<std::string> phases;
     std::vector<double> fractions;
-    int64_t held_bytes = -1;  // by the call, when it is over
+    int64_t held_bytes = -1;  // what the call holds when it is over
   };
   Outcome Run(
       const v1::BenchmarkRequest& request, Admission& admission,
@@ -74,7 +74,7 @@ class BenchmarkTest : public ::testing::Test {
   Admission admission_{1LL << 30, 8};
   StopSignal stop_;
   std::optional<std::chrono::nanoseconds> peak_time_;
-  std::chrono::nanoseconds max_time_{0};  // any
+  std::chrono::nanoseconds max_time_{0};  // 0 means no limit
 };
 
 TEST_F(BenchmarkTest, TheResultAddsUp) {
@@ -98,12 +98,13 @@ TEST_F(BenchmarkTest, TheResultAddsUp) {
       1 - double(got.flash_peak_bytes()) / double(got.naive_peak_bytes()),
       1e-12);
   EXPECT_EQ(got.stats().threads(), 2);
-  // The tensors are freed, though the client may still read.
+  // The call has freed the tensors, although the client may still be reading.
   EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
   EXPECT_EQ(admission_.usage().bytes, 0);
 }
 
-// Flash reads halves; naive gets the same values in f32.
+// Flash attention reads 16-bit numbers, and naive attention gets the same
+// values in f32.
 TEST_F(BenchmarkTest, HalvesAreBenchmarkedToo) {
   for (const v1::DataType type : {v1::DATA_TYPE_F16, v1::DATA_TYPE_BF16}) {
     v1::BenchmarkRequest request = Small();
@@ -116,8 +117,9 @@ TEST_F(BenchmarkTest, HalvesAreBenchmarkedToo) {
     EXPECT_EQ(got.flash_peak_bytes(),
               elements * 2 + got.stats().workspace_bytes());
     EXPECT_GT(got.speedup(), 0);
-    // Answers are averages of numbers in [-1, 1): far below 1, and a half is
-    // rounded to 2^-11 (f16) or 2^-8 (bf16) of them.
+    // Answers are averages of numbers in [-1, 1), so they are far below 1.
+    // Rounding to a 16-bit type changes them by up to 2^-11 (f16) or 2^-8
+    // (bf16) of their size.
     EXPECT_GT(got.max_abs_error(), 0);
     EXPECT_LT(got.max_abs_error(), type == v1::DATA_TYPE_F16 ? 5e-4 : 5e-3);
     EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
@@ -125,8 +127,8 @@ TEST_F(BenchmarkTest, HalvesAreBenchmarkedToo) {
   }
 }
 
-// Blocks of memory are multiples of 64 bytes, but tensors of most sizes are
-// not. Runs sizes around one and several such lines, of every type.
+// Blocks of memory are multiples of 64 bytes, but most tensors are not. This
+// test runs sizes around one and around several such lines, with every type.
 TEST_F(BenchmarkTest, EverySizeIsBenchmarked) {
   peak_time_ = std::chrono::microseconds(100);
   for (const v1::DataType type :
@@ -184,7 +186,8 @@ TEST_F(BenchmarkTest, ManyRepetitionsMeasureThePeakTenTimes) {
   EXPECT_LT(outcome.fractions.back(), 1);
 }
 
-// The whole benchmark would take hundreds of times as long as its limit.
+// The limit allows a small part of the benchmark, which would take hundreds of
+// times as long.
 TEST_F(BenchmarkTest, AnswersWhatItHasWhenItsTimeIsUp) {
   v1::BenchmarkRequest request = Small();
   request.set_num_vectors(2048);
@@ -215,12 +218,13 @@ TEST_F(BenchmarkTest, AnswersWhatItHasWhenItsTimeIsUp) {
   EXPECT_GT(outcome.result->flash_time_ms(), 0);
   EXPECT_GT(outcome.result->naive_time_ms(), 0);
   EXPECT_GT(outcome.result->peak_gflops(), 0);
-  // Whatever the run that was stopped had written by then.
+  // The run that was stopped has left part of its results in the output, which
+  // must not matter here.
   EXPECT_LT(outcome.result->max_abs_error(), 1e-5);
   EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
 }
 
-// Runs out of time in each phase up to the end of the first repetition.
+// The time runs out in each phase until the first repetition has ended.
 TEST_F(BenchmarkTest, RefusesWhereNotOneRepetitionEndsInTime) {
   peak_time_ = std::chrono::milliseconds(1);
   max_time_ = std::chrono::milliseconds(200);
@@ -231,7 +235,7 @@ TEST_F(BenchmarkTest, RefusesWhereNotOneRepetitionEndsInTime) {
       if (++seen != at) return;
       while (std::chrono::steady_clock::now() < over) std::this_thread::yield();
     });
-    EXPECT_LE(outcome.phases.size(), at);  // a slow build ends even before
+    EXPECT_LE(outcome.phases.size(), at);  // a slow build can end even earlier
     const Refusal refusal = RefusalOf(outcome.result.status());
     EXPECT_EQ(refusal.code,
               static_cast<int>(absl::StatusCode::kResourceExhausted));
@@ -245,8 +249,8 @@ TEST_F(BenchmarkTest, RefusesWhereNotOneRepetitionEndsInTime) {
   }
 }
 
-// If the call itself was ended, the status says so, whether or not the
-// benchmark had time left.
+// If the call itself was ended, the status says so, even if the time of the
+// benchmark is over as well.
 TEST_F(BenchmarkTest, TheCallsOwnEndWeighsMore) {
   max_time_ = std::chrono::nanoseconds(1);
   stop_.Cancel();
@@ -257,7 +261,7 @@ TEST_F(BenchmarkTest, TheCallsOwnEndWeighsMore) {
 TEST_F(BenchmarkTest, LeavesNaiveOutWhereItDoesNotFit) {
   v1::BenchmarkRequest request = Small();
   request.set_num_vectors(2048);
-  Admission tight(16LL << 20, 1);  // the scores alone are 32 MiB
+  Admission tight(16LL << 20, 1);  // the scores alone take 32 MiB
   const Outcome outcome = Run(request, tight, stop_);
   ASSERT_TRUE(outcome.result.ok()) << outcome.result.status();
   EXPECT_FALSE(outcome.result->has_naive_time_ms());
@@ -274,7 +278,7 @@ TEST_F(BenchmarkTest, FewerThreadsAreGranted) {
   EXPECT_EQ(outcome.result->stats().threads(), 1);
 }
 
-// And the server goes on.
+// After this error, the server must continue to work.
 TEST_F(BenchmarkTest, ASystemWithoutThreadsIsSaidSo) {
   v1::BenchmarkRequest request = Small();
   request.set_threads(1);
@@ -306,10 +310,12 @@ TEST_F(BenchmarkTest, StopsWhileItPrepares) {
   v1::BenchmarkRequest request = Small();
   request.set_num_vectors(1024);
   request.set_dimensions(128);
-  request.set_num_heads(1024);  // 2 GiB of tensors: about a second to fill
+  request.set_num_heads(
+      1024);  // 2 GiB of tensors, which take about a second to fill
   Admission wide(8LL << 30, 1);
-  // A sixteenth of it, as a measure of this build and machine. Processor time
-  // is counted, because other processes may take any share of the wall time.
+  // This fills a sixteenth of the memory, to measure the speed of this build
+  // and machine. It counts processor time, because other processes may take any
+  // share of the wall time.
   std::vector<float> part(3 * (128 << 20) / 16);
   const std::clock_t part_begin = std::clock();
   RandomFloats(1).Fill(part);
@@ -362,7 +368,7 @@ TEST_F(BenchmarkTest, RefusesByName) {
   }
 }
 
-// A stream that is read as fast as the test says.
+// Receives the messages of a stream, at the speed that the test chooses.
 class FakeSink : public MessageSink {
  public:
   void Write(OutgoingMessage message) override {
@@ -384,8 +390,8 @@ class FakeSink : public MessageSink {
     broken = why;
     changed_.notify_all();
   }
-  // Waits for `count` events or the end; true at the end, after which the
-  // sink is left alone.
+  // Waits until there are `count` events or the call is over. Returns whether
+  // it is over. Then the call does not use the sink any more.
   bool IsOver(size_t count) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return events.size() >= count || finished; });
@@ -410,7 +416,7 @@ class BenchmarkCallTest : public BenchmarkTest {
   // The time that calls see. It stands still until the test moves it.
   static SteadyTime Now() { return now_; }
   static void Pass(std::chrono::seconds time) { now_ = now_.load() + time; }
-  // Reads the stream to its end; `ok` is what becomes of the writes.
+  // Reads the stream to its end. `ok` says whether the writes succeed.
   static void ReadAll(BenchmarkCall& call, FakeSink& sink, bool ok) {
     for (size_t count = 1; !sink.IsOver(count); ++count) call.OnWritten(ok);
   }
@@ -441,7 +447,7 @@ TEST_F(BenchmarkCallTest, AnswersProgressThenOneResult) {
 TEST_F(BenchmarkCallTest, OneRunsAtATime) {
   v1::BenchmarkRequest endless = Small();
   endless.set_num_vectors(4096);
-  endless.set_repetitions(300);  // just within the work limit
+  endless.set_repetitions(300);  // just below the limit of work
   FakeSink first_sink;
   const auto first = Call(first_sink);
   first->Start(Message(endless));
@@ -450,7 +456,7 @@ TEST_F(BenchmarkCallTest, OneRunsAtATime) {
   ASSERT_TRUE(second_sink.finished);
   EXPECT_EQ(RefusalOf(*second_sink.finished).reason, "TOO_MANY_REQUESTS");
   EXPECT_GT(RefusalOf(*second_sink.finished).retry_ms, 0);
-  // A client that does not read holds up nothing but itself.
+  // A client that does not read must not make others wait.
   first->Cancel();
   ReadAll(*first, first_sink, true);
   EXPECT_EQ(first_sink.finished->code(), absl::StatusCode::kCancelled);
@@ -488,9 +494,9 @@ TEST_F(BenchmarkCallTest, OneThatIsNotReadKeepsNeitherSlotNorBudget) {
   call->EndIfSilent(seconds(10));
   ASSERT_TRUE(sink.broken);
   EXPECT_NE(sink.broken->find("--stream-idle-timeout"), std::string::npos);
-  EXPECT_FALSE(sink.finished);  // as long as the write is outstanding
+  EXPECT_FALSE(sink.finished);  // the write is still outstanding
   call->OnWritten(false);
-  // The result comes to nothing in turn.
+  // The write of the result then fails as well.
   if (!sink.IsOver(2)) call->OnWritten(false);
   EXPECT_TRUE(sink.IsOver(3));
   call.reset();
@@ -514,7 +520,7 @@ TEST_F(BenchmarkCallTest, OneThatIsReadSlowlyGoesOn) {
 TEST_F(BenchmarkCallTest, ABrokenStreamStopsIt) {
   v1::BenchmarkRequest endless = Small();
   endless.set_num_vectors(4096);
-  endless.set_repetitions(300);  // just within the work limit
+  endless.set_repetitions(300);  // just below the limit of work
   FakeSink sink;
   const auto call = Call(sink);
   call->Start(Message(endless));

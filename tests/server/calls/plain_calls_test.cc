@@ -20,7 +20,8 @@ using Answer = absl::StatusOr<OutgoingMessage>;
 
 class PlainCallsTest : public ::testing::Test {
  protected:
-  // A request whose lists are so long that the decode thread decodes it.
+  // Returns a request whose lists are so long that the decode thread decodes
+  // it.
   static v1::MemoryEstimateRequest LongQuestion() {
     v1::MemoryEstimateRequest request;
     request.set_seq_len(4);
@@ -79,7 +80,7 @@ TEST_F(PlainCallsTest, AnswersAtOnceWhileALongQuestionWaits) {
   EXPECT_GT(response.flash_bytes(), 0);
 }
 
-// When the answer is there, the slot and the bytes are free.
+// When a client has the answer, its slot and its bytes must be free.
 TEST_F(PlainCallsTest, GivesEverythingBackBeforeItAnswers) {
   std::promise<Admission::Usage> usage;
   AnswerMemoryEstimate(

@@ -37,7 +37,8 @@ TEST(StallTimerTest, BeginsAnewWhereEnoughHasMoved) {
   timer.SawBytes(kLeastMoveBytes, now);
   now += seconds(9);
   EXPECT_FALSE(timer.IsOver(now, kTimeout));
-  // Too little, and the same bytes again.
+  // These are too few bytes, and the timer must not count the earlier ones
+  // again.
   timer.SawBytes(2 * kLeastMoveBytes - 1, now);
   now += seconds(1);
   EXPECT_TRUE(timer.IsOver(now, kTimeout));

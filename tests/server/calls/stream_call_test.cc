@@ -1,5 +1,5 @@
-// A whole streamed call without gRPC: the order of messages, what each may
-// hold, and the memory.
+// Runs whole streamed calls without gRPC: tests the order of the messages, what
+// each message can contain, and the memory that is held.
 #include "server/calls/stream_call.h"
 
 #include <gmock/gmock.h>
@@ -32,7 +32,7 @@ using std::chrono::seconds;
 using Request = v1::AttentionStreamRequest;
 using Response = v1::AttentionStreamResponse;
 
-// A stream whose client is the test.
+// A stream on which the test plays the client.
 class FakeStream : public MessageStream {
  public:
   void Read() override {
@@ -69,18 +69,18 @@ class FakeStream : public MessageStream {
     broken_ = true;
   }
 
-  // Whether the call waits for a message, which it gets then.
+  // Returns whether the call waits for a message. The test then gives it one.
   bool TakeRead() {
     const std::lock_guard lock(mutex_);
     return std::exchange(reading_, false);
   }
-  // Waits for a write that was not taken yet; false at the end of the call.
+  // Waits for a write. Returns false if the call has ended.
   bool TakeWrite() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return writing_ || finished_; });
     return std::exchange(writing_, false);
   }
-  // Of what is being written.
+  // Sets how many bytes of the current write are sent.
   void SetSentBytes(int64_t bytes) {
     const std::lock_guard lock(mutex_);
     sent_bytes_ = bytes;
@@ -114,7 +114,8 @@ v1::TensorRole RoleOf(size_t index) {
   return static_cast<v1::TensorRole>(index + 1);
 }
 
-// The tensors of a request by their wire roles; null where unset.
+// Returns the tensors of a request, indexed by their role. A tensor that is not
+// set is null.
 std::vector<v1::Tensor*> TensorsOf(v1::AttentionRequest& request) {
   v1::AttentionOptions& options = *request.mutable_options();
   return {request.mutable_query(), request.mutable_key(),
@@ -137,9 +138,9 @@ Request HeaderOf(const v1::AttentionRequest& header) {
   return message;
 }
 
-// `request` as the messages of a stream: each tensor in chunks of 1 to
-// `max_chunk` bytes, those of different tensors in any order. Every third
-// tensor or so stays in the header where `rng` is set.
+// Returns the messages that send `request` as a stream. Each tensor is cut into
+// chunks of 1 to `max_chunk` bytes, and chunks of different tensors come in any
+// order. If `rng` is set, about a third of the tensors stay in the header.
 std::vector<Request> Chunked(v1::AttentionRequest request, size_t max_chunk,
                              std::mt19937_64* rng = nullptr) {
   const auto below = [&](size_t bound) { return (*rng)() % bound; };
@@ -188,7 +189,7 @@ class StreamCallTest : public ::testing::Test {
     return std::make_shared<StreamCall>(*context_, stream, deadline, Now);
   }
 
-  // As many as are read.
+  // Sends `messages` until the call stops reading.
   static void Send(StreamCall& call, FakeStream& stream,
                    const std::vector<Request>& messages) {
     call.Start();
@@ -203,7 +204,7 @@ class StreamCallTest : public ::testing::Test {
     return *stream.finished();
   }
 
-  // A call from beginning to end.
+  // The result of a call that ran from beginning to end.
   struct Outcome {
     absl::Status status;
     std::vector<Response> responses;
@@ -223,7 +224,7 @@ class StreamCallTest : public ::testing::Test {
     return RefusalOf(Run(messages).status);
   }
 
-  // The same by a call of one message.
+  // Returns the answer to the same request in one message.
   v1::AttentionResponse Unary(const v1::AttentionRequest& request) {
     context_ = std::make_unique<ServiceContext>(
         ServiceContext{engine_, admission_, kMaxMessageBytes, 1});
@@ -248,7 +249,7 @@ class StreamCallTest : public ::testing::Test {
   inline static std::atomic<SteadyTime> now_ = std::chrono::steady_clock::now();
 };
 
-// The answer as one message, after checks that its parts came as they must.
+// Joins the messages of an answer to one, after checking their order.
 v1::AttentionResponse Joined(const std::vector<Response>& responses) {
   v1::AttentionResponse answer;
   EXPECT_GE(responses.size(), 2U);
@@ -308,7 +309,7 @@ TEST_F(StreamCallTest, AnyChunkingAnswersTheBitsOfAUnaryCall) {
   EXPECT_EQ(admission_.usage().bytes, 0);
 }
 
-// Ends it as one that was silent for no time at all.
+// With this timeout, every client that the call waits for is silent.
 constexpr std::chrono::nanoseconds kAtOnce{0};
 
 TEST_F(StreamCallTest, ASilentClientIsEndedAndGivesBackWhatItHeld) {
@@ -331,7 +332,7 @@ TEST_F(StreamCallTest, ASilentClientIsEndedAndGivesBackWhatItHeld) {
               static_cast<int>(absl::StatusCode::kDeadlineExceeded));
     EXPECT_EQ(refusal.reason, "STREAM_IDLE");
     EXPECT_EQ(refusal.field, sent == 0 ? "header" : "chunk");
-    // Both may still be on their way.
+    // The next message and the end of the stream can still be on their way.
     ASSERT_TRUE(stream.TakeRead());
     if (sent < messages.size()) {
       call->OnMessage(InSlices(messages[sent].SerializeAsString(), 5000, 1));
@@ -358,7 +359,8 @@ TEST_F(StreamCallTest, WhoSendsAHeaderLeavesTheDoor) {
     EXPECT_EQ(pending.usage().in_flight, 0);
     call->EndIfSilent(kAtOnce);
   }
-  // And who is ended there.
+  // A stream that is ended while it waits for a header also gives its place
+  // back.
   FakeStream stream;
   const auto call = Make(stream);
   call->Start(*pending.Admit(0));
@@ -367,8 +369,8 @@ TEST_F(StreamCallTest, WhoSendsAHeaderLeavesTheDoor) {
   EXPECT_EQ(pending.usage().in_flight, 0);
 }
 
-// The query has four times the bytes that have to move within a timeout. Key
-// and value are small.
+// Returns a request with a small key and a small value. Its query has four
+// times the bytes that a client has to send within each timeout.
 v1::AttentionRequest LargeQuery() {
   v1::AttentionRequest request;
   *request.mutable_query() = DataTensor({1024, 64}, 1);
@@ -377,8 +379,8 @@ v1::AttentionRequest LargeQuery() {
   return request;
 }
 
-// Sends one message after each `pace` until the call is over or all are sent.
-// Returns how many were sent.
+// Sends the messages one by one, and calls `pause` before each of them, until
+// the call is over. Returns how many messages were sent.
 size_t SendSlowly(StreamCall& call, FakeStream& stream,
                   const std::vector<Request>& messages,
                   const std::function<void()>& pause) {
@@ -395,8 +397,9 @@ size_t SendSlowly(StreamCall& call, FakeStream& stream,
 }
 
 TEST_F(StreamCallTest, AClientThatMovesEnoughIsNotSilent) {
-  // A header and three tensors, the last two of one chunk each, which count
-  // as what they complete: 64 KiB each timeout, and a timeout for each of them.
+  // The client sends a header and three tensors. Each message completes a
+  // tensor or at least 64 KiB within a timeout. The last two tensors have one
+  // chunk each.
   for (const auto& [chunk_bytes, pace] :
        {std::pair(size_t{65536}, seconds(9)), {size_t{16384}, seconds(2)}}) {
     SCOPED_TRACE(chunk_bytes);
@@ -414,7 +417,7 @@ TEST_F(StreamCallTest, AClientThatMovesEnoughIsNotSilent) {
 TEST_F(StreamCallTest, AClientOfAByteNowAndThenIsSilent) {
   FakeStream stream;
   const auto call = Make(stream);
-  // After the header, which counts, ten chunks are too little.
+  // The header counts as progress, but the ten chunks after it are too little.
   EXPECT_EQ(SendSlowly(*call, stream, Chunked(LargeQuery(), 1000),
                        [] { Pass(seconds(1)); }),
             10);
@@ -452,8 +455,8 @@ TEST_F(StreamCallTest, AClientThatWaitsForItsAnswerIsNotSilent) {
 }
 
 TEST_F(StreamCallTest, AClientThatDoesNotReadIsEndedAndGivesBackWhatItHeld) {
-  // The answer's header, a chunk, and the last message, after which all is
-  // well but for the client.
+  // The client does not read the header, a chunk, or the last message of the
+  // answer. In the last case, everything else has succeeded.
   for (const int read : {0, 1, 2}) {
     SCOPED_TRACE(read);
     FakeStream stream;
@@ -480,7 +483,7 @@ TEST_F(StreamCallTest, AClientThatDoesNotReadIsEndedAndGivesBackWhatItHeld) {
     Pass(seconds(1));
     call->EndIfSilent(seconds(10));
     ASSERT_TRUE(stream.IsBroken());
-    EXPECT_FALSE(stream.finished());  // as long as the write is outstanding
+    EXPECT_FALSE(stream.finished());  // the write is still outstanding
 
     ASSERT_TRUE(stream.TakeWrite());
     call->OnWritten(false);
@@ -519,7 +522,8 @@ TEST_F(StreamCallTest, AClientThatReadsEnoughOfAChunkIsNotEnded) {
   call->OnWritten(false);
 }
 
-// As a message of its own does, and it counts for as long.
+// A header with tensors is held and counted in the same way as the message of a
+// unary call.
 TEST_F(StreamCallTest, AHeaderWithTensorsIsKeptUntilWorkersHaveCopiedThem) {
   v1::AttentionRequest request;
   *request.mutable_query() = DataTensor({1000, 64}, 1);
@@ -557,7 +561,8 @@ TEST_F(StreamCallTest, LargeAnswersGoInChunks) {
   const v1::AttentionResponse answer = Joined(outcome.responses);
   EXPECT_EQ(answer.output().data().size(), 9000U * 100 * 4);
   EXPECT_EQ(answer.lse().data().size(), 9000U * 4);
-  // Header, four pieces of output, one of lse, stats.
+  // These are a header, four pieces of the output, one piece of lse, and the
+  // statistics.
   EXPECT_EQ(outcome.responses.size(), 7U);
 }
 
@@ -573,8 +578,8 @@ TEST_F(StreamCallTest, EmptyTensorsNeedNoChunks) {
   EXPECT_TRUE(outcome.responses[1].has_stats());
 }
 
-// Before the first chunk is read the client knows that it is let in, and the
-// budget holds all that the call will.
+// Before the server reads the first chunk, it must tell the client that the
+// call is admitted, and it must have reserved all memory of the call.
 TEST_F(StreamCallTest, TheHeaderReservesTheWholeCall) {
   const std::vector<Request> messages = Chunked(WithBiasAndMask(), 100);
   FakeStream stream;
@@ -624,7 +629,7 @@ TEST_F(StreamCallTest, ThePeakThatIsEstimatedIsEnough) {
 
 TEST_F(StreamCallTest, MistakesAreNamed) {
   const std::vector<Request> good = Chunked(WithBiasAndMask(), 100);
-  const auto query = good[1].chunk();  // the first of query's chunks
+  const auto query = good[1].chunk();  // the first chunk of the query
   const auto replaced = [&](size_t index, const Request& message) {
     std::vector<Request> messages = good;
     messages[index] = message;
@@ -653,7 +658,8 @@ TEST_F(StreamCallTest, MistakesAreNamed) {
       {"chunk.role", replaced(1, ChunkOf(v1::TENSOR_ROLE_UNSPECIFIED, 0, "x"))},
       {"chunk.role", replaced(1, ChunkOf(v1::TENSOR_ROLE_OUTPUT, 0, "x"))},
       {"chunk.role", replaced(1, ChunkOf(v1::TensorRole(77), 0, "x"))},
-      // No bias, and one that came already.
+      // The first header has no bias, and the second one already contains the
+      // key.
       {"chunk.role", header([](auto& r) { r.mutable_options()->Clear(); })},
       {"chunk.role", header([](auto& r) {
          *r.mutable_key() = DataTensor({2, 2, 7, 8}, 1);
@@ -661,17 +667,18 @@ TEST_F(StreamCallTest, MistakesAreNamed) {
       {"chunk.data", replaced(1, ChunkOf(query.role(), 0, ""))},
       {"chunk.data",
        replaced(1, ChunkOf(query.role(), 0, std::string((1 << 20) + 1, 'x')))},
-      // A gap, an overlap, a negative place, beyond the end, once more.
+      // These chunks leave a gap, overlap, have a negative offset, go beyond
+      // the end, and come twice.
       {"chunk.offset_bytes", replaced(2, ChunkOf(query.role(), 101, "x"))},
       {"chunk.offset_bytes", replaced(2, ChunkOf(query.role(), 99, "x"))},
       {"chunk.offset_bytes", replaced(2, ChunkOf(query.role(), -1, "x"))},
       {"chunk.data",
        replaced(2, ChunkOf(query.role(), 100, std::string(9999, 'x')))},
       {"chunk.offset_bytes", added(good[1])},
-      // Not all of it.
+      // Here, some bytes are missing.
       {"header.query", {good[0]}},
       {"header.options.mask", {good.begin(), good.end() - 1}},
-      // What the header says.
+      // These headers are invalid.
       {"header.key.shape[3]",
        header([](auto& r) { r.mutable_query()->set_shape(3, 9); })},
       {"header.key", header([](auto& r) { r.clear_key(); })},
@@ -709,7 +716,8 @@ TEST_F(StreamCallTest, MessagesSayWhatWasExpected) {
             "stream after 100");
 }
 
-// A message may be far larger than a chunk before it is refused for that.
+// A message that is far larger than a chunk must fit into the budget until the
+// server refuses it.
 TEST_F(StreamCallTest, MessagesThatTakeMoreThanChunksMustFitToo) {
   const std::vector<Request> good = Chunked(GoodAttention(), 100);
   const Request large =
@@ -748,7 +756,7 @@ TEST_F(StreamCallTest, ADrainingServerLetsInNoMore) {
   EXPECT_EQ(Refused(Chunked(GoodAttention(), 100)).reason, "DRAINING");
 }
 
-// A client that goes away, or whose time is over, while it uploads.
+// The client goes away, or the deadline passes, while the client uploads.
 TEST_F(StreamCallTest, AnEndOfTheCallWhileUploadingGivesBackEverything) {
   const std::vector<Request> good = Chunked(GoodAttention(), 100);
   {
@@ -763,7 +771,7 @@ TEST_F(StreamCallTest, AnEndOfTheCallWhileUploadingGivesBackEverything) {
     call.reset();
     EXPECT_EQ(admission_.usage().bytes, 0);
   }
-  // gRPC ends the stream at the deadline.
+  // At the deadline, gRPC ends the stream.
   FakeStream stream;
   const auto now = std::chrono::steady_clock::now();
   const auto late = now + std::chrono::milliseconds(200);
@@ -802,7 +810,7 @@ TEST_F(StreamCallTest, ABrokenStreamEndsTheAnswer) {
   EXPECT_EQ(RefusalOf(*stream.finished()).reason, "CANCELLED");
 }
 
-// A header that is so long that the decode thread decodes it.
+// Returns a header that is so long that the decode thread decodes it.
 Request LongHeader() {
   Request message;
   v1::AttentionRequest& header = *message.mutable_header();
@@ -823,7 +831,8 @@ TEST_F(StreamCallTest, LongHeadersAreDecodedElsewhere) {
   const auto call = Make(stream);
   context_->decoder = &*decoder;
   Send(*call, stream, {LongHeader()});
-  // The server is at work, so the client is not silent.
+  // The server waits for the decode thread and not for the client, so the
+  // client is not silent.
   EXPECT_EQ(admission_.usage().in_flight, 1);
   Pass(seconds(100));
   call->EndIfSilent(seconds(60));

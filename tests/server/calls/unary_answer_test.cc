@@ -29,7 +29,7 @@ class FakeRpc : public SendingRpc {
   Break HoldToBreak() override {
     return [this](const std::string& why) {
       reasons.push_back(why);
-      answer_.Over();  // gRPC may come back at once
+      answer_.Over();  // as gRPC can do at once
     };
   }
 
@@ -76,7 +76,7 @@ TEST(UnaryAnswerTest, OneThatMovesGoesOn) {
     answer.EndIfSilent(seconds(10));
     ASSERT_THAT(rpc.reasons, IsEmpty()) << i;
   }
-  // And ends where that is too little.
+  // A client that reads too little is ended.
   Pass(seconds(9));
   rpc.sent += kLeastMoveBytes - 1;
   answer.EndIfSilent(seconds(10));

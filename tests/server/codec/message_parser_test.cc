@@ -30,7 +30,8 @@ using google::protobuf::util::MessageDifferencer;
 
 constexpr int64_t kMuch = 1LL << 40;
 
-// Fails unless both parsers say the same of `bytes`. Returns what they say.
+// Checks that both parsers agree about `bytes`. Returns whether they accept
+// them.
 template <typename Request>
 bool Compare(const std::string& bytes, uint64_t seed) {
   Request expected;
@@ -43,7 +44,7 @@ bool Compare(const std::string& bytes, uint64_t seed) {
   Request got;
   const absl::StatusOr<SplitMessage> split =
       ParseMessage(received, reservation, got);
-  // A field takes two bytes at least.
+  // A field takes at least two bytes.
   if (bytes.size() > 2 * kMaxFields &&
       ReasonOf(split.status()) == kTooManyFields) {
     return accepted;
@@ -91,7 +92,7 @@ TYPED_TEST(MessageParserTest, AgreesOnMutatedMessages) {
         Compare<TypeParam>(Mutate(message.SerializeAsString(), rng), seed);
     if (this->HasFailure()) return;
   }
-  // Both outcomes were seen, or nothing was tested.
+  // Both outcomes must occur often enough for the comparison to mean something.
   EXPECT_GT(accepted, kRounds / 50);
   EXPECT_LT(accepted, kRounds);
 }
@@ -129,17 +130,17 @@ TEST(MessageParserCases, AgreesOnTheCornersOfTheFormat) {
       {""s, true},
       {"\x00"s, false},                          // tag 0
       {"\x02\x00"s, false},                      // field number 0
-      {"\x0c"s, false},                          // a group that never began
+      {"\x0c"s, false},                          // a group that was not opened
       {"\x0e"s, false},                          // wire type 6
       {"\x0a\x00"s, true},                       // an empty query
       {"\x8a\x80\x80\x80\x00\x00"s, true},       // a padded tag
-      {"\x8a\x80\x80\x80\x80\x00\x00"s, false},  // padded too far
+      {"\x8a\x80\x80\x80\x80\x00\x00"s, false},  // too much padding
       {"\x0a\x80\x80\x80\x80\x00"s, true},       // a padded length
-      {"\x0a\x80\x80\x80\x80\x80\x00"s, false},  // padded too far
+      {"\x0a\x80\x80\x80\x80\x80\x00"s, false},  // too much padding
       {"\x0a\xff\xff\xff\xff\x0f"s, false},      // a length of -1
       {"\x08\x05"s, true},                       // query as a varint: unknown
       {"\x0b\x0c"s, true},                       // query as a group: unknown
-      {"\x0b\x14"s, false},                      // ended by another number
+      {"\x0b\x14"s, false},                      // ended with another number
       {"\x0a\x03\x1a\x02\x41"s, false},          // a child beyond its parent
       {"\x0a\x02\x1a\x00\x0a\x00"s, true},       // merged twice
       {"\x0a\x05\x1a\x01\x41\x22\x00"s, true},   // data, then values
@@ -235,7 +236,7 @@ std::string Varint(uint64_t value) {
   return bytes;
 }
 
-// A field of wire type 2.
+// Returns a field of wire type 2.
 std::string Field(uint32_t number, const std::string& content) {
   return Varint(number << 3 | 2) + Varint(content.size()) + content;
 }
@@ -247,7 +248,7 @@ struct LimitCase {
   std::string unit;
   int64_t per_unit;  // fields or numbers in one unit
   int64_t limit;
-  int64_t around_fields;  // what `around` adds to the fields
+  int64_t around_fields;  // the fields that `around` adds
   std::function<std::string(const std::string&)> around;
 };
 
@@ -341,7 +342,7 @@ TEST(MessageSplitterLimits, BoundPackedListsBeforeTheyAreCopied) {
       measure(Field(4, Field(15, fits + std::string(10, '\x01'))));
   EXPECT_EQ(ReasonOf(status), kTooManyFields);
   EXPECT_LE(read, 128);
-  // Four bytes are one float.
+  // A float always takes four bytes.
   const std::string floats(4 * kMaxListedNumbers, '\0');
   EXPECT_TRUE(measure(Field(4, Field(10, floats))).first.ok());
   EXPECT_FALSE(measure(Field(4, Field(10, floats + "1234"))).first.ok());
@@ -356,7 +357,7 @@ TEST(MessageSplitterLimits, AcceptWhateverAnEncoderMayWrite) {
   std::string options;
   for (int i = 0; i < 65'537; ++i) options += "\x70\x01\x78\x01";
   EXPECT_TRUE(Compare<v1::AttentionRequest>(Field(4, options), 17));
-  // A tensor in pieces, in another order, with some pieces twice.
+  // The pieces of a tensor come in another order, and some come twice.
   const std::string pieces = Field(1, "\x1a\x01\x41") + Field(1, "\x10\x02") +
                              Field(1, "\x08\x01") + Field(1, "\x10\x03") +
                              Field(1, "\x08\x02\x1a\x02\x41\x42");
@@ -389,7 +390,7 @@ TEST(MessageSplitterLight, IsDecidedByNumbersAndNotByPayloads) {
     ASSERT_TRUE(heavy.ok());
     EXPECT_FALSE(heavy->has_value());
   }
-  // Four bytes are one element.
+  // An element always takes four bytes.
   const std::string elements(4 * kMaxLightNumbers, '\0');
   EXPECT_TRUE(TryLight(Field(1, Field(4, Field(1, elements))))->has_value());
   EXPECT_FALSE(

@@ -28,7 +28,7 @@ std::byte* Bytes(std::string& text) {
   return reinterpret_cast<std::byte*>(text.data());
 }
 
-// A message that says when it is let go.
+// Returns a message that sets `gone` when it is released.
 ReceivedMessage Watched(const std::string& bytes,
                         const std::shared_ptr<std::atomic<bool>>& gone) {
   auto owner =

@@ -1,5 +1,5 @@
-// What the codec refuses, by code and field, and what it makes of good
-// requests.
+// Tests which requests the codec refuses, with which code and field, and how it
+// decodes valid requests.
 #include "server/codec/request_codec.h"
 
 #include <gtest/gtest.h>
@@ -44,7 +44,7 @@ struct RefusalCase {
 using R = v1::AttentionRequest;
 using B = v1::AttentionBackwardRequest;
 
-// Shorthands for the tables.
+// These functions shorten the tables.
 template <typename Request>
 v1::AttentionOptions& Opt(Request& r) {
   return *r.mutable_options();
@@ -65,7 +65,7 @@ const RefusalCase<R> kCases[] = {
     {"key.data", kInvalid,
      [](R& r) { r.mutable_key()->mutable_data()->push_back('x'); }},
     {"value.data", kInvalid, [](R& r) { r.mutable_value()->set_data(""); }},
-    // Half as many bytes would be right.
+    // Half as many bytes would be correct.
     {"value.data", kInvalid,
      [](R& r) { r.mutable_value()->set_dtype(v1::DATA_TYPE_F16); }},
     {"value.values", kInvalid,
@@ -93,7 +93,7 @@ const RefusalCase<R> kCases[] = {
      [](R& r) { Place(*r.mutable_key()->mutable_shared_memory(), -64); }},
     {"key.shared_memory.offset_bytes", kInvalid,
      [](R& r) { Place(*r.mutable_key()->mutable_shared_memory(), INT64_MAX); }},
-    // The query's rank is the one that counts.
+    // The rank of the query determines the rank that the others must have.
     {"key.shape", kInvalid,
      [](R& r) { r.mutable_query()->mutable_shape()->RemoveLast(); }},
     {"query.shape", kInvalid,
@@ -231,7 +231,7 @@ const RefusalCase<R> kCases[] = {
      }},
     {"options.precision", kInvalid,
      [](R& r) { Opt(r).set_precision(v1::Precision(9)); }},
-    // Regions for the answer, if and only if the query lies in one.
+    // The answer must go to shared memory if and only if the query is there.
     {"options.output_region", kInvalid,
      [](R& r) { Place(*Opt(r).mutable_output_region(), 0); }},
     {"options.output_region", kInvalid,
@@ -265,7 +265,7 @@ const RefusalCase<R> kCases[] = {
      }},
 };
 
-// What AttentionBackward refuses beyond it.
+// These cases are refused by AttentionBackward in addition to those above.
 // NOLINTNEXTLINE(bugprone-throwing-static-initialization): fails the test run
 const RefusalCase<B> kBackwardCases[] = {
     {"query", kInvalid, [](B& r) { r.clear_query(); }},
@@ -301,7 +301,7 @@ const RefusalCase<B> kBackwardCases[] = {
     {"options.precision", kInvalid,
      [](B& r) { Opt(r).set_precision(v1::PRECISION_BF16); }},
     {"options.window_left", kInvalid, [](B& r) { Opt(r).set_window_left(-1); }},
-    // Inline only, for good.
+    // AttentionBackward does not support shared memory.
     {"key.shared_memory", kInvalid,
      [](B& r) { r.mutable_key()->mutable_shared_memory(); }},
     {"grad_output.shared_memory", kInvalid,

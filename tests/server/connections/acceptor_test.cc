@@ -40,7 +40,7 @@ UniqueFd Connect(int port) {
   return fd;
 }
 
-// Keeps what is accepted.
+// Keeps the accepted connections.
 class Served {
  public:
   Acceptor::Callbacks Callbacks() {
@@ -133,8 +133,8 @@ TEST_F(AcceptorTest, ForgetsWhatIsClosed) {
   EXPECT_EQ(guard_->connections(), 0) << "close tells the guard";
 }
 
-// When no descriptor is left, accept fails and the connections wait. When there
-// are descriptors again, they are accepted without a restart.
+// When no descriptors are left, accept fails and connections wait. When there
+// are descriptors again, these connections must be accepted without a restart.
 TEST_F(AcceptorTest, GoesOnAfterDescriptorsHaveRunOut) {
   // Undefined-behaviour sanitizer needs a descriptor when it sees a type of the
   // log for the first time.

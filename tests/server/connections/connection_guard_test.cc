@@ -21,7 +21,7 @@ using std::chrono::seconds;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-// A client of the guard, and what the guard knows of it.
+// A client with the connection that the guard has for it.
 struct GuardedPeer {
   explicit GuardedPeer(ConnectionGuard& guard) {
     std::array<int, 2> ends{};
@@ -55,7 +55,8 @@ TEST(ConnectionGuardTest, RefusesWhatIsTooManyUnlessAnotherIsIdle) {
   const GuardedPeer idle(*guard);
   ASSERT_TRUE(idle.connection);
   EXPECT_EQ(GuardedPeer(*guard).connection, nullptr) << "too new to be idle";
-  // Once it has been idle for a second it makes room.
+  // When the other connection has been idle for a second, the guard ends it for
+  // the new one.
   std::shared_ptr<Connection> late;
   UniqueFd other(socket(AF_UNIX, SOCK_STREAM, 0));
   ASSERT_TRUE(Eventually(
@@ -83,7 +84,8 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenTooManyCallsAreOpen) {
   guard->Forget(small.connection);
 }
 
-// It does not end the connection that holds most, which may have reset nothing.
+// The guard must not end the connection that holds the most memory, because
+// that one may have reset nothing.
 TEST(ConnectionGuardTest, EndsWhoResetMostWhenAllResetTooMuch) {
   const auto guard =
       ConnectionGuard::Start({.all_resets = {.burst = 10, .per_second = 0}});
@@ -131,7 +133,8 @@ TEST(ConnectionGuardTest, HoldsOthersBackWhileEndedCallsAreThere) {
   EXPECT_EQ(guard->MayRead(busy.connection), 0U);
   EXPECT_GT(guard->MayRead(fresh.connection), 200U) << "a health check";
   EXPECT_LE(guard->MayRead(fresh.connection), 1024U);
-  // What waits in the socket is reported again once gRPC has caught up.
+  // When gRPC has dropped the ended calls, epoll must report again the bytes
+  // that wait in the socket.
   ASSERT_EQ(send(busy.theirs.get(), "x", 1, 0), 1);
   std::array<epoll_event, 8> events{};
   while (epoll_wait(epoll.get(), events.data(), events.size(), 0) > 0) {
@@ -200,7 +203,8 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenMemoryIsUsedUp) {
   guard->Forget(large.connection);
 }
 
-// What malloc gives back whenever it is asked to is nobody's fault.
+// The guard must not end a connection because of memory that malloc returns
+// when it is asked to.
 TEST(ConnectionGuardTest, EndsNobodyForWhatMallocKeeps) {
   std::atomic<int> looks = 0;
   const auto guard =

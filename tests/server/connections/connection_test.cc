@@ -73,15 +73,15 @@ TEST_F(ConnectionTest, CountsCallsUntilTheyAreAnswered) {
   EXPECT_NE(connection_->idle_since(), SteadyTime::max());
 }
 
-// Trailers of a client, and stream numbers that were used before, begin no
-// call.
+// Trailers from a client do not begin a call, and neither do stream numbers
+// that were used before.
 TEST_F(ConnectionTest, CountsACallOnce) {
   Make();
   Client(Headers(5) + Headers(5) + Headers(3));
   EXPECT_EQ(connection_->open_calls(), 1);
 }
 
-// gRPC ignores a call with an even number, and takes lower ones after it.
+// gRPC ignores a call with an even number, and accepts lower numbers after it.
 TEST_F(ConnectionTest, AnEvenNumberDoesNotHideLaterCalls) {
   Make({.resets = {.burst = 1, .per_second = 0}});
   Client(Headers(0x7ffffffe));
@@ -124,7 +124,7 @@ TEST_F(ConnectionTest, DoesNotCountResetsOfWhatWasAnswered) {
   }
 }
 
-// Who goes on at a time when nobody may makes others wait no longer.
+// Attempts that the limit refuses must not make it refuse for longer.
 TEST(RateLimitTest, ForgivesAFloodAsQuicklyAsABurst) {
   RateLimit limit({.burst = 10, .per_second = 5});
   SteadyTime now = SteadyTime{} + std::chrono::hours(1);
@@ -244,7 +244,7 @@ TEST_F(ConnectionTest, FindsALastFrameThatIsCut) {
   EXPECT_THAT(Overdue(), IsEmpty());
 }
 
-// A message that waits for the server is not the client's fault.
+// If a message waits for the server, this is not the fault of the client.
 TEST_F(ConnectionTest, LetsCompleteAndAnsweredCallsWait) {
   Make();
   Client(Headers(1, FrameHeader::kEndStream) + Headers(3));
@@ -292,7 +292,8 @@ TEST_F(ConnectionTest, EndShutsTheSocketDown) {
   EXPECT_EQ(totals_->ending_calls, 0);
 }
 
-// gRPC may read what the client has sent before, and the log counts ends.
+// gRPC can still read what the client sent before, and the log must count each
+// end only once.
 TEST_F(ConnectionTest, EndsOnce) {
   Make();
   Client(Headers(1));

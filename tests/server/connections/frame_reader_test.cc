@@ -11,8 +11,8 @@
 namespace attnd::server {
 namespace {
 
-// What a reader reports, as text: "b1" for the begin of a frame of type 1, "p3"
-// for three bytes of payload, "e" for its end.
+// Returns as text what a reader reports: "b1" for the begin of a frame of type
+// 1, "p3" for three bytes of payload, and "e" for the end of a frame.
 std::string Report(FrameReader& reader, const std::string& bytes) {
   std::string report;
   EXPECT_TRUE(reader.Read(
@@ -59,8 +59,8 @@ TEST(FrameReaderTest, DecodesTheHeader) {
   EXPECT_EQ(seen.stream, 7U) << "the reserved bit is no part of the number";
 }
 
-// The reader reports the same frames and the same payload sizes however the
-// bytes are cut into pieces.
+// The reader must report the same frames and the same payload sizes for any
+// division of the bytes into pieces.
 TEST(FrameReaderTest, SeesTheSameInAnyPieces) {
   constexpr unsigned kSeed = 17;
   std::mt19937 random(kSeed);

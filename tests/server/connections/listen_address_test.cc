@@ -25,7 +25,7 @@ std::string TestPath() {
 
 bool Exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
-// A socket bound to `path`, listening or not.
+// Returns a socket that is bound to `path`.
 int Bind(const std::string& path, bool listening) {
   const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
   sockaddr_un address{};
@@ -116,7 +116,7 @@ TEST(UnixSocketGuardTest, DoesNotWaitForABusyListener) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
-  std::vector<int> clients;  // until the listener's queue is full
+  std::vector<int> clients;  // as many as fill the listener's queue
   for (int i = 0; i < 100; ++i) {
     clients.push_back(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0));
     if (connect(clients.back(), reinterpret_cast<sockaddr*>(&address),
@@ -185,7 +185,7 @@ TEST(AddressFileTest, GoesWithItsServerUnlessAnotherTookItsPlace) {
   EXPECT_TRUE(Exists(path));
 }
 
-// Paths to things that are not files of a server, in a folder that the
+// Makes paths to things that do not belong to a server, in a folder that the
 // destructor removes.
 class OtherFiles {
  public:
@@ -206,7 +206,8 @@ class OtherFiles {
                              ".folder", ".dangling", ".link", ".socket"}) {
       paths_.push_back(path + kind);
     }
-    // As root only: a device of the test's own, never one of the machine's.
+    // Only root can make a device. It is a new one, never a device of the
+    // machine.
     const std::string device = path + ".device";
     if (mknod(device.c_str(), S_IFCHR | 0600, makedev(1, 3)) == 0) {
       paths_.push_back(device);
@@ -223,7 +224,7 @@ class OtherFiles {
   std::vector<std::string> paths_;
 };
 
-// The inode at `path` itself.
+// Returns the inode of `path`, without following links.
 ino_t InodeOf(const std::string& path) {
   struct stat info {};
   EXPECT_EQ(lstat(path.c_str(), &info), 0) << path;

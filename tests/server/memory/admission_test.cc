@@ -91,7 +91,7 @@ TEST(AdmissionTest, GrowsOrChangesNothing) {
   one.ShrinkTo(10);
   EXPECT_TRUE(two.GrowTo(90).ok());
   EXPECT_EQ(admission.usage().bytes, 100);
-  two.ShrinkTo(95);  // nothing to give back
+  two.ShrinkTo(95);  // it holds less than that
   EXPECT_EQ(two.bytes(), 90);
 }
 
@@ -101,7 +101,7 @@ TEST(AdmissionTest, MovesHoldOnce) {
   {
     Admission::Reservation source = *admission.Admit(30);
     Admission::Reservation middle = std::move(source);
-    // NOLINTNEXTLINE(bugprone-use-after-move): what is left is the question
+    // NOLINTNEXTLINE(bugprone-use-after-move): the test checks what is left
     EXPECT_EQ(source.bytes(), 0);
     target = std::move(middle);
   }

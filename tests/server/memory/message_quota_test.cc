@@ -45,7 +45,8 @@ TEST_F(MessageQuotaTest, SmallMessagesAreNotWorthTelling) {
   EXPECT_EQ(told_.size(), 1U);
 }
 
-// Ending a call gives back what it held, in the thread that made gRPC end it.
+// When gRPC ends a call because of a resize, the thread that resized also
+// returns what the call held.
 TEST(MessageQuotaCallbackTest, MayBeCalledFromItsOwnResizing) {
   std::shared_ptr<MessageQuota> quota;
   std::vector<int64_t> told;
@@ -60,7 +61,7 @@ TEST(MessageQuotaCallbackTest, MayBeCalledFromItsOwnResizing) {
   EXPECT_EQ(told, (std::vector<int64_t>{300, 800, 400, 300}));
 }
 
-// The undefined-behaviour sanitizer checks this.
+// The undefined-behaviour sanitizer reports an overflow in this test.
 TEST(MessageQuotaBudgetTest, MayBeAsLargeAsNumbersAre) {
   const auto quota = std::make_shared<MessageQuota>(
       MessageQuota::Limits{

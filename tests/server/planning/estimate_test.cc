@@ -23,7 +23,7 @@ class EstimateTest : public ::testing::Test {
     return response.ok() ? *response : v1::MemoryEstimateResponse();
   }
 
-  // Bytes differ with the instruction set.
+  // The instruction set is fixed, because the numbers of bytes depend on it.
   AttentionEngine engine_{{.threads = 2, .force_isa = Isa::kScalar}};
   const CostLimits limits_{.max_message_bytes = 16LL << 20,
                            .budget_bytes = 100LL << 20,
@@ -92,7 +92,7 @@ TEST_F(EstimateTest, AStreamNeedsNoLargeMessage) {
   EXPECT_EQ(got.peak_per_request_bytes(), got.flash_bytes() + got.wire_bytes());
   EXPECT_LT(got.wire_bytes(), 17 << 20);
   EXPECT_EQ(got.required_message_bytes(), (1 << 20) + 4096);
-  // Where messages must be smaller, so are chunks.
+  // If the limit for messages is smaller, chunks are smaller as well.
   CostLimits small = limits_;
   small.max_message_bytes = 64 << 10;
   EXPECT_EQ(EstimateMemory(request, engine_, small)->required_message_bytes(),
@@ -100,9 +100,10 @@ TEST_F(EstimateTest, AStreamNeedsNoLargeMessage) {
   EXPECT_TRUE(EstimateMemory(request, engine_, small)->fits());
 }
 
-// By the limits' shares of this problem it would be the other one.
+// The problem itself uses a larger share of the other limit.
 TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
-  // A little more than two requests hold that are as long as may be.
+  // The budget is a little larger than what two requests with the largest
+  // messages hold.
   constexpr int64_t kBudget = 99LL << 20;
   constexpr int64_t kMessage = 16LL << 20;
   const CostLimits limits{.max_message_bytes = kMessage,
@@ -118,8 +119,8 @@ TEST_F(EstimateTest, TheLimitIsTheOneThatALongerProblemMeets) {
   EXPECT_GT(static_cast<double>(small.peak_bytes()) / kBudget,
             static_cast<double>(small.required_message_bytes()) / kMessage);
   EXPECT_EQ(small.limiting_factor(), "message_size");
-  // The boundary itself: the last length that fits, and the first that does
-  // not.
+  // This finds the boundary: the longest length that fits, and the shortest
+  // that does not fit.
   int64_t fits = 8;
   int64_t too_long = 1 << 20;
   while (too_long - fits > 1) {
@@ -179,7 +180,8 @@ TEST_F(EstimateTest, TypesAndOptionsCount) {
   EXPECT_EQ(got.limiting_factor(), "message_size");
 }
 
-// What larger problems look like where options speak of the lengths.
+// The estimate must know what larger problems look like if the options contain
+// lengths.
 TEST_F(EstimateTest, ARaggedBatchHasALimitToo) {
   v1::MemoryEstimateRequest request;
   request.set_seq_len(1000);
@@ -201,8 +203,9 @@ TEST_F(EstimateTest, ARaggedBatchHasALimitToo) {
   EXPECT_EQ(padded.limiting_factor(), "message_size");
 }
 
-// As many entries as may be: a request of 130 KiB in a thread that others wait
-// for.
+// The request has the largest allowed number of entries and 130 KiB. It is
+// handled in a thread for which others wait, so it must not be costed too
+// often.
 TEST_F(EstimateTest, LongListsAreCostedAFewTimes) {
   constexpr int64_t kEntries = 65536;
   v1::MemoryEstimateRequest request;
@@ -243,7 +246,8 @@ TEST_F(EstimateTest, LongListsAreCostedAFewTimes) {
   EXPECT_EQ(got.limiting_factor(), "message_size");
 }
 
-// Workspace just below the largest number there is, and lists beside it.
+// The workspace has nearly the largest possible number of bytes. Adding the
+// bytes of the lists must not overflow.
 TEST_F(EstimateTest, ListsBesideAbsurdThreadsDoNotWrap) {
   v1::MemoryEstimateRequest request;
   request.set_num_q_heads(1 << 15);
@@ -284,7 +288,7 @@ TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
             plain.workspace_bytes() + 2 * kMessageEnvelopeBytes);
   EXPECT_EQ(plain.peak_bytes(), 3 * plain.peak_per_request_bytes());
   EXPECT_EQ(plain.limiting_factor(), "memory_budget");
-  // A mask is copied.
+  // The server copies a mask, even if it is in shared memory.
   v1::Tensor& mask = *request.mutable_options()->mutable_mask();
   mask.set_dtype(v1::DATA_TYPE_BOOL);
   mask.add_shape(1000);
@@ -326,7 +330,8 @@ TEST_F(EstimateTest, RefusesByName) {
       {"dtype", false, [](Request& r) { r.set_dtype(v1::DataType(9)); }},
       {"transport", false,
        [](Request& r) { r.set_transport(v1::Transport(9)); }},
-      // Axes have no names here, whatever their order.
+      // The axes have no names in this request, so the errors do not depend on
+      // the layout.
       {"num_q_heads", false,
        [](Request& r) {
          r.mutable_options()->set_layout(v1::LAYOUT_BSHD);

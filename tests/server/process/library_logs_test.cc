@@ -20,14 +20,14 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-// The default logger writes to a string.
+// Makes the default logger write to a string.
 class LibraryLogsTest : public ::testing::Test {
  protected:
   LibraryLogsTest() {
     spdlog::set_default_logger(std::make_shared<spdlog::logger>(
         "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text_)));
     TakeLibraryLogs();
-    // Which a server's start does.
+    // The server sets this verbosity when it starts.
     gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
   }
   ~LibraryLogsTest() override {

@@ -25,7 +25,7 @@ using ::testing::HasSubstr;
 using ::testing::MatchesRegex;
 using ::testing::Not;
 
-// A log into a pipe.
+// Writes the log into a pipe.
 class LogSinkTest : public ::testing::Test {
  protected:
   LogSinkTest() {
@@ -33,7 +33,8 @@ class LogSinkTest : public ::testing::Test {
     std::array<int, 2> ends{};
     EXPECT_EQ(pipe2(ends.data(), O_CLOEXEC), 0);
     reader_ = UniqueFd(ends[0]);
-    // Stays open: a thread that was left behind may still write to it.
+    // It stays open, because a thread that was left behind may still write to
+    // it.
     writer_ = ends[1];
     LogTo(writer_);
   }
@@ -43,8 +44,7 @@ class LogSinkTest : public ::testing::Test {
     log_ = std::make_unique<spdlog::logger>("test", sink_);
   }
 
-  // Reads everything up to `last`, or up to the end of the pipe, when all
-  // writers have closed it.
+  // Reads everything up to `last`, or until all writers have closed the pipe.
   std::string ReadUntil(const std::string& last) {
     std::string all;
     std::vector<char> some(1 << 16);
@@ -57,7 +57,7 @@ class LogSinkTest : public ::testing::Test {
   }
   std::string ReadAll() { return ReadUntil(""); }
 
-  // What the log contains if only `text` is logged.
+  // Returns what the log contains if only `text` is logged.
   std::string Written(const std::string& text) {
     log_->info("{}", text);
     sink_->Close();
@@ -110,12 +110,13 @@ int Sum(const std::pair<int, int>& counts) {
 TEST_F(LogSinkTest, NobodyWaitsForAReaderAndWhatIsMissingIsCounted) {
   constexpr int kLines = 100'000;
   for (int i = 0; i < kLines; ++i) log_->info("line {} of many lines", i);
-  // Every line is written or counted, in as many parts as the sink takes.
+  // Every line is either written or counted as missing. The sink can write them
+  // in several parts.
   std::string text;
   do {
     text += ReadUntil("\n");
   } while (Sum(CountLines(text)) < kLines);
-  // From now on, new lines come through again.
+  // Now the sink can write new lines again.
   log_->info("the last");
   sink_->Close();
   close(writer_);
@@ -130,7 +131,7 @@ TEST_F(LogSinkTest, ClosesThoughNobodyReads) {
   for (int i = 0; i < 10'000; ++i) log_->info("line {} of many lines", i);
   sink_->Close();
   log_->info("after the end");
-  // Lets the stuck thread go on.
+  // This lets the stuck thread continue.
   EXPECT_EQ(fcntl(writer_, F_SETFL, O_NONBLOCK), 0);
   std::vector<char> some(1 << 16);
   EXPECT_GT(read(reader_.get(), some.data(), some.size()), 0);

@@ -11,8 +11,8 @@
 namespace attnd::server {
 namespace {
 
-// Runs in a process of its own, because signals concern the whole process. Its
-// exit code says what went well.
+// Runs `test` in its own process, because signals affect the whole process. The
+// exit code says whether it succeeded.
 void InItsOwnProcess(const std::function<int()>& test, int exit_code = 0,
                      const char* said = "") {
   EXPECT_EXIT(

@@ -50,8 +50,7 @@ TEST(RpcAdapterTest, AMissingMessageIsTheClientsFault) {
             absl::StatusCode::kInvalidArgument);
 }
 
-// A message of a small piece and a large one, whose owner reports when it is
-// destroyed.
+// Has a small piece and a large one. `owner` shows when gRPC has released them.
 struct SentMessage {
   static OutgoingMessage Make(const std::string& data,
                               std::shared_ptr<const void> owner) {
@@ -83,14 +82,14 @@ TEST(RpcAdapterTest, PiecesAreSentAsTheyAre) {
   EXPECT_EQ(message.owner.use_count(), 1);
 }
 
-// Takes by hand the references that gRPC takes while it sends.
+// This test takes and releases the references that gRPC has while it sends.
 TEST(RpcAdapterTest, SlicesAreSeenToGo) {
   SentMessage message;
   grpc::ByteBuffer of_the_call = message.bytes;
   std::vector<grpc::Slice> to_be_sent;
   ASSERT_TRUE(message.bytes.Dump(&to_be_sent).ok());
   EXPECT_EQ(message.sent.bytes(), 0);
-  // The text, whole slices, the rest.
+  // There are the text, three whole slices, and the rest of the data.
   ASSERT_EQ(to_be_sent.size(), 5U);
   to_be_sent.erase(to_be_sent.begin());
   EXPECT_EQ(message.sent.bytes(), 0);

@@ -1,4 +1,4 @@
-// The C++ client's shared regions against a real server.
+// Tests shared regions of the C++ client with a real server.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -42,7 +42,8 @@ class SharedMemoryTest : public ::testing::Test {
     return RegisterRegion(shm_socket_, kRegionBytes).value();
   }
 
-  // Any bits are a number of 16 bits, but NaN compares with nothing.
+  // Any 16 bits are a number or NaN. NaN must not occur, because it equals
+  // nothing.
   static void Fill(const Elements& elements, uint64_t seed) {
     std::mt19937_64 rng(seed);
     for (std::byte& byte : elements.bytes()) {
@@ -83,7 +84,7 @@ TEST_F(SharedMemoryTest, AnswersTheBitsOfAMessage) {
     ASSERT_TRUE(shared.ok()) << shared.status();
     EXPECT_EQ(shared->output_shape, q_shape);
 
-    // The same without places.
+    // This makes the same call without shared memory.
     std::vector<std::byte> inline_output(output.bytes().size());
     std::vector<float> inline_lse(lse.floats().size());
     const auto sent = client_->Attention(
@@ -134,7 +135,7 @@ TEST_F(SharedMemoryTest, RefusesAnswersWithoutRoomBeforeTheyAreWritten) {
       {sequence, {4, 4}}, {.output = sequence, .lse = lse});
   ASSERT_FALSE(narrow_lse.ok());
   EXPECT_EQ(DetailsOf(narrow_lse.status()).field_violations.at(0).field, "lse");
-  // What the server says has its own names.
+  // Errors of the server use the names of its own fields.
   std::vector<float> own(16);
   const auto mixed =
       client_->SelfAttention({sequence, {4, 4}}, {.output = own});

@@ -1,4 +1,5 @@
-// Which memory is taken from a client, and for how long.
+// Tests which memory the server accepts from a client, and how long it stays
+// mapped.
 #include "server/shared_memory/shared_region.h"
 
 #include <gtest/gtest.h>
@@ -13,7 +14,7 @@
 namespace attnd::server {
 namespace {
 
-constexpr int64_t kUnevenBytes = 10'000;  // no whole number of pages
+constexpr int64_t kUnevenBytes = 10'000;  // not a multiple of the page size
 constexpr uid_t kUid = 1;
 constexpr uid_t kOtherUid = 2;
 
@@ -55,7 +56,7 @@ TEST_F(SharedRegionTest, HandlesAreKnownUntilUnregistered) {
   EXPECT_EQ(registry_.Find(first->handle()), nullptr);
   EXPECT_EQ(registry_.Find(second->handle()), second);
   EXPECT_EQ(registry_.Find(""), nullptr);
-  // Who has it keeps it.
+  // A caller that already has the region keeps it.
   EXPECT_EQ(first->data()[0], std::byte{0});
 }
 
@@ -89,7 +90,7 @@ TEST_F(SharedRegionTest, RefusesWhatIsNoMemfd) {
     const std::string refusal = Refusal(std::move(fd));
     EXPECT_EQ(refusal.find("descriptor: expected a memfd"), 0U) << refusal;
   }
-  // On tmpfs, but nobody can seal it.
+  // This file is on tmpfs, but nobody can seal it.
   const UniqueFd folder = opened("/dev/shm", O_RDONLY | O_DIRECTORY);
   UniqueFd file(
       openat(folder.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
@@ -140,7 +141,8 @@ TEST_F(SharedRegionTest, AUidHasAQuota) {
   EXPECT_TRUE(registry_.Register(MakeMemfd(9 * kUnevenBytes), kOtherUid).ok());
   regions.push_back(Register(MakeMemfd(kUnevenBytes)));
   EXPECT_NE(Refusal(MakeMemfd(1)), "");
-  // What a job still uses counts, registered or not.
+  // A region that a job still uses counts, even if it is not registered any
+  // more.
   registry_.Unregister(regions[0]->handle());
   EXPECT_NE(Refusal(MakeMemfd(1)), "");
   regions.erase(regions.begin());

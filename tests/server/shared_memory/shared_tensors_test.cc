@@ -1,4 +1,4 @@
-// Which places in regions a request may name.
+// Tests which parts of regions a request can name.
 #include "server/shared_memory/shared_tensors.h"
 
 #include <gtest/gtest.h>
@@ -33,8 +33,8 @@ class SharedTensorsTest : public ::testing::Test {
     place->set_offset_bytes(offset_bytes);
   }
 
-  // Of GoodAttention: query of 1280 bytes, key of 896, value of 336; output of
-  // 480, lse of 160.
+  // Places the tensors of GoodAttention: query (1280 bytes), key (896 bytes),
+  // value (336 bytes), output (480 bytes) and lse (160 bytes).
   R Good() const {
     R request = GoodAttention();
     Place(request.mutable_query()->mutable_shared_memory(), *region_, 0);
@@ -128,7 +128,7 @@ TEST_F(SharedTensorsTest, RefusesByName) {
          r.mutable_options()->mutable_output_region()->set_offset_bytes(
              kFarthest);
        }},
-      // More than a region has, wherever it starts.
+      // These tensors are larger than the region, wherever they start.
       {"value.shared_memory.offset_bytes", invalid,
        [](R& r) {
          r.mutable_key()->set_shape(2, 4000);
@@ -140,8 +140,8 @@ TEST_F(SharedTensorsTest, RefusesByName) {
          r.mutable_options()->mutable_output_region()->set_handle(
              read_only_->handle());
        }},
-      // What is written lies apart from what is read, and from what else is
-      // written.
+      // A tensor that is written must not overlap a tensor that is read, or
+      // another one that is written.
       {"options.output_region.offset_bytes", invalid,
        [](R& r) {
          r.mutable_options()->mutable_output_region()->set_offset_bytes(

@@ -1,4 +1,4 @@
-// The shared-memory socket as any program may use or abuse it.
+// Tests the shared-memory socket with correct and with hostile programs.
 #include "server/shared_memory/shm_socket.h"
 
 #include <dirent.h>
@@ -32,7 +32,7 @@ const std::string& RegisterMessage() {
   return message;
 }
 
-// One connection of a client's.
+// A connection of one client.
 class Peer {
  public:
   explicit Peer(const std::string& path)
@@ -65,7 +65,8 @@ class Peer {
     return sendmsg(fd_.get(), &header, MSG_NOSIGNAL) >= 0;
   }
 
-  // Empty where the server has closed the connection.
+  // Returns the next reply, or an empty text if the server has closed the
+  // connection.
   std::string Receive() {
     pollfd polled{.fd = fd_.get(), .events = POLLIN, .revents = 0};
     EXPECT_EQ(poll(&polled, 1, 20'000), 1) << "no reply";
@@ -74,7 +75,7 @@ class Peer {
     return size > 0 ? std::string(buffer, static_cast<size_t>(size)) : "";
   }
 
-  // The text of the error that answers it.
+  // Returns the error text with which the server answers `message`.
   std::string Refusal(const std::string& message,
                       const std::vector<int>& descriptors = {}) {
     EXPECT_TRUE(Send(message, descriptors));
@@ -86,7 +87,7 @@ class Peer {
     return reply.size() > 12 ? reply.substr(12) : "";
   }
 
-  // The new region's handle.
+  // Returns the handle of the new region.
   std::string Register(const UniqueFd& fd) {
     EXPECT_TRUE(Send(RegisterMessage(), {fd.get()}));
     const std::string reply = Receive();
@@ -153,7 +154,7 @@ TEST_F(ShmSocketTest, RegionsGoWithTheirConnection) {
   const std::string handle = peer->Register(memory);
   const std::string kept = other.Register(memory);
   const auto in_use = registry_.Find(handle);
-  // Nobody unregisters what is another's.
+  // A client cannot unregister a region of another client.
   other.Refusal("ASHM\1\0\2\0"s + handle);
   EXPECT_NE(registry_.Find(handle), nullptr);
   peer.reset();
@@ -200,14 +201,15 @@ TEST_F(ShmSocketTest, ClosesOnWhatIsNoRequest) {
     EXPECT_TRUE(peer.Send("", {fd}));
     EXPECT_EQ(peer.Receive(), "") << "still open";
   }
-  // Of all those descriptors the server kept none: `memory` is one more.
+  // The server must have kept none of these descriptors. `memory` is one more.
   EXPECT_TRUE(Eventually([&] { return OpenDescriptors() <= before + 1; }));
 }
 
 TEST_F(ShmSocketTest, WhoDoesNotReadIsNotWaitedFor) {
   Listen();
   Peer silent(path_);
-  // Until the server has closed it, since its replies found no room.
+  // The client sends until the server closes the connection, because its
+  // replies did not fit into the socket.
   int sent = 0;
   while (sent < 1'000'000 &&
          silent.Send("ASHM\1\0\2\0"s + std::string(16, 0))) {
@@ -231,7 +233,8 @@ TEST_F(ShmSocketTest, ServesAllowedUidsOnly) {
   EXPECT_EQ(info.st_mode & 0777U, 0666U);
 }
 
-// The mode alone decides then who may connect. tests/e2e tries other users.
+// Without --shm-allow-uids, only the mode decides who can connect. tests/e2e
+// tests this with other users.
 TEST_F(ShmSocketTest, TheModeOfTheSocketIsTheCallers) {
   for (const mode_t mode : {0600U, 0660U, 0666U}) {
     socket_.reset();

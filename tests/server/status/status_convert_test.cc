@@ -73,7 +73,8 @@ TEST(StatusConvertTest, WhatIsNotBuiltNamesItsField) {
 }
 
 TEST(StatusConvertTest, FitsInTrailersWhateverWasEchoed) {
-  // Base64 adds a third; gRPC allows 8 KiB for all metadata of a call.
+  // Base64 adds a third to the size, and gRPC allows 8 KiB for all metadata of
+  // a call.
   constexpr size_t kTrailerBytes = 8192;
   const WireStatus wire = ToWireStatus(
       FieldError(std::string(100'000, 'f'), "x", std::string(100'000, '\xff')));
