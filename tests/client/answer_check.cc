@@ -19,7 +19,7 @@ constexpr size_t kOutputs = kRows * kColumns;
 std::vector<int64_t> ShapeOfOutput() { return {kRows, kColumns}; }
 std::vector<int64_t> ShapeOfLse() { return {kRows}; }
 
-// The two tensors of an answer, where the client puts them.
+// The memory to which the client writes the two tensors of an answer.
 struct Room {
   std::vector<float> output = std::vector<float>(kOutputs, -1);
   std::vector<float> lse = std::vector<float>(kRows, -1);
@@ -55,7 +55,7 @@ bool Holds(const v1::Tensor& tensor, const std::vector<int64_t>& shape) {
              static_cast<size_t>(*ElementCount(shape)) * sizeof(float);
 }
 
-// What the messages of a stream come to, told from what protobuf parsed.
+// Joins the messages of a stream, as protobuf parses them.
 class Gathered {
  public:
   bool Take(const std::string& text) {

@@ -9,11 +9,11 @@
 
 namespace attnd::client {
 
-// What became of an answer to a call for five outputs and two lse.
+// The result of an answer to a call for 2 x 3 outputs and two lse.
 struct AnswerCheck {
-  bool accepted = false;  // by the client
-  bool good = false;      // by what protobuf makes of it
-  bool equal = false;     // where both: the elements
+  bool accepted = false;  // the client accepts the answer
+  bool good = false;      // protobuf parses it to a valid answer
+  bool equal = false;     // both read the same elements
 };
 
 // The client reads in blocks of `block_bytes`.
@@ -22,10 +22,10 @@ AnswerCheck CheckReply(const std::string& text, size_t block_bytes);
 AnswerCheck CheckStream(const std::vector<std::string>& messages,
                         size_t block_bytes);
 
-// Elements as they travel.
+// Returns the bytes of elements as they are sent.
 std::string Bytes(const std::vector<float>& floats);
 
-// Answers that are good.
+// Return valid answers.
 std::string GoodReply();
 std::vector<std::string> GoodStream();
 

@@ -1,4 +1,5 @@
-// Answers with some bytes changed, which protobuf's own parser judges as well.
+// Changes some bytes of answers, and compares how the client and protobuf read
+// them.
 #include <gtest/gtest.h>
 
 #include <cstdint>

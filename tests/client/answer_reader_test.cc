@@ -22,7 +22,7 @@ std::vector<float> Count(size_t size) {
   return floats;
 }
 
-// An answer of these tensors, in blocks that end anywhere.
+// What the client read from an answer.
 struct Read {
   std::vector<float> output;
   std::vector<float> lse;

@@ -1,4 +1,4 @@
-// Calls that nobody waits for, what they keep alive, and how calls are stopped.
+// Tests asynchronous calls: what they keep alive, and how they are stopped.
 #include <gtest/gtest.h>
 
 #include <condition_variable>
@@ -30,7 +30,7 @@ TEST_F(AsyncCallTest, AsyncCallsRunAtOnce) {
   std::vector<SmallProblem> problems(kCalls);
   std::vector<std::promise<Reply>> done(kCalls);
   for (size_t i = 0; i < kCalls; ++i) {
-    // The inputs go away before the call is over.
+    // The inputs are destroyed before the call is over.
     const SmallProblem inputs;
     const auto finish = [&done, i](Reply reply) {
       done[i].set_value(std::move(reply));
@@ -63,7 +63,8 @@ TEST_F(AsyncCallTest, AsyncCallOutlivesItsClient) {
   EXPECT_TRUE(reply.ok()) << reply.status();
 }
 
-// Floats that are sent from where they lie, and whose end can be waited for.
+// Floats that are sent without a copy. A test can wait until they are
+// destroyed.
 struct OwnedFloats {
   explicit OwnedFloats(size_t size)
       : floats(new std::vector<float>(size, 2),
@@ -76,7 +77,7 @@ struct OwnedFloats {
     return {ConstElements(*floats).OwnedBy(floats),
             {static_cast<int64_t>(floats->size() / 64), 64}};
   }
-  // Returns when gRPC has let go of it too.
+  // Returns when gRPC has released them as well.
   void WaitUntilGone() {
     floats.reset();
     gone.get_future().get();
@@ -111,8 +112,8 @@ TEST_F(AsyncCallTest, AnOwnerOutlivesACallThatIsCancelled) {
   owned.WaitUntilGone();
 }
 
-// Without a server in this process nothing but the call keeps gRPC's callback
-// threads, and the call ends in one of them.
+// There is no server in this process, so only the call keeps gRPC's callback
+// threads alive. The call ends in one of these threads.
 TEST(AsyncCallLifeTest, ACallMayBeTheLastToHoldTheConnection) {
   for (int i = 0; i < 50; ++i) {
     SmallProblem problem;
@@ -126,7 +127,7 @@ TEST(AsyncCallLifeTest, ACallMayBeTheLastToHoldTheConnection) {
   }
 }
 
-// Holds calls until the test lets go of them.
+// Blocks calls until the test releases them.
 class BlockingHandler final : public FakeHandler {
  public:
   WireReply OnAttention(const FakeCall&, v1::AttentionResponse*) override {

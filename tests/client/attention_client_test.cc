@@ -194,7 +194,7 @@ TEST_F(AttentionClientTest, SendsAndReceivesEmptyTensors) {
       {.output = {}});
   ASSERT_TRUE(reply.ok()) << reply.status();
   EXPECT_THAT(reply->output_shape, ElementsAre(0, 2));
-  // A payload of no bytes is still a payload.
+  // A tensor without bytes must still be sent with a payload.
   EXPECT_TRUE(handler_.calls().at(0).tensors.at(0).has_data());
 }
 
@@ -226,7 +226,7 @@ TEST_F(AttentionClientTest, RefusesMessagesAboveTheLimitBeforeSending) {
   EXPECT_TRUE(handler_.calls().empty());
 }
 
-// A server that cannot be sent them in chunks.
+// A server that does not support streams.
 class NoStreamsHandler : public FakeHandler {
  public:
   WireReply OnServerInfo(v1::GetServerInfoResponse*) override { return {}; }
@@ -235,8 +235,8 @@ class NoStreamsHandler : public FakeHandler {
 TEST(AttentionClientLimitTest, NeverReadsSpansBeyondTheLargestMessage) {
   NoStreamsHandler handler;
   const FakeServer server(&handler);
-  // 4 GiB that do not exist: reading one page of them would crash.
-  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of nothing
+  // This address is not mapped, so reading any of the 4 GiB would crash.
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): nothing is mapped there
   const auto* nothing = reinterpret_cast<const float*>(uintptr_t{4096});
   const std::span<const float> huge(nothing, size_t{1} << 30);
   const AttentionClient client(
@@ -248,7 +248,7 @@ TEST(AttentionClientLimitTest, NeverReadsSpansBeyondTheLargestMessage) {
             absl::StatusCode::kResourceExhausted);
 }
 
-// Refuses as the server does.
+// Returns an error like the server does.
 class RefusingHandler final : public FakeHandler {
  public:
   WireReply OnAttention(const FakeCall&, v1::AttentionResponse*) override {
@@ -284,7 +284,7 @@ TEST(AttentionClientErrorTest, SaysUnavailableWhereNobodyListens) {
   EXPECT_EQ(DetailsOf(info.status()).reason, "");
 }
 
-// Answers what no honest server would.
+// Returns answers that a correct server would not send.
 class LyingHandler final : public FakeHandler {
  public:
   explicit LyingHandler(v1::Tensor output) : output_(std::move(output)) {}
@@ -326,7 +326,7 @@ TEST(AttentionClientErrorTest, RefusesAnswersThatContradictThemselves) {
   }
 }
 
-// Answers each tensor as its transpose, which has the same number of elements.
+// Returns the transpose of each tensor, which has the same number of elements.
 class TransposingHandler : public FakeHandler {
  public:
   WireReply OnAttention(const FakeCall& call,

@@ -1,4 +1,4 @@
-// AttentionStream's answer as the client reads it, message by message.
+// Tests how the client reads the messages of AttentionStream's answer.
 #include "client/attention_exchange.h"
 
 #include <gmock/gmock.h>
@@ -49,7 +49,7 @@ Response Stats() {
   return message;
 }
 
-// What the calls below are answered.
+// Returns the answer to the calls below.
 std::vector<Response> Good() {
   return {Header(), Chunk(v1::TENSOR_ROLE_OUTPUT, 0, Bytes({1, 2})),
           Chunk(v1::TENSOR_ROLE_LSE, 0, Bytes({7})),
@@ -65,7 +65,7 @@ std::vector<std::string> Texts(const std::vector<Response>& messages) {
   return texts;
 }
 
-// A call for three outputs and one lse.
+// Makes a call for three outputs and one lse.
 class AttentionExchangeTest : public testing::Test {
  protected:
   // In blocks that end anywhere.
@@ -125,8 +125,9 @@ TEST_F(AttentionExchangeTest, RefusesAnEmptyAnswerWithoutItsHeader) {
             "BAD_RESPONSE");
 }
 
-// Whether a call that has got the first `received` messages of an answer to
-// `output` may be made again, where `x` is its query.
+// Returns whether a call may be made again after it has received the first
+// `received` messages of its answer. `x` is its query, and `output` receives
+// the answer.
 bool MayRestart(const std::vector<float>& x, std::span<float> output,
                 size_t received) {
   const AttentionInputs inputs{
@@ -145,7 +146,7 @@ TEST_F(AttentionExchangeTest, IsNotMadeAgainOnceItHasOverwrittenAnInput) {
   std::vector<float> x(6);
   std::vector<float> apart(3);
   EXPECT_TRUE(MayRestart(x, apart, 4));
-  // The header has written nothing yet, but the first chunk has.
+  // The header does not write to the output, but the first chunk does.
   EXPECT_TRUE(MayRestart(x, std::span(x).first(3), 1));
   EXPECT_FALSE(MayRestart(x, std::span(x).first(3), 2));
   EXPECT_FALSE(MayRestart(x, std::span(x).last(3), 2));
@@ -157,7 +158,7 @@ TEST_F(AttentionExchangeTest, RefusesHeadersThatDoNotFit) {
   output.set_dtype(v1::DATA_TYPE_F16);
   ExpectBad(messages, "output");
   output.set_dtype(v1::DATA_TYPE_F32);
-  // Four bytes an element are more than an int64 counts.
+  // With four bytes per element, the largest count does not fit into an int64.
   for (const int64_t count :
        {int64_t{-3}, int64_t{2}, int64_t{4}, int64_t{1} << 62}) {
     output.set_shape(1, count);
@@ -204,7 +205,7 @@ TEST_F(AttentionExchangeTest, RefusesEveryTruncation) {
           << i << " of " << size << " bytes";
     }
   }
-  // An empty chunk, said to be longer than its message.
+  // This chunk is empty, but says that it is longer than its message.
   std::vector<std::string> messages = good;
   messages.insert(messages.begin() + 1, std::string("\x12\x09\x08\x06", 4));
   EXPECT_FALSE(Read(messages).ok());

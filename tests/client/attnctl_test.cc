@@ -97,7 +97,8 @@ TEST(AttnctlUsageTest, WrongArgumentsExitWithUsage) {
 TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
   const std::string server =
       "--server=unix:" + testing::TempDir() + "nobody-listens-here";
-  // info and health ask whether a server is there, so they do not wait for one.
+  // info and health ask whether a server is there, so they do not wait for a
+  // server.
   for (const char* command : {"info", "health"}) {
     const Outcome outcome = RunTool({server, "--deadline=0", command});
     EXPECT_EQ(outcome.exit_code, kUnavailable) << command;
@@ -111,7 +112,8 @@ TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
     arguments.insert(arguments.end(), {server, "--deadline=0.5"});
     const Outcome outcome = RunTool(arguments);
     EXPECT_EQ(outcome.exit_code, kUnavailable) << arguments[0];
-    // One line says so, and the error follows at the deadline.
+    // One line says that attnctl tries again. The error follows at the
+    // deadline.
     const std::string said =
         "; trying again until the deadline of 0.5 s has passed (Ctrl-C stops)\n"
         "attnctl: UNAVAILABLE: ";
@@ -123,7 +125,7 @@ TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
   }
 }
 
-// A benchmark has no deadline by itself, but a script must not wait for ever.
+// A benchmark has no deadline of its own, but a script must not wait forever.
 TEST(AttnctlUsageTest, BenchWaitsForAWhileWithoutADeadline) {
   class StartingHandler final : public client::FakeHandler {
    public:
@@ -170,7 +172,7 @@ TEST(AttnctlEstimateTest, WorksOffline) {
   EXPECT_FALSE(json.json().contains("fits"));
 }
 
-// Each number is refused by its flag's name: none is clamped, cut or guessed.
+// attnctl must not clamp, cut or guess a number. The error must name its flag.
 TEST(AttnctlUsageTest, NumbersThatAreNotHeldAsWrittenAreErrors) {
   struct Kind {
     std::vector<std::string> command;
@@ -204,7 +206,7 @@ TEST(AttnctlUsageTest, NumbersThatAreNotHeldAsWrittenAreErrors) {
           EXPECT_EQ(outcome.exit_code, kUsage) << arguments.back();
           EXPECT_THAT(outcome.err, HasSubstr(flag + ": expected "))
               << arguments.back();
-          // Of a list, the number that is at fault.
+          // If the flag takes a list, the error names the wrong number.
           EXPECT_THAT(outcome.err, HasSubstr(text.substr(text.rfind(',') + 1)))
               << arguments.back();
         }
@@ -238,7 +240,7 @@ TEST(AttnctlUsageTest, NumbersThatAreNotHeldAsWrittenAreErrors) {
             3 * 10 * 128 * 4);
 }
 
-// A server that sends terminal escapes and line feeds in its texts.
+// This server sends terminal escapes and line feeds in its texts.
 class HostileHandler : public client::FakeHandler {
  public:
   client::WireReply OnAttention(const client::FakeCall&,
@@ -288,7 +290,7 @@ TEST(AttnctlScreenTest, EscapesWhatServersSay) {
       EXPECT_THAT(all, Not(HasSubstr(raw))) << arguments[0];
     }
   }
-  // A terminal gets no escapes but those of the progress itself.
+  // The terminal must get no escapes except those of the progress itself.
   const std::string drawn =
       RunTool({"bench", "--server=" + server.target()}, true).err;
   EXPECT_THAT(drawn, HasSubstr("\r\x1b[Kno\\x1b[2J"));
@@ -306,7 +308,7 @@ TEST(AttnctlScreenTest, EscapesWhatFilesSay) {
 class AttnctlTest : public testing::Test {
  public:
   AttnctlTest() {
-    std::filesystem::remove_all(folder_);  // of an earlier run
+    std::filesystem::remove_all(folder_);  // from an earlier run
     std::filesystem::create_directories(folder_);
     Write("q.npy", {2, 3, 2}, 12);
     Write("k.npy", {2, 4, 2}, 16);
@@ -315,7 +317,7 @@ class AttnctlTest : public testing::Test {
 
   std::string Path(const std::string& name) { return folder_ + "/" + name; }
 
-  // Elements 0, 1, 2 ..., each `step` times its index.
+  // Writes a file with `count` elements. Element i is `step` times i.
   void Write(const std::string& name, const std::vector<int64_t>& shape,
              size_t count, float step = 1) {
     std::vector<float> values(count);
@@ -414,7 +416,7 @@ TEST_F(AttnctlTest, RoundsBeforeItSends) {
 
 TEST_F(AttnctlTest, TakesFloat64WhereDtypeSaysWhatItBecomes) {
   const double double_value =
-      1 + 0x1p-8 + 0x1p-40;  // to bfloat16 once: upwards
+      1 + 0x1p-8 + 0x1p-40;  // rounds up if rounded to bfloat16 only once
   const std::string header =
       "{'descr': '<f8', 'fortran_order': False, 'shape': (1, 1, 1L), }";
   std::ofstream(Path("d.npy"), std::ios::binary)
@@ -441,7 +443,7 @@ TEST_F(AttnctlTest, TakesFloat64WhereDtypeSaysWhatItBecomes) {
   }
   EXPECT_EQ(call.options.bias().dtype(), v1::DATA_TYPE_BF16);
 
-  // A bias that the server takes stays as it is.
+  // The server accepts the type of this bias, so attnctl does not convert it.
   Write("one.npy", {1, 1, 1}, 1);
   rounding.back() = "--bias=" + Path("one.npy");
   EXPECT_EQ(RunHere(rounding).exit_code, kOk);
@@ -557,7 +559,7 @@ TEST_F(AttnctlTest, ComparesWithWhatWasExpected) {
   EXPECT_EQ(comparison.at("agrees"), true);
 }
 
-// The call succeeded: what it answered is written and reported all the same.
+// The call itself succeeded, so attnctl still writes and reports its answer.
 TEST_F(AttnctlTest, AnotherShapeThanExpectedDisagrees) {
   Write("flat.npy", {6}, 6);
   Outcome outcome = RunAttention({"--expected=" + Path("flat.npy")});
@@ -650,7 +652,7 @@ TEST_F(AttnctlTest, RefusesGradientsThatCouldNotArrive) {
   EXPECT_THAT(outcome.err, HasSubstr("an answer of shape [2, 3, 2]"));
 }
 
-// Refuses a field, as the server does.
+// Refuses a field in the same way as the server.
 class RefusingHandler final : public client::FakeHandler {
  public:
   client::WireReply OnServerInfo(v1::GetServerInfoResponse*) override {

@@ -1,5 +1,5 @@
-// Calls that go on while somebody sets the system's clock, as time
-// synchronisation does on a machine that has just started.
+// Tests calls that continue while the clock of the system is set. Time
+// synchronisation does this on a machine that has just started.
 #include <gtest/gtest.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,13 +14,14 @@
 
 namespace {
 
-// How far the system's clock is behind, until somebody sets it right. It is
-// never ahead: what waits in the kernel for a time of day would wait too long.
+// How far the clock of the system is behind, until the test corrects it. The
+// clock is never ahead, because a thread that waits in the kernel for a time of
+// day would then wait too long.
 std::atomic<time_t> clock_lag_seconds = 0;
 
 }  // namespace
 
-// Stands in for the C library's, in this whole program.
+// Replaces the function of the C library in this whole program.
 extern "C" int clock_gettime(clockid_t clock, timespec* time) noexcept {
   const auto result = static_cast<int>(syscall(SYS_clock_gettime, clock, time));
   if (result == 0 && clock == CLOCK_REALTIME) {
@@ -32,7 +33,7 @@ extern "C" int clock_gettime(clockid_t clock, timespec* time) noexcept {
 namespace attnd::client {
 namespace {
 
-// Fails the first calls.
+// Lets the first calls fail.
 class FlakyHandler final : public FakeHandler {
  public:
   WireReply OnAttention(const FakeCall& call,
@@ -47,8 +48,8 @@ class FlakyHandler final : public FakeHandler {
   std::atomic<int> failures_left_ = 3;
 };
 
-// The status of a call that is made again after the clock was set forward by an
-// hour. `waits`: whether a thread waits for it.
+// Returns the status of a call that is retried after the clock was set forward
+// by an hour. `waits` says whether a thread waits for the call.
 absl::Status CallAcrossStep(bool waits) {
   FlakyHandler handler;
   const FakeServer server(&handler);

@@ -33,8 +33,9 @@ float Widened(DataType type, uint16_t bits) {
 
 class RoundingHalvesTest : public testing::TestWithParam<DataType> {};
 
-// Every half there is, and every double in the middle of two of them. The next
-// double is so near to the middle that a float in between would hide its side.
+// Tests every 16-bit number, and every double in the middle of two of them. It
+// also tests the next doubles on both sides. They are so close to the middle
+// that rounding to a float first would give another result.
 TEST_P(RoundingHalvesTest, RoundsToTheNearestAndTiesToEven) {
   const DataType type = GetParam();
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -49,7 +50,7 @@ TEST_P(RoundingHalvesTest, RoundsToTheNearestAndTiesToEven) {
     const float neighbour = Widened(type, next);
     if (!std::isfinite(value) || !std::isfinite(neighbour)) continue;
     const double middle = (double{value} + double{neighbour}) / 2;
-    if (middle == 0) continue;  // between the two zeros
+    if (middle == 0) continue;  // the numbers are the two zeros
     const uint16_t even = half % 2 == 0 ? half : next;
     ASSERT_EQ(Rounded(type, {middle})[0], even) << bits;
     ASSERT_EQ(Rounded(type, {std::nextafter(middle, double{value})})[0], half)
@@ -60,8 +61,8 @@ TEST_P(RoundingHalvesTest, RoundsToTheNearestAndTiesToEven) {
   }
 }
 
-// What rounding means, by exact arithmetic of doubles: to a multiple of the
-// weight of the last bit.
+// Computes the expected number exactly in double precision, as a multiple of
+// the weight of the last bit.
 TEST_P(RoundingHalvesTest, RoundsEveryDoubleOnce) {
   const DataType type = GetParam();
   const bool f16 = type == DataType::kF16;

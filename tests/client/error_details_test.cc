@@ -25,7 +25,7 @@ std::string PayloadOf(const absl::Status& status) {
   return std::string(*status.GetPayload(kStatusPayloadUrl));
 }
 
-// All of the details in one text, to be compared.
+// Joins all details in one text that can be compared.
 std::string Text(const ErrorDetails& details) {
   std::string text = details.reason + "|" + details.domain;
   for (const FieldViolation& violation : details.field_violations) {

@@ -1,5 +1,5 @@
-// What a fake server answers, in plain messages: no gRPC, so that tests and
-// their handlers stay visible to thread sanitizer.
+// Decides what a fake server answers, in plain messages. It does not use gRPC,
+// so that thread sanitizer sees tests and their handlers.
 #ifndef ATTND_TESTS_CLIENT_FAKE_HANDLER_H_
 #define ATTND_TESTS_CLIENT_FAKE_HANDLER_H_
 
@@ -13,34 +13,36 @@
 
 namespace attnd::client {
 
-// One call of the four attention methods, in one shape.
+// A call of one of the four attention methods.
 struct FakeCall {
   std::string method;
   std::vector<v1::Tensor> tensors;  // in the order of the request's fields
   v1::AttentionOptions options;
 };
 
-// The end of a call as it goes over the wire.
+// The end of a call as the server sends it.
 struct WireReply {
   int code = 0;
   std::string message = {};
   std::string details = {};  // a serialized google.rpc.Status
 };
 
-// Answers arbitrary but well-formed numbers: output[i] = i (as bits where it is
-// of 16), lse[i] = -i, gradients[i] = i, in the shapes and types that the
-// contract says. Override what a test is about. Methods
-// run in threads of gRPC and may block.
+// Returns arbitrary but valid numbers: output[i] = i (as bits, if the type has
+// 16 bits), lse[i] = -i and gradients[i] = i, with the shapes and types that
+// the contract requires. A test overrides the methods that it is about. gRPC's
+// threads call the methods, which may block.
 class FakeHandler {
  public:
   virtual ~FakeHandler() = default;
 
-  // Types and shapes of what OnAttention answers, which a stream's header has.
+  // Returns the types and shapes of the answer of OnAttention. A stream sends
+  // them in its header.
   static v1::AttentionResponse DescribeAnswer(const FakeCall& call);
 
-  // Into chunks of how many bytes a streamed answer is cut.
+  // Returns the size of the chunks of a streamed answer.
   virtual size_t chunk_bytes() const { return 10'000; }
-  // A stream has got as many chunks; not 0 ends it there.
+  // Called when a stream has received `chunks` chunks. An error ends the
+  // stream.
   virtual WireReply OnChunk(int chunks);
   virtual WireReply OnAttention(const FakeCall& call,
                                 v1::AttentionResponse* response);
@@ -53,7 +55,8 @@ class FakeHandler {
                                      v1::MemoryEstimateResponse* response);
   virtual WireReply OnServerInfo(v1::GetServerInfoResponse* response);
 
-  // The attention calls that the answers above were given to.
+  // Returns the attention calls that were answered by the methods of this
+  // class.
   std::vector<FakeCall> calls() const;
 
  private:

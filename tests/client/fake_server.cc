@@ -57,9 +57,9 @@ class FakeService final : public v1::AttentionService::Service {
         response));
   }
 
-  // Any chunks of a tensor are put together; the answer's header goes before
-  // they are read, as the server sends it, and its tensors in chunks of
-  // handler_->chunk_bytes().
+  // Like the real server, sends the header of the answer before it reads the
+  // chunks. It joins the chunks of each tensor, and sends its own tensors in
+  // chunks of handler_->chunk_bytes().
   grpc::Status AttentionStream(
       grpc::ServerContext*,
       grpc::ServerReaderWriter<v1::AttentionStreamResponse,

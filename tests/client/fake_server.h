@@ -1,5 +1,5 @@
-// A gRPC server on a real socket that passes each call to a FakeHandler.
-// Knows gRPC, so its .cc is thin; see cmake/attnd_target.cmake.
+// Runs a gRPC server on a real socket and passes each call to a FakeHandler.
+// Only its small source file includes gRPC (see cmake/attnd_target.cmake).
 #ifndef ATTND_TESTS_CLIENT_FAKE_SERVER_H_
 #define ATTND_TESTS_CLIENT_FAKE_SERVER_H_
 
@@ -12,17 +12,18 @@ namespace attnd::client {
 
 class FakeServer {
  public:
-  // `handler` must outlive the server. `address` is "127.0.0.1:0" or a
-  // "unix:PATH" that does not exist yet.
+  // `handler` must outlive the server. `address` is "127.0.0.1:0", or
+  // "unix:PATH" with a path that does not exist yet.
   explicit FakeServer(FakeHandler* handler,
                       const std::string& address = "127.0.0.1:0");
-  // Waits for calls that are running.
+  // Waits for the running calls.
   ~FakeServer();
 
-  // Where clients find it; empty where it could not listen.
+  // Returns the address for clients, or an empty text if the server cannot
+  // listen.
   const std::string& target() const { return target_; }
 
-  // What grpc.health.v1 answers; SERVING from the start.
+  // Sets what grpc.health.v1 answers. At first it is SERVING.
   void SetServing(bool serving);
 
  private:

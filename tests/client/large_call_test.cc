@@ -1,4 +1,5 @@
-// Calls that are too large for a message: the client streams them by itself.
+// Tests calls that are too large for one message. The client streams them
+// without being told to.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -23,7 +24,8 @@ using ::testing::ElementsAre;
 
 using Reply = absl::StatusOr<AttentionReply>;
 
-// A server of small messages that counts who asks for its limits.
+// A server with a small limit for messages. It counts how often clients ask for
+// its limits.
 class LimitedHandler : public FakeHandler {
  public:
   WireReply OnServerInfo(v1::GetServerInfoResponse* response) override {
@@ -36,7 +38,7 @@ class LimitedHandler : public FakeHandler {
     return info_reply_;
   }
 
-  // As a server of these limits does.
+  // Refuses what a server with these limits refuses.
   WireReply OnAttention(const FakeCall& call,
                         v1::AttentionResponse* response) override {
     if (call.method == "AttentionStream") {
@@ -67,7 +69,8 @@ class LimitedHandler : public FakeHandler {
   WireReply info_reply_;
 };
 
-// 125 and 250 KB of tensors, and 125 KB of answer.
+// Has tensors of 125 KB each: the query, and one that is both key and value.
+// The answer also has 125 KB.
 struct LargeProblem {
   static constexpr int64_t kRows = 500, kDim = 64;
   std::vector<float> q = std::vector<float>(kRows * kDim);
@@ -89,7 +92,7 @@ struct LargeProblem {
   AttentionOptions options() const {
     return {.scale = 0.5F, .mask = ConstTensor{mask, {kRows}}};
   }
-  // What the fake server answers.
+  // Checks that the outputs are those of the fake server.
   void ExpectAnswered() const {
     EXPECT_EQ(output[0], 0);
     EXPECT_EQ(output.back(), float(output.size() - 1));
@@ -146,7 +149,8 @@ TEST_F(LargeCallTest, StreamsWhatTheClientTakesInNoMessage) {
   ExpectSent(problem, "AttentionStream");
 }
 
-// A server cuts its answer as the contract allows, whatever its client's limit.
+// The contract allows a server to send chunks that are larger than the limit of
+// the client.
 TEST(SmallClientTest, ReceivesTheLargestChunks) {
   class LargestChunks final : public LimitedHandler {
    public:
@@ -156,7 +160,7 @@ TEST(SmallClientTest, ReceivesTheLargestChunks) {
   const FakeServer server(&handler);
   const AttentionClient client(
       {.target = server.target(), .max_message_bytes = 1000});
-  constexpr int64_t kRows = 3 << 10, kDim = 128;  // 1.5 MiB
+  constexpr int64_t kRows = 3 << 10, kDim = 128;  // the output has 1.5 MiB
   const std::vector<float> q(kRows), k(1), v(kDim);
   std::vector<float> output(kRows * kDim);
   const AttentionInputs inputs{
@@ -209,7 +213,8 @@ TEST_F(LargeCallTest, AsksOnceAndOnlyForCallsThatAreNotSmall) {
   EXPECT_EQ(handler_.asked, 0);
   for (int i = 0; i < 3; ++i) {
     ASSERT_TRUE(client_.Attention(problem.inputs(), problem.outputs()).ok());
-    // A copy shares the connection, and what is known of it.
+    // A copy of the client shares its connection and what it knows about the
+    // server.
     ASSERT_TRUE(client_.WithDeadline(absl::Seconds(50))
                     .Attention(problem.inputs(), problem.outputs())
                     .ok());
@@ -246,7 +251,7 @@ TEST_F(LargeCallTest, AsksAgainWhereAnotherServerTookThePlace) {
   handler_.streams = false;
   EXPECT_TRUE(call().ok());
   EXPECT_EQ(handler_.asked, 3);
-  // What was sent without being waited for is not sent again, the next is well.
+  // An asynchronous call is not sent again. The next call uses the new limits.
   handler_.streams = true;
   EXPECT_EQ(start().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(start().ok());
@@ -262,7 +267,8 @@ TEST_F(LargeCallTest, ARefusalByTheSameServerIsTheCallsError) {
       const std::lock_guard lock(mutex_);
       return refusal_;
     }
-    // RESOURCE_EXHAUSTED, by attnd for this reason or by gRPC for none.
+    // Makes calls fail with RESOURCE_EXHAUSTED, either with this reason of
+    // attnd or without a reason like an error of gRPC.
     void RefuseFor(const std::string& reason) {
       const std::lock_guard lock(mutex_);
       refusal_ = {.code = 8, .message = "no"};
@@ -281,7 +287,8 @@ TEST_F(LargeCallTest, ARefusalByTheSameServerIsTheCallsError) {
   EXPECT_TRUE(client.Attention(problem.inputs(), problem.outputs()).ok());
   EXPECT_EQ(handler.asked, 1);
   size_t calls = 1;
-  // Only where it may be for the server's limits are they asked for again.
+  // The client asks for the limits again only if they can be the reason of the
+  // error.
   for (const auto& [reason, asked] :
        {std::pair{"", 2}, {"MESSAGE_TOO_LARGE", 3}, {"MEMORY_BUDGET", 3}}) {
     SCOPED_TRACE(reason);
@@ -316,7 +323,7 @@ TEST_F(LargeCallTest, AServerThatCannotBeAskedIsTheCallsError) {
   client.AttentionAsync(problem.inputs(), problem.outputs(), {},
                         [&](const Reply& reply) { done.set_value(reply); });
   EXPECT_EQ(done.get_future().get().status().message(), "draining");
-  // An old one does not know the question, nor streams.
+  // An old server supports neither the question nor streams.
   handler_.streams = false;
   handler_.AnswerInfo({.code = 12});
   EXPECT_TRUE(client_.Attention(problem.inputs(), problem.outputs()).ok());
@@ -331,7 +338,8 @@ TEST_F(LargeCallTest, AnAnswerThatDoesNotFitItsRoom) {
   EXPECT_EQ(DetailsOf(reply.status()).field_violations[0].field, "output");
 }
 
-// The first asks, the second knows; inputs go away at once.
+// Only the first call asks for the limits. The inputs are destroyed before a
+// call is over.
 TEST_F(LargeCallTest, AsyncCallsStreamToo) {
   for (int i = 0; i < 2; ++i) {
     LargeProblem result;
@@ -361,7 +369,7 @@ TEST_F(LargeCallTest, AsyncCallsOutliveTheirClient) {
   EXPECT_TRUE(done.get_future().get().ok());
 }
 
-// Holds a call until the test is over.
+// Blocks a call until the test ends.
 class HeldHandler : public LimitedHandler {
  public:
   WireReply OnAttention(const FakeCall&, v1::AttentionResponse*) override {
@@ -418,7 +426,7 @@ TEST(LargeCallStopTest, AServerThatIsGoneIsUnavailable) {
             absl::StatusCode::kUnavailable);
 }
 
-// Refuses a stream after two chunks.
+// Refuses a stream after its second chunk.
 class ImpatientHandler : public LimitedHandler {
  public:
   WireReply OnChunk(int chunks) override {
@@ -427,8 +435,9 @@ class ImpatientHandler : public LimitedHandler {
   }
 };
 
-// Keys and values that no window holds, so that the third chunk or a later one
-// cannot be sent; the answer's header is there, and was not read.
+// Keys and values are larger than the windows of HTTP/2, so the client must
+// wait with the third or a later chunk. The client has not read the header of
+// the answer yet.
 TEST(LargeCallStopTest, ARefusalMidUploadEndsTheCall) {
   constexpr int64_t kRows = 1 << 16, kDim = 64;
   ImpatientHandler handler;

@@ -23,7 +23,8 @@ using ::testing::Each;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// Attention of queries [rows, kDim] over some of the keys, by the definition.
+// Computes attention of queries [rows, kDim] over some of the keys, by its
+// definition.
 class Problem {
  public:
   static constexpr int64_t kDim = 5;
@@ -36,7 +37,7 @@ class Problem {
       for (float& element : *list) element = normal(rng);
     }
     seen_.resize(static_cast<size_t>(rows * keys));
-    // The first row sees nothing, others see some of the keys.
+    // The first row sees nothing, and the others see some of the keys.
     for (size_t i = 0; i < seen_.size(); ++i) {
       seen_[i] = static_cast<int64_t>(i) >= keys && rng() % 3 != 0;
     }
@@ -47,7 +48,8 @@ class Problem {
     std::vector<double> output, lse;
   };
 
-  // Over the keys from `begin` to `end`, and a sink where there is one.
+  // Computes attention over the keys from `begin` to `end`, and over a sink if
+  // there is one.
   Answer Over(int64_t begin, int64_t end, std::optional<double> sink) const {
     Answer answer;
     for (int64_t row = 0; row < rows_; ++row) {
@@ -130,7 +132,7 @@ TEST(MergeAttentionTest, PartsOfTheKeysMakeTheWhole) {
     std::vector<std::vector<float>> lses;
     int64_t begin = 0;
     for (size_t p = 0; p < num_parts; ++p) {
-      // Some parts have no key.
+      // Some parts have no keys.
       const int64_t end =
           p + 1 == num_parts
               ? kKeys
@@ -152,7 +154,7 @@ TEST(MergeAttentionTest, PartsOfTheKeysMakeTheWhole) {
                              {.output = {type, output}, .lse = lse}),
               absl::OkStatus());
     const Problem::Answer whole = problem.Over(0, kKeys, sink);
-    // Half an ulp of each part and of the answer, and of each lse.
+    // Rounding each part, each lse and the answer adds up to half an ulp each.
     const double ulp = type == DataType::kF32   ? 0x1p-24
                        : type == DataType::kF16 ? 0x1p-11
                                                 : 0x1p-8;
@@ -169,7 +171,8 @@ TEST(MergeAttentionTest, PartsOfTheKeysMakeTheWhole) {
   }
 }
 
-// [batch, seq, heads, dim] = [2, 2, 3, 1], and lse in [batch, heads, seq].
+// The shape [batch, seq, heads, dim] is [2, 2, 3, 1], and lse has the axes
+// [batch, heads, seq].
 TEST(MergeAttentionTest, RowsFindTheirLseInBothLayouts) {
   std::vector<float> bhsd(12), bshd(12), lse(12), other(12, 100);
   for (size_t b = 0; b < 2; ++b) {
@@ -202,7 +205,7 @@ TEST(MergeAttentionTest, RowsFindTheirLseInBothLayouts) {
       }
     }
   }
-  // [seq, heads, dim]: the batch is left out.
+  // Here, the shape is [seq, heads, dim], without a batch.
   std::vector<float> small(6);
   const auto half = [](const std::vector<float>& list) {
     return std::vector<float>(list.begin(), list.begin() + 6);
@@ -219,7 +222,7 @@ TEST(MergeAttentionTest, NothingSeenIsZero) {
   ASSERT_TRUE(MergeAttention({}, {2, 3}, {.output = output, .lse = lse}).ok());
   EXPECT_THAT(output, Each(0));
   EXPECT_THAT(lse, Each(kMinusInfinity));
-  // What a part that saw nothing holds is not read.
+  // If a part saw nothing, its output must not be read.
   const std::vector<float> nan(6, NAN), nothing(2, kMinusInfinity);
   output.assign(6, 7);
   ASSERT_TRUE(

@@ -30,7 +30,7 @@ using ::testing::HasSubstr;
 
 class NpyTest : public testing::Test {
  public:
-  // A file of format version `version` with `header` and `elements` as given.
+  // Writes a file of the format version `version`.
   std::string WriteFile(const std::string& header, const std::string& elements,
                         char version = 1) {
     std::string bytes = absl::StrCat("\x93NUMPY", std::string(1, version),
@@ -57,7 +57,7 @@ class NpyTest : public testing::Test {
       testing::UnitTest::GetInstance()->current_test_info()->name(), ".npy");
 };
 
-// A pipe of this process, whose ends have paths.
+// A pipe in this process, whose ends have paths.
 class Pipe {
  public:
   Pipe() { EXPECT_EQ(pipe2(fds_, O_CLOEXEC), 0); }
@@ -147,7 +147,7 @@ TEST_F(NpyTest, ReadsEveryTypeThatItWrites) {
     EXPECT_THAT(array->data.bytes(), ElementsAreArray(bytes));
     EXPECT_THAT(ReadBytes(), HasSubstr(descr));
   }
-  // NumPy gives opaque bytes no order.
+  // NumPy writes opaque bytes without a byte order.
   EXPECT_EQ(ReadNpy(WriteFile("{'descr': '|V2', 'fortran_order': False, "
                               "'shape': (1,), }",
                               "ab"))
@@ -206,8 +206,8 @@ TEST_F(NpyTest, ReadsDoublesOnlyAsDoubles) {
   EXPECT_THAT(ReadNpyAsDouble(path_)->values, ElementsAre(0.5));
 }
 
-// 0.1 lies between two bfloat16; the second number just above the middle of
-// two.
+// 0.1 lies between two bfloat16 numbers. The second number lies just above the
+// middle of two bfloat16 numbers.
 TEST_F(NpyTest, RoundsDoublesOnceToWhatIsAskedFor) {
   const std::vector<double> doubles = {0.1, 1 + 0x1p-8 + 0x1p-40};
   const std::string bytes(reinterpret_cast<const char*>(doubles.data()), 16);
@@ -251,18 +251,18 @@ TEST_F(NpyTest, SaysWhatToDoAboutOtherTypes) {
   }
 }
 
-// What NumPy's own reader takes for two by three float32, though NumPy 2 writes
-// only the first.
+// NumPy reads all of these headers as two by three float32. NumPy 2 writes only
+// the first form.
 TEST_F(NpyTest, ReadsHeadersThatOthersWrote) {
   for (const char* header :
        {kTwoByThree,
-        // NumPy on Python 2, where the extents were long integers
+        // NumPy on Python 2 wrote extents as long integers.
         "{'descr': '<f4', 'fortran_order': False, 'shape': (2L, 3L), }   \n",
         "{'descr': '<f4', 'fortran_order': False, 'shape': ( 2L , 3L ,), }\n",
         "{u'descr': u'<f4', u'fortran_order': False, u'shape': (2, 3)}",
-        // spaces and quotes of other writers
+        // Other writers use other spaces and quotes.
         "\t{ 'descr' :\n\"<f4\",'fortran_order':False,\n'shape':(2,3)} \n\n",
-        // other names of the type
+        // The type has other names.
         "{'descr': '=f4', 'fortran_order': False, 'shape': (2, 3), }",
         "{'descr': '|f4', 'fortran_order': False, 'shape': (2, 3), }",
         "{'descr': 'f4', 'fortran_order': False, 'shape': (2, 3), }",
@@ -280,7 +280,7 @@ TEST_F(NpyTest, ReadsHeadersThatOthersWrote) {
   EXPECT_THAT(array->shape, ElementsAre(6));
 }
 
-// Elements come in pieces, slowly, and there is no size to ask for.
+// The elements of a pipe come slowly and in pieces, and a pipe has no size.
 TEST_F(NpyTest, ReadsPipes) {
   const std::vector<float> values(300000, 1.5f);
   ASSERT_TRUE(WriteFloats(path_, {300000}, values).ok());
@@ -300,7 +300,7 @@ TEST_F(NpyTest, ReadsPipes) {
   }
 }
 
-// Another process may have set it for both.
+// Another process that shares the pipe can have set O_NONBLOCK.
 TEST_F(NpyTest, WaitsForPipesThatDoNotWait) {
   ASSERT_TRUE(WriteFloats(path_, {300000}, std::vector<float>(300000)).ok());
   const std::string file = ReadBytes();
@@ -354,9 +354,10 @@ TEST_F(NpyTest, SaysWhatIsWrongWithAPipe) {
   }
 }
 
-// Before it takes any memory, and without waiting for elements.
+// The error must come before any memory is reserved, and without waiting for
+// elements.
 TEST_F(NpyTest, RefusesMoreThanThisMachineHolds) {
-  const Pipe pipe;  // stays open
+  const Pipe pipe;  // this pipe stays open
   const std::string header =
       "{'descr': '<f4', 'fortran_order': False, 'shape': (1125899906842624,)}";
   pipe.Write(absl::StrCat(std::string("\x93NUMPY\x01\0", 8),
@@ -367,8 +368,8 @@ TEST_F(NpyTest, RefusesMoreThanThisMachineHolds) {
   EXPECT_THAT(status.message(), HasSubstr("for its 4503599627370496 bytes"));
 }
 
-// The place in a file that the process was started with is kept: what stands
-// before it is neither read nor overwritten.
+// A file can be inherited with a position. The bytes before this position must
+// not be read or overwritten.
 TEST_F(NpyTest, StartsWhereADescriptorStands) {
   ASSERT_TRUE(WriteFloats(path_, {1}, {2.5f}).ok());
   const std::string file = ReadBytes();
@@ -385,7 +386,8 @@ TEST_F(NpyTest, StartsWhereADescriptorStands) {
   EXPECT_THAT(array->shape, ElementsAre(1));
 }
 
-// Bytes at random are either refused, or an array as large as its shape says.
+// Random bytes are either refused or read as an array of the size that its
+// shape says.
 TEST_F(NpyTest, TakesWhateverItIsGiven) {
   std::mt19937_64 rng(kSeed);
   int accepted = 0;
@@ -444,8 +446,8 @@ TEST_F(NpyTest, SaysWhichFileIsMissing) {
 
 TEST_F(NpyTest, RefusesToWriteWhereItCannot) {
   EXPECT_FALSE(WriteFloats("/nowhere/o.npy", {1}, std::vector<float>{1}).ok());
-  // A full device: the error comes when the bytes are flushed, and the device
-  // is still there.
+  // On a full device, the error occurs when the bytes are flushed, and the
+  // device must still exist afterwards.
   if (std::filesystem::exists("/dev/full")) {
     EXPECT_THAT(WriteFloats("/dev/full", {1}, std::vector<float>{1}).message(),
                 HasSubstr("/dev/full: cannot write: No space left on device"));

@@ -1,4 +1,4 @@
-// The client's calls that move no tensors.
+// Tests the calls of the client that do not send tensors.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

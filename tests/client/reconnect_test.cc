@@ -1,4 +1,4 @@
-// How a connection is opened while a call is tried.
+// Tests how the client connects while it tries a call.
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -29,8 +29,8 @@ sockaddr_in Loopback(int port) {
   return address;
 }
 
-// Listens, and gives each connection to `serve` in a thread of its own, which
-// closes it.
+// Listens, and passes each connection to `serve` in its own thread, which then
+// closes the connection.
 class Door {
  public:
   explicit Door(std::function<void(int)> serve) : serve_(std::move(serve)) {
@@ -77,13 +77,13 @@ class Door {
   std::thread acceptor_;
 };
 
-// Until either side ends.
+// Forwards bytes until one side closes its connection.
 void Forward(int from, int to) {
   std::array<char, 4096> bytes;
   for (;;) {
     const ssize_t size = read(from, bytes.data(), bytes.size());
     if (size <= 0) break;
-    // Either side may have closed its end.
+    // The receiver can have closed its connection.
     if (send(to, bytes.data(), static_cast<size_t>(size), MSG_NOSIGNAL) !=
         size) {
       break;

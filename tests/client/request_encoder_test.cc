@@ -1,4 +1,5 @@
-// What the client writes by hand, beside what protobuf makes of it.
+// Compares requests that the client encodes itself with what protobuf reads
+// from them.
 #include "client/request_encoder.h"
 
 #include <gtest/gtest.h>

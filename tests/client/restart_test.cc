@@ -1,5 +1,5 @@
-// Calls that outlive the server that they were sent to: a real one, in a
-// process of its own, that crashes or drains and is started again.
+// Tests calls that outlive the server to which they were sent. This is a real
+// server in its own process, which crashes or drains and is started again.
 #include <gtest/gtest.h>
 #include <spawn.h>
 #include <sys/wait.h>
@@ -23,10 +23,10 @@ extern char** environ;
 namespace attnd::client {
 namespace {
 
-// How long there is no server.
+// The time without a server.
 constexpr absl::Duration kOutage = absl::Seconds(3);
 
-// attnd on a unix socket. Ends with this object.
+// Runs attnd on a unix socket until this object is destroyed.
 class RealServer {
  public:
   explicit RealServer(const std::string& name)
@@ -43,7 +43,7 @@ class RealServer {
 
   std::string target() const { return "unix:" + folder_ + "/attnd.sock"; }
 
-  // Returns once it takes calls.
+  // Returns when the server accepts calls.
   void Start() {
     const std::string address_file = folder_ + "/addresses";
     std::filesystem::remove(address_file);
@@ -71,7 +71,7 @@ class RealServer {
   pid_t pid_ = -1;
 };
 
-// How a call is made.
+// Says how a call is made.
 struct Way {
   bool waits;
   bool streams;
@@ -79,7 +79,7 @@ struct Way {
 
 class RestartTest : public ::testing::TestWithParam<Way> {
  protected:
-  // 1.5 MB of tensor, in chunks of 1 MiB where it is streamed.
+  // The tensor has 1.5 MB. If it is streamed, it is sent in chunks of 1 MiB.
   static constexpr int64_t kRows = 3000, kDim = 128;
 
   RestartTest() {
@@ -88,7 +88,7 @@ class RestartTest : public ::testing::TestWithParam<Way> {
     }
   }
 
-  // A call, and the answer of one that nothing disturbed.
+  // Makes a call, which writes its answer to `output`.
   absl::Status Call(std::vector<float>& output) {
     const ConstTensor sequence = {x_, {kRows, kDim}};
     const AttentionOutputs outputs = {.output = output};
@@ -102,7 +102,7 @@ class RestartTest : public ::testing::TestWithParam<Way> {
     return done.get_future().get();
   }
 
-  // Starts a call while the server stands still, so that no answer can come.
+  // Starts a call while the server is stopped, so that no answer can come.
   std::future<absl::Status> CallWhileItStandsStill() {
     EXPECT_EQ(Call(expected_), absl::OkStatus());
     server_.Signal(SIGSTOP);

@@ -38,7 +38,7 @@ absl::Status WithDelay(absl::StatusCode code, absl::Duration delay) {
   return status;
 }
 
-// The pauses of a call whose attempts fail at once, and its error.
+// The pauses between the attempts of a call that fail at once, and its error.
 struct Course {
   std::vector<absl::Duration> pauses;
   absl::Status error;
@@ -61,7 +61,7 @@ Course RunCourse(const RetryPolicy& policy, absl::Duration deadline,
   return course;
 }
 
-// A duration as the JSON of a service config has it.
+// Parses a duration in the JSON format of a service config.
 absl::Duration Seconds(const nlohmann::json& json) {
   absl::Duration duration;
   EXPECT_TRUE(absl::ParseDuration(json.get<std::string>(), &duration));
@@ -81,7 +81,8 @@ TEST(RetryPolicyTest, IsTheOneOfTheServiceConfig) {
   EXPECT_EQ(Seconds(policy.at("initialBackoff")), ours.initial_backoff);
   EXPECT_EQ(Seconds(policy.at("maxBackoff")), ours.max_backoff);
   EXPECT_EQ(policy.at("backoffMultiplier"), ours.multiplier);
-  // Not CANCELLED, since a program's own gRPC cannot tell who cancelled.
+  // CANCELLED is missing, because gRPC in other programs cannot tell who
+  // cancelled a call.
   EXPECT_THAT(policy.at("retryableStatusCodes"),
               ElementsAre("UNAVAILABLE", "RESOURCE_EXHAUSTED"));
 }
@@ -112,7 +113,7 @@ TEST(RetryTest, ABackoffComesOnTopOfTheServersDelay) {
       WithDelay(absl::StatusCode::kResourceExhausted, absl::Seconds(3));
   EXPECT_THAT(RunCourse({}, absl::Seconds(10), busy, 2).pauses,
               ElementsAre(absl::Milliseconds(3100), absl::Milliseconds(3200)));
-  // Also where its delay is beyond all reason.
+  // The same holds for a delay that makes no sense.
   const absl::Status past =
       WithDelay(absl::StatusCode::kUnavailable, -absl::Hours(1));
   EXPECT_THAT(RunCourse({}, absl::Seconds(10), past, 1).pauses,

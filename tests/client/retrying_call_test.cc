@@ -1,5 +1,5 @@
-// Calls that fail and are made again, by every way to call, against servers on
-// real sockets.
+// Tests that calls of every kind are made again after they fail, with servers
+// on real sockets.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -42,7 +42,7 @@ WireReply Busy() {
 
 WireReply Cancelled() { return {.code = 1, .message = "the server ends"}; }
 
-// Ends the next calls with an error, and answers those after them.
+// Lets the next calls fail and answers the following ones.
 class FlakyHandler : public FakeHandler {
  public:
   void FailNext(int calls, WireReply reply) {
@@ -50,7 +50,7 @@ class FlakyHandler : public FakeHandler {
     failures_left_ = calls;
     reply_ = std::move(reply);
   }
-  // Calls that came, whatever their method and end.
+  // Returns how many calls have arrived, of any method and with any result.
   int came() const { return came_; }
 
   WireReply OnAttention(const FakeCall& call,
@@ -94,7 +94,8 @@ class FlakyHandler : public FakeHandler {
   std::atomic<int> came_ = 0;
 };
 
-// 250 KB of tensors, which a client of 100 KB messages streams.
+// The tensors have 250 KB in total. A client whose messages are limited to 100
+// KB streams them.
 struct LargeProblem {
   static constexpr int64_t kRows = 500, kDim = 64;
   static constexpr int64_t kMaxMessageBytes = 100'000;
@@ -105,20 +106,21 @@ struct LargeProblem {
   ConstTensor tensor() const { return {x, {kRows, kDim}}; }
 };
 
-// Short pauses, so that the tests are quick.
+// Returns short pauses, so that the tests are fast.
 RetryPolicy Quick() {
   return {.initial_backoff = absl::Milliseconds(1),
           .max_backoff = absl::Milliseconds(20)};
 }
 
-// One way to call.
+// A way to make a call.
 struct Way {
   const char* name;
   std::function<absl::Status(const AttentionClient&)> call;
   bool streams = false;
 };
 
-// Waits for what `start` starts. The inputs are gone as soon as it returns.
+// Waits for the call that `start` starts. The inputs are destroyed when `start`
+// returns.
 template <typename Start>
 absl::Status Wait(const Start& start) {
   std::promise<absl::Status> done;
@@ -232,7 +234,7 @@ TEST_P(EveryWayTest, IsMadeAgainWhereThatMayHelp) {
               absl::OkStatus())
         << failure.message;
     EXPECT_EQ(retries, 3);
-    // A stream has asked for the server's limits.
+    // A stream also asks for the limits of the server.
     EXPECT_EQ(handler.came(), way_.streams ? 5 : 4);
   }
 }
@@ -266,7 +268,7 @@ TEST_P(EveryWayTest, EndsWithTheLastErrorAtItsDeadline) {
   EXPECT_EQ(DetailsOf(status).reason, "TOO_MANY_REQUESTS");
 }
 
-// A caller whose own deadline has passed may compute such a deadline.
+// A caller can compute such a deadline after its own deadline has passed.
 TEST_P(EveryWayTest, ADeadlineThatIsLongPastEndsTheCall) {
   FlakyHandler handler;
   const FakeServer server(&handler);
@@ -344,7 +346,7 @@ TEST(RetryingCallTest, WhereNobodyListensTheLastErrorComesAtTheDeadline) {
   EXPECT_THAT(retries, AllOf(Ge(1), Le(5)));
 }
 
-// Blocks the calls that come after a first one, which fails.
+// Lets the first call fail and blocks the following ones.
 class BlockingHandler final : public FakeHandler {
  public:
   WireReply OnAttention(const FakeCall&, v1::AttentionResponse*) override {
@@ -371,7 +373,7 @@ TEST(RetryingCallTest, ADeadlineInAnAttemptSaysWhatFailedBefore) {
   handler.release.set_value();
 }
 
-// Refuses the first stream when its second chunk is there.
+// Refuses the first stream when its second chunk has arrived.
 class StumblingHandler final : public FakeHandler {
  public:
   WireReply OnChunk(int chunks) override {
@@ -409,13 +411,14 @@ TEST(RetryingCallTest, AStreamBeginsAgainFromItsStart) {
   }
 }
 
-// Inputs that went away are sent again, as they were.
+// If the inputs have been destroyed, the call must still be sent again with the
+// same elements.
 TEST(RetryingCallTest, AnAsyncCallKeepsWhatItSends) {
   FlakyHandler handler;
   const FakeServer server(&handler);
   handler.FailNext(2, Unavailable());
   const AttentionClient client({.target = server.target(), .retry = Quick()});
-  // Larger than what is copied into the message's text.
+  // The client copies smaller tensors into the text of the message.
   std::vector<float> output(10'000);
   const absl::Status status = Wait([&](auto done) {
     std::vector<float> x(10'000, 7);
@@ -455,7 +458,7 @@ TEST(RetryingCallTest, ABenchmarkThatHasBegunIsNotMadeAgain) {
   EXPECT_EQ(handler.came, 1);
 }
 
-// A call that is in a pause of an hour.
+// Has a call that waits in a pause of an hour.
 class PausedCallTest : public testing::TestWithParam<bool> {
  protected:
   PausedCallTest() {
@@ -582,7 +585,7 @@ TEST(ServiceConfigTest, CallsTakeTurnsAndOutliveAServer) {
   const FakeServer second(&handlers[1]);
   const AttentionClient client(
       {.target = "ipv4:" + first->target() + "," + second.target()});
-  // The first calls may come before both are connected.
+  // The first calls can be made before the client is connected to both servers.
   for (int i = 0; i < 1000 && handlers[0].calls().empty(); ++i) {
     ASSERT_EQ(CallOnce(client), absl::OkStatus());
   }
@@ -614,7 +617,8 @@ TEST(ServiceConfigTest, ItsRetryPolicyWorksWithinEachAttempt) {
   const FakeServer server(&handler);
   ClientOptions options{.target = server.target(),
                         .retry = {.max_attempts = 1}};
-  // attnd's own is for other programs.
+  // The default service config is for other programs, so this client does not
+  // use its retries.
   handler.FailNext(1000, Unavailable());
   EXPECT_EQ(CallOnce(AttentionClient(options)).message(), "draining");
   EXPECT_EQ(handler.came(), 1);
@@ -632,7 +636,7 @@ TEST(ServiceConfigTest, ItsRetryPolicyWorksWithinEachAttempt) {
   EXPECT_EQ(handler.came(), 1 + 3 + 6);
 }
 
-// A target that gRPC refuses is not the config's fault.
+// If gRPC refuses the target, the error must not blame the service config.
 TEST(ServiceConfigTest, IsNotBlamedForTheTarget) {
   const AttentionClient client(
       {.target = "unix:",

@@ -1,5 +1,6 @@
-// Registering a region with sockets that are no attnd, or are slow. What a
-// server does with it is tests/server/shared_memory/shared_memory_test.cc.
+// Tests registration of a region at sockets that do not belong to attnd or that
+// are slow. tests/server/shared_memory/shared_memory_test.cc uses a real
+// server.
 #include "client/shared_region.h"
 
 #include <gtest/gtest.h>
@@ -33,7 +34,7 @@ class Descriptor {
   int fd_;
 };
 
-// A socket that the test listens on itself.
+// The test itself listens on a socket.
 class SharedRegionTest : public testing::Test {
  protected:
   SharedRegionTest() {

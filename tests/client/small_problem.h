@@ -1,4 +1,5 @@
-// A call that is small enough to be read, for tests of any client.
+// A problem that is small enough to be read. Tests of all kinds of calls use
+// it.
 #ifndef ATTND_TESTS_CLIENT_SMALL_PROBLEM_H_
 #define ATTND_TESTS_CLIENT_SMALL_PROBLEM_H_
 

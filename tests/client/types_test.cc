@@ -42,7 +42,7 @@ TEST(ElementsTest, TellTheirTypeWhereCxxKnowsIt) {
   EXPECT_EQ(bf16.type(), DataType::kBF16);
   EXPECT_EQ(bf16.bytes().size(), 14U);
   EXPECT_EQ(static_cast<const void*>(bf16.bytes().data()), halves.data());
-  // Nothing is taken for what it is not.
+  // No other type converts to elements implicitly.
   static_assert(!std::is_convertible_v<std::vector<uint16_t>, ConstElements>);
   static_assert(!std::is_convertible_v<std::vector<double>, ConstElements>);
   static_assert(!std::is_convertible_v<std::vector<uint8_t>&, Elements>);
