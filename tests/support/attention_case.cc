@@ -130,7 +130,8 @@ class Draw {
 
   int64_t Length(int64_t max) {
     if (OneIn(2)) return std::min(max, 1 + Below(9));
-    if (max > 1000) return 1 + Below(max);  // there are few powers that far
+    // There are only few powers of two below a large `max`.
+    if (max > 1000) return 1 + Below(max);
     int64_t power = 16;
     while (power * 2 <= max && Below(3) != 0) power *= 2;
     return std::clamp<int64_t>(power - 1 + Below(3), 1, max);
@@ -145,7 +146,7 @@ class Draw {
     return OneOf({DataType::kF32, DataType::kF16, DataType::kBF16});
   }
 
-  // A shape that broadcasts to `full`.
+  // Returns a shape that broadcasts to `full`.
   std::vector<int64_t> Broadcast(std::vector<int64_t> full) {
     for (int64_t& extent : full) {
       if (OneIn(3)) extent = 1;
@@ -155,7 +156,8 @@ class Draw {
     return full;
   }
 
-  // One number, of about `size` to either side, or now and then far off.
+  // Returns a number between -size and size, and sometimes one that is far
+  // outside.
   int64_t Offset(int64_t size) {
     if (OneIn(20)) return OneOf({-1, 1}) * Visibility::kMaxPosition;
     return UpTo(2 * size) - size;
@@ -184,7 +186,8 @@ void DrawTypes(Draw& draw, CaseShape& shape) {
       {Precision::kAuto, Precision::kAuto, Precision::kF32, Precision::kBF16});
 }
 
-// Entries of long prompts, single queries, and nothing.
+// Draws entries with long prompts, with single queries, and without rows or
+// keys.
 void DrawRagged(Draw& draw, CaseShape& shape) {
   std::vector<int64_t> q = {0};
   std::vector<int64_t> k = {0};
@@ -200,7 +203,7 @@ void DrawRagged(Draw& draw, CaseShape& shape) {
   shape.options.cu_seqlens_k = std::move(k);
 }
 
-// `batch` counts entries.
+// `batch` is the number of entries.
 void DrawVisibility(Draw& draw, int64_t batch, CaseShape& shape) {
   AttentionOptions& o = shape.options;
   const int64_t longest = std::max(shape.q_len, shape.kv_len);
@@ -243,7 +246,8 @@ void DrawScores(Draw& draw, std::mt19937_64& rng, CaseShape& shape) {
     for (int64_t h = 0; h < q_heads; ++h) {
       o.alibi_slopes.push_back(normal(rng) * draw.OneOf({0.01F, 0.3F}));
     }
-    // Slopes below 0 favour far keys: of these, not 2^60 away.
+    // A negative slope gives distant keys a large score. With a distance of
+    // 2^60 that score would be too large.
     for (int64_t& offset : o.query_offsets) {
       offset = std::clamp<int64_t>(offset, -1000, 1000);
     }
@@ -310,7 +314,7 @@ AttentionCase::AttentionCase(const CaseShape& shape, uint64_t seed,
     if (rng() % 8 == 0) bias.Set(i, -kInfinity);
   }
   mask.resize(static_cast<size_t>(problem_.mask_bytes()));
-  // Anything but 0 is true.
+  // Every byte except 0 means true.
   for (std::byte& x : mask) {
     x = rng() % 4 == 0 ? std::byte{0} : static_cast<std::byte>(1 + rng() % 255);
   }
@@ -343,7 +347,7 @@ void AttentionCase::Scale(float factor) {
 
 AttentionCase::Expected AttentionCase::Expect() const {
   const AttentionParams& p = problem_.params();
-  // bf16 products are those of inputs that were sent as bf16.
+  // Products of bf16 use inputs that are rounded to bf16.
   TypedArray rounded[] = {query, key, value};
   if (p.precision == Precision::kBF16) {
     for (TypedArray& array : rounded) {
@@ -390,7 +394,8 @@ AttentionCase::Expected AttentionCase::Expect() const {
                                 : -std::numeric_limits<double>::infinity();
         const RowBound bound = BoundOf(p, row, sink);
         expected.lse_bound[lse_at] =
-            row.keys.empty() ? 0 : bound.lse;  // the sink, to the bit
+            // Without keys, lse is exactly the sink.
+            row.keys.empty() ? 0 : bound.lse;
         double* const out_bound = bound_view.Row(entry.batch, h, seq);
         for (int64_t d = 0; d < p.v_head_dim; ++d) {
           out_bound[d] = row.keys.empty()
@@ -411,7 +416,8 @@ std::string AttentionCase::Compare(const Expected& expected) const {
                          double want, double bound) {
     if (std::isnan(want) ? std::isnan(got) : got == want) return;
     const double error = std::abs(got - want) / bound;
-    if (error <= worst) return;  // false for NaN: it is reported
+    // The comparison is false for NaN, so NaN is reported.
+    if (error <= worst) return;
     worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
     report = absl::StrCat(what, "[", index, "] is ", got, ", expected ", want,
                           ", off by ", error, " times the bound of ", bound,

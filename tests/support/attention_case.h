@@ -1,5 +1,5 @@
-// A random attention call with its oracle: what kernel, engine and server
-// tests hold their answers against.
+// A random attention call, with the oracle that tests of kernels, of the engine
+// and of the server compare their answers with.
 #ifndef ATTND_TESTS_SUPPORT_ATTENTION_CASE_H_
 #define ATTND_TESTS_SUPPORT_ATTENTION_CASE_H_
 
@@ -15,12 +15,12 @@
 
 namespace attnd::testing {
 
-// What to draw. Lengths count tokens; of a ragged batch all its entries', whose
-// `batch` stays 1.
+// Describes the shape of a case. In a ragged batch, the lengths are the totals
+// of all entries, and `batch` is 1.
 struct CaseShape {
-  int64_t batch = 1;         // 1 where the rank is below 4
-  int64_t num_kv_heads = 1;  // 1 where the rank is 2
-  int64_t group = 1;         // query heads to a kv head; likewise
+  int64_t batch = 1;         // 1 if the rank is below 4
+  int64_t num_kv_heads = 1;  // 1 if the rank is 2
+  int64_t group = 1;         // query heads per kv head; 1 if the rank is 2
   int64_t q_len = 1;
   int64_t kv_len = 1;
   int64_t head_dim = 1;
@@ -32,19 +32,19 @@ struct CaseShape {
   AttentionOptions options = {};
   OutputOptions outputs = {};
 
-  // As a C++ initialiser that makes it again.
+  // Returns a C++ initialiser that makes the same shape.
   std::string ToString() const;
 };
 
-// The three tensors of a case, by type and shape.
+// The types and shapes of the three tensors of a case.
 struct CaseSpecs {
   TensorSpec query, key, value;
 };
 CaseSpecs SpecsOf(const CaseShape& shape);
 
-// Inputs of normal deviates; of a bias one in eight is -inf, and of a mask one
-// in four is false. Outputs are filled with NaN so that a row that is never
-// written shows. The same seed gives the same case.
+// Inputs are normally distributed. In a bias, one element in eight is -inf, and
+// in a mask, one in four is false. Outputs are filled with NaN, so that tests
+// notice a row that is never written. The same seed gives the same case.
 class AttentionCase {
  public:
   explicit AttentionCase(const CaseShape& shape, uint64_t seed,
@@ -55,22 +55,23 @@ class AttentionCase {
   AttentionBuffers buffers();
   void ClearOutputs();
 
-  // Makes keys and values so much larger.
+  // Multiplies keys and values by `factor`.
   void Scale(float factor);
 
-  // The oracle's answer, and how far from it another may be.
+  // The answer of the oracle, and how far another answer may differ from it.
   struct Expected {
     std::vector<double> output, lse;
     std::vector<double> output_bound, lse_bound;
   };
   Expected Expect() const;
 
-  // Compares what was computed with `expected`. Empty, or a description of the
-  // worst element and of the case.
+  // Compares the outputs with `expected`. Returns an empty text, or a
+  // description of the case and of the element with the largest error.
   std::string Compare(const Expected& expected) const;
   std::string Compare() const { return Compare(Expect()); }
 
-  // "CaseShape{...}, seed": what the constructor takes to make it again.
+  // Returns the arguments of the constructor that make this case,
+  // "CaseShape{...}, seed".
   std::string ToString() const;
 
   TypedArray query, key, value, output, bias;
@@ -83,8 +84,8 @@ class AttentionCase {
   AttentionProblem problem_;
 };
 
-// How many cases of `n` a run can afford: sanitizers make each 20 times slower,
-// and look for other bugs than wrong numbers.
+// Returns how many of `n` cases a run has time for. Sanitizers make each case
+// 20 times slower, and look for other bugs than wrong numbers.
 constexpr int Affordable(int n) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return n < 10 ? 1 : n / 10;
@@ -93,24 +94,25 @@ constexpr int Affordable(int n) {
 #endif
 }
 
-// A shape with every length at an edge of some tile: 1..9 or a power of two
-// and its neighbours, up to `max_len`. F32, rank 4; of the options scale,
-// temperature, block_size, causal and lse.
+// Returns an F32 shape of rank 4, whose lengths lie at the edges of tiles: 1 to
+// 9, or a power of two and its neighbours, up to `max_len`. It can set the
+// options scale, temperature, block_size, causal and return_lse.
 CaseShape RandomShape(std::mt19937_64& rng, int64_t max_len);
 
-// The same with any types, layout, rank and options that go together, ragged
-// batches and empty axes among them.
+// Returns a shape with any valid combination of types, layout, rank and
+// options. It can be a ragged batch and can have empty axes.
 CaseShape RandomCase(std::mt19937_64& rng, int64_t max_q_len,
                      int64_t max_kv_len);
 inline CaseShape RandomCase(std::mt19937_64& rng, int64_t max_len) {
   return RandomCase(rng, max_len, max_len);
 }
 
-// More keys than a split has, for one tile of rows on some instruction sets and
-// for two on others, alone and beside others in a batch that is padded.
+// Returns shapes with more keys than a split has. Their rows form one tile on
+// some instruction sets and two on others. They stand alone, and with others in
+// a padded batch.
 std::vector<CaseShape> SplitShapes();
 
-// Sizes of keys and values to try them with.
+// Tests multiply keys and values of these shapes by each of these factors.
 inline constexpr float kSplitSizes[] = {1, 1e-20F};
 
 }  // namespace attnd::testing

@@ -8,7 +8,8 @@
 
 namespace attnd::testing {
 
-// Returns true as soon as `holds` does, and false if it does not within 30 s.
+// Returns true as soon as `holds` returns true, and false if this takes more
+// than 30 s.
 inline bool Eventually(const std::function<bool()>& holds) {
   const auto limit =
       std::chrono::steady_clock::now() + std::chrono::seconds(30);

@@ -12,9 +12,9 @@
 namespace attnd::testing {
 namespace {
 
-// The bounds of one tensor's gradient, element by element. Errors of one row
-// reach a query gradient together and are added; those of the rows that reach a
-// key are independent, so that their squares are.
+// Computes the bounds of each element of one gradient. The errors of a row
+// affect the gradient of its query together, so they are added. The errors of
+// the rows that affect a key are independent, so their squares are added.
 struct Sums {
   explicit Sums(size_t size) : errors(size), magnitudes(size), terms(size) {}
 
@@ -29,7 +29,7 @@ struct Sums {
     Add(i, magnitude);
   }
 
-  // Adds what the sum itself rounds off.
+  // Adds the rounding errors of the sum itself.
   std::vector<double> Bounds(bool independent) const {
     std::vector<double> bounds(errors.size());
     for (size_t i = 0; i < bounds.size(); ++i) {
@@ -193,7 +193,8 @@ std::string GradientCase::Compare(const Expected& expected) const {
       }
       const double error =
           std::abs(double{got[i]} - want.exact[i]) / want.bound[i];
-      if (error <= worst) continue;  // false for NaN: it is reported
+      // The comparison is false for NaN, so NaN is reported.
+      if (error <= worst) continue;
       worst =
           std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
       report = absl::StrCat(what, "[", i, "] is ", got[i], ", expected ",

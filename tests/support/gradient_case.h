@@ -1,4 +1,4 @@
-// A random call of the backward pass with its oracle.
+// A random call of the backward pass, with its oracle.
 #ifndef ATTND_TESTS_SUPPORT_GRADIENT_CASE_H_
 #define ATTND_TESTS_SUPPORT_GRADIENT_CASE_H_
 
@@ -12,20 +12,22 @@
 
 namespace attnd::testing {
 
-// Gradients are filled with NaN, so that one that is never written shows.
+// Gradients are filled with NaN, so that tests notice one that is never
+// written.
 class GradientCase {
  public:
-  // `shape` is F32 in and out, and returns lse.
+  // `shape` must have F32 inputs and outputs and must return lse.
   GradientCase(const CaseShape& shape, uint64_t seed);
 
-  // Its output and lse are what the gradients start from: compute them first.
+  // The gradients depend on its output and lse, so tests must compute these
+  // first.
   AttentionCase forward;
   std::vector<float> grad_output, grad_query, grad_key, grad_value;
 
   BackwardBuffers buffers();
   void ClearGradients();
 
-  // The oracle's gradients, and how far from them others may be.
+  // The gradient of the oracle, and how far another one may differ from it.
   struct Gradient {
     std::vector<double> exact, bound;
   };
@@ -34,12 +36,13 @@ class GradientCase {
   };
   Expected Expect() const;
 
-  // Empty, or a description of the worst element and of the case.
+  // Returns an empty text, or a description of the case and of the element with
+  // the largest error.
   std::string Compare(const Expected& expected) const;
   std::string Compare() const { return Compare(Expect()); }
 };
 
-// RandomCase with the types of the backward pass.
+// Returns a RandomCase with the types that the backward pass supports.
 CaseShape RandomGradientCase(std::mt19937_64& rng, int64_t max_len);
 
 }  // namespace attnd::testing

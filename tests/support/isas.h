@@ -1,4 +1,4 @@
-// The instruction sets that tests run kernels on.
+// Says on which instruction sets tests run kernels.
 #ifndef ATTND_TESTS_SUPPORT_ISAS_H_
 #define ATTND_TESTS_SUPPORT_ISAS_H_
 
@@ -11,9 +11,10 @@
 
 namespace attnd::testing {
 
-// All that the machine has. Thread sanitizer makes kernels fifty times slower
-// and looks only at where threads meet, which sets of one layout do alike: it
-// gets one of tiles, where there are any, and one of vectors.
+// Returns all sets of this machine. Under thread sanitizer, kernels are fifty
+// times slower, and only the order between threads matters, which depends on
+// the layout of the tiles. So there it returns one set with tile registers, if
+// the machine has one, and one set with vectors.
 inline std::vector<Isa> TestedIsas() {
 #if defined(__SANITIZE_THREAD__)
   const Isa widest = SupportedIsas().front();

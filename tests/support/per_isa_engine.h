@@ -1,4 +1,4 @@
-// What tests of one instruction set at a time compute with.
+// The engine for tests that run on one instruction set at a time.
 #ifndef ATTND_TESTS_SUPPORT_PER_ISA_ENGINE_H_
 #define ATTND_TESTS_SUPPORT_PER_ISA_ENGINE_H_
 
@@ -10,7 +10,8 @@
 
 namespace attnd::testing {
 
-// Two threads on the set that is the test's parameter.
+// The engine has two threads and uses the instruction set of the test's
+// parameter.
 class PerIsaEngineTest : public ::testing::TestWithParam<Isa> {
  protected:
   PerIsaEngineTest() : engine_({.threads = 2, .force_isa = GetParam()}) {}

@@ -55,7 +55,8 @@ class RawClient::Impl {
     if (options.cancel_after.count() > 0) {
       cancel_at = std::chrono::system_clock::now() + options.cancel_after;
     }
-    // One operation at a time, so any event is the one that was started.
+    // Only one operation runs at a time, so every event belongs to the one that
+    // was started.
     const auto wait = [&] {
       void* tag = nullptr;
       bool ok = false;
@@ -73,7 +74,8 @@ class RawClient::Impl {
     bool going = wait();
     if (going) {
       stream->WriteLast(ToBuffer(request), {}, nullptr);
-      wait();  // A server may answer without reading.
+      // A server can answer without reading.
+      wait();
     }
     while (going) {
       grpc::ByteBuffer response;

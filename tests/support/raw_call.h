@@ -1,5 +1,6 @@
-// Bytes to any method, bytes and status back: a client that may send what no
-// generated stub would. The only file of the support that includes gRPC.
+// A client that sends any bytes to any method, and returns bytes and a status.
+// It can send what no generated stub sends. Only its source file includes gRPC
+// among the files of this folder.
 #ifndef ATTND_TESTS_SUPPORT_RAW_CALL_H_
 #define ATTND_TESTS_SUPPORT_RAW_CALL_H_
 
@@ -12,7 +13,7 @@
 namespace attnd::testing {
 
 struct RawReply {
-  int code = 0;  // of google.rpc.Code
+  int code = 0;  // a google.rpc.Code
   std::string message;
   std::string details;  // a serialized google.rpc.Status
   std::vector<std::string> responses;
@@ -23,18 +24,18 @@ struct RawOptions {
   // Called with each response; the call is cancelled once it returns false.
   std::function<bool(const std::string&)> keep_going;
   bool gzip = false;  // compress the request
-  // Cancels once this much time has passed, if ever.
+  // If this is not 0, the call is cancelled after this time.
   std::chrono::milliseconds cancel_after{0};
 };
 
-// One connection of its own. Thread-safe.
+// Has its own connection. Thread-safe.
 class RawClient {
  public:
   explicit RawClient(const std::string& address);
   ~RawClient();
 
-  // `method` is "/attnd.v1.AttentionService/Attention". Sends `request` and
-  // waits for the end of the call, whatever its kind.
+  // `method` has the form "/attnd.v1.AttentionService/Attention", and can be of
+  // any kind. Sends `request` and waits for the end of the call.
   RawReply Call(const std::string& method, const std::string& request,
                 const RawOptions& options = {});
 

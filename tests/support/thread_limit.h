@@ -1,5 +1,5 @@
-// A system that starts no more threads, for as long as an object of these
-// lives.
+// Keeps the system from starting more threads while an object of this class
+// exists.
 #ifndef ATTND_TESTS_SUPPORT_THREAD_LIMIT_H_
 #define ATTND_TESTS_SUPPORT_THREAD_LIMIT_H_
 
@@ -10,8 +10,8 @@
 
 namespace attnd::testing {
 
-// What a thread's stack takes by default, while it is there. No address space
-// has room for a stack of kNone.
+// Sets the default size of the stacks of new threads until it is destroyed. A
+// stack of kNone bytes does not fit into any address space.
 class DefaultStackBytes {
  public:
   static constexpr size_t kNone = size_t{1} << 47;

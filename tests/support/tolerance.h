@@ -1,26 +1,29 @@
-// How far computed numbers may be from the oracle's: the bounds that
-// docs/numerics.md states, and where they come from.
+// Says how far computed numbers may differ from those of the oracle. These are
+// the bounds of docs/numerics.md, and this comment derives them.
 //
-// With u = 2^-24, every f32 operation is off by a factor of 1 +- u at most.
-// Errors of n additions grow as sqrt(n) u where their signs are random; the sum
-// that really has such errors is shorter, since long sums are made of short
-// ones. All terms below are such typical sizes, and kSafety is the distance
-// between typical and worst.
+// With u = 2^-24, every f32 operation has a relative error of at most u. If the
+// signs of the errors are random, the error of n additions grows as sqrt(n) u.
+// Long sums are made of shorter ones, so their real errors are smaller. The
+// terms below are such typical errors. kSafety is the factor between a typical
+// error and the largest allowed one.
 //
-// One score. Its dot product, of head_dim products whose absolute values sum to
-// A (scaled), is off by sqrt(head_dim) u A, its scaling by 2 u A. Soft cap is
-// flatter than 1 everywhere, so passes errors on no larger, and adds 4 ulp of
-// what it gives. ALiBi and bias add an error of u times what they add up. The
-// error of a score is the relative error of its weight, e.
+// One score: let A be the sum of the absolute values of the head_dim products,
+// multiplied by the scale. The dot product then has an error of sqrt(head_dim)
+// u A and the scaling one of 2 u A. A soft cap has a slope of at most 1, so it
+// does not enlarge errors, and it adds 4 ulp of its result. ALiBi and bias add
+// u times the numbers that they add. The error of a score is the relative error
+// of its weight, e.
 //
-// One row. The output is a mean of values by weight, so that an error of e[j]
-// moves it by weight[j] * e[j] * |value| at most; exp, the division, and sums
-// over the keys are relative errors of their own. lse moves by the sum of
-// weight[j] * e[j], and by u |lse| when it is rounded.
+// One row: the output is the weighted mean of the values. An error e[j] changes
+// it by at most weight[j] * e[j] * |value|. The exponential function, the
+// division and the sums over the keys have their own relative errors. The
+// errors change lse by the sum of weight[j] * e[j], and its rounding adds u
+// |lse|.
 //
-// bf16 products. The inputs are those that the oracle gets, rounded. Each
-// weight is rounded, by 2^-8 of it at most; of n equal weights the errors
-// average out as 1 / sqrt(n), which for any weights is their Euclidean norm.
+// bf16 products: the oracle gets the same rounded inputs. Each weight is
+// rounded by at most 2^-8 of its size. The errors of n equal weights average
+// out like 1 / sqrt(n), which is the Euclidean norm of the weights. This norm
+// is used for all weights.
 #ifndef ATTND_TESTS_SUPPORT_TOLERANCE_H_
 #define ATTND_TESTS_SUPPORT_TOLERANCE_H_
 
@@ -38,12 +41,14 @@ inline constexpr double kBF16Unit = 0x1p-8;
 
 inline double Root(int64_t n) { return std::sqrt(static_cast<double>(n)); }
 
-// Of a dot product of `n` products whose absolute values sum to `magnitude`.
+// Returns the error of a dot product of `n` products whose absolute values add
+// up to `magnitude`.
 inline double DotError(int64_t n, double magnitude) {
   return kF32Unit * (Root(n) + 2) * magnitude;
 }
 
-// Of the score of one key, and so the relative error of its weight.
+// Returns the error of the score of one key, which is the relative error of its
+// weight.
 inline double ScoreError(const AttentionParams& params,
                          const ReferenceKey& key) {
   double error = DotError(params.head_dim, key.dot_magnitude);
@@ -57,8 +62,8 @@ inline double ScoreError(const AttentionParams& params,
   return error;
 }
 
-// Whether products may be of bf16: always then with PRECISION_BF16, and where
-// every input is bf16 with PRECISION_AUTO.
+// Returns whether the server may compute products of bf16. It may with
+// PRECISION_BF16, and with PRECISION_AUTO if all inputs are bf16.
 inline bool MayRoundWeights(const AttentionParams& params) {
   const bool all_bf16 = params.query_dtype == DataType::kBF16 &&
                         params.key_dtype == DataType::kBF16 &&
@@ -68,11 +73,11 @@ inline bool MayRoundWeights(const AttentionParams& params) {
 }
 
 struct RowBound {
-  double output = 0;  // times the row's largest |value|
+  double output = 0;  // to be multiplied by the row's largest |value|
   double lse = 0;
 };
 
-// `sink` is -inf where there is none.
+// `sink` is -inf if there is no sink.
 inline RowBound BoundOf(const AttentionParams& params, const ReferenceRow& row,
                         double sink) {
   double scores = 0;
@@ -99,7 +104,7 @@ inline RowBound BoundOf(const AttentionParams& params, const ReferenceRow& row,
   return bound;
 }
 
-// What rounding `value` to the type of the output adds.
+// Returns the error of rounding `value` to the type of the output.
 inline double RoundingError(DataType type, double value) {
   switch (type) {
     case DataType::kF16:
@@ -111,26 +116,26 @@ inline double RoundingError(DataType type, double value) {
   }
 }
 
-// Gradients, of row i and key j with weight P, value v, output o and gradient
-// of the output g:
+// The errors of gradients, for row i and key j with the weight P, the value v,
+// the output o and the gradient g of the output:
 //   dP = g.v,  D = g.o,  dS = P (dP - D),  dq = scale * sum_j dS k,
 //   dk = scale * sum_i dS q,  dv = sum_i P g
-// P is exp(score - lse) anew, so off by the errors of its score and of lse. dP
-// and D are dot products, D of an output that has its own error. These errors
-// are shared by the keys of a row but not by the rows of a key: over keys they
-// add up, over rows they add as independent numbers do.
+// The backward pass computes P = exp(score - lse) again, so P has the errors of
+// its score and of lse. dP and D are dot products, and the output in D has its
+// own error. All keys of a row share these errors, but the rows of a key do
+// not. So errors are added over keys, and their squares are added over rows.
 struct PairError {
-  double weight = 0;    // of P
-  double grad_dot = 0;  // of dS, or with a soft cap of dS (1 - tanh^2)
+  double weight = 0;    // the error of P
+  double grad_dot = 0;  // the error of dS, times 1 - tanh^2 with a soft cap
 };
 
-// What PairErrorOf asks of one row and key.
+// The numbers of one row and key that PairErrorOf needs.
 struct PairGradient {
   double grad_weight = 0;            // dP
   double grad_weight_magnitude = 0;  // sum |g v|
   double mean = 0;                   // D
   double mean_magnitude = 0;         // sum |g o|
-  double mean_error = 0;             // of D, from that of o
+  double mean_error = 0;             // the error of D that comes from o
 };
 
 inline PairError PairErrorOf(const AttentionParams& params,

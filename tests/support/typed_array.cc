@@ -11,13 +11,15 @@
 namespace attnd::testing {
 namespace {
 
-// The bits of a number that F16 holds exactly, or that is beyond it.
+// Returns the bits of a number that F16 represents exactly, or of an infinity
+// if it is too large for F16.
 uint16_t F16Bits(float value) {
   const auto sign = static_cast<uint16_t>(std::signbit(value) ? 0x8000 : 0);
   const double magnitude = std::abs(double{value});
   if (std::isnan(value)) return 0x7E00;
   if (magnitude > 65504) return sign | 0x7C00;
-  // Subnormals count 2^-24; the sum carries from one exponent to the next.
+  // Subnormal numbers are multiples of 2^-24. The sum carries over to the next
+  // exponent.
   const int exponent = magnitude < 0x1p-14 ? -14 : std::ilogb(magnitude);
   const double steps = std::ldexp(magnitude, 10 - exponent);
   const int bits = (exponent + 14) * 1024 + static_cast<int>(steps);
@@ -31,7 +33,7 @@ float RoundTo(DataType type, float value) {
     return value;
   }
   const bool f16 = type == DataType::kF16;
-  const int digits = f16 ? 10 : 7;  // after the first
+  const int digits = f16 ? 10 : 7;  // without the first digit
   const int lowest = f16 ? -14 : -126;
   const int exponent = std::max(std::ilogb(value), lowest);
   const double rounded =

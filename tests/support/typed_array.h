@@ -1,4 +1,4 @@
-// A dense array whose element type is known at run time only.
+// A dense array whose element type is only known at run time.
 #ifndef ATTND_TESTS_SUPPORT_TYPED_ARRAY_H_
 #define ATTND_TESTS_SUPPORT_TYPED_ARRAY_H_
 
@@ -11,10 +11,10 @@
 
 namespace attnd::testing {
 
-// `value` as the nearest number of `type`, ties to even.
+// Returns the number of `type` that is nearest to `value`, with ties to even.
 float RoundTo(DataType type, float value);
 
-// So that a NaN equals itself.
+// Compares bits, so a NaN equals itself.
 bool SameBits(std::span<const float> a, std::span<const float> b);
 
 class TypedArray {
@@ -30,16 +30,16 @@ class TypedArray {
   const std::byte* data() const { return bytes_.data(); }
   std::byte* data() { return bytes_.data(); }
 
-  // Rounds.
+  // Rounds `value` to the type of the array.
   void Set(int64_t index, float value);
   void Fill(float value);
   float operator[](int64_t index) const;
 
-  // In place; F32 only.
+  // Give access to the elements in place. The type must be F32.
   std::span<float> floats();
   std::span<const float> floats() const;
 
-  // The same bits.
+  // Compares bits.
   friend bool operator==(const TypedArray&, const TypedArray&) = default;
 
  private:
