@@ -41,7 +41,7 @@ std::string RefusalInput() {
          SerializedRefusal("REASON", "query", "expected", absl::Seconds(1));
 }
 
-// Both read the same details, or protobuf none.
+// Returns whether both read the same details, or protobuf reads none.
 bool DetailsAgree(const std::string& bytes) {
   absl::Status status = absl::InternalError("");
   status.SetPayload(kStatusPayloadUrl, absl::Cord(bytes));

@@ -41,7 +41,8 @@ using testing::RandomGradientCase;
 constexpr int64_t kBudgetBytes = int64_t{16} << 20;
 constexpr int64_t kMaxBenchmarkVectors = 128;
 
-// What all calls share. What a call leaves behind, the next one finds.
+// All calls share this state, so a call that leaves something behind affects
+// the next one.
 struct Fixture {
   AttentionEngine engine{{.threads = 2}};
   Admission admission{kBudgetBytes, 8, &engine.pool()};
@@ -61,7 +62,7 @@ void CheckStatus(const absl::Status& status) {
   }
 }
 
-// The only message of an answer, or none.
+// Checks that the answer is an error or a single valid message.
 template <typename Response>
 void CheckAnswer(const WholeAnswer& answer) {
   CheckStatus(answer.status);
@@ -73,7 +74,7 @@ void CheckAnswer(const WholeAnswer& answer) {
           "an answer parses");
 }
 
-// As many bytes as a tensor's shape says.
+// Checks that a tensor has as many bytes as its shape requires.
 void CheckTensor(const v1::Tensor& tensor) {
   size_t elements = 1;
   for (const int64_t extent : tensor.shape()) {
@@ -94,7 +95,7 @@ void CallMethod(AttentionMethod method, const std::string& bytes,
     CheckAnswer<v1::AttentionBackwardResponse>(answer);
     return;
   }
-  // The three answers are the same bytes.
+  // The three forward methods have the same answer.
   CheckAnswer<v1::AttentionResponse>(answer);
   if (!answer.status.ok()) return;
   v1::AttentionResponse response;
@@ -154,7 +155,7 @@ void CallOfBenchmark(const std::string& bytes, const Slicing& slicing) {
                    });
   CheckStatus(result.status());
   if (!result.ok()) return;
-  // The numbers are below 1, and at worst rounded to bf16.
+  // The numbers are below 1 and are rounded at most to bf16.
   Require(result->max_abs_error() < 0.02, "flash computes attention");
 }
 
@@ -193,7 +194,7 @@ void Check(const uint8_t* data, size_t size) {
           "a call gives back all that it held");
 }
 
-// An rpc is named by its index in kCalls.
+// `rpc` is the index in kCalls.
 std::string Input(char rpc, const std::string& bytes) {
   return std::string{rpc, static_cast<char>(bytes.size() % 10)} + bytes;
 }
@@ -215,7 +216,8 @@ std::vector<std::string> AllSeeds() {
   for (uint64_t seed = 1; seed <= kCases; ++seed) {
     std::mt19937_64 rng(seed);
     CaseShape shape = RandomCase(rng, kMaxLength);
-    // Small, so that a mutation is likely to hit a byte that matters.
+    // The sizes are small, so that a mutation is likely to hit a byte that
+    // matters.
     shape.head_dim = 1 + static_cast<int64_t>(rng() % 5);
     shape.v_head_dim = 1 + static_cast<int64_t>(rng() % 5);
     const AttentionCase test(shape, seed);
@@ -244,7 +246,7 @@ std::vector<std::string> AllSeeds() {
     inputs.push_back(Input(1, request.SerializeAsString()));
   }
   inputs.push_back(Input(5, ""));
-  // Multiples of 64 bytes, and odd sizes.
+  // One size gives multiples of 64 bytes, and the other one does not.
   for (const v1::DataType type :
        {v1::DATA_TYPE_F32, v1::DATA_TYPE_F16, v1::DATA_TYPE_BF16}) {
     for (const int64_t size : {32, 9}) {

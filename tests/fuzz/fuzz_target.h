@@ -1,5 +1,6 @@
-// What a fuzz target is: a function over bytes, and inputs to start from.
-// libFuzzer runs it where the preset is fuzz, replay_main.cc everywhere.
+// A fuzz target is a function that takes bytes, with inputs to start from.
+// libFuzzer runs it in builds with the preset fuzz, and replay_main.cc runs it
+// in all builds.
 #ifndef ATTND_TESTS_FUZZ_FUZZ_TARGET_H_
 #define ATTND_TESTS_FUZZ_FUZZ_TARGET_H_
 
@@ -10,7 +11,7 @@
 #include <string>
 #include <vector>
 
-// libFuzzer's name for it. Aborts on a finding.
+// libFuzzer requires this name. The function aborts if it finds an error.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace attnd::fuzz {

@@ -22,7 +22,8 @@ void* operator new(size_t size) {
   return block;
 }
 
-// A sanitizer brings its own, which does not go with our `delete`.
+// A sanitizer would provide this operator, and then our `delete` would not
+// match it.
 void* operator new(size_t size, const std::nothrow_t&) noexcept {
   return operator new(size);
 }

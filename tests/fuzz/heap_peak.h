@@ -1,5 +1,5 @@
-// How much heap a piece of code held at its worst, of what `operator new` gave:
-// protobuf, Abseil and we allocate through nothing else.
+// Measures the largest amount of memory that a piece of code holds from
+// `operator new`. Protobuf, Abseil and attnd allocate only with this operator.
 #ifndef ATTND_TESTS_FUZZ_HEAP_PEAK_H_
 #define ATTND_TESTS_FUZZ_HEAP_PEAK_H_
 
@@ -7,7 +7,8 @@
 
 namespace attnd::fuzz {
 
-// Counts this thread from now on; one at a time.
+// Counts the memory of this thread from now on. Only one object can count at a
+// time.
 class HeapPeak {
  public:
   HeapPeak();

@@ -1,5 +1,5 @@
-// Runs a fuzz target over its seeds, or over the files that are named, such as
-// what libFuzzer left of a finding. --write=DIR writes the seeds there instead.
+// Runs a fuzz target on its seeds, or on the files that are named, such as a
+// finding of libFuzzer. With --write=DIR, it writes the seeds to DIR instead.
 #include <cstdlib>
 #include <fstream>
 #include <iostream>

@@ -1,6 +1,6 @@
-// The way of a request's bytes into the server against protobuf's own parser.
-// An input is a byte that picks the type, one that says how the rest is cut
-// into slices, and the message.
+// Compares how the server reads the bytes of requests with protobuf's own
+// parser. The first byte of an input picks the type, the second one says how
+// the rest is cut into slices, and the rest is the message.
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -27,8 +27,8 @@ namespace {
 
 using fuzz::Require;
 
-// A refusal is the request's own fault and says where, or is of what this
-// build does not serve.
+// Checks that an error blames the request and names a field, or says that this
+// build does not support something.
 void CheckRefusal(const absl::Status& status) {
   Require(FieldOf(status) || ReasonOf(status) == kInt64RangeReason,
           "a refusal names its field, or all is too large together");
@@ -36,8 +36,8 @@ void CheckRefusal(const absl::Status& status) {
           "a refusal is INVALID_ARGUMENT or UNIMPLEMENTED");
 }
 
-// What is decoded of `got`, whose payloads are tokens, are the elements that
-// `expected` holds.
+// Checks that decoding `got`, whose payloads are tokens, gives the elements of
+// `expected`.
 void CheckDecoding(const AttentionTensors& got,
                    const AttentionTensors& expected, const SplitMessage& split,
                    const ReceivedMessage& received) {
@@ -92,7 +92,7 @@ void CheckMeaning(const v1::MemoryEstimateRequest& got,
   if (!response.ok()) CheckRefusal(response.status());
 }
 
-// Its fields are checked where it runs.
+// The benchmark itself checks these fields.
 void CheckMeaning(const v1::BenchmarkRequest&, const v1::BenchmarkRequest&,
                   const SplitMessage&, const ReceivedMessage&) {}
 
@@ -104,7 +104,8 @@ void Check(const std::string& bytes, uint8_t cut) {
   const ReceivedMessage received = InSlices(bytes, size_t{4} << cut % 8, cut);
   Admission::Reservation reservation = *admission.Admit(received.size_bytes());
   Request got;
-  (void)Request::descriptor();  // made at its first use; reserved for by nobody
+  // The descriptor is made at its first use, and no reservation counts it.
+  (void)Request::descriptor();
   const fuzz::HeapPeak peak;
   const absl::StatusOr<SplitMessage> split =
       ParseMessage(received, reservation, got);
@@ -123,7 +124,7 @@ void Check(const std::string& bytes, uint8_t cut) {
   CheckMeaning(got, expected, *split, received);
   RestorePayloads(got, *split, received);
   expected.DiscardUnknownFields();
-  // As bytes, for a NaN is to be the same one.
+  // The bytes are compared, because a NaN does not equal itself.
   Require(got.SerializeAsString() == expected.SerializeAsString(),
           "both parsers make the same message");
 }
@@ -134,7 +135,8 @@ constexpr void (*kChecks[])(const std::string&, uint8_t) = {
     Check<v1::MemoryEstimateRequest>, Check<v1::BenchmarkRequest>,
     Check<v1::AttentionStreamRequest>};
 
-// Good requests, small enough that an edit is likely to hit a byte that counts.
+// Returns a valid request that is small, so that an edit is likely to hit a
+// byte that matters.
 v1::AttentionRequest Small(bool values) {
   const auto make = values ? ValuesTensor : DataTensor;
   v1::AttentionRequest request;
@@ -173,7 +175,8 @@ v1::AttentionRequest RaggedHalves() {
   return request;
 }
 
-// Arrays that grow many times, and a last time for their last elements.
+// Returns lists that grow many times when they are parsed, the last time for
+// their last elements.
 v1::AttentionRequest LongLists() {
   v1::AttentionRequest request;
   request.mutable_options()->mutable_key_lengths()->Resize(1030, 1);
@@ -182,7 +185,7 @@ v1::AttentionRequest LongLists() {
   return request;
 }
 
-// As many fields as a message may have, all of which merge.
+// Returns the largest allowed number of fields. They all merge.
 std::string ManyFields() {
   std::string bytes;
   for (int64_t i = 0; i < kMaxFields / 2; ++i) bytes += "\x0a\x02\x10\x01";
@@ -190,7 +193,7 @@ std::string ManyFields() {
   return bytes;
 }
 
-// The type of an input is where it stands in kChecks.
+// `type` is the index of the message's type in kChecks.
 std::string Input(char type, char cut,
                   const google::protobuf::Message& message) {
   return std::string{type, cut} + message.SerializeAsString();
