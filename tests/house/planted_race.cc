@@ -1,6 +1,6 @@
-// A handler that races on purpose, or takes a lock with --locked. The tsan
-// preset is worth its time only while it tells the two apart, with gRPC
-// uninstrumented between the threads.
+// Has a handler with a deliberate data race. With --locked, the handler takes a
+// lock. Thread sanitizer must tell the two apart, although gRPC between the
+// threads is not instrumented.
 #include "tests/house/planted_race.h"
 
 #include <atomic>
@@ -15,11 +15,11 @@ namespace {
 
 bool locked = false;
 std::mutex mutex;
-int calls = 0;  // plain on purpose
+int calls = 0;  // deliberately not atomic
 std::atomic<int> handlers_running{0};
 
-// Waits until both handlers run, so that they are in two threads. Relaxed, so
-// that the wait itself orders nothing.
+// Waits until both handlers run, so that they are in two threads. The memory
+// order is relaxed, so that waiting does not synchronise the threads.
 bool BothRun() {
   handlers_running.fetch_add(1, std::memory_order_relaxed);
   const auto limit =

@@ -1,4 +1,5 @@
-// The gRPC side of planted_race.cc: thin, and not instrumented, as in server/.
+// The gRPC part of planted_race.cc. As in the server, it is small and not
+// instrumented.
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -11,7 +12,7 @@
 namespace attnd::house {
 namespace {
 
-// Answers one empty message, whatever the method.
+// Answers every method with one empty message.
 class Reactor : public grpc::ServerGenericBidiReactor {
  public:
   Reactor() { StartRead(&request_); }

@@ -1,5 +1,5 @@
-// Reads one error by the client library and by google.rpc's generated code, and
-// merges two parts.
+// Reads one error with the client library and with the generated code of
+// google.rpc, and merges two parts.
 #include <dlfcn.h>
 
 #include <cstddef>

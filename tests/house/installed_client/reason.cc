@@ -1,11 +1,12 @@
-// What google.rpc's generated code reads from an error.
+// Returns what the generated code of google.rpc reads from an error.
 #include <cstddef>
 #include <string>
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 
-// "REASON (DOMAIN)" of a serialized google.rpc.Status, until the next call.
+// Returns "REASON (DOMAIN)" of a serialized google.rpc.Status. The text is
+// valid until the next call.
 extern "C" const char* ReasonByGoogleapis(const char* bytes, size_t size) {
   static std::string text;
   google::rpc::Status status;
