@@ -1,5 +1,5 @@
-// Attention of a real transformer layer on an attnd server, checked against
-// float64, timed, and refused once to show what an error looks like.
+// Computes attention of a real transformer layer on an attnd server, compares
+// it with float64, times calls, and shows the error of a wrong request.
 //
 //     attnd_example (HOST:PORT | unix:PATH) FOLDER
 #include <algorithm>
@@ -26,7 +26,7 @@ namespace {
 
 using attnd::client::AttentionClient;
 
-// What PyTorch's float32 kernel is off on the same data.
+// PyTorch's float32 kernel has this error on the same data.
 constexpr double kAllowedError = 1.3e-6;
 constexpr int kTimedCalls = 500;
 
@@ -46,7 +46,7 @@ struct Array {
     if (found == std::string::npos) {
       throw std::runtime_error(path.string() + ": no array with " + type);
     }
-    // "12, 331, 32), }" and spaces up to a line break, then the elements.
+    // The text is "12, 331, 32), }", spaces and a line break. Elements follow.
     const char* text = bytes.c_str() + found + type.size();
     for (char* end; *text != ')'; text = *end == ',' ? end + 1 : end) {
       shape.push_back(std::strtoll(text, &end, 10));
@@ -57,7 +57,7 @@ struct Array {
   }
 };
 
-// The largest difference; infinite where a number or a length is none.
+// Returns the largest difference: infinity for a NaN or another size.
 double WorstError(std::span<const float> got,
                   std::span<const double> expected) {
   if (got.size() != expected.size()) return HUGE_VAL;
@@ -90,7 +90,7 @@ absl::StatusOr<double> RealAttention(const AttentionClient& client,
   return WorstError(output, expected.elements);
 }
 
-// One query, one key, one dimension: nothing but the way there and back.
+// Times a call of one query, one key and one dimension: mostly transport.
 absl::StatusOr<absl::Duration> SmallestCall(const AttentionClient& client) {
   const std::vector<float> one(1);
   std::vector<float> output(1);
@@ -107,7 +107,7 @@ absl::StatusOr<absl::Duration> SmallestCall(const AttentionClient& client) {
   return times[kTimedCalls / 2];
 }
 
-// A key whose head_dim is not the query's: the error names the field.
+// The key has another head_dim than the query. The error names the field.
 void RefusedCall(const AttentionClient& client) {
   const std::vector<float> two(2);
   const std::vector<float> three(3);

@@ -1,5 +1,6 @@
-// Attention on memory that the server shares: no tensor is sent. Compares the
-// answer with that of the same call by message, and times both.
+// Computes attention on memory that is shared with the server, so that no
+// tensor is sent. Compares the answer with that of the same call by message,
+// and times both.
 //
 //     attnd_shared_memory (HOST:PORT | unix:PATH) SHM_SOCKET
 #include <algorithm>
@@ -42,8 +43,8 @@ int main(int argc, char** argv) try {
   if (argc != 3) throw std::runtime_error("expected ADDRESS SHM_SOCKET");
   const AttentionClient client({.target = argv[1]});
 
-  // Four tensors and no copy: fill the first three, find the answer in the
-  // last.
+  // The region has four tensors. The server reads the first three and writes
+  // its answer to the last one, without a copy.
   auto region = attnd::client::RegisterRegion(argv[2], 4 * kCount * 4);
   if (!region.ok()) throw std::runtime_error(region.status().ToString());
   std::vector<Elements> parts;

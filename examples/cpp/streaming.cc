@@ -1,6 +1,6 @@
-// Attention on tensors that are too large for a message: the client sends them
-// in chunks without being asked to. Here that is little, for this client takes
-// only messages of up to 1 MiB.
+// Computes attention on tensors that are too large for a message. The client
+// sends them in chunks automatically. To show this with small tensors, its
+// messages are limited to 1 MiB.
 //
 //     attnd_streaming (HOST:PORT | unix:PATH)
 #include <cmath>
