@@ -13,11 +13,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kDuration = std::chrono::milliseconds(3);
-// A product of 32 x 32 scores, its operands and its result 20 KiB.
+// The product has 32 x 32 scores. Its operands and its result take 20 KiB.
 constexpr int64_t kSide = 32;
 constexpr int64_t kSteps = 64;  // pairs of bf16
 
-// A product again and again, one task for each worker.
+// Computes a product many times, in one task for each worker.
 class RateJob : public TileJob {
  public:
   explicit RateJob(int threads) : rates_(static_cast<size_t>(threads)) {}
@@ -55,7 +55,7 @@ class RateJob : public TileJob {
   }
 
  private:
-  std::vector<double> rates_;  // each written by its task alone
+  std::vector<double> rates_;  // each is written only by its task
 };
 
 }  // namespace

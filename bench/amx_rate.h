@@ -1,6 +1,7 @@
-// Whether the tile unit of Intel's AMX runs at its pace. It belongs to a whole
-// core: while a neighbour on the other hyperthread works, it falls to a third,
-// and multiply-adds keep their speed. So a peak of multiply-adds cannot tell.
+// Measures whether the tile unit of Intel's AMX runs at its full speed. Both
+// hyperthreads of a core share this unit. While the other hyperthread works,
+// the unit slows down to a third, but multiply-adds keep their speed. So the
+// peak of multiply-adds does not show the slowdown.
 #ifndef ATTND_BENCH_AMX_RATE_H_
 #define ATTND_BENCH_AMX_RATE_H_
 
@@ -8,9 +9,9 @@
 
 namespace attnd::bench {
 
-// bf16 operations a second of the slowest worker of `scheduler`, all of which
-// multiply at once what lies in their first-level caches, for some
-// milliseconds; 0 without AMX. Not from a worker.
+// Returns the bf16 operations per second of the slowest worker of `scheduler`,
+// or 0 without AMX. All workers multiply data in their first-level caches at
+// the same time for some milliseconds. Must not be called from a worker.
 double MeasureAmxRate(TileScheduler& scheduler);
 
 }  // namespace attnd::bench

@@ -39,7 +39,8 @@ ChildProcess::ChildProcess(std::vector<std::string> command,
   argv.reserve(command.size() + 1);
   for (std::string& argument : command) argv.push_back(argument.data());
   argv.push_back(nullptr);
-  // Between fork and exec nothing but what is safe in a copy of one thread.
+  // Only functions that are safe in a copy of one thread may run between fork
+  // and exec.
   pid_ = fork();
   if (pid_ == 0) {
     prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -74,7 +75,8 @@ int64_t ChildProcess::StatusBytes(const std::string& name) const {
   std::ifstream file("/proc/" + std::to_string(pid_) + "/status");
   for (std::string line; std::getline(file, line);) {
     if (line.starts_with(name + ":")) {
-      return std::stoll(line.substr(name.size() + 1)) * 1024;  // in kB
+      return std::stoll(line.substr(name.size() + 1)) *
+             1024;  // the number is in kB
     }
   }
   throw std::runtime_error("no " + name + " in the status of a child");

@@ -1,4 +1,5 @@
-// A server in a process of its own, that says in a file where it listens.
+// Runs a server in its own process. The server writes to a file where it
+// listens.
 #ifndef ATTND_BENCH_CHILD_PROCESS_H_
 #define ATTND_BENCH_CHILD_PROCESS_H_
 
@@ -11,7 +12,8 @@
 
 namespace attnd::bench {
 
-// A new empty folder below the system's temporary one, removed by its owner.
+// Makes a new empty folder in the system's folder for temporary files. The
+// destructor removes it.
 class TempFolder {
  public:
   TempFolder();
@@ -26,25 +28,25 @@ class TempFolder {
   std::filesystem::path path_;
 };
 
-// Started by the constructor; gets SIGTERM from the destructor, which waits,
-// and from the system where this process dies first.
+// The constructor starts the process. The destructor sends SIGTERM and waits.
+// If this process dies first, the system sends SIGTERM.
 class ChildProcess {
  public:
-  // `command` is the program's path and its arguments; `address_file` is what
-  // they say that it writes when it is ready. Throws std::runtime_error where
-  // it ends before that, or takes a minute.
+  // `command` has the path of the program and its arguments. They tell the
+  // program to write `address_file` when it is ready. Throws std::runtime_error
+  // if the process ends before that, or is not ready within a minute.
   ChildProcess(std::vector<std::string> command,
                const std::string& address_file);
   ~ChildProcess();
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
 
-  // The lines of the address file: TCP first, then unix.
+  // Returns the lines of the address file: first TCP, then unix.
   const std::vector<std::string>& addresses() const { return addresses_; }
 
-  // A line of /proc/PID/status, such as "VmRSS", in bytes.
+  // Returns a line of /proc/PID/status, such as "VmRSS", in bytes.
   int64_t StatusBytes(const std::string& name) const;
-  // Lets VmHWM begin anew from what is resident now.
+  // Sets VmHWM to the memory that is resident now.
   void ResetPeak() const;
 
  private:

@@ -12,10 +12,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
-// Long against the start of a thread, short against a machine's moods.
+// This is long compared with the start of a thread, and short compared with the
+// time in which the speed of the machine changes.
 constexpr Seconds kBurst{0.02};
 
-// Calls for at least kBurst, once at least.
+// Calls for at least kBurst, and at least once.
 std::vector<double> CallRepeatedly(const Contestant& contestant, int client) {
   std::vector<double> samples_us;
   const Clock::time_point end =

@@ -1,5 +1,6 @@
-// Closed loops that take turns: each contestant runs for a short burst, then
-// the next, round after round, so that all of them see the same noise.
+// Compares closed loops that take turns. Each contestant runs for a short
+// burst, then the next one, in many rounds, so that all of them see the same
+// noise.
 #ifndef ATTND_BENCH_CONTEST_H_
 #define ATTND_BENCH_CONTEST_H_
 
@@ -9,13 +10,14 @@
 namespace attnd::bench {
 
 struct Contestant {
-  // One call by client number `client`; returns when it is answered.
+  // Makes one call for client number `client`, and returns when it is answered.
   std::function<void(int client)> call;
-  int clients = 1;  // that call at once, each in a thread of its own
+  int clients =
+      1;  // clients that call at the same time, each in its own thread
 
-  // Results.
+  // The results follow.
   std::vector<double> samples_us = {};
-  double spent_seconds = 0;  // in bursts
+  double spent_seconds = 0;  // the time of all bursts
 
   double rps() const {
     return static_cast<double>(samples_us.size()) / spent_seconds;
@@ -23,11 +25,11 @@ struct Contestant {
 };
 
 struct ContestOptions {
-  double seconds = 2;  // in all; never fewer rounds than min_rounds
+  double seconds = 2;  // in total, but at least min_rounds rounds
   int min_rounds = 7;
 };
 
-// A first round warms up and is not counted. Throws what a call throws.
+// The first round warms up and is not counted. Throws what a call throws.
 void RunContest(const std::vector<Contestant*>& contestants,
                 const ContestOptions& options);
 

@@ -14,7 +14,8 @@ enum class Sign { kAtLeast, kAtMost };
 
 struct Bar {
   std::string text;
-  // A record falls under the bar where it has all these values; of a list, one.
+  // The bar applies to records with all these values. If a value is a list, one
+  // of its elements is enough.
   Json where;
   std::string key;
   Sign sign = Sign::kAtLeast;
@@ -152,8 +153,9 @@ class Judge {
         bar.limit);
   }
 
-  // With native dot products against the f32 peak, by how many multiply-adds
-  // the core starts a cycle; without them against our f32 speed.
+  // With native dot products, the limit is a share of the f32 peak, which
+  // depends on how many multiply-adds the core starts per cycle. Without them,
+  // it is a share of attnd's own f32 speed.
   void AddSixteenBit(int head_dim) {
     const auto text = [&](std::string dtype, const char* native) {
       return dtype.append(native).append(std::to_string(head_dim));
@@ -176,8 +178,8 @@ class Judge {
     }
   }
 
-  // Shares of peak lie together, and what is held grows by the same bytes for
-  // every further key.
+  // The shares of peak must be close together, and each further key must take
+  // the same number of bytes.
   void AddScaling(int head_dim) {
     const std::string text =
         "head_dim " + std::to_string(head_dim) + ", N = 1024 to 32768: ";

@@ -1,4 +1,4 @@
-// The bars that the core is held to, judged by a run's records.
+// Compares the records of a run with the bars for the core.
 #ifndef ATTND_BENCH_CORE_BARS_H_
 #define ATTND_BENCH_CORE_BARS_H_
 

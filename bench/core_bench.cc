@@ -1,7 +1,8 @@
-// The core as a share of what the silicon can do: every case interleaved with
-// the FMA peak or the stream bandwidth of the same threads, and with the cases
-// that it is compared with; medians of ratios. Absolute times on shared
-// machines swing; ratios within one run do not.
+// Measures the core as a share of what the processor can do. Every case takes
+// turns with the FMA peak or the stream bandwidth of the same threads, and with
+// the cases that it is compared with. The results are medians of ratios,
+// because absolute times change on shared machines, but ratios within one run
+// do not.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -51,7 +52,7 @@ void PrintRow(const Json& r) {
   std::fflush(stdout);
 }
 
-// Whether two records are of the same case.
+// Returns whether two records are from the same case.
 bool SameCase(const Json& a, const Json& b) {
   for (const char* key : {"name", "dtype", "q_heads", "kv_heads", "q_len",
                           "kv_len", "head_dim", "causal", "window", "threads",

@@ -13,8 +13,8 @@
 namespace attnd::bench {
 namespace {
 
-// A short cycle of random numbers: a tensor of hundreds of megabytes is filled
-// at the speed of memory.
+// Returns numbers from a short cycle of random numbers, so that a tensor of
+// hundreds of megabytes is filled at the speed of memory.
 class Normal {
  public:
   Normal() {
@@ -24,8 +24,7 @@ class Normal {
   }
 
   Workspace Fill(int64_t bytes, DataType type) {
-    // Of the kind that a server puts tensors in: huge pages where there are
-    // any.
+    // A server keeps tensors in such memory: in huge pages, if there are any.
     Workspace to = WorkspacePool(0).Reserve(bytes).value();
     auto* halves = reinterpret_cast<uint16_t*>(to.data());
     switch (type) {
@@ -47,7 +46,8 @@ class Normal {
   }
 
  private:
-  static constexpr size_t kCount = 65521;  // prime: rows and heads differ
+  static constexpr size_t kCount =
+      65521;  // a prime number, so that rows and heads differ
 
   float Next() {
     if (++at_ == kCount) at_ = 0;
@@ -144,7 +144,7 @@ std::unique_ptr<AttentionEngine> MakePinnedEngine(
     CPU_SET(last, &one);
     sched_setaffinity(0, sizeof(one), &one);
   }
-  // Workers inherit their maker's mask.
+  // Workers inherit the mask of the thread that makes them.
   auto engine = std::make_unique<AttentionEngine>(options);
   sched_setaffinity(0, sizeof(all), &all);
   return engine;

@@ -1,5 +1,5 @@
-// One attention call that the benches time: its shape, its tensors, and whoever
-// computes it.
+// One attention call that the benchmarks time: its shape, its tensors, and the
+// code that computes it.
 #ifndef ATTND_BENCH_CORE_CASE_H_
 #define ATTND_BENCH_CORE_CASE_H_
 
@@ -26,15 +26,17 @@ struct Case {
   int64_t kv_len = 0;
   int64_t head_dim = 128;
   bool causal = false;
-  int64_t window = 0;  // keys that a row sees at most; 0 = all
+  int64_t window =
+      0;  // the maximum number of keys that a row sees; 0 means all
   int threads = 1;
   Pass pass = Pass::kForward;
-  // What a caller or a host may force; by default nothing.
+  // A caller can force the options from here on. By default none is forced.
   int64_t block_size = 0;
   Precision precision = Precision::kAuto;
   std::optional<Isa> isa = {};
 
-  // A few rows over many keys: bound by reading them, not by arithmetic.
+  // Says whether the case has few rows over many keys. Reading the keys then
+  // limits its speed, and arithmetic does not.
   bool ReadsMost() const { return q_len * q_heads / kv_heads <= 16; }
 };
 
@@ -42,7 +44,8 @@ std::string_view DataTypeName(DataType type);  // "bf16"
 
 AttentionProblem ProblemOf(const Case& c);
 
-// Random inputs and room for the answers, aligned as a server's.
+// Random inputs, and memory for the answers. It is aligned like that of a
+// server.
 class Tensors {
  public:
   Tensors(const Case& c, const AttentionProblem& problem);
@@ -61,19 +64,20 @@ class Tensors {
 
  private:
   Workspace query_, key_, value_, output_;
-  // Only where gradients are asked for.
+  // These are only set for a case that computes gradients.
   Workspace lse_, grad_output_, grad_query_, grad_key_, grad_value_;
 };
 
-// One call, waited for; throws where it fails.
+// Makes one call and waits for it. Throws if it fails.
 RunStats RunOnce(const Case& c, AttentionEngine& engine,
                  const AttentionProblem& problem, const Tensors& tensors);
 
-// A single worker stays on one processor, the last that this process may use,
-// so that the peak measured beside a case is that of the core which ran it.
+// A single worker stays on one processor, the last one that this process can
+// use. Then the peak that is measured beside a case is the peak of the same
+// core.
 std::unique_ptr<AttentionEngine> MakePinnedEngine(const EngineOptions& options);
 
-// The shape, by the names that records use.
+// Returns the shape with the names that records use.
 Json RecordOf(const Case& c);
 
 }  // namespace attnd::bench

@@ -51,7 +51,8 @@ void AddPrefill(int threads, std::vector<Group>& groups) {
   }
 }
 
-// One head from end to end, so that what is held has one slope.
+// These cases have one head for all lengths, so that memory grows with one
+// slope.
 void AddScaling(std::vector<Group>& groups) {
   for (const int64_t head_dim : {64, 128}) {
     for (int64_t len = 1024; len <= 32768; len *= 2) {
@@ -95,7 +96,8 @@ void AddDecode(int threads, std::vector<Group>& groups) {
   }
 }
 
-// One head, for a call that is short beside the spells in which AMX is slow.
+// These cases have one head, so that a call is short compared with the times in
+// which AMX is slow.
 void AddBackward(std::vector<Group>& groups) {
   for (const bool causal : {false, true}) {
     for (const int64_t head_dim : {64, 96, 128}) {
@@ -121,7 +123,7 @@ void AddTwoThreads(std::vector<Group>& groups) {
            [](Case& c) { c.causal = true; }));
 }
 
-// What a caller can force against what is chosen for it.
+// Compares what a caller can force with what attnd chooses.
 void AddForced(std::vector<Group>& groups) {
   const auto block_sizes = [&](const Case& automatic) {
     Group group = {automatic};
@@ -136,7 +138,7 @@ void AddForced(std::vector<Group>& groups) {
     block_sizes(Square("auto", 1, 4096, head_dim));
     block_sizes(With(Square("auto", 1, 4096, head_dim),
                      [](Case& c) { c.causal = true; }));
-    // A few rows over many keys, cut into splits.
+    // These cases have few rows over many keys, which are split.
     block_sizes(With(Square("auto", 8, 16384, head_dim),
                      [](Case& c) { c.q_len = 16; }));
   }

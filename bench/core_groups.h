@@ -1,4 +1,4 @@
-// Which cases core_bench measures, and which of them take turns.
+// Lists the cases that core_bench measures, and which of them take turns.
 #ifndef ATTND_BENCH_CORE_GROUPS_H_
 #define ATTND_BENCH_CORE_GROUPS_H_
 
@@ -9,14 +9,16 @@
 
 namespace attnd::bench {
 
-// Cases that take turns. Where there are more than one, each is also compared
-// with the first.
+// Cases that take turns. If a group has several cases, each is also compared
+// with the first one.
 using Group = std::vector<Case>;
 
-// All of them; those of two threads where the process may use two processors.
+// Returns all groups. Those with two threads are only included if the process
+// can use two processors.
 std::vector<Group> CoreGroups();
 
-// "name/dtype/head_dim/q_len/threads " of each case, what --filter looks in.
+// Returns "name/dtype/head_dim/q_len/threads " of each case. --filter looks for
+// its text in this.
 std::string NamesOf(const Group& group);
 
 }  // namespace attnd::bench

@@ -20,15 +20,18 @@ using std::chrono::duration;
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-// A turn counts where what bounds it differed by less than this before and
-// after it, and AMX ran at this much of the best that this run has seen. What
-// AMX falls to beside a busy neighbour is a third; its clock moves by a tenth.
+// A turn counts if its limit changed by less than this share during the turn,
+// and if AMX ran at least at this share of the best speed in this run. Beside a
+// busy neighbour, AMX slows down to a third. Its clock changes its speed by a
+// tenth.
 constexpr double kDrift = 0.1;
 constexpr double kAmxPace = 0.75;
-// And this many times the multiply-adds' peak, of the 16 that tiles have: a run
-// that begins in a slow spell has seen no better.
+// AMX must also do this many times the peak of the multiply-adds. Tiles could
+// do 16 times as much. This is for a run that begins while AMX is slow and has
+// seen no better speed yet.
 constexpr double kAmxOverFma = 7;
-// Seconds of waiting and of turns that do not count, over those asked for.
+// This is the ratio between the seconds of waiting and of turns that do not
+// count, and the requested seconds.
 constexpr int kPatience = 20;
 constexpr size_t kMaxRounds = 101;
 
@@ -40,7 +43,8 @@ double SecondsSince(Clock::time_point start) {
   return duration<double>(Clock::now() - start).count();
 }
 
-// Cycles a second: an add that waits for the one before takes one.
+// Returns the cycles per second. An addition that waits for the one before
+// takes one cycle.
 double MeasureClock() {
   constexpr int64_t kSteps = 10'000'000;
   uint64_t sum = 1;
@@ -56,7 +60,7 @@ double MeasureClock() {
   return static_cast<double>(kSteps) / SecondsSince(start);
 }
 
-// One case of a group.
+// A case of a group, and what it needs to be timed.
 struct TimedCase {
   TimedCase(const Case& of, AttentionEngine& by)
       : c(of),
@@ -71,12 +75,12 @@ struct TimedCase {
       engine.Run(problem, tensors.forward()).value();
     }
     first = RunOnce(c, engine, problem, tensors);
-    // A turn is a burst that lasts long against the clock and the wake-up of a
-    // worker.
+    // A burst takes long compared with the resolution of the clock and with the
+    // time that a worker needs to wake up.
     burst = std::clamp(static_cast<int>(0.02 / SecondsOf(first)), 1, 64);
   }
 
-  // Seconds of a call.
+  // Returns the seconds of one call.
   double Burst() const {
     double sum = 0;
     for (int i = 0; i < burst; ++i) {
@@ -89,9 +93,10 @@ struct TimedCase {
   double bytes() const {
     return static_cast<double>(estimate.input_bytes + estimate.output_bytes);
   }
-  // Whether its products are of bf16, which multiply-adds do not bound.
+  // Returns whether the products are of bf16. The peak of the multiply-adds
+  // does not limit these.
   bool of_bf16() const { return IsaName(first.isa).ends_with("_bf16"); }
-  // And only one of them a pair of numbers.
+  // Returns whether one bf16 product makes each product of two numbers.
   bool native_dot() const {
     return of_bf16() && first.kernel.find("bf16x3") == std::string_view::npos;
   }
@@ -104,17 +109,19 @@ struct TimedCase {
   const MemoryEstimate estimate;
   RunStats first;
   int burst = 1;
-  double other_limit = 0;  // the one that does not bound it, measured once
+  double other_limit =
+      0;  // measured once: the limit that does not apply to this case
 };
 
-// One burst of a case, between two measurements of what bounds it.
+// A burst of a case, between two measurements of its limit.
 struct Turn {
-  double seconds = 0;  // of a call
-  double bound = 0;    // operations or bytes a second, the mean of both
+  double seconds = 0;  // of one call
+  double bound =
+      0;  // the mean of both measurements, in operations or bytes per second
   bool kept_pace = false;
 };
 
-// The shares of one case, one a round.
+// The results of one case, with one element per round.
 struct Shares {
   std::vector<double> seconds, peaks, streams, peak_ratios, stream_ratios;
 };
@@ -161,8 +168,9 @@ Json RecordFor(const TimedCase& it, const Shares& shares) {
   return record;
 }
 
-// `relative`: speed over that of the group's first case, in operations a
-// second; of another number of threads, in shares of peak.
+// `relative` is the speed divided by the speed of the group's first case. It
+// compares operations per second. If the numbers of threads differ, it compares
+// shares of peak.
 void Compare(const TimedCase& first, const Shares& first_shares,
              const TimedCase& other, const Shares& shares, Json& first_record,
              Json& record) {
@@ -214,7 +222,8 @@ class CoreRounds::Impl {
   }
 
  private:
-  // Those in which the machine kept its pace, or all where they are too few.
+  // Returns the rounds in which the machine kept its speed, or all rounds if
+  // these are too few.
   std::vector<Round> Rounds(const TimedCases& cases, bool& steady) {
     const double budget =
         sampling_.seconds_per_case * static_cast<double>(cases.size());
@@ -241,7 +250,8 @@ class CoreRounds::Impl {
     return kept;
   }
 
-  // Again while `patience` lasts: seconds, less what was waited for in vain.
+  // Repeats a turn that does not count while `patience` lasts. `patience` is in
+  // seconds, and the time of such turns and of waiting is subtracted from it.
   Turn TakeTurn(const TimedCase& it, double& patience) {
     for (;;) {
       const Turn turn = TryTurn(it, patience);
@@ -250,8 +260,8 @@ class CoreRounds::Impl {
     }
   }
 
-  // Waits for AMX where it uses that. AMX is looked at next to the burst, for
-  // its spells begin and end at any time.
+  // If the case uses AMX, waits until it is fast. AMX is measured right before
+  // and after the burst, because slow times begin and end at any moment.
   Turn TryTurn(const TimedCase& it, double& patience) {
     const double before = Bound(it);
     bool at_pace = AwaitAmx(it, before, patience);
@@ -279,7 +289,7 @@ class CoreRounds::Impl {
     return at_pace;
   }
 
-  // True of what does not use AMX.
+  // Returns true for cases that do not use AMX.
   bool AmxAtPace(const TimedCase& it, double fma_peak) {
     if (!it.of_amx()) return true;
     const int threads = it.c.threads;
@@ -298,8 +308,8 @@ class CoreRounds::Impl {
     return *engine;
   }
 
-  // What AMX does at its best here, looked for long enough to outlast most of
-  // its slow spells.
+  // Finds the best speed of AMX on this machine. This takes long enough to
+  // outlast most of the times in which AMX is slow.
   void LearnPace(int threads, AttentionEngine& engine) {
     double& best = best_amx_rates_[threads];
     if (best > 0) return;
@@ -308,7 +318,7 @@ class CoreRounds::Impl {
     }
   }
 
-  // Of the widest set, whatever a case is forced to.
+  // Uses the widest instruction set, even if the case is forced to another one.
   double FmaPeak(AttentionEngine& engine) const {
     return MeasureFmaPeak(isa_, milliseconds(10), engine.scheduler(),
                           engine.threads());
@@ -319,7 +329,8 @@ class CoreRounds::Impl {
   StreamBandwidth stream_;
   std::map<std::pair<int, std::optional<Isa>>, std::unique_ptr<AttentionEngine>>
       engines_;
-  std::map<int, double> best_amx_rates_;  // of the slowest, by threads
+  std::map<int, double>
+      best_amx_rates_;  // by threads, the rate of the slowest worker
 };
 
 CoreRounds::CoreRounds(const Sampling& sampling)

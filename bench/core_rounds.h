@@ -1,5 +1,6 @@
-// Cases of the core in turns, each between two measurements of what bounds it.
-// Knows rounds and their ratios; not which cases there are, nor their bars.
+// Runs cases of the core in turns. Each turn is between two measurements of
+// what limits the case. This class knows rounds and their ratios, but neither
+// the list of cases nor their bars.
 #ifndef ATTND_BENCH_CORE_ROUNDS_H_
 #define ATTND_BENCH_CORE_ROUNDS_H_
 
@@ -13,7 +14,7 @@ namespace attnd::bench {
 
 struct Sampling {
   int min_rounds = 5;
-  double seconds_per_case = 0.5;  // goes on for this long
+  double seconds_per_case = 0.5;  // the time for which a case is sampled
 };
 
 // Not thread-safe.
@@ -22,11 +23,12 @@ class CoreRounds {
   explicit CoreRounds(const Sampling& sampling);
   ~CoreRounds();
 
-  // A record for each case: medians over the rounds in which the machine kept
-  // its pace. Turns in which it did not are taken again, for up to twenty times
-  // the seconds asked for; where too few rounds are left then, all count and
-  // the records say "steady": false.
-  // Throws where a call fails.
+  // Returns a record for each case, with medians over the rounds in which the
+  // machine kept its speed. Turns in which it did not are repeated for up to
+  // twenty times the requested seconds. If too few rounds are left after that,
+  // all rounds count and the records say "steady": false.
+  //
+  // Throws if a call fails.
   std::vector<Json> Measure(const Group& group);
 
  private:
@@ -34,7 +36,7 @@ class CoreRounds {
   std::unique_ptr<Impl> impl_;
 };
 
-// Multiply-adds of the widest vectors that a core starts each cycle.
+// Returns how many multiply-adds of the widest vectors a core starts per cycle.
 double FmasPerCycle();
 
 }  // namespace attnd::bench

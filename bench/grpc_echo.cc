@@ -16,7 +16,7 @@ using grpc::ByteBuffer;
 
 constexpr int kMaxMessageBytes = 1 << 30;
 
-// The first `size` bytes of `from`, shared and not copied.
+// Returns the first `size` bytes of `from` without copying them.
 ByteBuffer Prefix(const std::vector<grpc::Slice>& from, uint64_t size) {
   std::vector<grpc::Slice> kept;
   for (const grpc::Slice& slice : from) {
@@ -28,7 +28,8 @@ ByteBuffer Prefix(const std::vector<grpc::Slice>& from, uint64_t size) {
   return {kept.data(), kept.size()};
 }
 
-// The number that the bytes begin with; slices may end anywhere in it.
+// Returns the number at the begin of the bytes. It can be spread over several
+// slices.
 uint64_t ReplyBytes(const std::vector<grpc::Slice>& slices) {
   uint64_t number = 0;
   char* to = reinterpret_cast<char*>(&number);

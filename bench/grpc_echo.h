@@ -1,6 +1,7 @@
-// A bare unary echo through gRPC with its default settings (but for the size
-// limit), raw and through protobuf: what any service of that size pays.
-// Its .cc is the only part of the benchmarks that knows gRPC.
+// A plain unary echo through gRPC, with raw bytes and with protobuf. It shows
+// what any service with messages of that size pays. Only the size limit differs
+// from gRPC's defaults. Only its source file includes gRPC among the
+// benchmarks.
 #ifndef ATTND_BENCH_GRPC_ECHO_H_
 #define ATTND_BENCH_GRPC_ECHO_H_
 
@@ -11,14 +12,16 @@
 
 namespace attnd::bench {
 
-// Serves until destroyed. Throws std::runtime_error where it cannot listen.
+// Serves until it is destroyed. Throws std::runtime_error if it cannot listen.
 class EchoServer {
  public:
-  // "host:port", where port 0 picks a free one, or "unix:PATH".
+  // Each address is "host:port", where port 0 chooses a free one, or
+  // "unix:PATH".
   explicit EchoServer(const std::vector<std::string>& listen);
   ~EchoServer();
 
-  // As clients spell them, in the order of `listen`.
+  // Returns the addresses in the form that clients use, in the order of
+  // `listen`.
   const std::vector<std::string>& addresses() const;
 
  private:
@@ -26,14 +29,15 @@ class EchoServer {
   std::unique_ptr<Impl> impl_;
 };
 
-// One connection. Calls throw std::runtime_error where they fail.
+// Has one connection. Calls throw std::runtime_error if they fail.
 class EchoClient {
  public:
   EchoClient(const std::string& target, int64_t request_bytes,
              int64_t reply_bytes);
   ~EchoClient();
 
-  // Sends the request's bytes, gets the reply's, touches neither.
+  // Sends the bytes of the request and receives those of the reply, without
+  // reading them.
   void CallRaw();
   void CallProtobuf();
 

@@ -1,6 +1,6 @@
-// The parts of a tile by themselves, on data in the caches: what the core bench
-// could reach if nothing else cost anything. Products as a share of the FMA
-// peak, which is measured around each.
+// Measures the parts of a tile separately, on data in the caches. This shows
+// what the core could reach without other costs. Products are given as a share
+// of the FMA peak, which is measured before and after each of them.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "bench/micro_bench.cc"
 #include "hwy/foreach_target.h"
-// Highway must come after foreach_target.
+// Highway must be included after foreach_target.
 #include "core/kernels/microkernels-inl.h"
 #include "core/kernels/pack-inl.h"
 #include "core/kernels/softmax-inl.h"
@@ -38,8 +38,8 @@ Workspace Filled(int64_t floats) {
   return block;
 }
 
-// Times `call`, which does `flops` operations and moves `bytes`; of none
-// nothing is said.
+// Times `call`, which does `flops` operations and moves `bytes`. A number that
+// is 0 is not reported.
 template <class Call>
 void Measure(benchmark::State& state, double flops, double bytes,
              const Call& call) {

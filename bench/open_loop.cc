@@ -15,14 +15,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// More than a server's own --max-in-flight: it is the one who refuses.
+// This is larger than --max-in-flight of a server, so the server refuses calls
+// before the slots run out.
 constexpr int kSlots = 320;
 
 double Microseconds(Clock::duration duration) {
   return std::chrono::duration<double, std::micro>(duration).count();
 }
 
-// What callbacks write and the sender waits for.
+// The callbacks write to this, and the sender waits for it.
 class Tally {
  public:
   Tally() {
@@ -51,7 +52,7 @@ class Tally {
     changed_.notify_all();
   }
 
-  // Waits for every call.
+  // Waits for all calls.
   OpenLoopResult Finish() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return free_slots_.size() == kSlots; });
@@ -74,7 +75,8 @@ class Tally {
 OpenLoopResult RunOpenLoop(const ServingCase& shape,
                            const std::vector<client::AttentionClient>& clients,
                            double rate, double seconds) {
-  // Sleeps end within a microsecond of their time, not within 50.
+  // With this, sleeps end within a microsecond of their time, instead of within
+  // 50.
   prctl(PR_SET_TIMERSLACK, 1000UL);
   Workload workload(shape, kSlots);
   for (const auto& client : clients) workload.Call(client, 0);

@@ -1,6 +1,6 @@
-// Calls that come when they come, whether or not earlier ones were answered: a
-// schedule made beforehand, and latency counted from the time in it. A slow
-// server cannot slow down the load that it is judged by.
+// Makes calls according to a schedule, whether or not earlier calls have been
+// answered. The latency of a call counts from its time in the schedule. So a
+// slow server cannot reduce the load with which it is measured.
 #ifndef ATTND_BENCH_OPEN_LOOP_H_
 #define ATTND_BENCH_OPEN_LOOP_H_
 
@@ -12,14 +12,17 @@
 namespace attnd::bench {
 
 struct OpenLoopResult {
-  std::vector<double> latencies_us;    // of answered calls
-  std::vector<double> send_delays_us;  // of all: how late this side began them
-  int64_t refused = 0;  // RESOURCE_EXHAUSTED: more in flight than allowed
+  std::vector<double> latencies_us;  // of answered calls
+  std::vector<double>
+      send_delays_us;  // of all calls: how late this side started them
+  int64_t refused =
+      0;  // the server's RESOURCE_EXHAUSTED: too many calls in flight
   double answered_per_second = 0;
 };
 
-// Poisson arrivals (fixed seed) at `rate` a second for `seconds`, dealt out to
-// `clients` in turn. Throws std::runtime_error where a call fails otherwise.
+// The calls arrive as a Poisson process with a fixed seed, at `rate` calls per
+// second for `seconds`. The `clients` make them in turn. Throws
+// std::runtime_error if a call fails for a reason other than a refusal.
 OpenLoopResult RunOpenLoop(const ServingCase& shape,
                            const std::vector<client::AttentionClient>& clients,
                            double rate, double seconds);

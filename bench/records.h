@@ -1,5 +1,4 @@
-// What the benchmarks share: medians, and the files that keep what they
-// measured.
+// Functions that all benchmarks use: medians, and the files with the results.
 #ifndef ATTND_BENCH_RECORDS_H_
 #define ATTND_BENCH_RECORDS_H_
 
@@ -11,16 +10,16 @@ namespace attnd::bench {
 
 using Json = nlohmann::ordered_json;
 
-// The value below which `fraction` (0 to 1) of `values` lie, by nearest rank.
-// `values` is not empty.
+// Returns the value below which `fraction` (0 to 1) of `values` lie, by nearest
+// rank. `values` must not be empty.
 double Percentile(std::vector<double> values, double fraction);
 double Median(std::vector<double> values);
 
-// Processor, instruction set, threads, caches, and what else runs: the number
-// of busy threads in the last minute. Call it before measuring.
+// Returns the processor, instruction set, threads and caches, and the number of
+// threads that were busy in the last minute. Call it before measuring.
 Json MachineRecord();
 
-// What one run measured.
+// The results of one run.
 struct Run {
   Json machine;  // MachineRecord(), and what else holds for the whole run
   std::vector<Json> records = {};

@@ -1,6 +1,6 @@
-// What serving adds to computing: calls through a real server beside the same
-// problem on an engine in this process, a bare gRPC echo and plain sockets, all
-// of them interleaved in one run. docs/performance.md has the method.
+// Measures what serving adds to computing. Calls through a real server take
+// turns with the same problem on an engine in this process, with a plain gRPC
+// echo and with plain sockets. docs/performance.md describes the method.
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -40,13 +40,14 @@ struct Flags {
   std::string attnd_path;
   ContestOptions contest;
   double open_seconds = 2;
-  std::string yardstick_address_file;  // set: be the yardsticks' server
+  // If this is set, the program runs the servers of the yardsticks.
+  std::string yardstick_address_file;
 };
 
-// TCP and unix addresses of a server's, in this order.
+// A server lists its addresses in this order.
 constexpr const char* kTransports[] = {"tcp", "unix"};
 
-// The child in which the yardsticks' servers run, until it is killed.
+// Runs in the child process until it is killed.
 int ServeYardsticks(const std::string& address_file) {
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   const std::string folder = fs::path(address_file).parent_path().string();
@@ -104,8 +105,9 @@ class Bench {
 
   const std::vector<Json>& records() const { return records_; }
 
-  // One case with this many clients, both transports and the yardsticks in the
-  // same rounds. Yardsticks run beside one client.
+  // Measures one case with this many clients. Both transports and the
+  // yardsticks run in the same rounds. Yardsticks only run if there is one
+  // client.
   void MeasureClosed(const ServingCase& shape, int clients) {
     Workload workload(shape, clients, ShmSocket());
     std::vector<client::AttentionClient> connections[2];
@@ -148,7 +150,8 @@ class Bench {
       const double p50_us = AddTimes(rpc[t], r);
       r["core_p50_us"] = core_us;
       r["overhead_ratio"] = p50_us / core_us;
-      // Callers that wait for each other wait for no bytes.
+      // With several clients, calls wait for each other, and their times say
+      // nothing about bytes.
       if (clients == 1 && !shape.shared_memory) {
         AddRate(bytes, p50_us - core_us, r);
       }
@@ -170,7 +173,7 @@ class Bench {
     }
   }
 
-  // Rates up to beyond what closed loops of four clients reached just before.
+  // The rates go beyond what closed loops of four clients have just reached.
   void MeasureOpen(const ServingCase& shape) {
     constexpr int kClients = 4;
     for (size_t t = 0; t < 2; ++t) {
@@ -205,7 +208,7 @@ class Bench {
     }
   }
 
-  // On a server that has done nothing yet.
+  // Each measurement uses a server that has done nothing yet.
   void MeasureMemory() {
     StartServer();
     std::vector<Json> measured = MeasureServerMemory(*server_);
@@ -226,11 +229,11 @@ class Bench {
     std::string transport;
     int64_t request_bytes = 0;
     int64_t reply_bytes = 0;
-    std::shared_ptr<void> owner;  // of what the contestant calls
+    std::shared_ptr<void> owner;  // owns what the contestant calls
     Contestant contestant;
   };
 
-  // The largest inline calls, in the same rounds as a stream.
+  // Makes the largest inline calls, in the same rounds as a stream.
   struct InlineRival {
     InlineRival(const std::vector<std::string>& addresses,
                 AttentionEngine& engine) {
@@ -315,7 +318,8 @@ class Bench {
     return p50_us;
   }
 
-  // Below the clock's and the machine's noise there is no rate.
+  // If the difference is lost in the noise of the clock and the machine, there
+  // is no rate.
   static void AddRate(int64_t bytes, double us, Json& record) {
     record["payload_gbytes_per_s"] = nullptr;
     if (us > 0) {
@@ -330,7 +334,8 @@ class Bench {
 
   Flags flags_;
   TempFolder folder_;
-  // Before the engine: a process is forked while there is one thread.
+  // This comes before the engine, because a process must be forked while there
+  // is only one thread.
   ChildProcess yardsticks_;
   std::optional<ChildProcess> server_;
   AttentionEngine engine_;
@@ -404,7 +409,7 @@ int Main(int argc, char** argv) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--yardstick-server", flags.yardstick_address_file)
-      ->group("");  // how this program starts itself
+      ->group("");  // this program starts itself with it
   CLI11_PARSE(app, argc, argv);
   if (!flags.yardstick_address_file.empty()) {
     return ServeYardsticks(flags.yardstick_address_file);

@@ -10,8 +10,8 @@ class Finder {
  public:
   explicit Finder(const std::vector<Json>& records) : records_(records) {}
 
-  // `key` of the first record of one client with this name that ran beside this
-  // case; nothing where there is none or it has no number.
+  // Returns `key` of the first record with this name and one client that ran
+  // beside this case, or nothing if there is no such record or no number.
   std::optional<double> Find(const std::string& name, const std::string& beside,
                              const std::string& transport,
                              const std::string& key) const {
@@ -35,7 +35,7 @@ std::vector<Verdict> JudgeServing(const std::vector<Json>& records) {
   const Finder finder(records);
   std::vector<Verdict> verdicts;
   using Number = std::optional<double>;
-  // Where both are there, their ratio is judged.
+  // Judges the ratio of two numbers, if both exist.
   const auto judge = [&](const std::string& bar, const std::string& transport,
                          Number over, Number under, Number at_least,
                          Number at_most) {
@@ -66,7 +66,8 @@ std::vector<Verdict> JudgeServing(const std::vector<Json>& records) {
             finder.Find("grpc_echo_protobuf", payload, transport, rate), 2, {});
     }
   }
-  // What a call in shared memory costs beside computing, whatever it carries.
+  // These bars limit the overhead of a call in shared memory, for each size of
+  // its tensors.
   for (const std::string transport : {"tcp", "unix"}) {
     const auto overhead = [&](const std::string& name) -> Number {
       const Number rpc = finder.Find(name, name, transport, "p50_us");

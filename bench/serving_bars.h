@@ -1,4 +1,4 @@
-// The bars that serving is held to, judged by a run's records.
+// Compares the records of a run with the bars for serving.
 #ifndef ATTND_BENCH_SERVING_BARS_H_
 #define ATTND_BENCH_SERVING_BARS_H_
 
@@ -9,7 +9,7 @@
 
 namespace attnd::bench {
 
-// One for each bar that `records` have the numbers for.
+// Returns a verdict for each bar that `records` have the numbers for.
 std::vector<Verdict> JudgeServing(const std::vector<Json>& records);
 
 }  // namespace attnd::bench

@@ -16,8 +16,8 @@ int64_t Elements(const std::vector<int64_t>& shape) {
   return client::ElementCount(shape).value();
 }
 
-// Random numbers, again and again from some point on, as drawing them for
-// hundreds of MiB would take longer than the measurement.
+// Repeats a list of random numbers, because drawing hundreds of MiB of them
+// would take longer than the measurement.
 void Fill(std::span<float> values, std::mt19937& rng) {
   constexpr size_t kDrawn = 1 << 20;
   std::normal_distribution<float> normal;
@@ -125,7 +125,7 @@ Workload::Workload(const ServingCase& shape, int slots,
   const int64_t q_count = Elements(shape.QueryShape());
   const int64_t kv_count = Elements(shape.KeyShape());
   if (shape.shared_memory) {
-    constexpr int64_t kPadding = 64;  // to the next part
+    constexpr int64_t kPadding = 64;  // before the next part
     auto region = client::RegisterRegion(
         shm_socket,
         (2 * kv_count + (slots + 1) * q_count) * SizeOf(DataType::kF32) +
@@ -199,12 +199,13 @@ std::vector<client::AttentionClient> Connect(const std::string& target,
   std::vector<client::AttentionClient> clients;
   clients.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) {
-    // gRPC lets equal channels share a connection, so they differ in a limit.
+    // gRPC lets equal channels share a connection, so the clients have
+    // different limits.
     clients.emplace_back(client::ClientOptions{
         .target = target,
         .max_message_bytes =
             (streamed ? kStreamMessageBytes : kMaxMessageBytes) + i,
-        .retry = {.max_attempts = 1}});  // a refusal is a result
+        .retry = {.max_attempts = 1}});  // a refusal counts as a result
   }
   return clients;
 }

@@ -1,5 +1,6 @@
-// The attention calls that the serving bench makes: shapes, tensors, a call
-// through the client library and the same one on an engine in this process.
+// The attention calls of the serving benchmark: their shapes and tensors, a
+// call through the client library, and the same call on an engine in this
+// process.
 #ifndef ATTND_BENCH_SERVING_CASE_H_
 #define ATTND_BENCH_SERVING_CASE_H_
 
@@ -24,10 +25,12 @@ struct ServingCase {
   int64_t q_len = 0;
   int64_t kv_len = 0;
   int64_t head_dim = 64;
-  int max_clients = 16;        // where more would only measure patience
-  bool shared_memory = false;  // tensors lie in a region that the server shares
-  int64_t seen_keys = 0;       // the rest is hidden by length; 0 = all are seen
-  bool streamed = false;       // in chunks, whatever fits a message
+  int max_clients = 16;  // more would only measure waiting
+  bool shared_memory =
+      false;  // the tensors are in a region shared with the server
+  int64_t seen_keys =
+      0;  // lengths hide the other keys; 0 means that all are seen
+  bool streamed = false;  // in chunks, even if a message is large enough
 
   std::vector<int64_t> QueryShape() const {
     return {batch, q_heads, q_len, head_dim};
@@ -35,24 +38,26 @@ struct ServingCase {
   std::vector<int64_t> KeyShape() const {
     return {batch, kv_heads, kv_len, head_dim};
   }
-  int64_t request_bytes() const;  // of the tensors, without the envelope
+  int64_t request_bytes()
+      const;  // the bytes of the tensors, without the envelope
   int64_t reply_bytes() const;
 };
 
-// Small to large, payloads of 1, 4 and 16 MiB a tensor, few queries over many
-// keys, and a stream.
+// Returns small and large problems, tensors of 1, 4 and 16 MiB, few queries
+// over many keys, and a stream.
 std::vector<ServingCase> ServingCases();
-// That of payloads of 16 MiB, beside which a stream is judged.
+// Returns the case with tensors of 16 MiB. A stream is compared with it.
 ServingCase LargestInlineCase();
 
-// In shared memory: of keys and values of up to 256 MiB each, 64 are seen, so
-// that what a call costs beside computing stands out whatever it carries; and
-// two of the cases above.
+// Returns cases in shared memory. Five have keys and values of up to 256 MiB
+// each, of which 64 keys are seen. There the overhead of a call is visible for
+// each size of its tensors. The others are two of the cases above.
 std::vector<ServingCase> SharedMemoryCases();
 
-// One case's tensors, in memory of the caller, or in a region registered on
-// `shm_socket` where the case says so. Calls may run at once where each has a
-// `slot` of its own. They throw std::runtime_error where they fail.
+// Has the tensors of one case. They are in the memory of the caller, or in a
+// region that is registered at `shm_socket` if the case uses shared memory.
+// Calls can run at the same time if each has its own `slot`. They throw
+// std::runtime_error if they fail.
 class Workload {
  public:
   Workload(const ServingCase& shape, int slots,
@@ -74,22 +79,23 @@ class Workload {
   ServingCase shape_;
   AttentionProblem problem_;
   std::optional<client::SharedRegion> region_;
-  // Shared with calls, so that they send it from where it lies.
+  // The memory is shared with calls, so that they send it without a copy.
   using Memory = std::vector<std::unique_ptr<float[]>>;
   const std::shared_ptr<Memory> own_memory_ = std::make_shared<Memory>();
   client::Elements query_, key_, value_;
-  // By slot; own memory is not touched before its first call.
+  // The index is the slot. Memory of the caller is not touched before the first
+  // call of its slot.
   std::vector<client::Elements> outputs_;
 };
 
-// A server's clients, each with a connection of its own; those of a `streamed`
-// case take no large message, so they stream.
+// Returns clients of one server, each with its own connection. In a `streamed`
+// case their limit for messages is small, so they stream.
 std::vector<client::AttentionClient> Connect(const std::string& target,
                                              int count, bool streamed = false);
 
-// The keys that every record of a serving run has; null where they do not
-// apply. `case` is the shape's name: yardsticks have the shape that they ran
-// beside.
+// Returns the keys that every record of a serving run has. A key is null if it
+// does not apply. `case` is the name of the shape. A yardstick has the shape
+// beside which it ran.
 Json ServingRecord(const ServingCase& shape, const std::string& name,
                    const std::string& transport, int clients);
 

@@ -13,7 +13,7 @@
 namespace attnd::bench {
 namespace {
 
-constexpr int64_t kLargestHeads = 4096;  // of 16 KiB: 64 MiB a tensor
+constexpr int64_t kLargestHeads = 4096;  // 16 KiB each, so a tensor has 64 MiB
 
 ServingCase OfHeads(int64_t heads) {
   return {.name = "memory",
@@ -24,7 +24,8 @@ ServingCase OfHeads(int64_t heads) {
           .head_dim = 64};
 }
 
-// How many heads each of a hundred calls has; one of them the most.
+// Returns how many heads each of a hundred calls has. One call has
+// kLargestHeads.
 std::vector<int64_t> HundredCalls() {
   std::vector<int64_t> heads;
   for (const auto& [size, times] :
@@ -56,7 +57,8 @@ int64_t EstimatedPeak(const client::AttentionClient& client,
   return estimate->peak_bytes;
 }
 
-// What a call adds at most to what the server holds before it.
+// Returns a record of the largest amount of memory that a call adds to what the
+// server held before.
 Json MeasurePeak(const ChildProcess& server,
                  const client::AttentionClient& connection,
                  const ServingCase& shape, const std::string& name) {
@@ -119,7 +121,8 @@ Json MeasureSharedMemoryPeak(const ChildProcess& server,
   const int64_t idle_bytes = server.StatusBytes("VmRSS");
   server.ResetPeak();
   workload.Call(client, 0);
-  // The region's pages were new to the server, and stay as long as it.
+  // The server had not touched the pages of the region before, and keeps them
+  // until it ends.
   const int64_t region_bytes = server.StatusBytes("RssShmem");
   Json peak = ServingRecord(largest, "memory_peak_shared", "tcp", 1);
   peak["idle_bytes"] = idle_bytes;

@@ -1,4 +1,5 @@
-// What a server's process holds: after many calls, and at the peak of one.
+// Measures the memory of a server's process, after many calls and at the peak
+// of one call.
 #ifndef ATTND_BENCH_SERVING_MEMORY_H_
 #define ATTND_BENCH_SERVING_MEMORY_H_
 
@@ -10,17 +11,19 @@
 
 namespace attnd::bench {
 
-// Over TCP; `server` is attnd, fresh from its start. Two records:
-// memory_peak: a call of 64 MiB a tensor, above the idle server, beside what
-// MemoryEstimate says. memory_flat: resident after 100 and after 1,000 calls of
-// mixed sizes up to that.
+// `server` is an attnd that was just started. The calls use TCP. Returns two
+// records. memory_peak is the peak of a call with 64 MiB per tensor, above the
+// memory of the idle server, together with the result of MemoryEstimate.
+// memory_flat is the resident memory after 100 and after 1,000 calls of mixed
+// sizes up to the same size.
 std::vector<Json> MeasureServerMemory(const ChildProcess& server);
 
-// The same as memory_peak in shared memory, whose own pages do not count, on
-// another fresh server: memory_peak_shared.
+// Returns memory_peak_shared: the peak of the same call in shared memory,
+// without the pages of the region. `server` must be another new one.
 Json MeasureSharedMemoryPeak(const ChildProcess& server,
                              const std::string& shm_socket);
-// The same peak of a stream, on a server that is as fresh: memory_peak_stream.
+// Returns memory_peak_stream: the peak of the same call as a stream. `server`
+// must be another new one.
 Json MeasureStreamPeak(const ChildProcess& server);
 
 }  // namespace attnd::bench

@@ -18,7 +18,7 @@ namespace attnd::bench {
 namespace {
 
 struct Header {
-  uint64_t request_bytes = 0;  // that follow
+  uint64_t request_bytes = 0;  // the number of bytes that follow
   uint64_t reply_bytes = 0;
 };
 
@@ -26,7 +26,7 @@ struct Header {
   throw std::system_error(errno, std::generic_category(), what);
 }
 
-// False at the end of the stream.
+// Returns false at the end of the stream.
 bool ReadAll(int fd, std::span<char> to) {
   while (!to.empty()) {
     const ssize_t got = recv(fd, to.data(), to.size(), 0);
@@ -61,19 +61,19 @@ void Accept(Socket listener) {
   for (;;) {
     Socket accepted(accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC));
     if (accepted.fd() < 0) return;
-    const int on = 1;  // no effect on a unix socket
+    const int on = 1;  // this has no effect on a unix socket
     setsockopt(accepted.fd(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     std::thread([socket = std::move(accepted)] {
       try {
         Serve(socket);
       } catch (const std::system_error&) {
-        return;  // the client went away in the middle
+        return;  // the client closed the connection during a call
       }
     }).detach();
   }
 }
 
-// Calls `use` with the address in the kernel's form.
+// Calls `use` with the address in the form that the kernel uses.
 template <typename Use>
 auto WithAddress(const std::string& address, const Use& use) {
   if (address.starts_with("unix:")) {

@@ -1,4 +1,4 @@
-// Bytes there and back over a plain socket: what the transport itself can do.
+// Sends bytes over a plain socket and back, to show how fast the transport is.
 #ifndef ATTND_BENCH_SOCKET_COPY_H_
 #define ATTND_BENCH_SOCKET_COPY_H_
 
@@ -9,7 +9,7 @@
 
 namespace attnd::bench {
 
-// An open file descriptor, closed by its owner.
+// Closes its file descriptor when it is destroyed.
 class Socket {
  public:
   explicit Socket(int fd = -1) : fd_(fd) {}
@@ -22,28 +22,28 @@ class Socket {
   int fd_;
 };
 
-// Accepts on 127.0.0.1 and on a unix socket for as long as its process lives:
-// it is a process of its own, and its threads are never joined.
+// Accepts on 127.0.0.1 and on a unix socket until its process ends. It is used
+// in a process of its own, and its threads are never joined.
 class SocketServer {
  public:
-  // Throws std::system_error where it cannot listen.
+  // Throws std::system_error if it cannot listen.
   explicit SocketServer(const std::string& unix_path);
 
-  // "127.0.0.1:PORT" and "unix:PATH".
+  // Returns "127.0.0.1:PORT" and "unix:PATH".
   const std::vector<std::string>& addresses() const { return addresses_; }
 
  private:
   std::vector<std::string> addresses_;
 };
 
-// One connection, with buffers that stay.
+// Has one connection. It uses the same buffers for all calls.
 class SocketClient {
  public:
-  // An address of SocketServer's. Throws std::system_error.
+  // `address` is an address of a SocketServer. Throws std::system_error.
   SocketClient(const std::string& address, int64_t request_bytes,
                int64_t reply_bytes);
 
-  // Sends the request, reads the reply. Throws std::system_error.
+  // Sends the request and reads the reply. Throws std::system_error.
   void Call();
 
  private:

@@ -11,12 +11,12 @@ namespace {
 constexpr int64_t kChunkBytes = int64_t{4} << 20;
 constexpr int64_t kLineWords = 8;
 
-// One cache line, in whatever vectors the set has.
+// A cache line. The compiler uses the vectors of the instruction set for it.
 using Line = uint64_t __attribute__((vector_size(64)));
 
-// Four streams of whole pages at once, fetched a kilobyte ahead: one stream in
-// order, or none fetched, is up to a third slower. Integer adds are far cheaper
-// than the reads that they wait for.
+// Reads four streams of whole pages at the same time, and prefetches a kilobyte
+// ahead. One stream in order, or no prefetching, is up to a third slower.
+// Adding integers is much cheaper than the reads for which it waits.
 #if defined(__x86_64__)
 __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
@@ -48,7 +48,7 @@ SumChunk(const uint64_t* words) {
   return sum;
 }
 
-// Sums one chunk a task.
+// Each task adds up one chunk.
 class SumJob : public TileJob {
  public:
   SumJob(const Workspace& buffer, int threads)
@@ -89,7 +89,7 @@ double StreamBandwidth::Measure(TileScheduler& scheduler) {
   SumJob job(buffer_, scheduler.threads());
   JobTimes times;
   const absl::Status status = scheduler.Run(&job, nullptr, &times);
-  // Every byte is 1: a sum that differs was not read.
+  // Every byte is 1. If the sum is wrong, the buffer was not read completely.
   constexpr uint64_t kWord = 0x0101010101010101;
   if (!status.ok() ||
       job.Sum() != kWord * static_cast<uint64_t>(kBufferBytes / 8)) {

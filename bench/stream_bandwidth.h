@@ -1,5 +1,5 @@
-// The machine's other limit: how fast its threads can read memory that is in
-// no cache.
+// Measures the other limit of the machine: how fast its threads can read memory
+// that is in no cache.
 #ifndef ATTND_BENCH_STREAM_BANDWIDTH_H_
 #define ATTND_BENCH_STREAM_BANDWIDTH_H_
 
@@ -10,16 +10,16 @@
 
 namespace attnd::bench {
 
-// Reads one large buffer again and again. Not thread-safe.
+// Reads a large buffer many times. Not thread-safe.
 class StreamBandwidth {
  public:
   static constexpr int64_t kBufferBytes = int64_t{512} << 20;
 
-  // Reserves and fills the buffer; aborts where there is no room for it.
+  // Reserves and fills the buffer. Aborts if there is not enough memory.
   StreamBandwidth();
 
-  // Bytes a second of one read-only sum over the buffer, split over all
-  // workers of `scheduler`.
+  // Returns bytes per second. All workers of `scheduler` together read the
+  // buffer once and add up its numbers.
   double Measure(TileScheduler& scheduler);
 
  private:

@@ -1,4 +1,4 @@
-// What a run is held to, and whether it holds: for people and for records.
+// Compares a measured number with its limits, for people and for records.
 #ifndef ATTND_BENCH_VERDICTS_H_
 #define ATTND_BENCH_VERDICTS_H_
 
@@ -12,11 +12,12 @@ namespace attnd::bench {
 
 struct Verdict {
   std::string bar;
-  std::string transport = {};  // none where the bar is the core's
+  std::string transport = {};  // empty for a bar of the core
   double measured = 0;
   std::optional<double> at_least = {};
   std::optional<double> at_most = {};
-  bool steady = true;  // whether the machine kept its pace meanwhile
+  bool steady =
+      true;  // whether the machine kept its speed during the measurement
 
   bool meets() const {
     return measured >= at_least.value_or(measured) &&

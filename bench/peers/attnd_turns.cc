@@ -1,5 +1,5 @@
-// attnd's core in the contest with its peers, and the limits of the processor
-// that all of them run on.
+// Runs attnd's core in the contest with its peers, and measures the limits of
+// the processor that they all run on.
 #include <chrono>
 #include <exception>
 #include <iostream>

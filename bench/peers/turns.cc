@@ -17,8 +17,8 @@ double Timed(Prepared& prepared) {
   return Seconds(Clock::now() - before).count();
 }
 
-// A call by itself first where that is cheap: whose turn it was before has
-// left its own data in the caches. turns.py does the same.
+// The first call is not counted if it is short, because the turn before has
+// left other data in the caches. turns.py does the same.
 double Turn(Prepared& prepared, double seconds) {
   const double first = Timed(prepared);
   if (first > seconds / 2) return first;

@@ -1,14 +1,16 @@
-// The other end of contest.py's pipe: a process that computes one case at a
-// time, in turns, when it is told to. One line of JSON asks, one answers.
+// Implements the other end of the pipe of contest.py. This process computes one
+// case at a time, in turns, when it is told to. Each request and each answer is
+// one line of JSON:
 //
-//   {"do": "prepare", "case": {...}, "folder": F}  tensors are raw in F/query,
-//                                                  F/key and so on
-//       {}, or {"refused": why}
-//   {"do": "turn", "seconds": S}   {"seconds": of a call}
-//   {"do": "answer", "path": P}    {}; f32 in P, [heads, rows, head_dim]
-//   {"do": "forget"}               {}; the tensors are freed
+//   {"do": "prepare", "case": {...}, "folder": F}  {}, or {"refused": why}
+//   {"do": "turn", "seconds": S}                   {"seconds": time of a call}
+//   {"do": "answer", "path": P}                    {}
+//   {"do": "forget"}                               {}
 //
-// A program may know more of them.
+// "prepare" reads raw tensors from F/query, F/key and so on. "turn" runs the
+// case for S seconds. "answer" writes f32 numbers to P, with the shape [heads,
+// rows, head_dim]. "forget" frees the tensors. A program can support other
+// requests.
 #ifndef ATTND_BENCH_PEERS_TURNS_H_
 #define ATTND_BENCH_PEERS_TURNS_H_
 
@@ -31,18 +33,18 @@ class Prepared {
 struct Turns {
   using Json = nlohmann::json;
 
-  // Throws std::invalid_argument with the reason where it cannot.
+  // Throws std::invalid_argument with a reason if it cannot compute the case.
   std::function<std::unique_ptr<Prepared>(const Json& of,
                                           const std::string& folder)>
       prepare;
-  // Whatever else may be asked.
+  // Answers other requests.
   std::function<Json(const Json& request)> other;
 
-  // Answers until the pipe ends.
+  // Answers requests until the pipe is closed.
   void Serve();
 };
 
-// As many bytes as the file must have.
+// Throws if the file does not have `bytes` bytes.
 void ReadTensor(const std::string& path, void* to, size_t bytes);
 
 }  // namespace attnd::bench

@@ -1,5 +1,6 @@
-// ggml's GGML_OP_FLASH_ATTN_EXT in the contest with attnd: one thread, query of
-// f32 as it demands, keys and values of the case's type.
+// Runs GGML_OP_FLASH_ATTN_EXT of ggml in the contest with attnd. It uses one
+// thread, an f32 query, which ggml requires, and keys and values of the type of
+// the case.
 #include <ggml-cpu.h>
 #include <ggml.h>
 #include <sys/mman.h>
@@ -19,7 +20,7 @@
 namespace attnd::bench {
 namespace {
 
-// Memory in huge pages, as attnd's and NumPy's large blocks are.
+// Memory in huge pages, like large blocks of attnd and NumPy.
 class Block {
  public:
   explicit Block(size_t bytes) {
@@ -106,7 +107,7 @@ class GgmlCase : public Prepared {
     }
   }
 
-  // ggml answers [rows, heads, head_dim].
+  // ggml's answer has the shape [rows, heads, head_dim].
   std::vector<float> Answer() override {
     std::vector<float> values(static_cast<size_t>(q_heads_ * q_len_ * dim_));
     const auto* from = static_cast<const float*>(output_->data);
