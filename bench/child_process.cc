@@ -79,7 +79,8 @@ int64_t ChildProcess::StatusBytes(const std::string& name) const {
              1024;  // the number is in kB
     }
   }
-  throw std::runtime_error("no " + name + " in the status of a child");
+  throw std::runtime_error("/proc/PID/status of a child process has no " +
+                           name);
 }
 
 void ChildProcess::ResetPeak() const {

@@ -48,68 +48,72 @@ const std::vector<Bar>& Bars() {
     return where;
   };
   static const std::vector<Bar> bars = {
-      {.text = "f32 prefill, head_dim 128, N = 4096, of FMA peak",
+      {.text = "f32 prefill, head_dim 128, N = 4096: share of FMA peak",
        .where = with({{"name", "prefill"}, {"head_dim", 128}, {"q_len", 4096}}),
        .key = "peak_ratio",
        .limit = 0.92},
-      {.text = "f32 prefill, head_dim 64, N = 1024 to 16384, of FMA peak",
+      {.text = "f32 prefill, head_dim 64, N = 1024 to 16384: share of FMA peak",
        .where = with({{"name", "prefill"},
                       {"head_dim", 64},
                       {"q_len", {1024, 2048, 4096, 8192, 16384}}}),
        .key = "peak_ratio",
        .limit = 0.88},
-      {.text = "f32, 32 heads, N = 128, head_dim 64, of FMA peak",
+      {.text = "f32, 32 heads, N = 128, head_dim 64: share of FMA peak",
        .where = with({{"name", "short"}}),
        .key = "peak_ratio",
        .limit = 0.72},
-      {.text = "f32 causal, head_dim 128, N = 4096, of FMA peak",
+      {.text = "f32 causal, head_dim 128, N = 4096: share of FMA peak",
        .where = with(
            {{"name", "prefill_causal"}, {"head_dim", 128}, {"q_len", 4096}}),
        .key = "peak_ratio",
        .limit = 0.86},
-      {.text = "odd shapes, of FMA peak",
+      {.text = "odd shapes: share of FMA peak",
        .where = with({{"name", "odd"}}),
        .key = "peak_ratio",
        .limit = 0.80},
-      {.text = "decode, f32, of stream bandwidth",
+      {.text = "f32 decode: share of stream bandwidth",
        .where = with({{"name", "decode"}}),
        .key = "stream_ratio",
        .limit = 0.90},
-      {.text = "decode, bf16, of stream bandwidth",
+      {.text = "bf16 decode: share of stream bandwidth",
        .where = {{"name", "decode"}, {"dtype", "bf16"}, {"threads", 1}},
        .key = "stream_ratio",
        .limit = 0.90},
-      {.text = "decode, 4 query heads to a kv head, f32, of stream bandwidth",
+      {.text =
+           "f32 decode, 4 query heads per kv head: share of stream bandwidth",
        .where = with({{"name", "decode_gqa"}}),
        .key = "stream_ratio",
        .limit = 0.85},
-      {.text = "decode, 4 query heads to a kv head, bf16, of stream bandwidth",
+      {.text =
+           "bf16 decode, 4 query heads per kv head: share of stream bandwidth",
        .where = {{"name", "decode_gqa"}, {"dtype", "bf16"}, {"threads", 1}},
        .key = "stream_ratio",
        .limit = 0.70},
-      {.text = "2 threads' share of peak, over 1 thread's",
+      {.text = "share of FMA peak with 2 threads / with 1 thread",
        .where = {{"name", "two_threads"}, {"threads", 2}},
        .key = "relative",
        .limit = 0.95},
-      {.text = "times faster than naive, N = 4096, 1 and 2 threads",
+      {.text = "N = 4096, 1 and 2 threads: speed / speed of naive attention",
        .where = {{"name", "over_naive"}, {"q_len", 4096}},
        .key = "speedup",
        .limit = 5},
-      {.text = "backward, head_dim 64 to 128, N = 2048, of FMA peak",
+      {.text = "backward, head_dim 64 to 128, N = 2048: share of FMA peak",
        .where = with({{"name", "backward"}}),
        .key = "peak_ratio",
        .limit = 0.70},
-      {.text = "causal and window 1024, N = 4096: cost over visible share",
+      {.text = "causal, window 1024 or none, N = 4096: cost per visible key / "
+               "in full call",
        .where = {{"name", "masked"}, {"causal", true}},
        .key = "cost",
        .sign = Sign::kAtMost,
        .limit = 1.15},
-      {.text = "fastest forced block_size, over automatic",
+      {.text = "speed with the best forced block_size / with the automatic one",
        .where = {{"name", "auto"}},
        .key = "relative",
        .sign = Sign::kAtMost,
        .limit = 1.05},
-      {.text = "fastest forced instruction set or precision, over automatic",
+      {.text = "speed with the best forced instruction set or precision / "
+               "automatic",
        .where = {{"name", "auto_isa"}},
        .key = "relative",
        .sign = Sign::kAtMost,
@@ -157,22 +161,25 @@ class Judge {
   // depends on how many multiply-adds the core starts per cycle. Without them,
   // it is a share of attnd's own f32 speed.
   void AddSixteenBit(int head_dim) {
-    const auto text = [&](std::string dtype, const char* native) {
-      return dtype.append(native).append(std::to_string(head_dim));
+    const auto text = [&](std::string dtype, const char* native,
+                          const char* what) {
+      return dtype.append(native).append(std::to_string(head_dim)).append(what);
     };
     for (const std::string dtype : {"bf16", "f16"}) {
       for (const Json& r : RecordsUnder(records_, {{"name", "16_bit"},
                                                    {"dtype", dtype},
                                                    {"head_dim", head_dim}})) {
         if (!r["native_dot"].get<bool>()) {
-          Add(text(dtype, ", without native dot, over f32, head_dim "),
+          Add(text(dtype, ", no native dot products, head_dim ",
+                   ": speed / speed of f32"),
               r["relative"].get<double>(), Steady(r), Sign::kAtLeast, 0.95);
           continue;
         }
         const bool two = machine_["fmas_per_cycle"].get<double>() > 1.5;
         const double limit =
             head_dim == 64 ? (two ? 1.25 : 1.58) : (two ? 1.45 : 1.75);
-        Add(text(dtype, ", native dot, of f32 FMA peak, head_dim "),
+        Add(text(dtype, ", native dot products, head_dim ",
+                 ": share of f32 FMA peak"),
             r["peak_ratio"].get<double>(), Steady(r), Sign::kAtLeast, limit);
       }
     }
@@ -205,11 +212,11 @@ class Judge {
       return std::pair(*low, *high);
     };
     const auto [slow, fast] = spread(shares);
-    Add(text + "spread of share", fast - slow,
+    Add(text + "spread of the shares of FMA peak", fast - slow,
         std::all_of(records.begin(), records.end(), Steady), Sign::kAtMost,
         0.05);
     const auto [least, most] = spread(growths);
-    Add(text + "spread of bytes a further key", most / least - 1, true,
+    Add(text + "spread of the bytes per further key", most / least - 1, true,
         Sign::kAtMost, 0.01);
   }
 

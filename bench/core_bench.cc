@@ -34,7 +34,7 @@ void PrintRow(const Json& r) {
   };
   const auto number = [&](const char* key) { return r[key].get<double>(); };
   std::printf(
-      "%-14s %-4s %3.0f:%-3.0f %5.0f %5.0f %4.0f %3.0f  %7.1f %6.3f "
+      "%-14s %-4s %3.0f:%-3.0f %5.0f %5.0f %4.0f %7.0f  %7.1f %6.3f "
       "%7.1f %6.3f",
       text("name").c_str(), text("dtype").c_str(), number("q_heads"),
       number("kv_heads"), number("q_len"), number("kv_len"), number("head_dim"),
@@ -42,10 +42,13 @@ void PrintRow(const Json& r) {
       number("gbytes_per_s"), number("stream_ratio"));
   if (r["causal"].get<bool>()) std::printf(" causal");
   if (number("window") > 0) std::printf(" window %.0f", number("window"));
-  if (r.contains("block_size")) std::printf(" by %.0f", number("block_size"));
+  if (r.contains("block_size"))
+    std::printf(" block_size %.0f", number("block_size"));
   if (r.contains("forced_isa")) std::printf(" %s", text("forced_isa").c_str());
-  if (r.contains("precision")) std::printf(" as %s", text("precision").c_str());
-  if (r.contains("relative")) std::printf("  x %.3f", number("relative"));
+  if (r.contains("precision"))
+    std::printf(" precision %s", text("precision").c_str());
+  if (r.contains("relative"))
+    std::printf("  relative %.3f", number("relative"));
   if (r.contains("speedup")) std::printf("  %.1fx naive", number("speedup"));
   if (!r["steady"].get<bool>()) std::printf("  unsteady");
   std::printf("\n");
@@ -86,9 +89,9 @@ int RunBench(const Flags& flags) {
   });
   Run run = {.machine = MachineRecord()};
   run.machine["fmas_per_cycle"] = FmasPerCycle();
-  std::printf("%s\n%7s %-14s %-4s %7s %5s %5s %4s %3s  %7s %6s %7s %6s\n",
+  std::printf("%s\n%7s %-14s %-4s %7s %5s %5s %4s %7s  %7s %6s %7s %6s\n",
               run.machine.dump().c_str(), "", "name", "type", "heads", "q",
-              "kv", "dim", "thr", "GFLOP/s", "share", "GB/s", "share");
+              "kv", "dim", "threads", "GFLOP/s", "share", "GB/s", "share");
   CoreRounds rounds(flags.sampling);
   bool broken = false;
   for (size_t i = 0; i < groups.size(); ++i) {
@@ -116,24 +119,27 @@ int RunBench(const Flags& flags) {
 int Main(int argc, char** argv) {
   Flags flags;
   CLI::App app(
-      "Times the attention core against this machine's FMA peak and stream "
-      "bandwidth,\nand prints what it is held to. A share of peak above 1.03 "
-      "means a broken\nmeasurement and fails the run; a bar that is missed "
-      "does not.");
-  CLI::Option* json = app.add_option(
-      "--json", flags.json_path, "Write the records to this file, one a line");
-  app.add_flag("--join", flags.join,
-               "Keep the records of --json's file whose cases do not run now")
+      "Measures the attention core as a share of this machine's FMA peak and "
+      "stream\nbandwidth, and compares the results with bars. The program "
+      "fails if a share\nof peak is above 1.03, because the peak was then "
+      "measured wrong. It does not\nfail if a bar is missed.");
+  CLI::Option* json =
+      app.add_option("--json", flags.json_path,
+                     "Write the records to this file, one per line");
+  app.add_flag(
+         "--join", flags.join,
+         "Keep the records in the file of --json whose cases do not run now")
       ->needs(json);
-  app.add_option("--filter", flags.filter,
-                 "Only cases whose name/dtype/head_dim/q_len/threads contains "
-                 "this, such as 'prefill/f32/128/4096/1'");
+  app.add_option(
+      "--filter", flags.filter,
+      "Run only cases whose name/dtype/head_dim/q_len/threads contains "
+      "this text, such as 'prefill/f32/128/4096/1'");
   app.add_option("--samples", flags.sampling.min_rounds,
-                 "At least this many a case")
+                 "Measure each case in at least this many rounds")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--seconds", flags.sampling.seconds_per_case,
-                 "Go on sampling a case for this long")
+                 "Measure each case for this many seconds")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   return RunBench(flags);

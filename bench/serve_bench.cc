@@ -63,9 +63,9 @@ int ServeYardsticks(const std::string& address_file) {
 }
 
 void PrintHeader(const char* title) {
-  std::printf("\n%-16s %-19s %-5s %3s %9s %9s %9s %9s %7s %6s\n", title, "name",
-              "over", "cl", "rps", "p50 us", "p99 us", "core p50", "ratio",
-              "GB/s");
+  std::printf("\n%-16s %-19s %-9s %7s %9s %9s %9s %9s %7s %6s\n", title, "name",
+              "transport", "clients", "rps", "p50 us", "p99 us", "core p50",
+              "ratio", "GB/s");
 }
 
 void PrintNumber(const Json& r, const char* key, const char* format,
@@ -78,7 +78,7 @@ void PrintNumber(const Json& r, const char* key, const char* format,
 }
 
 void PrintRow(const Json& r) {
-  std::printf("%-16s %-19s %-5s %3d", r["case"].get<std::string>().c_str(),
+  std::printf("%-16s %-19s %-9s %7d", r["case"].get<std::string>().c_str(),
               r["name"].get<std::string>().c_str(),
               r["transport"].get<std::string>().c_str(),
               r["clients"].get<int>());
@@ -388,24 +388,25 @@ int Main(int argc, char** argv) {
           .lexically_normal()
           .string();
   CLI::App app(
-      "Times calls through a real attnd over TCP and unix sockets beside the "
-      "same\nproblem in this process, a bare gRPC echo and plain sockets.");
+      "Times calls to a real attnd over TCP and unix sockets, and compares "
+      "them with\nthe same problem in this process, a plain gRPC echo and "
+      "plain sockets.");
   app.add_option("--json", flags.json_path,
-                 "Write the records to this file, one a line");
+                 "Write the records to this file, one per line");
   app.add_option("--filter", flags.filter,
-                 "Only cases whose name contains this (also: open_loop, "
-                 "memory)");
-  app.add_option("--attnd", flags.attnd_path, "The server's binary")
+                 "Run only cases whose name contains this text, also open_loop "
+                 "or memory");
+  app.add_option("--attnd", flags.attnd_path, "The path of the server")
       ->capture_default_str();
   app.add_option("--rounds", flags.contest.min_rounds,
-                 "At least this many of a case")
+                 "Measure each case in at least this many rounds")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--seconds", flags.contest.seconds,
-                 "Go on sampling a case for this long")
+                 "Measure each case for this many seconds")
       ->capture_default_str();
   app.add_option("--open-seconds", flags.open_seconds,
-                 "Length of an open loop at one rate")
+                 "Run the open loop for this many seconds at each rate")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--yardstick-server", flags.yardstick_address_file)

@@ -50,19 +50,19 @@ std::vector<Verdict> JudgeServing(const std::vector<Json>& records) {
   const std::vector<std::string> payloads = {"payload_1_mib", "payload_4_mib",
                                              "payload_16_mib"};
   for (const std::string transport : {"tcp", "unix"}) {
-    judge("smallest call / echo of 1 KiB", transport,
+    judge("smallest call: time / time of a gRPC echo of 1 KiB", transport,
           finder.Find("smallest", "smallest", transport, "p50_us"),
           finder.Find("grpc_echo_1_kib", "smallest", transport, "p50_us"), {},
           1.3);
-    judge("prefill, rpc / core", transport,
+    judge("prefill: time of the call / time of its computation", transport,
           finder.Find("prefill", "prefill", transport, "overhead_ratio"), 1, {},
           1.1);
     for (const std::string& payload : payloads) {
       const Number own = finder.Find(payload, payload, transport, rate);
-      judge(payload + " rate / plain sockets", transport, own,
+      judge(payload + ": rate / rate of plain sockets", transport, own,
             finder.Find("socket_copy", payload, transport, rate),
             transport == "tcp" ? 0.70 : 0.95, {});
-      judge(payload + " rate / protobuf echo", transport, own,
+      judge(payload + ": rate / rate of a protobuf echo", transport, own,
             finder.Find("grpc_echo_protobuf", payload, transport, rate), 2, {});
     }
   }
@@ -78,34 +78,35 @@ std::vector<Verdict> JudgeServing(const std::vector<Json>& records) {
     for (const std::string name :
          {"shared_16_kib", "shared_1_mib", "shared_16_mib", "shared_64_mib",
           "shared_256_mib"}) {
-      judge(name + ", rpc - core / echo of 1 KiB", transport, overhead(name),
+      judge(name + ": overhead / time of a gRPC echo of 1 KiB", transport,
+            overhead(name),
             finder.Find("grpc_echo_1_kib", name, transport, "p50_us"), {}, 1.3);
     }
-    judge("shared memory, 256 MiB / 16 KiB", transport,
+    judge("shared memory: overhead with 256 MiB / with 16 KiB", transport,
           overhead("shared_256_mib"), overhead("shared_16_kib"), {}, 1.2);
-    judge("stream_64_mib rate / inline of 16 MiB", transport,
+    judge("stream_64_mib: rate / rate of payload_16_mib", transport,
           finder.Find("stream_64_mib", "stream_64_mib", transport, rate),
           finder.Find("payload_16_mib", "stream_64_mib", transport, rate), 1,
           {});
   }
   for (const std::string& payload : payloads) {
-    judge(payload + " rate / that of TCP", "unix",
+    judge(payload + ": rate over a unix socket / over TCP", "unix",
           finder.Find(payload, payload, "unix", rate),
           finder.Find(payload, payload, "tcp", rate), 1, {});
   }
   const auto memory = [&](const std::string& name, const std::string& key) {
     return finder.Find(name, "memory", "tcp", key);
   };
-  judge("peak of 64 MiB a tensor / estimate", "tcp",
+  judge("64 MiB per tensor: peak memory / estimate", "tcp",
         memory("memory_peak", "peak_bytes"),
         memory("memory_peak", "estimate_bytes"), 0.95, 1);
-  judge("the same in shared memory", "tcp",
+  judge("64 MiB per tensor, shared memory: peak memory / estimate", "tcp",
         memory("memory_peak_shared", "peak_bytes"),
         memory("memory_peak_shared", "estimate_bytes"), 0.95, 1);
-  judge("peak of 64 MiB a tensor, streamed / estimate", "tcp",
+  judge("64 MiB per tensor, streamed: peak memory / estimate", "tcp",
         memory("memory_peak_stream", "peak_bytes"),
         memory("memory_peak_stream", "estimate_bytes"), 0.95, 1);
-  judge("resident after 1,000 calls / 100 calls", "tcp",
+  judge("resident memory after 1,000 calls / after 100 calls", "tcp",
         memory("memory_flat", "resident_1000_bytes"),
         memory("memory_flat", "resident_100_bytes"), 0.95, 1.05);
   return verdicts;

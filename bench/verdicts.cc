@@ -7,9 +7,9 @@ namespace attnd::bench {
 
 void PrintVerdicts(const std::vector<Verdict>& verdicts) {
   if (verdicts.empty()) return;
-  std::printf("\n%-64s %-5s %8s  bar\n", "", "", "measured");
+  std::printf("\n%-76s %-5s %8s  limit\n", "", "", "measured");
   for (const Verdict& v : verdicts) {
-    std::printf("%-64s %-5s %8.3f ", v.bar.c_str(), v.transport.c_str(),
+    std::printf("%-76s %-5s %8.3f ", v.bar.c_str(), v.transport.c_str(),
                 v.measured);
     if (v.at_least) std::printf(" >= %.2f", *v.at_least);
     if (v.at_most) std::printf(" <= %.2f", *v.at_most);

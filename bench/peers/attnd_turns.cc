@@ -23,7 +23,8 @@ DataType TypeNamed(const std::string& name) {
        {DataType::kF32, DataType::kF16, DataType::kBF16}) {
     if (name == DataTypeName(type)) return type;
   }
-  throw std::invalid_argument("no such type: " + name);
+  throw std::invalid_argument("expected the type f32, f16 or bf16, got " +
+                              name);
 }
 
 Case CaseOf(const Turns::Json& of) {
@@ -110,7 +111,7 @@ void Serve() {
       Turns::Json machine = MachineRecord();
       return machine;
     }
-    throw std::invalid_argument("cannot do " + what);
+    throw std::invalid_argument("unknown request " + what);
   };
   turns.Serve();
 }

@@ -44,7 +44,8 @@ ggml_type TypeNamed(const std::string& name) {
   if (name == "f32") return GGML_TYPE_F32;
   if (name == "f16") return GGML_TYPE_F16;
   if (name == "bf16") return GGML_TYPE_BF16;
-  throw std::invalid_argument("no such type: " + name);
+  throw std::invalid_argument("expected the type f32, f16 or bf16, got " +
+                              name);
 }
 
 class GgmlCase : public Prepared {
