@@ -267,7 +267,7 @@ TEST_F(AgreementTest, AbsurdSizesAreCountedOrRefusedAlike) {
     // Lists beside absurd sizes once overflowed.
     if (rng() % 2 == 0) shape.options.query_offsets = {1 << 20};
     Question question =
-        QuestionOf(shape, static_cast<client::Transport>(rng() % 3));
+        QuestionOf(shape, static_cast<client::Transport>(1 + rng() % 3));
     for (const Size& size : kSizes) {
       if (rng() % 3 == 0) continue;
       auto number = static_cast<int64_t>(rng() >> (63 - rng() % size.bits));
