@@ -99,7 +99,7 @@ TEST(CostQueryTest, AbsurdSizesAreCountedOrRefused) {
       return static_cast<int64_t>(rng() >> (63 - rng() % bits));
     };
     CostQuery query =
-        WithSizes({.transport = static_cast<Transport>(rng() % 3)},
+        WithSizes({.transport = static_cast<Transport>(1 + rng() % 3)},
                   {.dimensions = 1 + size(10),
                    .batch = size(20),
                    .num_q_heads = size(20),
