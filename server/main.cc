@@ -1,4 +1,5 @@
-// attnd: options in, a server up, signals to a drain. Nothing else.
+// The program attnd: reads the options, starts a server, and drains it when a
+// signal asks for that.
 #include <fcntl.h>
 #include <malloc.h>
 #include <unistd.h>
@@ -28,12 +29,15 @@ using attnd::server::Server;
 using attnd::server::ServerConfig;
 using attnd::server::StopSignals;
 
-// gRPC receives a message into blocks of 64 KiB from malloc. By default glibc
-// unmaps them as soon as 128 KiB at the end of a heap are free, and deletes the
-// heaps of threads, so every message was received into fresh pages. As much as
-// the largest message of the default limit now stays, in one heap: what one
-// thread freed serves the next, and what is idle is bounded once. Takes effect
-// for threads that start later. docs/adr/0006 has numbers.
+// Makes malloc keep the memory of received messages for the next ones. Affects
+// only threads that start later.
+//
+// gRPC receives a message into blocks of 64 KiB from malloc. By default, glibc
+// unmaps freed blocks as soon as 128 KiB at the end of a heap are free, and
+// deletes the heaps of threads, so that every message is received into fresh
+// pages. With these settings, all threads share one heap, so a thread can use
+// what another one freed, and the heap keeps at most 256 MiB at its end, which
+// is the largest message by default. docs/adr/0006 has numbers.
 void KeepMessageBuffers() {
 #ifdef __GLIBC__
   mallopt(M_ARENA_MAX, 1);
@@ -43,8 +47,8 @@ void KeepMessageBuffers() {
 #endif
 }
 
-// Opens those of the descriptors 0 to 2 that are closed. Otherwise the next
-// socket would get such a number, and a client would be sent the log.
+// Opens those of the descriptors 0 to 2 that are closed. Otherwise a socket
+// could get the number of stderr, and the log would be sent to a client.
 void OpenStandardStreams() {
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
@@ -72,12 +76,12 @@ int ServeWithLog(const ServerConfig& config, const Environment& environment) {
   spdlog::set_level(spdlog::level::from_str(config.log_level));
   attnd::server::TakeLibraryLogs();
   for (const std::string& name : attnd::server::UnknownVariables(environment)) {
-    // ATTND_PORT is what many people try first.
+    // Many users try ATTND_PORT first.
     spdlog::warn("{} names no option and is ignored; {}", name,
                  absl::EndsWith(name, "_PORT")
                      ? "the port is part of ATTND_LISTEN, as in "
                        "ATTND_LISTEN=127.0.0.1:50051"
-                     : "attnd --help shows every option");
+                     : "attnd --help describes each option");
   }
   const int exit_code = Serve(config);
   attnd::server::DropLibraryLogs();
@@ -90,15 +94,15 @@ int ServeWithLog(const ServerConfig& config, const Environment& environment) {
 int main(int argc, char** argv) {
   KeepMessageBuffers();
   OpenStandardStreams();
-  // Debian builds Abseil with its assertions: each lock of gRPC's then looks
-  // for cycles among all that are held, some microseconds in every call.
+  // Debian builds Abseil with assertions. Each lock of gRPC would then look for
+  // a deadlock among all locks, which takes some microseconds of every call.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-  // The reader of the log may go away, and its file may reach a size limit.
-  // Neither is a reason to stop serving.
+  // These signals come if the reader of the log goes away, or if the log's file
+  // reaches a size limit. The server goes on in both cases.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
-  // No signal is blocked yet, so a signal ends a process that waits for the
-  // file that --config names.
+  // Signals are not blocked yet, so that they end the process while it waits
+  // for the file that --config names, which may be a pipe.
   const Environment environment = attnd::server::EnvironmentOf(environ);
   const absl::StatusOr<CommandLine> line =
       attnd::server::ParseConfig({argv + 1, argv + argc}, environment);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "attnd/v1/attention.grpc.pb.h"
+#include "base/status_macros.h"
 #include "core/machine.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
@@ -35,19 +36,19 @@
 namespace attnd::server {
 namespace {
 
-// For the last trailers of calls that have finished, after which connections
-// are cut.
+// How long gRPC may take to send the last trailers of finished calls. After
+// that, connections are closed.
 constexpr std::chrono::milliseconds kFlushTime{250};
 
-// Every connection may have this many calls open, however little memory there
-// is.
-constexpr int64_t kFewestStreams = 1024;
+// Every connection may have this many calls open, even if the server has little
+// memory.
+constexpr int64_t kMinStreams = 1024;
 
 // The most calls that all connections together may have open before admission.
 // They may take a quarter of the memory for arriving messages.
 int64_t MaxOpenCalls(const MemoryShares& shares) {
   return std::max(shares.arriving_bytes / 4 / Connection::kCallBytes,
-                  2 * kFewestStreams);
+                  2 * kMinStreams);
 }
 
 // The most calls that one connection may have open. Where the memory allows it,
@@ -55,10 +56,10 @@ int64_t MaxOpenCalls(const MemoryShares& shares) {
 // told to retry and does not wait without an answer. Proxies put the calls of
 // many clients on one connection (Envoy, with the file in deploy/envoy, 256).
 int MaxStreams(const ServerConfig& config, const MemoryShares& shares) {
-  constexpr int64_t kMost = 1 << 20;
+  constexpr int64_t kMaxStreams = 1 << 20;
   return static_cast<int>(
-      2 * std::clamp(config.max_in_flight, kFewestStreams / 2,
-                     std::min(MaxOpenCalls(shares) / 4, kMost / 2)));
+      2 * std::clamp(config.max_in_flight, kMinStreams / 2,
+                     std::min(MaxOpenCalls(shares) / 4, kMaxStreams / 2)));
 }
 
 // The most threads that reflection may use. Each of its streams has a thread,
@@ -82,9 +83,10 @@ ConnectionGuard::Options GuardOptions(const ServerConfig& config,
   // client ends first, with a status.
   options.idle_timeout = Seconds(config.stream_idle_timeout_s) * 3 / 2;
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  // Not under sanitizers, which take several times the memory of the program.
-  // Below the limit, because the kernel counts more than the process has mapped
-  // and must not be the first to act.
+  // The guard acts below the limit of the memory, because the kernel counts
+  // more than the process has mapped, and would otherwise kill the process
+  // first. Sanitizers take several times the memory of the program, so the
+  // guard does not watch memory under them.
   options.memory_bytes = shares.total_bytes() / 16 * 15;
 #endif
   return options;
@@ -103,34 +105,37 @@ absl::StatusOr<std::vector<ListenAddress>> ParseAddresses(
     const std::vector<std::string>& texts) {
   std::vector<ListenAddress> addresses;
   for (const std::string& text : texts) {
-    absl::StatusOr<ListenAddress> address = ListenAddress::Parse(text);
-    if (!address.ok()) return address.status();
-    addresses.push_back(*std::move(address));
+    ATTND_ASSIGN_OR_RETURN(ListenAddress address, ListenAddress::Parse(text));
+    addresses.push_back(std::move(address));
   }
   if (addresses.empty()) {
     return absl::InvalidArgumentError(
-        "--listen: expected an address, got none");
+        "--listen: expected at least one address, got none");
   }
   return addresses;
 }
 
-// A server's share of memory that code and threads take.
+// What code and threads take of the server's own share of memory. malloc may
+// keep the rest of that share.
 constexpr int64_t kCodeBytes = 64LL << 20;
 
 std::shared_ptr<MessageQuota> MakeMessageQuota(
     const MemoryShares& shares,
-    const std::shared_ptr<grpc::ResourceQuota>& of) {
+    const std::shared_ptr<grpc::ResourceQuota>& grpc_quota) {
   return std::make_shared<MessageQuota>(
       MessageQuota::Limits{
           .budget_bytes = shares.budget_bytes,
           .arriving_bytes = shares.arriving_bytes,
           .kept_bytes = std::max<int64_t>(shares.own_bytes - kCodeBytes, 0)},
-      [of](int64_t bytes) { of->Resize(static_cast<size_t>(bytes)); });
+      [grpc_quota](int64_t bytes) {
+        grpc_quota->Resize(static_cast<size_t>(bytes));
+      });
 }
 
 }  // namespace
 
-// Members stand in start order; the reverse shuts down.
+// The members are declared in the order in which they start, so that they are
+// destroyed in the reverse order.
 class Server::Impl {
  public:
   Impl(const ServerConfig& config, const MemoryShares& shares)
@@ -159,37 +164,33 @@ class Server::Impl {
   }
 
   absl::Status Start() {
-    absl::StatusOr<std::vector<ListenAddress>> addresses =
-        ParseAddresses(config_.listen);
-    if (!addresses.ok()) return addresses.status();
+    ATTND_ASSIGN_OR_RETURN(const std::vector<ListenAddress> addresses,
+                           ParseAddresses(config_.listen));
     if (!config_.address_file.empty()) {
-      absl::Status status = AddressFile::Check(config_.address_file);
-      if (!status.ok()) return status;
+      ATTND_RETURN_IF_ERROR(AddressFile::Check(config_.address_file));
     }
-    for (const ListenAddress& address : *addresses) {
+    for (const ListenAddress& address : addresses) {
       if (!address.is_unix()) continue;
-      absl::StatusOr<UnixSocketGuard> guard =
-          UnixSocketGuard::Acquire(address.unix_path, "--listen");
-      if (!guard.ok()) return guard.status();
-      guards_.push_back(*std::move(guard));
+      ATTND_ASSIGN_OR_RETURN(
+          UnixSocketGuard guard,
+          UnixSocketGuard::Acquire(address.unix_path, "--listen"));
+      guards_.push_back(std::move(guard));
     }
-    // Before anybody can connect: there is no moment in which the server
-    // accepts, and the "" service, which gRPC starts as SERVING, lies.
-    if (absl::Status status = RunSelfTest(engine_); !status.ok()) {
-      return status;
-    }
+    // The self-test runs before clients can connect, because gRPC reports the
+    // health of the service "" as SERVING as soon as they can.
+    ATTND_RETURN_IF_ERROR(RunSelfTest(engine_));
     if (!config_.shm_socket.empty()) {
-      absl::StatusOr<std::unique_ptr<ShmSocket>> shm_socket =
+      ATTND_ASSIGN_OR_RETURN(
+          shm_socket_,
           ShmSocket::Listen({.path = config_.shm_socket,
                              .mode = config_.socket_mode,
                              .allowed_uids = {config_.shm_allow_uids.begin(),
                                               config_.shm_allow_uids.end()}},
-                            regions_);
-      if (!shm_socket.ok()) return shm_socket.status();
-      shm_socket_ = *std::move(shm_socket);
-      spdlog::info("shared memory by {}", config_.shm_socket);
+                            regions_));
+      spdlog::info("clients can register shared memory on {}",
+                   config_.shm_socket);
     }
-    if (absl::Status status = Serve(*addresses); !status.ok()) return status;
+    ATTND_RETURN_IF_ERROR(Serve(addresses));
     spdlog::info(
         "attnd {} serves on {}: isa {}, {} threads, memory budget {} bytes, "
         "messages up to {} bytes",
@@ -197,33 +198,34 @@ class Server::Impl {
         IsaName(engine_.machine().isa), engine_.threads(),
         admission_.budget_bytes(), config_.max_message_bytes);
     if (config_.address_file.empty()) return absl::OkStatus();
-    absl::StatusOr<AddressFile> file =
-        AddressFile::Write(config_.address_file, addresses_);
-    if (!file.ok()) return file.status();
-    address_file_.emplace(*std::move(file));
+    ATTND_ASSIGN_OR_RETURN(
+        AddressFile file, AddressFile::Write(config_.address_file, addresses_));
+    address_file_.emplace(std::move(file));
     return absl::OkStatus();
   }
 
   void Drain() {
     if (!server_) return;
-    // First, so that a client that has read NOT_SERVING is refused for this
-    // reason and no other.
+    // The server refuses new calls before it reports NOT_SERVING, so that a
+    // client that has read NOT_SERVING is refused because of the drain.
     admission_.Close();
     {
       const std::lock_guard lock(health_mutex_);
       draining_ = true;
       server_->GetHealthCheckService()->Shutdown();
     }
-    // Who reads this line can rely on it: nothing new is admitted.
+    // Readers of the log can rely on this line: the server admits no call after
+    // it.
     spdlog::info("draining: {} calls still run",
                  admission_.usage().reservations);
     const bool idle = admission_.WaitIdle(Seconds(config_.drain_timeout_s));
     if (!idle) {
-      spdlog::warn("{} calls still run and are cancelled",
+      spdlog::warn("cancelling the {} calls that still run",
                    admission_.usage().reservations);
     }
     acceptor_.reset();
-    // Cancels what is left and returns when its reactors are done.
+    // Cancels the calls that still run, and returns when their reactors are
+    // done.
     server_->Shutdown(std::chrono::system_clock::now() +
                       (idle ? kFlushTime : kFlushTime * 0));
     server_->Wait();
@@ -242,21 +244,20 @@ class Server::Impl {
  private:
   // Starts gRPC, which serves the connections that the acceptor hands to it.
   absl::Status Serve(const std::vector<ListenAddress>& addresses) {
-    if (absl::Status status = CheckSocketHooks(); !status.ok()) return status;
+    ATTND_RETURN_IF_ERROR(CheckSocketHooks());
     std::vector<Listener> listeners;
     for (const ListenAddress& address : addresses) {
-      absl::StatusOr<Listener> listener =
-          Listener::Open(address, config_.socket_mode);
-      if (!listener.ok()) return listener.status();
-      addresses_.push_back(listener->address.Text());
-      listeners.push_back(*std::move(listener));
+      ATTND_ASSIGN_OR_RETURN(Listener listener,
+                             Listener::Open(address, config_.socket_mode));
+      addresses_.push_back(listener.address.Text());
+      listeners.push_back(std::move(listener));
     }
-    const absl::StatusOr<int64_t> max_connections = MaxConnections();
-    if (!max_connections.ok()) return max_connections.status();
-    // Before gRPC: it throws where there are no more threads, and Drain needs
-    // it as soon as there is a server to drain.
-    guard_ = ConnectionGuard::Start(
-        GuardOptions(config_, shares_, *max_connections));
+    ATTND_ASSIGN_OR_RETURN(const int64_t max_connections, MaxConnections());
+    // The guard starts before gRPC, because Drain needs it as soon as there is
+    // a gRPC server, and because it throws if the system starts no more
+    // threads.
+    guard_ =
+        ConnectionGuard::Start(GuardOptions(config_, shares_, max_connections));
     if (!StartGrpc()) return absl::InternalError("gRPC did not start");
     server_->GetHealthCheckService()->SetServingStatus(
         v1::AttentionService::service_full_name(), true);
@@ -274,7 +275,7 @@ class Server::Impl {
     return absl::OkStatus();
   }
 
-  // Sets the health of all services, which every listener reports.
+  // Sets the health of all services. Clients of every listener read it.
   void SetServing(bool serving) {
     const std::lock_guard lock(health_mutex_);
     if (draining_) return;
@@ -283,13 +284,13 @@ class Server::Impl {
 
   absl::StatusOr<int64_t> MaxConnections() const {
     const int64_t descriptors = RaiseDescriptorLimit();
-    const int64_t most = DescriptorsForConnections(descriptors);
-    if (config_.max_connections > most) {
+    const int64_t highest = DescriptorsForConnections(descriptors);
+    if (config_.max_connections > highest) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "--max-connections: expected at most ", most,
-          ", which the limit of open files (", descriptors,
-          ") leaves for connections, got ", config_.max_connections,
-          "; raise that limit (ulimit -Hn)"));
+          "--max-connections: expected at most ", highest,
+          ", because the process may have ", descriptors, " open files, got ",
+          config_.max_connections,
+          ": ask for fewer, or raise the limit of open files (ulimit -Hn)"));
     }
     if (config_.max_connections > 0) return config_.max_connections;
     return DefaultConnections(shares_, descriptors);
@@ -302,25 +303,29 @@ class Server::Impl {
     builder.SetMaxReceiveMessageSize(
         static_cast<int>(config_.max_message_bytes));
     builder.SetMaxSendMessageSize(static_cast<int>(config_.max_message_bytes));
-    // gRPC unpacks a message before it looks at its size, so a megabyte on the
-    // wire could take a gigabyte here. Tensors of floats hardly compress.
+    // gRPC decompresses a message before it checks the size, so a megabyte on
+    // the wire could take a gigabyte of memory. Tensors of floats hardly
+    // compress.
     for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
       builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
     }
-    // It also receives a message to its end before it does.
+    // gRPC receives all of a message before the server can refuse it, so the
+    // quota bounds what all messages together may take.
     quota_->SetMaxThreads(kReflectionThreads);
     builder.SetResourceQuota(*quota_);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
                                MaxStreams(config_, shares_));
-    // A host that is gone says nothing. A ping a minute finds out, and what its
-    // calls held is given back; without the second, gRPC stops after two pings
-    // to a client that it only listens to.
+    // A host that has failed sends nothing, so its calls would hold memory
+    // forever. gRPC pings each client once a minute, and drops a connection
+    // whose client does not answer. Without the second argument, gRPC stops
+    // after two pings to a client to which it sends no data.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-    // Clients may ping as they like while a call computes in silence, which
-    // gRPC takes for abuse: ConnectionLimits bounds pings.
+    // gRPC would end the connection of a client that pings often while its call
+    // computes. Clients may do that; ConnectionLimits bounds the pings.
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
-    // A client looks a name up again only when a connection ends.
+    // A client resolves the name of its server again only when a connection
+    // ends.
     if (config_.max_connection_age_s > 0) {
       builder.AddChannelArgument(
           GRPC_ARG_MAX_CONNECTION_AGE_MS,
@@ -365,13 +370,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   try {
     auto impl = std::make_unique<Impl>(
         config, ShareMemory(config, AvailableMemoryBytes()));
-    if (absl::Status status = impl->Start(); !status.ok()) return status;
+    ATTND_RETURN_IF_ERROR(impl->Start());
     return std::unique_ptr<Server>(new Server(std::move(impl)));
   } catch (const std::system_error& error) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "--threads: the system starts no more of them (", error.what(),
-        "): ask for fewer, or raise the limit of processes (pids.max of the "
-        "cgroup, ulimit -u)"));
+        "--threads: the system cannot start another thread (", error.what(),
+        "): ask for fewer threads, or raise the limit of processes (pids.max "
+        "of the cgroup, ulimit -u)"));
   }
 }
 

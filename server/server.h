@@ -1,5 +1,5 @@
-// The whole server in one object: engine, budget, sockets, health, and the
-// order in which they come up and go down.
+// Starts and stops a whole server: the compute engine, the memory budget, the
+// sockets, gRPC and the health service.
 #ifndef ATTND_SERVER_SERVER_H_
 #define ATTND_SERVER_SERVER_H_
 
@@ -13,26 +13,33 @@
 
 namespace attnd::server {
 
-// Serves from Start until Drain or its destructor.
+// A server that answers clients from Start until Drain or its destructor. Not
+// thread-safe, except for Abort and usage.
 class Server {
  public:
-  // Warms up, binds every address and serves; ready when it returns. Errors
-  // say which option is at fault: a busy port, a socket that another server
-  // listens on, a wrong kernel.
+  // Tests the kernels, listens on every address of `config` and serves clients,
+  // who can connect as soon as this returns. An error says which option is at
+  // fault, for example if a port is in use, or if another server listens on a
+  // unix socket. If a kernel computes wrong results, the error is INTERNAL.
   static absl::StatusOr<std::unique_ptr<Server>> Start(
       const ServerConfig& config);
+  // Cancels the running calls, as Abort and Drain do.
   ~Server();
 
-  // As clients spell them, in the order of --listen, with real ports.
+  // The addresses that clients can connect to, in the order of --listen. A port
+  // 0 has been replaced by the port that the system chose.
   const std::vector<std::string>& addresses() const;
 
-  // Reports NOT_SERVING, answers new calls UNAVAILABLE, lets what runs finish
-  // within the drain timeout, cancels the rest, and stops. Blocks.
+  // Shuts the server down: reports NOT_SERVING, refuses new calls with
+  // UNAVAILABLE, gives the running calls the drain timeout to finish, cancels
+  // the others, and closes all connections. Blocks until all of that is done. A
+  // second call does nothing.
   void Drain();
-  // Makes a Drain that runs, or comes, cancel at once. Thread-safe.
+  // Makes Drain cancel the running calls without waiting for them, whether it
+  // runs already or is called later. Thread-safe.
   void Abort();
 
-  // What requests hold at this moment.
+  // The memory and the slots that requests hold at this moment. Thread-safe.
   Admission::Usage usage() const;
 
  private:

@@ -31,18 +31,20 @@ constexpr char kDescription[] =
     "with health checks and reflection.";
 
 constexpr char kFooter[] = R"(
-Every option can also be given as ATTND_<OPTION> in the environment
-(ATTND_MAX_IN_FLIGHT=64) and as a key in the file that --config names
-(max-in-flight = 64). Flags outweigh the environment, which outweighs the file.
+You can also set each option as an environment variable
+(ATTND_MAX_IN_FLIGHT=64) or as a key in the file that --config names
+(max-in-flight = 64). A flag takes precedence over the variable, and the
+variable over the file.
 
 Examples:
   attnd
   attnd --listen=127.0.0.1:0,unix:/run/attnd.sock --address-file=/run/attnd.addr
   attnd --threads=4 --memory-budget-bytes=4294967296
 
-SIGTERM, SIGINT and SIGQUIT drain: the server reports NOT_SERVING, refuses new
-calls, finishes what runs and exits with 0. A second signal cancels what runs.
-SIGHUP, SIGUSR1 and SIGUSR2 are logged and ignored.)";
+SIGTERM, SIGINT and SIGQUIT drain the server: it reports NOT_SERVING, refuses
+new calls, finishes the running calls and exits with code 0. A second signal
+cancels the running calls. SIGHUP, SIGUSR1 and SIGUSR2 only write a line to the
+log. docs/configuration.md says when to change each option.)";
 
 // gRPC counts message bytes in an int.
 constexpr int64_t kMaxMessageLimit = std::numeric_limits<int32_t>::max();
@@ -56,37 +58,38 @@ constexpr int kMaxThreads = 4096;
 constexpr int64_t kMaxConnections = 1 << 20;
 constexpr int64_t kMaxVectors = 1 << 24;
 
-// 0, or at least a millisecond and at most `most` seconds. CLI11's own range
-// accepts NaN, which compares as neither too small nor too large.
-CLI::Validator Seconds(double most) {
-  const std::string range = absl::StrCat("0, or ", kMinSeconds, " to ", most);
-  const auto check = [range, most](const std::string& text) -> std::string {
+// Accepts 0, and times from a millisecond to `highest` seconds. CLI11's own
+// range accepts NaN, which compares as neither too small nor too large.
+CLI::Validator Seconds(double highest) {
+  const std::string range =
+      absl::StrCat("0, or ", kMinSeconds, " to ", highest);
+  const auto check = [range, highest](const std::string& text) -> std::string {
     double seconds = 0;
     if (absl::SimpleAtod(text, &seconds) &&
-        (seconds == 0 || (seconds >= kMinSeconds && seconds <= most))) {
+        (seconds == 0 || (seconds >= kMinSeconds && seconds <= highest))) {
       return "";
     }
     return absl::StrCat("expected ", range, " seconds, got ", text);
   };
-  return {check, absl::StrCat("FLOAT in [", range, "]")};
+  return {check, range};
 }
 
-// A whole number as people write it. CLI11's own conversion replaces a number
-// that is too large by the largest, and reads 010 as 8.
-CLI::Validator WholeNumber(int64_t least, int64_t most) {
-  const std::string range = absl::StrCat(least, " to ", most);
-  const auto check = [range, least, most](const std::string& text) {
+// Accepts whole numbers in plain decimal. CLI11's own conversion replaces a
+// number that is too large by the largest one, and reads 010 as 8.
+CLI::Validator WholeNumber(int64_t lowest, int64_t highest) {
+  const std::string range = absl::StrCat(lowest, " to ", highest);
+  const auto check = [range, lowest, highest](const std::string& text) {
     int64_t number = 0;
     if (absl::SimpleAtoi(text, &number) && absl::StrCat(number) == text &&
-        number >= least && number <= most) {
+        number >= lowest && number <= highest) {
       return std::string();
     }
     return absl::StrCat("expected a whole number from ", range, ", got ", text);
   };
-  return {check, absl::StrCat("INT in [", range, "]")};
+  return {check, range};
 }
 
-// The mode of a file as chmod takes it, in octal: 660, 0660 or 0o660. Hands
+// Accepts the mode of a file in octal, as chmod does: 660, 0660 or 0o660. Gives
 // CLI11 the number in decimal.
 CLI::Validator SocketMode() {
   const auto check = [](std::string& text) -> std::string {
@@ -99,103 +102,119 @@ CLI::Validator SocketMode() {
           mode = mode * 8 + static_cast<mode_t>(digit - '0');
           return digit >= '0' && digit <= '7';
         });
-    // A number without these bits is most likely a decimal one: YAML turns 0660
-    // into 432.
+    // A number without the owner's bits is most likely a decimal one, because
+    // YAML reads 0660 as 432.
     if (octal && mode <= 0777 && (mode & 0600) == 0600) {
       text = absl::StrCat(mode);
       return "";
     }
     return absl::StrCat(
         "expected an octal number from 0600 to 0777 that lets the server's own "
-        "user read and write, such as 0600, 0660 or 0666 (in quotes where it "
-        "stands in YAML), got ",
+        "user read and write, such as 0600, 0660 or 0666 (in YAML, put it in "
+        "quotes), got ",
         text);
   };
-  return {check, "OCTAL in [0600 - 0777]"};
+  return {check, "0600 to 0777, octal"};
 }
 
 void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--threads", config.threads,
-                 "Compute threads; 0 = what the cgroup's quota and the CPU "
-                 "affinity allow, rounded down")
+                 "The number of compute threads. 0 = as many as the cgroup "
+                 "quota and the CPU affinity allow, rounded down, at least 1")
       ->check(WholeNumber(0, kMaxThreads));
   app.add_option("--max-message-bytes", config.max_message_bytes,
-                 "The largest request and the largest response; clients must "
-                 "raise their own limit alike")
+                 "The size of the largest request and of the largest response. "
+                 "Clients have a limit of their own, which they have to raise "
+                 "as well")
       ->check(WholeNumber(kMinMessageLimitBytes, kMaxMessageLimit));
   app.add_option("--memory-budget-bytes", config.memory_budget_bytes,
-                 "What all requests together may hold; 0 = the cgroup's limit "
-                 "or the physical memory, less a quarter for messages that are "
-                 "not admitted yet, and a tenth or 256 MiB for the server")
+                 "The memory that all requests together can hold: messages, "
+                 "tensors and workspace. 0 = the limit of the cgroup or the "
+                 "physical memory, minus what the server needs for itself and "
+                 "for messages that are not admitted yet (1 GiB leaves 512 "
+                 "MiB, and 2 GiB leaves 1280 MiB)")
       ->check(WholeNumber(0, kInt64Max));
   app.add_option("--max-in-flight", config.max_in_flight,
-                 "Requests that run and wait; more are refused at once")
+                 "How many requests can run or wait at the same time. The "
+                 "server refuses further requests at once and tells clients "
+                 "when to retry")
       ->check(WholeNumber(1, kInt64Max));
   app.add_option("--max-connections", config.max_connections,
-                 "Connections that clients may have open at a time; a new one "
-                 "above that takes the place of an idle one, or is closed at "
-                 "once. 0 = what the limit of open files and the memory allow")
+                 "How many connections clients can have open at the same time. "
+                 "When a client opens one more, the server closes an idle one, "
+                 "or the new one if none is idle. 0 = as many as the limit of "
+                 "open files and the memory allow")
       ->check(WholeNumber(0, kMaxConnections));
   app.add_option(
          "--stream-idle-timeout", config.stream_idle_timeout_s,
-         "Seconds within which a client has to send or read 64 KiB while its "
-         "call waits for it; otherwise the call ends. 0 = no limit")
+         "While a call waits for its client, the client has to send or read at "
+         "least 64 KiB, or complete what the server waits for, within this "
+         "many seconds. Otherwise the server ends the call. 0 = no limit")
       ->check(Seconds(kMaxIdleSeconds));
   app.add_option("--max-connection-age", config.max_connection_age_s,
-                 "Seconds after which a client is asked to connect again, so "
-                 "that it finds servers that were started since; its calls "
-                 "finish. 0 = never")
+                 "After this many seconds, the server asks a client to open a "
+                 "new connection, so that the client can find new servers. Its "
+                 "calls finish on the old connection. 0 = never")
       ->check(Seconds(kMaxConnectionSeconds));
   app.add_option("--max-benchmark-vectors", config.max_benchmark_vectors,
-                 "The largest num_vectors that Benchmark accepts")
+                 "The largest num_vectors that Benchmark accepts. It also "
+                 "limits the work of one call")
       ->check(WholeNumber(1, kMaxVectors));
   app.add_option("--max-benchmark-seconds", config.max_benchmark_s,
-                 "Seconds after which a Benchmark ends with what it has "
-                 "measured; 0 = no limit")
+                 "How many seconds one Benchmark can take. When the time is "
+                 "up, it returns what it has measured. 0 = no limit")
       ->check(Seconds(kMaxBenchmarkSeconds));
 }
 
 void AddSharedMemoryOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--shm-socket", config.shm_socket,
-                 "Path of a unix socket on which clients of this host register "
-                 "memory that they share with the server; off without it");
+                 "The path of a unix socket on which clients on this host "
+                 "register memory, so that they do not have to send tensors. "
+                 "Without this option, shared memory is off");
   app.add_option("--shm-allow-uids", config.shm_allow_uids,
-                 "Uids whose processes may use that socket, separated by "
-                 "commas; without it, --socket-mode decides")
+                 "The uids whose processes can use the socket of --shm-socket, "
+                 "separated by commas. Without this option, --socket-mode "
+                 "decides")
       ->delimiter(',')
       ->check(WholeNumber(0, std::numeric_limits<uint32_t>::max()));
   app.add_option("--shm-quota-bytes", config.shm_quota_bytes,
-                 "What the regions of one uid may hold together; 0 = the "
-                 "memory budget")
+                 "How many bytes of memory the regions of one uid can have in "
+                 "total. 0 = the memory budget")
       ->check(WholeNumber(0, kInt64Max));
 }
 
-// The options, bound to `config`. An app is parsed once.
+// Returns the options, bound to `config`. An app can parse one command line.
 std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
   auto app = std::make_unique<CLI::App>(kDescription, "attnd");
   app->footer(kFooter);
   app->option_defaults()->always_capture_default();
   app->add_option("--listen", config.listen,
-                  "Addresses to listen on, separated by commas: host:port or "
-                  "unix:PATH; port 0 picks a free one")
+                  "The addresses that clients connect to, separated by commas: "
+                  "host:port or unix:PATH. Port 0 selects a free port")
       ->delimiter(',');
   app->add_option("--address-file", config.address_file,
-                  "File to which the bound addresses are written, one a line, "
-                  "once clients are served");
+                  "A file to which the server writes the addresses that it "
+                  "listens on, one per line, as soon as it serves clients");
   app->add_option("--socket-mode", config.socket_mode,
-                  "Mode of the files of unix sockets, in octal; who may write "
-                  "to one may connect. 0660 lets in the socket's group")
+                  "The file mode of the unix sockets of --listen and "
+                  "--shm-socket, in octal. A client that can write to the file "
+                  "can connect. 0600 lets in only the server's own user and "
+                  "root, 0660 also the group of the file")
       ->transform(SocketMode())
       ->default_str("0600");
   AddCapacityOptions(*app, config);
   AddSharedMemoryOptions(*app, config);
   app->add_option("--drain-timeout", config.drain_timeout_s,
-                  "Seconds that running requests get to finish after SIGTERM")
+                  "How many seconds running requests can take to finish after "
+                  "SIGTERM, before the server cancels them")
       ->check(Seconds(kMaxDrainSeconds));
   app->add_option("--log-level", config.log_level,
-                  "debug, info, warning or error; debug names every request")
+                  "The least important messages that the server writes to "
+                  "stderr. debug writes a line for each request")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
-  app->set_config("--config", "", "File with options as key = value lines")
+  app->set_config("--config", "",
+                  "A file of key = value lines (TOML or INI), such as "
+                  "max-in-flight = 64")
       ->configurable(false);
   app->allow_config_extras(CLI::config_extras_mode::error);
   app->set_version_flag("--version", absl::StrCat("attnd ", kVersion));
@@ -215,8 +234,8 @@ bool IsGiven(const std::string& option, const std::vector<std::string>& args) {
   });
 }
 
-// CLI11's own environment support gives files more weight than the
-// environment. As a flag that was not given, a variable outweighs the file.
+// Adds a flag for each variable whose flag is not given. CLI11's own support of
+// the environment would give the file precedence over the variables.
 std::vector<std::string> WithEnvironment(const std::vector<std::string>& args,
                                          const Environment& environment) {
   std::vector<std::string> all;
@@ -233,7 +252,7 @@ std::vector<std::string> WithEnvironment(const std::vector<std::string>& args,
 }
 
 bool IsIpAddress(absl::string_view text) {
-  in6_addr ignored{};  // the larger of the two
+  in6_addr ignored{};  // large enough for an IPv4 address as well
   const std::string terminated(text);
   return inet_pton(AF_INET, terminated.c_str(), &ignored) == 1 ||
          inet_pton(AF_INET6, terminated.c_str(), &ignored) == 1;
@@ -243,7 +262,8 @@ bool IsIpAddress(absl::string_view text) {
 // attnd. For a Service attnd-x it sets ATTND_X_SERVICE_HOST to an address,
 // ATTND_X_PORT to a URL such as tcp://10.0.0.1:50051, ATTND_X_SERVICE_PORT to
 // the port of that URL, and more variables whose names begin with ATTND_X_PORT_
-// or ATTND_X_SERVICE_PORT_. So the URL tells them from variables of people.
+// or ATTND_X_SERVICE_PORT_. The URL distinguishes them from variables that a
+// user has set.
 bool IsServiceLink(absl::string_view name, absl::string_view value,
                    const Environment& environment) {
   if (absl::EndsWith(name, "_SERVICE_HOST")) return IsIpAddress(value);
@@ -270,7 +290,7 @@ absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
   CommandLine line;
   const std::unique_ptr<CLI::App> app = MakeApp(line.config);
   std::vector<std::string> all = WithEnvironment(args, environment);
-  std::reverse(all.begin(), all.end());  // CLI11 takes them from the back
+  std::reverse(all.begin(), all.end());  // CLI11 takes them in reverse order
   try {
     app->parse(all);
   } catch (const CLI::CallForHelp&) {
@@ -281,7 +301,7 @@ absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
     return absl::InvalidArgumentError(absl::StrCat("--config: ", error.what()));
   } catch (const CLI::Error& error) {
     return absl::InvalidArgumentError(
-        absl::StrCat(error.what(), " (attnd --help shows every option)"));
+        absl::StrCat(error.what(), " (attnd --help describes each option)"));
   }
   return line;
 }
@@ -334,11 +354,11 @@ MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes) {
   constexpr int64_t kMinOwnBytes = 256LL << 20;
   constexpr int64_t kMinArrivingBytes = 64LL << 20;
   const int64_t largest = config.max_message_bytes;
-  const int64_t most_arriving = std::max(16 * largest, kMinArrivingBytes);
+  const int64_t max_arriving = std::max(16 * largest, kMinArrivingBytes);
   if (config.memory_budget_bytes > 0) {
     return {.budget_bytes = config.memory_budget_bytes,
             .arriving_bytes = std::max(
-                {std::min(most_arriving, config.memory_budget_bytes / 2),
+                {std::min(max_arriving, config.memory_budget_bytes / 2),
                  largest / 4 * 5, kMinArrivingBytes}),
             .own_bytes = kMinOwnBytes};
   }
@@ -346,7 +366,7 @@ MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes) {
   MemoryShares shares;
   shares.own_bytes =
       std::min(std::max(available_bytes / 10, kMinOwnBytes), quarter);
-  shares.arriving_bytes = std::min(most_arriving, quarter);
+  shares.arriving_bytes = std::min(max_arriving, quarter);
   shares.budget_bytes =
       available_bytes - shares.own_bytes - shares.arriving_bytes;
   return shares;

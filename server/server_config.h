@@ -1,5 +1,7 @@
-// Every option of attnd: its default, its unit and what it is for. Filled from
-// flags, environment and file, in that order of weight. Knows no gRPC.
+// Reads the options of attnd from flags, environment variables and a file. If
+// several of them set an option, flags take precedence over the environment,
+// and the environment over the file. docs/configuration.md describes each
+// option for users. Knows no gRPC.
 #ifndef ATTND_SERVER_SERVER_CONFIG_H_
 #define ATTND_SERVER_SERVER_CONFIG_H_
 
@@ -16,95 +18,111 @@
 
 namespace attnd::server {
 
+// The value of every option. The defaults here are those of attnd.
 struct ServerConfig {
-  // host:port or unix:PATH; port 0 picks a free one.
+  // The addresses to listen on: host:port or unix:PATH. Port 0 is any free one.
   std::vector<std::string> listen = {"127.0.0.1:50051"};
-  // Of the files of unix sockets: those of `listen`, and shm_socket.
+  // The mode of the unix sockets of `listen` and of shm_socket.
   mode_t socket_mode = kOwnersSocketMode;
-  // Where the bound addresses are written once clients are served; "" = not.
+  // The file that gets the addresses once clients are served; "" = no file.
   std::string address_file;
-  // Unix socket on which clients of this host register memory; "" = off.
+  // The unix socket on which clients on this host register memory; "" = off.
   std::string shm_socket;
-  // Whose processes may; empty = those that socket_mode lets in.
+  // The users whose processes may use shm_socket; empty = the users that
+  // socket_mode lets in.
   std::vector<uint32_t> shm_allow_uids;
-  // What the regions of one uid may come to, bytes; 0 = the memory budget.
+  // The most bytes that the regions of one uid may have in total; 0 = the
+  // memory budget.
   int64_t shm_quota_bytes = 0;
-  // Compute threads; 0 = what cgroup and affinity allow.
+  // The number of compute threads; 0 = as many as the cgroup and the CPU
+  // affinity allow.
   int threads = 0;
-  // The largest request and response, bytes.
+  // The size of the largest request and of the largest response.
   int64_t max_message_bytes = 256LL << 20;
-  // What all requests together may hold, bytes; 0 = as ShareMemory says.
+  // The memory that all requests together may hold; 0 = what ShareMemory says.
   int64_t memory_budget_bytes = 0;
-  // Requests that run and wait.
+  // The number of requests that may run or wait at the same time.
   int64_t max_in_flight = 256;
-  // Connections that clients may have open at a time; 0 = DefaultConnections.
+  // The number of connections that clients may have open at the same time; 0 =
+  // DefaultConnections.
   int64_t max_connections = 0;
-  // How long running requests may take to finish after SIGTERM, seconds. Ends
-  // before the 30 s after which Kubernetes kills.
+  // How long running requests may take to finish after SIGTERM; 0 = no time.
+  // The default ends before the 30 s after which Kubernetes kills the process.
   double drain_timeout_s = 25;
-  // How long a stream's client may send nothing while it is its turn, or read
-  // nothing of what is written to it, seconds; 0 = as long as it likes.
+  // How long a call may wait for a client that sends or reads less than
+  // 64 KiB; 0 = no limit.
   double stream_idle_timeout_s = 60;
   // debug, info, warning or error.
   std::string log_level = "info";
-  // The largest num_vectors of Benchmark.
+  // The largest num_vectors that Benchmark accepts.
   int64_t max_benchmark_vectors = 32768;
-  // How long one Benchmark may take, seconds; 0 = no limit.
+  // How long one Benchmark may take; 0 = no limit.
   double max_benchmark_s = 60;
-  // After how long a client is asked to connect anew, seconds; 0 = never.
+  // After this time a client is asked to open a new connection; 0 = never.
   double max_connection_age_s = 0;
 };
 
-// What a command line asks for.
+// What a command line asks for: to serve with `config`, or to print a text.
 struct CommandLine {
   ServerConfig config;
-  // --help or --version: print this and exit.
+  // If set (--help, --version), print this text and exit.
   std::optional<std::string> answer;
 };
 
+// Environment variables, from their names to their values.
 using Environment = std::map<std::string, std::string>;
 
-// `args` without the program's name. Reads the file that --config names and
-// nothing else. INVALID_ARGUMENT that says which option is wrong.
+// Parses `args`, the command line without the name of the program. Reads no
+// file except the one that --config names. INVALID_ARGUMENT says which option
+// is wrong.
 absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
                                         const Environment& environment);
 
-// The environment's entries as a map.
+// Returns the variables in `entries` whose names begin with ATTND_. `entries`
+// is a list as in environ: each entry is "NAME=VALUE", and the last one is
+// null.
 Environment EnvironmentOf(const char* const* entries);
 
-// "max-in-flight" and so on: every option that a file may hold, and --config.
+// Returns the names of all options without the leading dashes, such as
+// "max-in-flight". --help and --version are not among them.
 std::vector<std::string> OptionNames();
 
-// Names of `environment` that are neither an option's nor attnctl's, and that
-// Kubernetes did not set for a Service named attnd: most likely misspelt, or
-// guessed (ATTND_PORT=50052).
+// Returns the names in `environment` that stand for no option, are not for
+// attnctl, and were not set by Kubernetes for a Service named attnd. Somebody
+// probably misspelt or guessed them, as in ATTND_PORT=50052.
 std::vector<std::string> UnknownVariables(const Environment& environment);
 
-// What the server's memory is for; the three together are all of it.
+// How the server's memory is divided. The three shares together are all of it.
 struct MemoryShares {
-  // The sum of the three, or the largest int64 if the sum does not fit.
+  // The sum of the shares, or the largest int64 if the sum does not fit.
   int64_t total_bytes() const;
 
-  int64_t budget_bytes = 0;    // requests that were let in, by Admission
-  int64_t arriving_bytes = 0;  // messages that are not
-  int64_t own_bytes = 0;       // code, threads, and what malloc keeps
+  int64_t budget_bytes = 0;    // for the requests that Admission admitted
+  int64_t arriving_bytes = 0;  // for messages that are not admitted yet
+  int64_t own_bytes = 0;       // for code, threads and what malloc keeps
 };
 
-// Of `available_bytes` a tenth is the server's own, at least 256 MiB and at
-// most a quarter. Arriving messages get another quarter, but no more than 16 of
-// the largest take: requests that fill the rest came in no more than that. A
-// budget that `config` names is believed; beside it half as much may arrive, at
-// least one message, which gRPC receives in small pieces once four fifths are
-// taken, and 64 MiB, for the buffers of many connections.
+// Divides `available_bytes`. The server's own share is a tenth, but at least
+// 256 MiB and at most a quarter. Arriving messages get a quarter, but at most
+// 16 times the largest message (or 64 MiB if that is more), because requests
+// that fill the budget have messages of no more than that. The budget is the
+// rest.
+//
+// If `config` has a budget, it is not compared with `available_bytes`. The
+// server's own share is then 256 MiB. Arriving messages get half as much as the
+// budget, but at most 16 times the largest message, and in any case at least
+// 5/4 of the largest message, because gRPC receives messages in small pieces if
+// four fifths of the share are in use, and at least 64 MiB, for the buffers of
+// many connections.
 MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes);
 
-// How many connections fit into `descriptors`, the number of descriptors that
-// the process may have open, beside the descriptors of the server itself.
+// Returns how many connections are possible if the process may have
+// `descriptors` file descriptors open. The server needs some of them itself.
 int64_t DescriptorsForConnections(int64_t descriptors);
 
-// The default of --max-connections: as many as fit into a quarter of the share
-// for arriving messages, at 16 KiB for each idle connection, but no more than
-// DescriptorsForConnections.
+// Returns the default of --max-connections: as many connections as fit into a
+// quarter of the share for arriving messages, at 16 KiB for each idle
+// connection, but at most DescriptorsForConnections.
 int64_t DefaultConnections(const MemoryShares& shares, int64_t descriptors);
 
 }  // namespace attnd::server
