@@ -30,10 +30,11 @@ using std::chrono::seconds;
 // connections wait in the kernel.
 constexpr milliseconds kPause{100};
 // How long accept has to fail before the server is reported as not serving.
-constexpr seconds kDeafAfter{1};
-constexpr int kAcceptsInTurn = 16;
-// How long a host may acknowledge nothing before the kernel gives it up. gRPC
-// sets the same on connections that it accepts itself.
+constexpr seconds kNotServingAfter{1};
+// How many connections one listener accepts before the others have a turn.
+constexpr int kAcceptsPerTurn = 16;
+// The kernel ends a connection whose host has acknowledged nothing for this
+// time. gRPC sets the same on connections that it accepts itself.
 constexpr unsigned kUserTimeoutMs = 20'000;
 
 // Sets the options that gRPC would set. If an option does not fit the kind of
@@ -97,8 +98,8 @@ void Acceptor::Run() {
     if (polled.front().revents != 0) return;
     for (size_t i = 0; i < sources_.size(); ++i) {
       Source& source = sources_[i];
-      // A listener that failed is tried even if nobody waits, to see whether it
-      // works again.
+      // After a failure, the acceptor tries the listener even if no connection
+      // waits, to find out whether it works again.
       const bool retried = source.failed_at != SteadyTime{} &&
                            source.retry_at <= std::chrono::steady_clock::now();
       if (polled[i + 1].revents != 0 || retried) AcceptFrom(source);
@@ -108,14 +109,14 @@ void Acceptor::Run() {
 }
 
 void Acceptor::AcceptFrom(Source& source) {
-  for (int i = 0; i < kAcceptsInTurn; ++i) {
+  for (int i = 0; i < kAcceptsPerTurn; ++i) {
     sockaddr_storage address{};
     socklen_t size = sizeof(address);
     UniqueFd fd(accept4(source.fd, reinterpret_cast<sockaddr*>(&address), &size,
                         SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd.valid()) {
-      // EINTR is no failure. The other two mean that a client went away before
-      // it was accepted.
+      // EINTR is not a failure. The other two mean that the client closed its
+      // connection before it was accepted.
       const int error = errno;
       if (error == EINTR || error == ECONNABORTED || error == EPROTO) continue;
       if (error != EAGAIN) {
@@ -140,9 +141,9 @@ void Acceptor::AcceptFailed(Source& source, int error) {
   }
   source.reported_at = now;
   spdlog::error(
-      "cannot accept connections on {}: {}; trying again every {} ms (if "
-      "descriptors are missing, raise the limit of open files, or lower "
-      "--max-connections)",
+      "cannot accept connections on {}: {}; trying again every {} ms (if the "
+      "process has too many open files, raise the limit of open files, or "
+      "lower --max-connections)",
       source.name, std::strerror(error), kPause.count());
 }
 
@@ -156,7 +157,8 @@ void Acceptor::Take(UniqueFd fd, const std::string& peer) {
         now - refused_reported_at_ >= minutes(1)) {
       spdlog::warn(
           "closed {} new connection(s), the last one from {}: there are as "
-          "many as --max-connections allows, and none of them is idle",
+          "many connections as --max-connections allows, and none of them is "
+          "idle",
           refused_, peer);
       refused_ = 0;
       refused_reported_at_ = now;
@@ -175,7 +177,7 @@ void Acceptor::ReportState() {
   const bool all_accept =
       std::none_of(sources_.begin(), sources_.end(), [&](const Source& source) {
         return source.failed_at != SteadyTime{} &&
-               now - source.failed_at >= kDeafAfter;
+               now - source.failed_at >= kNotServingAfter;
       });
   if (all_accept == all_accept_) return;
   all_accept_ = all_accept;

@@ -1,6 +1,6 @@
-// Accepts connections in a thread of its own. When one accept fails, gRPC 1.51
-// never accepts on that listener again (CVE-2023-4785); this acceptor pauses
-// and tries again. Knows no gRPC.
+// Accepts connections in a thread of its own, in place of gRPC. After one
+// accept has failed, gRPC 1.51 never accepts on that listener again
+// (CVE-2023-4785). This acceptor pauses and tries again. Knows no gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 #define ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 
@@ -17,23 +17,25 @@
 
 namespace attnd::server {
 
-// Raises the process's limit of open files to its hard limit. Returns the limit
-// that is then in force.
+// Raises the process's limit of open files to its hard limit, if the system
+// allows that. Returns how many files the process may then have open.
 int64_t RaiseDescriptorLimit();
 
-// Serves from its construction to its destructor, which closes the listeners.
+// Accepts the connections of several listeners from its construction to its
+// destructor, which closes the listeners. Its thread calls the callbacks.
 class Acceptor {
  public:
   struct Callbacks {
-    // Serves a connected, non-blocking socket that `guard` follows already.
-    // Owns `fd` from then on.
+    // Receives each new connection, and owns its socket `fd` from then on. The
+    // socket does not block, and FollowSocket already shows it to the guard.
     std::function<void(int fd)> serve;
-    // Says whether clients can connect to every listener, when that changes:
-    // false once a listener has failed to accept for a second, true when all
-    // accept again. It is true at first.
+    // Receives false when a listener has failed to accept for a second, and
+    // true when all listeners accept again. They are taken to accept at first.
     std::function<void(bool)> all_accept_changed;
   };
 
+  // Asks `guard` for a place for each connection. Throws std::system_error if
+  // the system has no descriptor or no thread left.
   Acceptor(std::vector<Listener> listeners,
            std::shared_ptr<ConnectionGuard> guard, Callbacks callbacks);
   ~Acceptor();
@@ -44,15 +46,15 @@ class Acceptor {
   // One socket of a listener.
   struct Source {
     int fd = -1;
-    std::string name;        // as --listen has it
-    SteadyTime retry_at{};   // no accept before this time
-    SteadyTime failed_at{};  // since when accept fails; epoch: it does not
-    SteadyTime reported_at{};
+    std::string name;          // the address, as --listen gives it
+    SteadyTime retry_at{};     // accept is not called before this time
+    SteadyTime failed_at{};    // since when accept fails; epoch: it does not
+    SteadyTime reported_at{};  // when the log last had the failure
   };
 
   void Run();
-  // Accepts a few of the connections that wait, then leaves the other listeners
-  // a turn.
+  // Accepts a few of the connections that wait. The others have to wait until
+  // the other listeners have had a turn.
   void AcceptFrom(Source& source);
   void AcceptFailed(Source& source, int error);
   void Take(UniqueFd fd, const std::string& peer);
@@ -64,8 +66,8 @@ class Acceptor {
   std::vector<Source> sources_;
   bool all_accept_ = true;
   SteadyTime refused_reported_at_{};
-  int64_t refused_ = 0;  // since they were last reported
-  UniqueFd stop_;        // readable when it is time to end
+  int64_t refused_ = 0;  // connections since the last report in the log
+  UniqueFd stop_;        // becomes readable when the thread has to end
   std::thread thread_;
 };
 

@@ -16,8 +16,8 @@ double RateLimit::recent(SteadyTime now) const {
 bool RateLimit::Take(SteadyTime now) {
   recent_ = recent(now);
   counted_at_ = std::max(counted_at_, now);
-  // One too many is not counted: else who keeps on would put off the time from
-  // which others may go on.
+  // An event that exceeds the rate is not counted. Otherwise a client that goes
+  // on would delay the time from which others may go on.
   if (recent_ + 1 > rate_.burst) return false;
   ++recent_;
   return true;
@@ -40,8 +40,8 @@ Connection::Verdict Connection::Received(const char* data, size_t size,
                                          SteadyTime now) {
   turn_bytes_ += size;
   const std::lock_guard lock(mutex_);
-  if (!end_reason_.empty()) return Verdict::kBroken;
-  crowded_ = false;
+  if (!end_reason_.empty()) return Verdict::kMustEnd;
+  too_many_resets_ = false;
   const bool fine = in_.Read(
       data, size,
       [&](const FrameHeader& frame) { return BeginFrame(frame, now); },
@@ -49,8 +49,8 @@ Connection::Verdict Connection::Received(const char* data, size_t size,
         return Payload(frame, bytes, now);
       },
       [&](const FrameHeader& frame) { return EndFrame(frame); });
-  if (!fine) return Verdict::kBroken;
-  return crowded_ ? Verdict::kCrowded : Verdict::kFine;
+  if (!fine) return Verdict::kMustEnd;
+  return too_many_resets_ ? Verdict::kTooManyResets : Verdict::kOk;
 }
 
 bool Connection::BeginFrame(const FrameHeader& frame, SteadyTime now) {
@@ -62,11 +62,11 @@ bool Connection::BeginFrame(const FrameHeader& frame, SteadyTime now) {
         header_block_bytes_ = 0;
         header_block_at_ = now;
       }
-      // A frame without a payload costs time as well.
+      // Frames without a payload count too, because gRPC needs time for them.
       header_block_bytes_ +=
           static_cast<int64_t>(FrameHeader::kBytes) + frame.payload_bytes;
       if (header_block_bytes_ > limits_.header_block_bytes) {
-        return Break("it sent a block of headers of more than 64 KiB");
+        return Refuse("it sent a block of headers of more than 64 KiB");
       }
       return frame.type != FrameType::kHeaders || BeginCall(frame.stream, now);
     case FrameType::kRstStream:
@@ -76,10 +76,10 @@ bool Connection::BeginFrame(const FrameHeader& frame, SteadyTime now) {
       if (frame.has(FrameHeader::kAck) || answered_frames_.Take(now)) {
         return true;
       }
-      return Break("it sent too many PING or SETTINGS frames");
+      return Refuse("it sent too many PING or SETTINGS frames");
     case FrameType::kGoaway:
       if (frame.payload_bytes <= limits_.goaway_bytes) return true;
-      return Break("it sent a GOAWAY frame above 4 KiB");
+      return Refuse("it sent a GOAWAY frame of more than 4 KiB");
     default:
       return true;
   }
@@ -91,10 +91,10 @@ bool Connection::Payload(const FrameHeader& frame, size_t bytes,
   const auto call = calls_.find(frame.stream);
   if (call == calls_.end()) return true;
   call->second.received_bytes += static_cast<int64_t>(bytes);
-  call->second.bytes_since_moved += static_cast<int64_t>(bytes);
-  if (call->second.bytes_since_moved >= kProgressBytes) {
-    call->second.bytes_since_moved = 0;
-    call->second.moved_at = now;
+  call->second.bytes_since_progress += static_cast<int64_t>(bytes);
+  if (call->second.bytes_since_progress >= kProgressBytes) {
+    call->second.bytes_since_progress = 0;
+    call->second.progress_at = now;
   }
   return true;
 }
@@ -111,17 +111,17 @@ bool Connection::EndFrame(const FrameHeader& frame) {
   return true;
 }
 
-// Headers with the number of an earlier call are that call's trailers. gRPC
-// ignores even numbers, which are not for clients, and accepts lower odd
-// numbers after them, so an even number must not count as begun here either.
+// Headers with the stream number of an earlier call are the trailers of that
+// call. Clients may use only odd numbers. gRPC ignores even numbers and accepts
+// lower odd numbers after them, so an even number begins no call here either.
 bool Connection::BeginCall(uint32_t stream, SteadyTime now) {
   if (stream % 2 == 0 || stream <= last_stream_) return true;
   last_stream_ = stream;
-  calls_[stream].moved_at = now;
+  calls_[stream].progress_at = now;
   ++open_calls_;
   ++totals_->open_calls;
   if (open_calls_ <= limits_.open_calls) return true;
-  return Break("it opened more calls at a time than it was allowed to");
+  return Refuse("it opened more calls at a time than it was allowed to");
 }
 
 bool Connection::Reset(uint32_t stream, SteadyTime now) {
@@ -130,14 +130,14 @@ bool Connection::Reset(uint32_t stream, SteadyTime now) {
   ForgetCall(stream);
   if (calls_.empty()) idle_since_ = now;
   if (!resets_.Take(now)) {
-    return Break("it opened and reset too many calls");
+    return Refuse("it opened and reset too many calls");
   }
   const std::lock_guard lock(totals_->mutex);
-  if (!totals_->resets.Take(now)) crowded_ = true;
+  if (!totals_->resets.Take(now)) too_many_resets_ = true;
   return true;
 }
 
-bool Connection::Break(std::string_view reason) {
+bool Connection::Refuse(std::string_view reason) {
   if (end_reason_.empty()) end_reason_ = reason;
   return false;
 }
@@ -180,7 +180,7 @@ std::string_view Connection::Overdue(SteadyTime now,
   }
   for (const auto& [stream, call] : calls_) {
     if (!call.client_ended && !call.answered &&
-        now - call.moved_at >= timeout) {
+        now - call.progress_at >= timeout) {
       return "it did not send 64 KiB of an unfinished message in time "
              "(--stream-idle-timeout)";
     }
@@ -216,8 +216,8 @@ void Connection::WatchedBy(int epoll, const epoll_event& event) {
   can_rearm_ = true;
 }
 
-// gRPC waits edge-triggered. The kernel reports an edge when the events to wait
-// for are set again.
+// gRPC waits for edges. Setting the events again makes the kernel report an
+// edge.
 void Connection::Rearm() {
   const std::lock_guard lock(mutex_);
   if (fd_ < 0 || epoll_ < 0) return;

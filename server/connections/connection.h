@@ -1,5 +1,5 @@
-// Counts what the frames of one connection make the server hold, and says when
-// that is too much. Knows the frames of HTTP/2, but no gRPC.
+// Counts the calls, messages and headers of one connection from its HTTP/2
+// frames, and decides when the connection exceeds a limit. Knows no gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_H_
 
@@ -29,16 +29,16 @@ struct Rate {
   double per_second = 0;
 };
 
-// Says whether a Rate is kept (a token bucket). Not thread-safe.
+// Tells whether events exceed a Rate (a token bucket). Not thread-safe.
 class RateLimit {
  public:
   explicit RateLimit(const Rate& rate) : rate_(rate) {}
 
-  // Counts one event. Returns false if it is one too many, and does not count
-  // it then.
+  // Counts one event. Returns false, and does not count it, if it exceeds the
+  // rate.
   bool Take(SteadyTime now);
-  // How many events still count at `now`. Time takes `per_second` of them off
-  // each second.
+  // Returns how many of the events still count at `now`: `per_second` of them
+  // stop counting each second.
   double recent(SteadyTime now) const;
 
  private:
@@ -47,62 +47,70 @@ class RateLimit {
   SteadyTime counted_at_{};
 };
 
-// What one connection may do. gRPC 1.51 does not bound these itself, or only
-// for clients that acknowledge its settings.
+// The limits of one connection. gRPC 1.51 has no such limits, or applies them
+// only to clients that acknowledge its settings.
 struct ConnectionLimits {
-  // The most bytes on the wire of one block of request headers. gRPC accepts 16
-  // KiB of headers, but checks that after it has parsed all of them.
+  // The most bytes on the wire that one block of request headers may have. gRPC
+  // accepts 16 KiB of headers, but checks that only after it has parsed all of
+  // them.
   int64_t header_block_bytes = int64_t{64} << 10;
-  // The most that a GOAWAY frame may take. gRPC keeps its text in memory, of up
-  // to 4 MiB, and for as long as the frame is not complete.
+  // The largest payload of a GOAWAY frame. gRPC keeps its text, of up to 4 MiB,
+  // in memory until the frame is complete.
   int64_t goaway_bytes = int64_t{4} << 10;
-  // Calls that are open at a time: begun, not answered and not reset.
+  // How many calls may be open at a time. A call is open until it is answered
+  // or reset.
   int64_t open_calls = 2048;
-  // Calls that the client resets before they are answered. HTTP/2 counts them
-  // as closed, although gRPC goes on with each of them for a while.
+  // How often the client may reset calls before they are answered. HTTP/2
+  // counts such calls as closed, although gRPC still works on each of them for
+  // a while.
   Rate resets{.burst = 2048, .per_second = 500};
-  // PING and SETTINGS frames. gRPC answers each with a frame, which stays in
-  // memory until the client reads it.
+  // How often the client may send PING and SETTINGS frames. gRPC answers each
+  // with a frame, which stays in memory until the client reads it.
   Rate answered_frames{.burst = 2048, .per_second = 200};
 };
 
-// What all connections of a server hold together.
+// The calls of all connections of a server together. Thread-safe.
 struct ConnectionTotals {
   explicit ConnectionTotals(const Rate& reset_rate) : resets(reset_rate) {}
 
   std::atomic<int64_t> open_calls = 0;
-  // Calls of connections that were ended, and that gRPC has not dropped yet.
+  // Calls that gRPC still holds although their connection was ended.
   std::atomic<int64_t> ending_calls = 0;
   std::mutex mutex;
   RateLimit resets;  // guarded by `mutex`
 };
 
-// Thread-safe: gRPC reads and writes a connection in different threads, and the
-// guard's thread looks at all connections.
+// The state of one connection, from when it is accepted until its socket is
+// closed. Thread-safe, because gRPC reads and writes a connection in different
+// threads, and the guard's thread looks at all connections.
 class Connection {
  public:
-  // What a call takes in gRPC before it is admitted. Measured with gRPC 1.51:
-  // 12 KiB if it is open, 16 KiB if it was reset.
+  // The memory that gRPC takes for a call that is not admitted yet. Measured
+  // with gRPC 1.51: 12 KiB if the call is open, 16 KiB if it was reset.
   static constexpr int64_t kCallBytes = int64_t{16} << 10;
-  // Within each timeout, this much of an unfinished message has to arrive, or
-  // its end.
+  // The least that has to arrive of an unfinished message within each timeout,
+  // unless the message is complete by then.
   static constexpr int64_t kProgressBytes = int64_t{64} << 10;
-  // How much of a connection gRPC may read in one turn. Otherwise gRPC reads up
-  // to 4 MiB at a time, which can take 40 ms, and goes on until the socket is
-  // empty, which a fast sender can prevent until a large message is over.
+  // The most that gRPC may read from a connection before other connections have
+  // a turn. Without this limit, gRPC reads up to 4 MiB at a time, which can
+  // take 40 ms, and goes on until the socket is empty. A fast sender can keep
+  // the socket from being empty until the end of a large message.
   static constexpr size_t kTurnBytes = size_t{1} << 20;
 
-  // Does not own `fd`, a connected stream socket. `peer` is for the log.
+  // Does not own `fd`, a connected stream socket. `peer` is the client's
+  // address in the log.
   Connection(int fd, std::string peer, const ConnectionLimits& limits,
              std::shared_ptr<ConnectionTotals> totals, SteadyTime now);
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
+  // What has to happen after bytes have been received.
   enum class Verdict {
-    kFine,
-    kBroken,   // this connection has to end: see end_reason()
-    kCrowded,  // there are too many resets on all connections together
+    kOk,             // nothing
+    kMustEnd,        // this connection has to end, because of end_reason()
+    kTooManyResets,  // some connection has to end, because all connections
+                     // together have too many resets
   };
 
   // Counts `size` bytes that the client sent. Call it before gRPC sees them.
@@ -110,63 +118,68 @@ class Connection {
   // Counts `size` bytes that were sent to the client.
   void Sent(const char* data, size_t size);
 
-  // Returns why the connection has to end at `now` because its client left
-  // something unfinished for `timeout`, or nothing if it does not. The reasons
-  // are a message of which less than kProgressBytes arrived, a block of headers
-  // that did not end, and no frame at all since the connection was accepted.
+  // Returns why the connection has to end because its client has left something
+  // unfinished for `timeout`, or an empty text if it does not have to. The
+  // reasons are a message of which less than kProgressBytes arrived, a block of
+  // headers that did not end, and no frame at all since the connection was
+  // accepted.
   std::string_view Overdue(SteadyTime now, std::chrono::nanoseconds timeout);
 
   // Shuts the socket down, so that gRPC drops the connection and its calls.
-  // `reason` is a string literal. Later reasons are ignored. False if the
-  // connection was ended before or its socket is closed.
+  // `reason` must be a string literal. Only the first reason is kept. Returns
+  // false if the connection was ended before, or if its socket is closed.
   bool End(std::string_view reason);
-  // Says that the socket is about to be closed. It is not used after that.
+  // Call this before the socket is closed. The socket is not used after that.
   void Closed();
 
-  // Notes how gRPC waits for the socket, so that Rearm can wake gRPC.
+  // Remembers that gRPC waits for the socket with `epoll` and `event`, so that
+  // Rearm can wake gRPC.
   void WatchedBy(int epoll, const epoll_event& event);
   // Whether WatchedBy was called.
   bool can_rearm() const { return can_rearm_.load(); }
   // Makes gRPC read the socket again although nothing new has arrived. Does
-  // nothing before WatchedBy.
+  // nothing if WatchedBy was not called.
   void Rearm();
 
-  // Returns true when gRPC has read kTurnBytes since the turn of this
-  // connection began: other connections should have a turn then. A new turn
-  // begins.
+  // Returns whether gRPC has read kTurnBytes in the current turn of this
+  // connection, so that other connections should have a turn. If so, the next
+  // turn begins.
   bool TurnIsOver();
   // Whether the connection is in the guard's list of connections that wait.
   std::atomic<bool>& paused() { return paused_; }
 
-  // Empty until End, or until Received found kBroken.
+  // Empty until End is called or Received returns kMustEnd.
   std::string_view end_reason() const;
   const std::string& peer() const { return peer_; }
   int64_t open_calls() const { return open_calls_.load(); }
-  // An estimate of what the connection makes gRPC hold at `now`: its calls, its
-  // unfinished messages, and the calls that it reset recently.
+  // Estimates the memory that gRPC holds for the connection at `now`: for its
+  // calls, its unfinished messages, and the calls that it reset recently.
   int64_t HeldBytes(SteadyTime now) const;
-  // How many resets are counted at `now` (see ConnectionLimits::resets).
+  // Returns how many resets count at `now` (see ConnectionLimits::resets).
   double RecentResets(SteadyTime now) const;
-  // Since when the connection has no open call; SteadyTime::max() while it has.
+  // The time since when the connection has had no open call, or
+  // SteadyTime::max() if it has one.
   SteadyTime idle_since() const;
 
  private:
   struct Call {
-    SteadyTime moved_at;            // began, or last moved by kProgressBytes
-    int64_t bytes_since_moved = 0;  // of DATA payload
-    int64_t received_bytes = 0;     // of DATA payload
-    bool client_ended = false;      // its message is complete
-    bool answered = false;          // the answer has begun
+    // When the call began, or when it last got kProgressBytes.
+    SteadyTime progress_at;
+    int64_t bytes_since_progress = 0;  // of DATA payload
+    int64_t received_bytes = 0;        // of DATA payload
+    bool client_ended = false;         // its message is complete
+    bool answered = false;             // the answer has begun
   };
 
-  // Handle what the client sends. Call them with `mutex_` held. They return
-  // false if the connection has to end.
+  // These functions handle what the client sends. The caller must hold
+  // `mutex_`. They return false if the connection has to end.
   bool BeginFrame(const FrameHeader& frame, SteadyTime now);
   bool Payload(const FrameHeader& frame, size_t bytes, SteadyTime now);
   bool EndFrame(const FrameHeader& frame);
   bool BeginCall(uint32_t stream, SteadyTime now);
   bool Reset(uint32_t stream, SteadyTime now);
-  bool Break(std::string_view reason);
+  // Sets the reason why the connection has to end. Returns false.
+  bool Refuse(std::string_view reason);
   void ForgetCall(uint32_t stream);
 
   const std::string peer_;
@@ -179,22 +192,22 @@ class Connection {
   std::atomic<size_t> turn_bytes_ = 0;
   mutable std::mutex mutex_;
   int fd_;          // -1 once closed
-  int epoll_ = -1;  // that gRPC waits with for fd_
+  int epoll_ = -1;  // the epoll instance with which gRPC waits for fd_
   epoll_event epoll_event_{};
-  int64_t ending_calls_ = 0;  // that were open when the connection was ended
-  bool ended_ = false;        // by End
+  int64_t ending_calls_ = 0;  // calls that were open at End
+  bool ended_ = false;        // End was called
   std::string_view end_reason_;
   FrameReader in_{FrameReader::kClientPrefaceBytes};
   FrameReader out_{0};
-  // By stream. No table of Abseil's, since the sanitizers change its layout and
-  // Debian's Abseil is built without them.
+  // The open calls by their stream. This is not a table of Abseil's, because
+  // the sanitizers change its layout and Debian's Abseil is built without them.
   std::map<uint32_t, Call> calls_;
   std::atomic<int64_t> open_calls_ = 0;  // calls_.size()
-  uint32_t last_stream_ = 0;             // the highest that was begun
-  int64_t header_block_bytes_ = -1;      // -1: none is open
-  SteadyTime header_block_at_{};
+  uint32_t last_stream_ = 0;             // the highest stream that has begun
+  int64_t header_block_bytes_ = -1;      // -1: no block of headers is open
+  SteadyTime header_block_at_{};         // when that block began
   bool has_frame_ = false;
-  bool crowded_ = false;
+  bool too_many_resets_ = false;
   RateLimit resets_;
   RateLimit answered_frames_;
   SteadyTime idle_since_;

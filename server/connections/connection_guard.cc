@@ -16,14 +16,15 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
+// How often the guard's thread looks at the connections.
 constexpr milliseconds kTick{100};
 // How long a connection has to be idle before it makes room for a new one.
 constexpr seconds kIdleBeforeItMakesRoom{1};
-// How much a connection without calls may read while others are held back:
-// enough for a health check, or for a few calls that are only headers.
+// How much gRPC may read from a connection without calls while it is behind.
+// This is enough for a health check, or for a few calls that are only headers.
 constexpr size_t kFirstCallBytes = 1024;
 // A connection that holds less than this is not the reason why memory is short.
-constexpr int64_t kLeastOffenceBytes = int64_t{1} << 20;
+constexpr int64_t kMinOffenceBytes = int64_t{1} << 20;
 
 }  // namespace
 
@@ -96,7 +97,7 @@ void ConnectionGuard::Forget(const std::shared_ptr<Connection>& connection) {
   Resume();
 }
 
-bool ConnectionGuard::Behind() const {
+bool ConnectionGuard::GrpcIsBehind() const {
   const int64_t ending = totals_->ending_calls;
   return ending > 0 && totals_->open_calls + ending > options_.all_open_calls;
 }
@@ -104,7 +105,7 @@ bool ConnectionGuard::Behind() const {
 size_t ConnectionGuard::MayRead(const std::shared_ptr<Connection>& connection) {
   constexpr size_t kAll = std::numeric_limits<size_t>::max();
   if (!connection->can_rearm()) return kAll;
-  if (Behind() && connection->end_reason().empty()) {
+  if (GrpcIsBehind() && connection->end_reason().empty()) {
     if (connection->open_calls() == 0) return kFirstCallBytes;
     if (!connection->paused().exchange(true)) {
       const std::lock_guard lock(mutex_);
@@ -120,7 +121,7 @@ size_t ConnectionGuard::MayRead(const std::shared_ptr<Connection>& connection) {
 }
 
 void ConnectionGuard::Resume() {
-  if (Behind()) return;
+  if (GrpcIsBehind()) return;
   std::vector<std::shared_ptr<Connection>> paused;
   {
     const std::lock_guard lock(mutex_);
@@ -135,24 +136,24 @@ void ConnectionGuard::Resume() {
 bool ConnectionGuard::Received(Connection& connection, const char* data,
                                size_t size, SteadyTime now) {
   switch (connection.Received(data, size, now)) {
-    case Connection::Verdict::kFine:
+    case Connection::Verdict::kOk:
       break;
-    case Connection::Verdict::kBroken:
+    case Connection::Verdict::kMustEnd:
       End(connection, connection.end_reason());
       return false;
-    case Connection::Verdict::kCrowded:
+    case Connection::Verdict::kTooManyResets:
       EndLargest(
           [now](const Connection& other) {
             return static_cast<int64_t>(other.RecentResets(now));
           },
-          /*least=*/1,
+          /*min_size=*/1,
           "it had reset the most calls when all connections together had reset "
           "too many");
       break;
   }
   if (totals_->open_calls > options_.all_open_calls) {
     EndLargest([](const Connection& other) { return other.open_calls(); },
-               /*least=*/1,
+               /*min_size=*/1,
                "it had the most open calls when all connections together had "
                "too many calls open");
   }
@@ -160,16 +161,16 @@ bool ConnectionGuard::Received(Connection& connection, const char* data,
 }
 
 bool ConnectionGuard::EndLargest(
-    const std::function<int64_t(const Connection&)>& held, int64_t least,
+    const std::function<int64_t(const Connection&)>& size_of, int64_t min_size,
     std::string_view reason) {
   std::shared_ptr<Connection> largest;
   {
     const std::lock_guard lock(mutex_);
     for (const auto& [key, connection] : connections_) {
       if (!connection->end_reason().empty()) continue;
-      const int64_t size = held(*connection);
-      if (size < least) continue;
-      least = size + 1;
+      const int64_t size = size_of(*connection);
+      if (size < min_size) continue;
+      min_size = size + 1;
       largest = connection;
     }
   }
@@ -199,7 +200,7 @@ void ConnectionGuard::Watch() {
     lock.unlock();
     const SteadyTime now = std::chrono::steady_clock::now();
     Resume();
-    if (options_.memory_bytes > 0) KeepMemory(now);
+    if (options_.memory_bytes > 0) LimitMemory(now);
     if (options_.idle_timeout.count() > 0 &&
         now - looked_at >= options_.idle_timeout / 4) {
       looked_at = now;
@@ -227,17 +228,17 @@ void ConnectionGuard::EndOverdue(SteadyTime now) {
   for (const auto& [connection, reason] : overdue) End(*connection, reason);
 }
 
-// malloc keeps much of what was freed for later messages. It gives that back
-// first, because it is no reason to end a connection. It does so each time,
-// because what the connection held that was ended last is then in malloc.
-void ConnectionGuard::KeepMemory(SteadyTime now) {
+// malloc keeps much of the freed memory for later messages. That is no reason
+// to end a connection, so malloc first gives it back to the system. It has to
+// do so each time, because it also keeps what the last ended connection held.
+void ConnectionGuard::LimitMemory(SteadyTime now) {
   if (options_.resident_bytes() <= options_.memory_bytes) return;
 #ifdef __GLIBC__
   malloc_trim(0);
   if (options_.resident_bytes() <= options_.memory_bytes) return;
 #endif
   EndLargest([now](const Connection& other) { return other.HeldBytes(now); },
-             kLeastOffenceBytes,
+             kMinOffenceBytes,
              "it held the most memory when the server's memory was used up");
 }
 

@@ -1,5 +1,5 @@
-// Bounds what all connections hold together. Only the guard ends connections.
-// Knows no gRPC.
+// Ends connections that exceed a limit, so that the connections of all clients
+// together do not use up the server's memory. Knows no gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 
@@ -20,21 +20,24 @@
 
 namespace attnd::server {
 
+// Knows all connections of a server, and is the only class that ends them.
 // Thread-safe.
 class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
  public:
   struct Options {
-    ConnectionLimits limits = {};  // of each connection
+    ConnectionLimits limits = {};  // the limits of each connection
     int64_t max_connections = 1024;
-    int64_t all_open_calls = 8192;  // of all connections
+    // The limits of all connections together.
+    int64_t all_open_calls = 8192;
     Rate all_resets{.burst = 8192, .per_second = 2000};
-    // How long a client may leave a message or a block of headers unfinished;
-    // zero: without a limit.
+    // How long a client may leave a message or a block of headers unfinished. 0
+    // means that there is no limit.
     std::chrono::nanoseconds idle_timeout{0};
-    // When the private resident memory is above this, connections are ended,
-    // beginning with the one that holds most; 0: memory is not watched.
+    // While the process has more resident memory of its own than this, the
+    // guard ends connections, beginning with the one that holds most. 0 means
+    // that it does not watch the memory.
     int64_t memory_bytes = 0;
-    // Returns the memory that is compared with it. Tests replace it.
+    // Returns the memory that is compared with memory_bytes. Tests replace it.
     std::function<int64_t()> resident_bytes = PrivateResidentBytes;
   };
 
@@ -47,43 +50,48 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
 
   // Counts the connected socket `fd` as a connection from now on. If there are
   // max_connections already, ends the one that has been idle longest to make
-  // room. Returns null if none is idle; the caller has to close `fd` then.
+  // room. Returns null if no connection has been idle for a second; the caller
+  // then has to close `fd`. `peer` is the client's address in the log.
   std::shared_ptr<Connection> Add(int fd, const std::string& peer);
-  // Says that the connection's socket is about to be closed.
+  // Call this before the connection's socket is closed.
   void Forget(const std::shared_ptr<Connection>& connection);
 
-  // How many bytes gRPC may read from the connection's socket now. If that is
-  // 0, the guard makes gRPC try again later.
+  // Returns how many bytes gRPC may read from the connection's socket now. If
+  // that is 0, the guard makes gRPC try again later.
   size_t MayRead(const std::shared_ptr<Connection>& connection);
-  // Counts bytes that a client sent. Returns false if the connection was ended;
-  // gRPC must not see the bytes then.
+  // Counts `size` bytes that a client sent. Returns false if the connection was
+  // ended; gRPC must not see the bytes in that case.
   bool Received(Connection& connection, const char* data, size_t size,
                 SteadyTime now);
 
+  // Returns how many connections there are.
   int64_t connections() const;
 
-  // Memory that only this process has mapped and touched, in bytes. Files, and
-  // regions that clients share, do not count. 0 if /proc cannot be read.
+  // Returns the bytes of memory that this process has mapped and touched, and
+  // that no other process shares. Files and the regions of clients do not
+  // count. Returns 0 if /proc cannot be read.
   static int64_t PrivateResidentBytes();
 
  private:
   explicit ConnectionGuard(const Options& options);
 
   void Watch();
+  // Ends the connections for which Connection::Overdue has a reason.
   void EndOverdue(SteadyTime now);
-  void KeepMemory(SteadyTime now);
-  // Whether gRPC still holds calls of connections that were ended, and these
-  // are too many together with the open calls.
-  bool Behind() const;
-  // Lets the connections that MayRead has held back read again.
+  // Frees memory, or ends a connection, if memory_bytes is exceeded.
+  void LimitMemory(SteadyTime now);
+  // Whether gRPC has yet to drop calls of connections that were ended, and
+  // these and the open calls together are too many.
+  bool GrpcIsBehind() const;
+  // Lets connections read again for which MayRead has returned 0.
   void Resume();
-  // Ends the connection for which `held` returns the largest number, unless
-  // that is less than `least`. Returns whether it ended one.
-  bool EndLargest(const std::function<int64_t(const Connection&)>& held,
-                  int64_t least, std::string_view reason);
+  // Ends the connection for which `size_of` returns the largest number, unless
+  // that number is less than `min_size`. Returns whether it ended one.
+  bool EndLargest(const std::function<int64_t(const Connection&)>& size_of,
+                  int64_t min_size, std::string_view reason);
   void End(Connection& connection, std::string_view reason);
-  // Logs which connections were ended since the last report, a line for each
-  // reason.
+  // Logs how many connections were ended since the last report, one line for
+  // each reason.
   void Report();
 
   const Options options_;

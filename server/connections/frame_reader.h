@@ -1,7 +1,6 @@
-// Follows one direction of an HTTP/2 connection (RFC 9113) through its bytes
-// and reports the frames in it. It reads only the frame headers and never
-// copies or keeps a payload, so following a connection costs a few nanoseconds
-// for each frame.
+// Finds the frames in the bytes of one direction of an HTTP/2 connection
+// (RFC 9113). It reads only the headers of frames, and never copies or keeps a
+// payload, so it takes a few nanoseconds for each frame.
 #ifndef ATTND_SERVER_CONNECTIONS_FRAME_READER_H_
 #define ATTND_SERVER_CONNECTIONS_FRAME_READER_H_
 
@@ -13,7 +12,7 @@
 
 namespace attnd::server {
 
-// The types of frames that matter here. Other numbers are valid too.
+// The types of frames that attnd looks at. Other numbers are valid too.
 enum class FrameType : uint8_t {
   kData = 0,
   kHeaders = 1,
@@ -24,21 +23,23 @@ enum class FrameType : uint8_t {
   kContinuation = 9,
 };
 
+// The header that each frame begins with.
 struct FrameHeader {
-  static constexpr size_t kBytes = 9;
-  static constexpr uint8_t kEndStream = 0x1;   // of kData and kHeaders
-  static constexpr uint8_t kAck = 0x1;         // of kSettings and kPing
-  static constexpr uint8_t kEndHeaders = 0x4;  // of kHeaders, kContinuation
+  static constexpr size_t kBytes = 9;  // its size on the wire
+  // Flags. Which types of frames have a flag is behind it.
+  static constexpr uint8_t kEndStream = 0x1;   // kData, kHeaders
+  static constexpr uint8_t kAck = 0x1;         // kSettings, kPing
+  static constexpr uint8_t kEndHeaders = 0x4;  // kHeaders, kContinuation
 
   bool has(uint8_t flag) const { return (flags & flag) != 0; }
 
   uint32_t payload_bytes = 0;
   FrameType type{};
   uint8_t flags = 0;
-  uint32_t stream = 0;  // 0: the connection itself
+  uint32_t stream = 0;  // 0 stands for the connection itself
 };
 
-// Takes the bytes of one direction in order, in pieces of any size. Not
+// Reads the bytes of one direction in order, in pieces of any size. Not
 // thread-safe.
 class FrameReader {
  public:
@@ -100,9 +101,9 @@ class FrameReader {
 
   size_t skip_bytes_;
   std::array<uint8_t, FrameHeader::kBytes> header_{};
-  size_t header_bytes_ = 0;  // of the next frame's header, in header_
+  size_t header_bytes_ = 0;  // how much of header_ has been read
   FrameHeader frame_;
-  size_t left_bytes_ = 0;  // of the payload of frame_
+  size_t left_bytes_ = 0;  // how much of frame_'s payload has yet to come
 };
 
 }  // namespace attnd::server

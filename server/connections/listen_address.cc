@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "base/status_macros.h"
 
 namespace attnd::server {
 namespace {
@@ -29,11 +30,11 @@ absl::Status BadAddress(absl::string_view text, absl::string_view why) {
       "--listen: expected host:port or unix:PATH, got \"", text, "\": ", why));
 }
 
-absl::Status OfOption(absl::string_view option, const absl::Status& status) {
+absl::Status WithOption(absl::string_view option, const absl::Status& status) {
   return {status.code(), absl::StrCat(option, ": ", status.message())};
 }
 
-// `path` fits, as ListenAddress::Parse and ShmSocket::Listen have checked.
+// ListenAddress::Parse and ShmSocket::Listen have checked that `path` fits.
 sockaddr_un UnixAddress(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -56,7 +57,7 @@ bool Names(const std::string& path, int fd) {
 absl::StatusOr<int> OpenLockFile(const std::string& path) {
   struct stat info {};
   int fd = -1;
-  // Before it is opened, because opening a device may have an effect.
+  // The type is checked first, because opening a device may have an effect.
   if (lstat(path.c_str(), &info) != 0 || S_ISREG(info.st_mode)) {
     fd = open(path.c_str(),
               O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
@@ -69,11 +70,13 @@ absl::StatusOr<int> OpenLockFile(const std::string& path) {
     close(fd);
   }
   return absl::AlreadyExistsError(absl::StrCat(
-      path, " exists and is not a lock file of attnd, which would be empty"));
+      path,
+      " exists and is not a lock file of attnd: expected an empty file "
+      "or none"));
 }
 
-// Opens and locks the lock file. Its last holder may have removed it between
-// the two, so then it is opened again.
+// Opens and locks the lock file. If its last holder removed it before it was
+// locked, tries again with a new file.
 absl::StatusOr<int> Lock(const std::string& path) {
   const std::string lock_path = LockPath(path);
   constexpr int kAttempts = 100;
@@ -98,18 +101,19 @@ absl::StatusOr<int> Lock(const std::string& path) {
       absl::StrCat(lock_path, " is removed faster than it can be locked"));
 }
 
-// A server without our lock may listen there; only a refused connection means
-// that nobody does. One whose queue is full answers EAGAIN, as the socket does
-// not block.
+// Removes the socket at `path` if no process listens on it. A program that does
+// not use the lock may listen, so this connects to the socket: only if that is
+// refused does no process listen. If the queue of a listening process is full,
+// the error is EAGAIN, because the socket does not block.
 absl::Status RemoveStaleSocket(const std::string& path) {
   struct stat info {};
   if (lstat(path.c_str(), &info) != 0) return absl::OkStatus();
   if (!S_ISSOCK(info.st_mode)) {
     return absl::AlreadyExistsError(
-        absl::StrCat(path, " exists and is no socket"));
+        absl::StrCat(path, " exists and is not a socket"));
   }
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd < 0) return absl::ErrnoToStatus(errno, "cannot make a socket");
+  if (fd < 0) return absl::ErrnoToStatus(errno, "cannot create a socket");
   const sockaddr_un address = UnixAddress(path);
   const bool listening =
       connect(fd, reinterpret_cast<const sockaddr*>(&address),
@@ -127,7 +131,8 @@ absl::Status RemoveStaleSocket(const std::string& path) {
   return absl::OkStatus();
 }
 
-// Far more than the addresses of any server need.
+// A larger file is not one of attnd's, because the addresses of any server need
+// far less.
 constexpr size_t kMaxAddressFileBytes = 64 << 10;
 
 std::string FolderOf(const std::string& path) {
@@ -143,8 +148,8 @@ absl::string_view KindOf(mode_t mode) {
   return "a device";
 }
 
-// Whether `text` may be what a server left: nothing, or addresses as a server
-// writes them, one a line.
+// Whether a killed server may have left `text` behind: nothing, or one address
+// on each line, as AddressFile writes them.
 bool AreAddresses(absl::string_view text) {
   if (text.empty()) return true;
   if (text.size() > kMaxAddressFileBytes || !absl::ConsumeSuffix(&text, "\n")) {
@@ -160,16 +165,16 @@ bool AreAddresses(absl::string_view text) {
   return true;
 }
 
-// Makes a new file beside `path` and sets `temporary` to its path. Returns an
-// invalid descriptor and sets errno if it cannot.
+// Creates a new file in the folder of `path` and sets `temporary` to its path.
+// If it cannot, returns an invalid descriptor and sets errno.
 UniqueFd CreateBeside(const std::string& path, std::string& temporary) {
-  // A server that was killed may have left such a file, and its process id may
-  // come again.
+  // There may be such a file already, because a killed server may have left it
+  // behind and the system may use its process id again.
   constexpr int kAttempts = 100;
   UniqueFd fd;
   for (int attempt = 0; attempt < kAttempts && !fd.valid(); ++attempt) {
     temporary = absl::StrCat(path, ".", getpid(), ".", attempt, ".tmp");
-    // With O_EXCL no symbolic link is followed.
+    // O_EXCL means that no symbolic link is followed.
     fd = UniqueFd(
         open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
     if (!fd.valid() && errno != EEXIST) break;
@@ -187,14 +192,14 @@ absl::StatusOr<ListenAddress> ListenAddress::Parse(absl::string_view text) {
     if (path.empty()) return BadAddress(text, "the path is empty");
     if (absl::StrContains(path, '%')) {
       return BadAddress(text,
-                        "the path contains '%', which gRPC would decode as in "
-                        "a URI and so listen elsewhere");
+                        "the path contains '%', which gRPC would decode, so "
+                        "that clients would connect to another path");
     }
     constexpr size_t kMaxPathBytes = sizeof(sockaddr_un::sun_path) - 1;
     if (path.size() > kMaxPathBytes) {
       return BadAddress(
-          text, absl::StrCat("the path is longer than the ", kMaxPathBytes,
-                             " bytes that sockets allow"));
+          text, absl::StrCat("the path has ", path.size(), " bytes, at most ",
+                             kMaxPathBytes, " are allowed"));
     }
     address.unix_path = std::string(path);
     return address;
@@ -205,11 +210,11 @@ absl::StatusOr<ListenAddress> ListenAddress::Parse(absl::string_view text) {
   }
   address.host = std::string(text.substr(0, colon));
   if (absl::StrContains(address.host, ':') && address.host.front() != '[') {
-    return BadAddress(text, "an IPv6 host stands in brackets");
+    return BadAddress(text, "put an IPv6 address in brackets");
   }
   if (!absl::SimpleAtoi(text.substr(colon + 1), &address.port) ||
       address.port < 0 || address.port > kMaxPort) {
-    return BadAddress(text, "the port is no number from 0 to 65535");
+    return BadAddress(text, "the port is not a number from 0 to 65535");
   }
   return address;
 }
@@ -222,11 +227,11 @@ std::string ListenAddress::Text() const {
 absl::StatusOr<UnixSocketGuard> UnixSocketGuard::Acquire(
     std::string path, absl::string_view option) {
   const absl::StatusOr<int> fd = Lock(path);
-  if (!fd.ok()) return OfOption(option, fd.status());
+  if (!fd.ok()) return WithOption(option, fd.status());
   if (absl::Status status = RemoveStaleSocket(path); !status.ok()) {
     unlink(LockPath(path).c_str());
     close(*fd);
-    return OfOption(option, status);
+    return WithOption(option, status);
   }
   return UnixSocketGuard(std::move(path), *fd);
 }
@@ -253,14 +258,14 @@ absl::StatusOr<UniqueFd> ListenOnUnixSocket(const std::string& path, int type,
         errno, absl::StrCat(option, ": cannot ", what, " ", path));
   };
   UniqueFd fd(socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd.valid()) return failed("make a socket for");
+  if (!fd.valid()) return failed("create a socket for");
   const sockaddr_un address = UnixAddress(path);
   if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address),
            sizeof(address)) != 0) {
     return failed("bind a socket to");
   }
-  // Nobody can connect before listen(). If a symbolic link has taken the place
-  // of the socket, this is an error.
+  // Clients can connect only after listen(). This fails if a symbolic link has
+  // taken the place of the socket.
   if (fchmodat(AT_FDCWD, path.c_str(), mode, AT_SYMLINK_NOFOLLOW) != 0) {
     return failed("set the mode of");
   }
@@ -272,14 +277,15 @@ absl::Status AddressFile::Check(const std::string& path) {
   const auto refusal = [&path](absl::string_view what) {
     return absl::AlreadyExistsError(
         absl::StrCat("--address-file: ", path, " exists and is ", what,
-                     ": name a path that does not exist, an empty file, or a "
-                     "file that a server left behind"));
+                     ": name a path that does not exist, an empty file, or an "
+                     "address file that a killed server left behind"));
   };
   struct stat info {};
   if (lstat(path.c_str(), &info) != 0) {
     if (errno != ENOENT) {
       return absl::ErrnoToStatus(
-          errno, absl::StrCat("--address-file: cannot look at ", path));
+          errno,
+          absl::StrCat("--address-file: cannot find out what ", path, " is"));
     }
     const std::string folder = FolderOf(path);
     if (access(folder.c_str(), W_OK | X_OK) == 0) return absl::OkStatus();
@@ -288,7 +294,8 @@ absl::Status AddressFile::Check(const std::string& path) {
         absl::StrCat("--address-file: cannot write to the folder ", folder));
   }
   if (!S_ISREG(info.st_mode)) return refusal(KindOf(info.st_mode));
-  // O_NONBLOCK, because there may be a pipe by now.
+  // O_NONBLOCK keeps open() from waiting if a pipe has taken the place of the
+  // file.
   const UniqueFd fd(
       open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   std::string text(kMaxAddressFileBytes + 1, '\0');
@@ -298,13 +305,13 @@ absl::Status AddressFile::Check(const std::string& path) {
         errno, absl::StrCat("--address-file: cannot read ", path));
   }
   text.resize(static_cast<size_t>(size));
-  if (!AreAddresses(text)) return refusal("another file");
+  if (!AreAddresses(text)) return refusal("a file with other contents");
   return absl::OkStatus();
 }
 
 absl::StatusOr<AddressFile> AddressFile::Write(
     std::string path, const std::vector<std::string>& addresses) {
-  if (absl::Status status = Check(path); !status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(Check(path));
   std::string text;
   for (const std::string& address : addresses) {
     absl::StrAppend(&text, address, "\n");

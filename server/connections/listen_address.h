@@ -1,5 +1,5 @@
-// The places where the server listens: their spelling, the lock that keeps two
-// servers off one unix socket, and the modes of those sockets. Knows no gRPC.
+// Parses the addresses of --listen, opens unix sockets so that no two servers
+// use the same path, and writes the file of --address-file. Knows no gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_LISTEN_ADDRESS_H_
 #define ATTND_SERVER_CONNECTIONS_LISTEN_ADDRESS_H_
 
@@ -16,28 +16,31 @@
 
 namespace attnd::server {
 
-// "host:port" or "unix:PATH".
+// An address to listen on: either a host and a port of TCP, or a unix socket.
 struct ListenAddress {
-  std::string host;       // of TCP, in brackets where it is IPv6
-  int port = 0;           // of TCP; 0 picks a free one
+  std::string host;       // for TCP; an IPv6 address is in brackets
+  int port = 0;           // for TCP; 0 stands for any free port
   std::string unix_path;  // empty for TCP
 
-  // INVALID_ARGUMENT that says what is wrong with the text.
+  // Parses "host:port" or "unix:PATH". INVALID_ARGUMENT says what is wrong with
+  // the text.
   static absl::StatusOr<ListenAddress> Parse(absl::string_view text);
 
   bool is_unix() const { return !unix_path.empty(); }
-  // As gRPC and clients spell it.
+  // Returns the text that Parse accepts, and that clients of gRPC accept.
   std::string Text() const;
 };
 
-// Holds PATH.lock while a server listens on PATH; the destructor removes both.
-// gRPC alone would take a living server's socket away without a word.
+// Reserves the path of a unix socket for this server, by a lock on PATH.lock.
+// The destructor removes the socket and the lock file. Without the lock, a
+// second server would take over the path of a running server, and neither of
+// them would notice.
 class UnixSocketGuard {
  public:
-  // Removes a socket at the path on which no process listens. ALREADY_EXISTS if
-  // a process listens on it, if PATH is not a socket, or if PATH.lock is not an
-  // empty file. Symbolic links are not followed. Errors begin with `option`,
-  // which named the path.
+  // Locks PATH.lock, and removes a socket at `path` that a killed server left
+  // behind. ALREADY_EXISTS if a process listens on the path, if `path` is not a
+  // socket, or if PATH.lock is not an empty file. Symbolic links are not
+  // followed. Errors begin with `option`, the option that has the path.
   static absl::StatusOr<UnixSocketGuard> Acquire(std::string path,
                                                  absl::string_view option);
 
@@ -53,29 +56,30 @@ class UnixSocketGuard {
   int lock_fd_;
 };
 
-// The mode of a socket that only the server's own uid, and root, may use.
+// The mode of a socket that only the server's own user and root can use.
 inline constexpr mode_t kOwnersSocketMode = 0600;
 
-// Makes a socket of `type` (SOCK_STREAM or SOCK_SEQPACKET) that does not block
-// and listens on `path`, whose UnixSocketGuard the caller holds. Sets its
-// file's mode before anybody can connect, whatever the umask. Errors begin with
-// `option`, which named the path.
+// Returns a socket of `type` (SOCK_STREAM or SOCK_SEQPACKET) that listens on
+// `path` and does not block. The caller must hold the UnixSocketGuard of the
+// path. The file gets `mode` before clients can connect; the umask has no
+// effect. Errors begin with `option`, the option that has the path.
 absl::StatusOr<UniqueFd> ListenOnUnixSocket(const std::string& path, int type,
                                             mode_t mode,
                                             absl::string_view option);
 
-// Tells scripts where a server listens. The destructor removes the file, unless
-// another server has put its own in that place since.
+// A file that tells scripts where the server listens. The destructor removes
+// it, unless another server has replaced it with its own file.
 class AddressFile {
  public:
-  // Returns the error with which Write would refuse the path, if that can be
-  // known already. Call it before the server begins to listen.
+  // Returns the error that Write would return for the path, as far as that is
+  // known before writing. Call it before the server begins to listen.
   static absl::Status Check(const std::string& path);
 
-  // Writes one address a line. Replaces the file in one step, so that a reader
-  // sees all addresses of one server and never some. ALREADY_EXISTS if there is
-  // anything but an empty file or a file of addresses, which a killed server
-  // leaves behind. Symbolic links are not followed.
+  // Writes the file, with one address on each line. Replaces an existing file
+  // in one step, so that a reader never sees only some of the addresses.
+  // ALREADY_EXISTS if something else is at the path than an empty file or a
+  // file of addresses that a killed server left behind. Symbolic links are not
+  // followed.
   static absl::StatusOr<AddressFile> Write(
       std::string path, const std::vector<std::string>& addresses);
 

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/status_macros.h"
 
 namespace attnd::server {
 namespace {
@@ -57,7 +58,8 @@ int PortOf(const sockaddr_storage& address) {
                    : reinterpret_cast<const sockaddr_in&>(address).sin_port);
 }
 
-// Returns no socket and sets `error` if it fails.
+// Returns a socket that listens on `address`. If it cannot, returns an invalid
+// descriptor and sets `error` to the value of errno.
 UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
                   bool both_versions, int& error) {
   UniqueFd fd(socket(address.ss_family, SOCK_STREAM | kSocketFlags, 0));
@@ -88,11 +90,11 @@ UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
 }
 
 absl::StatusOr<Listener> OpenUnix(const ListenAddress& address, mode_t mode) {
-  absl::StatusOr<UniqueFd> fd =
-      ListenOnUnixSocket(address.unix_path, SOCK_STREAM, mode, "--listen");
-  if (!fd.ok()) return fd.status();
+  ATTND_ASSIGN_OR_RETURN(
+      UniqueFd fd,
+      ListenOnUnixSocket(address.unix_path, SOCK_STREAM, mode, "--listen"));
   Listener listener{.address = address, .sockets = {}};
-  listener.sockets.push_back(*std::move(fd));
+  listener.sockets.push_back(std::move(fd));
   return listener;
 }
 
@@ -114,7 +116,7 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
     UniqueFd fd = ListenOn(any, sizeof(sockaddr_in6), true, error);
     if (fd.valid()) listener.sockets.push_back(std::move(fd));
     if (error == EADDRINUSE) return CannotListen(address, WhyNot(error));
-    // Without IPv6 the addresses below are tried.
+    // If this machine has no IPv6, the code below listens on IPv4.
   }
   if (listener.sockets.empty()) {
     const std::string host(

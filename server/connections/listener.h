@@ -1,4 +1,4 @@
-// The sockets on which the server waits for clients. Knows no gRPC.
+// Opens the sockets on which the server waits for clients. Knows no gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_LISTENER_H_
 #define ATTND_SERVER_CONNECTIONS_LISTENER_H_
 
@@ -13,21 +13,22 @@
 
 namespace attnd::server {
 
-// The sockets of one address: one socket for a unix path, and one for each
-// address that a TCP host name stands for.
+// The sockets of one address. A unix path has one socket. A TCP host name has a
+// socket for each of its addresses.
 struct Listener {
-  ListenAddress address;  // with the port that was bound
+  ListenAddress address;  // with the port that the system chose for port 0
   std::vector<UniqueFd> sockets;
 
-  // Binds and listens. From then on, connections wait in the kernel. A wildcard
-  // (0.0.0.0 or [::]) accepts both IPv6 and IPv4. The file of a unix socket has
-  // `unix_mode`. If a TCP address is in use or is not an address of this
-  // machine: UNAVAILABLE. The text of every error names --listen.
+  // Binds the sockets and listens. From then on, new connections wait in the
+  // kernel. A wildcard (0.0.0.0 or [::]) accepts both IPv6 and IPv4. The file
+  // of a unix socket gets `unix_mode`. UNAVAILABLE if a TCP address is in use
+  // or is not an address of this machine. Each error names --listen.
   static absl::StatusOr<Listener> Open(const ListenAddress& address,
                                        mode_t unix_mode = kOwnersSocketMode);
 };
 
-// "ipv4:127.0.0.1:50000", "ipv6:[::1]:50000" or "unix:", as gRPC spells peers.
+// Returns the address of a client as gRPC writes it, for example
+// "ipv4:127.0.0.1:50000", "ipv6:[::1]:50000" or "unix:".
 std::string PeerName(const sockaddr_storage& address);
 
 }  // namespace attnd::server

@@ -31,9 +31,9 @@ struct Followed {
 
 constexpr size_t kMaxDescriptors = size_t{1} << 20;
 
-// By descriptor; null if a descriptor is not followed. Pages that are never
-// touched take no memory. The caller of recvmsg or sendmsg keeps the descriptor
-// open during the call, so its entry stays.
+// The sockets that are followed, by descriptor; null for other descriptors.
+// Pages that are never touched take no memory. The caller of recvmsg or sendmsg
+// keeps the descriptor open during the call, so its entry stays.
 std::array<std::atomic<Followed*>, kMaxDescriptors> followed;
 
 Followed* Find(int fd) {
@@ -73,8 +73,9 @@ Function* Next(const char* name) {
   return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
 }
 
-// Calls `visit(data, size)` for the first `bytes` bytes of the message's parts
-// until it returns false. Returns what the last call of it did.
+// Calls `visit(data, size)` for the parts of the message that make up its first
+// `bytes` bytes, until one call returns false. Returns false in that case, and
+// true otherwise.
 template <typename Visit>
 bool ForEachPart(const msghdr& message, ssize_t bytes, Visit&& visit) {
   auto left = static_cast<size_t>(bytes);
@@ -87,18 +88,18 @@ bool ForEachPart(const msghdr& message, ssize_t bytes, Visit&& visit) {
   return true;
 }
 
-// Calls `read`, which fills `message`, while the parts of the message have room
-// for at most `most` bytes.
+// Calls `read`, which fills `message`. Meanwhile the parts of the message are
+// shortened to `max_bytes` in total.
 template <typename Read>
-ssize_t ReadAtMost(size_t most, msghdr& message, Read&& read) {
+ssize_t ReadAtMost(size_t max_bytes, msghdr& message, Read&& read) {
   const auto parts = message.msg_iovlen;
   size_t last = 0;
-  for (size_t room = 0; last < parts; ++last) {
-    room += message.msg_iov[last].iov_len;
-    if (room >= most) {
+  for (size_t capacity = 0; last < parts; ++last) {
+    capacity += message.msg_iov[last].iov_len;
+    if (capacity >= max_bytes) {
       iovec& part = message.msg_iov[last];
       const size_t part_bytes =
-          std::exchange(part.iov_len, part.iov_len - (room - most));
+          std::exchange(part.iov_len, part.iov_len - (capacity - max_bytes));
       message.msg_iovlen = last + 1;
       const ssize_t bytes = read();
       message.msg_iovlen = parts;
@@ -129,8 +130,8 @@ absl::Status CheckSocketHooks() {
   }
   return absl::InternalError(
       "this program does not export its own recvmsg, sendmsg, epoll_ctl and "
-      "close, with which attnd bounds what connections hold: link it with "
-      "-Wl,--export-dynamic-symbol=recvmsg, and the same for the others");
+      "close, which attnd needs to limit connections: link it with "
+      "-Wl,--export-dynamic-symbol=recvmsg, and the same for the other three");
 }
 
 }  // namespace attnd::server

@@ -1,13 +1,15 @@
-// Shows a connection's bytes to attnd while gRPC reads and writes the socket.
+// Shows the guard what gRPC reads from a socket and writes to it, so that the
+// guard can end connections that exceed a limit.
 //
 // gRPC 1.51 owns a socket once it has it. It bounds too little of what a client
-// sends, and has no interface through which attnd could look. A relay in front
-// of gRPC would copy every tensor twice. So attnd defines the functions of the
-// C library with which gRPC reads, writes, waits for and closes sockets:
-// recvmsg, sendmsg, epoll_ctl and close. The dynamic linker prefers a program's
-// own functions to the library's, as it does for a program's own malloc. They
-// call the C library's functions, and do nothing else for descriptors that are
-// not followed. docs/adr/0011 describes the alternatives.
+// sends, and has no interface through which attnd could see the bytes. A relay
+// in front of gRPC would copy every tensor twice. Therefore attnd defines the
+// functions of the C library with which gRPC reads, writes, waits for and
+// closes sockets: recvmsg, sendmsg, epoll_ctl and close. The dynamic linker
+// prefers a program's own functions to those of a library, as it does for a
+// program's own malloc. The functions here call those of the C library, and do
+// nothing else for descriptors that FollowSocket does not know. docs/adr/0011
+// describes the alternatives.
 #ifndef ATTND_SERVER_CONNECTIONS_SOCKET_HOOKS_H_
 #define ATTND_SERVER_CONNECTIONS_SOCKET_HOOKS_H_
 
@@ -19,14 +21,14 @@
 namespace attnd::server {
 
 // Shows `guard` what is read from and written to `fd`, the socket of
-// `connection`, until it is closed. The guard sees what the client sends before
-// gRPC does. Returns false if the number `fd` is too large to be followed (2^20
-// or more); the caller has to close it then.
+// `connection`, until the socket is closed. The guard sees what the client
+// sends before gRPC does. Returns false if the number `fd` is 2^20 or more,
+// which is too large; the caller then has to close the socket. Thread-safe.
 bool FollowSocket(int fd, std::shared_ptr<Connection> connection,
                   std::shared_ptr<ConnectionGuard> guard);
 
-// Returns INTERNAL if gRPC would not call the functions of this file, because
-// the program does not export them.
+// Returns INTERNAL if gRPC would not call the functions of socket_hooks.cc,
+// because the program does not export them.
 absl::Status CheckSocketHooks();
 
 }  // namespace attnd::server

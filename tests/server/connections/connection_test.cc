@@ -34,7 +34,7 @@ class ConnectionTest : public ::testing::Test {
     totals_ = std::make_shared<ConnectionTotals>(all_resets);
     connection_ = std::make_unique<Connection>(ours_.get(), "unix:", limits,
                                                totals_, now_);
-    ASSERT_EQ(Client(Preface() + Frame(FrameType::kSettings)), Verdict::kFine);
+    ASSERT_EQ(Client(Preface() + Frame(FrameType::kSettings)), Verdict::kOk);
   }
 
   Verdict Client(const std::string& bytes) {
@@ -86,17 +86,17 @@ TEST_F(ConnectionTest, AnEvenNumberDoesNotHideLaterCalls) {
   Make({.resets = {.burst = 1, .per_second = 0}});
   Client(Headers(0x7ffffffe));
   EXPECT_EQ(connection_->open_calls(), 0);
-  EXPECT_EQ(Client(Headers(1) + Headers(3)), Verdict::kFine);
+  EXPECT_EQ(Client(Headers(1) + Headers(3)), Verdict::kOk);
   EXPECT_EQ(connection_->open_calls(), 2);
-  EXPECT_EQ(Client(Reset(1) + Reset(3)), Verdict::kBroken);
+  EXPECT_EQ(Client(Reset(1) + Reset(3)), Verdict::kMustEnd);
 }
 
 TEST_F(ConnectionTest, EndsWhoOpensTooManyCalls) {
   Make({.open_calls = 3});
-  EXPECT_EQ(Client(Headers(1) + Headers(3) + Headers(5)), Verdict::kFine);
-  EXPECT_EQ(Client(Headers(7)), Verdict::kBroken);
+  EXPECT_EQ(Client(Headers(1) + Headers(3) + Headers(5)), Verdict::kOk);
+  EXPECT_EQ(Client(Headers(7)), Verdict::kMustEnd);
   EXPECT_THAT(connection_->end_reason(), HasSubstr("more calls"));
-  EXPECT_EQ(Client(Frame(FrameType::kPing)), Verdict::kBroken)
+  EXPECT_EQ(Client(Frame(FrameType::kPing)), Verdict::kMustEnd)
       << "nothing more may pass";
 }
 
@@ -108,19 +108,19 @@ TEST_F(ConnectionTest, BoundsResetsAndForgivesThemInTime) {
     stream += 2;
     return Client(both);
   };
-  for (int i = 0; i < 10; ++i) ASSERT_EQ(reset(), Verdict::kFine);
+  for (int i = 0; i < 10; ++i) ASSERT_EQ(reset(), Verdict::kOk);
   now_ += seconds(1);
-  for (int i = 0; i < 5; ++i) ASSERT_EQ(reset(), Verdict::kFine);
-  EXPECT_EQ(reset(), Verdict::kBroken);
+  for (int i = 0; i < 5; ++i) ASSERT_EQ(reset(), Verdict::kOk);
+  EXPECT_EQ(reset(), Verdict::kMustEnd);
   EXPECT_THAT(connection_->end_reason(), HasSubstr("reset too many"));
 }
 
 TEST_F(ConnectionTest, DoesNotCountResetsOfWhatWasAnswered) {
   Make({.resets = {.burst = 1, .per_second = 0}});
   for (uint32_t stream = 1; stream < 100; stream += 2) {
-    ASSERT_EQ(Client(Headers(stream)), Verdict::kFine);
+    ASSERT_EQ(Client(Headers(stream)), Verdict::kOk);
     Server(Headers(stream, FrameHeader::kEndStream));
-    ASSERT_EQ(Client(Reset(stream)), Verdict::kFine);
+    ASSERT_EQ(Client(Reset(stream)), Verdict::kOk);
   }
 }
 
@@ -143,8 +143,8 @@ TEST(RateLimitTest, ForgivesAFloodAsQuicklyAsABurst) {
 TEST_F(ConnectionTest, SaysWhenAllConnectionsResetTooMuch) {
   Make({}, {.burst = 2, .per_second = 0});
   EXPECT_EQ(Client(Headers(1) + Reset(1) + Headers(3) + Reset(3)),
-            Verdict::kFine);
-  EXPECT_EQ(Client(Headers(5) + Reset(5)), Verdict::kCrowded);
+            Verdict::kOk);
+  EXPECT_EQ(Client(Headers(5) + Reset(5)), Verdict::kTooManyResets);
 }
 
 TEST_F(ConnectionTest, BoundsABlockOfHeaders) {
@@ -152,18 +152,18 @@ TEST_F(ConnectionTest, BoundsABlockOfHeaders) {
   const std::string part(400, 'x');
   EXPECT_EQ(Client(Frame(FrameType::kHeaders, 0, 1, part) +
                    Frame(FrameType::kContinuation, 0, 1, part)),
-            Verdict::kFine);
+            Verdict::kOk);
   EXPECT_EQ(Client(Frame(FrameType::kContinuation, 0, 1, part)),
-            Verdict::kBroken);
+            Verdict::kMustEnd);
   EXPECT_THAT(connection_->end_reason(), HasSubstr("headers"));
 }
 
 TEST_F(ConnectionTest, BoundsABlockOfEmptyFrames) {
   Make({.header_block_bytes = 1000});
-  EXPECT_EQ(Client(Frame(FrameType::kHeaders, 0, 1)), Verdict::kFine);
+  EXPECT_EQ(Client(Frame(FrameType::kHeaders, 0, 1)), Verdict::kOk);
   const std::string empty = Frame(FrameType::kContinuation, 0, 1);
   int taken = 0;
-  while (taken < 1000 && Client(empty) == Verdict::kFine) ++taken;
+  while (taken < 1000 && Client(empty) == Verdict::kOk) ++taken;
   EXPECT_LT(taken, 1000 / static_cast<int>(FrameHeader::kBytes));
 }
 
@@ -171,13 +171,13 @@ TEST_F(ConnectionTest, RefusesALargeBlockBeforeItArrives) {
   Make({.header_block_bytes = 1000});
   const std::string frame =
       Frame(FrameType::kHeaders, 0, 1, std::string(2000, 'x'));
-  EXPECT_EQ(Client(frame.substr(0, FrameHeader::kBytes)), Verdict::kBroken);
+  EXPECT_EQ(Client(frame.substr(0, FrameHeader::kBytes)), Verdict::kMustEnd);
 }
 
 TEST_F(ConnectionTest, LetsEachBlockBeginAnew) {
   Make({.header_block_bytes = 1000});
   for (uint32_t stream = 1; stream < 100; stream += 2) {
-    ASSERT_EQ(Client(Headers(stream)), Verdict::kFine);
+    ASSERT_EQ(Client(Headers(stream)), Verdict::kOk);
   }
 }
 
@@ -185,20 +185,20 @@ TEST_F(ConnectionTest, BoundsPingsAndSettingsButNotTheirAnswers) {
   for (const FrameType type : {FrameType::kPing, FrameType::kSettings}) {
     Make({.answered_frames = {.burst = 5, .per_second = 1}});
     for (int i = 0; i < 100; ++i) {
-      ASSERT_EQ(Client(Frame(type, FrameHeader::kAck)), Verdict::kFine);
+      ASSERT_EQ(Client(Frame(type, FrameHeader::kAck)), Verdict::kOk);
     }
-    for (int i = 0; i < 4; ++i) ASSERT_EQ(Client(Frame(type)), Verdict::kFine);
-    EXPECT_EQ(Client(Frame(type)), Verdict::kBroken);
+    for (int i = 0; i < 4; ++i) ASSERT_EQ(Client(Frame(type)), Verdict::kOk);
+    EXPECT_EQ(Client(Frame(type)), Verdict::kMustEnd);
   }
 }
 
 TEST_F(ConnectionTest, BoundsAGoawayBeforeItArrives) {
   Make({.goaway_bytes = 1000});
   EXPECT_EQ(Client(Frame(FrameType::kGoaway, 0, 0, std::string(1000, 'x'))),
-            Verdict::kFine);
+            Verdict::kOk);
   const std::string large =
       Frame(FrameType::kGoaway, 0, 0, std::string(1001, 'x'));
-  EXPECT_EQ(Client(large.substr(0, FrameHeader::kBytes)), Verdict::kBroken);
+  EXPECT_EQ(Client(large.substr(0, FrameHeader::kBytes)), Verdict::kMustEnd);
   EXPECT_THAT(connection_->end_reason(), HasSubstr("GOAWAY"));
 }
 
@@ -298,7 +298,7 @@ TEST_F(ConnectionTest, EndsOnce) {
   Make();
   Client(Headers(1));
   EXPECT_TRUE(connection_->End("why"));
-  EXPECT_EQ(Client(Headers(3)), Verdict::kBroken);
+  EXPECT_EQ(Client(Headers(3)), Verdict::kMustEnd);
   EXPECT_FALSE(connection_->End("another"));
   EXPECT_EQ(connection_->end_reason(), "why");
   EXPECT_EQ(totals_->ending_calls, 1);

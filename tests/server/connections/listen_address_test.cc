@@ -155,7 +155,7 @@ TEST(UnixSocketGuardTest, ErrorsNameTheOption) {
   std::ofstream(file) << "mine";
   const auto taken = UnixSocketGuard::Acquire(file, "--listen");
   EXPECT_EQ(taken.status().message(),
-            "--listen: " + file + " exists and is no socket");
+            "--listen: " + file + " exists and is not a socket");
   unlink(file.c_str());
 }
 
@@ -250,7 +250,8 @@ TEST(AddressFileTest, SaysWhatIsThere) {
   EXPECT_EQ(AddressFile::Check(path).message(),
             "--address-file: " + path +
                 " exists and is a named pipe: name a path that does not "
-                "exist, an empty file, or a file that a server left behind");
+                "exist, an empty file, or an address file that a killed server "
+                "left behind");
   unlink(path.c_str());
 }
 
