@@ -74,7 +74,7 @@ int ServeWithLog(const ServerConfig& config, const Environment& environment) {
   const auto sink = std::make_shared<LogSink>(STDERR_FILENO);
   spdlog::set_default_logger(std::make_shared<spdlog::logger>("attnd", sink));
   spdlog::set_level(spdlog::level::from_str(config.log_level));
-  attnd::server::TakeLibraryLogs();
+  attnd::server::RedirectLibraryLogs();
   for (const std::string& name : attnd::server::UnknownVariables(environment)) {
     // Many users try ATTND_PORT first.
     spdlog::warn("{} names no option and is ignored; {}", name,

@@ -22,7 +22,10 @@ void Log(std::string_view library, spdlog::level::level_enum level,
       limit.Admit(std::chrono::steady_clock::now());
   if (!left_out) return;
   if (*left_out > 0) {
-    spdlog::warn("{} lines of gRPC and protobuf were left out", *left_out);
+    spdlog::warn(
+        "{} lines of gRPC and protobuf were left out, because attnd logs at "
+        "most {} a second",
+        *left_out, kLinesPerSecond);
   }
   file.remove_prefix(file.rfind('/') + 1);
   const bool cut = text.size() > kMaxTextBytes;
@@ -30,7 +33,7 @@ void Log(std::string_view library, spdlog::level::level_enum level,
               text.substr(0, kMaxTextBytes), cut ? "..." : "");
 }
 
-// For the last line before the process aborts: waits until it is written.
+// Logs the last line before the process aborts, and waits until it is written.
 void LogLast(std::string_view library, std::string_view file, int line,
              std::string_view text) {
   spdlog::critical("{} {}:{}: {}", library, file, line, text);
@@ -71,7 +74,7 @@ void LogOfProtobuf(google::protobuf::LogLevel severity, const char* file,
 
 }  // namespace
 
-void TakeLibraryLogs() {
+void RedirectLibraryLogs() {
   gpr_set_log_function(LogOfGrpc);
   google::protobuf::SetLogHandler(LogOfProtobuf);
 }

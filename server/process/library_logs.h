@@ -1,5 +1,6 @@
-// Sends what gRPC and protobuf would write to stderr to the log instead.
-// Clients can cause such lines, and threads that serve calls write them.
+// Redirects what gRPC and protobuf would write to stderr to attnd's log. There
+// the lines are limited, because clients can cause them, and they do not delay
+// calls, although threads that serve calls write them.
 #ifndef ATTND_SERVER_PROCESS_LIBRARY_LOGS_H_
 #define ATTND_SERVER_PROCESS_LIBRARY_LOGS_H_
 
@@ -10,11 +11,12 @@
 
 namespace attnd::server {
 
-// Makes the lines of both libraries go to spdlog's default logger. Call it
-// before either library is used. Lines are cut after 200 bytes, and at most ten
-// a second are logged; the next one after that says how many were left out. A
-// line before an abort is logged in full and flushed.
-void TakeLibraryLogs();
+// Sends the lines of both libraries to spdlog's default logger from now on.
+// Call it before either library is used. A line has at most 200 bytes. At most
+// ten lines a second are logged, and the next one after that says how many were
+// left out. If a library aborts the process, its last line is logged in full
+// and flushed.
+void RedirectLibraryLogs();
 
 // Drops the lines of both libraries from now on. Call it before the default
 // logger is destroyed, because some threads of gRPC live as long as the
@@ -27,15 +29,15 @@ class LineLimit {
   explicit LineLimit(int lines_per_second)
       : lines_per_second_(lines_per_second) {}
 
-  // Call it for each line. Returns nothing if the line has to be left out.
-  // Otherwise returns how many were left out since the last admitted line.
+  // Call this for each line. Returns nullopt if the line has to be left out.
+  // Otherwise returns how many lines were left out since the last admitted one.
   std::optional<int64_t> Admit(std::chrono::steady_clock::time_point now);
 
  private:
   const int lines_per_second_;
   std::mutex mutex_;
   std::chrono::steady_clock::time_point second_begin_;
-  int lines_ = 0;  // of this second
+  int lines_ = 0;  // admitted in this second
   int64_t left_out_ = 0;
 };
 

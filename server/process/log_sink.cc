@@ -23,11 +23,11 @@ namespace {
 
 constexpr size_t kMaxTextBytes = 1024;
 constexpr size_t kMaxPendingBytes = 1 << 20;
-// Short, so that a process ends within a second even if nobody reads its
-// stderr.
+// How long Close and flush wait. This is short, so that a process ends within a
+// second even if nobody reads its stderr.
 constexpr std::chrono::milliseconds kMaxWait{500};
 
-// `message` with another text, as a line.
+// Returns the line of the log for `message`, with `text` in place of its text.
 std::string Format(spdlog::formatter& formatter,
                    const spdlog::details::log_msg& message,
                    absl::string_view text) {
@@ -38,16 +38,16 @@ std::string Format(spdlog::formatter& formatter,
   return {line.data(), line.size()};
 }
 
-// Writes all of `text`, however long that takes. Returns the part that could
-// not be written, because `fd` is closed, has no reader any more, or has no
-// space left.
+// Writes all of `text`, and waits for the reader as long as necessary. Returns
+// the part that could not be written because `fd` is closed, has no reader any
+// more, or has no space left.
 absl::string_view Unwritten(int fd, absl::string_view text) {
   while (!text.empty()) {
     const ssize_t written = write(fd, text.data(), text.size());
     if (written > 0) {
       text.remove_prefix(static_cast<size_t>(written));
     } else if (written < 0 && errno == EAGAIN) {
-      // Another process that shares it made it non-blocking.
+      // Another process that shares `fd` made it non-blocking.
       pollfd polled{.fd = fd, .events = POLLOUT, .revents = 0};
       poll(&polled, 1, -1);
     } else if (written == 0 || errno != EINTR) {
@@ -142,7 +142,8 @@ void LogSink::Write(State& state) {
                        [&] { return state.closed || !state.pending.empty(); });
     if (state.closed) return;
     batch.swap(state.pending);
-    // They came when `batch` was full, so they are missing after it.
+    // These lines came when `batch` was full, so the line that counts them
+    // follows `batch`.
     const int64_t dropped = std::exchange(state.dropped_lines, 0);
     state.writing = true;
     lock.unlock();

@@ -1,4 +1,5 @@
-// Writes the log to stderr without making any other thread wait for stderr.
+// Writes the log to stderr in a thread of its own, so that a slow reader of
+// stderr delays no other thread.
 #ifndef ATTND_SERVER_PROCESS_LOG_SINK_H_
 #define ATTND_SERVER_PROCESS_LOG_SINK_H_
 
@@ -10,28 +11,28 @@
 
 namespace attnd::server {
 
-// A sink for spdlog that never blocks the caller. A stderr that nobody reads,
-// such as a full pipe, blocks only a thread of the sink. At most 1 MiB of lines
-// waits for it. Lines beyond that are dropped, and a line says how many were
-// dropped as soon as stderr accepts lines again.
+// A sink for spdlog that never blocks its callers. If nobody reads stderr, for
+// example because it is a full pipe, only the sink's own thread waits. Up to
+// 1 MiB of lines wait for that thread. The sink drops further lines, and logs
+// how many it dropped as soon as stderr accepts lines again.
 //
-// The text of each line is cut after 1024 bytes and made Printable here, so
-// callers need not do that. Thread-safe.
+// The sink cuts the text of each line after 1024 bytes and makes it Printable,
+// so callers need not do that. Thread-safe.
 //
 // Two alternatives do not work. spdlog's own asynchronous logger joins its
 // threads when the process ends, and so waits forever if one is stuck in a
-// write. Making stderr non-blocking would change it for all processes that
+// write. A non-blocking stderr would be non-blocking for all processes that
 // share it.
 class LogSink final : public spdlog::sinks::base_sink<std::mutex> {
  public:
-  // Writes to `fd`, which the caller keeps open.
+  // Writes to `fd`, which the caller has to keep open until the process ends.
   explicit LogSink(int fd);
   // Calls Close.
   ~LogSink() override;
 
-  // Waits until all lines so far are written, but at most half a second. Then
-  // it drops all later lines. If the thread is stuck in a write, it goes on
-  // until the process ends. A second call does nothing.
+  // Waits until all lines so far are written, but at most half a second. After
+  // that, the sink drops all lines. If its thread is stuck in a write, the
+  // thread stays there until the process ends. A second call does nothing.
   void Close();
 
  protected:
@@ -42,9 +43,10 @@ class LogSink final : public spdlog::sinks::base_sink<std::mutex> {
  private:
   struct State;
 
+  // Writes lines until the sink is closed. The sink's thread runs this.
   static void Write(State& state);
 
-  // Shared with the thread, which may outlive the sink.
+  // The thread shares this, because it may outlive the sink.
   const std::shared_ptr<State> state_;
   std::thread thread_;
 };

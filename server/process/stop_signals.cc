@@ -13,11 +13,12 @@ namespace attnd::server {
 namespace {
 
 // LXC ends a container with SIGPWR. SIGXCPU comes at the soft limit of CPU
-// time, so that a process can end in order before the hard limit.
+// time, so that a process can finish its work before the hard limit.
 constexpr int kStop[] = {SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGXCPU};
 // The real-time signals are ignored too, but their numbers are not constants.
 constexpr int kIgnored[] = {SIGHUP,    SIGUSR1, SIGUSR2, SIGALRM,
                             SIGVTALRM, SIGPROF, SIGIO,   SIGSTKFLT};
+// How long the server may take to start after a signal has asked it to end.
 constexpr std::chrono::milliseconds kStartTime{600};
 
 sigset_t Signals() {
@@ -31,7 +32,7 @@ sigset_t Signals() {
   return signals;
 }
 
-// Waits for a signal that asks for the end.
+// Waits for a signal that asks the server to end, and returns its number.
 int NextStop() {
   const sigset_t signals = Signals();
   for (;;) {
@@ -70,7 +71,8 @@ bool StopSignals::End() {
     ended_ = true;
   }
   changed_.notify_all();
-  // The thread waits for this signal, which is blocked: nothing is killed.
+  // The signal only wakes the thread, because it is blocked and the thread
+  // waits for it.
   // NOLINTNEXTLINE(bugprone-bad-signal-to-kill-thread)
   pthread_kill(thread_.native_handle(), SIGTERM);
   thread_.join();
@@ -88,7 +90,10 @@ void StopSignals::Run() {
     const bool started = changed_.wait_for(
         lock, kStartTime, [this] { return on_second_ || ended_; });
     if (!started) {
-      spdlog::error("the start takes too long: ending before it is complete");
+      spdlog::error(
+          "the start takes too long after the signal: ending the process "
+          "before "
+          "the start is complete");
       spdlog::default_logger_raw()->flush();
       std::_Exit(EXIT_FAILURE);
     }
@@ -99,7 +104,8 @@ void StopSignals::Run() {
     if (ended_) return;
     second_seen_ = true;
   }
-  spdlog::warn("signal {} again: cancelling", second);
+  spdlog::warn("signal {} is the second one: cancelling the running calls",
+               second);
   on_second_();
 }
 

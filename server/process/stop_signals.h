@@ -1,4 +1,4 @@
-// Turns signals into a drain of the server, and ignores others.
+// Tells the server when a signal asks it to end, and ignores other signals.
 #ifndef ATTND_SERVER_PROCESS_STOP_SIGNALS_H_
 #define ATTND_SERVER_PROCESS_STOP_SIGNALS_H_
 
@@ -13,26 +13,26 @@ namespace attnd::server {
 // Waits for signals in a thread of its own. SIGTERM, SIGINT, SIGQUIT, SIGPWR
 // and SIGXCPU ask the server to end. Other signals that would end a process by
 // default are logged and ignored, except those that report a fault of the
-// process itself.
+// process itself. Use at most one object at a time.
 class StopSignals {
  public:
   // Blocks all of these signals in the calling thread and in the threads that
-  // it starts later. Call it before there are other threads.
+  // it starts later. Call it before the process has other threads.
   static void Block();
 
-  // Starts the thread. A signal that comes before Wait is called, while the
-  // server starts, is kept for Wait. If Wait is not called within 600 ms of it,
-  // the thread ends the process with exit code 1.
+  // Starts the thread. A signal that comes while the server starts, before Wait
+  // is called, takes effect when Wait is called. If that takes longer than
+  // 600 ms, the thread ends the process with exit code 1.
   StopSignals();
+  // Calls End.
   ~StopSignals();
 
-  // Returns when a signal has asked for the end, which may be at once. From
-  // then on until End, the next such signal makes the thread call `on_second`,
-  // once.
+  // Returns as soon as a signal has asked the server to end. If another such
+  // signal comes before End is called, the thread calls `on_second`, once.
   void Wait(std::function<void()> on_second);
 
-  // Ends the thread; signals do nothing any more. Returns whether `on_second`
-  // was called.
+  // Ends the thread. Later signals have no effect. Returns whether the thread
+  // called `on_second`.
   bool End();
 
  private:

@@ -26,7 +26,7 @@ class LibraryLogsTest : public ::testing::Test {
   LibraryLogsTest() {
     spdlog::set_default_logger(std::make_shared<spdlog::logger>(
         "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text_)));
-    TakeLibraryLogs();
+    RedirectLibraryLogs();
     // The server sets this verbosity when it starts.
     gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
   }
