@@ -13,8 +13,9 @@
 namespace attnd::server {
 namespace {
 
-// About the time of a mid-sized request. Clients retry soon enough to keep the
-// workers busy, and late enough that retries do not take the workers' time.
+// After this time, a client can retry a refused call. It is about the time of a
+// mid-sized request: short enough to keep the workers busy, and long enough
+// that retries do not take much of the workers' time.
 constexpr std::chrono::milliseconds kRetryDelay{100};
 
 }  // namespace
@@ -27,8 +28,8 @@ struct Admission::State {
         pool(idle_pool),
         messages(std::move(quota)) {}
 
-  // Changes a reservation from `held` to `wanted` bytes. Needs `mutex`. After
-  // the caller has released it, the caller must call MakeRoom.
+  // Changes a reservation from `held` to `wanted` bytes. The caller must hold
+  // `mutex`, and must call MakeRoom after it has released `mutex`.
   absl::Status Grow(int64_t held, int64_t wanted) {
     const int64_t used_by_others = used.bytes - held;
     if (wanted <= budget_bytes - used_by_others) {
@@ -37,17 +38,18 @@ struct Admission::State {
     }
     absl::Status refusal = WithReason(
         absl::ResourceExhaustedError(absl::StrCat(
-            "memory budget: the request needs ", wanted, " bytes, the budget ",
-            "(--memory-budget-bytes) is ", budget_bytes, " bytes, of which ",
-            used_by_others, " are taken")),
+            "memory budget: the request needs ", wanted,
+            " bytes, but other requests hold ", used_by_others, " of the ",
+            budget_bytes, " bytes of the budget (--memory-budget-bytes)")),
         kMemoryBudget);
     if (wanted > budget_bytes) return refusal;
     return WithRetryDelay(std::move(refusal), kRetryDelay);
   }
 
-  // Frees idle memory, now that `used_bytes` are reserved. Runs without the
-  // mutex, because to unmap half a GiB takes tens of milliseconds. A request
-  // that grows in the meantime makes room for itself before it allocates.
+  // Frees idle memory, so that it fits the budget beside the `used_bytes` that
+  // are reserved. Call it without the mutex, because unmapping half a GiB takes
+  // tens of milliseconds. A request that grows in the meantime calls this
+  // itself before it allocates.
   void MakeRoom(int64_t used_bytes) const {
     if (pool != nullptr) pool->TrimTo(budget_bytes - used_bytes);
     if (messages == nullptr) return;
@@ -136,9 +138,8 @@ absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
     return WithRetryDelay(
         WithReason(absl::ResourceExhaustedError(absl::StrCat(
                        "too many requests: ", state_->used.in_flight,
-                       " are running or waiting, the limit "
-                       "(--max-in-flight) is ",
-                       state_->max_in_flight)),
+                       " are running or waiting, and the server allows ",
+                       state_->max_in_flight, " (--max-in-flight)")),
                    kTooManyRequests),
         kRetryDelay);
   }

@@ -1,7 +1,7 @@
-// Admits requests by two limits: a budget of bytes, and a number of requests.
-// Both are checked before memory is allocated. Admission never waits, so two
-// requests that need more bytes cannot deadlock. Knows neither gRPC nor
-// attention.
+// Decides which requests the server accepts, by two limits: a budget of bytes,
+// and a number of requests. A request reserves its bytes before it allocates
+// memory. Reserving never waits, so two requests that need more bytes cannot
+// deadlock. Knows neither gRPC nor attention.
 #ifndef ATTND_SERVER_MEMORY_ADMISSION_H_
 #define ATTND_SERVER_MEMORY_ADMISSION_H_
 
@@ -17,13 +17,14 @@
 
 namespace attnd::server {
 
-// Thread-safe. Reservations may outlive it.
+// The budget of one server. Each request holds a Reservation. Thread-safe.
+// Reservations may outlive it.
 class Admission {
   struct State;
 
  public:
-  // The slot and the bytes of one request. The destructor gives back what is
-  // left of them. Movable. Only one thread may use it at a time.
+  // The slot and the bytes of one request. The destructor returns both to the
+  // budget. Movable. Only one thread may use it at a time.
   class Reservation {
    public:
     Reservation() = default;
@@ -35,17 +36,18 @@ class Admission {
     Reservation& operator=(Reservation&& other) noexcept;
     ~Reservation();
 
-    // Makes sure that at least `bytes` are reserved in total. Otherwise changes
-    // nothing and returns RESOURCE_EXHAUSTED, with RetryInfo unless `bytes`
-    // exceed the whole budget.
+    // Reserves more, so that the reservation has at least `bytes` in total. If
+    // the budget does not allow that, changes nothing and returns
+    // RESOURCE_EXHAUSTED, with RetryInfo unless `bytes` exceed the whole
+    // budget.
     absl::Status GrowTo(int64_t bytes);
-    // Gives back what is reserved above `bytes`.
+    // Returns all but `bytes` to the budget.
     void ShrinkTo(int64_t bytes);
-    // Gives the slot back, but not the bytes. Call it before the answer is
-    // sent, so that a client that has the answer finds the slot free.
+    // Returns the slot, but not the bytes. Call it before the answer is sent,
+    // so that a client that has the answer finds the slot free.
     void LeaveSlot();
     // Declares that `bytes` of this reservation are for messages that arrive.
-    // Applies until the next call or until the reservation ends.
+    // This is valid until the next call, or until the reservation ends.
     void SetMessageShare(int64_t bytes);
     int64_t bytes() const { return bytes_; }
 
@@ -60,34 +62,37 @@ class Admission {
     bool has_slot_ = false;
   };
 
+  // What all reservations hold together.
   struct Usage {
     int64_t bytes = 0;
-    int64_t in_flight = 0;  // slots that are taken
+    int64_t in_flight = 0;  // slots
     int64_t reservations = 0;
   };
 
-  // The budget covers what is reserved and what `pool` keeps for later: when a
-  // request needs room, idle memory of `pool` is freed, and `messages` makes
-  // malloc give memory back. Either may be null. `pool` must outlive every
+  // Limits requests to `budget_bytes` and `max_in_flight` slots. The budget
+  // also covers the idle memory that `pool` keeps: if a request needs that
+  // memory, the pool frees it, and `messages` makes malloc return freed
+  // messages to the system. Both may be null. `pool` must outlive every
   // reservation.
   Admission(int64_t budget_bytes, int64_t max_in_flight,
             WorkspacePool* pool = nullptr,
             std::shared_ptr<MessageQuota> messages = nullptr);
 
-  // Returns a slot with `bytes`, or RESOURCE_EXHAUSTED, or UNAVAILABLE after
+  // Reserves a slot and `bytes`. RESOURCE_EXHAUSTED if either is not available,
+  // with RetryInfo unless `bytes` exceed the whole budget. UNAVAILABLE after
   // Close.
   absl::StatusOr<Reservation> Admit(int64_t bytes);
-  // Refuses all requests from now on.
+  // Makes Admit refuse all requests from now on.
   void Close();
 
   int64_t budget_bytes() const;
   int64_t max_in_flight() const;
   Usage usage() const;
 
-  // Waits until no reservation is left, until `timeout` has passed, or until
-  // Interrupt is called. Returns whether no reservation is left.
+  // Waits until there are no reservations, until `timeout` has passed, or until
+  // Interrupt is called. Returns true if there are no reservations.
   bool WaitIdle(std::chrono::nanoseconds timeout);
-  // Ends every WaitIdle, now and later.
+  // Makes every call of WaitIdle return at once, from now on.
   void Interrupt();
 
  private:

@@ -12,11 +12,11 @@
 namespace attnd::server {
 namespace {
 
-// A smaller change is not worth a call of `resize_`.
+// `resize_` is called only when the quota has changed by at least this much.
 constexpr int64_t kStepBytes = int64_t{8} << 20;
 
-// Returns the sum, or the largest int64 if the sum does not fit, because a
-// budget may have any size.
+// Returns the sum, or the largest int64 if the sum does not fit. That can
+// happen because --memory-budget-bytes may be any number.
 int64_t SaturatingSum(std::initializer_list<int64_t> terms) {
   return CheckedSum(terms).value_or(std::numeric_limits<int64_t>::max());
 }
@@ -44,8 +44,8 @@ void MessageQuota::RemoveHeld(int64_t bytes) {
   Resize(lock);
 }
 
-// Releases the lock for `resize_`, because gRPC may end calls in it, and those
-// call RemoveHeld, perhaps in this thread.
+// `resize_` is called without the lock, because gRPC may end calls in it. Those
+// calls then call RemoveHeld, possibly in this thread.
 void MessageQuota::Resize(std::unique_lock<std::mutex>& lock) {
   if (resizing_) return;
   for (;;) {
@@ -62,9 +62,9 @@ void MessageQuota::Resize(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-// malloc keeps freed blocks mapped if there are used blocks above them. To give
-// them back takes milliseconds, and the next messages need new pages. So this
-// is done only when memory could run out, and only when more has been freed
+// malloc keeps freed blocks mapped if there are used blocks above them. It
+// takes milliseconds to return them, and the next messages then need new pages.
+// So this happens only if memory could run out, and only if more has been freed
 // since the last time than malloc may keep.
 void MessageQuota::MakeRoom(int64_t reserved_bytes, int64_t idle_bytes) {
   {

@@ -1,5 +1,5 @@
-// Decides how much memory gRPC may use for messages, so that messages and the
-// budget of calls together stay within the memory of the server. Knows no gRPC.
+// Decides how much memory gRPC may use for messages, so that messages and calls
+// together stay within the memory of the server. Knows no gRPC.
 #ifndef ATTND_SERVER_MEMORY_MESSAGE_QUOTA_H_
 #define ATTND_SERVER_MEMORY_MESSAGE_QUOTA_H_
 
@@ -11,25 +11,28 @@
 
 namespace attnd::server {
 
-// gRPC receives a whole message before it tells the server about it. So
-// messages that arrive have a share of memory of their own. The messages of
-// admitted calls are not part of it, because those calls have reserved their
-// bytes. When the share is exhausted, gRPC ends arbitrary calls until memory is
-// free again. Thread-safe.
+// The memory for the messages of all clients. gRPC receives a whole message
+// before it tells the server about it, so messages that arrive have a separate
+// share of the memory. Messages of admitted calls do not count against that
+// share, because those calls have reserved their bytes: the quota of gRPC grows
+// by the bytes of such messages. If the share is exhausted, gRPC ends arbitrary
+// calls until memory is free again. Thread-safe.
 class MessageQuota {
  public:
   struct Limits {
     int64_t budget_bytes = 0;    // what Admission may reserve for calls
     int64_t arriving_bytes = 0;  // the share of messages that arrive
-    int64_t kept_bytes = 0;      // what malloc may keep of freed messages
+    int64_t kept_bytes = 0;      // how much freed memory malloc may keep
   };
 
-  // `resize` tells gRPC how many bytes all messages together may take. The
-  // constructor calls it, and it is called again when that number has changed
-  // by several MiB. It is called without a lock, so it may call this object.
+  // `resize` gets the number of bytes that all messages together may take, to
+  // tell gRPC. The constructor calls it, and it is called again when that
+  // number has changed by several MiB. It is called without a lock, so it may
+  // call this object.
   MessageQuota(const Limits& limits, std::function<void(int64_t)> resize);
 
-  // Counts a message that has arrived, until this object is destroyed.
+  // Counts the bytes of a message that has arrived, from its construction to
+  // its destruction.
   class Held {
    public:
     Held(std::shared_ptr<MessageQuota> quota, int64_t bytes)
@@ -45,19 +48,20 @@ class MessageQuota {
     const int64_t bytes_;
   };
 
-  // Records that `bytes` that a call has reserved are now in gRPC's buffers, or
-  // no longer are.
+  // Records that `bytes` that a call has reserved are now in gRPC's buffers
+  // (AddHeld), or no longer are (RemoveHeld).
   void AddHeld(int64_t bytes);
   void RemoveHeld(int64_t bytes);
 
   // Call this before a call allocates memory. `reserved_bytes` is what all
-  // calls have reserved, and `idle_bytes` is what the pool keeps. If the server
-  // could exceed its memory, makes malloc give freed messages back to the
-  // system.
+  // calls have reserved, and `idle_bytes` is what the workspace pool keeps. If
+  // the server could exceed its memory, this makes malloc return freed messages
+  // to the system.
   void MakeRoom(int64_t reserved_bytes, int64_t idle_bytes);
 
  private:
-  // Calls `resize_` if it is due. Needs `mutex_`, and releases it meanwhile.
+  // Calls `resize_` if the quota has changed enough. The caller must hold
+  // `mutex_` with `lock`, which is released during the call of `resize_`.
   void Resize(std::unique_lock<std::mutex>& lock);
 
   const Limits limits_;
@@ -66,7 +70,7 @@ class MessageQuota {
 
   std::mutex mutex_;
   int64_t held_bytes_ = 0;
-  int64_t removed_bytes_ = 0;  // since malloc last gave memory back
+  int64_t removed_bytes_ = 0;  // since malloc last returned memory
   int64_t told_bytes_ = -1;    // the last argument of `resize_`; -1: none yet
   bool resizing_ = false;
 };
