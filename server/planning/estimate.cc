@@ -28,7 +28,7 @@ absl::StatusOr<Transport> DecodeTransport(v1::Transport transport) {
                     absl::StrCat(static_cast<int>(transport)));
 }
 
-// The member of the oneof `name` that `message` has, or null.
+// Returns the field of the oneof `name` that is set in `message`, or null.
 const FieldDescriptor* MemberOf(const google::protobuf::Message& message,
                                 const char* name) {
   return message.GetReflection()->GetOneofFieldDescriptor(
@@ -48,7 +48,8 @@ absl::Status CheckGoal(const Request& in) {
   return NotImplementedError(goal->name(), "an inverse goal");
 }
 
-// The tensors in the options have a type and a shape, but no elements.
+// Checks that the tensors in the options have a type and a shape, but no
+// elements, and that no region is given for the output.
 absl::Status CheckNoData(const v1::AttentionOptions& options) {
   const std::pair<const v1::Tensor*, const char*> tensors[] = {
       {&options.bias(), "options.bias."}, {&options.mask(), "options.mask."}};
@@ -67,7 +68,8 @@ absl::Status CheckNoData(const v1::AttentionOptions& options) {
                     "a region");
 }
 
-// Reports every mistake before a goal that is not implemented yet.
+// Checks and converts the request. If it has a goal that is not implemented and
+// also a mistake, the error is about the mistake.
 absl::StatusOr<CostQuery> Decode(const Request& in,
                                  const AttentionEngine& engine,
                                  const CostLimits& limits) {

@@ -1,5 +1,5 @@
-// Answers MemoryEstimate: turns the request into a CostQuery, and its cost into
-// the response.
+// Answers the rpc MemoryEstimate: converts its request to a CostQuery, and the
+// cost to the response.
 #ifndef ATTND_SERVER_PLANNING_ESTIMATE_H_
 #define ATTND_SERVER_PLANNING_ESTIMATE_H_
 
@@ -10,8 +10,10 @@
 
 namespace attnd::server {
 
-// The estimate is for the machine of `engine`, and for its threads unless the
-// request has a number of its own. A refusal names the field at fault.
+// Returns how much memory the calls take that `request` describes, and whether
+// they fit within `limits`. The estimate is for the machine of `engine`, and
+// for as many threads as `engine` has unless the request has another number. An
+// error names the field of the request that is wrong.
 absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
     const v1::MemoryEstimateRequest& request, const AttentionEngine& engine,
     const CostLimits& limits);

@@ -18,14 +18,15 @@ namespace {
 
 constexpr absl::string_view kRetryPayload = "attnd/retry_delay_ms";
 
-// The message travels twice, once inside the details and base64-coded there,
-// and again as the description of the violation: under 4 KiB in all.
+// The trailers have the message up to three times: as it is, in the details,
+// which are encoded in base64, and there again as the description of a field
+// violation. With these limits that is less than 4 KiB.
 constexpr size_t kMaxMessageBytes = 768;
 constexpr size_t kMaxFieldBytes = 128;
 
-// `text` cut to `limit` bytes without splitting a UTF-8 character; bytes that
-// are no ASCII are replaced, since protobuf's strings must be valid UTF-8 and
-// a client's values may be anything.
+// Returns the first `limit` bytes of `text`. Bytes that are not ASCII become
+// '?', because the strings of protobuf must be valid UTF-8, and a text may
+// contain any value that a client sent, or end in the middle of a character.
 std::string Cut(absl::string_view text, size_t limit) {
   std::string cut(text.substr(0, limit));
   for (char& c : cut) {
@@ -58,7 +59,8 @@ std::string_view DefaultReason(absl::StatusCode code) {
   }
 }
 
-// Codes that attnd does not answer on purpose are its bugs.
+// Returns INTERNAL for the codes that attnd never uses on purpose, because they
+// show a bug of attnd.
 absl::StatusCode WireCode(absl::StatusCode code) {
   return DefaultReason(code) == kInternal ? absl::StatusCode::kInternal : code;
 }
@@ -93,7 +95,7 @@ WireStatus ToWireStatus(const absl::Status& status) {
   rpc.add_details()->PackFrom(info);
 
   std::optional<std::string> field = FieldOf(status);
-  // The error concerns the message as a whole.
+  // An empty field means that the error concerns the message as a whole.
   if (!field && (reason == kMalformedMessage || reason == kTooManyFields)) {
     field = "";
   }
@@ -126,7 +128,8 @@ absl::Status WithRetryDelay(absl::Status status,
 absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
                          absl::string_view why, absl::string_view reason) {
   absl::Status refusal(code, absl::StrCat(field, ": ", why));
-  // FieldError is the one who knows how a field rides on a status.
+  // FieldError knows how to attach a field to a status, so the payload is
+  // copied from there.
   FieldError(std::string(field), "", "")
       .ForEachPayload([&](absl::string_view type, const absl::Cord& payload) {
         refusal.SetPayload(type, payload);
@@ -137,7 +140,8 @@ absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
 absl::Status NotImplementedError(absl::string_view field,
                                  absl::string_view what) {
   return RefuseField(absl::StatusCode::kUnimplemented, field,
-                     absl::StrCat(what, " is not built yet"), kNotImplemented);
+                     absl::StrCat(what, " is not implemented yet"),
+                     kNotImplemented);
 }
 
 }  // namespace attnd::server

@@ -1,5 +1,6 @@
-// The one place where an absl::Status becomes what a client receives: code,
-// message and google.rpc details. Knows no gRPC, so that it is tested alone.
+// Converts an absl::Status to what a client receives: a code, a message and
+// google.rpc details. Every error of attnd passes through here. Knows no gRPC,
+// so that tests do not need it.
 #ifndef ATTND_SERVER_STATUS_STATUS_CONVERT_H_
 #define ATTND_SERVER_STATUS_STATUS_CONVERT_H_
 
@@ -12,29 +13,34 @@
 
 namespace attnd::server {
 
-// What travels in a call's trailers.
+// The status in the trailers of a call.
 struct WireStatus {
-  int code = 0;  // of google.rpc.Code; the numbers of gRPC and Abseil are equal
+  int code = 0;  // of google.rpc.Code, which numbers codes as Abseil does
   std::string message;
-  std::string details;  // a serialized google.rpc.Status; empty where OK
+  std::string details;  // a serialized google.rpc.Status; empty if OK
   std::optional<std::chrono::milliseconds> retry_delay;  // as in RetryInfo
 };
 
-// Details always hold ErrorInfo (reason, domain "attnd"); BadRequest where
-// `status` names a field (or the message did not parse: an empty field);
-// RetryInfo where it carries a delay. Texts are cut so that the whole stays
-// well inside the 8 KiB that gRPC allows for trailers.
+// Converts `status`. Unless it is OK, the details have
+// - ErrorInfo, with the reason and the domain "attnd",
+// - BadRequest, if `status` names a field or if the error concerns the message
+//   as a whole, for example because it does not parse; the field is then empty,
+// - RetryInfo, if `status` has a retry delay.
+// Long texts are cut, so that the status stays well below the 8 KiB that gRPC
+// allows for trailers.
 WireStatus ToWireStatus(const absl::Status& status);
 
-// `status` with the delay after which a retry may succeed.
+// Returns `status` with the delay after which a client can retry the call.
 absl::Status WithRetryDelay(absl::Status status,
                             std::chrono::milliseconds delay);
 
-// Any code for one field; "<field>: <why>".
+// Returns an error with `code` and `reason` that names `field`. Its text is
+// "<field>: <why>".
 absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
                          absl::string_view why, absl::string_view reason);
 
-// UNIMPLEMENTED for one field that is set to what no build does yet.
+// Returns UNIMPLEMENTED for `field`, whose value asks for `what`, which attnd
+// does not implement yet.
 absl::Status NotImplementedError(absl::string_view field,
                                  absl::string_view what);
 
