@@ -11,8 +11,8 @@
 namespace attnd {
 namespace {
 
-// Upper bounds of what the lists in a call's options cost. A list may have a
-// number or more for each batch entry. The sums cannot overflow, because the
+// The most bytes that the lists in a call's options take. A list may have one
+// or more numbers for each batch entry. The sums cannot overflow, because the
 // lists themselves are in memory.
 struct ListCost {
   int64_t wire_bytes = 0;  // in the request's message

@@ -23,8 +23,8 @@ int64_t ListedNumbers(const AttentionOptions& options) {
   return static_cast<int64_t>(numbers);
 }
 
-// Returns a number between the two: near their geometric mean if they are far
-// apart, and their mean otherwise.
+// Returns a number between `low` and `high`. It is near their geometric mean if
+// they are far apart, and otherwise it is their mean.
 int64_t Between(int64_t low, int64_t high) {
   const auto ratio = static_cast<uint64_t>(high / low);
   return ratio > 4 ? low << (std::bit_width(ratio) / 2)
@@ -59,18 +59,20 @@ ExceededLimits LimitsExceededBy(const QueryCost& cost,
   return exceeded;
 }
 
-// Searches, because it would not be enough to compare how much of each limit
-// `query` takes: some of what a call holds does not grow with its sequences.
+// Returns LimitCheck::limiting_factor. `exceeded` are the limits that `query`
+// itself exceeds.
 //
-// As sequences grow, they exceed one limit first. So a length that exceeds only
-// one limit gives the answer. Most searches end there, long before they find
-// the shortest length. To cost long lists takes milliseconds in a thread that
-// other calls wait for, so such a search ends early and returns the limit that
-// is exceeded by the largest factor.
+// This is a search, because it is not enough to compare which share of each
+// limit `query` takes: some of what a call holds does not grow with its
+// sequences. The search looks for a length that exceeds exactly one limit. It
+// usually finds one long before it has found the shortest length that does not
+// fit. Computing the cost of long lists takes milliseconds in a thread that
+// other calls wait for. The search therefore ends early for long lists, and
+// returns the limit that is exceeded by the largest factor.
 std::string_view LimitingFactor(const CostQuery& query, ExceededLimits exceeded,
                                 const CostLimits& limits) {
   constexpr int64_t kCostedNumbers = 1 << 20;
-  constexpr int64_t kMinCosts = 6;      // the first of them find a length
+  constexpr int64_t kMinCosts = 6;      // enough to find a length
   constexpr int64_t kFirstFactor = 16;  // then 256, 65536, ...
   constexpr int64_t kMaxFactor = int64_t{1} << 32;
   // No problem is this long, because of AttentionProblem::kMaxWork.
@@ -83,7 +85,8 @@ std::string_view LimitingFactor(const CostQuery& query, ExceededLimits exceeded,
     const double factor =
         static_cast<double>(longer) / static_cast<double>(length);
     const absl::StatusOr<QueryCost> cost = CostOf(Scaled(query, factor));
-    // If there is no cost, shorter sequences may exceed a limit: search on.
+    // If there is no cost, shorter sequences may still exceed a limit, so a
+    // count of 2 makes the search go on.
     return cost.ok() ? LimitsExceededBy(*cost, limits)
                      : ExceededLimits{2, "int64_range"};
   };

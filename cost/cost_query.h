@@ -1,5 +1,5 @@
-// Costs a problem of which only the sizes and the options are known. This is
-// what MemoryEstimate and `attnctl estimate --offline` ask for.
+// Computes the cost of calls from their sizes and options, without any tensors.
+// The rpc MemoryEstimate and `attnctl estimate --offline` use this.
 #ifndef ATTND_COST_COST_QUERY_H_
 #define ATTND_COST_COST_QUERY_H_
 
@@ -16,15 +16,16 @@
 
 namespace attnd {
 
-// A size, and the name of the member of CostQuery in which it was given. Errors
-// have this name: a q_len that is not given is that of "seq_len".
+// A size, and the name of the size that the user gave. Errors have this name.
+// For example, if q_len gets its value from seq_len, its name is "seq_len".
 struct NamedSize {
   int64_t value = 0;
   std::string_view name;
 };
 
-// Asks what a number of calls cost that compute one problem at the same time.
-// The sizes are named as in MemoryEstimateRequest.
+// The calls whose cost is computed: `concurrency` calls at the same time, all
+// of the same problem. The sizes have the names that they have in
+// MemoryEstimateRequest.
 struct CostQuery {
   NamedSize seq_len = {0, "seq_len"};
   NamedSize dimensions = {0, "dimensions"};      // default 128
@@ -35,23 +36,24 @@ struct CostQuery {
   NamedSize kv_len = {0, "kv_len"};              // default seq_len
   NamedSize head_dim = {0, "head_dim"};          // default dimensions
   NamedSize v_head_dim = {0, "v_head_dim"};      // default head_dim
-  NamedSize threads = {0, "threads"};            // a call's; default 1
+  NamedSize threads = {0, "threads"};            // for each call; default 1
   NamedSize concurrency = {0, "concurrency"};    // default 1
   DataType dtype = DataType::kF32;               // of query, key and value
   AttentionOptions options = {};
   OutputOptions outputs = {};
   Transport transport = Transport::kInline;
-  MachineInfo machine = {};
-  // The largest message of the server.
+  MachineInfo machine = {};  // the machine of the server
+  // The size of the largest message that the server sends or receives.
   int64_t max_message_bytes = std::numeric_limits<int64_t>::max();
 
-  // INVALID_ARGUMENT names the first size that is negative.
+  // Returns INVALID_ARGUMENT that names the first negative size, or OK.
   absl::Status CheckSizes() const;
-  // Gives each size that is 0 its default. INVALID_ARGUMENT names a size that
-  // is missing or that contradicts the options.
+  // Gives each size that is 0 its default. Returns INVALID_ARGUMENT that names
+  // a size that is missing or that contradicts the options, or OK.
   absl::Status SetDefaults();
 };
 
+// The cost of the calls of a CostQuery.
 struct QueryCost {
   MemoryEstimate computation;  // of one call
   CallCost call;               // of one call
@@ -59,10 +61,10 @@ struct QueryCost {
   int64_t peak_bytes = 0;      // of all calls together
 };
 
-// Returns the cost of a query that has its defaults. This is a pure function
-// whose time and memory depend on the lists in the options and on the batch,
-// but not on the lengths, so a search may call it thousands of times.
-// INVALID_ARGUMENT names the size or the option at fault ("q_len",
+// Returns the cost of `query`. Call SetDefaults first. This is a pure function.
+// Its time and memory depend on the lists in the options and on the batch, but
+// not on the lengths, so a search can call it thousands of times.
+// INVALID_ARGUMENT names the size or the option that is wrong ("q_len",
 // "options.key_lengths[3]"), and has the reason INT64_RANGE if a figure does
 // not fit a signed 64-bit number.
 absl::StatusOr<QueryCost> CostOf(const CostQuery& query);
