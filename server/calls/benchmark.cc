@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/checked_math.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "core/fma_peak.h"
 #include "core/naive_attention.h"
 #include "core/reference_attention.h"
@@ -26,16 +27,18 @@ namespace attnd::server {
 namespace {
 
 constexpr int64_t kMaxVerifiedRows = 256;
-// The most measurements of the machine's own limit in one benchmark. Each takes
-// all threads for at least BenchmarkSpec::peak_time, even if the problem is
-// small, and a request may ask for 1000 repetitions.
+// How often one benchmark measures the arithmetic speed of the machine at most.
+// Each measurement takes all threads for at least BenchmarkSpec::peak_time,
+// even if the problem is small, and a request may ask for 1000 repetitions.
 constexpr int64_t kMaxPeaks = 10;
 // The share of a benchmark's time that preparations and measurements may take.
 // The rest is for the verification.
 constexpr double kMeasuringShare = 0.9;
-constexpr double kSmallestExpected = 1e-6;
-// What holds the others may end soon.
+// Relative errors are relative to at least this number.
+constexpr double kMinExpected = 1e-6;
+// After this time, other processes may have ended some of their threads.
 constexpr std::chrono::milliseconds kThreadRetryDelay{1000};
+
 double Median(std::vector<double> numbers) {
   const auto middle =
       numbers.begin() + static_cast<std::ptrdiff_t>(numbers.size() / 2);
@@ -43,7 +46,7 @@ double Median(std::vector<double> numbers) {
   return *middle;
 }
 
-// One run of RunBenchmark.
+// One call of RunBenchmark.
 class Run {
  public:
   Run(const BenchmarkSpec& spec, const ServiceContext& context,
@@ -66,25 +69,26 @@ class Run {
       if (absl::Status over = stop_.Check(); !over.ok()) return over;
       if (measuring_.Check().ok()) return status;
       if (flash_ms_.empty()) return TimeLimitError();
-      // What was measured until the time was up is the result.
+      // The time is up. The result is what has been measured until now.
     }
     v1::BenchmarkResult result = Summarize();
     Begin("verify");
-    if (absl::Status over = Verify(result); !over.ok()) return over;
+    ATTND_RETURN_IF_ERROR(Verify(result));
     return result;
   }
 
  private:
   int64_t MaxPeaks() const { return std::min(spec_.repetitions, kMaxPeaks); }
 
-  // One step more is done when the next begins.
+  // Reports that a step begins, and so that the one before is done.
   void Begin(absl::string_view phase) {
     const int64_t steps = 2 + spec_.repetitions * 2 + MaxPeaks();
     progress_(phase,
               static_cast<double>(steps_begun_++) / static_cast<double>(steps));
   }
 
-  // The time at that share of the limit, if there is a limit.
+  // Returns the point in time that is `time` after the start, or the largest
+  // one if the benchmark has no time limit.
   SteadyTime After(std::chrono::duration<double> time) const {
     return max_time_.count() == 0
                ? SteadyTime::max()
@@ -95,49 +99,46 @@ class Run {
   absl::Status TimeLimitError() const {
     return WithReason(
         absl::ResourceExhaustedError(absl::StrCat(
-            "no repetition ended within the ",
+            "no repetition finished within the ",
             std::chrono::duration<double>(max_time_).count(),
-            " s of the server's --max-benchmark-seconds: ask for fewer "
+            " s that the server allows (--max-benchmark-seconds): reduce "
             "num_vectors, num_heads or dimensions, or raise that option")),
         kWorkLimit);
   }
 
   absl::Status Prepare() {
     Begin("prepare");
-    if (absl::Status status = ChooseEngine(); !status.ok()) return status;
-    const absl::StatusOr<MemoryEstimate> estimate =
-        engine_->estimator().Estimate(spec_.problem);
-    if (!estimate.ok()) return estimate.status();
-    const absl::StatusOr<MemoryEstimate> naive =
-        engine_->estimator().Estimate(spec_.naive_problem);
-    if (!naive.ok()) return naive.status();
-    naive_bytes_ = naive->naive_bytes;
-    const int64_t beside = reservation_.bytes() + kMessageEnvelopeBytes;
-    const int64_t tensors = estimate->input_bytes + estimate->output_bytes;
+    ATTND_RETURN_IF_ERROR(ChooseEngine());
+    ATTND_ASSIGN_OR_RETURN(const MemoryEstimate estimate,
+                           engine_->estimator().Estimate(spec_.problem));
+    ATTND_ASSIGN_OR_RETURN(const MemoryEstimate naive,
+                           engine_->estimator().Estimate(spec_.naive_problem));
+    naive_bytes_ = naive.naive_bytes;
+    const int64_t other_bytes = reservation_.bytes() + kMessageEnvelopeBytes;
+    const int64_t tensor_bytes = estimate.input_bytes + estimate.output_bytes;
     const std::optional<int64_t> with_flash =
-        CheckedSum({beside, estimate->flash_bytes});
+        CheckedSum({other_bytes, estimate.flash_bytes});
     if (!with_flash) return BytesOutOfRange();
-    if (absl::Status status = reservation_.GrowTo(*with_flash); !status.ok()) {
-      return status;
-    }
-    // Where it has no tensors of its own, it takes turns with flash on these.
-    const bool twins = spec_.problem.params().query_dtype != DataType::kF32;
+    ATTND_RETURN_IF_ERROR(reservation_.GrowTo(*with_flash));
+    // Naive attention computes in f32. If the problem is f32 as well, both use
+    // the same tensors in turns. Otherwise naive attention needs its own.
+    const bool needs_f32 = spec_.problem.params().query_dtype != DataType::kF32;
     const std::optional<int64_t> with_naive =
-        CheckedSum({beside, twins ? tensors : 0, naive_bytes_});
+        CheckedSum({other_bytes, needs_f32 ? tensor_bytes : 0, naive_bytes_});
     naive_fits_ = with_naive && reservation_.GrowTo(*with_naive).ok();
-    absl::StatusOr<BenchmarkTensors> made =
-        BenchmarkTensors::Make(spec_.problem, measuring_);
-    if (!made.ok()) return made.status();
-    tensors_ = *std::move(made);
-    if (twins && naive_fits_) {
-      made = BenchmarkTensors::Make(spec_.naive_problem, measuring_);
-      if (!made.ok()) return made.status();
-      twins_ = *std::move(made);
+    ATTND_ASSIGN_OR_RETURN(tensors_,
+                           BenchmarkTensors::Make(spec_.problem, measuring_));
+    if (needs_f32 && naive_fits_) {
+      ATTND_ASSIGN_OR_RETURN(
+          f32_tensors_,
+          BenchmarkTensors::Make(spec_.naive_problem, measuring_));
     }
-    return FillInputs(tensors_, twins_ ? &*twins_ : nullptr, measuring_);
+    return FillInputs(tensors_, f32_tensors_ ? &*f32_tensors_ : nullptr,
+                      measuring_);
   }
 
-  // One of its own, where not all of the server's threads are to compute.
+  // Chooses the server's engine, or makes one if the benchmark has another
+  // number of threads.
   absl::Status ChooseEngine() {
     if (spec_.threads == engine_->threads()) return absl::OkStatus();
     try {
@@ -153,43 +154,45 @@ class Run {
 
   // Counts the repetition only if all of it ends in time.
   absl::Status Repeat(int64_t repetition) {
-    // At the first repetition, and then evenly spread.
+    // The machine is measured in the first repetition, and then in repetitions
+    // that are spread evenly.
     if (static_cast<int64_t>(peaks_.size()) * spec_.repetitions <=
         repetition * MaxPeaks()) {
       Begin("peak");
       const double peak =
           MeasureFmaPeak(engine_->machine().isa, spec_.peak_time,
                          engine_->scheduler(), engine_->threads(), &measuring_);
-      if (absl::Status over = measuring_.Check(); !over.ok()) return over;
+      ATTND_RETURN_IF_ERROR(measuring_.Check());
       peaks_.push_back(peak);
     }
     Begin("naive");
     std::optional<double> naive_ms;
     if (naive_fits_) {
-      const BenchmarkTensors& tensors = twins_ ? *twins_ : tensors_;
-      const absl::StatusOr<RunStats> stats = NaiveAttention(
-          *engine_, spec_.naive_problem, tensors.buffers(), &measuring_);
-      if (!stats.ok()) return stats.status();
-      naive_ms = TimeMs(*stats);
+      const BenchmarkTensors& tensors = f32_tensors_ ? *f32_tensors_ : tensors_;
+      ATTND_ASSIGN_OR_RETURN(const RunStats stats,
+                             NaiveAttention(*engine_, spec_.naive_problem,
+                                            tensors.buffers(), &measuring_));
+      naive_ms = TimeMs(stats);
       naive_peak_bytes_ = std::max(
-          naive_peak_bytes_, tensors.size_bytes() + stats->workspace_bytes);
+          naive_peak_bytes_, tensors.size_bytes() + stats.workspace_bytes);
     }
     Begin("flash");
-    const absl::StatusOr<RunStats> stats =
-        engine_->Run(spec_.problem, tensors_.buffers(), &measuring_);
-    if (!stats.ok()) return stats.status();
+    ATTND_ASSIGN_OR_RETURN(
+        const RunStats stats,
+        engine_->Run(spec_.problem, tensors_.buffers(), &measuring_));
     if (naive_ms) naive_ms_.push_back(*naive_ms);
-    flash_ms_.push_back(TimeMs(*stats));
-    flash_stats_ = *stats;
-    flash_peak_bytes_ = std::max(
-        flash_peak_bytes_, tensors_.size_bytes() + stats->workspace_bytes);
+    flash_ms_.push_back(TimeMs(stats));
+    flash_stats_ = stats;
+    flash_peak_bytes_ = std::max(flash_peak_bytes_,
+                                 tensors_.size_bytes() + stats.workspace_bytes);
     return measuring_.Check();
   }
 
-  // From the first tile to the last: without the allocation of what the run
-  // holds, the N x N scores or the workspace, but with the page faults of its
-  // first touch. Fresh memory is part of what either algorithm costs, and
-  // naive needs much more of it.
+  // Returns the time from the first tile to the last. It does not include the
+  // allocation of memory (the N x N scores of naive attention, or the
+  // workspace), but it includes the page faults at the first touch of that
+  // memory. Fresh memory is a part of what each algorithm costs, and naive
+  // attention needs much more of it.
   static double TimeMs(const RunStats& stats) {
     return std::chrono::duration<double, std::milli>(stats.compute_time)
         .count();
@@ -224,23 +227,24 @@ class Run {
     return result;
   }
 
-  // Compares rows that are spread evenly over all rows. Compares fewer of them
-  // if the time is up, but at least one. A run that was stopped may have
-  // written some rows again, from the same inputs, so all rows are whole rows
-  // of an answer.
+  // Compares rows that are spread evenly over all rows with the reference
+  // implementation. Compares fewer of them if the time is up, but at least one.
+  // A run that was stopped may have written some rows again. It computed them
+  // from the same inputs, so every row is still right.
   absl::Status Verify(v1::BenchmarkResult& result) const {
     const AttentionParams& params = spec_.problem.params();
     const int64_t rows = params.num_q_heads * params.q_len;
     const int64_t checked = std::min(rows, kMaxVerifiedRows);
-    // The step has no common divisor with their number, so each is reached
-    // once, and the first few of them are spread as well.
+    // The step and the number of rows have no common divisor, so each row is
+    // reached once. The step is large, so that the first few rows are spread as
+    // well.
     int64_t step = checked * 5 / 8 + 1;
     while (std::gcd(step, checked) != 1) ++step;
     std::vector<double> expected(static_cast<size_t>(params.v_head_dim));
     double max_abs = 0;
     double max_rel = 0;
     for (int64_t i = 0; i < checked; ++i) {
-      if (absl::Status over = stop_.Check(); !over.ok()) return over;
+      ATTND_RETURN_IF_ERROR(stop_.Check());
       if (i > 0 && verifying_.ShouldStop()) break;
       const int64_t row = i * step % checked * rows / checked;
       double lse = 0;
@@ -252,10 +256,10 @@ class Run {
             ReferenceElement(tensors_.output.data(), params.output_dtype,
                              row * params.v_head_dim + static_cast<int64_t>(d));
         const double error = std::abs(expected[d] - got);
-        // Written so that a NaN wins.
+        // The comparisons are written so that a NaN becomes the maximum.
         if (!(error <= max_abs)) max_abs = error;
         const double relative =
-            error / std::max(std::abs(expected[d]), kSmallestExpected);
+            error / std::max(std::abs(expected[d]), kMinExpected);
         if (!(relative <= max_rel)) max_rel = relative;
       }
     }
@@ -265,11 +269,11 @@ class Run {
   }
 
   const BenchmarkSpec& spec_;
-  const std::chrono::nanoseconds max_time_;  // of everything; 0: any
+  const std::chrono::nanoseconds max_time_;  // for everything; 0: no limit
   const SteadyTime start_ = std::chrono::steady_clock::now();
   Admission::Reservation& reservation_;
-  const StopSignal& stop_;  // of the call
-  // The end of preparations and measurements, and of the verification.
+  const StopSignal& stop_;  // stops the call
+  // These end preparations and measurements, and the verification.
   const StopSignal measuring_{After(max_time_ * kMeasuringShare), &stop_};
   const StopSignal verifying_{After(max_time_), &stop_};
   const BenchmarkProgressFn& progress_;
@@ -278,14 +282,15 @@ class Run {
 
   bool naive_fits_ = false;
   BenchmarkTensors tensors_;
-  // In f32, for naive attention. If unset, naive attention uses tensors_.
-  std::optional<BenchmarkTensors> twins_;
+  // The tensors in f32, for naive attention. If unset, naive attention uses
+  // tensors_.
+  std::optional<BenchmarkTensors> f32_tensors_;
   int64_t steps_begun_ = 0;
   std::vector<double> peaks_;
   std::vector<double> naive_ms_;
   std::vector<double> flash_ms_;
   RunStats flash_stats_;
-  int64_t naive_bytes_ = 0;  // computed
+  int64_t naive_bytes_ = 0;  // the estimate
   int64_t naive_peak_bytes_ = 0;
   int64_t flash_peak_bytes_ = 0;
 };
@@ -296,9 +301,10 @@ absl::Status NoThreadError(const std::system_error& error) {
   return WithRetryDelay(
       WithReason(
           absl::ResourceExhaustedError(absl::StrCat(
-              "the system starts no thread for the benchmark (", error.what(),
-              "): raise the limit of the server's processes (pids.max "
-              "of its cgroup, ulimit -u) or of its memory")),
+              "the system cannot start a thread for the benchmark (",
+              error.what(),
+              "): raise the server's limit of processes (pids.max of its "
+              "cgroup, ulimit -u) or of memory")),
           kThreadLimit),
       kThreadRetryDelay);
 }
@@ -310,7 +316,8 @@ absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
   const int64_t before = reservation.bytes();
   absl::StatusOr<v1::BenchmarkResult> result =
       Run(spec, context, reservation, stop, progress).Execute();
-  // The tensors are freed by now; a client that reads slowly holds none.
+  // The tensors have been freed, so a client that reads slowly must not keep
+  // their bytes reserved.
   reservation.ShrinkTo(before + kMessageEnvelopeBytes);
   return result;
 }

@@ -1,6 +1,6 @@
-// Flash against naive attention on random inputs, beside the machine's own
-// limit. Measures, verifies and reports; knows no gRPC and no threads of its
-// own but the engine's.
+// Measures flash attention and naive attention on random inputs, and the
+// arithmetic speed of the machine for comparison. Verifies the result of flash
+// attention. Starts no threads except those of an engine. Knows no gRPC.
 #ifndef ATTND_SERVER_CALLS_BENCHMARK_H_
 #define ATTND_SERVER_CALLS_BENCHMARK_H_
 
@@ -17,21 +17,31 @@
 
 namespace attnd::server {
 
-// What either of a benchmark's threads is refused with where the system starts
-// none: `error` is why.
+// Returns RESOURCE_EXHAUSTED, with RetryInfo, for a benchmark for which the
+// system cannot start a thread. `error` is what std::thread has thrown.
 absl::Status NoThreadError(const std::system_error& error);
 
-// Called with the phase that begins and how much of the whole is done.
+// Receives the name of each phase when it begins, and the fraction of all work
+// that is done by then, from 0 to 1.
 using BenchmarkProgressFn =
     std::function<void(absl::string_view phase, double fraction)>;
 
-// Runs naive, flash and the FMA peak in turns, so that what disturbs one
-// disturbs all, and takes medians. Holds what it allocates in `reservation`,
-// which is left with no more than an answer needs; leaves naive out where that
-// does not grow so far. Checks `stop` in every phase, every few milliseconds.
-// All phases together take at most `context.max_benchmark_time`. When that is
-// over, the result covers the repetitions that ended; if none ended, it is
-// RESOURCE_EXHAUSTED. Blocks; do not call it from a worker.
+// Runs the benchmark that `spec` describes and returns its result. Blocks until
+// it is done, so do not call it from a worker.
+//
+// Each repetition runs naive attention, flash attention and sometimes the
+// measurement of the machine, so that a disturbance affects all of them. The
+// result has the medians.
+//
+// Memory: all that this allocates is reserved in `reservation` first. If the
+// budget does not allow the memory of naive attention, the result has only
+// flash attention. Afterwards `reservation` has what it had before, plus what
+// an answer needs.
+//
+// Time: this checks `stop` every few milliseconds in every phase. All phases
+// together take at most `context.max_benchmark_time`. When that time is up, the
+// result covers the repetitions that have finished; if there are none, the
+// error is RESOURCE_EXHAUSTED.
 absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
     const BenchmarkSpec& spec, const ServiceContext& context,
     Admission::Reservation& reservation, const StopSignal& stop,

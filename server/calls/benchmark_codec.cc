@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "server/codec/options_codec.h"
 #include "wire/reasons.h"
 
@@ -16,8 +17,8 @@ namespace {
 constexpr int64_t kDefaultDimensions = 128;
 constexpr int64_t kDefaultRepetitions = 5;
 constexpr int64_t kMaxRepetitions = 1000;
-// One request may ask for as much as this many heads of the longest problem,
-// at the default dimensions and repetitions.
+// One request may ask for as much work as this many heads of the longest
+// problem take, with the default dimensions and repetitions.
 constexpr int64_t kMaxFullHeads = 32;
 
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t lowest,
@@ -58,7 +59,8 @@ absl::Status CheckWork(double pairs, double dimensions, int64_t repetitions,
       absl::ResourceExhaustedError(absl::StrCat(
           "num_vectors^2 * num_heads * dimensions * repetitions: expected at "
           "most ",
-          allowed, ", got ", asked)),
+          allowed, ", got ", asked,
+          ": reduce one of them, or raise --max-benchmark-vectors")),
       kWorkLimit);
 }
 
@@ -66,11 +68,8 @@ absl::Status CheckWork(double pairs, double dimensions, int64_t repetitions,
 
 absl::StatusOr<BenchmarkSpec> DecodeBenchmark(const v1::BenchmarkRequest& in,
                                               const ServiceContext& context) {
-  if (absl::Status status = CheckFields(in, context); !status.ok()) {
-    return status;
-  }
-  const absl::StatusOr<DataType> dtype = DecodeProblemType(in.dtype());
-  if (!dtype.ok()) return dtype.status();
+  ATTND_RETURN_IF_ERROR(CheckFields(in, context));
+  ATTND_ASSIGN_OR_RETURN(const DataType dtype, DecodeProblemType(in.dtype()));
   const int64_t vectors = in.num_vectors();
   const int64_t heads = in.num_heads() > 0 ? in.num_heads() : 1;
   const int64_t dimensions =
@@ -80,18 +79,15 @@ absl::StatusOr<BenchmarkSpec> DecodeBenchmark(const v1::BenchmarkRequest& in,
   const double pairs = static_cast<double>(vectors) *
                        static_cast<double>(vectors) *
                        static_cast<double>(heads);
-  if (absl::Status status = CheckWork(pairs, static_cast<double>(dimensions),
-                                      repetitions, context);
-      !status.ok()) {
-    return status;
-  }
+  ATTND_RETURN_IF_ERROR(
+      CheckWork(pairs, static_cast<double>(dimensions), repetitions, context));
   const auto make_problem = [&](DataType type) {
     const TensorSpec tensor{.dtype = type,
                             .shape = {1, heads, vectors, dimensions}};
     return AttentionProblem::Create(tensor, tensor, tensor,
                                     {.block_size = in.block_size()});
   };
-  const absl::StatusOr<AttentionProblem> problem = make_problem(*dtype);
+  const absl::StatusOr<AttentionProblem> problem = make_problem(dtype);
   if (!problem.ok()) return WithField(problem.status(), "num_vectors");
   const absl::StatusOr<AttentionProblem> naive_problem =
       make_problem(DataType::kF32);

@@ -1,4 +1,4 @@
-// What a Benchmark request asks for, checked. Measures nothing.
+// Checks a request of Benchmark, and converts it to what RunBenchmark needs.
 #ifndef ATTND_SERVER_CALLS_BENCHMARK_CODEC_H_
 #define ATTND_SERVER_CALLS_BENCHMARK_CODEC_H_
 
@@ -12,19 +12,21 @@
 
 namespace attnd::server {
 
-// A request that was found good, with every default resolved.
+// A valid benchmark. Fields that the request did not set have their defaults.
 struct BenchmarkSpec {
   AttentionProblem problem;
-  AttentionProblem naive_problem;  // the same of F32, which naive computes in
+  // The same problem in F32, because naive attention computes only in F32.
+  AttentionProblem naive_problem;
   int64_t threads = 0;
   int64_t repetitions = 0;
-  // How long one measurement of the machine's own limit takes. Requests cannot
-  // change it; tests with many small problems do.
+  // How long one measurement of the machine's arithmetic speed takes at least.
+  // Requests cannot change this. Tests with many small problems do.
   std::chrono::nanoseconds peak_time = std::chrono::milliseconds(30);
 };
 
-// Refuses with the field's path; RESOURCE_EXHAUSTED where one request asks for
-// more arithmetic than the server grants.
+// Converts `request`. An error names the field that is wrong.
+// RESOURCE_EXHAUSTED if the request asks for more arithmetic than the server
+// allows for one call.
 absl::StatusOr<BenchmarkSpec> DecodeBenchmark(
     const v1::BenchmarkRequest& request, const ServiceContext& context);
 

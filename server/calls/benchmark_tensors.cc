@@ -8,23 +8,25 @@
 
 #include "absl/status/status.h"
 #include "base/half_float.h"
+#include "base/status_macros.h"
 #include "server/calls/random_floats.h"
 
 namespace attnd::server {
 namespace {
 
-// How much is written between two checks of the stop signal. Writing it takes
+// How many bytes are written between two checks of the stop signal. That takes
 // milliseconds, including page faults.
 constexpr size_t kPieceBytes = size_t{4} << 20;
 
-// Calls `fill(begin, count)` for one part of `size` elements after the other.
+// Calls `fill(begin, count)` for consecutive parts of `size` elements, until
+// `stop` asks to stop.
 template <typename Fill>
 absl::Status InPieces(size_t size, size_t element_bytes, const StopSignal& stop,
                       const Fill& fill) {
-  const size_t most = kPieceBytes / element_bytes;
-  for (size_t begin = 0; begin < size; begin += most) {
-    if (absl::Status status = stop.Check(); !status.ok()) return status;
-    fill(begin, std::min(most, size - begin));
+  const size_t max_count = kPieceBytes / element_bytes;
+  for (size_t begin = 0; begin < size; begin += max_count) {
+    ATTND_RETURN_IF_ERROR(stop.Check());
+    fill(begin, std::min(max_count, size - begin));
   }
   return stop.Check();
 }
@@ -37,9 +39,10 @@ absl::Status FillFloats(std::span<float> floats, RandomFloats& random,
                   });
 }
 
-// `twin` has as many elements as `halves`, or none.
+// Fills `halves` with random numbers of `type`, and `rounded` with the same
+// numbers as floats, unless it is empty.
 absl::Status FillHalves(DataType type, std::span<uint16_t> halves,
-                        std::span<float> twin, RandomFloats& random,
+                        std::span<float> rounded, RandomFloats& random,
                         const StopSignal& stop) {
   const bool f16 = type == DataType::kF16;
   std::array<float, 1024> floats;
@@ -52,8 +55,8 @@ absl::Status FillHalves(DataType type, std::span<uint16_t> halves,
         const uint16_t half =
             f16 ? F16FromFloat(floats[i]) : BF16FromFloat(floats[i]);
         halves[at] = half;
-        if (!twin.empty()) {
-          twin[at] = f16 ? FloatFromF16(half) : FloatFromBF16(half);
+        if (!rounded.empty()) {
+          rounded[at] = f16 ? FloatFromF16(half) : FloatFromBF16(half);
         }
       }
       done += now;
@@ -66,12 +69,10 @@ absl::Status FillHalves(DataType type, std::span<uint16_t> halves,
 
 absl::StatusOr<BenchmarkTensor> BenchmarkTensor::Make(DataType type,
                                                       int64_t size_bytes) {
-  absl::StatusOr<Workspace> block = Workspace::Reserve(size_bytes);
-  if (!block.ok()) return block.status();
   BenchmarkTensor tensor;
   tensor.type_ = type;
   tensor.size_bytes_ = size_bytes;
-  tensor.block_ = *std::move(block);
+  ATTND_ASSIGN_OR_RETURN(tensor.block_, Workspace::Reserve(size_bytes));
   return tensor;
 }
 
@@ -100,19 +101,16 @@ absl::StatusOr<BenchmarkTensors> BenchmarkTensors::Make(
       {&BenchmarkTensors::output, params.output_dtype, problem.output_bytes()}};
   BenchmarkTensors tensors;
   for (const Part& part : parts) {
-    absl::StatusOr<BenchmarkTensor> made =
-        BenchmarkTensor::Make(part.type, part.size_bytes);
-    if (!made.ok()) return made.status();
-    tensors.*part.tensor = *std::move(made);
+    ATTND_ASSIGN_OR_RETURN(tensors.*part.tensor,
+                           BenchmarkTensor::Make(part.type, part.size_bytes));
   }
   auto* const output = static_cast<std::byte*>(tensors.output.data());
   // A number whose bits are all ones is a NaN in every type.
-  absl::Status status =
+  ATTND_RETURN_IF_ERROR(
       InPieces(static_cast<size_t>(tensors.output.size_bytes()), 1, stop,
                [&](size_t begin, size_t count) {
                  std::memset(output + begin, 0xff, count);
-               });
-  if (!status.ok()) return status;
+               }));
   return tensors;
 }
 
@@ -129,18 +127,19 @@ int64_t BenchmarkTensors::size_bytes() const {
 }
 
 absl::Status FillInputs(const BenchmarkTensors& tensors,
-                        const BenchmarkTensors* twins, const StopSignal& stop) {
+                        const BenchmarkTensors* f32_tensors,
+                        const StopSignal& stop) {
   RandomFloats random(/*seed=*/1);
   for (const auto tensor : {&BenchmarkTensors::query, &BenchmarkTensors::key,
                             &BenchmarkTensors::value}) {
     const BenchmarkTensor& to = tensors.*tensor;
-    const std::span<float> twin =
-        twins != nullptr ? (twins->*tensor).floats() : std::span<float>();
-    absl::Status status =
+    const std::span<float> rounded = f32_tensors != nullptr
+                                         ? (f32_tensors->*tensor).floats()
+                                         : std::span<float>();
+    ATTND_RETURN_IF_ERROR(
         to.type() == DataType::kF32
             ? FillFloats(to.floats(), random, stop)
-            : FillHalves(to.type(), to.halves(), twin, random, stop);
-    if (!status.ok()) return status;
+            : FillHalves(to.type(), to.halves(), rounded, random, stop));
   }
   return absl::OkStatus();
 }

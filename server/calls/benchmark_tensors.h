@@ -1,5 +1,4 @@
-// The memory that a benchmark computes on, and the random numbers in it. Knows
-// no gRPC and measures nothing.
+// Allocates the tensors of a benchmark, and fills them with random numbers.
 #ifndef ATTND_SERVER_CALLS_BENCHMARK_TENSORS_H_
 #define ATTND_SERVER_CALLS_BENCHMARK_TENSORS_H_
 
@@ -14,13 +13,13 @@
 
 namespace attnd::server {
 
-// One tensor in a block of its own. The block is rounded up to a multiple of
-// the alignment. This type only gives out spans of the tensor's elements, so
-// that padding is never used as a part of the tensor.
+// One tensor in a block of memory that it owns. The size of the block is
+// rounded up to a multiple of the alignment, but the functions here return only
+// the elements of the tensor, so that padding is never used as a part of it.
 class BenchmarkTensor {
  public:
-  // Returns a tensor without contents, or RESOURCE_EXHAUSTED if the system has
-  // no memory for it.
+  // Returns a tensor whose elements have no values yet. RESOURCE_EXHAUSTED if
+  // the system has not enough memory.
   static absl::StatusOr<BenchmarkTensor> Make(DataType type,
                                               int64_t size_bytes);
 
@@ -29,9 +28,9 @@ class BenchmarkTensor {
   DataType type() const { return type_; }
   void* data() const { return block_.data(); }
   int64_t size_bytes() const { return size_bytes_; }
-  // All elements of a tensor of F32.
+  // All elements. The type must be F32.
   std::span<float> floats() const;
-  // All elements of a tensor of F16 or BF16.
+  // All elements as their bits. The type must be F16 or BF16.
   std::span<uint16_t> halves() const;
 
  private:
@@ -40,17 +39,18 @@ class BenchmarkTensor {
   Workspace block_;
 };
 
-// The inputs and the output of all runs of one algorithm on one problem.
+// The inputs and the output of one problem. All runs of an algorithm use the
+// same ones.
 struct BenchmarkTensors {
   BenchmarkTensor query;
   BenchmarkTensor key;
   BenchmarkTensor value;
   BenchmarkTensor output;
 
-  // Returns tensors whose inputs have no contents yet. The output is filled
-  // with NaN, so that its pages are touched before anything is timed, and a row
-  // that is never written can be seen. If `stop` asks to stop, returns its
-  // status within milliseconds.
+  // Returns tensors for `problem`. The inputs have no values yet. The output is
+  // filled with NaN, so that its pages are touched before anything is timed,
+  // and so that the verification notices a row that is never written. Returns
+  // the status of `stop` within milliseconds after it asks to stop.
   static absl::StatusOr<BenchmarkTensors> Make(const AttentionProblem& problem,
                                                const StopSignal& stop);
 
@@ -59,11 +59,13 @@ struct BenchmarkTensors {
 };
 
 // Fills the inputs of `tensors` with random numbers in [-1, 1), the same ones
-// in every call. `twins`, if not null, are the tensors of the same problem in
-// F32. Their inputs get the numbers that `tensors` holds after rounding. If
-// `stop` asks to stop, returns its status within milliseconds.
+// in every call. If `f32_tensors` is not null, it must have the tensors of the
+// same problem in F32, and its inputs get the numbers of `tensors` as they are
+// after rounding. Returns the status of `stop` within milliseconds after it
+// asks to stop.
 absl::Status FillInputs(const BenchmarkTensors& tensors,
-                        const BenchmarkTensors* twins, const StopSignal& stop);
+                        const BenchmarkTensors* f32_tensors,
+                        const StopSignal& stop);
 
 }  // namespace attnd::server
 

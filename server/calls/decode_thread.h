@@ -1,6 +1,6 @@
-// A thread for messages that take long to decode. gRPC's own threads also
-// answer health checks, so they must not do that. Knows no gRPC and no
-// messages.
+// Runs the decoding of large messages in a thread of its own. gRPC's threads
+// also answer health checks, so they must not do work that takes long. Knows no
+// gRPC and no messages.
 #ifndef ATTND_SERVER_CALLS_DECODE_THREAD_H_
 #define ATTND_SERVER_CALLS_DECODE_THREAD_H_
 
@@ -12,10 +12,10 @@
 
 namespace attnd::server {
 
-// Runs pieces of work one after the other, in the order of their submission.
-// Thread-safe. The queue has no limit of its own, because callers admit a call
-// before they submit its work: the slots bound how many calls wait, and the
-// memory budget bounds what they hold.
+// Runs pieces of work one after the other, in the order in which callers submit
+// them. Thread-safe. The queue needs no limit, because callers admit a call
+// before they submit its work: the slots limit how many calls wait, and the
+// memory budget limits what they hold.
 class DecodeThread {
  public:
   // Throws std::system_error if the system cannot start another thread.
@@ -25,7 +25,7 @@ class DecodeThread {
   DecodeThread(const DecodeThread&) = delete;
   DecodeThread& operator=(const DecodeThread&) = delete;
 
-  // Submits `work` and returns at once. The thread runs and destroys it.
+  // Submits `work` and returns at once. The thread runs `work` and destroys it.
   void Run(std::function<void()> work);
 
  private:
@@ -35,7 +35,7 @@ class DecodeThread {
   std::condition_variable changed_;
   std::deque<std::function<void()>> queue_;
   bool ending_ = false;
-  std::thread thread_;  // last: it uses the others
+  std::thread thread_;  // must be last, because it uses the other members
 };
 
 }  // namespace attnd::server

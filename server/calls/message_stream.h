@@ -1,5 +1,5 @@
-// The stream of messages that a call reads and writes, for calls that must not
-// know gRPC.
+// The interfaces through which calls read and write streams of messages, so
+// that they need not know gRPC. The reactors in server/rpc/ implement them.
 #ifndef ATTND_SERVER_CALLS_MESSAGE_STREAM_H_
 #define ATTND_SERVER_CALLS_MESSAGE_STREAM_H_
 
@@ -11,17 +11,18 @@
 
 namespace attnd::server {
 
-// Have at most one Write outstanding, so that nothing piles up before a slow
-// client. Call Finish once, after the last Write. The stream may be gone when
-// Finish returns, but not before callbacks of the stream, such as OnMessage,
-// have returned.
+// Sends the messages of one call. Each Write ends with a call of OnWritten of
+// the call. Have at most one Write outstanding, so that messages do not pile up
+// if the client is slow. Call Finish once, after the last Write. The sink may
+// be destroyed when Finish returns, but not before callbacks that it has called
+// (OnMessage, OnWritten) have returned.
 class MessageSink {
  public:
   virtual ~MessageSink() = default;
   virtual void Write(OutgoingMessage message) = 0;
-  // How many bytes of the outstanding Write have left the server, counted in
-  // steps of at most kLeastMoveBytes. Call it only while a Write is
-  // outstanding.
+  // Returns how many bytes of the outstanding Write have left the server,
+  // counted in steps of at most kMinProgressBytes. Call it only while a Write
+  // is outstanding.
   virtual int64_t sent_bytes() = 0;
   // Ends an outstanding Write with OnWritten(false) even if the client reads
   // nothing. The client gets the text `why` if it ever reads again. Call it
@@ -30,8 +31,10 @@ class MessageSink {
   virtual void Finish(const absl::Status& status) = 0;
 };
 
-// A sink that also reads. Have at most one Read outstanding; what a faster
-// client sends waits in its own buffers. A Read after Finish ends with OnEnd.
+// A sink that also receives messages. Each Read ends with a call of OnMessage
+// or OnEnd of the call. Have at most one Read outstanding. Messages that a
+// faster client sends meanwhile wait at the client. A Read after Finish ends
+// with OnEnd.
 class MessageStream : public MessageSink {
  public:
   virtual void Read() = 0;

@@ -1,5 +1,5 @@
-// The calls that compute no attention: they parse the message, look something
-// up and answer. Knows no gRPC.
+// Answers the calls that compute no attention: MemoryEstimate and
+// GetServerInfo. Knows no gRPC.
 #ifndef ATTND_SERVER_CALLS_PLAIN_CALLS_H_
 #define ATTND_SERVER_CALLS_PLAIN_CALLS_H_
 
@@ -13,12 +13,14 @@
 
 namespace attnd::server {
 
+// Receives the answer of a call: a serialized message or an error.
 using PlainDone = std::function<void(absl::StatusOr<OutgoingMessage>)>;
 
-// Both answer `received` by calling `done` once: before they return if the
-// message is light, or from the decode thread. `done` must not block. Each
-// takes a slot while it runs. `stop` ends a call that waits for the decode
-// thread. `context` and `stop` must live until `done` is called.
+// These functions answer `received`, the bytes of a request, by calling `done`
+// once. If the message is light (SplitIfLight), they do so before they return.
+// Otherwise the decode thread calls `done`. `done` must not block. A call takes
+// a slot while it runs. `stop` ends a call that waits for the decode thread.
+// `context` and `stop` must live until `done` is called.
 void AnswerMemoryEstimate(const ServiceContext& context,
                           ReceivedMessage received, const StopSignal& stop,
                           PlainDone done);

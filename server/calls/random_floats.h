@@ -1,4 +1,4 @@
-// Numbers for runs whose input does not matter. The same on every machine.
+// Random inputs for runs in which the exact numbers do not matter.
 #ifndef ATTND_SERVER_CALLS_RANDOM_FLOATS_H_
 #define ATTND_SERVER_CALLS_RANDOM_FLOATS_H_
 
@@ -7,15 +7,18 @@
 
 namespace attnd::server {
 
-// Numbers in [-1, 1) that follow from `seed` alone, however many a call takes.
-// A linear congruential generator (Numerical Recipes' constants): a nanosecond
-// a number, and good enough where only the distribution matters.
+// Returns random numbers in [-1, 1). Their sequence depends only on `seed`: it
+// is the same on every machine, and for calls of Fill with any lengths. This is
+// a linear congruential generator with the constants of Numerical Recipes. It
+// takes a nanosecond for each number. Use it only where no more than the
+// distribution of the numbers matters.
 class RandomFloats {
  public:
   explicit RandomFloats(uint32_t seed) : state_(seed) {}
 
   void Fill(std::span<float> out) {
-    constexpr int kUnusedBits = 8;  // the weak ones, and those beyond a float
+    // The lowest bits are not random enough, and a float has no place for them.
+    constexpr int kUnusedBits = 8;
     constexpr float kStep = 0x1p-23F;
     for (float& x : out) {
       state_ = state_ * 1664525U + 1013904223U;

@@ -1,4 +1,4 @@
-// What every call needs of the server around it.
+// The parts and limits of the server that every call uses.
 #ifndef ATTND_SERVER_CALLS_SERVICE_CONTEXT_H_
 #define ATTND_SERVER_CALLS_SERVICE_CONTEXT_H_
 
@@ -13,14 +13,14 @@
 
 namespace attnd::server {
 
-// Non-owning: what the pointers and references refer to must outlive it.
+// Owns nothing. What the pointers and references refer to must outlive it.
 struct ServiceContext {
   AttentionEngine& engine;
   Admission& admission;
   int64_t max_message_bytes = 0;
   int64_t max_benchmark_vectors = 0;
   const RegionRegistry* regions = nullptr;  // null: shared memory is off
-  std::chrono::nanoseconds stream_idle_timeout{0};  // 0: none
+  std::chrono::nanoseconds stream_idle_timeout{0};  // 0: no limit
   std::chrono::nanoseconds max_benchmark_time{0};   // 0: no limit
   // Decodes messages that are not light; null: the thread that receives a
   // message decodes it.

@@ -22,27 +22,27 @@ SilenceWatch::~SilenceWatch() {
 void SilenceWatch::Add(std::weak_ptr<WatchedCall> call) {
   if (!thread_.joinable()) return;
   const std::lock_guard lock(mutex_);
-  // Those that are over keep some memory: they go before the list grows, which
-  // leaves it room to do so seldom.
+  // Calls that have ended still take some memory here. They are removed before
+  // the list grows. The list then grows a lot, so that this happens rarely.
   if (calls_.size() == calls_.capacity()) {
-    ForgetOver();
+    ForgetEnded();
     calls_.reserve(2 * calls_.size() + 16);
   }
   calls_.push_back(std::move(call));
 }
 
-void SilenceWatch::ForgetOver() {
+void SilenceWatch::ForgetEnded() {
   std::erase_if(calls_, [](const auto& call) { return call.expired(); });
 }
 
 void SilenceWatch::Watch() {
   std::unique_lock lock(mutex_);
   while (!stop_changed_.wait_for(lock, timeout_ / 4, [&] { return stop_; })) {
-    ForgetOver();
+    ForgetEnded();
     const std::vector<std::weak_ptr<WatchedCall>> calls = calls_;
     lock.unlock();
     for (const std::weak_ptr<WatchedCall>& call : calls) {
-      if (const auto there = call.lock()) there->EndIfSilent(timeout_);
+      if (const auto live = call.lock()) live->EndIfSilent(timeout_);
     }
     lock.lock();
   }

@@ -1,6 +1,6 @@
 // Ends calls whose clients do not send what the server waits for, or do not
-// read what it writes, so that no client holds a slot and memory for as long as
-// its connection lasts. Knows no gRPC.
+// read what it writes. Otherwise such a client would hold a slot and memory
+// until it closes its connection. Knows no gRPC.
 #ifndef ATTND_SERVER_CALLS_SILENCE_WATCH_H_
 #define ATTND_SERVER_CALLS_SILENCE_WATCH_H_
 
@@ -13,20 +13,21 @@
 
 namespace attnd::server {
 
-// A call that waits for its client, in one direction or the other.
+// A call that may have to wait for its client.
 class WatchedCall {
  public:
   virtual ~WatchedCall() = default;
   // Ends the call if it has waited for its client for `timeout`, and the client
-  // has moved less than kLeastMoveBytes and completed nothing in that time.
-  // Thread-safe. May be called at any time, and must not wait.
+  // has sent or read less than kMinProgressBytes and completed nothing in that
+  // time. Thread-safe. It may be called at any time, and must not wait.
   virtual void EndIfSilent(std::chrono::nanoseconds timeout) = 0;
 };
 
-// A thread that looks at every call four times in each timeout. Thread-safe.
+// Calls EndIfSilent for every call four times in each timeout, in a thread of
+// its own. Thread-safe.
 class SilenceWatch {
  public:
-  // If `timeout` is zero, no call is watched and there is no thread.
+  // If `timeout` is 0, there is no thread, and no call is watched.
   explicit SilenceWatch(std::chrono::nanoseconds timeout);
   ~SilenceWatch();
   SilenceWatch(const SilenceWatch&) = delete;
@@ -37,8 +38,8 @@ class SilenceWatch {
 
  private:
   void Watch();
-  // Needs the mutex.
-  void ForgetOver();
+  // Removes the calls that no longer exist. The caller must hold `mutex_`.
+  void ForgetEnded();
 
   const std::chrono::nanoseconds timeout_;
   std::mutex mutex_;

@@ -14,32 +14,32 @@ namespace attnd::server {
 
 // While the server waits for a client, the client has to send or read this many
 // bytes within each timeout, or complete what the server waits for.
-inline constexpr int64_t kLeastMoveBytes = int64_t{64} << 10;
+inline constexpr int64_t kMinProgressBytes = int64_t{64} << 10;
 
 // Measures how long the server has waited for one client, in one direction,
-// since the client last moved enough bytes. Time in which the server itself is
-// busy does not count. Not thread-safe.
+// since the client last sent or read enough bytes. Time in which the server
+// itself is busy does not count. Not thread-safe.
 class StallTimer {
  public:
-  // The server waits for the client from now on.
+  // Call this when the server begins to wait for the client.
   void Start(SteadyTime now) { since_ = now; }
-  // The server does not wait for the client until the next Start.
+  // Call this when the server no longer waits for the client.
   void Stop(SteadyTime now) {
     if (since_) waited_ += now - *since_;
     since_.reset();
   }
-  // The client completed what the server waited for. The time starts again at
-  // 0.
+  // Call this when the client has completed what the server waited for. The
+  // time starts again at 0.
   void Complete(SteadyTime now) {
     waited_ = {};
     if (since_) since_ = now;
   }
-  // The client has moved `total_bytes` so far, in all or of the current
-  // message. The time starts again at 0 if at least kLeastMoveBytes of them are
-  // new.
+  // Call this with the number of bytes that the client has sent or read so far,
+  // either in total or of the current message. The time starts again at 0 if
+  // that is at least kMinProgressBytes more than when it last did.
   void SawBytes(int64_t total_bytes, SteadyTime now) {
     counted_bytes_ = std::min(counted_bytes_, total_bytes);
-    if (total_bytes - counted_bytes_ < kLeastMoveBytes) return;
+    if (total_bytes - counted_bytes_ < kMinProgressBytes) return;
     counted_bytes_ = total_bytes;
     Complete(now);
   }
@@ -49,9 +49,9 @@ class StallTimer {
   }
 
  private:
-  std::optional<SteadyTime> since_;
-  SteadyTime::duration waited_{};  // before `since_`
-  int64_t counted_bytes_ = 0;      // at the last SawBytes that was enough
+  std::optional<SteadyTime> since_;  // when the current wait began
+  SteadyTime::duration waited_{};    // in earlier waits
+  int64_t counted_bytes_ = 0;        // when bytes last restarted the time
 };
 
 }  // namespace attnd::server

@@ -113,7 +113,7 @@ absl::Status StreamCall::IdleStatus(std::chrono::nanoseconds timeout,
   return RefuseField(
       absl::StatusCode::kDeadlineExceeded, begun_ ? "chunk" : "header",
       begun_ ? absl::StrCat(
-                   "expected chunks of ", kLeastMoveBytes,
+                   "expected chunks of ", kMinProgressBytes,
                    " bytes together, the rest of a tensor, or the end of the "
                    "stream, within each ",
                    time,

@@ -8,7 +8,7 @@
 namespace attnd::server {
 
 std::string UnreadText(std::chrono::nanoseconds timeout) {
-  return absl::StrCat("the client read less than ", kLeastMoveBytes,
+  return absl::StrCat("the client read less than ", kMinProgressBytes,
                       " bytes of the answer in ",
                       absl::FormatDuration(absl::FromChrono(timeout)),
                       " (--stream-idle-timeout)");
@@ -26,17 +26,17 @@ void UnaryAnswer::Over() {
 }
 
 void UnaryAnswer::EndIfSilent(std::chrono::nanoseconds timeout) {
-  SendingRpc::Break end;
+  SendingRpc::BreakFn end_rpc;
   {
     const std::lock_guard lock(mutex_);
     if (rpc_ == nullptr) return;
     const SteadyTime now = clock_();
     timer_.SawBytes(rpc_->sent_bytes(), now);
     if (!timer_.IsOver(now, timeout)) return;
-    end = std::exchange(rpc_, nullptr)->HoldToBreak();
+    end_rpc = std::exchange(rpc_, nullptr)->MakeBreak();
   }
-  // Without the lock: gRPC may come back with Over before this returns.
-  end(UnreadText(timeout));
+  // This runs without the lock, because gRPC may call Over before it returns.
+  end_rpc(UnreadText(timeout));
 }
 
 }  // namespace attnd::server

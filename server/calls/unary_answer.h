@@ -1,5 +1,5 @@
-// Watches over the answer of a call of one message, from the time when gRPC
-// gets it until the client has read it. Knows no gRPC.
+// Ends a call with one message each way if its client does not read the answer.
+// Knows no gRPC.
 #ifndef ATTND_SERVER_CALLS_UNARY_ANSWER_H_
 #define ATTND_SERVER_CALLS_UNARY_ANSWER_H_
 
@@ -15,23 +15,24 @@
 
 namespace attnd::server {
 
-// What an answer needs from the rpc that sends it.
+// An rpc that is sending its answer. The reactors in server/rpc/ implement it.
 class SendingRpc {
  public:
-  // Ends the rpc. The client gets the text if it ever reads again.
-  using Break = std::function<void(const std::string& why)>;
+  // A function that ends an rpc. If the client reads again, it gets the text.
+  using BreakFn = std::function<void(const std::string& why)>;
 
   virtual ~SendingRpc() = default;
-  // How many bytes of the answer have left the server, counted in steps of at
-  // most kLeastMoveBytes.
+  // Returns how many bytes of the answer have left the server, counted in steps
+  // of at most kMinProgressBytes.
   virtual int64_t sent_bytes() = 0;
-  // Returns a Break that may also be called after the end of the rpc; it does
-  // nothing then.
-  virtual Break HoldToBreak() = 0;
+  // Returns a function that ends this rpc. It may outlive the rpc; after the
+  // end of the rpc, it does nothing.
+  virtual BreakFn MakeBreak() = 0;
 };
 
-// Ends a call whose client does not read the answer. Until the answer is sent,
-// it holds memory and a share of the budget. Thread-safe.
+// Watches over the answer of one call, from when gRPC gets it until the client
+// has read it, because an answer holds memory and a part of the budget until it
+// is sent. Thread-safe.
 class UnaryAnswer : public WatchedCall {
  public:
   using Clock = SteadyTime (*)();
@@ -53,7 +54,8 @@ class UnaryAnswer : public WatchedCall {
   SendingRpc* rpc_ = nullptr;  // null: no answer waits for the client
 };
 
-// The text for a client that has read too little of an answer for `timeout`.
+// Returns the error text for a client that has read too little of an answer for
+// `timeout`.
 std::string UnreadText(std::chrono::nanoseconds timeout);
 
 }  // namespace attnd::server

@@ -24,7 +24,8 @@ namespace {
 using grpc::ByteBuffer;
 using grpc::CallbackServerContext;
 
-// Writes one debug line a call, never what tensors hold.
+// Writes a line for each call to the log, at the level debug. It never has the
+// contents of tensors.
 class CallLog {
  public:
   explicit CallLog(std::string_view method) : method_(method) {}
@@ -45,10 +46,11 @@ class CallLog {
       std::chrono::steady_clock::now();
 };
 
-// A call of one message and one answer. The answer is watched until it is sent.
+// A call with one message each way. `watch` ends it if the client does not read
+// the answer.
 class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
  public:
-  // `answer` is told when the call is over. All else must outlive the reactor.
+  // The references must outlive the reactor.
   UnaryReactor(std::string_view name, CallbackServerContext& rpc,
                ByteBuffer& response, SilenceWatch& watch,
                std::shared_ptr<UnaryAnswer> answer)
@@ -71,13 +73,14 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
     answer_->Over();
     delete this;
   }
-  // Nothing here blocks, so gRPC may call this reactor in its own threads.
-  // Otherwise gRPC wakes another thread, which costs a small call time.
+  // Nothing in a reactor blocks, so gRPC may call it in its own threads.
+  // Otherwise gRPC would wake another thread, which takes a large part of the
+  // time of a small call.
   bool InternalInlineable() override { return true; }
 
  private:
   int64_t sent_bytes() override { return sent_.bytes(); }
-  Break HoldToBreak() override { return server::HoldToBreak(rpc_); }
+  BreakFn MakeBreak() override { return server::MakeBreak(rpc_); }
 
   CallLog log_;
   CallbackServerContext& rpc_;
@@ -87,7 +90,7 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
   const std::shared_ptr<UnaryAnswer> answer_;
 };
 
-// A call with its answer, in one block of memory.
+// A call and the watch over its answer, in one block of memory.
 class WatchedUnaryCall final : public UnaryCall, public UnaryAnswer {
  public:
   using UnaryCall::UnaryCall;
@@ -106,7 +109,8 @@ class AttentionReactor final : public UnaryReactor {
       Answer(received.status());
       return;
     }
-    // The call outlives the reactor where it answers before Start returns.
+    // This keeps the call alive until Start returns, even if the call answers
+    // before that and gRPC deletes the reactor.
     const std::shared_ptr<UnaryCall> call = call_;
     call->Start(*std::move(received),
                 [this](absl::StatusOr<OutgoingMessage> answer) {
@@ -119,7 +123,7 @@ class AttentionReactor final : public UnaryReactor {
   const std::shared_ptr<UnaryCall> call_;
 };
 
-// A call that computes no attention.
+// A call that computes no attention (plain_calls.h).
 class PlainReactor final : public UnaryReactor {
  public:
   using AnswerFn = void (*)(const ServiceContext&, ReceivedMessage,
@@ -148,6 +152,7 @@ class PlainReactor final : public UnaryReactor {
   StopSignal stop_;
 };
 
+// A call of Benchmark: one message from the client, and a stream of answers.
 class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
                                private MessageSink {
  public:
@@ -197,6 +202,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
   const std::shared_ptr<BenchmarkCall> call_;
 };
 
+// A call of AttentionStream: a stream of messages each way.
 class StreamReactor final
     : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>,
       private MessageStream {
@@ -355,9 +361,9 @@ class RawAttentionService final : public RawBase {
 
   const ServiceContext& context_;
   const std::shared_ptr<MessageQuota> messages_;
-  // Limits the number of streams that have not sent a header yet. It has no
-  // budget, because they reserve no bytes. They do not count as calls in
-  // flight: a drain waits for those, and not for a stream without a header.
+  // Limits how many streams have not sent a header yet. Such streams reserve no
+  // bytes, so this has no budget. They are not calls in flight, because a drain
+  // must not wait for them.
   Admission pending_streams_;
   SilenceWatch silence_watch_;
   BenchmarkRunner benchmarks_;

@@ -1,5 +1,6 @@
-// The gRPC side of AttentionService: reactors that hand bytes to the calls and
-// answers to gRPC. No maths, no shape rules, no parsing.
+// The gRPC service of attnd. Its reactors pass the bytes of messages from gRPC
+// to the classes in server/calls/, and their answers back to gRPC. Parsing,
+// checks and computation are elsewhere.
 #ifndef ATTND_SERVER_RPC_ATTENTION_SERVICE_H_
 #define ATTND_SERVER_RPC_ATTENTION_SERVICE_H_
 
@@ -11,8 +12,9 @@
 
 namespace attnd::server {
 
-// A service that answers from `context`, which must outlive it. Every method
-// is raw: bytes in, bytes out. What came in counts for `messages`.
+// Returns a service for grpc::ServerBuilder::RegisterService. `context` must
+// outlive it. Every method is raw, which means that gRPC does not parse its
+// messages. The service counts the bytes of received messages in `messages`.
 std::unique_ptr<grpc::Service> MakeAttentionService(
     const ServiceContext& context, std::shared_ptr<MessageQuota> messages);
 

@@ -20,13 +20,13 @@ namespace attnd::server {
 
 namespace {
 
-// A message in gRPC's memory. The buffer has to be the last reference to that
-// memory, in whatever thread it is dropped. When memory is short, gRPC 1.51
-// wakes waiters as memory is freed, and crashes if that happens in a thread
-// that is not its own. gRPC prepares the thread when a buffer is freed, but not
-// when a slice is.
+// A received message in gRPC's memory. The members are destroyed in reverse
+// order, because `buffer` has to hold the last reference to that memory. When
+// memory is short, gRPC 1.51 wakes waiters as memory is freed, and crashes if
+// that happens in a thread that is not its own. gRPC prepares the thread when a
+// buffer is freed, but not when a slice is freed.
 struct Taken {
-  MessageQuota::Held held;  // goes last
+  MessageQuota::Held held;
   grpc::ByteBuffer buffer;
   std::vector<grpc::Slice> slices;  // short ones hold their bytes themselves
 };
@@ -36,8 +36,9 @@ struct Taken {
 absl::StatusOr<ReceivedMessage> TakeMessage(
     const grpc::ByteBuffer* buffer,
     const std::shared_ptr<MessageQuota>& quota) {
-  // gRPC hands the message in as const, but owns no more than this reference,
-  // and holds it until the call is over: too long for a large tensor.
+  // gRPC passes the message as const and keeps it until the call is over, which
+  // is too long for a large tensor. This is gRPC's only reference to the
+  // message, so it can be taken.
   grpc::ByteBuffer taken;
   taken.Swap(const_cast<grpc::ByteBuffer*>(buffer));
   std::vector<grpc::Slice> slices;
@@ -61,8 +62,8 @@ absl::StatusOr<ReceivedMessage> TakeMessage(
 }
 
 int64_t SentSlices::bytes() const {
-  // The message's ByteBuffer and the call hold a reference each. A slice that
-  // is still to be sent has one more.
+  // The ByteBuffer and the call hold one reference each. A slice that gRPC has
+  // yet to send has one more.
   constexpr size_t kReferencesOfSent = 2;
   const std::lock_guard lock(mutex_);
   const auto sent = std::count_if(
@@ -70,11 +71,11 @@ int64_t SentSlices::bytes() const {
         return __atomic_load_n(reinterpret_cast<const size_t*>(slice),
                                __ATOMIC_RELAXED) == kReferencesOfSent;
       });
-  return sent * kLeastMoveBytes;
+  return sent * kMinProgressBytes;
 }
 
 grpc::ByteBuffer ToByteBuffer(OutgoingMessage message, SentSlices& sent) {
-  constexpr auto kSliceBytes = static_cast<size_t>(kLeastMoveBytes);
+  constexpr auto kSliceBytes = static_cast<size_t>(kMinProgressBytes);
   std::vector<OutgoingMessage::Piece> pieces = std::move(message).TakePieces();
   size_t whole_slices = 0;
   for (const OutgoingMessage::Piece& piece : pieces) {
@@ -110,7 +111,8 @@ grpc::Status ToGrpcStatus(const absl::Status& status,
     rpc.AddTrailingMetadata("grpc-retry-pushback-ms",
                             std::to_string(wire.retry_delay->count()));
   } else if (status.code() == absl::StatusCode::kResourceExhausted) {
-    // Will never fit: a client whose policy retries this code shall not.
+    // The call will never fit, so a client must not retry it, even if its
+    // policy is to retry this code.
     rpc.AddTrailingMetadata("grpc-retry-pushback-ms", "-1");
   }
   return {static_cast<grpc::StatusCode>(wire.code), wire.message, wire.details};
@@ -123,7 +125,7 @@ SteadyTime DeadlineOf(const grpc::ServerContextBase& context) {
 SteadyTime ToSteadyTime(gpr_timespec deadline) {
   const gpr_timespec left =
       gpr_time_sub(deadline, gpr_now(deadline.clock_type));
-  // This also keeps the sums below from overflowing.
+  // This limit also keeps the sums below from overflowing.
   constexpr int64_t kYearSeconds = int64_t{365} * 24 * 3600;
   if (left.tv_sec >= kYearSeconds) return SteadyTime::max();
   if (left.tv_sec <= -kYearSeconds) return SteadyTime::min();
@@ -136,7 +138,7 @@ void CancelCall(grpc_call* call, const std::string& why) {
                                nullptr);
 }
 
-SendingRpc::Break HoldToBreak(grpc::CallbackServerContext& rpc) {
+SendingRpc::BreakFn MakeBreak(grpc::CallbackServerContext& rpc) {
   grpc_call_ref(rpc.c_call());
   const std::shared_ptr<grpc_call> call(rpc.c_call(), grpc_call_unref);
   return [call](const std::string& why) { CancelCall(call.get(), why); };

@@ -1,7 +1,8 @@
-// Where gRPC's types end: its buffers, deadlines and statuses become attnd's
-// and back. Every method is raw and comes through here, so that a message that
-// does not parse gets attnd's answer. No logic lives in files that include
-// gRPC: they are slow to compile and thread sanitizer cannot watch them.
+// Converts gRPC's buffers, deadlines and statuses to the types of attnd, and
+// back. gRPC does not parse the messages of any method, so that a message that
+// does not parse gets an error of attnd's. Files that include gRPC should do
+// only that: they are slow to compile, and thread sanitizer cannot see what
+// gRPC does, because Debian's gRPC is built without it.
 #ifndef ATTND_SERVER_RPC_RPC_ADAPTER_H_
 #define ATTND_SERVER_RPC_RPC_ADAPTER_H_
 
@@ -26,25 +27,26 @@
 
 namespace attnd::server {
 
-// Takes the slices out of `buffer`, which is left empty; they count for `quota`
-// while they are there. INVALID_ARGUMENT if there is no message, because the
-// client ended its side before the message was complete.
+// Moves the message out of `buffer`, which is empty afterwards. `quota` counts
+// the bytes of the message as long as the result exists. INVALID_ARGUMENT if
+// there is no message, because the client ended its side before the message was
+// complete.
 absl::StatusOr<ReceivedMessage> TakeMessage(
     const grpc::ByteBuffer* buffer, const std::shared_ptr<MessageQuota>& quota);
 
-// Says how much of a message has left the server. Thread-safe.
+// Finds out how much of a message has left the server. Thread-safe.
 //
-// gRPC keeps every slice of a message until the whole message is sent, so it
-// does not help to see when a slice is freed. But gRPC takes another reference
-// to each slice that is still to be sent, and drops it when the bytes are sent.
-// gRPC has no function that returns the number of references. It is the first
-// word of what a slice refers to; rpc_adapter_test checks that for the gRPC in
-// use.
+// gRPC keeps every slice of a message until it has sent the whole message, so
+// it does not help to see when a slice is freed. However, gRPC holds another
+// reference to each slice that it has yet to send, and drops that reference
+// when the bytes are sent. gRPC has no function that returns the number of
+// references. This class reads the first word of what a slice refers to, which
+// is that number; rpc_adapter_test checks that for the gRPC in use.
 class SentSlices {
  public:
-  // How many bytes have left of the message that ToByteBuffer made last. Call
-  // it only while that ByteBuffer exists. Counts only slices of
-  // kLeastMoveBytes.
+  // Returns how many bytes have left the server of the message that the last
+  // call of ToByteBuffer with this object made. Call it only while that
+  // ByteBuffer exists. Counts only slices of kMinProgressBytes.
   int64_t bytes() const;
 
  private:
@@ -55,30 +57,31 @@ class SentSlices {
   std::vector<const grpc_slice_refcount*> slices_;
 };
 
-// Returns a buffer that refers to the bytes of `message` and drops their owners
-// when gRPC has sent them. Pieces larger than kLeastMoveBytes are cut into
-// slices of that size, which `sent` counts.
+// Returns a buffer that refers to the bytes of `message`, without a copy. gRPC
+// drops their owners when it has sent them. Pieces larger than
+// kMinProgressBytes are cut into slices of that size, which `sent` counts.
 grpc::ByteBuffer ToByteBuffer(OutgoingMessage message, SentSlices& sent);
 
-// What `rpc` is finished with. A retry delay also goes to its trailers, as
-// `grpc-retry-pushback-ms`, and -1 where what is exhausted will not come back:
-// proxies and gRPC's own retries act on that name, and do not read RetryInfo.
+// Returns the status with which to finish `rpc`. Also adds the trailer
+// `grpc-retry-pushback-ms` to `rpc`: the delay if `status` has a retry delay,
+// or -1 if a resource is exhausted and waiting does not help. Proxies and
+// gRPC's own retries use this trailer, but do not read RetryInfo.
 grpc::Status ToGrpcStatus(const absl::Status& status,
                           grpc::ServerContextBase& rpc);
 
-// The call's deadline, or SteadyTime::max() if it has none or if it is more
-// than a year away.
+// Returns the deadline of a call, or SteadyTime::max() if it has none or if it
+// is more than a year away.
 SteadyTime DeadlineOf(const grpc::ServerContextBase& context);
-// The same for a deadline of gRPC's own type. gRPC's conversion to a time point
-// is wrong beyond 292 years, and a client may ask for more.
+// Does the same for a deadline of gRPC's own type. gRPC's conversion to a time
+// point is wrong beyond 292 years, and a client may set such a deadline.
 SteadyTime ToSteadyTime(gpr_timespec deadline);
 
-// Ends `call` with CANCELLED and the text `why`, whatever the call waits for.
-// Thread-safe.
+// Ends `call` with CANCELLED and the text `why`, even if the call waits for its
+// client. Thread-safe.
 void CancelCall(grpc_call* call, const std::string& why);
-// Returns a function that does the same for `rpc`. It may also be called after
-// the end of the rpc, and does nothing then.
-SendingRpc::Break HoldToBreak(grpc::CallbackServerContext& rpc);
+// Returns a function that calls CancelCall for `rpc`. If it is called after the
+// end of the rpc, it does nothing.
+SendingRpc::BreakFn MakeBreak(grpc::CallbackServerContext& rpc);
 
 }  // namespace attnd::server
 

@@ -34,15 +34,15 @@ TEST(StallTimerTest, BeginsAnewWhereEnoughHasMoved) {
   SteadyTime now = std::chrono::steady_clock::now();
   timer.Start(now);
   now += seconds(9);
-  timer.SawBytes(kLeastMoveBytes, now);
+  timer.SawBytes(kMinProgressBytes, now);
   now += seconds(9);
   EXPECT_FALSE(timer.IsOver(now, kTimeout));
   // These are too few bytes, and the timer must not count the earlier ones
   // again.
-  timer.SawBytes(2 * kLeastMoveBytes - 1, now);
+  timer.SawBytes(2 * kMinProgressBytes - 1, now);
   now += seconds(1);
   EXPECT_TRUE(timer.IsOver(now, kTimeout));
-  timer.SawBytes(2 * kLeastMoveBytes, now);
+  timer.SawBytes(2 * kMinProgressBytes, now);
   EXPECT_FALSE(timer.IsOver(now, kTimeout));
 }
 
@@ -50,12 +50,12 @@ TEST(StallTimerTest, CountsTheBytesOfTheNextMessageFromNone) {
   StallTimer timer;
   SteadyTime now = std::chrono::steady_clock::now();
   timer.Start(now);
-  timer.SawBytes(10 * kLeastMoveBytes, now);
+  timer.SawBytes(10 * kMinProgressBytes, now);
   now += seconds(9);
   timer.SawBytes(0, now);
   now += seconds(1);
   EXPECT_TRUE(timer.IsOver(now, kTimeout));
-  timer.SawBytes(kLeastMoveBytes, now);
+  timer.SawBytes(kMinProgressBytes, now);
   EXPECT_FALSE(timer.IsOver(now, kTimeout));
 }
 

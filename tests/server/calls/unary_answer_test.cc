@@ -26,7 +26,7 @@ class FakeRpc : public SendingRpc {
   explicit FakeRpc(UnaryAnswer& answer) : answer_(answer) {}
 
   int64_t sent_bytes() override { return sent; }
-  Break HoldToBreak() override {
+  BreakFn MakeBreak() override {
     return [this](const std::string& why) {
       reasons.push_back(why);
       answer_.Over();  // as gRPC can do at once
@@ -72,13 +72,13 @@ TEST(UnaryAnswerTest, OneThatMovesGoesOn) {
   answer.Begin(rpc);
   for (int i = 0; i < 5; ++i) {
     Pass(seconds(9));
-    rpc.sent += kLeastMoveBytes;
+    rpc.sent += kMinProgressBytes;
     answer.EndIfSilent(seconds(10));
     ASSERT_THAT(rpc.reasons, IsEmpty()) << i;
   }
   // A client that reads too little is ended.
   Pass(seconds(9));
-  rpc.sent += kLeastMoveBytes - 1;
+  rpc.sent += kMinProgressBytes - 1;
   answer.EndIfSilent(seconds(10));
   EXPECT_THAT(rpc.reasons, IsEmpty());
   Pass(seconds(1));

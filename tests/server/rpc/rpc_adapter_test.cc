@@ -59,7 +59,7 @@ struct SentMessage {
     return message;
   }
 
-  std::string data = std::string(3 * kLeastMoveBytes + 1000, 'x');
+  std::string data = std::string(3 * kMinProgressBytes + 1000, 'x');
   std::shared_ptr<const void> owner = std::make_shared<int>(0);
   std::string joined = Join(Make(data, owner));
   SentSlices sent;
@@ -72,7 +72,7 @@ TEST(RpcAdapterTest, PiecesAreSentAsTheyAre) {
   ASSERT_TRUE(message.bytes.Dump(&slices).ok());
   std::string joined;
   for (const grpc::Slice& slice : slices) {
-    EXPECT_LE(slice.size(), static_cast<size_t>(kLeastMoveBytes));
+    EXPECT_LE(slice.size(), static_cast<size_t>(kMinProgressBytes));
     joined.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
   }
   EXPECT_EQ(joined, message.joined);
@@ -95,10 +95,10 @@ TEST(RpcAdapterTest, SlicesAreSeenToGo) {
   EXPECT_EQ(message.sent.bytes(), 0);
   for (int64_t slice = 1; slice <= 3; ++slice) {
     to_be_sent.erase(to_be_sent.begin());
-    EXPECT_EQ(message.sent.bytes(), slice * kLeastMoveBytes);
+    EXPECT_EQ(message.sent.bytes(), slice * kMinProgressBytes);
   }
   to_be_sent.clear();
-  EXPECT_EQ(message.sent.bytes(), 3 * kLeastMoveBytes);
+  EXPECT_EQ(message.sent.bytes(), 3 * kMinProgressBytes);
 }
 
 }  // namespace
