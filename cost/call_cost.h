@@ -47,9 +47,10 @@ struct CallCost {
   int64_t peak_bytes = 0;
   // What the call holds from the end of decoding until the answer is computed.
   int64_t computing_bytes = 0;
-  // What the call holds while the answer is sent, without the output.
+  // What the call holds while the answer is sent, not counting the output.
   int64_t answering_bytes = 0;
-  // What the messages take, without the tensors that the server holds.
+  // What the messages take, not counting the tensors that the server keeps
+  // outside of messages.
   int64_t wire_bytes = 0;
   // The size of the largest message of the answer.
   int64_t response_bytes = 0;
@@ -57,10 +58,11 @@ struct CallCost {
   int64_t required_message_bytes = 0;
 };
 
-// Returns what a call takes that has `options`, computes what `estimate`
-// describes, and moves its tensors as `transfer` says. The time of this
-// function depends only on the lists in `options`. INVALID_ARGUMENT with reason
-// INT64_RANGE if a figure does not fit a signed 64-bit number.
+// Returns what one call takes. `estimate` is what its computation takes,
+// `options` are the options in its request, and `transfer` says how its tensors
+// travel. The time of this function depends only on the lists in `options`.
+// INVALID_ARGUMENT with reason INT64_RANGE if a figure does not fit a signed
+// 64-bit number.
 //
 // An inline call holds its message and the tensors that are copied out of it.
 // The message is freed before the call computes, but malloc keeps its blocks

@@ -46,10 +46,11 @@ struct CostQuery {
   // The size of the largest message that the server sends or receives.
   int64_t max_message_bytes = std::numeric_limits<int64_t>::max();
 
-  // Returns INVALID_ARGUMENT that names the first negative size, or OK.
+  // Returns OK, or INVALID_ARGUMENT that names the first negative size.
   absl::Status CheckSizes() const;
-  // Gives each size that is 0 its default. Returns INVALID_ARGUMENT that names
-  // a size that is missing or that contradicts the options, or OK.
+  // Replaces each size that is 0 by its default. Returns OK, or
+  // INVALID_ARGUMENT that names a size that has no default or that contradicts
+  // the options.
   absl::Status SetDefaults();
 };
 

@@ -1,7 +1,7 @@
 // Reads the options of attnd from flags, environment variables and a file. If
 // several of them set an option, flags take precedence over the environment,
 // and the environment over the file. docs/configuration.md describes each
-// option for users. Knows no gRPC.
+// option for users. Does not use gRPC.
 #ifndef ATTND_SERVER_SERVER_CONFIG_H_
 #define ATTND_SERVER_SERVER_CONFIG_H_
 

@@ -1,6 +1,6 @@
 // Measures flash attention and naive attention on random inputs, and the
 // arithmetic speed of the machine for comparison. Verifies the result of flash
-// attention. Starts no threads except those of an engine. Knows no gRPC.
+// attention. Starts no threads except those of an engine. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_BENCHMARK_H_
 #define ATTND_SERVER_CALLS_BENCHMARK_H_
 

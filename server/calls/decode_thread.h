@@ -1,6 +1,6 @@
-// Runs the decoding of large messages in a thread of its own. gRPC's threads
-// also answer health checks, so they must not do work that takes long. Knows no
-// gRPC and no messages.
+// Runs work that takes long, such as decoding large messages, in a thread of
+// its own. gRPC's threads must not do such work, because they also answer
+// health checks. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_DECODE_THREAD_H_
 #define ATTND_SERVER_CALLS_DECODE_THREAD_H_
 

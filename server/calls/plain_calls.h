@@ -1,5 +1,5 @@
 // Answers the calls that compute no attention: MemoryEstimate and
-// GetServerInfo. Knows no gRPC.
+// GetServerInfo. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_PLAIN_CALLS_H_
 #define ATTND_SERVER_CALLS_PLAIN_CALLS_H_
 

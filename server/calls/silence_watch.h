@@ -1,6 +1,6 @@
 // Ends calls whose clients do not send what the server waits for, or do not
 // read what it writes. Otherwise such a client would hold a slot and memory
-// until it closes its connection. Knows no gRPC.
+// until it closes its connection. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_SILENCE_WATCH_H_
 #define ATTND_SERVER_CALLS_SILENCE_WATCH_H_
 
@@ -17,9 +17,10 @@ namespace attnd::server {
 class WatchedCall {
  public:
   virtual ~WatchedCall() = default;
-  // Ends the call if it has waited for its client for `timeout`, and the client
-  // has sent or read less than kMinProgressBytes and completed nothing in that
-  // time. Thread-safe. It may be called at any time, and must not wait.
+  // Ends the call if it has waited for its client for `timeout`, and in that
+  // time the client has sent or read less than kMinProgressBytes and has not
+  // completed what the call waits for. Thread-safe. It may be called at any
+  // time, and must not wait.
   virtual void EndIfSilent(std::chrono::nanoseconds timeout) = 0;
 };
 

@@ -1,5 +1,5 @@
 // Measures how long the server has waited for a client, and says when that is
-// too long. Knows no gRPC.
+// too long. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_STALL_TIMER_H_
 #define ATTND_SERVER_CALLS_STALL_TIMER_H_
 

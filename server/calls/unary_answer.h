@@ -1,5 +1,5 @@
 // Ends a call with one message each way if its client does not read the answer.
-// Knows no gRPC.
+// Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_UNARY_ANSWER_H_
 #define ATTND_SERVER_CALLS_UNARY_ANSWER_H_
 
@@ -18,7 +18,8 @@ namespace attnd::server {
 // An rpc that is sending its answer. The reactors in server/rpc/ implement it.
 class SendingRpc {
  public:
-  // A function that ends an rpc. If the client reads again, it gets the text.
+  // A function that ends an rpc. `why` is the error text for the client, which
+  // gets it only if it reads again.
   using BreakFn = std::function<void(const std::string& why)>;
 
   virtual ~SendingRpc() = default;

@@ -1,6 +1,6 @@
 // Accepts connections in a thread of its own, in place of gRPC. After one
 // accept has failed, gRPC 1.51 never accepts on that listener again
-// (CVE-2023-4785). This acceptor pauses and tries again. Knows no gRPC.
+// (CVE-2023-4785). This acceptor pauses and tries again. Does not use gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 #define ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 

@@ -1,5 +1,5 @@
 // Counts the calls, messages and headers of one connection from its HTTP/2
-// frames, and decides when the connection exceeds a limit. Knows no gRPC.
+// frames, and decides when the connection exceeds a limit. Does not use gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_H_
 
@@ -118,11 +118,11 @@ class Connection {
   // Counts `size` bytes that were sent to the client.
   void Sent(const char* data, size_t size);
 
-  // Returns why the connection has to end because its client has left something
-  // unfinished for `timeout`, or an empty text if it does not have to. The
-  // reasons are a message of which less than kProgressBytes arrived, a block of
-  // headers that did not end, and no frame at all since the connection was
-  // accepted.
+  // Checks whether the client has left something unfinished for `timeout`.
+  // Returns why the connection has to end in that case, and an empty text
+  // otherwise. The client is late if less than kProgressBytes of a message have
+  // arrived in that time, if a block of headers has not ended, or if no frame
+  // has arrived since the connection was accepted.
   std::string_view Overdue(SteadyTime now, std::chrono::nanoseconds timeout);
 
   // Shuts the socket down, so that gRPC drops the connection and its calls.

@@ -1,5 +1,5 @@
 // Ends connections that exceed a limit, so that the connections of all clients
-// together do not use up the server's memory. Knows no gRPC.
+// together do not use up the server's memory. Does not use gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 
@@ -76,7 +76,7 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
   explicit ConnectionGuard(const Options& options);
 
   void Watch();
-  // Ends the connections for which Connection::Overdue has a reason.
+  // Ends the connections that Connection::Overdue reports.
   void EndOverdue(SteadyTime now);
   // Frees memory, or ends a connection, if memory_bytes is exceeded.
   void LimitMemory(SteadyTime now);

@@ -46,7 +46,7 @@ class FrameReader {
   // A client sends the first 24 bytes of its connection before any frame.
   static constexpr size_t kClientPrefaceBytes = 24;
 
-  // Skips `preface_bytes` before the first frame.
+  // Ignores the first `preface_bytes` bytes. The first frame begins after them.
   explicit FrameReader(size_t preface_bytes) : skip_bytes_(preface_bytes) {}
 
   // Reads the next `size` bytes. Calls `begin(header)` when the header of a

@@ -81,9 +81,7 @@ absl::StatusOr<int> Lock(const std::string& path) {
   const std::string lock_path = LockPath(path);
   constexpr int kAttempts = 100;
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    const absl::StatusOr<int> opened = OpenLockFile(lock_path);
-    if (!opened.ok()) return opened.status();
-    const int fd = *opened;
+    ATTND_ASSIGN_OR_RETURN(const int fd, OpenLockFile(lock_path));
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       const int error = errno;
       close(fd);

@@ -1,5 +1,5 @@
 // Parses the addresses of --listen, opens unix sockets so that no two servers
-// use the same path, and writes the file of --address-file. Knows no gRPC.
+// use the same path, and writes the file of --address-file. Does not use gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_LISTEN_ADDRESS_H_
 #define ATTND_SERVER_CONNECTIONS_LISTEN_ADDRESS_H_
 
@@ -27,7 +27,7 @@ struct ListenAddress {
   static absl::StatusOr<ListenAddress> Parse(absl::string_view text);
 
   bool is_unix() const { return !unix_path.empty(); }
-  // Returns the text that Parse accepts, and that clients of gRPC accept.
+  // Returns the address in the form that Parse and the clients of gRPC accept.
   std::string Text() const;
 };
 

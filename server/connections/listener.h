@@ -1,4 +1,4 @@
-// Opens the sockets on which the server waits for clients. Knows no gRPC.
+// Opens the sockets on which the server waits for clients. Does not use gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_LISTENER_H_
 #define ATTND_SERVER_CONNECTIONS_LISTENER_H_
 

@@ -1,7 +1,7 @@
 // Decides which requests the server accepts, by two limits: a budget of bytes,
 // and a number of requests. A request reserves its bytes before it allocates
 // memory. Reserving never waits, so two requests that need more bytes cannot
-// deadlock. Knows neither gRPC nor attention.
+// deadlock. Uses neither gRPC nor attention.
 #ifndef ATTND_SERVER_MEMORY_ADMISSION_H_
 #define ATTND_SERVER_MEMORY_ADMISSION_H_
 

@@ -1,5 +1,5 @@
 // Decides how much memory gRPC may use for messages, so that messages and calls
-// together stay within the memory of the server. Knows no gRPC.
+// together stay within the memory of the server. Does not use gRPC.
 #ifndef ATTND_SERVER_MEMORY_MESSAGE_QUOTA_H_
 #define ATTND_SERVER_MEMORY_MESSAGE_QUOTA_H_
 

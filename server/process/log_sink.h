@@ -37,7 +37,7 @@ class LogSink final : public spdlog::sinks::base_sink<std::mutex> {
 
  protected:
   void sink_it_(const spdlog::details::log_msg& message) override;
-  // Waits as Close does.
+  // Waits until all lines so far are written, but at most half a second.
   void flush_() override;
 
  private:

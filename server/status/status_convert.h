@@ -1,6 +1,6 @@
 // Converts an absl::Status to what a client receives: a code, a message and
-// google.rpc details. Every error of attnd passes through here. Knows no gRPC,
-// so that tests do not need it.
+// google.rpc details. Every error of attnd passes through here. Does not use
+// gRPC, so that tests do not need it.
 #ifndef ATTND_SERVER_STATUS_STATUS_CONVERT_H_
 #define ATTND_SERVER_STATUS_STATUS_CONVERT_H_
 
