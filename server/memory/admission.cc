@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/status_macros.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "server/status/status_convert.h"
 #include "wire/reasons.h"
 

@@ -5,8 +5,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "base/status_macros.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "cost/cost_query.h"
 #include "google/protobuf/message.h"
 #include "server/codec/options_codec.h"

@@ -76,10 +76,11 @@ TEST(BenchmarkTensorsTest, BothAlgorithmsGetTheSameNumbers) {
     const AttentionProblem in_f32 = ProblemOf(DataType::kF32, length, head_dim);
     const BenchmarkTensors tensors =
         BenchmarkTensors::Make(problem, stop).value();
-    const BenchmarkTensors twins = BenchmarkTensors::Make(in_f32, stop).value();
+    const BenchmarkTensors f32_tensors =
+        BenchmarkTensors::Make(in_f32, stop).value();
     const bool f32 = type == DataType::kF32;
-    ASSERT_TRUE(FillInputs(tensors, f32 ? nullptr : &twins, stop).ok());
-    const BenchmarkTensors& for_naive = f32 ? tensors : twins;
+    ASSERT_TRUE(FillInputs(tensors, f32 ? nullptr : &f32_tensors, stop).ok());
+    const BenchmarkTensors& for_naive = f32 ? tensors : f32_tensors;
     std::vector<double> expected(static_cast<size_t>(length * head_dim));
     std::vector<double> lse(static_cast<size_t>(length));
     ReferenceAttention(problem, tensors.buffers(), expected.data(), lse.data());

@@ -241,8 +241,8 @@ TEST_F(BenchmarkTest, RefusesWhereNotOneRepetitionEndsInTime) {
               static_cast<int>(absl::StatusCode::kResourceExhausted));
     EXPECT_EQ(refusal.reason, "WORK_LIMIT");
     EXPECT_EQ(refusal.retry_ms, -1);
-    EXPECT_NE(refusal.message.find("0.2 s of the server's "
-                                   "--max-benchmark-seconds"),
+    EXPECT_NE(refusal.message.find("0.2 s that the server allows "
+                                   "(--max-benchmark-seconds)"),
               std::string::npos)
         << refusal.message;
     EXPECT_LE(outcome.held_bytes, kMessageEnvelopeBytes);
