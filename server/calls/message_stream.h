@@ -24,10 +24,11 @@ class MessageSink {
   // counted in steps of at most kMinProgressBytes. Call it only while a Write
   // is outstanding.
   virtual int64_t sent_bytes() = 0;
-  // Ends an outstanding Write with OnWritten(false) even if the client reads
-  // nothing. The client gets the text `why` if it ever reads again. Call it
-  // only before Finish.
+  // Ends the rpc, so that an outstanding Write ends with OnWritten(false) even
+  // if the client reads nothing. `why` is the error text for the client, which
+  // gets it only if it reads again. Call it only before Finish.
   virtual void Break(const std::string& why) = 0;
+  // Ends the rpc with `status`.
   virtual void Finish(const absl::Status& status) = 0;
 };
 

@@ -7,11 +7,11 @@
 
 namespace attnd::server {
 
-// Returns random numbers in [-1, 1). Their sequence depends only on `seed`: it
-// is the same on every machine, and for calls of Fill with any lengths. This is
-// a linear congruential generator with the constants of Numerical Recipes. It
-// takes a nanosecond for each number. Use it only where no more than the
-// distribution of the numbers matters.
+// Generates random numbers in [-1, 1). Their sequence depends only on `seed`.
+// It is the same on every machine, however many numbers each call of Fill asks
+// for. This is a linear congruential generator with the constants of Numerical
+// Recipes. It takes a nanosecond for each number. Use it only if nothing but
+// the distribution of the numbers matters.
 class RandomFloats {
  public:
   explicit RandomFloats(uint32_t seed) : state_(seed) {}

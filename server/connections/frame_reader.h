@@ -26,7 +26,7 @@ enum class FrameType : uint8_t {
 // The header that each frame begins with.
 struct FrameHeader {
   static constexpr size_t kBytes = 9;  // its size on the wire
-  // Flags. Which types of frames have a flag is behind it.
+  // The flags that attnd looks at, with the types of frames that have each.
   static constexpr uint8_t kEndStream = 0x1;   // kData, kHeaders
   static constexpr uint8_t kAck = 0x1;         // kSettings, kPing
   static constexpr uint8_t kEndHeaders = 0x4;  // kHeaders, kContinuation
