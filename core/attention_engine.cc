@@ -9,16 +9,17 @@
 #include <utility>
 #include <vector>
 
+#include "base/status_macros.h"
 #include "core/attention_jobs.h"
 #include "core/backward_plan.h"
 
 namespace attnd {
 namespace {
 
-// Up to these limits, a problem runs in the thread that submits it. It is less
-// work than a worker costs, which has to wake and to wake others (67 us). Its
-// memory fits a core's own cache, and each of its tasks takes 0.24 us whatever
-// it computes. docs/adr/0008 has the measurement.
+// A problem that is within all these limits runs in the thread that submits it.
+// Then it costs less than waking a worker, which may have to wake others (67
+// us). Its memory fits a core's own cache, and each of its tasks takes 0.24 us
+// whatever it computes. docs/adr/0008 has the measurement.
 constexpr int64_t kMaxInlineFlops = int64_t{1} << 20;
 constexpr int64_t kMaxInlineBytes = int64_t{1} << 20;
 constexpr int64_t kMaxInlineTasks = 256;
@@ -33,9 +34,9 @@ int64_t TasksOf(const BackwardPlan& plan) {
 
 bool RunsInline(const AttentionProblem& problem, const MemoryEstimate& estimate,
                 int64_t tasks) {
-  // Keys that no row sees are not touched, but where they are packed, and then
-  // the workspace has room for them. A key that is seen takes two operations an
-  // element, which has four bytes at most.
+  // The job does not read keys that no row sees, unless it packs them, and then
+  // the workspace has space for them. A key that a row sees takes two
+  // operations for each element, and an element has at most four bytes.
   const int64_t kv_bytes = problem.key_bytes() + problem.value_bytes();
   return tasks <= kMaxInlineTasks && estimate.flops <= kMaxInlineFlops &&
          estimate.flash_bytes - kv_bytes +
@@ -43,7 +44,7 @@ bool RunsInline(const AttentionProblem& problem, const MemoryEstimate& estimate,
              kMaxInlineBytes;
 }
 
-// Nobody else waits for this thread to be free.
+// Never asks a task to yield, because no other job waits for this thread.
 class InlineControl : public SliceControl {
  public:
   explicit InlineControl(const StopSignal* stop) : stop_(stop) {}
@@ -61,9 +62,7 @@ absl::Status RunInline(TileJob& job, const StopSignal* stop) {
   const std::vector<TileJob::Phase> phases = job.Phases();
   for (size_t phase = 0; phase < phases.size(); ++phase) {
     for (int64_t task = 0; task < phases[phase].tasks; ++task) {
-      if (stop != nullptr) {
-        if (absl::Status status = stop->Check(); !status.ok()) return status;
-      }
+      if (stop != nullptr) ATTND_RETURN_IF_ERROR(stop->Check());
       while (job.Run(static_cast<int64_t>(phase), task, 0, control) ==
              TileJob::Slice::kYield) {
       }
@@ -165,7 +164,8 @@ void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
 
 namespace {
 
-// Waits for what `submit` starts.
+// Calls `submit` with a `done` function and waits until that is called. Returns
+// what it was called with.
 template <typename Submit>
 absl::StatusOr<RunStats> Await(const Submit& submit) {
   std::mutex mutex;

@@ -1,5 +1,6 @@
-// Computes checked attention problems: submit one, and get a completion. Joins
-// plan, workspace, jobs and scheduler.
+// Computes checked attention problems. A caller submits a problem with a
+// function that the engine calls when it is done. The engine plans the problem,
+// reserves its workspace, and runs its tasks on a scheduler's workers.
 #ifndef ATTND_CORE_ATTENTION_ENGINE_H_
 #define ATTND_CORE_ATTENTION_ENGINE_H_
 
@@ -23,7 +24,8 @@
 
 namespace attnd {
 
-// Which kernel ran, and what it took.
+// What a run that has ended tells about itself: the kernel, the query rows and
+// the keys of its largest tile, and what it took.
 struct RunStats {
   Isa isa = Isa::kScalar;
   std::string_view kernel;
@@ -41,8 +43,8 @@ struct EngineOptions {
   std::optional<Isa> force_isa = {};  // default: the fastest; must be supported
 };
 
-// Thread-safe. The destructor cancels the jobs that are left and waits for
-// them.
+// Computes problems on worker threads of its own. Thread-safe. The destructor
+// cancels the jobs that are left and waits for them.
 class AttentionEngine {
  public:
   using Done = std::function<void(absl::Status, const RunStats&)>;
@@ -51,27 +53,30 @@ class AttentionEngine {
   explicit AttentionEngine(const EngineOptions& options = {});
   ~AttentionEngine();
 
-  // Starts `problem` and returns. Takes the workspace, which has the estimate's
-  // workspace_bytes, from the pool in the caller's thread. Calls `done` exactly
-  // once: from a worker, or inside this call for a tiny problem, which the
-  // caller's thread computes (docs/adr/0008). This call also passes
-  // INVALID_ARGUMENT to `done` if the estimate has no number, and
-  // RESOURCE_EXHAUSTED if there is no workspace. So the caller must hold no
-  // lock that `done` takes. `done` must not block. After an error the contents
-  // of the outputs are undefined. If `source` is not null, the inputs are
-  // loaded from it first. `buffers`, `stop` and `source` must stay valid until
-  // `done`.
+  // Starts to compute `problem` and returns. Calls `done` exactly once: from a
+  // worker, or inside this call. It is called inside this call if the problem
+  // is tiny, because the caller's thread then computes it (docs/adr/0008). It
+  // is also called inside this call with INVALID_ARGUMENT if the bytes of the
+  // estimate do not fit an int64, and with RESOURCE_EXHAUSTED if there is no
+  // workspace. So the caller must hold no lock that `done` takes. `done` must
+  // not block. After an error the contents of the outputs are undefined.
+  //
+  // If `source` is not null, the job first loads the inputs from it. `buffers`,
+  // `stop` and `source` must stay valid until `done` is called. The caller's
+  // thread takes the workspace, which has the estimate's workspace_bytes, from
+  // the pool.
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
               const StopSignal* stop, Done done, InputSource* source = nullptr);
 
-  // Does the same for the gradients. Ends with the status of
-  // AttentionProblem::CheckGradients unless that is OK. Reserves the
-  // workspace_bytes of EstimateBackward.
+  // Computes the gradients of `problem` under the same rules as Submit. Calls
+  // `done` with the status of AttentionProblem::CheckGradients unless that is
+  // OK. Reserves the workspace_bytes of EstimateBackward.
   void SubmitBackward(const AttentionProblem& problem,
                       const BackwardBuffers& buffers, const StopSignal* stop,
                       Done done, InputSource* source = nullptr);
 
-  // Submit and wait. Must not be called by a worker.
+  // Run and RunBackward submit and wait for the end. A worker must not call
+  // them.
   absl::StatusOr<RunStats> Run(const AttentionProblem& problem,
                                const AttentionBuffers& buffers,
                                const StopSignal* stop = nullptr);
@@ -82,18 +87,20 @@ class AttentionEngine {
   const MachineInfo& machine() const { return machine_; }
   int threads() const { return scheduler_.threads(); }
   const MemoryEstimator& estimator() const { return estimator_; }
-  // Runs work that is no attention call on the same workers.
+  // The workers of this engine. Work that is not an attention call may run on
+  // them, too.
   TileScheduler& scheduler() { return scheduler_; }
-  // The pool that workspaces come from. Callers also take inputs and outputs
-  // from it.
+  // The pool that workspaces come from. Callers also reserve memory for inputs
+  // and outputs from it.
   WorkspacePool& pool() { return pool_; }
 
  private:
   using MakeJob =
       absl::FunctionRef<std::unique_ptr<TileJob>(Workspace workspace)>;
 
-  // Reserves the workspace of `estimate` and runs the job that `make_job`
-  // makes: `tasks` tasks, without those that load.
+  // Reserves the workspace of `estimate`, and runs the job that `make_job`
+  // makes with it. `tasks` is the number of its tasks, not counting those that
+  // load inputs.
   void Start(const AttentionProblem& problem, int64_t tasks,
              const absl::StatusOr<MemoryEstimate>& estimate, RunStats stats,
              const StopSignal* stop, Done done, MakeJob make_job);

@@ -25,7 +25,8 @@ std::unique_ptr<TileJob> MakeForwardJob(const AttentionProblem& problem,
                                         InputSource* source, int64_t threads,
                                         Workspace workspace);
 
-// The same for the gradients of `problem`.
+// Returns a job that computes the gradients of `problem` by `plan`, under the
+// same rules.
 std::unique_ptr<TileJob> MakeBackwardJob(const AttentionProblem& problem,
                                          BackwardPlan plan,
                                          const BackwardBuffers& buffers,

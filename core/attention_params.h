@@ -12,8 +12,9 @@
 
 namespace attnd {
 
-// Everything that shapes the scores. Bias and mask are described by type and
-// shape.
+// The options of a call that shape its scores. base/attention_options.def lists
+// the members. Bias and mask are described by type and shape, because the
+// elements are not here.
 struct AttentionOptions {
   using Tensor = TensorSpec;
 
@@ -21,7 +22,7 @@ struct AttentionOptions {
 #include "base/attention_options.def"
 };
 
-// What a call is to answer, by the names of the contract.
+// What a call should return. The members have the names of the contract.
 struct OutputOptions {
   bool return_lse = false;
   std::optional<DataType> output_dtype = {};  // unset = the query's type
@@ -34,8 +35,8 @@ struct AttentionParams {
   int64_t batch = 1;         // entries, in a ragged batch too
   int64_t num_q_heads = 1;   // a multiple of num_kv_heads
   int64_t num_kv_heads = 1;  // q head h reads kv head h / HeadsPerGroup()
-  // The extents of the tensors along seq. An entry is at most that long; the
-  // entries of a ragged batch are that long together.
+  // The lengths of the tensors along the seq axis. No entry is longer. The
+  // entries of a ragged batch have these lengths in total.
   int64_t q_len = 0;
   int64_t kv_len = 0;
   int64_t head_dim = 1;

@@ -111,7 +111,9 @@ absl::Status CheckHeads(const Extents& query, const Extents& key) {
       kHeads, absl::StrCat("a multiple of the ", kv_heads, " kv heads"));
 }
 
-// Counts empty axes as 1, so that strides fit too if a tensor has no element.
+// Returns the product of `extents` and `factor`, or nullopt if it does not fit
+// an int64. An empty axis counts as 1, so that strides fit even if a tensor has
+// no element.
 std::optional<int64_t> ProductOfExtents(std::initializer_list<int64_t> extents,
                                         int64_t factor) {
   std::optional<int64_t> product = factor;
@@ -184,7 +186,7 @@ absl::StatusOr<float> ScoreScale(const AttentionOptions& options,
   return score_scale;
 }
 
-// Returns an error for the first element of an options' list that is not good.
+// Returns an error for the first element of a list for which `good` is false.
 template <typename T, typename Good>
 absl::Status CheckElements(const std::vector<T>& list, absl::string_view field,
                            std::string_view expected, const Good& good) {
@@ -223,12 +225,14 @@ absl::Status CheckScores(const AttentionOptions& options, int64_t q_heads) {
   status.Update(CheckElements(
       options.sink_logits, "sink_logits", "a finite number or -inf",
       [](float sink) {
-        return sink < std::numeric_limits<float>::infinity();  // and no NaN
+        return sink < std::numeric_limits<float>::infinity();  // and not NaN
       }));
   return status;
 }
 
-// Axes align from the right. Each is 1, or as long as that of the scores.
+// Checks that a tensor of shape `shape` can be broadcast to the scores. Axes
+// align from the right. Each has length 1 or the length of that axis of the
+// scores.
 absl::Status CheckBroadcast(const std::vector<int64_t>& shape,
                             absl::string_view field, const Extents& query,
                             int64_t kv_len) {
@@ -315,7 +319,8 @@ absl::Status CheckRagged(const AttentionOptions& options, const Extents& query,
   return status;
 }
 
-// The call keeps lists of one number per entry, and plans each entry.
+// Limits the number of entries, because the call keeps lists with a number for
+// each entry and plans each entry.
 absl::Status CheckListedEntries(const AttentionOptions& options,
                                 int64_t batch) {
   const std::pair<size_t, absl::string_view> lists[] = {
@@ -396,7 +401,8 @@ absl::Status CheckVisibility(const AttentionOptions& options,
   return status;
 }
 
-// Create has checked that the tensor's bytes fit an int64.
+// Returns the bytes of a tensor, or 0 if there is none. Create has checked that
+// they fit an int64.
 int64_t BytesOf(const std::optional<TensorSpec>& tensor) {
   if (!tensor) return 0;
   return ElementCount(tensor->shape).value_or(0) * SizeOf(tensor->dtype);

@@ -1,6 +1,6 @@
 // Checks an attention call. This is the only place that does: everything after
-// it relies on a valid problem. It sees shapes and options, not elements, so a
-// call is known to be good before its first element arrives.
+// it relies on a valid problem. It needs shapes and options, but no elements,
+// so a call can be refused before its first element arrives.
 #ifndef ATTND_CORE_ATTENTION_PROBLEM_H_
 #define ATTND_CORE_ATTENTION_PROBLEM_H_
 
@@ -20,7 +20,7 @@ namespace attnd {
 
 // Where the elements of a problem's tensors lie. Each tensor is dense, has the
 // shape and type that the problem says, and is aligned to the size of its
-// elements. `lse` may be null unless the call returns it; `bias` and `mask` may
+// elements. `lse` may be null unless the call returns it. `bias` and `mask` may
 // be null if the problem has none.
 struct AttentionBuffers {
   const void* query = nullptr;  // [batch, num_q_heads, q_len, head_dim]
@@ -29,12 +29,12 @@ struct AttentionBuffers {
   void* output = nullptr;       // [batch, num_q_heads, q_len, v_head_dim]
   float* lse = nullptr;         // [batch, num_q_heads, q_len]
   const void* bias = nullptr;
-  const void* mask = nullptr;  // one byte an element
+  const void* mask = nullptr;  // one byte for each element
 };
 
-// The same for the gradients of a problem that passes CheckGradients. `output`
-// and `lse` are what the forward call answered. Bias and mask are those of the
-// forward call and get no gradient.
+// Where the tensors of a backward pass lie, by the same rules. The problem must
+// pass CheckGradients. `output` and `lse` are the results of the forward call.
+// Bias and mask are those of the forward call and get no gradient.
 struct BackwardBuffers {
   const float* query = nullptr;
   const float* key = nullptr;
@@ -43,8 +43,8 @@ struct BackwardBuffers {
   const void* mask = nullptr;
   const float* output = nullptr;
   const float* lse = nullptr;
-  const float* grad_output = nullptr;  // the shape of output
-  float* grad_query = nullptr;         // the shape of query
+  const float* grad_output = nullptr;  // has the shape of output
+  float* grad_query = nullptr;         // has the shape of query
   float* grad_key = nullptr;
   float* grad_value = nullptr;
 };
@@ -57,27 +57,30 @@ struct BackwardBuffers {
 //                                           {.shape = {2, 512, 64}}, {});
 class AttentionProblem {
  public:
-  // The largest head_dim and v_head_dim, because a row of tiles must fit
-  // caches.
+  // The largest head_dim and v_head_dim. They are limited because a row of
+  // tiles must fit the caches.
   static constexpr int64_t kMaxHeadDim = 1024;
 
   // The most bytes of a tensor, and the most scalar steps of a problem. Both
   // are so far below the limits of int64 that sums of a problem's bytes,
-  // strides, pairs and flops need no further check. Numbers that are padded to
-  // tiles do.
+  // strides, pairs and flops need no further check. Numbers that are rounded up
+  // to whole tiles still need one.
   static constexpr int64_t kMaxTensorBytes = int64_t{1} << 60;
   static constexpr int64_t kMaxWork = int64_t{1} << 62;
 
-  // The most entries of a batch whose entries differ, because each entry takes
-  // memory before its call is admitted.
+  // The most entries of a batch whose entries differ. They are limited because
+  // each entry takes memory before its call is admitted.
   static constexpr int64_t kMaxListedEntries = 65536;
 
+  // Checks a call and returns its problem. If the call is invalid, returns
+  // INVALID_ARGUMENT that names the field at fault, with reason INT64_RANGE if
+  // only the size is at fault.
+  //
   // In BHSD the shapes are query [batch, num_q_heads, q_len, head_dim], key
   // [batch, num_kv_heads, kv_len, head_dim] and value [batch, num_kv_heads,
-  // kv_len, v_head_dim]. In BSHD, heads and lengths change places. Shapes of
-  // rank 3 lack batch; shapes of rank 2 lack batch and heads. A ragged batch
-  // has rank 3 or 2. Returns INVALID_ARGUMENT that names the field at fault,
-  // with reason INT64_RANGE if only the size is at fault.
+  // kv_len, v_head_dim]. In BSHD the axes of heads and lengths are swapped.
+  // Shapes of rank 3 lack batch; shapes of rank 2 lack batch and heads. A
+  // ragged batch has rank 3 or 2.
   static absl::StatusOr<AttentionProblem> Create(
       const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
       const AttentionOptions& options, const OutputOptions& outputs = {});
@@ -90,10 +93,12 @@ class AttentionProblem {
   const AttentionParams& params() const { return params_; }
   const Visibility& visibility() const { return visibility_; }
 
-  // Returns what the caller gave, without defaults resolved.
+  // Returns the options that the caller gave. Defaults are not resolved in
+  // them.
   const AttentionOptions& options() const { return *options_; }
 
-  // Return one number per query head, or nothing if params() has none.
+  // Return one number for each query head, or an empty list if params() says
+  // that there are none.
   const std::vector<float>& alibi_slopes() const {
     return options_->alibi_slopes;
   }
@@ -101,8 +106,8 @@ class AttentionProblem {
     return options_->sink_logits;
   }
 
-  // Return the shapes of the answers, by OutputShape and LseShape of
-  // base/shape.h. They have the layout and rank of the query.
+  // Return the shapes of the results, which OutputShape and LseShape of
+  // base/shape.h define. They have the layout and rank of the query.
   std::vector<int64_t> OutputShape() const;
   std::vector<int64_t> LseShape() const;
 
@@ -122,7 +127,8 @@ class AttentionProblem {
   TensorView<T> ValueView(T* data) const {
     return View(data, params_.num_kv_heads, params_.kv_len, params_.v_head_dim);
   }
-  // The rows of dense K or V of the types that params() says.
+  // Return the rows of a dense K or V at `data`. params() has the type of its
+  // elements.
   KvSource KeySource(const void* data) const {
     return {KeyView(static_cast<const std::byte*>(data)), params_.key_dtype};
   }
@@ -134,15 +140,16 @@ class AttentionProblem {
   TensorView<T> OutputView(T* data) const {
     return View(data, params_.num_q_heads, params_.q_len, params_.v_head_dim);
   }
-  // The shape is [batch, num_q_heads, q_len, 1] in every layout.
+  // Returns a view of the shape [batch, num_q_heads, q_len, 1], in every
+  // layout.
   template <typename T>
   TensorView<T> LseView(T* data) const {
     return {data,
             {tensor_batch(), params_.num_q_heads, params_.q_len, 1},
             {params_.num_q_heads * params_.q_len, params_.q_len, 1, 1}};
   }
-  // The shapes are [batch, num_q_heads, q_len, kv_len], with stride 0 along
-  // each axis that is broadcast.
+  // Return views of the shape [batch, num_q_heads, q_len, kv_len], with stride
+  // 0 along each axis that is broadcast.
   template <typename T>
   TensorView<T> BiasView(T* data) const {
     return Broadcast(data, options_->bias->shape);
@@ -157,9 +164,8 @@ class AttentionProblem {
   int64_t value_bytes() const;
   int64_t output_bytes() const;
   int64_t lse_bytes() const;   // even if the call does not return lse
-  int64_t bias_bytes() const;  // 0 where there is none
-  int64_t mask_bytes() const;
-
+  int64_t bias_bytes() const;  // 0 if there is none
+  int64_t mask_bytes() const;  // 0 if there is none
  private:
   AttentionProblem(const AttentionParams& params, int rank,
                    std::shared_ptr<const AttentionOptions> options)

@@ -11,8 +11,9 @@
 namespace attnd {
 namespace {
 
-// From so many tiles of keys on two of them share the rows that pass by, which
-// come from the third-level cache; below, there would be few tasks.
+// From this number of tiles of keys on, two tiles share the rows that they
+// read, because rows come from the third-level cache then. With fewer tiles
+// there would be too few tasks.
 constexpr int64_t kMinTilesOfRuns = 16;
 
 }  // namespace
@@ -53,7 +54,9 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
   if (visibility.uniform()) {
     if (params.batch > 0) {
       const EntryTable<kKinds>::Counts counts = counts_of(visibility.Entry(0));
-      // Rows fit, as a tensor's do; of short sequences the tiles might not.
+      // The rows of all entries fit an int64 because the tensors do. The
+      // numbers of tiles may not fit, because a short sequence takes a whole
+      // tile.
       overflow = !CheckedProduct({params.batch, counts[kKeyTile], kTileKeys}) ||
                  !CheckedProduct({params.batch, counts[kRowTile]}) ||
                  !CheckedProduct({params.batch, counts[kRow]});
@@ -93,7 +96,8 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
 }
 
 BackwardKind BackwardPlan::KindOf(const BatchEntry& entry) const {
-  // Rows of padding are answered, but must not change how others are.
+  // Rows of padding get gradients, too, but do not count here, so that they
+  // cannot change how other rows are computed.
   return group_ * entry.q_seeing <= max_direct_rows_ ? BackwardKind::kDirect
                                                      : tiled_kind_;
 }
@@ -103,7 +107,7 @@ int64_t BackwardPlan::TileRows(const BatchEntry& entry) const {
 }
 
 int64_t BackwardPlan::KeyTilesOf(const BatchEntry& entry) const {
-  // Keys behind a length get a gradient too: 0.
+  // Keys after the entry's length get a gradient, too, which is 0.
   return CeilDiv(entry.kv_extent, kTileKeys);
 }
 

@@ -1,6 +1,6 @@
-// Chooses how the gradients of a problem will be computed: cut into which
-// tiles, in how many bytes. It is to the backward pass what KernelPlan is to
-// the forward pass.
+// Chooses how the gradients of a problem are computed: into which tiles the
+// work is cut, and how many bytes it takes. It is to the backward pass what
+// KernelPlan is to the forward pass.
 #ifndef ATTND_CORE_BACKWARD_PLAN_H_
 #define ATTND_CORE_BACKWARD_PLAN_H_
 
@@ -15,15 +15,17 @@
 
 namespace attnd {
 
-// Immutable once made. Tiles depend on their entry alone, so that the same
-// request gives the same bits whatever runs beside it.
+// The plan of one backward job. Immutable once made. The tiles of an entry
+// depend on that entry alone, so the same request gives the same bits whatever
+// else runs at the same time.
 class BackwardPlan {
  public:
-  // Keys of a tile. Both of its gradients stay in the second-level cache while
-  // all rows pass by.
+  // The number of keys in a tile. Both gradients of these keys stay in the
+  // second-level cache while all rows are processed.
   static constexpr int64_t kTileKeys = 128;
 
-  // A tile of keys, or of the query rows that share a kv head.
+  // A tile of keys, or a tile of the query rows that share a kv head. `tile`
+  // counts from 0 within the kv head.
   struct Tile {
     int64_t entry, kv_head, tile;
   };
@@ -31,53 +33,56 @@ class BackwardPlan {
   // Byte counts saturate at the largest int64 instead of overflowing.
   BackwardPlan(const AttentionProblem& problem, const MachineInfo& machine);
 
-  // The set that the products run on.
+  // The instruction set that computes the products.
   Isa isa() const { return isa_; }
   // The kernel's name in ExecutionStats.
   std::string_view variant() const { return variant_; }
   BackwardKind KindOf(const BatchEntry& entry) const;
-  // Query rows of a tile, and the most of any entry.
+  // The number of query rows in a tile: of one entry, and the largest of all.
   int64_t TileRows(const BatchEntry& entry) const;
   int64_t tile_rows() const { return shape_.tile_q; }
-  // Of packed tiles.
+  // The shape that a slot and the packed tiles are laid out for.
   const SlotLayout::Shape& shape() const { return shape_; }
   const BackwardLayout& slot_layout() const { return slot_layout_; }
 
-  // Counts of the whole job. A key run is a group of consecutive key tiles that
-  // one task processes together. Runs of a kv head are numbered in key order.
+  // Counts for the whole job. A key run is a group of consecutive key tiles
+  // that one task processes together. The runs of a kv head are numbered in key
+  // order.
   int64_t key_tiles() const { return table_.Total(kKeyTile); }
   int64_t key_runs() const { return table_.Total(kKeyRun); }
   int64_t row_tiles() const { return table_.Total(kRowTile); }
   Tile KeyTile(int64_t task) const;
-  // Returns a Tile whose `tile` field is the run's number.
+  // Returns a Tile whose `tile` is the number of the run.
   Tile KeyRun(int64_t task) const;
   Tile RowTile(int64_t task) const;
 
-  // Of one kv head of an entry.
+  // Return numbers for one kv head of `entry`.
   int64_t KeyTilesOf(const BatchEntry& entry) const;
   int64_t KeyTilesPerRun(const BatchEntry& entry) const;
   int64_t RowTilesOf(const BatchEntry& entry) const;
   int64_t RowsOf(const BatchEntry& entry) const;
 
-  // Where a tile's packed copies are, in words. Rows have copies only if their
-  // kind is kBf16x3.
+  // Return where the packed copies of a tile begin, in words from the start of
+  // all copies. Rows have copies only if their kind is kBf16x3.
   int64_t PackedKeysAt(const Tile& tile, const BatchEntry& entry) const;
   int64_t PackedRowsAt(const Tile& tile, const BatchEntry& entry) const;
-  // Where a tile of rows begins among all rows, and its number among all tiles
-  // of rows. Rows of kind kBf16x3 have room for whole tiles.
+  // Return how many rows the job holds before a tile of rows, and the tile's
+  // number among all tiles of rows. For entries of kind kBf16x3 the job holds
+  // whole tiles, even if the last one has fewer rows.
   int64_t FirstRow(const Tile& tile, const BatchEntry& entry) const;
   int64_t RowTileIndex(const Tile& tile, const BatchEntry& entry) const;
 
   int64_t packed_keys_bytes() const { return packed_keys_bytes_; }
   int64_t packed_rows_bytes() const { return packed_rows_bytes_; }
   int64_t rows_bytes() const { return rows_bytes_; }  // the query's gradient
-  int64_t deltas_bytes() const { return deltas_bytes_; }  // one number a row
-  int64_t turns_bytes() const { return turns_bytes_; }    // one a tile of rows
+  int64_t deltas_bytes() const { return deltas_bytes_; }  // a float a row
+  int64_t turns_bytes() const { return turns_bytes_; }    // a count a tile
   int64_t slot_bytes() const { return kWordBytes * slot_layout_.total; }
 
-  // The most key runs that `threads` workers may have in progress; at least 1.
+  // Returns how many key runs may be in progress with `threads` workers; at
+  // least 1.
   int64_t Slots(int64_t threads) const;
-  // The bytes that the job holds beside inputs and outputs.
+  // Returns the bytes that the job needs in addition to inputs and outputs.
   int64_t WorkspaceBytes(int64_t threads) const;
 
  private:

@@ -16,9 +16,9 @@ namespace attnd {
 // operations.
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration);
 
-// Returns the sum over `threads` workers of `scheduler` that measure at once.
-// Must not be called by a worker. If `stop` is not null and asks to stop, the
-// call ends early and the result is not a measurement.
+// Measures on `threads` workers of `scheduler` at the same time and returns the
+// sum of their rates. A worker must not call this. If `stop` is not null and
+// asks to stop, the call ends early and the result is not a measurement.
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration,
                       TileScheduler& scheduler, int64_t threads,
                       const StopSignal* stop = nullptr);

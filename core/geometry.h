@@ -1,5 +1,5 @@
-// The sizes that plan and kernels share: the rows of a block, and how the
-// memory of a tile is divided.
+// The sizes that plans and kernels share: how many rows and keys a block has,
+// and how the memory of a tile is divided.
 #ifndef ATTND_CORE_GEOMETRY_H_
 #define ATTND_CORE_GEOMETRY_H_
 
@@ -13,11 +13,12 @@
 
 namespace attnd {
 
-// The most rows of a block of any kind.
+// The largest number of query rows in a block of any kind.
 inline constexpr int64_t kMaxBlockRows = kAmxBlock;
 
-// Rows of a block, and keys of which a block that shows all of them sees a
-// multiple.
+// RowsOfBlock returns the largest number of query rows in a block. A block can
+// count as fully visible only if the number of keys that it sees is a multiple
+// of KeysOfBlock.
 constexpr int64_t RowsOfBlock(TileKind kind, const Geometry& geometry) {
   return TraitsOf(kind).block > 0 ? TraitsOf(kind).block : geometry.rows;
 }
@@ -26,12 +27,13 @@ constexpr int64_t KeysOfBlock(TileKind kind, const Geometry& geometry) {
 }
 
 // The number of keys whose weighted values are summed before they join the
-// output. What a partial sum rounds off grows with the sum, so several short
-// sums are more exact than one long sum. 128 keeps a real layer (tests/data)
-// below the error of other f32 kernels, and the packed values of 128 keys stay
-// in the first-level cache for all rows of a tile.
+// output. The rounding error of a sum grows with the sum, so several short sums
+// are more exact than one long sum. 128 keeps a real layer (tests/data) below
+// the error of other f32 kernels, and the packed values of 128 keys stay in the
+// first-level cache for all rows of a tile.
 inline constexpr int64_t kKeysPerSum = 128;
 
+// The words of a cache line.
 inline constexpr int64_t kLineWords = 16;
 
 constexpr int64_t RoundToLine(int64_t words) {
@@ -54,9 +56,9 @@ class CacheLineLayout {
   int64_t at_;
 };
 
-// How a slot is divided, which is the memory of one tile in progress. Offsets
-// count words of 4 bytes. The first line is a header that says how far the tile
-// has come.
+// How a slot is divided. A slot is the memory of one forward tile in progress.
+// Offsets and strides count words of 4 bytes. The first cache line is a header
+// that says how far the tile has come.
 struct SlotLayout {
   struct Shape {
     int64_t tile_q, tile_kv, head_dim, v_head_dim;
@@ -65,10 +67,11 @@ struct SlotLayout {
   };
 
   int64_t q_stride;
-  // Scores have one line more than keys, so that rows do not share the sets of
-  // the cache. If weights have several terms, the first takes the place of the
-  // scores and the others lie behind them, `term_words` apart. Rows are then
-  // terms_stride apart, and only those of one block are kept.
+  // Rows of scores have one cache line more than they need, so that different
+  // rows do not fall into the same sets of the cache. Weights replace the
+  // scores. If a weight has several terms, its first term replaces the score
+  // and the others follow, `term_words` apart. Then rows are terms_stride
+  // apart, and the slot holds the scores of only one block.
   int64_t score_stride;
   int64_t terms_stride;
   int64_t term_words;
@@ -80,7 +83,7 @@ struct SlotLayout {
   int64_t row_max_lanes;  // [tile_q, lanes]
   int64_t max;            // [tile_q]
   int64_t sum_lanes;      // [tile_q, lanes]
-  int64_t visible;        // [tile_q, visible_stride]: a bit a key
+  int64_t visible;        // [tile_q, visible_stride]: a bit for each key
   int64_t values;         // [tile_kv, output_stride], or nothing
   int64_t total;
 
@@ -93,7 +96,8 @@ struct SlotLayout {
     layout.score_stride = shape.tile_kv + 16;
     layout.terms_stride = (2 * terms - 1) * shape.tile_kv / 2 + 16;
     layout.output_stride = RoundToLine(shape.v_head_dim);
-    // Two bytes for each vector of whatever width, and room to read eight.
+    // Each vector of keys takes two bytes, whatever its width. Reading takes
+    // eight bytes, so there is space for them after the last vector.
     layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
     CacheLineLayout slot(kLineWords);
     layout.query = slot.Add(shape.tile_q * layout.q_stride);
@@ -112,7 +116,8 @@ struct SlotLayout {
   }
 };
 
-// The header of a slot.
+// These copy the header of a slot from the slot and to it. Each pass has a
+// header type of its own.
 template <class Header>
 Header LoadHeader(const float* slot) {
   Header header;
@@ -125,20 +130,22 @@ void StoreHeader(float* slot, const Header& header) {
   std::memcpy(slot, &header, sizeof(header));
 }
 
-// The same for tiles of keys of the backward pass. What f32 products hold and
-// what bf16x3 products hold shares one place, because a pair of tiles needs
-// only one of them.
+// How the slot of a key run in progress is divided in the backward pass, in the
+// same way. The members for f32 products and those for bf16x3 products share
+// the same memory, because a pair of tiles needs only one of them.
 struct BackwardLayout {
   int64_t visible_stride;
   int64_t visible;  // [tile_q, visible_stride]
-  // Of each of `key_tiles` tiles of keys, grad_words apart.
+  // The gradients of the first tile of keys. Those of the `key_tiles` tiles of
+  // the run are grad_words apart.
   int64_t grad_key;    // [tile_kv, head_dim in whole lines]
   int64_t grad_value;  // [tile_kv, v_head_dim in whole lines]
   int64_t grad_words;
 
-  // f32
-  int64_t q_stride;  // one line more than rows need, so that they do not
-  int64_t v_stride;  // share the sets of the cache
+  // For f32 products. Rows have one cache line more than they need, so that
+  // different rows do not fall into the same sets of the cache.
+  int64_t q_stride;
+  int64_t v_stride;
   int64_t score_stride;
   int64_t query;        // [tile_q, q_stride]
   int64_t grad_output;  // [tile_q, v_stride]
@@ -146,20 +153,24 @@ struct BackwardLayout {
   int64_t grad_chunk;
   int64_t weights;        // [tile_q, score_stride]
   int64_t grad_scores;    // [tile_q, score_stride]
-  int64_t row_max_lanes;  // [tile_q, lanes], of no interest here
-  int64_t packed;  // a tile of keys that is packed for bf16x3 products only
+  int64_t row_max_lanes;  // [tile_q, lanes], written but never read
+  // PackedKeys of a tile of keys whose shared copy is for bf16x3 products.
+  int64_t packed;
 
-  // bf16x3, with scores transposed: keys are rows.
-  int64_t scores;       // [tile_kv, kAmxBlock], of one block of rows
-  int64_t grads;        // the same of dP
-  int64_t score_rows;   // [kAmxBlock, score_stride], where they need care
-  int64_t grad_rows;    // the same of dP
+  // For bf16x3 products. Scores are transposed, so each row is a key.
+  int64_t scores;  // [tile_kv, kAmxBlock], of one block of rows
+  int64_t grads;   // the same of dP
+  // [kAmxBlock, score_stride]: S and dP with query rows as rows, for blocks
+  // that are weighed row by row.
+  int64_t score_rows;
+  int64_t grad_rows;
   int64_t term_stride;  // from one term of a row of weights to the next
   int64_t terms_stride;
-  int64_t weight_terms;      // [tile_kv, terms_stride], left-hand sides
-  int64_t grad_terms;        // the same of dS
-  int64_t grad_block_words;  // of one block of rows of
-  int64_t grad_tiles;        // dS as right-hand sides
+  int64_t weight_terms;  // [tile_kv, terms_stride], left-hand sides
+  int64_t grad_terms;    // the same of dS
+  // dS as right-hand sides: grad_block_words for each block of rows.
+  int64_t grad_block_words;
+  int64_t grad_tiles;
   int64_t total;
 
   static constexpr BackwardLayout Of(const Geometry& geometry,
@@ -167,7 +178,8 @@ struct BackwardLayout {
                                      int64_t key_tiles);
 };
 
-// The packed copies of a tile of keys for f32 products.
+// How the packed copy of a tile of keys for f32 products is divided. Offsets
+// count words.
 struct PackedKeys {
   int64_t key_panels;    // K^T
   int64_t value_panels;  // V^T
@@ -184,11 +196,11 @@ struct PackedKeys {
   }
 };
 
-// The packed copies of a tile of keys for bf16x3 products, as
-// core/kernels/amx_bf16.h reads them. Left-hand sides are rows, whose terms lie
-// one behind the other.
+// How the packed copy of a tile of keys for bf16x3 products is divided. Offsets
+// and strides count words. core/kernels/amx_bf16.h describes the operands. K, V
+// and K^T are left-hand sides: rows whose terms follow one another.
 struct PackedKeysBf16x3 {
-  int64_t key_stride;  // of a row
+  int64_t key_stride;  // from row to row
   int64_t value_stride;
   int64_t column_stride;
   int64_t keys;     // [tile_kv, key_stride]
@@ -211,8 +223,9 @@ struct PackedKeysBf16x3 {
   }
 };
 
-// The packed copies of a tile of rows for bf16x3 products, as right-hand sides:
-// against K and V they are packed like keys, and against weights like values.
+// How the packed copy of a tile of rows for bf16x3 products is divided. Offsets
+// count words. Q and dO are right-hand sides. Each is packed twice: like keys,
+// for products with K and V, and like values, for products with weights.
 struct PackedRowsBf16x3 {
   int64_t query_tiles;
   int64_t grad_tiles;
@@ -280,21 +293,23 @@ constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
   return layout;
 }
 
-// How far one kv head is packed. The tiles of the head share it: the members
-// are atomics while tasks run.
+// How far the packing of one kv head has come. The tiles of the head share it:
+// the members are atomics while tasks run.
 struct HeadPacking {
   uint32_t place;    // 0 until the head has a place, then its number + 1
   uint32_t claimed;  // pieces that a task packs or has packed
   uint32_t packed;   // pieces that are ready
   uint32_t done;     // tiles that no longer need the head
-  // If numbers are split into terms: the largest magnitude of a key, as the
-  // bits of a float without its sign, and whether any value must not be split.
+  // Used only if numbers are split into terms. largest_key is the largest
+  // magnitude of a key, as the bits of a float without its sign.
+  // unsplittable_values is 1 if any value must not be split, and otherwise 0.
   uint32_t largest_key;
   uint32_t unsplittable_values;
 };
 
-// What a split leaves for the merge: unnormalised rows, their maxima and sums.
-// Offsets count floats.
+// How the partial result of a split is divided until the merge reads it:
+// unnormalised output rows, then their maxima, then their sums. Offsets count
+// floats.
 struct PartialLayout {
   int64_t output_stride;
   int64_t max;

@@ -22,11 +22,11 @@ namespace attnd {
   ROW(ARG, kAvx2, "avx2", HWY_AVX2, HWY_CHOOSE_AVX2, 8, 6, 2, 12)          \
   ROW(ARG, kAvx512, "avx512", HWY_AVX3, HWY_CHOOSE_AVX3, 16, 6, 4, 32)
 
-// The sets that add native bf16 products to a `base`, whose kernels they use
-// for all else, in the order of their bases. The functions `available` and
-// `preferred` say whether this processor has the set, and whether the set is
-// faster there than its base. The last two columns are the kinds of tiles that
-// multiply bf16, and numbers of any other type.
+// The sets that add native bf16 products to a `base`, in the order of their
+// bases. For everything else they use the kernels of the base. The functions
+// `available` and `preferred` say whether this processor has the set, and
+// whether the set is faster there than its base. The last two columns are the
+// kinds of tiles that multiply bf16, and numbers of any other type.
 #define ATTND_BF16_ISAS(ROW)                                               \
   /*  isa, name, base, available, preferred, bf16_kind, f32_kind */        \
   ROW(kAvx512Bf16, "avx512_bf16", kAvx512, HasBf16Dot, PrefersBf16Dot,     \
@@ -56,8 +56,8 @@ struct Geometry {
   int64_t lanes;    // floats in a vector
   int64_t rows;     // query rows of a microkernel
   int64_t vectors;  // columns of a microkernel, in vectors
-  // Vectors of sums that a pass over values as they lie in memory keeps when it
-  // has few rows.
+  // How many vectors of sums a pass keeps when it reads values in place for a
+  // few rows.
   int64_t stream_sums;
 
   constexpr int64_t panel_keys() const { return vectors * lanes; }
@@ -94,7 +94,8 @@ constexpr std::string_view IsaName(Isa isa) { return TraitsOf(isa).name; }
 constexpr Isa F32Isa(Isa isa) { return TraitsOf(isa).f32_isa; }
 constexpr Geometry GeometryOf(Isa isa) { return TraitsOf(isa).geometry; }
 
-// Whether the kernels that are compiled for `vector_isa` must have `kind`.
+// Returns whether the kernels that are compiled for `vector_isa` must include
+// tiles of `kind`.
 constexpr bool HasKind(Isa vector_isa, TileKind kind) {
   if (!IsNativeBf16(kind)) return true;
   for (const Isa isa : kIsas) {
@@ -107,12 +108,12 @@ constexpr bool HasKind(Isa vector_isa, TileKind kind) {
   return false;
 }
 
-// The sets that are compiled in and that this processor has, widest first.
-// Never empty. kScalar is missing if the compiler may use wider vectors
+// Returns the sets that are compiled in and that this processor has, widest
+// first. Never empty. kScalar is missing if the compiler may use wider vectors
 // everywhere, because Highway then leaves it out.
 std::vector<Isa> SupportedIsas();
 
-// The set of SupportedIsas() that is fastest on this processor.
+// Returns the set of SupportedIsas() that is fastest on this processor.
 Isa FastestIsa();
 
 }  // namespace attnd

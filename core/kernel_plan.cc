@@ -11,11 +11,13 @@
 namespace attnd {
 namespace {
 
-// Of output that one padding task writes: tens of microseconds.
+// The bytes of output that one padding task writes. That takes tens of
+// microseconds.
 constexpr int64_t kPaddingBytes = int64_t{1} << 18;
 
-// A tile wants its scores and one pass of K^T or V in the second-level cache,
-// with room for the other's lines: what is over half of it does not pay.
+// Returns the number of keys in a tile. The scores of a tile and one pass of
+// K^T or V should fit the second-level cache, with space for cache lines of the
+// other. A tile that takes more than half of the cache does not pay.
 int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
   int64_t keys = params.block_size;
   if (keys == 0) {
@@ -23,17 +25,19 @@ int64_t ChooseTileKv(const AttentionParams& params, int64_t l2_bytes) {
         kWordBytes * (params.head_dim + params.v_head_dim);
     keys = l2_bytes / 4 / row_bytes;
   }
-  // Whole sums, and a power of two of them, so that it divides a split.
+  // A tile has a power of two of whole sums, so that it divides a split.
   int64_t tile = kKeysPerSum;
   while (tile < keys && tile < kMaxTileKeys) tile *= 2;
   return tile;
 }
 
-// The largest scale, times head_dim, with which nobody notices that native bf16
-// products take the tiniest numbers for 0 (core/kernels/amx_tile-inl.h).
+// The largest |scale| * head_dim for which native bf16 products may be used.
+// They take the smallest numbers for 0, which makes no noticeable difference up
+// to this limit (core/kernels/amx_bf16x3_tile-inl.h).
 constexpr double kMaxScale = 0x1p40;
 
-// In place, values must be f32 rows of whole vectors.
+// Returns whether direct tiles can read values in place: only if they are f32
+// and their rows are whole vectors.
 bool ReadsValuesInPlace(const AttentionParams& params,
                         const Geometry& geometry) {
   return params.value_dtype == DataType::kF32 &&
@@ -44,9 +48,9 @@ bool ReadsValuesInPlace(const AttentionParams& params,
 }  // namespace
 
 TileKind TiledKind(const AttentionParams& params, const MachineInfo& machine) {
-  // Native bf16 is for inputs of which it loses nothing, or if asked for. The
-  // six products that make one of f32 on AMX (core/kernels/amx_bf16.h) are
-  // still twice as fast as multiply-adds.
+  // Native bf16 is used for inputs that lose nothing by it, or if the call asks
+  // for it. On AMX, an f32 product takes six bf16 products
+  // (core/kernels/amx_bf16.h), which are still twice as fast as multiply-adds.
   const IsaTraits isa = TraitsOf(machine.isa);
   if (params.precision == Precision::kBF16) {
     return IsNativeBf16(isa.bf16_kind) ? isa.bf16_kind
@@ -65,7 +69,7 @@ TileKind TiledKind(const AttentionParams& params, const MachineInfo& machine) {
 
 int64_t MaxDirectRows(const AttentionParams& params,
                       const MachineInfo& machine) {
-  // Keys as they lie cannot be rounded.
+  // Keys that are read in place cannot be rounded.
   if (params.precision == Precision::kBF16 &&
       params.key_dtype != DataType::kBF16) {
     return -1;
@@ -88,7 +92,7 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
   } else if (params.precision == Precision::kBF16) {
     entry.kind = TileKind::kDirectRounded;
   }
-  // Tiles of nearly equal numbers of rows, in whole blocks.
+  // The rows are divided into tiles of nearly equal size, in whole blocks.
   const int64_t max_rows = rows < kManyRows ? TraitsOf(tiled).max_rows
                                             : TraitsOf(tiled).max_rows_of_many;
   entry.q_tiles = CeilDiv(rows, max_rows);
@@ -98,7 +102,7 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
         RoundUp(entry.tile_q, RowsOfBlock(tiled, GeometryOf(machine.isa)));
   }
   entry.q_tiles = CeilDiv(rows, entry.tile_q);
-  // One tile would be one task, however many keys it has.
+  // Without splits, one tile would be one task, however many keys it has.
   if (entry.q_tiles == 1) {
     entry.splits =
         std::max<int64_t>(1, CeilDiv(kv_len, KernelPlan::kKeysPerSplit));
@@ -138,7 +142,7 @@ TileTask KernelPlan::Tile(int64_t task) const {
   const auto [entry, index] = table_.Locate(kTile, task);
   const EntryPlan& plan = Entry(entry);
   const int64_t tile = index / plan.splits;
-  // Later rows see more keys where a rule is causal.
+  // With a causal rule later rows see more keys, so the last tile comes first.
   return {.entry = entry,
           .kv_head = tile / plan.q_tiles,
           .tile = plan.q_tiles - 1 - tile % plan.q_tiles,
@@ -202,7 +206,7 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
   plan.uniform_ = visibility.uniform();
 
   bool any_tiled = false;
-  int64_t most_keys = 0;  // packed of one kv head
+  int64_t most_keys = 0;  // the most packed keys of any kv head
   const auto add = [&](const BatchEntry& of) -> const EntryPlan& {
     const EntryPlan& entry =
         plan.entries_.emplace_back(PlanEntry(params, of, machine));
@@ -211,8 +215,9 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
     most_keys = std::max(most_keys, entry.packed_keys);
     return entry;
   };
-  // No count overflows: an entry has no more tiles than query rows, times its
-  // splits no more than pairs of row and key, and Create has bounded both.
+  // No count overflows. An entry has no more tiles than query rows, and tiles
+  // times splits are no more than pairs of row and key. Create has bounded
+  // both.
   if (plan.uniform_) {
     const EntryPlan& entry =
         add(params.batch > 0 ? visibility.Entry(0) : BatchEntry());

@@ -24,7 +24,7 @@ constexpr const char* kCgroupRoot = "/sys/fs/cgroup";
 constexpr const char* kCgroupSelf = "/proc/self/cgroup";
 
 int64_t L2Bytes(int64_t fallback) {
-  // Containers and some virtual machines answer 0 or -1.
+  // Containers and some virtual machines report 0 or -1.
   const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
   constexpr int64_t kMin = 256 << 10;
   constexpr int64_t kMax = 16 << 20;
@@ -32,7 +32,7 @@ int64_t L2Bytes(int64_t fallback) {
 }
 
 int AffinityCount() {
-  // The kernel refuses a set that is shorter than its own.
+  // The kernel returns an error if the set is shorter than its own.
   for (size_t bits = 1024; bits <= (1U << 20); bits *= 2) {
     cpu_set_t* set = CPU_ALLOC(bits);
     if (set == nullptr) break;
@@ -45,7 +45,7 @@ int AffinityCount() {
   return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
-// The first line of a file, without blanks around it.
+// Returns the first line of a file, without blanks around it.
 std::optional<std::string> FirstLine(const std::string& path) {
   std::ifstream file(path);
   std::string line;
@@ -60,16 +60,17 @@ std::optional<int64_t> ReadInt(const std::string& path) {
   return number;
 }
 
-// Calls `visit` with the folder of every cgroup that binds this process by
-// `controller`, its own first, then each one above, in the hierarchies of both
-// versions. Inside a container the path names folders that only the host sees;
-// those are missing here, and the walk ends at the container's root anyway.
+// Calls `visit` with the folder of every cgroup that limits this process
+// through `controller`: its own first, then each one above, in the hierarchies
+// of both versions. Inside a container the path names folders that only the
+// host sees. They are missing here, but the walk reaches the container's root
+// anyway.
 void VisitCgroups(const std::string& root, const std::string& self,
                   absl::string_view controller,
                   const std::function<void(const std::string&)>& visit) {
   std::ifstream file(self);
   for (std::string line; std::getline(file, line);) {
-    // hierarchy:controllers:path, with no controllers for version 2.
+    // A line is hierarchy:controllers:path. Version 2 has no controllers.
     const std::vector<std::string> fields =
         absl::StrSplit(line, absl::MaxSplits(':', 2));
     if (fields.size() != 3) continue;
@@ -87,8 +88,8 @@ void VisitCgroups(const std::string& root, const std::string& self,
         mounts.push_back(absl::StrCat(root, "/", fields[1]));
       }
     }
-    // A path with ".." leads out of our cgroup namespace, and one without a
-    // slash nowhere.
+    // A path with ".." leads out of our cgroup namespace, and a path without a
+    // slash leads nowhere. Then only the root is visited.
     absl::string_view path = fields[2];
     if (!absl::StartsWith(path, "/") || absl::StrContains(path, "/..")) {
       path = "/";
@@ -137,7 +138,7 @@ std::optional<double> CgroupCpuQuota(std::string_view root,
         if (const auto line = FirstLine(folder + "/cpu.max")) {
           const std::vector<absl::string_view> words =
               absl::StrSplit(*line, ' ');
-          // "max 100000" is no number, and no limit.
+          // "max 100000" means that there is no limit.
           if (words.size() != 2 || !absl::SimpleAtoi(words[0], &quota_us) ||
               !absl::SimpleAtoi(words[1], &period_us)) {
             return;
@@ -156,7 +157,7 @@ std::optional<double> CgroupCpuQuota(std::string_view root,
 
 std::optional<int64_t> CgroupMemoryLimitBytes(std::string_view root,
                                               std::string_view self) {
-  // Version 1 has no word for "unlimited" but the largest page-aligned int64.
+  // Version 1 reports the largest page-aligned int64 if there is no limit.
   constexpr int64_t kUnlimited = int64_t{1} << 62;
   std::optional<int64_t> tightest;
   VisitCgroups(std::string(root), std::string(self), "memory",

@@ -21,18 +21,18 @@ struct MachineInfo {
   static MachineInfo Detect();
 };
 
-// The number of processors that the affinity mask and the cgroup's quota allow,
-// rounded down, at least 1. Reads both cgroup versions, and every cgroup above
-// the process's own.
+// Returns the number of processors that the affinity mask and the cgroup's
+// quota allow, rounded down, at least 1. Reads both cgroup versions, and every
+// cgroup above the process's own.
 int AvailableThreads();
 
-// The bytes that the process may hold: the tightest cgroup limit, or the
-// physical memory if no limit is set.
+// Returns the bytes that the process may hold: the tightest cgroup limit, or
+// the physical memory if no limit is set.
 int64_t AvailableMemoryBytes();
 
-// The limits that the two functions above read from files. Tests pass files of
-// their own: `root` stands for "/sys/fs/cgroup", `self` for
-// "/proc/self/cgroup". Unset if there is no limit.
+// Return the limits that the two functions above read from files, or nullopt if
+// there is no limit. Tests pass files of their own: `root` stands for
+// "/sys/fs/cgroup", `self` for "/proc/self/cgroup".
 std::optional<double> CgroupCpuQuota(std::string_view root,
                                      std::string_view self);
 std::optional<int64_t> CgroupMemoryLimitBytes(std::string_view root,

@@ -16,9 +16,9 @@ namespace attnd {
 struct MemoryEstimate {
   int64_t input_bytes = 0;      // query, key, value, bias and mask
   int64_t output_bytes = 0;     // the output, and lse if it is returned
-  int64_t workspace_bytes = 0;  // of all threads
+  int64_t workspace_bytes = 0;  // for all threads together
   int64_t flash_bytes = 0;      // the sum of the three above
-  // What attention would take that stores all scores: input, output, and an f32
+  // The bytes of attention that stores all scores: input, output, and an f32
   // score for each query head, query row and key of every batch entry.
   int64_t naive_bytes = 0;
   // 2 * (head_dim + v_head_dim) for each query head, query row and key that the
@@ -30,29 +30,29 @@ struct MemoryEstimate {
   double ReductionRatio() const;
 };
 
-// INVALID_ARGUMENT with reason INT64_RANGE, for a problem whose bytes do not
-// fit a signed 64-bit number.
+// Returns INVALID_ARGUMENT with reason INT64_RANGE. This is the error for a
+// problem whose bytes do not fit a signed 64-bit number.
 absl::Status BytesOutOfRange();
 
-// Immutable, so threads may share it. Allocates at most a few numbers for each
-// batch entry, whatever the lengths.
+// Computes estimates. Immutable, so threads may share it. Allocates at most a
+// few numbers for each batch entry, whatever the lengths.
 class MemoryEstimator {
  public:
-  // For an engine with `threads` workers on `machine`.
+  // Makes an estimator for an engine with `threads` workers on `machine`.
   MemoryEstimator(const MachineInfo& machine, int64_t threads)
       : machine_(machine), threads_(threads) {}
 
-  // What Attention takes, or BytesOutOfRange. Give the plan for `machine` if
-  // there is one already.
+  // Return what the call Attention takes, or BytesOutOfRange. Pass the plan for
+  // `machine` if there is one already.
   absl::StatusOr<MemoryEstimate> Estimate(
       const AttentionProblem& problem) const;
   absl::StatusOr<MemoryEstimate> Estimate(const AttentionProblem& problem,
                                           const KernelPlan& plan) const;
 
-  // The same for AttentionBackward. Its inputs are those of Attention, the
-  // output and lse that Attention answered, and the gradient of the output. Its
-  // outputs are three gradients. naive_bytes has the scores and their
-  // gradients.
+  // Return what the call AttentionBackward takes. Its inputs are those of
+  // Attention, the output and lse that Attention returned, and the gradient of
+  // the output. Its outputs are three gradients. naive_bytes has the scores and
+  // their gradients.
   absl::StatusOr<MemoryEstimate> EstimateBackward(
       const AttentionProblem& problem) const;
   absl::StatusOr<MemoryEstimate> EstimateBackward(

@@ -11,7 +11,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Columns of the output that are summed at a time, on the stack.
+// How many columns of the output are summed at a time. The sums are on the
+// stack.
 constexpr int64_t kColumns = 128;
 
 }  // namespace

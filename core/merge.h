@@ -1,5 +1,6 @@
-// Merges answers of attention over disjoint sets of keys into the answer over
-// all of these keys. Works on results alone, wherever they were computed.
+// Merges the results of attention over disjoint sets of keys into the result
+// over all of these keys. It needs only the results, wherever they were
+// computed.
 #ifndef ATTND_CORE_MERGE_H_
 #define ATTND_CORE_MERGE_H_
 
@@ -8,7 +9,7 @@
 
 namespace attnd {
 
-// The answer of one attention call over some of the keys. Both arrays are
+// The result of one attention call over some of the keys. Both arrays are
 // dense.
 struct PartialResult {
   const float* output = nullptr;  // [rows, v_head_dim]

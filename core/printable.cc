@@ -8,7 +8,7 @@
 namespace attnd {
 namespace {
 
-// The character at the beginning of a text. It has 0 bytes if the text does not
+// The character at the beginning of a text. Its size is 0 if the text does not
 // begin with valid UTF-8.
 struct Character {
   uint32_t code = 0;
@@ -30,7 +30,8 @@ Character FirstCharacter(absl::string_view text) {
     if ((next & 0xc0U) != 0x80) return {};
     code = code << 6 | (next & 0x3fU);
   }
-  // Not the shortest encoding, half of a UTF-16 pair, or beyond Unicode.
+  // Refuses an encoding that is not the shortest, half of a UTF-16 pair, and a
+  // code beyond Unicode.
   constexpr uint32_t kMinCode[] = {0, 0, 0x80, 0x800, 0x10000};
   if (code < kMinCode[size_bytes] || (code >= 0xd800 && code <= 0xdfff) ||
       code > 0x10ffff) {

@@ -43,7 +43,7 @@ void ReferenceOutput(const AttentionProblem& problem,
                      const AttentionBuffers& inputs, int64_t entry,
                      int64_t head, const ReferenceRow& row, double* output);
 
-// Computes one row of the answer: its output [v_head_dim] and its lse.
+// Computes one row of the result: its output [v_head_dim] and its lse.
 void ReferenceAttentionRow(const AttentionProblem& problem,
                            const AttentionBuffers& inputs, int64_t entry,
                            int64_t head, int64_t q_row, double* output,

@@ -14,8 +14,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long a task keeps its worker while other jobs wait: long against the
-// cost of a switch, short against a caller's patience.
+// How long a task keeps its worker while other jobs wait. This is long compared
+// to the cost of a switch, and short compared to a caller's patience.
 constexpr std::chrono::microseconds kQuantum{500};
 
 }  // namespace
@@ -61,7 +61,7 @@ class TileScheduler::Impl {
       most_slots = std::max(most_slots, phase.slots);
       most_at_once = std::max(most_at_once, std::min(phase.slots, phase.tasks));
     }
-    // Nothing grows while the job runs.
+    // The lists are reserved here so that nothing allocates while the job runs.
     state->free_slots.reserve(static_cast<size_t>(most_slots));
     state->yielded.reserve(static_cast<size_t>(most_slots));
     state->BeginPhase(0);
@@ -92,8 +92,8 @@ class TileScheduler::Impl {
     int64_t slot;
   };
 
-  // A job in progress. Guarded by mutex_ but for what Run() reads, which does
-  // not change meanwhile.
+  // A job in progress. mutex_ guards it, except for members that Run() reads
+  // without the lock, which do not change meanwhile.
   struct State {
     TileJob* job = nullptr;
     const StopSignal* stop = nullptr;
@@ -102,7 +102,7 @@ class TileScheduler::Impl {
     std::vector<int64_t> free_slots;
     std::vector<Task> yielded;
     int64_t phase = 0;
-    int64_t next_task = 0;  // of the phase, the first that never ran
+    int64_t next_task = 0;  // the phase's first task that never ran
     int64_t running = 0;    // tasks that a worker holds now
     bool started = false;
     absl::Status status;
@@ -117,7 +117,7 @@ class TileScheduler::Impl {
       phase = index;
       next_task = 0;
       if (over()) return;
-      // The lowest slot is taken first.
+      // Slots are taken from the end of the list, so the lowest is taken first.
       free_slots.resize(static_cast<size_t>(current().slots));
       std::iota(free_slots.rbegin(), free_slots.rend(), 0);
     }
@@ -144,10 +144,11 @@ class TileScheduler::Impl {
     Clock::time_point began_;
   };
 
-  // The job's next task, if it has one that may run now.
+  // Returns the job's next task, or nullopt if none may run now.
   static std::optional<Task> Take(State& state) {
     if (!state.yielded.empty()) {
-      // The one that waits longest: tasks may wait for one another.
+      // The task that has waited longest runs first, because tasks may wait for
+      // one another.
       const Task task = state.yielded.front();
       state.yielded.erase(state.yielded.begin());
       return task;
@@ -161,7 +162,7 @@ class TileScheduler::Impl {
     return task;
   }
 
-  // Steps over finished phases. True where the job has nothing left.
+  // Moves on from finished phases. Returns whether nothing of the job is left.
   static bool Advance(State& state) {
     if (!state.status.ok()) return state.running == 0;
     while (state.running == 0 && state.yielded.empty() && !state.over() &&
@@ -190,7 +191,8 @@ class TileScheduler::Impl {
     if (state->started) times.running = now - state->began;
     lock.unlock();
     state->done(std::move(state->status), times);
-    // It may own what the job computed with: freed here, not under the lock.
+    // `done` may own what the job computed with. That is freed here, without
+    // the lock.
     state->done = nullptr;
     lock.lock();
     if (closing_ && jobs_.empty()) wake_.notify_all();
@@ -204,7 +206,7 @@ class TileScheduler::Impl {
       state.began = Clock::now();
     }
     ++state.running;
-    // The next worker begins its search behind this job: jobs take turns.
+    // Moves the job to the end of the list, so that jobs take turns.
     jobs_.splice(jobs_.end(), jobs_, it);
     const int64_t phase = state.phase;
     lock.unlock();
@@ -223,7 +225,7 @@ class TileScheduler::Impl {
     if (Advance(state)) {
       Finish(it, lock);
     } else if (state.phase != old_phase) {
-      wake_.notify_all();  // a new phase: tasks for those who found none
+      wake_.notify_all();  // workers that found no task may find one now
     }
   }
 

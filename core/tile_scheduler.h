@@ -18,8 +18,9 @@ namespace attnd {
 using SteadyTime = std::chrono::steady_clock::time_point;
 
 // Asks one running job to stop: when it is cancelled, when its deadline has
-// passed, and when `outer` asks to stop, if that is not null. Thread-safe,
-// because its owner and the workers share it. `outer` must outlive it.
+// passed, or when `outer` asks to stop. `outer` may be null; otherwise it must
+// outlive this signal. Thread-safe, because the job's owner and the workers
+// share it.
 class StopSignal {
  public:
   explicit StopSignal(SteadyTime deadline = SteadyTime::max(),
@@ -43,16 +44,18 @@ class StopSignal {
 class SliceControl {
  public:
   virtual ~SliceControl() = default;
-  // Whether the job should stop. What the task computed is then thrown away.
+  // Returns whether the job should stop. The results of the task are then
+  // discarded.
   virtual bool ShouldStop() = 0;
-  // Whether the task has had its time and another job may be waiting for a
-  // worker. The task should then save its state in its slot and return kYield.
+  // Returns whether the task has used its time while another job may be waiting
+  // for a worker. The task should then save its state in its slot and return
+  // kYield.
   virtual bool ShouldYield() = 0;
 };
 
-// A job has phases that run one after the other. The tasks of a phase start in
-// order, and may run at once. Each task in progress has a slot, which it keeps
-// when it yields.
+// The work of one request, cut into tasks. A job has phases that run one after
+// the other. The tasks of a phase start in order, and may run at the same time.
+// Each task in progress has a slot, which it keeps when it yields.
 class TileJob {
  public:
   enum class Slice { kDone, kYield };
@@ -64,7 +67,8 @@ class TileJob {
 
   virtual ~TileJob() = default;
 
-  // Called once, at submission.
+  // Returns the phases in their order. The scheduler calls this once, when the
+  // job is submitted.
   virtual std::vector<Phase> Phases() const = 0;
   // Runs task `task` of `phase` until it is done or yields. After a yield, the
   // scheduler calls this again with the same slot. `slot` is below the phase's
@@ -74,14 +78,15 @@ class TileJob {
                     SliceControl& control) = 0;
 };
 
+// How long a job waited and ran.
 struct JobTimes {
   std::chrono::nanoseconds queued{0};   // submission to first task
   std::chrono::nanoseconds running{0};  // first task to last
 };
 
-// A pool of threads. Jobs in progress take turns, task by task, so that a small
-// job never waits for a large one to end. Thread-safe. The destructor cancels
-// the jobs that are left, calls every `done` and joins the threads.
+// A pool of worker threads. Jobs in progress take turns, task by task, so that
+// a small job never waits for a large one to end. Thread-safe. The destructor
+// cancels the jobs that are left, calls `done` of each and joins the threads.
 class TileScheduler {
  public:
   // A worker calls this once for each job, after its last task, with OK,
@@ -97,10 +102,11 @@ class TileScheduler {
   TileScheduler& operator=(const TileScheduler&) = delete;
 
   // Starts a job and returns. `job` and `stop` must live until `done` is
-  // called. A job that should already stop never starts a task.
+  // called. If `stop` asks to stop before the job's first task, no task runs.
   void Submit(TileJob* job, const StopSignal* stop, Done done);
 
-  // Submits and waits. Must not be called by a worker.
+  // Submits a job and waits for its end. Returns what Submit would pass to
+  // `done`. A worker must not call this.
   absl::Status Run(TileJob* job, const StopSignal* stop,
                    JobTimes* times = nullptr);
 

@@ -68,7 +68,8 @@ class Visibility {
   // Returns batch entry `index`, 0 <= index < params.batch, in constant time.
   BatchEntry Entry(int64_t index) const;
 
-  // Returns whether all entries are alike but for their place in the tensors.
+  // Returns whether all entries are alike except for their place in the
+  // tensors.
   bool uniform() const { return uniform_; }
 
   // Returns the number of pairs of a row and a key that the row sees: the sum

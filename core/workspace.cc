@@ -19,13 +19,13 @@
 namespace attnd {
 namespace {
 
-// A huge page of x86-64, and of aarch64 with pages of 4 KiB.
+// The size of a huge page on x86-64, and on aarch64 with pages of 4 KiB.
 constexpr int64_t kHugeBytes = int64_t{2} << 20;
 
-// Beyond this there are no blocks, and sizes can be rounded without care.
+// No block is larger than this. Up to this size, rounding up cannot overflow.
 constexpr int64_t kMaxBlockBytes = int64_t{1} << 62;
 
-// GCC defines a macro for address sanitizer, clang has a feature.
+// GCC defines a macro for address sanitizer; clang has a feature.
 #if defined(__SANITIZE_ADDRESS__)
 #define ATTND_ADDRESS_SANITIZER
 #elif defined(__has_feature)
@@ -34,15 +34,16 @@ constexpr int64_t kMaxBlockBytes = int64_t{1} << 62;
 #endif
 #endif
 
-// Address sanitizer sees the ends of malloc's blocks only.
+// Address sanitizer detects accesses beyond the end only in blocks of malloc.
 #ifdef ATTND_ADDRESS_SANITIZER
 constexpr bool kPools = false;
 #else
 constexpr bool kPools = true;
 #endif
 
-// What malloc gave for `block`. posix_memalign would be dearer: it takes no
-// block from the thread's cache, and cuts larger ones to pieces.
+// Refers to the pointer that malloc returned for `block`. posix_memalign would
+// cost more: it takes no block from the thread's cache, and cuts larger ones to
+// pieces.
 void*& MallocOf(std::byte* block) {
   return *reinterpret_cast<void**>(block - sizeof(void*));
 }
@@ -50,7 +51,8 @@ void*& MallocOf(std::byte* block) {
 std::byte* AllocateSmall(int64_t size_bytes) {
   constexpr auto kAlignment = static_cast<size_t>(Workspace::kAlignment);
   if (!kPools) {
-    // Not a byte more, so that the sanitizer sees accesses behind the end.
+    // The block has not one byte more, so that the sanitizer detects accesses
+    // beyond its end.
     void* block = nullptr;
     return posix_memalign(&block, kAlignment,
                           static_cast<size_t>(size_bytes)) == 0
@@ -61,7 +63,7 @@ std::byte* AllocateSmall(int64_t size_bytes) {
       static_cast<size_t>(RoundUp(size_bytes, Workspace::kAlignment));
   void* const begin = std::malloc(size + kAlignment);
   if (begin == nullptr) return nullptr;
-  // malloc aligns to 16, so that the pointer fits before the block.
+  // malloc aligns to 16 bytes, so the pointer fits before the block.
   auto* const block = static_cast<std::byte*>(begin) + kAlignment -
                       reinterpret_cast<uintptr_t>(begin) % kAlignment;
   MallocOf(block) = begin;
@@ -77,8 +79,9 @@ absl::Status NoMemory(int64_t size_bytes) {
       absl::StrCat("workspace: no memory for ", size_bytes, " bytes"));
 }
 
-// What is mapped for a block: the next eighth of a power of two, so that jobs
-// of about a size share blocks and at most an eighth is wasted.
+// Returns how many bytes are mapped for a block: its size rounded up to an
+// eighth of a power of two. So blocks of about the same size can stand for each
+// other, and at most an eighth is wasted.
 int64_t MappedBytes(int64_t size_bytes) {
   const auto floor =
       static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size_bytes)));
@@ -86,7 +89,8 @@ int64_t MappedBytes(int64_t size_bytes) {
   return mapped < kHugeBytes ? mapped : RoundUp(mapped, kHugeBytes);
 }
 
-// Null where the system has no such block. Untouched pages take no memory.
+// Maps a block. Returns null if the system has no memory for it. Pages that are
+// never touched take none.
 std::byte* Map(int64_t mapped_bytes) {
   const bool huge = mapped_bytes >= kHugeBytes;
   const auto size = static_cast<size_t>(mapped_bytes);
@@ -96,14 +100,15 @@ std::byte* Map(int64_t mapped_bytes) {
   if (begin == MAP_FAILED) return nullptr;
   auto* block = static_cast<std::byte*>(begin);
   if (!huge) return block;
-  // Huge pages are given to aligned addresses only: the ends go back.
+  // The system uses huge pages only at aligned addresses, so the unaligned ends
+  // are unmapped.
   const size_t before =
       static_cast<size_t>(-reinterpret_cast<uintptr_t>(begin)) % kHugeBytes;
   if (before > 0) munmap(block, before);
   block += before;
   if (before < slack) munmap(block + size, slack - before);
-  // One fault in 512 is left, and as many entries of the TLB. Where the system
-  // has none to give, the block is of small pages.
+  // With huge pages there is one fault instead of 512, and one TLB entry. If
+  // the system has no huge page, the block consists of small pages.
   madvise(block, size, MADV_HUGEPAGE);
   return block;
 }
@@ -122,7 +127,8 @@ class Workspace::FreeList {
 
   int64_t idle_bytes() const { return idle_bytes_.load(); }
 
-  // The block of this size that came back last; null where there is none.
+  // Returns the block of this size that came back last, or null if there is
+  // none.
   std::byte* Take(int64_t mapped_bytes) {
     const std::lock_guard lock(mutex_);
     const auto found = blocks_.find(mapped_bytes);
@@ -147,7 +153,7 @@ class Workspace::FreeList {
     while (idle_bytes_.load() > idle_bytes) {
       const auto [block, mapped_bytes] = TakeOldest();
       if (block == nullptr) return;
-      Unmap(block, mapped_bytes);  // dear, so without the lock
+      Unmap(block, mapped_bytes);  // slow, so without the lock
     }
   }
 
@@ -173,7 +179,8 @@ class Workspace::FreeList {
 
   const int64_t max_idle_bytes_;
   std::mutex mutex_;
-  // By size, in the order in which they came back; no list is empty.
+  // The idle blocks of each size, in the order in which they came back. No list
+  // is empty.
   std::map<int64_t, std::deque<Idle>> blocks_;
   uint64_t returned_ = 0;
   std::atomic<int64_t> idle_bytes_{0};  // written under mutex_
@@ -189,7 +196,7 @@ void Workspace::Return::operator()(std::byte* block) const {
 
 absl::StatusOr<Workspace> Workspace::Reserve(int64_t size_bytes) {
   Workspace workspace;
-  // At least one byte, so that data() is never null.
+  // Allocates at least one byte, so that data() is never null.
   if (size_bytes <= std::numeric_limits<int64_t>::max() - 2 * kAlignment) {
     workspace.block_.reset(AllocateSmall(std::max<int64_t>(size_bytes, 1)));
   }
@@ -212,7 +219,7 @@ absl::StatusOr<Workspace> WorkspacePool::Reserve(int64_t size_bytes) {
   std::byte* block = free_list_->Take(mapped_bytes);
   if (block == nullptr) block = Map(mapped_bytes);
   if (block == nullptr) {
-    // What others left may be what is missing.
+    // The memory of idle blocks may be what is missing.
     TrimTo(0);
     block = Map(mapped_bytes);
   }

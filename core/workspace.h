@@ -15,7 +15,7 @@
 
 namespace attnd {
 
-// Stands for byte counts that do not fit into an int64.
+// Stands for a number of bytes that does not fit into an int64.
 inline constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
 // One block of uninitialised memory, aligned to kAlignment. Movable. Threads
@@ -31,11 +31,10 @@ class Workspace {
   static absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
 
   std::byte* data() const { return block_.get(); }
-  // The size that Reserve was asked for. A block that holds several tensors
-  // also has padding between them, so do not use the block as a tensor.
+  // Returns the size that was passed to Reserve. A block that holds several
+  // tensors also has padding between them, so do not use the block as a tensor.
   int64_t size_bytes() const { return size_bytes_; }
 
-  // The block as floats.
   float* floats() const { return reinterpret_cast<float*>(block_.get()); }
 
  private:
@@ -61,7 +60,8 @@ inline int64_t AlignedBytes(const std::optional<int64_t>& bytes) {
              : kMaxBytes;
 }
 
-// Divides a workspace into pieces of AlignedBytes, one after the other.
+// Divides a workspace into consecutive pieces. Each size must be a result of
+// AlignedBytes, so that every piece is aligned.
 class ArenaLayout {
  public:
   explicit ArenaLayout(std::byte* first) : next_(first) {}
@@ -75,16 +75,16 @@ class ArenaLayout {
   std::byte* next_;
 };
 
-// Hands out workspaces, and keeps returned ones for the next caller that asks
-// for about as many bytes, because the first touch of fresh memory costs more
-// than a copy into it. The pool keeps a bounded number of bytes, and unmaps the
+// Hands out workspaces, and keeps returned ones for callers that ask for about
+// as many bytes, because the first touch of fresh memory costs more than a copy
+// into it. The pool keeps a limited number of bytes; beyond that, it unmaps the
 // block that was idle longest first. Blocks below kSmallestBytes come from
 // malloc, which keeps them itself. Thread-safe. Workspaces may outlive their
 // pool.
 class WorkspacePool {
  public:
   static constexpr int64_t kSmallestBytes = int64_t{64} << 10;
-  // About the bytes that a call of the largest message holds by default.
+  // About as many bytes as a call of the largest message holds by default.
   static constexpr int64_t kMaxIdleBytes = int64_t{512} << 20;
 
   explicit WorkspacePool(int64_t max_idle_bytes = kMaxIdleBytes);
@@ -95,7 +95,7 @@ class WorkspacePool {
   // See Workspace::Reserve.
   absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
 
-  // The bytes that are mapped but not handed out.
+  // Returns the number of bytes that are mapped but not handed out.
   int64_t idle_bytes() const;
 
   // Unmaps idle blocks until at most `idle_bytes` are left. Costs one atomic

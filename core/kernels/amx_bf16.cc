@@ -1,26 +1,28 @@
-// Maths: the two matrix products of core/kernels/flash_attention.cc, S = Q K^T
-// and O += P V, and the five of the backward pass, of bf16 operands with f32
-// sums. TDPBF16PS adds 16 pairs at a time, even and odd ones apart, so a sum's
-// bits depend on where its groups of 32 dimensions or keys begin: always at
-// multiples of 32 from the tile's first.
+// Maths. This file has the two matrix products of
+// core/kernels/flash_attention.cc, S = Q K^T and O += P V, and the five of the
+// backward pass, for bf16 operands and f32 sums. TDPBF16PS adds 16 pairs at a
+// time, even and odd ones apart. So the bits of a sum depend on where its
+// groups of 32 dimensions or keys begin. They always begin at multiples of 32
+// from the tile's first.
 //
-// f32 operands come as three bf16 terms, x = x0 + x1 + x2, and six of the nine
-// products of terms (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial
-// Intelligence Datatype For Higher-Precision Computations", 2019). Six times 16
-// cycles for 8192 multiply-adds are 2.7 times what two multiply-adds of 512
-// bits a cycle do; with the softmax, and a clock that AMX lowers, about 1 to
-// 1.4 times is left of a tile.
+// An f32 operand comes as three bf16 terms, x = x0 + x1 + x2, and a product as
+// six of the nine products of terms (Henry, Tang, Heinecke, "Leveraging the
+// bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
+// 2019). Six times 16 cycles for 8192 multiply-adds are 2.7 times the speed of
+// two multiply-adds of 512 bits in a cycle. A whole tile is about 1 to 1.4
+// times as fast, because of the softmax and because AMX lowers the clock.
 //
-// Blocks of 2 x 2 result tiles: four loads of operands for four products, each
-// product 16 cycles and each load 8; with three terms 16 loads for 24. Traffic
-// of a block of 32 rows: K^T and V of the tile once, its own scores and weights
-// in the first-level cache.
+// A block has 2 x 2 result tiles: four products take four loads of operands. A
+// product takes 16 cycles and a load 8. With three terms there are 16 loads for
+// 24 products. The traffic of a block of 32 rows is K^T and V of the tile once.
+// Its own scores and weights stay in the first-level cache.
 //
-// The plan picks this on AMX, beyond a few rows: bf16 where inputs are bf16 or
-// may be rounded, three terms if they are not.
+// The plan chooses these products on AMX if there are more than a few rows:
+// bf16 if inputs are bf16 or may be rounded, and three terms otherwise.
 //
-// The instructions are written out: GCC 12's own have no name for a tile that
-// templates could count, and do not say that they read memory.
+// The instructions are written as assembly. The intrinsics of GCC 12 take the
+// tile number only as a literal, not as a template argument, and do not tell
+// the compiler that they read memory.
 #include "core/kernels/amx_bf16.h"
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -41,10 +43,11 @@ namespace attnd {
 namespace {
 
 constexpr int64_t kTileRows = kAmxSteps;
-constexpr int64_t kTileWords = kAmxSteps;  // of a row
+constexpr int64_t kTileWords = kAmxSteps;  // words of a row
 constexpr int64_t kStepsPerChunk = kKeysPerSum / 2;
 
-// Tiles by their use: results by row and column, operands left and right.
+// The numbers of the tile registers by use: results by row and column, operands
+// on the left by row and on the right by column.
 constexpr int kResult = 0;  // + 2 * row + column
 constexpr int kLeft = 4;    // + row
 constexpr int kRight = 6;   // + column
@@ -78,8 +81,9 @@ ATTND_INLINE void Multiply() {
                  "i"(kRight + kColumn));
 }
 
-// Up to 16 rows of an operand or a result. Fewer go through a whole tile of
-// their own: what lies behind them is not theirs.
+// Up to 16 rows of an operand or a result. If there are fewer, they go through
+// a buffer of a whole tile, because the memory after them belongs to something
+// else.
 template <class Word>
 class Rows {
  public:
@@ -130,7 +134,8 @@ class Rows {
   int64_t count_;
 };
 
-// The rows of a block by tiles; the second is empty in blocks of up to 16.
+// The rows of a block, divided into two tiles. The second is empty in blocks of
+// up to 16 rows.
 template <class Word>
 struct BlockRows {
   BlockRows(Word* from, int64_t stride, int64_t rows)
@@ -140,8 +145,8 @@ struct BlockRows {
   Rows<Word> lower;
 };
 
-// One operand of a product, by terms: tiles of up to two groups of rows or
-// columns, kept until the next Load.
+// The left-hand side of a product. Load puts one of its terms into one or two
+// tile registers, which keep it until the next Load.
 template <bool kTwo>
 class Left {
  public:
@@ -167,7 +172,7 @@ ATTND_INLINE void LoadRight(const float* group, int64_t term) {
   if constexpr (kTwo) LoadTile<kRight + 1>(tile + kAmxTileWords, kTileWords);
 }
 
-// results += what is loaded left * what is loaded right.
+// Adds the product of the tiles loaded left and right to the results.
 template <bool kTwoRows, bool kTwoColumns>
 ATTND_INLINE void MultiplyLoaded() {
   Multiply<0, 0>();
@@ -176,16 +181,17 @@ ATTND_INLINE void MultiplyLoaded() {
   if constexpr (kTwoRows && kTwoColumns) Multiply<1, 1>();
 }
 
-// results += left * right for steps first <= step < last, by `kTwoRows` and
-// `kTwoColumns` tiles. `right(step)` is where the tiles of kAmxSteps steps lie.
+// Computes results += left * right for steps first <= step < last, with two
+// tiles of rows if kTwoRows and two tiles of columns if kTwoColumns.
+// `right(step)` returns where the tiles of kAmxSteps steps are.
 //
-// Of three terms a side, the products of terms whose numbers add up to more
-// than 2 are left out. Terms are cut off, not rounded, so for 1 <= x < 2 they
-// are x1 < 2^-7 and x2 < 2^-15, and what is left out is less than 2^-21 of x y:
-// 2 * 2^-7 * 2^-15, and 0.7 * 2^-24 on average, with the sign of x y. The five
-// small ones of the other six come first, over all steps, so that what they
-// round off is of their own size. kTransposed takes them in the order of
-// right * left.
+// With three terms, the products of terms whose numbers add up to more than 2
+// are left out. Terms are cut off, not rounded. So for 1 <= x < 2 the terms are
+// x1 < 2^-7 and x2 < 2^-15, and what is left out is less than 2^-21 of x y: 2 *
+// 2^-7 * 2^-15, and 0.7 * 2^-24 on average, with the sign of x y. Of the other
+// six products the five small ones come first, over all steps, so that their
+// rounding errors are of their own size. kTransposed takes them in the order of
+// right * left, so that the result has the same bits.
 template <int kTerms, bool kTwoRows, bool kTwoColumns, bool kTransposed,
           class Right>
 ATTND_INLINE void MultiplySteps(const Left<kTwoRows>& left, int64_t first,
@@ -227,8 +233,8 @@ ATTND_INLINE void MultiplySteps(const Left<kTwoRows>& left, int64_t first,
   }
 }
 
-// Calls `visit` with whether there are two tiles of rows and of columns, as
-// constants.
+// Calls `visit` with two constants: whether there are two tiles of rows, and
+// two tiles of columns.
 template <class Visitor>
 ATTND_INLINE void VisitShape(int64_t rows, int64_t columns,
                              const Visitor& visit) {
@@ -274,8 +280,8 @@ ATTND_INLINE void StoreResults(const BlockRows<float>& results,
   }
 }
 
-// to[r][c] += from[r][c] for whole vectors of columns, `from` without gaps. A
-// machine with tiles has AVX-512.
+// Computes to[r][c] += from[r][c] for whole vectors of columns. `from` has no
+// gaps. A machine with AMX has AVX-512, too.
 __attribute__((target("avx512f"))) ATTND_NOINLINE void AddTo(
     int64_t rows, int64_t columns, const float* from, float* to,
     int64_t to_stride) {
@@ -288,13 +294,13 @@ __attribute__((target("avx512f"))) ATTND_NOINLINE void AddTo(
   }
 }
 
-// The words of the right-hand side for kAmxSteps steps.
+// Returns the words of the right-hand side for kAmxSteps steps.
 constexpr int64_t GroupWords(int64_t terms, int64_t columns) {
   return terms * columns * kAmxTileWords;
 }
 
-// The kernel keeps the tiles of a thread for it only where the process has
-// asked for that (Documentation/arch/x86/xstate.rst).
+// Asks the operating system to save the tile registers of this process's
+// threads. It does so only on request (Documentation/arch/x86/xstate.rst).
 bool AskForTiles() {
 #ifdef ARCH_REQ_XCOMP_PERM
   constexpr int kRequest = ARCH_REQ_XCOMP_PERM;
@@ -316,7 +322,7 @@ bool ProcessorHasAmxBf16() {
          (d & kTile) != 0;
 }
 
-// What LDTILECFG reads.
+// The configuration that LDTILECFG reads.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -408,7 +414,8 @@ void AmxAddValues(int64_t rows, int64_t columns, const AmxLeft& weights,
       StoreResults<kTwoRows, kTwoColumns>(results, 0);
       return;
     }
-    // On their own, for the same reason as the small products.
+    // The sums are made apart from the output, so that their rounding errors
+    // are of their own size.
     alignas(64) float sums[4 * kAmxTileWords];
     constexpr int64_t kStride = (kTwoColumns ? 2 : 1) * kTileWords;
     constexpr int64_t kRows = (kTwoRows ? 2 : 1) * kTileRows;

@@ -1,24 +1,25 @@
-// A tile on AMX of f32 as the sum of three bf16 terms
-// (core/kernels/amx_bf16.h).
+// A tile on AMX for f32 numbers, each of which is the sum of three bf16 terms
+// (core/kernels/amx_bf16.h). For inclusion by kernels only, once for each
+// target.
 //
-// AMX takes denormal numbers for 0, as operands and as sums, and terms of an
-// f32 may be denormal if the f32 is not: some terms of numbers below 2^-103 are
-// lost, less than 2^-125 in all. And NaN and infinities have no terms.
-// Therefore:
-//   scores  The score of a pair of query and key is computed again, in f32, if
-//   it
-//           is not finite, and if one of the two has an element from 2^50 on
-//           and the other has one that may lose terms. All other scores lose
-//           less than 2^-30, whatever their size, and no weight notices: the
-//           plan sees to it that |scale| * head_dim is at most 2^40. Finite
-//           scores keep the bits that the backward pass will have.
-//   values  n values that are 0 or from 2^-80 on lose less than n * 2^-123 of a
-//           sum whose weights add up to 1 or more. Other values, which are
-//           called unsplittable, are left out of the products and join their
-//           sums as f32.
-// Both depend on the pair or the value alone, so that no bit of a row depends
-// on what the row does not see. What is known of whole heads and tiles only
-// says where to look. For inclusion by kernels only, once a target.
+// AMX takes denormal numbers for 0, as operands and as sums. The terms of an
+// f32 may be denormal even if the f32 is not: numbers below 2^-103 lose some of
+// their terms, less than 2^-125 in all. NaN and infinities have no terms at
+// all. So the tile does this:
+//   scores  It computes the score of a query and a key again, in f32, if the
+//   score
+//           is not finite, or if one of the two has an element of 2^50 or more
+//           and the other has an element that may lose terms. All other scores
+//           lose less than 2^-30, whatever their size. That changes no weight,
+//           because the plan ensures that |scale| * head_dim is at most 2^40.
+//           Finite scores have the same bits in the backward pass.
+//   values  n values that are 0, or 2^-80 or more, lose less than n * 2^-123 of
+//   a
+//           sum whose weights add up to 1 or more. Other values are called
+//           unsplittable. They are left out of the products and added as f32.
+// Both rules depend only on the pair or on the value, so no bit of a row
+// depends on what the row does not see. What the tile knows of whole heads and
+// tiles only tells it where to look.
 #if defined(ATTND_CORE_KERNELS_AMX_BF16X3_TILE_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_AMX_BF16X3_TILE_INL_H_
@@ -49,6 +50,7 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
+// The tile of kind kAmxBf16x3; see Tile.
 class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
  public:
   AmxBf16x3Tile(const ForwardJob& job, const TileTask& task,
@@ -57,7 +59,6 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     score_stride_ = layout_.terms_stride;
   }
 
-  // Returns the largest magnitude.
   uint32_t LoadQuery() const {
     const int64_t elements = 2 * TermWords(kTileKind, params_.head_dim);
     Bits largest = hn::Zero(kU);
@@ -92,8 +93,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return magnitude >= std::bit_cast<uint32_t>(kLarge);
   }
 
-  // What a query or a key holds: elements so large that it shows what others
-  // lose, and elements that lose something.
+  // Whether a query or a key has elements that are so large that a loss in the
+  // other one matters, and elements that lose terms.
   struct Sizes {
     bool large, tiny;
   };
@@ -110,13 +111,13 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return {IsLarge(LargestOf(largest)), !hn::AllFalse(kF, tiny)};
   }
 
-  // 0 < x < limit
+  // Returns the lanes with 0 < x < limit.
   static LaneMask IsBelow(Vec x, float limit) {
     return hn::And(hn::Lt(x, hn::Set(kF, limit)), hn::Gt(x, hn::Zero(kF)));
   }
 
-  // Calls `visit(as, key, row)` for each of `keys`, which are of one tile:
-  // `row` is the key's row of K or V, whose elements `as` reads.
+  // Calls `visit(as, key, row)` for each of `keys`, which belong to one tile.
+  // `row` is the key's row of K or V, and `as` reads its elements.
   template <class Visitor>
   void VisitRows(const KvSource& source, const KeyRange& keys,
                  const Visitor& visit) const {
@@ -134,7 +135,7 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
               });
   }
 
-  // Computes the scores again that are not finite, or that lack what was lost.
+  // Computes scores again if they are not finite or lack what their terms lost.
   void MendScores(const Block& block) const {
     const Vec factor = hn::Set(kF, ScoreScale(params_).query_factor);
     const int64_t dims = params_.head_dim;
@@ -189,7 +190,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
   }
 
   // Finds the keys with unsplittable values among those that products of whole
-  // tiles read. Whether there are any. Most heads are known to have none.
+  // tiles read. Returns whether there are any. Most heads are known to have
+  // none.
   bool FindUnsplittableValues() {
     if (packing_.unsplittable_values == 0) return false;
     bool any = false;
@@ -209,8 +211,9 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return any;
   }
 
-  // Adds vector `v` of a pair of columns without the unsplittable values. All
-  // other values have the bits in these products that they have anywhere.
+  // Adds the products of vector `v` of a pair of columns without the
+  // unsplittable values. The other values have the same bits here as in other
+  // products.
   void AddSplittable(const Block& block, const Steps& steps,
                      const float* values, int64_t vectors, int64_t v,
                      bool fresh, int64_t column) const {
@@ -237,7 +240,7 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     AddProducts(block, steps, masked, kChunk, column, 1, fresh);
   }
 
-  // Adds the unsplittable values that are seen, as f32.
+  // Adds the unsplittable values that rows see, as f32.
   void AddUnsplittable(const Block& block, int64_t column) const {
     VisitRows(job_.value, block.seen,
               [&](auto as, int64_t key, const auto* row) HWY_ATTR {
@@ -257,7 +260,7 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
               });
   }
 
-  // The sum of a weight's terms.
+  // Returns the sum of a weight's terms.
   float WholeWeight(int64_t r, int64_t key) const {
     const int64_t at = key - begin_;
     const int64_t word = at / kAmxBlock * kAmxSteps + at % kLanes;
@@ -273,7 +276,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
 
   const HeadPacking& packing_;
   bool any_large_ = false;  // queries or keys
-  // Of the tile of keys in work, if there are any.
+  // For each key of the current tile: its sizes if any_large_, and whether it
+  // has unsplittable values if FindUnsplittableValues has looked for them.
   Sizes key_sizes_[kMaxTileKeys];
   bool unsplittable_[kMaxTileKeys];
 };

@@ -1,5 +1,6 @@
-// What tiles on AMX share, and the tile of bf16 (core/kernels/amx_bf16.h). For
-// inclusion by kernels only, once a target.
+// The code that tiles on AMX share, and the tile for bf16 numbers
+// (core/kernels/amx_bf16.h). For inclusion by kernels only, once for each
+// target.
 #if defined(ATTND_CORE_KERNELS_AMX_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_AMX_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_AMX_TILE_INL_H_
@@ -26,10 +27,11 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Each block goes through a tile of keys on its own, sets its output with the
-// first keys, and finishes its rows after the last ones. So its scores and
-// weights, and at last its output, stay in the first-level cache: products are
-// so fast that these would be half of the traffic.
+// The base class of tiles on AMX. Each block goes through a tile of keys on its
+// own, sets its output with the first keys, and finishes its rows after the
+// last ones. So its scores, its weights and finally its output stay in the
+// first-level cache. Otherwise they would be half of the memory traffic,
+// because the products are so fast.
 template <TileKind kKind>
 class AmxTile : public Tile {
  public:
@@ -58,9 +60,9 @@ class AmxTile : public Tile {
           const PackedHead<kKind>& head, float* slot)
       : Tile(job, task, slot), head_(head) {}
 
-  // Calls `visit(block, fresh)` for every block that sees any of the keys in
-  // work; `fresh` says whether these are its first. Finishes blocks that have
-  // met all their keys.
+  // Calls `visit(block, fresh)` for every block that sees any of the current
+  // keys. `fresh` says whether these are its first keys. Finishes the blocks
+  // that have no more keys.
   template <class Visitor>
   void VisitBlocks(const Visitor& visit) {
     const bool fresh = begin_ <= span_.begin;
@@ -96,8 +98,8 @@ class AmxTile : public Tile {
                        HWY_ATTR { return RowMax(Scores(r), from, to); });
   }
 
-  // The steps of the keys that a block sees, by whole tiles: weights are 0 in
-  // what this adds.
+  // The steps of the keys that a block sees, extended to whole tiles. The
+  // weights of the added keys are 0.
   struct Steps {
     int64_t first, last;
   };
@@ -106,8 +108,8 @@ class AmxTile : public Tile {
             CeilDiv(block.seen.end - begin_, kAmxBlock) * kAmxSteps};
   }
 
-  // output += weights * values for `vectors` vectors of columns; output = if
-  // `fresh`.
+  // Computes output += weights * values for `vectors` vectors of columns. If
+  // `fresh`, sets the output instead.
   void AddProducts(const Block& block, const Steps& steps, const float* values,
                    int64_t chunk_words, int64_t column, int64_t vectors,
                    bool fresh) const {
@@ -120,8 +122,8 @@ class AmxTile : public Tile {
   }
   int64_t ChunkWords() const { return ValueWords<kKind>(job_, kKeysPerSum); }
 
-  // Calls `visit(column, vectors, values)` for every two vectors of columns;
-  // `values` is where those of the tile of keys begin.
+  // Calls `visit(column, vectors, values)` for every two vectors of columns.
+  // `values` is where their values begin in the current tile of keys.
   template <class Visitor>
   void VisitColumnPairs(const Visitor& visit) const {
     constexpr int64_t kColumnWords =
@@ -134,7 +136,7 @@ class AmxTile : public Tile {
     }
   }
 
-  // The tiles of the kAmxSteps steps from `step` on.
+  // Returns the tiles of the kAmxSteps steps from `step` on.
   const float* TilesAt(const float* values, int64_t vectors,
                        int64_t step) const {
     constexpr int64_t kSteps = kKeysPerSum / 2;
@@ -143,7 +145,7 @@ class AmxTile : public Tile {
   }
 
  private:
-  // Whether the keys in work are the last ones that a block meets.
+  // Returns whether the current keys are the last ones of a block.
   bool FinishesEarly(const Block& block) const {
     return entry_plan_.splits == 1 && end_ == span_.end &&
            block.seen.size() > 0;
@@ -153,6 +155,7 @@ class AmxTile : public Tile {
   const AmxTiles tiles_;
 };
 
+// The tile of kind kAmxBf16; see Tile.
 class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
  public:
   AmxBf16Tile(const ForwardJob& job, const TileTask& task,
@@ -179,7 +182,7 @@ class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
   }
 
  private:
-  // What Tile::AddMasked calls for a row and a tile of values.
+  // Tile::AddMasked calls this for a row and a tile of values.
   static void AddOneRow(const float* weights, int64_t weight_stride,
                         const float* value, int64_t steps, float* output,
                         int64_t output_stride, PrefetchCursor /*ahead*/) {
@@ -188,7 +191,8 @@ class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
         value, 0, 0, steps, false, output, output_stride);
   }
 
-  // From the block's last key to where a product of whole tiles ends.
+  // Sets weights to 0 from the block's last key to the end of its last tile,
+  // which the product reads, too.
   void ZeroWeights(const Block& block) const {
     const int64_t end = block.seen.end - begin_;
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {

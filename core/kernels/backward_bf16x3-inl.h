@@ -1,32 +1,34 @@
-// A tile of keys against a tile of rows on AMX, with f32 as three bf16 terms
+// Computes the gradients that a tile of keys and a tile of rows give to each
+// other, on AMX, with f32 numbers as three bf16 terms
 // (core/kernels/amx_bf16.cc). For inclusion by core/kernels/flash_backward.cc
-// only, once a target.
+// only, once for each target.
 //
-// Maths. Scores the other way round, so that what a pair of tiles makes is an
-// operand without a shuffle:
+// Maths. The products of scores are transposed, so that their results are
+// operands of the next products without a shuffle:
 //   S^T = K Q^T      dP^T = V dO^T
 //   dV = P^T dO      dK = dS^T Q       dQ^T = K^T dS^T
-// A vector of P^T and dS^T is 16 rows of one key. Two of them, 16 rows apart,
-// make the words of a left-hand side for dV and dK; two of keys 16 apart those
-// of a right-hand side for dQ^T, which is summed the other way round as well.
-// S has the bits that it had in the forward pass, so that P is 1 where one
-// score is all of lse, however large both are. lse and D of 16 rows are a
-// vector, and the weights of a block of 32 x 32 pairs never leave the registers
-// between exp and splitting.
+// A vector of P^T or dS^T holds 16 rows of one key. Two vectors that are 16
+// rows apart make the words of a left-hand side for dV and dK. Two vectors of
+// keys that are 16 apart make the words of a right-hand side for dQ^T, which is
+// summed transposed, too. S has the bits that it had in the forward pass. So P
+// is 1 if one score makes up all of lse, however large both are. lse and D of
+// 16 rows are a vector. The weights of a block of 32 x 32 pairs stay in
+// registers from exp to splitting.
 //
-// Traffic of a pair of tiles, 128 x 128: each product of 32 x 32 numbers reads
-// its operands by terms, 6 bytes a number, one of them from the first-level
-// cache. K, V and K^T are packed once a job, Q and dO too, each twice. Of long
-// sequences two tiles of keys share a tile of rows, 24 bytes a number, while
-// the second-level cache has it.
+// Traffic of a pair of tiles, 128 x 128. Each product of 32 x 32 numbers reads
+// its operands as terms, 6 bytes for each number, one operand of the two from
+// the first-level cache. K, V and K^T are packed once for each job. Q and dO
+// are packed twice each. In long sequences two tiles of keys read a tile of
+// rows, 24 bytes for each number, while the second-level cache holds it.
 //
-// Edges. Blocks of rows that do not see all, or whose scores are more than
-// scaled dot products, are transposed, weighed row by row as f32 tiles are, and
-// transposed back. A key, or a row, that is not finite makes S or dP so only
-// where it takes part, and there hidden pairs are 0; as the inner dimension of
-// the last three products it is 0 from the start. Where a pair that is seen is
-// not finite, f32 products do the pair of tiles again. They also do it if
-// numbers are so small that AMX takes terms of them for 0.
+// Edges. Some blocks of rows do not see all keys, or their scores are more than
+// scaled dot products. They are transposed, weighed row by row as f32 tiles
+// are, and transposed back. A key or row that is not finite makes only its own
+// entries of S and dP not finite, and entries of hidden pairs are set to 0. As
+// the inner dimension of the last three products, it is replaced by 0 from the
+// start. If a pair that is seen is not finite, f32 products compute the pair of
+// tiles again. They also do so if numbers are so small that AMX takes their
+// terms for 0.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_
@@ -57,9 +59,10 @@ namespace HWY_NAMESPACE {
 
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Whether the largest of some numbers, if there is any, is so large that no
-// term of what counts beside it, nor a product of two terms, is denormal. AMX
-// takes denormal numbers for 0.
+// Returns whether numbers with the largest magnitude `largest`, as the bits of
+// a float, can be split. They can if they are all 0, or if the largest is so
+// large that neither a term that matters in comparison with it nor a product of
+// two terms is denormal. AMX takes denormal numbers for 0.
 inline bool IsSplittable(uint32_t largest) {
   constexpr float kMinScored = 0x1p-50F;
   return largest == 0 || largest >= std::bit_cast<uint32_t>(kMinScored);
@@ -74,8 +77,8 @@ void VisitAmxColumns(int64_t dims, const Visitor& visit) {
   }
 }
 
-// Numbers of both halves of `tiles` words that are not finite become 0: in each
-// of `groups`, the terms of `tile_words` words one after the other.
+// Sets numbers to 0 that are not finite, in both halves of words. Each of
+// `groups` groups has its terms one after the other, `tile_words` words each.
 inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t i = 0; i < tile_words; i += kLanes) {
@@ -90,7 +93,7 @@ inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
   }
 }
 
-// Packs a tile of keys as PackedKeysBf16x3; keys that are missing are 0.
+// Packs a tile of keys as PackedKeysBf16x3. Missing keys become 0.
 inline void PackKeysBf16x3(const BackwardJob& job,
                            const BackwardPlan::Tile& tile,
                            const BatchEntry& entry) {
@@ -122,7 +125,7 @@ inline void PackKeysBf16x3(const BackwardJob& job,
   to[layout.largest] = std::bit_cast<float>(largest_key);
   to[layout.largest + 1] = std::bit_cast<float>(largest_value);
 
-  // K^T: values with each tile transposed.
+  // K^T is packed like values, and then each tile is transposed.
   constexpr int64_t kGroups = kTileKeys / kAmxBlock;
   HWY_ALIGN float tiles[kGroups * kTerms * 2 * kAmxTileWords];
   VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
@@ -150,8 +153,8 @@ inline void PackKeysBf16x3(const BackwardJob& job,
   });
 }
 
-// The same of a tile of rows, as PackedRowsBf16x3. Rows that see nothing, which
-// may hold anything, are 0 as those that are missing.
+// Packs a tile of rows as PackedRowsBf16x3. Missing rows become 0. Rows that
+// see nothing become 0, too, because they may hold anything.
 inline void PackRowsBf16x3(const BackwardJob& job,
                            const BackwardPlan::Tile& tile,
                            const BatchEntry& entry, float* slot) {
@@ -202,7 +205,7 @@ inline void PackRowsBf16x3(const BackwardJob& job,
       slot_layout.v_stride, to + layout.grad_tiles, to + layout.grad_values);
 }
 
-// A tile of keys against a tile of rows by bf16x3 products.
+// A pair of a tile of keys and a tile of rows that uses bf16x3 products.
 class Bf16x3Pair : public TilePair {
  public:
   Bf16x3Pair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
@@ -217,7 +220,8 @@ class Bf16x3Pair : public TilePair {
     if (seen()) MakeBands();
   }
 
-  // Everything but dQ. False, with nothing added, where it takes f32 products.
+  // Adds to dK and dV. Returns false and adds nothing if the pair needs f32
+  // products.
   bool AddToKeys() {
     if (!CanSplit()) return false;
     LoadRowNumbers();
@@ -235,7 +239,8 @@ class Bf16x3Pair : public TilePair {
     return true;
   }
 
-  // dQ^T += K^T dS^T. Needs what AddToKeys left in the slot.
+  // Computes dQ^T += K^T dS^T. Needs the weights that AddToKeys left in the
+  // slot.
   void AddToRows() const {
     const int64_t dims = RoundToLine(params_.head_dim);
     float* const to = RowGrads();
@@ -261,9 +266,11 @@ class Bf16x3Pair : public TilePair {
 
   // kAmxBlock rows of the tile.
   struct Band {
-    KeyRange keys;  // of the tile, what any of them sees in whole blocks
-    bool fully_visible =
-        true;  // all rows see all of it, and scores need no change
+    // The keys that any row sees, rounded out to whole blocks. They count from
+    // the tile's first key.
+    KeyRange keys;
+    // Whether all rows see all these keys and their scores need no change.
+    bool fully_visible = true;
   };
 
   // P and dS of one key and the rows of a band.
@@ -295,7 +302,7 @@ class Bf16x3Pair : public TilePair {
     };
     const float* const of_keys = packed_keys_ + key_parts_.largest;
     const float* const of_rows = packed_rows_ + row_parts_.largest;
-    // dS where P is 1.
+    // The size of dS if P is 1.
     const float grad_score =
         of_rows[1] * of_keys[1] * ScoreScale(params_).magnitude;
     return IsSplittable(bits(of_rows)) && IsSplittable(bits(of_rows + 1)) &&
@@ -303,7 +310,8 @@ class Bf16x3Pair : public TilePair {
            IsSplittable(std::bit_cast<uint32_t>(grad_score));
   }
 
-  // A row that sees nothing has weights of 0 = exp(s - inf).
+  // Loads lse and D of the rows. A row that sees nothing gets an lse of +inf,
+  // so that its weights are exp(s - inf) = 0.
   void LoadRowNumbers() {
     const int64_t first_row = job_.plan.FirstRow(row_tile_, entry_);
     std::fill_n(lse_, kMaxRows, kInfinity);
@@ -317,7 +325,7 @@ class Bf16x3Pair : public TilePair {
               });
   }
 
-  // S^T and dP^T.
+  // Computes S^T and dP^T of a band.
   void Multiply(int64_t band) const {
     const auto multiply = [&](const float* left, int64_t left_stride,
                               const float* right, int64_t dims,
@@ -364,7 +372,7 @@ class Bf16x3Pair : public TilePair {
     });
   }
 
-  // The same row by row.
+  // Does the same row by row, for bands that are not fully visible.
   Bits WeighByRow(int64_t band) const {
     const KeyRange keys = bands_[band].keys;
     const auto transpose = [&](int64_t columns, int64_t by_row, bool back) {
@@ -457,7 +465,7 @@ class Bf16x3Pair : public TilePair {
     return largest;
   }
 
-  // dV += P^T dO and dK += dS^T Q for kAmxBlock keys.
+  // Computes dV += P^T dO and dK += dS^T Q for kAmxBlock keys.
   void AddToKeysFrom(int64_t key) const {
     const auto sees = [&](int64_t band) {
       return bands_[band].keys.begin <= key && key < bands_[band].keys.end;

@@ -1,5 +1,6 @@
-// A tile of keys against a tile of rows by f32 products. For inclusion by
-// core/kernels/flash_backward.cc only, once a target.
+// Computes the gradients that a tile of keys and a tile of rows give to each
+// other, with f32 products. For inclusion by core/kernels/flash_backward.cc
+// only, once for each target.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_
@@ -27,8 +28,8 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Rows whose products are summed before they join a key's gradient: as with
-// keys in the forward pass, short sums round less.
+// The number of rows whose products are summed before they join a key's
+// gradient. Short sums round less, as with keys in the forward pass.
 inline constexpr int64_t kRowsPerSum = 32;
 
 // Packs a tile of keys as PackedKeys.
@@ -56,8 +57,8 @@ void PackKeysF32(const BackwardJob& job, const BackwardPlan::Tile& tile,
   PackValueChunk(keys, count, dims, false, to + layout.key_chunk);
 }
 
-// One tile of keys against one tile of rows, by f32 products. If the tile of
-// keys is packed for bf16x3 products, this packs it again.
+// A pair of a tile of keys and a tile of rows that uses f32 products. If the
+// tile of keys is packed for bf16x3 products, this class packs it again.
 template <BackwardKind kKind>
 class F32Pair : public TilePair {
  public:
@@ -74,7 +75,7 @@ class F32Pair : public TilePair {
     }
   }
 
-  // Everything but dQ.
+  // Adds to dK and dV.
   void AddToKeys() {
     if constexpr (kPacksHere) {
       PackKeysF32<kKind>(job_, key_tile_, entry_, packed_);
@@ -91,7 +92,7 @@ class F32Pair : public TilePair {
                   params_.head_dim, grads_ + layout_.grad_key);
   }
 
-  // dQ += dS K. Needs the weights of AddToKeys in the slot.
+  // Computes dQ += dS K. Needs the weights that AddToKeys left in the slot.
   void AddToRows() {
     const int64_t stride = RoundToLine(params_.head_dim);
     float* rows = RowGrads();
@@ -138,7 +139,7 @@ class F32Pair : public TilePair {
  private:
   static constexpr bool kPacksHere = kKind == BackwardKind::kBf16x3;
 
-  // Adds rows that lie one after the other to rows that are transposed.
+  // Adds rows to the gradient of the rows, which is transposed.
   void AddTransposedRows(const float* rows, int64_t stride) const {
     const int64_t tile_rows = job_.plan.TileRows(entry_);
     float* const to = RowGrads();
@@ -156,7 +157,7 @@ class F32Pair : public TilePair {
     return slot_ + layout_.grad_scores + r * layout_.score_stride;
   }
 
-  // Whether row r of the tile sees the tile's key j.
+  // Returns whether row r of the tile sees the tile's key j.
   bool Sees(int64_t r, int64_t j) const {
     const Block& block = BlockOf(r);
     const int64_t key = begin_ + j;
@@ -186,8 +187,8 @@ class F32Pair : public TilePair {
                    slot_ + layout_.grad_chunk);
   }
 
-  // In the way of the forward pass, so that scores have its bits: P is
-  // exp(s - lse), and of large scores the last bit is more than 1.
+  // Computes scores as the forward pass does, so that they have the same bits.
+  // P is exp(s - lse), and the last bit of a large score is worth more than 1.
   void Score() {
     const float* const query = Rows(layout_.query, layout_.q_stride);
     if constexpr (kKind != BackwardKind::kDirect) {
@@ -201,7 +202,8 @@ class F32Pair : public TilePair {
     }
   }
 
-  // products[r][j] = dot(left[r], column j of the panels), where seen.
+  // Computes products[r][j] = dot(left[r], column j of the panels) for the keys
+  // that blocks see.
   void Multiply(const float* left, int64_t stride, const float* panels,
                 int64_t dims, float* products) {
     for (int64_t key = begin_; key < end_; key += kPanelKeys) {
@@ -234,7 +236,7 @@ class F32Pair : public TilePair {
     }
   }
 
-  // output[j] += sum over rows of weights[row][j] * right[row].
+  // Computes output[j] += sum over rows of weights[row][j] * right[row].
   void AddTransposed(const float* weights, const float* right, int64_t dims,
                      float* output) const {
     const int64_t stride = RoundToLine(dims);

@@ -1,5 +1,5 @@
-// The job that computes the exact gradients of attention, which it recomputes
-// tile by tile from output and lse in O(N) memory.
+// The job that computes the exact gradients of attention. It computes attention
+// again, tile by tile, from output and lse, and takes O(N) memory.
 #ifndef ATTND_CORE_KERNELS_BACKWARD_JOB_H_
 #define ATTND_CORE_KERNELS_BACKWARD_JOB_H_
 
@@ -24,11 +24,11 @@ enum class BackwardPhase : int64_t {
   kLoad,      // brings a piece of the inputs from the source
   kPackKeys,  // packs K and V of a tile of keys
   // Prepares a tile of rows: computes their deltas, packs Q and dO if the
-  // tile's kind does so, and clears their gradient.
+  // tile's kind needs that, and sets their gradient to 0.
   kPrepareRows,
   // Computes the gradients of a run of key tiles, and adds the run's share to
   // the rows' gradients after those of earlier keys. A run yields while an
-  // earlier one has not come so far, so tasks must start in order.
+  // earlier run has not added its share yet, so tasks must start in order.
   kKeyRuns,
   kFinishRows,  // writes the query's gradient of a tile of rows
 };
@@ -37,7 +37,8 @@ enum class BackwardPhase : int64_t {
 // except for the gradients and atomics in the workspace.
 class BackwardJob final : public TileJob {
  public:
-  // As MakeBackwardJob. Prepares what tasks share in the workspace.
+  // Takes the arguments of MakeBackwardJob. Prepares the memory that tasks
+  // share in the workspace.
   BackwardJob(const AttentionProblem& problem, BackwardPlan plan,
               const BackwardBuffers& buffers, InputSource* source,
               int64_t threads, Workspace workspace);
@@ -46,7 +47,7 @@ class BackwardJob final : public TileJob {
   Slice Run(int64_t phase, int64_t task, int64_t slot,
             SliceControl& control) override;
 
-  // The memory of run number `slot` in progress.
+  // Returns the memory of slot `slot`, which one run in progress uses.
   float* Slot(int64_t slot) const {
     return reinterpret_cast<float*>(slot_memory + slot * plan.slot_bytes());
   }
@@ -68,11 +69,11 @@ class BackwardJob final : public TileJob {
   // are transposed: their rows are dimensions, in whole cache lines.
   float* row_grads;
   float* deltas;   // dot(grad_output, output) of each row
-  int32_t* turns;  // how many tiles of keys a tile of rows has taken in
+  int32_t* turns;  // how many tiles of keys have added to a tile of rows
   std::byte* slot_memory;
 
  private:
-  // The functions of one instruction set.
+  // The function that runs a task, compiled for one instruction set.
   using RunFn = Slice (*)(const BackwardJob& job, BackwardPhase phase,
                           int64_t task, int64_t slot, SliceControl& control);
 

@@ -1,6 +1,6 @@
-// What both ways of the backward pass have in common: a tile of rows before a
-// tile of keys, and the way from scores and dP to weights and dS. For inclusion
-// by kernels only, once a target.
+// The code that f32 and bf16x3 products of the backward pass share: a tile of
+// rows that meets a tile of keys, and how scores and dP become weights and dS.
+// For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_
@@ -29,8 +29,8 @@ inline constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
 static_assert(kTileKeys == kKeysPerSum);
 static_assert(KvSource::kAlignedKeys % kTileKeys == 0);
 
-// Calls `visit(r, head, row)` for the rows of a tile: their number in it, query
-// head and row of the tensors.
+// Calls `visit(r, head, row)` for each row of a tile: its number in the tile,
+// its query head, and its row in the tensors.
 template <class Visitor>
 void VisitRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
                const BatchEntry& entry, const Visitor& visit) {
@@ -44,8 +44,8 @@ void VisitRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
   }
 }
 
-// Whether the ranges of a tile's rows have any of the keys begin <= j < end. Of
-// one head's rows, first and last have the outermost keys.
+// Returns whether the ranges of a tile's rows have any of the keys begin <= j <
+// end. Of the rows of one head, the first and the last have the outermost keys.
 inline bool MaySee(const BackwardJob& job, const BatchEntry& entry,
                    int64_t row_tile, int64_t begin, int64_t end) {
   const int64_t rows = job.plan.TileRows(entry);
@@ -59,19 +59,19 @@ inline bool MaySee(const BackwardJob& job, const BatchEntry& entry,
          entry.VisibleRange(last_row).end > begin;
 }
 
-// Where the gradients of a tile of keys are in a slot, from which layouts
-// count.
+// Returns the address in `slot` from which the layout's offsets grad_key and
+// grad_value lead to the gradients of a tile of keys.
 inline float* TileGrads(const BackwardJob& job, const BackwardPlan::Tile& tile,
                         const BatchEntry& entry, float* slot) {
   return slot + tile.tile % job.plan.KeyTilesPerRun(entry) *
                     job.plan.slot_layout().grad_words;
 }
 
-// One tile of keys against one tile of rows: who sees whom, and where the
-// results of both belong.
+// A pair of a tile of keys and a tile of rows: which row sees which key, and
+// where the results of both belong.
 class TilePair {
  public:
-  // Whether any row sees any key.
+  // Returns whether any row sees any key.
   bool seen() const { return seen_; }
 
  protected:
@@ -102,7 +102,8 @@ class TilePair {
     }
   }
 
-  // The gradient of the tile's first row, transposed if its kind is kBf16x3.
+  // Returns the gradient of the tile's first row. It is transposed if the kind
+  // is kBf16x3.
   float* RowGrads() const {
     return job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) *
                                 RoundToLine(params_.head_dim);
@@ -116,7 +117,7 @@ class TilePair {
   const BackwardPlan::Tile key_tile_;
   const BackwardLayout& layout_;
   float* const slot_;
-  float* const grads_;  // where the slot has the tile's
+  float* const grads_;  // see TileGrads
   const int64_t begin_;
   const int64_t end_;
   RowTile rows_;
@@ -126,9 +127,9 @@ class TilePair {
   int64_t block_of_[kMaxTileRows];
 };
 
-// P and dS of as many pairs: `slope` is the derivative s' of the scores `s`. If
-// they are split into terms, numbers that would have denormal terms become 0;
-// NaN stays.
+// Computes P and dS of a vector of pairs. `slope` is the derivative s' of the
+// scores `s`. If kSplits, numbers whose terms would be denormal become 0, and
+// NaN stays NaN.
 template <bool kSplits>
 HWY_INLINE void WeighPairs(Vec s, Vec grad, Vec slope, Vec lse, Vec delta,
                            Vec& weight, Vec& grad_score) {
@@ -144,8 +145,9 @@ HWY_INLINE void WeighPairs(Vec s, Vec grad, Vec slope, Vec lse, Vec delta,
   }
 }
 
-// The same of one row and whole vectors of keys from `begin` on, in place of
-// scores and dP; 0 where hidden. `visible` is null where every key is seen.
+// Replaces the scores and the dP of one row by P and dS, for whole vectors of
+// keys from `begin` on. Hidden keys get 0. `visible` is null if every key is
+// seen.
 template <bool kSplits, class Bias>
 void WeighVectors(const RowAdjustment& row, const uint8_t* visible,
                   int64_t begin, int64_t end, int64_t keys, float lse,
@@ -169,9 +171,10 @@ void WeighVectors(const RowAdjustment& row, const uint8_t* visible,
   }
 }
 
-// The same of row r of a block over a tile of `keys` keys from `first` on. What
-// it does not see up to `padded` keys is 0 too, which rows of other blocks may
-// see. A row of no weight has lse = -inf.
+// Replaces the scores and the dP of row r of a block by P and dS, over a tile
+// of `keys` keys from `first` on. Keys up to `padded` that this row does not
+// see get 0, too, because rows of other blocks may see them. A row without
+// weights has lse = -inf.
 template <bool kSplits>
 void WeighRow(const RowTile& rows, const Block& block, int64_t r,
               DataType bias_dtype, int64_t first, int64_t keys, int64_t padded,

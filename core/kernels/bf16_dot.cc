@@ -1,14 +1,14 @@
-// The microkernels of bf16 pairs: VDPBF16PS multiplies two pairs a lane and
-// adds both products to an f32 sum, twice the work of an f32 multiply-add. In
-// intrinsics, and in a file of its own, because Highway 1.0.3 has no such
-// operation; everything else of a tile is shared with f32.
+// The microkernels for bf16 pairs. VDPBF16PS multiplies two pairs in each lane
+// and adds both products to an f32 sum, twice the work of an f32 multiply-add.
+// They use intrinsics, and are in a file of their own, because Highway 1.0.3
+// has no such operation. Everything else in a tile is shared with f32.
 #include "core/kernels/microkernels.h"
 
 #if defined(__x86_64__) && __has_include(<avx512bf16intrin.h>)
 
 #include <immintrin.h>
 
-// GCC 12 finds the undefined vectors in its own intrinsics.
+// GCC 12 warns about undefined vectors in its own intrinsics.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
@@ -130,8 +130,9 @@ const Microkernels& Bf16DotMicrokernels() {
 
 bool HasBf16Dot() { return __builtin_cpu_supports("avx512bf16") != 0; }
 
-// AMD's cores do twice the work of a multiply-add in VDPBF16PS, Intel's half of
-// it (Xeon 6: 0.25 of the instructions a cycle), which leaves f32 ahead.
+// On AMD's cores VDPBF16PS does twice the work of a multiply-add. On Intel's it
+// does half of it (Xeon 6: 0.25 of the instructions in a cycle), so f32 is
+// faster.
 bool PrefersBf16Dot() { return __builtin_cpu_is("amd") != 0; }
 
 }  // namespace attnd

@@ -1,5 +1,5 @@
-// Elements of any type to f32 and back, a vector at a time. For inclusion by
-// kernels only, once a target.
+// Converts elements of any type to f32 and back, a vector at a time. For
+// inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_CONVERT_INL_H_
 #undef ATTND_CORE_KERNELS_CONVERT_INL_H_
@@ -55,8 +55,8 @@ struct AsF16 {
                reinterpret_cast<hwy::float16_t*>(to));
   }
 #else
-  // Highway's own, without vectors, cut off what they should round and do not
-  // know infinities.
+  // Highway's own conversions without vectors truncate instead of rounding, and
+  // do not know infinities.
   template <class D>
   HWY_INLINE hn::Vec<D> Load(D d, const Element* from) const {
     return hn::Set(d, FloatFromF16(*from));
@@ -68,7 +68,8 @@ struct AsF16 {
 #endif
 };
 
-// The nearest bf16, ties to even, as the f32 whose lower half is 0; NaN stays.
+// Returns the nearest bf16, ties to even, as an f32 whose lower half is 0. NaN
+// stays NaN.
 template <class D>
 HWY_INLINE hn::Vec<D> RoundToBf16(D d, hn::Vec<D> x) {
   const hn::RebindToUnsigned<D> du;
@@ -119,10 +120,10 @@ HWY_INLINE void StoreNativeBf16(D d, hn::Vec<D> low, hn::Vec<D> high,
 #endif
 }
 
-// Splits x into kTerms bf16, each as an f32. Of several terms, each has the
-// upper eight bits of what the terms before it leave, so that the sum of three
-// is x exactly, except for NaN, infinities, and terms that would be denormal. A
-// single term is rounded.
+// Splits x into kTerms bf16, each as an f32. A single term is x rounded. If
+// there are several, each has the upper eight bits of what the terms before it
+// leave. The sum of three terms is x exactly, except for NaN, infinities, and
+// terms that would be denormal.
 template <int kTerms, class D>
 struct Bf16Terms {
   HWY_INLINE Bf16Terms(D d, hn::Vec<D> x) {
@@ -137,7 +138,7 @@ struct Bf16Terms {
   hn::Vec<D> term[static_cast<size_t>(kTerms)];
 };
 
-// Words of two bf16, the first in the lower half.
+// Returns words of two bf16, the first in the lower half.
 template <class D>
 HWY_INLINE hn::Vec<D> UpperHalves(D d, hn::Vec<D> first, hn::Vec<D> second) {
   const hn::RebindToUnsigned<D> du;
@@ -194,7 +195,7 @@ HWY_INLINE void VisitType(DataType type, const Visitor& visit) {
     case DataType::kBF16:
       return visit(AsBf16());
     case DataType::kBool:
-      return;  // AttentionProblem refuses it
+      return;  // AttentionProblem refuses this type
   }
 }
 

@@ -1,5 +1,5 @@
-// Products of few rows with keys and values of any type as they lie in memory,
-// each of which is read once. For inclusion by kernels only, once a target.
+// Multiplies few rows with keys and values of any type in place, and reads each
+// of them once. For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_DIRECT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_DIRECT_INL_H_
 #undef ATTND_CORE_KERNELS_DIRECT_INL_H_
@@ -26,11 +26,11 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// How far ahead of their readers rows are fetched, into the first-level cache.
-// The processor does so too, but no further than to the end of a page, and late
-// where rows are short. It is far enough for memory to go on while several rows
-// of queries compute. Both products read in two places at once where registers
-// allow it: one stream alone reaches 0.88 of the bandwidth.
+// How far ahead of their readers rows are prefetched into the first-level
+// cache. The processor prefetches too, but only to the end of a page, and late
+// if rows are short. These distances keep the memory busy while several rows of
+// queries compute. Both products read in two places at once if there are enough
+// registers, because one stream alone reaches 0.88 of the bandwidth.
 inline constexpr int64_t kKeyAheadBytes = 4096;
 inline constexpr int64_t kValueAheadBytes = 2560;
 
@@ -42,14 +42,15 @@ HWY_INLINE void FetchAhead(const T* from, int64_t bytes) {
 // ---------------------------------------------------------------------------
 // Keys
 
-// Keys of a pass: two that follow one another, and two half of the keys on.
+// The keys of a pass: two neighbours, and their counterparts in the second half
+// of the keys.
 inline constexpr int64_t kDirectKeys = 4;
-// Rows that share one pass over the keys. They have as many sums as a
+// The most rows that share one pass over the keys. They have as many sums as a
 // microkernel.
 inline constexpr size_t kDirectRows = kRows * kVectors / kDirectKeys;
 
 #if ATTND_WIDE
-// The sum of a vector's blocks of 128 bits.
+// Returns the sum of a vector's blocks of 128 bits.
 template <class D>
 HWY_INLINE auto SumOfBlocks(D d, hn::Vec<D> x) {
   if constexpr (hn::MaxLanes(d) == 4) {
@@ -62,7 +63,8 @@ HWY_INLINE auto SumOfBlocks(D d, hn::Vec<D> x) {
 }
 #endif
 
-// The sums of four vectors' lanes, two to each place.
+// Stores the sums of the lanes of four vectors: those of a and b at `low`,
+// those of c and e at `high`.
 HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
                           float* HWY_RESTRICT high) {
 #if !ATTND_WIDE
@@ -76,7 +78,7 @@ HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
                                           hn::InterleaveUpper(kF, a, b)));
   const auto ce = hn::BitCast(d2, hn::Add(hn::InterleaveLower(kF, c, e),
                                           hn::InterleaveUpper(kF, c, e)));
-  // One sum of each in every block of 128 bits.
+  // Every block of 128 bits has a partial sum of each vector.
   const auto blocks = hn::Add(hn::BitCast(kF, hn::InterleaveLower(d2, ab, ce)),
                               hn::BitCast(kF, hn::InterleaveUpper(d2, ab, ce)));
   const auto sums = SumOfBlocks(kF, blocks);
@@ -86,10 +88,10 @@ HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
 #endif
 }
 
-// scores[r][j] = dot(q[r], key j) for R rows and keys j, j + 1, half + j and
-// half + j + 1 for every other j from `begin` on. The last key stands for those
-// behind it: what is stored there is of no meaning. q rows are padded with
-// zeros to whole vectors.
+// Computes scores[r][j] = dot(q[r], key j) for R rows and the keys j, j + 1,
+// half + j and half + j + 1, for every other j from `begin` on. The last key
+// stands for keys after it; their scores have no meaning. Rows of q are padded
+// with zeros to whole vectors.
 template <class As, size_t R>
 void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
                  RowReader<As> keys, int64_t last_key, int64_t begin,
@@ -149,17 +151,17 @@ constexpr auto MakeDirectBlocks(std::index_sequence<R...> /*rows*/) {
   return std::array{&DirectBlock<As, R + 1>...};
 }
 
-// Rows with the same keys: where their queries and scores are.
+// Rows that share keys: where their queries and scores are.
 struct DirectRows {
   const float* q;
   float* scores;
   int64_t rows;  // up to kDirectRows
 };
 
-// The scores of the first `count` keys, in whole groups of four. Groups take
-// turns at each four keys, so that memory delivers evenly while all of them
-// compute: a group alone at all keys would wait for memory, and memory for all
-// others.
+// Computes the scores of the first `count` keys, in whole groups of four.
+// Groups of rows take turns at each four keys, so that memory delivers evenly
+// while all of them compute. If one group went over all keys alone, it would
+// wait for memory, and memory would wait during all others.
 template <class As>
 void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
                   RowReader<As> keys, int64_t count, int64_t dims,
@@ -179,9 +181,9 @@ void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
   }
 }
 
-// The same of all blocks of a tile's rows that see any key, over the keys that
-// any of them sees: `q` and `scores` are those of the tile's first row, `keys`
-// begin with the first key in work, number `begin`.
+// Computes the scores of all blocks of a tile that see any key, over the keys
+// that any of them sees. `q` and `scores` are those of the tile's first row.
+// `keys` begin with the first key of the current range, key number `begin`.
 template <class As>
 void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
                       int64_t q_stride, RowReader<As> keys, int64_t dims,
@@ -210,12 +212,12 @@ void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
 // ---------------------------------------------------------------------------
 // Values
 
-// Up to so many rows wait for memory rather than for their sums.
+// Up to this number of rows, a pass waits for memory rather than for its sums.
 inline constexpr int64_t kStreamRows = 4;
 
-// Vectors of columns in one pass of so many rows. Those that wait for memory
-// take more of them, for which some sums may leave the registers: a second pass
-// over the same values would let memory idle meanwhile.
+// Returns how many vectors of columns one pass of `rows` rows takes. Rows that
+// wait for memory take more vectors, even if some sums leave the registers for
+// it, because memory would idle during a second pass over the same values.
 constexpr size_t DirectVectors(size_t rows) {
   return rows > kStreamRows
              ? kVectors
@@ -223,12 +225,14 @@ constexpr size_t DirectVectors(size_t rows) {
                         std::min<size_t>(8, kGeometry.stream_sums / rows));
 }
 
-// What is fetched meanwhile: whole rows of `bytes` bytes. Columns alone would
-// have memory deliver a part of each row, at 0.6 of its speed.
+// What a pass over values prefetches: whole rows of `bytes` bytes. If it
+// prefetched only its columns, memory would deliver a part of each row, at 0.6
+// of its speed.
 struct RowsAhead {
-  // Those that are read next, into the first-level cache.
+  // Prefetches the rows that are read next into the first-level cache.
   static RowsAhead Stream(int64_t bytes) { return {.bytes = bytes}; }
-  // One every so many keys from `row` on, into the second-level cache.
+  // Prefetches rows from `row` on into the second-level cache, one for every
+  // `keys_a_row` keys.
   static RowsAhead Slowly(const void* row, int64_t bytes, int64_t keys_a_row) {
     return {static_cast<const char*>(row), bytes, keys_a_row};
   }
@@ -238,9 +242,10 @@ struct RowsAhead {
   int64_t keys_a_row = 0;
 };
 
-// output[r][column] += sum over keys of weights[r][key] * value[key][column],
-// for R rows and N vectors of columns: S such sums of as many keys, one behind
-// the other in memory but read side by side.
+// Computes output[r][column] += sum over keys of weights[r][key] *
+// value[key][column], for R rows and N vectors of columns. It makes S such sums
+// of `keys` keys each. Their keys follow one another in memory, kKeysPerSum
+// apart, but are read side by side.
 template <class As, size_t S, size_t R, size_t N>
 void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                       RowReader<As> values, int64_t keys,
@@ -306,7 +311,7 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
   }
 }
 
-// Those of R rows and S sums, by vectors - 1.
+// The functions for R rows and S sums, by vectors - 1.
 template <class As>
 using DirectValueRow =
     std::array<decltype(&DirectValueBlock<As, 1, 1, 1>), DirectVectors(1)>;
@@ -317,7 +322,7 @@ constexpr DirectValueRow<As> MakeDirectValueRow(
   return {&DirectValueBlock<As, S, R, N + 1>...};
 }
 
-// Those of S sums, by rows - 1.
+// Returns the functions for S sums, by rows - 1.
 template <class As, size_t S, size_t... R>
 constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
     std::index_sequence<R...> /*rows*/) {
@@ -325,8 +330,9 @@ constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
       std::make_index_sequence<DirectVectors(S * (R + 1))>())...};
 }
 
-// Adds keys first <= key < last for any number of columns, in sums of
-// kKeysPerSum keys from the first of `values` on.
+// Adds the weighted values of keys first <= key < last to the output, for any
+// number of columns, in sums of kKeysPerSum keys that start at the first of
+// `values`.
 template <class As>
 void DirectValues(const float* weights, int64_t weight_stride,
                   RowReader<As> values, int64_t first, int64_t last,

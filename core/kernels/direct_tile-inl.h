@@ -1,6 +1,6 @@
-// A tile of few rows, by products with keys and values as they lie: packing
-// them would be the larger part of the work. For inclusion by kernels only,
-// once a target.
+// A tile of few rows, which multiplies with keys and values in place, because
+// packing them would be the larger part of the work. For inclusion by kernels
+// only, once for each target.
 #if defined(ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_
@@ -27,7 +27,8 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Multiplies f32, whatever packed tiles do.
+// The tile of the kinds kDirect and kDirectRounded; see Tile. The products are
+// f32, even if the packed tiles of the job use other products.
 template <TileKind kKind>
 class DirectTile : public Tile {
  public:
@@ -65,7 +66,7 @@ class DirectTile : public Tile {
     });
   }
 
-  // Where the tile's values are: as they lie, or converted in the slot.
+  // Sets values_ to the values in place, or to converted copies in the slot.
   void LocateValues() {
     const KvRows rows = job_.value.Rows(entry_, task_.kv_head, begin_);
     if (!plan_.converts_values || (!ConvertsAlways() && AllFullyVisible())) {
@@ -86,15 +87,15 @@ class DirectTile : public Tile {
     });
   }
 
-  // Values that microkernels cannot read as they lie: rows that end within a
-  // vector, or numbers that are to be rounded.
+  // Returns whether microkernels cannot read the values in place, because rows
+  // end within a vector or numbers must be rounded.
   bool ConvertsAlways() const {
     return params_.v_head_dim % kLanes != 0 ||
            (Format<kKind>::kRounds && params_.value_dtype != DataType::kBF16);
   }
 
-  // Whether no block of the tile hides anything: what hides may have to look at
-  // values, which it does as f32.
+  // Returns whether no block of the tile hides anything. A block that hides
+  // keys may have to look at values, which it does as f32.
   bool AllFullyVisible() const {
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
@@ -103,8 +104,8 @@ class DirectTile : public Tile {
     return true;
   }
 
-  // Few rows take values as they come from memory; of more, each visit fetches
-  // its share of the next sum's.
+  // A few rows read values as they come from memory. If there are more rows,
+  // each visit prefetches its share of the next sum's values.
   void AddValues() {
     const int64_t row_bytes = params_.v_head_dim * SizeOf(values_.type);
     if (rows_.rows() <= kStreamRows && rows_.num_blocks() == 1) {
@@ -152,7 +153,7 @@ class DirectTile : public Tile {
     });
   }
 
-  // Where blocks hide something values are f32.
+  // Requires values of f32, which they are if blocks hide something.
   bool AreValuesFinite() const {
     bool finite = true;
     for (int64_t key = begin_; key < end_; ++key) {
@@ -162,14 +163,14 @@ class DirectTile : public Tile {
     return finite;
   }
 
-  // Where the values of `key` are. It may lie behind the tile, to be
-  // prefetched.
+  // Returns the address of the values of `key`. The key may be after the tile,
+  // for prefetching.
   const std::byte* Values(int64_t key) const {
     return values_.first + (key - begin_) * values_.stride_bytes;
   }
   RowReader<AsF32> F32Values() const { return ReaderOf<AsF32>(values_); }
 
-  KvRows values_ = {};  // of the tile of keys in work
+  KvRows values_ = {};  // of the current tile of keys
 };
 
 }  // namespace HWY_NAMESPACE

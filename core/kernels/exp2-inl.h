@@ -1,4 +1,5 @@
-// 2^x for vectors. For inclusion by kernels only, once a target.
+// Computes 2^x for vectors. For inclusion by kernels only, once for each
+// target.
 #if defined(ATTND_CORE_KERNELS_EXP2_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_EXP2_INL_H_
 #undef ATTND_CORE_KERNELS_EXP2_INL_H_
@@ -15,22 +16,22 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 2^x for x <= 127.5, within 2 ulp; 0 where it would be denormal, give or take
-// half a step of x. NaN stays NaN.
+// Returns 2^x for x <= 127.5, within 2 ulp. Returns 0 if the result would be
+// denormal, give or take half a step of x. NaN stays NaN. Without kClamps, x
+// must be >= -127; otherwise the result is undefined.
 //
 // x = n + f with |f| <= 1/2: adding 1.5 * 2^23 + 127 leaves n + 127 in the low
-// bits of the mantissa, which the shift moves to the exponent's place. The
+// bits of the mantissa, and the shift moves it to the exponent's place. The
 // polynomial of degree 5 is a minimax fit of 2^f in relative error with 2^0 = 1
-// exactly, its coefficients nudged for the rounding of f32 (1.95 ulp at worst).
-//
-// Without kClamps x must be >= -127, or the result is nobody's.
+// exactly. Its coefficients are adjusted for the rounding of f32 (1.95 ulp at
+// worst).
 template <bool kClamps = true, class D>
 HWY_INLINE hn::Vec<D> Exp2Bounded(D d, hn::Vec<D> x) {
   const hn::RebindToUnsigned<D> du;
   if constexpr (kClamps) {
     const auto lowest = hn::Set(d, -127.0f);
 #if ATTND_WIDE
-    x = hn::Max(lowest, x);  // the second operand where one is NaN, on x86
+    x = hn::Max(lowest, x);  // on x86, x if x is NaN
 #else
     x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
 #endif
@@ -49,7 +50,7 @@ HWY_INLINE hn::Vec<D> Exp2Bounded(D d, hn::Vec<D> x) {
   return hn::Mul(p, power);
 }
 
-// The same for any x: inf above 127.5.
+// Returns 2^x for any x, and inf above 127.5.
 template <class D>
 HWY_INLINE hn::Vec<D> Exp2Unbounded(D d, hn::Vec<D> x) {
   const auto highest = hn::Set(d, 128.0f);

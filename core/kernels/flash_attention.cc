@@ -1,44 +1,46 @@
-// Tiled flash attention (Dao et al. 2022; online softmax after Milakov and
-// Gimelshein 2018), for one tile of query rows over the keys that they see.
+// Tiled flash attention (Dao et al. 2022; online softmax by Milakov and
+// Gimelshein, 2018), for one tile of query rows over the keys that they see.
 //
 // Maths. With c = |scale| * log2(e),
 //   s = dot(q, k)          m = max s so far            p = 2^((s - m) * c)
 //   l = sum p              o = sum p * v               output = o / l
-// and o and l shrink by 2^((m_old - m_new) * c) when the maximum grows. The
-// difference comes first, so that scores of any size keep the weights of those
-// near the maximum. A negative scale flips the sign of q, which is exact, so
-// that c >= 0 and the largest s has the largest weight. Where scores are more
-// than scaled dot products (soft cap, ALiBi, bias), s is the final score and
-// c = log2(e).
+// When the maximum grows, o and l shrink by 2^((m_old - m_new) * c). The
+// difference is taken before the product with c, so that scores of any size
+// keep the weights of those near the maximum. A negative scale flips the sign
+// of q, which is exact. So c >= 0, and the largest s has the largest weight. If
+// scores are more than scaled dot products (soft cap, ALiBi, bias), s is the
+// final score and c = log2(e).
 //
-// Three ways to the same tile, each from core/kernels/tile-inl.h, which has the
-// softmax:
-//   panel_tile    K^T is packed into panels once a job; 6 x 4-vector
-//                 microkernels of f32 (microkernels-inl.h) or of pairs of bf16
-//                 (bf16_dot.cc)
-//   amx_tile      blocks of 32 x 32 on AMX (amx_bf16.cc), of bf16
-//   amx_bf16x3_tile  the same of f32: every number is split into three bf16
-//                 terms, and six products make one of f32
-//   direct_tile   few rows: each key is read once, as it lies, so packing it
-//                 would be the larger part of the work (direct-inl.h)
+// There are several classes of tiles. All derive from the class in
+// core/kernels/tile-inl.h, which has the softmax:
+//   panel_tile    K^T is packed into panels once for each job. Microkernels of
+//                 6 rows x 4 vectors multiply f32 (microkernels-inl.h) or pairs
+//                 of bf16 (bf16_dot.cc).
+//   amx_tile      Blocks of 32 x 32 on AMX (amx_bf16.cc) multiply bf16.
+//   amx_bf16x3_tile  The same blocks multiply f32. Every number is split into
+//                 three bf16 terms, and six products make one of f32.
+//   direct_tile   For few rows. Each key is read once, in place, because
+//   packing
+//                 it would be the larger part of the work (direct-inl.h).
 //
-// Memory traffic of a tile of rows over a tile of keys: K^T and V are read once
-// from the second-level cache, a panel of K^T, or a sum's keys of a group of
-// V's columns, at a time, which stays in the first-level cache for all blocks
-// of rows. Scores are written once, turned into weights in place, and read once
-// a group of columns. A multiply-add of 6 x 4 vectors costs (1/6 + 1/4) loads,
-// of which the first-level cache gives two a cycle. Direct: each byte of K and
-// V comes from memory once, whatever the rows.
+// Memory traffic of a tile of rows over a tile of keys. K^T and V are read once
+// from the second-level cache. One piece at a time, a panel of K^T or the
+// values of one sum for a group of columns, stays in the first-level cache for
+// all blocks of rows. Scores are written once, turned into weights in place,
+// and read once for each group of columns. A multiply-add of 6 x 4 vectors
+// costs (1/6 + 1/4) loads, and the first-level cache delivers two loads in a
+// cycle. Direct tiles read each byte of K and V from memory once, however many
+// rows there are.
 //
-// Edges. A block of rows computes the keys that any of its rows sees. Where
-// they do not all see the same, hidden scores are set aside by a bit a key and
-// get weight 0. A hidden value could still reach a row as 0 * NaN: tiles that
-// hold such values are added row by row, with hidden values left
-// out.
+// Edges. A block of rows computes the keys that any of its rows sees. If its
+// rows do not all see the same keys, a bit for each key hides scores, and
+// hidden scores get weight 0. A hidden value could still reach a row as 0 *
+// NaN. So tiles with such values are added row by row, and hidden values are
+// left out.
 //
-// Bits. A row's result depends on its own scores and on where the tiles and
-// their pieces begin, which is the same for every row; neither on which rows
-// share its block nor on how much of a tile the others see.
+// Bits. The result of a row depends on its own scores and on where tiles and
+// their pieces begin, which is the same for every row. It does not depend on
+// which rows share its block, or on how much of a tile the other rows see.
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -72,6 +74,7 @@ namespace attnd {
 namespace HWY_NAMESPACE {
 namespace {
 
+// Merges the splits of a tile and writes its results.
 void Merge(const ForwardJob& job, int64_t task) {
   const AttentionParams& params = job.params;
   const TileTask tile = job.plan.Merge(task);
@@ -112,7 +115,7 @@ void Merge(const ForwardJob& job, int64_t task) {
   }
 }
 
-// The first words of a slot.
+// The header of a slot.
 struct SlotHeader {
   int64_t next_key;        // < 0: no tile is in progress
   uint32_t largest_query;  // what LoadQuery returned
@@ -120,7 +123,7 @@ struct SlotHeader {
 
 constexpr SlotHeader kNoTile = {.next_key = -1, .largest_query = 0};
 
-// Runs a tile over its keys, from its first or where it stopped.
+// Runs a tile over its keys, from the first one or from where it stopped.
 template <class SomeTile>
 TileJob::Slice RunOverKeys(SomeTile& tile, int64_t tile_kv, float* slot,
                            SliceControl& control) {
@@ -179,7 +182,8 @@ using RunTileFn = TileJob::Slice (*)(const ForwardJob& job,
                                      const TileTask& task, float* slot,
                                      SliceControl& control);
 
-// Null for kinds that this target need not have.
+// Returns the function that runs a tile, or null for kinds that this target
+// does not need.
 template <class SomeTile>
 constexpr RunTileFn RunIfNeeded() {
   if constexpr (IsDirect(SomeTile::kTileKind)) {
@@ -191,7 +195,7 @@ constexpr RunTileFn RunIfNeeded() {
   }
 }
 
-// By TileKind.
+// The functions that run a tile, in the order of TileKind.
 constexpr RunTileFn kRunTile[kNumTileKinds] = {
     RunIfNeeded<DirectTile<TileKind::kDirect>>(),
     RunIfNeeded<DirectTile<TileKind::kDirectRounded>>(),
@@ -240,8 +244,9 @@ HWY_AFTER_NAMESPACE();
 namespace attnd {
 namespace {
 
-// Whether the workers that pack keys and values can load them: if all keys that
-// any row sees are packed, from rows that lie one after the other.
+// Returns whether the workers that pack keys and values can load them: if all
+// keys that any row sees are packed, and their rows follow one another in
+// memory.
 bool LoadsWithPacking(const AttentionProblem& problem, const KernelPlan& plan,
                       const InputSource* source) {
   return source != nullptr && source->pieces_before_keys() < source->pieces() &&
@@ -326,7 +331,7 @@ void ForwardJob::WritePadding(int64_t task) const {
   }
 }
 
-// The rows of a packing task lie together.
+// The rows of a packing task are in one KvRows.
 static_assert(KvSource::kAlignedKeys % KernelPlan::kKeysPerPackTask == 0);
 
 void ForwardJob::Load(const PackTask& task) const {

@@ -1,28 +1,30 @@
-// The backward pass of flash attention (Dao et al. 2022, section 3; the order
-// of the loops after FlashAttention-2, Dao 2023), for one tile of keys over all
-// the rows that see it.
+// The backward pass of flash attention (Dao et al. 2022, section 3; the loops
+// are in the order of FlashAttention-2, Dao 2023), for one tile of keys over
+// all rows that see it.
 //
-// Maths. With s the score by the contract's formula, P = exp(s - lse),
-// D = rowsum(dO * O) and s' the derivative of s by dot(q, k) (scale, times
-// 1 - tanh^2 where there is a soft cap),
+// Maths. s is the score by the contract's formula, P = exp(s - lse), D =
+// rowsum(dO * O), and s' is the derivative of s with respect to dot(q, k),
+// which is the scale, times 1 - tanh^2 if there is a soft cap. Then
 //   dP = dO V^T      dS = P * (dP - D) * s'
 //   dV = P^T dO      dK = dS^T Q      dQ = dS K
-// Sinks are in lse, so P needs no more of them; bias and mask get no gradient.
+// lse already contains the sinks, so P needs nothing else from them. Bias and
+// mask get no gradient.
 //
-// Five products a tile, each by a microkernel of the forward pass: S and dP
-// against panels of K^T and V^T, dQ against K as values are, dV and dK with
-// their weights read the other way round. A tile of keys keeps its dK and dV in
-// the slot while the rows pass by. dQ is summed over tiles of keys in memory,
-// and always in the order of the keys: a tile of rows counts the tiles that it
-// took in, and the next one waits for its turn. Memory is O(N): three packed
-// copies, dQ, and a number a row; by parts four copies of rows beside.
+// Each tile has five products, which microkernels of the forward pass compute:
+// S and dP with panels of K^T and V^T, dQ with K packed like values, and dV and
+// dK with transposed weights. A tile of keys keeps its dK and dV in the slot
+// while it goes over the rows. dQ is summed over tiles of keys in memory,
+// always in the order of the keys. For this, a tile of rows counts the tiles of
+// keys that have added to it, and each tile of keys waits for its turn. Memory
+// is O(N): three packed copies, dQ, and one number for each row. bf16x3
+// products take four copies of rows in addition.
 //
-// A tile of keys meets a tile of rows in core/kernels/backward_f32-inl.h. On
-// AMX the products of many rows are bf16x3 (backward_bf16x3-inl.h); numbers
-// that cannot be split go the first way there too.
+// core/kernels/backward_f32-inl.h computes a pair of a tile of keys and a tile
+// of rows. On AMX, if there are many rows, backward_bf16x3-inl.h does so with
+// bf16x3 products, except for numbers that cannot be split.
 //
-// Edges are those of the forward pass: hidden pairs have P = dS = 0, and where
-// a row of K, Q or dO is not finite, edge tiles mask it row by row.
+// Edges are those of the forward pass. Hidden pairs have P = dS = 0. If a row
+// of K, Q or dO is not finite, tiles at an edge mask it row by row.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -112,7 +114,8 @@ void FinishRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
   constexpr bool kTransposed = kKind == BackwardKind::kBf16x3;
   const int64_t row_step = kTransposed ? 1 : RoundToLine(dims);
   const int64_t dim_step = kTransposed ? job.plan.TileRows(entry) : 1;
-  // Scores were made with the query times this, their gradients without.
+  // Scores were computed with the query times this factor, but their gradients
+  // were computed without it.
   const float factor = ScoreScale(job.params).query_factor;
   VisitRows(job, tile, entry, [&](int64_t r, int64_t head, int64_t row) {
     float* to = job.grad_query.Row(entry.batch, head, row);
@@ -122,13 +125,13 @@ void FinishRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
   });
 }
 
-// The first words of a slot: how far its run of tiles of keys is.
+// The header of a slot: how far its run of tiles of keys has come.
 struct SlotHeader {
-  // Which products made the weights in the slot, whose dQ is not added yet.
+  // Which products made the weights in the slot if their dQ is not added yet.
   enum Pending : int64_t { kNothing, kF32, kBf16x3 };
 
-  int64_t next_rows;  // tile of rows; < 0: no run of keys is in progress
-  int64_t next_tile;  // of keys
+  int64_t next_rows;  // a tile of rows; < 0: no run is in progress
+  int64_t next_tile;  // a tile of keys
   Pending pending;
 };
 
@@ -154,9 +157,11 @@ void FinishKeys(const BackwardJob& job, const BackwardPlan::Tile& tile,
   }
 }
 
-// Waits for the tiles of keys before this one, about as long as a pair of tiles
-// takes: coming back later costs the pair's set-up and the scheduler's lock.
-// Pausing takes 10 cycles or 140, so patience is a time, not a count.
+// Waits until the tiles of keys before this one have added to a tile of rows,
+// for about the time that a pair of tiles takes. Returns whether they have.
+// Yielding instead would cost the set-up of the pair and the scheduler's lock.
+// The wait is limited by time, not by a count, because a pause takes 10 cycles
+// or 140.
 bool IsTurn(const std::atomic_ref<int32_t>& turn, int32_t mine) {
   using Clock = std::chrono::steady_clock;
   constexpr std::chrono::microseconds kPatience{50};
@@ -169,8 +174,8 @@ bool IsTurn(const std::atomic_ref<int32_t>& turn, int32_t mine) {
 }
 
 // Adds what a tile of rows and a tile of keys give to each other. The rows get
-// their share when it is this tile of keys' turn. Until then it returns false,
-// and `pending` says what is left to do.
+// their share when it is this tile of keys' turn. Until then this returns
+// false, and `pending` says what is left to do.
 template <BackwardKind kKind>
 bool ProcessPair(const BackwardJob& job, const BackwardPlan::Tile& tile,
                  const BatchEntry& entry, int64_t row_tile,
@@ -179,7 +184,7 @@ bool ProcessPair(const BackwardJob& job, const BackwardPlan::Tile& tile,
   std::optional<F32Pair<kKind>> f32;
   const int64_t begin = tile.tile * kTileKeys;
   if (!MaySee(job, entry, row_tile, begin, begin + kTileKeys)) {
-    // Nothing to add, but its turn must pass.
+    // There is nothing to add, but the turn must still pass on.
   } else if (kKind == BackwardKind::kBf16x3 && pending != SlotHeader::kF32) {
     bf16x3.emplace(job, tile, entry, row_tile, slot);
   } else {
@@ -248,7 +253,8 @@ TileJob::Slice RunTiles(const BackwardJob& job, BackwardPlan::Tile tile,
   return TileJob::Slice::kDone;
 }
 
-// Runs a task of one kind. `tile` is what the phase's tasks stand for.
+// Runs a task of one kind. `tile` is the tile or the run that the task's number
+// stands for.
 template <BackwardKind kKind>
 TileJob::Slice RunTask(const BackwardJob& job, BackwardPhase phase,
                        const BackwardPlan::Tile& tile, const BatchEntry& entry,
@@ -271,7 +277,8 @@ TileJob::Slice RunTask(const BackwardJob& job, BackwardPhase phase,
   return TileJob::Slice::kDone;
 }
 
-// By BackwardKind. Null for a kind that this target need not have.
+// The functions that run a task, in the order of BackwardKind. Null for a kind
+// that this target does not need.
 constexpr decltype(&RunTask<BackwardKind::kPanel>) kRunTask[kNumBackwardKinds] =
     {&RunTask<BackwardKind::kDirect>, &RunTask<BackwardKind::kPanel>, [] {
        if constexpr (HasKind(kIsa, TileKind::kAmxBf16x3)) {

@@ -1,7 +1,8 @@
-// Chains of dependent multiply-adds that live in registers from start to end.
-// There are more of them than a multiply-add has cycles times units, each has a
-// value of its own, and all numbers come from where the compiler cannot see
-// them: it can neither fold two chains into one nor compute any beforehand.
+// Runs chains of dependent multiply-adds that stay in registers from start to
+// end. There are more chains than the latency of a multiply-add in cycles times
+// the number of units. Each chain has a value of its own, and all numbers come
+// from where the compiler cannot see them. So it can neither merge two chains
+// nor compute any of them beforehand.
 #include "core/fma_peak.h"
 
 #include <algorithm>
@@ -17,7 +18,8 @@
 #include "core/kernels/targets.h"
 #include "hwy/highway.h"
 
-// Chains are registers only if no index is left.
+// The chains stay in registers only if the compiler unrolls every loop over
+// them.
 #undef ATTND_UNROLL_CHAINS
 #define ATTND_UNROLL_CHAINS HWY_PRAGMA(GCC unroll 32)
 
@@ -27,7 +29,7 @@ namespace HWY_NAMESPACE {
 namespace {
 
 #if HWY_TARGET == HWY_SCALAR
-// What "scalar" code can reach is what its compiler makes of it, and every
+// The limit of "scalar" code is what the compiler makes of it, and every
 // baseline has vectors of four floats.
 using Vec = float __attribute__((vector_size(16)));
 constexpr int64_t kLanes = 4;
@@ -44,17 +46,18 @@ HWY_INLINE Vec Step(Vec a, Vec b, Vec c) { return hn::MulAdd(a, b, c); }
 HWY_INLINE float FirstOf(Vec x) { return hn::GetLane(x); }
 #endif
 
-// As many as a microkernel has sums, so that they fit in registers; without
-// vectors the compiler has 16 registers nevertheless.
+// There are as many chains as a microkernel has sums, so that they fit in
+// registers. The scalar set has 16 vector registers, too, so it gets at least
+// 12 chains.
 constexpr Geometry kGeometry = GeometryOf(IsaOfTarget(HWY_TARGET));
 constexpr auto kChains = static_cast<size_t>(
     std::max<int64_t>(12, kGeometry.rows* kGeometry.vectors));
 
 }  // namespace
 
-// Runs `steps` multiply-adds in every chain; returns how many operations that
-// were. `seed` is read and written, which keeps the chains alive. Values move
-// from [0, 24] towards 1: nothing overflows or becomes denormal.
+// Runs `steps` multiply-adds in every chain. Returns how many operations that
+// were. `seed` is read and written, so that the compiler keeps the chains.
+// Values move from [0, 24] towards 1, so nothing overflows or becomes denormal.
 int64_t RunChains(int64_t steps, volatile float* seed) {
   const Vec factor = Spread(*seed);
   const Vec addend = Spread(1.0F - *seed);
@@ -84,7 +87,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// What a thread measured so far.
+// What a thread has measured so far.
 struct Share {
   int64_t operations = 0;
   std::chrono::nanoseconds busy{0};
@@ -96,15 +99,18 @@ struct Share {
   }
 };
 
-// Adds to `share` until it was busy for `duration` or `stop` says so.
+// Adds measurements to `share` until it was busy for `duration` or `stop`
+// returns true.
 template <typename Stop>
 void Measure(Isa isa, std::chrono::nanoseconds duration, Stop stop,
              Share& share) {
-  // A few microseconds a call: the clock is read seldom, yet often enough.
+  // A call takes a few microseconds, so the clock is read seldom, but often
+  // enough.
   constexpr int64_t kSteps = 2000;
   const auto chains = ATTND_FUNCTION(isa, RunChains);
   volatile float seed = 0.5F;
-  // Wide vectors start at a fraction of their speed until their units are on.
+  // Wide vectors run at a fraction of their speed until their units are on, so
+  // this call is not measured.
   chains(kSteps, &seed);
   const std::chrono::nanoseconds before = share.busy;
   const auto start = Clock::now();
@@ -114,8 +120,8 @@ void Measure(Isa isa, std::chrono::nanoseconds duration, Stop stop,
   } while (share.busy < duration && !stop());
 }
 
-// One thread's share is a task: it waits until all have begun, then measures,
-// and makes way for other jobs as every task does.
+// Each task is the share of one thread. It waits until all tasks have begun,
+// then measures, and makes way for other jobs as every task does.
 class PeakJob : public TileJob {
  public:
   PeakJob(Isa isa, std::chrono::nanoseconds duration, int64_t threads)
@@ -133,8 +139,9 @@ class PeakJob : public TileJob {
       return control.ShouldStop() || control.ShouldYield();
     };
     if (share.operations == 0) {
-      // Threads that share clocks or units must run at once. Where other jobs
-      // hold the workers the wait is given up: then each runs as it comes.
+      // Threads that share clocks or units must run at the same time. If other
+      // jobs hold the workers, the task gives up waiting, and each task then
+      // runs when it can.
       const auto give_up = Clock::now() + duration_;
       begun_.fetch_add(1, std::memory_order_relaxed);
       while (begun_.load(std::memory_order_relaxed) <

@@ -23,11 +23,11 @@ namespace attnd {
 // The phases of a ForwardJob, in the order in which they run.
 enum class ForwardPhase : int64_t {
   kLoad,  // brings a piece of the inputs from the source
-  // Computes one of plan.tile_tasks: packs its kv head as far as no other tile
-  // does that, and then runs to its end unless it yields. Takes up to 96 KiB of
-  // stack.
+  // Computes one of plan.tile_tasks. Packs the parts of its kv head that no
+  // other tile packs, and then runs to its end unless it yields. Takes up to 96
+  // KiB of stack.
   kTiles,
-  kMerge,    // joins the splits of a tile: plan.merge_tasks
+  kMerge,    // merges the splits of a tile: plan.merge_tasks
   kPadding,  // writes rows that are in no tile: plan.padding_tasks
 };
 
@@ -35,7 +35,8 @@ enum class ForwardPhase : int64_t {
 // except for the atomics in the workspace.
 class ForwardJob final : public TileJob {
  public:
-  // As MakeForwardJob. Prepares what tasks share in the workspace.
+  // Takes the arguments of MakeForwardJob. Prepares the memory that tasks share
+  // in the workspace.
   ForwardJob(const AttentionProblem& problem, KernelPlan plan,
              const AttentionBuffers& buffers, InputSource* source,
              int64_t threads, Workspace workspace);
@@ -44,7 +45,7 @@ class ForwardJob final : public TileJob {
   Slice Run(int64_t phase, int64_t task, int64_t slot,
             SliceControl& control) override;
 
-  // The memory of tile number `slot` in progress.
+  // Returns the memory of slot `slot`, which one tile in progress uses.
   float* Slot(int64_t slot) const {
     return reinterpret_cast<float*>(slots + slot * plan.slot_bytes);
   }
@@ -60,16 +61,16 @@ class ForwardJob final : public TileJob {
   // Writes output and lse of the rows of a padding task.
   void WritePadding(int64_t task) const;
 
-  // Brings the keys and values that a packing task reads from the source to the
-  // inputs. Only if loads_with_packing.
+  // Copies the keys and values that a packing task reads from the source to the
+  // inputs. Called only if loads_with_packing.
   void Load(const PackTask& task) const;
 
   HeadPacking& Packing(const TileTask& task) const {
     return packing[task.entry * params.num_kv_heads + task.kv_head];
   }
 
-  // Place number `place` for a packed kv head, below packed_heads. Its first
-  // line says whether it is taken: an atomic while tasks run.
+  // Returns place number `place` for a packed kv head, below packed_heads. Its
+  // first word says whether it is taken, and is an atomic while tasks run.
   std::byte* PackedHead(int64_t place) const {
     return heads + place * plan.packed_head_bytes;
   }
@@ -79,8 +80,8 @@ class ForwardJob final : public TileJob {
   const KernelPlan plan;
   const ScoreInputs scores;
   InputSource* const source;  // or null
-  // The worker that packs keys and values also loads them, right before, so
-  // that it finds them in its cache.
+  // Whether the worker that packs keys and values also loads them, right
+  // before, so that it finds them in its cache.
   const bool loads_with_packing;
   const TensorView<const std::byte> query;  // [batch, num_q_heads, q_len,
                                             //  head_dim]
@@ -97,7 +98,7 @@ class ForwardJob final : public TileJob {
   std::byte* slots;
 
  private:
-  // The functions of one instruction set.
+  // The function that runs a task, compiled for one instruction set.
   using RunFn = Slice (*)(const ForwardJob& job, ForwardPhase phase,
                           int64_t task, int64_t slot, SliceControl& control);
 

@@ -1,5 +1,5 @@
-// The f32 microkernels of one target. For inclusion by kernels only, once a
-// target.
+// The f32 microkernels of one target. For inclusion by kernels only, once for
+// each target.
 #if defined(ATTND_CORE_KERNELS_MICROKERNELS_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_MICROKERNELS_INL_H_
@@ -22,8 +22,9 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Steps between updates of counters and addresses: these run on the ports of
-// multiply-adds, of which a core that starts two a cycle has none to spare.
+// The number of steps between updates of counters and addresses. Updates use
+// the ports of multiply-adds, and a core that starts two multiply-adds in a
+// cycle has none to spare.
 inline constexpr int kUnroll = 4;
 
 // A ScoreBlockFn.

@@ -200,7 +200,7 @@ class NaiveJob : public TileJob {
         output_(problem.OutputView(static_cast<float*>(buffers.output))),
         lse_(problem.LseView(params_.return_lse ? buffers.lse : nullptr)),
         scores_(scores) {
-    // A task takes about 100 us, so that tasks spread over the workers.
+    // A task takes about 100 us, so that there are tasks for all workers.
     constexpr int64_t kStepsPerTask = 1 << 20;
     const int64_t row_steps = std::max<int64_t>(params_.kv_len, 1) *
                               (params_.head_dim + params_.v_head_dim);

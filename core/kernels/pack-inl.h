@@ -1,5 +1,5 @@
-// Laying keys and values out for the microkernels: K^T panels, and values as
-// rows of whole vectors. For inclusion by kernels only, once a target.
+// Lays out keys and values for the microkernels: K^T as panels, and values as
+// rows of whole vectors. For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_INL_H_
@@ -23,8 +23,8 @@ namespace attnd {
 namespace HWY_NAMESPACE {
 
 #if ATTND_WIDE
-// Four elements of each of d's lanes / 4 rows that are four rows apart, one row
-// to a block of 128 bits.
+// Returns four elements of each of lanes / 4 rows. The rows are four apart, and
+// each fills a block of 128 bits.
 template <class As, class D>
 HWY_INLINE hn::Vec<D> LoadBlocks(D d, RowReader<As> rows) {
   if constexpr (hn::MaxLanes(d) == 4) {
@@ -37,7 +37,8 @@ HWY_INLINE hn::Vec<D> LoadBlocks(D d, RowReader<As> rows) {
   }
 }
 
-// Calls `put(i, x)` for the elements i = 0 to 3 of kLanes rows, a row a lane.
+// Calls `put(i, x)` for i = 0 to 3, where x has element i of kLanes rows, one
+// row in each lane.
 template <class As, class Put>
 HWY_INLINE void TransposeFour(RowReader<As> rows, bool rounds, const Put& put) {
   const hn::Repartition<double, Floats> d2;
@@ -51,7 +52,7 @@ HWY_INLINE void TransposeFour(RowReader<As> rows, bool rounds, const Put& put) {
     c = RoundToBf16(kF, c);
     e = RoundToBf16(kF, e);
   }
-  // 4 x 4 transposes within each block.
+  // Transposes 4 x 4 elements within each block.
   const auto ab_low = hn::BitCast(d2, hn::InterleaveLower(kF, a, b));
   const auto ab_high = hn::BitCast(d2, hn::InterleaveUpper(kF, a, b));
   const auto ce_low = hn::BitCast(d2, hn::InterleaveLower(kF, c, e));
@@ -63,8 +64,8 @@ HWY_INLINE void TransposeFour(RowReader<As> rows, bool rounds, const Put& put) {
 }
 #endif
 
-// dst[d][j] = src[j][d] for the `keys` rows of one panel; the others become 0.
-// With `rounds`, elements are rounded to bf16.
+// Packs dst[d][j] = src[j][d] for the `keys` rows of one panel; other j become
+// 0. If `rounds`, rounds the elements to bf16.
 template <class As>
 void PackPanel(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
                float* HWY_RESTRICT dst) {
@@ -99,7 +100,7 @@ void PackPanel(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
   }
 }
 
-// to[c][r] = from[r][c] for 16 rows of 16 words.
+// Copies to[c][r] = from[r][c] for 16 rows of 16 words.
 inline void TransposeTile(const float* from, int64_t from_stride,
                           float* HWY_RESTRICT to, int64_t to_stride) {
   for (int64_t r = 0; r < kAmxSteps; r += kLanes) {
@@ -118,8 +119,8 @@ inline void TransposeTile(const float* from, int64_t from_stride,
   }
 }
 
-// One row of `dims` elements as floats, times `factor`, the rest of `padded`
-// floats 0. With `rounds`, to bf16.
+// Converts one row of `dims` elements to floats and multiplies them by
+// `factor`. The rest of `padded` floats becomes 0. If `rounds`, rounds to bf16.
 template <class As>
 HWY_INLINE void ConvertRow(As as, const typename As::Element* src, int64_t dims,
                            int64_t padded, float factor, bool rounds,
@@ -138,7 +139,7 @@ HWY_INLINE void ConvertRow(As as, const typename As::Element* src, int64_t dims,
   std::fill(dst + std::min(d, padded), dst + padded, 0.0F);
 }
 
-// The same as bf16: `padded` counts elements and is even.
+// Does the same, but writes bf16. `padded` counts elements and is even.
 template <class As>
 HWY_INLINE void ConvertRowToBf16(As as, const typename As::Element* src,
                                  int64_t dims, int64_t padded, float factor,
@@ -156,7 +157,7 @@ HWY_INLINE void ConvertRowToBf16(As as, const typename As::Element* src,
   }
 }
 
-// K^T of bf16 rows in pairs along the dimensions: the panel of their words.
+// Packs the panel of K^T for rows of bf16: a word holds a pair of dimensions.
 inline void PackPanelPairs(RowReader<AsBf16> src, int64_t keys, int64_t dims,
                            float* HWY_RESTRICT dst) {
 #if ATTND_WIDE
@@ -177,14 +178,14 @@ inline void PackPanelPairs(RowReader<AsBf16> src, int64_t keys, int64_t dims,
   }
 }
 
-// The same of rows of any type, rounded.
+// Does the same for rows of any type, which are rounded to bf16.
 template <class As>
 void PackPanelAsPairs(RowReader<As> src, int64_t keys, int64_t dims,
                       float* HWY_RESTRICT dst) {
   if constexpr (std::is_same_v<As, AsBf16>) {
     PackPanelPairs(src, keys, dims, dst);
   } else {
-    constexpr int64_t kDims = 128;  // rounded at a time
+    constexpr int64_t kDims = 128;  // how many are rounded at a time
     HWY_ALIGN uint16_t slice[kPanelKeys * kDims];
     for (int64_t d = 0; d < dims; d += kDims) {
       const int64_t count = std::min(kDims, dims - d);
@@ -199,9 +200,9 @@ void PackPanelAsPairs(RowReader<As> src, int64_t keys, int64_t dims,
   }
 }
 
-// Up to kKeysPerSum rows of values, as the microkernels read them: for each
-// group of columns its keys one after the other, the last vector's missing
-// columns 0.
+// Packs up to kKeysPerSum rows of values as the microkernels read them: for
+// each group of columns its keys one after the other. Columns that are missing
+// in the last vector become 0.
 template <class As>
 void PackValueChunk(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
                     float* HWY_RESTRICT dst) {
@@ -221,7 +222,7 @@ void PackValueChunk(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
   });
 }
 
-// An element as bf16, in the lower half of its lane.
+// Returns elements as bf16, each in the lower half of its lane.
 template <class As>
 HWY_INLINE auto LoadBf16Bits(As as, const typename As::Element* from) {
   const hn::RebindToUnsigned<Floats> du;
@@ -234,8 +235,8 @@ HWY_INLINE auto LoadBf16Bits(As as, const typename As::Element* from) {
   }
 }
 
-// The same as bf16, in pairs along the keys: a word of a step holds keys j and
-// j + 1, or 0 where there is no such key.
+// Packs values as PackValueChunk does, but as pairs of bf16: a word holds keys
+// j and j + 1, or 0 for a key that is missing.
 template <class As>
 void PackValuePairChunk(RowReader<As> src, int64_t keys, int64_t dims,
                         float* HWY_RESTRICT dst) {

@@ -1,6 +1,6 @@
-// Packs the keys and values of one kv head, by the tiles that read them: in
-// which format, where in the job's memory, and which tile packs which piece.
-// For inclusion by kernels only, once a target.
+// Packs the keys and values of one kv head. The tiles that read them do this:
+// here are the format, the place in the job's memory, and which tile packs
+// which piece. For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_PACK_HEAD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_HEAD_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_HEAD_INL_H_
@@ -30,8 +30,9 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// How tiles of one kind keep queries, keys and values, and which microkernels
-// multiply them. This is the format of f32, or f32 that is rounded to bf16.
+// How tiles of one kind pack queries, keys and values, and which microkernels
+// multiply them. This general template is the format of f32, and of f32 that is
+// rounded to bf16.
 template <TileKind kKind>
 struct Format {
   static constexpr bool kRounds =
@@ -42,9 +43,9 @@ struct Format {
                         int64_t stride, float factor, float* to) {
     ConvertRow(as, from, dims, stride, factor, kRounds, to);
   }
-  // Keys and values of one panel or sum. PackKeys returns the largest magnitude
-  // of a key if keys are split into terms, and PackValues whether any value
-  // must not be split.
+  // Pack the keys of one panel, and the values of one sum. PackKeys returns the
+  // largest magnitude of a key if keys are split into terms, and PackValues
+  // returns whether any value must not be split.
   template <class As>
   static uint32_t PackKeys(RowReader<As> rows, int64_t keys, int64_t dims,
                            float* to) {
@@ -57,13 +58,14 @@ struct Format {
     PackValueChunk(rows, keys, dims, kRounds, to);
     return false;
   }
-  // Whether `count` vectors of packed values are finite.
+  // Returns whether `count` vectors of packed values are finite.
   static bool IsFinite(const float* words, int64_t count) {
     return AllFinite(words, count, false);
   }
   static const Microkernels& Kernels() { return kMicrokernels; }
 };
-// The same panels of bf16 pairs.
+
+// The format of panels of bf16 pairs.
 template <>
 struct Format<TileKind::kPanelBf16> {
   template <class As>
@@ -90,7 +92,7 @@ struct Format<TileKind::kPanelBf16> {
   static const Microkernels& Kernels() { return Bf16DotMicrokernels(); }
 };
 
-// Tiles for AMX, whose tile classes pack the queries.
+// The format of AMX kinds. Their tile classes pack the queries themselves.
 template <TileKind kKind>
 requires(TraitsOf(kKind).block > 0) struct Format<kKind> {
   static constexpr int kTerms = static_cast<int>(TraitsOf(kKind).terms);
@@ -106,13 +108,15 @@ requires(TraitsOf(kKind).block > 0) struct Format<kKind> {
     return PackValueTiles<kTerms>(rows, keys, dims, to);
   }
 };
-// The words of a packed panel of keys.
+
+// Returns the words of a packed panel of keys.
 template <TileKind kKind>
 int64_t PanelWords(const ForwardJob& job) {
   return kPanelKeys * RowWords(kKind, job.params.head_dim);
 }
 
-// The words of the packed values of `keys` keys, whole sums.
+// Returns the words of the packed values of `keys` keys, a multiple of
+// kKeysPerSum.
 template <TileKind kKind>
 int64_t ValueWords(const ForwardJob& job, int64_t keys) {
   constexpr TileTraits kTraits = TraitsOf(kKind);
@@ -120,13 +124,14 @@ int64_t ValueWords(const ForwardJob& job, int64_t keys) {
          kTraits.terms;
 }
 
-// One packed kv head, as the tiles see it that read it. Places for heads are
-// few and go from one to the next (KernelPlan::PackedHeads), so that they stay
-// in the caches.
+// A tile's view of its packed kv head. There are only a few places for packed
+// heads (KernelPlan::PackedHeads), and each is used again and again, so that
+// they stay in the caches.
 template <TileKind kKind>
 class PackedHead {
  public:
-  // Of a tile in progress. The head's first tile finds it a place.
+  // Makes the view of a tile in progress. The head's first tile finds a place
+  // for the head.
   PackedHead(const ForwardJob& job, const TileTask& task)
       : job_(job), task_(task), packing_(job.Packing(task)) {
     std::byte* const place = job.PackedHead(FindPlace());
@@ -159,19 +164,19 @@ class PackedHead {
     return std::nullopt;
   }
 
-  // A tile of the head is done. After the last one the place is free.
+  // Tells that a tile no longer needs the head. The last tile frees the place.
   static void Leave(const ForwardJob& job, const TileTask& task) {
     HeadPacking& packing = job.Packing(task);
     const std::atomic_ref done(packing.done);
-    // Whoever takes the place next must not write before all have read.
+    // The next head must not write to the place before all tiles have read it.
     if (done.fetch_add(1, std::memory_order_acq_rel) + 1 ==
         job.plan.TilesOfHead(task.entry)) {
       Taken(job, packing.place - 1).store(0, std::memory_order_release);
     }
   }
 
-  // Where the panel that begins with `key` is, and the values of the sum that
-  // does.
+  // Return the panel of keys that begins with `key`, and the values of the sum
+  // that begins with `key`.
   const float* Panel(int64_t key) const {
     return keys_ + key / kPanelKeys * PanelWords<kKind>(job_);
   }
@@ -189,8 +194,9 @@ class PackedHead {
     const std::atomic_ref place(packing_.place);
     uint32_t at = place.load(std::memory_order_acquire);
     if (at == 0 && place.compare_exchange_strong(at, kLooking)) {
-      // The lowest first: it was used last. There are enough, but one may come
-      // free behind this search.
+      // Tries the lowest place first, because it was used last. There are
+      // enough places, but one may become free behind this search, so the
+      // search goes around.
       at = 0;
       uint32_t taken = 0;
       while (!Taken(job_, at).compare_exchange_strong(taken, 1)) {

@@ -1,6 +1,6 @@
-// Lays queries, keys and values out for AMX (core/kernels/amx_bf16.h): as the
+// Lays out queries, keys and values for AMX (core/kernels/amx_bf16.h): as the
 // bf16 terms of their numbers, in tiles of 16 rows and 16 words without a gap.
-// For inclusion by kernels only, once a target.
+// For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_PACK_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_TILES_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_TILES_INL_H_
@@ -24,7 +24,8 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The vector of a row of `dims` elements that begins at d, 0 behind them.
+// Returns the vector that begins at element d of a row of `dims` elements.
+// Lanes after the row are 0.
 template <class As>
 HWY_INLINE Vec LoadAt(As as, const typename As::Element* row, int64_t dims,
                       int64_t d) {
@@ -38,7 +39,7 @@ HWY_INLINE Vec LoadAt(As as, const typename As::Element* row, int64_t dims,
   return LoadFirst(as, kF, row + d, static_cast<size_t>(dims - d));
 }
 
-// The bits of a float.
+// Returns the largest magnitude, as the bits of a float.
 HWY_INLINE uint32_t LargestOf(Bits magnitudes) {
   return hn::GetLane(hn::MaxOfLanes(kU, magnitudes));
 }
@@ -49,12 +50,12 @@ inline constexpr uint32_t kInfinityBits = 0x7F800000;
 // split into terms: core/kernels/amx_bf16x3_tile-inl.h.
 inline constexpr float kMinSplitValue = 0x1p-80F;
 
-// Returns the bits of those halves of words of bf16, the first terms of values,
-// that may be split.
+// Returns a mask for words of two bf16, which are the first terms of values. A
+// half of the mask is all ones if the value may be split, and otherwise 0.
 HWY_INLINE Bits SplittableHalves(Bits words) {
   constexpr auto kMin = std::bit_cast<uint32_t>(kMinSplitValue);
   const auto half = [&](Bits x, uint32_t bits) HWY_ATTR {
-    // From kMinSplitValue on, below infinity.
+    // Values from kMinSplitValue on and below infinity may be split.
     const Bits above =
         hn::Sub(hn::And(x, hn::Set(kU, 0x7FFF0000U)), hn::Set(kU, kMin));
     return hn::IfThenElseZero(hn::Lt(above, hn::Set(kU, kInfinityBits - kMin)),
@@ -64,10 +65,10 @@ HWY_INLINE Bits SplittableHalves(Bits words) {
                 half(hn::ShiftLeft<16>(words), 0x0000FFFFU));
 }
 
-// Splits one row of `dims` elements times `factor` into terms of `padded` bf16,
-// the rest of which are 0: term t is at `to + t * term_stride`. `padded` is a
-// multiple of kAmxBlock. A single term is rounded. If there are several, raises
-// `largest` to the magnitudes of the elements.
+// Splits one row of `dims` elements times `factor` into kTerms terms of
+// `padded` bf16 each, and sets the rest of these to 0. Term t is at `to + t *
+// term_stride`. `padded` is a multiple of kAmxBlock. A single term is rounded.
+// If there are several, raises `largest` to the magnitudes of the elements.
 template <int kTerms, class As>
 HWY_INLINE void SplitRow(As as, const typename As::Element* src, int64_t dims,
                          int64_t padded, float factor,
@@ -95,9 +96,9 @@ HWY_INLINE void SplitRow(As as, const typename As::Element* src, int64_t dims,
   }
 }
 
-// K^T of one panel: for every two columns of tiles (32 keys) their groups of 32
-// dimensions, for each of these its terms, for each of these two tiles, whose
-// rows are pairs of dimensions. Keys that are missing are 0. Returns the
+// Packs K^T of one panel. For every two columns of tiles (32 keys) there are
+// the groups of 32 dimensions, for each group its terms, and for each term two
+// tiles, whose rows are pairs of dimensions. Missing keys are 0. Returns the
 // largest magnitudes if there are several terms.
 template <int kTerms, class As>
 Bits PackKeyTiles(RowReader<As> src, int64_t keys, int64_t dims,
@@ -131,17 +132,18 @@ Bits PackKeyTiles(RowReader<As> src, int64_t keys, int64_t dims,
   return largest;
 }
 
-// Up to kKeysPerSum rows of values: for every two vectors of columns the groups
-// of 32 keys, for each of these its terms, for each of these a tile for each
-// vector, whose rows are pairs of keys as StoreTwoWeights has them. Returns
-// whether there are several terms and any value must not be split.
+// Packs up to kKeysPerSum rows of values. For every two vectors of columns
+// there are the groups of 32 keys, for each group its terms, and for each term
+// one tile for each vector. The rows of a tile are pairs of keys as
+// StoreTwoWeights has them. Returns true if there are several terms and any
+// value must not be split.
 template <int kTerms, class As>
 bool PackValueTiles(RowReader<As> src, int64_t keys, int64_t dims,
                     float* HWY_RESTRICT dst) {
   constexpr auto kMin = std::bit_cast<uint32_t>(kMinSplitValue);
   Bits largest = hn::Zero(kU);
-  Bits smallest =
-      hn::Set(kU, kInfinityBits);  // magnitude - 1: 0 is the largest
+  // The smallest magnitude - 1. The subtraction makes 0 the largest number.
+  Bits smallest = hn::Set(kU, kInfinityBits);
   [[maybe_unused]] const auto measure = [&](Vec x) HWY_ATTR {
     const Bits size = Magnitude(x);
     largest = hn::Max(largest, size);
@@ -154,7 +156,7 @@ bool PackValueTiles(RowReader<As> src, int64_t keys, int64_t dims,
                               : LoadAt(src.as, row, dims, c);
   };
   const int64_t vectors = CeilDiv(dims, kLanes);
-  // Keys outside, so that rows are read as they lie.
+  // Keys are the outer loop, so that rows are read in the order of memory.
   for (int64_t j = 0; j < keys; j += kAmxBlock) {
     for (int64_t v = 0; v < vectors; v += 2) {
       const int64_t columns = std::min<int64_t>(2, vectors - v);

@@ -1,6 +1,6 @@
-// A tile by register-blocked microkernels: queries against packed panels of
-// K^T, weights against packed values, of f32 or of bf16 pairs. For inclusion by
-// kernels only, once a target.
+// A tile that uses register-blocked microkernels, of f32 or of bf16 pairs. They
+// multiply queries with packed panels of K^T, and weights with packed values.
+// For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_PANEL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
@@ -25,6 +25,7 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
+// The tile of the panel kinds; see Tile.
 template <TileKind kKind>
 class PanelTile : public Tile {
  public:
@@ -60,13 +61,14 @@ class PanelTile : public Tile {
  private:
   static constexpr int64_t kPerWord = TraitsOf(kKind).elements_per_word;
 
-  // `words` from `from` on are what the next phase reads.
+  // Says that the next phase will read `words` words from `from` on.
   void FetchAhead(const float* from, int64_t words) {
     ahead_ = from;
     ahead_end_ = from + words;
   }
 
-  // The share of it for a microkernel of `steps` steps.
+  // Returns the part of these words that a microkernel of `steps` steps
+  // prefetches.
   PrefetchCursor NextPrefetch(int64_t steps) {
     if (ahead_ >= ahead_end_) return {slot_, false};
     const PrefetchCursor ahead(ahead_, true);
@@ -92,8 +94,8 @@ class PanelTile : public Tile {
     }
   }
 
-  // Sums of keys outside, blocks inside: what one of them reads of V stays in
-  // the first-level cache for all blocks.
+  // Sums of keys are the outer loop and blocks the inner one, so that the part
+  // of V that one block reads stays in the first-level cache for all blocks.
   void AddValues() {
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
       const int64_t last = std::min(key + kKeysPerSum, end_);
@@ -103,7 +105,7 @@ class PanelTile : public Tile {
           const Block& block = rows_.block(b);
           const KeyRange seen = Clip(block.seen, key, last);
           if (seen.size() == 0) continue;
-          // In steps of the sum.
+          // These count steps of the sum.
           const int64_t first = (seen.begin - key) / kPerWord;
           const int64_t steps = CeilDiv(seen.end - key, kPerWord) - first;
           const float* const values = Values(key, column) + first * step_words;
@@ -134,7 +136,8 @@ class PanelTile : public Tile {
     return finite;
   }
 
-  // Of a group of columns, from `key` on, which begins a sum.
+  // Returns the packed values of a group of columns from `key` on. A sum begins
+  // with `key`.
   const float* Values(int64_t key, int64_t column) const {
     return head_.Values(key) + column * (kKeysPerSum / kPerWord);
   }

@@ -1,6 +1,6 @@
 // The query rows of one tile: which keys each of them sees, and what changes
-// their scores. Forward and backward kernels walk the same rows. For inclusion
-// by kernels only, once a target.
+// their scores. Forward and backward kernels both use it. For inclusion by
+// kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_ROW_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_ROW_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_ROW_TILE_INL_H_
@@ -26,10 +26,10 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// How the scale is split between the query and the softmax.
+// How the scale of the scores is split between the query and the softmax.
 struct ScoreScale {
-  // |scale| * log2(e) can exceed the largest float; a power of two that moves
-  // to the query, exact there, makes room for it.
+  // |scale| * log2(e) can exceed the largest float. Then a power of two moves
+  // to the query, where it is exact.
   explicit ScoreScale(const AttentionParams& params)
       : query_factor(
             std::copysign(std::abs(params.score_scale) > 1e38F ? 4.0F : 1.0F,
@@ -51,31 +51,33 @@ inline KeyRange Union(const KeyRange& a, const KeyRange& b) {
   return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
 }
 
-// Rows first..first + rows of a tile that go through the microkernels
-// together.
+// The rows first <= r < first + rows of a tile, which go through the
+// microkernels together.
 struct Block {
   int64_t first = 0;
   int64_t rows = 0;
   KeyRange all;   // what every row sees
   KeyRange some;  // the smallest range that holds what any row sees
-  // Of the tile of keys in work: what is computed, empty where nothing is, and
-  // whether every row sees all of it and scores need no change.
+  // For the current tile of keys: the keys that are computed, or an empty range
+  // if there are none, and whether every row sees all of them and scores need
+  // no change.
   KeyRange seen;
   bool fully_visible = false;
 };
 
 // Rows whose ranges begin or end further apart than this go to different
-// blocks: those of a causal tile are one apart, those of different heads may
-// have little in common.
+// blocks. The ranges of a causal tile's rows are one apart. Those of different
+// heads may have little in common.
 inline constexpr int64_t kMaxStep = 2;
 
-// Rows of the matrix that the heads of a GQA group make up. A row's bits, one a
-// key of the tile in work, are the caller's: `visible` has `visible_stride`
-// bytes for each.
+// The rows of a tile. The heads of a GQA group make up a matrix, and a tile has
+// some of its rows. `visible` is memory of the caller, `visible_stride` bytes
+// for each row. It holds a bit for each key of the current tile of keys.
 class RowTile {
  public:
-  // A block has up to `block_rows` rows, and is fully visible only if it sees a
-  // multiple of `granule` keys, whole vectors.
+  // A block has up to `block_rows` rows. It is fully visible only if the number
+  // of keys that it sees is a multiple of `granule`, which is a multiple of a
+  // vector.
   RowTile(const ScoreInputs& inputs, const BatchEntry& entry, int64_t kv_head,
           int64_t first_row, int64_t rows, uint8_t* visible,
           int64_t visible_stride, int64_t block_rows = kGeometry.rows,
@@ -104,7 +106,7 @@ class RowTile {
   const Block& block(int64_t b) const { return blocks_[b]; }
   bool adjusts() const { return adjusts_; }
 
-  // The keys that any row sees.
+  // Returns the smallest range that has all keys that any row sees.
   KeyRange Span() const {
     KeyRange span;
     for (int64_t b = 0; b < num_blocks_; ++b) {
@@ -113,16 +115,16 @@ class RowTile {
     return span;
   }
 
-  // Query head, and row of the batch entry.
+  // Returns the query head of row r, and its row in the batch entry.
   std::pair<int64_t, int64_t> HeadAndRow(int64_t r) const {
     const int64_t row = first_q_row_ + r;
-    // Of most tiles all rows are of one head, and divisions are slow.
+    // In most tiles all rows belong to one head, and divisions are slow.
     if (row < entry_.q_len) return {first_head_, row};
     return {first_head_ + row / entry_.q_len, row % entry_.q_len};
   }
 
-  // Turns to keys begin <= j < end: blocks say what of them is seen. Whether
-  // anything is.
+  // Makes begin <= j < end the current tile of keys, and updates what blocks
+  // see. Returns whether any row sees any of these keys.
   bool SetKeyRange(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
@@ -134,16 +136,18 @@ class RowTile {
     return any;
   }
 
-  // Where in the tile the vectors of a range begin: so that sums of weights go
-  // in the same order wherever that is.
+  // Returns where the vectors of a range begin, counted from the tile's first
+  // key. This is a multiple of kSums vectors, so that weights are added in the
+  // same order wherever a range begins.
   int64_t FirstVector(const KeyRange& seen) const {
     return (seen.begin - begin_) / (kSums * kLanes) * (kSums * kLanes);
   }
 
-  // The bits of the keys in work.
+  // Returns the bits of row r, one for each key of the current tile of keys.
   uint8_t* Visible(int64_t r) const { return visible_ + r * visible_stride_; }
 
-  // How a score of row r comes from its dot product, for the keys in work.
+  // Returns how the scores of row r come from dot products, for the current
+  // tile of keys.
   RowAdjustment Adjustment(int64_t r) const {
     const auto [head, q_row] = HeadAndRow(r);
     RowAdjustment row(params_, magnitude_);
@@ -159,8 +163,8 @@ class RowTile {
   }
 
  private:
-  // Runs of rows with like ranges, cut into blocks of nearly equal size: a
-  // block of one row alone would wait for its own sums.
+  // Puts neighbouring rows with similar ranges into blocks of nearly equal
+  // size. A block of one row alone would wait for its own sums.
   void MakeBlocks() {
     const auto near = [](int64_t a, int64_t b) {
       return std::abs(a - b) <= kMaxStep;
@@ -203,8 +207,8 @@ class RowTile {
     if (!any) block.seen = {};
   }
 
-  // Notes which keys row r sees, by range, mask and bias. Whether it sees any,
-  // and all of whole vectors.
+  // Sets the bits of row r according to its range, mask and bias. Returns
+  // whether it sees any key, and whether it sees all keys of whole vectors.
   std::pair<bool, bool> Mark(int64_t r, const KeyRange& seen) const {
     const auto [head, q_row] = HeadAndRow(r);
     const KeyRange range = Clip(ranges_[r], begin_, end_);
@@ -258,9 +262,10 @@ class RowTile {
   const int64_t block_rows_;
   const int64_t granule_;
   int64_t num_blocks_ = 0;
-  int64_t begin_ = 0;  // the keys in work
+  int64_t begin_ = 0;  // the current tile of keys
   int64_t end_ = 0;
-  // In unions, so that nobody zeroes 20 KiB for each tile.
+  // These are in unions, so that a constructor does not set 20 KiB to zero for
+  // each tile.
   union {
     KeyRange ranges_[kMaxTileRows];  // of the first rows_
   };
@@ -270,9 +275,9 @@ class RowTile {
 };
 
 // Adds weights * values for one row, with the values of hidden keys (or rows)
-// replaced by 0: the same terms in the same order as in a whole block. `words`
-// is the first step's vector of values, `step_words` apart from the next;
-// `keep(step)` has the bits of a word that are seen.
+// replaced by 0. It adds the same terms in the same order as a whole block
+// does. `words` is the vector of values of the first step, and steps are
+// `step_words` apart. `keep(step)` returns the bits of a word that are seen.
 template <class Keep>
 void AddMasked(const ValueBlockFn one_by_one, const float* weights,
                int64_t weight_stride, const float* words, int64_t step_words,
@@ -288,7 +293,8 @@ void AddMasked(const ValueBlockFn one_by_one, const float* weights,
              PrefetchCursor(values, false));
 }
 
-// The halves of words of bf16 pairs that are finite, as bits.
+// Returns a mask for words of two bf16: a half is all ones if its bf16 is
+// finite, and otherwise 0.
 HWY_INLINE Bits FiniteHalves(Bits words) {
   const auto half = [&](uint32_t exponent, uint32_t bits) HWY_ATTR {
     const Bits mask = hn::Set(kU, exponent);
@@ -298,8 +304,9 @@ HWY_INLINE Bits FiniteHalves(Bits words) {
   return hn::Or(half(0x7F800000U, 0xFFFF0000U), half(0x00007F80U, 0x0000FFFFU));
 }
 
-// Whether an exponent of all ones, NaN or infinite, is among `count` vectors of
-// words of f32, or of pairs of bf16.
+// Returns whether `count` vectors of words have no NaN and no infinity, which
+// are the numbers with an exponent of all ones. Words are f32, or pairs of bf16
+// if `pairs`.
 inline bool AllFinite(const float* words, int64_t count, bool pairs) {
   const hn::RebindToUnsigned<Floats> du;
   const auto high = hn::Set(du, 0x7F800000U);

@@ -1,5 +1,5 @@
-// What makes scores of dot products, beside numbers: shared by the kernels of
-// both directions.
+// The tensors that change scores, in addition to the numbers of
+// AttentionParams. The kernels of both passes share them.
 #ifndef ATTND_CORE_KERNELS_SCORE_INPUTS_H_
 #define ATTND_CORE_KERNELS_SCORE_INPUTS_H_
 
@@ -10,7 +10,8 @@
 
 namespace attnd {
 
-// Borrowed; must outlive its users. Views are null where the problem has none.
+// Owns nothing: the problem and the elements must outlive this. A view is null
+// if the problem does not have the tensor.
 struct ScoreInputs {
   ScoreInputs(const AttentionProblem& of_problem, const void* bias_data,
               const void* mask_data)

@@ -1,5 +1,6 @@
-// From raw scores to weights, a row at a time: what may be seen, what is added
-// to a score, its exponential. For inclusion by kernels only, once a target.
+// Turns raw scores into weights, a row at a time: adjusts scores, hides those
+// that the row does not see, and takes the exponential. For inclusion by
+// kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_SOFTMAX_INL_H_
 #undef ATTND_CORE_KERNELS_SOFTMAX_INL_H_
@@ -23,8 +24,9 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Bits of a row: which keys of a tile it sees, two bytes for each vector of
-// keys. Reading takes eight, so the row has room behind its last.
+// The bits of a row say which keys of a tile it sees. They take two bytes for
+// each vector of keys. Reading takes eight bytes, so the row has space after
+// its last vector.
 inline constexpr int64_t kBytesPerMask = 2;
 
 HWY_INLINE LaneMask LoadVisible(const uint8_t* visible, int64_t key) {
@@ -41,8 +43,9 @@ inline bool IsVisible(const uint8_t* visible, int64_t key) {
   return ((byte >> (lane % 8)) & 1) != 0;
 }
 
-// One row's part of a tensor that is broadcast to the scores, from the tile's
-// first key on: consecutive elements, or the same one for every key.
+// Loads a vector of a tensor that is broadcast to the scores. `row` is the
+// row's part from the tile's first key on: consecutive elements, or with stride
+// 0 the same element for every key.
 template <class As>
 HWY_INLINE Vec LoadBroadcast(const std::byte* row, int64_t stride, int64_t key,
                              int64_t end) {
@@ -54,7 +57,7 @@ HWY_INLINE Vec LoadBroadcast(const std::byte* row, int64_t stride, int64_t key,
   return LoadFirst(As(), kF, from + key, static_cast<size_t>(end - key));
 }
 
-// Which of the keys key..key + kLanes a BOOL row shows.
+// Returns which of the kLanes keys from `key` on a row of the BOOL mask shows.
 HWY_INLINE LaneMask LoadShown(const std::byte* row, int64_t stride, int64_t key,
                               int64_t end) {
   if (stride == 0) return FirstLanes(row[0] != std::byte{0} ? kLanes : 0);
@@ -70,8 +73,8 @@ HWY_INLINE LaneMask LoadShown(const std::byte* row, int64_t stride, int64_t key,
   return hn::RebindMask(kF, hn::Ne(wide, hn::Zero(du)));
 }
 
-// What one row's scores are changed by, beside their scale. Pointers start at
-// the tile's first key.
+// How the scores of one row come from dot products. Pointers start at the
+// tile's first key.
 struct RowAdjustment {
   RowAdjustment(const AttentionParams& params, float scale_of_scores)
       : scale(scale_of_scores), soft_cap(params.soft_cap) {}
@@ -84,8 +87,9 @@ struct RowAdjustment {
   int64_t bias_stride = 0;
 };
 
-// The scores of keys j..j + kLanes, as far as they are below `end`, by the
-// contract's formula from their dot products. `slope` becomes the derivative.
+// Returns the scores of the kLanes keys from j on, as far as they are below
+// `end`, from their dot products, by the contract's formula. Sets `slope` to
+// the derivative.
 template <class Bias>
 HWY_INLINE Vec AdjustVector(const RowAdjustment& row, int64_t j, int64_t end,
                             Vec dot, Vec& slope) {
@@ -111,7 +115,7 @@ HWY_INLINE Vec AdjustVector(const RowAdjustment& row, int64_t j, int64_t end,
   return s;
 }
 
-// The same for whole vectors from `begin` on.
+// Replaces dot products by scores, for whole vectors from `begin` on.
 template <class Bias>
 void AdjustRow(const RowAdjustment& row, int64_t begin, int64_t end,
                float* HWY_RESTRICT scores) {
@@ -122,7 +126,7 @@ void AdjustRow(const RowAdjustment& row, int64_t begin, int64_t end,
   }
 }
 
-// Hidden scores become -inf. Returns the largest of each lane, or -inf.
+// Sets hidden scores to -inf. Returns the largest score of each lane, or -inf.
 inline Vec HideRow(const uint8_t* visible, int64_t begin, int64_t end,
                    float* HWY_RESTRICT scores) {
   const Vec hidden = hn::Set(kF, kMinusInfinity);
@@ -136,7 +140,7 @@ inline Vec HideRow(const uint8_t* visible, int64_t begin, int64_t end,
   return max;
 }
 
-// The largest of each lane.
+// Returns the largest score of each lane.
 inline Vec RowMax(const float* scores, int64_t begin, int64_t end) {
   Vec max = hn::Set(kF, kMinusInfinity);
   Vec other = max;
@@ -149,20 +153,23 @@ inline Vec RowMax(const float* scores, int64_t begin, int64_t end) {
   return hn::Max(max, other);
 }
 
-// 2^x for one x <= 127.5, from the same polynomial.
+// Returns 2^x for one x <= 127.5, by the polynomial of Exp2Bounded.
 inline float Exp2(float x) {
   return hn::GetLane(Exp2Bounded(kF, hn::Set(kF, x)));
 }
 
-// Vectors whose weights are summed side by side: independent chains for the
-// processor, and shorter sums, which round less, where vectors are short.
+// The number of vectors whose weights are summed side by side. Their sums are
+// independent chains for the processor. On targets with short vectors the sums
+// are also shorter, which rounds less.
 inline constexpr int64_t kSums = kLanes == 1 ? 16 : 4;
 
-// How weights are kept in the place of their scores, by Operand:
-//   kF32, kRoundedF32  a word for each
+// Stores weights in the place of their scores. The format depends on Operand:
+//   kF32, kRoundedF32  one word for each weight
 //   kBf16     pairs of keys, which fill the first half of the row
-//   kBf16x3   three times the first half: there, and behind the scores. A word
-//             holds two keys that are a vector apart, which needs no shuffle.
+//   kBf16x3   three times that: the first term in the first half, the others
+//   after
+//             the scores. A word holds two keys that are a vector apart,
+//             because that needs no shuffle.
 template <Operand kOperand>
 HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
   if constexpr (kOperand == Operand::kF32) {
@@ -170,12 +177,14 @@ HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
   } else if constexpr (kOperand == Operand::kRoundedF32) {
     hn::Store(RoundToBf16(kF, p), kF, scores + j);
   } else {
-    // Behind what is still to be read: two bytes for each four.
+    // A weight takes two bytes where a score takes four, so this never
+    // overwrites a score that is still to be read.
     AsBf16::Store(kF, p, reinterpret_cast<uint16_t*>(scores) + j);
   }
 }
 
-// `term_words` is the distance from one term of a weight to the next.
+// Stores two vectors of weights. `term_words` is the distance from one term of
+// a weight to the next.
 template <Operand kOperand>
 HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores,
                                 [[maybe_unused]] int64_t term_words) {
@@ -195,7 +204,7 @@ HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores,
   }
 }
 
-// One vector without a second.
+// Stores the last vector of weights, if it has no second one.
 template <Operand kOperand>
 HWY_INLINE void StoreLastWeights(Vec p, int64_t j, float* scores,
                                  int64_t term_words) {
@@ -206,10 +215,10 @@ HWY_INLINE void StoreLastWeights(Vec p, int64_t j, float* scores,
   }
 }
 
-// scores[j] = 2^((scores[j] - max) * c) over whole vectors from `begin`, a
-// multiple of kSums vectors, to `end`; with kMasked, 0 where hidden. Returns
-// their sum, to which hidden keys add nothing wherever the range begins and
-// ends.
+// Replaces scores[j] by 2^((scores[j] - max) * c) over whole vectors from
+// `begin`, a multiple of kSums vectors, to `end`. If kMasked, hidden keys get
+// 0. Returns the sum of the weights, lane by lane. Hidden keys add nothing to
+// it, so it does not depend on where the range begins and ends.
 template <Operand kOperand, bool kMasked>
 Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
                  int64_t begin, int64_t end, float c, float max,
@@ -224,7 +233,8 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
     constexpr bool kSplits = kOperand == Operand::kBf16x3;
     Vec p = Exp2Bounded<!kSplits>(kF, x);
     if constexpr (kSplits) {
-      // No term is denormal, which would cost a hundred cycles; NaN stays.
+      // Small weights become 0, so that no term is denormal, which would cost a
+      // hundred cycles. NaN stays NaN.
       p = hn::IfThenZeroElse(hn::Lt(x, hn::Set(kF, -100.0F)), p);
     }
     if constexpr (kMasked) {
@@ -270,9 +280,9 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
   return sums[0];
 }
 
-// The same where a score is +inf: its weight is, that of NaN is NaN, and all
-// others vanish beside it. Output becomes NaN and lse +inf, as the formula has
-// it.
+// Does the same if a score is +inf. Its weight is +inf, the weight of NaN is
+// NaN, and all others vanish in comparison. The output becomes NaN and lse
+// +inf, as the formula says.
 template <Operand kOperand>
 Vec ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
                          int64_t end, float c, int64_t term_words) {

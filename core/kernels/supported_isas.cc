@@ -12,10 +12,10 @@ namespace {
 struct Support {
   Isa isa;
   bool available;
-  bool preferred;  // to narrower sets
+  bool preferred;  // whether it is faster than narrower sets
 };
 
-// In the order of the table.
+// Returns the support of all sets, in the order of the table.
 std::vector<Support> AllSupport() {
   const int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
   std::vector<Support> all;

@@ -13,7 +13,7 @@
 #define ATTND_FUNCTION_OF_ROW(NAME, ISA, ISA_NAME, TARGET, FUNCTION, ...) \
   FUNCTION(NAME),
 
-// A pointer to the function NAME as it was compiled for ISA, one of
+// Returns a pointer to the function NAME as it was compiled for ISA, one of
 // SupportedIsas(). A set that adds bf16 products has the functions of its f32
 // set.
 #define ATTND_FUNCTION(ISA, NAME)                                 \
@@ -26,7 +26,7 @@
 
 namespace attnd {
 
-// The set whose kernels Highway compiles for `target`.
+// Returns the set whose kernels Highway compiles for `target`.
 constexpr Isa IsaOfTarget(int64_t target) {
 #define ATTND_ISA_OF_ROW(ARG, ISA, NAME, TARGET, ...) \
   if (target == (TARGET)) return Isa::ISA;

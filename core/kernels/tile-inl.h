@@ -1,8 +1,8 @@
-// One tile of query rows on its way over the keys: the online softmax, with
-// what a row keeps from one tile of keys to the next, and its end. Knows how
-// scores become weights, not how either is multiplied: that is what the tiles
-// made of it do (panel_tile-inl.h, amx_tile-inl.h, direct_tile-inl.h). For
-// inclusion by kernels only, once a target.
+// One tile of query rows that goes over its keys: the online softmax, what a
+// row keeps from one tile of keys to the next, and how it ends. This file knows
+// how scores become weights, but not how either is multiplied. The derived
+// classes know that (panel_tile-inl.h, amx_tile-inl.h, direct_tile-inl.h). For
+// inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_TILE_INL_H_
@@ -36,7 +36,7 @@ namespace HWY_NAMESPACE {
 // accumulated sums are rarely rescaled.
 inline constexpr float kMaxGrowth = 8;
 
-// c of the maths in flash_attention.cc.
+// Returns c of the maths in flash_attention.cc.
 inline float ScaleLog2(const AttentionParams& params) {
   constexpr float kLog2E = 1.44269504088896340736F;
   return (params.AdjustsScores() ? 1 : ScoreScale(params).magnitude) * kLog2E;
@@ -45,7 +45,8 @@ inline float ScaleLog2(const AttentionParams& params) {
 // The keys of a tile lie in one KvRows, and so do their values.
 static_assert(KvSource::kAlignedKeys % kMaxTileKeys == 0);
 
-// Rows of a tile: the last one of a kv head may be short.
+// Returns the number of rows of a tile. The last tile of a kv head may have
+// fewer than the others.
 inline int64_t RowsOf(const ForwardJob& job, const TileTask& task,
                       const BatchEntry& entry) {
   const int64_t tile_q = job.plan.Entry(task.entry).tile_q;
@@ -53,7 +54,7 @@ inline int64_t RowsOf(const ForwardJob& job, const TileTask& task,
       tile_q, job.params.HeadsPerGroup() * entry.q_len - task.tile * tile_q);
 }
 
-// A query as it lies. `row` is of the batch entry.
+// Returns a query in the input. `row` counts from the first of the batch entry.
 template <class As>
 const typename As::Element* QueryRow(const ForwardJob& job,
                                      const BatchEntry& entry, int64_t head,
@@ -62,8 +63,8 @@ const typename As::Element* QueryRow(const ForwardJob& job,
       SizeOf(job.params.query_dtype), entry.batch, head, entry.q_begin + row));
 }
 
-// Writes one row's output and lse: `output` unnormalised, `max` in the units of
-// the scores as the softmax has them.
+// Writes one row's output and lse to the results. `output` is the unnormalised
+// sum. `max` and `sum` are in the units of the scores that the softmax has.
 inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
                       int64_t head, int64_t q_row, const float* output,
                       float max, float sum) {
@@ -82,7 +83,7 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
     divisor = sum;
     if (wants_lse) lse = top + std::log(double{sum});
   } else if (sum != 0) {
-    // exp(sink) joins the sum, on the scale of the larger of the two.
+    // exp(sink) is added to the sum, relative to the larger of the two.
     const double base = std::max(top, lse);
     const double shrink = top == base ? 1.0 : std::exp(top - base);
     const double total =
@@ -101,7 +102,7 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
     const Vec part = hn::Set(kF, 1 / divisor);
     int64_t c = 0;
     const auto at = [&]() HWY_ATTR {
-      // A row of no weight is 0 even where its sums are not.
+      // A row without weight is 0, even if its sums are not.
       return sum == 0 ? hn::Zero(kF) : hn::Mul(hn::LoadU(kF, output + c), part);
     };
     for (; c + kLanes <= params.v_head_dim; c += kLanes) {
@@ -114,30 +115,29 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
   });
 }
 
-// Rows of the matrix that the heads of a GQA group make up, and the keys of one
-// split. The tiles made of it load queries to the slot, and then have
+// The base class of forward tiles: the rows of a tile, and the keys of one
+// split. A derived class has these methods, too:
+//   // Loads the queries of a fresh tile to the slot. Returns their largest
+//   // magnitude as the bits of a float if Begin needs it, and otherwise 0.
+//   uint32_t LoadQuery();
+//   // Processes keys begin <= key < end; begin is a multiple of tile_kv.
 //   void ProcessKeys(int64_t begin, int64_t end);
-// for keys begin <= key < end, where begin is a multiple of tile_kv.
 class Tile {
  public:
-  // The keys that any row sees.
+  // Returns the smallest range that has all keys that any row sees.
   const KeyRange& span() const { return span_; }
 
-  // Loads the queries of a fresh tile: a method of the tiles made of this
-  // class. It returns the largest magnitude of the queries if that matters to
-  // Begin, as the bits of a float, else 0.
-  //   uint32_t LoadQuery();
-
-  // Continues with queries that are loaded.
+  // Continues with the queries that LoadQuery has loaded, in this slice of the
+  // tile or in an earlier one. The argument is what LoadQuery returned.
   void Begin(uint32_t /*largest_query*/) {}
 
-  // Called before the first kv tile of a fresh tile.
+  // Prepares a fresh tile for its first keys.
   void Reset() {
     ResetSums();
     ZeroOutput(0, rows_.rows());
   }
 
-  // Writes output and lse, or what the merge needs.
+  // Writes output and lse, or the partial results if the tile is split.
   void Finish() const {
     if (entry_plan_.splits > 1) {
       StorePartials();
@@ -184,7 +184,7 @@ class Tile {
     std::fill_n(slot_ + layout_.sum_lanes, rows_.rows() * kLanes, 0.0F);
   }
 
-  // Writes what the merge needs.
+  // Writes the partial results, which the merge reads.
   void StorePartials() const {
     const PartialLayout layout = plan_.PartialOf(task_.entry);
     float* const to = job_.partials + plan_.PartialAt(task_);
@@ -203,7 +203,8 @@ class Tile {
     }
   }
 
-  // Turns to keys begin <= key < end. Whether any row sees any of them.
+  // Makes begin <= key < end the current tile of keys. Returns whether any row
+  // sees any of them.
   bool SetKeyRange(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
@@ -211,16 +212,17 @@ class Tile {
     return rows_.SetKeyRange(begin, end);
   }
 
-  // Whether no value of those keys is NaN or infinite. `look()` says so, once
-  // for all blocks that ask: those that hide some of them.
+  // Returns whether no value of the current keys is NaN or infinite. Only
+  // blocks that hide some of the keys ask. `look()` finds out, and is called
+  // once for all of them.
   template <class Look>
   bool ValuesAreFinite(const Look& look) {
     if (!values_finite_) values_finite_ = look();
     return *values_finite_;
   }
 
-  // Calls `load(as, r, from, factor)` for every row: its query as it lies, in
-  // memory of that type, and what to multiply it by.
+  // Calls `load(as, r, from, factor)` for every row: `from` is its query in the
+  // input, `as` reads it, and `factor` is what to multiply it by.
   template <class Load>
   void VisitQueries(const Load& load) const {
     const float factor = ScoreScale(params_).query_factor;
@@ -233,10 +235,10 @@ class Tile {
     }
   }
 
-  // Turns a block's scores into weights and moves maxima and sums on.
-  // `largest_of(r, begin, end)` is the largest score of each lane of a row that
-  // sees all of them. First all maxima, then all weights: each row's steps wait
-  // for one another, but not for those of the next row.
+  // Turns a block's scores into weights, and updates maxima and sums.
+  // `largest_of(r, begin, end)` returns the largest score of each lane of a row
+  // that sees all these keys. All maxima come first, then all weights: the
+  // steps of a row wait for one another, but not for those of the next row.
   template <class LargestOf>
   void Softmax(const Block& block, const LargestOf& largest_of) {
     const int64_t begin = rows_.FirstVector(block.seen);
@@ -252,7 +254,8 @@ class Tile {
         largest = HideRow(rows_.Visible(r), begin, end, Scores(r));
       }
       float& max = slot_[layout_.max + r];
-      // Most tiles do not raise it by much: then their own is of no interest.
+      // Most tiles do not raise the maximum by much. Then it stays, and the
+      // exact maximum of this tile is not needed.
       if (!hn::AllFalse(kF, hn::Gt(largest, hn::Set(kF, max + slack_)))) {
         const float new_max = hn::GetLane(
             hn::MaxOfLanes(kF, hn::Max(hn::Set(kF, max), IgnoreNan(largest))));
@@ -272,18 +275,18 @@ class Tile {
     }
   }
 
-  // Where values lie, as words: a vector from the next one and a step from the
-  // next.
+  // Where packed values are: the distance from a vector to the next, and from a
+  // step to the next.
   struct ValueWordsAt {
     const float* first;
     int64_t vector_words;
     int64_t step_words;
   };
 
-  // output += weights * values from the vector of `column` on, for a block that
-  // hides some of them: row by row and vector by vector, with hidden values
-  // left out. Of the steps that begin with key `key`, those from `first` on,
-  // where `values` begin.
+  // Computes output += weights * values from the vector of `column` on, for a
+  // block that hides some of the keys. It goes row by row and vector by vector,
+  // and leaves hidden values out. `values` is where step `first` begins; steps
+  // count from key `key` on.
   void AddMasked(const Block& block, ValueBlockFn one_by_one, int64_t key,
                  int64_t first, int64_t steps, const ValueWordsAt& values,
                  int64_t column, int64_t vectors) const {
@@ -312,7 +315,7 @@ class Tile {
   float* Scores(int64_t r) const {
     return slot_ + layout_.scores + (r - first_scored_) * score_stride_;
   }
-  // Those of the keys from `key` on, in words.
+  // Returns the weights of row r from key `key` on.
   const float* Weights(int64_t r, int64_t key) const {
     return Scores(r) + (key - begin_) / traits_.elements_per_word;
   }
@@ -330,12 +333,12 @@ class Tile {
   const SlotLayout& layout_;
   float* const slot_;
   const float scale_log2_;  // c
-  const float slack_;       // of a row's maximum
+  const float slack_;       // how far scores may exceed a row's maximum
   int64_t score_stride_;    // words from row to row of scores and weights
   RowTile rows_;
   KeyRange span_;
   int64_t first_scored_ = 0;  // the row whose scores come first
-  int64_t begin_ = 0;         // the tile of keys in work
+  int64_t begin_ = 0;         // the current tile of keys
   int64_t end_ = 0;
 
  private:
@@ -350,7 +353,7 @@ class Tile {
     return hn::GetLane(hn::SumOfLanes(kF, hn::Load(kF, SumLanes(r))));
   }
 
-  // What was summed before a larger score came up.
+  // Scales down the sums of row r after its maximum has grown.
   void Shrink(int64_t r, float factor) {
     const Vec scale = hn::Set(kF, factor);
     const auto shrink = [&](float* x) HWY_ATTR {
@@ -401,7 +404,8 @@ class Tile {
     return hn::Zero(kF);
   }
 
-  // Which bits of a word row r sees: that of key `key` and, of pairs, the next.
+  // Returns the bits of a word that row r sees. The word holds key `key`, and
+  // in a pair also the next key.
   uint32_t SeenBits(const Block& block, int64_t r, int64_t key) const {
     uint32_t bits = 0;
     for (int64_t i = 0; i < traits_.elements_per_word; ++i) {
@@ -414,7 +418,7 @@ class Tile {
     return bits;
   }
 
-  std::optional<bool> values_finite_;  // of the tile of keys in work
+  std::optional<bool> values_finite_;  // of the current tile of keys
 };
 
 }  // namespace HWY_NAMESPACE

@@ -1,5 +1,5 @@
-// What all kernel parts of one target share: its vectors and its geometry. For
-// inclusion by kernels only, once a target.
+// The vectors and the geometry of one target, which all its kernels share. For
+// inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_VECTORS_INL_H_
 #undef ATTND_CORE_KERNELS_VECTORS_INL_H_
@@ -15,8 +15,8 @@
 #include "core/kernels/targets.h"
 #include "hwy/highway.h"
 
-// Every loop over rows or vectors of a microkernel: its arrays are registers
-// only if no index is left.
+// Goes before every loop over rows or vectors of a microkernel. The compiler
+// keeps its arrays in registers only if it unrolls all these loops.
 #undef ATTND_UNROLL
 #define ATTND_UNROLL HWY_PRAGMA(GCC unroll 16)
 
@@ -39,7 +39,8 @@ inline constexpr int64_t kLanes = kGeometry.lanes;
 inline constexpr auto kLaneCount = static_cast<size_t>(kLanes);
 inline constexpr int64_t kPanelKeys = kGeometry.panel_keys();
 
-// Exactly as many lanes as the plan counts on, whatever the machine has.
+// These have exactly as many lanes as the plan assumes, even if the machine has
+// wider vectors.
 using Floats = hn::CappedTag<float, kLaneCount>;
 using Vec = hn::Vec<Floats>;
 using LaneMask = hn::Mask<Floats>;
@@ -49,10 +50,12 @@ using Bits = hn::Vec<decltype(hn::RebindToUnsigned<Floats>())>;
 
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// The bits without the sign: ordered as magnitudes, infinity and NaN last.
+// Returns the bits of x without the sign. They are ordered like magnitudes,
+// with infinity and NaN last.
 HWY_INLINE Bits Magnitude(Vec x) { return hn::BitCast(kU, hn::Abs(x)); }
 
-// The first `lanes` lanes; all of them, or none, where it is out of range.
+// Returns a mask of the first `lanes` lanes: of none if `lanes` is negative,
+// and of all if it is larger than a vector.
 HWY_INLINE LaneMask FirstLanes(int64_t lanes) {
   return hn::FirstN(kF, lanes <= 0        ? size_t{0}
                         : lanes >= kLanes ? kLaneCount
@@ -60,8 +63,8 @@ HWY_INLINE LaneMask FirstLanes(int64_t lanes) {
 }
 
 // Calls `visit(column, vectors)` for groups of columns that a microkernel takes
-// at once, `most` vectors. Near-equal in width: a group of one vector alone
-// would wait for its own sums.
+// at once, at most `most` vectors. The groups have nearly equal widths, because
+// a group of one vector alone would wait for its own sums.
 template <class Visitor>
 HWY_INLINE void VisitColumns(int64_t columns, int64_t most,
                              const Visitor& visit) {
