@@ -131,21 +131,10 @@ int64_t BackwardPlan::RowsInMemory(const BatchEntry& entry) const {
              : RowsOf(entry);
 }
 
-BackwardPlan::Tile BackwardPlan::KeyTile(int64_t task) const {
-  const auto [entry, index] = table_.Locate(kKeyTile, task);
-  // Neighbours are of different kv heads: they need not wait for one another.
-  return {
-      .entry = entry, .kv_head = index % kv_heads_, .tile = index / kv_heads_};
-}
-
-BackwardPlan::Tile BackwardPlan::KeyRun(int64_t task) const {
-  const auto [entry, index] = table_.Locate(kKeyRun, task);
-  return {
-      .entry = entry, .kv_head = index % kv_heads_, .tile = index / kv_heads_};
-}
-
-BackwardPlan::Tile BackwardPlan::RowTile(int64_t task) const {
-  const auto [entry, index] = table_.Locate(kRowTile, task);
+BackwardPlan::Tile BackwardPlan::Locate(Kind kind, int64_t task) const {
+  const auto [entry, index] = table_.Locate(kind, task);
+  // Consecutive tasks belong to different kv heads, so that they need not wait
+  // for one another.
   return {
       .entry = entry, .kv_head = index % kv_heads_, .tile = index / kv_heads_};
 }

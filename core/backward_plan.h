@@ -30,7 +30,8 @@ class BackwardPlan {
     int64_t entry, kv_head, tile;
   };
 
-  // Byte counts saturate at the largest int64 instead of overflowing.
+  // Plans the gradients of `problem`. Byte counts saturate at the largest int64
+  // instead of overflowing.
   BackwardPlan(const AttentionProblem& problem, const MachineInfo& machine);
 
   // The instruction set that computes the products.
@@ -51,10 +52,10 @@ class BackwardPlan {
   int64_t key_tiles() const { return table_.Total(kKeyTile); }
   int64_t key_runs() const { return table_.Total(kKeyRun); }
   int64_t row_tiles() const { return table_.Total(kRowTile); }
-  Tile KeyTile(int64_t task) const;
+  Tile KeyTile(int64_t task) const { return Locate(kKeyTile, task); }
   // Returns a Tile whose `tile` is the number of the run.
-  Tile KeyRun(int64_t task) const;
-  Tile RowTile(int64_t task) const;
+  Tile KeyRun(int64_t task) const { return Locate(kKeyRun, task); }
+  Tile RowTile(int64_t task) const { return Locate(kRowTile, task); }
 
   // Return numbers for one kv head of `entry`.
   int64_t KeyTilesOf(const BatchEntry& entry) const;
@@ -96,6 +97,7 @@ class BackwardPlan {
     kKinds
   };
 
+  Tile Locate(Kind kind, int64_t task) const;
   int64_t RowsInMemory(const BatchEntry& entry) const;
 
   BackwardKind tiled_kind_;  // of entries with more rows than max_direct_rows_
