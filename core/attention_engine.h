@@ -29,8 +29,8 @@ namespace attnd {
 struct RunStats {
   Isa isa = Isa::kScalar;
   std::string_view kernel;
-  int64_t tile_q = 0;
-  int64_t tile_kv = 0;
+  int64_t tile_q = 0;   // query rows
+  int64_t tile_kv = 0;  // keys
   int64_t threads = 0;
   std::chrono::nanoseconds queue_time{0};
   std::chrono::nanoseconds compute_time{0};

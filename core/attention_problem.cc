@@ -56,7 +56,8 @@ absl::Status CheckFloat(absl::string_view path, DataType type) {
                     NameOf(type));
 }
 
-// `expected_rank` is 0 if the tensor may have any rank of the contract.
+// Checks the shape of a tensor and returns its extents. `expected_rank` is 0 if
+// the tensor may have any rank of the contract.
 absl::StatusOr<Extents> ParseExtents(absl::string_view name,
                                      const TensorSpec& spec, Layout layout,
                                      int expected_rank) {

@@ -49,7 +49,7 @@ class CacheLineLayout {
   constexpr int64_t Add(int64_t words) {
     return std::exchange(at_, at_ + RoundToLine(words));
   }
-  // Where the next piece would begin.
+  // Returns where the next piece would begin.
   constexpr int64_t at() const { return at_; }
 
  private:
@@ -116,8 +116,8 @@ struct SlotLayout {
   }
 };
 
-// These copy the header of a slot from the slot and to it. Each pass has a
-// header type of its own.
+// These read and write the header of a slot. The forward and the backward pass
+// have header types of their own.
 template <class Header>
 Header LoadHeader(const float* slot) {
   Header header;

@@ -46,8 +46,8 @@ struct TileTask {
   int64_t entry, kv_head, tile, split;
 };
 
-// Rows of padding first <= r < last of one entry. The rows of a query head
-// follow those of the head before it.
+// Rows of padding first <= r < last of one entry, counted through all query
+// heads: the rows of a head follow those of the head before it.
 struct PaddingTask {
   int64_t entry, first, last;
 };
@@ -87,9 +87,9 @@ class KernelPlan {
   int64_t slot_bytes = 0;
 
   // Return what task number `task` stands for. `task` is below tile_tasks,
-  // merge_tasks or padding_tasks. Tiles of the heaviest entries come first, and
-  // within a kv head those that see most. A merge is of a whole tile, so its
-  // split is 0.
+  // merge_tasks or padding_tasks. Tiles of the entries with most work come
+  // first, and within a kv head those that see most keys. A merge is of a whole
+  // tile, so its split is 0.
   TileTask Tile(int64_t task) const;
   TileTask Merge(int64_t task) const;
   PaddingTask Padding(int64_t task) const;

@@ -17,7 +17,7 @@ struct MachineInfo {
   Isa isa = Isa::kScalar;
   int64_t l2_bytes = 1 << 20;
 
-  // This machine, with FastestIsa().
+  // Returns the facts about this machine, with FastestIsa().
   static MachineInfo Detect();
 };
 

@@ -12,8 +12,8 @@ namespace attnd {
 namespace {
 
 // Adds the totals to an estimate that has its parts. `score_bytes` is what
-// naive attention would hold beside input and output, and `dims` is the number
-// of multiply-adds for a query row and a key that it sees.
+// naive attention would hold in addition to input and output. `dims` is the
+// number of multiply-adds for a query row and a key that it sees.
 absl::StatusOr<MemoryEstimate> WithTotals(const AttentionProblem& problem,
                                           MemoryEstimate estimate,
                                           int64_t score_bytes, int64_t dims) {
@@ -23,8 +23,9 @@ absl::StatusOr<MemoryEstimate> WithTotals(const AttentionProblem& problem,
       CheckedSum({estimate.input_bytes, estimate.output_bytes, score_bytes});
   // Only a backward product can overflow: AttentionProblem bounds the forward
   // one.
-  const std::optional<int64_t> flops = CheckedProduct(
-      {2, dims, problem.params().num_q_heads, problem.visibility().VisiblePairs()});
+  const std::optional<int64_t> flops =
+      CheckedProduct({2, dims, problem.params().num_q_heads,
+                      problem.visibility().VisiblePairs()});
   if (!flash || !naive || !flops) return BytesOutOfRange();
   estimate.flash_bytes = *flash;
   estimate.naive_bytes = *naive;

@@ -48,7 +48,6 @@ inline constexpr size_t kNumTileKinds = 7;
 // The form of the numbers that a product multiplies.
 enum class Operand { kF32, kRoundedF32, kBf16, kBf16x3 };
 
-// What differs between the kinds of tiles.
 struct TileTraits {
   // The kernel's name in ExecutionStats: alone, and if the job also has direct
   // tiles.
@@ -125,7 +124,6 @@ enum class BackwardKind {
 };
 inline constexpr size_t kNumBackwardKinds = 3;
 
-// What differs between the kinds of the backward pass.
 struct BackwardTraits {
   std::string_view name;  // the kernel in ExecutionStats
   int64_t tile_rows;

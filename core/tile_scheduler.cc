@@ -92,8 +92,8 @@ class TileScheduler::Impl {
     int64_t slot;
   };
 
-  // A job in progress. mutex_ guards it, except for members that Run() reads
-  // without the lock, which do not change meanwhile.
+  // A job in progress. mutex_ guards all members except `job` and `stop`, which
+  // do not change.
   struct State {
     TileJob* job = nullptr;
     const StopSignal* stop = nullptr;

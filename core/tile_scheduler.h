@@ -78,7 +78,6 @@ class TileJob {
                     SliceControl& control) = 0;
 };
 
-// How long a job waited and ran.
 struct JobTimes {
   std::chrono::nanoseconds queued{0};   // submission to first task
   std::chrono::nanoseconds running{0};  // first task to last

@@ -38,7 +38,7 @@ class AmxTiles {
 // Every number of an operand is the sum of `kTerms` bf16, the largest first.
 // kTerms is 1 or kBf16Terms.
 
-// A left-hand side. Does not own the rows.
+// A left-hand side. Owns nothing.
 struct AmxLeft {
   const float* first;
   int64_t stride;      // words from row to row

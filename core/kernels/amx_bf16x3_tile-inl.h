@@ -1,22 +1,22 @@
 // A tile on AMX for f32 numbers, each of which is the sum of three bf16 terms
-// (core/kernels/amx_bf16.h). For inclusion by kernels only, once for each
-// target.
+// (core/kernels/amx_bf16.h).
 //
 // AMX takes denormal numbers for 0, as operands and as sums. The terms of an
 // f32 may be denormal even if the f32 is not: numbers below 2^-103 lose some of
 // their terms, less than 2^-125 in all. NaN and infinities have no terms at
-// all. So the tile does this:
-//   scores  It computes the score of a query and a key again, in f32, if the
-//   score
-//           is not finite, or if one of the two has an element of 2^50 or more
-//           and the other has an element that may lose terms. All other scores
-//           lose less than 2^-30, whatever their size. That changes no weight,
-//           because the plan ensures that |scale| * head_dim is at most 2^40.
-//           Finite scores have the same bits in the backward pass.
-//   values  n values that are 0, or 2^-80 or more, lose less than n * 2^-123 of
-//   a
-//           sum whose weights add up to 1 or more. Other values are called
-//           unsplittable. They are left out of the products and added as f32.
+// all. So the tile treats some numbers apart.
+//
+// Scores. It computes the score of a query and a key again, in f32, if the
+// score is not finite, or if one of the two has an element of 2^50 or more and
+// the other has an element that may lose terms. All other scores lose less than
+// 2^-30, whatever their size. That changes no weight, because the plan ensures
+// that |scale| * head_dim is at most 2^40. Finite scores have the same bits in
+// the backward pass.
+//
+// Values. n values that are 0, or 2^-80 or more, lose less than n * 2^-123 of a
+// sum whose weights add up to 1 or more. Other values are called unsplittable.
+// They are left out of the products and added as f32.
+//
 // Both rules depend only on the pair or on the value, so no bit of a row
 // depends on what the row does not see. What the tile knows of whole heads and
 // tiles only tells it where to look.
@@ -50,7 +50,6 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The tile of kind kAmxBf16x3; see Tile.
 class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
  public:
   AmxBf16x3Tile(const ForwardJob& job, const TileTask& task,

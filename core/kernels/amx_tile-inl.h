@@ -1,6 +1,5 @@
 // The code that tiles on AMX share, and the tile for bf16 numbers
-// (core/kernels/amx_bf16.h). For inclusion by kernels only, once for each
-// target.
+// (core/kernels/amx_bf16.h).
 #if defined(ATTND_CORE_KERNELS_AMX_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_AMX_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_AMX_TILE_INL_H_
@@ -155,7 +154,6 @@ class AmxTile : public Tile {
   const AmxTiles tiles_;
 };
 
-// The tile of kind kAmxBf16; see Tile.
 class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
  public:
   AmxBf16Tile(const ForwardJob& job, const TileTask& task,

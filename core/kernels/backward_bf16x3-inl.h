@@ -1,7 +1,7 @@
 // Computes the gradients that a tile of keys and a tile of rows give to each
 // other, on AMX, with f32 numbers as three bf16 terms
-// (core/kernels/amx_bf16.cc). For inclusion by core/kernels/flash_backward.cc
-// only, once for each target.
+// (core/kernels/amx_bf16.cc). Only core/kernels/flash_backward.cc includes
+// this.
 //
 // Maths. The products of scores are transposed, so that their results are
 // operands of the next products without a shuffle:
@@ -205,7 +205,8 @@ inline void PackRowsBf16x3(const BackwardJob& job,
       slot_layout.v_stride, to + layout.grad_tiles, to + layout.grad_values);
 }
 
-// A pair of a tile of keys and a tile of rows that uses bf16x3 products.
+// Computes a pair of a tile of keys and a tile of rows with bf16x3 products.
+// Call AddToKeys first, and AddToRows when it is the turn of these keys.
 class Bf16x3Pair : public TilePair {
  public:
   Bf16x3Pair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,

@@ -1,6 +1,5 @@
 // Computes the gradients that a tile of keys and a tile of rows give to each
-// other, with f32 products. For inclusion by core/kernels/flash_backward.cc
-// only, once for each target.
+// other, with f32 products. Only core/kernels/flash_backward.cc includes this.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_
@@ -57,8 +56,9 @@ void PackKeysF32(const BackwardJob& job, const BackwardPlan::Tile& tile,
   PackValueChunk(keys, count, dims, false, to + layout.key_chunk);
 }
 
-// A pair of a tile of keys and a tile of rows that uses f32 products. If the
-// tile of keys is packed for bf16x3 products, this class packs it again.
+// Computes a pair of a tile of keys and a tile of rows with f32 products. Call
+// AddToKeys first, and AddToRows when it is the turn of these keys. If the tile
+// of keys is packed for bf16x3 products, this class packs it again.
 template <BackwardKind kKind>
 class F32Pair : public TilePair {
  public:

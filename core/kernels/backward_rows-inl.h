@@ -1,6 +1,5 @@
 // The code that f32 and bf16x3 products of the backward pass share: a tile of
 // rows that meets a tile of keys, and how scores and dP become weights and dS.
-// For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_

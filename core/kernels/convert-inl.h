@@ -1,5 +1,4 @@
-// Converts elements of any type to f32 and back, a vector at a time. For
-// inclusion by kernels only, once for each target.
+// Converts elements of any type to f32 and back, a vector at a time.
 #if defined(ATTND_CORE_KERNELS_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_CONVERT_INL_H_
 #undef ATTND_CORE_KERNELS_CONVERT_INL_H_
@@ -108,7 +107,7 @@ template <class D>
 HWY_INLINE void StoreNativeBf16(D d, hn::Vec<D> low, hn::Vec<D> high,
                                 uint16_t* to) {
 #if HWY_TARGET == HWY_AVX3
-  // Highway 1.0.3 has no such operation.
+  // Highway 1.0.3 has no operation for this instruction.
   hn::Vec<D> pairs;
   asm("vcvtne2ps2bf16 %2, %1, %0"
       : "=v"(pairs.raw)

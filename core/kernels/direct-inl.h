@@ -1,5 +1,5 @@
 // Multiplies few rows with keys and values of any type in place, and reads each
-// of them once. For inclusion by kernels only, once for each target.
+// of them once.
 #if defined(ATTND_CORE_KERNELS_DIRECT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_DIRECT_INL_H_
 #undef ATTND_CORE_KERNELS_DIRECT_INL_H_
@@ -151,7 +151,7 @@ constexpr auto MakeDirectBlocks(std::index_sequence<R...> /*rows*/) {
   return std::array{&DirectBlock<As, R + 1>...};
 }
 
-// Rows that share keys: where their queries and scores are.
+// A group of rows that DirectScores multiplies with the same keys.
 struct DirectRows {
   const float* q;
   float* scores;

@@ -1,6 +1,5 @@
 // A tile of few rows, which multiplies with keys and values in place, because
-// packing them would be the larger part of the work. For inclusion by kernels
-// only, once for each target.
+// packing them would be the larger part of the work.
 #if defined(ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_
@@ -27,8 +26,7 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The tile of the kinds kDirect and kDirectRounded; see Tile. The products are
-// f32, even if the packed tiles of the job use other products.
+// Its products are f32, even if the packed tiles of the job use other products.
 template <TileKind kKind>
 class DirectTile : public Tile {
  public:

@@ -1,5 +1,4 @@
-// Computes 2^x for vectors. For inclusion by kernels only, once for each
-// target.
+// Computes 2^x for vectors.
 #if defined(ATTND_CORE_KERNELS_EXP2_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_EXP2_INL_H_
 #undef ATTND_CORE_KERNELS_EXP2_INL_H_

@@ -19,9 +19,8 @@
 //   amx_tile      Blocks of 32 x 32 on AMX (amx_bf16.cc) multiply bf16.
 //   amx_bf16x3_tile  The same blocks multiply f32. Every number is split into
 //                 three bf16 terms, and six products make one of f32.
-//   direct_tile   For few rows. Each key is read once, in place, because
-//   packing
-//                 it would be the larger part of the work (direct-inl.h).
+//   direct_tile   For few rows. Each key is read once, in place, because to
+//                 pack it would be the larger part of the work (direct-inl.h).
 //
 // Memory traffic of a tile of rows over a tile of keys. K^T and V are read once
 // from the second-level cache. One piece at a time, a panel of K^T or the

@@ -1,5 +1,4 @@
-// The f32 microkernels of one target. For inclusion by kernels only, once for
-// each target.
+// The f32 microkernels of one target.
 #if defined(ATTND_CORE_KERNELS_MICROKERNELS_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_MICROKERNELS_INL_H_
@@ -27,7 +26,7 @@ namespace HWY_NAMESPACE {
 // cycle has none to spare.
 inline constexpr int kUnroll = 4;
 
-// A ScoreBlockFn.
+// The ScoreBlockFn for R rows and N vectors.
 template <size_t R, size_t N>
 void ScoreBlock(const float* q, int64_t q_stride,
                 const float* HWY_RESTRICT panel, int64_t steps,
@@ -84,7 +83,7 @@ void ScoreBlock(const float* q, int64_t q_stride,
   }
 }
 
-// A ValueBlockFn.
+// The ValueBlockFn for R rows and N vectors.
 template <bool kTransposed, size_t R, size_t N>
 void ValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                 const float* HWY_RESTRICT value, int64_t steps,

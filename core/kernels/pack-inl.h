@@ -1,5 +1,5 @@
 // Lays out keys and values for the microkernels: K^T as panels, and values as
-// rows of whole vectors. For inclusion by kernels only, once for each target.
+// rows of whole vectors.
 #if defined(ATTND_CORE_KERNELS_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_INL_H_

@@ -1,6 +1,6 @@
 // Packs the keys and values of one kv head. The tiles that read them do this:
 // here are the format, the place in the job's memory, and which tile packs
-// which piece. For inclusion by kernels only, once for each target.
+// which piece.
 #if defined(ATTND_CORE_KERNELS_PACK_HEAD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_HEAD_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_HEAD_INL_H_

@@ -1,6 +1,5 @@
 // Lays out queries, keys and values for AMX (core/kernels/amx_bf16.h): as the
 // bf16 terms of their numbers, in tiles of 16 rows and 16 words without a gap.
-// For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_PACK_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_TILES_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_TILES_INL_H_
@@ -142,7 +141,8 @@ bool PackValueTiles(RowReader<As> src, int64_t keys, int64_t dims,
                     float* HWY_RESTRICT dst) {
   constexpr auto kMin = std::bit_cast<uint32_t>(kMinSplitValue);
   Bits largest = hn::Zero(kU);
-  // The smallest magnitude - 1. The subtraction makes 0 the largest number.
+  // The smallest magnitude - 1. For 0 the subtraction wraps around to the
+  // largest number, so values of 0 do not count.
   Bits smallest = hn::Set(kU, kInfinityBits);
   [[maybe_unused]] const auto measure = [&](Vec x) HWY_ATTR {
     const Bits size = Magnitude(x);

@@ -1,6 +1,5 @@
 // A tile that uses register-blocked microkernels, of f32 or of bf16 pairs. They
 // multiply queries with packed panels of K^T, and weights with packed values.
-// For inclusion by kernels only, once for each target.
 #if defined(ATTND_CORE_KERNELS_PANEL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
@@ -25,7 +24,6 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The tile of the panel kinds; see Tile.
 template <TileKind kKind>
 class PanelTile : public Tile {
  public:

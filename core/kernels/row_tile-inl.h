@@ -1,6 +1,5 @@
 // The query rows of one tile: which keys each of them sees, and what changes
-// their scores. Forward and backward kernels both use it. For inclusion by
-// kernels only, once for each target.
+// their scores. Forward and backward kernels both use it.
 #if defined(ATTND_CORE_KERNELS_ROW_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_ROW_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_ROW_TILE_INL_H_

@@ -1,6 +1,5 @@
 // Turns raw scores into weights, a row at a time: adjusts scores, hides those
-// that the row does not see, and takes the exponential. For inclusion by
-// kernels only, once for each target.
+// that the row does not see, and takes the exponential.
 #if defined(ATTND_CORE_KERNELS_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_SOFTMAX_INL_H_
 #undef ATTND_CORE_KERNELS_SOFTMAX_INL_H_
@@ -166,10 +165,9 @@ inline constexpr int64_t kSums = kLanes == 1 ? 16 : 4;
 // Stores weights in the place of their scores. The format depends on Operand:
 //   kF32, kRoundedF32  one word for each weight
 //   kBf16     pairs of keys, which fill the first half of the row
-//   kBf16x3   three times that: the first term in the first half, the others
-//   after
-//             the scores. A word holds two keys that are a vector apart,
-//             because that needs no shuffle.
+//   kBf16x3   three times that: the first term in the first half, the other
+//             terms after the scores. A word holds two keys that are a vector
+//             apart, because that needs no shuffle.
 template <Operand kOperand>
 HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
   if constexpr (kOperand == Operand::kF32) {

@@ -1,8 +1,7 @@
 // One tile of query rows that goes over its keys: the online softmax, what a
 // row keeps from one tile of keys to the next, and how it ends. This file knows
 // how scores become weights, but not how either is multiplied. The derived
-// classes know that (panel_tile-inl.h, amx_tile-inl.h, direct_tile-inl.h). For
-// inclusion by kernels only, once for each target.
+// classes know that (panel_tile-inl.h, amx_tile-inl.h, direct_tile-inl.h).
 #if defined(ATTND_CORE_KERNELS_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_TILE_INL_H_
@@ -63,8 +62,9 @@ const typename As::Element* QueryRow(const ForwardJob& job,
       SizeOf(job.params.query_dtype), entry.batch, head, entry.q_begin + row));
 }
 
-// Writes one row's output and lse to the results. `output` is the unnormalised
-// sum. `max` and `sum` are in the units of the scores that the softmax has.
+// Writes one row's output and lse to the results. `output` is unnormalised,
+// `max` is in the units of the scores that the softmax has, and `sum` is the
+// sum of the weights.
 inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
                       int64_t head, int64_t q_row, const float* output,
                       float max, float sum) {
@@ -115,7 +115,8 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
   });
 }
 
-// The base class of forward tiles: the rows of a tile, and the keys of one
+// The base class of forward tiles. A tile has some of the rows of the matrix
+// that the heads of a GQA group make up, and goes over all keys or those of one
 // split. A derived class has these methods, too:
 //   // Loads the queries of a fresh tile to the slot. Returns their largest
 //   // magnitude as the bits of a float if Begin needs it, and otherwise 0.

@@ -1,5 +1,6 @@
-// The vectors and the geometry of one target, which all its kernels share. For
-// inclusion by kernels only, once for each target.
+// The vectors and the geometry of one target, which all its kernels share. Only
+// kernels include this and the other files that end in -inl.h, once for each
+// target.
 #if defined(ATTND_CORE_KERNELS_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_VECTORS_INL_H_
 #undef ATTND_CORE_KERNELS_VECTORS_INL_H_
