@@ -75,8 +75,8 @@ class AttentionEngine {
                       const BackwardBuffers& buffers, const StopSignal* stop,
                       Done done, InputSource* source = nullptr);
 
-  // Run and RunBackward submit and wait for the end. A worker must not call
-  // them.
+  // Submit, wait for the end, and return what `done` would get. A worker must
+  // not call them.
   absl::StatusOr<RunStats> Run(const AttentionProblem& problem,
                                const AttentionBuffers& buffers,
                                const StopSignal* stop = nullptr);

@@ -144,7 +144,8 @@ class AmxTile : public Tile {
   }
 
  private:
-  // Returns whether the current keys are the last ones of a block.
+  // Returns whether a block finishes with the current keys, because they are
+  // its last ones and its tile is not split.
   bool FinishesEarly(const Block& block) const {
     return entry_plan_.splits == 1 && end_ == span_.end &&
            block.seen.size() > 0;

@@ -243,9 +243,9 @@ struct RowsAhead {
 };
 
 // Computes output[r][column] += sum over keys of weights[r][key] *
-// value[key][column], for R rows and N vectors of columns. It makes S such sums
-// of `keys` keys each. Their keys follow one another in memory, kKeysPerSum
-// apart, but are read side by side.
+// value[key][column], for R rows and N vectors of columns. It makes S sums of
+// `keys` keys each, which are read side by side. The keys of a sum begin
+// kKeysPerSum after those of the sum before it.
 template <class As, size_t S, size_t R, size_t N>
 void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                       RowReader<As> values, int64_t keys,
