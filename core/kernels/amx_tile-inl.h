@@ -59,9 +59,9 @@ class AmxTile : public Tile {
           const PackedHead<kKind>& head, float* slot)
       : Tile(job, task, slot), head_(head) {}
 
-  // Calls `visit(block, fresh)` for every block that sees any of the current
-  // keys. `fresh` says whether these are its first keys. Finishes the blocks
-  // that have no more keys.
+  // Calls `visit(block, fresh)` for every block of query rows that sees any of
+  // the current keys. `fresh` says whether these are the block's first keys.
+  // After the visit, writes the output of the block if it sees no later keys.
   template <class Visitor>
   void VisitBlocks(const Visitor& visit) {
     const bool fresh = begin_ <= span_.begin;

@@ -125,7 +125,8 @@ inline void PackKeysBf16x3(const BackwardJob& job,
   to[layout.largest] = std::bit_cast<float>(largest_key);
   to[layout.largest + 1] = std::bit_cast<float>(largest_value);
 
-  // K^T is packed like values, and then each tile is transposed.
+  // Packs K^T in the layout of packed values first, and then transposes each of
+  // these tiles.
   constexpr int64_t kGroups = kTileKeys / kAmxBlock;
   HWY_ALIGN float tiles[kGroups * kTerms * 2 * kAmxTileWords];
   VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
@@ -270,7 +271,8 @@ class Bf16x3Pair : public TilePair {
     // The keys that any row sees, rounded out to whole blocks. They count from
     // the tile's first key.
     KeyRange keys;
-    // Whether all rows see all these keys and their scores need no change.
+    // Whether all rows see all of `keys`, and no bias or other option changes
+    // the scores.
     bool fully_visible = true;
   };
 

@@ -56,9 +56,11 @@ void PackKeysF32(const BackwardJob& job, const BackwardPlan::Tile& tile,
   PackValueChunk(keys, count, dims, false, to + layout.key_chunk);
 }
 
-// Computes a pair of a tile of keys and a tile of rows with f32 products. Call
-// AddToKeys first, and AddToRows when it is the turn of these keys. If the tile
-// of keys is packed for bf16x3 products, this class packs it again.
+// Computes, with f32 products, the gradients that a tile of keys and a tile of
+// query rows give each other. Call AddToKeys first. Call AddToRows after the
+// earlier tiles of keys have been added to the rows, so that the sums do not
+// depend on the threads. If the keys are packed for bf16x3 products, this class
+// packs them again as f32.
 template <BackwardKind kKind>
 class F32Pair : public TilePair {
  public:
