@@ -68,11 +68,11 @@ grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
 ReceivedMessage ToMessage(const grpc::ByteBuffer& buffer) {
   const auto slices = std::make_shared<std::vector<grpc::Slice>>();
   if (!buffer.Valid() || !buffer.Dump(slices.get()).ok()) return {};
-  std::vector<absl::string_view> views;
+  std::vector<ReceivedMessage::Slice> views;
   views.reserve(slices->size());
   for (const grpc::Slice& slice : *slices) {
-    views.emplace_back(reinterpret_cast<const char*>(slice.begin()),
-                       slice.size());
+    views.push_back(
+        {{reinterpret_cast<const char*>(slice.begin()), slice.size()}});
   }
   return {std::move(views), slices};
 }

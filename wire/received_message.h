@@ -1,4 +1,4 @@
-// A message that has arrived, in the buffers of the network.
+// Holds a message that has arrived, in the buffers that the network filled.
 #ifndef ATTND_WIRE_RECEIVED_MESSAGE_H_
 #define ATTND_WIRE_RECEIVED_MESSAGE_H_
 
@@ -12,36 +12,42 @@
 
 namespace attnd {
 
-// A run of bytes in a message.
+// The place of some bytes in a message, such as the data of a tensor.
 struct PayloadRange {
   int64_t offset = 0;
   int64_t size_bytes = 0;
 };
 
-// Movable. Threads may read one message at the same time.
+// The bytes of one message, which may lie in several places. Movable. Several
+// threads can read one message at the same time.
 class ReceivedMessage {
  public:
+  // Bytes of the message that lie together.
+  struct Slice {
+    absl::string_view bytes;
+    // The offset in the message at which the slice ends. The message sets it.
+    size_t end = 0;
+  };
+
   ReceivedMessage() = default;
-  // The message consists of `slices`. `owner` keeps their bytes alive for as
-  // long as the message exists.
-  ReceivedMessage(std::vector<absl::string_view> slices,
-                  std::shared_ptr<const void> owner);
+  // Makes a message that consists of `slices`. `owner` keeps their bytes alive
+  // for as long as the message exists.
+  ReceivedMessage(std::vector<Slice> slices, std::shared_ptr<const void> owner);
 
   int64_t size_bytes() const {
-    return ends_.empty() ? 0 : static_cast<int64_t>(ends_.back());
+    return slices_.empty() ? 0 : static_cast<int64_t>(slices_.back().end);
   }
-  const std::vector<absl::string_view>& slices() const { return slices_; }
+  const std::vector<Slice>& slices() const { return slices_; }
 
-  // Copies the bytes of `range`, which lies within the message, to `to`.
+  // Copies the bytes of `range` to `to`. `range` must lie within the message.
   void CopyTo(const PayloadRange& range, std::byte* to) const;
 
  private:
-  std::vector<absl::string_view> slices_;
+  std::vector<Slice> slices_;
   std::shared_ptr<const void> owner_;
-  std::vector<size_t> ends_;  // where each slice ends in the message
 };
 
-// Lets protobuf read a message, which must outlive the stream.
+// Lets protobuf read a message. The message must outlive the stream.
 class ReceivedStream final : public google::protobuf::io::ZeroCopyInputStream {
  public:
   explicit ReceivedStream(const ReceivedMessage& message)
@@ -53,7 +59,7 @@ class ReceivedStream final : public google::protobuf::io::ZeroCopyInputStream {
   int64_t ByteCount() const override { return position_; }
 
  private:
-  const std::vector<absl::string_view>& slices_;
+  const std::vector<ReceivedMessage::Slice>& slices_;
   size_t next_ = 0;
   size_t used_ = 0;  // bytes of slices_[next_] that were returned or skipped
   int64_t position_ = 0;

@@ -52,11 +52,11 @@ absl::StatusOr<ReceivedMessage> TakeMessage(
   std::shared_ptr<Taken> owner(
       new Taken{{quota, size_bytes}, {}, std::move(slices)});
   owner->buffer.Swap(&taken);
-  std::vector<absl::string_view> views;
+  std::vector<ReceivedMessage::Slice> views;
   views.reserve(owner->slices.size());
   for (const grpc::Slice& slice : owner->slices) {
-    views.emplace_back(reinterpret_cast<const char*>(slice.begin()),
-                       slice.size());
+    views.push_back(
+        {{reinterpret_cast<const char*>(slice.begin()), slice.size()}});
   }
   return ReceivedMessage(std::move(views), std::move(owner));
 }

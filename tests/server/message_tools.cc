@@ -142,13 +142,13 @@ ReceivedMessage InSlices(const std::string& bytes, size_t max_slice,
                          uint64_t seed) {
   auto owner = std::make_shared<std::vector<std::unique_ptr<char[]>>>();
   std::minstd_rand rng(static_cast<uint32_t>(seed));
-  std::vector<absl::string_view> slices;
+  std::vector<ReceivedMessage::Slice> slices;
   absl::string_view rest = bytes;
   while (!rest.empty()) {
     const absl::string_view slice = rest.substr(0, 1 + rng() % max_slice);
     owner->push_back(std::make_unique_for_overwrite<char[]>(slice.size()));
     std::memcpy(owner->back().get(), slice.data(), slice.size());
-    slices.emplace_back(owner->back().get(), slice.size());
+    slices.push_back({{owner->back().get(), slice.size()}});
     rest.remove_prefix(slice.size());
   }
   return {std::move(slices), std::move(owner)};

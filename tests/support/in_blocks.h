@@ -14,13 +14,13 @@
 namespace attnd {
 
 // Returns a copy of `text` in slices of `block_bytes`, so that fields end
-// anywhere in a slice. An empty slice follows each.
+// anywhere in a slice. An empty slice follows each of them.
 inline ReceivedMessage InBlocks(const std::string& text, size_t block_bytes) {
   auto owner = std::make_shared<const std::string>(text);
-  std::vector<absl::string_view> slices;
+  std::vector<ReceivedMessage::Slice> slices;
   for (absl::string_view rest = *owner; !rest.empty();) {
     const absl::string_view slice = rest.substr(0, block_bytes);
-    slices.push_back(slice);
+    slices.push_back({slice});
     slices.emplace_back();
     rest.remove_prefix(slice.size());
   }

@@ -442,7 +442,7 @@ TEST_F(AttentionCallTest, WhoCallsCopiesNothingLarge) {
   std::promise<Answer> answer;
   {
     const BusyWorkers busy(engine_);
-    call->Start(ReceivedMessage({bytes}, nullptr),
+    call->Start(ReceivedMessage({{bytes}}, nullptr),
                 [&](Answer got) { answer.set_value(std::move(got)); });
     bytes.replace(value_begin, twos.size(), twos);
     std::fill_n(region->writable_data(), 1000 * 1000, std::byte{1});

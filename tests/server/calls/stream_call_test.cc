@@ -537,7 +537,7 @@ TEST_F(StreamCallTest, AHeaderWithTensorsIsKeptUntilWorkersHaveCopiedThem) {
   ASSERT_TRUE(stream.TakeRead());
   auto gone = std::make_shared<std::atomic<bool>>(false);
   call->OnMessage(ReceivedMessage(
-      {bytes}, {bytes.data(), [gone](const void*) { *gone = true; }}));
+      {{bytes}}, {bytes.data(), [gone](const void*) { *gone = true; }}));
   EXPECT_FALSE(*gone);
   const int64_t tensors_bytes = 4 * 1000 * 64 * 4;
   EXPECT_GT(admission_.usage().bytes,

@@ -33,7 +33,7 @@ ReceivedMessage Watched(const std::string& bytes,
                         const std::shared_ptr<std::atomic<bool>>& gone) {
   auto owner =
       std::shared_ptr<const void>(bytes.data(), [gone](auto) { *gone = true; });
-  return {{absl::string_view(), bytes}, std::move(owner)};
+  return {{ReceivedMessage::Slice(), {bytes}}, std::move(owner)};
 }
 
 void LoadAll(PayloadSource& source) {
