@@ -1,4 +1,4 @@
-// Visits the options of base/attention_options.def.
+// Visits every option of base/attention_options.def.
 #ifndef ATTND_BASE_ATTENTION_OPTIONS_H_
 #define ATTND_BASE_ATTENTION_OPTIONS_H_
 
@@ -21,7 +21,7 @@ void ForEachOption(const Visit& visit) {
 #include "base/attention_options.def"
 }
 
-// Whether options of this type are lists of numbers.
+// Says whether an option of this type is a list of numbers.
 template <typename Option>
 inline constexpr bool kIsList = false;
 template <typename Number>

@@ -1,5 +1,5 @@
-// Arithmetic on int64 numbers that a client chose. An overflow is reported as
-// std::nullopt and is never undefined behaviour.
+// Arithmetic on int64 numbers that a client may have chosen. CheckedProduct and
+// CheckedSum return std::nullopt if the result overflows.
 #ifndef ATTND_BASE_CHECKED_MATH_H_
 #define ATTND_BASE_CHECKED_MATH_H_
 
@@ -9,8 +9,8 @@
 
 namespace attnd {
 
-// Returns the product, or nullopt if it does not fit an int64. The product of
-// no factors is 1, and a factor of 0 makes it 0 whatever the others are.
+// Returns the product, or nullopt if it does not fit an int64. Returns 1 if
+// there are no factors, and 0 if any factor is 0, even if the others overflow.
 inline std::optional<int64_t> CheckedProduct(
     std::initializer_list<int64_t> factors) {
   int64_t product = 1;
@@ -23,8 +23,8 @@ inline std::optional<int64_t> CheckedProduct(
   return product;
 }
 
-// Returns the sum, or nullopt if it does not fit an int64. Terms are added in
-// order, and every intermediate sum has to fit too.
+// Returns the sum of the terms, which are added in order. Returns nullopt if
+// the sum or an intermediate sum does not fit an int64.
 inline std::optional<int64_t> CheckedSum(std::initializer_list<int64_t> terms) {
   int64_t sum = 0;
   for (const int64_t term : terms) {
@@ -37,8 +37,8 @@ inline std::optional<int64_t> CheckedSum(std::initializer_list<int64_t> terms) {
 // overflow: a + b must fit an int64.
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Returns the smallest multiple of b that is not below a, under the same
-// conditions; the result must fit an int64 too.
+// Returns the smallest multiple of b that is not below a. Requires a >= 0 and
+// b > 0. Does not check for overflow: a + b and the result must fit an int64.
 constexpr int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 }  // namespace attnd

@@ -2,6 +2,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 
@@ -11,7 +12,7 @@ namespace {
 constexpr absl::string_view kFieldPayload = "attnd/field";
 constexpr absl::string_view kReasonPayload = "attnd/reason";
 
-// Debian 12's absl::string_view is a type of its own.
+// On Debian 12, absl::string_view is not std::string_view.
 absl::string_view ToAbsl(std::string_view text) {
   return {text.data(), text.size()};
 }
@@ -26,6 +27,10 @@ std::optional<std::string> PayloadOf(const absl::Status& status,
 
 std::string ExpectedGot(absl::string_view expected, absl::string_view got) {
   return absl::StrCat("expected ", expected, ", got ", got);
+}
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
 absl::Status FieldError(std::string_view field, std::string_view expected,

@@ -1,6 +1,6 @@
 // Converts single numbers between float and the bits of the 16-bit formats F16
-// and BF16. Conversions to 16 bits round to the nearest number, ties to even.
-// Kernels convert whole vectors with core/kernels/convert-inl.h instead.
+// and BF16. Conversions to 16 bits round to the nearest number, and ties to
+// even. Kernels convert whole vectors with core/kernels/convert-inl.h instead.
 #ifndef ATTND_BASE_HALF_FLOAT_H_
 #define ATTND_BASE_HALF_FLOAT_H_
 
@@ -9,8 +9,9 @@
 
 namespace attnd {
 
-// Returns the bits of the nearest IEEE 754 binary16 number. Numbers from 65520
-// on become infinite. A NaN keeps its sign but not its payload.
+// Returns the bits of the nearest IEEE 754 binary16 number. The result is
+// infinite if the magnitude of `value` is 65520 or more. A NaN keeps its sign
+// but not its payload.
 constexpr uint16_t F16FromFloat(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16U) & 0x8000U;
@@ -36,7 +37,7 @@ constexpr uint16_t F16FromFloat(float value) {
   return static_cast<uint16_t>(sign | (rounded >> 13U));
 }
 
-// Returns the number that F16 `bits` stand for, which a float holds exactly.
+// Returns the number that the F16 `bits` represent. The conversion is exact.
 constexpr float FloatFromF16(uint16_t bits) {
   const uint32_t sign = (uint32_t{bits} & 0x8000U) << 16U;
   const uint32_t exponent = (uint32_t{bits} >> 10U) & 31U;
@@ -49,8 +50,8 @@ constexpr float FloatFromF16(uint16_t bits) {
   return std::bit_cast<float>(sign | wide << 23U | fraction << 13U);
 }
 
-// Returns the bits of the nearest BF16 number: the upper half of a float. A NaN
-// stays a NaN.
+// Returns the bits of the nearest BF16 number. BF16 is the upper half of a
+// float. A NaN stays a NaN.
 constexpr uint16_t BF16FromFloat(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffU) > 0x7f800000U) {
@@ -59,7 +60,7 @@ constexpr uint16_t BF16FromFloat(float value) {
   return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16U) & 1U)) >> 16U);
 }
 
-// Returns the number that BF16 `bits` stand for, which a float holds exactly.
+// Returns the number that the BF16 `bits` represent. The conversion is exact.
 constexpr float FloatFromBF16(uint16_t bits) {
   return std::bit_cast<float>(uint32_t{bits} << 16U);
 }

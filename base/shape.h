@@ -1,5 +1,6 @@
-// The shapes of tensors, as lists of extents. Standard library alone: the
-// client installs this header.
+// Functions on the shapes of tensors. A shape is a list of extents, one for
+// each axis. This header uses only the standard library, because it is
+// installed with the client library.
 #ifndef ATTND_BASE_SHAPE_H_
 #define ATTND_BASE_SHAPE_H_
 
@@ -13,14 +14,15 @@
 
 namespace attnd {
 
-// A dense row-major tensor without its elements.
+// The type and the shape of a dense row-major tensor.
 struct TensorSpec {
   DataType dtype = DataType::kF32;
   std::vector<int64_t> shape;
 };
 
-// Returns the shape of an attention call's output: the query's shape with the
-// value's last axis. Empty if either shape is.
+// Returns the shape of the output of an attention call. It is the shape of the
+// query, but with the last extent of the value. Returns an empty shape if one
+// of the two shapes is empty.
 inline std::vector<int64_t> OutputShape(
     const std::vector<int64_t>& query_shape,
     const std::vector<int64_t>& value_shape) {
@@ -30,8 +32,9 @@ inline std::vector<int64_t> OutputShape(
   return shape;
 }
 
-// Returns the shape of lse: [batch, heads, seq] in every layout, without the
-// axes that the query lacks.
+// Returns the shape of lse for a query of shape `query_shape`. It is
+// [batch, heads, seq] in every layout, without the axes that the query lacks.
+// Returns an empty shape if `query_shape` is empty.
 inline std::vector<int64_t> LseShape(const std::vector<int64_t>& query_shape,
                                      Layout layout = Layout::kBhsd) {
   if (query_shape.empty()) return {};
@@ -42,8 +45,8 @@ inline std::vector<int64_t> LseShape(const std::vector<int64_t>& query_shape,
   return shape;
 }
 
-// Returns the product of the extents, or nothing if one is negative or the
-// product does not fit an int64.
+// Returns the number of elements, which is the product of the extents. Returns
+// nothing if an extent is negative or the product does not fit an int64.
 inline std::optional<int64_t> ElementCount(const std::vector<int64_t>& shape) {
   int64_t count = 1;
   bool empty = false;

@@ -21,8 +21,9 @@
 // enclosing function unless it is OK. Otherwise moves its value to `target`,
 // which is a variable or the declaration of one:
 //   ATTND_ASSIGN_OR_RETURN(const int64_t bytes, CheckedBytes(shape));
-// A type with a comma outside brackets needs an alias. The macro stands for
-// several statements, so it needs braces after an if or a loop.
+// If the type in `target` has a comma that is not inside (), give the type an
+// alias. The macro expands to several statements, so it needs braces after an
+// if or a loop.
 #define ATTND_ASSIGN_OR_RETURN(target, expression)                             \
   ATTND_ASSIGN_OR_RETURN_(ATTND_CONCATENATE_(attnd_result_, __LINE__), target, \
                           expression)

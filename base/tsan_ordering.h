@@ -1,11 +1,13 @@
-// Tells thread sanitizer about an order that it cannot see. Without thread
-// sanitizer these functions compile to nothing.
+// Tells thread sanitizer that one thread finished something before another
+// thread began, if it cannot see that itself. Without thread sanitizer, these
+// functions compile to nothing.
 //
 // Debian's gRPC is not instrumented, so thread sanitizer does not see its locks
 // and queues. If our code runs in one thread of gRPC and then in another, gRPC
-// has ordered the two, but thread sanitizer reports a race. Call TsanRelease
-// where the first ends, and TsanAcquire where the second begins. Unlocking a
-// mutex counts as a TsanRelease of its address. Files that are marked with
+// has ordered the two, but thread sanitizer reports a race. Call TsanRelease at
+// the end of the code in the first thread, and TsanAcquire at the beginning of
+// the code in the second thread, with the same address. Unlocking a mutex
+// counts as a TsanRelease of its address. Files that are marked with
 // attnd_thin_grpc (cmake/attnd_target.cmake) are not instrumented, so these
 // functions do nothing there.
 //
@@ -29,22 +31,25 @@
 
 namespace attnd {
 
-// Everything that this thread did so far happens before what follows a later
-// TsanAcquire of the same address. The address only names the pair; nothing is
-// read or written there.
+// Declares that everything that this thread has done so far happens before
+// everything that follows a later TsanAcquire of the same address. The address
+// only identifies the pair. Nothing is read or written there.
 inline void TsanRelease([[maybe_unused]] void* address) {
 #ifdef ATTND_THREAD_SANITIZER
   __tsan_release(address);
 #endif
 }
 
+// Declares that what follows happens after everything that preceded an earlier
+// TsanRelease of the same address.
 inline void TsanAcquire([[maybe_unused]] void* address) {
 #ifdef ATTND_THREAD_SANITIZER
   __tsan_acquire(address);
 #endif
 }
 
-// One of several scopes that run one after the other, in changing threads.
+// Declares that scopes with the same address run one after the other, although
+// not always in the same thread. Make one at the beginning of each scope.
 class TsanTurn {
  public:
   explicit TsanTurn(void* address) : address_(address) { TsanAcquire(address); }

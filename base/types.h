@@ -1,10 +1,11 @@
-// The words of the contract that both ends use: types of elements, orders of
-// axes, kinds of arithmetic, and their names. The library installs this header
-// with the client, so it needs the standard library alone.
+// The enums of the contract, for code that does not use protobuf, and the names
+// of their values. The client and the server share them. This header uses only
+// the standard library, because it is installed with the client library.
 //
-// The numbers are those of the enums in attnd/v1/attention.proto, so a cast
-// converts between both. The names are those of the contract without the prefix
-// of its enum: kTopLeft is CAUSAL_TOP_LEFT there, and top-left in attnctl.
+// The values have the same numbers as in attnd/v1/attention.proto, so a cast
+// converts between the two. The names are those of the contract without the
+// prefix of the enum. For example, kTopLeft is CAUSAL_TOP_LEFT in the contract,
+// TOP_LEFT in kNamedValues, and top-left in attnctl.
 #ifndef ATTND_BASE_TYPES_H_
 #define ATTND_BASE_TYPES_H_
 
@@ -32,7 +33,8 @@ enum class Layout {
   kBshd = 2,  // [batch, seq, heads, dim]
 };
 
-// The keys that a query row may see by position: row i sees key j if j <= p(i).
+// Which keys a query row can see because of its position. Except with kNone,
+// row i does not see key j if j > p(i).
 enum class Causal {
   kNone = 0,
   kTopLeft = 1,      // p(i) = i
@@ -41,25 +43,27 @@ enum class Causal {
 
 // The arithmetic of the two matrix products. Sums are always f32.
 enum class Precision {
-  kAuto = 1,  // the fastest that keeps the documented error of the input type
+  kAuto = 1,  // the fastest within the documented error of the input type
   kF32 = 2,
   kBF16 = 3,  // rounds inputs and weights to bf16
 };
 
-// How the tensors of a call travel.
+// How the tensors of a call travel between the client and the server.
 enum class Transport {
-  kInline = 1,  // in one message each way
-  kStream = 2,  // in chunks
-  kSharedMemory = 3,
+  kInline = 1,        // in one message each way
+  kStream = 2,        // in chunks
+  kSharedMemory = 3,  // not at all: both ends have mapped the same memory
 };
 
+// A value of an enum and its name.
 template <typename Enum>
 struct NamedValue {
   Enum value;
   const char* name;
 };
 
-// The values of an enum with their names, in the order of their numbers.
+// All values of an enum with their names, in the order of their numbers. Empty
+// for an enum that is not in this header.
 template <typename Enum>
 inline constexpr std::array<NamedValue<Enum>, 0> kNamedValues{};
 template <>

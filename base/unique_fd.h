@@ -1,4 +1,4 @@
-// A guard that owns a file descriptor and closes it in its destructor.
+// Owns a file descriptor and closes it in the destructor.
 #ifndef ATTND_BASE_UNIQUE_FD_H_
 #define ATTND_BASE_UNIQUE_FD_H_
 
@@ -8,7 +8,7 @@
 
 namespace attnd {
 
-// Holds a descriptor, or -1. Movable; not thread-safe.
+// Owns a file descriptor, or none. Movable. Not thread-safe.
 class UniqueFd {
  public:
   UniqueFd() = default;
@@ -22,6 +22,7 @@ class UniqueFd {
     if (fd_ >= 0) close(fd_);
   }
 
+  // Returns the descriptor, or -1 if there is none.
   int get() const { return fd_; }
   bool valid() const { return fd_ >= 0; }
   // Gives up ownership: the caller closes the descriptor.

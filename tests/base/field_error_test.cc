@@ -25,7 +25,7 @@ TEST(FieldErrorTest, AnEmptyPathIsAPath) {
   EXPECT_EQ(FieldOf(FieldError("", "a message that parses", "noise")), "");
 }
 
-TEST(FieldErrorTest, ReasonRidesBesideTheField) {
+TEST(FieldErrorTest, KeepsTheReasonAndTheField) {
   const absl::Status status =
       WithReason(FieldError("query.shape", "less", "more"), kInt64RangeReason);
   EXPECT_EQ(ReasonOf(status), "INT64_RANGE");
@@ -41,6 +41,11 @@ TEST(FieldErrorTest, RenamesTheFieldInPathAndMessage) {
   EXPECT_EQ(status.message(), "sequence.shape[2]: expected >= 0, got -1");
   EXPECT_EQ(FieldOf(status), "sequence.shape[2]");
   EXPECT_EQ(ReasonOf(status), "SOME_REASON");
+}
+
+TEST(FieldErrorTest, WritesShapes) {
+  EXPECT_EQ(ShapeText({2, 64}), "[2, 64]");
+  EXPECT_EQ(ShapeText({}), "[]");
 }
 
 TEST(FieldErrorTest, LeavesAStatusWithoutFieldAlone) {
