@@ -1,4 +1,4 @@
-// Sizes of messages on which both ends rely.
+// Sizes of messages that the client and the server both rely on.
 #ifndef ATTND_WIRE_MESSAGE_SIZES_H_
 #define ATTND_WIRE_MESSAGE_SIZES_H_
 
@@ -6,14 +6,14 @@
 
 namespace attnd {
 
-// The most data that a chunk of a streamed tensor carries.
+// The most bytes of data that one chunk of a streamed tensor can carry.
 inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
 
-// An upper bound of the bytes that a message holds besides its tensors' data.
+// No message takes more bytes than this in addition to the data of its tensors.
 inline constexpr int64_t kMessageEnvelopeBytes = 4096;
 
-// The smallest limit for messages that a server can be given. Every server
-// takes a request of this size, and sends an answer of this size.
+// The smallest message limit that a server can be started with. So every server
+// accepts a request of this size and sends an answer of this size.
 inline constexpr int64_t kMinMessageLimitBytes = int64_t{64} << 10;
 
 }  // namespace attnd

@@ -21,22 +21,25 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::ZeroCopyInputStream;
 
-// The limits of protobuf's own parser, so that both say the same.
+// These are the limits of protobuf's own parser, so that both refuse the same
+// messages.
 constexpr int kMaxDepth = 100;
 constexpr int kMaxVarintBytes = 10;
 constexpr int kMaxTagBytes = 5;
 constexpr uint64_t kMaxLength = std::numeric_limits<int32_t>::max() - 16;
 
-// A length that is patched once it is known: a varint padded to five bytes,
-// which every parser accepts.
+// The length of a nested message is written before it is known. It takes this
+// many bytes: a varint that is padded, which every parser accepts.
 constexpr int kPaddedLengthBytes = 5;
 
-// A parsed message, FloatValues and the like included, beside its arrays.
+// No parsed message, such as Tensor or FloatValues, takes more than this in
+// addition to its arrays.
 constexpr int64_t kParsedMessageBytes = 512;
-constexpr int64_t kGrowthFactor = 3;  // old and doubled new, side by side
+// While an array grows, the old array and one of twice its size exist.
+constexpr int64_t kGrowthFactor = 3;
 constexpr int64_t kParsedElementBytes = 8 * kGrowthFactor;
 
-// Room for the header of most requests.
+// Enough for the header of most requests.
 constexpr int64_t kUsualHeaderBytes = 256;
 
 absl::Status TooManyError(absl::string_view what, int64_t limit,
@@ -54,8 +57,9 @@ int64_t VarintBytes(uint64_t value) {
   return bytes;
 }
 
-// Reads bytes up to a limit. Inline, because a small call spends a good part of
-// its time here: CodedInputStream makes a call for each byte.
+// Reads bytes up to a limit. Its functions are inline because a small call
+// spends a good part of its time here, and CodedInputStream would make a call
+// for each byte.
 class Reader {
  public:
   explicit Reader(ZeroCopyInputStream* input) : input_(input) {}
@@ -66,11 +70,11 @@ class Reader {
   Reader& operator=(const Reader&) = delete;
 
   int64_t position() const { return end_position_ - (end_ - next_); }
-  // How many bytes the limit leaves.
+  // Returns how many bytes are left before the limit.
   int64_t left() const { return limit_ - position(); }
 
-  // Sets the limit to the next `bytes` bytes. Returns the limit before, which
-  // PopLimit restores.
+  // Sets the limit to the end of the next `bytes` bytes. Returns the previous
+  // limit, which PopLimit restores.
   int64_t PushLimit(int64_t bytes) {
     return std::exchange(limit_, position() + bytes);
   }
@@ -123,7 +127,8 @@ class Reader {
   int64_t limit_ = 0;
 };
 
-// Walks one message, once. Always counts; writes only if `out` is set.
+// Walks through one message once. Counts what splitting it costs, and splits it
+// if `out` is set.
 class Walker {
  public:
   Walker(ZeroCopyInputStream* input, SplitMessage* out)
@@ -132,7 +137,8 @@ class Walker {
   // How a walk ended.
   enum class End { kDone, kMalformed, kTooManyFields, kTooManyNumbers, kHeavy };
 
-  // With `only_light`, the walk ends as soon as the message is not light.
+  // Walks through the message. If `only_light` is set, ends the walk as soon as
+  // the message is no longer light.
   End Run(int64_t size_bytes, const Descriptor* type, bool only_light) {
     if (size_bytes > std::numeric_limits<int32_t>::max()) {
       return End::kMalformed;
@@ -187,7 +193,8 @@ class Walker {
     return WireFormatLite::GetTagFieldNumber(*tag) != 0;
   }
 
-  // A length that ends inside the message around it.
+  // Reads the length of a field. Returns false if the field would exceed the
+  // message around it.
   bool Length(int* length) {
     uint64_t wide = 0;
     if (!Varint(kMaxTagBytes, &wide) || wide > kMaxLength) return false;
@@ -212,7 +219,8 @@ class Walker {
     return true;
   }
 
-  // Whether the field is written this way; if not, protobuf calls it unknown.
+  // Returns whether a field of this kind can have the wire type of `tag`. If it
+  // cannot, protobuf treats the field as unknown.
   static bool Fits(const FieldDescriptor& field, uint32_t tag) {
     const auto wire_type = WireFormatLite::GetTagWireType(tag);
     return wire_type == WireType(field) ||
@@ -330,8 +338,9 @@ class Walker {
     return input_.Skip(length);
   }
 
-  // Passes over an unknown field, in a loop so that no message makes it
-  // recurse; `depth` counts groups as protobuf does.
+  // Passes over an unknown field. Uses a loop instead of recursion, so that a
+  // message cannot exhaust the stack. Allows `depth` nested groups, as protobuf
+  // does.
   bool Skip(uint32_t tag, int depth) {
     std::array<int, kMaxDepth> open_groups;
     size_t open = 0;
@@ -400,12 +409,13 @@ class Walker {
   SplitCost cost_;
   bool only_light_ = false;
   int64_t fields_ = 0;
-  int64_t numbers_ = 0;        // of lists, at least
-  int64_t light_numbers_ = 0;  // and elements and bytes, at most
-  End end_ = End::kMalformed;  // where the walk ends early
+  int64_t numbers_ = 0;  // a lower bound of the numbers in lists
+  // An upper bound of the numbers in lists, the elements and the bytes of text.
+  int64_t light_numbers_ = 0;
+  End end_ = End::kMalformed;  // the reason if the walk ends early
 };
 
-// The refusal of a walk that ended at `end`, or OK.
+// Returns the error for a walk that ended with `end`, or OK.
 absl::Status StatusOf(Walker::End end, const Descriptor* type) {
   switch (end) {
     case Walker::End::kDone:
@@ -425,15 +435,15 @@ absl::Status StatusOf(Walker::End end, const Descriptor* type) {
   return absl::InternalError("a walk ended in an unknown way");
 }
 
-// Splits in one walk, into memory that grows.
+// Splits a message in one walk, into memory that grows.
 Walker::End SplitGrowing(ZeroCopyInputStream* input, int64_t size_bytes,
                          const Descriptor* type, bool only_light,
                          SplitMessage& message) {
   message.header.reserve(kUsualHeaderBytes);
   Walker walker(input, &message);
   const Walker::End end = walker.Run(size_bytes, type, only_light);
-  // Header and table grew while they were written, and the old and the new
-  // block existed together.
+  // The header and the table grew while they were written. Each time, the old
+  // and the new block existed together.
   const SplitCost& cost = walker.cost();
   message.bound_bytes =
       cost.bound_bytes + kUsualHeaderBytes +

@@ -1,7 +1,8 @@
-// Reads messages of protobuf's wire format, for both ends. Splits a received
-// message into a small header, which protobuf parses, and the bytes of its
-// tensors, which stay where they are. So a tensor is copied only once: from the
-// buffers of the network to the memory where it is used.
+// Reads messages in protobuf's wire format, in the client and in the server.
+// Splits a received message into a small header, which protobuf parses, and the
+// bytes of its tensors, which stay where they are. So each tensor is copied
+// only once: from the buffers that the network filled to the memory where it is
+// used.
 #ifndef ATTND_WIRE_MESSAGE_SPLITTER_H_
 #define ATTND_WIRE_MESSAGE_SPLITTER_H_
 
@@ -20,14 +21,15 @@
 
 namespace attnd {
 
-// The most fields that a message may have. Fields of nested messages and groups
-// count, and so do unknown fields. A number of a list that is not packed counts
-// as a number instead. A request needs fewer than 64 fields.
+// The most fields that a message can have. This counts fields of nested
+// messages and groups, and unknown fields, but not the numbers of a list that
+// is not packed: those count as listed numbers. A request needs fewer than 64
+// fields.
 inline constexpr int64_t kMaxFields = 1024;
 
-// The most numbers that the lists of a message may have together: as many as
-// seven lists of options and one shape can need, of 65,537 numbers each. A
-// tensor's `values` count only if they are not packed.
+// The most numbers that all lists of a message can have together. Seven lists
+// of options and one shape can need 65,537 numbers each. The `values` of a
+// tensor count only if they are not packed.
 inline constexpr int64_t kMaxListedNumbers = 8 * 65537;
 
 // A message is light if it has at most this many numbers and bytes of text
@@ -35,50 +37,62 @@ inline constexpr int64_t kMaxListedNumbers = 8 * 65537;
 // a millisecond, so a thread that others wait for may do it.
 inline constexpr int64_t kMaxLightNumbers = 1024;
 
-// What splitting and parsing would allocate, found without allocating.
+// What splitting and parsing a message would allocate. MeasureSplit computes it
+// without allocating anything.
 struct SplitCost {
   int64_t header_bytes = 0;
   int64_t payload_count = 0;
-  // Upper bound of header, payload table and parsed message together. One
-  // byte on the wire may become eight in memory, times three while an array
-  // grows.
+  // An upper bound of the header, the table of payloads and the parsed message
+  // together. One byte on the wire can become eight bytes in memory, and three
+  // times as many while an array grows.
   int64_t bound_bytes = 0;
 };
 
-// The message without its tensors' bytes. A `data` field holds a token of
-// kPayloadTokenBytes in their place, so merges, duplicates and oneofs keep
-// protobuf's own meaning: the field that survives says which payload counts.
-// Unknown fields are checked and left out: nothing reads them, and in memory
-// they would grow fiftyfold.
+// A message without the bytes of its tensors.
+//
+// In the header, each `data` field of a tensor holds a token of
+// kPayloadTokenBytes instead of the bytes. PayloadOf finds the payload of a
+// token. So merged fields, duplicate fields and oneofs keep the meaning that
+// protobuf gives them: the token that is left after parsing says which payload
+// counts.
+//
+// The header has no unknown fields. They are checked and then left out, because
+// nothing reads them and because they would take fifty times as much memory.
 struct SplitMessage {
   std::string header;
   std::vector<PayloadRange> payloads;
-  // An upper bound of the bytes that splitting took at its peak and that
-  // parsing will take.
+  // An upper bound of the bytes that splitting held at its peak, and of those
+  // that parsing will take.
   int64_t bound_bytes = 0;
 };
 
 inline constexpr int64_t kPayloadTokenBytes = 8;
 
-// All functions that split read `size_bytes` bytes of `input`, or all of
-// `received`, as a message of type `type`. They return INVALID_ARGUMENT for:
-// - what protobuf's parser refuses, except for the contents of packed fields
-//   and of text, which are checked when the header is parsed;
-// - more than kMaxFields fields or kMaxListedNumbers numbers. They stop at the
-//   first one too many and do not read the rest.
+// The functions below read `size_bytes` bytes of `input`, or all of `received`,
+// as a message of type `type`. They return INVALID_ARGUMENT in these cases:
+//
+// - Protobuf's parser would refuse the message. The contents of packed fields
+//   and of text are an exception: ParseHeader checks them.
+// - The message has more than kMaxFields fields or kMaxListedNumbers numbers.
+//   The functions stop at the first one that exceeds the limit, and do not read
+//   the rest.
+
+// Measures the message without allocating anything.
 absl::StatusOr<SplitCost> MeasureSplit(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type);
-// Allocates what `cost` says, which MeasureSplit returned for the same bytes.
+// Splits the message and allocates exactly what `cost` says. `cost` must be
+// what MeasureSplit returned for the same bytes.
 absl::StatusOr<SplitMessage> SplitPayloads(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type, const SplitCost& cost);
-// Splits in one walk, for a caller that reserves no memory beforehand.
-// Allocates up to three times the bytes of the message that are not payload.
+// Splits the message in one walk, for a caller that does not reserve memory
+// beforehand. Allocates up to three times the size of the message, not counting
+// the payloads.
 absl::StatusOr<SplitMessage> SplitPayloads(
     const ReceivedMessage& received, const google::protobuf::Descriptor* type);
-// Splits a light message in one walk. Returns nothing if the message is not
-// light. Allocates less than 160 KiB, whatever the message is.
+// Splits the message in one walk if it is light, and returns nothing otherwise.
+// Allocates less than 160 KiB for any message.
 absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type);
@@ -90,12 +104,14 @@ absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
 absl::Status ParseHeader(SplitMessage& split,
                          google::protobuf::Message& message);
 
-// Returns the payload that a parsed header's `data` field stands for. An empty
-// `data` field stands for an empty payload.
+// Returns where in the received message the data of a tensor are. `data` is the
+// token in the `data` field of the tensor, after ParseHeader. If it is empty,
+// the tensor has no data, and the result is an empty range.
 const PayloadRange& PayloadOf(const SplitMessage& message,
                               absl::string_view data);
 
-// Returns INVALID_ARGUMENT for bytes that are no message of `message_type`.
+// Returns the INVALID_ARGUMENT error for bytes that are not a message of type
+// `message_type`.
 absl::Status MalformedMessageError(absl::string_view message_type);
 
 }  // namespace attnd

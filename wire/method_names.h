@@ -1,4 +1,5 @@
-// The names under which gRPC calls the methods of the contract.
+// The full names of the methods of attnd/v1/attention.proto, and of the health
+// check. Pass them to gRPC to call a method.
 #ifndef ATTND_WIRE_METHOD_NAMES_H_
 #define ATTND_WIRE_METHOD_NAMES_H_
 

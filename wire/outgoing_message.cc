@@ -14,9 +14,11 @@ using google::protobuf::MessageLite;
 using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::CodedOutputStream;
 
-// The bytes of the tag and the length of a length-delimited field.
+// Returns how many bytes the tag and the length of a length-delimited field
+// take.
 size_t PrefixBytes(int number, uint64_t length) {
-  // The wire type takes no byte of its own.
+  // TagSize needs a type, but every type that is not a group gives the same
+  // result.
   return WireFormatLite::TagSize(number, WireFormatLite::TYPE_BYTES) +
          CodedOutputStream::VarintSize64(length);
 }

@@ -1,6 +1,6 @@
-// Writes messages of protobuf's wire format, for both ends. Small parts are
-// encoded into text. Large bytes, such as a tensor's data, stay where they are
-// and are never copied by protobuf.
+// Writes messages in protobuf's wire format, in the client and in the server.
+// Small parts of a message are encoded to text. Large parts, such as the data
+// of a tensor, stay where they are, so that protobuf does not copy them.
 #ifndef ATTND_WIRE_OUTGOING_MESSAGE_H_
 #define ATTND_WIRE_OUTGOING_MESSAGE_H_
 
@@ -16,46 +16,51 @@
 
 namespace attnd {
 
-// Bytes shorter than this become text: a copy of them costs less than a piece
-// of their own.
+// Data of fewer bytes than this becomes text, because copying it costs less
+// than a piece of its own.
 inline constexpr size_t kSmallestPieceBytes = 4096;
 
 // A message in pieces. Add its fields in the order in which they should be
-// written. Copyable and movable; copies share what the owners keep.
+// written. Copyable and movable. Copies share the owners of the data, and so
+// the data itself. Not thread-safe.
 class OutgoingMessage {
  public:
-  // A run of the message's bytes: either `text` or `data`.
+  // Bytes of the message that lie together, in `text` or in `data`. The other
+  // one is empty.
   struct Piece {
     std::string text = {};
     absl::string_view data = {};
-    // Kept until the piece is sent. If `data` has no owner, the caller keeps
-    // its bytes alive.
+    // Keeps the bytes of `data` alive until the piece is sent. If there is no
+    // owner, the caller must do that.
     std::shared_ptr<const void> owner = {};
 
     absl::string_view bytes() const { return data.empty() ? text : data; }
   };
 
-  // Every piece keeps `owner`, including pieces of text.
+  // Makes an empty message. Every piece of it keeps `owner` alive, including
+  // pieces of text.
   explicit OutgoingMessage(std::shared_ptr<const void> owner = nullptr)
       : owner_(std::move(owner)) {}
 
-  // Returns the whole of `message` as text.
+  // Returns `message`, encoded to text.
   static OutgoingMessage Of(const google::protobuf::MessageLite& message);
 
-  // Allocates memory for this much text, so that it does not grow repeatedly.
+  // Allocates memory for `text_bytes` of text, so that the text does not have
+  // to grow repeatedly.
   void Reserve(size_t text_bytes);
 
-  // Adds the field `number`, which is `message`.
+  // Adds `message` as the field `number`.
   void AddField(int number, const google::protobuf::MessageLite& message);
   void AddField(int number, OutgoingMessage message);
-  // Adds the field `number`, a message that consists of the fields of `header`
-  // and of `data` as its field `data_number`. `data_owner` keeps the bytes of
-  // `data` alive. If it is null, the message's owner or else the caller does.
+  // Adds a nested message as the field `number`. It consists of the fields of
+  // `header`, and of `data` as its field `data_number`. `data_owner` keeps the
+  // bytes of `data` alive. If it is null, the owner of this message does so. If
+  // that is null too, the caller must do so.
   void AddField(int number, const google::protobuf::MessageLite& header,
                 int data_number, absl::string_view data,
                 std::shared_ptr<const void> data_owner = nullptr);
 
-  // Copies all data without an owner, so that the caller may free it.
+  // Copies all data that has no owner, so that the caller can free it.
   void CopyIfBorrowed();
 
   uint64_t size_bytes() const { return size_bytes_; }
@@ -63,12 +68,15 @@ class OutgoingMessage {
   std::vector<Piece> TakePieces() && { return std::move(pieces_); }
 
  private:
-  std::string& Text();  // to append to
+  // Returns the text of the last piece, for appending. Adds a piece if the last
+  // one has no text.
+  std::string& Text();
   void AppendText(absl::string_view text);
   // Appends the tag and the length of a field that is `length` bytes long.
   void AppendPrefix(int number, uint64_t length);
-  // Appends `message`, for which ByteSizeLong() has just returned `size_bytes`.
-  // Protobuf's AppendToString would count again.
+  // Appends `message`. Call `message`.ByteSizeLong() right before this, and
+  // pass its result as `size_bytes`. Protobuf's AppendToString would compute
+  // the size a second time.
   void AppendCounted(const google::protobuf::MessageLite& message,
                      size_t size_bytes);
 
@@ -77,14 +85,17 @@ class OutgoingMessage {
   uint64_t size_bytes_ = 0;
 };
 
-// A piece whose bytes gRPC refers to. It frees itself when gRPC has dropped
-// every reference, in whatever thread that happens. Its functions must be
-// compiled outside of files that include gRPC, see base/tsan_ordering.h.
+// Keeps a piece alive while gRPC refers to its bytes. It frees itself in the
+// thread in which gRPC drops the last reference. Thread-safe.
+//
+// Its functions must not be inline: base/tsan_ordering.h explains why files
+// that include gRPC must not contain them.
 class HeldPiece {
  public:
-  // Returns a piece that lives until Drop was called `references` times.
+  // Returns a new HeldPiece. It exists until Drop has been called `references`
+  // times.
   static HeldPiece* Hold(OutgoingMessage::Piece piece, size_t references = 1);
-  // Drops one reference to `held`, which Hold returned.
+  // Drops one reference. `held` must be what Hold returned.
   static void Drop(void* held);
 
   absl::string_view bytes() const { return piece_.bytes(); }

@@ -1,51 +1,58 @@
-// The reasons that an error's google.rpc.ErrorInfo carries, on which programs
-// branch. A released reason never changes. A new one is added here and nowhere
-// else. The reason of sizes that do not fit an int64, which core raises, is
-// kInt64RangeReason in base/field_error.h.
+// The reasons of errors. The google.rpc.ErrorInfo of an error carries one of
+// them, so that programs can tell errors apart. A released reason never
+// changes. To add a reason, add it here; no other list has to change. One
+// reason is elsewhere because core raises it: kInt64RangeReason in
+// base/field_error.h, for sizes that do not fit a signed 64-bit number.
 #ifndef ATTND_WIRE_REASONS_H_
 #define ATTND_WIRE_REASONS_H_
 
 namespace attnd {
 
-// INVALID_ARGUMENT: one field is wrong in itself. BadRequest names it.
+// INVALID_ARGUMENT: one field has a wrong value. BadRequest names the field.
 inline constexpr char kInvalidField[] = "INVALID_FIELD";
-// INVALID_ARGUMENT: the bytes are no message of the method's type.
+// INVALID_ARGUMENT: the bytes are not a message of the type that the method
+// takes.
 inline constexpr char kMalformedMessage[] = "MALFORMED_MESSAGE";
 // INVALID_ARGUMENT: the message has more fields, or more numbers in lists, than
 // any request needs.
 inline constexpr char kTooManyFields[] = "TOO_MANY_FIELDS";
-// RESOURCE_EXHAUSTED: the call does not fit the memory budget. Comes with
-// RetryInfo if waiting helps.
+// RESOURCE_EXHAUSTED: the call does not fit the memory budget. The error has
+// RetryInfo if the call can succeed later.
 inline constexpr char kMemoryBudget[] = "MEMORY_BUDGET";
-// RESOURCE_EXHAUSTED: the server already has --max-in-flight requests. Comes
-// with RetryInfo.
+// RESOURCE_EXHAUSTED: the server already has --max-in-flight requests. The
+// error has RetryInfo.
 inline constexpr char kTooManyRequests[] = "TOO_MANY_REQUESTS";
-// RESOURCE_EXHAUSTED: the response would exceed --max-message-bytes, or, from
-// the client library, the request would exceed the client's own limit.
+// RESOURCE_EXHAUSTED: from the server, the response would exceed its
+// --max-message-bytes; from the client library, the request would exceed the
+// client's own limit.
 inline constexpr char kMessageTooLarge[] = "MESSAGE_TOO_LARGE";
-// RESOURCE_EXHAUSTED: the system starts no thread for a benchmark. Comes with
-// RetryInfo.
+// RESOURCE_EXHAUSTED: the system did not let the server start a thread for a
+// benchmark. The error has RetryInfo.
 inline constexpr char kThreadLimit[] = "THREAD_LIMIT";
-// RESOURCE_EXHAUSTED: a Benchmark asked for more arithmetic than it may, or
-// none of its repetitions ended within --max-benchmark-seconds.
+// RESOURCE_EXHAUSTED: a benchmark needs more arithmetic than the server allows,
+// or none of its repetitions ended within --max-benchmark-seconds.
 inline constexpr char kWorkLimit[] = "WORK_LIMIT";
-// UNIMPLEMENTED: the contract has it, but this build does not.
+// UNIMPLEMENTED: the contract allows the request, but this build does not
+// support it.
 inline constexpr char kNotImplemented[] = "NOT_IMPLEMENTED";
 // FAILED_PRECONDITION: the server was started without --shm-socket.
 inline constexpr char kSharedMemoryOff[] = "SHARED_MEMORY_OFF";
-// NOT_FOUND: no region has this handle, or no longer.
+// NOT_FOUND: no shared region has this handle. It was never registered, or it
+// is no longer registered.
 inline constexpr char kUnknownRegion[] = "UNKNOWN_REGION";
-// UNAVAILABLE: the server is shutting down. Another may serve the call.
+// UNAVAILABLE: the server is shutting down. Another server may take the call.
 inline constexpr char kDraining[] = "DRAINING";
-// DEADLINE_EXCEEDED: the caller's deadline has passed, so compute has stopped.
+// DEADLINE_EXCEEDED: the caller's deadline has passed, so the server has
+// stopped computing.
 inline constexpr char kDeadlineExceeded[] = "DEADLINE_EXCEEDED";
-// DEADLINE_EXCEEDED: a stream's client sent too little within
-// --stream-idle-timeout. A client that does not read its answer is
-// disconnected instead, and reads CANCELLED from gRPC, without a reason.
+// DEADLINE_EXCEEDED: the client of a stream sent too little within
+// --stream-idle-timeout. If a client does not read its answer, the server
+// disconnects it instead, and it gets CANCELLED from gRPC, without a reason.
 inline constexpr char kStreamIdle[] = "STREAM_IDLE";
-// CANCELLED: the caller or a shutdown ended the call, so compute has stopped.
+// CANCELLED: the caller or a shutdown of the server ended the call, so the
+// server has stopped computing.
 inline constexpr char kCancelled[] = "CANCELLED";
-// INTERNAL: a bug of attnd, and nothing else.
+// INTERNAL: attnd has a bug. The server sends this reason for nothing else.
 inline constexpr char kInternal[] = "INTERNAL";
 // INTERNAL, from the client library: the server's answer contradicts the
 // contract.

@@ -11,7 +11,7 @@ namespace attnd {
 namespace {
 
 static_assert(std::endian::native == std::endian::little,
-              "numbers are copied as they lie in memory");
+              "numbers are copied in the byte order of memory");
 
 constexpr absl::string_view kMagic = "ASHM";
 constexpr uint16_t kVersion = 1;
@@ -19,8 +19,8 @@ constexpr size_t kHeaderBytes = 8;  // magic, version, type
 // The longest text of an error, so that a reply fits kMaxShmReplyBytes.
 constexpr size_t kMaxTextBytes = 900;
 
-// Requests have the types of ShmRequest. The reply to a request has its type,
-// or this one.
+// The type of a reply that reports an error. Any other reply has the type of
+// its request, which is one of ShmRequest::Type.
 constexpr uint16_t kErrorType = 3;
 
 template <typename T>
@@ -135,7 +135,7 @@ absl::StatusOr<std::string> ParseRegistered(absl::string_view reply) {
     }
   }
   return absl::InternalError(
-      "the shared-memory socket sent bytes that are no reply");
+      "the shared-memory socket sent bytes that are not a reply");
 }
 
 }  // namespace attnd

@@ -1,6 +1,7 @@
-// The messages of the shared-memory socket, which docs/shared-memory.md
-// describes: pure functions over bytes that anybody may have sent. Each end
-// parses what the other encodes.
+// Encodes and parses the messages of the shared-memory socket, for the client
+// and for the server. docs/shared-memory.md describes the protocol. These
+// functions only read and write bytes, and trust nothing in the bytes that they
+// parse.
 #ifndef ATTND_WIRE_SHM_PROTOCOL_H_
 #define ATTND_WIRE_SHM_PROTOCOL_H_
 
@@ -16,9 +17,10 @@ namespace attnd {
 
 // The size of a handle, which consists of 128 random bits.
 inline constexpr size_t kHandleBytes = 16;
-// No valid request is longer. A receiver that reads one byte more can tell.
+// The size of the longest valid request. A receiver that reads up to one byte
+// more notices a request that is too long.
 inline constexpr size_t kMaxShmRequestBytes = 8 + kHandleBytes;
-// No reply is longer.
+// The size of the longest reply.
 inline constexpr size_t kMaxShmReplyBytes = 1024;
 
 struct ShmRequest {
@@ -27,22 +29,27 @@ struct ShmRequest {
   std::string handle;  // kHandleBytes bytes for kUnregister, empty otherwise
 };
 
-// The request to register a memfd, whose descriptor travels beside it.
+// Returns the request to register a memfd. Send the descriptor of the memfd
+// with the message.
 std::string EncodeRegister();
 
-// Parses a request that came with this many descriptors. Returns UNIMPLEMENTED
-// for another version of the protocol, and INVALID_ARGUMENT for any other
-// error. The text is "<what>: expected <expected>, got <got>".
+// Parses a request that arrived together with `descriptors` file descriptors.
+// Returns UNIMPLEMENTED if it has another version of the protocol, and
+// INVALID_ARGUMENT for any other error. The text of an error is
+// "<what>: expected <expected>, got <got>".
 absl::StatusOr<ShmRequest> ParseShmRequest(absl::string_view message,
                                            size_t descriptors);
 
-// The replies. `status` is not OK. Its text is cut to fit a reply.
+// Return the replies to a request: to a registration, to an unregistration, and
+// to either if it failed with `status`, which must not be OK. The text of
+// `status` is cut so that the reply fits kMaxShmReplyBytes.
 std::string EncodeRegistered(absl::string_view handle, int64_t size_bytes);
 std::string EncodeUnregistered();
 std::string EncodeShmError(const absl::Status& status);
 
-// Parses the reply to EncodeRegister. Returns the handle of the region, or the
-// error that the server replied, or INTERNAL if the bytes are no such reply.
+// Parses the reply to the request that EncodeRegister returned. Returns the
+// handle of the region, or the error that the server sent. Returns INTERNAL if
+// the bytes are not a reply.
 absl::StatusOr<std::string> ParseRegistered(absl::string_view reply);
 
 }  // namespace attnd

@@ -52,7 +52,7 @@ TEST(OutgoingMessageTest, WritesWhatProtobufWrites) {
     message.AddField(kQuery, Header(size), kData, data);
     message.AddField(kOptions, nested);
     EXPECT_EQ(Join(message), expected.SerializeAsString());
-    // The same again, from a message without pieces.
+    // Fields that protobuf encodes as a whole must give the same bytes.
     OutgoingMessage parts;
     parts.AddField(kQuery, expected.query());
     parts.AddField(kOptions, expected.options());

@@ -1,4 +1,4 @@
-// What both ends of the shared-memory socket understand, byte by byte.
+// Checks every byte of the messages of the shared-memory socket.
 #include "wire/shm_protocol.h"
 
 #include <gtest/gtest.h>

@@ -1,8 +1,8 @@
 // gRPC's hook for socket options. ChannelArguments::SetSocketMutator is public,
 // but gRPC does not install the header that defines the type of its argument
 // (src/core/lib/iomgr/socket_mutator.h, unchanged since 1.36). This header
-// declares that type. CMake leaves it out if gRPC's library lacks its
-// functions.
+// declares that type. If gRPC's library lacks the functions below, CMake
+// notices, and nothing includes this header.
 #ifndef ATTND_WIRE_GRPC_SOCKET_MUTATOR_H_
 #define ATTND_WIRE_GRPC_SOCKET_MUTATOR_H_
 

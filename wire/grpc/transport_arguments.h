@@ -1,5 +1,5 @@
-// Options of gRPC that both ends set alike, because messages travel fast only
-// if the two ends agree.
+// The options of gRPC that affect how fast messages travel. The client and the
+// server set the same values, because both ends have to.
 #ifndef ATTND_WIRE_GRPC_TRANSPORT_ARGUMENTS_H_
 #define ATTND_WIRE_GRPC_TRANSPORT_ARGUMENTS_H_
 
@@ -12,9 +12,9 @@ namespace attnd {
 // Sets the sizes of frames, writes and socket buffers of a server or a channel.
 void SetTransportArguments(grpc::ChannelArguments* arguments);
 
-// Sets the buffers of the connected socket `fd`. Call it for a socket that gRPC
-// has neither connected nor accepted itself: SetTransportArguments covers
-// gRPC's own sockets.
+// Sets the sizes of the buffers of the connected socket `fd`. Call it only for
+// a socket that gRPC has not connected or accepted itself, because
+// SetTransportArguments covers all other sockets.
 void SetSocketBuffers(int fd);
 
 }  // namespace attnd
