@@ -14,7 +14,6 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "base/checked_math.h"
 #include "base/field_error.h"
@@ -134,7 +133,7 @@ absl::Status TooLarge(const Extents& tensor, absl::string_view what,
   }
   return WithReason(
       FieldError(tensor.ShapePath(), absl::StrCat(what, " of at most ", limit),
-                 absl::StrCat("[", absl::StrJoin(shape, ", "), "]")),
+                 ShapeText(shape)),
       kInt64RangeReason);
 }
 

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/field_error.h"
 #include "client/attnctl/byte_file.h"
 #include "client/attnctl/comparison.h"
 #include "client/attnctl/elements.h"
@@ -14,7 +15,7 @@
 namespace attnd::attnctl {
 namespace {
 
-// The result of a comparison, as a sentence and for --json.
+// The result of a comparison, as a sentence and as JSON for --json.
 struct Judgement {
   bool agrees = false;
   std::string sentence;
@@ -39,7 +40,7 @@ Judgement Judge(const Answer& answer, const NpyDoubles& expected,
         comparison->worst_error,
         comparison->worst_index.empty()
             ? ""
-            : absl::StrCat(" at ", FormatShape(comparison->worst_index)),
+            : absl::StrCat(" at ", ShapeText(comparison->worst_index)),
         max_error);
     verdict.json["worst_error"] = comparison->worst_error;
     verdict.json["worst_index"] = comparison->worst_index;
@@ -60,7 +61,7 @@ absl::Status Answer::Allocate() {
   }
   if (memory == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        name, ": no memory for an answer of shape ", FormatShape(shape)));
+        name, ": not enough memory for an answer of shape ", ShapeText(shape)));
   }
   size_bytes = static_cast<size_t>(bytes);
   return absl::OkStatus();
@@ -74,13 +75,13 @@ absl::Status Answer::CheckFitsMessage(int64_t max_message_bytes) const {
       absl::StatusCode::kResourceExhausted, kMessageTooLarge,
       absl::StrCat("response: expected at most ", max_message_bytes,
                    " bytes (--max-message-bytes), got an answer of shape ",
-                   FormatShape(shape)));
+                   ShapeText(shape)));
 }
 
 void AddReportFlags(CLI::App& command, AnswerReport& report) {
   report.max_error = 1e-5;
   AddNumberFlag(command, "--max-error", report.max_error,
-                "the largest absolute difference that agrees")
+                "the largest absolute difference at which answers agree")
       ->default_str("1e-05");
   command.add_flag("--json", report.json, "print JSON");
 }
@@ -94,13 +95,13 @@ ExitCode CheckFiles(const std::vector<Answer>& answers, Session& session) {
         return false;
       }
       session.screen.PrintError(
-          absl::StrCat("attnctl: ", file.name, ": expected another file than ",
+          absl::StrCat("attnctl: ", file.name, ": expected a file other than ",
                        other.name, "=", other.path, ", got ", file.path));
       return true;
     };
     for (size_t j = 0; j < answers.size(); ++j) {
-      // Answers are written before they are compared, so an answer would agree
-      // with itself where it had overwritten what was expected.
+      // Answers are written before they are compared. An answer that overwrites
+      // the file with the expected one would be compared with itself.
       if ((j < i && clashes(answers[j].file)) || clashes(answers[j].expected)) {
         return kUsage;
       }
@@ -126,7 +127,7 @@ ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
     const absl::Status written =
         WriteNpy(file.path, answer.dtype, answer.shape, answer.bytes());
     if (!written.ok()) return session.FileError(file.Error(written));
-    lines.push_back(absl::StrCat(answer.name, " ", FormatShape(answer.shape),
+    lines.push_back(absl::StrCat(answer.name, " ", ShapeText(answer.shape),
                                  " -> ", file.path));
   }
   for (const Answer& answer : answers) {
@@ -145,8 +146,8 @@ ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
     return exit_code;
   }
   session.screen.Print(absl::StrFormat(
-      "%s in %.3g ms, of which %.3g ms computing (%s, %d thread%s)",
-      FormatShape(shape), absl::ToDoubleMilliseconds(report.elapsed),
+      "%s in %.3g ms, including %.3g ms of computation (%s, %d thread%s)",
+      ShapeText(shape), absl::ToDoubleMilliseconds(report.elapsed),
       absl::ToDoubleMilliseconds(stats.compute_time), stats.isa, stats.threads,
       stats.threads == 1 ? "" : "s"));
   for (const std::string& line : lines) session.screen.Print(line);

@@ -1,5 +1,5 @@
-// The answers of a call on .npy files: memory for them, the files that they are
-// written to, and the files that they are compared with.
+// Handles the answers of a call on .npy files: allocates memory for them,
+// writes them to files, and compares them with files.
 #ifndef ATTND_CLIENT_ATTNCTL_ANSWERS_H_
 #define ATTND_CLIENT_ATTNCTL_ANSWERS_H_
 
@@ -21,37 +21,40 @@ namespace attnd::attnctl {
 
 // One tensor of an answer.
 struct Answer {
-  const char* name;
-  FileFlag file = {};      // written to this file
-  FileFlag expected = {};  // compared with this file
+  const char* name;        // in reports and errors, such as "output"
+  FileFlag file = {};      // the file to write it to
+  FileFlag expected = {};  // the file to compare it with
   client::DataType dtype = client::DataType::kF32;
   std::vector<int64_t> shape = {};
   std::shared_ptr<std::byte[]> memory = {};
   size_t size_bytes = 0;
 
-  // Allocates memory for the answer. The system provides a page only when it is
-  // written to, so an answer that the server refuses to make costs nothing.
-  // RESOURCE_EXHAUSTED if there is not so much memory.
+  // Allocates memory for the answer, according to `dtype` and `shape`. Returns
+  // RESOURCE_EXHAUSTED if there is not enough. This is cheap even if the server
+  // then refuses the call, because the system provides a page only when it is
+  // written to.
   absl::Status Allocate();
-  // Returns OK if the answer fits a message that the client receives.
+  // Returns RESOURCE_EXHAUSTED if the answer is larger than
+  // `max_message_bytes`, the size of the largest message that the client
+  // receives.
   absl::Status CheckFitsMessage(int64_t max_message_bytes) const;
 
   std::span<std::byte> bytes() const { return {memory.get(), size_bytes}; }
   client::Elements elements() { return {dtype, bytes()}; }
 };
 
-// What a command reports about its call.
+// What a command reports about its call, and in which form.
 struct AnswerReport {
   client::ExecutionStats stats;
-  absl::Duration elapsed;
-  double max_error = 0;
-  bool json = false;
+  absl::Duration elapsed;  // how long the call took
+  double max_error = 0;    // the largest difference at which answers agree
+  bool json = false;       // whether to print JSON
 };
 
 // Adds the flags --max-error and --json.
 void AddReportFlags(CLI::App& command, AnswerReport& report);
 
-// What --help says about files that are pipes.
+// The text of --help about files that are pipes.
 inline constexpr char kPipesHelp[] =
     "A file may be a pipe, <(...) or /dev/stdin. Files are read in the order "
     "of\n"
@@ -60,12 +63,14 @@ inline constexpr char kPipesHelp[] =
     "to /dev/stdout. If one is written to standard output, the report goes to\n"
     "standard error.\n";
 
-// Returns kUsage if an answer would overwrite another one, or a file that an
-// answer is compared with. If an answer goes to standard output, moves the
-// report to standard error. Call this before anything is read or sent.
+// Checks the files of the answers. Call this before anything is read or sent.
+// Prints an error and returns kUsage if an answer would overwrite another
+// answer, or a file that an answer is compared with. If an answer goes to
+// standard output, makes the report go to standard error.
 ExitCode CheckFiles(const std::vector<Answer>& answers, Session& session);
 
 // Writes the answers to their files, compares them, and prints the report.
+// Returns kDisagrees if an answer differs too much from what was expected.
 ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
                 Session& session);
 

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "base/field_error.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -36,8 +36,8 @@ absl::StatusOr<Comparison> Compare(std::span<const float> got,
                                    const std::vector<int64_t>& expected_shape) {
   if (got_shape != expected_shape) {
     return absl::FailedPreconditionError(
-        absl::StrCat("expected shape [", absl::StrJoin(expected_shape, ", "),
-                     "], got [", absl::StrJoin(got_shape, ", "), "]"));
+        absl::StrCat("expected shape ", ShapeText(expected_shape), ", got ",
+                     ShapeText(got_shape)));
   }
   Comparison comparison;
   for (size_t i = 0; i < got.size(); ++i) {

@@ -10,10 +10,11 @@
 namespace attnd::attnctl {
 namespace {
 
-// Rounds to a float towards zero, and sets the float's last bit where that is
-// not exact ("round to odd"). Rounding this float to 16 bits gives the same as
-// rounding the double to 16 bits, because the bit keeps on which side of a tie
-// the double was. Rounding to the nearest float first would lose that.
+// Rounds to a float towards zero, and sets the last bit of the float if that is
+// not exact ("round to odd"). Rounding this float to 16 bits gives the same
+// result as rounding the double to 16 bits, because the last bit says on which
+// side of a tie the double was. Rounding to the nearest float first would lose
+// that.
 float RoundedToOdd(double value) {
   const auto nearest = static_cast<float>(value);
   const double back = nearest;

@@ -10,13 +10,15 @@
 
 namespace attnd::attnctl {
 
-// Converts without rounding. `type` is F32, F16 or BF16.
+// Converts elements of `type` to floats, which is exact. `type` must be F32,
+// F16 or BF16.
 std::vector<float> ToFloats(client::DataType type,
                             std::span<const std::byte> elements);
 
-// Rounds once, to the nearest element and ties to even, as IEEE 754 says. A
-// number that is too large becomes an infinity, and NaN stays NaN. `type` is
-// F32, F16 or BF16.
+// Converts doubles to elements of `type`, which must be F32, F16 or BF16.
+// Rounds each number once, to the nearest element and ties to even, as IEEE 754
+// specifies. A number that is too large becomes an infinity, and a NaN stays a
+// NaN.
 std::vector<std::byte> FromDoubles(client::DataType type,
                                    std::span<const double> doubles);
 

@@ -7,16 +7,17 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "base/attention_options.h"
+#include "base/field_error.h"
 #include "base/status_macros.h"
 #include "core/attention_params.h"
-#include "base/field_error.h"
 #include "core/machine.h"
 #include "cost/cost_query.h"
 
 namespace attnd::attnctl {
 namespace {
 
-// The costs depend on the types and shapes of tensors only.
+// Returns the type and the shape of a tensor. The costs depend on nothing else
+// of it.
 std::optional<TensorSpec> SpecOf(
     const std::optional<client::ConstTensor>& tensor) {
   if (!tensor) return std::nullopt;
@@ -37,8 +38,9 @@ AttentionOptions CoreOptions(const client::AttentionOptions& in) {
   return out;
 }
 
-// Replaces the field that `status` names by its flag: options.key_lengths[0] is
-// --key-lengths[0], and options.mask.shape is --mask-shape.
+// Returns `status` with the name of a flag instead of the path of a field. For
+// example, options.key_lengths[0] becomes --key-lengths[0], and
+// options.mask.shape becomes --mask-shape.
 absl::Status NameFlag(const absl::Status& status) {
   const auto field = FieldOf(status);
   if (!field) return status;

@@ -24,7 +24,8 @@ std::string FlagText(absl::string_view name) {
   return absl::StrReplaceAll(absl::AsciiStrToLower(name), {{"_", "-"}});
 }
 
-// The values that a flag takes, by name. No flag takes BOOL.
+// Returns the values that a flag of this type takes, by name. They do not
+// include BOOL, because no flag takes it.
 template <typename Enum>
 const std::map<std::string, Enum>& FlagValues() {
   static const auto* const kValues = [] {
@@ -54,8 +55,9 @@ CLI::Option* AddNamedFlag(CLI::App& command, const std::string& flag,
       ->type_name("NAME");
 }
 
-// std::from_chars reads decimal numbers and reports those that do not fit the
-// type. CLI11 by itself would clamp them, and would read 010 as eight.
+// Reads a decimal number, and reports one that does not fit the type. CLI11
+// itself would change such a number to the nearest that fits, and would read
+// 010 as eight.
 template <typename Number>
 Number ParseNumber(const std::string& flag, absl::string_view text) {
   constexpr bool kWhole = std::is_integral_v<Number>;
@@ -116,7 +118,7 @@ constexpr const char* kTypeName<std::vector<Number>> =
 template <typename Number>
 CLI::Option* AddNumberFlag(CLI::App& command, const std::string& name,
                            Number& target, const std::string& help) {
-  // The name in errors is the long one, which is the last.
+  // Errors have the long name, which is the last one.
   const std::string flag = name.substr(name.find("--"));
   return command
       .add_option_function<std::string>(

@@ -1,5 +1,4 @@
-// How attnctl reads flags: numbers, names and files. AddOptionFlags adds a flag
-// for each option of base/attention_options.h.
+// Adds flags to the commands of attnctl: for numbers, names and files.
 #ifndef ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
 #define ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
 
@@ -13,10 +12,11 @@
 
 namespace attnd::attnctl {
 
-// Adds a flag that takes a number, or several with commas between them if
-// `target` is a vector. The flag refuses NaN, numbers that the type cannot
-// hold, and fractions for a whole number; the error names the flag.
-// option_flags.cc instantiates this for the types that attnctl uses.
+// Adds a flag that takes a number. If `target` is a vector, the flag takes
+// several numbers with commas between them. The flag refuses NaN, numbers that
+// the type cannot hold, and fractions if the type is an integer. The error
+// names the flag. option_flags.cc instantiates this function for the types that
+// attnctl uses.
 template <typename Number>
 CLI::Option* AddNumberFlag(CLI::App& command, const std::string& name,
                            Number& target, const std::string& help);
@@ -26,25 +26,28 @@ struct FileFlag {
   std::string name;  // "--query"
   std::string path;  // empty unless the flag is given
 
-  // `names` may begin with a short one: "-q,--query".
+  // Adds the flag. `names` is its name, or a short and a long name:
+  // "-q,--query".
   CLI::Option* Add(CLI::App& command, const std::string& names,
                    const std::string& help);
-  // Returns an error of npy.h, which begins with the path, with the flag in
-  // front.
+  // Returns `status` with the name of the flag before its message. `status`
+  // must be an error of a function in client/attnctl/npy.h, whose message
+  // begins with the path.
   absl::Status Error(const absl::Status& status) const;
 };
 
-// Adds a flag for each option that is not a tensor.
+// Adds a flag for each option of base/attention_options.def that is not a
+// tensor. TensorFlags adds those for tensors.
 void AddOptionFlags(CLI::App& command, client::AttentionOptions& options);
 
-// --NAME=f32|f16|bf16.
+// Adds a flag that takes a type: f32, f16 or bf16.
 CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
                          client::DataType& type, const std::string& help);
 CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
                          std::optional<client::DataType>& type,
                          const std::string& help);
 
-// --transport=inline|stream|shared-memory.
+// Adds the flag --transport, which takes inline, stream or shared-memory.
 void AddTransportFlag(CLI::App& command, client::Transport& transport);
 
 // The flags --bias and --mask, which take files.
@@ -52,7 +55,8 @@ class TensorFlags {
  public:
   void Add(CLI::App& command);
 
-  // Reads the files into `options`. Rounds a float64 bias to `dtype`.
+  // Reads the files of the flags that were given into `options`. Rounds a bias
+  // of float64 to `dtype`. Returns an error that names the flag and the file.
   absl::Status Load(std::optional<client::DataType> dtype,
                     client::AttentionOptions& options) const;
 

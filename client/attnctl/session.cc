@@ -9,7 +9,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "core/printable.h"
 
 namespace attnd::attnctl {
@@ -123,10 +122,6 @@ std::string FormatBytesShort(int64_t bytes) {
 std::string FormatBytes(int64_t bytes) {
   if (std::abs(bytes) < 1024) return FormatBytesShort(bytes);
   return absl::StrCat(FormatBytesShort(bytes), " (", bytes, ")");
-}
-
-std::string FormatShape(const std::vector<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
 }  // namespace attnd::attnctl

@@ -90,9 +90,6 @@ std::string FormatBytes(int64_t bytes);
 // Formats a number of bytes as "1.5 MiB".
 std::string FormatBytesShort(int64_t bytes);
 
-// Formats a shape as "[12, 331, 32]".
-std::string FormatShape(const std::vector<int64_t>& shape);
-
 }  // namespace attnd::attnctl
 
 #endif  // ATTND_CLIENT_ATTNCTL_SESSION_H_

@@ -478,7 +478,7 @@ TEST_F(AttnctlTest, RefusesAnswersThatWouldOverwriteEachOther) {
         RunAttention({"--output=" + Path(output), "--lse=" + Path(lse)});
     EXPECT_EQ(outcome.exit_code, kUsage) << lse;
     EXPECT_EQ(outcome.err,
-              "attnctl: --lse: expected another file than --output=" +
+              "attnctl: --lse: expected a file other than --output=" +
                   Path(output) + ", got " + Path(lse) + "\n");
   }
   EXPECT_EQ(RunHere({"backward", "-q", "q", "-k", "k", "-v", "v", "--output=o",
@@ -499,7 +499,7 @@ TEST_F(AttnctlTest, RefusesToOverwriteWhatAnAnswerIsComparedWith) {
         RunAttention({"--output=" + path, expected + path, "--lse=/dev/null"});
     EXPECT_EQ(outcome.exit_code, kUsage);
     EXPECT_THAT(outcome.err,
-                testing::StartsWith("attnctl: --output: expected another file "
+                testing::StartsWith("attnctl: --output: expected a file other "
                                     "than "));
   }
   EXPECT_THAT(handler_.calls(), testing::IsEmpty());
@@ -638,7 +638,8 @@ TEST_F(AttnctlTest, RefusesAnswersThatNoMemoryHolds) {
   const Outcome outcome = RunHere({"attention", "-q", Path("tall.npy"), "-k",
                                    Path("tall.npy"), "-v", Path("wide.npy")});
   EXPECT_EQ(outcome.exit_code, kCallFailed);
-  EXPECT_THAT(outcome.err, HasSubstr("RESOURCE_EXHAUSTED: output: no memory"));
+  EXPECT_THAT(outcome.err,
+              HasSubstr("RESOURCE_EXHAUSTED: output: not enough memory"));
 }
 
 TEST_F(AttnctlTest, RefusesGradientsThatCouldNotArrive) {

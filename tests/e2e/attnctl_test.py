@@ -362,7 +362,7 @@ def test_one_pipe_is_not_two_files(shell, files):
   assert b'a pipe can be read only once' in done.stderr
   done = shell(f'{ATTENTION} -o /dev/stdout --lse=/dev/fd/1 | cat')
   assert done.returncode == USAGE and done.stdout == b''
-  assert b'--lse: expected another file than --output' in done.stderr
+  assert b'--lse: expected a file other than --output' in done.stderr
 
 
 @pytest.mark.parametrize('command', [
