@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "base/field_error.h"
 #include "base/status_macros.h"
 #include "client/error_details.h"
 #include "client/request_encoder.h"
@@ -22,19 +22,20 @@ absl::Duration DecodeDuration(const google::protobuf::Duration& proto) {
   return absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
 }
 
-// A tensor of an answer: what was received, and what was asked for.
+// A tensor of an answer: what was received, and what was expected.
 struct AnswerTensor {
-  absl::string_view name;      // what an error calls it
-  const v1::Tensor& received;  // has a token in place of its data
-  Elements target;
-  const std::vector<int64_t>& shape;
+  absl::string_view name;             // in errors
+  const v1::Tensor& received;         // has a token instead of its data
+  Elements target;                    // the output of the caller
+  const std::vector<int64_t>& shape;  // the expected one
 };
 
 std::vector<int64_t> ShapeOf(const v1::Tensor& proto) {
   return {proto.shape().begin(), proto.shape().end()};
 }
 
-// Without a product, which a server's shape could make overflow.
+// Returns whether `bytes` are `count` elements of `type`. Computes no product,
+// because the shape that a server sends could make it overflow.
 bool AreElements(int64_t bytes, int64_t count, DataType type) {
   return bytes % SizeOf(type) == 0 && bytes / SizeOf(type) == count;
 }
@@ -59,7 +60,8 @@ absl::Status CheckShared(const AnswerTensor& tensor) {
     return absl::OkStatus();
   }
   return BadResponse(absl::StrCat(
-      tensor.name, ": the server did not answer where it was asked to"));
+      tensor.name,
+      ": the server did not write the answer to the region of the request"));
 }
 
 // Checks all tensors of an answer, and then copies their elements.
@@ -73,7 +75,7 @@ absl::Status TakeTensors(const ReceivedMessage& answer,
     }
     if (tensor.received.payload_case() != v1::Tensor::kData) {
       return BadResponse(
-          absl::StrCat(tensor.name, ": the server answered no data"));
+          absl::StrCat(tensor.name, ": the server sent no data"));
     }
     const int64_t data_bytes =
         PayloadOf(split, tensor.received.data()).size_bytes;
@@ -95,10 +97,6 @@ absl::StatusOr<SplitMessage> Parse(const ReceivedMessage& answer,
       SplitPayloads(answer, message.GetDescriptor());
   if (!split.ok() || !ParseHeader(*split, message).ok()) return BadResponse();
   return split;
-}
-
-std::string Described(const std::vector<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
 }  // namespace
@@ -124,21 +122,22 @@ absl::Status CheckAnswer(absl::string_view name, const v1::Tensor& header,
   if (header.dtype() != EncodeType(target.type()) || !count ||
       (data_bytes && !AreElements(*data_bytes, *count, target.type()))) {
     return BadResponse(absl::StrCat(
-        name, ": the server answered ",
+        name, ": the server sent ",
         data_bytes ? absl::StrCat(*data_bytes, " bytes of ") : "", "dtype ",
-        static_cast<int>(header.dtype()), " for shape ", Described(answered)));
+        static_cast<int>(header.dtype()), " for shape ", ShapeText(answered)));
   }
   if (answered != shape) {
-    return BadResponse(absl::StrCat(name, ": the server answered shape ",
-                                    Described(answered), " where ",
-                                    Described(shape), " was asked for"));
+    return BadResponse(absl::StrCat(name, ": expected an answer of shape ",
+                                    ShapeText(shape), ", got ",
+                                    ShapeText(answered)));
   }
   if (!AreElements(BytesOf(target), *count, target.type())) {
     return FieldError(
         name,
-        absl::StrCat("room for ", *count, " elements for an answer of shape ",
-                     Described(shape)),
-        absl::StrCat("room for ", BytesOf(target) / SizeOf(target.type())));
+        absl::StrCat("memory for ", *count,
+                     " elements, because the answer has shape ",
+                     ShapeText(shape)),
+        absl::StrCat("memory for ", BytesOf(target) / SizeOf(target.type())));
   }
   return absl::OkStatus();
 }
@@ -155,7 +154,7 @@ absl::StatusOr<StreamedAnswer> ReadStreamed(const ReceivedMessage& message) {
 
 absl::StatusOr<AttentionReply> ReadReply(const ReceivedMessage& answer,
                                          const ForwardAnswer& expected) {
-  // The parts of a small answer all lie here.
+  // All parts of a small answer fit here, so that malloc is not needed.
   alignas(8) char block[1024];
   google::protobuf::Arena arena(block, sizeof(block));
   auto& response =

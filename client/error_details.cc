@@ -13,10 +13,10 @@
 #include "google/protobuf/unknown_field_set.h"
 #include "wire/reasons.h"
 
-// The messages of google.rpc are read and written as sets of numbered fields.
-// Their generated code would register google/rpc/*.proto with protobuf, which
-// ends a program that links the same files from elsewhere, and every user of
-// googleapis does.
+// This file reads and writes the messages of google.rpc as sets of numbered
+// fields. It does not use their generated code, because that would register
+// google/rpc/*.proto with protobuf. Protobuf ends a program that registers
+// these files twice, as a program that also uses googleapis would.
 namespace attnd::client {
 namespace {
 

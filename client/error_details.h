@@ -1,4 +1,6 @@
-// The details that a server sends with an error, besides its code and message.
+// Reads the details that a server sends with an error in addition to its code
+// and its message, such as the reason. Also makes errors of this library that
+// carry the same details.
 #ifndef ATTND_CLIENT_ERROR_DETAILS_H_
 #define ATTND_CLIENT_ERROR_DETAILS_H_
 
@@ -12,22 +14,25 @@
 
 namespace attnd::client {
 
-// The payload of this library's statuses that holds the server's
-// google.rpc.Status as serialized bytes, for programs that want details which
-// are not listed below.
+// The type URL of the payload in which a status of this library carries the
+// google.rpc.Status of the server, as serialized bytes. Use it only for details
+// that ErrorDetails does not have.
 inline constexpr absl::string_view kStatusPayloadUrl =
     "type.googleapis.com/google.rpc.Status";
 
+// A field of the request that is wrong.
 struct FieldViolation {
   std::string field;        // path from the request's root: "key.shape[3]"
   std::string description;  // what was expected and what came
 };
 
+// The details of an error. Those that it does not have are empty.
 struct ErrorDetails {
-  std::string reason;  // UPPER_SNAKE_CASE, for programs to branch on
+  std::string reason;  // in UPPER_SNAKE_CASE; tells programs what is wrong
   std::string domain;  // "attnd": the server; "attnd.client": this library
   std::vector<FieldViolation> field_violations;
-  std::optional<absl::Duration> retry_delay;  // set if waiting helps
+  // How long to wait before the next attempt. Set if a later call can succeed.
+  std::optional<absl::Duration> retry_delay;
 };
 
 // Returns the details that `status` carries. All of them are empty for errors
@@ -35,16 +40,16 @@ struct ErrorDetails {
 // or a message that is too large.
 ErrorDetails DetailsOf(const absl::Status& status);
 
-// Returns INVALID_ARGUMENT for a field of a call, raised by this library, in
-// the form of the server's own errors.
+// Returns the INVALID_ARGUMENT error that this library raises for a field of a
+// call. It has the form of the server's errors for fields.
 absl::Status FieldError(absl::string_view field, absl::string_view expected,
                         absl::string_view got);
 
-// Returns an error with a reason, raised by this library.
+// Returns an error that this library raises, with a reason.
 absl::Status ReasonError(absl::StatusCode code, absl::string_view reason,
                          absl::string_view message);
 
-// Returns INTERNAL for an answer that contradicts the contract.
+// Returns the INTERNAL error for an answer that contradicts the contract.
 absl::Status BadResponse(
     absl::string_view message = "the server's answer does not parse");
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attnd/v1/attention.pb.h"
+#include "base/status_macros.h"
 #include "client/answer_reader.h"
 #include "client/attention_exchange.h"
 #include "client/inline_call.h"
@@ -23,7 +24,7 @@ AttentionExchange MakeExchange(const ForwardCall& call,
                                const MessageLimits& limits,
                                int64_t max_message_bytes) {
   return AttentionExchange(
-      call.inputs, call.options, AskedBy(call.outputs), call.outputs,
+      call.inputs, call.options, OptionsFrom(call.outputs), call.outputs,
       std::min(
           {limits.request_bytes, limits.response_bytes, max_message_bytes}));
 }
@@ -33,26 +34,22 @@ absl::StatusOr<AttentionReply> CallInline(const RetryingChannel& channel,
                                           const OutgoingMessage& request,
                                           int64_t max_message_bytes,
                                           const CallTime& time) {
-  if (absl::Status status = CheckSize(request, max_message_bytes);
-      !status.ok()) {
-    return status;
-  }
+  ATTND_RETURN_IF_ERROR(CheckSize(request, max_message_bytes));
   absl::StatusOr<AttentionReply> reply;
-  const absl::Status status = channel.Call(
+  ATTND_RETURN_IF_ERROR(channel.Call(
       NameOf(call.method), request, time, [&](const ReceivedMessage& answer) {
         reply = ReadReply(answer,
                           AnswerTo(call.inputs, call.options, call.outputs));
-      });
-  if (!status.ok()) return status;
+      }));
   return reply;
 }
 
-absl::StatusOr<AttentionReply> CallKnowing(const MessageLimits& limits,
-                                           const RetryingChannel& channel,
-                                           const ForwardCall& call,
-                                           const OutgoingMessage& request,
-                                           int64_t max_message_bytes,
-                                           const CallTime& time) {
+absl::StatusOr<AttentionReply> CallWithLimits(const MessageLimits& limits,
+                                              const RetryingChannel& channel,
+                                              const ForwardCall& call,
+                                              const OutgoingMessage& request,
+                                              int64_t max_message_bytes,
+                                              const CallTime& time) {
   if (!MustStream(request, call.outputs, limits, max_message_bytes)) {
     return CallInline(channel, call, request, max_message_bytes, time);
   }
@@ -62,7 +59,7 @@ absl::StatusOr<AttentionReply> CallKnowing(const MessageLimits& limits,
   return exchange.Reply(status);
 }
 
-// A stream that nobody waits for.
+// An asynchronous call that streams.
 class StreamedCall final : public AsyncExchange {
  public:
   StreamedCall(AttentionExchange exchange, ForwardDone done)
@@ -99,7 +96,8 @@ std::shared_ptr<CallCanceller> StartInline(const RetryingChannel& channel,
           AnswerTo(call.inputs, call.options, call.outputs), std::move(done)));
 }
 
-// A call that outlives its caller's arguments.
+// A copy of the arguments of a call, for a call that takes longer than they
+// exist.
 struct OwnedCall {
   Method method;
   AttentionInputs inputs;
@@ -109,7 +107,7 @@ struct OwnedCall {
   ForwardCall Borrowed() const { return {method, inputs, outputs, options}; }
 };
 
-// Returns `elements`, or a copy of them if nobody owns them.
+// Returns `elements`, or a copy of them if they have no owner.
 ConstElements CopyIfBorrowed(const ConstElements& elements) {
   if (elements.owner() != nullptr || elements.bytes().empty()) return elements;
   const auto copy = std::make_shared<const std::vector<std::byte>>(
@@ -124,7 +122,8 @@ OwnedCall CopyIfBorrowed(const ForwardCall& borrowed) {
   const auto copy = [](ConstTensor& tensor) {
     tensor.data = CopyIfBorrowed(tensor.data);
   };
-  // The method says which inputs are one tensor. It is copied once.
+  // The method says which inputs are the same tensor. Such a tensor is copied
+  // once.
   copy(inputs.query);
   if (call.method == Method::kSelfAttention) {
     inputs.key = inputs.query;
@@ -141,7 +140,7 @@ OwnedCall CopyIfBorrowed(const ForwardCall& borrowed) {
   return call;
 }
 
-std::shared_ptr<CallCanceller> StartKnowing(
+std::shared_ptr<CallCanceller> StartWithLimits(
     const MessageLimits& limits, const RetryingChannel& channel,
     const ForwardCall& call, OutgoingMessage request, int64_t max_message_bytes,
     const CallTime& time, ForwardDone done) {
@@ -156,7 +155,8 @@ std::shared_ptr<CallCanceller> StartKnowing(
                            std::move(done)));
 }
 
-// Stops all of several calls, which may be added after it, in any order.
+// Cancels all calls that are added to it, whether before or after Cancel.
+// Thread-safe.
 class ChainCanceller final : public CallCanceller {
  public:
   void Cancel() override {
@@ -209,7 +209,7 @@ class AskingCall final : public AsyncCall {
       return;
     }
     const ForwardCall call = state_.call.Borrowed();
-    state_.canceller->Add(StartKnowing(
+    state_.canceller->Add(StartWithLimits(
         *limits, *state_.channel, call, EncodeForward(call),
         state_.max_message_bytes, state_.time, std::move(state_.done)));
   }
@@ -223,11 +223,10 @@ class AskingCall final : public AsyncCall {
 absl::StatusOr<ServerInfo> AskServer(const RetryingChannel& channel,
                                      const CallTime& time) {
   absl::StatusOr<ServerInfo> info;
-  const absl::Status status = channel.Call(
+  ATTND_RETURN_IF_ERROR(channel.Call(
       method::kGetServerInfo, OutgoingMessage::Of(v1::GetServerInfoRequest()),
       time,
-      [&](const ReceivedMessage& answer) { info = ReadServerInfo(answer); });
-  if (!status.ok()) return status;
+      [&](const ReceivedMessage& answer) { info = ReadServerInfo(answer); }));
   return info;
 }
 
@@ -235,29 +234,29 @@ absl::StatusOr<AttentionReply> CallForward(const RetryingChannel& channel,
                                            ServerLimits& server,
                                            const ForwardCall& call,
                                            const ClientOptions& options) {
-  if (absl::Status status = CheckOutputSizes(call); !status.ok()) return status;
+  ATTND_RETURN_IF_ERROR(CheckOutputSizes(call));
   const auto time = CallTime::From(options.deadline);
   const int64_t max_message_bytes = options.max_message_bytes;
   const OutgoingMessage request = EncodeForward(call);
   if (IsInline(call, request)) {
     return CallInline(channel, call, request, max_message_bytes, time);
   }
-  const auto call_knowing = [&](const MessageLimits& limits) {
-    return CallKnowing(limits, channel, call, request, max_message_bytes, time);
+  const auto call_with_limits = [&](const MessageLimits& limits) {
+    return CallWithLimits(limits, channel, call, request, max_message_bytes,
+                          time);
   };
   const std::optional<MessageLimits> known = server.Get();
   if (!known) {
-    const absl::StatusOr<MessageLimits> asked =
-        server.Take(AskServer(channel, time));
-    if (!asked.ok()) return asked.status();
-    return call_knowing(*asked);
+    ATTND_ASSIGN_OR_RETURN(const MessageLimits limits,
+                           server.Take(AskServer(channel, time)));
+    return call_with_limits(limits);
   }
-  absl::StatusOr<AttentionReply> reply = call_knowing(*known);
+  absl::StatusOr<AttentionReply> reply = call_with_limits(*known);
   if (!MayHaveOtherLimits(reply.status())) return reply;
-  const absl::StatusOr<MessageLimits> asked =
+  const absl::StatusOr<MessageLimits> current =
       server.Take(AskServer(channel, time));
-  if (!asked.ok() || *asked == *known) return reply;
-  return call_knowing(*asked);
+  if (!current.ok() || *current == *known) return reply;
+  return call_with_limits(*current);
 }
 
 PendingCall StartForward(const std::shared_ptr<RetryingChannel>& channel,
@@ -276,9 +275,9 @@ PendingCall StartForward(const std::shared_ptr<RetryingChannel>& channel,
                                    max_message_bytes, time, std::move(done)));
   }
   if (const std::optional<MessageLimits> limits = server->Get()) {
-    // Where the server has other limits by now, the call fails: it cannot be
-    // encoded again, for its elements may be gone.
-    return PendingCall(StartKnowing(
+    // If the server has other limits by now, the call fails. It cannot be
+    // encoded again, because the caller may have freed its elements.
+    return PendingCall(StartWithLimits(
         *limits, *channel, call, std::move(request), max_message_bytes, time,
         [server, done = std::move(done)](const auto& reply) {
           if (MayHaveOtherLimits(reply.status())) server->Forget();

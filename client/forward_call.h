@@ -1,5 +1,6 @@
-// The forward methods: one message each way, or AttentionStream for what is too
-// large for that. Knows protobuf, not gRPC.
+// Makes the calls of the forward methods. A call sends one message and receives
+// one, or uses AttentionStream if that would be too large. Uses protobuf, but
+// not gRPC.
 #ifndef ATTND_CLIENT_FORWARD_CALL_H_
 #define ATTND_CLIENT_FORWARD_CALL_H_
 
@@ -16,20 +17,27 @@
 
 namespace attnd::client {
 
+// Calls GetServerInfo, waits, and returns the answer.
 absl::StatusOr<ServerInfo> AskServer(const RetryingChannel& channel,
                                      const CallTime& time);
 
-// Waits for the answer.
+// Makes `call`, waits for the answer, and writes it to the outputs of `call`.
+// Asks the server for its limits if the call needs them and `server` does not
+// have them. Makes the call a second time if it may have failed because the
+// limits have changed.
 absl::StatusOr<AttentionReply> CallForward(const RetryingChannel& channel,
                                            ServerLimits& server,
                                            const ForwardCall& call,
                                            const ClientOptions& options);
 
-// Calls `done` once, in this thread where the call cannot be made.
+// Starts `call` and returns at once. Then calls `done` once, in a thread of
+// gRPC, or in this thread if the call cannot be made. Does not repeat a call
+// that fails because the limits of the server have changed, but makes the next
+// call ask for them.
 using ForwardDone = AttentionClient::Done;
 PendingCall StartForward(const std::shared_ptr<RetryingChannel>& channel,
                          const std::shared_ptr<ServerLimits>& server,
-                         const ForwardCall& call, const ClientOptions& client,
+                         const ForwardCall& call, const ClientOptions& options,
                          ForwardDone done);
 
 }  // namespace attnd::client

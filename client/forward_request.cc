@@ -20,8 +20,8 @@ absl::Status CheckSize(const Elements& target, const char* name,
   const auto capacity =
       static_cast<int64_t>(target.bytes().size()) / SizeOf(target.type());
   if (!target.place() || !count || *count == capacity) return absl::OkStatus();
-  return FieldError(name, absl::StrCat("room for ", *count, " elements"),
-                    absl::StrCat("room for ", capacity));
+  return FieldError(name, absl::StrCat("memory for ", *count, " elements"),
+                    absl::StrCat("memory for ", capacity));
 }
 
 }  // namespace
@@ -38,21 +38,21 @@ const char* NameOf(Method method) {
   return "";
 }
 
-v1::AttentionOptions AskedBy(const AttentionOutputs& outputs) {
-  v1::AttentionOptions asked;
-  asked.set_return_lse(outputs.lse.has_value());
-  asked.set_output_dtype(EncodeType(outputs.output.type()));
+v1::AttentionOptions OptionsFrom(const AttentionOutputs& outputs) {
+  v1::AttentionOptions options;
+  options.set_return_lse(outputs.lse.has_value());
+  options.set_output_dtype(EncodeType(outputs.output.type()));
   if (outputs.output.place()) {
-    EncodePlace(*outputs.output.place(), asked.mutable_output_region());
+    EncodePlace(*outputs.output.place(), options.mutable_output_region());
   }
   if (outputs.lse && outputs.lse->place()) {
-    EncodePlace(*outputs.lse->place(), asked.mutable_lse_region());
+    EncodePlace(*outputs.lse->place(), options.mutable_lse_region());
   }
-  return asked;
+  return options;
 }
 
 OutgoingMessage EncodeForward(const ForwardCall& call) {
-  size_t text_bytes = 256;  // enough for most calls, beside their elements
+  size_t text_bytes = 256;  // enough for most calls, without their elements
   for (const auto& tensor :
        {&call.inputs.query, &call.inputs.key, &call.inputs.value}) {
     const size_t data_bytes = tensor->data.bytes().size();
@@ -69,13 +69,13 @@ OutgoingMessage EncodeForward(const ForwardCall& call) {
       AddTensor(v1::AttentionRequest::kValueFieldNumber, call.inputs.value,
                 &message);
       AddOptions(v1::AttentionRequest::kOptionsFieldNumber, call.options,
-                 AskedBy(call.outputs), &message);
+                 OptionsFrom(call.outputs), &message);
       break;
     case Method::kSelfAttention:
       AddTensor(v1::SelfAttentionRequest::kSequenceFieldNumber,
                 call.inputs.query, &message);
       AddOptions(v1::SelfAttentionRequest::kOptionsFieldNumber, call.options,
-                 AskedBy(call.outputs), &message);
+                 OptionsFrom(call.outputs), &message);
       break;
     case Method::kCrossAttention:
       AddTensor(v1::CrossAttentionRequest::kQueriesFieldNumber,
@@ -83,7 +83,7 @@ OutgoingMessage EncodeForward(const ForwardCall& call) {
       AddTensor(v1::CrossAttentionRequest::kKvSequenceFieldNumber,
                 call.inputs.key, &message);
       AddOptions(v1::CrossAttentionRequest::kOptionsFieldNumber, call.options,
-                 AskedBy(call.outputs), &message);
+                 OptionsFrom(call.outputs), &message);
       break;
   }
   return message;

@@ -1,4 +1,4 @@
-// Encodes the request of a forward method as one message. Knows protobuf, but
+// Encodes the request of a forward method as one message. Uses protobuf, but
 // not gRPC.
 #ifndef ATTND_CLIENT_FORWARD_REQUEST_H_
 #define ATTND_CLIENT_FORWARD_REQUEST_H_
@@ -10,12 +10,13 @@
 
 namespace attnd::client {
 
-// A forward method. Self and cross attention send one tensor in place of
-// several. If such a call streams, each of these travels by itself, because the
-// header of AttentionStream is an AttentionRequest.
+// A forward method. SelfAttention sends one tensor as query, key and value, and
+// CrossAttention sends one as key and value. If such a call streams, it sends
+// the tensor two or three times, because the header of AttentionStream is an
+// AttentionRequest.
 enum class Method { kAttention, kSelfAttention, kCrossAttention };
 
-// The arguments of a call. Borrows them.
+// The arguments of a call. Does not own them.
 struct ForwardCall {
   Method method;
   const AttentionInputs& inputs;
@@ -23,18 +24,24 @@ struct ForwardCall {
   const AttentionOptions& options;
 };
 
+// Returns the name under which gRPC calls `method`.
 const char* NameOf(Method method);
 
-// Returns the options that follow from the outputs of a call.
-v1::AttentionOptions AskedBy(const AttentionOutputs& outputs);
+// Returns the options that follow from the outputs of a call: whether it
+// returns lse, the type of the output, and the places of outputs in shared
+// memory.
+v1::AttentionOptions OptionsFrom(const AttentionOutputs& outputs);
 
+// Returns the request of `call`. It borrows large elements that have no owner.
 OutgoingMessage EncodeForward(const ForwardCall& call);
 
 // Returns INVALID_ARGUMENT if an output in shared memory has another size than
-// the answer, which the server writes there itself.
+// the answer. This check has to come before the call, because the server itself
+// writes the answer there.
 absl::Status CheckOutputSizes(const ForwardCall& call);
 
-// Returns whether any tensor lies in shared memory. Such a call cannot stream.
+// Returns whether any tensor of `call` is in shared memory. Such a call cannot
+// stream.
 bool SharesMemory(const ForwardCall& call);
 
 }  // namespace attnd::client

@@ -1,5 +1,5 @@
-// Shared code of the calls that send one message and receive one, forward and
-// backward.
+// Code that forward and backward calls share if they send one message and
+// receive one.
 #ifndef ATTND_CLIENT_INLINE_CALL_H_
 #define ATTND_CLIENT_INLINE_CALL_H_
 
@@ -19,8 +19,9 @@
 
 namespace attnd::client {
 
-// Returns RESOURCE_EXHAUSTED if `message` is larger than the client's limit.
-// Call it before a tensor of the message is read.
+// Returns RESOURCE_EXHAUSTED if `message` is larger than `max_message_bytes`,
+// the limit of the client. Call it before anything reads a tensor of the
+// message.
 inline absl::Status CheckSize(const OutgoingMessage& message,
                               int64_t max_message_bytes) {
   const uint64_t bytes = message.size_bytes();
@@ -33,8 +34,9 @@ inline absl::Status CheckSize(const OutgoingMessage& message,
                    " bytes (the client's max_message_bytes), got ", bytes));
 }
 
-// An asynchronous call. Calls `done` once, with what ReadReply returns for the
-// answer, or with the error of the call.
+// Handles the answer to an asynchronous call. `expected` says what the answer
+// must be. Calls `done` once, with the result of ReadReply or with the error of
+// the call.
 template <typename Answer, typename Done>
 class InlineCall final : public AsyncCall {
  public:

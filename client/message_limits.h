@@ -1,5 +1,5 @@
-// Decides whether a call is sent as one message or as a stream, by the limits
-// of the server.
+// Decides whether a call is sent as one message or as a stream. This depends on
+// the limits of the server and of the client.
 #ifndef ATTND_CLIENT_MESSAGE_LIMITS_H_
 #define ATTND_CLIENT_MESSAGE_LIMITS_H_
 
@@ -16,33 +16,36 @@
 
 namespace attnd::client {
 
-// Returns the size of the largest message that a client of `max_message_bytes`
-// must be able to receive. A server cuts a streamed answer into chunks by its
-// own limit, not by the client's, so this is never less than the message of a
-// full chunk.
+// Returns the size of the largest message that a client must be able to receive
+// if its limit is `max_message_bytes`. This is never less than the message of a
+// full chunk, because the size of the chunks of a streamed answer depends on
+// the limit of the server and not on that of the client.
 int64_t ReceiveLimit(int64_t max_message_bytes);
 
-// The limits of a server, in ServerInfo's words.
+// The limits of a server, as its ServerInfo reports them.
 struct MessageLimits {
   int64_t request_bytes = std::numeric_limits<int64_t>::max();
   int64_t response_bytes = std::numeric_limits<int64_t>::max();
-  bool streams = false;
+  bool streams = false;  // whether the server has AttentionStream
 
   friend bool operator==(const MessageLimits&, const MessageLimits&) = default;
 };
 
-// Remembers a server's limits. They are asked for once for all calls of a
-// connection that are not small, and again if a call fails because another
-// server has taken the place. Thread-safe.
+// Remembers the limits of a server, so that the client asks for them only once
+// for all calls of a connection. The client asks again if a call fails because
+// another server may have replaced this one. Small calls need no limits.
+// Thread-safe.
 class ServerLimits {
  public:
+  // Returns the limits, or nothing if the server has to be asked.
   std::optional<MessageLimits> Get() const;
 
-  // Remembers and returns the answer of a server. A server that does not know
-  // the method has no limits, and does not stream.
+  // Remembers the limits in `info`, the result of GetServerInfo, and returns
+  // them. If the result is UNIMPLEMENTED, assumes that the server has no limits
+  // and does not stream. Returns any other error.
   absl::StatusOr<MessageLimits> Take(const absl::StatusOr<ServerInfo>& info);
 
-  // Makes Get return nothing, so that the server is asked again.
+  // Makes Get return nothing, so that the client asks the server again.
   void Forget();
 
  private:
@@ -50,19 +53,22 @@ class ServerLimits {
   std::optional<MessageLimits> limits_;
 };
 
-// Returns whether `request` is sent as one message whatever the server's limits
-// are. That is so if every server takes it and its answer, or if it refers to
-// shared memory, which a stream cannot.
+// Returns whether `request` can be sent as one message without knowing the
+// limits of the server. It can if it and its answer are so small that every
+// server allows them. It must if it refers to shared memory, because a stream
+// cannot do that.
 bool IsInline(const ForwardCall& call, const OutgoingMessage& request);
 
-// Returns whether the server streams, and `request` or its answer is too large
-// for a message.
+// Returns whether `request` has to be streamed: the server has AttentionStream,
+// and `request` or its answer is too large for one message.
 bool MustStream(const OutgoingMessage& request, const AttentionOutputs& outputs,
                 const MessageLimits& limits, int64_t max_message_bytes);
 
 // Returns whether a call that failed with `status` may have failed because the
-// server's limits have changed. gRPC refuses a message that is too large, and a
-// method that the server lacks, without a reason of attnd's.
+// limits of the server have changed. That is so if the reason is
+// MESSAGE_TOO_LARGE. It is also so if there is no reason, because gRPC itself
+// refuses messages that are too large and methods that the server does not
+// have.
 bool MayHaveOtherLimits(const absl::Status& status);
 
 }  // namespace attnd::client

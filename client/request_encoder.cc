@@ -14,14 +14,15 @@ namespace {
 static_assert(std::endian::native == std::endian::little,
               "tensors travel as the bytes of little-endian floats");
 
-// Writes the type and shape.
+// Encodes the type and the shape of `tensor`.
 void DescribeTensor(const ConstTensor& tensor, v1::Tensor* proto) {
   proto->set_dtype(EncodeType(tensor.data.type()));
   proto->mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
 }
 
-// Encode calls `set(number, message)` for each number of an option, or not at
-// all if the option has its default. An overload for each kind of option.
+// Encodes an option: calls `set(number, message)` for each number that it has,
+// or not at all if it has its default. There is an overload for each kind of
+// option.
 template <typename Set>
 void Encode(int64_t number, v1::AttentionOptions& message, const Set& set) {
   set(number, message);
@@ -45,12 +46,13 @@ void Encode(const std::vector<Number>& list, v1::AttentionOptions& message,
   for (const Number number : list) set(number, message);
 }
 
-// The callers of DescribeOptions write tensors, with or without elements.
+// Does nothing. The callers of DescribeOptions encode tensors, some with and
+// some without elements.
 template <typename Set>
 void Encode(const std::optional<ConstTensor>&, v1::AttentionOptions&,
             const Set&) {}
 
-// Writes all options but bias and mask.
+// Encodes all options except bias and mask.
 void DescribeOptions(const AttentionOptions& options,
                      v1::AttentionOptions* proto) {
   // A list has a function add_<name>, and any other option set_<name>.
@@ -94,10 +96,11 @@ void AddTensor(int number, const ConstTensor& tensor,
 }
 
 void AddOptions(int number, const AttentionOptions& options,
-                v1::AttentionOptions asked, OutgoingMessage* message) {
-  DescribeOptions(options, &asked);
-  if (!options.bias && !options.mask) return message->AddField(number, asked);
-  OutgoingMessage field = OutgoingMessage::Of(asked);
+                v1::AttentionOptions from_outputs, OutgoingMessage* message) {
+  DescribeOptions(options, &from_outputs);
+  if (!options.bias && !options.mask)
+    return message->AddField(number, from_outputs);
+  OutgoingMessage field = OutgoingMessage::Of(from_outputs);
   if (options.bias) {
     AddTensor(v1::AttentionOptions::kBiasFieldNumber, *options.bias, &field);
   }
@@ -109,15 +112,15 @@ void AddOptions(int number, const AttentionOptions& options,
 
 v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
                                      const AttentionOptions& options,
-                                     v1::AttentionOptions asked) {
+                                     v1::AttentionOptions from_outputs) {
   v1::AttentionRequest request;
   DescribeTensor(inputs.query, request.mutable_query());
   DescribeTensor(inputs.key, request.mutable_key());
   DescribeTensor(inputs.value, request.mutable_value());
-  DescribeOptions(options, &asked);
-  if (options.bias) DescribeTensor(*options.bias, asked.mutable_bias());
-  if (options.mask) DescribeTensor(*options.mask, asked.mutable_mask());
-  *request.mutable_options() = std::move(asked);
+  DescribeOptions(options, &from_outputs);
+  if (options.bias) DescribeTensor(*options.bias, from_outputs.mutable_bias());
+  if (options.mask) DescribeTensor(*options.mask, from_outputs.mutable_mask());
+  *request.mutable_options() = std::move(from_outputs);
   return request;
 }
 

@@ -1,6 +1,6 @@
-// Encodes plain values as requests of the contract. The elements of tensors are
-// not copied to protobuf messages. Knows protobuf, but not gRPC, and checks
-// nothing that the server checks.
+// Encodes plain values as requests of the contract. Does not copy the elements
+// of tensors to protobuf messages. Does not check what the server checks. Uses
+// protobuf, but not gRPC.
 #ifndef ATTND_CLIENT_REQUEST_ENCODER_H_
 #define ATTND_CLIENT_REQUEST_ENCODER_H_
 
@@ -18,22 +18,24 @@ v1::DataType EncodeType(DataType type);
 
 void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto);
 
-// Returns `bytes` as the wire code takes them.
+// Returns `bytes` as a string_view, which OutgoingMessage takes.
 absl::string_view TextOf(std::span<const std::byte> bytes);
 
-// Adds `tensor` to `message` as its field `number`. Sends only the place of a
-// tensor in shared memory. Borrows large elements that have no owner.
+// Adds `tensor` to `message` as the field `number`. If the tensor is in shared
+// memory, adds its place instead of its elements. Borrows elements that have no
+// owner and at least kSmallestPieceBytes.
 void AddTensor(int number, const ConstTensor& tensor, OutgoingMessage* message);
 
-// Adds the options as the field `number` of `message`. `asked` has the options
-// that follow from the outputs of the call.
+// Adds the options to `message` as the field `number`. `from_outputs` has the
+// options that follow from the outputs of the call (OptionsFrom).
 void AddOptions(int number, const AttentionOptions& options,
-                v1::AttentionOptions asked, OutgoingMessage* message);
+                v1::AttentionOptions from_outputs, OutgoingMessage* message);
 
-// Returns a request without the elements of its tensors. `asked` is as above.
+// Returns a request without the elements of its tensors. `from_outputs` has the
+// options that follow from the outputs of the call (OptionsFrom).
 v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
                                      const AttentionOptions& options,
-                                     v1::AttentionOptions asked);
+                                     v1::AttentionOptions from_outputs);
 
 v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options);
 

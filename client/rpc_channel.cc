@@ -44,7 +44,8 @@ absl::Status ToAbsl(const grpc::Status& status) {
   return result;
 }
 
-// Sends bytes that have an owner from where they are, and copies the rest.
+// Returns a buffer that refers to the bytes that have an owner, and that has a
+// copy of the other bytes.
 grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
   std::vector<grpc::Slice> slices;
   slices.reserve(message.pieces().size() + 1);
@@ -58,13 +59,13 @@ grpc::ByteBuffer ToByteBuffer(const OutgoingMessage& message) {
       slices.emplace_back(piece.bytes().data(), piece.bytes().size());
     }
   }
-  // A buffer of no slices would be no message.
+  // Without any slice, the buffer would not be a message.
   if (slices.empty()) slices.emplace_back();
   return {slices.data(), slices.size()};
 }
 
-// Refers to the bytes of `buffer` and keeps them alive. A buffer that holds no
-// message becomes an empty one.
+// Returns a message that refers to the bytes of `buffer` and keeps them alive.
+// If the buffer holds no message, returns an empty one.
 ReceivedMessage ToMessage(const grpc::ByteBuffer& buffer) {
   const auto slices = std::make_shared<std::vector<grpc::Slice>>();
   if (!buffer.Valid() || !buffer.Dump(slices.get()).ok()) return {};
@@ -78,21 +79,22 @@ ReceivedMessage ToMessage(const grpc::ByteBuffer& buffer) {
 }
 
 std::chrono::system_clock::time_point TimeAfter(absl::Duration pause) {
-  // The system's clock itself: Abseil's keeps the processor's in step with it,
-  // which is more code than a small call has use for.
+  // Reads the clock of the system instead of absl::Now, which has to
+  // synchronize its own clock with it and so takes more time in a small call.
   return absl::ToChronoTime(absl::FromChrono(std::chrono::system_clock::now()) +
                             pause);
 }
 
 void SetTimeout(absl::Duration timeout, grpc::ClientContext& context) {
   if (timeout == absl::InfiniteDuration()) return;
-  // Not further in the past than an hour: gRPC takes a time before 1970 for no
-  // deadline at all.
+  // A deadline that has passed is set at most an hour into the past, because
+  // gRPC takes a time before 1970 to mean that there is no deadline.
   context.set_deadline(TimeAfter(std::max(timeout, -absl::Hours(1))));
 }
 
-// Queues that no call uses: making one and shutting it down costs a small call
-// some microseconds. Thread-safe.
+// Keeps the queues that no call uses, so that the next call can use one again.
+// Making a queue and shutting it down would cost a small call several
+// microseconds. Thread-safe.
 class IdleQueues {
  public:
   using Queue = std::unique_ptr<grpc::CompletionQueue>;
@@ -120,11 +122,11 @@ class IdleQueues {
 
  private:
   std::mutex mutex_;
-  std::vector<Queue> queues_;  // as many as calls were waited for at once
+  std::vector<Queue> queues_;  // as many as there were calls at the same time
 };
 
-// One call's own queue, waited on by the thread that makes the call. Whatever
-// was started must have been waited for when it goes.
+// The completion queue of one call. The thread that makes the call waits on it.
+// Before you destroy it, call Wait for every operation that was started.
 class CallQueue {
  public:
   explicit CallQueue(IdleQueues& idle) : idle_(idle), queue_(idle.Take()) {}
@@ -134,7 +136,7 @@ class CallQueue {
 
   grpc::CompletionQueue* get() { return queue_.get(); }
 
-  // Waits for the one operation that was started; false where it failed.
+  // Waits for the one operation that was started. Returns whether it succeeded.
   bool Wait() {
     void* tag = nullptr;
     bool ok = false;
@@ -160,11 +162,12 @@ class ContextCanceller final : public CallCanceller {
   grpc::ClientContext context;
 };
 
-// gRPC 1.51 ends its callback threads, and waits for them, when the last
-// channel goes that made a call with a callback. Where a call is the last to
-// hold its channel, that is in such a thread itself, and crashes. So one
-// channel that is connected to nothing, and one call on it, stay as long as the
-// process.
+// Keeps the callback threads of gRPC running until the process ends. gRPC 1.51
+// ends these threads, and waits for them, when the last channel is destroyed
+// that made a call with a callback. If the last reference to that channel is
+// dropped in one of these threads, the thread would wait for itself, and the
+// process crashes. So this makes a channel that is connected to nothing, makes
+// one call on it, and never destroys it.
 void KeepCallbackThreads() {
   struct Kept {
     grpc::GenericStub stub{grpc::CreateChannel("", nullptr)};
@@ -172,7 +175,8 @@ void KeepCallbackThreads() {
     grpc::ByteBuffer request{nullptr, 0};  // valid, and empty
     grpc::ByteBuffer response;
   };
-  // "used": or the pointer is optimised away, and what it keeps looks leaked.
+  // Without "used", the compiler removes the pointer, and leak checkers report
+  // the memory that it points to.
   [[gnu::used]] static const Kept* const kept = [] {
     auto* made = new Kept;
     made->stub.UnaryCall(&made->context, "/none", {}, &made->request,
@@ -181,8 +185,9 @@ void KeepCallbackThreads() {
   }();
 }
 
-// Writes all, then reads all. Owns itself until gRPC is done with it, and is
-// kept as a canceller beyond that.
+// Runs an exchange: writes all messages, and then reads all messages. Keeps
+// itself alive until gRPC no longer uses it. The caller may keep it longer, as
+// the canceller of the call.
 class ExchangeReactor final
     : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
       public CallCanceller {
@@ -205,9 +210,9 @@ class ExchangeReactor final
 
   void Cancel() override { context_.TryCancel(); }
 
-  // Where a message cannot be sent, the call is over, and OnDone says why once
-  // what was answered before that is read: gRPC keeps the status back till
-  // then.
+  // If a message cannot be sent, the call is over. Then this reads what the
+  // server has sent before, because gRPC reports the status, in OnDone, only
+  // after that.
   void OnWriteDone(bool ok) override {
     ok ? WriteNext() : StartRead(&incoming_);
   }
@@ -222,7 +227,7 @@ class ExchangeReactor final
   }
   void OnDone(const grpc::Status& status) override {
     const std::shared_ptr<ExchangeReactor> self = std::move(self_);
-    // The call may keep this, so this must not keep the call.
+    // The call may own this reactor, so the reactor must not own the call.
     const std::shared_ptr<AsyncCall> call = std::move(call_);
     call->OnDone(ToAbsl(status), nullptr);
     exchange_.reset();
@@ -243,7 +248,7 @@ class ExchangeReactor final
   std::shared_ptr<AsyncCall> call_;
   grpc::ByteBuffer outgoing_;
   grpc::ByteBuffer incoming_;
-  bool wanted_ = true;
+  bool wanted_ = true;  // whether the exchange wants more messages
   std::shared_ptr<ExchangeReactor> self_;
 };
 
@@ -257,26 +262,29 @@ grpc::ChannelArguments MakeArguments(const ChannelLimits& limits,
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(ToInt(limits.received_bytes));
   arguments.SetMaxSendMessageSize(ToInt(limits.sent_bytes));
-  // Tensors go to the address that was asked for, never to the proxy that the
-  // environment names for web traffic.
+  // Tensors go directly to the address of the target, and not through the proxy
+  // that the environment sets for web traffic.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  // gRPC's pauses before it connects again, by default up to two minutes, would
-  // outlast the attempts of a call.
+  // By default, gRPC pauses for up to two minutes before it connects again.
+  // That is longer than the attempts of a call last.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
-  // Likewise before it asks for the target's addresses again.
+  // By default, gRPC also pauses too long before it looks up the addresses of
+  // the target again.
   arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 2000);
-  // Despite its name this is no pause, but what connecting may take. 5 s let
-  // TCP repeat its first packet twice.
+  // In spite of its name, this is not a pause, but the time that connecting may
+  // take. In 5 s, TCP can send its first packet again twice.
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
-  // A call is silent while the server computes. A ping each minute of silence
-  // finds out that a server's host or process hangs: it answers within 20 s.
+  // While the server computes, it sends nothing. To notice that its host or its
+  // process hangs, gRPC sends a ping after each minute of silence, and expects
+  // the reply within 20 s.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   if (service_config.empty()) {
     arguments.SetServiceConfigJSON(kDefaultServiceConfig);
-    // The retryPolicy is for programs that have no loop of their own.
+    // RetryingChannel repeats calls. The retryPolicy in this config is for
+    // other programs, which do not.
     arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   } else {
     arguments.SetServiceConfigJSON(service_config);
@@ -295,10 +303,35 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
                                    MakeArguments(limits, service_config));
 }
 
-// A channel that gRPC could not make is there, and has failed already.
+// Returns whether gRPC could not make the channel. In that case it returns a
+// channel that has already failed.
 bool HasFailed(grpc::Channel& channel) {
   return channel.GetState(/*try_to_connect=*/false) ==
          GRPC_CHANNEL_TRANSIENT_FAILURE;
+}
+
+// Reads the messages of a stream to its end and returns the status of the call.
+// Passes each message to `on_message` until that returns false, and then
+// cancels the call. Reads on after that, because gRPC reports the status only
+// after everything that the server has sent is read. For the same reason, call
+// this even if the client could not send all of its messages.
+absl::Status ReadAll(
+    grpc::GenericClientAsyncReaderWriter& stream, CallQueue& queue,
+    grpc::ClientContext& context,
+    const std::function<bool(const ReceivedMessage&)>& on_message) {
+  bool wanted = true;
+  for (;;) {
+    grpc::ByteBuffer message;
+    stream.Read(&message, nullptr);
+    if (!queue.Wait()) break;
+    if (!wanted) continue;
+    wanted = on_message(ToMessage(message));
+    if (!wanted) context.TryCancel();
+  }
+  grpc::Status status;
+  stream.Finish(&status, nullptr);
+  queue.Wait();
+  return ToAbsl(status);
 }
 
 }  // namespace
@@ -308,7 +341,7 @@ class RpcChannel::Impl {
   Impl(const std::string& target, const ChannelLimits& limits,
        const std::string& service_config) {
     const auto channel = MakeChannel(target, limits, service_config);
-    // With another config it tells whether the target is to blame.
+    // If a channel without this config has not failed, the config is the cause.
     if (!service_config.empty() && HasFailed(*channel) &&
         !HasFailed(*MakeChannel(target, limits, ""))) {
       error = FieldError("service_config",
@@ -391,21 +424,9 @@ absl::Status RpcChannel::Exchange(const std::string& method,
     }
     sending = queue.Wait() && message;
   }
-  // Also where not all could be sent: gRPC keeps the status back until what was
-  // answered before it is read.
-  bool wanted = true;
-  for (;;) {
-    grpc::ByteBuffer response;
-    stream->Read(&response, nullptr);
-    if (!queue.Wait()) break;
-    if (!wanted) continue;
-    wanted = exchange.OnResponse(ToMessage(response));
-    if (!wanted) context.TryCancel();
-  }
-  grpc::Status status;
-  stream->Finish(&status, nullptr);
-  queue.Wait();
-  return ToAbsl(status);
+  return ReadAll(*stream, queue, context, [&](const ReceivedMessage& message) {
+    return exchange.OnResponse(message);
+  });
 }
 
 std::shared_ptr<CallCanceller> RpcChannel::Start(
@@ -450,25 +471,18 @@ absl::Status RpcChannel::Stream(const std::string& method,
                       grpc::WriteOptions(), nullptr);
     queue.Wait();
   }
-  // Reads also where the request could not be sent, as Exchange does.
-  for (;;) {
-    grpc::ByteBuffer message;
-    stream->Read(&message, nullptr);
-    if (!queue.Wait()) break;
-    if (!wanted) continue;
-    const ReceivedMessage received = ToMessage(message);
-    ReceivedStream stream_of_message(received);
-    parsed = response->ParseFromZeroCopyStream(&stream_of_message);
-    wanted = parsed && on_response();
-    if (!wanted) context.TryCancel();
-  }
-  grpc::Status status;
-  stream->Finish(&status, nullptr);
-  queue.Wait();
+  const absl::Status status =
+      ReadAll(*stream, queue, context, [&](const ReceivedMessage& message) {
+        ReceivedStream bytes(message);
+        parsed = response->ParseFromZeroCopyStream(&bytes);
+        wanted = parsed && on_response();
+        return wanted;
+      });
   if (!parsed) return BadResponse();
-  // The end may have been on its way already when the call was cancelled.
+  // `status` can be OK, because the server may have ended the call before it
+  // was cancelled.
   if (!wanted) return absl::CancelledError("the caller stopped the call");
-  return ToAbsl(status);
+  return status;
 }
 
 }  // namespace attnd::client

@@ -1,7 +1,8 @@
-// Sends messages to a server and receives its answers, by method name. Each
-// call is one attempt: retrying_channel.h makes more. This is the only part of
-// the client that knows gRPC, and it knows nothing of attention. Its .cc stays
-// thin, because thread sanitizer cannot look into it.
+// Calls the methods of a server by name: sends messages and receives the
+// answers. Each call is one attempt. client/retrying_channel.h repeats failed
+// calls. This is the only part of the client that uses gRPC, and it is
+// independent of attention. Keep rpc_channel.cc small, because thread sanitizer
+// does not check it.
 #ifndef ATTND_CLIENT_RPC_CHANNEL_H_
 #define ATTND_CLIENT_RPC_CHANNEL_H_
 
@@ -22,36 +23,37 @@ class MessageLite;
 
 namespace attnd::client {
 
-// Gets the result of a call that no thread waits for.
+// Receives the result of an asynchronous call.
 class AsyncCall {
  public:
   virtual ~AsyncCall() = default;
-  // Called exactly once, in a thread of gRPC. Must not block. `answer` is null
-  // if the call failed.
+  // The channel calls this exactly once, in a thread of gRPC. It must not
+  // block. `answer` is null if the call failed, and after an exchange.
   virtual void OnDone(const absl::Status& status,
                       const ReceivedMessage* answer) = 0;
 };
 
-// A call of many messages: first this side sends all of its messages, then it
-// receives all of the server's.
+// A call with many messages. The client first sends all of its messages, and
+// then receives all messages of the server.
 class MessageExchange {
  public:
   virtual ~MessageExchange() = default;
-  // Returns the next message to send, or nothing after the last.
+  // Returns the next message to send, or nothing if there are no more.
   virtual std::optional<OutgoingMessage> Next() = 0;
-  // Takes a received message. Returning false ends the call with CANCELLED.
+  // Handles a received message. Return false to end the call with CANCELLED.
   virtual bool OnResponse(const ReceivedMessage& message) = 0;
-  // Prepares another attempt: forgets what was received, and sends from the
-  // start again. Returns false if there must be no other attempt.
+  // Prepares another attempt: forgets what was received, and makes Next begin
+  // with the first message again. Returns false if there must be no other
+  // attempt.
   virtual bool Restart() = 0;
 };
 
-// Code that runs after a pause.
+// Contains the code to run after a pause.
 class AsyncTimer {
  public:
   virtual ~AsyncTimer() = default;
-  // Called exactly once, in a thread of gRPC, when the pause is over or
-  // cancelled. Must not block.
+  // The channel calls this exactly once, in a thread of gRPC, when the pause is
+  // over or is cancelled. It must not block.
   virtual void OnTimer() = 0;
 };
 
@@ -62,63 +64,72 @@ class CallCanceller {
   virtual void Cancel() = 0;
 };
 
-// The sizes of the largest messages that a channel lets through. A larger one
-// ends its call with RESOURCE_EXHAUSTED.
+// The sizes of the largest messages that a channel sends and receives. A larger
+// message ends its call with RESOURCE_EXHAUSTED.
 struct ChannelLimits {
   int64_t sent_bytes;
   int64_t received_bytes;
 };
 
-// A connection to a server. Thread-safe. A timeout counts from the start of its
-// call, and an infinite one sets no limit. The status of a failed call carries
-// the server's details, which error_details.h reads.
+// A connection to a server. Thread-safe.
+//
+// A `timeout` is the time that a call may take from its start.
+// absl::InfiniteDuration() sets no limit. The status of a failed call carries
+// the details that the server sent. Read them with DetailsOf
+// (client/error_details.h).
 class RpcChannel {
  public:
-  // Opens no connection yet: the first call does. If `service_config` is empty,
-  // attnd's own is used.
+  // Does not open a connection yet. The first call does that. `target` is a
+  // gRPC target. `service_config` is a gRPC service config as JSON; if it is
+  // empty, the channel uses attnd's own config.
   RpcChannel(const std::string& target, const ChannelLimits& limits,
              const std::string& service_config);
   ~RpcChannel();
 
-  // Returns INVALID_ARGUMENT if gRPC refuses the service config. In that case
-  // make no call.
+  // Returns INVALID_ARGUMENT if gRPC refuses the service config, and OK
+  // otherwise. Make calls only if this is OK.
   const absl::Status& error() const;
 
-  // Waits in the calling thread, which also moves the bytes, so that no other
-  // thread has to wake up. Calls `on_answer` if the call succeeds. Copies data
-  // of the request that has no owner at the start.
+  // Sends `request` and waits. Calls `on_answer` in this thread if the call
+  // succeeds. At the start, copies data of the request that has no owner. This
+  // thread also moves the bytes, so that no other thread has to wake up.
   absl::Status Call(
       const std::string& method, const OutgoingMessage& request,
       absl::Duration timeout,
       const std::function<void(const ReceivedMessage&)>& on_answer);
 
-  // Returns at once. This channel may be destroyed before the call is over, and
-  // so may data of the request that has no owner.
+  // Sends `request` and returns at once. `call` gets the answer. You can
+  // destroy this channel before the call is over, and also the data of the
+  // request that has no owner.
   std::shared_ptr<CallCanceller> Start(const std::string& method,
                                        const OutgoingMessage& request,
                                        absl::Duration timeout,
                                        std::shared_ptr<AsyncCall> call);
 
-  // Sends the next message once HTTP/2 has taken the one before.
+  // Sends all messages of `exchange`, receives all messages of the server, and
+  // waits for the end of the call. Uses `exchange` in this thread only. Asks it
+  // for the next message when HTTP/2 has taken the previous one.
   absl::Status Exchange(const std::string& method, absl::Duration timeout,
                         MessageExchange& exchange);
-  // Returns at once. Threads of gRPC take turns at calling `exchange`, which
-  // must not block. `call` gets no answer.
+  // Starts an exchange and returns at once. Threads of gRPC call `exchange`,
+  // one at a time. It must not block. `call` gets the status of the call.
   std::shared_ptr<CallCanceller> Start(
       const std::string& method, absl::Duration timeout,
       std::shared_ptr<MessageExchange> exchange,
       std::shared_ptr<AsyncCall> call);
 
-  // Waits in the calling thread. Polls gRPC instead of sleeping, because there
-  // may be no other thread that opens gRPC's connection in the meantime.
+  // Waits for `pause`. This thread polls gRPC meanwhile, because there may be
+  // no other thread in which gRPC can open its connection.
   void Pause(absl::Duration pause);
-  // Returns at once. Keeps `timer` until the returned canceller is destroyed.
+  // Starts a pause and returns at once. `timer` exists until the returned
+  // canceller is destroyed.
   static std::shared_ptr<CallCanceller> StartTimer(
       absl::Duration pause, std::shared_ptr<AsyncTimer> timer);
 
-  // Sends one request and receives many responses. Parses each into `response`
-  // and then calls `on_response` in the calling thread. Returning false there
-  // ends the call with CANCELLED.
+  // Sends one request, receives many responses, and waits for the end of the
+  // call. Parses each response into `response`, and then calls `on_response` in
+  // this thread. If that returns false, the call ends with CANCELLED. Returns
+  // INTERNAL if a response does not parse.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,

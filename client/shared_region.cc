@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/checked_math.h"
 #include "base/status_macros.h"
 #include "base/unique_fd.h"
 #include "wire/shm_protocol.h"
@@ -24,10 +25,6 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-int64_t RoundUp(int64_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
 absl::StatusOr<UniqueFd> MakeMemory(int64_t size_bytes) {
   UniqueFd fd(memfd_create("attnd", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd.valid() || ftruncate(fd.get(), size_bytes) != 0 ||
@@ -35,14 +32,15 @@ absl::StatusOr<UniqueFd> MakeMemory(int64_t size_bytes) {
           0) {
     return absl::ErrnoToStatus(
         errno,
-        absl::StrCat("cannot make shared memory of ", size_bytes, " bytes"));
+        absl::StrCat("cannot create shared memory of ", size_bytes, " bytes"));
   }
   return fd;
 }
 
-// What `call` answers once no signal has cut it short. The sockets' timeouts
-// start anew after each, so that no stream of signals goes on for longer than
-// twice `patience`.
+// Makes the system call `call` until no signal interrupts it, and returns its
+// result. The timeouts of the socket start again with each attempt. So that
+// many signals cannot extend the wait beyond twice `patience`, there is no new
+// attempt after `patience`.
 template <typename Call>
 ssize_t Uninterrupted(absl::Duration patience, const Call& call) {
   const absl::Time end = absl::Now() + patience;
@@ -63,10 +61,10 @@ absl::StatusOr<UniqueFd> Connect(const std::string& path,
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  // 0 would be no timeout.
+  // A timeout of 0 would mean that there is none.
   const timeval timeout =
       absl::ToTimeval(std::max(patience, absl::Microseconds(1)));
-  // The one for sending bounds connect, too.
+  // The timeout for sending applies to connect, too.
   if (!fd.valid() ||
       setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout,
                  sizeof(timeout)) != 0 ||
@@ -82,7 +80,8 @@ absl::StatusOr<UniqueFd> Connect(const std::string& path,
   return fd;
 }
 
-// Where the server has closed the connection already, its reply says why.
+// Ignores errors. If the server has already closed the connection, its reply,
+// which the caller reads next, says why.
 void SendRegister(const UniqueFd& connection, const UniqueFd& memory,
                   absl::Duration patience) {
   std::string message = EncodeRegister();
@@ -114,7 +113,7 @@ absl::StatusOr<std::string> Register(const UniqueFd& connection,
   });
   if (size < 0) {
     return absl::UnavailableError(absl::StrCat(
-        "no reply of the shared-memory socket: ", std::strerror(errno)));
+        "no reply from the shared-memory socket: ", std::strerror(errno)));
   }
   return ParseRegistered({buffer, static_cast<size_t>(size)});
 }
@@ -123,7 +122,7 @@ absl::StatusOr<std::string> Register(const UniqueFd& connection,
 
 class SharedRegion::Impl {
  public:
-  // Takes over `data`, which is mapped.
+  // Takes ownership of the mapping at `data`.
   Impl(UniqueFd connection, std::string handle, std::byte* data,
        int64_t size_bytes)
       : connection_(std::move(connection)),
@@ -137,22 +136,22 @@ class SharedRegion::Impl {
   absl::StatusOr<Elements> Allocate(DataType type, int64_t count) {
     const int64_t left_bytes = size_bytes_ - used_bytes_;
     if (count < 0 || count > left_bytes / SizeOf(type)) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("a shared region has ", left_bytes, " of its ",
-                       size_bytes_, " bytes left: expected 0 to ",
-                       left_bytes / SizeOf(type), " elements, got ", count));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "count: expected 0 to ", left_bytes / SizeOf(type),
+          " elements, because ", left_bytes, " of the ", size_bytes_,
+          " bytes of the region are free, got ", count));
     }
     const int64_t bytes = count * SizeOf(type);
     Elements elements(type, {data_ + used_bytes_, static_cast<size_t>(bytes)},
                       {.handle = handle_, .offset_bytes = used_bytes_});
-    used_bytes_ += RoundUp(bytes);
+    used_bytes_ += RoundUp(bytes, kAlignment);
     return elements;
   }
 
   int64_t size_bytes() const { return size_bytes_; }
 
  private:
-  const UniqueFd connection_;  // the region lives as long
+  const UniqueFd connection_;  // closing it ends the registration
   const std::string handle_;
   std::byte* const data_;
   const int64_t size_bytes_;
@@ -179,8 +178,9 @@ absl::StatusOr<SharedRegion> RegisterRegion(const std::string& shm_socket,
     return absl::InvalidArgumentError(absl::StrCat(
         "size_bytes: expected 1 to ", kMaxSize, ", got ", size_bytes));
   }
-  // So that every part has a start and an end of its own.
-  const int64_t rounded = RoundUp(size_bytes);
+  // Elements start at multiples of kAlignment, so the last ones can use all
+  // bytes.
+  const int64_t rounded = RoundUp(size_bytes, kAlignment);
   ATTND_ASSIGN_OR_RETURN(UniqueFd connection, Connect(shm_socket, patience));
   ATTND_ASSIGN_OR_RETURN(const UniqueFd memory, MakeMemory(rounded));
   ATTND_ASSIGN_OR_RETURN(std::string handle,

@@ -1,6 +1,7 @@
-// The arguments and results of calls, as plain values. Includes neither gRPC
-// nor protobuf, so that programs which include it compile quickly. The
-// contract, attnd/v1/attention.proto, has every default and every limit.
+// The arguments and the results of calls, as plain values. Their members have
+// the names of the fields in the contract, attnd/v1/attention.proto. See there
+// for every unit, default and limit. This header includes neither gRPC nor
+// protobuf, so that programs that include it compile quickly.
 #ifndef ATTND_CLIENT_TYPES_H_
 #define ATTND_CLIENT_TYPES_H_
 
@@ -21,7 +22,7 @@
 
 namespace attnd::client {
 
-// The server uses these, too.
+// The client and the server share these.
 using attnd::Causal;
 using attnd::DataType;
 using attnd::ElementCount;
@@ -36,12 +37,12 @@ template <typename Range>
 concept ContiguousRange =
     std::ranges::contiguous_range<Range> && std::ranges::sized_range<Range>;
 
-// A range whose elements are of one of these C++ types.
-template <typename Range, typename... Elements>
+// A contiguous range whose elements have one of the C++ types `Types`.
+template <typename Range, typename... Types>
 concept RangeOf = ContiguousRange<Range> &&
-    (std::same_as<std::ranges::range_value_t<Range>, Elements> || ...);
+    (std::same_as<std::ranges::range_value_t<Range>, Types> || ...);
 
-// The place of elements in a region of memory that the server shares.
+// A place in a region of memory that this process shares with a server.
 struct SharedPlace {
   std::string handle;
   int64_t offset_bytes = 0;
@@ -49,8 +50,9 @@ struct SharedPlace {
   bool operator==(const SharedPlace&) const = default;
 };
 
-// Elements that a call writes: F32, F16 or BF16. Does not own them. A range of
-// float is F32. C++20 has no 16-bit floats, so the caller names their type:
+// The memory for elements that a call writes: F32, F16 or BF16. Does not own
+// the memory. A range of float is F32. C++20 has no 16-bit floats, so for these
+// you pass the type:
 //   std::vector<uint16_t> halves = ...;  // or _Float16, Eigen::half, ...
 //   Elements elements(DataType::kF16, halves);
 class Elements {
@@ -59,24 +61,26 @@ class Elements {
   template <RangeOf<float> Range>
   Elements(Range&& range)  // NOLINT(*-explicit-constructor)
       : Elements(DataType::kF32, range) {}
-  // Takes any range whose bytes are elements of `type`.
+  // Refers to any range whose bytes are elements of `type`.
   template <ContiguousRange Range>
   Elements(DataType type, Range&& range)
       : type_(type),
         bytes_(std::as_writable_bytes(
             std::span(std::ranges::data(range), std::ranges::size(range)))) {}
-  // For elements in memory that a server shares. SharedRegion makes these.
+  // Refers to elements in a region that this process shares with a server. Only
+  // SharedRegion needs this constructor.
   Elements(DataType type, std::span<std::byte> bytes, SharedPlace place)
       : type_(type), bytes_(bytes), place_(std::move(place)) {}
 
   DataType type() const { return type_; }
   std::span<std::byte> bytes() const { return bytes_; }
-  // Returns the elements as numbers. Only for F32.
+  // Returns the elements as numbers. The type must be F32.
   std::span<float> floats() const {
     return {reinterpret_cast<float*>(bytes_.data()),
             bytes_.size() / sizeof(float)};
   }
-  // If this is set, a call sends the place instead of the elements.
+  // Returns the place of the elements in a shared region, if they are in one.
+  // If so, a call sends the place instead of the elements.
   const std::optional<SharedPlace>& place() const { return place_; }
 
  private:
@@ -85,8 +89,9 @@ class Elements {
   std::optional<SharedPlace> place_;
 };
 
-// Elements that a call reads: F32, F16, BF16 or BOOL. A range of bool or
-// uint8_t is BOOL.
+// Elements that a call reads: F32, F16, BF16 or BOOL. Does not own them, except
+// through OwnedBy. A range of float is F32, and a range of bool or uint8_t is
+// BOOL. For other ranges, you pass the type.
 class ConstElements {
  public:
   ConstElements() = default;
@@ -106,9 +111,9 @@ class ConstElements {
         bytes_(elements.bytes()),
         place_(elements.place()) {}
 
-  // Returns the same elements, kept alive by `owner`. A call sends them without
-  // a copy. It copies elements that have no owner, because gRPC may still read
-  // them after a call that was cancelled has returned.
+  // Returns the same elements with an owner that keeps them alive. A call sends
+  // such elements without a copy. It copies elements that have no owner,
+  // because gRPC may still read them after a cancelled call has returned.
   //   auto q = std::make_shared<std::vector<float>>(...);
   //   ConstElements elements = ConstElements(*q).OwnedBy(q);
   ConstElements OwnedBy(std::shared_ptr<const void> owner) const {
@@ -129,51 +134,56 @@ class ConstElements {
   std::shared_ptr<const void> owner_;
 };
 
-// A dense row-major tensor that a call reads. Query, key, value and tensors of
-// their shapes have rank 4, 3 or 2: [batch, heads, seq, dim], without batch, or
-// without batch and heads.
+// A dense row-major tensor that a call reads. Query, key and value, and the
+// tensors that have their shapes, have rank 4, 3 or 2. The axes are
+// [batch, heads, seq, dim], [heads, seq, dim] or [seq, dim].
 struct ConstTensor {
-  ConstElements data;  // the product of `shape` is their number
+  ConstElements data;  // as many elements as the product of `shape`
   std::vector<int64_t> shape;
 };
 
-// All three have the same rank. Each is F32, F16 or BF16.
+// The tensors of an attention call. All three have the same rank. Each of them
+// can be F32, F16 or BF16.
 struct AttentionInputs {
   ConstTensor query;  // [batch, q_heads, q_len, head_dim]
   ConstTensor key;    // [batch, kv_heads, kv_len, head_dim]
   ConstTensor value;  // [batch, kv_heads, kv_len, v_head_dim]
 };
 
-// Memory of the caller that the answer is written to. It has exactly as many
-// elements as the answer; OutputShape() and LseShape() say how many. It lies in
-// a shared region if, and only if, the query does.
+// The memory of the caller to which the answer is written. It must have exactly
+// as many elements as the answer. OutputShape() and LseShape() return the
+// shapes of the answer. The memory must be in a shared region if the query is
+// in one, and must not be in one otherwise.
 struct AttentionOutputs {
-  // [batch, q_heads, q_len, v_head_dim], in the type that the caller wants.
+  // [batch, q_heads, q_len, v_head_dim]. Its type is the type of the answer.
   Elements output;
-  // [batch, q_heads, q_len], F32. The call returns lse if this is set.
+  // [batch, q_heads, q_len], F32. Set it to get lse, the logarithm of the sum
+  // of the exponentials of the scores of each row.
   std::optional<Elements> lse = {};
 };
 
-// The inputs and answers of an attention call, and the gradient of its output.
-// All are F32.
+// The inputs and the answers of an attention call, and the gradient of its
+// output. All tensors are F32.
 struct BackwardInputs {
   ConstTensor query;
   ConstTensor key;
   ConstTensor value;
-  ConstTensor output;       // the answer of Attention
-  ConstTensor lse;          // the answer of Attention
-  ConstTensor grad_output;  // of the shape of output
+  ConstTensor output;       // as Attention returned it
+  ConstTensor lse;          // as Attention returned it
+  ConstTensor grad_output;  // has the shape of output
 };
 
-// Memory for the gradients, each of the size of its input.
+// The memory to which the gradients are written. Each has the size of its
+// input.
 struct BackwardOutputs {
   std::span<float> grad_query;
   std::span<float> grad_key;
   std::span<float> grad_value;
 };
 
-// Everything that shapes the scores. The members are listed and described in
-// base/attention_options.def: AttentionOptions{.causal = Causal::kTopLeft}.
+// The options that shape the scores of an attention call. Its members are the
+// options that base/attention_options.def lists and describes. For example,
+// write AttentionOptions{.causal = Causal::kTopLeft}.
 struct AttentionOptions {
   using Tensor = ConstTensor;
 
@@ -181,7 +191,7 @@ struct AttentionOptions {
 #include "base/attention_options.def"
 };
 
-// What the server ran, and the time and memory that it took.
+// What the server ran, and how much time and memory it took.
 struct ExecutionStats {
   std::string isa;
   std::string kernel;
@@ -194,14 +204,14 @@ struct ExecutionStats {
   int64_t workspace_bytes = 0;
 };
 
-// What an attention call answers, except the elements.
+// The answer to an attention call, without its elements.
 struct AttentionReply {
   std::vector<int64_t> output_shape;
-  std::vector<int64_t> lse_shape;  // empty unless the call returns lse
+  std::vector<int64_t> lse_shape;  // empty if lse was not requested
   ExecutionStats stats;
 };
 
-// The problem to time. 0 means the server's default.
+// The problem for a benchmark. A member of 0 means the server's default.
 struct BenchmarkOptions {
   int64_t num_vectors = 0;  // q_len = kv_len; required
   int64_t dimensions = 0;   // head_dim
@@ -212,16 +222,19 @@ struct BenchmarkOptions {
   int64_t repetitions = 0;
 };
 
+// A progress report of a benchmark that is running.
 struct BenchmarkProgress {
   std::string phase;    // "prepare", "peak", "naive", "flash" or "verify"
-  double fraction = 0;  // of the whole, 0 to 1
+  double fraction = 0;  // how much of the benchmark is done, from 0 to 1
 };
 
+// The result of a benchmark. Times are medians.
 struct BenchmarkResult {
-  std::optional<double> naive_time_ms;  // unset if naive did not fit the memory
+  // Unset if naive attention did not fit the memory budget.
+  std::optional<double> naive_time_ms;
   double flash_time_ms = 0;
   std::optional<double> speedup;
-  double memory_reduction = 0;  // 0.75 = 75 % less
+  double memory_reduction = 0;  // 0.75 means 75 % less than naive attention
   int64_t num_queries = 0;
   int64_t dimensions = 0;
   double max_abs_error = 0;
@@ -235,10 +248,11 @@ struct BenchmarkResult {
   int64_t repetitions = 0;  // the number of runs behind each median
 };
 
-// A problem without its data. 0 means the server's default.
+// The problem for a memory estimate, without its data. A size of 0 means the
+// server's default.
 struct MemoryEstimateOptions {
-  int64_t seq_len = 0;     // for q_len and kv_len if those are 0
-  int64_t dimensions = 0;  // for head_dim if that is 0
+  int64_t seq_len = 0;     // the default of q_len and kv_len
+  int64_t dimensions = 0;  // the default of head_dim
   int64_t batch = 0;
   int64_t num_q_heads = 0;
   int64_t num_kv_heads = 0;
@@ -247,16 +261,17 @@ struct MemoryEstimateOptions {
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
   int64_t threads = 0;
-  int64_t concurrency = 0;                    // requests that run at once
-  DataType dtype = DataType::kF32;            // of query, key and value
-  std::optional<DataType> output_dtype = {};  // unset = `dtype`
-  // Only the types and shapes of bias and mask count. Their elements are not
-  // sent.
+  int64_t concurrency = 0;          // how many such requests run at once
+  DataType dtype = DataType::kF32;  // the type of query, key and value
+  std::optional<DataType> output_dtype = {};  // if unset, the same as `dtype`
+  // Only the types and the shapes of bias and mask matter. Their elements are
+  // not sent, and may be missing.
   AttentionOptions attention = {};
   bool return_lse = false;
   Transport transport = Transport::kInline;
 };
 
+// The memory that a problem takes.
 struct MemoryEstimate {
   int64_t naive_bytes = 0;
   int64_t flash_bytes = 0;
@@ -273,6 +288,7 @@ struct MemoryEstimate {
   std::string limiting_factor;
 };
 
+// The version, the limits and the features of a server.
 struct ServerInfo {
   std::string version;
   std::string isa;
@@ -284,7 +300,7 @@ struct ServerInfo {
   std::vector<std::string> features;
 };
 
-// The answers of grpc.health.v1.
+// What the health service of a server (grpc.health.v1) reports.
 enum class Health { kUnknown, kServing, kNotServing };
 
 }  // namespace attnd::client

@@ -83,7 +83,7 @@ TEST(ReadReplyTest, RefusesOtherShapes) {
   response.mutable_lse()->add_shape(1);
   const auto reply = ReadIn(response.SerializeAsString(), 9, 64).reply;
   EXPECT_EQ(reply.status().message(),
-            "lse: the server answered shape [2, 1] where [2] was asked for");
+            "lse: expected an answer of shape [2], got [2, 1]");
 }
 
 TEST(ReadReplyTest, TakesFieldsInAnyOrderAndPassesOverUnknownOnes) {

@@ -361,9 +361,8 @@ TEST(AttentionClientErrorTest, RefusesAnswersOfAnotherShape) {
   for (const Reply& reply :
        {client.Attention(inputs, outputs), done.get_future().get()}) {
     EXPECT_EQ(DetailsOf(reply.status()).reason, "BAD_RESPONSE");
-    EXPECT_EQ(
-        reply.status().message(),
-        "output: the server answered shape [1, 2] where [2, 1] was asked for");
+    EXPECT_EQ(reply.status().message(),
+              "output: expected an answer of shape [2, 1], got [1, 2]");
   }
 
   std::vector<float> grad_query(4), grad_key(6), grad_value(3);
@@ -382,8 +381,7 @@ TEST(AttentionClientErrorTest, RefusesAnswersOfAnotherShape) {
   for (const auto& stats : {client.AttentionBackward(backward, gradients),
                             backward_done.get_future().get()}) {
     EXPECT_EQ(stats.status().message(),
-              "grad_key: the server answered shape [2, 3] where [3, 2] was "
-              "asked for");
+              "grad_key: expected an answer of shape [3, 2], got [2, 3]");
   }
 }
 

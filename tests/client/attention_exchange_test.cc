@@ -167,9 +167,7 @@ TEST_F(AttentionExchangeTest, RefusesHeadersThatDoNotFit) {
   output.clear_shape();
   output.add_shape(3);
   output.add_shape(1);
-  ExpectBad(messages,
-            "output: the server answered shape [3, 1] where [1, 3] was asked "
-            "for");
+  ExpectBad(messages, "output: expected an answer of shape [1, 3], got [3, 1]");
 }
 
 TEST_F(AttentionExchangeTest, RefusesChunksThatDoNotFit) {
