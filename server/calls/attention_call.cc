@@ -18,8 +18,8 @@ namespace {
 
 int64_t Aligned(int64_t bytes) { return RoundUp(bytes, Workspace::kAlignment); }
 
-// The first part that the tensor of `role` plays: where several are the same
-// tensor, it came once and is copied once.
+// Returns the first role whose tensor is the same as that of `role`. Such a
+// tensor arrives once and is copied once, for the first role.
 size_t FirstRole(const AttentionTensors& tensors, size_t role) {
   size_t first = 0;
   while (tensors.by_role[first].tensor != tensors.by_role[role].tensor) ++first;
@@ -50,7 +50,7 @@ absl::Status AttentionCall::Admit(int64_t message_bytes) {
 absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
                                         const SplitMessage& split,
                                         PayloadSource& source) {
-  // While they are decoded, there are two copies of the lists.
+  // While the options are decoded, two copies of their lists exist.
   const int64_t decoding_bytes =
       reservation_.bytes() + 2 * DecodedListBytes(*tensors.options);
   ATTND_RETURN_IF_ERROR(reservation_.GrowTo(decoding_bytes));
@@ -65,7 +65,7 @@ absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
   return PlaceInputs(tensors, decoded, split, source);
 }
 
-// `decoding_bytes` is what the message and its parsed form hold.
+// `decoding_bytes` is what the message and the parsed request hold.
 absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
                                     const DecodedRequest& decoded,
                                     int64_t decoding_bytes) {
@@ -92,7 +92,7 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
     return WithReason(
         absl::ResourceExhaustedError(
             absl::StrCat("the response would take up to ", cost_.response_bytes,
-                         " bytes, the limit (--max-message-bytes) is ",
+                         " bytes, but the limit (--max-message-bytes) is ",
                          context_.max_message_bytes)),
         kMessageTooLarge);
   }
@@ -112,7 +112,9 @@ bool AttentionCall::IsInMessage(const AttentionTensors& tensors,
          tensors.by_role[role].tensor->payload_case() == v1::Tensor::kData;
 }
 
-// What `source` copies sees no other copy on its way in.
+// Allocates memory for the inputs, and adds to `source` the copies that the
+// workers make. The workers copy each of these tensors straight to where
+// kernels read it.
 absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
                                         const DecodedRequest& decoded,
                                         const SplitMessage& split,
@@ -147,7 +149,8 @@ absl::Status AttentionCall::PlaceInputs(const AttentionTensors& tensors,
       payloads[role] = &PayloadOf(split, tensor->data());
     }
   }
-  // Together and last, where they are tensors of their own.
+  // Key and value are added last and together, unless they are the same tensor
+  // as another one or are not in the message.
   const bool apart = payloads[kKey] != nullptr && payloads[kValue] != nullptr;
   for (size_t role = 0; role < kTensorRoles; ++role) {
     if (payloads[role] == nullptr) continue;
@@ -182,7 +185,7 @@ std::vector<ResponseTensor> AttentionCall::Answers(
             {.field_number = Response::kGradValueFieldNumber,
              .shape = shape_of(kValue)}};
   }
-  // The messages of the three forward methods have equal fields.
+  // The responses of all three forward methods have the same fields.
   using Response = v1::AttentionResponse;
   std::vector<ResponseTensor> answers = {
       {.field_number = Response::kOutputFieldNumber,
@@ -224,7 +227,7 @@ absl::Status AttentionCall::AllocateOutputs() {
 }
 
 void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
-  // The inputs go first: what waits to be sent is the output alone.
+  // Frees the inputs before `done`, because the answer may take long to send.
   AttentionEngine::Done end = [this, done = std::move(done)](
                                   absl::Status status, const RunStats& stats) {
     inputs_ = Workspace();
@@ -268,7 +271,7 @@ void AttentionCall::ShrinkToAnswer() {
   reservation_.ShrinkTo(held_bytes);
 }
 
-// gRPC orders Answer before this.
+// gRPC orders Answer before the destructor, and this tells thread sanitizer.
 UnaryCall::~UnaryCall() { TsanAcquire(this); }
 
 void UnaryCall::Start(ReceivedMessage received, Done done) {
@@ -285,7 +288,7 @@ void UnaryCall::Start(ReceivedMessage received, Done done) {
   }
 }
 
-// The message is admitted before it waits for the decode thread. This bounds
+// Admits the call before its message waits for the decode thread. This limits
 // how many messages wait there.
 template <typename Request>
 void UnaryCall::Begin(ReceivedMessage received) {
@@ -334,7 +337,7 @@ void UnaryCall::Continue(ReceivedMessage received,
 template <typename Request>
 absl::Status UnaryCall::Decode(const ReceivedMessage& received,
                                std::optional<SplitMessage> light) {
-  // The parts of a small request all lie here.
+  // All parts of a small request fit here, so that malloc is not needed.
   alignas(8) char block[2048];
   google::protobuf::Arena arena(block, sizeof(block));
   auto& request = *google::protobuf::Arena::CreateMessage<Request>(&arena);
@@ -366,8 +369,8 @@ OutgoingMessage UnaryCall::Encode(const RunStats& stats) {
                       : int{v1::AttentionResponse::kStatsFieldNumber},
        .stats = stats},
       kind(), shared_from_this());
-  // Numbers were copied.
-  if (kind() == PayloadKind::kValues) DropOutputs();
+  // The answer has a copy of the numbers.
+  if (kind() == PayloadKind::kValues) FreeOutputs();
   ShrinkToAnswer();
   return pieces;
 }

@@ -1,6 +1,6 @@
-// Attention calls, forward and backward, from the bytes that came to the bytes
-// that go: admission, decoding, compute, encoding, and the memory of all
-// of them. Knows no gRPC.
+// Handles attention calls, forward and backward, from the bytes of the request
+// to the bytes of the answer: admission, decoding, computation, encoding, and
+// the memory for all of these. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_ATTENTION_CALL_H_
 #define ATTND_SERVER_CALLS_ATTENTION_CALL_H_
 
@@ -31,7 +31,7 @@
 
 namespace attnd::server {
 
-// Which method was called.
+// The methods that compute attention with one message each way.
 enum class AttentionMethod {
   kAttention,
   kSelfAttention,
@@ -39,17 +39,21 @@ enum class AttentionMethod {
   kAttentionBackward
 };
 
-// One attention, its memory, and the steps that every call takes, whichever way
-// its tensors come and go. Held by shared pointers: by its caller, by the job
-// while it runs, and by the answer's pieces until they are sent. The last of
-// them frees the memory and gives the reservation back.
+// One attention call and its memory. Has the steps that every call takes, and
+// derived classes say how its tensors arrive and leave: UnaryCall below, and
+// StreamCall (server/calls/stream_call.h).
+//
+// Shared pointers own a call: one in the caller, one in the job while it runs,
+// and one in each piece of the answer until the piece is sent. When the last
+// one is destroyed, the call frees its memory and returns its reservation.
 class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
  public:
   virtual ~AttentionCall();
   AttentionCall(const AttentionCall&) = delete;
   AttentionCall& operator=(const AttentionCall&) = delete;
 
-  // Stops what runs. Thread-safe; may come at any time.
+  // Makes the call stop as soon as possible, with CANCELLED. Thread-safe. You
+  // can call this at any time.
   void Cancel() { stop_.Cancel(); }
 
  protected:
@@ -58,21 +62,25 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
                 SteadyTime deadline)
       : context_(context), method_(method), stop_(deadline) {}
 
-  // The steps, in their order, each once.
+  // The next four functions are the steps of a call. Call each of them once, in
+  // this order.
 
-  // Takes a slot, and the bytes of the message that begins the call; refuses a
-  // call that is over.
+  // Reserves a slot, and the bytes of the message that begins the call. Returns
+  // an error if they are not available, or if the call has been cancelled or
+  // its deadline has passed.
   absl::Status Admit(int64_t message_bytes);
-  // Checks the request, reserves the most that the call will hold, and adds to
-  // `source` what workers have to copy: the tensors whose payload came in the
-  // message that was split, and what has to be copied of shared memory.
+  // Checks the request, reserves the most bytes that the call will hold, and
+  // allocates memory for its inputs. Adds to `source` what the workers have to
+  // copy there: the tensors whose data are in the message that was split, and
+  // those in shared memory that may not be read in place.
   absl::Status TakeRequest(const AttentionTensors& tensors,
                            const SplitMessage& split, PayloadSource& source);
-  // Once the parsed request is gone, and the message where `source` does not
-  // need it: what is left is what computing holds.
+  // Allocates memory for the answer, and shrinks the reservation to what
+  // computing holds. Before this, free the parsed request, and also the message
+  // unless `source` keeps it.
   absl::Status AllocateOutputs();
-  // Hands the job to the engine, which loads what `source` has, if there is
-  // one. The inputs are gone when `done` is called.
+  // Starts the computation in the engine. The workers first make the copies of
+  // `source`, if there is one. Frees the inputs before it calls `done`.
   void Submit(AttentionEngine::Done done, InputSource* source = nullptr);
 
   bool backward() const {
@@ -80,18 +88,21 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   }
   const ServiceContext& context() const { return context_; }
   AttentionMethod method() const { return method_; }
-  // OK until the call is cancelled or its deadline has passed.
+  // Returns OK until the call is cancelled or its deadline has passed.
   absl::Status StopStatus() const { return stop_.Check(); }
   PayloadKind kind() const { return kind_; }
   Admission::Reservation& reservation() { return reservation_; }
-  // Where the kernel reads the tensor of `role`, which the request has.
+  // Returns the memory from which the kernel reads the tensor of `role`. The
+  // request must have that tensor.
   std::span<std::byte> Input(TensorRole role);
-  // What computing holds, and receiving before it.
+  // Returns how many bytes the call holds while it receives chunks and while it
+  // computes.
   int64_t computing_bytes() const { return cost_.computing_bytes; }
-  // What is answered; with data once the outputs are allocated.
+  // Returns the tensors of the answer. They have data after AllocateOutputs.
   const std::vector<ResponseTensor>& answers() const { return answers_; }
-  void DropOutputs() { outputs_ = Workspace(); }
-  // Gives back what is held beside the answer.
+  // Frees the memory of the answer.
+  void FreeOutputs() { outputs_ = Workspace(); }
+  // Shrinks the reservation to what the answer takes until it is sent.
   void ShrinkToAnswer();
 
  private:
@@ -100,33 +111,37 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   absl::Status PlaceInputs(const AttentionTensors& tensors,
                            const DecodedRequest& decoded,
                            const SplitMessage& split, PayloadSource& source);
-  // Whether the tensor of `role` is copied: not where it came as another role,
-  // and not where it lies in a region. A mask says which keys are seen, so it
-  // is read once, where its client cannot write to it any more.
+  // Returns whether the tensor of `role` is copied to memory of the call. It is
+  // not if it is the same tensor as that of an earlier role, or if it is in
+  // shared memory. A mask in shared memory is copied nevertheless, because it
+  // says which keys are visible: after the copy, the client cannot change it
+  // any more.
   bool IsCopied(const AttentionTensors& tensors, size_t role) const;
-  // Whether workers copy it from the message that began the call.
+  // Returns whether the workers copy the tensor of `role` from the message that
+  // began the call.
   bool IsInMessage(const AttentionTensors& tensors, size_t role) const;
-  // What the method answers, without its data.
+  // Returns the tensors of the answer without their data.
   std::vector<ResponseTensor> Answers(const AttentionTensors& tensors) const;
 
   const ServiceContext& context_;
   const AttentionMethod method_;
   StopSignal stop_;
   Admission::Reservation reservation_;
-  int64_t message_bytes_ = 0;  // of the one that began the call
+  int64_t message_bytes_ = 0;  // the size of the message that began the call
   std::optional<AttentionProblem> problem_;
   PayloadKind kind_ = PayloadKind::kData;
   CallCost cost_;
   SharedTensors shared_;
   Workspace inputs_;
   Workspace outputs_;
-  std::array<const std::byte*, kTensorRoles> input_data_{};  // null: none
+  // Where the kernel reads each input. Null if the request lacks the tensor.
+  std::array<const std::byte*, kTensorRoles> input_data_{};
   std::array<int64_t, kTensorRoles> input_bytes_{};
   std::vector<ResponseTensor> answers_;
-  std::vector<std::byte*> output_data_;  // of answers_
+  std::vector<std::byte*> output_data_;  // where the kernel writes answers_
 };
 
-// One message in, one message out.
+// An attention call that receives one message and sends one.
 class UnaryCall : public AttentionCall {
  public:
   using Done = std::function<void(absl::StatusOr<OutgoingMessage>)>;
@@ -136,11 +151,13 @@ class UnaryCall : public AttentionCall {
       : AttentionCall(context, method, deadline) {}
   ~UnaryCall() override;
 
-  // Hands the job to the engine and returns; refuses before anything is
-  // allocated for what does not fit. Workers copy the tensors that `received`
-  // carries. If `received` is not light, the decode thread does everything
-  // else. `done` is called once, by Start or by one of those threads, and must
-  // not block.
+  // Starts the call and returns without waiting for the answer. A call that
+  // does not fit the memory budget fails before memory for it is allocated.
+  // Calls `done` once, in this thread, in the decode thread or in a worker.
+  // `done` must not block.
+  //
+  // The workers copy the tensors in `received`. If `received` is light, this
+  // thread decodes the rest. Otherwise the decode thread does so.
   void Start(ReceivedMessage received, Done done);
 
  private:

@@ -7,6 +7,7 @@
 
 #include "absl/strings/string_view.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "base/tsan_ordering.h"
 #include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
@@ -32,11 +33,11 @@ absl::Status BenchmarkRunner::Start(std::function<Afterwards()> work) {
   if (busy_) {
     return WithRetryDelay(WithReason(absl::ResourceExhaustedError(
                                          "another benchmark is running, and "
-                                         "they run one at a time"),
+                                         "only one can run at a time"),
                                      kTooManyRequests),
                           kRetryDelay);
   }
-  // Only the last lines of the former thread can still be running.
+  // The previous thread can at most still be calling `afterwards`.
   if (thread_.joinable()) thread_.join();
   try {
     thread_ = std::thread([this, work = std::move(work)]() mutable {
@@ -51,12 +52,13 @@ absl::Status BenchmarkRunner::Start(std::function<Afterwards()> work) {
   } catch (const std::system_error& error) {
     return NoThreadError(error);
   }
-  // The thread waits for this lock before it says otherwise.
+  // The thread sets this to false only after it gets this lock.
   busy_ = true;
   return absl::OkStatus();
 }
 
-// gRPC orders the last event before this.
+// gRPC orders the last event before the destructor, and this tells thread
+// sanitizer.
 BenchmarkCall::~BenchmarkCall() { TsanAcquire(&mutex_); }
 
 void BenchmarkCall::Start(const ReceivedMessage& received) {
@@ -66,17 +68,11 @@ void BenchmarkCall::Start(const ReceivedMessage& received) {
 }
 
 absl::Status BenchmarkCall::Begin(const ReceivedMessage& received) {
-  absl::StatusOr<Admission::Reservation> admitted =
-      context_.admission.Admit(received.size_bytes());
-  if (!admitted.ok()) return admitted.status();
-  reservation_ = *std::move(admitted);
+  ATTND_ASSIGN_OR_RETURN(reservation_,
+                         context_.admission.Admit(received.size_bytes()));
   v1::BenchmarkRequest request;
-  const absl::StatusOr<SplitMessage> split =
-      ParseMessage(received, reservation_, request);
-  if (!split.ok()) return split.status();
-  absl::StatusOr<BenchmarkSpec> spec = DecodeBenchmark(request, context_);
-  if (!spec.ok()) return spec.status();
-  spec_ = *std::move(spec);
+  ATTND_RETURN_IF_ERROR(ParseMessage(received, reservation_, request).status());
+  ATTND_ASSIGN_OR_RETURN(spec_, DecodeBenchmark(request, context_));
   return runner_.Start([self = shared_from_this()] {
     absl::StatusOr<v1::BenchmarkResult> result = RunBenchmark(
         *self->spec_, self->context_, self->reservation_, self->stop_,
@@ -101,8 +97,9 @@ void BenchmarkCall::Progress(absl::string_view phase, double fraction) {
 void BenchmarkCall::Complete(absl::StatusOr<v1::BenchmarkResult> result) {
   {
     const std::lock_guard lock(mutex_);
-    // Before the result is written, which can take as long as the client likes.
-    // The bytes go first, so that whoever finds the slot free finds them too.
+    // Returns the bytes and the slot before the result is written, because
+    // writing takes as long as the client likes. Returns the bytes first, so
+    // that a call that finds the slot free also finds the bytes free.
     reservation_.ShrinkTo(kMessageEnvelopeBytes);
     reservation_.LeaveSlot();
     status_ = result.status();

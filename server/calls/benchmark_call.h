@@ -1,5 +1,5 @@
-// One Benchmark rpc: a thread that measures, and a stream that must not be
-// written faster than the client reads. Knows no gRPC.
+// Handles one call of Benchmark. A thread measures, and a stream of messages
+// reports progress and the result to the client. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_BENCHMARK_CALL_H_
 #define ATTND_SERVER_CALLS_BENCHMARK_CALL_H_
 
@@ -24,15 +24,18 @@
 
 namespace attnd::server {
 
-// Runs one benchmark at a time, in its own thread: two would disturb each
-// other's timings. Thread-safe. The destructor waits for it.
+// Runs one benchmark at a time, because two would disturb each other's timings.
+// Runs it in a thread of its own. Thread-safe. The destructor waits for the
+// thread to end.
 class BenchmarkRunner {
  public:
   BenchmarkRunner() = default;
   ~BenchmarkRunner();
 
-  // Runs `work` in the thread, or refuses: RESOURCE_EXHAUSTED with RetryInfo.
-  // `work` returns what is left to do once the next benchmark may begin.
+  // Starts to run `work` in the thread. `work` returns a function, and the
+  // thread calls this function when the next benchmark may already begin.
+  // Returns RESOURCE_EXHAUSTED with RetryInfo if another benchmark is running
+  // or the system does not start a thread.
   using Afterwards = std::function<void()>;
   absl::Status Start(std::function<Afterwards()> work);
 
@@ -42,13 +45,16 @@ class BenchmarkRunner {
   std::thread thread_;
 };
 
-// Shared by its stream and its thread.
+// One call of Benchmark. The rpc and the thread of the benchmark share its
+// ownership. It writes a message only after the client has read the previous
+// one.
 class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
                       public WatchedCall {
  public:
   using Clock = SteadyTime (*)();
 
-  // All but `deadline` must outlive the call; `sink` until its Finish.
+  // `context` and `runner` must outlive the call. `sink` must exist until this
+  // call has called its Finish. `clock` is for tests.
   BenchmarkCall(const ServiceContext& context, BenchmarkRunner& runner,
                 MessageSink& sink, SteadyTime deadline,
                 Clock clock = std::chrono::steady_clock::now)
@@ -60,10 +66,13 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
 
   ~BenchmarkCall() override;
 
+  // Decodes the request and starts the benchmark.
   void Start(const ReceivedMessage& received);
-  // The outstanding write is over; `ok` is false where the stream is broken.
+  // Call this when the outstanding write is over. `ok` is false if the stream
+  // is broken.
   void OnWritten(bool ok);
-  // Thread-safe; may come at any time.
+  // Stops the benchmark as soon as possible. Thread-safe. You can call this at
+  // any time.
   void Cancel() { stop_.Cancel(); }
   // Ends the call if its client has not read a message for `timeout`.
   void EndIfSilent(std::chrono::nanoseconds timeout) override;
@@ -72,8 +81,10 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   absl::Status Begin(const ReceivedMessage& received);
   void Progress(absl::string_view phase, double fraction);
   void Complete(absl::StatusOr<v1::BenchmarkResult> result);
-  // Writes what is due, unless a write is outstanding. Progress that was
-  // overtaken is dropped, so nothing piles up before a slow client.
+  // Writes the next message that is ready, or finishes the stream. Does nothing
+  // while a write is outstanding. Of the progress reports that came meanwhile,
+  // it writes only the last one, so that messages do not pile up if the client
+  // is slow.
   void Pump();
 
   const ServiceContext& context_;
@@ -87,7 +98,7 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   std::mutex mutex_;
   bool busy_ = false;      // a write is outstanding, or the call is finished
   StallTimer timer_;       // measures the outstanding write
-  bool breaking_ = false;  // Break is being called, so the sink must stay
+  bool breaking_ = false;  // Break is running, so the sink must exist
   std::optional<v1::BenchmarkProgress> progress_;
   std::optional<v1::BenchmarkResult> result_;
   std::optional<absl::Status> status_;

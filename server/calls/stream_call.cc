@@ -8,6 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "base/tsan_ordering.h"
 #include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
@@ -49,7 +50,8 @@ absl::Status SecondHeaderError() {
                     "another header");
 }
 
-// The header's fields are known by their paths from the stream's message.
+// Returns `status` with the path of its field from the root of the stream's
+// message, instead of the path from the header.
 absl::Status BelowHeader(const absl::Status& status) {
   const std::optional<std::string> field = FieldOf(status);
   return field ? WithField(status, absl::StrCat("header.", *field)) : status;
@@ -57,7 +59,8 @@ absl::Status BelowHeader(const absl::Status& status) {
 
 }  // namespace
 
-// gRPC orders the last event before this.
+// gRPC orders the last event before the destructor, and this tells thread
+// sanitizer.
 StreamCall::~StreamCall() { TsanAcquire(&mutex_); }
 
 void StreamCall::Start(Admission::Reservation pending) {
@@ -113,13 +116,12 @@ absl::Status StreamCall::IdleStatus(std::chrono::nanoseconds timeout,
   return RefuseField(
       absl::StatusCode::kDeadlineExceeded, begun_ ? "chunk" : "header",
       begun_ ? absl::StrCat(
-                   "expected chunks of ", kMinProgressBytes,
-                   " bytes together, the rest of a tensor, or the end of the "
-                   "stream, within each ",
-                   time,
-                   " (--stream-idle-timeout), got less; begin the call when "
-                   "its tensors are ready, or send smaller chunks: a chunk "
-                   "counts when all of it has arrived")
+                   "expected, within each ", time,
+                   " (--stream-idle-timeout), chunks of ", kMinProgressBytes,
+                   " bytes in total, the rest of a tensor, or the end of the "
+                   "stream, got less; begin the call when its tensors are "
+                   "ready, or send smaller chunks, because a chunk counts "
+                   "when all of it has arrived")
              : absl::StrCat("expected a header within ", time,
                             " (--stream-idle-timeout), got none"),
       kStreamIdle);
@@ -130,7 +132,7 @@ void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
   absl::Status status = received.status();
   absl::StatusOr<std::optional<SplitMessage>> light;
   if (status.ok()) {
-    light = Look(*received);
+    light = SplitFirst(*received);
     status = light.status();
   }
   if (!status.ok()) {
@@ -140,34 +142,30 @@ void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
   }
   DecodeThread* const decoder = context().decoder;
   if (*light || decoder == nullptr) {
-    Take(*std::move(received), *std::move(light));
+    Handle(*std::move(received), *std::move(light));
     return;
   }
   // Nothing else can end the call now and destroy its stream: this is the first
   // message, so nothing has been written, and no read is outstanding.
   decoder->Run([this, self = shared_from_this(),
                 header = *std::move(received)]() mutable {
-    Take(std::move(header), std::nullopt);
+    Handle(std::move(header), std::nullopt);
   });
 }
 
-absl::StatusOr<std::optional<SplitMessage>> StreamCall::Look(
+absl::StatusOr<std::optional<SplitMessage>> StreamCall::SplitFirst(
     const ReceivedMessage& received) {
   const std::lock_guard lock(mutex_);
-  if (!begun_) {
-    if (absl::Status status = Admit(received.size_bytes()); !status.ok()) {
-      return status;
-    }
-  }
+  if (!begun_) ATTND_RETURN_IF_ERROR(Admit(received.size_bytes()));
   absl::StatusOr<std::optional<SplitMessage>> light =
       SplitIfLight(received, Request::descriptor());
   if (!light.ok() || *light || !begun_) return light;
-  // Chunks have no lists.
+  // Only a header has lists, so only a header can be heavy.
   return SecondHeaderError();
 }
 
-void StreamCall::Take(ReceivedMessage received,
-                      std::optional<SplitMessage> light) {
+void StreamCall::Handle(ReceivedMessage received,
+                        std::optional<SplitMessage> light) {
   absl::Status status = StopStatus();
   bool let_in = false;
   if (status.ok()) {
@@ -177,7 +175,8 @@ void StreamCall::Take(ReceivedMessage received,
                     : TakeChunk(received, std::move(light));
     if (let_in && status.ok()) source_.Keep(std::move(received));
   }
-  // Before the next is read, and before its bytes are given back.
+  // Frees the message before the next one is read, and before AllocateOutputs
+  // shrinks the reservation.
   received = ReceivedMessage();
   if (status.ok() && let_in) {
     const std::lock_guard lock(mutex_);
@@ -228,18 +227,15 @@ void StreamCall::OnWritten(bool ok) {
 absl::Status StreamCall::TakeHeader(const ReceivedMessage& received,
                                     std::optional<SplitMessage> light) {
   Request request;
-  const absl::StatusOr<SplitMessage> split =
-      ParseMessage(received, std::move(light), reservation(), request);
-  if (!split.ok()) return split.status();
+  ATTND_ASSIGN_OR_RETURN(
+      const SplitMessage split,
+      ParseMessage(received, std::move(light), reservation(), request));
   if (!request.has_header()) {
     return FieldError("header", "a header in the first message",
                       request.has_chunk() ? "a chunk" : "an empty message");
   }
   const AttentionTensors tensors = AttentionTensors::OfStream(request.header());
-  if (absl::Status status = TakeRequest(tensors, *split, source_);
-      !status.ok()) {
-    return BelowHeader(status);
-  }
+  ATTND_RETURN_IF_ERROR(BelowHeader(TakeRequest(tensors, split, source_)));
   reservation().SetMessageShare(kStreamBufferBytes);
   for (size_t i = 0; i < kTensorRoles; ++i) {
     const auto& [path, tensor] = tensors.by_role[i];
@@ -257,12 +253,12 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received,
 absl::Status StreamCall::TakeChunk(const ReceivedMessage& received,
                                    std::optional<SplitMessage> light) {
   Request request;
-  // The buffers for chunks are part of what is reserved; a message that takes
-  // more, and is refused for it below, has to fit as well.
-  const absl::StatusOr<SplitMessage> split =
+  // The reservation already has the buffers for chunks. It grows for a message
+  // that is larger than these, which CheckChunk refuses.
+  ATTND_ASSIGN_OR_RETURN(
+      const SplitMessage split,
       ParseMessage(received, std::move(light), reservation(), request,
-                   computing_bytes() - kStreamBufferBytes);
-  if (!split.ok()) return split.status();
+                   computing_bytes() - kStreamBufferBytes));
   reservation().ShrinkTo(computing_bytes());
   if (request.has_header()) {
     return SecondHeaderError();
@@ -271,10 +267,8 @@ absl::Status StreamCall::TakeChunk(const ReceivedMessage& received,
     return FieldError("chunk", "a chunk", "an empty message");
   }
   const v1::TensorChunk& chunk = request.chunk();
-  const PayloadRange& data = PayloadOf(*split, chunk.data());
-  if (absl::Status status = CheckChunk(chunk, data.size_bytes); !status.ok()) {
-    return status;
-  }
+  const PayloadRange& data = PayloadOf(split, chunk.data());
+  ATTND_RETURN_IF_ERROR(CheckChunk(chunk, data.size_bytes));
   const TensorRole role = *InputRole(chunk.role());
   received.CopyTo(
       data,
@@ -283,7 +277,7 @@ absl::Status StreamCall::TakeChunk(const ReceivedMessage& received,
   intake.received_bytes += data.size_bytes;
   received_bytes_ += data.size_bytes;
   read_timer_.SawBytes(received_bytes_, clock_());
-  // The last chunk of a tensor may be small, and so may the tensor.
+  // A complete tensor counts even if it or its last chunk is small.
   if (intake.received_bytes == intake.size_bytes) {
     read_timer_.Complete(clock_());
   }
@@ -313,16 +307,17 @@ absl::Status StreamCall::CheckChunk(const v1::TensorChunk& chunk,
   if (chunk.offset_bytes() != intake.received_bytes) {
     return FieldError(
         "chunk.offset_bytes",
-        absl::StrCat(intake.received_bytes, ", where the chunks of ",
-                     RoleText(chunk.role()), " before it end"),
+        absl::StrCat(intake.received_bytes, ", because the earlier chunks of ",
+                     RoleText(chunk.role()), " end there"),
         absl::StrCat(chunk.offset_bytes()));
   }
   const int64_t left = intake.size_bytes - intake.received_bytes;
   if (size_bytes > left) {
-    return FieldError("chunk.data",
-                      absl::StrCat("at most ", left, " bytes, which ",
-                                   intake.path, " still lacks"),
-                      absl::StrCat(size_bytes));
+    return FieldError(
+        "chunk.data",
+        absl::StrCat("at most ", left, " bytes, which is all that ",
+                     intake.path, " still needs"),
+        absl::StrCat(size_bytes));
   }
   return absl::OkStatus();
 }
@@ -360,7 +355,7 @@ void StreamCall::Computed(absl::Status status, const RunStats& stats) {
     const std::lock_guard lock(mutex_);
     stats_ = stats;
     reservation().SetMessageShare(0);
-    // What is left to do is to write, which takes as long as the client likes.
+    // Returns the slot now, because writing takes as long as the client likes.
     reservation().LeaveSlot();
     ShrinkToAnswer();
   }
@@ -393,7 +388,6 @@ void StreamCall::Pump() {
   }
 }
 
-// The next chunk of what is answered, or the stats, which are the last.
 OutgoingMessage StreamCall::NextAnswer() {
   const auto max_chunk_bytes = static_cast<size_t>(std::min(
       kMaxChunkBytes, context().max_message_bytes - kMessageEnvelopeBytes));

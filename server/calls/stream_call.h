@@ -1,5 +1,5 @@
-// One AttentionStream rpc: a header and chunks in, attention, a header, chunks
-// and stats out. Knows no gRPC.
+// Handles one call of AttentionStream: receives a header and chunks, computes,
+// and sends a header, chunks and stats. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_STREAM_CALL_H_
 #define ATTND_SERVER_CALLS_STREAM_CALL_H_
 
@@ -30,14 +30,17 @@
 
 namespace attnd::server {
 
-// Holds what the whole call takes from the header on, before the first chunk
-// is read. Computes once the client has ended its side, and answers then; the
-// answer's header alone goes earlier, as soon as the call is let in.
+// One call of AttentionStream. When it has the header, and before it reads the
+// first chunk, it reserves the memory for the whole call and sends the header
+// of the answer. When the client has ended its side of the stream, it computes
+// and sends the rest of the answer. Its callbacks (OnMessage, OnEnd, OnWritten)
+// may run in different threads.
 class StreamCall final : public AttentionCall, public WatchedCall {
  public:
   using Clock = SteadyTime (*)();
 
-  // `context` must outlive the call; `stream` until its Finish.
+  // `context` must outlive the call. `stream` must exist until this call has
+  // called its Finish. `clock` is for tests.
   StreamCall(const ServiceContext& context, MessageStream& stream,
              SteadyTime deadline, Clock clock = std::chrono::steady_clock::now)
       : AttentionCall(context, AttentionMethod::kAttention, deadline),
@@ -46,53 +49,60 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   ~StreamCall() override;
 
   // Starts to read. `pending` is the slot of a stream that waits for its first
-  // message, and is given back when that message has arrived.
+  // message. The call returns it when that message has arrived.
   void Start(Admission::Reservation pending = {});
-  // What Read came to: a message or, with OnEnd, none: the client has ended its
-  // side, or is gone.
+  // Call this when a Read has ended with a message, or with an error.
   void OnMessage(absl::StatusOr<ReceivedMessage> received);
+  // Call this when a Read has ended without a message: the client has ended its
+  // side of the stream, or is gone.
   void OnEnd();
-  // The outstanding Write is over; `ok` is false where the stream is broken.
+  // Call this when the outstanding Write is over. `ok` is false if the stream
+  // is broken.
   void OnWritten(bool ok);
-  // Looks at both directions. A chunk of the client counts when all of it has
-  // arrived, because gRPC does not report parts of a message. Chunks of the
-  // server count while they are sent.
+  // Checks both directions. A chunk from the client counts when all of it has
+  // arrived, because gRPC does not report parts of a message. Chunks from the
+  // server count while they are being sent.
   void EndIfSilent(std::chrono::nanoseconds timeout) override;
 
  private:
-  // A tensor of the header.
+  // How much of a tensor of the header has arrived.
   struct Intake {
-    std::string path;
+    std::string path;  // in errors; empty if the header lacks the tensor
     int64_t size_bytes = 0;
     int64_t received_bytes = 0;
     bool in_chunks = false;
   };
 
-  // Looks at a message first: admits the call if this is its first message, and
-  // splits the message if it is light.
-  absl::StatusOr<std::optional<SplitMessage>> Look(
+  // Runs first for each message. Admits the call if this is its first message,
+  // and splits the message if it is light. Returns nothing if it is not light.
+  absl::StatusOr<std::optional<SplitMessage>> SplitFirst(
       const ReceivedMessage& received);
-  // Does everything else with the message, in the decode thread if the message
-  // is not light. `light` is what Look returned.
-  void Take(ReceivedMessage received, std::optional<SplitMessage> light);
-  // With `mutex_` held.
+  // Handles the message. Runs in the decode thread if the message is not light.
+  // `light` is what SplitFirst returned.
+  void Handle(ReceivedMessage received, std::optional<SplitMessage> light);
+
+  // The caller of the next five functions must hold `mutex_`.
   absl::Status TakeHeader(const ReceivedMessage& received,
                           std::optional<SplitMessage> light);
   absl::Status TakeChunk(const ReceivedMessage& received,
                          std::optional<SplitMessage> light);
   absl::Status CheckChunk(const v1::TensorChunk& chunk, int64_t size_bytes);
+  // Checks that the header and all chunks have arrived.
   absl::Status CheckComplete() const;
-
-  // With `mutex_` held.
+  // Returns the error for a client that has been silent for `timeout`, or that
+  // has not read the answer for as long if `unread` is true.
   absl::Status IdleStatus(std::chrono::nanoseconds timeout, bool unread) const;
 
   void ReadNext();
-  // Where a message or the end has come; false where the call is over already.
+  // Records that a Read has ended. Returns false if the call is already over.
   bool TakeTurn();
   void Fail(absl::Status status);
   void Computed(absl::Status status, const RunStats& stats);
-  // Writes what is due, unless a write is outstanding.
+  // Writes the next message that is ready, or finishes the stream. Does nothing
+  // while a write is outstanding.
   void Pump();
+  // Returns the next chunk of the answer or, after the last chunk, the stats.
+  // The caller must hold `mutex_`.
   OutgoingMessage NextAnswer();
 
   MessageStream& stream_;
@@ -100,25 +110,28 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   Admission::Reservation pending_;
 
   std::mutex mutex_;
-  // Measures the wait for the client's next message; stopped while the server
-  // handles one. A message may come before the Read that asked for it returns,
-  // so both are counted.
+  // Measures how long the server waits for the next message of the client. It
+  // does not run while the server handles a message. A message may arrive
+  // before the call of Read for it returns, so reads and messages are both
+  // counted.
   StallTimer read_timer_;
-  int64_t reads_ = 0;
-  int64_t turns_ = 0;
-  int64_t received_bytes_ = 0;  // of tensors, in chunks
+  int64_t reads_ = 0;           // how many times Read has returned
+  int64_t turns_ = 0;           // how many reads have ended
+  int64_t received_bytes_ = 0;  // data of all chunks together
   bool writing_ = false;        // a write is outstanding
-  StallTimer write_timer_;      // measures that write
-  bool breaking_ = false;       // Break is being called: the stream must stay
-  bool begun_ = false;          // the header was taken
-  PayloadSource source_;        // of the tensors that came in it
+  StallTimer write_timer_;      // measures the outstanding write
+  bool breaking_ = false;       // Break is running, so the stream must exist
+  bool begun_ = false;          // the header has been handled
+  PayloadSource source_;        // the tensors whose data are in the header
   std::array<Intake, kTensorRoles> intakes_;
-  bool busy_ = false;  // a write is outstanding, or the call is finished
-  bool header_due_ = false;
-  std::optional<RunStats> stats_;  // set once computed
-  size_t next_tensor_ = 0;         // of the answers, and what of it is written
+  bool busy_ = false;        // a write is outstanding, or the call is finished
+  bool header_due_ = false;  // the answer's header can be written
+  std::optional<RunStats> stats_;  // set when the answer is computed
+  // The next chunk is of this tensor of answers(), from this offset on, in
+  // bytes.
+  size_t next_tensor_ = 0;
   size_t next_offset_ = 0;
-  std::optional<absl::Status> finish_;
+  std::optional<absl::Status> finish_;  // set when the call is over
 };
 
 }  // namespace attnd::server

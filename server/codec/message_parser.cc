@@ -9,7 +9,7 @@ namespace attnd::server {
 
 static_assert(kMaxListedNumbers ==
                   8 * (AttentionProblem::kMaxListedEntries + 1),
-              "a message may have seven full lists of options and one shape");
+              "a message can have seven full lists of options and one shape");
 
 absl::StatusOr<SplitMessage> ParseMessage(const ReceivedMessage& received,
                                           std::optional<SplitMessage> light,

@@ -20,7 +20,8 @@ using google::protobuf::RepeatedField;
 
 constexpr char kFloatTypes[] = "F32, F16 or BF16";
 
-// No list needs more: one number for each batch entry, and one more offset.
+// No list needs more numbers than this: one for each batch entry, and one more
+// offset.
 constexpr int kMaxListed =
     static_cast<int>(AttentionProblem::kMaxListedEntries) + 1;
 
@@ -45,7 +46,7 @@ std::optional<DataType> FloatType(v1::DataType type) {
   }
 }
 
-// Refuses a long list before it is copied.
+// Returns an error if a list is too long. Call it before the list is copied.
 absl::Status CheckListed(int size, absl::string_view parent,
                          absl::string_view field) {
   if (size <= kMaxListed) return absl::OkStatus();
@@ -54,7 +55,7 @@ absl::Status CheckListed(int size, absl::string_view parent,
                     absl::StrCat(size));
 }
 
-// The values that a request may name: "LAYOUT_BHSD or LAYOUT_BSHD".
+// Returns the valid values of an option, such as "LAYOUT_BHSD or LAYOUT_BSHD".
 template <typename Enum>
 std::string ValuesText(absl::string_view field) {
   const std::string prefix = absl::StrCat(absl::AsciiStrToUpper(field), "_");
@@ -69,8 +70,8 @@ std::string ValuesText(absl::string_view field) {
   return absl::StrCat(absl::StrJoin(names, ", "), " or ", last);
 }
 
-// Decode reads the field `name` of the options. An overload for each kind of
-// option.
+// Decodes the field `name` of the options to `to`. There is an overload for
+// each kind of option.
 template <typename Number>
 absl::Status Decode(absl::string_view, Number number, Number& to) {
   to = number;
@@ -106,7 +107,7 @@ absl::Status Decode(absl::string_view name, const RepeatedField<Number>& list,
   return absl::OkStatus();
 }
 
-// DecodeTensors decodes bias and mask.
+// Does nothing, because DecodeTensors decodes bias and mask.
 absl::Status Decode(absl::string_view, const v1::Tensor&,
                     std::optional<TensorSpec>&) {
   return absl::OkStatus();

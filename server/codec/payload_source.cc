@@ -6,8 +6,9 @@
 namespace attnd::server {
 namespace {
 
-// Copying a piece takes about 20 us. That is long compared with taking a task,
-// and short enough that all workers end at about the same time.
+// Copies larger than this are split. A worker copies a piece in about 20 us.
+// That is long compared with the time for taking a task, and so short that all
+// workers end at about the same time.
 constexpr int64_t kPieceBytes = int64_t{256} << 10;
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Copies payloads from a received message, or from shared memory, to the memory
-// where kernels read them.
+// Copies the data of tensors from a received message, or from shared memory, to
+// the memory where kernels read them.
 #ifndef ATTND_SERVER_CODEC_PAYLOAD_SOURCE_H_
 #define ATTND_SERVER_CODEC_PAYLOAD_SOURCE_H_
 
@@ -13,24 +13,26 @@
 
 namespace attnd::server {
 
-// A list of copies to make. One thread fills it, and then the workers of a job
-// make the copies in parallel.
+// A list of copies to make. One thread fills the list. Then the workers of a
+// job make the copies in parallel, through the interface of InputSource.
 class PayloadSource final : public InputSource {
  public:
-  // Copies the bytes of `range` in the message to `to`.
+  // Adds a copy of the bytes of `range` in the message to `to`.
   void Add(const PayloadRange& range, std::byte* to);
-  // Copies the bytes at `from`, which must stay there until the job is over.
+  // Adds a copy of `size_bytes` bytes at `from` to `to`. The bytes at `from`
+  // must stay valid until the job is over.
   void AddMemory(const std::byte* from, int64_t size_bytes, std::byte* to);
-  // Copies the keys and the values, if each is a tensor of its own. Call it
-  // last.
+  // Adds copies of the keys and the values from the message. Call this only if
+  // key and value are different tensors, and call it last.
   void AddKeysAndValues(const PayloadRange& keys, std::byte* keys_to,
                         const PayloadRange& values, std::byte* values_to);
 
   bool empty() const { return pieces_.empty(); }
 
-  // Keeps the message that holds all ranges until Clear, or drops it if there
-  // are no ranges.
+  // Keeps `received`, the message that holds all ranges, until Clear. Frees it
+  // at once if no copy needs it.
   void Keep(ReceivedMessage received);
+  // Removes all copies and frees the message.
   void Clear();
 
   int64_t pieces() const override;
@@ -40,7 +42,8 @@ class PayloadSource final : public InputSource {
   void LoadValues(int64_t offset_bytes, int64_t size_bytes) override;
 
  private:
-  // A copy to make, from the message or, if `memory` is set, from memory.
+  // A copy to make: from the message, or from `memory` if that is set. `range`
+  // is the place in the message or in the memory.
   struct Part {
     PayloadRange range;
     std::byte* to = nullptr;
@@ -53,7 +56,7 @@ class PayloadSource final : public InputSource {
   ReceivedMessage received_;
   bool needs_message_ = false;
   std::vector<Part> pieces_;
-  size_t before_keys_ = 0;  // pieces
+  size_t before_keys_ = 0;  // how many pieces come before those of the keys
   Part keys_;
   Part values_;
 };

@@ -9,8 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
-#include "base/status_macros.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "server/codec/options_codec.h"
 #include "wire/message_splitter.h"
 #include "wire/shm_protocol.h"
@@ -18,14 +18,12 @@
 namespace attnd::server {
 namespace {
 
-// Of a tensor in a region, because kernels load aligned vectors.
+// The offset of a tensor in a shared region must be a multiple of this, because
+// kernels load aligned vectors.
 constexpr int64_t kOffsetAlignment = 64;
 
-std::string ShapeText(const std::vector<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
-}
-
-// The core calls tensors query, key and value; the request may not.
+// Returns `status` with the path that its field has in the request. The core
+// always calls the tensors query, key and value.
 absl::Status Renamed(const absl::Status& status,
                      const AttentionTensors& tensors) {
   const std::optional<std::string> field = FieldOf(status);
@@ -77,8 +75,9 @@ absl::Status CheckShape(const TensorSpec& spec, const std::string& path,
   return absl::OkStatus();
 }
 
-// Checks what AttentionBackward needs and Attention does not: that the problem
-// has gradients, and that the answers are those of the same problem.
+// Checks what only AttentionBackward needs: that attnd can compute the
+// gradients of the problem, and that output, lse and grad_output have its
+// shapes.
 absl::Status CheckBackward(const AttentionTensors& tensors,
                            const AttentionProblem& problem) {
   ATTND_RETURN_IF_ERROR(Renamed(problem.CheckGradients(), tensors));
@@ -116,7 +115,8 @@ absl::Status CheckCount(const v1::Tensor& tensor, const std::string& path,
       absl::StrCat(got, unit));
 }
 
-// `field` is made where it is needed, as most calls are good.
+// Checks a place in a shared region. Makes the path of the field only if there
+// is an error, because making it takes time and most calls have none.
 absl::Status CheckPlace(const v1::SharedMemory& place, absl::string_view path,
                         absl::string_view name = "") {
   const int64_t offset_bytes = place.offset_bytes();
@@ -128,14 +128,14 @@ absl::Status CheckPlace(const v1::SharedMemory& place, absl::string_view path,
   const std::string field = absl::StrCat(path, name);
   if (!good_handle) {
     return FieldError(absl::StrCat(field, ".handle"),
-                      absl::StrCat(kHandleBytes,
-                                   " bytes, as the shared-memory socket "
-                                   "answered them"),
+                      absl::StrCat("the ", kHandleBytes,
+                                   " bytes that the shared-memory socket "
+                                   "returned"),
                       absl::StrCat(place.handle().size(), " bytes"));
   }
   return FieldError(
       absl::StrCat(field, ".offset_bytes"),
-      absl::StrCat("a multiple of ", kOffsetAlignment, " from 0 on"),
+      absl::StrCat("0 or a positive multiple of ", kOffsetAlignment),
       absl::StrCat(offset_bytes));
 }
 
@@ -147,13 +147,13 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
   switch (tensor->payload_case()) {
     case v1::Tensor::kValues:
       if (tensors.streamed) {
-        return FieldError(absl::StrCat(path, ".values"), "data, or chunks",
+        return FieldError(absl::StrCat(path, ".values"), "data or chunks",
                           "values");
       }
       if (mask) {
         return FieldError(
             absl::StrCat(path, ".values"),
-            "data: values are F32, a mask is BOOL",
+            "data, because values are F32 and a mask is BOOL",
             absl::StrCat(tensor->values().values_size(), " numbers"));
       }
       [[fallthrough]];
@@ -164,10 +164,10 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
       if (!tensors.streamed && !tensors.backward) {
         return CheckPlace(tensor->shared_memory(), path, ".shared_memory");
       }
-      return FieldError(absl::StrCat(path, ".shared_memory"),
-                        tensors.streamed ? "data, or chunks"
-                                         : "data or values, inside the message",
-                        "shared memory");
+      return FieldError(
+          absl::StrCat(path, ".shared_memory"),
+          tensors.streamed ? "data or chunks" : "data or values in the message",
+          "shared memory");
     case v1::Tensor::PAYLOAD_NOT_SET:
       if (tensors.streamed) return absl::OkStatus();
       return FieldError(
@@ -175,10 +175,11 @@ absl::Status CheckPayload(const AttentionTensors& tensors, TensorRole role,
           mask ? "data or shared_memory" : "data, values or shared_memory",
           "no payload");
   }
-  return absl::InternalError("a payload case that the switch lacks");
+  return absl::InternalError("a tensor has an unknown kind of payload");
 }
 
-// An output region is there if, and only if, the first tensor lies in one.
+// Checks that the request has output regions if its first tensor is in shared
+// memory, and that it has none otherwise.
 absl::Status CheckRegions(const AttentionTensors& tensors, bool return_lse) {
   const v1::AttentionOptions& options = *tensors.options;
   const AttentionTensors::Field& first = tensors.by_role[kQuery];
@@ -189,29 +190,29 @@ absl::Status CheckRegions(const AttentionTensors& tensors, bool return_lse) {
     if (there == needed) {
       return there ? CheckPlace(place, field) : absl::OkStatus();
     }
-    return there ? FieldError(field, absl::StrCat("none, for ", why_not()),
+    return there ? FieldError(field, absl::StrCat("none, because ", why_not()),
                               "a region")
                  : FieldError(field,
-                              absl::StrCat("a region, for ", first.path,
-                                           " lies in shared memory"),
+                              absl::StrCat("a region, because ", first.path,
+                                           " is in shared memory"),
                               "none");
   };
   const auto not_shared = [&]() -> std::string {
-    if (tensors.backward) return "gradients travel inside the message";
-    if (tensors.streamed) return "a stream answers in chunks";
-    return absl::StrCat(first.path, " does not lie in shared memory");
+    if (tensors.backward) return "gradients travel in the message";
+    if (tensors.streamed) return "the answer of a stream travels in chunks";
+    return absl::StrCat(first.path, " is not in shared memory");
   };
   absl::Status status =
       check("options.output_region", options.has_output_region(),
             options.output_region(), shared, not_shared);
   status.Update(check("options.lse_region", options.has_lse_region(),
                       options.lse_region(), shared && return_lse, [&] {
-                        return shared ? "lse is not asked for" : not_shared();
+                        return shared ? "return_lse is false" : not_shared();
                       }));
   return status;
 }
 
-// The type and bytes of every tensor that the problem has.
+// The type and the size that a tensor of the problem must have.
 struct Expected {
   DataType type = DataType::kF32;
   int64_t bytes = 0;
@@ -246,7 +247,7 @@ template <typename Request>
 AttentionTensors WithOptions(const Request& request) {
   const v1::AttentionOptions& options = request.options();
   AttentionTensors tensors;
-  tensors.options = &options;  // the default instance where unset
+  tensors.options = &options;  // the default instance if unset
   tensors.by_role[kBias] = {"options.bias",
                             options.has_bias() ? &options.bias() : nullptr};
   tensors.by_role[kMask] = {"options.mask",
@@ -323,7 +324,8 @@ absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
         CheckPayload(tensors, static_cast<TensorRole>(i), type, bytes, split));
     decoded.bytes[i] = bytes;
   }
-  // AttentionBackward has refused a first tensor in a region by now.
+  // In a request to AttentionBackward, the first tensor cannot be in a region
+  // here, because CheckPayload has refused that.
   ATTND_RETURN_IF_ERROR(
       CheckRegions(tensors, decoded.problem.params().return_lse));
   return decoded;

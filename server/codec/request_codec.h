@@ -1,6 +1,7 @@
 // Converts requests of the contract to problems of the core. Finds out which
-// tensor plays which part, and checks that each has the bytes of its shape.
-// Copies no tensor and allocates nothing of a tensor's size.
+// tensor has which role, and checks that each tensor has as many bytes as its
+// shape needs. Does not copy tensors, and does not allocate memory of their
+// size.
 #ifndef ATTND_SERVER_CODEC_REQUEST_CODEC_H_
 #define ATTND_SERVER_CODEC_REQUEST_CODEC_H_
 
@@ -16,11 +17,16 @@
 
 namespace attnd::server {
 
-// How the tensors of a request travel. Those of its answer travel likewise.
-enum class PayloadKind { kData, kValues, kSharedMemory };
+// The form of the tensors of a request. The tensors of its answer have the same
+// form.
+enum class PayloadKind {
+  kData,         // bytes in the message or in chunks
+  kValues,       // a list of numbers in the message
+  kSharedMemory  // a place in a shared region
+};
 
-// The parts that the tensors of a request play. Only AttentionBackward has the
-// last three.
+// The roles of the tensors of a request. Only AttentionBackward has the last
+// three.
 enum TensorRole : size_t {
   kQuery,
   kKey,
@@ -33,46 +39,51 @@ enum TensorRole : size_t {
   kTensorRoles
 };
 
-// The tensors of a request of any of the four attention methods, by the part
-// that each plays. A tensor may play several. Borrows the message.
+// The tensors of a request to any attention method, by role. A tensor can have
+// several roles. Refers to the message, which must outlive it.
 struct AttentionTensors {
   struct Field {
-    const char* path = "";               // in the request
+    const char* path = "";               // from the root of the request
     const v1::Tensor* tensor = nullptr;  // null if the request lacks it
   };
 
   std::array<Field, kTensorRoles> by_role;
   const v1::AttentionOptions* options = nullptr;
   bool backward = false;
-  bool streamed = false;  // payloads may travel in chunks, both ways
+  bool streamed = false;  // whether payloads can travel in chunks
 
   static AttentionTensors Of(const v1::AttentionRequest& request);
   static AttentionTensors Of(const v1::SelfAttentionRequest& request);
   static AttentionTensors Of(const v1::CrossAttentionRequest& request);
   static AttentionTensors Of(const v1::AttentionBackwardRequest& request);
-  // The header of AttentionStream. Paths begin below the header.
+  // Returns the tensors in the header of AttentionStream. Their paths begin at
+  // the header and not at the root of the message.
   static AttentionTensors OfStream(const v1::AttentionRequest& header);
 };
 
-// A request that was found good.
+// A request that has passed all checks.
 struct DecodedRequest {
   AttentionProblem problem;
   PayloadKind kind;
-  std::array<int64_t, kTensorRoles> bytes{};  // 0 if there is no tensor
+  // The size of each tensor, or 0 if the request does not have the tensor.
+  std::array<int64_t, kTensorRoles> bytes{};
 };
 
-// Returns INVALID_ARGUMENT, with the field at fault, for a request that is
-// wrong in itself. FindSharedTensors checks what depends on a region of shared
-// memory.
+// Checks and decodes a request. `split` is its message after splitting. Returns
+// INVALID_ARGUMENT with the field that is wrong. Does not check whether the
+// shared regions of the request exist and are large enough: FindSharedTensors
+// does so.
 absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
                                              const SplitMessage& split);
 
-// Returns whether the payload of a tensor of a decoded request is yet to come.
+// Returns whether the payload of `tensor` arrives in chunks, after the header.
+// `tensor` must belong to a request that was decoded without an error.
 inline bool ComesInChunks(const v1::Tensor& tensor) {
   return tensor.payload_case() == v1::Tensor::PAYLOAD_NOT_SET;
 }
 
-// Copies the elements of a tensor that travels as numbers to `to`.
+// Copies the elements of `tensor` to `to`. The tensor must have the form
+// kValues.
 void CopyValues(const v1::Tensor& tensor, std::byte* to);
 
 }  // namespace attnd::server

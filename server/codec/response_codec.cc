@@ -115,7 +115,7 @@ OutgoingMessage EncodeStreamStats(const RunStats& stats) {
 
 OutgoingMessage EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                              std::shared_ptr<const void> owner) {
-  // The parts of a small answer all lie here.
+  // All parts of a small answer fit here, so that malloc is not needed.
   alignas(8) char block[1024];
   google::protobuf::Arena arena(block, sizeof(block));
   OutgoingMessage message(std::move(owner));
@@ -127,8 +127,8 @@ OutgoingMessage EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
     if (is_text) text_bytes += data_bytes;
   }
   message.Reserve(text_bytes);
-  // Numbers are encoded one tensor at a time, so that an answer is held no more
-  // than three times: as the kernel's output, as a message and as text.
+  // Numbers are encoded one tensor at a time, so that at most three copies of
+  // the answer exist: the output of the kernel, a message and text.
   for (const ResponseTensor& tensor : answer.tensors) {
     if (kind == PayloadKind::kValues) {
       message.AddField(tensor.field_number, WithValues(tensor));

@@ -1,5 +1,5 @@
-// Encodes results as messages of the contract. A tensor's bytes are sent from
-// where the kernel wrote them.
+// Encodes results as messages of the contract. Large tensors are not copied:
+// they are sent from the memory to which the kernel wrote them.
 #ifndef ATTND_SERVER_CODEC_RESPONSE_CODEC_H_
 #define ATTND_SERVER_CODEC_RESPONSE_CODEC_H_
 
@@ -17,37 +17,40 @@
 
 namespace attnd::server {
 
+// Converts `stats` to a message.
 v1::ExecutionStats EncodeStats(const RunStats& stats);
 
-// A tensor of an answer. Borrows its data.
+// A tensor of an answer. Does not own its data.
 struct ResponseTensor {
-  int field_number = 0;  // in the answer's message
+  int field_number = 0;  // in the message of the answer
   DataType dtype = DataType::kF32;
   std::vector<int64_t> shape = {};
   std::span<const std::byte> data = {};
-  // Set if the client finds the data there.
+  // Set if the data are in shared memory, at this place.
   std::optional<v1::SharedMemory> place = {};
 };
 
-// The answer of an attention method.
+// The answer of an attention method, before it is encoded.
 struct AttentionAnswer {
   std::vector<ResponseTensor> tensors;
   int stats_field_number = 0;
   RunStats stats = {};
 };
 
-// The three kinds of messages of AttentionStream's answer. `tensor` and
-// `tensors` belong to an AttentionResponse. EncodeChunk borrows `size` bytes of
-// the tensor from `offset` on, and the message keeps `owner` alive.
+// Encode the three kinds of messages in the answer of AttentionStream. The
+// field numbers of tensors are those of AttentionResponse. EncodeChunk encodes
+// `size` bytes of the tensor, from `offset` on. It does not copy them unless
+// they are few, and the message keeps `owner` alive.
 OutgoingMessage EncodeStreamHeader(const std::vector<ResponseTensor>& tensors);
 OutgoingMessage EncodeChunk(const ResponseTensor& tensor, size_t offset,
                             size_t size, std::shared_ptr<const void> owner);
 OutgoingMessage EncodeStreamStats(const RunStats& stats);
 
-// Encodes an answer whose message keeps `owner` alive until it is sent. With
-// kData it borrows the data of large tensors. With kValues, for which all
-// tensors must be F32, it copies them. With kSharedMemory it says where they
-// are.
+// Encodes an answer. The message keeps `owner` alive until it is sent. `kind`
+// says what the message contains:
+// - kData: the bytes of the tensors. Those of large tensors are not copied.
+// - kValues: a copy of the elements as numbers. All tensors must be F32.
+// - kSharedMemory: the places of the tensors.
 OutgoingMessage EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                              std::shared_ptr<const void> owner);
 

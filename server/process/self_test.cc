@@ -24,14 +24,15 @@
 namespace attnd::server {
 namespace {
 
-// Inputs are in [-1, 1), so the answers are too. Rounding errors of sums of a
-// few hundred f32 terms stay a factor of ten below this; a wrong tile does not.
+// Inputs are in [-1, 1), so the answers are, too. The rounding errors of sums
+// of a few hundred f32 terms are ten times smaller than this. The errors of a
+// wrong tile are larger.
 constexpr double kTolerance = 1e-5;
-// Gradients add up over rows as well.
+// Gradients are sums over rows in addition.
 constexpr double kBackwardTolerance = 1e-4;
-// Half a unit in the last place of a number below 1 in the 16-bit type, and as
-// much again for the weights of bf16. Cases have few keys, so that their
-// answers are large.
+// Half a unit in the last place of a number below 1 in the 16-bit type. For
+// bf16, the same again, because the weights are rounded. The cases have few
+// keys, so that their answers are large.
 constexpr double kF16Tolerance = 5e-4;
 constexpr double kBF16Tolerance = 6e-3;
 
@@ -58,8 +59,9 @@ AttentionOptions WithNumbers(AttentionOptions options) {
 }
 
 // The first cases have odd dimensions, grouped heads, incomplete tiles, and one
-// row over many keys. The others change the kernel: by types, scores that are
-// more than products, ragged batches and the other layout.
+// row that sees many keys. The others make the engine choose other kernels:
+// they have other types, options that change the scores, ragged batches or the
+// other layout.
 std::vector<Case> ForwardCases() {
   return {
       {{1, 2, 70, 64}, {1, 2, 130, 64}, 64, {}},
@@ -70,7 +72,7 @@ std::vector<Case> ForwardCases() {
       {{1, 2, 40, 33}, {1, 1, 300, 33}, 20, {}, DataType::kF16, kF16Tolerance},
       {{1, 2, 40, 34}, {1, 1, 31, 34}, 20, {}, DataType::kBF16, kBF16Tolerance},
       {{1, 4, 1, 64}, {1, 1, 31, 64}, 64, {}, DataType::kBF16, kBF16Tolerance},
-      // Products in f32, whatever the machine has.
+      // Computes products in f32 on every machine.
       {{1, 2, 70, 64},
        {1, 2, 130, 64},
        64,
@@ -144,7 +146,7 @@ std::vector<std::byte> RandomTensor(DataType type, int64_t size_bytes,
   return tensor;
 }
 
-// Returns a mask of which three in four elements are visible.
+// Returns a mask that makes three quarters of the keys visible.
 std::vector<std::byte> RandomMask(int64_t size_bytes, uint32_t seed) {
   std::vector<float> floats(static_cast<size_t>(size_bytes));
   RandomFloats(seed).Fill(floats);
@@ -162,8 +164,8 @@ const float* Floats(const std::vector<std::byte>& tensor) {
   return reinterpret_cast<const float*>(tensor.data());
 }
 
-// Returns the largest difference. It is infinite if one side has a NaN or an
-// infinity that the other does not have.
+// Returns the largest difference between `got` and `expected`. It is infinite
+// if one of them has a NaN or an infinity that the other does not have.
 double WorstError(const void* got, DataType type,
                   const std::vector<double>& expected) {
   double worst = 0;
@@ -217,7 +219,7 @@ absl::Status Verdict(const Case& test, absl::string_view what,
   if (error <= test.tolerance) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(
       "self-test: kernel ", std::string(stats.kernel), " on ",
-      std::string(IsaName(stats.isa)), " differs from the oracle by ", error,
+      std::string(IsaName(stats.isa)), " differs from the reference by ", error,
       " in ", what, " for query [", absl::StrJoin(test.query, ", "), "] of ",
       NameOf(test.dtype)));
 }
@@ -226,7 +228,7 @@ absl::Status RunForward(AttentionEngine& engine, const Case& test) {
   ATTND_ASSIGN_OR_RETURN(const Inputs inputs, Inputs::Make(test));
   const AttentionProblem& problem = inputs.problem;
   const DataType output_type = problem.params().output_dtype;
-  // All ones are a NaN in every type.
+  // In every type, these bytes are a NaN.
   std::vector<std::byte> output(static_cast<size_t>(problem.output_bytes()),
                                 std::byte{0xff});
   std::vector<float> lse =

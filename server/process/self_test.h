@@ -1,5 +1,5 @@
-// Compares every kernel that this machine uses, forward and backward, with the
-// oracle. The server does so before it accepts the first client.
+// Checks the kernels that this machine uses, forward and backward. The server
+// does this before it accepts the first client.
 #ifndef ATTND_SERVER_PROCESS_SELF_TEST_H_
 #define ATTND_SERVER_PROCESS_SELF_TEST_H_
 
@@ -8,8 +8,9 @@
 
 namespace attnd::server {
 
-// Returns OK, or INTERNAL with the shape that is wrong and by how much. Takes
-// some milliseconds.
+// Compares the answers of `engine` to several small problems with those of
+// core/reference_attention.h. Returns INTERNAL if an answer differs too much.
+// The error says for which shape, and by how much. Takes several milliseconds.
 absl::Status RunSelfTest(AttentionEngine& engine);
 
 }  // namespace attnd::server

@@ -19,15 +19,16 @@
 namespace attnd::server {
 namespace {
 
-// Accepts tmpfs only. Pages of hugetlbfs can run out, and a file on a disk or
-// on FUSE can fail or block. Each of these would end this process or block a
-// worker. Pages of tmpfs are allocated when they are first touched.
+// Returns an error unless `fd` is a file on tmpfs. On tmpfs, pages are
+// allocated when they are first touched. Pages of hugetlbfs can run out, and a
+// file on a disk or on FUSE can fail or block. Each of these would end this
+// process or block a worker.
 absl::Status CheckFileSystem(int fd) {
   constexpr char kExpected[] = "a memfd, which lies on tmpfs";
   struct stat info {};
   struct statfs system {};
   if (fstat(fd, &info) != 0 || fstatfs(fd, &system) != 0) {
-    return absl::ErrnoToStatus(errno, "descriptor: cannot be looked at");
+    return absl::ErrnoToStatus(errno, "descriptor: cannot be examined");
   }
   if (system.f_type == HUGETLBFS_MAGIC) {
     return FieldError("descriptor", kExpected, "hugetlbfs (MFD_HUGETLB)");
@@ -37,7 +38,7 @@ absl::Status CheckFileSystem(int fd) {
         "descriptor", kExpected,
         S_ISREG(info.st_mode)
             ? absl::StrCat("a file system of type 0x", absl::Hex(system.f_type))
-            : "no regular file");
+            : "a descriptor that is not a regular file");
   }
   return absl::OkStatus();
 }
@@ -82,18 +83,18 @@ absl::StatusOr<std::byte*> Map(int fd, int64_t size_bytes, int protection,
 
 absl::StatusOr<std::string> RandomHandle() {
   std::string handle(kHandleBytes, '\0');
-  // Up to 256 bytes come whole.
+  // A call for up to 256 bytes never returns fewer.
   if (getrandom(handle.data(), handle.size(), 0) !=
       static_cast<ssize_t>(handle.size())) {
-    return absl::ErrnoToStatus(errno, "handle: no random numbers");
+    return absl::ErrnoToStatus(errno, "handle: cannot get random numbers");
   }
   return handle;
 }
 
 }  // namespace
 
-// Every charge shares the quota, so that a region that a job holds may outlive
-// the registry.
+// What each uid uses. Every charge shares ownership of the quota, so that a
+// region that a job uses can outlive the registry.
 struct RegionRegistry::Quota {
   struct Use {
     int64_t bytes = 0;
@@ -115,13 +116,13 @@ struct RegionRegistry::Quota {
     if (bytes > quota->limit_bytes - use.bytes) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "size: expected at most ", quota->limit_bytes - use.bytes,
-          " bytes, which uid ", uid, " has left of ", quota->limit_bytes,
-          " (--shm-quota-bytes), got ", bytes));
+          " bytes, because uid ", uid, " has used the rest of its ",
+          quota->limit_bytes, " (--shm-quota-bytes), got ", bytes));
     }
     if (use.regions == kMaxRegions) {
       return absl::ResourceExhaustedError(
           absl::StrCat("regions: expected at most ", kMaxRegions, " of uid ",
-                       uid, ", got another"));
+                       uid, ", got one more"));
     }
     use.bytes += bytes;
     ++use.regions;
@@ -153,8 +154,8 @@ absl::StatusOr<std::shared_ptr<const SharedRegion>> RegionRegistry::Register(
   ATTND_ASSIGN_OR_RETURN(region->charge_,
                          Quota::Charge(quota_, uid, size_bytes));
   ATTND_ASSIGN_OR_RETURN(region->handle_, RandomHandle());
-  // Kernels before 6.7 refuse to share what is sealed against writes. As nobody
-  // can write to it, a private mapping is the same.
+  // Before Linux 6.7, a file that is sealed against writes cannot be mapped as
+  // shared. Nobody can write to it, so a private mapping has the same contents.
   const int sharing = (seals & F_SEAL_WRITE) != 0 ? MAP_PRIVATE : MAP_SHARED;
   ATTND_ASSIGN_OR_RETURN(region->data_,
                          Map(fd.get(), size_bytes, PROT_READ, sharing));

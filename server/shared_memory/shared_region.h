@@ -1,5 +1,5 @@
-// Memory that clients lend to the server, found by handle. The checks here make
-// that safe: docs/adr/0007 describes the threats.
+// Maps memory that clients share with the server, and finds it by handle. The
+// checks in this file make that safe. docs/adr/0007 describes the threats.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHARED_REGION_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHARED_REGION_H_
 
@@ -18,8 +18,8 @@
 
 namespace attnd::server {
 
-// A client's sealed memfd, mapped in this process until the last pointer to it
-// is destroyed. The client may change its contents at any time.
+// The sealed memfd of a client, mapped into this process. The destructor unmaps
+// it. The client can change its contents at any time. Thread-safe.
 class SharedRegion {
  public:
   ~SharedRegion();
@@ -29,42 +29,47 @@ class SharedRegion {
   const std::string& handle() const { return handle_; }
   int64_t size_bytes() const { return size_bytes_; }
 
-  // This mapping cannot be written, so a kernel that strays here faults.
+  // Returns a mapping that is read-only, so that a kernel that writes here by
+  // mistake crashes instead of changing an input.
   const std::byte* data() const { return data_; }
-  // The same bytes, to be written. Null if the client's seals or its descriptor
-  // forbid that.
+  // Returns a mapping of the same bytes that can be written. Null if the seals
+  // of the client or its descriptor forbid writing.
   std::byte* writable_data() const { return writable_data_; }
 
  private:
   friend class RegionRegistry;
   SharedRegion() = default;
 
-  std::shared_ptr<void> charge_;  // to the quota; destroyed after the mappings
+  // What the region takes of the quota. Returned to it after the region is
+  // unmapped.
+  std::shared_ptr<void> charge_;
   std::string handle_;
   int64_t size_bytes_ = 0;
   const std::byte* data_ = nullptr;
   std::byte* writable_data_ = nullptr;
 };
 
-// The registered regions. Thread-safe. Regions may outlive it.
+// Registers regions and finds them by handle. Thread-safe. Regions may outlive
+// it.
 class RegionRegistry {
  public:
-  // The most regions of one uid. Each takes two mappings, which is far below
-  // the limit of a process.
+  // The most regions that one uid can have. A region takes two mappings, and
+  // this many regions take far fewer mappings than a process can have.
   static constexpr int64_t kMaxRegions = 256;
 
-  // `quota_bytes` limits the sum of the regions of one uid, including those
-  // that are no longer registered but still in use.
+  // `quota_bytes` limits the sizes of all regions of one uid together. Regions
+  // that are no longer registered count for as long as a call uses them.
   explicit RegionRegistry(int64_t quota_bytes);
 
-  // Checks `fd` and maps it. Returns INVALID_ARGUMENT if it is no sealed memfd
-  // on tmpfs, and RESOURCE_EXHAUSTED if the region exceeds the quota. Find
-  // returns the region until Unregister.
+  // Checks `fd`, maps it, and registers the region under a random handle.
+  // Returns INVALID_ARGUMENT if `fd` is not a sealed memfd on tmpfs, and
+  // RESOURCE_EXHAUSTED if `uid` exceeds its quota or has too many regions.
   absl::StatusOr<std::shared_ptr<const SharedRegion>> Register(UniqueFd fd,
                                                                uid_t uid);
+  // Makes Find no longer return the region. Does nothing if there is none.
   void Unregister(const std::string& handle);
 
-  // Returns null if no region has this handle.
+  // Returns the registered region with this handle, or null if there is none.
   std::shared_ptr<const SharedRegion> Find(absl::string_view handle) const;
 
  private:

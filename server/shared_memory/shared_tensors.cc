@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/field_error.h"
+#include "base/status_macros.h"
 #include "server/status/status_convert.h"
 #include "wire/reasons.h"
 
@@ -30,21 +31,23 @@ absl::StatusOr<SharedPart> FindPart(const v1::SharedMemory& place,
   if (part.region == nullptr) {
     return RefuseField(
         absl::StatusCode::kNotFound, absl::StrCat(path, name, ".handle"),
-        "no such region: it was never registered, or its connection is closed",
+        "there is no such region: it was never registered, or the connection "
+        "that registered it is closed",
         kUnknownRegion);
   }
-  // No sum: it could overflow.
-  const int64_t room_bytes = part.region->size_bytes() - size_bytes;
-  if (part.offset_bytes > room_bytes) {
+  // Does not add offset and size, because the sum could overflow.
+  const int64_t max_offset_bytes = part.region->size_bytes() - size_bytes;
+  if (part.offset_bytes > max_offset_bytes) {
     return FieldError(
         absl::StrCat(path, name, ".offset_bytes"),
-        room_bytes < 0
+        max_offset_bytes < 0
             ? absl::StrCat("a region of at least ", size_bytes, " bytes")
-            : absl::StrCat("at most ", room_bytes, ", so that ", size_bytes,
-                           " bytes fit the region's ",
+            : absl::StrCat("at most ", max_offset_bytes, ", so that ",
+                           size_bytes, " bytes fit the region's ",
                            part.region->size_bytes()),
-        room_bytes < 0 ? absl::StrCat("one of ", part.region->size_bytes())
-                       : absl::StrCat(part.offset_bytes));
+        max_offset_bytes < 0
+            ? absl::StrCat("one of ", part.region->size_bytes())
+            : absl::StrCat(part.offset_bytes));
   }
   return part;
 }
@@ -58,8 +61,8 @@ absl::StatusOr<SharedPart> FindTarget(const v1::SharedMemory& place,
   if (part.ok() && part->region->writable_data() == nullptr) {
     return FieldError(absl::StrCat(field, ".handle"),
                       "a region that the server may write to",
-                      "one that is sealed against writes or was opened to be "
-                      "read only");
+                      "one that is sealed against writes or was opened "
+                      "read-only");
   }
   return part;
 }
@@ -75,12 +78,12 @@ bool Overlap(const SharedPart& a, const SharedPart& b) {
 absl::Status CheckApart(const SharedPart& target, absl::string_view field,
                         const SharedPart& other, absl::string_view name) {
   if (!Overlap(target, other)) return absl::OkStatus();
-  return FieldError(
-      absl::StrCat(field, ".offset_bytes"),
-      absl::StrCat(target.size_bytes, " bytes apart from those of ", name,
-                   ", which start at ", other.offset_bytes, " and end at ",
-                   other.offset_bytes + other.size_bytes),
-      absl::StrCat(target.offset_bytes));
+  return FieldError(absl::StrCat(field, ".offset_bytes"),
+                    absl::StrCat("an offset at which ", target.size_bytes,
+                                 " bytes do not overlap ", name,
+                                 ", which is at ", other.offset_bytes, " to ",
+                                 other.offset_bytes + other.size_bytes),
+                    absl::StrCat(target.offset_bytes));
 }
 
 }  // namespace
@@ -92,25 +95,20 @@ absl::StatusOr<SharedTensors> FindSharedTensors(
   for (size_t role = 0; role < kTensorRoles; ++role) {
     const auto& [path, tensor] = tensors.by_role[role];
     if (tensor == nullptr || !tensor->has_shared_memory()) continue;
-    absl::StatusOr<SharedPart> part =
+    ATTND_ASSIGN_OR_RETURN(
+        shared.inputs[role],
         FindPart(tensor->shared_memory(), path, ".shared_memory",
-                 decoded.bytes[role], registry);
-    if (!part.ok()) return part.status();
-    shared.inputs[role] = *std::move(part);
+                 decoded.bytes[role], registry));
   }
   if (decoded.kind != PayloadKind::kSharedMemory) return shared;
 
-  absl::StatusOr<SharedPart> output =
-      FindTarget(tensors.options->output_region(), kOutputField,
-                 decoded.problem.output_bytes(), registry);
-  if (!output.ok()) return output.status();
-  shared.output = *std::move(output);
+  ATTND_ASSIGN_OR_RETURN(
+      shared.output, FindTarget(tensors.options->output_region(), kOutputField,
+                                decoded.problem.output_bytes(), registry));
   if (decoded.problem.params().return_lse) {
-    absl::StatusOr<SharedPart> lse =
-        FindTarget(tensors.options->lse_region(), kLseField,
-                   decoded.problem.lse_bytes(), registry);
-    if (!lse.ok()) return lse.status();
-    shared.lse = *std::move(lse);
+    ATTND_ASSIGN_OR_RETURN(shared.lse,
+                           FindTarget(tensors.options->lse_region(), kLseField,
+                                      decoded.problem.lse_bytes(), registry));
   }
   absl::Status apart =
       CheckApart(shared.lse, kLseField, shared.output, kOutputField);
@@ -120,7 +118,7 @@ absl::StatusOr<SharedTensors> FindSharedTensors(
     apart.Update(CheckApart(shared.output, kOutputField, input, name));
     apart.Update(CheckApart(shared.lse, kLseField, input, name));
   }
-  if (!apart.ok()) return apart;
+  ATTND_RETURN_IF_ERROR(apart);
   return shared;
 }
 

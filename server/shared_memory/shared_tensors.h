@@ -1,5 +1,5 @@
-// Finds a call's tensors in shared regions. Checks every handle, offset and
-// size of a request before anything is read or written.
+// Finds the tensors of a call that are in shared regions. Checks every handle,
+// offset and size before anything is read or written.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHARED_TENSORS_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHARED_TENSORS_H_
 
@@ -14,9 +14,10 @@
 
 namespace attnd::server {
 
-// A part of a region. Keeps the region mapped.
+// A part of a shared region. Keeps the region mapped.
 struct SharedPart {
-  std::shared_ptr<const SharedRegion> region;  // null: not in shared memory
+  // Null if the tensor is not in shared memory.
+  std::shared_ptr<const SharedRegion> region;
   int64_t offset_bytes = 0;
   int64_t size_bytes = 0;
 
@@ -26,19 +27,20 @@ struct SharedPart {
   }
 };
 
+// The parts of regions that a call reads and writes.
 struct SharedTensors {
   std::array<SharedPart, kTensorRoles> inputs;
   SharedPart output;
   SharedPart lse;
 };
 
-// Returns the parts of the regions that `tensors` refers to. `decoded` is what
-// DecodeRequest returned for `tensors`. `registry` is null if shared memory is
-// off. Errors name the field:
+// Returns the parts of the regions to which `tensors` refers. `decoded` must be
+// what DecodeRequest returned for `tensors`. `registry` is null if shared
+// memory is off. Errors name the field:
 // - FAILED_PRECONDITION if the request needs shared memory and it is off;
-// - NOT_FOUND if no region has the handle, or no longer;
-// - INVALID_ARGUMENT if a part exceeds its region, may not be written, or would
-//   be written and read at the same time.
+// - NOT_FOUND if no registered region has the handle;
+// - INVALID_ARGUMENT if a part exceeds its region, if an output is in a region
+//   that the server cannot write, or if it overlaps another output or an input.
 absl::StatusOr<SharedTensors> FindSharedTensors(const AttentionTensors& tensors,
                                                 const DecodedRequest& decoded,
                                                 const RegionRegistry* registry);

@@ -14,17 +14,19 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/status_macros.h"
 #include "base/unique_fd.h"
 #include "wire/shm_protocol.h"
 
 namespace attnd::server {
 namespace {
 
-// How long new connections wait if the process has no free descriptor.
+// How long the socket accepts no connection after it found no free descriptor
+// or no memory for one.
 constexpr int kAcceptPauseMs = 100;
 
-// A message and the descriptors that came with it, or the reason for having
-// none.
+// A message and the descriptors that arrived with it, or the reason why there
+// is no message.
 struct Received {
   enum class State { kMessage, kNothingYet, kEnd };
   State state = State::kEnd;
@@ -48,8 +50,8 @@ void TakeDescriptors(msghdr& header, std::vector<UniqueFd>& to) {
   }
 }
 
-// Receives a message. An empty message looks like the end of the connection,
-// and counts as it.
+// Receives a message without waiting. An empty message counts as the end of the
+// connection, because it looks the same.
 Received Receive(int fd) {
   char buffer[kMaxShmRequestBytes + 1];
   iovec part{.iov_base = buffer, .iov_len = sizeof(buffer)};
@@ -197,7 +199,7 @@ class ShmSocket::Impl {
     if (of_uid >= kMaxConnections) {
       return absl::ResourceExhaustedError(
           absl::StrCat("connections: expected at most ", kMaxConnections,
-                       " of uid ", uid, ", got another"));
+                       " of uid ", uid, ", got one more"));
     }
     return absl::OkStatus();
   }
@@ -247,7 +249,7 @@ class ShmSocket::Impl {
       return Send(connection.fd.get(),
                   EncodeShmError(absl::NotFoundError(
                       "handle: expected one that this connection registered, "
-                      "got another")));
+                      "got another one")));
     }
     registry_.Unregister(handle);
     return Send(connection.fd.get(), EncodeUnregistered());
@@ -256,7 +258,7 @@ class ShmSocket::Impl {
   const UnixSocketGuard guard_;
   const UniqueFd listener_;
   const UniqueFd stop_;
-  const std::vector<uid_t> allowed_uids_;  // empty: the file's mode decides
+  const std::vector<uid_t> allowed_uids_;  // if empty, the file's mode decides
   RegionRegistry& registry_;
   bool may_accept_ = true;
   std::vector<std::unique_ptr<Connection>> connections_;
@@ -272,30 +274,31 @@ absl::StatusOr<std::unique_ptr<ShmSocket>> ShmSocket::Listen(
   if (options.path.size() > kMaxPathBytes) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--shm-socket: expected a path of at most ", kMaxPathBytes,
-        " bytes, which is what sockets allow, got ", options.path.size()));
+        " bytes, because sockets allow no more, got ", options.path.size()));
   }
   std::vector<uid_t> allowed = options.allowed_uids;
   mode_t mode = options.mode;
   if (allowed.empty()) {
-    // Connecting takes the right to write. Where the mode gives that to nobody
-    // but the owner, the uid is checked too, in case somebody changes the mode.
+    // Only users who may write to the socket's file can connect. If the mode
+    // lets only the owner write, the uid is checked, too, in case somebody
+    // changes the mode.
     if ((mode & (S_IWGRP | S_IWOTH)) == 0) allowed.push_back(geteuid());
   } else {
-    // The uids decide, so the mode stands in the way of none of them.
+    // The mode must let all of these users connect, because the uids decide.
     const bool others = std::any_of(allowed.begin(), allowed.end(),
                                     [](uid_t u) { return u != geteuid(); });
     mode = others ? 0666 : kOwnersSocketMode;
   }
-  absl::StatusOr<UnixSocketGuard> guard =
-      UnixSocketGuard::Acquire(options.path, "--shm-socket");
-  if (!guard.ok()) return guard.status();
-  absl::StatusOr<UniqueFd> listener =
-      ListenOnUnixSocket(options.path, SOCK_SEQPACKET, mode, "--shm-socket");
-  if (!listener.ok()) return listener.status();
+  ATTND_ASSIGN_OR_RETURN(
+      UnixSocketGuard guard,
+      UnixSocketGuard::Acquire(options.path, "--shm-socket"));
+  ATTND_ASSIGN_OR_RETURN(
+      UniqueFd listener,
+      ListenOnUnixSocket(options.path, SOCK_SEQPACKET, mode, "--shm-socket"));
   UniqueFd stop(eventfd(0, EFD_CLOEXEC));
   if (!stop.valid()) return absl::ErrnoToStatus(errno, "--shm-socket");
   return std::unique_ptr<ShmSocket>(new ShmSocket(
-      std::make_unique<Impl>(*std::move(guard), *std::move(listener),
+      std::make_unique<Impl>(std::move(guard), std::move(listener),
                              std::move(stop), std::move(allowed), registry)));
 }
 

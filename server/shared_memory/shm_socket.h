@@ -1,5 +1,6 @@
-// The socket on which clients register memory. A region is registered until its
-// connection ends. docs/shared-memory.md describes the protocol.
+// The socket on which clients register shared memory. A region is registered
+// until its client unregisters it or the connection ends. docs/shared-memory.md
+// describes the protocol.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHM_SOCKET_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHM_SOCKET_H_
 
@@ -15,22 +16,25 @@
 
 namespace attnd::server {
 
+// Where the socket is, and who may connect to it.
 struct ShmSocketOptions {
   std::string path;
-  // The mode of the socket's file. Used if `allowed_uids` is empty.
+  // The mode of the file of the socket. It has no effect unless `allowed_uids`
+  // is empty.
   mode_t mode = kOwnersSocketMode;
-  // The users whose processes may connect. If empty, `mode` decides.
+  // The users whose processes may connect. If there are none, `mode` decides.
   std::vector<uid_t> allowed_uids;
 };
 
-// Serves clients in a thread of its own, from Listen until the destructor,
-// which unregisters every region.
+// Serves clients in a thread of its own until it is destroyed. The destructor
+// unregisters every region.
 class ShmSocket {
  public:
-  // The most connections of one uid at a time.
+  // The most connections that one uid can have at the same time.
   static constexpr int kMaxConnections = 64;
 
-  // `registry` must outlive the socket. Errors name --shm-socket.
+  // Makes the socket and begins to serve. `registry` must outlive it. Errors
+  // name the flag --shm-socket.
   static absl::StatusOr<std::unique_ptr<ShmSocket>> Listen(
       const ShmSocketOptions& options, RegionRegistry& registry);
   ~ShmSocket();

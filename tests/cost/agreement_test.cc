@@ -55,7 +55,7 @@ client::AttentionOptions ClientOptionsOf(const AttentionOptions& in) {
   return out;
 }
 
-// A question, as a request and as the flags of attnctl.
+// The same question, as a request to a server and as the flags of attnctl.
 struct Question {
   v1::MemoryEstimateRequest request;
   client::MemoryEstimateOptions flags;
@@ -80,8 +80,9 @@ Question QuestionOf(const CaseShape& shape, client::Transport transport) {
   return question;
 }
 
-// A problem that a question can describe: three tensors of one type, and no
-// size of 0, which would mean the default.
+// Returns a random problem, or nothing if a question cannot describe it. A
+// question cannot have a size of 0, because that means the default, and has one
+// type for all three tensors.
 std::optional<CaseShape> RandomQuestion(std::mt19937_64& rng) {
   CaseShape shape = RandomCase(rng, kMaxLength);
   if (shape.batch * shape.q_len * shape.kv_len == 0) return std::nullopt;
@@ -96,7 +97,7 @@ class AgreementTest : public ::testing::Test {
     return {engine_, admission, kMaxMessageBytes, 1, &registry_};
   }
 
-  // What a server answers, and what attnctl answers by itself.
+  // Return what a server answers, and what attnctl computes without a server.
   absl::StatusOr<v1::MemoryEstimateResponse> Served(const Question& question) {
     const WholeAnswer answer = CallMemoryEstimate(
         Context(large_), question.request.SerializeAsString());
@@ -112,7 +113,8 @@ class AgreementTest : public ::testing::Test {
     return attnctl::EstimateOffline(question.flags);
   }
 
-  // Whether the question has an answer, which is the same for both.
+  // Expects that both answer the question alike. Returns whether there is an
+  // answer.
   bool ExpectAgreement(const Question& question) {
     const auto served = Served(question);
     const auto offline = Offline(question);
@@ -123,7 +125,7 @@ class AgreementTest : public ::testing::Test {
       const Refusal refused_offline = RefusalOf(offline.status());
       EXPECT_EQ(refused_offline.code, refusal.code);
       EXPECT_EQ(refused_offline.reason, refusal.reason);
-      // Flags are named as fields are.
+      // A flag has the name of its field, with dashes.
       const std::string flag =
           absl::StrCat("--", absl::StrReplaceAll(refusal.field, {{"_", "-"}}));
       EXPECT_EQ(refused_offline.field,
@@ -146,7 +148,8 @@ class AgreementTest : public ::testing::Test {
     return true;
   }
 
-  // Moves the tensors of `request` to shared memory, and its answer with them.
+  // Returns `request` with all tensors, and those of the answer, in shared
+  // memory.
   v1::AttentionRequest Shared(v1::AttentionRequest request,
                               const AttentionProblem& problem) {
     int64_t end_bytes = 0;
@@ -237,8 +240,8 @@ TEST_F(AgreementTest, EveryProblemCostsTheSameForAll) {
   EXPECT_GT(checked, Affordable(300) / 2);
 }
 
-// A size of a question, and how many bits the numbers have that are drawn for
-// it: few enough that many questions can be answered.
+// A size in a question. The test draws numbers of up to `bits` bits for it. The
+// bits are so few that many of the questions have an answer.
 struct Size {
   const char* field;
   int64_t client::MemoryEstimateOptions::*flag;
@@ -264,7 +267,7 @@ TEST_F(AgreementTest, AbsurdSizesAreCountedOrRefusedAlike) {
   for (uint64_t seed = 1; seed <= Affordable(3000); ++seed) {
     std::mt19937_64 rng(seed);
     CaseShape shape;
-    // Lists beside absurd sizes once overflowed.
+    // The bytes of lists once overflowed if the sizes were absurd.
     if (rng() % 2 == 0) shape.options.query_offsets = {1 << 20};
     Question question =
         QuestionOf(shape, static_cast<client::Transport>(1 + rng() % 3));

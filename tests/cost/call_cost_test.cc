@@ -50,7 +50,8 @@ TEST(CallCostTest, AStreamHoldsAFewChunksWhateverItsTensors) {
   EXPECT_EQ(cost.peak_bytes, 1350000 + cost.wire_bytes);
   EXPECT_EQ(cost.response_bytes, kMaxChunkBytes + kMessageEnvelopeBytes);
   EXPECT_EQ(cost.required_message_bytes, cost.response_bytes);
-  // Where messages must be smaller, so are chunks.
+  // If the limit for messages is smaller than a full chunk, chunks are smaller,
+  // too.
   EXPECT_EQ(Cost({.transport = Transport::kStream, .max_message_bytes = 65536})
                 .required_message_bytes,
             65536);
@@ -105,7 +106,7 @@ TEST(CallCostTest, ListsAreSentAndHeld) {
             plain.required_message_bytes + wire_bytes);
   EXPECT_EQ(listed.peak_bytes, plain.peak_bytes + held_bytes);
   EXPECT_EQ(listed.answering_bytes, plain.answering_bytes + held_bytes);
-  // In a stream they travel in the header.
+  // In a stream, lists travel in the header.
   const TensorTransfer stream{.transport = Transport::kStream};
   EXPECT_EQ(Cost(stream, kEstimate, options).required_message_bytes,
             Cost(stream).required_message_bytes);

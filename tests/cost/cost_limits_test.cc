@@ -38,7 +38,7 @@ TEST(CostLimitsTest, NamesTheLimitThatIsExceededMost) {
   EXPECT_EQ(message.limiting_factor, "message_size");
 }
 
-// Agrees with a search through every length.
+// Compares the result with that of a search through every length.
 TEST(CostLimitsTest, TheFactorIsTheOneThatTheNextLengthExceeds) {
   for (const Transport transport :
        {Transport::kInline, Transport::kStream, Transport::kSharedMemory}) {

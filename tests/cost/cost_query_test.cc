@@ -55,8 +55,8 @@ TEST(CostQueryTest, CheckNamesWhatIsNegative) {
             "threads");
 }
 
-// An error names the size that the caller gave, not the one that follows from
-// it.
+// An error names the size that the caller set, and not another size that gets
+// its default from it.
 TEST(CostQueryTest, RefusalsNameTheSize) {
   struct Case {
     const char* name;
@@ -89,7 +89,8 @@ TEST(CostQueryTest, RefusalsNameTheSize) {
   }
 }
 
-// A query whose figures do not fit is refused, and no figure wraps around.
+// A query returns an error if a figure does not fit an int64. No figure
+// overflows silently.
 TEST(CostQueryTest, AbsurdSizesAreCountedOrRefused) {
   std::mt19937_64 rng(kSeed);
   int counted = 0;
@@ -152,7 +153,7 @@ TEST(CostQueryTest, ScaledProblemsKeepTheirProportions) {
   EXPECT_TRUE(CostOf(Scaled(ragged, 3)).ok());
 }
 
-// A search for a length relies on this.
+// The search for the largest length that fits relies on this.
 TEST(CostQueryTest, LongerSequencesNeverHoldLess) {
   for (const Transport transport :
        {Transport::kInline, Transport::kStream, Transport::kSharedMemory}) {

@@ -1,4 +1,4 @@
-// Sizes of a CostQuery, to be written as `{.batch = 2, .q_len = 9}`.
+// Lets tests write the sizes of a CostQuery as `{.batch = 2, .q_len = 9}`.
 #ifndef ATTND_TESTS_COST_SIZES_H_
 #define ATTND_TESTS_COST_SIZES_H_
 
@@ -8,7 +8,7 @@
 
 namespace attnd {
 
-// 0 stands for the default.
+// The sizes of a query. 0 means the default.
 struct Sizes {
   int64_t seq_len = 0;
   int64_t dimensions = 0;
@@ -23,7 +23,7 @@ struct Sizes {
   int64_t concurrency = 0;
 };
 
-// `query` with `sizes`, whose defaults are still to be set.
+// Returns `query` with `sizes`. Does not set defaults.
 inline CostQuery WithSizes(CostQuery query, const Sizes& sizes) {
   query.seq_len.value = sizes.seq_len;
   query.dimensions.value = sizes.dimensions;

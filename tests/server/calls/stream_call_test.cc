@@ -709,8 +709,8 @@ TEST_F(StreamCallTest, MessagesSayWhatWasExpected) {
   const std::vector<Request> good = Chunked(GoodAttention(), 100);
   EXPECT_EQ(Refused({good[0], good[1], ChunkOf(v1::TENSOR_ROLE_QUERY, 70, "x")})
                 .message,
-            "chunk.offset_bytes: expected 100, where the chunks of "
-            "TENSOR_ROLE_QUERY before it end, got 70");
+            "chunk.offset_bytes: expected 100, because the earlier chunks of "
+            "TENSOR_ROLE_QUERY end there, got 70");
   EXPECT_EQ(Refused({good[0], good[1]}).message,
             "header.query: expected 1280 bytes in chunks, got the end of the "
             "stream after 100");

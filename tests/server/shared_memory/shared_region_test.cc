@@ -135,9 +135,10 @@ TEST_F(SharedRegionTest, AUidHasAQuota) {
   for (int i = 0; i < 9; ++i) {
     regions.push_back(Register(MakeMemfd(kUnevenBytes)));
   }
-  EXPECT_EQ(Refusal(MakeMemfd(kUnevenBytes + 1)),
-            "size: expected at most 10000 bytes, which uid 1 has left of "
-            "100000 (--shm-quota-bytes), got 10001");
+  EXPECT_EQ(
+      Refusal(MakeMemfd(kUnevenBytes + 1)),
+      "size: expected at most 10000 bytes, because uid 1 has used the rest "
+      "of its 100000 (--shm-quota-bytes), got 10001");
   EXPECT_TRUE(registry_.Register(MakeMemfd(9 * kUnevenBytes), kOtherUid).ok());
   regions.push_back(Register(MakeMemfd(kUnevenBytes)));
   EXPECT_NE(Refusal(MakeMemfd(1)), "");
@@ -149,12 +150,12 @@ TEST_F(SharedRegionTest, AUidHasAQuota) {
   EXPECT_NE(Register(MakeMemfd(kUnevenBytes)), nullptr);
 }
 
-TEST_F(SharedRegionTest, AUidHasSoManyRegions) {
+TEST_F(SharedRegionTest, LimitsTheRegionsOfAUid) {
   for (int64_t i = 0; i < RegionRegistry::kMaxRegions; ++i) {
     ASSERT_NE(Register(MakeMemfd(1)), nullptr);
   }
   EXPECT_EQ(Refusal(MakeMemfd(1)),
-            "regions: expected at most 256 of uid 1, got another");
+            "regions: expected at most 256 of uid 1, got one more");
 }
 
 TEST_F(SharedRegionTest, OutlivesItsRegistry) {

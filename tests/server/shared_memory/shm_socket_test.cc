@@ -143,7 +143,7 @@ TEST_F(ShmSocketTest, RegistersAndUnregisters) {
   EXPECT_NE(registry_.Find(second), nullptr);
   EXPECT_EQ(peer.Refusal("ASHM\1\0\2\0"s + first),
             "handle: expected one that this connection registered, got "
-            "another");
+            "another one");
 }
 
 TEST_F(ShmSocketTest, RegionsGoWithTheirConnection) {
@@ -269,7 +269,7 @@ TEST_F(ShmSocketTest, AUidHasSoManyConnections) {
   }
   EXPECT_EQ(Peer(path_).ErrorText(),
             "connections: expected at most 64 of uid " +
-                std::to_string(geteuid()) + ", got another");
+                std::to_string(geteuid()) + ", got one more");
   peers.pop_back();
   EXPECT_TRUE(Eventually([&] {
     Peer peer(path_);
