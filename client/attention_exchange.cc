@@ -34,7 +34,7 @@ OutgoingMessage ChunkMessage(v1::TensorRole role, size_t offset,
   chunk.set_offset_bytes(static_cast<int64_t>(offset));
   OutgoingMessage message;
   message.AddField(Request::kChunkFieldNumber, chunk,
-                   v1::TensorChunk::kDataFieldNumber, TextOf(data.bytes()),
+                   v1::TensorChunk::kDataFieldNumber, data.bytes(),
                    data.owner());
   return message;
 }

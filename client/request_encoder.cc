@@ -69,10 +69,6 @@ void DescribeOptions(const AttentionOptions& options,
 
 }  // namespace
 
-absl::string_view TextOf(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto) {
   proto->set_handle(place.handle);
   proto->set_offset_bytes(place.offset_bytes);
@@ -91,7 +87,7 @@ void AddTensor(int number, const ConstTensor& tensor,
     message->AddField(number, header);
   } else {
     message->AddField(number, header, v1::Tensor::kDataFieldNumber,
-                      TextOf(tensor.data.bytes()), tensor.data.owner());
+                      tensor.data.bytes(), tensor.data.owner());
   }
 }
 

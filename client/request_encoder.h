@@ -4,22 +4,15 @@
 #ifndef ATTND_CLIENT_REQUEST_ENCODER_H_
 #define ATTND_CLIENT_REQUEST_ENCODER_H_
 
-#include <cstddef>
-#include <span>
-
-#include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
 #include "client/types.h"
 #include "wire/outgoing_message.h"
 
 namespace attnd::client {
 
+// Convert the values to those of the contract.
 v1::DataType EncodeType(DataType type);
-
 void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto);
-
-// Returns `bytes` as a string_view, which OutgoingMessage takes.
-absl::string_view TextOf(std::span<const std::byte> bytes);
 
 // Adds `tensor` to `message` as the field `number`. If the tensor is in shared
 // memory, adds its place instead of its elements. Borrows elements that have no
@@ -37,8 +30,8 @@ v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
                                      const AttentionOptions& options,
                                      v1::AttentionOptions from_outputs);
 
+// Return the requests of Benchmark and MemoryEstimate.
 v1::BenchmarkRequest EncodeBenchmark(const BenchmarkOptions& options);
-
 v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options);
 
 }  // namespace attnd::client

@@ -52,17 +52,19 @@ void OutgoingMessage::AddField(int number, OutgoingMessage message) {
 }
 
 void OutgoingMessage::AddField(int number, const MessageLite& header,
-                               int data_number, absl::string_view data,
+                               int data_number, std::span<const std::byte> data,
                                std::shared_ptr<const void> data_owner) {
   const size_t header_bytes = header.ByteSizeLong();
   AppendPrefix(number, header_bytes + PrefixBytes(data_number, data.size()) +
                            data.size());
   AppendCounted(header, header_bytes);
   AppendPrefix(data_number, data.size());
-  if (data.size() < kSmallestPieceBytes) return AppendText(data);
-  size_bytes_ += data.size();
+  const absl::string_view bytes(reinterpret_cast<const char*>(data.data()),
+                                data.size());
+  if (bytes.size() < kSmallestPieceBytes) return AppendText(bytes);
+  size_bytes_ += bytes.size();
   pieces_.push_back(
-      {.data = data, .owner = data_owner ? std::move(data_owner) : owner_});
+      {.data = bytes, .owner = data_owner ? std::move(data_owner) : owner_});
 }
 
 void OutgoingMessage::CopyIfBorrowed() {

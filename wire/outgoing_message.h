@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -57,7 +58,7 @@ class OutgoingMessage {
   // bytes of `data` alive. If it is null, the owner of this message does so. If
   // that is null too, the caller must do so.
   void AddField(int number, const google::protobuf::MessageLite& header,
-                int data_number, absl::string_view data,
+                int data_number, std::span<const std::byte> data,
                 std::shared_ptr<const void> data_owner = nullptr);
 
   // Copies all data that has no owner, so that the caller can free it.

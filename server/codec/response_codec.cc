@@ -46,10 +46,6 @@ void Describe(const RunStats& stats, v1::ExecutionStats& message) {
   message.set_workspace_bytes(stats.workspace_bytes);
 }
 
-absl::string_view View(std::span<const std::byte> data) {
-  return {reinterpret_cast<const char*>(data.data()), data.size()};
-}
-
 void AddTensor(const ResponseTensor& tensor, google::protobuf::Arena& arena,
                OutgoingMessage& to) {
   auto& header = *google::protobuf::Arena::CreateMessage<v1::Tensor>(&arena);
@@ -59,7 +55,7 @@ void AddTensor(const ResponseTensor& tensor, google::protobuf::Arena& arena,
     to.AddField(tensor.field_number, header);
   } else {
     to.AddField(tensor.field_number, header, v1::Tensor::kDataFieldNumber,
-                View(tensor.data));
+                tensor.data);
   }
 }
 
@@ -103,7 +99,7 @@ OutgoingMessage EncodeChunk(const ResponseTensor& tensor, size_t offset,
   OutgoingMessage message(std::move(owner));
   message.AddField(v1::AttentionStreamResponse::kChunkFieldNumber, chunk,
                    v1::TensorChunk::kDataFieldNumber,
-                   View(tensor.data.subspan(offset, size)));
+                   tensor.data.subspan(offset, size));
   return message;
 }
 

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -23,6 +25,10 @@ std::string Join(const OutgoingMessage& message) {
   }
   EXPECT_EQ(text.size(), message.size_bytes());
   return text;
+}
+
+std::span<const std::byte> Bytes(const std::string& text) {
+  return std::as_bytes(std::span(text));
 }
 
 v1::Tensor Header(size_t bytes) {
@@ -46,10 +52,10 @@ TEST(OutgoingMessageTest, WritesWhatProtobufWrites) {
     v1::AttentionOptions options;
     options.set_block_size(7);
     OutgoingMessage nested = OutgoingMessage::Of(options);
-    nested.AddField(kBias, Header(size), kData, data);
+    nested.AddField(kBias, Header(size), kData, Bytes(data));
     OutgoingMessage message;
     message.Reserve(100);
-    message.AddField(kQuery, Header(size), kData, data);
+    message.AddField(kQuery, Header(size), kData, Bytes(data));
     message.AddField(kOptions, nested);
     EXPECT_EQ(Join(message), expected.SerializeAsString());
     // Fields that protobuf encodes as a whole must give the same bytes.
@@ -66,10 +72,10 @@ TEST(OutgoingMessageTest, SendsLargeDataFromWhereItIs) {
   const std::string large(kSmallestPieceBytes, 'x');
   const std::string small(kSmallestPieceBytes - 1, 'x');
   OutgoingMessage message;
-  message.AddField(kQuery, v1::Tensor(), kData, large);
+  message.AddField(kQuery, v1::Tensor(), kData, Bytes(large));
   ASSERT_EQ(message.pieces().size(), 2U);
   EXPECT_EQ(message.pieces()[1].data.data(), large.data());
-  message.AddField(kQuery, v1::Tensor(), kData, small);
+  message.AddField(kQuery, v1::Tensor(), kData, Bytes(small));
   ASSERT_EQ(message.pieces().size(), 3U);
   EXPECT_TRUE(message.pieces()[2].data.empty());
 }
@@ -79,7 +85,7 @@ TEST(OutgoingMessageTest, EveryPieceKeepsTheOwner) {
   auto owner = std::make_shared<int>(0);
   const std::weak_ptr<int> watched = owner;
   OutgoingMessage message(std::move(owner));
-  message.AddField(kQuery, v1::Tensor(), kData, large);
+  message.AddField(kQuery, v1::Tensor(), kData, Bytes(large));
   std::vector<OutgoingMessage::Piece> pieces = std::move(message).TakePieces();
   message = OutgoingMessage();
   ASSERT_EQ(pieces.size(), 2U);
@@ -94,8 +100,8 @@ TEST(OutgoingMessageTest, CopiesOnlyDataWithoutAnOwner) {
   auto large = std::make_unique<std::string>(kSmallestPieceBytes, 'x');
   const auto owned = std::make_shared<std::string>(kSmallestPieceBytes, 'y');
   OutgoingMessage message;
-  message.AddField(kQuery, v1::Tensor(), kData, *large);
-  message.AddField(kQuery, v1::Tensor(), kData, *owned, owned);
+  message.AddField(kQuery, v1::Tensor(), kData, Bytes(*large));
+  message.AddField(kQuery, v1::Tensor(), kData, Bytes(*owned), owned);
   const std::string before = Join(message);
   message.CopyIfBorrowed();
   EXPECT_NE(message.pieces()[1].data.data(), large->data());

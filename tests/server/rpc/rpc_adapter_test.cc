@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstddef>
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -55,7 +57,8 @@ struct SentMessage {
   static OutgoingMessage Make(const std::string& data,
                               std::shared_ptr<const void> owner) {
     OutgoingMessage message(std::move(owner));
-    message.AddField(1, v1::Tensor(), v1::Tensor::kDataFieldNumber, data);
+    message.AddField(1, v1::Tensor(), v1::Tensor::kDataFieldNumber,
+                     std::as_bytes(std::span(data)));
     return message;
   }
 
