@@ -9,7 +9,8 @@ namespace attnd {
 // The most bytes of data that one chunk of a streamed tensor can carry.
 inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
 
-// No message takes more bytes than this in addition to the data of its tensors.
+// An upper bound of the bytes that a message takes in addition to the data of
+// its tensors and the lists in its options.
 inline constexpr int64_t kMessageEnvelopeBytes = 4096;
 
 // The smallest message limit that a server can be started with. So every server
