@@ -31,17 +31,18 @@
 
 namespace attnd {
 
-// Declares that everything that this thread has done so far happens before
-// everything that follows a later TsanAcquire of the same address. The address
-// only identifies the pair. Nothing is read or written there.
+// Tells thread sanitizer that everything that this thread has done so far
+// happens before everything that follows a later TsanAcquire of the same
+// address. It orders nothing itself, and does nothing in other builds. The
+// address only identifies the pair. Nothing is read or written there.
 inline void TsanRelease([[maybe_unused]] void* address) {
 #ifdef ATTND_THREAD_SANITIZER
   __tsan_release(address);
 #endif
 }
 
-// Declares that what follows happens after everything that preceded an earlier
-// TsanRelease of the same address.
+// Tells thread sanitizer that what follows happens after everything that
+// preceded an earlier TsanRelease of the same address.
 inline void TsanAcquire([[maybe_unused]] void* address) {
 #ifdef ATTND_THREAD_SANITIZER
   __tsan_acquire(address);

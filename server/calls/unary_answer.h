@@ -31,9 +31,9 @@ class SendingRpc {
   virtual BreakFn MakeBreak() = 0;
 };
 
-// Watches over the answer of one call, from when gRPC gets it until the client
-// has read it, because an answer holds memory and a part of the budget until it
-// is sent. Thread-safe.
+// Ends a call whose client does not read its answer in time. Watches the answer
+// from when gRPC gets it until it is sent, because until then it holds memory
+// and a part of the budget. Thread-safe.
 class UnaryAnswer : public WatchedCall {
  public:
   using Clock = SteadyTime (*)();
