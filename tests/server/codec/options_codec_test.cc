@@ -21,8 +21,6 @@ namespace {
 using testing::CaseShape;
 using testing::RandomCase;
 
-constexpr uint64_t kSeed = 20261130;
-
 // `prefix` is that of the contract's names. The contract alone has a value 0
 // that stands for the default.
 template <typename Enum>
@@ -78,6 +76,7 @@ TEST(OptionTableTest, HelpIsASentenceWithoutAnEnd) {
 }
 
 TEST(OptionsCodecTest, DecodesWhateverTheTextFormatSays) {
+  constexpr uint64_t kSeed = 20261130;
   std::mt19937_64 rng(kSeed);
   for (int i = 0; i < 300; ++i) {
     const CaseShape shape = RandomCase(rng, 40);
