@@ -21,6 +21,8 @@ void ReceivedMessage::CopyTo(const PayloadRange& range, std::byte* to) const {
       [](size_t at, const Slice& candidate) { return at < candidate.end; });
   for (; left > 0; ++slice) {
     const size_t rest = slice->end - offset;
+    // An empty slice may have a null pointer, which memcpy must not get.
+    if (rest == 0) continue;
     const size_t step = std::min(left, rest);
     std::memcpy(to, slice->bytes.data() + (slice->bytes.size() - rest), step);
     to += step;

@@ -31,6 +31,14 @@ TEST(ReceivedMessageTest, CopiesAnyRange) {
   EXPECT_EQ(ReceivedMessage().size_bytes(), 0);
 }
 
+TEST(ReceivedMessageTest, CopiesAcrossEmptySlices) {
+  const ReceivedMessage message({{{}}, {"01"}, {{}}, {{}}, {"23"}, {{}}},
+                                nullptr);
+  std::string copy(4, '\0');
+  message.CopyTo({0, 4}, reinterpret_cast<std::byte*>(copy.data()));
+  EXPECT_EQ(copy, "0123");
+}
+
 TEST(ReceivedMessageTest, KeepsTheOwner) {
   auto owner = std::make_shared<int>(0);
   const std::weak_ptr<int> watched = owner;
