@@ -28,10 +28,13 @@
   ATTND_ASSIGN_OR_RETURN_(ATTND_CONCATENATE_(attnd_result_, __LINE__), target, \
                           expression)
 
+// Parentheses would make a declaration of `target` invalid.
+// NOLINTBEGIN(bugprone-macro-parentheses)
 #define ATTND_ASSIGN_OR_RETURN_(result, target, expression) \
   auto result = (expression);                               \
   if (!result.ok()) return std::move(result).status();      \
   target = *std::move(result)
+// NOLINTEND(bugprone-macro-parentheses)
 
 #define ATTND_CONCATENATE_(left, right) ATTND_CONCATENATE_NOW_(left, right)
 #define ATTND_CONCATENATE_NOW_(left, right) left##right

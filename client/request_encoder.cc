@@ -94,8 +94,10 @@ void AddTensor(int number, const ConstTensor& tensor,
 void AddOptions(int number, const AttentionOptions& options,
                 v1::AttentionOptions from_outputs, OutgoingMessage* message) {
   DescribeOptions(options, &from_outputs);
-  if (!options.bias && !options.mask)
-    return message->AddField(number, from_outputs);
+  if (!options.bias && !options.mask) {
+    message->AddField(number, from_outputs);
+    return;
+  }
   OutgoingMessage field = OutgoingMessage::Of(from_outputs);
   if (options.bias) {
     AddTensor(v1::AttentionOptions::kBiasFieldNumber, *options.bias, &field);

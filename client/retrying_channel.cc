@@ -97,6 +97,9 @@ class RetriedCall : public AsyncCall,
     return {shared_from_this(), dynamic_cast<Type*>(this)};
   }
 
+  std::mutex mutex_;
+
+ private:
   virtual std::shared_ptr<CallCanceller> MakeAttempt(
       RpcChannel& channel, absl::Duration timeout) = 0;
   // Whether another attempt may follow a failed one. Called with the lock held.
@@ -106,9 +109,6 @@ class RetriedCall : public AsyncCall,
   virtual void Finish(const absl::Status& status,
                       const ReceivedMessage* answer) = 0;
 
-  std::mutex mutex_;
-
- private:
   void End(const absl::Status& status, const ReceivedMessage* answer) {
     // Both the current pause and on_retry, which may hold the call to cancel
     // it, can refer to this call. If the call kept them, it would never be
@@ -149,7 +149,8 @@ class RetriedCall : public AsyncCall,
   // Stores what cancels `step`, unless that step is already over. Cancels it at
   // once if the call was cancelled in the meantime, without holding the lock,
   // because threads of gRPC that need the lock would have to wait.
-  void KeepCanceller(int step, std::shared_ptr<CallCanceller> canceller) {
+  void KeepCanceller(int step,
+                     const std::shared_ptr<CallCanceller>& canceller) {
     {
       const std::lock_guard lock(mutex_);
       if (step != step_) return;

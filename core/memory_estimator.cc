@@ -1,6 +1,5 @@
 #include "core/memory_estimator.h"
 
-#include <algorithm>
 #include <optional>
 
 #include "absl/status/status.h"

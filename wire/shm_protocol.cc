@@ -63,13 +63,13 @@ absl::StatusOr<ShmRequest> ParseShmRequest(absl::string_view message,
     return FieldError("magic", absl::StrCat("\"", kMagic, "\""),
                       absl::StrCat("\"", absl::CHexEscape(magic), "\""));
   }
-  const uint16_t version = NumberAt<uint16_t>(message, 4);
+  const auto version = NumberAt<uint16_t>(message, 4);
   if (version != kVersion) {
     return absl::UnimplementedError(
         absl::StrCat("version: expected ", kVersion, ", got ", version));
   }
   ShmRequest request;
-  const uint16_t type = NumberAt<uint16_t>(message, 6);
+  const auto type = NumberAt<uint16_t>(message, 6);
   size_t expected_descriptors = 0;
   size_t expected_bytes = kHeaderBytes;
   switch (static_cast<ShmRequest::Type>(type)) {

@@ -69,6 +69,7 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return LargestOf(largest);
   }
 
+  // NOLINTNEXTLINE(bugprone-derived-method-shadowing-base-method)
   void Begin(uint32_t largest_query) {
     any_large_ = IsLarge(largest_query) || IsLarge(packing_.largest_key);
   }

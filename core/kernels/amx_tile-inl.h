@@ -36,11 +36,13 @@ class AmxTile : public Tile {
  public:
   static constexpr TileKind kTileKind = kKind;
 
+  // NOLINTNEXTLINE(bugprone-derived-method-shadowing-base-method)
   void Reset() {
     ResetSums();
     if (span_.size() == 0) ZeroOutput(0, rows_.rows());
   }
 
+  // NOLINTNEXTLINE(bugprone-derived-method-shadowing-base-method)
   void Finish() const {
     if (entry_plan_.splits > 1) {
       StorePartials();

@@ -39,7 +39,7 @@ class BackwardJob final : public TileJob {
  public:
   // Takes the arguments of MakeBackwardJob. Prepares the memory that tasks
   // share in the workspace.
-  BackwardJob(const AttentionProblem& problem, BackwardPlan plan,
+  BackwardJob(AttentionProblem problem, BackwardPlan plan,
               const BackwardBuffers& buffers, InputSource* source,
               int64_t threads, Workspace workspace);
 

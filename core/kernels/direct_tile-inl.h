@@ -168,7 +168,8 @@ class DirectTile : public Tile {
   }
   RowReader<AsF32> F32Values() const { return ReaderOf<AsF32>(values_); }
 
-  KvRows values_ = {};  // of the current tile of keys
+  // Of the current tile of keys.
+  KvRows values_ = {nullptr, 0, 0, DataType::kF32};
 };
 
 }  // namespace HWY_NAMESPACE

@@ -255,10 +255,10 @@ bool LoadsWithPacking(const AttentionProblem& problem, const KernelPlan& plan,
 
 }  // namespace
 
-ForwardJob::ForwardJob(const AttentionProblem& of_problem, KernelPlan of_plan,
+ForwardJob::ForwardJob(AttentionProblem of_problem, KernelPlan of_plan,
                        const AttentionBuffers& buffers, InputSource* of_source,
                        int64_t num_threads, Workspace workspace)
-    : problem(of_problem),
+    : problem(std::move(of_problem)),
       params(problem.params()),
       plan(std::move(of_plan)),
       scores(problem, buffers.bias, buffers.mask),

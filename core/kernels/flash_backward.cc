@@ -318,11 +318,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace attnd {
 
-BackwardJob::BackwardJob(const AttentionProblem& of_problem,
-                         BackwardPlan of_plan, const BackwardBuffers& buffers,
-                         InputSource* of_source, int64_t num_threads,
-                         Workspace workspace)
-    : problem(of_problem),
+BackwardJob::BackwardJob(AttentionProblem of_problem, BackwardPlan of_plan,
+                         const BackwardBuffers& buffers, InputSource* of_source,
+                         int64_t num_threads, Workspace workspace)
+    : problem(std::move(of_problem)),
       params(problem.params()),
       plan(std::move(of_plan)),
       scores(problem, buffers.bias, buffers.mask),

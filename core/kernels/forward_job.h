@@ -37,7 +37,7 @@ class ForwardJob final : public TileJob {
  public:
   // Takes the arguments of MakeForwardJob. Prepares the memory that tasks share
   // in the workspace.
-  ForwardJob(const AttentionProblem& problem, KernelPlan plan,
+  ForwardJob(AttentionProblem problem, KernelPlan plan,
              const AttentionBuffers& buffers, InputSource* source,
              int64_t threads, Workspace workspace);
 

@@ -15,7 +15,6 @@
 #include <optional>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "base/checked_math.h"
 #include "base/status_macros.h"
 #include "core/workspace.h"

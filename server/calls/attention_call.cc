@@ -1,6 +1,5 @@
 #include "server/calls/attention_call.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <numeric>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -16,7 +15,6 @@
 #include "core/fma_peak.h"
 #include "core/naive_attention.h"
 #include "core/reference_attention.h"
-#include "cost/call_cost.h"
 #include "server/calls/benchmark_tensors.h"
 #include "server/codec/response_codec.h"
 #include "server/status/status_convert.h"

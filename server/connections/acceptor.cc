@@ -1,6 +1,6 @@
 #include "server/connections/acceptor.h"
 
-#include <netinet/in.h>
+#include <netinet/in.h>  // NOLINT(misc-include-cleaner): IPPROTO_TCP
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
