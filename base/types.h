@@ -55,6 +55,15 @@ enum class Transport {
   kSharedMemory = 3,  // not at all: both ends have mapped the same memory
 };
 
+// What a memory estimate finds out. The numbers are those of the fields of
+// MemoryEstimateRequest.goal.
+enum class EstimateGoal {
+  kEstimate = 15,  // how much memory a problem takes
+  kMaxSeqLen = 16,
+  kMaxBatch = 17,
+  kMaxConcurrency = 18,
+};
+
 // A value of an enum and its name.
 template <typename Enum>
 struct NamedValue {

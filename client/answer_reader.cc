@@ -98,6 +98,28 @@ absl::StatusOr<SplitMessage> Parse(const ReceivedMessage& answer,
   return split;
 }
 
+ServerLoad DecodeLoad(const v1::ServerLoad& proto) {
+  ServerLoad load;
+  load.uptime = DecodeDuration(proto.uptime());
+  load.in_flight = proto.in_flight();
+  load.max_in_flight = proto.max_in_flight();
+  load.reserved_bytes = proto.reserved_bytes();
+  load.connections = proto.connections();
+  load.max_connections = proto.max_connections();
+  load.busy_threads = proto.busy_threads();
+  for (const v1::MethodLoad& method : proto.methods()) {
+    load.methods.push_back(
+        {.method = method.method(),
+         .finished = method.finished(),
+         .failed = method.failed(),
+         .total_time = DecodeDuration(method.total_time()),
+         .queue_time = DecodeDuration(method.queue_time()),
+         .compute_time = DecodeDuration(method.compute_time()),
+         .flops = method.flops()});
+  }
+  return load;
+}
+
 }  // namespace
 
 ForwardAnswer AnswerTo(const AttentionInputs& inputs,
@@ -223,6 +245,19 @@ MemoryEstimate DecodeEstimate(const v1::MemoryEstimateResponse& proto) {
   estimate.flops = proto.flops();
   estimate.fits = proto.fits();
   estimate.limiting_factor = proto.limiting_factor();
+  switch (proto.answer_case()) {
+    case v1::MemoryEstimateResponse::kMaxSeqLen:
+      estimate.largest = proto.max_seq_len();
+      break;
+    case v1::MemoryEstimateResponse::kMaxBatch:
+      estimate.largest = proto.max_batch();
+      break;
+    case v1::MemoryEstimateResponse::kMaxConcurrency:
+      estimate.largest = proto.max_concurrency();
+      break;
+    case v1::MemoryEstimateResponse::ANSWER_NOT_SET:
+      break;
+  }
   return estimate;
 }
 
@@ -239,6 +274,7 @@ absl::StatusOr<ServerInfo> ReadServerInfo(const ReceivedMessage& answer) {
   info.memory_budget_bytes = proto.memory_budget_bytes();
   info.max_benchmark_vectors = proto.max_benchmark_vectors();
   info.features.assign(proto.features().begin(), proto.features().end());
+  info.load = DecodeLoad(proto.load());
   return info;
 }
 

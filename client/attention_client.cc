@@ -166,8 +166,13 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
       CallTime::From(options_.deadline), [&] {
         if (response.has_result()) result = DecodeBenchmark(response.result());
         if (!response.has_progress() || !on_progress) return true;
-        return on_progress({.phase = response.progress().phase(),
-                            .fraction = response.progress().fraction()});
+        const v1::BenchmarkProgress& progress = response.progress();
+        return on_progress(
+            {.phase = progress.phase(),
+             .fraction = progress.fraction(),
+             .seconds_left = progress.has_seconds_left()
+                                 ? std::optional(progress.seconds_left())
+                                 : std::nullopt});
       }));
   if (!result) {
     return BadResponse(

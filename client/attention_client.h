@@ -203,7 +203,7 @@ class AttentionClient {
   absl::StatusOr<MemoryEstimate> EstimateMemory(
       const MemoryEstimateOptions& options) const;
 
-  // Returns the version, the limits and the features of the server.
+  // Returns the version, the limits, the features and the load of the server.
   absl::StatusOr<ServerInfo> GetServerInfo() const;
 
   // Asks the health service of the server (grpc.health.v1) about the gRPC

@@ -161,6 +161,12 @@ v1::MemoryEstimateRequest EncodeEstimate(const MemoryEstimateOptions& options) {
   if (options.output_dtype) {
     attention.set_output_dtype(EncodeType(*options.output_dtype));
   }
+  if (options.goal != EstimateGoal::kEstimate) {
+    proto.GetReflection()->SetInt64(&proto,
+                                    proto.GetDescriptor()->FindFieldByNumber(
+                                        static_cast<int>(options.goal)),
+                                    options.budget_bytes);
+  }
   return proto;
 }
 

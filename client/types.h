@@ -26,6 +26,7 @@ namespace attnd::client {
 using attnd::Causal;
 using attnd::DataType;
 using attnd::ElementCount;
+using attnd::EstimateGoal;
 using attnd::Layout;
 using attnd::LseShape;
 using attnd::OutputShape;
@@ -226,6 +227,8 @@ struct BenchmarkOptions {
 struct BenchmarkProgress {
   std::string phase;    // "prepare", "peak", "naive", "flash" or "verify"
   double fraction = 0;  // how much of the benchmark is done, from 0 to 1
+  // About how many more seconds it takes. Unset until one repetition has run.
+  std::optional<double> seconds_left;
 };
 
 // The result of a benchmark. Times are medians.
@@ -269,9 +272,14 @@ struct MemoryEstimateOptions {
   AttentionOptions attention = {};
   bool return_lse = false;
   Transport transport = Transport::kInline;
+  // Whether to find the largest problem that fits instead, and into how many
+  // bytes; 0 means the memory budget of the server.
+  EstimateGoal goal = EstimateGoal::kEstimate;
+  int64_t budget_bytes = 0;
 };
 
-// The memory that a problem takes.
+// The memory that a problem takes. If the goal was the largest problem, these
+// are the numbers of that problem, or those of size 1 if not even 1 fits.
 struct MemoryEstimate {
   int64_t naive_bytes = 0;
   int64_t flash_bytes = 0;
@@ -286,9 +294,35 @@ struct MemoryEstimate {
   int64_t flops = 0;
   bool fits = false;
   std::string limiting_factor;
+  // The largest sequence length, batch or concurrency, depending on the goal; 0
+  // if not even 1 fits, and if the goal was not to find it.
+  int64_t largest = 0;
 };
 
-// The version, the limits and the features of a server.
+// What the calls of one method have done since the server started.
+struct MethodLoad {
+  std::string method;    // for example "Attention"
+  int64_t finished = 0;  // calls that have ended
+  int64_t failed = 0;    // those of them that ended with an error
+  absl::Duration total_time;
+  absl::Duration queue_time;
+  absl::Duration compute_time;
+  int64_t flops = 0;
+};
+
+// What a server does at this moment.
+struct ServerLoad {
+  absl::Duration uptime;
+  int64_t in_flight = 0;
+  int64_t max_in_flight = 0;
+  int64_t reserved_bytes = 0;
+  int64_t connections = 0;
+  int64_t max_connections = 0;
+  int64_t busy_threads = 0;
+  std::vector<MethodLoad> methods;
+};
+
+// The version, the limits, the features and the load of a server.
 struct ServerInfo {
   std::string version;
   std::string isa;
@@ -298,6 +332,7 @@ struct ServerInfo {
   int64_t memory_budget_bytes = 0;
   int64_t max_benchmark_vectors = 0;
   std::vector<std::string> features;
+  ServerLoad load;
 };
 
 // What the health service of a server (grpc.health.v1) reports.
