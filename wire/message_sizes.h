@@ -17,6 +17,10 @@ inline constexpr int64_t kMessageEnvelopeBytes = 4096;
 // accepts a request of this size and sends an answer of this size.
 inline constexpr int64_t kMinMessageLimitBytes = int64_t{64} << 10;
 
+// While the server waits for a client, the client has to send or read this many
+// bytes within each timeout, or complete what the server waits for.
+inline constexpr int64_t kMinProgressBytes = int64_t{64} << 10;
+
 }  // namespace attnd
 
 #endif  // ATTND_WIRE_MESSAGE_SIZES_H_

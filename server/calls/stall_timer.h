@@ -9,12 +9,9 @@
 #include <optional>
 
 #include "core/tile_scheduler.h"
+#include "wire/message_sizes.h"
 
 namespace attnd::server {
-
-// While the server waits for a client, the client has to send or read this many
-// bytes within each timeout, or complete what the server waits for.
-inline constexpr int64_t kMinProgressBytes = int64_t{64} << 10;
 
 // Measures how long the server has waited for one client, in one direction,
 // since the client last sent or read enough bytes. Time in which the server

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "wire/message_sizes.h"
+
 namespace attnd::server {
 
 double RateLimit::recent(SteadyTime now) const {
@@ -92,7 +94,7 @@ bool Connection::Payload(const FrameHeader& frame, size_t bytes,
   if (call == calls_.end()) return true;
   call->second.received_bytes += static_cast<int64_t>(bytes);
   call->second.bytes_since_progress += static_cast<int64_t>(bytes);
-  if (call->second.bytes_since_progress >= kProgressBytes) {
+  if (call->second.bytes_since_progress >= kMinProgressBytes) {
     call->second.bytes_since_progress = 0;
     call->second.progress_at = now;
   }

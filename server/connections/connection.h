@@ -88,9 +88,6 @@ class Connection {
   // The memory that gRPC takes for a call that is not admitted yet. Measured
   // with gRPC 1.51: 12 KiB if the call is open, 16 KiB if it was reset.
   static constexpr int64_t kCallBytes = int64_t{16} << 10;
-  // The least that has to arrive of an unfinished message within each timeout,
-  // unless the message is complete by then.
-  static constexpr int64_t kProgressBytes = int64_t{64} << 10;
   // The most that gRPC may read from a connection before other connections have
   // a turn. Without this limit, gRPC reads up to 4 MiB at a time, which can
   // take 40 ms, and goes on until the socket is empty. A fast sender can keep
@@ -120,9 +117,9 @@ class Connection {
 
   // Checks whether the client has left something unfinished for `timeout`.
   // Returns why the connection has to end in that case, and an empty text
-  // otherwise. The client is late if less than kProgressBytes of a message have
-  // arrived in that time, if a block of headers has not ended, or if no frame
-  // has arrived since the connection was accepted.
+  // otherwise. The client is late if less than kMinProgressBytes of a message
+  // have arrived in that time, if a block of headers has not ended, or if no
+  // frame has arrived since the connection was accepted.
   std::string_view Overdue(SteadyTime now, std::chrono::nanoseconds timeout);
 
   // Shuts the socket down, so that gRPC drops the connection and its calls.
@@ -163,7 +160,7 @@ class Connection {
 
  private:
   struct Call {
-    // When the call began, or when it last got kProgressBytes.
+    // When the call began, or when it last got kMinProgressBytes.
     SteadyTime progress_at;
     int64_t bytes_since_progress = 0;  // of DATA payload
     int64_t received_bytes = 0;        // of DATA payload

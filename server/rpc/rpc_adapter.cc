@@ -11,8 +11,8 @@
 #include "base/field_error.h"
 #include "grpc/grpc.h"
 #include "grpcpp/support/slice.h"
-#include "server/calls/stall_timer.h"
 #include "server/status/status_convert.h"
+#include "wire/message_sizes.h"
 #include "wire/outgoing_message.h"
 #include "wire/reasons.h"
 

@@ -10,6 +10,7 @@
 
 #include "base/unique_fd.h"
 #include "tests/server/connections/frames.h"
+#include "wire/message_sizes.h"
 
 namespace attnd::server {
 namespace {
@@ -224,7 +225,7 @@ TEST_F(ConnectionTest, AByteNowAndThenIsNoProgress) {
 TEST_F(ConnectionTest, AMessageThatMovesMayTakeLong) {
   Make();
   Client(Headers(1));
-  const std::string piece(Connection::kProgressBytes / 4, 'x');
+  const std::string piece(kMinProgressBytes / 4, 'x');
   for (int i = 0; i < 100; ++i) {
     Client(Frame(FrameType::kData, 0, 1, piece));
     now_ += kReadTimeout / 5;

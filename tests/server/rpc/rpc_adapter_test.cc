@@ -15,8 +15,8 @@
 
 #include "attnd/v1/attention.pb.h"
 #include "grpcpp/support/slice.h"
-#include "server/calls/stall_timer.h"
 #include "tests/server/message_tools.h"
+#include "wire/message_sizes.h"
 #include "wire/outgoing_message.h"
 
 namespace attnd::server {
