@@ -86,6 +86,8 @@ class AttentionEngine {
 
   const MachineInfo& machine() const { return machine_; }
   int threads() const { return scheduler_.threads(); }
+  // Returns how many of the threads compute at this moment.
+  int busy_threads() const { return scheduler_.busy_threads(); }
   const MemoryEstimator& estimator() const { return estimator_; }
   // The workers of this engine. Work that is not an attention call may run on
   // them, too.

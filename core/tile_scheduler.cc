@@ -47,6 +47,7 @@ class TileScheduler::Impl {
   ~Impl() { JoinWorkers(); }
 
   int threads() const { return static_cast<int>(workers_.size()); }
+  int busy_threads() const { return busy_.load(std::memory_order_relaxed); }
 
   void Submit(TileJob* job, const StopSignal* stop, Done done) {
     auto state = std::make_unique<State>();
@@ -206,6 +207,7 @@ class TileScheduler::Impl {
       state.began = Clock::now();
     }
     ++state.running;
+    busy_.fetch_add(1, std::memory_order_relaxed);
     // Moves the job to the end of the list, so that jobs take turns.
     jobs_.splice(jobs_.end(), jobs_, it);
     const int64_t phase = state.phase;
@@ -214,6 +216,9 @@ class TileScheduler::Impl {
     const TileJob::Slice slice =
         state.job->Run(phase, task.index, task.slot, control);
     lock.lock();
+    // This comes before the end of the job, so that whoever has its result
+    // finds its workers idle.
+    busy_.fetch_sub(1, std::memory_order_relaxed);
     --state.running;
     if (slice == TileJob::Slice::kYield) {
       state.yielded.push_back(task);
@@ -258,6 +263,7 @@ class TileScheduler::Impl {
   std::condition_variable wake_;
   Jobs jobs_;                       // guarded by mutex_
   std::atomic<int64_t> queued_{0};  // jobs_.size(), readable without the lock
+  std::atomic<int> busy_{0};        // workers that run a task
   std::atomic<bool> closing_{false};
   std::vector<std::thread> workers_;
 };
@@ -268,6 +274,7 @@ TileScheduler::TileScheduler(int threads)
 TileScheduler::~TileScheduler() = default;
 
 int TileScheduler::threads() const { return impl_->threads(); }
+int TileScheduler::busy_threads() const { return impl_->busy_threads(); }
 
 void TileScheduler::Submit(TileJob* job, const StopSignal* stop, Done done) {
   impl_->Submit(job, stop, std::move(done));

@@ -110,6 +110,8 @@ class TileScheduler {
                    JobTimes* times = nullptr);
 
   int threads() const;
+  // Returns how many workers run a task at this moment.
+  int busy_threads() const;
 
  private:
   class Impl;

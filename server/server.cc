@@ -24,6 +24,7 @@
 #include "server/connections/listen_address.h"
 #include "server/connections/listener.h"
 #include "server/connections/socket_hooks.h"
+#include "server/load/load_meter.h"
 #include "server/memory/message_quota.h"
 #include "server/process/self_test.h"
 #include "server/rpc/attention_service.h"
@@ -155,7 +156,8 @@ class Server::Impl {
                  config.shm_socket.empty() ? nullptr : &regions_,
                  Seconds(config.stream_idle_timeout_s),
                  Seconds(config.max_benchmark_s),
-                 &decoder_},
+                 &decoder_,
+                 &load_},
         service_(MakeAttentionService(context_, messages_)) {}
 
   ~Impl() {
@@ -258,6 +260,8 @@ class Server::Impl {
     // threads.
     guard_ =
         ConnectionGuard::Start(GuardOptions(config_, shares_, max_connections));
+    load_.BeginServing(max_connections,
+                       [this] { return guard_->connections(); });
     if (!StartGrpc()) return absl::InternalError("gRPC did not start");
     server_->GetHealthCheckService()->SetServingStatus(
         v1::AttentionService::service_full_name(), true);
@@ -348,6 +352,7 @@ class Server::Impl {
   Admission admission_;
   RegionRegistry regions_;
   DecodeThread decoder_;
+  LoadMeter load_;
   const ServiceContext context_;
   std::vector<UnixSocketGuard> guards_;
   std::unique_ptr<ShmSocket> shm_socket_;

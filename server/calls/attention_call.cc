@@ -350,6 +350,9 @@ void UnaryCall::Answer(absl::Status status, const RunStats& stats) {
   source_.Clear();
   absl::StatusOr<OutgoingMessage> pieces = OutgoingMessage();
   if (status.ok()) {
+    if (context().load != nullptr) {
+      context().load->Computed(static_cast<ServiceMethod>(method()), stats);
+    }
     pieces = Encode(stats);
   } else {
     pieces = std::move(status);

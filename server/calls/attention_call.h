@@ -23,6 +23,7 @@
 #include "server/codec/payload_source.h"
 #include "server/codec/request_codec.h"
 #include "server/codec/response_codec.h"
+#include "server/load/load_meter.h"
 #include "server/memory/admission.h"
 #include "server/shared_memory/shared_tensors.h"
 #include "wire/message_splitter.h"
@@ -33,10 +34,10 @@ namespace attnd::server {
 
 // The methods that compute attention with one message each way.
 enum class AttentionMethod {
-  kAttention,
-  kSelfAttention,
-  kCrossAttention,
-  kAttentionBackward
+  kAttention = static_cast<int>(ServiceMethod::kAttention),
+  kSelfAttention = static_cast<int>(ServiceMethod::kSelfAttention),
+  kCrossAttention = static_cast<int>(ServiceMethod::kCrossAttention),
+  kAttentionBackward = static_cast<int>(ServiceMethod::kAttentionBackward)
 };
 
 // One attention call and its memory. Has the steps that every call takes, and

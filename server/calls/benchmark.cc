@@ -55,6 +55,7 @@ class Run {
         reservation_(reservation),
         stop_(stop),
         progress_(progress),
+        load_(context.load),
         engine_(&context.engine) {}
 
   absl::StatusOr<v1::BenchmarkResult> Execute() {
@@ -72,6 +73,7 @@ class Run {
     v1::BenchmarkResult result = Summarize();
     Begin("verify");
     ATTND_RETURN_IF_ERROR(Verify(result));
+    if (load_ != nullptr) load_->Computed(ServiceMethod::kBenchmark, flash_stats_);
     return result;
   }
 
@@ -275,6 +277,7 @@ class Run {
   const StopSignal measuring_{After(max_time_ * kMeasuringShare), &stop_};
   const StopSignal verifying_{After(max_time_), &stop_};
   const BenchmarkProgressFn& progress_;
+  LoadMeter* const load_;
   std::optional<AttentionEngine> own_engine_;
   AttentionEngine* engine_;
 

@@ -26,7 +26,7 @@ absl::StatusOr<OutgoingMessage> Answer(ReceivedMessage&& received,
   const absl::StatusOr<SplitMessage> split =
       ParseMessage(message, std::move(light), reservation, request);
   if (!split.ok()) return split.status();
-  auto response = handle(request);
+  auto response = handle(request, reservation);
   if (!response.ok()) return response.status();
   return OutgoingMessage::Of(*response);
 }
@@ -74,7 +74,8 @@ void AnswerMemoryEstimate(const ServiceContext& context,
                           PlainDone done) {
   Run<v1::MemoryEstimateRequest>(
       context, std::move(received), stop, std::move(done),
-      [&context](const v1::MemoryEstimateRequest& request) {
+      [&context](const v1::MemoryEstimateRequest& request,
+                 const Admission::Reservation&) {
         return EstimateMemory(request, context.engine, context.limits());
       });
 }
@@ -83,25 +84,35 @@ void AnswerServerInfo(const ServiceContext& context, ReceivedMessage received,
                       const StopSignal& stop, PlainDone done) {
   Run<v1::GetServerInfoRequest>(
       context, std::move(received), stop, std::move(done),
-      [&context](const v1::GetServerInfoRequest&)
+      [&context](const v1::GetServerInfoRequest&,
+                 Admission::Reservation& reservation)
           -> absl::StatusOr<v1::GetServerInfoResponse> {
-        v1::GetServerInfoResponse info;
-        info.set_version(kVersion);
-        info.set_isa(std::string(IsaName(context.engine.machine().isa)));
-        info.set_threads(context.engine.threads());
-        info.set_max_receive_message_bytes(context.max_message_bytes);
-        info.set_max_send_message_bytes(context.max_message_bytes);
-        info.set_memory_budget_bytes(context.admission.budget_bytes());
-        info.set_max_benchmark_vectors(context.max_benchmark_vectors);
-        info.add_features("backward");
-        info.add_features("stream");
-        if (context.regions != nullptr) info.add_features("shared_memory");
-        const Isa isa = context.engine.machine().isa;
-        if (F32Isa(isa) != isa) {
-          info.add_features("bf16_dot");
-        }
-        return info;
+        // The load that a client reads is that of the other calls.
+        reservation.LeaveSlot();
+        reservation.ShrinkTo(0);
+        return DescribeServer(context);
       });
+}
+
+v1::GetServerInfoResponse DescribeServer(const ServiceContext& context) {
+  v1::GetServerInfoResponse info;
+  info.set_version(kVersion);
+  info.set_isa(std::string(IsaName(context.engine.machine().isa)));
+  info.set_threads(context.engine.threads());
+  info.set_max_receive_message_bytes(context.max_message_bytes);
+  info.set_max_send_message_bytes(context.max_message_bytes);
+  info.set_memory_budget_bytes(context.admission.budget_bytes());
+  info.set_max_benchmark_vectors(context.max_benchmark_vectors);
+  info.add_features("backward");
+  info.add_features("stream");
+  if (context.regions != nullptr) info.add_features("shared_memory");
+  const Isa isa = context.engine.machine().isa;
+  if (F32Isa(isa) != isa) info.add_features("bf16_dot");
+  if (context.load != nullptr) {
+    *info.mutable_load() =
+        context.load->Report(context.engine, context.admission);
+  }
+  return info;
 }
 
 }  // namespace attnd::server

@@ -6,12 +6,16 @@
 #include <functional>
 
 #include "absl/status/statusor.h"
+#include "attnd/v1/attention.pb.h"
 #include "core/tile_scheduler.h"
 #include "server/calls/service_context.h"
 #include "wire/outgoing_message.h"
 #include "wire/received_message.h"
 
 namespace attnd::server {
+
+// Returns the answer of GetServerInfo. Thread-safe.
+v1::GetServerInfoResponse DescribeServer(const ServiceContext& context);
 
 // Receives the answer of a call: a serialized message or an error.
 using PlainDone = std::function<void(absl::StatusOr<OutgoingMessage>)>;

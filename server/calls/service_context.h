@@ -8,6 +8,7 @@
 #include "core/attention_engine.h"
 #include "cost/cost_limits.h"
 #include "server/calls/decode_thread.h"
+#include "server/load/load_meter.h"
 #include "server/memory/admission.h"
 #include "server/shared_memory/shared_region.h"
 
@@ -25,6 +26,7 @@ struct ServiceContext {
   // Decodes messages that are not light; null: the thread that receives a
   // message decodes it.
   DecodeThread* decoder = nullptr;
+  LoadMeter* load = nullptr;  // null: nothing is counted
 
   CostLimits limits() const {
     return {.max_message_bytes = max_message_bytes,

@@ -351,6 +351,9 @@ void StreamCall::Computed(absl::Status status, const RunStats& stats) {
     Fail(std::move(status));
     return;
   }
+  if (context().load != nullptr) {
+    context().load->Computed(ServiceMethod::kAttentionStream, stats);
+  }
   {
     const std::lock_guard lock(mutex_);
     stats_ = stats;

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <utility>
 
 #include "attnd/v1/attention.grpc.pb.h"
@@ -15,6 +14,7 @@
 #include "server/calls/silence_watch.h"
 #include "server/calls/stream_call.h"
 #include "server/calls/unary_answer.h"
+#include "server/load/load_meter.h"
 #include "server/rpc/rpc_adapter.h"
 #include "spdlog/spdlog.h"
 
@@ -24,25 +24,35 @@ namespace {
 using grpc::ByteBuffer;
 using grpc::CallbackServerContext;
 
-// Writes a line for each call to the log, at the level debug. It never has the
-// contents of tensors.
-class CallLog {
+// Counts a call, and writes a line for it to the log, at the level debug. The
+// line never has the contents of tensors.
+class CallRecord {
  public:
-  explicit CallLog(std::string_view method) : method_(method) {}
+  // `load` may be null. Otherwise it must outlive the record.
+  CallRecord(ServiceMethod method, LoadMeter* load)
+      : method_(method), load_(load) {}
 
-  void Finished(const absl::Status& status) { code_ = status.code(); }
-  ~CallLog() {
+  // Call it once, before gRPC gets the status.
+  void Finished(const absl::Status& status) {
+    code_ = status.code();
+    if (load_ != nullptr) load_->Ended(method_, status, age());
+  }
+  ~CallRecord() {
     if (!spdlog::should_log(spdlog::level::debug)) return;
-    const auto took = std::chrono::steady_clock::now() - begin_;
     spdlog::debug(
-        "{} {} {} us", method_, absl::StatusCodeToString(code_),
-        std::chrono::duration_cast<std::chrono::microseconds>(took).count());
+        "{} {} {} us", MethodName(method_), absl::StatusCodeToString(code_),
+        std::chrono::duration_cast<std::chrono::microseconds>(age()).count());
   }
 
  private:
-  std::string_view method_;
+  std::chrono::nanoseconds age() const {
+    return std::chrono::steady_clock::now() - begin_;
+  }
+
+  const ServiceMethod method_;
+  LoadMeter* const load_;
   absl::StatusCode code_ = absl::StatusCode::kOk;
-  std::chrono::steady_clock::time_point begin_ =
+  const std::chrono::steady_clock::time_point begin_ =
       std::chrono::steady_clock::now();
 };
 
@@ -51,10 +61,10 @@ class CallLog {
 class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
  public:
   // The references must outlive the reactor.
-  UnaryReactor(std::string_view name, CallbackServerContext& rpc,
-               ByteBuffer& response, SilenceWatch& watch,
-               std::shared_ptr<UnaryAnswer> answer)
-      : log_(name),
+  UnaryReactor(ServiceMethod method, const ServiceContext& context,
+               CallbackServerContext& rpc, ByteBuffer& response,
+               SilenceWatch& watch, std::shared_ptr<UnaryAnswer> answer)
+      : record_(method, context.load),
         rpc_(rpc),
         response_(response),
         watch_(watch),
@@ -63,7 +73,7 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
   // Call it once. The reactor may be gone when it returns.
   void Answer(absl::StatusOr<OutgoingMessage> answer) {
     const absl::Status status = answer.status();
-    log_.Finished(status);
+    record_.Finished(status);
     if (status.ok()) response_ = ToByteBuffer(*std::move(answer), sent_);
     answer_->Begin(*this);
     watch_.Add(answer_);
@@ -82,7 +92,7 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
   int64_t sent_bytes() override { return sent_.bytes(); }
   BreakFn MakeBreak() override { return server::MakeBreak(rpc_); }
 
-  CallLog log_;
+  CallRecord record_;
   CallbackServerContext& rpc_;
   ByteBuffer& response_;  // keeps its slices until OnDone
   SentSlices sent_;
@@ -99,10 +109,10 @@ class WatchedUnaryCall final : public UnaryCall, public UnaryAnswer {
 
 class AttentionReactor final : public UnaryReactor {
  public:
-  AttentionReactor(std::string_view name, CallbackServerContext& rpc,
-                   ByteBuffer& response, SilenceWatch& watch,
-                   std::shared_ptr<WatchedUnaryCall> call)
-      : UnaryReactor(name, rpc, response, watch, call),
+  AttentionReactor(ServiceMethod method, const ServiceContext& context,
+                   CallbackServerContext& rpc, ByteBuffer& response,
+                   SilenceWatch& watch, std::shared_ptr<WatchedUnaryCall> call)
+      : UnaryReactor(method, context, rpc, response, watch, call),
         call_(std::move(call)) {}
 
   void Start(absl::StatusOr<ReceivedMessage> received) {
@@ -130,19 +140,21 @@ class PlainReactor final : public UnaryReactor {
   using AnswerFn = void (*)(const ServiceContext&, ReceivedMessage,
                             const StopSignal&, PlainDone);
 
-  PlainReactor(std::string_view name, CallbackServerContext& rpc,
-               ByteBuffer& response, SilenceWatch& watch)
-      : UnaryReactor(name, rpc, response, watch,
+  // `context` must outlive the reactor.
+  PlainReactor(ServiceMethod method, const ServiceContext& context,
+               CallbackServerContext& rpc, ByteBuffer& response,
+               SilenceWatch& watch)
+      : UnaryReactor(method, context, rpc, response, watch,
                      std::make_shared<UnaryAnswer>()),
+        context_(context),
         stop_(DeadlineOf(rpc)) {}
 
-  void Start(const ServiceContext& context, AnswerFn answer,
-             absl::StatusOr<ReceivedMessage> received) {
+  void Start(AnswerFn answer, absl::StatusOr<ReceivedMessage> received) {
     if (!received.ok()) {
       Answer(received.status());
       return;
     }
-    answer(context, *std::move(received), stop_,
+    answer(context_, *std::move(received), stop_,
            [this](absl::StatusOr<OutgoingMessage> pieces) {
              Answer(std::move(pieces));
            });
@@ -150,6 +162,7 @@ class PlainReactor final : public UnaryReactor {
   void OnCancel() override { stop_.Cancel(); }
 
  private:
+  const ServiceContext& context_;
   StopSignal stop_;
 };
 
@@ -159,7 +172,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
  public:
   BenchmarkReactor(const ServiceContext& context, BenchmarkRunner& runner,
                    CallbackServerContext& rpc)
-      : log_("Benchmark"),
+      : record_(ServiceMethod::kBenchmark, context.load),
         rpc_(rpc),
         call_(std::make_shared<BenchmarkCall>(context, runner,
                                               static_cast<MessageSink&>(*this),
@@ -192,11 +205,11 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
     CancelCall(rpc_.c_call(), why);
   }
   void Finish(const absl::Status& status) override {
-    log_.Finished(status);
+    record_.Finished(status);
     grpc::ServerWriteReactor<ByteBuffer>::Finish(ToGrpcStatus(status, rpc_));
   }
 
-  CallLog log_;
+  CallRecord record_;
   CallbackServerContext& rpc_;
   ByteBuffer outgoing_;  // keeps its slices until the next is written
   SentSlices sent_;
@@ -211,7 +224,7 @@ class StreamReactor final
   StreamReactor(const ServiceContext& context,
                 std::shared_ptr<MessageQuota> messages,
                 CallbackServerContext& rpc)
-      : log_("AttentionStream"),
+      : record_(ServiceMethod::kAttentionStream, context.load),
         rpc_(rpc),
         messages_(std::move(messages)),
         call_(std::make_shared<StreamCall>(
@@ -254,11 +267,11 @@ class StreamReactor final
     CancelCall(rpc_.c_call(), why);
   }
   void Finish(const absl::Status& status) override {
-    log_.Finished(status);
+    record_.Finished(status);
     Reactor::Finish(ToGrpcStatus(status, rpc_));
   }
 
-  CallLog log_;
+  CallRecord record_;
   CallbackServerContext& rpc_;
   const std::shared_ptr<MessageQuota> messages_;
   ByteBuffer incoming_;
@@ -292,37 +305,34 @@ class RawAttentionService final : public RawBase {
   grpc::ServerUnaryReactor* Attention(CallbackServerContext* rpc,
                                       const ByteBuffer* request,
                                       ByteBuffer* response) override {
-    return Compute(AttentionMethod::kAttention, "Attention", rpc, request,
-                   response);
+    return Compute(AttentionMethod::kAttention, rpc, request, response);
   }
   grpc::ServerUnaryReactor* SelfAttention(CallbackServerContext* rpc,
                                           const ByteBuffer* request,
                                           ByteBuffer* response) override {
-    return Compute(AttentionMethod::kSelfAttention, "SelfAttention", rpc,
-                   request, response);
+    return Compute(AttentionMethod::kSelfAttention, rpc, request, response);
   }
   grpc::ServerUnaryReactor* CrossAttention(CallbackServerContext* rpc,
                                            const ByteBuffer* request,
                                            ByteBuffer* response) override {
-    return Compute(AttentionMethod::kCrossAttention, "CrossAttention", rpc,
-                   request, response);
+    return Compute(AttentionMethod::kCrossAttention, rpc, request, response);
   }
   grpc::ServerUnaryReactor* AttentionBackward(CallbackServerContext* rpc,
                                               const ByteBuffer* request,
                                               ByteBuffer* response) override {
-    return Compute(AttentionMethod::kAttentionBackward, "AttentionBackward",
-                   rpc, request, response);
+    return Compute(AttentionMethod::kAttentionBackward, rpc, request, response);
   }
   grpc::ServerUnaryReactor* MemoryEstimate(CallbackServerContext* rpc,
                                            const ByteBuffer* request,
                                            ByteBuffer* response) override {
-    return Plain("MemoryEstimate", AnswerMemoryEstimate, rpc, request,
-                 response);
+    return Plain(ServiceMethod::kMemoryEstimate, AnswerMemoryEstimate, rpc,
+                 request, response);
   }
   grpc::ServerUnaryReactor* GetServerInfo(CallbackServerContext* rpc,
                                           const ByteBuffer* request,
                                           ByteBuffer* response) override {
-    return Plain("GetServerInfo", AnswerServerInfo, rpc, request, response);
+    return Plain(ServiceMethod::kGetServerInfo, AnswerServerInfo, rpc, request,
+                 response);
   }
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
       CallbackServerContext* rpc) override {
@@ -339,24 +349,25 @@ class RawAttentionService final : public RawBase {
 
  private:
   grpc::ServerUnaryReactor* Compute(AttentionMethod method,
-                                    std::string_view name,
                                     CallbackServerContext* rpc,
                                     const ByteBuffer* request,
                                     ByteBuffer* response) {
     auto* reactor = new AttentionReactor(
-        name, *rpc, *response, silence_watch_,
+        static_cast<ServiceMethod>(method), context_, *rpc, *response,
+        silence_watch_,
         std::make_shared<WatchedUnaryCall>(context_, method, DeadlineOf(*rpc)));
     reactor->Start(TakeMessage(request, messages_));
     return reactor;
   }
 
-  grpc::ServerUnaryReactor* Plain(std::string_view name,
+  grpc::ServerUnaryReactor* Plain(ServiceMethod method,
                                   PlainReactor::AnswerFn answer,
                                   CallbackServerContext* rpc,
                                   const ByteBuffer* request,
                                   ByteBuffer* response) {
-    auto* reactor = new PlainReactor(name, *rpc, *response, silence_watch_);
-    reactor->Start(context_, answer, TakeMessage(request, messages_));
+    auto* reactor =
+        new PlainReactor(method, context_, *rpc, *response, silence_watch_);
+    reactor->Start(answer, TakeMessage(request, messages_));
     return reactor;
   }
 

@@ -172,6 +172,35 @@ TEST(TileSchedulerTest, ACancelledOrExpiredJobNeverStarts) {
   EXPECT_EQ(ran, 0);
 }
 
+TEST(TileSchedulerTest, CountsTheWorkersThatRunATask) {
+  constexpr int kThreads = 3;
+  TileScheduler scheduler(kThreads);
+  EXPECT_EQ(scheduler.busy_threads(), 0);
+  Gate gate;
+  std::atomic<int> started{0};
+  std::atomic<int> most{0};
+  FunctionJob job({2}, 2, [&](int64_t, int64_t, int64_t, SliceControl&) {
+    if (++started == 2) {
+      most = scheduler.busy_threads();
+      gate.Open();
+    }
+    gate.Wait();
+    return TileJob::Slice::kDone;
+  });
+  std::atomic<int> after{-1};
+  std::mutex mutex;
+  std::condition_variable done;
+  scheduler.Submit(&job, nullptr, [&](const absl::Status&, const JobTimes&) {
+    const std::lock_guard lock(mutex);
+    after = scheduler.busy_threads();
+    done.notify_one();
+  });
+  std::unique_lock lock(mutex);
+  done.wait(lock, [&] { return after >= 0; });
+  EXPECT_EQ(most, 2);
+  EXPECT_EQ(after, 0);
+}
+
 TEST(StopSignalTest, AnOuterSignalStopsTheInnerOne) {
   StopSignal outer;
   const StopSignal endless(SteadyTime::max(), &outer);

@@ -34,6 +34,7 @@ RULES = {
     'server/version.h': ('', ''),
     'server/status': ('base core proto wire', 'absl protobuf'),
     'server/memory': ('base core wire server/status', 'absl'),
+    'server/load': ('base core proto server/memory wire', 'absl protobuf'),
     'server/connections': ('base proto wire wire/grpc server/status',
                            'absl grpc spdlog'),
     'server/codec': ('base core proto wire server/memory server/status',
@@ -43,18 +44,18 @@ RULES = {
                              'absl spdlog'),
     'server/planning': ('base core cost proto wire server/codec server/memory '
                         'server/shared_memory server/status', 'absl protobuf'),
-    'server/calls': ('base core cost proto wire server/codec server/memory '
-                     'server/planning server/shared_memory server/status '
-                     'server/version.h', 'absl protobuf spdlog'),
+    'server/calls': ('base core cost proto wire server/codec server/load '
+                     'server/memory server/planning server/shared_memory '
+                     'server/status server/version.h', 'absl protobuf spdlog'),
     'server/rpc': ('base core cost proto wire wire/grpc server/calls '
-                   'server/codec server/memory server/status',
+                   'server/codec server/load server/memory server/status',
                    'absl grpc protobuf spdlog'),
     'server/process': ('base core cost proto wire server/calls server/codec '
                        'server/memory server/status',
                        'absl grpc protobuf spdlog'),
     # The files that are in server/ itself put all of it together.
     'server': ('base core cost proto wire wire/grpc server/calls server/codec '
-               'server/connections server/memory server/planning '
+               'server/connections server/load server/memory server/planning '
                'server/process server/rpc server/shared_memory server/status '
                'server/version.h', 'absl CLI grpc protobuf spdlog'),
 
@@ -113,6 +114,7 @@ PLANTED = (
     ('server/server.h', '"client/attention_client.h"'),
     ('server/status/reasons.h', '"server/memory/admission.h"'),
     ('server/memory/admission.h', '"server/codec/wire_message.h"'),
+    ('server/load/load_meter.h', '"server/connections/acceptor.h"'),
     ('server/connections/acceptor.h', '"server/calls/stall_timer.h"'),
     ('server/codec/request_codec.h', '"server/shared_memory/region.h"'),
     ('server/codec/request_codec.h', '<grpcpp/grpcpp.h>'),

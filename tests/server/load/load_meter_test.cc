@@ -1,0 +1,110 @@
+#include "server/load/load_meter.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/util/time_util.h"
+
+namespace attnd::server {
+namespace {
+
+using google::protobuf::util::TimeUtil;
+using std::chrono::microseconds;
+
+class LoadMeterTest : public ::testing::Test {
+ protected:
+  v1::ServerLoad Report() const { return meter_.Report(engine_, admission_); }
+  v1::MethodLoad Report(ServiceMethod method) const {
+    return Report().methods(static_cast<int>(method));
+  }
+
+  AttentionEngine engine_{{.threads = 1}};
+  Admission admission_{100, 8};
+  LoadMeter meter_;
+};
+
+TEST_F(LoadMeterTest, HasEveryMethodInTheOrderOfTheService) {
+  const google::protobuf::ServiceDescriptor& service =
+      *v1::GetServerInfoRequest::descriptor()->file()->service(0);
+  const v1::ServerLoad load = Report();
+  ASSERT_EQ(load.methods_size(), service.method_count());
+  for (int i = 0; i < service.method_count(); ++i) {
+    EXPECT_EQ(load.methods(i).method(), service.method(i)->name());
+    EXPECT_EQ(load.methods(i).finished(), 0);
+  }
+}
+
+TEST_F(LoadMeterTest, AddsUpWhatTheCallsOfAMethodTook) {
+  meter_.Ended(ServiceMethod::kAttention, absl::OkStatus(), microseconds(3));
+  meter_.Ended(ServiceMethod::kAttention, absl::CancelledError(""),
+               microseconds(4));
+  RunStats stats;
+  stats.queue_time = microseconds(1);
+  stats.compute_time = microseconds(20);
+  stats.flops = 50;
+  meter_.Computed(ServiceMethod::kAttention, stats);
+  meter_.Computed(ServiceMethod::kAttention, stats);
+  const v1::MethodLoad load = Report(ServiceMethod::kAttention);
+  EXPECT_EQ(load.finished(), 2);
+  EXPECT_EQ(load.failed(), 1);
+  EXPECT_EQ(TimeUtil::DurationToMicroseconds(load.total_time()), 7);
+  EXPECT_EQ(TimeUtil::DurationToMicroseconds(load.queue_time()), 2);
+  EXPECT_EQ(TimeUtil::DurationToMicroseconds(load.compute_time()), 40);
+  EXPECT_EQ(load.flops(), 100);
+  EXPECT_EQ(Report(ServiceMethod::kSelfAttention).finished(), 0);
+}
+
+TEST_F(LoadMeterTest, ASumThatDoesNotFitStaysTheLargest) {
+  RunStats stats;
+  stats.flops = int64_t{1} << 62;
+  for (int i = 0; i < 3; ++i) {
+    meter_.Computed(ServiceMethod::kBenchmark, stats);
+    EXPECT_GE(Report(ServiceMethod::kBenchmark).flops(), int64_t{1} << 62);
+  }
+  EXPECT_EQ(Report(ServiceMethod::kBenchmark).flops(),
+            std::numeric_limits<int64_t>::max());
+}
+
+TEST_F(LoadMeterTest, LosesNoCallOfManyThreads) {
+  constexpr int kThreads = 4;
+  constexpr int kCalls = 20'000;
+  std::vector<std::thread> threads;
+  threads.reserve(kThreads);
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([this] {
+      for (int call = 0; call < kCalls; ++call) {
+        meter_.Ended(ServiceMethod::kAttention, absl::UnknownError(""),
+                     microseconds(1));
+      }
+    });
+  }
+  for (int i = 0; i < 1000; ++i) {
+    const v1::MethodLoad load = Report(ServiceMethod::kAttention);
+    EXPECT_LE(load.failed(), load.finished());
+  }
+  for (std::thread& thread : threads) thread.join();
+  const v1::MethodLoad load = Report(ServiceMethod::kAttention);
+  EXPECT_EQ(load.finished(), kThreads * kCalls);
+  EXPECT_EQ(load.failed(), kThreads * kCalls);
+}
+
+TEST_F(LoadMeterTest, ReportsWhatRequestsHoldNow) {
+  meter_.BeginServing(7, [] { return 5; });
+  const auto reservation = admission_.Admit(40);
+  ASSERT_TRUE(reservation.ok());
+  const v1::ServerLoad load = Report();
+  EXPECT_EQ(load.in_flight(), 1);
+  EXPECT_EQ(load.max_in_flight(), 8);
+  EXPECT_EQ(load.reserved_bytes(), 40);
+  EXPECT_EQ(load.connections(), 5);
+  EXPECT_EQ(load.max_connections(), 7);
+  EXPECT_EQ(load.busy_threads(), 0);
+}
+
+}  // namespace
+}  // namespace attnd::server
