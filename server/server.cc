@@ -116,10 +116,6 @@ absl::StatusOr<std::vector<ListenAddress>> ParseAddresses(
   return addresses;
 }
 
-// What code and threads take of the server's own share of memory. malloc may
-// keep the rest of that share.
-constexpr int64_t kCodeBytes = 64LL << 20;
-
 std::shared_ptr<MessageQuota> MakeMessageQuota(
     const MemoryShares& shares,
     const std::shared_ptr<grpc::ResourceQuota>& grpc_quota) {
@@ -127,6 +123,7 @@ std::shared_ptr<MessageQuota> MakeMessageQuota(
       MessageQuota::Limits{
           .budget_bytes = shares.budget_bytes,
           .arriving_bytes = shares.arriving_bytes,
+          // malloc may keep what code and threads do not take.
           .kept_bytes = std::max<int64_t>(shares.own_bytes - kCodeBytes, 0)},
       [grpc_quota](int64_t bytes) {
         grpc_quota->Resize(static_cast<size_t>(bytes));
@@ -374,7 +371,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     const ServerConfig& config) {
   try {
     auto impl = std::make_unique<Impl>(
-        config, ShareMemory(config, AvailableMemoryBytes()));
+        config, ShareMemory({.budget_bytes = config.memory_budget_bytes,
+                             .max_message_bytes = config.max_message_bytes},
+                            AvailableMemoryBytes()));
     ATTND_RETURN_IF_ERROR(impl->Start());
     return std::unique_ptr<Server>(new Server(std::move(impl)));
   } catch (const std::system_error& error) {

@@ -17,7 +17,6 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "base/checked_math.h"
 #include "server/version.h"
 #include "wire/message_sizes.h"
 
@@ -46,8 +45,6 @@ new calls, finishes the running calls and exits with code 0. A second signal
 cancels the running calls. SIGHUP, SIGUSR1 and SIGUSR2 only write a line to the
 log. docs/configuration.md says when to change each option.)";
 
-// gRPC counts message bytes in an int.
-constexpr int64_t kMaxMessageLimit = std::numeric_limits<int32_t>::max();
 constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
 constexpr double kMinSeconds = 1e-3;
 constexpr double kMaxDrainSeconds = 86400;
@@ -126,7 +123,7 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
                  "The size of the largest request and of the largest response. "
                  "Clients have a limit of their own, which they have to raise "
                  "as well")
-      ->check(WholeNumber(kMinMessageLimitBytes, kMaxMessageLimit));
+      ->check(WholeNumber(kMinMessageLimitBytes, kMaxMessageLimitBytes));
   app.add_option("--memory-budget-bytes", config.memory_budget_bytes,
                  "The memory that all requests together can hold: messages, "
                  "tensors and workspace. 0 = the limit of the cgroup or the "
@@ -343,33 +340,6 @@ std::vector<std::string> UnknownVariables(const Environment& environment) {
     }
   }
   return unknown;
-}
-
-int64_t MemoryShares::total_bytes() const {
-  return CheckedSum({budget_bytes, arriving_bytes, own_bytes})
-      .value_or(kInt64Max);
-}
-
-MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes) {
-  constexpr int64_t kMinOwnBytes = 256LL << 20;
-  constexpr int64_t kMinArrivingBytes = 64LL << 20;
-  const int64_t largest = config.max_message_bytes;
-  const int64_t max_arriving = std::max(16 * largest, kMinArrivingBytes);
-  if (config.memory_budget_bytes > 0) {
-    return {.budget_bytes = config.memory_budget_bytes,
-            .arriving_bytes = std::max(
-                {std::min(max_arriving, config.memory_budget_bytes / 2),
-                 largest / 4 * 5, kMinArrivingBytes}),
-            .own_bytes = kMinOwnBytes};
-  }
-  const int64_t quarter = available_bytes / 4;
-  MemoryShares shares;
-  shares.own_bytes =
-      std::min(std::max(available_bytes / 10, kMinOwnBytes), quarter);
-  shares.arriving_bytes = std::min(max_arriving, quarter);
-  shares.budget_bytes =
-      available_bytes - shares.own_bytes - shares.arriving_bytes;
-  return shares;
 }
 
 int64_t DescriptorsForConnections(int64_t descriptors) {

@@ -3,6 +3,7 @@
 #define ATTND_WIRE_MESSAGE_SIZES_H_
 
 #include <cstdint>
+#include <limits>
 
 namespace attnd {
 
@@ -20,6 +21,11 @@ inline constexpr int64_t kMinMessageLimitBytes = int64_t{64} << 10;
 // While the server waits for a client, the client has to send or read this many
 // bytes within each timeout, or complete what the server waits for.
 inline constexpr int64_t kMinProgressBytes = int64_t{64} << 10;
+
+// The largest message limit, because gRPC counts the bytes of a message in an
+// int.
+inline constexpr int64_t kMaxMessageLimitBytes =
+    std::numeric_limits<int32_t>::max();
 
 }  // namespace attnd
 

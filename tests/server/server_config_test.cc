@@ -3,16 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <fstream>
-#include <limits>
-#include <regex>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "tests/support/numbers.h"
 
 namespace attnd::server {
 namespace {
@@ -280,98 +276,6 @@ TEST_F(ServerConfigTest, ReadsItsOwnVariablesOnly) {
   const char* const entries[] = {"HOME=/root", "ATTND_THREADS=4", "ATTND_X",
                                  nullptr};
   EXPECT_EQ(EnvironmentOf(entries), (Environment{{"ATTND_THREADS", "4"}}));
-}
-
-// Checks the table in docs/deployment.md that gives the memory limit of a
-// container for the memory that requests need. This limit must be enough, and
-// one MiB less must not be enough.
-TEST_F(ServerConfigTest, TheDocumentSolvesTheSharesOfMemory) {
-  struct Row {
-    int64_t up_to_mib;
-    int64_t added_mib;
-    int64_t times;
-    int64_t by;
-    int64_t Limit(int64_t peak_mib) const {
-      return ((peak_mib + added_mib) * times + by - 1) / by;
-    }
-  };
-  std::ifstream file(ATTND_DEPLOYMENT_MD);
-  const std::regex pattern(
-      R"(\| (up to ([\d,]+)|more) \| `(\(peak \+ (\d+)\)|peak) \* (\d+)( / (\d+))?` \| (\d+) \| (\d+) \|)");
-  std::vector<Row> rows;
-  for (std::string line; std::getline(file, line);) {
-    std::smatch match;
-    if (!std::regex_match(line, match, pattern)) continue;
-    const auto number = [&match](size_t group, int64_t otherwise) {
-      std::string digits = match[group];
-      std::erase(digits, ',');
-      return digits.empty() ? otherwise : std::stoll(digits);
-    };
-    rows.push_back({.up_to_mib = number(2, 1 << 30),
-                    .added_mib = number(4, 0),
-                    .times = number(5, 0),
-                    .by = number(7, 1)});
-    EXPECT_EQ(rows.back().Limit(number(8, 0)), number(9, 0)) << line;
-  }
-  ASSERT_EQ(rows.size(), 4U);
-  const auto budget = [](int64_t limit_mib, int64_t message_mib) {
-    ServerConfig config;
-    config.max_message_bytes = message_mib * kMiB;
-    return ShareMemory(config, limit_mib * kMiB).budget_bytes;
-  };
-  size_t row = 0;
-  for (int64_t peak_mib = 1; peak_mib < 200'000; ++peak_mib) {
-    while (peak_mib > rows.at(row).up_to_mib) ++row;
-    const int64_t limit_mib = rows.at(row).Limit(peak_mib);
-    ASSERT_GE(budget(limit_mib, 256), peak_mib * kMiB);
-    ASSERT_LT(budget(limit_mib - 1, 256), peak_mib * kMiB);
-    // This checks what the page says about other limits for messages.
-    ASSERT_GE(budget(limit_mib, 16), peak_mib * kMiB);
-    const Row& third = rows.at(std::min<size_t>(row, 2));
-    ASSERT_GE(budget(third.Limit(peak_mib), 2047), peak_mib * kMiB);
-  }
-  EXPECT_EQ(row, 3U);
-}
-
-TEST_F(ServerConfigTest, MemoryIsSharedOnce) {
-  struct Case {
-    int64_t available;
-    int64_t budget;
-    int64_t arriving;
-    int64_t own;
-  };
-  const Case cases[] = {{64'000, 53'504, 4'096, 6'400},
-                        {10'000, 6'500, 2'500, 1'000},
-                        {2'000, 1'244, 500, 256},
-                        {1'024, 512, 256, 256},
-                        {100, 50, 25, 25}};
-  for (const Case& expected : cases) {
-    const MemoryShares shares = ShareMemory({}, expected.available * kMiB);
-    EXPECT_EQ(shares.budget_bytes, expected.budget * kMiB);
-    EXPECT_EQ(shares.arriving_bytes, expected.arriving * kMiB);
-    EXPECT_EQ(shares.own_bytes, expected.own * kMiB);
-  }
-  ServerConfig config;
-  const auto arriving_mib = [&](int64_t message_mib, int64_t budget_mib) {
-    config.max_message_bytes = message_mib * kMiB;
-    config.memory_budget_bytes = budget_mib * kMiB;
-    const MemoryShares shares = ShareMemory(config, 10'000 * kMiB);
-    if (budget_mib > 0) {
-      EXPECT_EQ(shares.budget_bytes, budget_mib * kMiB);
-    }
-    return shares.arriving_bytes / kMiB;
-  };
-  EXPECT_EQ(arriving_mib(16, 0), 256);
-  EXPECT_EQ(arriving_mib(1, 0), 64);
-  EXPECT_EQ(arriving_mib(16, 100'000), 256);
-  EXPECT_EQ(arriving_mib(256, 2'000), 1'000);
-  EXPECT_EQ(arriving_mib(256, 8), 320);
-  EXPECT_EQ(arriving_mib(1, 8), 64);
-  // All limits have their largest values.
-  config.max_message_bytes = std::numeric_limits<int32_t>::max();
-  config.memory_budget_bytes = std::numeric_limits<int64_t>::max();
-  EXPECT_EQ(ShareMemory(config, 10'000 * kMiB).arriving_bytes,
-            16 * config.max_message_bytes);
 }
 
 }  // namespace
