@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/attnctl/commands.h"
+#include "client/attnctl/deployment_flags.h"
 #include "client/attnctl/offline_estimate.h"
 #include "client/attnctl/option_flags.h"
 
@@ -19,6 +20,7 @@ struct EstimateFlags {
   std::vector<int64_t> bias_shape;
   client::DataType bias_dtype = client::DataType::kF32;
   std::vector<int64_t> mask_shape;
+  DeploymentFlags deployment;
   bool offline = false;
   bool json = false;
 };
@@ -91,6 +93,10 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
         absl::StrCat("attnctl: ", estimate.status().message()));
     return kUsage;
   }
+  if (flags.deployment.given()) {
+    return PrintDeployment(flags.deployment, flags.options, *estimate,
+                           flags.offline, flags.json, session);
+  }
   if (flags.json) {
     session.screen.PrintJson(EstimateJson(*estimate, flags.offline));
   } else {
@@ -142,6 +148,7 @@ void AddEstimateCommand(CLI::App& app, Session& session) {
                 "include a mask of this shape");
   command->add_flag("--return-lse", options.return_lse,
                     "include lse in the output");
+  AddDeploymentFlags(*command, flags->deployment);
   command->add_flag("--offline", flags->offline,
                     "compute the numbers for this machine, without a server");
   command->add_flag("--json", flags->json, "print all numbers as JSON");
@@ -149,7 +156,9 @@ void AddEstimateCommand(CLI::App& app, Session& session) {
       "Examples:\n"
       "  attnctl estimate --seq-len=16384 --num-q-heads=32 --num-kv-heads=8\n"
       "  attnctl estimate --q-len=1 --kv-len=32768 --concurrency=64 "
-      "--offline --json\n");
+      "--offline --json\n"
+      "  attnctl estimate --seq-len=4096 --num-q-heads=32 --concurrency=2 "
+      "--limits=compose\n");
   command->callback(
       [flags, &session] { session.exit_code = RunEstimate(*flags, session); });
 }

@@ -1,0 +1,183 @@
+#include "client/attnctl/container_limits.h"
+
+#include <algorithm>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "base/checked_math.h"
+#include "cost/memory_shares.h"
+#include "wire/message_sizes.h"
+
+namespace attnd::attnctl {
+namespace {
+
+constexpr int64_t kLimitsMib = int64_t{1} << 20;
+constexpr int64_t kLimitsInt64Max = std::numeric_limits<int64_t>::max();
+
+int64_t SaturatingProduct(int64_t a, int64_t b) {
+  return CheckedProduct({a, b}).value_or(kLimitsInt64Max);
+}
+
+// Returns `bytes` rounded up to a MiB, or the largest int64.
+int64_t WholeMib(int64_t bytes) {
+  return bytes > kLimitsInt64Max - kLimitsMib ? kLimitsInt64Max
+                                              : RoundUp(bytes, kLimitsMib);
+}
+
+// The settings of the server, by the names of its flags.
+std::vector<std::pair<std::string, int64_t>> SettingsOf(
+    const ContainerLimits& limits) {
+  std::vector<std::pair<std::string, int64_t>> settings = {
+      {"max-in-flight", limits.max_in_flight},
+      {"max-message-bytes", limits.max_message_bytes}};
+  if (limits.shm_quota_bytes > 0) {
+    settings.emplace_back("shm-quota-bytes", limits.shm_quota_bytes);
+  }
+  return settings;
+}
+
+// Returns the environment variable that has the effect of a flag.
+std::string VariableOf(absl::string_view flag) {
+  std::string name = absl::StrCat("ATTND_", flag);
+  for (char& letter : name) {
+    letter = letter == '-'
+                 ? '_'
+                 : absl::ascii_toupper(static_cast<unsigned char>(letter));
+  }
+  return name;
+}
+
+}  // namespace
+
+absl::StatusOr<ContainerLimits> SolveLimits(
+    const client::MemoryEstimate& estimate, client::Transport transport,
+    int64_t threads, int64_t concurrency) {
+  if (estimate.required_message_bytes > kMaxMessageLimitBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the call needs a message of ", estimate.required_message_bytes,
+        " bytes, and a message can have at most ", kMaxMessageLimitBytes,
+        "; --transport=stream sends its tensors in chunks"));
+  }
+  ContainerLimits limits;
+  limits.cpus = threads;
+  limits.max_in_flight = concurrency;
+  limits.max_message_bytes =
+      std::max(kDefaultMaxMessageBytes,
+               std::min(WholeMib(estimate.required_message_bytes),
+                        kMaxMessageLimitBytes));
+  MemoryNeed need{.peak_bytes = SaturatingProduct(
+                      estimate.peak_per_request_bytes, concurrency)};
+  // A stream reserves the memory for its chunks before it receives them.
+  if (transport != client::Transport::kStream) {
+    need.arriving_bytes = SaturatingProduct(estimate.wire_bytes, concurrency);
+  }
+  const std::optional<int64_t> memory_bytes =
+      SmallestMemoryLimit(need, limits.max_message_bytes);
+  if (!memory_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("no memory limit is large enough for ", concurrency,
+                     " calls of ", estimate.peak_per_request_bytes, " bytes"));
+  }
+  limits.memory_bytes = *memory_bytes;
+  const MemoryShares shares = ShareMemory(
+      {.max_message_bytes = limits.max_message_bytes}, limits.memory_bytes);
+  limits.memory_budget_bytes = shares.budget_bytes;
+
+  limits.notes.push_back(absl::StrCat(
+      "For ", concurrency, concurrency == 1 ? " call" : " calls",
+      " at once, running or waiting, of ",
+      FormatBytesShort(estimate.peak_per_request_bytes),
+      " each. The server refuses further calls and says when to retry."));
+  if (limits.max_message_bytes > kDefaultMaxMessageBytes) {
+    limits.notes.push_back(
+        absl::StrCat("Clients have to raise their limit of messages, too: ",
+                     "attnctl --max-message-bytes=", limits.max_message_bytes));
+  }
+  if (need.arriving_bytes > shares.arriving_bytes) {
+    limits.notes.push_back(absl::StrCat(
+        "If more than ", FormatBytesShort(shares.arriving_bytes),
+        " of messages arrive at the same time, gRPC ends some of the calls "
+        "(RESOURCE_EXHAUSTED), which clients can then repeat. Streams do not "
+        "have this limit: --transport=stream"));
+  }
+  if (transport == client::Transport::kSharedMemory) {
+    const std::optional<int64_t> tensor_bytes =
+        CheckedSum({estimate.input_bytes, estimate.output_bytes});
+    limits.shm_quota_bytes = WholeMib(
+        SaturatingProduct(tensor_bytes.value_or(kLimitsInt64Max), concurrency));
+    limits.notes.push_back(absl::StrCat(
+        "The clients' regions are not in the memory limit: a page counts "
+        "towards the container that touches it first. If clients do not write "
+        "to each page of the output once before the first call, add up to ",
+        FormatBytesShort(SaturatingProduct(estimate.output_bytes, concurrency)),
+        "."));
+  }
+  return limits;
+}
+
+std::vector<std::string> LimitsText(const ContainerLimits& limits,
+                                    LimitsFormat format) {
+  std::vector<std::string> lines;
+  for (const std::string& note : limits.notes) {
+    lines.push_back(absl::StrCat("# ", note));
+  }
+  const std::string mib = absl::StrCat(limits.memory_bytes / kLimitsMib);
+  switch (format) {
+    case LimitsFormat::kKubernetes:
+      lines.emplace_back("env:");
+      for (const auto& [flag, value] : SettingsOf(limits)) {
+        lines.push_back(absl::StrCat("  - name: ", VariableOf(flag)));
+        lines.push_back(absl::StrCat("    value: \"", value, "\""));
+      }
+      lines.emplace_back("resources:");
+      for (const char* kind : {"requests", "limits"}) {
+        lines.push_back(absl::StrCat("  ", kind, ":"));
+        lines.push_back(absl::StrCat("    cpu: \"", limits.cpus, "\""));
+        lines.push_back(absl::StrCat("    memory: ", mib, "Mi"));
+      }
+      break;
+    case LimitsFormat::kCompose:
+      lines.emplace_back("environment:");
+      for (const auto& [flag, value] : SettingsOf(limits)) {
+        lines.push_back(
+            absl::StrCat("  ", VariableOf(flag), ": \"", value, "\""));
+      }
+      lines.insert(lines.end(),
+                   {"deploy:", "  resources:", "    limits:",
+                    absl::StrCat("      cpus: \"", limits.cpus, "\""),
+                    absl::StrCat("      memory: ", mib, "M")});
+      break;
+    case LimitsFormat::kFlags:
+      lines.emplace_back("# For docker run or podman run:");
+      lines.push_back(
+          absl::StrCat("--cpus=", limits.cpus, " --memory=", mib, "m"));
+      lines.emplace_back("# For attnd:");
+      lines.push_back(absl::StrCat("--threads=", limits.cpus));
+      for (const auto& [flag, value] : SettingsOf(limits)) {
+        absl::StrAppend(&lines.back(), " --", flag, "=", value);
+      }
+      break;
+  }
+  return lines;
+}
+
+Json LimitsJson(const ContainerLimits& limits) {
+  Json json = {{"cpus", limits.cpus},
+               {"memory_bytes", limits.memory_bytes},
+               {"memory_budget_bytes", limits.memory_budget_bytes},
+               {"max_in_flight", limits.max_in_flight},
+               {"max_message_bytes", limits.max_message_bytes}};
+  if (limits.shm_quota_bytes > 0) {
+    json["shm_quota_bytes"] = limits.shm_quota_bytes;
+  }
+  json["notes"] = limits.notes;
+  return json;
+}
+
+}  // namespace attnd::attnctl
