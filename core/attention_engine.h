@@ -24,8 +24,8 @@
 
 namespace attnd {
 
-// What a run that has ended tells about itself: the kernel, the query rows and
-// the keys of its largest tile, and what it took.
+// What the engine reports of a problem that it has computed: the kernel, the
+// size of the largest tile, and the threads, time, operations and memory.
 struct RunStats {
   Isa isa = Isa::kScalar;
   std::string_view kernel;
@@ -39,12 +39,13 @@ struct RunStats {
 };
 
 struct EngineOptions {
-  int threads = 0;                    // 0 = what the machine allows
+  int threads = 0;                    // 0 = AvailableThreads()
   std::optional<Isa> force_isa = {};  // default: the fastest; must be supported
 };
 
 // Computes problems on worker threads of its own. Thread-safe. The destructor
-// cancels the jobs that are left and waits for them.
+// cancels the problems that are not finished and waits until their workers
+// stop.
 class AttentionEngine {
  public:
   using Done = std::function<void(absl::Status, const RunStats&)>;
@@ -75,8 +76,8 @@ class AttentionEngine {
                       const BackwardBuffers& buffers, const StopSignal* stop,
                       Done done, InputSource* source = nullptr);
 
-  // Submit, wait for the end, and return what `done` would get. A worker must
-  // not call them.
+  // Run and RunBackward submit the problem, wait until it ends, and return what
+  // `done` would get. A worker of this engine must not call them.
   absl::StatusOr<RunStats> Run(const AttentionProblem& problem,
                                const AttentionBuffers& buffers,
                                const StopSignal* stop = nullptr);
@@ -100,9 +101,9 @@ class AttentionEngine {
   using MakeJob =
       absl::FunctionRef<std::unique_ptr<TileJob>(Workspace workspace)>;
 
-  // Reserves the workspace of `estimate`, and runs the job that `make_job`
-  // makes with it. `tasks` is the number of its tasks, not counting those that
-  // load inputs.
+  // Reserves the workspace that `estimate` counts, and runs the job that
+  // `make_job` makes with it. `tasks` is the number of tasks of that job, not
+  // counting those that load inputs.
   void Start(const AttentionProblem& problem, int64_t tasks,
              const absl::StatusOr<MemoryEstimate>& estimate, RunStats stats,
              const StopSignal* stop, Done done, MakeJob make_job);

@@ -1,5 +1,5 @@
-// Makes the jobs that compute attention. core/kernels implements them and is
-// private: nothing outside includes its headers.
+// Makes the jobs that compute attention on the workers of a TileScheduler.
+// Their code is in core/kernels, whose headers are private.
 #ifndef ATTND_CORE_ATTENTION_JOBS_H_
 #define ATTND_CORE_ATTENTION_JOBS_H_
 
@@ -15,10 +15,11 @@
 
 namespace attnd {
 
-// Returns a job that computes `problem` by `plan`, with at most `threads` tasks
-// at once. `workspace` has at least plan.WorkspaceBytes(threads) bytes.
-// `buffers` must outlive the job. The job first loads the inputs from `source`
-// if that is not null; then `source` must outlive the job, too.
+// Returns a job that computes `problem` by `plan`. At most `threads` of its
+// tasks may run at the same time. `workspace` must have at least
+// plan.WorkspaceBytes(threads) bytes. `buffers` must outlive the job. The job
+// first loads the inputs from `source` if that is not null; then `source` must
+// outlive the job, too.
 std::unique_ptr<TileJob> MakeForwardJob(const AttentionProblem& problem,
                                         KernelPlan plan,
                                         const AttentionBuffers& buffers,

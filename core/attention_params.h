@@ -13,8 +13,8 @@
 namespace attnd {
 
 // The options of a call that shape its scores. base/attention_options.def lists
-// the members. Bias and mask are described by type and shape, because the
-// elements are not here.
+// the members. Of bias and mask it has only the types and shapes;
+// AttentionBuffers points to their elements.
 struct AttentionOptions {
   using Tensor = TensorSpec;
 
@@ -29,14 +29,14 @@ struct OutputOptions {
 };
 
 // The numbers of a checked problem, with every default resolved. Only
-// AttentionProblem::Create makes one. Lengths count tokens. Visibility has what
-// differs from one batch entry to the next.
+// AttentionProblem::Create makes one. Lengths count tokens. The lengths and
+// offsets of single batch entries are in Visibility.
 struct AttentionParams {
   int64_t batch = 1;         // entries, in a ragged batch too
   int64_t num_q_heads = 1;   // a multiple of num_kv_heads
   int64_t num_kv_heads = 1;  // q head h reads kv head h / HeadsPerGroup()
-  // The lengths of the tensors along the seq axis. No entry is longer. The
-  // entries of a ragged batch have these lengths in total.
+  // The lengths of the tensors along the seq axis. No batch entry is longer. In
+  // a ragged batch, the lengths of all entries add up to these.
   int64_t q_len = 0;
   int64_t kv_len = 0;
   int64_t head_dim = 1;
@@ -64,7 +64,8 @@ struct AttentionParams {
     return num_kv_heads > 0 ? num_q_heads / num_kv_heads : 1;
   }
 
-  // Returns whether scores are more than scaled dot products.
+  // Returns whether a soft cap, ALiBi or a bias changes the scaled dot
+  // products.
   bool AdjustsScores() const { return soft_cap != 0 || has_alibi || has_bias; }
 };
 

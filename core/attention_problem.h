@@ -32,9 +32,10 @@ struct AttentionBuffers {
   const void* mask = nullptr;  // one byte for each element
 };
 
-// Where the tensors of a backward pass lie, by the same rules. The problem must
-// pass CheckGradients. `output` and `lse` are the results of the forward call.
-// Bias and mask are those of the forward call and get no gradient.
+// Where the tensors of a backward pass lie, by the rules of AttentionBuffers.
+// AttentionProblem::CheckGradients must return OK. `output` and `lse` are the
+// results of the forward call. Bias and mask are those of the forward call and
+// get no gradient.
 struct BackwardBuffers {
   const float* query = nullptr;
   const float* key = nullptr;
@@ -49,27 +50,30 @@ struct BackwardBuffers {
   float* grad_value = nullptr;
 };
 
-// A checked problem: code that has one computes with it and checks nothing
-// again. Immutable, cheap to copy, and safe to share between threads.
+// An attention call whose shapes and options have been checked. Code that has
+// one need not check anything again. Immutable, cheap to copy, and safe to
+// share between threads.
 //
 //   auto problem = AttentionProblem::Create({.shape = {8, 128, 64}},
 //                                           {.shape = {2, 512, 64}},
 //                                           {.shape = {2, 512, 64}}, {});
 class AttentionProblem {
  public:
-  // The largest head_dim and v_head_dim. They are limited because a row of
-  // tiles must fit the caches.
+  // The largest head_dim and v_head_dim. They are limited because the rows,
+  // keys and values of a tile must fit the processor's caches.
   static constexpr int64_t kMaxHeadDim = 1024;
 
-  // The most bytes of a tensor, and the most scalar steps of a problem. Both
-  // are so far below the limits of int64 that sums of a problem's bytes,
-  // strides, pairs and flops need no further check. Numbers that are rounded up
-  // to whole tiles still need one.
+  // The most bytes of a tensor if its elements were F32, and the most that 4 *
+  // batch * num_q_heads * q_len * kv_len * (head_dim + v_head_dim) may be. Both
+  // are so far below the limit of int64 that sums of a problem's bytes, strides
+  // and flops cannot overflow. Numbers that are rounded up to whole tiles still
+  // can.
   static constexpr int64_t kMaxTensorBytes = int64_t{1} << 60;
   static constexpr int64_t kMaxWork = int64_t{1} << 62;
 
-  // The most entries of a batch whose entries differ. They are limited because
-  // each entry takes memory before its call is admitted.
+  // The most batch entries if the options list a length or an offset for each
+  // of them. They are limited because each takes memory while the call is
+  // checked, which is before memory is reserved for the call.
   static constexpr int64_t kMaxListedEntries = 65536;
 
   // Checks a call and returns its problem. If the call is invalid, returns
@@ -113,8 +117,8 @@ class AttentionProblem {
 
   // Return views of dense memory in the shapes of this problem. If T is
   // std::byte, params() has the type of the elements. `data` may be null only
-  // if the shape has no element. Batch, rows and keys are those of the tensors;
-  // BatchEntry says where in them an entry lies.
+  // if the shape has no element. The indices are those of the tensors;
+  // BatchEntry says at which of them a batch entry begins.
   template <typename T>
   TensorView<T> QueryView(T* data) const {
     return View(data, params_.num_q_heads, params_.q_len, params_.head_dim);

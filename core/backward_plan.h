@@ -1,6 +1,6 @@
 // Chooses how the gradients of a problem are computed: into which tiles the
-// work is cut, and how many bytes it takes. It is to the backward pass what
-// KernelPlan is to the forward pass.
+// work is cut, and how many bytes of memory it takes. KernelPlan does the same
+// for the forward pass.
 #ifndef ATTND_CORE_BACKWARD_PLAN_H_
 #define ATTND_CORE_BACKWARD_PLAN_H_
 
@@ -15,17 +15,17 @@
 
 namespace attnd {
 
-// The plan of one backward job. Immutable once made. The tiles of an entry
-// depend on that entry alone, so the same request gives the same bits whatever
-// else runs at the same time.
+// The plan of one backward job. Immutable once made. The tiles of a batch entry
+// depend on nothing but that entry and the machine, so the same request gives
+// the same bits whatever else runs at the same time.
 class BackwardPlan {
  public:
-  // The number of keys in a tile. Both gradients of these keys stay in the
-  // second-level cache while all rows are processed.
+  // The number of keys in a tile. The gradients of their K and V stay in the
+  // second-level cache while all query rows are processed.
   static constexpr int64_t kTileKeys = 128;
 
-  // A tile of keys, or a tile of the query rows that share a kv head. `tile`
-  // counts from 0 within the kv head.
+  // A tile of keys of a kv head, or a tile of the query rows that share it.
+  // `tile` is its number, from 0 within the kv head.
   struct Tile {
     int64_t entry, kv_head, tile;
   };
@@ -39,7 +39,8 @@ class BackwardPlan {
   // The kernel's name in ExecutionStats.
   std::string_view variant() const { return variant_; }
   BackwardKind KindOf(const BatchEntry& entry) const;
-  // The number of query rows in a tile: of one entry, and the largest of all.
+  // The number of query rows in a tile: in `entry`, and the largest of all
+  // entries.
   int64_t TileRows(const BatchEntry& entry) const;
   int64_t tile_rows() const { return shape_.tile_q; }
   // The shape that a slot and the packed tiles are laid out for.
@@ -57,27 +58,30 @@ class BackwardPlan {
   Tile KeyRun(int64_t task) const { return Locate(kKeyRun, task); }
   Tile RowTile(int64_t task) const { return Locate(kRowTile, task); }
 
-  // Return numbers for one kv head of `entry`.
+  // Return counts for one kv head of `entry`.
   int64_t KeyTilesOf(const BatchEntry& entry) const;
   int64_t KeyTilesPerRun(const BatchEntry& entry) const;
   int64_t RowTilesOf(const BatchEntry& entry) const;
   int64_t RowsOf(const BatchEntry& entry) const;
 
-  // Return where the packed copies of a tile begin, in words from the start of
-  // all copies. Rows have copies only if their kind is kBf16x3.
+  // Return where the packed copy of a tile begins, in words of 4 bytes from the
+  // start of the memory for such copies. Tiles of query rows have a copy only
+  // in entries of kind kBf16x3.
   int64_t PackedKeysAt(const Tile& tile, const BatchEntry& entry) const;
   int64_t PackedRowsAt(const Tile& tile, const BatchEntry& entry) const;
-  // Return how many rows the job holds before a tile of rows, and the tile's
-  // number among all tiles of rows. For entries of kind kBf16x3 the job holds
-  // whole tiles, even if the last one has fewer rows.
+  // FirstRow returns how many rows of the query's gradient lie in memory before
+  // those of a tile of query rows. In entries of kind kBf16x3 even a tile with
+  // fewer rows takes the space of a whole tile. RowTileIndex returns the number
+  // of the tile among the tiles of query rows of the whole job.
   int64_t FirstRow(const Tile& tile, const BatchEntry& entry) const;
   int64_t RowTileIndex(const Tile& tile, const BatchEntry& entry) const;
 
   int64_t packed_keys_bytes() const { return packed_keys_bytes_; }
   int64_t packed_rows_bytes() const { return packed_rows_bytes_; }
   int64_t rows_bytes() const { return rows_bytes_; }  // the query's gradient
-  int64_t deltas_bytes() const { return deltas_bytes_; }  // a float a row
-  int64_t turns_bytes() const { return turns_bytes_; }    // a count a tile
+  // One float for each query row, and one counter for each tile of query rows.
+  int64_t deltas_bytes() const { return deltas_bytes_; }
+  int64_t turns_bytes() const { return turns_bytes_; }
   int64_t slot_bytes() const { return kWordBytes * slot_layout_.total; }
 
   // Returns how many key runs may be in progress with `threads` workers; at

@@ -1,7 +1,7 @@
-// Numbers the tasks, tiles or rows of all batch entries consecutively, and
-// tells where the numbers of an entry begin. Stores only counts. A batch whose
-// entries are alike needs no memory for each entry; otherwise each has counts
-// of its own.
+// Numbers things that every batch entry has (tasks, tiles or rows) through all
+// entries, and tells where the numbers of an entry begin. If all entries have
+// the same counts, they are stored once; otherwise they are stored for each
+// entry.
 #ifndef ATTND_CORE_ENTRY_TABLE_H_
 #define ATTND_CORE_ENTRY_TABLE_H_
 
@@ -14,15 +14,15 @@
 
 namespace attnd {
 
-// Counts N kinds of things, each with its own numbers from 0 on. Immutable and
+// Numbers N kinds of things. The numbers of each kind begin at 0. Immutable and
 // safe to share between threads.
 template <size_t N>
 class EntryTable {
  public:
   using Counts = std::array<int64_t, N>;
 
-  // The entry that a thing belongs to, and its index among the things of the
-  // same kind in that entry.
+  // The batch entry that a thing belongs to, and the thing's index among those
+  // of the same kind in that entry.
   struct Place {
     int64_t entry = 0;
     int64_t index = 0;
@@ -30,14 +30,14 @@ class EntryTable {
 
   EntryTable() = default;
 
-  // Makes a table of `entries` entries that have the counts `each`. The
-  // products of `entries` and each count must fit an int64.
+  // Makes a table of `entries` batch entries that all have the counts `each`.
+  // `entries` times any of these counts must fit an int64.
   EntryTable(int64_t entries, const Counts& each) : each_(each) {
     for (size_t kind = 0; kind < N; ++kind) total_[kind] = entries * each[kind];
   }
 
-  // Makes a table of entries with counts of their own. Entries are numbered in
-  // the order of falling `work`, so that the longest come first.
+  // Makes a table of batch entries with different counts. The things of the
+  // entries with most `work` get the lowest numbers, so that they start first.
   EntryTable(const std::vector<Counts>& counts,
              const std::vector<int64_t>& work)
       : order_(counts.size()), places_(counts.size()) {
@@ -73,8 +73,9 @@ class EntryTable {
     if (starts_.empty()) {
       return {number / each_[kind], number % each_[kind]};
     }
-    // It belongs to the last entry whose numbers start at or before it. Other
-    // entries that start at the same number have nothing of this kind.
+    // The thing belongs to the last entry whose numbers of this kind start at
+    // or before `number`. Other entries that start at the same number have
+    // nothing of this kind.
     const auto after = std::upper_bound(
         starts_.begin(), starts_.end(), number,
         [kind](int64_t n, const Counts& start) { return n < start[kind]; });
@@ -85,8 +86,8 @@ class EntryTable {
  private:
   Counts each_{};
   Counts total_{};
-  // A place is an entry's position in the order of numbering. All three are
-  // empty if entries are alike.
+  // A place is an entry's position in the order of numbering. All three lists
+  // are empty if all entries have the same counts.
   std::vector<Counts> starts_;   // by place: the entry's first numbers
   std::vector<int32_t> order_;   // by place: the entry
   std::vector<int32_t> places_;  // by entry: its place

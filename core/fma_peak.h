@@ -1,5 +1,6 @@
-// Measures the machine's own limit: the rate of fused multiply-adds between
-// registers, with nothing loaded or stored.
+// Measures the most f32 operations a second that a processor can reach: the
+// rate of fused multiply-adds between registers, without loads and stores. The
+// Benchmark call compares the kernels with it.
 #ifndef ATTND_CORE_FMA_PEAK_H_
 #define ATTND_CORE_FMA_PEAK_H_
 
@@ -11,14 +12,15 @@
 
 namespace attnd {
 
-// Returns the f32 operations a second that the vectors of `isa` do on the
-// calling thread, measured for about `duration`. A multiply-add is two
-// operations.
+// Returns how many f32 operations a second the vector instructions of `isa` do
+// on the calling thread. A multiply-add counts as two operations. The
+// measurement takes about `duration`.
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration);
 
-// Measures on `threads` workers of `scheduler` at the same time and returns the
-// sum of their rates. A worker must not call this. If `stop` is not null and
-// asks to stop, the call ends early and the result is not a measurement.
+// Does the same on `threads` workers of `scheduler` at the same time, and
+// returns the sum of their rates. A worker must not call this. If `stop` is not
+// null and asks to stop, the call ends early and the result is not a
+// measurement.
 double MeasureFmaPeak(Isa isa, std::chrono::nanoseconds duration,
                       TileScheduler& scheduler, int64_t threads,
                       const StopSignal* stop = nullptr);

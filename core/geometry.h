@@ -1,5 +1,5 @@
-// The sizes that plans and kernels share: how many rows and keys a block has,
-// and how the memory of a tile is divided.
+// The sizes that plans and kernels share: how many rows and keys a block of
+// scores has, and where the parts of a tile's working memory begin.
 #ifndef ATTND_CORE_GEOMETRY_H_
 #define ATTND_CORE_GEOMETRY_H_
 
@@ -16,9 +16,10 @@ namespace attnd {
 // The largest number of query rows in a block of any kind.
 inline constexpr int64_t kMaxBlockRows = kAmxBlock;
 
-// RowsOfBlock returns the largest number of query rows in a block. A block can
-// count as fully visible only if the number of keys that it sees is a multiple
-// of KeysOfBlock.
+// A block is the rows of a tile that a kernel multiplies together. RowsOfBlock
+// returns its largest number of query rows. A block takes the faster path,
+// which hides no scores, only if all its rows see the same keys and their
+// number is a multiple of KeysOfBlock.
 constexpr int64_t RowsOfBlock(TileKind kind, const Geometry& geometry) {
   return TraitsOf(kind).block > 0 ? TraitsOf(kind).block : geometry.rows;
 }
@@ -26,26 +27,28 @@ constexpr int64_t KeysOfBlock(TileKind kind, const Geometry& geometry) {
   return TraitsOf(kind).block > 0 ? TraitsOf(kind).block : geometry.lanes;
 }
 
-// The number of keys whose weighted values are summed before they join the
-// output. The rounding error of a sum grows with the sum, so several short sums
-// are more exact than one long sum. 128 keeps a real layer (tests/data) below
-// the error of other f32 kernels, and the packed values of 128 keys stay in the
-// first-level cache for all rows of a tile.
+// The number of keys whose weighted values are summed before that sum is added
+// to the output. Rounding errors grow with the length of a sum, so several
+// short sums are more exact than one long sum. With 128, the error on a layer
+// of a real model (tests/data) is below that of other f32 kernels, and the
+// packed values of 128 keys stay in the first-level cache for all rows of a
+// tile.
 inline constexpr int64_t kKeysPerSum = 128;
 
-// The words of a cache line.
+// The number of 4-byte words in a cache line.
 inline constexpr int64_t kLineWords = 16;
 
 constexpr int64_t RoundToLine(int64_t words) {
   return RoundUp(words, kLineWords);
 }
 
-// Divides memory from word `begin` on into pieces that start on a cache line.
+// Gives out consecutive pieces of memory, from word `begin` on. Every piece
+// starts on a cache line. Words have 4 bytes.
 class CacheLineLayout {
  public:
   explicit constexpr CacheLineLayout(int64_t begin) : at_(begin) {}
 
-  // Adds a piece of `words` words. Returns where it begins.
+  // Adds a piece of `words` words. Returns the word at which it begins.
   constexpr int64_t Add(int64_t words) {
     return std::exchange(at_, at_ + RoundToLine(words));
   }
@@ -56,9 +59,10 @@ class CacheLineLayout {
   int64_t at_;
 };
 
-// How a slot is divided. A slot is the memory of one forward tile in progress.
-// Offsets and strides count words of 4 bytes. The first cache line is a header
-// that says how far the tile has come.
+// Where the parts of a slot begin. A slot is the working memory of one tile of
+// the forward pass while it is being computed. Offsets and strides count words
+// of 4 bytes. The first cache line is a header that says how far the tile has
+// come.
 struct SlotLayout {
   struct Shape {
     int64_t tile_q, tile_kv, head_dim, v_head_dim;
@@ -67,11 +71,12 @@ struct SlotLayout {
   };
 
   int64_t q_stride;
-  // Rows of scores have one cache line more than they need, so that different
-  // rows do not fall into the same sets of the cache. Weights replace the
-  // scores. If a weight has several terms, its first term replaces the score
-  // and the others follow, `term_words` apart. Then rows are terms_stride
-  // apart, and the slot holds the scores of only one block.
+  // The distance between rows of scores is one cache line larger than a row, so
+  // that different rows do not fall into the same sets of the cache. Weights
+  // (the softmax of the scores) overwrite the scores. If the kind splits a
+  // weight into several bf16 terms, the first term overwrites the score and the
+  // others follow, `term_words` apart. Rows are then terms_stride apart, and
+  // the slot holds the scores of only one block.
   int64_t score_stride;
   int64_t terms_stride;
   int64_t term_words;
@@ -96,8 +101,9 @@ struct SlotLayout {
     layout.score_stride = shape.tile_kv + 16;
     layout.terms_stride = (2 * terms - 1) * shape.tile_kv / 2 + 16;
     layout.output_stride = RoundToLine(shape.v_head_dim);
-    // Each vector of keys takes two bytes, whatever its width. Reading takes
-    // eight bytes, so there is space for them after the last vector.
+    // The visibility bits of one SIMD vector of keys take two bytes, whatever
+    // the width of the vector. They are read eight bytes at a time, so there is
+    // spare space after the last.
     layout.visible_stride = RoundToLine(shape.tile_kv / geometry.lanes / 2 + 2);
     CacheLineLayout slot(kLineWords);
     layout.query = slot.Add(shape.tile_q * layout.q_stride);
@@ -116,8 +122,8 @@ struct SlotLayout {
   }
 };
 
-// These read and write the header of a slot. The forward and the backward pass
-// have header types of their own.
+// These read and write the header at the start of a slot. The forward and the
+// backward pass each have their own type of header.
 template <class Header>
 Header LoadHeader(const float* slot) {
   Header header;
@@ -130,45 +136,51 @@ void StoreHeader(float* slot, const Header& header) {
   std::memcpy(slot, &header, sizeof(header));
 }
 
-// How the slot of a key run in progress is divided in the backward pass, in the
-// same way. The members for f32 products and those for bf16x3 products share
-// the same memory, because a pair of tiles needs only one of them.
+// Where the parts of a slot of the backward pass begin, in words of 4 bytes.
+// Such a slot is the working memory of one key run (consecutive tiles of keys
+// that one task processes). The parts for f32 products and those for bf16x3
+// products lie in the same memory, because a tile of keys and a tile of query
+// rows are multiplied in only one of these ways.
 struct BackwardLayout {
   int64_t visible_stride;
   int64_t visible;  // [tile_q, visible_stride]
-  // The gradients of the first tile of keys. Those of the `key_tiles` tiles of
-  // the run are grad_words apart.
+  // The gradients of K and V for the first of the run's `key_tiles` tiles of
+  // keys. Those for the next tile begin grad_words later, and so on.
   int64_t grad_key;    // [tile_kv, head_dim in whole lines]
   int64_t grad_value;  // [tile_kv, v_head_dim in whole lines]
   int64_t grad_words;
 
-  // For f32 products. Rows have one cache line more than they need, so that
-  // different rows do not fall into the same sets of the cache.
+  // Parts for f32 products. The distance between rows is one cache line larger
+  // than a row, so that different rows do not fall into the same sets of the
+  // cache.
   int64_t q_stride;
   int64_t v_stride;
   int64_t score_stride;
   int64_t query;        // [tile_q, q_stride]
   int64_t grad_output;  // [tile_q, v_stride]
-  int64_t query_chunk;  // the same two as the right-hand side of a product
+  int64_t query_chunk;  // query and grad_output in the form of right-hand sides
   int64_t grad_chunk;
   int64_t weights;        // [tile_q, score_stride]
   int64_t grad_scores;    // [tile_q, score_stride]
   int64_t row_max_lanes;  // [tile_q, lanes], written but never read
-  // PackedKeys of a tile of keys whose shared copy is for bf16x3 products.
+  // A tile of keys packed as PackedKeys says. Used where f32 products must
+  // replace bf16x3 products, because the copy that all tasks share is packed
+  // for bf16x3.
   int64_t packed;
 
-  // For bf16x3 products. Scores are transposed, so each row is a key.
+  // Parts for bf16x3 products. Scores are transposed, so each row is a key.
   int64_t scores;  // [tile_kv, kAmxBlock], of one block of rows
   int64_t grads;   // the same of dP
-  // [kAmxBlock, score_stride]: S and dP with query rows as rows, for blocks
-  // that are weighed row by row.
+  // [kAmxBlock, score_stride]: the scores and dP with one row for each query
+  // row, for blocks whose weights are computed row by row.
   int64_t score_rows;
   int64_t grad_rows;
   int64_t term_stride;  // from one term of a row of weights to the next
   int64_t terms_stride;
   int64_t weight_terms;  // [tile_kv, terms_stride], left-hand sides
   int64_t grad_terms;    // the same of dS
-  // dS as right-hand sides: grad_block_words for each block of rows.
+  // dS in the form of right-hand sides: grad_block_words for each block of
+  // query rows.
   int64_t grad_block_words;
   int64_t grad_tiles;
   int64_t total;
@@ -178,8 +190,8 @@ struct BackwardLayout {
                                      int64_t key_tiles);
 };
 
-// How the packed copy of a tile of keys for f32 products is divided. Offsets
-// count words.
+// Where the parts of a packed copy of one tile of K and V begin, in words of 4
+// bytes. The copy is in the form that f32 products of the backward pass read.
 struct PackedKeys {
   int64_t key_panels;    // K^T
   int64_t value_panels;  // V^T
@@ -196,9 +208,10 @@ struct PackedKeys {
   }
 };
 
-// How the packed copy of a tile of keys for bf16x3 products is divided. Offsets
-// and strides count words. core/kernels/amx_bf16.h describes the operands. K, V
-// and K^T are left-hand sides: rows whose terms follow one another.
+// Where the parts of a packed copy of one tile of K and V for bf16x3 products
+// begin. Offsets and strides count words of 4 bytes. K, V and K^T have the form
+// of left-hand sides, which core/kernels/amx_bf16.h describes: the three bf16
+// terms of each row follow one another.
 struct PackedKeysBf16x3 {
   int64_t key_stride;  // from row to row
   int64_t value_stride;
@@ -223,9 +236,11 @@ struct PackedKeysBf16x3 {
   }
 };
 
-// How the packed copy of a tile of rows for bf16x3 products is divided. Offsets
-// count words. Q and dO are right-hand sides. Each is packed twice: like keys,
-// for products with K and V, and like values, for products with weights.
+// Where the parts of a packed copy of one tile of query rows for bf16x3
+// products begin, in words of 4 bytes. Q and dO (the gradient of the output)
+// have the form of right-hand sides. Each is packed twice: as the forward pass
+// packs keys, for products with K and V, and as it packs values, for products
+// with weights and dS.
 struct PackedRowsBf16x3 {
   int64_t query_tiles;
   int64_t grad_tiles;
@@ -293,23 +308,25 @@ constexpr BackwardLayout BackwardLayout::Of(const Geometry& geometry,
   return layout;
 }
 
-// How far the packing of one kv head has come. The tiles of the head share it:
-// the members are atomics while tasks run.
+// How far the packing of K and V of one kv head has come. All tiles of that kv
+// head share this, so tasks access the members as atomics.
 struct HeadPacking {
-  uint32_t place;    // 0 until the head has a place, then its number + 1
+  uint32_t place;    // 1 + the number of its place in memory; 0 = none yet
   uint32_t claimed;  // pieces that a task packs or has packed
   uint32_t packed;   // pieces that are ready
   uint32_t done;     // tiles that no longer need the head
-  // Used only if numbers are split into terms. largest_key is the largest
-  // magnitude of a key, as the bits of a float without its sign.
-  // unsplittable_values is 1 if any value must not be split, and otherwise 0.
+  // Used only if numbers are split into bf16 terms. largest_key is the largest
+  // magnitude in K, as the bits of a float without its sign.
+  // unsplittable_values is 1 if V has a number that cannot be split exactly,
+  // and otherwise 0.
   uint32_t largest_key;
   uint32_t unsplittable_values;
 };
 
-// How the partial result of a split is divided until the merge reads it:
-// unnormalised output rows, then their maxima, then their sums. Offsets count
-// floats.
+// Where the parts of a split's partial result lie in memory, in which it waits
+// to be merged. A split is some of the keys of a tile. First come the
+// unnormalised output rows, then the maximum of each row, then the sum of its
+// weights. Offsets count floats.
 struct PartialLayout {
   int64_t output_stride;
   int64_t max;

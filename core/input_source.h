@@ -1,6 +1,6 @@
-// Loads inputs that are not yet in a job's buffers. The job's workers call an
-// InputSource to copy them there, part by part and right before they read them.
-// A source knows bytes and not what they mean.
+// Loads input tensors that are not yet in a job's buffers, for example because
+// they are in a received message. The job's workers call an InputSource to copy
+// the inputs, part by part and right before they read them.
 #ifndef ATTND_CORE_INPUT_SOURCE_H_
 #define ATTND_CORE_INPUT_SOURCE_H_
 
@@ -8,8 +8,8 @@
 
 namespace attnd {
 
-// A job asks for each part once. Its functions run in several threads at the
-// same time and must not throw, block or allocate.
+// A job loads each byte once. The functions are called by several threads at
+// the same time, and must not throw, block or allocate.
 class InputSource {
  public:
   virtual ~InputSource() = default;
@@ -20,9 +20,9 @@ class InputSource {
   // Copies piece `piece`, 0 <= piece < pieces(), to its place in the buffers.
   virtual void LoadPiece(int64_t piece) = 0;
 
-  // Returns the number of pieces that come before those of keys and values.
-  // That is all pieces if keys or values share memory with another input; the
-  // two functions below are then not called.
+  // Returns how many pieces come before those of keys and values. If keys or
+  // values share memory with another input, returns pieces(); the two functions
+  // below are then not called.
   virtual int64_t pieces_before_keys() const = 0;
   // These copy `size_bytes` bytes of the key tensor, or of the value tensor,
   // that begin `offset_bytes` into it. Tiles that pack keys and values call

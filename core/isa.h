@@ -13,20 +13,22 @@ namespace attnd {
 // To add an instruction set, add its row to one of these two tables, and its
 // Highway target to core/CMakeLists.txt if it has one. docs/adr/0003 says more.
 
-// The sets with vectors of their own, narrowest first. Highway compiles all
-// kernels for the `target` of each, and its macro `function` expands to a
-// pointer to one of them. The numbers are the set's Geometry.
+// The sets that have kernels of their own, narrowest vectors first. The Highway
+// library compiles every kernel once for each `target`, and its macro
+// `function` yields a pointer to a kernel's copy for that target. The numbers
+// are the members of Geometry (below), in their order.
 #define ATTND_VECTOR_ISAS(ROW, ARG)                                        \
   /*       isa, name, target, function, geometry */                        \
   ROW(ARG, kScalar, "scalar", HWY_SCALAR, HWY_CHOOSE_FALLBACK, 1, 2, 4, 0) \
   ROW(ARG, kAvx2, "avx2", HWY_AVX2, HWY_CHOOSE_AVX2, 8, 6, 2, 12)          \
   ROW(ARG, kAvx512, "avx512", HWY_AVX3, HWY_CHOOSE_AVX3, 16, 6, 4, 32)
 
-// The sets that add native bf16 products to a `base`, in the order of their
-// bases. For everything else they use the kernels of the base. The functions
-// `available` and `preferred` say whether this processor has the set, and
-// whether the set is faster there than its base. The last two columns are the
-// kinds of tiles that multiply bf16, and numbers of any other type.
+// The sets that have instructions for bf16 products and use the kernels of
+// another set, their `base`, for everything else. Each stands after its base.
+// The functions `available` and `preferred` say whether this processor has the
+// set, and whether the set is faster there than its base. `bf16_kind` is the
+// kind of tile (core/tile_kind.h) for tensors of bf16, `f32_kind` the kind for
+// every other type of element.
 #define ATTND_BF16_ISAS(ROW)                                               \
   /*  isa, name, base, available, preferred, bf16_kind, f32_kind */        \
   ROW(kAvx512Bf16, "avx512_bf16", kAvx512, HasBf16Dot, PrefersBf16Dot,     \
@@ -37,7 +39,7 @@ namespace attnd {
 #define ATTND_VECTOR_ISA(QUALIFIER, ISA, ...) QUALIFIER ISA,
 #define ATTND_BF16_ISA(ISA, ...) ISA,
 #define ATTND_QUALIFIED_BF16_ISA(ISA, ...) Isa::ISA,
-// The sets with vectors of their own come first.
+// The sets of ATTND_VECTOR_ISAS come first.
 enum class Isa {
   ATTND_VECTOR_ISAS(ATTND_VECTOR_ISA, ) ATTND_BF16_ISAS(ATTND_BF16_ISA)
 };
@@ -48,27 +50,28 @@ inline constexpr Isa kIsas[] = {ATTND_VECTOR_ISAS(ATTND_VECTOR_ISA, Isa::)
 #undef ATTND_BF16_ISA
 #undef ATTND_QUALIFIED_BF16_ISA
 
-// The f32 microkernels of an instruction set. A microkernel keeps rows x
-// vectors sums in registers: 24 of 32 on AVX-512, 12 of 16 on AVX2. The other
-// registers hold the broadcast of one row and the vectors of the right-hand
-// side.
+// The sizes of an instruction set's f32 microkernel, the innermost loop of a
+// matrix product. It keeps rows * vectors SIMD vectors of sums in registers: 24
+// of the 32 registers on AVX-512, 12 of 16 on AVX2. The other registers hold
+// vectors of the right-hand side, and one element of the left-hand side in
+// every lane.
 struct Geometry {
   int64_t lanes;    // floats in a vector
   int64_t rows;     // query rows of a microkernel
   int64_t vectors;  // columns of a microkernel, in vectors
-  // How many vectors of sums a pass keeps when it reads values in place for a
-  // few rows.
+  // How many SIMD vectors of sums stay in registers while a tile of few query
+  // rows reads V where it lies, without packing it.
   int64_t stream_sums;
 
   constexpr int64_t panel_keys() const { return vectors * lanes; }
 };
 
-// A row of the table.
+// What the tables above say of one instruction set.
 struct IsaTraits {
   std::string_view name;  // "avx512_bf16"
   Isa f32_isa;            // the set whose f32 kernels it uses
   Geometry geometry;      // of the kernels of f32_isa
-  // The kinds of tiles that multiply bf16, and numbers of any other type.
+  // The kinds of tiles for tensors of bf16, and for those of any other type.
   TileKind bf16_kind = TileKind::kPanel;
   TileKind f32_kind = TileKind::kPanel;
 };
@@ -95,7 +98,7 @@ constexpr Isa F32Isa(Isa isa) { return TraitsOf(isa).f32_isa; }
 constexpr Geometry GeometryOf(Isa isa) { return TraitsOf(isa).geometry; }
 
 // Returns whether the kernels that are compiled for `vector_isa` must include
-// tiles of `kind`.
+// tiles of `kind`. If not, no instruction set ever chooses that copy of them.
 constexpr bool HasKind(Isa vector_isa, TileKind kind) {
   if (!IsNativeBf16(kind)) return true;
   for (const Isa isa : kIsas) {
@@ -108,9 +111,10 @@ constexpr bool HasKind(Isa vector_isa, TileKind kind) {
   return false;
 }
 
-// Returns the sets that are compiled in and that this processor has, widest
-// first. Never empty. kScalar is missing if the compiler may use wider vectors
-// everywhere, because Highway then leaves it out.
+// Returns the instruction sets that this binary has kernels for and this
+// processor supports, widest vectors first. The list is never empty. kScalar is
+// missing if the compiler's flags allow wider vectors in the whole program
+// (-mavx2, for example), because Highway then does not compile scalar kernels.
 std::vector<Isa> SupportedIsas();
 
 // Returns the set of SupportedIsas() that is fastest on this processor.

@@ -1,5 +1,6 @@
 // Chooses how a problem is computed: with which kernel, and in which tiles. The
-// choice depends on numbers alone, so a test can compare it with a table.
+// choice needs only shapes, options and facts about the machine, no elements
+// and no threads, so a test can compare it with a table.
 #ifndef ATTND_CORE_KERNEL_PLAN_H_
 #define ATTND_CORE_KERNEL_PLAN_H_
 
@@ -14,40 +15,44 @@
 
 namespace attnd {
 
-// The plan of one batch entry. It depends on the entry's lengths, dims, types
-// and options and on the machine, but never on workers, batch or load, so that
-// the same request gives the same bits whatever else runs.
+// The plan of one batch entry. It depends on the entry's lengths, head
+// dimensions, types and options and on the machine. It never depends on the
+// number of workers, on other entries or on load, so that the same request
+// always gives the same bits.
 struct EntryPlan {
   TileKind kind = TileKind::kDirect;
   int64_t kv_len = 0;
-  // The number of query rows in a tile. The heads of a GQA group that share a
-  // kv head are rows of one matrix, so a tile may hold rows of several heads.
-  // No tile holds rows of padding.
+  // The number of query rows in a tile. The query heads that share a kv head
+  // are computed as one matrix, so a tile may hold rows of several heads. No
+  // tile holds padding rows.
   int64_t tile_q = 1;
   int64_t q_tiles = 0;  // of one kv head
-  // The number of splits, which are pieces that a tile's keys are cut into.
-  // Each is a task, and their partial results are merged in order.
+  // How many pieces (splits) the keys of a tile are cut into. Each split is a
+  // task of its own, and the partial results of the splits are merged in order.
   int64_t splits = 1;
-  // The number of keys of one kv head that are packed, rounded up to a multiple
-  // of kKeysPerSum; 0 if kind is direct.
+  // The number of keys of one kv head that are packed (copied in the order in
+  // which kernels read them), rounded up to a multiple of kKeysPerSum. 0 if
+  // `kind` is direct.
   int64_t packed_keys = 0;
   int64_t padding_rows = 0;  // of all query heads; they see nothing
 
   friend bool operator==(const EntryPlan&, const EntryPlan&) = default;
 };
 
-// Keys first <= j < last of one kv head of one entry, to be packed.
+// The keys first <= j < last of one kv head of one batch entry, which are
+// packed together.
 struct PackTask {
   int64_t entry, kv_head, first, last;
 };
 
-// One tile, or one split of it.
+// One tile of query rows, or one split of its keys.
 struct TileTask {
   int64_t entry, kv_head, tile, split;
 };
 
-// Rows of padding first <= r < last of one entry, counted through all query
-// heads: the rows of a head follow those of the head before it.
+// The padding rows first <= r < last of one batch entry. They are numbered
+// through all query heads: the padding rows of head 0 come first, then those of
+// head 1, and so on.
 struct PaddingTask {
   int64_t entry, first, last;
 };
@@ -55,20 +60,21 @@ struct PaddingTask {
 // The plan of one forward job. Immutable once made.
 class KernelPlan {
  public:
-  // The number of keys that one packing task packs: a multiple of kKeysPerSum
-  // and of the keys of a panel.
+  // The number of keys that are packed as one piece. It is a multiple of
+  // kKeysPerSum, and of the keys of a panel (the block of keys that a
+  // microkernel reads).
   static constexpr int64_t kKeysPerPackTask = 512;
   // The number of keys in a split. It is a multiple of tile_kv in every plan.
   static constexpr int64_t kKeysPerSplit = 4096;
 
   Isa isa = Isa::kScalar;  // the set that computes the products
-  // The kind of all entries that are not direct; a direct kind if there are
-  // none.
+  // The kind of all batch entries whose tiles are not direct, or a direct kind
+  // if all are direct.
   TileKind tiled_kind = TileKind::kDirect;
   std::string_view variant = "tiled";  // the kernel's name in ExecutionStats
   bool any_direct = false;             // whether any entry is direct
-  // Whether direct tiles copy values to the slot, because values must be
-  // converted or padded to whole vectors.
+  // Whether direct tiles copy rows of V to their slot first, to convert the
+  // elements or to pad rows to whole SIMD vectors.
   bool converts_values = false;
   int64_t tile_q = 0;   // the largest of any entry
   int64_t tile_kv = 0;  // keys in a tile
@@ -76,9 +82,9 @@ class KernelPlan {
   int64_t tile_tasks = 0;
   int64_t merge_tasks = 0;
   int64_t padding_tasks = 0;
-  // The bytes of the packed keys of the longest kv head, and of a place for it
-  // in memory. A place has a cache line that says whether it is taken, then
-  // keys, then values.
+  // packed_keys_bytes is the size of the packed K of the kv head with most
+  // keys. packed_head_bytes is the size of a place in memory for one packed kv
+  // head: a cache line that says whether the place is taken, then K, then V.
   int64_t packed_keys_bytes = 0;
   int64_t packed_head_bytes = 0;
   int64_t partial_bytes = 0;
@@ -86,16 +92,16 @@ class KernelPlan {
   SlotLayout slot_layout{};   // of one tile in progress
   int64_t slot_bytes = 0;
 
-  // Return what task number `task` stands for. `task` is below tile_tasks,
-  // merge_tasks or padding_tasks. Tiles of the entries with most work come
-  // first, and within a kv head those that see most keys. A merge is of a whole
-  // tile, so its split is 0.
+  // Return what task number `task` computes. `task` is below tile_tasks,
+  // merge_tasks or padding_tasks. Tiles of the batch entries with most work
+  // come first, and within a kv head the tiles that see most keys. A merge task
+  // merges all splits of a tile, so its `split` is 0.
   TileTask Tile(int64_t task) const;
   TileTask Merge(int64_t task) const;
   PaddingTask Padding(int64_t task) const;
 
   // Returns the number of pieces in which the keys of one kv head are packed,
-  // or 0 if they are not packed. The pieces are the same whichever tile packs
+  // or 0 if they are not packed. The pieces do not depend on which tile packs
   // them.
   int64_t PackTasks(int64_t entry) const;
   PackTask Pack(int64_t entry, int64_t kv_head, int64_t piece) const;
@@ -103,15 +109,16 @@ class KernelPlan {
   const EntryPlan& Entry(int64_t entry) const {
     return entries_[uniform_ ? 0 : static_cast<size_t>(entry)];
   }
-  // Returns the number of tiles of one kv head of an entry. Each split counts.
+  // Returns how many tile tasks one kv head of an entry has. Every split of a
+  // tile counts.
   int64_t TilesOfHead(int64_t entry) const {
     return Entry(entry).q_tiles * Entry(entry).splits;
   }
-  // Returns how many kv heads need a place at the same time while at most
-  // `threads` tiles are in progress. This is never more than Slots(threads),
-  // because tasks start in order: among the heads that have begun and are not
-  // finished, only the last may be without a tile in progress, and then the
-  // worker that ran its latest tile has no task.
+  // Returns how many packed kv heads must fit into memory at the same time
+  // while at most `threads` tiles are in progress. This is never more than
+  // Slots(threads), because tasks start in order. Of the kv heads that have
+  // begun and are not finished, only the last can be without a tile in
+  // progress, and then the worker that ran its latest tile has no task.
   int64_t PackedHeads(int64_t threads) const;
   // Return where the partial result of a split begins, in words, and its
   // layout.
@@ -151,12 +158,14 @@ class KernelPlan {
   Table table_;
 };
 
-// Returns the kind of the entries that have too many rows to be direct.
+// Returns the kind of tile for batch entries with more than MaxDirectRows query
+// rows.
 TileKind TiledKind(const AttentionParams& params, const MachineInfo& machine);
 
-// Returns the largest number of rows with which an entry is direct, or -1 if
-// keys are always packed. Of the rows of all heads that share a kv head, only
-// those that see a key count.
+// Returns the most query rows with which a batch entry gets direct tiles, which
+// read K and V in place. Returns -1 if keys are always packed. The rows of all
+// query heads that share a kv head are counted together, without rows that see
+// no key.
 int64_t MaxDirectRows(const AttentionParams& params,
                       const MachineInfo& machine);
 

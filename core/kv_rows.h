@@ -1,6 +1,6 @@
-// Where the rows of K and V lie in memory. Kernels and the oracle ask a
-// KvSource for rows, so this is the only place that turns a key into an
-// address.
+// Where the rows of K and V lie in memory. Kernels and the reference that tests
+// compare them with ask a KvSource for rows. So this is the only place that
+// turns the number of a key into an address.
 #ifndef ATTND_CORE_KV_ROWS_H_
 #define ATTND_CORE_KV_ROWS_H_
 
@@ -23,9 +23,10 @@ struct KvRows {
   DataType type;           // of the elements
 };
 
-// The K or the V of a problem, in a dense tensor, which it does not own.
-// Another kind of storage, such as pages, belongs here too, so that readers
-// need not know. Immutable and safe to share between threads.
+// Gives access to the K or the V of a problem, which lies in a dense tensor
+// that this class does not own. If another kind of storage is added, pages for
+// example, only this class has to know it. Immutable and safe to share between
+// threads.
 class KvSource {
  public:
   // Rows() returns at least the rows up to the next multiple of this many keys,
@@ -41,9 +42,9 @@ class KvSource {
   KvSource(const TensorView<const std::byte>& tensor, DataType type)
       : tensor_(tensor), type_(type) {}
 
-  // Returns the rows of kv head `kv_head` of `entry` from key `key` on, which
-  // is below entry.kv_extent. Readers must read no other bytes than those of
-  // rows, but may prefetch beyond them.
+  // Returns the rows of kv head `kv_head` of `entry` from key `key` on.
+  // Requires 0 <= key < entry.kv_extent. The caller may read only the bytes of
+  // these rows, but may prefetch beyond them.
   KvRows Rows(const BatchEntry& entry, int64_t kv_head, int64_t key) const {
     const int64_t element_bytes = SizeOf(type_);
     return {.first = tensor_.RowBytes(element_bytes, entry.batch, kv_head,

@@ -1,6 +1,6 @@
 // What this machine lets the process use: its fastest instruction set, caches,
-// processors and memory. Limits of the container count. Reads the system and
-// changes nothing.
+// processors and memory. A limit of the container (a cgroup) counts if it is
+// below what the machine has. The functions only read settings.
 #ifndef ATTND_CORE_MACHINE_H_
 #define ATTND_CORE_MACHINE_H_
 
@@ -26,8 +26,8 @@ struct MachineInfo {
 // cgroup above the process's own.
 int AvailableThreads();
 
-// Returns the bytes that the process may hold: the tightest cgroup limit, or
-// the physical memory if no limit is set.
+// Returns how many bytes of memory the process may use: the tightest cgroup
+// limit, or the physical memory if no limit is set.
 int64_t AvailableMemoryBytes();
 
 // Return the limits that the two functions above read from files, or nullopt if

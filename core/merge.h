@@ -9,8 +9,8 @@
 
 namespace attnd {
 
-// The result of one attention call over some of the keys. Both arrays are
-// dense.
+// The result of an attention call that had only some of the keys. Both arrays
+// are dense.
 struct PartialResult {
   const float* output = nullptr;  // [rows, v_head_dim]
   const float* lse = nullptr;     // [rows], natural logarithms
@@ -21,11 +21,11 @@ struct PartialResult {
 //   output = sum_p weight[p] * output[p] / sum_p weight[p]
 //   lse    = ln(sum_p weight[p])
 //
-// Each key must be part of at most one of `partials`, and a sink of exactly
-// one. Partials are added in the order given, in double, and the sums are
-// rounded to f32 once. So the merge itself adds an error of half an ulp to
-// output and lse. An error x in the lse of a partial changes its weight by the
-// factor exp(x).
+// Each key must be part of at most one of `partials`, and sink logits (if there
+// are any) of exactly one. Partials are added in the order given, in double,
+// and the sums are rounded to f32 once. So the merge itself adds an error of
+// half an ulp to output and lse. An error x in the lse of a partial changes its
+// weight by the factor exp(x).
 //
 // A partial whose lse is -inf has seen no key. Its output is not read and may
 // hold anything. If all partials are like that, or there are none, output is 0

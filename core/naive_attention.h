@@ -1,7 +1,7 @@
-// The baseline that the Benchmark call compares with: attention that keeps all
-// scores in memory. To be a fair comparison it uses all worker threads, and the
-// compiler vectorises it for the machine's instruction set. It has no tiling
-// and no packing.
+// The baseline that the Benchmark call compares the kernels with: attention
+// that keeps all scores in memory, without tiling and packing. To be a fair
+// comparison, it runs on all worker threads, and the compiler vectorises it for
+// the machine's instruction set.
 #ifndef ATTND_CORE_NAIVE_ATTENTION_H_
 #define ATTND_CORE_NAIVE_ATTENTION_H_
 
@@ -21,9 +21,9 @@ int64_t NaiveScoreBytes(const AttentionProblem& problem);
 // the same inputs and writes the same outputs as AttentionEngine::Run. Requires
 // F32 tensors in BHSD, a batch whose entries are alike (Visibility::uniform),
 // and no options other than scale, temperature, causal, windows, query_offsets
-// and lse: others would be left out silently. Allocates the scores: returns
-// RESOURCE_EXHAUSTED if there is not enough memory. Must not be called from a
-// worker.
+// and lse, because it would ignore others without an error. Returns
+// RESOURCE_EXHAUSTED if there is not enough memory for the scores. A worker of
+// `engine` must not call this.
 absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,
                                         const AttentionProblem& problem,
                                         const AttentionBuffers& buffers,

@@ -13,14 +13,16 @@
 
 namespace attnd {
 
-// A key that a query row sees, with the row's score and weight of it.
+// A key that a query row sees, with the score and the weight that the row gives
+// it.
 struct ReferenceKey {
   int64_t index = 0;  // of the key
   double dot = 0;     // (scale / temperature) * dot(query, key)
   double score = 0;   // after soft cap, ALiBi and bias
   double weight = 0;  // exp(score) / (exp(sink) + the sum of exp(score))
-  // The rounding errors of a kernel are proportional to these: the sum of the
-  // magnitudes that add up to `dot`, and |ALiBi term| + |bias|.
+  // The rounding errors of a kernel are proportional to these two: the sum of
+  // the absolute values of the products that add up to `dot`, and |ALiBi term|
+  // + |bias|.
   double dot_magnitude = 0;
   double added_magnitude = 0;
 };

@@ -18,17 +18,19 @@ struct TensorView {
   std::array<int64_t, 4> shape{};
   std::array<int64_t, 4> strides{};
 
-  // Returns how many elements lie between `data` and row (batch, head, seq).
+  // Returns the index, counted from `data`, of the first element of row (batch,
+  // head, seq).
   int64_t Offset(int64_t batch, int64_t head, int64_t seq) const {
     return batch * strides[0] + head * strides[1] + seq * strides[2];
   }
 
-  // Returns the `dim` elements of row (batch, head, seq).
+  // Returns the start of row (batch, head, seq), which has shape[3] elements.
   T* Row(int64_t batch, int64_t head, int64_t seq) const {
     return data + Offset(batch, head, seq);
   }
 
-  // Returns the same row of elements that take `element_bytes` each.
+  // Returns the start of row (batch, head, seq) if each element has
+  // `element_bytes` bytes.
   T* RowBytes(int64_t element_bytes, int64_t batch, int64_t head,
               int64_t seq) const requires(sizeof(T) == 1) {
     return data + Offset(batch, head, seq) * element_bytes;

@@ -1,7 +1,7 @@
-// The kinds of tiles: the ways to multiply a tile of query rows with its keys
-// and values. A plan chooses the kind of every batch entry once. Whatever
-// differs between kinds is a column of the tables below, or a kernel class of
-// that kind.
+// The kinds of tiles: the ways to multiply a tile, which is a few query rows,
+// with the keys and values that they see. A plan chooses one kind for each
+// batch entry. Whatever differs between kinds is a column of the tables below,
+// or a kernel class of that kind.
 #ifndef ATTND_CORE_TILE_KIND_H_
 #define ATTND_CORE_TILE_KIND_H_
 
@@ -13,20 +13,23 @@
 
 namespace attnd {
 
-// The number of steps that one AMX instruction multiplies. It is also the
-// number of rows of a tile register, and the number of words in each row.
+// A tile register of AMX has this many rows of this many 4-byte words. One AMX
+// instruction multiplies two such registers, so it also sums over this many
+// steps of the dimension that both share. A step is one word, a pair of bf16.
 inline constexpr int64_t kAmxSteps = 16;
 inline constexpr int64_t kAmxTileWords = kAmxSteps * kAmxSteps;
-// The number of rows and of columns of a block, which has 2 x 2 result tiles.
-// It is also the number of bf16 in a row of a tile register, which holds
-// dimensions or keys in pairs.
+// The number of rows and of columns of the block of results that AMX kernels
+// compute at once, in 2 x 2 tile registers. It is also the number of bf16 in a
+// row of a tile register, two in each word.
 inline constexpr int64_t kAmxBlock = 2 * kAmxSteps;
 
-// An f32 is exactly the sum of this many bf16, the terms, because together they
-// hold its 24 bits. Products of three terms are called bf16x3.
+// An f32 is exactly the sum of this many bf16 numbers, its terms, because
+// together they hold its 24 significant bits. A product of f32 numbers that are
+// split into three terms is called bf16x3.
 inline constexpr int kBf16Terms = 3;
 
-// The largest tile. It limits how much of the stack a tile takes.
+// The most query rows and the most keys of a tile. They limit how much stack
+// memory a kernel takes.
 inline constexpr int64_t kMaxTileRows = 256;
 inline constexpr int64_t kMaxTileKeys = 512;
 
@@ -49,32 +52,33 @@ inline constexpr size_t kNumTileKinds = 7;
 enum class Operand { kF32, kRoundedF32, kBf16, kBf16x3 };
 
 struct TileTraits {
-  // The kernel's name in ExecutionStats: alone, and if the job also has direct
-  // tiles.
+  // The kernel's name in ExecutionStats (part of the answer to a call): if all
+  // tiles of the job have this kind, and if it has direct tiles, too.
   std::string_view name;
   std::string_view name_with_direct;
   Operand operand;
   int64_t elements_per_word;
   int64_t terms;  // how many bf16 are summed to one operand
-  // The number of words in the row of a query or packed key is a multiple of
-  // this.
+  // The number of 4-byte words of a query row, or of a packed row of K, is a
+  // multiple of this number.
   int64_t row_words_step;
-  // The number of rows and of keys of a block that is multiplied at once. 0 if
-  // a block has the rows of a microkernel and the lanes of a vector.
+  // The number of query rows, and of keys, of the block of scores that is
+  // computed at once. 0 stands for the rows of a microkernel and the lanes of a
+  // SIMD vector.
   int64_t block;
-  // The most rows of a tile, in entries with fewer rows than kManyRows, and in
-  // others. A tile should have many rows, so that K^T and V are read seldom. It
-  // should have few rows, so that their scores stay in the second-level cache
-  // and there are tiles for many workers. AMX keeps the scores of one block
-  // only, and multiplies faster than K^T and V arrive unless they are short, so
-  // its tiles may be larger.
+  // The most query rows of a tile: max_rows in batch entries with fewer than
+  // kManyRows rows, max_rows_of_many in all others. Large tiles read K^T and V
+  // less often. Small tiles keep their scores in the second-level cache, and
+  // there are enough of them for many workers. AMX tiles may be larger, because
+  // they keep the scores of only one block and multiply faster than a long K^T
+  // and V come from memory.
   int64_t max_rows;
   int64_t max_rows_of_many;
-  // An entry is direct instead if it has at most this many rows, because
-  // packing would cost more than it saves. Of the rows of all heads that share
-  // a kv head, only those that see a key count. The number is smaller for
-  // native bf16 products, which save more, and larger for three terms, which
-  // cost more to pack.
+  // A batch entry with at most this many query rows gets direct tiles instead,
+  // because packing its keys would cost more than it saves. The rows of all
+  // query heads that share a kv head are counted together, without those that
+  // see no key. The number is smaller for native bf16 products, where packing
+  // saves more, and larger for bf16x3, where packing costs more.
   int64_t max_direct_rows;
 };
 inline constexpr int64_t kManyRows = 1024;
@@ -105,7 +109,8 @@ constexpr bool IsNativeBf16(TileKind kind) {
   return TraitsOf(kind).elements_per_word > 1;
 }
 
-// Returns the number of words of one term of the row of a query or packed key.
+// Returns how many 4-byte words one term (see kBf16Terms) of a query row, or of
+// a packed row of K, takes.
 constexpr int64_t TermWords(TileKind kind, int64_t head_dim) {
   const TileTraits& traits = TraitsOf(kind);
   return RoundUp(CeilDiv(head_dim, traits.elements_per_word),
@@ -127,8 +132,9 @@ inline constexpr size_t kNumBackwardKinds = 3;
 struct BackwardTraits {
   std::string_view name;  // the kernel in ExecutionStats
   int64_t tile_rows;
-  // How many tiles of keys a run has if the sequence is long. They read each
-  // tile of rows together.
+  // How many consecutive tiles of keys one task processes together, as a key
+  // run, if the sequence is long. Each tile of query rows is then read once for
+  // the whole run, not once for each tile of keys.
   int64_t key_tiles_of_long_run;
 };
 

@@ -1,6 +1,6 @@
-// Runs the jobs of all requests on one set of workers. A job consists of small
-// tasks. The scheduler knows their order, deadlines and cancellation, but
-// nothing of attention.
+// Runs the jobs of all requests on one set of worker threads. A job consists of
+// small tasks. The scheduler decides their order and ends jobs that are
+// cancelled or late. It knows nothing about attention.
 #ifndef ATTND_CORE_TILE_SCHEDULER_H_
 #define ATTND_CORE_TILE_SCHEDULER_H_
 
@@ -40,22 +40,23 @@ class StopSignal {
   const StopSignal* const outer_;
 };
 
-// Tells a task, while it runs, whether it should stop or make way.
+// A running task asks it whether to stop, or to let another job run first.
 class SliceControl {
  public:
   virtual ~SliceControl() = default;
-  // Returns whether the job should stop. The results of the task are then
-  // discarded.
+  // Returns whether the job was cancelled or its deadline has passed. The task
+  // should then return; its results are discarded.
   virtual bool ShouldStop() = 0;
-  // Returns whether the task has used its time while another job may be waiting
-  // for a worker. The task should then save its state in its slot and return
-  // kYield.
+  // Returns whether the task has used up its share of time while another job
+  // may be waiting for a worker. The task should then save its state in its
+  // slot and return kYield.
   virtual bool ShouldYield() = 0;
 };
 
 // The work of one request, cut into tasks. A job has phases that run one after
 // the other. The tasks of a phase start in order, and may run at the same time.
-// Each task in progress has a slot, which it keeps when it yields.
+// Each task in progress has the number of a slot (its place for working
+// memory), and keeps it when it yields.
 class TileJob {
  public:
   enum class Slice { kDone, kYield };
@@ -71,9 +72,9 @@ class TileJob {
   // job is submitted.
   virtual std::vector<Phase> Phases() const = 0;
   // Runs task `task` of `phase` until it is done or yields. After a yield, the
-  // scheduler calls this again with the same slot. `slot` is below the phase's
-  // slots and belongs to this task alone until it is done. Must not throw,
-  // block or allocate.
+  // scheduler calls this again with the same `slot`. It is below Phase::slots,
+  // and no other task has it until this task is done. Must not throw, block or
+  // allocate.
   virtual Slice Run(int64_t phase, int64_t task, int64_t slot,
                     SliceControl& control) = 0;
 };
@@ -83,8 +84,8 @@ struct JobTimes {
   std::chrono::nanoseconds running{0};  // first task to last
 };
 
-// A pool of worker threads. Jobs in progress take turns, task by task, so that
-// a small job never waits for a large one to end. Thread-safe. The destructor
+// A pool of worker threads. Workers take tasks of all jobs in turn, so that a
+// small job never waits for the end of a large one. Thread-safe. The destructor
 // cancels the jobs that are left, calls `done` of each and joins the threads.
 class TileScheduler {
  public:
@@ -93,8 +94,8 @@ class TileScheduler {
   // does not touch any more. It must not block.
   using Done = std::function<void(absl::Status, const JobTimes&)>;
 
-  // Throws std::system_error if the system starts fewer threads. No thread is
-  // left then.
+  // Starts `threads` workers. If the system starts fewer, throws
+  // std::system_error after it has ended those.
   explicit TileScheduler(int threads);
   ~TileScheduler();
   TileScheduler(const TileScheduler&) = delete;

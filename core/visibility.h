@@ -24,8 +24,8 @@ struct KeyRange {
   friend bool operator==(const KeyRange&, const KeyRange&) = default;
 };
 
-// One batch entry. Its query rows and its keys are numbered from 0, wherever
-// the entry begins in the tensors.
+// The lengths and places of one batch entry. Its query rows and its keys are
+// numbered from 0, wherever the entry begins in the tensors.
 struct BatchEntry {
   int64_t batch = 0;      // index along the tensors' batch axis
   int64_t q_begin = 0;    // index of row 0 along the tensors' seq axis
@@ -54,8 +54,8 @@ struct BatchEntry {
   int64_t VisiblePairs() const;
 };
 
-// What the rows of every batch entry may see. AttentionProblem makes it.
-// Immutable, cheap to copy, and safe to share between threads.
+// Which keys the query rows of each batch entry may see. AttentionProblem makes
+// it. Immutable, cheap to copy, and safe to share between threads.
 class Visibility {
  public:
   // The largest magnitude of a query offset.
@@ -68,8 +68,8 @@ class Visibility {
   // Returns batch entry `index`, 0 <= index < params.batch, in constant time.
   BatchEntry Entry(int64_t index) const;
 
-  // Returns whether all entries are alike except for their place in the
-  // tensors.
+  // Returns whether all batch entries have the same lengths and rules, so that
+  // they differ only in their place in the tensors.
   bool uniform() const { return uniform_; }
 
   // Returns the number of pairs of a row and a key that the row sees: the sum

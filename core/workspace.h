@@ -1,5 +1,5 @@
-// Memory that is reserved before a job starts, so that nothing allocates while
-// a kernel runs, and the pool that keeps it mapped from one job to the next.
+// Memory that is reserved before a job starts, so that kernels never allocate,
+// and the pool that keeps such memory mapped from one job to the next.
 #ifndef ATTND_CORE_WORKSPACE_H_
 #define ATTND_CORE_WORKSPACE_H_
 
@@ -18,16 +18,16 @@ namespace attnd {
 // Stands for a number of bytes that does not fit into an int64.
 inline constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
-// One block of uninitialised memory, aligned to kAlignment. Movable. Threads
-// may use different pieces of it at once.
+// One block of uninitialised memory, aligned to kAlignment bytes. Movable.
+// Threads may use different parts of it at the same time.
 class Workspace {
  public:
   static constexpr int64_t kAlignment = 64;
 
   Workspace() = default;
 
-  // Allocates a block. Returns RESOURCE_EXHAUSTED if the system has none of
-  // this size. `size_bytes` must not be negative.
+  // Allocates a block. Returns RESOURCE_EXHAUSTED if the system cannot allocate
+  // that many bytes. `size_bytes` must not be negative.
   static absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
 
   std::byte* data() const { return block_.get(); }
@@ -41,7 +41,8 @@ class Workspace {
   friend class WorkspacePool;
   class FreeList;
 
-  // Puts a block back on its free list, or frees it if it has none.
+  // Deletes a block: puts it back on the free list of its pool, or frees its
+  // memory if it came from no pool.
   struct Return {
     std::shared_ptr<FreeList> free_list;
     int64_t mapped_bytes;
@@ -60,8 +61,8 @@ inline int64_t AlignedBytes(const std::optional<int64_t>& bytes) {
              : kMaxBytes;
 }
 
-// Divides a workspace into consecutive pieces. Each size must be a result of
-// AlignedBytes, so that every piece is aligned.
+// Divides a workspace into consecutive pieces. Every size that is passed to Add
+// must come from AlignedBytes, so that every piece is aligned.
 class ArenaLayout {
  public:
   explicit ArenaLayout(std::byte* first) : next_(first) {}
@@ -75,16 +76,17 @@ class ArenaLayout {
   std::byte* next_;
 };
 
-// Hands out workspaces, and keeps returned ones for callers that ask for about
-// as many bytes, because the first touch of fresh memory costs more than a copy
-// into it. The pool keeps a limited number of bytes; beyond that, it unmaps the
-// block that was idle longest first. Blocks below kSmallestBytes come from
-// malloc, which keeps them itself. Thread-safe. Workspaces may outlive their
-// pool.
+// Hands out workspaces, and keeps the memory of deleted ones for the next
+// callers that ask for about as many bytes, because the first write to a fresh
+// page costs more than a copy into a mapped one. The pool keeps at most
+// `max_idle_bytes`; beyond that, it unmaps the block first that was idle
+// longest. Blocks below kSmallestBytes come from malloc, which keeps them
+// itself. Thread-safe. Workspaces may outlive their pool.
 class WorkspacePool {
  public:
   static constexpr int64_t kSmallestBytes = int64_t{64} << 10;
-  // About as many bytes as a call of the largest message holds by default.
+  // About as many bytes as a call with the largest message holds if the server
+  // runs with default limits.
   static constexpr int64_t kMaxIdleBytes = int64_t{512} << 20;
 
   explicit WorkspacePool(int64_t max_idle_bytes = kMaxIdleBytes);
@@ -95,11 +97,11 @@ class WorkspacePool {
   // See Workspace::Reserve.
   absl::StatusOr<Workspace> Reserve(int64_t size_bytes);
 
-  // Returns the number of bytes that are mapped but not handed out.
+  // Returns how many bytes the pool holds for later callers.
   int64_t idle_bytes() const;
 
-  // Unmaps idle blocks until at most `idle_bytes` are left. Costs one atomic
-  // load if that is already so.
+  // Unmaps blocks that nobody uses until the pool holds at most `idle_bytes`.
+  // If it does already, this costs one atomic load.
   void TrimTo(int64_t idle_bytes);
 
  private:
