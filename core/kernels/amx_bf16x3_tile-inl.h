@@ -1,25 +1,26 @@
-// A tile on AMX for f32 numbers, each of which is the sum of three bf16 terms
-// (core/kernels/amx_bf16.h).
+// A tile on AMX that multiplies f32 numbers. Each number is split into three
+// bf16 terms, whose sum it is (core/kernels/amx_bf16.h).
 //
-// AMX takes denormal numbers for 0, as operands and as sums. The terms of an
+// AMX treats denormal numbers as 0, as operands and as sums. The terms of an
 // f32 may be denormal even if the f32 is not: numbers below 2^-103 lose some of
-// their terms, less than 2^-125 in all. NaN and infinities have no terms at
-// all. So the tile treats some numbers apart.
+// their terms, which are together less than 2^-125. NaN and infinities cannot
+// be split at all. So the tile computes with some numbers separately.
 //
 // Scores. It computes the score of a query and a key again, in f32, if the
 // score is not finite, or if one of the two has an element of 2^50 or more and
-// the other has an element that may lose terms. All other scores lose less than
-// 2^-30, whatever their size. That changes no weight, because the plan ensures
-// that |scale| * head_dim is at most 2^40. Finite scores have the same bits in
-// the backward pass.
+// the other has an element that may lose terms. All other scores are wrong by
+// less than 2^-30 because of lost terms, whatever their size. That changes no
+// weight, because the plan uses this tile only if |scale| * head_dim is at most
+// 2^40. The backward pass computes the same bits for every finite score.
 //
-// Values. n values that are 0, or 2^-80 or more, lose less than n * 2^-123 of a
-// sum whose weights add up to 1 or more. Other values are called unsplittable.
-// They are left out of the products and added as f32.
+// Values. A sum of n weighted values that are 0, or 2^-80 or more, loses less
+// than n * 2^-123, if the weights add up to 1 or more. All other values are
+// called unsplittable. They are left out of the products and added as f32.
 //
-// Both rules depend only on the pair or on the value, so no bit of a row
-// depends on what the row does not see. What the tile knows of whole heads and
-// tiles only tells it where to look.
+// The rule for scores depends only on the query and the key, and the rule for
+// values only on the value. So no bit of a row depends on keys that the row
+// does not see. The flags for whole kv heads and tiles only save a search for
+// such numbers.
 #if defined(ATTND_CORE_KERNELS_AMX_BF16X3_TILE_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_AMX_BF16X3_TILE_INL_H_
@@ -93,8 +94,9 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return magnitude >= std::bit_cast<uint32_t>(kLarge);
   }
 
-  // Whether a query or a key has elements that are so large that a loss in the
-  // other one matters, and elements that lose terms.
+  // Of a query or key row: `large` is whether it has elements so large that
+  // lost terms of the other row matter, and `tiny` whether it has elements that
+  // lose terms.
   struct Sizes {
     bool large, tiny;
   };
@@ -111,7 +113,7 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return {IsLarge(LargestOf(largest)), !hn::AllFalse(kF, tiny)};
   }
 
-  // Returns the lanes with 0 < x < limit.
+  // Returns a mask of the lanes with 0 < x < limit.
   static LaneMask IsBelow(Vec x, float limit) {
     return hn::And(hn::Lt(x, hn::Set(kF, limit)), hn::Gt(x, hn::Zero(kF)));
   }
@@ -135,7 +137,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
               });
   }
 
-  // Computes scores again if they are not finite or lack what their terms lost.
+  // Computes a block's scores again, in f32, where they are not finite or where
+  // lost terms matter.
   void MendScores(const Block& block) const {
     const Vec factor = hn::Set(kF, ScoreScale(params_).query_factor);
     const int64_t dims = params_.head_dim;
@@ -189,9 +192,10 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return hn::Or(large, IsBelow(size, kMinSplitValue));
   }
 
-  // Finds the keys with unsplittable values among those that products of whole
-  // tiles read. Returns whether there are any. Most heads are known to have
-  // none.
+  // Marks the keys of the current tile whose row of V has unsplittable
+  // elements, up to the next multiple of kAmxBlock keys, because products read
+  // these, too. Returns whether there are any. If packing found none in the kv
+  // head, which is usual, it does not search.
   bool FindUnsplittableValues() {
     if (packing_.unsplittable_values == 0) return false;
     bool any = false;
@@ -211,9 +215,9 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return any;
   }
 
-  // Adds the products of vector `v` of a pair of columns without the
-  // unsplittable values. The other values have the same bits here as in other
-  // products.
+  // Adds the weighted values of one SIMD vector of columns, number `v` of the
+  // `vectors` that are packed together, without the unsplittable values. The
+  // result has the same bits as if these values were 0.
   void AddSplittable(const Block& block, const Steps& steps,
                      const float* values, int64_t vectors, int64_t v,
                      bool fresh, int64_t column) const {
@@ -240,7 +244,7 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     AddProducts(block, steps, masked, kChunk, column, 1, fresh);
   }
 
-  // Adds the unsplittable values that rows see, as f32.
+  // Adds the weighted unsplittable values that rows of the block see, in f32.
   void AddUnsplittable(const Block& block, int64_t column) const {
     VisitRows(job_.value, block.seen,
               [&](auto as, int64_t key, const auto* row) HWY_ATTR {
@@ -260,7 +264,7 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
               });
   }
 
-  // Returns the sum of a weight's terms.
+  // Returns the weight of a row and a key, the sum of its stored terms.
   float WholeWeight(int64_t r, int64_t key) const {
     const int64_t at = key - begin_;
     const int64_t word = at / kAmxBlock * kAmxSteps + at % kLanes;
@@ -276,8 +280,9 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
 
   const HeadPacking& packing_;
   bool any_large_ = false;  // queries or keys
-  // For each key of the current tile: its sizes if any_large_, and whether it
-  // has unsplittable values if FindUnsplittableValues has looked for them.
+  // For each key of the current tile: the Sizes of its row of K, set if
+  // any_large_; and whether its row of V has unsplittable elements, set if
+  // FindUnsplittableValues returned true.
   Sizes key_sizes_[kMaxTileKeys];
   bool unsplittable_[kMaxTileKeys];
 };

@@ -1,5 +1,5 @@
-// The code that tiles on AMX share, and the tile for bf16 numbers
-// (core/kernels/amx_bf16.h).
+// The code that all tiles on AMX share, and the tile that multiplies bf16
+// numbers. Tiles for f32 numbers are in core/kernels/amx_bf16x3_tile-inl.h.
 #if defined(ATTND_CORE_KERNELS_AMX_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_AMX_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_AMX_TILE_INL_H_
@@ -26,11 +26,12 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The base class of tiles on AMX. Each block goes through a tile of keys on its
-// own, sets its output with the first keys, and finishes its rows after the
-// last ones. So its scores, its weights and finally its output stay in the
-// first-level cache. Otherwise they would be half of the memory traffic,
-// because the products are so fast.
+// The base class of tiles on AMX. Each block of query rows computes scores,
+// weights and output for the current tile of keys before the next block begins.
+// It overwrites its output at the first keys, and writes the results of its
+// rows right after the last. So scores, weights and output of a block stay in
+// the first-level cache. The products are so fast that these numbers would
+// otherwise be half of the memory traffic.
 template <TileKind kKind>
 class AmxTile : public Tile {
  public:
@@ -99,8 +100,9 @@ class AmxTile : public Tile {
                        HWY_ATTR { return RowMax(Scores(r), from, to); });
   }
 
-  // The steps of the keys that a block sees, extended to whole tiles. The
-  // weights of the added keys are 0.
+  // The keys that a block sees, counted in pairs from the first key of the tile
+  // and extended to whole blocks of kAmxBlock keys. The weights of the added
+  // keys are 0.
   struct Steps {
     int64_t first, last;
   };
@@ -109,8 +111,8 @@ class AmxTile : public Tile {
             CeilDiv(block.seen.end - begin_, kAmxBlock) * kAmxSteps};
   }
 
-  // Computes output += weights * values for `vectors` vectors of columns. If
-  // `fresh`, sets the output instead.
+  // Computes output += weights * values for `vectors` SIMD vectors of columns
+  // from `column` on. If `fresh`, overwrites the output instead.
   void AddProducts(const Block& block, const Steps& steps, const float* values,
                    int64_t chunk_words, int64_t column, int64_t vectors,
                    bool fresh) const {
@@ -123,8 +125,9 @@ class AmxTile : public Tile {
   }
   int64_t ChunkWords() const { return ValueWords<kKind>(job_, kKeysPerSum); }
 
-  // Calls `visit(column, vectors, values)` for every two vectors of columns.
-  // `values` is where their values begin in the current tile of keys.
+  // Calls `visit(column, vectors, values)` for every two SIMD vectors of
+  // columns. `values` is where the packed values of these columns begin for the
+  // current tile of keys.
   template <class Visitor>
   void VisitColumnPairs(const Visitor& visit) const {
     constexpr int64_t kColumnWords =
@@ -137,7 +140,7 @@ class AmxTile : public Tile {
     }
   }
 
-  // Returns the tiles of the kAmxSteps steps from `step` on.
+  // Returns the packed AMX tiles of the kAmxSteps pairs of keys from `step` on.
   const float* TilesAt(const float* values, int64_t vectors,
                        int64_t step) const {
     constexpr int64_t kSteps = kKeysPerSum / 2;
@@ -146,8 +149,8 @@ class AmxTile : public Tile {
   }
 
  private:
-  // Returns whether a block finishes with the current keys, because they are
-  // its last ones and its tile is not split.
+  // Returns whether a block is finished after the current keys, because they
+  // are the last ones that it sees and its tile is not split.
   bool FinishesEarly(const Block& block) const {
     return entry_plan_.splits == 1 && end_ == span_.end &&
            block.seen.size() > 0;
@@ -183,7 +186,8 @@ class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
   }
 
  private:
-  // Tile::AddMasked calls this for a row and a tile of values.
+  // The product that Tile::AddMasked uses for one row and one AMX tile of
+  // values.
   static void AddOneRow(const float* weights, int64_t weight_stride,
                         const float* value, int64_t steps, float* output,
                         int64_t output_stride, PrefetchCursor /*ahead*/) {
@@ -192,8 +196,8 @@ class AmxBf16Tile : public AmxTile<TileKind::kAmxBf16> {
         value, 0, 0, steps, false, output, output_stride);
   }
 
-  // Sets weights to 0 from the block's last key to the end of its last tile,
-  // which the product reads, too.
+  // Sets the weights after the last key that a block sees to 0, up to the next
+  // multiple of kAmxBlock keys, because the product reads these, too.
   void ZeroWeights(const Block& block) const {
     const int64_t end = block.seen.end - begin_;
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {

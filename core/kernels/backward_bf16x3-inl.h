@@ -1,34 +1,37 @@
-// Computes the gradients that a tile of keys and a tile of rows give to each
-// other, on AMX, with f32 numbers as three bf16 terms
-// (core/kernels/amx_bf16.cc). Only core/kernels/flash_backward.cc includes
-// this.
+// Computes on AMX what one tile of query rows adds to dK and dV of a tile of
+// keys, and what these keys add to the rows' dQ. Every f32 number is split into
+// three bf16 terms (core/kernels/amx_bf16.cc). Only
+// core/kernels/flash_backward.cc includes this.
 //
-// Maths. The products of scores are transposed, so that their results are
-// operands of the next products without a shuffle:
+// Maths. S (the scores) and dP are computed transposed, because in this form
+// the next products can read them without a shuffle:
 //   S^T = K Q^T      dP^T = V dO^T
 //   dV = P^T dO      dK = dS^T Q       dQ^T = K^T dS^T
-// A vector of P^T or dS^T holds 16 rows of one key. Two vectors that are 16
-// rows apart make the words of a left-hand side for dV and dK. Two vectors of
-// keys that are 16 apart make the words of a right-hand side for dQ^T, which is
-// summed transposed, too. S has the bits that it had in the forward pass. So P
-// is 1 if one score makes up all of lse, however large both are. lse and D of
-// 16 rows are a vector. The weights of a block of 32 x 32 pairs stay in
-// registers from exp to splitting.
+// A SIMD vector of P^T or dS^T belongs to one key and 16 query rows. Two
+// vectors of the same key, 16 rows apart, give the words (pairs of bf16) of a
+// left-hand side for dV and dK. Two vectors of keys that are 16 apart give the
+// words of a right-hand side for dQ^T, which is also summed transposed. S has
+// the same bits as in the forward pass. So if a single score makes up all of
+// lse, P is exactly 1, however large both are. P and dS of a block of 32 rows x
+// 32 keys stay in registers from the exponential until they are split into
+// terms.
 //
-// Traffic of a pair of tiles, 128 x 128. Each product of 32 x 32 numbers reads
-// its operands as terms, 6 bytes for each number, one operand of the two from
-// the first-level cache. K, V and K^T are packed once for each job. Q and dO
-// are packed twice each. In long sequences two tiles of keys read a tile of
-// rows, 24 bytes for each number, while the second-level cache holds it.
+// Memory traffic of 128 rows x 128 keys. Each product of 32 x 32 numbers reads
+// its operands as three terms, 6 bytes for each number; one of the two operands
+// comes from the first-level cache. K, V and K^T are packed once for each job,
+// Q and dO twice each. A packed tile of query rows takes 24 bytes for each pair
+// of an element of Q and one of dO. In long sequences two tiles of keys read it
+// while it is in the second-level cache.
 //
-// Edges. Some blocks of rows do not see all keys, or their scores are more than
-// scaled dot products. They are transposed, weighed row by row as f32 tiles
-// are, and transposed back. A key or row that is not finite makes only its own
-// entries of S and dP not finite, and entries of hidden pairs are set to 0. As
-// the inner dimension of the last three products, it is replaced by 0 from the
-// start. If a pair that is seen is not finite, f32 products compute the pair of
-// tiles again. They also do so if numbers are so small that AMX takes their
-// terms for 0.
+// Edges. If a block of rows does not see all keys, or a soft cap, ALiBi or bias
+// changes its scores, its S and dP are transposed, turned into P and dS row by
+// row as in f32 tiles, and transposed back. A key or row that is not finite
+// makes only its own entries of S and dP not finite, and these are set to 0
+// where the row does not see the key. In the last three products, which sum
+// over rows or keys, the packed copies have 0 in place of numbers that are not
+// finite. If an entry is not finite although the row sees the key, or if
+// numbers are so small that AMX treats their terms as 0, the f32 products
+// compute both tiles instead.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_BF16X3_INL_H_
@@ -59,16 +62,17 @@ namespace HWY_NAMESPACE {
 
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Returns whether numbers with the largest magnitude `largest`, as the bits of
-// a float, can be split. They can if they are all 0, or if the largest is so
-// large that neither a term that matters in comparison with it nor a product of
-// two terms is denormal. AMX takes denormal numbers for 0.
+// Returns whether numbers whose largest magnitude is `largest`, given as the
+// bits of a float, can be split into bf16 terms. They can if all are 0, or if
+// the largest is so large that no term that matters beside it, and no product
+// of two such terms, is denormal. AMX treats denormal numbers as 0.
 inline bool IsSplittable(uint32_t largest) {
   constexpr float kMinScored = 0x1p-50F;
   return largest == 0 || largest >= std::bit_cast<uint32_t>(kMinScored);
 }
 
-// Calls `visit(column, vectors)` for every two vectors of columns.
+// Calls `visit(column, vectors)` for every two SIMD vectors of columns, with
+// the first column and 1 or 2 vectors.
 template <class Visitor>
 void VisitAmxColumns(int64_t dims, const Visitor& visit) {
   for (int64_t column = 0; column < RoundToLine(dims); column += kAmxBlock) {
@@ -77,8 +81,9 @@ void VisitAmxColumns(int64_t dims, const Visitor& visit) {
   }
 }
 
-// Sets numbers to 0 that are not finite, in both halves of words. Each of
-// `groups` groups has its terms one after the other, `tile_words` words each.
+// Sets all terms of numbers that are not finite to 0. Each word holds terms of
+// two numbers. `words` has `groups` groups, each with kBf16Terms terms of
+// `tile_words` words, one after the other.
 inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t i = 0; i < tile_words; i += kLanes) {
@@ -93,7 +98,8 @@ inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
   }
 }
 
-// Packs a tile of keys as PackedKeysBf16x3. Missing keys become 0.
+// Packs K and V of a tile of keys in the layout of PackedKeysBf16x3. If the
+// tile has fewer keys than kTileKeys, the others become 0.
 inline void PackKeysBf16x3(const BackwardJob& job,
                            const BackwardPlan::Tile& tile,
                            const BatchEntry& entry) {
@@ -125,8 +131,8 @@ inline void PackKeysBf16x3(const BackwardJob& job,
   to[layout.largest] = std::bit_cast<float>(largest_key);
   to[layout.largest + 1] = std::bit_cast<float>(largest_value);
 
-  // Packs K^T in the layout of packed values first, and then transposes each of
-  // these tiles.
+  // Packs K^T in the layout of packed values first, and then transposes each
+  // AMX tile of it.
   constexpr int64_t kGroups = kTileKeys / kAmxBlock;
   HWY_ALIGN float tiles[kGroups * kTerms * 2 * kAmxTileWords];
   VisitAmxColumns(dims, [&](int64_t column, int64_t vectors) {
@@ -154,8 +160,9 @@ inline void PackKeysBf16x3(const BackwardJob& job,
   });
 }
 
-// Packs a tile of rows as PackedRowsBf16x3. Missing rows become 0. Rows that
-// see nothing become 0, too, because they may hold anything.
+// Packs Q and dO of a tile of query rows in the layout of PackedRowsBf16x3. If
+// the tile has fewer rows than tile_q, the others become 0. Rows that see no
+// key become 0, too, because they may hold any bytes.
 inline void PackRowsBf16x3(const BackwardJob& job,
                            const BackwardPlan::Tile& tile,
                            const BatchEntry& entry, float* slot) {
@@ -206,8 +213,9 @@ inline void PackRowsBf16x3(const BackwardJob& job,
       slot_layout.v_stride, to + layout.grad_tiles, to + layout.grad_values);
 }
 
-// Computes a pair of a tile of keys and a tile of rows with bf16x3 products.
-// Call AddToKeys first, and AddToRows when it is the turn of these keys.
+// The bf16x3 products of a tile of keys and a tile of query rows. Call
+// AddToKeys first, and AddToRows once all earlier tiles of keys have been added
+// to dQ of these rows.
 class Bf16x3Pair : public TilePair {
  public:
   Bf16x3Pair(const BackwardJob& job, const BackwardPlan::Tile& key_tile,
@@ -222,8 +230,8 @@ class Bf16x3Pair : public TilePair {
     if (seen()) MakeBands();
   }
 
-  // Adds to dK and dV. Returns false and adds nothing if the pair needs f32
-  // products.
+  // Adds the share of these query rows to dK and dV. Returns false and adds
+  // nothing if these two tiles need f32 products.
   bool AddToKeys() {
     if (!CanSplit()) return false;
     LoadRowNumbers();
@@ -241,8 +249,7 @@ class Bf16x3Pair : public TilePair {
     return true;
   }
 
-  // Computes dQ^T += K^T dS^T. Needs the weights that AddToKeys left in the
-  // slot.
+  // Computes dQ^T += K^T dS^T. Needs dS, which AddToKeys has left in the slot.
   void AddToRows() const {
     const int64_t dims = RoundToLine(params_.head_dim);
     float* const to = RowGrads();
@@ -266,17 +273,17 @@ class Bf16x3Pair : public TilePair {
   static constexpr int64_t kMaxRows = 128;
   static constexpr int64_t kBands = kMaxRows / kAmxBlock;
 
-  // kAmxBlock rows of the tile.
+  // kAmxBlock consecutive query rows of the tile.
   struct Band {
-    // The keys that any row sees, rounded out to whole blocks. They count from
-    // the tile's first key.
+    // The keys that any row sees, extended to multiples of kAmxBlock. They
+    // count from the tile's first key.
     KeyRange keys;
     // Whether all rows see all of `keys`, and no bias or other option changes
     // the scores.
     bool fully_visible = true;
   };
 
-  // P and dS of one key and the rows of a band.
+  // P and dS of one key and the kAmxBlock query rows of a band.
   struct KeyWeights {
     Vec weight[2];
     Vec grad[2];
@@ -305,7 +312,7 @@ class Bf16x3Pair : public TilePair {
     };
     const float* const of_keys = packed_keys_ + key_parts_.largest;
     const float* const of_rows = packed_rows_ + row_parts_.largest;
-    // The size of dS if P is 1.
+    // An estimate of the largest magnitude of dS, for P = 1.
     const float grad_score =
         of_rows[1] * of_keys[1] * ScoreScale(params_).magnitude;
     return IsSplittable(bits(of_rows)) && IsSplittable(bits(of_rows + 1)) &&
@@ -313,8 +320,8 @@ class Bf16x3Pair : public TilePair {
            IsSplittable(std::bit_cast<uint32_t>(grad_score));
   }
 
-  // Loads lse and D of the rows. A row that sees nothing gets an lse of +inf,
-  // so that its weights are exp(s - inf) = 0.
+  // Loads lse and D of the rows. A row that sees no key gets an lse of +inf
+  // instead of -inf, so that its weights are exp(s - inf) = 0.
   void LoadRowNumbers() {
     const int64_t first_row = job_.plan.FirstRow(row_tile_, entry_);
     std::fill_n(lse_, kMaxRows, kInfinity);
@@ -328,7 +335,7 @@ class Bf16x3Pair : public TilePair {
               });
   }
 
-  // Computes S^T and dP^T of a band.
+  // Computes S^T and dP^T of the rows of a band.
   void Multiply(int64_t band) const {
     const auto multiply = [&](const float* left, int64_t left_stride,
                               const float* right, int64_t dims,
@@ -352,8 +359,8 @@ class Bf16x3Pair : public TilePair {
              slot_ + layout_.grads);
   }
 
-  // Makes the terms of P^T and dS^T from S^T and dP^T. Returns the largest
-  // magnitudes of dS.
+  // Computes P^T and dS^T from S^T and dP^T and stores their bf16 terms.
+  // Returns the largest magnitude of dS in each lane.
   Bits WeighVisible(int64_t band) const {
     const Vec slope = hn::Set(kF, ScoreScale(params_).magnitude);
     Vec lse[2];
@@ -375,7 +382,8 @@ class Bf16x3Pair : public TilePair {
     });
   }
 
-  // Does the same row by row, for bands that are not fully visible.
+  // Does what WeighVisible does, but row by row, for bands that are not fully
+  // visible.
   Bits WeighByRow(int64_t band) const {
     const KeyRange keys = bands_[band].keys;
     const auto transpose = [&](int64_t columns, int64_t by_row, bool back) {
@@ -421,8 +429,8 @@ class Bf16x3Pair : public TilePair {
     });
   }
 
-  // Writes the operands that P^T and dS^T of a band are; `weights` has those of
-  // a key.
+  // Splits P^T and dS^T of a band into terms and stores them as operands of the
+  // next products. `weights(key)` returns the KeyWeights of a key.
   template <class Weights>
   Bits StoreTerms(int64_t band, const Weights& weights) const {
     constexpr int kTerms = kBf16Terms;
@@ -468,7 +476,7 @@ class Bf16x3Pair : public TilePair {
     return largest;
   }
 
-  // Computes dV += P^T dO and dK += dS^T Q for kAmxBlock keys.
+  // Computes dV += P^T dO and dK += dS^T Q for kAmxBlock keys from `key` on.
   void AddToKeysFrom(int64_t key) const {
     const auto sees = [&](int64_t band) {
       return bands_[band].keys.begin <= key && key < bands_[band].keys.end;

@@ -1,5 +1,6 @@
-// Computes the gradients that a tile of keys and a tile of rows give to each
-// other, with f32 products. Only core/kernels/flash_backward.cc includes this.
+// Computes, with f32 products, what one tile of query rows adds to dK and dV of
+// a tile of keys, and what these keys add to the rows' dQ. Only
+// core/kernels/flash_backward.cc includes this.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_F32_INL_H_
@@ -27,11 +28,11 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The number of rows whose products are summed before they join a key's
-// gradient. Short sums round less, as with keys in the forward pass.
+// The number of query rows whose products are summed before that sum is added
+// to dK or dV. Short sums have smaller rounding errors; kKeysPerSum says more.
 inline constexpr int64_t kRowsPerSum = 32;
 
-// Packs a tile of keys as PackedKeys.
+// Packs K and V of a tile of keys in the layout of PackedKeys.
 template <BackwardKind kKind>
 void PackKeysF32(const BackwardJob& job, const BackwardPlan::Tile& tile,
                  const BatchEntry& entry, float* to) {
@@ -56,11 +57,10 @@ void PackKeysF32(const BackwardJob& job, const BackwardPlan::Tile& tile,
   PackValueChunk(keys, count, dims, false, to + layout.key_chunk);
 }
 
-// Computes, with f32 products, the gradients that a tile of keys and a tile of
-// query rows give each other. Call AddToKeys first. Call AddToRows after the
-// earlier tiles of keys have been added to the rows, so that the sums do not
-// depend on the threads. If the keys are packed for bf16x3 products, this class
-// packs them again as f32.
+// The f32 products of a tile of keys and a tile of query rows. Call AddToKeys
+// first, and AddToRows once all earlier tiles of keys have been added to dQ of
+// these rows, so that the order of additions does not depend on threads. If the
+// keys are packed for bf16x3 products, this class packs them again as f32.
 template <BackwardKind kKind>
 class F32Pair : public TilePair {
  public:
@@ -77,7 +77,7 @@ class F32Pair : public TilePair {
     }
   }
 
-  // Adds to dK and dV.
+  // Adds the share of these query rows to dK and dV.
   void AddToKeys() {
     if constexpr (kPacksHere) {
       PackKeysF32<kKind>(job_, key_tile_, entry_, packed_);
@@ -94,7 +94,7 @@ class F32Pair : public TilePair {
                   params_.head_dim, grads_ + layout_.grad_key);
   }
 
-  // Computes dQ += dS K. Needs the weights that AddToKeys left in the slot.
+  // Computes dQ += dS K. Needs dS, which AddToKeys has left in the slot.
   void AddToRows() {
     const int64_t stride = RoundToLine(params_.head_dim);
     float* rows = RowGrads();
@@ -141,7 +141,7 @@ class F32Pair : public TilePair {
  private:
   static constexpr bool kPacksHere = kKind == BackwardKind::kBf16x3;
 
-  // Adds rows to the gradient of the rows, which is transposed.
+  // Adds `rows` to dQ of this tile, which is stored transposed.
   void AddTransposedRows(const float* rows, int64_t stride) const {
     const int64_t tile_rows = job_.plan.TileRows(entry_);
     float* const to = RowGrads();
@@ -159,7 +159,7 @@ class F32Pair : public TilePair {
     return slot_ + layout_.grad_scores + r * layout_.score_stride;
   }
 
-  // Returns whether row r of the tile sees the tile's key j.
+  // Returns whether query row r sees key j, both counted from 0 in their tile.
   bool Sees(int64_t r, int64_t j) const {
     const Block& block = BlockOf(r);
     const int64_t key = begin_ + j;
@@ -189,8 +189,9 @@ class F32Pair : public TilePair {
                    slot_ + layout_.grad_chunk);
   }
 
-  // Computes scores as the forward pass does, so that they have the same bits.
-  // P is exp(s - lse), and the last bit of a large score is worth more than 1.
+  // Computes scores in the way of the forward pass, so that they have the same
+  // bits. Otherwise P = exp(s - lse) would be wrong for large scores, whose
+  // last bit may be worth more than 1.
   void Score() {
     const float* const query = Rows(layout_.query, layout_.q_stride);
     if constexpr (kKind != BackwardKind::kDirect) {
@@ -204,8 +205,8 @@ class F32Pair : public TilePair {
     }
   }
 
-  // Computes products[r][j] = dot(left[r], column j of the panels) for the keys
-  // that blocks see.
+  // Computes products[r][j] = dot(left[r], column j of the panels) for every
+  // query row r and the keys j that the row's block sees.
   void Multiply(const float* left, int64_t stride, const float* panels,
                 int64_t dims, float* products) {
     for (int64_t key = begin_; key < end_; key += kPanelKeys) {
@@ -238,7 +239,8 @@ class F32Pair : public TilePair {
     }
   }
 
-  // Computes output[j] += sum over rows of weights[row][j] * right[row].
+  // Computes output[j] += sum over query rows of weights[row][j] * right[row],
+  // for every key j of the tile. `output` is dK or dV.
   void AddTransposed(const float* weights, const float* right, int64_t dims,
                      float* output) const {
     const int64_t stride = RoundToLine(dims);

@@ -1,5 +1,6 @@
-// The job that computes the exact gradients of attention. It computes attention
-// again, tile by tile, from output and lse, and takes O(N) memory.
+// The job that computes the exact gradients of attention. It computes the
+// weights again, tile by tile, from the lse of the forward pass, so its memory
+// grows only linearly with the sequence length.
 #ifndef ATTND_CORE_KERNELS_BACKWARD_JOB_H_
 #define ATTND_CORE_KERNELS_BACKWARD_JOB_H_
 
@@ -23,22 +24,23 @@ namespace attnd {
 enum class BackwardPhase : int64_t {
   kLoad,      // brings a piece of the inputs from the source
   kPackKeys,  // packs K and V of a tile of keys
-  // Prepares a tile of rows: computes their deltas, packs Q and dO if the
-  // tile's kind needs that, and sets their gradient to 0.
+  // Prepares a tile of query rows: computes dot(grad_output, output) of each
+  // row, packs Q and dO (the gradient of the output) if the tile's kind needs
+  // that, and sets the rows' dQ to 0.
   kPrepareRows,
-  // Computes the gradients of a run of key tiles, and adds the run's share to
-  // the rows' gradients after those of earlier keys. A run yields while an
-  // earlier run has not added its share yet, so tasks must start in order.
+  // Computes the gradients of a run of consecutive key tiles, and adds the
+  // run's share to dQ after the shares of all earlier keys. A run yields while
+  // an earlier run has not added its share yet, so tasks must start in order.
   kKeyRuns,
-  kFinishRows,  // writes the query's gradient of a tile of rows
+  kFinishRows,  // writes dQ of a tile of query rows
 };
 
-// The members are what all tasks share. They do not change while tasks run,
-// except for the gradients and atomics in the workspace.
+// The members are shared by all tasks. They do not change while tasks run; what
+// the tasks share and change are gradients and atomics in the workspace.
 class BackwardJob final : public TileJob {
  public:
-  // Takes the arguments of MakeBackwardJob. Prepares the memory that tasks
-  // share in the workspace.
+  // Takes the arguments of MakeBackwardJob, and prepares the parts of the
+  // workspace that all tasks share.
   BackwardJob(AttentionProblem problem, BackwardPlan plan,
               const BackwardBuffers& buffers, InputSource* source,
               int64_t threads, Workspace workspace);
@@ -47,7 +49,8 @@ class BackwardJob final : public TileJob {
   Slice Run(int64_t phase, int64_t task, int64_t slot,
             SliceControl& control) override;
 
-  // Returns the memory of slot `slot`, which one run in progress uses.
+  // Returns the memory of slot `slot`, the working memory of one key run in
+  // progress.
   float* Slot(int64_t slot) const {
     return reinterpret_cast<float*>(slot_memory + slot * plan.slot_bytes());
   }
@@ -65,8 +68,8 @@ class BackwardJob final : public TileJob {
   const int64_t threads;
   float* packed_keys;  // tiles of PackedKeys or PackedKeysBf16x3
   float* packed_rows;  // tiles of PackedRowsBf16x3
-  // The query's gradient, each row in whole cache lines. Tiles of kind kBf16x3
-  // are transposed: their rows are dimensions, in whole cache lines.
+  // dQ. Each row takes whole cache lines. The tiles of entries of kind kBf16x3
+  // are transposed: each of their rows is one dimension of all query rows.
   float* row_grads;
   float* deltas;   // dot(grad_output, output) of each row
   int32_t* turns;  // how many tiles of keys have added to a tile of rows

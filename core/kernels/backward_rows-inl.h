@@ -1,5 +1,6 @@
-// The code that f32 and bf16x3 products of the backward pass share: a tile of
-// rows that meets a tile of keys, and how scores and dP become weights and dS.
+// The code of the backward pass that f32 and bf16x3 products share: which query
+// rows of a tile see which keys, and how scores and dP become weights and dS.
+// dP, dS, D and s' are defined in core/kernels/flash_backward.cc.
 #if defined(ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_) == \
     defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_BACKWARD_ROWS_INL_H_
@@ -28,8 +29,8 @@ inline constexpr int64_t kTileKeys = BackwardPlan::kTileKeys;
 static_assert(kTileKeys == kKeysPerSum);
 static_assert(KvSource::kAlignedKeys % kTileKeys == 0);
 
-// Calls `visit(r, head, row)` for each row of a tile: its number in the tile,
-// its query head, and its row in the tensors.
+// Calls `visit(r, head, row)` for each query row of a tile. r is its number in
+// the tile, and `row` its index along the seq axis of the tensors.
 template <class Visitor>
 void VisitRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
                const BatchEntry& entry, const Visitor& visit) {
@@ -43,8 +44,9 @@ void VisitRows(const BackwardJob& job, const BackwardPlan::Tile& tile,
   }
 }
 
-// Returns whether the ranges of a tile's rows have any of the keys begin <= j <
-// end. Of the rows of one head, the first and the last have the outermost keys.
+// Returns whether a tile of query rows may see any of the keys begin <= j <
+// end. It compares only the first and the last row of the tile, because the
+// keys that the others see lie between those that these two see.
 inline bool MaySee(const BackwardJob& job, const BatchEntry& entry,
                    int64_t row_tile, int64_t begin, int64_t end) {
   const int64_t rows = job.plan.TileRows(entry);
@@ -58,19 +60,20 @@ inline bool MaySee(const BackwardJob& job, const BatchEntry& entry,
          entry.VisibleRange(last_row).end > begin;
 }
 
-// Returns the address in `slot` from which the layout's offsets grad_key and
-// grad_value lead to the gradients of a tile of keys.
+// Returns the address in `slot` to which BackwardLayout::grad_key and
+// grad_value must be added to find dK and dV of a tile of keys.
 inline float* TileGrads(const BackwardJob& job, const BackwardPlan::Tile& tile,
                         const BatchEntry& entry, float* slot) {
   return slot + tile.tile % job.plan.KeyTilesPerRun(entry) *
                     job.plan.slot_layout().grad_words;
 }
 
-// A pair of a tile of keys and a tile of rows: which row sees which key, and
-// where the results of both belong.
+// One tile of keys and one tile of query rows, whose products give a share of
+// dK and dV and a share of dQ. Knows which row sees which key, and where to add
+// these shares.
 class TilePair {
  public:
-  // Returns whether any row sees any key.
+  // Returns whether any row of the one tile sees any key of the other.
   bool seen() const { return seen_; }
 
  protected:
@@ -101,8 +104,8 @@ class TilePair {
     }
   }
 
-  // Returns the gradient of the tile's first row. It is transposed if the kind
-  // is kBf16x3.
+  // Returns where dQ of the tile's first query row is summed. The tile's dQ is
+  // transposed if its kind is kBf16x3.
   float* RowGrads() const {
     return job_.row_grads + job_.plan.FirstRow(row_tile_, entry_) *
                                 RoundToLine(params_.head_dim);
@@ -126,9 +129,9 @@ class TilePair {
   int64_t block_of_[kMaxTileRows];
 };
 
-// Computes P and dS of a vector of pairs. `slope` is the derivative s' of the
-// scores `s`. If kSplits, numbers whose terms would be denormal become 0, and
-// NaN stays NaN.
+// Computes the weights P and dS for a SIMD vector of scores `s` and of dP
+// `grad`. `slope` is s'. If kSplits, numbers whose bf16 terms would be denormal
+// become 0, and NaN stays NaN.
 template <bool kSplits>
 HWY_INLINE void WeighPairs(Vec s, Vec grad, Vec slope, Vec lse, Vec delta,
                            Vec& weight, Vec& grad_score) {
@@ -144,9 +147,9 @@ HWY_INLINE void WeighPairs(Vec s, Vec grad, Vec slope, Vec lse, Vec delta,
   }
 }
 
-// Replaces the scores and the dP of one row by P and dS, for whole vectors of
-// keys from `begin` on. Hidden keys get 0. `visible` is null if every key is
-// seen.
+// Replaces the dot products and the dP of one query row by P and dS, for whole
+// SIMD vectors of keys from `begin` on. Keys that the row does not see get 0.
+// `visible` is null if the row sees every key.
 template <bool kSplits, class Bias>
 void WeighVectors(const RowAdjustment& row, const uint8_t* visible,
                   int64_t begin, int64_t end, int64_t keys, float lse,
@@ -170,10 +173,10 @@ void WeighVectors(const RowAdjustment& row, const uint8_t* visible,
   }
 }
 
-// Replaces the scores and the dP of row r of a block by P and dS, over a tile
-// of `keys` keys from `first` on. Keys up to `padded` that this row does not
-// see get 0, too, because rows of other blocks may see them. A row without
-// weights has lse = -inf.
+// Replaces the dot products and the dP of row r of a block by P and dS, over a
+// tile of `keys` keys from `first` on. All keys up to `padded` that this row
+// does not see get 0, because rows of other blocks may see them. If no key has
+// weight, which is the case if lse is -inf, all get 0.
 template <bool kSplits>
 void WeighRow(const RowTile& rows, const Block& block, int64_t r,
               DataType bias_dtype, int64_t first, int64_t keys, int64_t padded,

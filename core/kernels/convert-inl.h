@@ -1,4 +1,4 @@
-// Converts elements of any type to f32 and back, a vector at a time.
+// Converts elements of any type to f32 and back, a SIMD vector at a time.
 #if defined(ATTND_CORE_KERNELS_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_CONVERT_INL_H_
 #undef ATTND_CORE_KERNELS_CONVERT_INL_H_
@@ -23,9 +23,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // AsF32, AsF16 and AsBf16 convert elements of one type to f32 and back.
-// `Element` is the type in memory. Load() is not static because a type may need
-// more than the elements to read them, such as a scale. These three have no
-// such state.
+// `Element` is the type in memory. Load() is not static because a future type
+// may need more than the element itself, for example a scale.
 struct AsF32 {
   using Element = float;
   template <class D>
@@ -54,8 +53,8 @@ struct AsF16 {
                reinterpret_cast<hwy::float16_t*>(to));
   }
 #else
-  // Highway's own conversions without vectors truncate instead of rounding, and
-  // do not know infinities.
+  // Highway's own f16 conversions for its scalar target truncate instead of
+  // rounding, and get infinities wrong.
   template <class D>
   HWY_INLINE hn::Vec<D> Load(D d, const Element* from) const {
     return hn::Set(d, FloatFromF16(*from));
@@ -67,8 +66,8 @@ struct AsF16 {
 #endif
 };
 
-// Returns the nearest bf16, ties to even, as an f32 whose lower half is 0. NaN
-// stays NaN.
+// Rounds each lane to the nearest bf16, ties to even, and returns it as an f32
+// whose lower 16 bits are 0. NaN stays NaN.
 template <class D>
 HWY_INLINE hn::Vec<D> RoundToBf16(D d, hn::Vec<D> x) {
   const hn::RebindToUnsigned<D> du;
@@ -101,8 +100,8 @@ struct AsBf16 {
   }
 };
 
-// Stores two vectors of numbers as bf16 that lie one after the other. Denormal
-// numbers may become 0.
+// Rounds the numbers of two vectors to bf16 and stores them one after the
+// other, those of `low` first. Denormal numbers may become 0.
 template <class D>
 HWY_INLINE void StoreNativeBf16(D d, hn::Vec<D> low, hn::Vec<D> high,
                                 uint16_t* to) {
@@ -119,10 +118,10 @@ HWY_INLINE void StoreNativeBf16(D d, hn::Vec<D> low, hn::Vec<D> high,
 #endif
 }
 
-// Splits x into kTerms bf16, each as an f32. A single term is x rounded. If
-// there are several, each has the upper eight bits of what the terms before it
-// leave. The sum of three terms is x exactly, except for NaN, infinities, and
-// terms that would be denormal.
+// Splits x into kTerms bf16 numbers, each held as an f32. A single term is x
+// rounded to bf16. If there are several terms, each takes the upper eight
+// significant bits of what the terms before it leave. The sum of three terms is
+// x exactly, except for NaN, infinities, and terms that would be denormal.
 template <int kTerms, class D>
 struct Bf16Terms {
   HWY_INLINE Bf16Terms(D d, hn::Vec<D> x) {
@@ -137,7 +136,8 @@ struct Bf16Terms {
   hn::Vec<D> term[static_cast<size_t>(kTerms)];
 };
 
-// Returns words of two bf16, the first in the lower half.
+// Returns words that hold two bf16 each: the upper half of `first` in the lower
+// half of the word, and the upper half of `second` in the upper half.
 template <class D>
 HWY_INLINE hn::Vec<D> UpperHalves(D d, hn::Vec<D> first, hn::Vec<D> second) {
   const hn::RebindToUnsigned<D> du;
@@ -146,8 +146,8 @@ HWY_INLINE hn::Vec<D> UpperHalves(D d, hn::Vec<D> first, hn::Vec<D> second) {
                      hn::Or(hn::ShiftRight<16>(hn::BitCast(du, first)), upper));
 }
 
-// Returns the first `count` elements at `from`, with 0 in the other lanes.
-// Reads no further.
+// Loads `count` elements from `from` into the first lanes, and 0 into the other
+// lanes. Reads no memory after these elements.
 template <class As, class D>
 HWY_INLINE hn::Vec<D> LoadFirst(As as, D d, const typename As::Element* from,
                                 size_t count) {
@@ -164,7 +164,7 @@ HWY_INLINE void StoreFirst(D d, hn::Vec<D> x, typename As::Element* to,
   std::memcpy(to, lanes, count * sizeof(lanes[0]));
 }
 
-// Reads rows of elements of one type: where they are, and how to convert them.
+// Where rows of elements of one type lie, and how to convert the elements.
 template <class As>
 struct RowReader {
   using Element = typename As::Element;
@@ -198,8 +198,9 @@ HWY_INLINE void VisitType(DataType type, const Visitor& visit) {
   }
 }
 
-// Returns a reader of `rows`, whose type must be that of As. If a type gets
-// some state, such as a scale, this is where `as` takes it from `rows`.
+// Returns a reader of `rows`, whose elements must have the type that As reads.
+// If a type needs more than its elements, for example a scale, this is the
+// place to pass it from `rows` to `as`.
 template <class As>
 HWY_INLINE RowReader<As> ReaderOf(const KvRows& rows) {
   using Element = typename As::Element;

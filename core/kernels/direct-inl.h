@@ -1,5 +1,5 @@
-// Multiplies few rows with keys and values of any type in place, and reads each
-// of them once.
+// Multiplies a few query rows with keys and values of any type. Reads K and V
+// where they lie, without packing them, and each row of them only once.
 #if defined(ATTND_CORE_KERNELS_DIRECT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_DIRECT_INL_H_
 #undef ATTND_CORE_KERNELS_DIRECT_INL_H_
@@ -26,11 +26,12 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// How far ahead of their readers rows are prefetched into the first-level
-// cache. The processor prefetches too, but only to the end of a page, and late
-// if rows are short. These distances keep the memory busy while several rows of
-// queries compute. Both products read in two places at once if there are enough
-// registers, because one stream alone reaches 0.88 of the bandwidth.
+// How many bytes ahead of the current row of K, or of V, memory is prefetched
+// into the first-level cache. The processor prefetches by itself, too, but only
+// to the end of a page, and late if rows are short. With these distances memory
+// stays busy while several query rows compute. Where registers allow it, the
+// code below reads K, or V, at two places in turn, because a single stream of
+// reads reached only 0.88 of the memory bandwidth that two streams reached.
 inline constexpr int64_t kKeyAheadBytes = 4096;
 inline constexpr int64_t kValueAheadBytes = 2560;
 
@@ -42,15 +43,15 @@ HWY_INLINE void FetchAhead(const T* from, int64_t bytes) {
 // ---------------------------------------------------------------------------
 // Keys
 
-// The keys of a pass: two neighbours, and their counterparts in the second half
-// of the keys.
+// How many keys are multiplied at once: two neighbours in the first half of the
+// keys, and two at the same place in the second half.
 inline constexpr int64_t kDirectKeys = 4;
-// The most rows that share one pass over the keys. They have as many sums as a
-// microkernel.
+// The most query rows that are multiplied with these keys at once. Together
+// they need as many registers for sums as a microkernel.
 inline constexpr size_t kDirectRows = kRows * kVectors / kDirectKeys;
 
 #if ATTND_WIDE
-// Returns the sum of a vector's blocks of 128 bits.
+// Splits a vector into blocks of four floats and returns the sum of the blocks.
 template <class D>
 HWY_INLINE auto SumOfBlocks(D d, hn::Vec<D> x) {
   if constexpr (hn::MaxLanes(d) == 4) {
@@ -63,8 +64,8 @@ HWY_INLINE auto SumOfBlocks(D d, hn::Vec<D> x) {
 }
 #endif
 
-// Stores the sums of the lanes of four vectors: those of a and b at `low`,
-// those of c and e at `high`.
+// Adds up the lanes of each of four vectors. Stores the sums of a and b at
+// `low`, and those of c and e at `high`.
 HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
                           float* HWY_RESTRICT high) {
 #if !ATTND_WIDE
@@ -88,10 +89,10 @@ HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
 #endif
 }
 
-// Computes scores[r][j] = dot(q[r], key j) for R rows and the keys j, j + 1,
-// half + j and half + j + 1, for every other j from `begin` on. The last key
-// stands for keys after it; their scores have no meaning. Rows of q are padded
-// with zeros to whole vectors.
+// Computes scores[r][j] = dot(q[r], key j) for R query rows and the keys begin
+// <= j < end and begin + half <= j < end + half, four keys at a time. For keys
+// after `last_key` it reads the last key again; their scores have no meaning.
+// Rows of q are padded with zeros to whole SIMD vectors.
 template <class As, size_t R>
 void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
                  RowReader<As> keys, int64_t last_key, int64_t begin,
@@ -151,17 +152,17 @@ constexpr auto MakeDirectBlocks(std::index_sequence<R...> /*rows*/) {
   return std::array{&DirectBlock<As, R + 1>...};
 }
 
-// A group of rows that DirectScores multiplies with the same keys.
+// A group of query rows that DirectBlock multiplies with the same keys at once.
 struct DirectRows {
   const float* q;
   float* scores;
   int64_t rows;  // up to kDirectRows
 };
 
-// Computes the scores of the first `count` keys, in whole groups of four.
-// Groups of rows take turns at each four keys, so that memory delivers evenly
-// while all of them compute. If one group went over all keys alone, it would
-// wait for memory, and memory would wait during all others.
+// Computes the scores of the first `count` keys, rounded up to a multiple of
+// four. All groups of query rows take turns at each four keys. If one group
+// went over all keys first, it would wait for memory, and memory would be idle
+// while all later groups read the keys from the cache.
 template <class As>
 void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
                   RowReader<As> keys, int64_t count, int64_t dims,
@@ -181,9 +182,9 @@ void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
   }
 }
 
-// Computes the scores of all blocks of a tile that see any key, over the keys
-// that any of them sees. `q` and `scores` are those of the tile's first row.
-// `keys` begin with the first key of the current range, key number `begin`.
+// Computes the scores of every block of a tile that sees any key, for all keys
+// that any block sees. `q` and `scores` are those of the tile's first row.
+// `keys` begins with key number `begin`, the first of the current tile of keys.
 template <class As>
 void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
                       int64_t q_stride, RowReader<As> keys, int64_t dims,
@@ -212,12 +213,14 @@ void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
 // ---------------------------------------------------------------------------
 // Values
 
-// Up to this number of rows, a pass waits for memory rather than for its sums.
+// With at most this many query rows, multiplying weights with V waits for
+// memory more than for arithmetic.
 inline constexpr int64_t kStreamRows = 4;
 
-// Returns how many vectors of columns one pass of `rows` rows takes. Rows that
-// wait for memory take more vectors, even if some sums leave the registers for
-// it, because memory would idle during a second pass over the same values.
+// Returns how many SIMD vectors of columns of V are multiplied in one pass over
+// the keys, for `rows` query rows. Few rows, which wait for memory, take more
+// vectors, even if some of their sums then do not fit into registers. A second
+// pass over the same rows of V would leave memory idle.
 constexpr size_t DirectVectors(size_t rows) {
   return rows > kStreamRows
              ? kVectors
@@ -225,14 +228,14 @@ constexpr size_t DirectVectors(size_t rows) {
                         std::min<size_t>(8, kGeometry.stream_sums / rows));
 }
 
-// What a pass over values prefetches: whole rows of `bytes` bytes. If it
-// prefetched only its columns, memory would deliver a part of each row, at 0.6
-// of its speed.
+// What a pass over V prefetches: whole rows of `bytes` bytes. If it prefetched
+// only the columns that it reads, memory would deliver just a part of each row,
+// which reaches only 0.6 of the speed.
 struct RowsAhead {
-  // Prefetches the rows that are read next into the first-level cache.
+  // Prefetches the rows that this pass reads next into the first-level cache.
   static RowsAhead Stream(int64_t bytes) { return {.bytes = bytes}; }
-  // Prefetches rows from `row` on into the second-level cache, one for every
-  // `keys_a_row` keys.
+  // Prefetches rows from `row` on into the second-level cache, for a later
+  // pass: one row whenever this pass has multiplied `keys_a_row` keys.
   static RowsAhead Slowly(const void* row, int64_t bytes, int64_t keys_a_row) {
     return {static_cast<const char*>(row), bytes, keys_a_row};
   }
@@ -243,9 +246,9 @@ struct RowsAhead {
 };
 
 // Computes output[r][column] += sum over keys of weights[r][key] *
-// value[key][column], for R rows and N vectors of columns. It makes S sums of
-// `keys` keys each, which are read side by side. The keys of a sum begin
-// kKeysPerSum after those of the sum before it.
+// value[key][column], for R query rows and N SIMD vectors of columns. Makes S
+// sums at the same time, each over `keys` keys. The keys of each sum begin
+// kKeysPerSum keys after those of the sum before it.
 template <class As, size_t S, size_t R, size_t N>
 void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                       RowReader<As> values, int64_t keys,
@@ -311,7 +314,7 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
   }
 }
 
-// The functions for R rows and S sums, by vectors - 1.
+// DirectValueBlock for S sums and R rows, with the index vectors - 1.
 template <class As>
 using DirectValueRow =
     std::array<decltype(&DirectValueBlock<As, 1, 1, 1>), DirectVectors(1)>;
@@ -322,7 +325,7 @@ constexpr DirectValueRow<As> MakeDirectValueRow(
   return {&DirectValueBlock<As, S, R, N + 1>...};
 }
 
-// Returns the functions for S sums, by rows - 1.
+// Returns DirectValueBlock for S sums, with the index rows - 1.
 template <class As, size_t S, size_t... R>
 constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
     std::index_sequence<R...> /*rows*/) {
@@ -330,9 +333,9 @@ constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
       std::make_index_sequence<DirectVectors(S * (R + 1))>())...};
 }
 
-// Adds the weighted values of keys first <= key < last to the output, for any
-// number of columns, in sums of kKeysPerSum keys that start at the first of
-// `values`.
+// Adds the weighted values of the keys first <= key < last to `output`, for any
+// number of columns. Each sum has kKeysPerSum keys, counted from key 0, the
+// first row of `values`.
 template <class As>
 void DirectValues(const float* weights, int64_t weight_stride,
                   RowReader<As> values, int64_t first, int64_t last,

@@ -1,5 +1,5 @@
-// A tile of few rows, which multiplies with keys and values in place, because
-// packing them would be the larger part of the work.
+// A tile with few query rows. It reads K and V where they lie in the input,
+// because packing them would take longer than the products.
 #if defined(ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_DIRECT_TILE_INL_H_
@@ -26,7 +26,7 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Its products are f32, even if the packed tiles of the job use other products.
+// Computes in f32, even if the other tiles of the job use bf16 products.
 template <TileKind kKind>
 class DirectTile : public Tile {
  public:
@@ -64,7 +64,8 @@ class DirectTile : public Tile {
     });
   }
 
-  // Sets values_ to the values in place, or to converted copies in the slot.
+  // Sets values_ to the rows of V in the input, or to converted copies of them
+  // in the slot.
   void LocateValues() {
     const KvRows rows = job_.value.Rows(entry_, task_.kv_head, begin_);
     if (!plan_.converts_values || (!ConvertsAlways() && AllFullyVisible())) {
@@ -85,15 +86,16 @@ class DirectTile : public Tile {
     });
   }
 
-  // Returns whether microkernels cannot read the values in place, because rows
-  // end within a vector or numbers must be rounded.
+  // Returns whether V cannot be read in the input, because its rows are not
+  // whole SIMD vectors or its numbers must be rounded first.
   bool ConvertsAlways() const {
     return params_.v_head_dim % kLanes != 0 ||
            (Format<kKind>::kRounds && params_.value_dtype != DataType::kBF16);
   }
 
-  // Returns whether no block of the tile hides anything. A block that hides
-  // keys may have to look at values, which it does as f32.
+  // Returns whether every block of the tile sees all keys that it computes. A
+  // block that does not may have to search V for NaN, for which it needs f32
+  // copies.
   bool AllFullyVisible() const {
     for (int64_t b = 0; b < rows_.num_blocks(); ++b) {
       const Block& block = rows_.block(b);
@@ -102,8 +104,9 @@ class DirectTile : public Tile {
     return true;
   }
 
-  // A few rows read values as they come from memory. If there are more rows,
-  // each visit prefetches its share of the next sum's values.
+  // A few rows read V in one pass, as it comes from memory. With more rows,
+  // there is a visit for each block and group of columns, and each visit
+  // prefetches its share of the next kKeysPerSum rows of V.
   void AddValues() {
     const int64_t row_bytes = params_.v_head_dim * SizeOf(values_.type);
     if (rows_.rows() <= kStreamRows && rows_.num_blocks() == 1) {
@@ -151,7 +154,7 @@ class DirectTile : public Tile {
     });
   }
 
-  // Requires values of f32, which they are if blocks hide something.
+  // Requires that values_ has f32 elements. It does if any block hides keys.
   bool AreValuesFinite() const {
     bool finite = true;
     for (int64_t key = begin_; key < end_; ++key) {
@@ -161,8 +164,8 @@ class DirectTile : public Tile {
     return finite;
   }
 
-  // Returns the address of the values of `key`. The key may be after the tile,
-  // for prefetching.
+  // Returns the address of the row of V of `key`, which may lie after the
+  // current tile of keys if it is only prefetched.
   const std::byte* Values(int64_t key) const {
     return values_.first + (key - begin_) * values_.stride_bytes;
   }

@@ -15,15 +15,16 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Returns 2^x for x <= 127.5, within 2 ulp. Returns 0 if the result would be
-// denormal, give or take half a step of x. NaN stays NaN. Without kClamps, x
-// must be >= -127; otherwise the result is undefined.
+// Returns 2^x for x <= 127.5, within 2 ulp. Returns 0 instead of a denormal
+// result (at the limit, x may count as half an ulp larger or smaller). NaN
+// stays NaN. If kClamps is false, x must be at least -127; otherwise the result
+// is undefined.
 //
-// x = n + f with |f| <= 1/2: adding 1.5 * 2^23 + 127 leaves n + 127 in the low
-// bits of the mantissa, and the shift moves it to the exponent's place. The
-// polynomial of degree 5 is a minimax fit of 2^f in relative error with 2^0 = 1
-// exactly. Its coefficients are adjusted for the rounding of f32 (1.95 ulp at
-// worst).
+// Let x = n + f with an integer n and |f| <= 1/2. Adding 1.5 * 2^23 + 127 to x
+// leaves n + 127 in the low bits of the mantissa; shifting these to the place
+// of the exponent gives 2^n. The polynomial of degree 5 is a minimax fit of 2^f
+// in relative error with 2^0 = 1 exactly. Its coefficients are adjusted for the
+// rounding of f32 (1.95 ulp at worst).
 template <bool kClamps = true, class D>
 HWY_INLINE hn::Vec<D> Exp2Bounded(D d, hn::Vec<D> x) {
   const hn::RebindToUnsigned<D> du;

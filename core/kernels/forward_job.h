@@ -1,6 +1,6 @@
-// The job that computes one forward problem. Its tasks are functions of the
-// plan's instruction set, which know tiles and ranges of keys but no mask
-// kinds, threads or requests.
+// The job that computes the output and lse of one problem. Its tasks are
+// functions that are compiled for the plan's instruction set. They know tiles
+// and ranges of keys, but no mask kinds, threads or requests.
 #ifndef ATTND_CORE_KERNELS_FORWARD_JOB_H_
 #define ATTND_CORE_KERNELS_FORWARD_JOB_H_
 
@@ -23,20 +23,19 @@ namespace attnd {
 // The phases of a ForwardJob, in the order in which they run.
 enum class ForwardPhase : int64_t {
   kLoad,  // brings a piece of the inputs from the source
-  // Computes one of plan.tile_tasks. Packs the parts of its kv head that no
-  // other tile packs, and then runs to its end unless it yields. Takes up to 96
-  // KiB of stack.
+  // Computes one of plan.tile_tasks. First packs those pieces of its kv head
+  // that no other tile has taken on. Takes up to 96 KiB of stack.
   kTiles,
   kMerge,    // merges the splits of a tile: plan.merge_tasks
   kPadding,  // writes rows that are in no tile: plan.padding_tasks
 };
 
-// The members are what all tasks share. They do not change while tasks run,
-// except for the atomics in the workspace.
+// The members are shared by all tasks. They do not change while tasks run; what
+// the tasks share and change are atomics in the workspace.
 class ForwardJob final : public TileJob {
  public:
-  // Takes the arguments of MakeForwardJob. Prepares the memory that tasks share
-  // in the workspace.
+  // Takes the arguments of MakeForwardJob, and prepares the parts of the
+  // workspace that all tasks share.
   ForwardJob(AttentionProblem problem, KernelPlan plan,
              const AttentionBuffers& buffers, InputSource* source,
              int64_t threads, Workspace workspace);
@@ -45,13 +44,13 @@ class ForwardJob final : public TileJob {
   Slice Run(int64_t phase, int64_t task, int64_t slot,
             SliceControl& control) override;
 
-  // Returns the memory of slot `slot`, which one tile in progress uses.
+  // Returns the memory of slot `slot`, the working memory of one tile in
+  // progress.
   float* Slot(int64_t slot) const {
     return reinterpret_cast<float*>(slots + slot * plan.slot_bytes);
   }
 
-  // Returns batch entry `index` without its rows of padding, which are in no
-  // tile.
+  // Returns batch entry `index` without its padding rows, which are in no tile.
   BatchEntry SeeingEntry(int64_t index) const {
     BatchEntry entry = problem.visibility().Entry(index);
     entry.q_len = entry.q_seeing;
@@ -61,16 +60,17 @@ class ForwardJob final : public TileJob {
   // Writes output and lse of the rows of a padding task.
   void WritePadding(int64_t task) const;
 
-  // Copies the keys and values that a packing task reads from the source to the
-  // inputs. Called only if loads_with_packing.
+  // Copies the keys and values that `task` packs from `source` to the input
+  // buffers. Called only if loads_with_packing.
   void Load(const PackTask& task) const;
 
   HeadPacking& Packing(const TileTask& task) const {
     return packing[task.entry * params.num_kv_heads + task.kv_head];
   }
 
-  // Returns place number `place` for a packed kv head, below packed_heads. Its
-  // first word says whether it is taken, and is an atomic while tasks run.
+  // Returns the memory of place `place`, 0 <= place < packed_heads, which can
+  // hold one packed kv head. Its first word says whether the place is taken;
+  // tasks access that word as an atomic.
   std::byte* PackedHead(int64_t place) const {
     return heads + place * plan.packed_head_bytes;
   }
@@ -80,8 +80,8 @@ class ForwardJob final : public TileJob {
   const KernelPlan plan;
   const ScoreInputs scores;
   InputSource* const source;  // or null
-  // Whether the worker that packs keys and values also loads them, right
-  // before, so that it finds them in its cache.
+  // Whether the worker that packs keys and values also loads them from
+  // `source`, right before, so that they are in its cache.
   const bool loads_with_packing;
   const TensorView<const std::byte> query;  // [batch, num_q_heads, q_len,
                                             //  head_dim]

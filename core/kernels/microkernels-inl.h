@@ -21,9 +21,9 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The number of steps between updates of counters and addresses. Updates use
-// the ports of multiply-adds, and a core that starts two multiply-adds in a
-// cycle has none to spare.
+// The number of steps between updates of counters and addresses. An update
+// takes the place of a multiply-add, because both use the same execution ports,
+// and a core that starts two multiply-adds in a cycle has no others.
 inline constexpr int kUnroll = 4;
 
 // The ScoreBlockFn for R rows and N vectors.

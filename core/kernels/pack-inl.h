@@ -1,5 +1,5 @@
-// Lays out keys and values for the microkernels: K^T as panels, and values as
-// rows of whole vectors.
+// Copies keys and values into the order in which the microkernels read them:
+// K^T in panels of kPanelKeys keys, and V in rows of whole SIMD vectors.
 #if defined(ATTND_CORE_KERNELS_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_INL_H_
@@ -23,8 +23,8 @@ namespace attnd {
 namespace HWY_NAMESPACE {
 
 #if ATTND_WIDE
-// Returns four elements of each of lanes / 4 rows. The rows are four apart, and
-// each fills a block of 128 bits.
+// Returns the first four elements of every fourth row: row 0, 4, 8 and so on,
+// as many as fill a vector. Each row fills 128 bits of the vector.
 template <class As, class D>
 HWY_INLINE hn::Vec<D> LoadBlocks(D d, RowReader<As> rows) {
   if constexpr (hn::MaxLanes(d) == 4) {
@@ -37,8 +37,8 @@ HWY_INLINE hn::Vec<D> LoadBlocks(D d, RowReader<As> rows) {
   }
 }
 
-// Calls `put(i, x)` for i = 0 to 3, where x has element i of kLanes rows, one
-// row in each lane.
+// Transposes the first four elements of kLanes rows. Calls `put(i, x)` for i =
+// 0 to 3, where lane r of x is element i of row r.
 template <class As, class Put>
 HWY_INLINE void TransposeFour(RowReader<As> rows, bool rounds, const Put& put) {
   const hn::Repartition<double, Floats> d2;
@@ -64,8 +64,9 @@ HWY_INLINE void TransposeFour(RowReader<As> rows, bool rounds, const Put& put) {
 }
 #endif
 
-// Packs dst[d][j] = src[j][d] for the `keys` rows of one panel; other j become
-// 0. If `rounds`, rounds the elements to bf16.
+// Packs one panel of K^T: dst[d][j] = src[j][d] for the first `keys` rows j,
+// and 0 for the other columns of the panel. If `rounds`, rounds the elements to
+// bf16.
 template <class As>
 void PackPanel(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
                float* HWY_RESTRICT dst) {
@@ -120,7 +121,8 @@ inline void TransposeTile(const float* from, int64_t from_stride,
 }
 
 // Converts one row of `dims` elements to floats and multiplies them by
-// `factor`. The rest of `padded` floats becomes 0. If `rounds`, rounds to bf16.
+// `factor`. Sets the floats from dims up to `padded` to 0. If `rounds`, rounds
+// the results to bf16.
 template <class As>
 HWY_INLINE void ConvertRow(As as, const typename As::Element* src, int64_t dims,
                            int64_t padded, float factor, bool rounds,
@@ -139,7 +141,8 @@ HWY_INLINE void ConvertRow(As as, const typename As::Element* src, int64_t dims,
   std::fill(dst + std::min(d, padded), dst + padded, 0.0F);
 }
 
-// Does the same, but writes bf16. `padded` counts elements and is even.
+// Does what ConvertRow does, but writes bf16. `padded` counts elements and is
+// even.
 template <class As>
 HWY_INLINE void ConvertRowToBf16(As as, const typename As::Element* src,
                                  int64_t dims, int64_t padded, float factor,
@@ -157,7 +160,8 @@ HWY_INLINE void ConvertRowToBf16(As as, const typename As::Element* src,
   }
 }
 
-// Packs the panel of K^T for rows of bf16: a word holds a pair of dimensions.
+// Packs one panel of K^T for keys of bf16. Each word holds a pair of
+// neighbouring head dimensions of one key.
 inline void PackPanelPairs(RowReader<AsBf16> src, int64_t keys, int64_t dims,
                            float* HWY_RESTRICT dst) {
 #if ATTND_WIDE
@@ -178,7 +182,7 @@ inline void PackPanelPairs(RowReader<AsBf16> src, int64_t keys, int64_t dims,
   }
 }
 
-// Does the same for rows of any type, which are rounded to bf16.
+// Does what PackPanelPairs does for keys of any type, which it rounds to bf16.
 template <class As>
 void PackPanelAsPairs(RowReader<As> src, int64_t keys, int64_t dims,
                       float* HWY_RESTRICT dst) {
@@ -200,9 +204,9 @@ void PackPanelAsPairs(RowReader<As> src, int64_t keys, int64_t dims,
   }
 }
 
-// Packs up to kKeysPerSum rows of values as the microkernels read them: for
-// each group of columns its keys one after the other. Columns that are missing
-// in the last vector become 0.
+// Packs up to kKeysPerSum rows of V as the microkernels read them: one group of
+// columns (VisitColumns) after the other, and within a group one key after the
+// other. The last SIMD vector of a row is filled up with zeros.
 template <class As>
 void PackValueChunk(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
                     float* HWY_RESTRICT dst) {
@@ -222,7 +226,7 @@ void PackValueChunk(RowReader<As> src, int64_t keys, int64_t dims, bool rounds,
   });
 }
 
-// Returns elements as bf16, each in the lower half of its lane.
+// Returns kLanes elements, rounded to bf16, each in the lower half of its lane.
 template <class As>
 HWY_INLINE auto LoadBf16Bits(As as, const typename As::Element* from) {
   const hn::RebindToUnsigned<Floats> du;
@@ -235,8 +239,8 @@ HWY_INLINE auto LoadBf16Bits(As as, const typename As::Element* from) {
   }
 }
 
-// Packs values as PackValueChunk does, but as pairs of bf16: a word holds keys
-// j and j + 1, or 0 for a key that is missing.
+// Packs rows of V as PackValueChunk does, but as pairs of bf16: a word holds
+// one column of keys j and j + 1. If there is no key j + 1, its half is 0.
 template <class As>
 void PackValuePairChunk(RowReader<As> src, int64_t keys, int64_t dims,
                         float* HWY_RESTRICT dst) {

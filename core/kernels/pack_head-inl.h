@@ -1,6 +1,6 @@
-// Packs the keys and values of one kv head. The tiles that read them do this:
-// here are the format, the place in the job's memory, and which tile packs
-// which piece.
+// Packs K and V of one kv head. There is no task for this: the tiles that read
+// the head pack it. This file decides the format, the place in the job's
+// memory, and which tile packs which piece.
 #if defined(ATTND_CORE_KERNELS_PACK_HEAD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_HEAD_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_HEAD_INL_H_
@@ -43,9 +43,10 @@ struct Format {
                         int64_t stride, float factor, float* to) {
     ConvertRow(as, from, dims, stride, factor, kRounds, to);
   }
-  // Pack the keys of one panel, and the values of one sum. PackKeys returns the
-  // largest magnitude of a key if keys are split into terms, and PackValues
-  // returns whether any value must not be split.
+  // Pack the keys of one panel, and up to kKeysPerSum rows of V. For kinds that
+  // split numbers into bf16 terms, PackKeys returns the largest magnitude of
+  // their elements, as the bits of a float, and PackValues returns whether V
+  // has a number that must not be split. For others both return 0.
   template <class As>
   static uint32_t PackKeys(RowReader<As> rows, int64_t keys, int64_t dims,
                            float* to) {
@@ -58,7 +59,7 @@ struct Format {
     PackValueChunk(rows, keys, dims, kRounds, to);
     return false;
   }
-  // Returns whether `count` vectors of packed values are finite.
+  // Returns whether `count` SIMD vectors of packed values are finite.
   static bool IsFinite(const float* words, int64_t count) {
     return AllFinite(words, count, false);
   }
@@ -109,14 +110,14 @@ requires(TraitsOf(kKind).block > 0) struct Format<kKind> {
   }
 };
 
-// Returns the words of a packed panel of keys.
+// Returns the number of words in a packed panel of keys.
 template <TileKind kKind>
 int64_t PanelWords(const ForwardJob& job) {
   return kPanelKeys * RowWords(kKind, job.params.head_dim);
 }
 
-// Returns the words of the packed values of `keys` keys, a multiple of
-// kKeysPerSum.
+// Returns the number of words that V takes when it is packed for `keys` keys, a
+// multiple of kKeysPerSum.
 template <TileKind kKind>
 int64_t ValueWords(const ForwardJob& job, int64_t keys) {
   constexpr TileTraits kTraits = TraitsOf(kKind);
@@ -124,14 +125,14 @@ int64_t ValueWords(const ForwardJob& job, int64_t keys) {
          kTraits.terms;
 }
 
-// A tile's view of its packed kv head. There are only a few places for packed
-// heads (KernelPlan::PackedHeads), and each is used again and again, so that
-// they stay in the caches.
+// The packed K and V of one kv head, as one of its tiles uses them. The job has
+// memory for only a few packed heads at a time (KernelPlan::PackedHeads). That
+// memory is used again for one head after the other, so it stays in the caches.
 template <TileKind kKind>
 class PackedHead {
  public:
-  // Makes the view of a tile in progress. The head's first tile finds a place
-  // for the head.
+  // Call this when a tile starts or continues. The first tile of the head finds
+  // a free place in memory for it.
   PackedHead(const ForwardJob& job, const TileTask& task)
       : job_(job), task_(task), packing_(job.Packing(task)) {
     std::byte* const place = job.PackedHead(FindPlace());
@@ -140,9 +141,10 @@ class PackedHead {
   }
 
   // Packs the pieces of this kv head that no other tile has claimed, then waits
-  // for the rest. Runs just before the tile reads them, while they are in the
-  // caches. Returns nullopt once everything is packed, kDone if the job should
-  // stop, and kYield if the tile should make way.
+  // for those that others are packing. Call this just before the tile reads
+  // them, so that they are still in the caches. Returns nullopt once everything
+  // is packed, kDone if the job should stop, and kYield if the tile should let
+  // another job run.
   std::optional<TileJob::Slice> Pack(SliceControl& control) const {
     const auto pieces = static_cast<uint32_t>(job_.plan.PackTasks(task_.entry));
     const std::atomic_ref claimed(packing_.claimed);
@@ -164,7 +166,8 @@ class PackedHead {
     return std::nullopt;
   }
 
-  // Tells that a tile no longer needs the head. The last tile frees the place.
+  // Call this when a tile no longer needs its packed kv head. The last tile of
+  // the head frees its place in memory.
   static void Leave(const ForwardJob& job, const TileTask& task) {
     HeadPacking& packing = job.Packing(task);
     const std::atomic_ref done(packing.done);
@@ -175,8 +178,8 @@ class PackedHead {
     }
   }
 
-  // Return the panel of keys that begins with `key`, and the values of the sum
-  // that begins with `key`.
+  // Return the packed panel of keys that begins with `key`, and the packed rows
+  // of V from `key` on. `key` is a multiple of kPanelKeys, or of kKeysPerSum.
   const float* Panel(int64_t key) const {
     return keys_ + key / kPanelKeys * PanelWords<kKind>(job_);
   }
@@ -194,9 +197,9 @@ class PackedHead {
     const std::atomic_ref place(packing_.place);
     uint32_t at = place.load(std::memory_order_acquire);
     if (at == 0 && place.compare_exchange_strong(at, kLooking)) {
-      // Tries the lowest place first, because it was used last. There are
-      // enough places, but one may become free behind this search, so the
-      // search goes around.
+      // Tries the lowest place first, because it is most likely in the caches.
+      // There are enough places for all heads in progress, but a place may
+      // become free after this loop has passed it, so the loop starts again.
       at = 0;
       uint32_t taken = 0;
       while (!Taken(job_, at).compare_exchange_strong(taken, 1)) {

@@ -1,5 +1,6 @@
-// Lays out queries, keys and values for AMX (core/kernels/amx_bf16.h): as the
-// bf16 terms of their numbers, in tiles of 16 rows and 16 words without a gap.
+// Copies queries, keys and values into the order in which AMX reads them
+// (core/kernels/amx_bf16.h): every number as one or three bf16 terms, in tiles
+// of 16 rows by 16 words without gaps.
 #if defined(ATTND_CORE_KERNELS_PACK_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PACK_TILES_INL_H_
 #undef ATTND_CORE_KERNELS_PACK_TILES_INL_H_
@@ -23,8 +24,8 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// Returns the vector that begins at element d of a row of `dims` elements.
-// Lanes after the row are 0.
+// Loads a SIMD vector of elements of a row, from element d on. Lanes after the
+// last of the row's `dims` elements are 0.
 template <class As>
 HWY_INLINE Vec LoadAt(As as, const typename As::Element* row, int64_t dims,
                       int64_t d) {
@@ -45,16 +46,18 @@ HWY_INLINE uint32_t LargestOf(Bits magnitudes) {
 
 inline constexpr uint32_t kInfinityBits = 0x7F800000;
 
-// Values below this that are not 0, and values that are not finite, must not be
-// split into terms: core/kernels/amx_bf16x3_tile-inl.h.
+// Elements of V that are not finite, or that are smaller than this but not 0,
+// must not be split into bf16 terms. core/kernels/amx_bf16x3_tile-inl.h says
+// why.
 inline constexpr float kMinSplitValue = 0x1p-80F;
 
-// Returns a mask for words of two bf16, which are the first terms of values. A
-// half of the mask is all ones if the value may be split, and otherwise 0.
+// Returns a mask for words that hold two bf16 each, the first terms of elements
+// of V. A half of the mask is all ones if that element may be split into terms
+// (see kMinSplitValue), and otherwise 0.
 HWY_INLINE Bits SplittableHalves(Bits words) {
   constexpr auto kMin = std::bit_cast<uint32_t>(kMinSplitValue);
   const auto half = [&](Bits x, uint32_t bits) HWY_ATTR {
-    // Values from kMinSplitValue on and below infinity may be split.
+    // An element may be split if kMinSplitValue <= |element| < infinity.
     const Bits above =
         hn::Sub(hn::And(x, hn::Set(kU, 0x7FFF0000U)), hn::Set(kU, kMin));
     return hn::IfThenElseZero(hn::Lt(above, hn::Set(kU, kInfinityBits - kMin)),
@@ -64,10 +67,11 @@ HWY_INLINE Bits SplittableHalves(Bits words) {
                 half(hn::ShiftLeft<16>(words), 0x0000FFFFU));
 }
 
-// Splits one row of `dims` elements times `factor` into kTerms terms of
-// `padded` bf16 each, and sets the rest of these to 0. Term t is at `to + t *
-// term_stride`. `padded` is a multiple of kAmxBlock. A single term is rounded.
-// If there are several, raises `largest` to the magnitudes of the elements.
+// Multiplies one row of `dims` elements by `factor` and splits the results into
+// kTerms bf16 terms. Term t of the whole row begins at `to + t * term_stride`
+// and has `padded` elements, a multiple of kAmxBlock; those from `dims` on are
+// 0. A single term is the number rounded. If there are several terms, raises
+// each lane of `largest` to the magnitudes of the elements in it.
 template <int kTerms, class As>
 HWY_INLINE void SplitRow(As as, const typename As::Element* src, int64_t dims,
                          int64_t padded, float factor,
@@ -95,10 +99,11 @@ HWY_INLINE void SplitRow(As as, const typename As::Element* src, int64_t dims,
   }
 }
 
-// Packs K^T of one panel. For every two columns of tiles (32 keys) there are
-// the groups of 32 dimensions, for each group its terms, and for each term two
-// tiles, whose rows are pairs of dimensions. Missing keys are 0. Returns the
-// largest magnitudes if there are several terms.
+// Packs one panel of K^T as AMX tiles. Their order, from the outermost loop to
+// the innermost: every 32 keys, every 32 head dimensions, every term, and then
+// two tiles with 16 keys each, whose rows are pairs of dimensions. Keys from
+// `keys` on are 0. If there are several terms, returns the largest magnitude in
+// each lane.
 template <int kTerms, class As>
 Bits PackKeyTiles(RowReader<As> src, int64_t keys, int64_t dims,
                   float* HWY_RESTRICT dst) {
@@ -131,18 +136,18 @@ Bits PackKeyTiles(RowReader<As> src, int64_t keys, int64_t dims,
   return largest;
 }
 
-// Packs up to kKeysPerSum rows of values. For every two vectors of columns
-// there are the groups of 32 keys, for each group its terms, and for each term
-// one tile for each vector. The rows of a tile are pairs of keys as
-// StoreTwoWeights has them. Returns true if there are several terms and any
-// value must not be split.
+// Packs up to kKeysPerSum rows of V as AMX tiles. Their order, from the
+// outermost loop to the innermost: every two SIMD vectors of columns, every 32
+// keys, every term, and then one tile for each vector. The rows of a tile are
+// pairs of keys, paired as StoreTwoWeights pairs them. Returns true if there
+// are several terms and V has an element that must not be split.
 template <int kTerms, class As>
 bool PackValueTiles(RowReader<As> src, int64_t keys, int64_t dims,
                     float* HWY_RESTRICT dst) {
   constexpr auto kMin = std::bit_cast<uint32_t>(kMinSplitValue);
   Bits largest = hn::Zero(kU);
-  // The smallest magnitude - 1. For 0 the subtraction wraps around to the
-  // largest number, so values of 0 do not count.
+  // The smallest magnitude, minus 1. For an element of 0 the subtraction wraps
+  // around to the largest number, so zeros do not count.
   Bits smallest = hn::Set(kU, kInfinityBits);
   [[maybe_unused]] const auto measure = [&](Vec x) HWY_ATTR {
     const Bits size = Magnitude(x);

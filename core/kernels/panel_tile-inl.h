@@ -1,5 +1,6 @@
-// A tile that uses register-blocked microkernels, of f32 or of bf16 pairs. They
-// multiply queries with packed panels of K^T, and weights with packed values.
+// A tile that uses the microkernels of core/kernels/microkernels.h, of f32 or
+// of bf16 pairs. They multiply query rows with packed panels of K^T, and
+// weights with packed rows of V.
 #if defined(ATTND_CORE_KERNELS_PANEL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_PANEL_TILE_INL_H_
@@ -59,14 +60,15 @@ class PanelTile : public Tile {
  private:
   static constexpr int64_t kPerWord = TraitsOf(kKind).elements_per_word;
 
-  // Says that the next phase will read `words` words from `from` on.
+  // Sets what to prefetch: the `words` words from `from` on, which the next
+  // phase of this tile will read.
   void FetchAhead(const float* from, int64_t words) {
     ahead_ = from;
     ahead_end_ = from + words;
   }
 
-  // Returns the part of these words that a microkernel of `steps` steps
-  // prefetches.
+  // Returns the next part of the words that FetchAhead set, as much as a
+  // microkernel call of `steps` steps can prefetch.
   PrefetchCursor NextPrefetch(int64_t steps) {
     if (ahead_ >= ahead_end_) return {slot_, false};
     const PrefetchCursor ahead(ahead_, true);
@@ -92,8 +94,9 @@ class PanelTile : public Tile {
     }
   }
 
-  // Sums of keys are the outer loop and blocks the inner one, so that the part
-  // of V that one block reads stays in the first-level cache for all blocks.
+  // Every kKeysPerSum keys are the outer loop and blocks of rows the inner one,
+  // so that the part of V that one block reads is still in the first-level
+  // cache for the next block.
   void AddValues() {
     for (int64_t key = begin_; key < end_; key += kKeysPerSum) {
       const int64_t last = std::min(key + kKeysPerSum, end_);
@@ -134,8 +137,8 @@ class PanelTile : public Tile {
     return finite;
   }
 
-  // Returns the packed values of a group of columns from `key` on. A sum begins
-  // with `key`.
+  // Returns the packed values of the group of columns that begins with
+  // `column`, for the kKeysPerSum keys from `key` on.
   const float* Values(int64_t key, int64_t column) const {
     return head_.Values(key) + column * (kKeysPerSum / kPerWord);
   }

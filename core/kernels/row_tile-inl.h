@@ -1,5 +1,5 @@
-// The query rows of one tile: which keys each of them sees, and what changes
-// their scores. Forward and backward kernels both use it.
+// The query rows of one tile: which keys each of them sees, and how the options
+// change their scores. Forward and backward kernels use it.
 #if defined(ATTND_CORE_KERNELS_ROW_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_ROW_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_ROW_TILE_INL_H_
@@ -25,10 +25,11 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// How the scale of the scores is split between the query and the softmax.
+// Splits the scale of the scores into a factor for the query and one for the
+// softmax.
 struct ScoreScale {
-  // |scale| * log2(e) can exceed the largest float. Then a power of two moves
-  // to the query, where it is exact.
+  // |scale| * log2(e) can exceed the largest float. Then a power of two of it,
+  // by which a multiplication is exact, goes to the query.
   explicit ScoreScale(const AttentionParams& params)
       : query_factor(
             std::copysign(std::abs(params.score_scale) > 1e38F ? 4.0F : 1.0F,
@@ -50,33 +51,35 @@ inline KeyRange Union(const KeyRange& a, const KeyRange& b) {
   return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
 }
 
-// The rows first <= r < first + rows of a tile, which go through the
-// microkernels together.
+// The query rows first <= r < first + rows of a tile, which a microkernel
+// multiplies together.
 struct Block {
   int64_t first = 0;
   int64_t rows = 0;
-  KeyRange all;   // what every row sees
-  KeyRange some;  // the smallest range that holds what any row sees
-  // For the current tile of keys: the keys that are computed, or an empty range
-  // if there are none, and whether every row sees all of them and scores need
-  // no change.
+  KeyRange all;   // the keys that every row sees
+  KeyRange some;  // the smallest range with all keys that any row sees
+  // For the current tile of keys: the keys whose scores are computed (an empty
+  // range if no row sees any), and whether every row sees all of these keys and
+  // no option changes the scores.
   KeyRange seen;
   bool fully_visible = false;
 };
 
-// Rows whose ranges begin or end further apart than this go to different
-// blocks. The ranges of a causal tile's rows are one apart. Those of different
-// heads may have little in common.
+// Neighbouring rows go to different blocks if the ranges of keys that they see
+// begin or end further apart than this. Under a causal rule the ranges of
+// neighbouring rows differ by one key. Where the next head begins, they may
+// have little in common.
 inline constexpr int64_t kMaxStep = 2;
 
-// The rows of a tile. The heads of a GQA group make up a matrix, and a tile has
-// some of its rows. `visible` is memory of the caller, `visible_stride` bytes
-// for each row. It holds a bit for each key of the current tile of keys.
+// The rows of a tile: some rows of the matrix that the query rows of all heads
+// of one kv head form. `visible` is memory of the caller, `visible_stride`
+// bytes for each row. It holds a bit for each key of the current tile of keys:
+// whether the row sees it.
 class RowTile {
  public:
-  // A block has up to `block_rows` rows. It is fully visible only if the number
-  // of keys that it sees is a multiple of `granule`, which is a multiple of a
-  // vector.
+  // A block has up to `block_rows` rows. It counts as fully visible only if the
+  // number of keys that it sees is a multiple of `granule`, which is a multiple
+  // of the lanes of a SIMD vector.
   RowTile(const ScoreInputs& inputs, const BatchEntry& entry, int64_t kv_head,
           int64_t first_row, int64_t rows, uint8_t* visible,
           int64_t visible_stride, int64_t block_rows = kGeometry.rows,
@@ -105,7 +108,7 @@ class RowTile {
   const Block& block(int64_t b) const { return blocks_[b]; }
   bool adjusts() const { return adjusts_; }
 
-  // Returns the smallest range that has all keys that any row sees.
+  // Returns the smallest range that includes every key that any row sees.
   KeyRange Span() const {
     KeyRange span;
     for (int64_t b = 0; b < num_blocks_; ++b) {
@@ -114,7 +117,8 @@ class RowTile {
     return span;
   }
 
-  // Returns the query head of row r, and its row in the batch entry.
+  // Returns the query head of the tile's row r, and the number of that query
+  // row in the batch entry.
   std::pair<int64_t, int64_t> HeadAndRow(int64_t r) const {
     const int64_t row = first_q_row_ + r;
     // In most tiles all rows belong to one head, and divisions are slow.
@@ -122,8 +126,8 @@ class RowTile {
     return {first_head_ + row / entry_.q_len, row % entry_.q_len};
   }
 
-  // Makes begin <= j < end the current tile of keys, and updates what blocks
-  // see. Returns whether any row sees any of these keys.
+  // Makes begin <= j < end the current tile of keys, and updates Block::seen
+  // and Block::fully_visible. Returns whether any row sees any of these keys.
   bool SetKeyRange(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
@@ -135,18 +139,19 @@ class RowTile {
     return any;
   }
 
-  // Returns where the vectors of a range begin, counted from the tile's first
-  // key. This is a multiple of kSums vectors, so that weights are added in the
-  // same order wherever a range begins.
+  // Returns the key from which the SIMD vectors that cover `seen` start,
+  // counted from the first key of the current tile. It is a multiple of kSums
+  // vectors, so that weights are always added in the same order, wherever
+  // `seen` begins.
   int64_t FirstVector(const KeyRange& seen) const {
     return (seen.begin - begin_) / (kSums * kLanes) * (kSums * kLanes);
   }
 
-  // Returns the bits of row r, one for each key of the current tile of keys.
+  // Returns the visibility bits of row r, one for each key of the current tile.
   uint8_t* Visible(int64_t r) const { return visible_ + r * visible_stride_; }
 
-  // Returns how the scores of row r come from dot products, for the current
-  // tile of keys.
+  // Returns how soft cap, ALiBi and bias change the scores of row r in the
+  // current tile of keys.
   RowAdjustment Adjustment(int64_t r) const {
     const auto [head, q_row] = HeadAndRow(r);
     RowAdjustment row(params_, magnitude_);
@@ -162,8 +167,9 @@ class RowTile {
   }
 
  private:
-  // Puts neighbouring rows with similar ranges into blocks of nearly equal
-  // size. A block of one row alone would wait for its own sums.
+  // Puts neighbouring rows that see similar ranges of keys into blocks of
+  // nearly equal size. Equal, because a microkernel of only one row is slow:
+  // each of its sums has to wait for the one before.
   void MakeBlocks() {
     const auto near = [](int64_t a, int64_t b) {
       return std::abs(a - b) <= kMaxStep;
@@ -206,8 +212,9 @@ class RowTile {
     if (!any) block.seen = {};
   }
 
-  // Sets the bits of row r according to its range, mask and bias. Returns
-  // whether it sees any key, and whether it sees all keys of whole vectors.
+  // Sets the visibility bits of row r from the range of keys that it sees, the
+  // mask, and -inf in the bias. Returns whether the row sees any key of `seen`,
+  // and whether it sees every key of the SIMD vectors that cover `seen`.
   std::pair<bool, bool> Mark(int64_t r, const KeyRange& seen) const {
     const auto [head, q_row] = HeadAndRow(r);
     const KeyRange range = Clip(ranges_[r], begin_, end_);
@@ -251,8 +258,9 @@ class RowTile {
   const ScoreInputs& inputs_;
   const AttentionParams& params_;
   const BatchEntry entry_;
-  const int64_t first_head_;   // query head, and row of the batch entry
-  const int64_t first_q_row_;  // of the tile's first row
+  // The query head of the tile's first row, and its number in the batch entry.
+  const int64_t first_head_;
+  const int64_t first_q_row_;
   const int64_t rows_;
   const bool adjusts_;
   const float magnitude_;
@@ -263,8 +271,8 @@ class RowTile {
   int64_t num_blocks_ = 0;
   int64_t begin_ = 0;  // the current tile of keys
   int64_t end_ = 0;
-  // These are in unions, so that a constructor does not set 20 KiB to zero for
-  // each tile.
+  // These arrays are in unions, so that the constructor does not spend time on
+  // setting 20 KiB to zero for each tile.
   union {
     KeyRange ranges_[kMaxTileRows];  // of the first rows_
   };
@@ -273,10 +281,11 @@ class RowTile {
   };
 };
 
-// Adds weights * values for one row, with the values of hidden keys (or rows)
-// replaced by 0. It adds the same terms in the same order as a whole block
-// does. `words` is the vector of values of the first step, and steps are
-// `step_words` apart. `keep(step)` returns the bits of a word that are seen.
+// Adds weights * values for one row and one SIMD vector of columns, with the
+// values of hidden keys (in the backward pass also of rows) replaced by 0. The
+// order of additions is the same as for a whole block. `words` is the vector of
+// values of step 0, and those of later steps follow `step_words` apart.
+// `keep(step)` returns a mask of the bits of a word that are visible.
 template <class Keep>
 void AddMasked(const ValueBlockFn one_by_one, const float* weights,
                int64_t weight_stride, const float* words, int64_t step_words,
@@ -292,8 +301,8 @@ void AddMasked(const ValueBlockFn one_by_one, const float* weights,
              PrefetchCursor(values, false));
 }
 
-// Returns a mask for words of two bf16: a half is all ones if its bf16 is
-// finite, and otherwise 0.
+// Returns a mask for words that hold two bf16 each: a half of the mask is all
+// ones if that bf16 is finite, and otherwise 0.
 HWY_INLINE Bits FiniteHalves(Bits words) {
   const auto half = [&](uint32_t exponent, uint32_t bits) HWY_ATTR {
     const Bits mask = hn::Set(kU, exponent);
@@ -303,9 +312,9 @@ HWY_INLINE Bits FiniteHalves(Bits words) {
   return hn::Or(half(0x7F800000U, 0xFFFF0000U), half(0x00007F80U, 0x0000FFFFU));
 }
 
-// Returns whether `count` vectors of words have no NaN and no infinity, which
-// are the numbers with an exponent of all ones. Words are f32, or pairs of bf16
-// if `pairs`.
+// Returns whether `count` SIMD vectors at `words` hold no NaN and no infinity,
+// the numbers whose exponent bits are all ones. Each lane holds one f32, or two
+// bf16 if `pairs`.
 inline bool AllFinite(const float* words, int64_t count, bool pairs) {
   const hn::RebindToUnsigned<Floats> du;
   const auto high = hn::Set(du, 0x7F800000U);

@@ -1,5 +1,5 @@
-// The tensors that change scores, in addition to the numbers of
-// AttentionParams. The kernels of both passes share them.
+// The bias and the mask, the two tensors that change scores. The kernels of the
+// forward and of the backward pass use this.
 #ifndef ATTND_CORE_KERNELS_SCORE_INPUTS_H_
 #define ATTND_CORE_KERNELS_SCORE_INPUTS_H_
 
@@ -10,8 +10,8 @@
 
 namespace attnd {
 
-// Owns nothing: the problem and the elements must outlive this. A view is null
-// if the problem does not have the tensor.
+// Owns nothing: the problem and the elements of both tensors must outlive it.
+// The view of a tensor that the problem lacks has null `data`.
 struct ScoreInputs {
   ScoreInputs(const AttentionProblem& of_problem, const void* bias_data,
               const void* mask_data)

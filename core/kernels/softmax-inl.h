@@ -1,5 +1,6 @@
-// Turns raw scores into weights, a row at a time: adjusts scores, hides those
-// that the row does not see, and takes the exponential.
+// Turns dot products of a query row with keys into weights: applies soft cap,
+// ALiBi and bias, hides the keys that the row does not see, and takes the
+// exponential.
 #if defined(ATTND_CORE_KERNELS_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_SOFTMAX_INL_H_
 #undef ATTND_CORE_KERNELS_SOFTMAX_INL_H_
@@ -23,9 +24,9 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// The bits of a row say which keys of a tile it sees. They take two bytes for
-// each vector of keys. Reading takes eight bytes, so the row has space after
-// its last vector.
+// The visibility bits of a row say which keys of a tile it sees. Those of one
+// SIMD vector of keys take two bytes. They are read eight bytes at a time, so
+// there must be spare space after the last.
 inline constexpr int64_t kBytesPerMask = 2;
 
 HWY_INLINE LaneMask LoadVisible(const uint8_t* visible, int64_t key) {
@@ -42,9 +43,10 @@ inline bool IsVisible(const uint8_t* visible, int64_t key) {
   return ((byte >> (lane % 8)) & 1) != 0;
 }
 
-// Loads a vector of a tensor that is broadcast to the scores. `row` is the
-// row's part from the tile's first key on: consecutive elements, or with stride
-// 0 the same element for every key.
+// Loads the elements of the bias for kLanes keys from `key` on. `row` points to
+// the element for the tile's first key. Elements follow one another, or, if
+// `stride` is 0, one element counts for all keys. Reads no element of key `end`
+// or later.
 template <class As>
 HWY_INLINE Vec LoadBroadcast(const std::byte* row, int64_t stride, int64_t key,
                              int64_t end) {
@@ -56,7 +58,8 @@ HWY_INLINE Vec LoadBroadcast(const std::byte* row, int64_t stride, int64_t key,
   return LoadFirst(As(), kF, from + key, static_cast<size_t>(end - key));
 }
 
-// Returns which of the kLanes keys from `key` on a row of the BOOL mask shows.
+// Returns which of the kLanes keys from `key` on are visible according to the
+// mask tensor. `row` is the row of the mask from the tile's first key on.
 HWY_INLINE LaneMask LoadShown(const std::byte* row, int64_t stride, int64_t key,
                               int64_t end) {
   if (stride == 0) return FirstLanes(row[0] != std::byte{0} ? kLanes : 0);
@@ -72,8 +75,8 @@ HWY_INLINE LaneMask LoadShown(const std::byte* row, int64_t stride, int64_t key,
   return hn::RebindMask(kF, hn::Ne(wide, hn::Zero(du)));
 }
 
-// How the scores of one row come from dot products. Pointers start at the
-// tile's first key.
+// What the options do to the scores of one query row. `bias` points to the
+// element for the tile's first key.
 struct RowAdjustment {
   RowAdjustment(const AttentionParams& params, float scale_of_scores)
       : scale(scale_of_scores), soft_cap(params.soft_cap) {}
@@ -81,14 +84,15 @@ struct RowAdjustment {
   float scale;
   float soft_cap;                   // 0 = none
   float slope = 0;                  // 0 = none
-  int64_t distance = 0;             // p(i) - the tile's first key
+  int64_t distance = 0;             // row's position - tile's first key
   const std::byte* bias = nullptr;  // null = none
   int64_t bias_stride = 0;
 };
 
-// Returns the scores of the kLanes keys from j on, as far as they are below
-// `end`, from their dot products, by the contract's formula. Sets `slope` to
-// the derivative.
+// Returns the scores of the kLanes keys from j on, computed from their dot
+// products by the formula at AttentionOptions in attention.proto. Scores of
+// keys from `end` on have no meaning. Sets `slope` to the derivative of the
+// score with respect to the dot product.
 template <class Bias>
 HWY_INLINE Vec AdjustVector(const RowAdjustment& row, int64_t j, int64_t end,
                             Vec dot, Vec& slope) {
@@ -114,7 +118,8 @@ HWY_INLINE Vec AdjustVector(const RowAdjustment& row, int64_t j, int64_t end,
   return s;
 }
 
-// Replaces dot products by scores, for whole vectors from `begin` on.
+// Replaces the dot products of keys begin <= j < end by scores, in whole SIMD
+// vectors.
 template <class Bias>
 void AdjustRow(const RowAdjustment& row, int64_t begin, int64_t end,
                float* HWY_RESTRICT scores) {
@@ -125,7 +130,8 @@ void AdjustRow(const RowAdjustment& row, int64_t begin, int64_t end,
   }
 }
 
-// Sets hidden scores to -inf. Returns the largest score of each lane, or -inf.
+// Sets the scores of keys that the row does not see to -inf. Returns the
+// largest score of each lane, or -inf.
 inline Vec HideRow(const uint8_t* visible, int64_t begin, int64_t end,
                    float* HWY_RESTRICT scores) {
   const Vec hidden = hn::Set(kF, kMinusInfinity);
@@ -152,17 +158,19 @@ inline Vec RowMax(const float* scores, int64_t begin, int64_t end) {
   return hn::Max(max, other);
 }
 
-// Returns 2^x for one x <= 127.5, by the polynomial of Exp2Bounded.
+// Returns 2^x for a single number x <= 127.5, as Exp2Bounded does.
 inline float Exp2(float x) {
   return hn::GetLane(Exp2Bounded(kF, hn::Set(kF, x)));
 }
 
-// The number of vectors whose weights are summed side by side. Their sums are
-// independent chains for the processor. On targets with short vectors the sums
-// are also shorter, which rounds less.
+// How many vectors of weights are added up side by side. Their sums do not
+// depend on one another, so the processor computes them at the same time. If
+// vectors are short, many sums also mean fewer additions in each, and so a
+// smaller rounding error.
 inline constexpr int64_t kSums = kLanes == 1 ? 16 : 4;
 
-// Stores weights in the place of their scores. The format depends on Operand:
+// Writes the weights of a SIMD vector of keys over their scores. Operand says
+// how:
 //   kF32, kRoundedF32  one word for each weight
 //   kBf16     pairs of keys, which fill the first half of the row
 //   kBf16x3   three times that: the first term in the first half, the other
@@ -181,8 +189,8 @@ HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
   }
 }
 
-// Stores two vectors of weights. `term_words` is the distance from one term of
-// a weight to the next.
+// Does the same for two vectors of weights. `term_words` is the number of words
+// from one bf16 term of a weight to the next.
 template <Operand kOperand>
 HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores,
                                 [[maybe_unused]] int64_t term_words) {
@@ -213,10 +221,11 @@ HWY_INLINE void StoreLastWeights(Vec p, int64_t j, float* scores,
   }
 }
 
-// Replaces scores[j] by 2^((scores[j] - max) * c) over whole vectors from
-// `begin`, a multiple of kSums vectors, to `end`. If kMasked, hidden keys get
-// 0. Returns the sum of the weights, lane by lane. Hidden keys add nothing to
-// it, so it does not depend on where the range begins and ends.
+// Replaces scores[j] by the weight 2^((scores[j] - max) * c), for whole SIMD
+// vectors from `begin`, which is a multiple of kSums vectors, to `end`. If
+// kMasked, keys that the row does not see get 0. Returns the sum of the
+// weights, lane by lane. Hidden keys add nothing, so the sum does not depend on
+// how many of them are between `begin` and `end`.
 template <Operand kOperand, bool kMasked>
 Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
                  int64_t begin, int64_t end, float c, float max,
@@ -278,9 +287,10 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
   return sums[0];
 }
 
-// Does the same if a score is +inf. Its weight is +inf, the weight of NaN is
-// NaN, and all others vanish in comparison. The output becomes NaN and lse
-// +inf, as the formula says.
+// Does what Exponentiate does for a row in which a score is +inf. The weight of
+// that key is +inf, the weight of a NaN score is NaN, and all other weights are
+// 0. The row's output becomes NaN and its lse +inf, as the formula of attention
+// says.
 template <Operand kOperand>
 Vec ExponentiateInfinite(float* scores, const uint8_t* visible, int64_t begin,
                          int64_t end, float c, int64_t term_words) {

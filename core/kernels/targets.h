@@ -1,6 +1,6 @@
-// Finds a function by instruction set among the copies that foreach_target.h
-// makes of it. Only for files that foreach_target.h compiles once for each
-// target; include this after foreach_target.h.
+// Finds the copy of a function for an instruction set. Highway's
+// foreach_target.h compiles a file once for each instruction set (target); such
+// a file includes this one after foreach_target.h. No other file needs it.
 #ifndef ATTND_CORE_KERNELS_TARGETS_H_
 #define ATTND_CORE_KERNELS_TARGETS_H_
 
@@ -14,8 +14,8 @@
   FUNCTION(NAME),
 
 // Returns a pointer to the function NAME as it was compiled for ISA, one of
-// SupportedIsas(). A set that adds bf16 products has the functions of its f32
-// set.
+// SupportedIsas(). For a set that only adds bf16 products (ATTND_BF16_ISAS),
+// this is the function for F32Isa(ISA).
 #define ATTND_FUNCTION(ISA, NAME)                                 \
   [](::attnd::Isa isa) {                                          \
     using Function = decltype(&HWY_STATIC_DISPATCH(NAME));        \
@@ -26,13 +26,14 @@
 
 namespace attnd {
 
-// Returns the set whose kernels Highway compiles for `target`.
+// Returns the instruction set whose kernels Highway compiles for its `target`.
 constexpr Isa IsaOfTarget(int64_t target) {
 #define ATTND_ISA_OF_ROW(ARG, ISA, NAME, TARGET, ...) \
   if (target == (TARGET)) return Isa::ISA;
   ATTND_VECTOR_ISAS(ATTND_ISA_OF_ROW, )
 #undef ATTND_ISA_OF_ROW
-  // Reached in a constant expression only if a target has no row.
+  // The compiler rejects this in a constant expression, so a target without a
+  // row in the table is an error.
   return *std::end(kIsas);
 }
 

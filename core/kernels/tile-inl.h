@@ -1,7 +1,8 @@
-// One tile of query rows that goes over its keys: the online softmax, what a
-// row keeps from one tile of keys to the next, and how it ends. This file knows
-// how scores become weights, but not how either is multiplied. The derived
-// classes know that (panel_tile-inl.h, amx_tile-inl.h, direct_tile-inl.h).
+// One tile of query rows of the forward pass, which goes over its keys, one
+// tile of keys after the other. This file has the online softmax: how scores
+// become weights, which maxima and sums a row keeps from one tile of keys to
+// the next, and how the result is written. The classes that derive from Tile
+// multiply the matrices (panel_tile-inl.h, amx_tile-inl.h, direct_tile-inl.h).
 #if defined(ATTND_CORE_KERNELS_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_TILE_INL_H_
 #undef ATTND_CORE_KERNELS_TILE_INL_H_
@@ -30,22 +31,24 @@ HWY_BEFORE_NAMESPACE();
 namespace attnd {
 namespace HWY_NAMESPACE {
 
-// A row's reference maximum m need not be exact, because any offset cancels in
-// the division by the sum. m stays until a weight would exceed 2^kMaxGrowth, so
-// accumulated sums are rarely rescaled.
+// The number that is subtracted from the scores of a row, m, need not be their
+// exact maximum, because any offset cancels in the division by the sum of the
+// weights. m stays the same until a weight would exceed 2^kMaxGrowth, so the
+// sums so far are rarely rescaled.
 inline constexpr float kMaxGrowth = 8;
 
-// Returns c of the maths in flash_attention.cc.
+// Returns c, so that a weight is 2^((score - m) * c), as
+// core/kernels/flash_attention.cc explains.
 inline float ScaleLog2(const AttentionParams& params) {
   constexpr float kLog2E = 1.44269504088896340736F;
   return (params.AdjustsScores() ? 1 : ScoreScale(params).magnitude) * kLog2E;
 }
 
-// The keys of a tile lie in one KvRows, and so do their values.
+// So the keys of a tile lie in one KvRows, and so do their values.
 static_assert(KvSource::kAlignedKeys % kMaxTileKeys == 0);
 
-// Returns the number of rows of a tile. The last tile of a kv head may have
-// fewer than the others.
+// Returns the number of query rows of a tile. The last tile of a kv head may
+// have fewer than the others.
 inline int64_t RowsOf(const ForwardJob& job, const TileTask& task,
                       const BatchEntry& entry) {
   const int64_t tile_q = job.plan.Entry(task.entry).tile_q;
@@ -53,7 +56,8 @@ inline int64_t RowsOf(const ForwardJob& job, const TileTask& task,
       tile_q, job.params.HeadsPerGroup() * entry.q_len - task.tile * tile_q);
 }
 
-// Returns a query in the input. `row` counts from the first of the batch entry.
+// Returns a query row in the input tensor. `row` counts from the first row of
+// the batch entry.
 template <class As>
 const typename As::Element* QueryRow(const ForwardJob& job,
                                      const BatchEntry& entry, int64_t head,
@@ -62,9 +66,9 @@ const typename As::Element* QueryRow(const ForwardJob& job,
       SizeOf(job.params.query_dtype), entry.batch, head, entry.q_begin + row));
 }
 
-// Writes one row's output and lse to the results. `output` is unnormalised,
-// `max` is in the units of the scores that the softmax has, and `sum` is the
-// sum of the weights.
+// Writes the final output and lse of one query row. `output` is the sum of the
+// weighted values, `sum` the sum of the weights, and `max` the number that was
+// subtracted from the scores, which lack the scale unless AdjustsScores().
 inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
                       int64_t head, int64_t q_row, const float* output,
                       float max, float sum) {
@@ -83,7 +87,8 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
     divisor = sum;
     if (wants_lse) lse = top + std::log(double{sum});
   } else if (sum != 0) {
-    // exp(sink) is added to the sum, relative to the larger of the two.
+    // Adds exp(sink) to the sum. Both are taken relative to the larger of the
+    // sink and the maximum, so that neither overflows.
     const double base = std::max(top, lse);
     const double shrink = top == base ? 1.0 : std::exp(top - base);
     const double total =
@@ -102,7 +107,8 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
     const Vec part = hn::Set(kF, 1 / divisor);
     int64_t c = 0;
     const auto at = [&]() HWY_ATTR {
-      // A row without weight is 0, even if its sums are not.
+      // If no key has weight, the row is 0, even if `output` holds something
+      // else.
       return sum == 0 ? hn::Zero(kF) : hn::Mul(hn::LoadU(kF, output + c), part);
     };
     for (; c + kLanes <= params.v_head_dim; c += kLanes) {
@@ -115,9 +121,9 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
   });
 }
 
-// The base class of forward tiles. A tile has some of the rows of the matrix
-// that the heads of a GQA group make up, and goes over all keys or those of one
-// split. A derived class has these methods, too:
+// The base class of forward tiles. The query rows of all heads that share a kv
+// head form one matrix; a tile has some consecutive rows of it. It goes over
+// all keys, or over those of one split. A derived class has these methods, too:
 //   // Loads the queries of a fresh tile to the slot. Returns their largest
 //   // magnitude as the bits of a float if Begin needs it, and otherwise 0.
 //   uint32_t LoadQuery();
@@ -125,11 +131,11 @@ inline void FinishRow(const ForwardJob& job, const BatchEntry& entry,
 //   void ProcessKeys(int64_t begin, int64_t end);
 class Tile {
  public:
-  // Returns the smallest range that has all keys that any row sees.
+  // Returns the smallest range that includes every key that any row sees.
   const KeyRange& span() const { return span_; }
 
-  // Continues with the queries that LoadQuery has loaded, in this slice of the
-  // tile or in an earlier one. The argument is what LoadQuery returned.
+  // Call this whenever the tile starts or continues after a yield, once its
+  // queries are loaded. The argument is what LoadQuery returned.
   void Begin(uint32_t /*largest_query*/) {}
 
   // Prepares a fresh tile for its first keys.
@@ -138,7 +144,8 @@ class Tile {
     ZeroOutput(0, rows_.rows());
   }
 
-  // Writes output and lse, or the partial results if the tile is split.
+  // Writes output and lse of all rows, or their partial results if the tile is
+  // split.
   void Finish() const {
     if (entry_plan_.splits > 1) {
       StorePartials();
@@ -195,7 +202,7 @@ class Tile {
     for (int64_t r = 0; r < rows_.rows(); ++r) to[layout.sum + r] = Sum(r);
   }
 
-  // Writes output and lse of rows that are not split.
+  // Writes output and lse of a block's rows in a tile that is not split.
   void FinishRows(const Block& block) const {
     for (int64_t r = block.first; r < block.first + block.rows; ++r) {
       const auto [head, q_row] = rows_.HeadAndRow(r);
@@ -205,7 +212,7 @@ class Tile {
   }
 
   // Makes begin <= key < end the current tile of keys. Returns whether any row
-  // sees any of them.
+  // sees any of these keys.
   bool SetKeyRange(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
@@ -213,17 +220,18 @@ class Tile {
     return rows_.SetKeyRange(begin, end);
   }
 
-  // Returns whether no value of the current keys is NaN or infinite. Only
-  // blocks that hide some of the keys ask. `look()` finds out, and is called
-  // once for all of them.
+  // Returns whether V has no NaN and no infinity at the current keys. Only
+  // blocks that hide some of the keys need to know. `look()` reads V to find
+  // out; it is called at most once for each tile of keys.
   template <class Look>
   bool ValuesAreFinite(const Look& look) {
     if (!values_finite_) values_finite_ = look();
     return *values_finite_;
   }
 
-  // Calls `load(as, r, from, factor)` for every row: `from` is its query in the
-  // input, `as` reads it, and `factor` is what to multiply it by.
+  // Calls `load(as, r, from, factor)` for every row r of the tile: `from` is
+  // the query row in the input, `as` converts its elements to floats, and
+  // `factor` is what to multiply them by.
   template <class Load>
   void VisitQueries(const Load& load) const {
     const float factor = ScoreScale(params_).query_factor;
@@ -236,10 +244,11 @@ class Tile {
     }
   }
 
-  // Turns a block's scores into weights, and updates maxima and sums.
-  // `largest_of(r, begin, end)` returns the largest score of each lane of a row
-  // that sees all these keys. All maxima come first, then all weights: the
-  // steps of a row wait for one another, but not for those of the next row.
+  // Turns a block's scores into weights, and updates each row's maximum and
+  // sum. `largest_of(r, begin, end)` returns the maximum of each lane over the
+  // scores of row r, if the row sees all keys from begin to end. One loop
+  // computes the maxima of all rows, and the next one their weights, because
+  // the steps of one row depend on one another but rows do not.
   template <class LargestOf>
   void Softmax(const Block& block, const LargestOf& largest_of) {
     const int64_t begin = rows_.FirstVector(block.seen);
@@ -255,8 +264,8 @@ class Tile {
         largest = HideRow(rows_.Visible(r), begin, end, Scores(r));
       }
       float& max = slot_[layout_.max + r];
-      // Most tiles do not raise the maximum by much. Then it stays, and the
-      // exact maximum of this tile is not needed.
+      // Most tiles of keys do not raise the maximum by much. Then `max` stays,
+      // and the exact maximum of this tile of keys is not needed.
       if (!hn::AllFalse(kF, hn::Gt(largest, hn::Set(kF, max + slack_)))) {
         const float new_max = hn::GetLane(
             hn::MaxOfLanes(kF, hn::Max(hn::Set(kF, max), IgnoreNan(largest))));
@@ -276,18 +285,18 @@ class Tile {
     }
   }
 
-  // Where packed values are: the distance from a vector to the next, and from a
-  // step to the next.
+  // Where packed values begin, and how many words lie between one SIMD vector
+  // of columns and the next, and between one step and the next.
   struct ValueWordsAt {
     const float* first;
     int64_t vector_words;
     int64_t step_words;
   };
 
-  // Computes output += weights * values from the vector of `column` on, for a
-  // block that hides some of the keys. It goes row by row and vector by vector,
-  // and leaves hidden values out. `values` is where step `first` begins; steps
-  // count from key `key` on.
+  // Computes output += weights * values for `vectors` SIMD vectors of columns
+  // from `column` on, in a block whose rows do not see all keys. It goes row by
+  // row and vector by vector, and leaves out the values that a row does not
+  // see. Step 0 is key `key`; `values` begins at step `first`.
   void AddMasked(const Block& block, ValueBlockFn one_by_one, int64_t key,
                  int64_t first, int64_t steps, const ValueWordsAt& values,
                  int64_t column, int64_t vectors) const {
@@ -316,7 +325,7 @@ class Tile {
   float* Scores(int64_t r) const {
     return slot_ + layout_.scores + (r - first_scored_) * score_stride_;
   }
-  // Returns the weights of row r from key `key` on.
+  // Returns where the weights of row r begin for `key` and later keys.
   const float* Weights(int64_t r, int64_t key) const {
     return Scores(r) + (key - begin_) / traits_.elements_per_word;
   }
@@ -335,10 +344,10 @@ class Tile {
   float* const slot_;
   const float scale_log2_;  // c
   const float slack_;       // how far scores may exceed a row's maximum
-  int64_t score_stride_;    // words from row to row of scores and weights
+  int64_t score_stride_;    // words from a row of scores to the next
   RowTile rows_;
   KeyRange span_;
-  int64_t first_scored_ = 0;  // the row whose scores come first
+  int64_t first_scored_ = 0;  // the row whose scores lie first in the slot
   int64_t begin_ = 0;         // the current tile of keys
   int64_t end_ = 0;
 
@@ -354,7 +363,8 @@ class Tile {
     return hn::GetLane(hn::SumOfLanes(kF, hn::Load(kF, SumLanes(r))));
   }
 
-  // Scales down the sums of row r after its maximum has grown.
+  // Scales the output and the sum of weights of row r down after its maximum
+  // has grown.
   void Shrink(int64_t r, float factor) {
     const Vec scale = hn::Set(kF, factor);
     const auto shrink = [&](float* x) HWY_ATTR {
@@ -405,8 +415,9 @@ class Tile {
     return hn::Zero(kF);
   }
 
-  // Returns the bits of a word that row r sees. The word holds key `key`, and
-  // in a pair also the next key.
+  // Returns a mask for one word of packed values: ones where row r sees the
+  // key, zeros where it does not. The word belongs to key `key`, or to a pair
+  // of keys from it on.
   uint32_t SeenBits(const Block& block, int64_t r, int64_t key) const {
     uint32_t bits = 0;
     for (int64_t i = 0; i < traits_.elements_per_word; ++i) {

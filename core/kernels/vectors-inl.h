@@ -1,6 +1,6 @@
-// The vectors and the geometry of one target, which all its kernels share. Only
-// kernels include this and the other files that end in -inl.h, once for each
-// target.
+// The SIMD vector types and the Geometry of one instruction set (Highway calls
+// it a target), which all its kernels share. Highway compiles the kernels, and
+// with them this and the other files that end in -inl.h, once for each target.
 #if defined(ATTND_CORE_KERNELS_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ATTND_CORE_KERNELS_VECTORS_INL_H_
 #undef ATTND_CORE_KERNELS_VECTORS_INL_H_
@@ -16,13 +16,15 @@
 #include "core/kernels/targets.h"
 #include "hwy/highway.h"
 
-// Goes before every loop over rows or vectors of a microkernel. The compiler
-// keeps its arrays in registers only if it unrolls all these loops.
+// Write this before every loop over the rows or vectors of a microkernel. The
+// compiler keeps the arrays of sums in registers only if it unrolls all these
+// loops.
 #undef ATTND_UNROLL
 #define ATTND_UNROLL HWY_PRAGMA(GCC unroll 16)
 
-// Whether this target has vectors of four floats or more, which packing and
-// sums are written for. Without them, kernels take one lane at a time.
+// Whether this target has SIMD vectors of four floats or more. The code that
+// packs and adds up is written for these; without them, kernels compute one
+// number at a time.
 #undef ATTND_WIDE
 #define ATTND_WIDE (HWY_TARGET != HWY_SCALAR)
 
@@ -40,7 +42,7 @@ inline constexpr int64_t kLanes = kGeometry.lanes;
 inline constexpr auto kLaneCount = static_cast<size_t>(kLanes);
 inline constexpr int64_t kPanelKeys = kGeometry.panel_keys();
 
-// These have exactly as many lanes as the plan assumes, even if the machine has
+// These types have exactly the lanes of kGeometry, even if the processor has
 // wider vectors.
 using Floats = hn::CappedTag<float, kLaneCount>;
 using Vec = hn::Vec<Floats>;
@@ -51,8 +53,8 @@ using Bits = hn::Vec<decltype(hn::RebindToUnsigned<Floats>())>;
 
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// Returns the bits of x without the sign. They are ordered like magnitudes,
-// with infinity and NaN last.
+// Returns the bits of x without the sign. As integers they have the order of
+// the absolute values, with infinity and NaN last.
 HWY_INLINE Bits Magnitude(Vec x) { return hn::BitCast(kU, hn::Abs(x)); }
 
 // Returns a mask of the first `lanes` lanes: of none if `lanes` is negative,
@@ -63,9 +65,10 @@ HWY_INLINE LaneMask FirstLanes(int64_t lanes) {
                                           : static_cast<size_t>(lanes));
 }
 
-// Calls `visit(column, vectors)` for groups of columns that a microkernel takes
-// at once, at most `most` vectors. The groups have nearly equal widths, because
-// a group of one vector alone would wait for its own sums.
+// Divides columns into groups for a microkernel and calls `visit(column,
+// vectors)` for each: its first column, and its number of SIMD vectors, at most
+// `most`. The groups have nearly equal widths, because a microkernel is slow
+// with only one vector: each sum has to wait for the one before.
 template <class Visitor>
 HWY_INLINE void VisitColumns(int64_t columns, int64_t most,
                              const Visitor& visit) {
