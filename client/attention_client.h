@@ -36,8 +36,8 @@ class ServerLimits;
 // attempt. The message of that error says how often the call was tried, if it
 // was tried more than once.
 struct RetryPolicy {
-  // The limit of attempts, including the first one. 0 sets no limit except the
-  // deadline. 1 means that the client never repeats a call.
+  // How often a call is tried at most, including the first time. 0 means until
+  // the deadline. 1 means that the client never repeats a call.
   int max_attempts = 0;
   absl::Duration initial_backoff = absl::Milliseconds(100);
   absl::Duration max_backoff = absl::Seconds(2);
@@ -53,8 +53,9 @@ struct ClientOptions {
   // The time that a call may take, including all its attempts and the pauses
   // between them. absl::InfiniteDuration() sets no limit.
   absl::Duration deadline = absl::Seconds(60);
-  // The largest message that the client sends or receives, in bytes. The chunks
-  // of a streamed answer, which hold up to 1 MiB of data, are always received.
+  // The largest message that the client sends or receives, in bytes. Chunks of
+  // a streamed answer, with up to 1 MiB of data each, are received even if this
+  // is less.
   int64_t max_message_bytes = int64_t{256} << 20;
   RetryPolicy retry = {};
   // A gRPC service config as JSON. If it is empty, the client uses the one that
@@ -70,8 +71,8 @@ struct ClientOptions {
 };
 
 // A handle to an asynchronous call, with which you can cancel it. Destroying
-// the handle does not stop the call. While the handle exists, the client may
-// keep the owners of the inputs (ConstElements::OwnedBy) alive.
+// the handle does not stop the call. While the handle exists, the owners of the
+// inputs (ConstElements::OwnedBy) may be kept alive, too.
 class PendingCall {
  public:
   PendingCall() = default;
@@ -105,7 +106,7 @@ class PendingCall {
 // Errors: A status has the code and the message of the server. DetailsOf
 // (client/error_details.h) returns the rest, such as the reason. The server
 // checks shapes and options, and its message names the field that it rejects.
-// The client itself only checks that the answer fits into the output spans.
+// The client itself only checks that the outputs have the size of the answer.
 // After any error, the contents of the outputs are undefined. After
 // DEADLINE_EXCEEDED and CANCELLED, the server stops computing, too.
 //
@@ -120,8 +121,8 @@ class PendingCall {
 // deadline. The client does not repeat a benchmark of which it has received a
 // message, and never repeats a health check. A call may also fail because the
 // server was replaced by one with other message limits. If a thread waits for
-// that call, the client sends it once more, in the form that the new server
-// accepts. It does not do so for an asynchronous call.
+// that call, the client sends it once more, as one message or as a stream,
+// whichever the new server accepts. It does not do so for an asynchronous call.
 //
 // Overlapping memory: Outputs may overlap inputs, except in a SharedRegion. The
 // client does not repeat a streamed call once its answer has begun to overwrite

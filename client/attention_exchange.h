@@ -25,10 +25,10 @@ namespace attnd::client {
 // Reply() for the result. Not thread-safe.
 class AttentionExchange final : public MessageExchange {
  public:
-  // `requested_outputs` has the options that request the tensors in `outputs`.
-  // No message of the request is larger than `max_message_bytes`. The outputs,
-  // and the input elements that have no owner, must stay valid until the call
-  // is over.
+  // `requested_outputs` must be OptionsFrom(outputs), the options that ask the
+  // server for these tensors. No message of the request is larger than
+  // `max_message_bytes`. The outputs, and the input elements that have no
+  // owner, must stay valid until the call is over.
   AttentionExchange(const AttentionInputs& inputs,
                     const AttentionOptions& options,
                     const v1::AttentionOptions& requested_outputs,

@@ -14,8 +14,8 @@
 
 namespace attnd::client {
 
-// The type URL of the payload in which a status of this library carries the
-// google.rpc.Status of the server, as serialized bytes. Use it only for details
+// The key for absl::Status::GetPayload() under which an error of a call has the
+// server's google.rpc.Status, as serialized bytes. You need it only for details
 // that ErrorDetails does not have.
 inline constexpr absl::string_view kStatusPayloadUrl =
     "type.googleapis.com/google.rpc.Status";
@@ -26,7 +26,7 @@ struct FieldViolation {
   std::string description;  // what was expected and what came
 };
 
-// The details of an error. Those that it does not have are empty.
+// The details of an error. A detail that the error does not have is empty.
 struct ErrorDetails {
   std::string reason;  // in UPPER_SNAKE_CASE; tells programs what is wrong
   std::string domain;  // "attnd": the server; "attnd.client": this library
@@ -40,8 +40,9 @@ struct ErrorDetails {
 // or a message that is too large.
 ErrorDetails DetailsOf(const absl::Status& status);
 
-// Returns the INVALID_ARGUMENT error that this library raises for a field of a
-// call. It has the form of the server's errors for fields.
+// Returns INVALID_ARGUMENT for a field of a call that this library itself
+// rejects. It has the same text and details as an error of the server for a
+// field.
 absl::Status FieldError(absl::string_view field, absl::string_view expected,
                         absl::string_view got);
 

@@ -1,6 +1,6 @@
-// Makes the calls of the forward methods. A call sends one message and receives
-// one, or uses AttentionStream if that would be too large. Uses protobuf, but
-// not gRPC.
+// Calls the rpcs that compute attention (not its gradients). Sends one message
+// and receives one, or uses AttentionStream if one of these would be too large.
+// Uses protobuf, but not gRPC.
 #ifndef ATTND_CLIENT_FORWARD_CALL_H_
 #define ATTND_CLIENT_FORWARD_CALL_H_
 
@@ -22,9 +22,9 @@ absl::StatusOr<ServerInfo> AskServer(const RetryingChannel& channel,
                                      const CallTime& time);
 
 // Makes `call`, waits for the answer, and writes it to the outputs of `call`.
-// Asks the server for its limits if the call needs them and `server` does not
-// have them. Makes the call a second time if it may have failed because the
-// limits have changed.
+// If the size of the call matters and `server` does not know the server's
+// message limits, asks the server for them first. Makes the call a second time
+// if it may have failed because the limits have changed.
 absl::StatusOr<AttentionReply> CallForward(const RetryingChannel& channel,
                                            ServerLimits& server,
                                            const ForwardCall& call,

@@ -10,13 +10,14 @@
 
 namespace attnd::client {
 
-// A forward method. SelfAttention sends one tensor as query, key and value, and
-// CrossAttention sends one as key and value. If such a call streams, it sends
-// the tensor two or three times, because the header of AttentionStream is an
-// AttentionRequest.
+// The rpcs that compute attention (not its gradients). SelfAttention sends one
+// tensor, which is query, key and value; CrossAttention sends a query and one
+// tensor that is key and value. If such a call is streamed, the tensor is sent
+// three or two times, because AttentionStream has no such short forms.
 enum class Method { kAttention, kSelfAttention, kCrossAttention };
 
-// The arguments of a call. Does not own them.
+// One call of such an rpc. Refers to the caller's arguments and does not own
+// them.
 struct ForwardCall {
   Method method;
   const AttentionInputs& inputs;
@@ -27,8 +28,8 @@ struct ForwardCall {
 // Returns the name under which gRPC calls `method`.
 const char* NameOf(Method method);
 
-// Returns the options that follow from the outputs of a call: whether it
-// returns lse, the type of the output, and the places of outputs in shared
+// Returns the options that tell the server what `outputs` can hold: whether to
+// return lse, the type of the output, and the places of outputs in shared
 // memory.
 v1::AttentionOptions OptionsFrom(const AttentionOutputs& outputs);
 

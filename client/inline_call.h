@@ -1,5 +1,5 @@
-// Code that forward and backward calls share if they send one message and
-// receive one.
+// What forward and backward calls have in common when they send their request
+// as one message and receive one message.
 #ifndef ATTND_CLIENT_INLINE_CALL_H_
 #define ATTND_CLIENT_INLINE_CALL_H_
 

@@ -1,6 +1,7 @@
-// Makes calls to a server, and repeats those that fail for a reason that may
-// pass. Combines RpcChannel, which makes one attempt, with Retry, which decides
-// about the next one. Does not use gRPC itself, and does not know attention.
+// Makes calls to a server, and repeats a call that failed if it may succeed
+// later. Combines RpcChannel, which makes one attempt, with Retry, which
+// decides whether there is another. Does not use gRPC itself, and does not know
+// attention.
 #ifndef ATTND_CLIENT_RETRYING_CHANNEL_H_
 #define ATTND_CLIENT_RETRYING_CHANNEL_H_
 
@@ -25,9 +26,9 @@ class AsyncExchange : public MessageExchange {
   virtual void OnDone(const absl::Status& status) = 0;
 };
 
-// Has the methods of RpcChannel, and makes as many attempts at each call as
-// ClientOptions allows. Calls fail with INVALID_ARGUMENT if gRPC rejects the
-// options. Cheap to copy: copies share a connection. Thread-safe.
+// Offers the calls of RpcChannel, but makes as many attempts at each call as
+// ClientOptions::retry allows. Calls fail with INVALID_ARGUMENT if gRPC rejects
+// the options. Cheap to copy: copies share a connection. Thread-safe.
 class RetryingChannel {
  public:
   explicit RetryingChannel(const ClientOptions& options);

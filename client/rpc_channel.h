@@ -1,8 +1,8 @@
 // Calls the methods of a server by name: sends messages and receives the
 // answers. Each call is one attempt. client/retrying_channel.h repeats failed
-// calls. This is the only part of the client that uses gRPC, and it is
-// independent of attention. Keep rpc_channel.cc small, because thread sanitizer
-// does not check it.
+// calls. This is the only part of the client that uses gRPC, and it knows
+// nothing about attention. Keep rpc_channel.cc small, because it is compiled
+// without thread sanitizer (base/tsan_ordering.h).
 #ifndef ATTND_CLIENT_RPC_CHANNEL_H_
 #define ATTND_CLIENT_RPC_CHANNEL_H_
 
@@ -28,7 +28,7 @@ class AsyncCall {
  public:
   virtual ~AsyncCall() = default;
   // The channel calls this exactly once, in a thread of gRPC. It must not
-  // block. `answer` is null if the call failed, and after an exchange.
+  // block. `answer` is null if the call failed, or if it was a MessageExchange.
   virtual void OnDone(const absl::Status& status,
                       const ReceivedMessage* answer) = 0;
 };
@@ -48,7 +48,7 @@ class MessageExchange {
   virtual bool Restart() = 0;
 };
 
-// Contains the code to run after a pause.
+// Receives the end of a pause that StartTimer began.
 class AsyncTimer {
  public:
   virtual ~AsyncTimer() = default;
@@ -57,7 +57,7 @@ class AsyncTimer {
   virtual void OnTimer() = 0;
 };
 
-// Stops a call or a pause. Thread-safe.
+// Stops the call or the pause for which it was returned. Thread-safe.
 class CallCanceller {
  public:
   virtual ~CallCanceller() = default;
@@ -90,17 +90,18 @@ class RpcChannel {
   // otherwise. Make calls only if this is OK.
   const absl::Status& error() const;
 
-  // Sends `request` and waits. Calls `on_answer` in this thread if the call
-  // succeeds. At the start, copies data of the request that has no owner. This
-  // thread also moves the bytes, so that no other thread has to wake up.
+  // Sends `request` and waits for the end of the call. If it succeeds, calls
+  // `on_answer` in this thread. First copies data of the request that has no
+  // owner. This thread itself writes to and reads from the socket, so that no
+  // other thread has to wake up.
   absl::Status Call(
       const std::string& method, const OutgoingMessage& request,
       absl::Duration timeout,
       const std::function<void(const ReceivedMessage&)>& on_answer);
 
-  // Sends `request` and returns at once. `call` gets the answer. You can
-  // destroy this channel before the call is over, and also the data of the
-  // request that has no owner.
+  // Sends `request` and returns at once. `call` gets the answer. Before the
+  // call is over, you may already destroy this channel, and the data of the
+  // request that has no owner, because it is copied.
   std::shared_ptr<CallCanceller> Start(const std::string& method,
                                        const OutgoingMessage& request,
                                        absl::Duration timeout,
@@ -108,7 +109,8 @@ class RpcChannel {
 
   // Sends all messages of `exchange`, receives all messages of the server, and
   // waits for the end of the call. Uses `exchange` in this thread only. Asks it
-  // for the next message when HTTP/2 has taken the previous one.
+  // for the next message when gRPC has passed the previous one to the
+  // connection.
   absl::Status Exchange(const std::string& method, absl::Duration timeout,
                         MessageExchange& exchange);
   // Starts an exchange and returns at once. Threads of gRPC call `exchange`,
@@ -118,8 +120,9 @@ class RpcChannel {
       std::shared_ptr<MessageExchange> exchange,
       std::shared_ptr<AsyncCall> call);
 
-  // Waits for `pause`. This thread polls gRPC meanwhile, because there may be
-  // no other thread in which gRPC can open its connection.
+  // Waits for the time `pause`. In that time this thread lets gRPC work,
+  // because there may be no other thread in which gRPC could open its
+  // connection.
   void Pause(absl::Duration pause);
   // Starts a pause and returns at once. `timer` exists until the returned
   // canceller is destroyed.

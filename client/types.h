@@ -22,7 +22,7 @@
 
 namespace attnd::client {
 
-// The client and the server share these.
+// Types of base/ that the client library has in common with the server.
 using attnd::Causal;
 using attnd::DataType;
 using attnd::ElementCount;
@@ -43,7 +43,7 @@ template <typename Range, typename... Types>
 concept RangeOf = ContiguousRange<Range> &&
     (std::same_as<std::ranges::range_value_t<Range>, Types> || ...);
 
-// A place in a region of memory that this process shares with a server.
+// Where a tensor lies in memory that this process shares with a server.
 struct SharedPlace {
   std::string handle;
   int64_t offset_bytes = 0;
@@ -51,9 +51,9 @@ struct SharedPlace {
   bool operator==(const SharedPlace&) const = default;
 };
 
-// The memory for elements that a call writes: F32, F16 or BF16. Does not own
-// the memory. A range of float is F32. C++20 has no 16-bit floats, so for these
-// you pass the type:
+// Refers to memory of the caller to which a call writes a tensor of F32, F16 or
+// BF16. Does not own the memory. A range of float becomes F32. C++20 has no
+// 16-bit floats, so pass the type of such a range:
 //   std::vector<uint16_t> halves = ...;  // or _Float16, Eigen::half, ...
 //   Elements elements(DataType::kF16, halves);
 class Elements {
@@ -80,8 +80,8 @@ class Elements {
     return {reinterpret_cast<float*>(bytes_.data()),
             bytes_.size() / sizeof(float)};
   }
-  // Returns the place of the elements in a shared region, if they are in one.
-  // If so, a call sends the place instead of the elements.
+  // Returns the place of the elements if they are in memory that is shared with
+  // the server. A call then sends this place instead of the elements.
   const std::optional<SharedPlace>& place() const { return place_; }
 
  private:
@@ -90,9 +90,9 @@ class Elements {
   std::optional<SharedPlace> place_;
 };
 
-// Elements that a call reads: F32, F16, BF16 or BOOL. Does not own them, except
-// through OwnedBy. A range of float is F32, and a range of bool or uint8_t is
-// BOOL. For other ranges, you pass the type.
+// Refers to the elements of a tensor that a call reads: F32, F16, BF16 or BOOL.
+// Does not own them, except through OwnedBy. A range of float becomes F32, and
+// a range of bool or uint8_t becomes BOOL. For other ranges, pass the type.
 class ConstElements {
  public:
   ConstElements() = default;
@@ -135,9 +135,9 @@ class ConstElements {
   std::shared_ptr<const void> owner_;
 };
 
-// A dense row-major tensor that a call reads. Query, key and value, and the
-// tensors that have their shapes, have rank 4, 3 or 2. The axes are
-// [batch, heads, seq, dim], [heads, seq, dim] or [seq, dim].
+// A dense row-major tensor that a call reads. Query, key and value, outputs and
+// gradients have rank 4, 3 or 2, with the axes [batch, heads, seq, dim],
+// [heads, seq, dim] or [seq, dim].
 struct ConstTensor {
   ConstElements data;  // as many elements as the product of `shape`
   std::vector<int64_t> shape;
@@ -151,20 +151,21 @@ struct AttentionInputs {
   ConstTensor value;  // [batch, kv_heads, kv_len, v_head_dim]
 };
 
-// The memory of the caller to which the answer is written. It must have exactly
-// as many elements as the answer. OutputShape() and LseShape() return the
-// shapes of the answer. The memory must be in a shared region if the query is
-// in one, and must not be in one otherwise.
+// The memory of the caller to which a call writes its results. It must have
+// exactly as many elements as the results; OutputShape() and LseShape() return
+// their shapes. If the query is in a SharedRegion, the memory must be in one,
+// too, and otherwise it must not.
 struct AttentionOutputs {
-  // [batch, q_heads, q_len, v_head_dim]. Its type is the type of the answer.
+  // [batch, q_heads, q_len, v_head_dim]. The answer has the type of these
+  // elements.
   Elements output;
   // [batch, q_heads, q_len], F32. Set it to get lse, the logarithm of the sum
   // of the exponentials of the scores of each row.
   std::optional<Elements> lse = {};
 };
 
-// The inputs and the answers of an attention call, and the gradient of its
-// output. All tensors are F32.
+// What AttentionBackward needs: the inputs and results of an earlier Attention
+// call, and the gradient of a loss with respect to its output. All are F32.
 struct BackwardInputs {
   ConstTensor query;
   ConstTensor key;
@@ -174,8 +175,8 @@ struct BackwardInputs {
   ConstTensor grad_output;  // has the shape of output
 };
 
-// The memory to which the gradients are written. Each has the size of its
-// input.
+// The memory of the caller to which AttentionBackward writes the gradients.
+// Each has as many elements as the input that it is the gradient of.
 struct BackwardOutputs {
   std::span<float> grad_query;
   std::span<float> grad_key;
@@ -192,7 +193,8 @@ struct AttentionOptions {
 #include "base/attention_options.def"
 };
 
-// What the server ran, and how much time and memory it took.
+// How the server computed a call (instruction set, kernel, tile sizes,
+// threads), and how much time and memory that took.
 struct ExecutionStats {
   std::string isa;
   std::string kernel;
@@ -205,7 +207,8 @@ struct ExecutionStats {
   int64_t workspace_bytes = 0;
 };
 
-// The answer to an attention call, without its elements.
+// The answer to an attention call, except for the elements of its tensors,
+// which are in AttentionOutputs.
 struct AttentionReply {
   std::vector<int64_t> output_shape;
   std::vector<int64_t> lse_shape;  // empty if lse was not requested
@@ -231,7 +234,8 @@ struct BenchmarkProgress {
   std::optional<double> seconds_left;
 };
 
-// The result of a benchmark. Times are medians.
+// The result of Benchmark, which compares flash attention with naive attention
+// (which stores all scores). Times are medians.
 struct BenchmarkResult {
   // Unset if naive attention did not fit the memory budget.
   std::optional<double> naive_time_ms;
@@ -272,14 +276,16 @@ struct MemoryEstimateOptions {
   AttentionOptions attention = {};
   bool return_lse = false;
   Transport transport = Transport::kInline;
-  // Whether to find the largest problem that fits instead, and into how many
-  // bytes; 0 means the memory budget of the server.
+  // What to find: how much memory this problem takes, or the largest problem
+  // that fits into `budget_bytes`. 0 bytes stand for the memory budget of the
+  // server.
   EstimateGoal goal = EstimateGoal::kEstimate;
   int64_t budget_bytes = 0;
 };
 
-// The memory that a problem takes. If the goal was the largest problem, these
-// are the numbers of that problem, or those of size 1 if not even 1 fits.
+// The memory that a problem takes. If MemoryEstimateOptions::goal asked for the
+// largest problem, these are the numbers of the largest that fits, or those of
+// size 1 if not even that fits.
 struct MemoryEstimate {
   int64_t naive_bytes = 0;
   int64_t flash_bytes = 0;
@@ -294,8 +300,8 @@ struct MemoryEstimate {
   int64_t flops = 0;
   bool fits = false;
   std::string limiting_factor;
-  // The largest sequence length, batch or concurrency, depending on the goal; 0
-  // if not even 1 fits, and if the goal was not to find it.
+  // The largest sequence length, batch or concurrency that fits, whichever the
+  // goal asked for. 0 if not even 1 fits, or if the goal did not ask.
   int64_t largest = 0;
 };
 

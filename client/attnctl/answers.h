@@ -1,5 +1,6 @@
-// Handles the answers of a call on .npy files: allocates memory for them,
-// writes them to files, and compares them with files.
+// Handles the tensors that the server returns to a command that reads .npy
+// files: allocates memory for them, writes them to files, and compares them
+// with files.
 #ifndef ATTND_CLIENT_ATTNCTL_ANSWERS_H_
 #define ATTND_CLIENT_ATTNCTL_ANSWERS_H_
 
@@ -30,9 +31,9 @@ struct Answer {
   size_t size_bytes = 0;
 
   // Allocates memory for the answer, according to `dtype` and `shape`. Returns
-  // RESOURCE_EXHAUSTED if there is not enough. This is cheap even if the server
-  // then refuses the call, because the system provides a page only when it is
-  // written to.
+  // RESOURCE_EXHAUSTED if there is not enough. This costs little even if the
+  // server then refuses the call, because the operating system provides a page
+  // only when it is written to.
   absl::Status Allocate();
   // Returns RESOURCE_EXHAUSTED if the answer is larger than
   // `max_message_bytes`, the size of the largest message that the client
@@ -43,7 +44,7 @@ struct Answer {
   client::Elements elements() { return {dtype, bytes()}; }
 };
 
-// What a command reports about its call, and in which form.
+// What a command prints about its call, and in which form.
 struct AnswerReport {
   client::ExecutionStats stats;
   absl::Duration elapsed;  // how long the call took
@@ -63,14 +64,15 @@ inline constexpr char kPipesHelp[] =
     "to /dev/stdout. If one is written to standard output, the report goes to\n"
     "standard error.\n";
 
-// Checks the files of the answers. Call this before anything is read or sent.
-// Prints an error and returns kUsage if an answer would overwrite another
-// answer, or a file that an answer is compared with. If an answer goes to
-// standard output, makes the report go to standard error.
+// Checks the files to which answers are written. Call this before anything is
+// read or sent. Prints an error and returns kUsage if an answer would overwrite
+// another answer, or a file that an answer is compared with. If an answer is
+// written to standard output, directs the report to standard error.
 ExitCode CheckFiles(const std::vector<Answer>& answers, Session& session);
 
-// Writes the answers to their files, compares them, and prints the report.
-// Returns kDisagrees if an answer differs too much from what was expected.
+// Writes the answers to their files, compares them with the expected files, and
+// prints the report. Returns kDisagrees if an answer differs by more than
+// AnswerReport::max_error.
 ExitCode Finish(const std::vector<Answer>& answers, const AnswerReport& report,
                 Session& session);
 

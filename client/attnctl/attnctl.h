@@ -1,4 +1,4 @@
-// Runs attnctl as a function. main() calls it, and so do tests.
+// The whole program attnctl as a function, so that tests can run it.
 #ifndef ATTND_CLIENT_ATTNCTL_ATTNCTL_H_
 #define ATTND_CLIENT_ATTNCTL_ATTNCTL_H_
 

@@ -21,9 +21,9 @@ class ByteFile {
  public:
   // OpenToRead and OpenToWrite open `path`, unless it names a descriptor that
   // the process already has: "/dev/stdin", "/dev/stdout", "/dev/stderr" or
-  // "/dev/fd/N". They use such a descriptor from its current position, because
-  // to open its path would start at the beginning of the file, empty the file
-  // when writing, and fail for a socket.
+  // "/dev/fd/N". They use such a descriptor as it is, from its current
+  // position. Opening its path would start at the beginning of the file, would
+  // empty a file that is written, and would fail for a socket.
   static absl::StatusOr<ByteFile> OpenToRead(const std::string& path);
   // Creates the file, or empties it if it exists.
   static absl::StatusOr<ByteFile> OpenToWrite(const std::string& path);
@@ -56,7 +56,7 @@ class ByteFile {
   int fd_;
 };
 
-// Returns whether `path` is the file, pipe or device of standard output.
+// Returns whether `path` is the same file, pipe or device as standard output.
 bool IsStandardOutput(const std::string& path);
 
 // Returns whether a write to `b` would overwrite a write to `a`. Returns false

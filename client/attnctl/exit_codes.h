@@ -1,4 +1,4 @@
-// The exit codes of attnctl, which scripts can test. `attnctl --help` prints
+// The exit codes of the program attnctl, for scripts. `attnctl --help` prints
 // the same list. The meaning of a number never changes.
 #ifndef ATTND_CLIENT_ATTNCTL_EXIT_CODES_H_
 #define ATTND_CLIENT_ATTNCTL_EXIT_CODES_H_

@@ -1,4 +1,5 @@
-// Adds flags to the commands of attnctl: for numbers, names and files.
+// Adds command-line flags to the commands of attnctl: for numbers, names and
+// files.
 #ifndef ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
 #define ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
 
@@ -30,9 +31,9 @@ struct FileFlag {
   // "-q,--query".
   CLI::Option* Add(CLI::App& command, const std::string& names,
                    const std::string& help);
-  // Returns `status` with the name of the flag before its message. `status`
-  // must be an error of a function in client/attnctl/npy.h, whose message
-  // begins with the path.
+  // Returns `status` with the name of the flag at the beginning of its message.
+  // `status` must be an error of client/attnctl/npy.h, which names the path but
+  // not the flag.
   absl::Status Error(const absl::Status& status) const;
 };
 

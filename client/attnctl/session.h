@@ -1,5 +1,5 @@
-// What all subcommands share: the values of the global flags, and the functions
-// that print results and errors.
+// What all subcommands of attnctl use: the values of the global flags, and the
+// functions that print results and errors.
 #ifndef ATTND_CLIENT_ATTNCTL_SESSION_H_
 #define ATTND_CLIENT_ATTNCTL_SESSION_H_
 
@@ -36,13 +36,13 @@ class Screen {
   void PrintResultsToErr() { out_ = &err_; }
 
   void Print(absl::string_view line);
-  // Prints `json` as several lines. Print would escape the ends of lines.
+  // Prints `json`, which has several lines. (Print would escape the line ends.)
   void PrintJson(const Json& json);
   void PrintError(absl::string_view line);
 
   bool err_is_terminal() const { return err_is_terminal_; }
-  // Replaces the line that the previous call drew. Call it only if `err` is a
-  // terminal.
+  // Replaces the line that the previous call of Redraw has drawn. Call it only
+  // if `err` is a terminal.
   void Redraw(absl::string_view line);
 
  private:
@@ -65,8 +65,9 @@ struct Session {
   bool reported_retry = false;  // whether the user was told of a retry
 
   // Makes a client according to the global flags. `deadline` applies if the
-  // user did not set --deadline. Before the first retry, the client prints a
-  // line on standard error. This session must outlive the client.
+  // user did not set --deadline. Before its first retry, the client prints a
+  // line on standard error, for which it uses this session; so the session must
+  // outlive the client.
   client::AttentionClient Connect(
       absl::Duration deadline = client::ClientOptions().deadline,
       const client::RetryPolicy& retry = {});
