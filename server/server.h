@@ -18,16 +18,17 @@ namespace attnd::server {
 class Server {
  public:
   // Tests the kernels, listens on every address of `config` and serves clients,
-  // who can connect as soon as this returns. An error says which option is at
-  // fault, for example if a port is in use, or if another server listens on a
-  // unix socket. If a kernel computes wrong results, the error is INTERNAL.
+  // which can connect as soon as this returns. If an option cannot be followed,
+  // for example because a port is in use or another server listens on a unix
+  // socket, the error names the option. If a kernel computes wrong results, the
+  // error is INTERNAL.
   static absl::StatusOr<std::unique_ptr<Server>> Start(
       const ServerConfig& config);
   // Cancels the running calls, as Abort and Drain do.
   ~Server();
 
-  // The addresses that clients can connect to, in the order of --listen. A port
-  // 0 has been replaced by the port that the system chose.
+  // The addresses that clients can connect to, in the order of --listen. Port 0
+  // is replaced by the port that the operating system chose.
   const std::vector<std::string>& addresses() const;
 
   // Shuts the server down: reports NOT_SERVING, refuses new calls with
@@ -35,11 +36,13 @@ class Server {
   // the others, and closes all connections. Blocks until all of that is done. A
   // second call does nothing.
   void Drain();
-  // Makes Drain cancel the running calls without waiting for them, whether it
-  // runs already or is called later. Thread-safe.
+  // Makes Drain cancel the running calls at once, instead of giving them time
+  // to finish. It affects a Drain that is running and one that is called later.
+  // Thread-safe.
   void Abort();
 
-  // The memory and the slots that requests hold at this moment. Thread-safe.
+  // The bytes of the memory budget and the slots (of --max-in-flight) that
+  // requests hold at this moment. Thread-safe.
   Admission::Usage usage() const;
 
  private:

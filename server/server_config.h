@@ -1,7 +1,7 @@
 // Reads the options of attnd from flags, environment variables and a file. If
-// several of them set an option, flags take precedence over the environment,
-// and the environment over the file. docs/configuration.md describes each
-// option for users. Does not use gRPC.
+// more than one of these sets an option, the flag counts before the environment
+// variable, and the variable before the file. docs/configuration.md describes
+// each option for users. Does not use gRPC.
 #ifndef ATTND_SERVER_SERVER_CONFIG_H_
 #define ATTND_SERVER_SERVER_CONFIG_H_
 
@@ -25,45 +25,49 @@ struct ServerConfig {
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   // The mode of the unix sockets of `listen` and of shm_socket.
   mode_t socket_mode = kOwnersSocketMode;
-  // The file that gets the addresses once clients are served; "" = no file.
+  // The file to which the server writes its addresses once clients can connect;
+  // "" = no file.
   std::string address_file;
   // The unix socket on which clients on this host register memory; "" = off.
   std::string shm_socket;
-  // The users whose processes may use shm_socket; empty = the users that
-  // socket_mode lets in.
+  // The users (uids) whose processes may use shm_socket; empty = all users that
+  // socket_mode allows.
   std::vector<uint32_t> shm_allow_uids;
-  // The most bytes that the regions of one uid may have in total; 0 = the
-  // memory budget.
+  // The most bytes of shared memory that the processes of one uid may register
+  // in total; 0 = as many as the memory budget.
   int64_t shm_quota_bytes = 0;
-  // The number of compute threads; 0 = as many as the cgroup and the CPU
-  // affinity allow.
+  // The number of threads that compute attention, not counting threads for the
+  // network; 0 = as many as the cgroup and the CPU affinity allow.
   int threads = 0;
   // The size of the largest request and of the largest response.
-  int64_t max_message_bytes = kDefaultMaxMessageBytes;
-  // The memory that all requests together may hold; 0 = what ShareMemory says.
+  int64_t max_message_bytes = 256LL << 20;
+  // The bytes that all requests together may hold; 0 = what the other shares of
+  // the available memory leave (ShareMemory).
   int64_t memory_budget_bytes = 0;
   // The number of requests that may run or wait at the same time.
   int64_t max_in_flight = 256;
-  // The number of connections that clients may have open at the same time; 0 =
-  // DefaultConnections.
+  // The number of connections that all clients together may have open at the
+  // same time; 0 = as many as memory and file descriptors allow
+  // (DefaultConnections).
   int64_t max_connections = 0;
   // How long running requests may take to finish after SIGTERM; 0 = no time.
   // The default ends before the 30 s after which Kubernetes kills the process.
   double drain_timeout_s = 25;
-  // How long a call may wait for a client that sends or reads less than
-  // 64 KiB; 0 = no limit.
+  // How long the server waits for a client that sends, or reads, less than 64
+  // KiB in that time, before it ends the call; 0 = no limit.
   double stream_idle_timeout_s = 60;
   // debug, info, warning or error.
   std::string log_level = "info";
   // The largest num_vectors that Benchmark accepts.
   int64_t max_benchmark_vectors = 32768;
-  // How long one Benchmark may take; 0 = no limit.
+  // How long one call of Benchmark may take; 0 = no limit.
   double max_benchmark_s = 60;
   // After this time a client is asked to open a new connection; 0 = never.
   double max_connection_age_s = 0;
 };
 
-// What a command line asks for: to serve with `config`, or to print a text.
+// What the command line asks the program to do: to serve clients as `config`
+// says, or to print a text.
 struct CommandLine {
   ServerConfig config;
   // If set (--help, --version), print this text and exit.
@@ -88,13 +92,38 @@ Environment EnvironmentOf(const char* const* entries);
 // "max-in-flight". --help and --version are not among them.
 std::vector<std::string> OptionNames();
 
-// Returns the names in `environment` that stand for no option, are not for
-// attnctl, and were not set by Kubernetes for a Service named attnd. Somebody
-// probably misspelt or guessed them, as in ATTND_PORT=50052.
+// Returns the names in `environment` that nothing uses: they stand for no
+// option of attnd or attnctl, and are not those that Kubernetes sets for a
+// Service named attnd. Somebody probably misspelt or guessed them, as in
+// ATTND_PORT=50052.
 std::vector<std::string> UnknownVariables(const Environment& environment);
 
-// Returns how many connections are possible if the process may have
-// `descriptors` file descriptors open. The server needs some of them itself.
+// How the server's memory is divided. The three shares together are all of it.
+struct MemoryShares {
+  // The sum of the shares, or the largest int64 if the sum does not fit.
+  int64_t total_bytes() const;
+
+  int64_t budget_bytes = 0;    // for the requests that Admission admitted
+  int64_t arriving_bytes = 0;  // for messages that are not admitted yet
+  int64_t own_bytes = 0;       // for code, threads and what malloc keeps
+};
+
+// Divides `available_bytes`. The server's own share is a tenth, but at least
+// 256 MiB and at most a quarter. Arriving messages get a quarter, but at most
+// 16 times the largest message (or 64 MiB if that is more), because requests
+// that fill the budget have messages of no more than that. The budget is the
+// rest.
+//
+// If `config` has a budget, it is not compared with `available_bytes`. The
+// server's own share is then 256 MiB. Arriving messages get half as much as the
+// budget, but at most 16 times the largest message, and in any case at least
+// 5/4 of the largest message, because gRPC receives messages in small pieces if
+// four fifths of the share are in use, and at least 64 MiB, for the buffers of
+// many connections.
+MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes);
+
+// Returns how many connections fit into a process that may have `descriptors`
+// open file descriptors. The server needs some of these for itself.
 int64_t DescriptorsForConnections(int64_t descriptors);
 
 // Returns the default of --max-connections: as many connections as fit into a

@@ -32,7 +32,7 @@
 
 namespace attnd::server {
 
-// The methods that compute attention with one message each way.
+// The rpcs that compute attention or its gradients, with one message each way.
 enum class AttentionMethod {
   kAttention = static_cast<int>(ServiceMethod::kAttention),
   kSelfAttention = static_cast<int>(ServiceMethod::kSelfAttention),
@@ -40,13 +40,15 @@ enum class AttentionMethod {
   kAttentionBackward = static_cast<int>(ServiceMethod::kAttentionBackward)
 };
 
-// One attention call and its memory. Has the steps that every call takes, and
-// derived classes say how its tensors arrive and leave: UnaryCall below, and
-// StreamCall (server/calls/stream_call.h).
+// One attention call of a client, with its memory. This class has the steps
+// that every call takes. Derived classes receive the tensors and send the
+// answer: UnaryCall (below) in one message each way, and StreamCall
+// (server/calls/stream_call.h) in chunks.
 //
-// Shared pointers own a call: one in the caller, one in the job while it runs,
-// and one in each piece of the answer until the piece is sent. When the last
-// one is destroyed, the call frees its memory and returns its reservation.
+// Shared pointers own a call: one in the rpc that made it, one in the job while
+// it runs, and one in each piece of the answer until the piece is sent. When
+// the last one is destroyed, the call frees its memory and gives its
+// reservation back.
 class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
  public:
   virtual ~AttentionCall();
@@ -66,22 +68,23 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // The next four functions are the steps of a call. Call each of them once, in
   // this order.
 
-  // Reserves a slot, and the bytes of the message that begins the call. Returns
-  // an error if they are not available, or if the call has been cancelled or
-  // its deadline has passed.
+  // Reserves a slot, and `message_bytes`, the size of the message that begins
+  // the call. Returns an error if they are not available, if the call has been
+  // cancelled, or if its deadline has passed.
   absl::Status Admit(int64_t message_bytes);
-  // Checks the request, reserves the most bytes that the call will hold, and
-  // allocates memory for its inputs. Adds to `source` what the workers have to
-  // copy there: the tensors whose data are in the message that was split, and
-  // those in shared memory that may not be read in place.
+  // Checks the request, reserves the most bytes that the call will ever hold,
+  // and allocates memory for its inputs. Adds to `source` the copies that the
+  // workers have to make to that memory: of tensors in the message to which
+  // `split` belongs, and of those tensors in shared memory that must not be
+  // read in place.
   absl::Status TakeRequest(const AttentionTensors& tensors,
                            const SplitMessage& split, PayloadSource& source);
-  // Allocates memory for the answer, and shrinks the reservation to what
-  // computing holds. Before this, free the parsed request, and also the message
-  // unless `source` keeps it.
+  // Allocates memory for the answer, and shrinks the reservation to what the
+  // call holds while it computes. Before this, free the parsed request, and
+  // also its message unless `source` keeps it.
   absl::Status AllocateOutputs();
-  // Starts the computation in the engine. The workers first make the copies of
-  // `source`, if there is one. Frees the inputs before it calls `done`.
+  // Starts the computation in the engine. If `source` is not null, the workers
+  // first make its copies. The inputs are freed before `done` is called.
   void Submit(AttentionEngine::Done done, InputSource* source = nullptr);
 
   bool backward() const {
@@ -96,8 +99,8 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // Returns the memory from which the kernel reads the tensor of `role`. The
   // request must have that tensor.
   std::span<std::byte> Input(TensorRole role);
-  // Returns how many bytes the call holds while it receives chunks and while it
-  // computes.
+  // Returns how many bytes the call holds while it receives chunks (if it is
+  // streamed) and while it computes.
   int64_t computing_bytes() const { return cost_.computing_bytes; }
   // Returns the tensors of the answer. They have data after AllocateOutputs.
   const std::vector<ResponseTensor>& answers() const { return answers_; }
@@ -113,10 +116,9 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
                            const DecodedRequest& decoded,
                            const SplitMessage& split, PayloadSource& source);
   // Returns whether the tensor of `role` is copied to memory of the call. It is
-  // not if it is the same tensor as that of an earlier role, or if it is in
-  // shared memory. A mask in shared memory is copied nevertheless, because it
-  // says which keys are visible: after the copy, the client cannot change it
-  // any more.
+  // not copied if it is the same tensor as that of an earlier role, or if it is
+  // in shared memory. Only a mask in shared memory is copied all the same,
+  // because the client must not be able to change it while the kernels use it.
   bool IsCopied(const AttentionTensors& tensors, size_t role) const;
   // Returns whether the workers copy the tensor of `role` from the message that
   // began the call.
@@ -135,7 +137,8 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   SharedTensors shared_;
   Workspace inputs_;
   Workspace outputs_;
-  // Where the kernel reads each input. Null if the request lacks the tensor.
+  // Where the kernel reads the tensor of each role. Null if the request lacks
+  // it.
   std::array<const std::byte*, kTensorRoles> input_data_{};
   std::array<int64_t, kTensorRoles> input_bytes_{};
   std::vector<ResponseTensor> answers_;
@@ -154,11 +157,12 @@ class UnaryCall : public AttentionCall {
 
   // Starts the call and returns without waiting for the answer. A call that
   // does not fit the memory budget fails before memory for it is allocated.
-  // Calls `done` once, in this thread, in the decode thread or in a worker.
-  // `done` must not block.
+  // Calls `done` once: in this thread, in the thread of ServiceContext::decoder
+  // or in a worker. `done` must not block.
   //
-  // The workers copy the tensors in `received`. If `received` is light, this
-  // thread decodes the rest. Otherwise the decode thread does so.
+  // The workers copy the tensors in `received`. The rest of the message is
+  // decoded in this thread if it is light (wire/message_splitter.h), and
+  // otherwise in the decode thread.
   void Start(ReceivedMessage received, Done done);
 
  private:

@@ -1,5 +1,6 @@
-// Handles one call of Benchmark. A thread measures, and a stream of messages
-// reports progress and the result to the client. Does not use gRPC.
+// Handles one call of the rpc Benchmark. A thread of its own measures, and a
+// stream of messages reports progress and the result to the client. Does not
+// use gRPC.
 #ifndef ATTND_SERVER_CALLS_BENCHMARK_CALL_H_
 #define ATTND_SERVER_CALLS_BENCHMARK_CALL_H_
 
@@ -24,18 +25,18 @@
 
 namespace attnd::server {
 
-// Runs one benchmark at a time, because two would disturb each other's timings.
-// Runs it in a thread of its own. Thread-safe. The destructor waits for the
-// thread to end.
+// Runs benchmarks in a thread of its own, and only one at a time, because two
+// would disturb each other's times. Thread-safe. The destructor waits until the
+// thread ends.
 class BenchmarkRunner {
  public:
   BenchmarkRunner() = default;
   ~BenchmarkRunner();
 
-  // Starts to run `work` in the thread. `work` returns a function, and the
-  // thread calls this function when the next benchmark may already begin.
-  // Returns RESOURCE_EXHAUSTED with RetryInfo if another benchmark is running
-  // or the system does not start a thread.
+  // Starts to run `work` in the thread. When `work` returns, the next benchmark
+  // may begin; the thread then calls the function that `work` returned. Returns
+  // RESOURCE_EXHAUSTED with RetryInfo if another benchmark is running or the
+  // system does not start a thread.
   using Afterwards = std::function<void()>;
   absl::Status Start(std::function<Afterwards()> work);
 
@@ -45,9 +46,9 @@ class BenchmarkRunner {
   std::thread thread_;
 };
 
-// One call of Benchmark. The rpc and the thread of the benchmark share its
-// ownership. It writes a message only after the client has read the previous
-// one.
+// One call of Benchmark. The rpc and the thread of the benchmark both hold a
+// shared pointer to it. It writes a message only after the client has read the
+// previous one.
 class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
                       public WatchedCall {
  public:
@@ -68,8 +69,8 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
 
   // Decodes the request and starts the benchmark.
   void Start(const ReceivedMessage& received);
-  // Call this when the outstanding write is over. `ok` is false if the stream
-  // is broken.
+  // Call this when the message passed to MessageSink::Write has been sent. `ok`
+  // is false if the stream is broken.
   void OnWritten(bool ok);
   // Stops the benchmark as soon as possible. Thread-safe. You can call this at
   // any time.
@@ -82,9 +83,9 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   void Progress(absl::string_view phase, double fraction);
   void Complete(absl::StatusOr<v1::BenchmarkResult> result);
   // Writes the next message that is ready, or finishes the stream. Does nothing
-  // while a write is outstanding. Of the progress reports that came meanwhile,
-  // it writes only the last one, so that messages do not pile up if the client
-  // is slow.
+  // while an earlier message is still being sent. Of the progress reports that
+  // came meanwhile, it writes only the last one, so that messages do not pile
+  // up if the client is slow.
   void Pump();
 
   const ServiceContext& context_;
@@ -96,9 +97,11 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   std::optional<BenchmarkSpec> spec_;
 
   std::mutex mutex_;
-  bool busy_ = false;      // a write is outstanding, or the call is finished
-  StallTimer timer_;       // measures the outstanding write
-  bool breaking_ = false;  // Break is running, so the sink must exist
+  bool busy_ = false;  // a message is being sent, or the call is over
+  StallTimer timer_;   // measures how long it takes to send a message
+  // MessageSink::Break is running. Finish has to wait, because the sink may be
+  // destroyed after it.
+  bool breaking_ = false;
   std::optional<v1::BenchmarkProgress> progress_;
   std::optional<v1::BenchmarkResult> result_;
   std::optional<absl::Status> status_;

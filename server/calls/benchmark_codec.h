@@ -20,7 +20,7 @@ struct BenchmarkSpec {
   int64_t threads = 0;
   int64_t repetitions = 0;
   // How long one measurement of the machine's arithmetic speed takes at least.
-  // Requests cannot change this. Tests with many small problems do.
+  // Requests cannot change this; only tests do.
   std::chrono::nanoseconds peak_time = std::chrono::milliseconds(30);
 };
 

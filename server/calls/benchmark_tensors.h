@@ -13,9 +13,9 @@
 
 namespace attnd::server {
 
-// One tensor in a block of memory that it owns. The size of the block is
-// rounded up to a multiple of the alignment, but the functions here return only
-// the elements of the tensor, so that padding is never used as a part of it.
+// One tensor in a block of memory that it owns. The block may be larger than
+// the tensor, because its size is a multiple of the alignment. The functions
+// here return exactly the elements of the tensor.
 class BenchmarkTensor {
  public:
   // Returns a tensor whose elements have no values yet. RESOURCE_EXHAUSTED if
@@ -39,8 +39,8 @@ class BenchmarkTensor {
   Workspace block_;
 };
 
-// The inputs and the output of one problem. All runs of an algorithm use the
-// same ones.
+// The inputs and the output of one problem. All repetitions of a benchmark use
+// the same tensors.
 struct BenchmarkTensors {
   BenchmarkTensor query;
   BenchmarkTensor key;
@@ -48,9 +48,9 @@ struct BenchmarkTensors {
   BenchmarkTensor output;
 
   // Returns tensors for `problem`. The inputs have no values yet. The output is
-  // filled with NaN, so that its pages are touched before anything is timed,
-  // and so that the verification notices a row that is never written. Returns
-  // the status of `stop` within milliseconds after it asks to stop.
+  // filled with NaN, so that the operating system provides its pages before
+  // anything is timed, and so that the verification notices a row that is never
+  // written. When `stop` asks to stop, returns its status within milliseconds.
   static absl::StatusOr<BenchmarkTensors> Make(const AttentionProblem& problem,
                                                const StopSignal& stop);
 
@@ -60,9 +60,9 @@ struct BenchmarkTensors {
 
 // Fills the inputs of `tensors` with random numbers in [-1, 1), the same ones
 // in every call. If `f32_tensors` is not null, it must have the tensors of the
-// same problem in F32, and its inputs get the numbers of `tensors` as they are
-// after rounding. Returns the status of `stop` within milliseconds after it
-// asks to stop.
+// same problem in F32; its inputs get the same numbers, after rounding to the
+// type of `tensors`. When `stop` asks to stop, returns its status within
+// milliseconds.
 absl::Status FillInputs(const BenchmarkTensors& tensors,
                         const BenchmarkTensors* f32_tensors,
                         const StopSignal& stop);

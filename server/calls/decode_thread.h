@@ -1,6 +1,6 @@
-// Runs work that takes long, such as decoding large messages, in a thread of
-// its own. gRPC's threads must not do such work, because they also answer
-// health checks. Does not use gRPC.
+// Runs work that takes long, such as decoding large messages, in one thread of
+// its own. gRPC's threads must not do such work, because health checks would
+// have to wait for them. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_DECODE_THREAD_H_
 #define ATTND_SERVER_CALLS_DECODE_THREAD_H_
 
@@ -13,9 +13,9 @@
 namespace attnd::server {
 
 // Runs pieces of work one after the other, in the order in which callers submit
-// them. Thread-safe. The queue needs no limit, because callers admit a call
-// before they submit its work: the slots limit how many calls wait, and the
-// memory budget limits what they hold.
+// them. Thread-safe. The queue has no limit of its own, because every call is
+// admitted (server/memory/admission.h) before its work is submitted: the slots
+// limit how many calls wait, and the memory budget limits what they hold.
 class DecodeThread {
  public:
   // Throws std::system_error if the system cannot start another thread.

@@ -11,31 +11,32 @@
 
 namespace attnd::server {
 
-// Sends the messages of one call. Each Write ends with a call of OnWritten of
-// the call. Have at most one Write outstanding, so that messages do not pile up
-// if the client is slow. Call Finish once, after the last Write. The sink may
-// be destroyed when Finish returns, but not before callbacks that it has called
-// (OnMessage, OnWritten) have returned.
+// Sends the messages of one call. When a message that was passed to Write has
+// been sent, OnWritten of the call runs. Do not call Write again before that,
+// so that messages do not pile up if the client is slow. Call Finish once,
+// after the last Write. The sink may be destroyed as soon as Finish has
+// returned, and so have the callbacks that it has called (OnMessage,
+// OnWritten).
 class MessageSink {
  public:
   virtual ~MessageSink() = default;
   virtual void Write(OutgoingMessage message) = 0;
-  // Returns how many bytes of the outstanding Write have left the server,
-  // counted in steps of at most kMinProgressBytes. Call it only while a Write
-  // is outstanding.
+  // Returns how many bytes of the message that is being sent gRPC has written
+  // to the socket, in steps of at most kMinProgressBytes. Call it only between
+  // Write and OnWritten.
   virtual int64_t sent_bytes() = 0;
-  // Ends the rpc, so that an outstanding Write ends with OnWritten(false) even
-  // if the client reads nothing. `why` is the error text for the client, which
-  // gets it only if it reads again. Call it only before Finish.
+  // Ends the rpc, so that OnWritten(false) follows for a message that is being
+  // sent, even if the client reads nothing. `why` is the error text for the
+  // client, which gets it only if it reads again. Call it only before Finish.
   virtual void Break(const std::string& why) = 0;
   // Ends the rpc with `status`.
   virtual void Finish(const absl::Status& status) = 0;
 };
 
-// A sink that also receives messages. Each Read ends with a call of OnMessage
-// or OnEnd of the call. Have at most one Read outstanding. Messages that a
-// faster client sends meanwhile wait at the client. A Read after Finish ends
-// with OnEnd.
+// A sink that also receives messages. For each Read, OnMessage or OnEnd of the
+// call runs later. Do not call Read again before that. If a client sends faster
+// than the call reads, its messages wait at the client. A Read after Finish
+// leads to OnEnd.
 class MessageStream : public MessageSink {
  public:
   virtual void Read() = 0;

@@ -22,9 +22,10 @@ using PlainDone = std::function<void(absl::StatusOr<OutgoingMessage>)>;
 
 // These functions answer `received`, the bytes of a request, by calling `done`
 // once. If the message is light (SplitIfLight), they do so before they return.
-// Otherwise the decode thread calls `done`. `done` must not block. A call takes
-// a slot while it runs. `stop` ends a call that waits for the decode thread.
-// `context` and `stop` must live until `done` is called.
+// Otherwise the thread of ServiceContext::decoder calls `done`. `done` must not
+// block. A call holds a slot (server/memory/admission.h) while it runs. `stop`
+// can end a call that waits for the decode thread. `context` and `stop` must
+// live until `done` is called.
 void AnswerMemoryEstimate(const ServiceContext& context,
                           ReceivedMessage received, const StopSignal& stop,
                           PlainDone done);

@@ -1,4 +1,5 @@
-// Random inputs for runs in which the exact numbers do not matter.
+// Random inputs for benchmarks and tests in which the exact numbers do not
+// matter.
 #ifndef ATTND_SERVER_CALLS_RANDOM_FLOATS_H_
 #define ATTND_SERVER_CALLS_RANDOM_FLOATS_H_
 
@@ -7,11 +8,11 @@
 
 namespace attnd::server {
 
-// Generates random numbers in [-1, 1). Their sequence depends only on `seed`.
-// It is the same on every machine, however many numbers each call of Fill asks
-// for. This is a linear congruential generator with the constants of Numerical
-// Recipes. It takes a nanosecond for each number. Use it only if nothing but
-// the distribution of the numbers matters.
+// Generates random numbers in [-1, 1). Their sequence depends only on `seed`:
+// it is the same on every machine, however the numbers are divided among calls
+// of Fill. This is a linear congruential generator with the constants of
+// Numerical Recipes, which takes a nanosecond for each number but is of low
+// quality.
 class RandomFloats {
  public:
   explicit RandomFloats(uint32_t seed) : state_(seed) {}

@@ -14,7 +14,8 @@
 
 namespace attnd::server {
 
-// Owns nothing. What the pointers and references refer to must outlive it.
+// The server's parts and limits as every call gets them. Owns nothing: the
+// objects to which it refers must outlive it.
 struct ServiceContext {
   AttentionEngine& engine;
   Admission& admission;
@@ -23,8 +24,8 @@ struct ServiceContext {
   const RegionRegistry* regions = nullptr;  // null: shared memory is off
   std::chrono::nanoseconds stream_idle_timeout{0};  // 0: no limit
   std::chrono::nanoseconds max_benchmark_time{0};   // 0: no limit
-  // Decodes messages that are not light; null: the thread that receives a
-  // message decodes it.
+  // Decodes messages that are not light (wire/message_splitter.h). If null, the
+  // thread that receives a message decodes it.
   DecodeThread* decoder = nullptr;
   LoadMeter* load = nullptr;  // null: nothing is counted
 

@@ -1,6 +1,6 @@
-// Ends calls whose clients do not send what the server waits for, or do not
-// read what it writes. Otherwise such a client would hold a slot and memory
-// until it closes its connection. Does not use gRPC.
+// Ends calls whose client does not send what the server waits for, or does not
+// read what the server sends. Without this, such a client would hold a slot and
+// memory of the server until it closes its connection. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_SILENCE_WATCH_H_
 #define ATTND_SERVER_CALLS_SILENCE_WATCH_H_
 
@@ -17,15 +17,15 @@ namespace attnd::server {
 class WatchedCall {
  public:
   virtual ~WatchedCall() = default;
-  // Ends the call if it has waited for its client for `timeout`, and in that
-  // time the client has sent or read less than kMinProgressBytes and has not
-  // completed what the call waits for. Thread-safe. It may be called at any
-  // time, and must not wait.
+  // Ends the call if it has been waiting for its client for `timeout`, and in
+  // that time the client has sent or read less than kMinProgressBytes and has
+  // not completed the message that the call waits for. Thread-safe. It may be
+  // called at any time, and must return at once.
   virtual void EndIfSilent(std::chrono::nanoseconds timeout) = 0;
 };
 
-// Calls EndIfSilent for every call four times in each timeout, in a thread of
-// its own. Thread-safe.
+// Calls EndIfSilent of every watched call four times in each period of
+// `timeout`, in a thread of its own. Thread-safe.
 class SilenceWatch {
  public:
   // If `timeout` is 0, there is no thread, and no call is watched.

@@ -30,11 +30,12 @@
 
 namespace attnd::server {
 
-// One call of AttentionStream. When it has the header, and before it reads the
-// first chunk, it reserves the memory for the whole call and sends the header
-// of the answer. When the client has ended its side of the stream, it computes
-// and sends the rest of the answer. Its callbacks (OnMessage, OnEnd, OnWritten)
-// may run in different threads.
+// One call of AttentionStream. The first message has the header, which
+// describes all tensors. Once it has arrived, and before the first chunk is
+// read, the call reserves the memory that it will need and sends the header of
+// the answer. When the client has ended its side of the stream, the call
+// computes and sends the rest of the answer. Its callbacks (OnMessage, OnEnd,
+// OnWritten) may run in different threads.
 class StreamCall final : public AttentionCall, public WatchedCall {
  public:
   using Clock = SteadyTime (*)();
@@ -48,24 +49,25 @@ class StreamCall final : public AttentionCall, public WatchedCall {
         clock_(clock) {}
   ~StreamCall() override;
 
-  // Starts to read. `pending` is the slot of a stream that waits for its first
-  // message. The call returns it when that message has arrived.
+  // Starts to read. `pending` is a slot for streams whose first message has not
+  // arrived yet. The call gives it back when that message has arrived.
   void Start(Admission::Reservation pending = {});
-  // Call this when a Read has ended with a message, or with an error.
+  // Call this when MessageStream::Read has received a message or failed.
   void OnMessage(absl::StatusOr<ReceivedMessage> received);
-  // Call this when a Read has ended without a message: the client has ended its
-  // side of the stream, or is gone.
+  // Call this when MessageStream::Read found no further message: the client has
+  // ended its side of the stream, or is gone.
   void OnEnd();
-  // Call this when the outstanding Write is over. `ok` is false if the stream
-  // is broken.
+  // Call this when the message passed to MessageSink::Write has been sent. `ok`
+  // is false if the stream is broken.
   void OnWritten(bool ok);
-  // Checks both directions. A chunk from the client counts when all of it has
-  // arrived, because gRPC does not report parts of a message. Chunks from the
-  // server count while they are being sent.
+  // Ends the call if the client sends too little or reads too little. A chunk
+  // from the client counts when all of it has arrived, because gRPC does not
+  // report parts of a message. A chunk to the client already counts while it is
+  // being sent.
   void EndIfSilent(std::chrono::nanoseconds timeout) override;
 
  private:
-  // How much of a tensor of the header has arrived.
+  // How much of a tensor that the header describes has arrived.
   struct Intake {
     std::string path;  // in errors; empty if the header lacks the tensor
     int64_t size_bytes = 0;
@@ -73,12 +75,13 @@ class StreamCall final : public AttentionCall, public WatchedCall {
     bool in_chunks = false;
   };
 
-  // Runs first for each message. Admits the call if this is its first message,
-  // and splits the message if it is light. Returns nothing if it is not light.
+  // Runs first for each message. Reserves a slot for the call if this is its
+  // first message. Splits the message if it is light (wire/message_splitter.h),
+  // and otherwise returns nullopt.
   absl::StatusOr<std::optional<SplitMessage>> SplitFirst(
       const ReceivedMessage& received);
-  // Handles the message. Runs in the decode thread if the message is not light.
-  // `light` is what SplitFirst returned.
+  // Handles a message after SplitFirst, which returned `light`. Runs in the
+  // decode thread if the message is not light.
   void Handle(ReceivedMessage received, std::optional<SplitMessage> light);
 
   // The caller of the next five functions must hold `mutex_`.
@@ -89,8 +92,8 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   absl::Status CheckChunk(const v1::TensorChunk& chunk, int64_t size_bytes);
   // Checks that the header and all chunks have arrived.
   absl::Status CheckComplete() const;
-  // Returns the error for a client that has been silent for `timeout`, or that
-  // has not read the answer for as long if `unread` is true.
+  // Returns the error for a client that has sent too little for `timeout`, or,
+  // if `unread`, that has read too little of the answer.
   absl::Status IdleStatus(std::chrono::nanoseconds timeout, bool unread) const;
 
   void ReadNext();
@@ -99,7 +102,7 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   void Fail(absl::Status status);
   void Computed(absl::Status status, const RunStats& stats);
   // Writes the next message that is ready, or finishes the stream. Does nothing
-  // while a write is outstanding.
+  // while an earlier message is still being sent.
   void Pump();
   // Returns the next chunk of the answer or, after the last chunk, the stats.
   // The caller must hold `mutex_`.
@@ -111,24 +114,26 @@ class StreamCall final : public AttentionCall, public WatchedCall {
 
   std::mutex mutex_;
   // Measures how long the server waits for the next message of the client. It
-  // does not run while the server handles a message. A message may arrive
-  // before the call of Read for it returns, so reads and messages are both
-  // counted.
+  // does not run while the server handles a message. OnMessage may run before
+  // the Read that it belongs to has returned. The two counters below show that,
+  // and the timer then does not start.
   StallTimer read_timer_;
   int64_t reads_ = 0;           // how many times Read has returned
-  int64_t turns_ = 0;           // how many reads have ended
+  int64_t turns_ = 0;           // how many Reads OnMessage or OnEnd has ended
   int64_t received_bytes_ = 0;  // data of all chunks together
-  bool writing_ = false;        // a write is outstanding
-  StallTimer write_timer_;      // measures the outstanding write
-  bool breaking_ = false;       // Break is running, so the stream must exist
-  bool begun_ = false;          // the header has been handled
-  PayloadSource source_;        // the tensors whose data are in the header
+  bool writing_ = false;        // a message is being sent
+  StallTimer write_timer_;      // measures how long it takes to send a message
+  // MessageSink::Break is running. Finish has to wait, because the stream may
+  // be destroyed after it.
+  bool breaking_ = false;
+  bool begun_ = false;    // the header has been handled
+  PayloadSource source_;  // the tensors whose data are in the header
   std::array<Intake, kTensorRoles> intakes_;
-  bool busy_ = false;        // a write is outstanding, or the call is finished
+  bool busy_ = false;        // a message is being sent, or the call is over
   bool header_due_ = false;  // the answer's header can be written
   std::optional<RunStats> stats_;  // set when the answer is computed
-  // The next chunk is of this tensor of answers(), from this offset on, in
-  // bytes.
+  // The next chunk of the answer is of tensor number next_tensor_ of answers(),
+  // from byte next_offset_ on.
   size_t next_tensor_ = 0;
   size_t next_offset_ = 0;
   std::optional<absl::Status> finish_;  // set when the call is over

@@ -1,5 +1,5 @@
-// Ends a call with one message each way if its client does not read the answer.
-// Does not use gRPC.
+// Ends a call with one message each way if its client does not read the answer
+// in time. Does not use gRPC.
 #ifndef ATTND_SERVER_CALLS_UNARY_ANSWER_H_
 #define ATTND_SERVER_CALLS_UNARY_ANSWER_H_
 
@@ -23,8 +23,8 @@ class SendingRpc {
   using BreakFn = std::function<void(const std::string& why)>;
 
   virtual ~SendingRpc() = default;
-  // Returns how many bytes of the answer have left the server, counted in steps
-  // of at most kMinProgressBytes.
+  // Returns how many bytes of the answer gRPC has written to the socket, in
+  // steps of at most kMinProgressBytes.
   virtual int64_t sent_bytes() = 0;
   // Returns a function that ends this rpc. It may outlive the rpc; after the
   // end of the rpc, it does nothing.
@@ -32,8 +32,8 @@ class SendingRpc {
 };
 
 // Ends a call whose client does not read its answer in time. Watches the answer
-// from when gRPC gets it until it is sent, because until then it holds memory
-// and a part of the budget. Thread-safe.
+// from when it is handed to gRPC until it is sent, because all that time it
+// holds memory and a part of the memory budget. Thread-safe.
 class UnaryAnswer : public WatchedCall {
  public:
   using Clock = SteadyTime (*)();
@@ -42,7 +42,7 @@ class UnaryAnswer : public WatchedCall {
 
   // Call it before the answer is handed to gRPC. `rpc` must live until Over.
   void Begin(SendingRpc& rpc);
-  // Call it when the rpc is over, whether the client got the answer or not.
+  // Call it when the rpc is over, whether or not the client got the answer.
   void Over();
 
   void EndIfSilent(std::chrono::nanoseconds timeout) override;
@@ -55,8 +55,8 @@ class UnaryAnswer : public WatchedCall {
   SendingRpc* rpc_ = nullptr;  // null: no answer waits for the client
 };
 
-// Returns the error text for a client that has read too little of an answer for
-// `timeout`.
+// Returns the error text for a client that has read less than kMinProgressBytes
+// of an answer within `timeout`.
 std::string UnreadText(std::chrono::nanoseconds timeout);
 
 }  // namespace attnd::server

@@ -1,7 +1,7 @@
-// Converts requests of the contract to problems of the core. Finds out which
-// tensor has which role, and checks that each tensor has as many bytes as its
-// shape needs. Does not copy tensors, and does not allocate memory of their
-// size.
+// Converts the protobuf messages of requests to problems of core/. Finds out
+// which tensor has which role (query, key and so on), and checks that each
+// tensor has as many bytes as its shape needs. Does not copy tensors, and does
+// not allocate memory of their size.
 #ifndef ATTND_SERVER_CODEC_REQUEST_CODEC_H_
 #define ATTND_SERVER_CODEC_REQUEST_CODEC_H_
 
@@ -17,16 +17,16 @@
 
 namespace attnd::server {
 
-// The form of the tensors of a request. The tensors of its answer have the same
-// form.
+// How the tensors of a request carry their elements. The tensors of its answer
+// carry theirs in the same way.
 enum class PayloadKind {
   kData,         // bytes in the message or in chunks
   kValues,       // a list of numbers in the message
   kSharedMemory  // a place in a shared region
 };
 
-// The roles of the tensors of a request. Only AttentionBackward has the last
-// three.
+// The roles that the tensors of a request can have. Only requests of
+// AttentionBackward have the last three.
 enum TensorRole : size_t {
   kQuery,
   kKey,
@@ -39,8 +39,9 @@ enum TensorRole : size_t {
   kTensorRoles
 };
 
-// The tensors of a request to any attention method, by role. A tensor can have
-// several roles. Refers to the message, which must outlive it.
+// The tensors of a request to any rpc that computes attention, by role. One
+// tensor can have several roles, as in SelfAttention. Refers to the request's
+// message, which must outlive it.
 struct AttentionTensors {
   struct Field {
     const char* path = "";               // from the root of the request
@@ -56,8 +57,9 @@ struct AttentionTensors {
   static AttentionTensors Of(const v1::SelfAttentionRequest& request);
   static AttentionTensors Of(const v1::CrossAttentionRequest& request);
   static AttentionTensors Of(const v1::AttentionBackwardRequest& request);
-  // Returns the tensors in the header of AttentionStream. Their paths begin at
-  // the header and not at the root of the message.
+  // Returns the tensors of `header`, which is a field of the first message of
+  // AttentionStream. The paths of the fields begin at the header, not at the
+  // root of that message.
   static AttentionTensors OfStream(const v1::AttentionRequest& header);
 };
 
@@ -69,15 +71,16 @@ struct DecodedRequest {
   std::array<int64_t, kTensorRoles> bytes{};
 };
 
-// Checks and decodes a request. `split` is its message after splitting. Returns
-// INVALID_ARGUMENT with the field that is wrong. Does not check whether the
-// shared regions of the request exist and are large enough: FindSharedTensors
-// does so.
+// Checks and decodes a request. `split` is the result of splitting its message
+// (wire/message_splitter.h). Returns INVALID_ARGUMENT that names the field that
+// is wrong. Does not check whether the shared memory to which the request
+// refers exists and is large enough: FindSharedTensors does so.
 absl::StatusOr<DecodedRequest> DecodeRequest(const AttentionTensors& tensors,
                                              const SplitMessage& split);
 
-// Returns whether the payload of `tensor` arrives in chunks, after the header.
-// `tensor` must belong to a request that was decoded without an error.
+// Returns whether the elements of `tensor` arrive in chunks, in messages after
+// this one. `tensor` must belong to a request that was decoded without an
+// error.
 inline bool ComesInChunks(const v1::Tensor& tensor) {
   return tensor.payload_case() == v1::Tensor::PAYLOAD_NOT_SET;
 }

@@ -1,4 +1,4 @@
-// Encodes results as messages of the contract. Large tensors are not copied:
+// Encodes results as messages of attention.proto. Large tensors are not copied:
 // they are sent from the memory to which the kernel wrote them.
 #ifndef ATTND_SERVER_CODEC_RESPONSE_CODEC_H_
 #define ATTND_SERVER_CODEC_RESPONSE_CODEC_H_
@@ -39,18 +39,18 @@ struct AttentionAnswer {
 
 // Encode the three kinds of messages in the answer of AttentionStream. The
 // field numbers of tensors are those of AttentionResponse. EncodeChunk encodes
-// `size` bytes of the tensor, from `offset` on. It does not copy them unless
-// they are few, and the message keeps `owner` alive.
+// `size` bytes of the tensor, from byte `offset` on. Unless these bytes are
+// few, they are not copied, and the message keeps `owner` alive.
 OutgoingMessage EncodeStreamHeader(const std::vector<ResponseTensor>& tensors);
 OutgoingMessage EncodeChunk(const ResponseTensor& tensor, size_t offset,
                             size_t size, std::shared_ptr<const void> owner);
 OutgoingMessage EncodeStreamStats(const RunStats& stats);
 
-// Encodes an answer. The message keeps `owner` alive until it is sent. `kind`
-// says what the message contains:
-// - kData: the bytes of the tensors. Those of large tensors are not copied.
-// - kValues: a copy of the elements as numbers. All tensors must be F32.
-// - kSharedMemory: the places of the tensors.
+// Encodes an answer. The message keeps `owner`, the owner of the tensors' data,
+// alive until it is sent. `kind` says what the message contains: - kData: the
+// bytes of the tensors. Those of large tensors are not copied. - kValues: a
+// copy of the elements as numbers. All tensors must be F32. - kSharedMemory:
+// the places of the tensors.
 OutgoingMessage EncodeAnswer(const AttentionAnswer& answer, PayloadKind kind,
                              std::shared_ptr<const void> owner);
 

@@ -1,6 +1,7 @@
-// Accepts connections in a thread of its own, in place of gRPC. After one
-// accept has failed, gRPC 1.51 never accepts on that listener again
-// (CVE-2023-4785). This acceptor pauses and tries again. Does not use gRPC.
+// Accepts connections in a thread of its own, because gRPC 1.51 stops doing so
+// for good: after accept() has failed once on a listening socket, it never
+// calls accept() on that socket again (CVE-2023-4785). This class pauses and
+// tries again. Does not use gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 #define ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 
@@ -21,21 +22,23 @@ namespace attnd::server {
 // allows that. Returns how many files the process may then have open.
 int64_t RaiseDescriptorLimit();
 
-// Accepts the connections of several listeners from its construction to its
-// destructor, which closes the listeners. Its thread calls the callbacks.
+// Accepts the connections of several listeners until it is destroyed; the
+// destructor closes the listeners. The callbacks run in its thread.
 class Acceptor {
  public:
   struct Callbacks {
     // Receives each new connection, and owns its socket `fd` from then on. The
-    // socket does not block, and FollowSocket already shows it to the guard.
+    // socket is non-blocking, and FollowSocket has already been called for it,
+    // so the guard sees its traffic.
     std::function<void(int fd)> serve;
-    // Receives false when a listener has failed to accept for a second, and
-    // true when all listeners accept again. They are taken to accept at first.
+    // Called with false when a listener has been unable to accept connections
+    // for a second, and with true when all listeners can accept again. At the
+    // start all are assumed to be able to.
     std::function<void(bool)> all_accept_changed;
   };
 
-  // Asks `guard` for a place for each connection. Throws std::system_error if
-  // the system has no descriptor or no thread left.
+  // Registers each connection with `guard`, which may refuse it. Throws
+  // std::system_error if the system has no file descriptor or no thread left.
   Acceptor(std::vector<Listener> listeners,
            std::shared_ptr<ConnectionGuard> guard, Callbacks callbacks);
   ~Acceptor();
@@ -43,18 +46,19 @@ class Acceptor {
   Acceptor& operator=(const Acceptor&) = delete;
 
  private:
-  // One socket of a listener.
+  // One listening socket.
   struct Source {
     int fd = -1;
     std::string name;          // the address, as --listen gives it
-    SteadyTime retry_at{};     // accept is not called before this time
-    SteadyTime failed_at{};    // since when accept fails; epoch: it does not
-    SteadyTime reported_at{};  // when the log last had the failure
+    SteadyTime retry_at{};     // accept() is not called before this time
+    SteadyTime failed_at{};    // since when accept() fails; epoch: it works
+    SteadyTime reported_at{};  // when the failure was last logged
   };
 
   void Run();
-  // Accepts a few of the connections that wait. The others have to wait until
-  // the other listeners have had a turn.
+  // Accepts a few of the connections that wait at the listening socket
+  // `source`. Those that are left wait until the other listening sockets have
+  // had a turn.
   void AcceptFrom(Source& source);
   void AcceptFailed(Source& source, int error);
   void Take(UniqueFd fd, const std::string& peer);
@@ -66,7 +70,7 @@ class Acceptor {
   std::vector<Source> sources_;
   bool all_accept_ = true;
   SteadyTime refused_reported_at_{};
-  int64_t refused_ = 0;  // connections since the last report in the log
+  int64_t refused_ = 0;  // refused connections since the last log line
   UniqueFd stop_;        // becomes readable when the thread has to end
   std::thread thread_;
 };

@@ -1,5 +1,6 @@
-// Counts the calls, messages and headers of one connection from its HTTP/2
-// frames, and decides when the connection exceeds a limit. Does not use gRPC.
+// Counts the calls, messages and headers of one client connection by looking at
+// its HTTP/2 frames, and decides when the connection exceeds a limit. Does not
+// use gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_H_
 
@@ -37,8 +38,8 @@ class RateLimit {
   // Counts one event. Returns false, and does not count it, if it exceeds the
   // rate.
   bool Take(SteadyTime now);
-  // Returns how many of the events still count at `now`: `per_second` of them
-  // stop counting each second.
+  // Returns how many of the counted events still count at `now`: each second,
+  // `per_second` of them stop counting.
   double recent(SteadyTime now) const;
 
  private:
@@ -47,34 +48,34 @@ class RateLimit {
   SteadyTime counted_at_{};
 };
 
-// The limits of one connection. gRPC 1.51 has no such limits, or applies them
-// only to clients that acknowledge its settings.
+// The limits for each single connection. gRPC 1.51 lacks them, or enforces them
+// only for clients that acknowledge its HTTP/2 settings.
 struct ConnectionLimits {
-  // The most bytes on the wire that one block of request headers may have. gRPC
+  // The most bytes on the wire that the headers of one call may have. gRPC
   // accepts 16 KiB of headers, but checks that only after it has parsed all of
   // them.
   int64_t header_block_bytes = int64_t{64} << 10;
-  // The largest payload of a GOAWAY frame. gRPC keeps its text, of up to 4 MiB,
-  // in memory until the frame is complete.
+  // The largest payload of a GOAWAY frame, in bytes. gRPC keeps the text in the
+  // frame, up to 4 MiB, in memory until the frame is complete.
   int64_t goaway_bytes = int64_t{4} << 10;
-  // How many calls may be open at a time. A call is open until it is answered
-  // or reset.
+  // How many calls the connection may have open at the same time. A call is
+  // open until it is answered or reset.
   int64_t open_calls = 2048;
-  // How often the client may reset calls before they are answered. HTTP/2
-  // counts such calls as closed, although gRPC still works on each of them for
-  // a while.
+  // How often the client may reset a call (RST_STREAM) before it is answered.
+  // HTTP/2 counts such a call as closed, although gRPC still works on it for a
+  // while.
   Rate resets{.burst = 2048, .per_second = 500};
-  // How often the client may send PING and SETTINGS frames. gRPC answers each
-  // with a frame, which stays in memory until the client reads it.
+  // How often the client may send a PING or SETTINGS frame. gRPC answers each
+  // with a frame of its own, which stays in memory until the client reads it.
   Rate answered_frames{.burst = 2048, .per_second = 200};
 };
 
-// The calls of all connections of a server together. Thread-safe.
+// Counts over all connections of a server together. Thread-safe.
 struct ConnectionTotals {
   explicit ConnectionTotals(const Rate& reset_rate) : resets(reset_rate) {}
 
   std::atomic<int64_t> open_calls = 0;
-  // Calls that gRPC still holds although their connection was ended.
+  // Calls that gRPC still has in memory although their connection was ended.
   std::atomic<int64_t> ending_calls = 0;
   std::mutex mutex;
   RateLimit resets;  // guarded by `mutex`
@@ -85,13 +86,14 @@ struct ConnectionTotals {
 // threads, and the guard's thread looks at all connections.
 class Connection {
  public:
-  // The memory that gRPC takes for a call that is not admitted yet. Measured
-  // with gRPC 1.51: 12 KiB if the call is open, 16 KiB if it was reset.
+  // The memory that gRPC takes for a call before the server has accepted its
+  // request. Measured with gRPC 1.51: 12 KiB if the call is open, 16 KiB if it
+  // was reset.
   static constexpr int64_t kCallBytes = int64_t{16} << 10;
-  // The most that gRPC may read from a connection before other connections have
-  // a turn. Without this limit, gRPC reads up to 4 MiB at a time, which can
-  // take 40 ms, and goes on until the socket is empty. A fast sender can keep
-  // the socket from being empty until the end of a large message.
+  // The most bytes that gRPC may read from one connection before other
+  // connections have a turn. Without this limit, gRPC reads up to 4 MiB at a
+  // time, which can take 40 ms, and continues until the socket is empty, which
+  // a fast sender can prevent until the end of a large message.
   static constexpr size_t kTurnBytes = size_t{1} << 20;
 
   // Does not own `fd`, a connected stream socket. `peer` is the client's
@@ -110,27 +112,29 @@ class Connection {
                      // together have too many resets
   };
 
-  // Counts `size` bytes that the client sent. Call it before gRPC sees them.
+  // Counts `size` bytes that the client has sent. Call it before gRPC gets
+  // them.
   Verdict Received(const char* data, size_t size, SteadyTime now);
   // Counts `size` bytes that were sent to the client.
   void Sent(const char* data, size_t size);
 
-  // Checks whether the client has left something unfinished for `timeout`.
-  // Returns why the connection has to end in that case, and an empty text
-  // otherwise. The client is late if less than kMinProgressBytes of a message
-  // have arrived in that time, if a block of headers has not ended, or if no
-  // frame has arrived since the connection was accepted.
+  // Checks whether the client has left something unfinished for `timeout`. If
+  // so, returns the reason why the connection has to end, and otherwise an
+  // empty text. Unfinished means that less than kMinProgressBytes of a message
+  // have arrived in that time, that the headers of a call are not complete, or
+  // that no frame has arrived since the connection was accepted.
   std::string_view Overdue(SteadyTime now, std::chrono::nanoseconds timeout);
 
   // Shuts the socket down, so that gRPC drops the connection and its calls.
-  // `reason` must be a string literal. Only the first reason is kept. Returns
-  // false if the connection was ended before, or if its socket is closed.
+  // `reason`, a string literal, is what end_reason() returns, unless Received
+  // has already set one. Returns false if the connection was ended before, or
+  // if its socket is closed.
   bool End(std::string_view reason);
   // Call this before the socket is closed. The socket is not used after that.
   void Closed();
 
-  // Remembers that gRPC waits for the socket with `epoll` and `event`, so that
-  // Rearm can wake gRPC.
+  // Remembers that gRPC waits for the socket in the epoll instance `epoll` with
+  // `event`, so that Rearm can wake gRPC.
   void WatchedBy(int epoll, const epoll_event& event);
   // Whether WatchedBy was called.
   bool can_rearm() const { return can_rearm_.load(); }
@@ -138,21 +142,24 @@ class Connection {
   // nothing if WatchedBy was not called.
   void Rearm();
 
-  // Returns whether gRPC has read kTurnBytes in the current turn of this
-  // connection, so that other connections should have a turn. If so, the next
-  // turn begins.
+  // Returns whether gRPC has read kTurnBytes from this connection in its
+  // current turn, so that other connections should have theirs. If so, the
+  // count for the next turn begins.
   bool TurnIsOver();
-  // Whether the connection is in the guard's list of connections that wait.
+  // Whether ConnectionGuard has this connection in its list of those that wait
+  // for their next turn to be read.
   std::atomic<bool>& paused() { return paused_; }
 
   // Empty until End is called or Received returns kMustEnd.
   std::string_view end_reason() const;
   const std::string& peer() const { return peer_; }
   int64_t open_calls() const { return open_calls_.load(); }
-  // Estimates the memory that gRPC holds for the connection at `now`: for its
-  // calls, its unfinished messages, and the calls that it reset recently.
+  // Estimates how many bytes gRPC holds for the connection at `now`: for its
+  // calls, its unfinished messages, and the calls that the client reset
+  // recently.
   int64_t HeldBytes(SteadyTime now) const;
-  // Returns how many resets count at `now` (see ConnectionLimits::resets).
+  // Returns how many resets of calls still count at `now`
+  // (ConnectionLimits::resets).
   double RecentResets(SteadyTime now) const;
   // The time since when the connection has had no open call, or
   // SteadyTime::max() if it has one.
@@ -160,7 +167,8 @@ class Connection {
 
  private:
   struct Call {
-    // When the call began, or when it last got kMinProgressBytes.
+    // When the call began, or when another kMinProgressBytes of it were
+    // complete.
     SteadyTime progress_at;
     int64_t bytes_since_progress = 0;  // of DATA payload
     int64_t received_bytes = 0;        // of DATA payload
@@ -168,8 +176,8 @@ class Connection {
     bool answered = false;             // the answer has begun
   };
 
-  // These functions handle what the client sends. The caller must hold
-  // `mutex_`. They return false if the connection has to end.
+  // These functions handle the parts of frames that the client sends. They
+  // return false if the connection has to end. The caller must hold `mutex_`.
   bool BeginFrame(const FrameHeader& frame, SteadyTime now);
   bool Payload(const FrameHeader& frame, size_t bytes, SteadyTime now);
   bool EndFrame(const FrameHeader& frame);
@@ -196,8 +204,9 @@ class Connection {
   std::string_view end_reason_;
   FrameReader in_{FrameReader::kClientPrefaceBytes};
   FrameReader out_{0};
-  // The open calls by their stream. This is not a table of Abseil's, because
-  // the sanitizers change its layout and Debian's Abseil is built without them.
+  // The open calls by the number of their HTTP/2 stream. This is not a hash
+  // table of Abseil, because sanitizers change its layout, and Debian's Abseil
+  // is built without them.
   std::map<uint32_t, Call> calls_;
   std::atomic<int64_t> open_calls_ = 0;  // calls_.size()
   uint32_t last_stream_ = 0;             // the highest stream that has begun

@@ -1,5 +1,5 @@
-// Ends connections that exceed a limit, so that the connections of all clients
-// together do not use up the server's memory. Does not use gRPC.
+// Ends client connections that exceed a limit, so that the connections of all
+// clients together cannot use up the server's memory. Does not use gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 
@@ -30,46 +30,49 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
     // The limits of all connections together.
     int64_t all_open_calls = 8192;
     Rate all_resets{.burst = 8192, .per_second = 2000};
-    // How long a client may leave a message or a block of headers unfinished. 0
-    // means that there is no limit.
+    // How long a client may leave a message or the headers of a call unfinished
+    // (Connection::Overdue). 0 means that there is no limit.
     std::chrono::nanoseconds idle_timeout{0};
-    // While the process has more resident memory of its own than this, the
-    // guard ends connections, beginning with the one that holds most. 0 means
-    // that it does not watch the memory.
+    // While the process has more private resident memory than this many bytes,
+    // the guard ends connections, beginning with the one that holds most. 0
+    // means that it does not watch the memory.
     int64_t memory_bytes = 0;
-    // Returns the memory that is compared with memory_bytes. Tests replace it.
+    // Returns the number of bytes that is compared with memory_bytes. Only
+    // tests replace it.
     std::function<int64_t()> resident_bytes = PrivateResidentBytes;
   };
 
   // Returns a guard whose thread looks at all connections ten times a second.
   static std::shared_ptr<ConnectionGuard> Start(const Options& options);
-  // Ends the thread. Connections stay open, and the guard forgets each of them
-  // when it is closed.
+  // Ends the guard's thread. Connections stay open and registered until they
+  // are closed.
   void Stop();
   ~ConnectionGuard();
 
-  // Counts the connected socket `fd` as a connection from now on. If there are
-  // max_connections already, ends the one that has been idle longest to make
-  // room. Returns null if no connection has been idle for a second; the caller
-  // then has to close `fd`. `peer` is the client's address in the log.
+  // Registers the connected socket `fd` as a connection. If there are
+  // max_connections already, first ends the one that has been without calls
+  // longest. If none has been without calls for a second, returns null; the
+  // caller then has to close `fd`. `peer` is the client's address in the log.
   std::shared_ptr<Connection> Add(int fd, const std::string& peer);
   // Call this before the connection's socket is closed.
   void Forget(const std::shared_ptr<Connection>& connection);
 
-  // Returns how many bytes gRPC may read from the connection's socket now. If
-  // that is 0, the guard makes gRPC try again later.
+  // Returns how many bytes gRPC may read from the connection's socket now. It
+  // is 0 if other connections have to have their turn first, or if gRPC has to
+  // drop the calls of ended connections first. The guard then makes gRPC read
+  // from the socket again later.
   size_t MayRead(const std::shared_ptr<Connection>& connection);
-  // Counts `size` bytes that a client sent. Returns false if the connection was
-  // ended; gRPC must not see the bytes in that case.
+  // Counts `size` bytes that a client has sent. Returns false if the connection
+  // was ended; gRPC must not get the bytes then.
   bool Received(Connection& connection, const char* data, size_t size,
                 SteadyTime now);
 
   // Returns how many connections there are.
   int64_t connections() const;
 
-  // Returns the bytes of memory that this process has mapped and touched, and
-  // that no other process shares. Files and the regions of clients do not
-  // count. Returns 0 if /proc cannot be read.
+  // Returns the bytes of memory that this process has used and that no other
+  // process shares. Mapped files and the shared memory of clients do not count.
+  // Returns 0 if /proc cannot be read.
   static int64_t PrivateResidentBytes();
 
  private:
@@ -80,13 +83,14 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
   void EndOverdue(SteadyTime now);
   // Frees memory, or ends a connection, if memory_bytes is exceeded.
   void LimitMemory(SteadyTime now);
-  // Whether gRPC has yet to drop calls of connections that were ended, and
-  // these and the open calls together are too many.
+  // Returns whether gRPC has not yet dropped all calls of ended connections,
+  // and these and the open calls are together more than all_open_calls.
   bool GrpcIsBehind() const;
-  // Lets connections read again for which MayRead has returned 0.
+  // Lets gRPC read again from the connections for which MayRead has returned 0.
   void Resume();
   // Ends the connection for which `size_of` returns the largest number, unless
-  // that number is less than `min_size`. Returns whether it ended one.
+  // that number is less than `min_size`. Returns whether a connection was
+  // ended.
   bool EndLargest(const std::function<int64_t(const Connection&)>& size_of,
                   int64_t min_size, std::string_view reason);
   void End(Connection& connection, std::string_view reason);

@@ -1,5 +1,5 @@
-// Finds the frames in the bytes of one direction of an HTTP/2 connection
-// (RFC 9113). It reads only the headers of frames, and never copies or keeps a
+// Finds the frames in the bytes that one end of an HTTP/2 connection sends (RFC
+// 9113). It reads only the headers of frames, and never copies or keeps a
 // payload, so it takes a few nanoseconds for each frame.
 #ifndef ATTND_SERVER_CONNECTIONS_FRAME_READER_H_
 #define ATTND_SERVER_CONNECTIONS_FRAME_READER_H_
@@ -12,7 +12,7 @@
 
 namespace attnd::server {
 
-// The types of frames that attnd looks at. Other numbers are valid too.
+// The types of frames that attnd looks at. A frame can have another type, too.
 enum class FrameType : uint8_t {
   kData = 0,
   kHeaders = 1,
@@ -26,7 +26,8 @@ enum class FrameType : uint8_t {
 // The header that each frame begins with.
 struct FrameHeader {
   static constexpr size_t kBytes = 9;  // its size on the wire
-  // The flags that attnd looks at, with the types of frames that have each.
+  // The flags that attnd looks at. The comments name the types of frames in
+  // which each flag is used.
   static constexpr uint8_t kEndStream = 0x1;   // kData, kHeaders
   static constexpr uint8_t kAck = 0x1;         // kSettings, kPing
   static constexpr uint8_t kEndHeaders = 0x4;  // kHeaders, kContinuation
@@ -39,8 +40,8 @@ struct FrameHeader {
   uint32_t stream = 0;  // 0 stands for the connection itself
 };
 
-// Reads the bytes of one direction in order, in pieces of any size. Not
-// thread-safe.
+// Reads the bytes of one direction of a connection, in order and in pieces of
+// any size. Not thread-safe.
 class FrameReader {
  public:
   // A client sends the first 24 bytes of its connection before any frame.

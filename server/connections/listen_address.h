@@ -37,10 +37,11 @@ struct ListenAddress {
 // them would notice.
 class UnixSocketGuard {
  public:
-  // Locks PATH.lock, and removes a socket at `path` that a killed server left
-  // behind. ALREADY_EXISTS if a process listens on the path, if `path` is not a
-  // socket, or if PATH.lock is not an empty file. Symbolic links are not
-  // followed. Errors begin with `option`, the option that has the path.
+  // Locks the file PATH.lock, and removes a socket at `path` that a killed
+  // server left there. Returns ALREADY_EXISTS if a process listens on the path,
+  // if `path` is something else than a socket, or if PATH.lock is not an empty
+  // file. Does not follow symbolic links. Error messages begin with `option`,
+  // the name of the option that has the path.
   static absl::StatusOr<UnixSocketGuard> Acquire(std::string path,
                                                  absl::string_view option);
 
@@ -59,10 +60,11 @@ class UnixSocketGuard {
 // The mode of a socket that only the server's own user and root can use.
 inline constexpr mode_t kOwnersSocketMode = 0600;
 
-// Returns a socket of `type` (SOCK_STREAM or SOCK_SEQPACKET) that listens on
-// `path` and does not block. The caller must hold the UnixSocketGuard of the
-// path. The file gets `mode` before clients can connect; the umask has no
-// effect. Errors begin with `option`, the option that has the path.
+// Returns a non-blocking socket of `type` (SOCK_STREAM or SOCK_SEQPACKET) that
+// listens on `path`. The caller must hold the UnixSocketGuard of the path. The
+// file gets the permissions `mode` before clients can connect, whatever the
+// umask. Error messages begin with `option`, the name of the option that has
+// the path.
 absl::StatusOr<UniqueFd> ListenOnUnixSocket(const std::string& path, int type,
                                             mode_t mode,
                                             absl::string_view option);
@@ -71,15 +73,15 @@ absl::StatusOr<UniqueFd> ListenOnUnixSocket(const std::string& path, int type,
 // it, unless another server has replaced it with its own file.
 class AddressFile {
  public:
-  // Returns the error that Write would return for the path, as far as that is
+  // Returns the error that Write would return for the path, if that can be
   // known before writing. Call it before the server begins to listen.
   static absl::Status Check(const std::string& path);
 
   // Writes the file, with one address on each line. Replaces an existing file
   // in one step, so that a reader never sees only some of the addresses.
-  // ALREADY_EXISTS if something else is at the path than an empty file or a
-  // file of addresses that a killed server left behind. Symbolic links are not
-  // followed.
+  // Returns ALREADY_EXISTS if there is something at the path that is neither an
+  // empty file nor the address file of a killed server. Does not follow
+  // symbolic links.
   static absl::StatusOr<AddressFile> Write(
       std::string path, const std::vector<std::string>& addresses);
 

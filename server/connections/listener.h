@@ -13,16 +13,17 @@
 
 namespace attnd::server {
 
-// The sockets of one address. A unix path has one socket. A TCP host name has a
-// socket for each of its addresses.
+// The listening sockets of one address. A unix path has one socket. A TCP host
+// name has one for each IP address that it stands for.
 struct Listener {
-  ListenAddress address;  // with the port that the system chose for port 0
+  ListenAddress address;  // with the chosen port instead of port 0
   std::vector<UniqueFd> sockets;
 
   // Binds the sockets and listens. From then on, new connections wait in the
-  // kernel. A wildcard (0.0.0.0 or [::]) accepts both IPv6 and IPv4. The file
-  // of a unix socket gets `unix_mode`. UNAVAILABLE if a TCP address is in use
-  // or is not an address of this machine. Each error names --listen.
+  // operating system's queue. A wildcard (0.0.0.0 or [::]) accepts both IPv6
+  // and IPv4. The file of a unix socket gets the permissions `unix_mode`.
+  // Returns UNAVAILABLE if a TCP address is in use or does not belong to this
+  // machine. Each error names --listen.
   static absl::StatusOr<Listener> Open(const ListenAddress& address,
                                        mode_t unix_mode = kOwnersSocketMode);
 };

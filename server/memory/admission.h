@@ -1,6 +1,7 @@
-// Decides which requests the server accepts, by two limits: a budget of bytes,
-// and a number of requests. A request reserves its bytes before it allocates
-// memory. Reserving never waits, so two requests that need more bytes cannot
+// Decides which requests the server accepts, by two limits: the bytes of memory
+// that all requests together may hold (the budget), and the number of requests
+// at a time (the slots). A request reserves its bytes before it allocates
+// memory. It never waits for bytes that others hold, so two requests cannot
 // deadlock. Uses neither gRPC nor attention.
 #ifndef ATTND_SERVER_MEMORY_ADMISSION_H_
 #define ATTND_SERVER_MEMORY_ADMISSION_H_
@@ -17,14 +18,14 @@
 
 namespace attnd::server {
 
-// The budget of one server. Each request holds a Reservation. Thread-safe.
-// Reservations may outlive it.
+// The budget and the slots of one server. Each request holds a Reservation.
+// Thread-safe. A Reservation may outlive this object.
 class Admission {
   struct State;
 
  public:
-  // The slot and the bytes of one request. The destructor returns both to the
-  // budget. Movable. Only one thread may use it at a time.
+  // The slot and the bytes that one request holds. The destructor gives both
+  // back. Movable. Only one thread may use it at a time.
   class Reservation {
    public:
     Reservation() = default;
@@ -38,16 +39,18 @@ class Admission {
 
     // Reserves more, so that the reservation has at least `bytes` in total. If
     // the budget does not allow that, changes nothing and returns
-    // RESOURCE_EXHAUSTED, with RetryInfo unless `bytes` exceed the whole
-    // budget.
+    // RESOURCE_EXHAUSTED. The error tells the client when to try again
+    // (RetryInfo), unless `bytes` exceed the whole budget.
     absl::Status GrowTo(int64_t bytes);
-    // Returns all but `bytes` to the budget.
+    // Gives all bytes but `bytes` back to the budget.
     void ShrinkTo(int64_t bytes);
-    // Returns the slot, but not the bytes. Call it before the answer is sent,
-    // so that a client that has the answer finds the slot free.
+    // Gives the slot back, but not the bytes. Call it before the answer is
+    // sent, so that a client that has the answer finds the slot free for its
+    // next request.
     void LeaveSlot();
-    // Declares that `bytes` of this reservation are for messages that arrive.
-    // This is valid until the next call, or until the reservation ends.
+    // Declares that `bytes` of this reservation are meant for messages that are
+    // still arriving, which are then not counted twice (MessageQuota). This is
+    // valid until the next call of this function or until the reservation ends.
     void SetMessageShare(int64_t bytes);
     int64_t bytes() const { return bytes_; }
 
@@ -62,25 +65,25 @@ class Admission {
     bool has_slot_ = false;
   };
 
-  // What all reservations hold together.
+  // What all reservations together hold.
   struct Usage {
     int64_t bytes = 0;
     int64_t in_flight = 0;  // slots
     int64_t reservations = 0;
   };
 
-  // Limits requests to `budget_bytes` and `max_in_flight` slots. The budget
-  // also covers the idle memory that `pool` keeps: if a request needs that
-  // memory, the pool frees it, and `messages` makes malloc return freed
-  // messages to the system. Both may be null. `pool` must outlive every
-  // reservation.
+  // Limits all requests together to `budget_bytes` and `max_in_flight` slots.
+  // The memory that `pool` keeps for later requests is part of the budget: if a
+  // request needs the bytes, the pool frees them, and `messages` makes malloc
+  // give freed messages back to the operating system. Both may be null. `pool`
+  // must outlive every reservation.
   Admission(int64_t budget_bytes, int64_t max_in_flight,
             WorkspacePool* pool = nullptr,
             std::shared_ptr<MessageQuota> messages = nullptr);
 
-  // Reserves a slot and `bytes`. RESOURCE_EXHAUSTED if either is not available,
-  // with RetryInfo unless `bytes` exceed the whole budget. UNAVAILABLE after
-  // Close.
+  // Reserves a slot and `bytes` for a new request. Returns RESOURCE_EXHAUSTED
+  // if either is not available, with RetryInfo unless `bytes` exceed the whole
+  // budget. Returns UNAVAILABLE after Close.
   absl::StatusOr<Reservation> Admit(int64_t bytes);
   // Makes Admit refuse all requests from now on.
   void Close();

@@ -1,5 +1,5 @@
 // Decides how much memory gRPC may use for messages, so that messages and calls
-// together stay within the memory of the server. Does not use gRPC.
+// together stay within the memory that the server may use. Does not use gRPC.
 #ifndef ATTND_SERVER_MEMORY_MESSAGE_QUOTA_H_
 #define ATTND_SERVER_MEMORY_MESSAGE_QUOTA_H_
 
@@ -12,27 +12,28 @@
 namespace attnd::server {
 
 // The memory for the messages of all clients. gRPC receives a whole message
-// before it tells the server about it, so messages that arrive have a separate
-// share of the memory. Messages of admitted calls do not count against that
-// share, because those calls have reserved their bytes: the quota of gRPC grows
-// by the bytes of such messages. If the share is exhausted, gRPC ends arbitrary
-// calls until memory is free again. Thread-safe.
+// before it tells the server about it. So messages have a share of the memory
+// of their own until the server has them. After that, the call that a message
+// belongs to reserves its bytes from the memory budget (Admission), and gRPC's
+// quota grows by these bytes, so that the share is free for other messages. If
+// the share is used up, gRPC ends arbitrary calls until memory is free again.
+// Thread-safe.
 class MessageQuota {
  public:
   struct Limits {
-    int64_t budget_bytes = 0;    // what Admission may reserve for calls
-    int64_t arriving_bytes = 0;  // the share of messages that arrive
+    int64_t budget_bytes = 0;    // of Admission, for calls
+    int64_t arriving_bytes = 0;  // for messages that arrive
     int64_t kept_bytes = 0;      // how much freed memory malloc may keep
   };
 
-  // `resize` gets the number of bytes that all messages together may take, to
-  // tell gRPC. The constructor calls it, and it is called again when that
-  // number has changed by several MiB. It is called without a lock, so it may
-  // call this object.
+  // `resize` must set gRPC's quota to its argument, the number of bytes that
+  // all messages together may take. It is called by the constructor, and
+  // whenever that number has changed by several MiB. No lock is held meanwhile,
+  // so it may call functions of this object.
   MessageQuota(const Limits& limits, std::function<void(int64_t)> resize);
 
-  // Counts the bytes of a message that has arrived, from its construction to
-  // its destruction.
+  // Counts `bytes`, the size of a message that has arrived, with AddHeld for as
+  // long as this object exists.
   class Held {
    public:
     Held(std::shared_ptr<MessageQuota> quota, int64_t bytes)
@@ -48,15 +49,15 @@ class MessageQuota {
     const int64_t bytes_;
   };
 
-  // Records that `bytes` that a call has reserved are now in gRPC's buffers
-  // (AddHeld), or no longer are (RemoveHeld).
+  // Record that `bytes` of a message that the server has are now in buffers of
+  // gRPC (AddHeld), or no longer are (RemoveHeld).
   void AddHeld(int64_t bytes);
   void RemoveHeld(int64_t bytes);
 
   // Call this before a call allocates memory. `reserved_bytes` is what all
-  // calls have reserved, and `idle_bytes` is what the workspace pool keeps. If
-  // the server could exceed its memory, this makes malloc return freed messages
-  // to the system.
+  // calls have reserved, and `idle_bytes` is what the WorkspacePool keeps for
+  // later calls. If the server could exceed its memory, this makes malloc give
+  // the memory of freed messages back to the operating system.
   void MakeRoom(int64_t reserved_bytes, int64_t idle_bytes);
 
  private:
@@ -70,7 +71,7 @@ class MessageQuota {
 
   std::mutex mutex_;
   int64_t held_bytes_ = 0;
-  int64_t removed_bytes_ = 0;  // since malloc last returned memory
+  int64_t removed_bytes_ = 0;  // since malloc last gave memory back
   int64_t told_bytes_ = -1;    // the last argument of `resize_`; -1: none yet
   bool resizing_ = false;
 };

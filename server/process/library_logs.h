@@ -1,6 +1,6 @@
-// Redirects what gRPC and protobuf would write to stderr to attnd's log. There
-// the lines are limited, because clients can cause them, and they do not delay
-// calls, although threads that serve calls write them.
+// Redirects what gRPC and protobuf would write to stderr to attnd's log. The
+// log limits the number of lines, because clients can cause them, and it does
+// not make the threads that serve calls wait for stderr.
 #ifndef ATTND_SERVER_PROCESS_LIBRARY_LOGS_H_
 #define ATTND_SERVER_PROCESS_LIBRARY_LOGS_H_
 

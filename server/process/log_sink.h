@@ -1,5 +1,5 @@
-// Writes the log to stderr in a thread of its own, so that a slow reader of
-// stderr delays no other thread.
+// Writes the log to stderr in a thread of its own, so that no other thread
+// waits if the reader of stderr is slow.
 #ifndef ATTND_SERVER_PROCESS_LOG_SINK_H_
 #define ATTND_SERVER_PROCESS_LOG_SINK_H_
 
@@ -31,8 +31,8 @@ class LogSink final : public spdlog::sinks::base_sink<std::mutex> {
   ~LogSink() override;
 
   // Waits until all lines so far are written, but at most half a second. After
-  // that, the sink drops all lines. If its thread is stuck in a write, the
-  // thread stays there until the process ends. A second call does nothing.
+  // that, the sink drops all further lines. If its thread is still stuck in a
+  // write, it is left there until the process ends. A second call does nothing.
   void Close();
 
  protected:

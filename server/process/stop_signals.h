@@ -1,4 +1,5 @@
-// Tells the server when a signal asks it to end, and ignores other signals.
+// Tells the server when a signal asks it to shut down, and keeps other signals
+// from ending the process.
 #ifndef ATTND_SERVER_PROCESS_STOP_SIGNALS_H_
 #define ATTND_SERVER_PROCESS_STOP_SIGNALS_H_
 
@@ -17,18 +18,20 @@ namespace attnd::server {
 class StopSignals {
  public:
   // Blocks all of these signals in the calling thread and in the threads that
-  // it starts later. Call it before the process has other threads.
+  // it starts later, so that only the thread of this class gets them. Call it
+  // before the process has other threads.
   static void Block();
 
-  // Starts the thread. A signal that comes while the server starts, before Wait
-  // is called, takes effect when Wait is called. If that takes longer than
-  // 600 ms, the thread ends the process with exit code 1.
+  // Starts the thread. If a signal comes before Wait is called, because the
+  // server is still starting, it takes effect when Wait is called. If Wait is
+  // not called within 600 ms, the thread ends the process with exit code 1.
   StopSignals();
   // Calls End.
   ~StopSignals();
 
-  // Returns as soon as a signal has asked the server to end. If another such
-  // signal comes before End is called, the thread calls `on_second`, once.
+  // Returns as soon as a signal has asked the server to shut down. If another
+  // such signal comes after that and before End, the thread calls `on_second`,
+  // once.
   void Wait(std::function<void()> on_second);
 
   // Ends the thread. Later signals have no effect. Returns whether the thread

@@ -1,6 +1,6 @@
-// The gRPC service of attnd. Its reactors pass the bytes of messages from gRPC
-// to the classes in server/calls/, and their answers back to gRPC. Parsing,
-// checks and computation are elsewhere.
+// The gRPC service of attnd. It passes the bytes of messages from gRPC to the
+// classes in server/calls/, and their answers back to gRPC. Parsing, checks and
+// computation are there.
 #ifndef ATTND_SERVER_RPC_ATTENTION_SERVICE_H_
 #define ATTND_SERVER_RPC_ATTENTION_SERVICE_H_
 

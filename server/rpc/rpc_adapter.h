@@ -1,8 +1,8 @@
 // Converts gRPC's buffers, deadlines and statuses to the types of attnd, and
-// back. gRPC does not parse the messages of any method, so that a message that
-// does not parse gets an error of attnd's. Files that include gRPC should do
-// only that: they are slow to compile, and thread sanitizer cannot see what
-// gRPC does, because Debian's gRPC is built without it.
+// back. gRPC does not parse the messages of any method, so that attnd itself
+// can answer a message that does not parse with its own error. Files that
+// include gRPC should do nothing else: they are slow to compile, and thread
+// sanitizer cannot check them, because Debian's gRPC is built without it.
 #ifndef ATTND_SERVER_RPC_RPC_ADAPTER_H_
 #define ATTND_SERVER_RPC_RPC_ADAPTER_H_
 
@@ -28,25 +28,27 @@
 namespace attnd::server {
 
 // Moves the message out of `buffer`, which is empty afterwards. `quota` counts
-// the bytes of the message as long as the result exists. INVALID_ARGUMENT if
-// there is no message, because the client ended its side before the message was
-// complete.
+// the bytes of the message as long as the result exists. Returns
+// INVALID_ARGUMENT if `buffer` has no message, because the client ended its
+// side of the stream before the message was complete.
 absl::StatusOr<ReceivedMessage> TakeMessage(
     const grpc::ByteBuffer* buffer, const std::shared_ptr<MessageQuota>& quota);
 
-// Finds out how much of a message has left the server. Thread-safe.
+// Finds out how many bytes of an outgoing message gRPC has already written to
+// the socket. Thread-safe.
 //
-// gRPC keeps every slice of a message until it has sent the whole message, so
-// it does not help to see when a slice is freed. However, gRPC holds another
-// reference to each slice that it has yet to send, and drops that reference
-// when the bytes are sent. gRPC has no function that returns the number of
-// references. This class reads the first word of what a slice refers to, which
-// is that number; rpc_adapter_test checks that for the gRPC in use.
+// gRPC keeps every slice (piece) of a message until it has sent the whole
+// message, so it does not help to see when a slice is freed. However, gRPC
+// holds a second reference to each slice that it has not sent yet, and drops
+// that reference when the bytes are sent. gRPC has no function that returns the
+// number of references. This class reads that number as the first word of the
+// object to which a slice refers; rpc_adapter_test checks that this holds for
+// the gRPC in use.
 class SentSlices {
  public:
-  // Returns how many bytes have left the server of the message that the last
-  // call of ToByteBuffer with this object made. Call it only while that
-  // ByteBuffer exists. Counts only slices of kMinProgressBytes.
+  // Returns how many bytes gRPC has sent of the message for which ToByteBuffer
+  // was last called with this object. Call it only while the ByteBuffer of that
+  // call exists. Counts only slices of kMinProgressBytes.
   int64_t bytes() const;
 
  private:
@@ -58,8 +60,9 @@ class SentSlices {
 };
 
 // Returns a buffer that refers to the bytes of `message`, without a copy. gRPC
-// drops their owners when it has sent them. Pieces larger than
-// kMinProgressBytes are cut into slices of that size, which `sent` counts.
+// drops the owners of the bytes when it has sent them. Pieces larger than
+// kMinProgressBytes are cut into slices of that size, so that `sent` can count
+// them.
 grpc::ByteBuffer ToByteBuffer(OutgoingMessage message, SentSlices& sent);
 
 // Returns the status with which to finish `rpc`. Also adds the trailer
@@ -69,15 +72,16 @@ grpc::ByteBuffer ToByteBuffer(OutgoingMessage message, SentSlices& sent);
 grpc::Status ToGrpcStatus(const absl::Status& status,
                           grpc::ServerContextBase& rpc);
 
-// Returns the deadline of a call, or SteadyTime::max() if it has none or if it
-// is more than a year away.
+// Returns the deadline of a call, or SteadyTime::max() if the call has no
+// deadline or one that is more than a year away.
 SteadyTime DeadlineOf(const grpc::ServerContextBase& context);
-// Does the same for a deadline of gRPC's own type. gRPC's conversion to a time
-// point is wrong beyond 292 years, and a client may set such a deadline.
+// Converts a deadline in the same way from gRPC's own type. gRPC's conversion
+// to a time point is wrong beyond 292 years, and a client may set such a
+// deadline.
 SteadyTime ToSteadyTime(gpr_timespec deadline);
 
-// Ends `call` with CANCELLED and the text `why`, even if the call waits for its
-// client. Thread-safe.
+// Ends `call` with CANCELLED and the text `why`, even if gRPC is waiting for
+// the client. Thread-safe.
 void CancelCall(grpc_call* call, const std::string& why);
 // Returns a function that calls CancelCall for `rpc`. If it is called after the
 // end of the rpc, it does nothing.

@@ -1,5 +1,6 @@
-// Maps memory that clients share with the server, and finds it by handle. The
-// checks in this file make that safe. docs/adr/0007 describes the threats.
+// Maps memory that clients share with the server, and finds it by its handle.
+// Checks that a hostile client cannot crash the server with it; docs/adr/0007
+// describes the threats.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHARED_REGION_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHARED_REGION_H_
 
@@ -18,8 +19,9 @@
 
 namespace attnd::server {
 
-// The sealed memfd of a client, mapped into this process. The destructor unmaps
-// it. The client can change its contents at any time. Thread-safe.
+// Memory of a client (a memfd whose size is sealed), mapped into this process.
+// The destructor unmaps it. The client can change its contents at any time.
+// Thread-safe.
 class SharedRegion {
  public:
   ~SharedRegion();
@@ -29,19 +31,19 @@ class SharedRegion {
   const std::string& handle() const { return handle_; }
   int64_t size_bytes() const { return size_bytes_; }
 
-  // Returns a mapping that is read-only, so that a kernel that writes here by
-  // mistake crashes instead of changing an input.
+  // Returns the read-only mapping of the memory, for inputs. A kernel that
+  // writes here by mistake crashes instead of changing an input.
   const std::byte* data() const { return data_; }
-  // Returns a mapping of the same bytes that can be written. Null if the seals
-  // of the client or its descriptor forbid writing.
+  // Returns a writable mapping of the same bytes, for outputs. Null if the
+  // client's file descriptor or its seals forbid writing.
   std::byte* writable_data() const { return writable_data_; }
 
  private:
   friend class RegionRegistry;
   SharedRegion() = default;
 
-  // What the region takes of the quota. Returned to it after the region is
-  // unmapped.
+  // The region's bytes of the quota of its uid. They are given back after the
+  // region is unmapped.
   std::shared_ptr<void> charge_;
   std::string handle_;
   int64_t size_bytes_ = 0;
@@ -53,12 +55,13 @@ class SharedRegion {
 // it.
 class RegionRegistry {
  public:
-  // The most regions that one uid can have. A region takes two mappings, and
-  // this many regions take far fewer mappings than a process can have.
+  // The most regions that one uid can have. Each takes two memory mappings of
+  // the server, and this many regions take far fewer mappings than a process
+  // may have.
   static constexpr int64_t kMaxRegions = 256;
 
-  // `quota_bytes` limits the sizes of all regions of one uid together. Regions
-  // that are no longer registered count for as long as a call uses them.
+  // `quota_bytes` limits the sizes of all regions of one uid together. A region
+  // that is no longer registered counts until no call uses it any more.
   explicit RegionRegistry(int64_t quota_bytes);
 
   // Checks `fd`, maps it, and registers the region under a random handle.
@@ -66,7 +69,8 @@ class RegionRegistry {
   // RESOURCE_EXHAUSTED if `uid` exceeds its quota or has too many regions.
   absl::StatusOr<std::shared_ptr<const SharedRegion>> Register(UniqueFd fd,
                                                                uid_t uid);
-  // Makes Find no longer return the region. Does nothing if there is none.
+  // Makes Find no longer return the region. Does nothing if there is no such
+  // region.
   void Unregister(const std::string& handle);
 
   // Returns the registered region with this handle, or null if there is none.

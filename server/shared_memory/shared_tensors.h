@@ -1,5 +1,5 @@
-// Finds the tensors of a call that are in shared regions. Checks every handle,
-// offset and size before anything is read or written.
+// Finds the tensors of a call that are in memory that the client shares. Checks
+// every handle, offset and size before anything is read or written.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHARED_TENSORS_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHARED_TENSORS_H_
 
@@ -27,19 +27,19 @@ struct SharedPart {
   }
 };
 
-// The parts of regions that a call reads and writes.
+// The parts of shared regions that a call reads and writes.
 struct SharedTensors {
   std::array<SharedPart, kTensorRoles> inputs;
   SharedPart output;
   SharedPart lse;
 };
 
-// Returns the parts of the regions to which `tensors` refers. `decoded` must be
-// what DecodeRequest returned for `tensors`. `registry` is null if shared
-// memory is off. Errors name the field:
-// - FAILED_PRECONDITION if the request needs shared memory and it is off;
-// - NOT_FOUND if no registered region has the handle;
-// - INVALID_ARGUMENT if a part exceeds its region, if an output is in a region
+// Returns the parts of shared regions to which `tensors` refers. `decoded` must
+// be what DecodeRequest returned for `tensors`. `registry` is null if the
+// server was started without shared memory. Errors name the field: -
+// FAILED_PRECONDITION if the request needs shared memory and it is off; -
+// NOT_FOUND if no registered region has the handle; - INVALID_ARGUMENT if a
+// part exceeds its region, if an output is in a region
 //   that the server cannot write, or if it overlaps another output or an input.
 absl::StatusOr<SharedTensors> FindSharedTensors(const AttentionTensors& tensors,
                                                 const DecodedRequest& decoded,

@@ -1,6 +1,6 @@
-// The socket on which clients register shared memory. A region is registered
-// until its client unregisters it or the connection ends. docs/shared-memory.md
-// describes the protocol.
+// The unix socket on which clients register memory that they share with the
+// server. It stays registered until the client unregisters it or closes the
+// connection. docs/shared-memory.md describes the protocol.
 #ifndef ATTND_SERVER_SHARED_MEMORY_SHM_SOCKET_H_
 #define ATTND_SERVER_SHARED_MEMORY_SHM_SOCKET_H_
 
@@ -16,18 +16,18 @@
 
 namespace attnd::server {
 
-// Where the socket is, and who may connect to it.
+// Where the unix socket is, and who may connect to it.
 struct ShmSocketOptions {
   std::string path;
-  // The mode of the file of the socket. It has no effect unless `allowed_uids`
-  // is empty.
+  // The permissions of the socket's file. Used only if `allowed_uids` is empty.
   mode_t mode = kOwnersSocketMode;
-  // The users whose processes may connect. If there are none, `mode` decides.
+  // The users whose processes may connect. If the list is empty, `mode`
+  // decides.
   std::vector<uid_t> allowed_uids;
 };
 
-// Serves clients in a thread of its own until it is destroyed. The destructor
-// unregisters every region.
+// Serves clients of the socket in a thread of its own. The destructor ends the
+// thread and unregisters every region.
 class ShmSocket {
  public:
   // The most connections that one uid can have at the same time.

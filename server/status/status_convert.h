@@ -13,7 +13,7 @@
 
 namespace attnd::server {
 
-// The status in the trailers of a call.
+// The status that a client gets in the trailers of a call.
 struct WireStatus {
   int code = 0;  // of google.rpc.Code, which numbers codes as Abseil does
   std::string message;
@@ -30,7 +30,8 @@ struct WireStatus {
 // allows for trailers.
 WireStatus ToWireStatus(const absl::Status& status);
 
-// Returns `status` with the delay after which a client can retry the call.
+// Returns `status` with the time that a client should wait before it tries the
+// call again.
 absl::Status WithRetryDelay(absl::Status status,
                             std::chrono::milliseconds delay);
 
