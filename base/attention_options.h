@@ -1,4 +1,5 @@
-// Visits every option of base/attention_options.def.
+// Visits every option that base/attention_options.def lists (scale, causal,
+// bias and so on).
 #ifndef ATTND_BASE_ATTENTION_OPTIONS_H_
 #define ATTND_BASE_ATTENTION_OPTIONS_H_
 
@@ -7,8 +8,9 @@
 namespace attnd {
 
 // Calls `visit(name, member, help, values...)` for every option, in the order
-// of the table. `member(options)` returns a reference to the option in an
-// AttentionOptions of the client or of the server, so one visitor serves both:
+// of base/attention_options.def. `member(options)` returns a reference to that
+// option in `options`, which is an AttentionOptions of the client library or of
+// core/:
 //   ForEachOption([&](const char* name, auto member, const auto&...) {
 //     Print(name, member(options));
 //   });
@@ -21,7 +23,7 @@ void ForEachOption(const Visit& visit) {
 #include "base/attention_options.def"
 }
 
-// Says whether an option of this type is a list of numbers.
+// Whether an option with the C++ type `Option` is a list of numbers.
 template <typename Option>
 inline constexpr bool kIsList = false;
 template <typename Number>

@@ -1,5 +1,5 @@
-// Arithmetic on int64 numbers that a client may have chosen. CheckedProduct and
-// CheckedSum return std::nullopt if the result overflows.
+// Arithmetic on int64 numbers that come from a client and may be of any size.
+// CheckedProduct and CheckedSum return std::nullopt if the result overflows.
 #ifndef ATTND_BASE_CHECKED_MATH_H_
 #define ATTND_BASE_CHECKED_MATH_H_
 

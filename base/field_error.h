@@ -1,6 +1,6 @@
-// Makes errors that say which field of a request is wrong. The status carries
-// the path of the field and a reason as payloads. The code that sends the
-// status to a client converts them to what its protocol has for them.
+// Makes errors that say which field of a request is wrong. The absl::Status
+// carries the path of the field and a reason as payloads, which server/status/
+// converts to google.rpc details.
 #ifndef ATTND_BASE_FIELD_ERROR_H_
 #define ATTND_BASE_FIELD_ERROR_H_
 
@@ -17,8 +17,8 @@ namespace attnd {
 
 // Returns INVALID_ARGUMENT with the message "<field>: expected <expected>, got
 // <got>". `field` is the path of the field from the root of the request, such
-// as "key.shape[3]". In errors of core, tensors have the names "query", "key"
-// and "value", and options have the names "options.<name>".
+// as "key.shape[3]". Errors of core/ call the tensors "query", "key" and
+// "value", and the options "options.<name>".
 absl::Status FieldError(std::string_view field, std::string_view expected,
                         std::string_view got);
 
@@ -31,9 +31,9 @@ std::string ShapeText(const std::vector<int64_t>& shape);
 // Returns the path of the field that `status` names, or nothing.
 std::optional<std::string> FieldOf(const absl::Status& status);
 
-// Returns `status` with the path `field` in its payload and its message,
-// instead of the path that it has. Use it if the caller knows the field by
-// another name. Returns `status` itself if it does not name a field.
+// Returns `status` with `field` instead of the path that it names, both in its
+// payload and in its message. Use it if the client knows the field by another
+// name. Returns `status` unchanged if it names no field.
 absl::Status WithField(const absl::Status& status, std::string_view field);
 
 // Returns `status` with a reason in UPPER_SNAKE_CASE, by which programs can

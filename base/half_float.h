@@ -1,6 +1,7 @@
 // Converts single numbers between float and the bits of the 16-bit formats F16
 // and BF16. Conversions to 16 bits round to the nearest number, and ties to
-// even. Kernels convert whole vectors with core/kernels/convert-inl.h instead.
+// even. Kernels convert whole SIMD vectors with core/kernels/convert-inl.h
+// instead.
 #ifndef ATTND_BASE_HALF_FLOAT_H_
 #define ATTND_BASE_HALF_FLOAT_H_
 

@@ -21,8 +21,8 @@ struct TensorSpec {
 };
 
 // Returns the shape of the output of an attention call. It is the shape of the
-// query, but with the last extent of the value. Returns an empty shape if one
-// of the two shapes is empty.
+// query, with the last extent (head_dim) replaced by that of the value
+// (v_head_dim). Returns an empty shape if either argument is empty.
 inline std::vector<int64_t> OutputShape(
     const std::vector<int64_t>& query_shape,
     const std::vector<int64_t>& value_shape) {
@@ -32,9 +32,9 @@ inline std::vector<int64_t> OutputShape(
   return shape;
 }
 
-// Returns the shape of lse for a query of shape `query_shape`. It is
-// [batch, heads, seq] in every layout, without the axes that the query lacks.
-// Returns an empty shape if `query_shape` is empty.
+// Returns the shape of lse for a query of shape `query_shape` and layout
+// `layout`. It is [batch, heads, seq] in every layout, without the axes that
+// the query lacks. Returns an empty shape if `query_shape` is empty.
 inline std::vector<int64_t> LseShape(const std::vector<int64_t>& query_shape,
                                      Layout layout = Layout::kBhsd) {
   if (query_shape.empty()) return {};

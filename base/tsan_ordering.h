@@ -1,6 +1,6 @@
 // Tells thread sanitizer that one thread finished something before another
-// thread began, if it cannot see that itself. Without thread sanitizer, these
-// functions compile to nothing.
+// thread began, where it cannot see that itself. In builds without thread
+// sanitizer, these functions compile to nothing.
 //
 // Debian's gRPC is not instrumented, so thread sanitizer does not see its locks
 // and queues. If our code runs in one thread of gRPC and then in another, gRPC
@@ -33,16 +33,17 @@ namespace attnd {
 
 // Tells thread sanitizer that everything that this thread has done so far
 // happens before everything that follows a later TsanAcquire of the same
-// address. It orders nothing itself, and does nothing in other builds. The
-// address only identifies the pair. Nothing is read or written there.
+// address, in any thread. Nothing is read or written at the address; it only
+// says which calls belong together.
 inline void TsanRelease([[maybe_unused]] void* address) {
 #ifdef ATTND_THREAD_SANITIZER
   __tsan_release(address);
 #endif
 }
 
-// Tells thread sanitizer that what follows happens after everything that
-// preceded an earlier TsanRelease of the same address.
+// Tells thread sanitizer that what follows in this thread happens after
+// everything that preceded an earlier TsanRelease of the same address, in any
+// thread.
 inline void TsanAcquire([[maybe_unused]] void* address) {
 #ifdef ATTND_THREAD_SANITIZER
   __tsan_acquire(address);

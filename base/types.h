@@ -1,11 +1,11 @@
-// The enums of the contract, for code that does not use protobuf, and the names
-// of their values. The client and the server share them. This header uses only
-// the standard library, because it is installed with the client library.
+// The enums of attention.proto, for code that does not use protobuf, and the
+// names of their values. The client and the server use them. This header uses
+// only the standard library, because it is installed with the client library.
 //
 // The values have the same numbers as in attnd/v1/attention.proto, so a cast
-// converts between the two. The names are those of the contract without the
-// prefix of the enum. For example, kTopLeft is CAUSAL_TOP_LEFT in the contract,
-// TOP_LEFT in kNamedValues, and top-left in attnctl.
+// converts between the two. The names are those of attention.proto without the
+// prefix of the enum. For example, kTopLeft is CAUSAL_TOP_LEFT there, TOP_LEFT
+// in kNamedValues, and top-left in attnctl.
 #ifndef ATTND_BASE_TYPES_H_
 #define ATTND_BASE_TYPES_H_
 
@@ -33,8 +33,8 @@ enum class Layout {
   kBshd = 2,  // [batch, seq, heads, dim]
 };
 
-// Which keys a query row can see because of its position. Except with kNone,
-// row i does not see key j if j > p(i).
+// Which keys a query row may see because of its position p(i). Except with
+// kNone, query row i does not see key j if j > p(i).
 enum class Causal {
   kNone = 0,
   kTopLeft = 1,      // p(i) = i
@@ -71,8 +71,8 @@ struct NamedValue {
   const char* name;
 };
 
-// All values of an enum with their names, in the order of their numbers. Empty
-// for an enum that is not in this header.
+// All values of an enum with their names, in the order of their numbers. For
+// enums of other headers the list is empty.
 template <typename Enum>
 inline constexpr std::array<NamedValue<Enum>, 0> kNamedValues{};
 template <>

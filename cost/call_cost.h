@@ -1,6 +1,6 @@
-// Computes how many bytes one attention call holds on a server. Admission
-// reserves these bytes. MemoryEstimate and `attnctl estimate --offline` report
-// them.
+// Computes how many bytes of memory one attention call takes on a server. The
+// server reserves these bytes before it accepts the call. MemoryEstimate and
+// `attnctl estimate --offline` report them.
 #ifndef ATTND_COST_CALL_COST_H_
 #define ATTND_COST_CALL_COST_H_
 
@@ -15,33 +15,35 @@
 
 namespace attnd {
 
-// The bytes that a stream holds for its messages: the chunk that is being
-// copied, and the chunks that gRPC receives and keeps in the meantime. The most
-// that was measured is 11 MiB.
+// The bytes that a call of AttentionStream holds for its messages: the chunk
+// that is being copied, and the chunks that gRPC receives and keeps meanwhile.
+// The most that was measured is 11 MiB.
 inline constexpr int64_t kStreamBufferBytes =
     16 * (kMaxChunkBytes + kMessageEnvelopeBytes);
 
 // How the tensors of a call reach the server and leave it.
 struct TensorTransfer {
   Transport transport = Transport::kInline;
-  // The bytes of the inputs that the server copies to memory of its own.
+  // The bytes of those inputs that the server copies to memory of its own.
   int64_t copied_bytes = 0;
   // The size of the largest message that the server sends or receives.
   int64_t max_message_bytes = std::numeric_limits<int64_t>::max();
 
   // The members below are known only after the request has arrived.
 
-  // The size of the request's message, if the server keeps it until the workers
-  // have copied its tensors.
+  // The size of the request's message if the server keeps the message until the
+  // workers have copied its tensors, and otherwise 0.
   int64_t kept_message_bytes = 0;
   // The bytes that the call holds while the request is decoded.
   int64_t decoding_bytes = 0;
-  // Whether the answer is a list of numbers. Such a list is copied to a
-  // message, and the message is copied when it is serialized.
+  // Whether the answer carries the output as a list of numbers (`values`). Such
+  // an output is copied twice: to a protobuf message, and when that is
+  // serialized.
   bool output_as_values = false;
 };
 
-// The bytes that one call takes.
+// The bytes of memory that one call takes on the server, and the sizes of its
+// messages.
 struct CallCost {
   // The most that the call holds at any time.
   int64_t peak_bytes = 0;
@@ -49,8 +51,8 @@ struct CallCost {
   int64_t computing_bytes = 0;
   // What the call holds while the answer is sent, not counting the output.
   int64_t answering_bytes = 0;
-  // What the messages take, not counting the tensors that the server keeps
-  // outside of messages.
+  // What its messages take in the server's memory, not counting the tensors
+  // that the server keeps outside of messages.
   int64_t wire_bytes = 0;
   // The size of the largest message of the answer.
   int64_t response_bytes = 0;
@@ -58,16 +60,18 @@ struct CallCost {
   int64_t required_message_bytes = 0;
 };
 
-// Returns what one call takes. `estimate` is what its computation takes,
-// `options` are the options in its request, and `transfer` says how its tensors
-// travel. The time of this function depends only on the lists in `options`.
-// INVALID_ARGUMENT with reason INT64_RANGE if a figure does not fit a signed
-// 64-bit number.
+// Returns how many bytes of memory one attention call takes on the server.
+// `estimate` is what its computation takes, `options` are the options in its
+// request, and `transfer` says how its tensors travel. The time that this
+// function takes depends only on the length of the lists in `options` (such as
+// key_lengths). Returns INVALID_ARGUMENT with reason INT64_RANGE if a number of
+// bytes does not fit an int64.
 //
-// An inline call holds its message and the tensors that are copied out of it.
-// The message is freed before the call computes, but malloc keeps its blocks
-// mapped for the next message, so they count until the call ends. The output is
-// sent from the memory to which the kernel wrote it, so it counts once.
+// A call with one message each way (Transport::kInline) holds the message of
+// its request and the tensors that are copied out of that message. The message
+// is freed before the call computes, but malloc keeps its memory mapped for the
+// next message, so its bytes count until the call ends. The output counts only
+// once, because it is sent from the memory to which the kernel wrote it.
 absl::StatusOr<CallCost> CostOfCall(const MemoryEstimate& estimate,
                                     const AttentionOptions& options,
                                     const TensorTransfer& transfer);

@@ -16,15 +16,16 @@
 
 namespace attnd {
 
-// A size, and the name of the size that the user gave. Errors have this name.
-// For example, if q_len gets its value from seq_len, its name is "seq_len".
+// A size, and the name that errors use for it: the name of the size that the
+// user gave. For example, if q_len gets its value from seq_len, its name is
+// "seq_len".
 struct NamedSize {
   int64_t value = 0;
   std::string_view name;
 };
 
-// The calls whose cost is computed: `concurrency` calls at the same time, all
-// of the same problem. The sizes have the names that they have in
+// The calls whose memory is computed: `concurrency` calls at the same time, all
+// with the same problem. The sizes have the names that they have in
 // MemoryEstimateRequest.
 struct CostQuery {
   NamedSize seq_len = {0, "seq_len"};
@@ -62,12 +63,12 @@ struct QueryCost {
   int64_t peak_bytes = 0;      // of all calls together
 };
 
-// Returns the cost of `query`. Call SetDefaults first. This is a pure function.
-// Its time and memory depend on the lists in the options and on the batch, but
-// not on the lengths, so a search can call it thousands of times.
-// INVALID_ARGUMENT names the size or the option that is wrong ("q_len",
-// "options.key_lengths[3]"), and has the reason INT64_RANGE if a figure does
-// not fit a signed 64-bit number.
+// Returns the memory that `query` takes. Call SetDefaults first. This is a pure
+// function. Its own time and memory grow with the lists in the options and with
+// the batch, but not with the sequence lengths, so a search can call it
+// thousands of times. INVALID_ARGUMENT names the size or the option that is
+// wrong ("q_len", "options.key_lengths[3]"), and has the reason INT64_RANGE if
+// a number of bytes does not fit an int64.
 absl::StatusOr<QueryCost> CostOf(const CostQuery& query);
 
 // Returns `query` with sequences that are `factor` times as long. The lengths,

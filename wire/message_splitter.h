@@ -1,8 +1,8 @@
 // Reads messages in protobuf's wire format, in the client and in the server.
-// Splits a received message into a small header, which protobuf parses, and the
-// bytes of its tensors, which stay where they are. So each tensor is copied
-// only once: from the buffers that the network filled to the memory where it is
-// used.
+// Splits a received message into the bytes of its tensors, which stay where
+// they are, and a small rest (the header), which protobuf parses. So each
+// tensor is copied only once: from the buffers that the network filled to the
+// memory where it is used.
 #ifndef ATTND_WIRE_MESSAGE_SPLITTER_H_
 #define ATTND_WIRE_MESSAGE_SPLITTER_H_
 
@@ -21,48 +21,50 @@
 
 namespace attnd {
 
-// The most fields that a message can have. This counts fields of nested
-// messages and groups, and unknown fields, but not the numbers of a list that
-// is not packed: those count as listed numbers. A request needs fewer than 64
-// fields.
+// The most fields that a message may have. Fields of nested messages and groups
+// and unknown fields count. The numbers of a repeated field that is not packed
+// count as listed numbers instead (kMaxListedNumbers). A request needs fewer
+// than 64 fields.
 inline constexpr int64_t kMaxFields = 1024;
 
-// The most numbers that all lists of a message can have together. Seven lists
-// of options and one shape can need 65,537 numbers each. The `values` of a
-// tensor count only if they are not packed.
+// The most numbers that all repeated fields of a message may have together. A
+// valid request can have 65,537 numbers in each of seven lists of options and
+// in one shape. The `values` of a tensor count only if they are not packed.
 inline constexpr int64_t kMaxListedNumbers = 8 * 65537;
 
-// A message is light if it has at most this many numbers and bytes of text
-// together. Walking, parsing and checking a light message takes less than half
-// a millisecond, so a thread that others wait for may do it.
+// A message is light if the numbers in its lists and the bytes of its text
+// fields are together at most this many. Splitting, parsing and checking a
+// light message takes less than half a millisecond. So gRPC's threads, which
+// other calls need too, may do it.
 inline constexpr int64_t kMaxLightNumbers = 1024;
 
-// What splitting and parsing a message would allocate. MeasureSplit computes it
-// without allocating anything.
+// How many bytes splitting and parsing a message would allocate. MeasureSplit
+// computes this without allocating anything.
 struct SplitCost {
   int64_t header_bytes = 0;
   int64_t payload_count = 0;
-  // An upper bound of the header, the table of payloads and the parsed message
-  // together. One byte on the wire can become eight bytes in memory, and three
-  // times as many while an array grows.
+  // An upper bound of the bytes of the header, the list of payloads and the
+  // parsed message together. One byte on the wire can become eight bytes in
+  // memory, and three times as many while an array grows.
   int64_t bound_bytes = 0;
 };
 
 // A message without the bytes of its tensors.
 //
 // In the header, each `data` field of a tensor holds a token of
-// kPayloadTokenBytes instead of the bytes. PayloadOf finds the payload of a
-// token. So merged fields, duplicate fields and oneofs keep the meaning that
-// protobuf gives them: the token that is left after parsing says which payload
-// counts.
+// kPayloadTokenBytes in place of the tensor's bytes (its payload). PayloadOf
+// finds the payload of a token. If a client sends a field twice, or several
+// fields of a oneof, protobuf decides which one counts, and the token that is
+// left after parsing tells its payload.
 //
 // The header has no unknown fields. They are checked and then left out, because
-// nothing reads them and because they would take fifty times as much memory.
+// nothing reads them and because protobuf would take fifty times their size to
+// store them.
 struct SplitMessage {
   std::string header;
   std::vector<PayloadRange> payloads;
-  // An upper bound of the bytes that splitting held at its peak, and of those
-  // that parsing will take.
+  // An upper bound of the bytes that splitting held at its peak, and that
+  // parsing will take.
   int64_t bound_bytes = 0;
 };
 
@@ -86,27 +88,27 @@ absl::StatusOr<SplitCost> MeasureSplit(
 absl::StatusOr<SplitMessage> SplitPayloads(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type, const SplitCost& cost);
-// Splits the message in one walk, for a caller that does not reserve memory
-// beforehand. Allocates up to three times the size of the message, not counting
-// the payloads.
+// Splits the message without measuring it first, for a caller that does not
+// reserve memory for it. Allocates up to three times the size of the message,
+// not counting the payloads.
 absl::StatusOr<SplitMessage> SplitPayloads(
     const ReceivedMessage& received, const google::protobuf::Descriptor* type);
-// Splits the message in one walk if it is light, and returns nothing otherwise.
-// Allocates less than 160 KiB for any message.
+// Splits the message if it is light (kMaxLightNumbers), and otherwise returns
+// nullopt. Allocates less than 160 KiB for any message.
 absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
     google::protobuf::io::ZeroCopyInputStream* input, int64_t size_bytes,
     const google::protobuf::Descriptor* type);
 absl::StatusOr<std::optional<SplitMessage>> SplitIfLight(
     const ReceivedMessage& received, const google::protobuf::Descriptor* type);
 
-// Parses the header of `split` into `message` and frees the header. Returns
-// INVALID_ARGUMENT if protobuf refuses it.
+// Parses the header of `split` into `message` and then frees the header.
+// Returns INVALID_ARGUMENT if protobuf refuses the header.
 absl::Status ParseHeader(SplitMessage& split,
                          google::protobuf::Message& message);
 
-// Returns where in the received message the data of a tensor are. `data` is the
-// token in the `data` field of the tensor, after ParseHeader. If it is empty,
-// the tensor has no data, and the result is an empty range.
+// Returns where in the received message the bytes of a tensor are. `data` is
+// the `data` field of the tensor after ParseHeader, which has the token. If it
+// is empty, the tensor has no bytes, and the result is an empty range.
 const PayloadRange& PayloadOf(const SplitMessage& message,
                               absl::string_view data);
 

@@ -1,6 +1,6 @@
 // Writes messages in protobuf's wire format, in the client and in the server.
-// Small parts of a message are encoded to text. Large parts, such as the data
-// of a tensor, stay where they are, so that protobuf does not copy them.
+// Small parts of a message are encoded to strings. Large parts, such as the
+// data of a tensor, are only referred to, so that they are not copied.
 #ifndef ATTND_WIRE_OUTGOING_MESSAGE_H_
 #define ATTND_WIRE_OUTGOING_MESSAGE_H_
 
@@ -17,29 +17,29 @@
 
 namespace attnd {
 
-// Data of fewer bytes than this becomes text, because copying it costs less
-// than a piece of its own.
+// Data of fewer bytes than this is copied into the text of a piece, because
+// that costs less than a piece of its own.
 inline constexpr size_t kSmallestPieceBytes = 4096;
 
-// A message in pieces. Add its fields in the order in which they should be
-// written. Copyable and movable. Copies share the owners of the data, and so
-// the data itself. Not thread-safe.
+// A message that consists of pieces. Add its fields in the order in which they
+// should be written. Copyable and movable; a copy refers to the same data and
+// shares its owners. Not thread-safe.
 class OutgoingMessage {
  public:
-  // Bytes of the message that lie together, in `text` or in `data`. The other
-  // one is empty.
+  // Consecutive bytes of the message, which are in either `text` or `data`. The
+  // other one is empty.
   struct Piece {
     std::string text = {};
     absl::string_view data = {};
-    // Keeps the bytes of `data` alive until the piece is sent. If there is no
-    // owner, the caller must do that.
+    // Keeps the bytes of `data` alive until the piece is sent. If it is null,
+    // whoever made the message must keep them alive.
     std::shared_ptr<const void> owner = {};
 
     absl::string_view bytes() const { return data.empty() ? text : data; }
   };
 
-  // Makes an empty message. Every piece of it keeps `owner` alive, including
-  // pieces of text.
+  // Makes an empty message. Every piece that is added to it keeps `owner`
+  // alive, including pieces of text.
   explicit OutgoingMessage(std::shared_ptr<const void> owner = nullptr)
       : owner_(std::move(owner)) {}
 
@@ -86,8 +86,8 @@ class OutgoingMessage {
   uint64_t size_bytes_ = 0;
 };
 
-// Keeps a piece alive while gRPC refers to its bytes. It frees itself in the
-// thread in which gRPC drops the last reference. Thread-safe.
+// Keeps a piece alive while gRPC refers to its bytes. Deletes itself when gRPC
+// drops the last reference, in the thread in which gRPC does so. Thread-safe.
 //
 // Its functions must not be inline: base/tsan_ordering.h explains why files
 // that include gRPC must not contain them.

@@ -1,7 +1,7 @@
-// The reasons of errors. The google.rpc.ErrorInfo of an error carries one of
-// them, so that programs can tell errors apart. A released reason never
-// changes. To add a reason, add it here; no other list has to change. One
-// reason is elsewhere because core raises it: kInt64RangeReason in
+// The reasons of errors, one for each kind. An error carries its reason in
+// google.rpc.ErrorInfo, so that programs can tell errors apart. A released
+// reason never changes. To add a reason, add it here; no other list has to
+// change. One reason is elsewhere because core raises it: kInt64RangeReason in
 // base/field_error.h, for sizes that do not fit a signed 64-bit number.
 #ifndef ATTND_WIRE_REASONS_H_
 #define ATTND_WIRE_REASONS_H_
@@ -45,9 +45,9 @@ inline constexpr char kDraining[] = "DRAINING";
 // DEADLINE_EXCEEDED: the caller's deadline has passed, so the server has
 // stopped computing.
 inline constexpr char kDeadlineExceeded[] = "DEADLINE_EXCEEDED";
-// DEADLINE_EXCEEDED: the client of a stream sent too little within
-// --stream-idle-timeout. If a client does not read its answer, the server
-// disconnects it instead, and it gets CANCELLED from gRPC, without a reason.
+// DEADLINE_EXCEEDED: the client of AttentionStream sent too little within
+// --stream-idle-timeout. If a client does not read its answer, the server ends
+// the call instead, and the client gets CANCELLED from gRPC, without a reason.
 inline constexpr char kStreamIdle[] = "STREAM_IDLE";
 // CANCELLED: the caller or a shutdown of the server ended the call, so the
 // server has stopped computing.

@@ -1,4 +1,5 @@
-// Holds a message that has arrived, in the buffers that the network filled.
+// Holds a message that has arrived, in the buffers of gRPC that the network
+// filled.
 #ifndef ATTND_WIRE_RECEIVED_MESSAGE_H_
 #define ATTND_WIRE_RECEIVED_MESSAGE_H_
 
@@ -18,14 +19,15 @@ struct PayloadRange {
   int64_t size_bytes = 0;
 };
 
-// The bytes of one message, which may lie in several places. Movable. Several
+// The bytes of one message, which may lie in several buffers. Movable. Several
 // threads can read one message at the same time.
 class ReceivedMessage {
  public:
-  // Bytes of the message that lie together.
+  // Consecutive bytes of the message that lie in one buffer.
   struct Slice {
     absl::string_view bytes;
-    // The offset in the message at which the slice ends. The message sets it.
+    // The offset in the message at which the slice ends. The constructor of
+    // ReceivedMessage sets it.
     size_t end = 0;
   };
 

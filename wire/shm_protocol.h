@@ -1,7 +1,7 @@
-// Encodes and parses the messages of the shared-memory socket, for the client
-// and for the server. docs/shared-memory.md describes the protocol. These
-// functions only read and write bytes, and trust nothing in the bytes that they
-// parse.
+// Encodes and parses the messages with which a client registers shared memory
+// at the server's unix socket. Client and server use this.
+// docs/shared-memory.md describes the protocol. The functions do no input or
+// output, and check every byte that they parse.
 #ifndef ATTND_WIRE_SHM_PROTOCOL_H_
 #define ATTND_WIRE_SHM_PROTOCOL_H_
 
@@ -15,10 +15,10 @@
 
 namespace attnd {
 
-// The size of a handle, which consists of 128 random bits.
+// The size of the handle of a region of shared memory: 128 random bits.
 inline constexpr size_t kHandleBytes = 16;
-// The size of the longest valid request. A receiver that reads up to one byte
-// more notices a request that is too long.
+// The size of the longest valid request. A server that reads up to one byte
+// more notices requests that are too long.
 inline constexpr size_t kMaxShmRequestBytes = 8 + kHandleBytes;
 // The size of the longest reply.
 inline constexpr size_t kMaxShmReplyBytes = 1024;
@@ -29,8 +29,8 @@ struct ShmRequest {
   std::string handle;  // kHandleBytes bytes for kUnregister, empty otherwise
 };
 
-// Returns the request to register a memfd. Send the descriptor of the memfd
-// with the message.
+// Returns the request to register a memfd. Send the file descriptor of the
+// memfd together with it.
 std::string EncodeRegister();
 
 // Parses a request that arrived together with `descriptors` file descriptors.
@@ -40,9 +40,9 @@ std::string EncodeRegister();
 absl::StatusOr<ShmRequest> ParseShmRequest(absl::string_view message,
                                            size_t descriptors);
 
-// Return the replies to a request: to a registration, to an unregistration, and
-// to either if it failed with `status`, which must not be OK. The text of
-// `status` is cut so that the reply fits kMaxShmReplyBytes.
+// Return the replies to a registration, to an unregistration, and to either of
+// them that failed with `status`, which must not be OK. The text of `status` is
+// cut so that the reply fits kMaxShmReplyBytes.
 std::string EncodeRegistered(absl::string_view handle, int64_t size_bytes);
 std::string EncodeUnregistered();
 std::string EncodeShmError(const absl::Status& status);

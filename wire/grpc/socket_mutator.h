@@ -1,8 +1,9 @@
-// gRPC's hook for socket options. ChannelArguments::SetSocketMutator is public,
-// but gRPC does not install the header that defines the type of its argument
-// (src/core/lib/iomgr/socket_mutator.h, unchanged since 1.36). This header
-// declares that type. If gRPC's library lacks the functions below, CMake
-// notices, and nothing includes this header.
+// The type grpc_socket_mutator, with which a program can set options of the
+// sockets that gRPC makes. ChannelArguments::SetSocketMutator, which takes it,
+// is public, but gRPC does not install the header that defines it
+// (src/core/lib/iomgr/socket_mutator.h, unchanged since 1.36), so it is
+// declared here. If gRPC's library lacks the functions below, CMake notices,
+// and no file includes this header.
 #ifndef ATTND_WIRE_GRPC_SOCKET_MUTATOR_H_
 #define ATTND_WIRE_GRPC_SOCKET_MUTATOR_H_
 

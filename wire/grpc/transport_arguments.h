@@ -1,5 +1,6 @@
-// The options of gRPC that affect how fast messages travel. The client and the
-// server set the same values, because both ends have to.
+// The options of gRPC that decide how fast messages travel. They work only if
+// both ends of a connection set them, so client and server call the same
+// functions.
 #ifndef ATTND_WIRE_GRPC_TRANSPORT_ARGUMENTS_H_
 #define ATTND_WIRE_GRPC_TRANSPORT_ARGUMENTS_H_
 
@@ -9,7 +10,8 @@ class ChannelArguments;
 
 namespace attnd {
 
-// Sets the sizes of frames, writes and socket buffers of a server or a channel.
+// Sets the sizes of HTTP/2 frames, of writes and of socket buffers for a gRPC
+// server or channel.
 void SetTransportArguments(grpc::ChannelArguments* arguments);
 
 // Sets the sizes of the buffers of the connected socket `fd`. Call it only for
