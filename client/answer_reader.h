@@ -25,7 +25,8 @@ struct ForwardAnswer {
   std::vector<int64_t> lse_shape;
 };
 
-// Returns what the answer to a forward call with these arguments must be.
+// Returns the shapes that the answer to a forward call with these arguments
+// must have, and where its elements go.
 ForwardAnswer AnswerTo(const AttentionInputs& inputs,
                        const AttentionOptions& options,
                        const AttentionOutputs& outputs);
@@ -39,7 +40,8 @@ struct BackwardAnswer {
   std::vector<int64_t> value_shape;
 };
 
-// Returns what the answer to a backward call with these arguments must be.
+// Returns the shapes that the answer to a backward call with these arguments
+// must have, and where its elements go.
 BackwardAnswer AnswerTo(const BackwardInputs& inputs,
                         const BackwardOutputs& outputs);
 

@@ -71,8 +71,8 @@ struct ClientOptions {
 };
 
 // A handle to an asynchronous call, with which you can cancel it. Destroying
-// the handle does not stop the call. While the handle exists, the owners of the
-// inputs (ConstElements::OwnedBy) may be kept alive, too.
+// the handle does not stop the call. The handle may keep the owners of the
+// inputs (ConstElements::OwnedBy) alive for as long as it exists.
 class PendingCall {
  public:
   PendingCall() = default;

@@ -1,5 +1,5 @@
-// Encodes the request of a forward method as one message. Uses protobuf, but
-// not gRPC.
+// Encodes the request of Attention, SelfAttention or CrossAttention as one
+// message. Uses protobuf, but not gRPC.
 #ifndef ATTND_CLIENT_FORWARD_REQUEST_H_
 #define ATTND_CLIENT_FORWARD_REQUEST_H_
 
@@ -33,7 +33,9 @@ const char* NameOf(Method method);
 // memory.
 v1::AttentionOptions OptionsFrom(const AttentionOutputs& outputs);
 
-// Returns the request of `call`. It borrows large elements that have no owner.
+// Returns the request of `call`. Large tensors without an owner
+// (ConstElements::OwnedBy) are not copied, so they must stay valid until the
+// message is sent.
 OutgoingMessage EncodeForward(const ForwardCall& call);
 
 // Returns INVALID_ARGUMENT if an output in shared memory has another size than

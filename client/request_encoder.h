@@ -19,13 +19,14 @@ void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto);
 // owner and at least kSmallestPieceBytes.
 void AddTensor(int number, const ConstTensor& tensor, OutgoingMessage* message);
 
-// Adds the options to `message` as the field `number`. `from_outputs` has the
-// options that follow from the outputs of the call (OptionsFrom).
+// Adds the options to `message` as the field `number`: those in `options`, and
+// those in `from_outputs`, which OptionsFrom derives from the outputs of the
+// call.
 void AddOptions(int number, const AttentionOptions& options,
                 v1::AttentionOptions from_outputs, OutgoingMessage* message);
 
-// Returns a request without the elements of its tensors. `from_outputs` has the
-// options that follow from the outputs of the call (OptionsFrom).
+// Returns a request without the elements of its tensors. `from_outputs` are the
+// options that OptionsFrom derives from the outputs of the call.
 v1::AttentionRequest DescribeRequest(const AttentionInputs& inputs,
                                      const AttentionOptions& options,
                                      v1::AttentionOptions from_outputs);

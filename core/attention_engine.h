@@ -59,8 +59,9 @@ class AttentionEngine {
   // is tiny, because the caller's thread then computes it (docs/adr/0008). It
   // is also called inside this call with INVALID_ARGUMENT if the bytes of the
   // estimate do not fit an int64, and with RESOURCE_EXHAUSTED if there is no
-  // workspace. So the caller must hold no lock that `done` takes. `done` must
-  // not block. After an error the contents of the outputs are undefined.
+  // memory for the workspace. So the caller must hold no lock that `done`
+  // takes. `done` must not block. After an error the contents of the outputs
+  // are undefined.
   //
   // If `source` is not null, the job first loads the inputs from it. `buffers`,
   // `stop` and `source` must stay valid until `done` is called. The caller's

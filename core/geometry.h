@@ -179,8 +179,8 @@ struct BackwardLayout {
   int64_t terms_stride;
   int64_t weight_terms;  // [tile_kv, terms_stride], left-hand sides
   int64_t grad_terms;    // the same of dS
-  // dS in the form of right-hand sides: grad_block_words for each block of
-  // query rows.
+  // grad_tiles is where dS begins in the form of right-hand sides. Each block
+  // of query rows takes grad_block_words.
   int64_t grad_block_words;
   int64_t grad_tiles;
   int64_t total;

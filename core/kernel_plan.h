@@ -114,11 +114,12 @@ class KernelPlan {
   int64_t TilesOfHead(int64_t entry) const {
     return Entry(entry).q_tiles * Entry(entry).splits;
   }
-  // Returns how many packed kv heads must fit into memory at the same time
-  // while at most `threads` tiles are in progress. This is never more than
-  // Slots(threads), because tasks start in order. Of the kv heads that have
-  // begun and are not finished, only the last can be without a tile in
-  // progress, and then the worker that ran its latest tile has no task.
+  // Returns for how many packed kv heads the job needs memory at the same time,
+  // if at most `threads` tiles are in progress. This is never more than
+  // Slots(threads): tasks start in order, so of the kv heads that have begun
+  // and are not finished, all but the last have a tile in progress. If the last
+  // has none, the worker that ran its latest tile has not started another task
+  // yet, so one tile fewer is in progress.
   int64_t PackedHeads(int64_t threads) const;
   // Return where the partial result of a split begins, in words, and its
   // layout.

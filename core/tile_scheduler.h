@@ -29,8 +29,8 @@ class StopSignal {
 
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
 
-  // Returns OK, CANCELLED or DEADLINE_EXCEEDED. Reads the clock if there is a
-  // deadline.
+  // Returns OK as long as the job may go on, and otherwise CANCELLED or
+  // DEADLINE_EXCEEDED. Reads the clock if there is a deadline.
   absl::Status Check() const;
   bool ShouldStop() const { return !Check().ok(); }
 

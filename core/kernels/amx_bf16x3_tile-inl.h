@@ -137,8 +137,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
               });
   }
 
-  // Computes a block's scores again, in f32, where they are not finite or where
-  // lost terms matter.
+  // Computes scores of a block again, in f32, where they are not finite or
+  // where bf16 terms that AMX treats as 0 matter.
   void MendScores(const Block& block) const {
     const Vec factor = hn::Set(kF, ScoreScale(params_).query_factor);
     const int64_t dims = params_.head_dim;
@@ -216,8 +216,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
   }
 
   // Adds the weighted values of one SIMD vector of columns, number `v` of the
-  // `vectors` that are packed together, without the unsplittable values. The
-  // result has the same bits as if these values were 0.
+  // `vectors` that are packed together, without the values that cannot be split
+  // into bf16 terms. The result has the same bits as if these values were 0.
   void AddSplittable(const Block& block, const Steps& steps,
                      const float* values, int64_t vectors, int64_t v,
                      bool fresh, int64_t column) const {
@@ -244,7 +244,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     AddProducts(block, steps, masked, kChunk, column, 1, fresh);
   }
 
-  // Adds the weighted unsplittable values that rows of the block see, in f32.
+  // Adds, in f32, the weighted values that cannot be split into bf16 terms, for
+  // those rows of the block that see them.
   void AddUnsplittable(const Block& block, int64_t column) const {
     VisitRows(job_.value, block.seen,
               [&](auto as, int64_t key, const auto* row) HWY_ATTR {
@@ -281,8 +282,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
   const HeadPacking& packing_;
   bool any_large_ = false;  // queries or keys
   // For each key of the current tile: the Sizes of its row of K, set if
-  // any_large_; and whether its row of V has unsplittable elements, set if
-  // FindUnsplittableValues returned true.
+  // any_large_; and whether its row of V has elements that cannot be split into
+  // bf16 terms, set if FindUnsplittableValues returned true.
   Sizes key_sizes_[kMaxTileKeys];
   bool unsplittable_[kMaxTileKeys];
 };

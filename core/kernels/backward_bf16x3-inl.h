@@ -99,7 +99,7 @@ inline void ZeroNotFinite(int64_t groups, int64_t tile_words, float* words) {
 }
 
 // Packs K and V of a tile of keys in the layout of PackedKeysBf16x3. If the
-// tile has fewer keys than kTileKeys, the others become 0.
+// tile has fewer than kTileKeys keys, fills the rest with zeros.
 inline void PackKeysBf16x3(const BackwardJob& job,
                            const BackwardPlan::Tile& tile,
                            const BatchEntry& entry) {
@@ -161,8 +161,8 @@ inline void PackKeysBf16x3(const BackwardJob& job,
 }
 
 // Packs Q and dO of a tile of query rows in the layout of PackedRowsBf16x3. If
-// the tile has fewer rows than tile_q, the others become 0. Rows that see no
-// key become 0, too, because they may hold any bytes.
+// the tile has fewer than tile_q rows, fills the rest with zeros. Rows that see
+// no key become 0, too, because they may hold any bytes.
 inline void PackRowsBf16x3(const BackwardJob& job,
                            const BackwardPlan::Tile& tile,
                            const BatchEntry& entry, float* slot) {
@@ -230,8 +230,9 @@ class Bf16x3Pair : public TilePair {
     if (seen()) MakeBands();
   }
 
-  // Adds the share of these query rows to dK and dV. Returns false and adds
-  // nothing if these two tiles need f32 products.
+  // Adds what this tile of query rows contributes to dK and dV of the keys.
+  // Returns false and adds nothing if numbers cannot be split into bf16 terms;
+  // f32 products (F32Pair) are needed then.
   bool AddToKeys() {
     if (!CanSplit()) return false;
     LoadRowNumbers();
@@ -335,7 +336,7 @@ class Bf16x3Pair : public TilePair {
               });
   }
 
-  // Computes S^T and dP^T of the rows of a band.
+  // Computes S^T and dP^T for the kAmxBlock query rows of a band.
   void Multiply(int64_t band) const {
     const auto multiply = [&](const float* left, int64_t left_stride,
                               const float* right, int64_t dims,
@@ -429,8 +430,9 @@ class Bf16x3Pair : public TilePair {
     });
   }
 
-  // Splits P^T and dS^T of a band into terms and stores them as operands of the
-  // next products. `weights(key)` returns the KeyWeights of a key.
+  // Splits P^T and dS^T of the kAmxBlock query rows of a band into bf16 terms,
+  // and stores these in the form of operands of the next products.
+  // `weights(key)` returns P and dS of a key.
   template <class Weights>
   Bits StoreTerms(int64_t band, const Weights& weights) const {
     constexpr int kTerms = kBf16Terms;

@@ -232,9 +232,10 @@ constexpr size_t DirectVectors(size_t rows) {
 // only the columns that it reads, memory would deliver just a part of each row,
 // which reaches only 0.6 of the speed.
 struct RowsAhead {
-  // Prefetches the rows that this pass reads next into the first-level cache.
+  // Prefetches the rows of V that this pass reads next into the first-level
+  // cache.
   static RowsAhead Stream(int64_t bytes) { return {.bytes = bytes}; }
-  // Prefetches rows from `row` on into the second-level cache, for a later
+  // Prefetches rows of V from `row` on into the second-level cache, for a later
   // pass: one row whenever this pass has multiplied `keys_a_row` keys.
   static RowsAhead Slowly(const void* row, int64_t bytes, int64_t keys_a_row) {
     return {static_cast<const char*>(row), bytes, keys_a_row};

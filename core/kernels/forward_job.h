@@ -57,7 +57,8 @@ class ForwardJob final : public TileJob {
     return entry;
   }
 
-  // Writes output and lse of the rows of a padding task.
+  // Writes the results of the padding rows of padding task `task`: an output of
+  // 0, and as lse the sink logit of the head, or -inf.
   void WritePadding(int64_t task) const;
 
   // Copies the keys and values that `task` packs from `source` to the input
@@ -80,8 +81,8 @@ class ForwardJob final : public TileJob {
   const KernelPlan plan;
   const ScoreInputs scores;
   InputSource* const source;  // or null
-  // Whether the worker that packs keys and values also loads them from
-  // `source`, right before, so that they are in its cache.
+  // Whether a worker loads keys and values from `source` right before it packs
+  // them, so that they are in its cache when it does.
   const bool loads_with_packing;
   const TensorView<const std::byte> query;  // [batch, num_q_heads, q_len,
                                             //  head_dim]

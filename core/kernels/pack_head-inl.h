@@ -131,8 +131,9 @@ int64_t ValueWords(const ForwardJob& job, int64_t keys) {
 template <TileKind kKind>
 class PackedHead {
  public:
-  // Call this when a tile starts or continues. The first tile of the head finds
-  // a free place in memory for it.
+  // Make one when a tile starts, or continues after a yield. For the first tile
+  // of a kv head, this finds a free place in the job's memory for the packed
+  // head.
   PackedHead(const ForwardJob& job, const TileTask& task)
       : job_(job), task_(task), packing_(job.Packing(task)) {
     std::byte* const place = job.PackedHead(FindPlace());
@@ -171,7 +172,8 @@ class PackedHead {
   static void Leave(const ForwardJob& job, const TileTask& task) {
     HeadPacking& packing = job.Packing(task);
     const std::atomic_ref done(packing.done);
-    // The next head must not write to the place before all tiles have read it.
+    // The kv head that gets this place next must not write to it before all
+    // tiles of this head have read it.
     if (done.fetch_add(1, std::memory_order_acq_rel) + 1 ==
         job.plan.TilesOfHead(task.entry)) {
       Taken(job, packing.place - 1).store(0, std::memory_order_release);

@@ -183,8 +183,8 @@ HWY_INLINE void StoreWeights(Vec p, int64_t j, float* scores) {
   } else if constexpr (kOperand == Operand::kRoundedF32) {
     hn::Store(RoundToBf16(kF, p), kF, scores + j);
   } else {
-    // A weight takes two bytes where a score takes four, so this never
-    // overwrites a score that is still to be read.
+    // A bf16 weight takes two bytes and its f32 score four, so writing weights
+    // from front to back never overwrites a score that is still to be read.
     AsBf16::Store(kF, p, reinterpret_cast<uint16_t*>(scores) + j);
   }
 }

@@ -221,8 +221,8 @@ class Tile {
   }
 
   // Returns whether V has no NaN and no infinity at the current keys. Only
-  // blocks that hide some of the keys need to know. `look()` reads V to find
-  // out; it is called at most once for each tile of keys.
+  // blocks with rows that do not see all of these keys need to know. `look()`
+  // reads V to find out; it is called at most once for each tile of keys.
   template <class Look>
   bool ValuesAreFinite(const Look& look) {
     if (!values_finite_) values_finite_ = look();
@@ -274,7 +274,8 @@ class Tile {
         }
         max = new_max;
       }
-      // A row without a score above -inf keeps weights of 2^-inf = 0.
+      // If no score of the row is above -inf, 0 stands in for the maximum, so
+      // that all weights become 2^-inf = 0 and not NaN.
       base[r - block.first] = max == kMinusInfinity ? 0.0F : max;
     }
     for (int64_t r = block.first; r < last; ++r) {

@@ -167,8 +167,8 @@ class Connection {
 
  private:
   struct Call {
-    // When the call began, or when another kMinProgressBytes of it were
-    // complete.
+    // When the call began, or when kMinProgressBytes more of its message had
+    // last arrived.
     SteadyTime progress_at;
     int64_t bytes_since_progress = 0;  // of DATA payload
     int64_t received_bytes = 0;        // of DATA payload

@@ -20,7 +20,7 @@
 
 namespace attnd::server {
 
-// Knows all connections of a server, and is the only class that ends them.
+// Knows all client connections of a server. No other class ends them.
 // Thread-safe.
 class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
  public:

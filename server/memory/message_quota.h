@@ -61,8 +61,9 @@ class MessageQuota {
   void MakeRoom(int64_t reserved_bytes, int64_t idle_bytes);
 
  private:
-  // Calls `resize_` if the quota has changed enough. The caller must hold
-  // `mutex_` with `lock`, which is released during the call of `resize_`.
+  // Calls `resize_` if the number of bytes that messages may take has changed
+  // by several MiB since the last call. The caller must hold `mutex_` with
+  // `lock`, which is released while `resize_` runs.
   void Resize(std::unique_lock<std::mutex>& lock);
 
   const Limits limits_;
