@@ -1,6 +1,6 @@
-// Reads the answers of a server. Trusts no number in them, because the server
-// may have a bug. The elements of a tensor are copied once, from the buffers of
-// the network to the memory of the caller.
+// Reads the answers of a server. Checks types, shapes and sizes in them,
+// because the server may have a bug. The elements of a tensor are copied once,
+// from the buffers of the network to the memory of the caller.
 #ifndef ATTND_CLIENT_ANSWER_READER_H_
 #define ATTND_CLIENT_ANSWER_READER_H_
 

@@ -22,9 +22,10 @@ absl::StatusOr<ServerInfo> AskServer(const RetryingChannel& channel,
                                      const CallTime& time);
 
 // Makes `call`, waits for the answer, and writes it to the outputs of `call`.
-// If the size of the call matters and `server` does not know the server's
-// message limits, asks the server for them first. Makes the call a second time
-// if it may have failed because the limits have changed.
+// First asks the server for its message limits if `server` does not know them,
+// unless the call is so small that every server accepts it as one message
+// (IsInline). Makes the call a second time if it may have failed because the
+// limits have changed.
 absl::StatusOr<AttentionReply> CallForward(const RetryingChannel& channel,
                                            ServerLimits& server,
                                            const ForwardCall& call,

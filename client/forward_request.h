@@ -16,8 +16,8 @@ namespace attnd::client {
 // three or two times, because AttentionStream has no such short forms.
 enum class Method { kAttention, kSelfAttention, kCrossAttention };
 
-// One call of such an rpc. Refers to the caller's arguments and does not own
-// them.
+// One call of Attention, SelfAttention or CrossAttention. Refers to the
+// caller's arguments and does not own them.
 struct ForwardCall {
   Method method;
   const AttentionInputs& inputs;

@@ -22,7 +22,8 @@ struct AttentionOptions {
 #include "base/attention_options.def"
 };
 
-// What a call should return. The members have the names of the contract.
+// What a call should return. The members have the names of the fields in
+// attention.proto.
 struct OutputOptions {
   bool return_lse = false;
   std::optional<DataType> output_dtype = {};  // unset = the query's type

@@ -115,10 +115,10 @@ class AttentionProblem {
   std::vector<int64_t> OutputShape() const;
   std::vector<int64_t> LseShape() const;
 
-  // Return views of dense memory in the shapes of this problem. If T is
+  // Return views of dense tensors with the shapes of this problem. If T is
   // std::byte, params() has the type of the elements. `data` may be null only
-  // if the shape has no element. The indices are those of the tensors;
-  // BatchEntry says at which of them a batch entry begins.
+  // if the shape has no element. A view is of the whole tensor; BatchEntry says
+  // at which indices a batch entry begins.
   template <typename T>
   TensorView<T> QueryView(T* data) const {
     return View(data, params_.num_q_heads, params_.q_len, params_.head_dim);
@@ -144,8 +144,8 @@ class AttentionProblem {
   TensorView<T> OutputView(T* data) const {
     return View(data, params_.num_q_heads, params_.q_len, params_.v_head_dim);
   }
-  // Returns a view of the shape [batch, num_q_heads, q_len, 1], in every
-  // layout.
+  // Returns a view of a dense lse. Its shape is [batch, num_q_heads, q_len, 1],
+  // and its order in memory is the same in every layout.
   template <typename T>
   TensorView<T> LseView(T* data) const {
     return {data,

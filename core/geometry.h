@@ -323,10 +323,10 @@ struct HeadPacking {
   uint32_t unsplittable_values;
 };
 
-// Where the parts of a split's partial result lie in memory, in which it waits
-// to be merged. A split is some of the keys of a tile. First come the
-// unnormalised output rows, then the maximum of each row, then the sum of its
-// weights. Offsets count floats.
+// Where the parts of a partial result lie in memory, until the splits of a tile
+// (each has some of its keys) are merged. First come the unnormalised output
+// rows, then the largest score of each row, then the sum of each row's weights.
+// Offsets count floats.
 struct PartialLayout {
   int64_t output_stride;
   int64_t max;

@@ -98,7 +98,8 @@ constexpr Isa F32Isa(Isa isa) { return TraitsOf(isa).f32_isa; }
 constexpr Geometry GeometryOf(Isa isa) { return TraitsOf(isa).geometry; }
 
 // Returns whether the kernels that are compiled for `vector_isa` must include
-// tiles of `kind`. If not, no instruction set ever chooses that copy of them.
+// tiles of `kind`. They must if any instruction set that uses these kernels
+// chooses that kind.
 constexpr bool HasKind(Isa vector_isa, TileKind kind) {
   if (!IsNativeBf16(kind)) return true;
   for (const Isa isa : kIsas) {

@@ -21,8 +21,8 @@ struct MemoryEstimate {
   // The bytes of attention that stores all scores: input, output, and an f32
   // score for each query head, query row and key of every batch entry.
   int64_t naive_bytes = 0;
-  // 2 * (head_dim + v_head_dim) for each query head, query row and key that the
-  // row sees.
+  // The floating-point operations: 2 * (head_dim + v_head_dim) for each query
+  // head, query row and key that the row sees.
   int64_t flops = 0;
 
   // 1 - flash_bytes / naive_bytes. Negative for tiny problems, 0 for empty

@@ -52,8 +52,9 @@ inline constexpr size_t kNumTileKinds = 7;
 enum class Operand { kF32, kRoundedF32, kBf16, kBf16x3 };
 
 struct TileTraits {
-  // The kernel's name in ExecutionStats (part of the answer to a call): if all
-  // tiles of the job have this kind, and if it has direct tiles, too.
+  // The kernel's name that the answer to a call reports (ExecutionStats):
+  // `name` if all tiles have this kind, `name_with_direct` if others are
+  // direct.
   std::string_view name;
   std::string_view name_with_direct;
   Operand operand;
@@ -121,7 +122,7 @@ constexpr int64_t RowWords(TileKind kind, int64_t head_dim) {
   return TraitsOf(kind).terms * TermWords(kind, head_dim);
 }
 
-// How the backward pass multiplies a tile of keys with a tile of rows.
+// How the backward pass multiplies a tile of keys with a tile of query rows.
 enum class BackwardKind {
   kDirect,  // scores as in direct tiles, the rest by f32 microkernels
   kPanel,   // all by f32 microkernels

@@ -62,7 +62,8 @@ struct ServerConfig {
   int64_t max_benchmark_vectors = 32768;
   // How long one call of Benchmark may take; 0 = no limit.
   double max_benchmark_s = 60;
-  // After this time a client is asked to open a new connection; 0 = never.
+  // The age at which the server asks a client to replace its connection by a
+  // new one; 0 = never.
   double max_connection_age_s = 0;
 };
 

@@ -94,9 +94,9 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
     return magnitude >= std::bit_cast<uint32_t>(kLarge);
   }
 
-  // Of a query or key row: `large` is whether it has elements so large that
-  // lost terms of the other row matter, and `tiny` whether it has elements that
-  // lose terms.
+  // Whether a row of Q or K has elements that are so large that lost bf16 terms
+  // of the row that it is multiplied with matter (`large`), and elements that
+  // are so small that they lose terms themselves (`tiny`).
   struct Sizes {
     bool large, tiny;
   };
@@ -265,7 +265,8 @@ class AmxBf16x3Tile : public AmxTile<TileKind::kAmxBf16x3> {
               });
   }
 
-  // Returns the weight of a row and a key, the sum of its stored terms.
+  // Returns the weight of key `key` for row r, by adding up its stored bf16
+  // terms.
   float WholeWeight(int64_t r, int64_t key) const {
     const int64_t at = key - begin_;
     const int64_t word = at / kAmxBlock * kAmxSteps + at % kLanes;

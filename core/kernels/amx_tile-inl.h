@@ -100,9 +100,9 @@ class AmxTile : public Tile {
                        HWY_ATTR { return RowMax(Scores(r), from, to); });
   }
 
-  // The keys that a block sees, counted in pairs from the first key of the tile
-  // and extended to whole blocks of kAmxBlock keys. The weights of the added
-  // keys are 0.
+  // The keys that a block sees, counted in pairs of keys from the first key of
+  // the tile and extended to whole blocks of kAmxBlock keys. The weights of the
+  // added keys are 0.
   struct Steps {
     int64_t first, last;
   };

@@ -130,8 +130,9 @@ class TilePair {
 };
 
 // Computes the weights P and dS for a SIMD vector of scores `s` and of dP
-// `grad`. `slope` is s'. If kSplits, numbers whose bf16 terms would be denormal
-// become 0, and NaN stays NaN.
+// `grad`. `slope` is s', the derivative of a score with respect to the dot
+// product. If kSplits, numbers whose bf16 terms would be denormal become 0, and
+// NaN stays NaN.
 template <bool kSplits>
 HWY_INLINE void WeighPairs(Vec s, Vec grad, Vec slope, Vec lse, Vec delta,
                            Vec& weight, Vec& grad_score) {

@@ -79,7 +79,8 @@ HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
                                           hn::InterleaveUpper(kF, a, b)));
   const auto ce = hn::BitCast(d2, hn::Add(hn::InterleaveLower(kF, c, e),
                                           hn::InterleaveUpper(kF, c, e)));
-  // Every block of 128 bits has a partial sum of each vector.
+  // Now every block of four floats has one partial sum of each of a, b, c and
+  // e.
   const auto blocks = hn::Add(hn::BitCast(kF, hn::InterleaveLower(d2, ab, ce)),
                               hn::BitCast(kF, hn::InterleaveUpper(d2, ab, ce)));
   const auto sums = SumOfBlocks(kF, blocks);
@@ -315,7 +316,8 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
   }
 }
 
-// DirectValueBlock for S sums and R rows, with the index vectors - 1.
+// Pointers to DirectValueBlock for S sums and R rows. The index is the number
+// of SIMD vectors of columns, minus 1.
 template <class As>
 using DirectValueRow =
     std::array<decltype(&DirectValueBlock<As, 1, 1, 1>), DirectVectors(1)>;
@@ -326,7 +328,7 @@ constexpr DirectValueRow<As> MakeDirectValueRow(
   return {&DirectValueBlock<As, S, R, N + 1>...};
 }
 
-// Returns DirectValueBlock for S sums, with the index rows - 1.
+// Returns the pointers for S sums. The index is the number of rows, minus 1.
 template <class As, size_t S, size_t... R>
 constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
     std::index_sequence<R...> /*rows*/) {

@@ -210,7 +210,8 @@ HWY_INLINE void StoreTwoWeights(Vec low, Vec high, int64_t j, float* scores,
   }
 }
 
-// Stores the last vector of weights, if it has no second one.
+// Does what StoreTwoWeights does for the last vector of weights, if the number
+// of vectors is odd.
 template <Operand kOperand>
 HWY_INLINE void StoreLastWeights(Vec p, int64_t j, float* scores,
                                  int64_t term_words) {

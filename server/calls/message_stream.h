@@ -14,9 +14,8 @@ namespace attnd::server {
 // Sends the messages of one call. When a message that was passed to Write has
 // been sent, OnWritten of the call runs. Do not call Write again before that,
 // so that messages do not pile up if the client is slow. Call Finish once,
-// after the last Write. The sink may be destroyed as soon as Finish has
-// returned, and so have the callbacks that it has called (OnMessage,
-// OnWritten).
+// after the last Write. The sink may be destroyed once Finish has returned and
+// no callback that it has called (OnMessage, OnWritten) is still running.
 class MessageSink {
  public:
   virtual ~MessageSink() = default;

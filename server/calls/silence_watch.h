@@ -39,7 +39,8 @@ class SilenceWatch {
 
  private:
   void Watch();
-  // Removes the calls that no longer exist. The caller must hold `mutex_`.
+  // Removes the calls that no longer exist from `calls_`. The caller must hold
+  // `mutex_`.
   void ForgetEnded();
 
   const std::chrono::nanoseconds timeout_;

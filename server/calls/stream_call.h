@@ -49,8 +49,9 @@ class StreamCall final : public AttentionCall, public WatchedCall {
         clock_(clock) {}
   ~StreamCall() override;
 
-  // Starts to read. `pending` is a slot for streams whose first message has not
-  // arrived yet. The call gives it back when that message has arrived.
+  // Starts to read. `pending` is one of the slots that limit how many streams
+  // may wait for their first message. The call gives it back when that message
+  // has arrived.
   void Start(Admission::Reservation pending = {});
   // Call this when MessageStream::Read has received a message or failed.
   void OnMessage(absl::StatusOr<ReceivedMessage> received);

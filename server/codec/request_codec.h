@@ -85,8 +85,8 @@ inline bool ComesInChunks(const v1::Tensor& tensor) {
   return tensor.payload_case() == v1::Tensor::PAYLOAD_NOT_SET;
 }
 
-// Copies the elements of `tensor` to `to`. The tensor must have the form
-// kValues.
+// Copies the elements of `tensor` to `to`. The tensor must carry them as a list
+// of numbers (PayloadKind::kValues).
 void CopyValues(const v1::Tensor& tensor, std::byte* to);
 
 }  // namespace attnd::server

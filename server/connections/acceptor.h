@@ -1,7 +1,7 @@
-// Accepts connections in a thread of its own, because gRPC 1.51 stops doing so
-// for good: after accept() has failed once on a listening socket, it never
-// calls accept() on that socket again (CVE-2023-4785). This class pauses and
-// tries again. Does not use gRPC.
+// Accepts connections in a thread of its own, in place of gRPC: after accept()
+// has failed once on a listening socket, gRPC 1.51 never calls it on that
+// socket again (CVE-2023-4785). This class pauses and tries again. Does not use
+// gRPC.
 #ifndef ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 #define ATTND_SERVER_CONNECTIONS_ACCEPTOR_H_
 

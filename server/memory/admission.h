@@ -48,9 +48,10 @@ class Admission {
     // sent, so that a client that has the answer finds the slot free for its
     // next request.
     void LeaveSlot();
-    // Declares that `bytes` of this reservation are meant for messages that are
-    // still arriving, which are then not counted twice (MessageQuota). This is
-    // valid until the next call of this function or until the reservation ends.
+    // Declares that `bytes` of this reservation are meant for messages that
+    // gRPC is still receiving for this request. The memory that gRPC may use
+    // for messages grows by them (MessageQuota) until the next call of this
+    // function, or until the reservation ends.
     void SetMessageShare(int64_t bytes);
     int64_t bytes() const { return bytes_; }
 
