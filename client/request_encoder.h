@@ -1,6 +1,6 @@
-// Encodes plain values as requests of the contract. Does not copy the elements
-// of tensors to protobuf messages. Does not check what the server checks. Uses
-// protobuf, but not gRPC.
+// Encodes the plain values of client/types.h as requests of attention.proto.
+// Does not copy the elements of tensors to protobuf messages. Does not check
+// what the server checks. Uses protobuf, but not gRPC.
 #ifndef ATTND_CLIENT_REQUEST_ENCODER_H_
 #define ATTND_CLIENT_REQUEST_ENCODER_H_
 
@@ -15,8 +15,9 @@ v1::DataType EncodeType(DataType type);
 void EncodePlace(const SharedPlace& place, v1::SharedMemory* proto);
 
 // Adds `tensor` to `message` as the field `number`. If the tensor is in shared
-// memory, adds its place instead of its elements. Borrows elements that have no
-// owner and at least kSmallestPieceBytes.
+// memory, adds its place instead of its elements. If the elements have no owner
+// and at least kSmallestPieceBytes, they are not copied, and must stay valid
+// until the message is sent.
 void AddTensor(int number, const ConstTensor& tensor, OutgoingMessage* message);
 
 // Adds the options to `message` as the field `number`: those in `options`, and
