@@ -39,7 +39,8 @@ struct MessageLimits {
 // server accepts as one message (IsInline) need none of this. Thread-safe.
 class ServerLimits {
  public:
-  // Returns the limits, or nothing if the server has to be asked.
+  // Returns the limits. If they are not known, returns nothing: call
+  // GetServerInfo, and Take with its result.
   std::optional<MessageLimits> Get() const;
 
   // Remembers the limits in `info`, the result of GetServerInfo, and returns

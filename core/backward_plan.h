@@ -39,8 +39,8 @@ class BackwardPlan {
   // The kernel's name in ExecutionStats.
   std::string_view variant() const { return variant_; }
   BackwardKind KindOf(const BatchEntry& entry) const;
-  // The number of query rows in a tile: in `entry`, and the largest of all
-  // entries.
+  // TileRows returns the number of query rows in a tile of `entry`, and
+  // tile_rows the largest such number of all entries.
   int64_t TileRows(const BatchEntry& entry) const;
   int64_t tile_rows() const { return shape_.tile_q; }
   // The shape that a slot and the packed tiles are laid out for.

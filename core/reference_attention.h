@@ -51,8 +51,8 @@ void ReferenceAttentionRow(const AttentionProblem& problem,
                            int64_t head, int64_t q_row, double* output,
                            double* lse);
 
-// Computes all rows. `output` has the problem's output shape and `lse` its lse
-// shape; both are dense.
+// Computes all rows of the result. `output` has the shape problem.OutputShape()
+// and `lse` problem.LseShape(); both are dense.
 void ReferenceAttention(const AttentionProblem& problem,
                         const AttentionBuffers& inputs, double* output,
                         double* lse);

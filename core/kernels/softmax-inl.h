@@ -241,8 +241,8 @@ Vec Exponentiate(float* scores, [[maybe_unused]] const uint8_t* visible,
     constexpr bool kSplits = kOperand == Operand::kBf16x3;
     Vec p = Exp2Bounded<!kSplits>(kF, x);
     if constexpr (kSplits) {
-      // Small weights become 0, so that no term is denormal, which would cost a
-      // hundred cycles. NaN stays NaN.
+      // Small weights become 0, so that no bf16 term is denormal, which would
+      // cost a hundred cycles. NaN stays NaN.
       p = hn::IfThenZeroElse(hn::Lt(x, hn::Set(kF, -100.0F)), p);
     }
     if constexpr (kMasked) {
