@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <random>
 
@@ -76,6 +77,26 @@ TEST(CheckedMathTest, AnOverflowOnTheWayIsNotForgotten) {
   EXPECT_EQ(CheckedProduct({int64_t{1} << 32, int64_t{1} << 32, 1}),
             std::nullopt);
   EXPECT_EQ(CheckedSum({kMax, 1, -1}), std::nullopt);
+}
+
+TEST(CheckedMathTest, SaturatesAtTheLargestNumber) {
+  std::mt19937_64 rng(kSeed);
+  for (int i = 0; i < 20000; ++i) {
+    const auto a = static_cast<int64_t>(rng() >> (1 + rng() % 63));
+    const auto b = static_cast<int64_t>(rng() >> (1 + rng() % 63));
+    SCOPED_TRACE(::testing::Message() << a << ", " << b << " seed " << kSeed);
+    const auto saturated = [](Wide x) {
+      return static_cast<int64_t>(std::min<Wide>(x, kMax));
+    };
+    ASSERT_EQ(SaturatingProduct({a, b}), saturated(Wide{a} * b));
+    ASSERT_EQ(SaturatingSum({a, b}), saturated(Wide{a} + b));
+    if (b == 0) continue;
+    ASSERT_EQ(CeilDiv(a, b), saturated((Wide{a} + b - 1) / b));
+    ASSERT_EQ(RoundUp(a, b), saturated((Wide{a} + b - 1) / b * b));
+  }
+  EXPECT_EQ(SaturatingProduct({kMax, kMax, 0}), 0);
+  EXPECT_EQ(SaturatingSum({kMax, kMax, kMax}), kMax);
+  EXPECT_EQ(RoundUp(kMax, 64), kMax);
 }
 
 TEST(CheckedMathTest, RoundsUpToMultiples) {
