@@ -67,10 +67,9 @@ struct TimedCase {
         engine(by),
         problem(ProblemOf(of)),
         tensors(of, problem),
-        estimate((of.pass == Case::Pass::kBackward
-                      ? by.estimator().EstimateBackward(problem)
-                      : by.estimator().Estimate(problem))
-                     .value()) {
+        estimate(of.pass == Case::Pass::kBackward
+                     ? by.estimator().EstimateBackward(problem)
+                     : by.estimator().Estimate(problem)) {
     if (c.pass == Case::Pass::kBackward) {
       engine.Run(problem, tensors.forward()).value();
     }

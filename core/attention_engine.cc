@@ -87,24 +87,23 @@ AttentionEngine::AttentionEngine(const EngineOptions& options)
 AttentionEngine::~AttentionEngine() = default;
 
 void AttentionEngine::Start(const AttentionProblem& problem, int64_t tasks,
-                            const absl::StatusOr<MemoryEstimate>& estimate,
-                            RunStats stats, const StopSignal* stop, Done done,
+                            const MemoryEstimate& estimate, RunStats stats,
+                            const StopSignal* stop, Done done,
                             MakeJob make_job) {
-  if (!estimate.ok()) {
-    done(estimate.status(), {});
+  if (estimate.flash_bytes == kMaxBytes) {
+    done(BytesOutOfRange(), {});
     return;
   }
-  absl::StatusOr<Workspace> workspace =
-      pool_.Reserve(estimate->workspace_bytes);
+  absl::StatusOr<Workspace> workspace = pool_.Reserve(estimate.workspace_bytes);
   if (!workspace.ok()) {
     done(workspace.status(), {});
     return;
   }
   stats.threads = threads();
-  stats.flops = estimate->flops;
-  stats.workspace_bytes = estimate->workspace_bytes;
+  stats.flops = estimate.flops;
+  stats.workspace_bytes = estimate.workspace_bytes;
   std::unique_ptr<TileJob> job = make_job(*std::move(workspace));
-  if (RunsInline(problem, *estimate, tasks)) {
+  if (RunsInline(problem, estimate, tasks)) {
     const auto began = std::chrono::steady_clock::now();
     absl::Status status = RunInline(*job, stop);
     stats.compute_time = std::chrono::steady_clock::now() - began;

@@ -106,7 +106,7 @@ class AttentionEngine {
   // `make_job` makes with it. `tasks` is the number of tasks of that job, not
   // counting those that load inputs.
   void Start(const AttentionProblem& problem, int64_t tasks,
-             const absl::StatusOr<MemoryEstimate>& estimate, RunStats stats,
+             const MemoryEstimate& estimate, RunStats stats,
              const StopSignal* stop, Done done, MakeJob make_job);
 
   MachineInfo machine_;

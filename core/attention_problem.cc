@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -137,30 +138,50 @@ absl::Status TooLarge(const Extents& tensor, absl::string_view what,
       kInt64RangeReason);
 }
 
-absl::Status CheckSizes(const Extents& query, const Extents& key,
+// The limits of a problem's size.
+enum class SizeLimit { kNone, kQueryBytes, kKeyBytes, kValueBytes, kWork };
+
+// Returns a limit that the problem exceeds.
+SizeLimit ExceededLimit(const Extents& query, const Extents& key,
                         const Extents& value) {
   const int64_t head_dim = query.of[kDim];
   const int64_t v_head_dim = value.of[kDim];
   const int64_t element_bytes = SizeOf(DataType::kF32);
-  for (const Extents* tensor : {&query, &key, &value}) {
-    // The output has the query's rows, each v_head_dim wide.
-    const int64_t width =
-        tensor == &query ? std::max(head_dim, v_head_dim) : tensor->of[kDim];
+  const std::tuple<SizeLimit, const Extents&, int64_t> tensors[] = {
+      // The output has the query's rows, each v_head_dim wide.
+      {SizeLimit::kQueryBytes, query, std::max(head_dim, v_head_dim)},
+      {SizeLimit::kKeyBytes, key, head_dim},
+      {SizeLimit::kValueBytes, value, v_head_dim}};
+  for (const auto& [limit, tensor, width] : tensors) {
     const std::optional<int64_t> bytes = ProductOfExtents(
-        {tensor->of[kBatch], tensor->of[kHeads], tensor->of[kSeq], width},
+        {tensor.of[kBatch], tensor.of[kHeads], tensor.of[kSeq], width},
         element_bytes);
-    if (!bytes || *bytes > AttentionProblem::kMaxTensorBytes) {
-      return TooLarge(*tensor, "bytes", AttentionProblem::kMaxTensorBytes);
-    }
+    if (!bytes || *bytes > AttentionProblem::kMaxTensorBytes) return limit;
   }
   const std::optional<int64_t> work =
       ProductOfExtents({query.of[kBatch], query.of[kHeads], query.of[kSeq],
                         key.of[kSeq], head_dim + v_head_dim},
                        element_bytes);
-  if (!work || *work > AttentionProblem::kMaxWork) {
-    return TooLarge(
-        key, "4 * batch * q_heads * q_len * kv_len * (head_dim + v_head_dim)",
-        AttentionProblem::kMaxWork);
+  return work && *work <= AttentionProblem::kMaxWork ? SizeLimit::kNone
+                                                     : SizeLimit::kWork;
+}
+
+absl::Status CheckSizes(const Extents& query, const Extents& key,
+                        const Extents& value) {
+  constexpr int64_t kBytes = AttentionProblem::kMaxTensorBytes;
+  switch (ExceededLimit(query, key, value)) {
+    case SizeLimit::kNone:
+      break;
+    case SizeLimit::kQueryBytes:
+      return TooLarge(query, "bytes", kBytes);
+    case SizeLimit::kKeyBytes:
+      return TooLarge(key, "bytes", kBytes);
+    case SizeLimit::kValueBytes:
+      return TooLarge(value, "bytes", kBytes);
+    case SizeLimit::kWork:
+      return TooLarge(
+          key, "4 * batch * q_heads * q_len * kv_len * (head_dim + v_head_dim)",
+          AttentionProblem::kMaxWork);
   }
   return absl::OkStatus();
 }
@@ -401,11 +422,11 @@ absl::Status CheckVisibility(const AttentionOptions& options,
   return status;
 }
 
-// Returns the bytes of a tensor, or 0 if there is none. Create has checked that
-// they fit an int64.
+// Returns the bytes of a tensor, or 0 if there is none.
 int64_t BytesOf(const std::optional<TensorSpec>& tensor) {
   if (!tensor) return 0;
-  return ElementCount(tensor->shape).value_or(0) * SizeOf(tensor->dtype);
+  const int64_t count = ElementCount(tensor->shape).value_or(kMaxInt64);
+  return SaturatingProduct({count, SizeOf(tensor->dtype)});
 }
 
 }  // namespace
@@ -413,6 +434,19 @@ int64_t BytesOf(const std::optional<TensorSpec>& tensor) {
 absl::StatusOr<AttentionProblem> AttentionProblem::Create(
     const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
     const AttentionOptions& options, const OutputOptions& outputs) {
+  return Check(query, key, value, options, outputs, /*any_size=*/false);
+}
+
+absl::StatusOr<AttentionProblem> AttentionProblem::CreateOfAnySize(
+    const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
+    const AttentionOptions& options, const OutputOptions& outputs) {
+  return Check(query, key, value, options, outputs, /*any_size=*/true);
+}
+
+absl::StatusOr<AttentionProblem> AttentionProblem::Check(
+    const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
+    const AttentionOptions& options, const OutputOptions& outputs,
+    bool any_size) {
   const Layout layout = options.layout;
   ATTND_ASSIGN_OR_RETURN(const Extents q,
                          ParseExtents("query", query, layout, 0));
@@ -430,7 +464,7 @@ absl::StatusOr<AttentionProblem> AttentionProblem::Create(
   status.Update(CheckSame(v, k, kSeq, "kv_len"));
   status.Update(CheckHeadDim(v));
   ATTND_RETURN_IF_ERROR(status);
-  ATTND_RETURN_IF_ERROR(CheckSizes(q, k, v));
+  if (!any_size) ATTND_RETURN_IF_ERROR(CheckSizes(q, k, v));
 
   ATTND_ASSIGN_OR_RETURN(const float score_scale,
                          ScoreScale(options, q.of[kDim]));
@@ -476,7 +510,8 @@ absl::StatusOr<AttentionProblem> AttentionProblem::Create(
        .has_alibi = !options.alibi_slopes.empty(),
        .has_sinks = !options.sink_logits.empty(),
        .return_lse = outputs.return_lse},
-      q.rank, std::make_shared<const AttentionOptions>(options));
+      q.rank, ExceededLimit(q, k, v) == SizeLimit::kNone,
+      std::make_shared<const AttentionOptions>(options));
 }
 
 absl::Status AttentionProblem::CheckGradients() const {
@@ -517,28 +552,30 @@ std::vector<int64_t> AttentionProblem::LseShape() const {
 }
 
 int64_t AttentionProblem::query_bytes() const {
-  return tensor_batch() * params_.num_q_heads * params_.q_len *
-         params_.head_dim * SizeOf(params_.query_dtype);
+  return SaturatingProduct({tensor_batch(), params_.num_q_heads, params_.q_len,
+                            params_.head_dim, SizeOf(params_.query_dtype)});
 }
 
 int64_t AttentionProblem::key_bytes() const {
-  return tensor_batch() * params_.num_kv_heads * params_.kv_len *
-         params_.head_dim * SizeOf(params_.key_dtype);
+  return SaturatingProduct({tensor_batch(), params_.num_kv_heads,
+                            params_.kv_len, params_.head_dim,
+                            SizeOf(params_.key_dtype)});
 }
 
 int64_t AttentionProblem::value_bytes() const {
-  return tensor_batch() * params_.num_kv_heads * params_.kv_len *
-         params_.v_head_dim * SizeOf(params_.value_dtype);
+  return SaturatingProduct({tensor_batch(), params_.num_kv_heads,
+                            params_.kv_len, params_.v_head_dim,
+                            SizeOf(params_.value_dtype)});
 }
 
 int64_t AttentionProblem::output_bytes() const {
-  return tensor_batch() * params_.num_q_heads * params_.q_len *
-         params_.v_head_dim * SizeOf(params_.output_dtype);
+  return SaturatingProduct({tensor_batch(), params_.num_q_heads, params_.q_len,
+                            params_.v_head_dim, SizeOf(params_.output_dtype)});
 }
 
 int64_t AttentionProblem::lse_bytes() const {
-  return tensor_batch() * params_.num_q_heads * params_.q_len *
-         int64_t{sizeof(float)};
+  return SaturatingProduct({tensor_batch(), params_.num_q_heads, params_.q_len,
+                            int64_t{sizeof(float)}});
 }
 
 int64_t AttentionProblem::bias_bytes() const { return BytesOf(options_->bias); }

@@ -89,6 +89,16 @@ class AttentionProblem {
       const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
       const AttentionOptions& options, const OutputOptions& outputs = {});
 
+  // Does the same, but accepts a problem of any size, so that its costs can be
+  // estimated. Only MemoryEstimator and MakeCostPlan may use the problem unless
+  // computable() is true, because its sizes overflow elsewhere.
+  static absl::StatusOr<AttentionProblem> CreateOfAnySize(
+      const TensorSpec& query, const TensorSpec& key, const TensorSpec& value,
+      const AttentionOptions& options, const OutputOptions& outputs = {});
+
+  // Returns whether the problem is within kMaxTensorBytes and kMaxWork.
+  bool computable() const { return computable_; }
+
   // Returns OK if gradients of this problem can be computed. They need query,
   // key, value and output of F32, and products in F32. Otherwise returns
   // INVALID_ARGUMENT that names the field at fault.
@@ -163,6 +173,7 @@ class AttentionProblem {
     return Broadcast(data, options_->mask->shape);
   }
 
+  // Return bytes. They saturate (base/checked_math.h).
   int64_t query_bytes() const;
   int64_t key_bytes() const;
   int64_t value_bytes() const;
@@ -171,12 +182,20 @@ class AttentionProblem {
   int64_t bias_bytes() const;  // 0 if there is none
   int64_t mask_bytes() const;  // 0 if there is none
  private:
-  AttentionProblem(const AttentionParams& params, int rank,
+  AttentionProblem(const AttentionParams& params, int rank, bool computable,
                    std::shared_ptr<const AttentionOptions> options)
       : params_(params),
         options_(std::move(options)),
         visibility_(params, options_),
-        rank_(rank) {}
+        rank_(rank),
+        computable_(computable) {}
+
+  static absl::StatusOr<AttentionProblem> Check(const TensorSpec& query,
+                                                const TensorSpec& key,
+                                                const TensorSpec& value,
+                                                const AttentionOptions& options,
+                                                const OutputOptions& outputs,
+                                                bool any_size);
 
   std::vector<int64_t> QueryShape() const;
 
@@ -213,6 +232,7 @@ class AttentionProblem {
   std::shared_ptr<const AttentionOptions> options_;
   Visibility visibility_;
   int rank_;
+  bool computable_;
 };
 
 }  // namespace attnd

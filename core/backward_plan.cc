@@ -1,7 +1,6 @@
 #include "core/backward_plan.h"
 
 #include <algorithm>
-#include <optional>
 #include <vector>
 
 #include "base/checked_math.h"
@@ -81,10 +80,11 @@ BackwardPlan::BackwardPlan(const AttentionProblem& problem,
     shape_.tile_q = TraitsOf(BackwardKind::kBf16x3).tile_rows;
   }
   const auto bytes = [overflow](int64_t count, int64_t words) {
-    return overflow ? kMaxBytes
-                    : AlignedBytes(CheckedProduct({kWordBytes, count, words}));
+    return overflow
+               ? kMaxBytes
+               : AlignedBytes(SaturatingProduct({kWordBytes, count, words}));
   };
-  packed_keys_bytes_ = AlignedBytes(CheckedSum(
+  packed_keys_bytes_ = AlignedBytes(SaturatingSum(
       {bytes(key_tiles() - bf16x3_key_tiles, PackedKeys::Of(shape_).total),
        bytes(bf16x3_key_tiles, PackedKeysBf16x3::Of(shape_).total)}));
   packed_rows_bytes_ =
@@ -175,12 +175,9 @@ int64_t BackwardPlan::Slots(int64_t threads) const {
 }
 
 int64_t BackwardPlan::WorkspaceBytes(int64_t threads) const {
-  const auto slots = CheckedProduct({Slots(threads), slot_bytes()});
-  const auto total =
-      slots ? CheckedSum({packed_keys_bytes_, packed_rows_bytes_, rows_bytes_,
-                          deltas_bytes_, turns_bytes_, *slots})
-            : std::nullopt;
-  return total.value_or(kMaxBytes);
+  return SaturatingSum({packed_keys_bytes_, packed_rows_bytes_, rows_bytes_,
+                        deltas_bytes_, turns_bytes_,
+                        SaturatingProduct({Slots(threads), slot_bytes()})});
 }
 
 }  // namespace attnd

@@ -12,10 +12,12 @@
 #include <numeric>
 #include <vector>
 
+#include "base/checked_math.h"
+
 namespace attnd {
 
-// Numbers N kinds of things. The numbers of each kind begin at 0. Immutable and
-// safe to share between threads.
+// Counts N kinds of things, each with its own numbers from 0 on. Immutable and
+// safe to share between threads. Totals saturate (base/checked_math.h).
 template <size_t N>
 class EntryTable {
  public:
@@ -30,10 +32,11 @@ class EntryTable {
 
   EntryTable() = default;
 
-  // Makes a table of `entries` batch entries that all have the counts `each`.
-  // `entries` times any of these counts must fit an int64.
+  // Makes a table of `entries` entries that have the counts `each`.
   EntryTable(int64_t entries, const Counts& each) : each_(each) {
-    for (size_t kind = 0; kind < N; ++kind) total_[kind] = entries * each[kind];
+    for (size_t kind = 0; kind < N; ++kind) {
+      total_[kind] = SaturatingProduct({entries, each[kind]});
+    }
   }
 
   // Makes a table of batch entries with different counts. The things of the
@@ -53,7 +56,7 @@ class EntryTable {
       places_[entry] = static_cast<int32_t>(place);
       starts_.push_back(total_);
       for (size_t kind = 0; kind < N; ++kind) {
-        total_[kind] += counts[entry][kind];
+        total_[kind] = SaturatingSum({total_[kind], counts[entry][kind]});
       }
     }
   }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
 #include "base/checked_math.h"
 #include "core/geometry.h"
@@ -80,8 +79,9 @@ int64_t MaxDirectRows(const AttentionParams& params,
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
                     const MachineInfo& machine) {
   EntryPlan entry;
-  entry.padding_rows = params.num_q_heads * (of.q_len - of.q_seeing);
-  const int64_t rows = params.HeadsPerGroup() * of.q_seeing;
+  entry.padding_rows =
+      SaturatingProduct({params.num_q_heads, of.q_len - of.q_seeing});
+  const int64_t rows = SaturatingProduct({params.HeadsPerGroup(), of.q_seeing});
   if (rows == 0) return entry;
   const int64_t kv_len = of.kv_len;
   entry.kv_len = kv_len;
@@ -112,16 +112,17 @@ EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& of,
 
 KernelPlan::Table::Counts KernelPlan::CountsOf(const EntryPlan& entry,
                                                int64_t kv_heads) const {
-  const int64_t tiles = kv_heads * entry.q_tiles;
+  const int64_t tiles = SaturatingProduct({kv_heads, entry.q_tiles});
   const bool splits = entry.splits > 1;
   Table::Counts counts{};
-  counts[kTile] = tiles * entry.splits;
+  counts[kTile] = SaturatingProduct({tiles, entry.splits});
   counts[kMerge] = splits ? tiles : 0;
   counts[kPadding] = CeilDiv(entry.padding_rows, rows_per_padding_task_);
   counts[kPackedHead] = entry.packed_keys > 0 ? kv_heads : 0;
   counts[kPartialWord] =
-      splits ? tiles * entry.splits *
-                   PartialLayout::Of(entry.tile_q, v_head_dim_).total
+      splits ? SaturatingProduct(
+                   {counts[kTile],
+                    PartialLayout::Of(entry.tile_q, v_head_dim_).total})
              : 0;
   return counts;
 }
@@ -184,17 +185,49 @@ int64_t KernelPlan::Slots(int64_t threads) const {
 }
 
 int64_t KernelPlan::WorkspaceBytes(int64_t threads) const {
-  const auto slot_total = CheckedProduct({Slots(threads), slot_bytes});
-  const auto packed = CheckedProduct({PackedHeads(threads), packed_head_bytes});
-  const auto total =
-      slot_total && packed
-          ? CheckedSum({*packed, partial_bytes, packing_bytes, *slot_total})
-          : std::nullopt;
-  return total.value_or(kMaxBytes);
+  return SaturatingSum(
+      {SaturatingProduct({PackedHeads(threads), packed_head_bytes}),
+       partial_bytes, packing_bytes,
+       SaturatingProduct({Slots(threads), slot_bytes})});
+}
+
+std::vector<int64_t> RowsThatMayTakeLess(const AttentionParams& params,
+                                         const MachineInfo& machine) {
+  const TileKind tiled = TiledKind(params, machine);
+  const TileTraits& traits = TraitsOf(tiled);
+  const int64_t block = RowsOfBlock(tiled, GeometryOf(machine.isa));
+  // From here on, packed keys replace what direct tiles need.
+  std::vector<int64_t> rows = {MaxDirectRows(params, machine) + 1};
+  // One row more than fits a number of full tiles makes another tile, and all
+  // tiles smaller. The second tile also ends the splits. With `max / block`
+  // tiles or more, they have `max` rows again after they are rounded up to
+  // whole blocks. Nothing else shrinks: until there is another tile, all tiles
+  // grow with the rows.
+  const auto add_tiles = [&](int64_t max, int64_t from, int64_t to) {
+    for (int64_t tiles = 1; tiles <= max / block; ++tiles) {
+      const int64_t first = tiles * max + 1;
+      if (first >= from && first < to) rows.push_back(first);
+    }
+  };
+  add_tiles(traits.max_rows, 0, kManyRows);
+  if (traits.max_rows != traits.max_rows_of_many) rows.push_back(kManyRows);
+  add_tiles(traits.max_rows_of_many, kManyRows, kMaxInt64);
+  std::sort(rows.begin(), rows.end());
+  return rows;
 }
 
 KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                           const MachineInfo& machine) {
+  return KernelPlan::Make(problem, machine, /*with_tasks=*/true);
+}
+
+KernelPlan MakeCostPlan(const AttentionProblem& problem,
+                        const MachineInfo& machine) {
+  return KernelPlan::Make(problem, machine, /*with_tasks=*/false);
+}
+
+KernelPlan KernelPlan::Make(const AttentionProblem& problem,
+                            const MachineInfo& machine, bool with_tasks) {
   const AttentionParams& params = problem.params();
   const Visibility& visibility = problem.visibility();
   const Geometry geometry = GeometryOf(machine.isa);
@@ -207,36 +240,41 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
 
   bool any_tiled = false;
   int64_t most_keys = 0;  // the most packed keys of any kv head
-  const auto add = [&](const BatchEntry& of) -> const EntryPlan& {
-    const EntryPlan& entry =
-        plan.entries_.emplace_back(PlanEntry(params, of, machine));
+  const auto add = [&](const BatchEntry& of) {
+    const EntryPlan entry = PlanEntry(params, of, machine);
+    if (with_tasks) plan.entries_.push_back(entry);
     plan.tile_q = std::max(plan.tile_q, entry.tile_q);
     (IsDirect(entry.kind) ? plan.any_direct : any_tiled) |= entry.q_tiles > 0;
     most_keys = std::max(most_keys, entry.packed_keys);
-    return entry;
+    return plan.CountsOf(entry, params.num_kv_heads);
   };
-  // No count overflows. An entry has no more tiles than query rows, and tiles
-  // times splits are no more than pairs of row and key. Create has bounded
-  // both.
   if (plan.uniform_) {
-    const EntryPlan& entry =
+    const Table::Counts counts =
         add(params.batch > 0 ? visibility.Entry(0) : BatchEntry());
-    plan.table_ = KernelPlan::Table(params.batch,
-                                    plan.CountsOf(entry, params.num_kv_heads));
+    plan.table_ = Table(params.batch, counts);
+  } else if (!with_tasks) {
+    Table::Counts totals{};
+    for (int64_t b = 0; b < params.batch; ++b) {
+      const Table::Counts counts = add(visibility.Entry(b));
+      for (size_t kind = 0; kind < kKinds; ++kind) {
+        totals[kind] = SaturatingSum({totals[kind], counts[kind]});
+      }
+    }
+    plan.table_ = Table(1, totals);
   } else {
-    std::vector<KernelPlan::Table::Counts> counts;
+    std::vector<Table::Counts> counts;
     std::vector<int64_t> work;
     for (int64_t b = 0; b < params.batch; ++b) {
       const BatchEntry entry = visibility.Entry(b);
-      counts.push_back(plan.CountsOf(add(entry), params.num_kv_heads));
+      counts.push_back(add(entry));
       work.push_back(entry.VisiblePairs());
     }
-    plan.table_ = KernelPlan::Table(counts, work);
+    plan.table_ = Table(counts, work);
   }
   plan.tile_q = std::max<int64_t>(plan.tile_q, 1);
-  plan.tile_tasks = plan.table_.Total(KernelPlan::kTile);
-  plan.merge_tasks = plan.table_.Total(KernelPlan::kMerge);
-  plan.padding_tasks = plan.table_.Total(KernelPlan::kPadding);
+  plan.tile_tasks = plan.table_.Total(kTile);
+  plan.merge_tasks = plan.table_.Total(kMerge);
+  plan.padding_tasks = plan.table_.Total(kPadding);
 
   if (any_tiled) plan.tiled_kind = TiledKind(params, machine);
   plan.isa = IsNativeBf16(plan.tiled_kind) ? machine.isa : F32Isa(machine.isa);
@@ -253,20 +291,20 @@ KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                 .converts_values = plan.converts_values,
                                 .kind = plan.tiled_kind});
   plan.slot_bytes = kWordBytes * plan.slot_layout.total;
-  plan.packed_keys_bytes = AlignedBytes(CheckedProduct(
+  plan.packed_keys_bytes = AlignedBytes(SaturatingProduct(
       {kWordBytes, most_keys, RowWords(plan.tiled_kind, params.head_dim)}));
   const int64_t packed_values_bytes = AlignedBytes(
-      CheckedProduct({kWordBytes, most_keys / traits.elements_per_word,
-                      plan.slot_layout.output_stride, traits.terms}));
-  plan.packed_head_bytes = AlignedBytes(CheckedSum(
+      SaturatingProduct({kWordBytes, most_keys / traits.elements_per_word,
+                         plan.slot_layout.output_stride, traits.terms}));
+  plan.packed_head_bytes = AlignedBytes(SaturatingSum(
       {Workspace::kAlignment, plan.packed_keys_bytes, packed_values_bytes}));
-  plan.packing_bytes =
-      any_tiled ? AlignedBytes(
-                      CheckedProduct({static_cast<int64_t>(sizeof(HeadPacking)),
-                                      params.batch, params.num_kv_heads}))
-                : 0;
-  plan.partial_bytes = AlignedBytes(CheckedProduct(
-      {kWordBytes, plan.table_.Total(KernelPlan::kPartialWord)}));
+  plan.packing_bytes = any_tiled
+                           ? AlignedBytes(SaturatingProduct(
+                                 {static_cast<int64_t>(sizeof(HeadPacking)),
+                                  params.batch, params.num_kv_heads}))
+                           : 0;
+  plan.partial_bytes = AlignedBytes(
+      SaturatingProduct({kWordBytes, plan.table_.Total(kPartialWord)}));
   return plan;
 }
 

@@ -57,7 +57,8 @@ struct PaddingTask {
   int64_t entry, first, last;
 };
 
-// The plan of one forward job. Immutable once made.
+// The plan of one forward job. Immutable once made. Its numbers saturate
+// (base/checked_math.h).
 class KernelPlan {
  public:
   // The number of keys that are packed as one piece. It is a multiple of
@@ -139,6 +140,8 @@ class KernelPlan {
  private:
   friend KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                                    const MachineInfo& machine);
+  friend KernelPlan MakeCostPlan(const AttentionProblem& problem,
+                                 const MachineInfo& machine);
 
   enum Kind : size_t {
     kTile,
@@ -149,6 +152,9 @@ class KernelPlan {
     kKinds
   };
   using Table = EntryTable<kKinds>;
+
+  static KernelPlan Make(const AttentionProblem& problem,
+                         const MachineInfo& machine, bool with_tasks);
 
   Table::Counts CountsOf(const EntryPlan& entry, int64_t kv_heads) const;
 
@@ -174,10 +180,22 @@ int64_t MaxDirectRows(const AttentionParams& params,
 EntryPlan PlanEntry(const AttentionParams& params, const BatchEntry& entry,
                     const MachineInfo& machine);
 
-// Returns the plan of `problem`. Byte counts saturate at the largest int64
-// instead of overflowing.
+// Returns the numbers of rows from which on an entry may take less workspace
+// than with one row less, in rising order. They count the rows that see a key,
+// of all heads that share a kv head. Between two of these numbers, neither more
+// rows nor more keys, heads or entries ever take less workspace.
+std::vector<int64_t> RowsThatMayTakeLess(const AttentionParams& params,
+                                         const MachineInfo& machine);
+
+// Returns the plan of `problem`.
 KernelPlan MakeKernelPlan(const AttentionProblem& problem,
                           const MachineInfo& machine);
+
+// Returns a plan that is good only for WorkspaceBytes, PackedHeads, Slots and
+// the members that are public. It takes no memory for each entry, and much less
+// time if entries differ. The problem may be of any size.
+KernelPlan MakeCostPlan(const AttentionProblem& problem,
+                        const MachineInfo& machine);
 
 }  // namespace attnd
 

@@ -1,7 +1,5 @@
 #include "core/memory_estimator.h"
 
-#include <optional>
-
 #include "absl/status/status.h"
 #include "base/checked_math.h"
 #include "base/field_error.h"
@@ -13,22 +11,15 @@ namespace {
 // Adds the totals to an estimate that has its parts. `score_bytes` is what
 // naive attention would hold in addition to input and output. `dims` is the
 // number of multiply-adds for a query row and a key that it sees.
-absl::StatusOr<MemoryEstimate> WithTotals(const AttentionProblem& problem,
-                                          MemoryEstimate estimate,
-                                          int64_t score_bytes, int64_t dims) {
-  const std::optional<int64_t> flash = CheckedSum(
+MemoryEstimate WithTotals(const AttentionProblem& problem,
+                          MemoryEstimate estimate, int64_t score_bytes,
+                          int64_t dims) {
+  estimate.flash_bytes = SaturatingSum(
       {estimate.input_bytes, estimate.output_bytes, estimate.workspace_bytes});
-  const std::optional<int64_t> naive =
-      CheckedSum({estimate.input_bytes, estimate.output_bytes, score_bytes});
-  // Only a backward product can overflow: AttentionProblem bounds the forward
-  // one.
-  const std::optional<int64_t> flops =
-      CheckedProduct({2, dims, problem.params().num_q_heads,
-                      problem.visibility().VisiblePairs()});
-  if (!flash || !naive || !flops) return BytesOutOfRange();
-  estimate.flash_bytes = *flash;
-  estimate.naive_bytes = *naive;
-  estimate.flops = *flops;
+  estimate.naive_bytes =
+      SaturatingSum({estimate.input_bytes, estimate.output_bytes, score_bytes});
+  estimate.flops = SaturatingProduct({2, dims, problem.params().num_q_heads,
+                                      problem.visibility().VisiblePairs()});
   return estimate;
 }
 
@@ -47,44 +38,42 @@ double MemoryEstimate::ReductionRatio() const {
          static_cast<double>(flash_bytes) / static_cast<double>(naive_bytes);
 }
 
-absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
+MemoryEstimate MemoryEstimator::Estimate(
     const AttentionProblem& problem) const {
-  return Estimate(problem, MakeKernelPlan(problem, machine_));
+  return Estimate(problem, MakeCostPlan(problem, machine_));
 }
 
-absl::StatusOr<MemoryEstimate> MemoryEstimator::Estimate(
-    const AttentionProblem& problem, const KernelPlan& plan) const {
+MemoryEstimate MemoryEstimator::Estimate(const AttentionProblem& problem,
+                                         const KernelPlan& plan) const {
   const AttentionParams& params = problem.params();
   MemoryEstimate estimate;
-  estimate.input_bytes = problem.query_bytes() + problem.key_bytes() +
-                         problem.value_bytes() + problem.bias_bytes() +
-                         problem.mask_bytes();
-  estimate.output_bytes =
-      problem.output_bytes() + (params.return_lse ? problem.lse_bytes() : 0);
+  estimate.input_bytes = SaturatingSum(
+      {problem.query_bytes(), problem.key_bytes(), problem.value_bytes(),
+       problem.bias_bytes(), problem.mask_bytes()});
+  estimate.output_bytes = SaturatingSum(
+      {problem.output_bytes(), params.return_lse ? problem.lse_bytes() : 0});
   estimate.workspace_bytes = plan.WorkspaceBytes(threads_);
   return WithTotals(problem, estimate, NaiveScoreBytes(problem),
                     params.head_dim + params.v_head_dim);
 }
 
-absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
+MemoryEstimate MemoryEstimator::EstimateBackward(
     const AttentionProblem& problem) const {
   return EstimateBackward(problem, BackwardPlan(problem, machine_));
 }
 
-absl::StatusOr<MemoryEstimate> MemoryEstimator::EstimateBackward(
+MemoryEstimate MemoryEstimator::EstimateBackward(
     const AttentionProblem& problem, const BackwardPlan& plan) const {
   const AttentionParams& params = problem.params();
   MemoryEstimate estimate;
-  estimate.output_bytes =
-      problem.query_bytes() + problem.key_bytes() + problem.value_bytes();
-  estimate.input_bytes = estimate.output_bytes + problem.bias_bytes() +
-                         problem.mask_bytes() + 2 * problem.output_bytes() +
-                         problem.lse_bytes();
+  estimate.output_bytes = SaturatingSum(
+      {problem.query_bytes(), problem.key_bytes(), problem.value_bytes()});
+  estimate.input_bytes = SaturatingSum(
+      {estimate.output_bytes, problem.bias_bytes(), problem.mask_bytes(),
+       problem.output_bytes(), problem.output_bytes(), problem.lse_bytes()});
   estimate.workspace_bytes = plan.WorkspaceBytes(threads_);
-  const std::optional<int64_t> scores =
-      CheckedProduct({2, NaiveScoreBytes(problem)});
-  if (!scores) return BytesOutOfRange();
-  return WithTotals(problem, estimate, *scores,
+  return WithTotals(problem, estimate,
+                    SaturatingProduct({2, NaiveScoreBytes(problem)}),
                     3 * params.head_dim + 2 * params.v_head_dim);
 }
 

@@ -6,13 +6,14 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "core/attention_problem.h"
 #include "core/backward_plan.h"
 #include "core/kernel_plan.h"
 
 namespace attnd {
 
+// A figure that does not fit an int64 is kMaxInt64. Each figure saturates on
+// its own, so the others are exact.
 struct MemoryEstimate {
   int64_t input_bytes = 0;      // query, key, value, bias and mask
   int64_t output_bytes = 0;     // the output, and lse if it is returned
@@ -31,7 +32,7 @@ struct MemoryEstimate {
 };
 
 // Returns INVALID_ARGUMENT with reason INT64_RANGE. This is the error for a
-// problem whose bytes do not fit a signed 64-bit number.
+// call whose bytes do not fit a signed 64-bit number.
 absl::Status BytesOutOfRange();
 
 // Computes estimates. Immutable, so threads may share it. Allocates at most a
@@ -42,21 +43,20 @@ class MemoryEstimator {
   MemoryEstimator(const MachineInfo& machine, int64_t threads)
       : machine_(machine), threads_(threads) {}
 
-  // Return what the call Attention takes, or BytesOutOfRange. Pass the plan for
-  // `machine` if there is one already.
-  absl::StatusOr<MemoryEstimate> Estimate(
-      const AttentionProblem& problem) const;
-  absl::StatusOr<MemoryEstimate> Estimate(const AttentionProblem& problem,
-                                          const KernelPlan& plan) const;
+  // Return what the call Attention takes. The problem may be of any size
+  // (AttentionProblem::CreateOfAnySize). Pass the plan for `machine` if there
+  // is one already.
+  MemoryEstimate Estimate(const AttentionProblem& problem) const;
+  MemoryEstimate Estimate(const AttentionProblem& problem,
+                          const KernelPlan& plan) const;
 
   // Return what the call AttentionBackward takes. Its inputs are those of
   // Attention, the output and lse that Attention returned, and the gradient of
   // the output. Its outputs are three gradients. naive_bytes has the scores and
   // their gradients.
-  absl::StatusOr<MemoryEstimate> EstimateBackward(
-      const AttentionProblem& problem) const;
-  absl::StatusOr<MemoryEstimate> EstimateBackward(
-      const AttentionProblem& problem, const BackwardPlan& plan) const;
+  MemoryEstimate EstimateBackward(const AttentionProblem& problem) const;
+  MemoryEstimate EstimateBackward(const AttentionProblem& problem,
+                                  const BackwardPlan& plan) const;
 
  private:
   MachineInfo machine_;

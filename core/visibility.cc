@@ -1,23 +1,29 @@
 #include "core/visibility.h"
 
 #include <cstddef>
+#include <limits>
 #include <optional>
 #include <utility>
+
+#include "absl/numeric/int128.h"
+#include "base/checked_math.h"
 
 namespace attnd {
 namespace {
 
-// Returns the sum of clamp(i + shift, 0, limit) over rows 0 <= i < rows.
-int64_t SumOfRamp(int64_t rows, int64_t shift, int64_t limit) {
+// Returns the sum of clamp(i + shift, 0, limit) over rows 0 <= i < rows. The
+// sum has up to 126 bits if the sequences are as long as an int64 can say.
+template <typename Int>
+Int SumOfRamp(Int rows, Int shift, Int limit) {
   // The terms are 0, then grow by 1 from row to row, then are `limit`.
-  const int64_t begin = std::clamp<int64_t>(-shift, 0, rows);
-  const int64_t end = std::clamp<int64_t>(limit - shift, begin, rows);
-  const int64_t steps = end - begin;
-  int64_t ramp = 0;
+  const Int begin = std::clamp<Int>(-shift, 0, rows);
+  const Int end = std::clamp<Int>(limit - shift, begin, rows);
+  const Int steps = end - begin;
+  Int ramp = 0;
   if (steps > 0) {
     // The sum is steps * (first + last) / 2. Halving the factor that is even
     // keeps the product from overflowing.
-    const int64_t ends = 2 * (begin + shift) + steps - 1;
+    const Int ends = 2 * (begin + shift) + steps - 1;
     ramp = steps % 2 == 0 ? steps / 2 * ends : ends / 2 * steps;
   }
   return ramp + (rows - end) * limit;
@@ -30,8 +36,15 @@ int64_t At(const std::vector<int64_t>& list, int64_t index) {
 }  // namespace
 
 int64_t BatchEntry::VisiblePairs() const {
-  return SumOfRamp(q_seeing, last + 1, kv_len) -
-         SumOfRamp(q_seeing, first, kv_len);
+  constexpr int64_t kShort = int64_t{1} << 30;
+  if (std::max(q_len, kv_len) <= kShort) {
+    return SumOfRamp(q_seeing, last + 1, kv_len) -
+           SumOfRamp(q_seeing, first, kv_len);
+  }
+  using Wide = absl::int128;
+  const Wide pairs = SumOfRamp<Wide>(q_seeing, Wide(last) + 1, kv_len) -
+                     SumOfRamp<Wide>(q_seeing, first, kv_len);
+  return static_cast<int64_t>(std::min<Wide>(pairs, kMaxInt64));
 }
 
 Visibility::Visibility(const AttentionParams& params,
@@ -73,7 +86,10 @@ BatchEntry Visibility::Entry(int64_t index) const {
   const auto bound = [](const std::optional<int64_t>& window) {
     return std::min(window.value_or(kUnbounded), kUnbounded);
   };
-  entry.first = entry.shift - bound(o.window_left);
+  // A row of a problem that only has its costs estimated may be so far before
+  // the first key that this overflows. Such a row sees key 0 first, too.
+  entry.first = CheckedSum({entry.shift, -bound(o.window_left)})
+                    .value_or(std::numeric_limits<int64_t>::min());
   entry.last =
       entry.shift + (o.causal != Causal::kNone ? 0 : bound(o.window_right));
   return entry;
@@ -81,9 +97,11 @@ BatchEntry Visibility::Entry(int64_t index) const {
 
 int64_t Visibility::VisiblePairs() const {
   if (batch_ == 0) return 0;
-  if (uniform_) return batch_ * Entry(0).VisiblePairs();
+  if (uniform_) return SaturatingProduct({batch_, Entry(0).VisiblePairs()});
   int64_t pairs = 0;
-  for (int64_t b = 0; b < batch_; ++b) pairs += Entry(b).VisiblePairs();
+  for (int64_t b = 0; b < batch_; ++b) {
+    pairs = SaturatingSum({pairs, Entry(b).VisiblePairs()});
+  }
   return pairs;
 }
 

@@ -50,7 +50,7 @@ struct BatchEntry {
   }
 
   // Returns the number of pairs of a row and a key that the row sees, for one
-  // head. Requires that q_len * kv_len fits an int64.
+  // head. Saturates (base/checked_math.h).
   int64_t VisiblePairs() const;
 };
 
@@ -73,7 +73,7 @@ class Visibility {
   bool uniform() const { return uniform_; }
 
   // Returns the number of pairs of a row and a key that the row sees: the sum
-  // over all entries, for one head.
+  // over all entries, for one head. Saturates.
   int64_t VisiblePairs() const;
 
  private:

@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -16,7 +15,7 @@
 namespace attnd {
 
 // Stands for a number of bytes that does not fit into an int64.
-inline constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
+inline constexpr int64_t kMaxBytes = kMaxInt64;
 
 // One block of uninitialised memory, aligned to kAlignment bytes. Movable.
 // Threads may use different parts of it at the same time.
@@ -53,12 +52,10 @@ class Workspace {
   int64_t size_bytes_ = 0;
 };
 
-// Rounds `bytes` up to a multiple of kAlignment. Returns kMaxBytes if `bytes`
-// is unset or would overflow.
-inline int64_t AlignedBytes(const std::optional<int64_t>& bytes) {
-  return bytes && *bytes < kMaxBytes - Workspace::kAlignment
-             ? RoundUp(*bytes, Workspace::kAlignment)
-             : kMaxBytes;
+// Rounds `bytes` up to a multiple of kAlignment. Returns kMaxBytes if that does
+// not fit an int64.
+constexpr int64_t AlignedBytes(int64_t bytes) {
+  return RoundUp(bytes, Workspace::kAlignment);
 }
 
 // Divides a workspace into consecutive pieces. Every size that is passed to Add

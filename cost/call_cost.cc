@@ -62,17 +62,17 @@ ListCost CostOfLists(const AttentionOptions& options) {
 
 }  // namespace
 
-absl::StatusOr<CallCost> CostOfCall(const MemoryEstimate& estimate,
-                                    const AttentionOptions& options,
-                                    const TensorTransfer& transfer) {
+CallCost CostOfCall(const MemoryEstimate& estimate,
+                    const AttentionOptions& options,
+                    const TensorTransfer& transfer) {
   constexpr int64_t kEnvelopes = 2 * kMessageEnvelopeBytes;  // both ways
   const ListCost lists = CostOfLists(options);
   const int64_t copied_bytes = transfer.copied_bytes;
   int64_t output_bytes = estimate.output_bytes;
   int64_t buffer_bytes = 0;   // for tensors that are being sent
   int64_t message_bytes = 0;  // the same, or a larger message that is kept
-  std::optional<int64_t> response_bytes;
-  std::optional<int64_t> required_bytes;
+  int64_t response_bytes = 0;
+  int64_t required_bytes = 0;
   switch (transfer.transport) {
     case Transport::kInline:
       buffer_bytes = copied_bytes;
@@ -80,9 +80,9 @@ absl::StatusOr<CallCost> CostOfCall(const MemoryEstimate& estimate,
       message_bytes =
           std::max(buffer_bytes, transfer.kept_message_bytes -
                                      kMessageEnvelopeBytes - lists.wire_bytes);
-      response_bytes = CheckedSum({output_bytes, kMessageEnvelopeBytes});
-      required_bytes = CheckedSum({std::max(copied_bytes, output_bytes),
-                                   kMessageEnvelopeBytes, lists.wire_bytes});
+      response_bytes = SaturatingSum({output_bytes, kMessageEnvelopeBytes});
+      required_bytes = SaturatingSum({std::max(copied_bytes, output_bytes),
+                                      kMessageEnvelopeBytes, lists.wire_bytes});
       break;
     case Transport::kStream:
       buffer_bytes = kStreamBufferBytes;
@@ -91,7 +91,7 @@ absl::StatusOr<CallCost> CostOfCall(const MemoryEstimate& estimate,
       response_bytes = std::min(kMaxChunkBytes + kMessageEnvelopeBytes,
                                 transfer.max_message_bytes);
       required_bytes =
-          std::max(*response_bytes, kMessageEnvelopeBytes + lists.wire_bytes);
+          std::max(response_bytes, kMessageEnvelopeBytes + lists.wire_bytes);
       break;
     case Transport::kSharedMemory:
       output_bytes = 0;
@@ -101,25 +101,20 @@ absl::StatusOr<CallCost> CostOfCall(const MemoryEstimate& estimate,
       break;
   }
   const int64_t value_copies = transfer.output_as_values ? 2 : 0;
-  const std::optional<int64_t> value_bytes =
-      CheckedProduct({value_copies, output_bytes});
-  const std::optional<int64_t> wire_bytes =
-      CheckedSum({buffer_bytes, kEnvelopes, lists.wire_bytes});
-  const std::optional<int64_t> computing_bytes = CheckedSum(
-      {copied_bytes, output_bytes, estimate.workspace_bytes, message_bytes,
-       kEnvelopes, lists.held_bytes, value_bytes.value_or(0)});
-  const std::optional<int64_t> loading_bytes =
-      CheckedSum({transfer.decoding_bytes, copied_bytes});
-  if (!response_bytes || !required_bytes || !value_bytes || !wire_bytes ||
-      !computing_bytes || !loading_bytes) {
-    return BytesOutOfRange();
-  }
-  return CallCost{.peak_bytes = std::max(*computing_bytes, *loading_bytes),
-                  .computing_bytes = *computing_bytes,
-                  .answering_bytes = kMessageEnvelopeBytes + lists.held_bytes,
-                  .wire_bytes = *wire_bytes,
-                  .response_bytes = *response_bytes,
-                  .required_message_bytes = *required_bytes};
+  const int64_t value_bytes = SaturatingProduct({value_copies, output_bytes});
+  const int64_t wire_bytes =
+      SaturatingSum({buffer_bytes, kEnvelopes, lists.wire_bytes});
+  const int64_t computing_bytes =
+      SaturatingSum({copied_bytes, output_bytes, estimate.workspace_bytes,
+                     message_bytes, kEnvelopes, lists.held_bytes, value_bytes});
+  const int64_t loading_bytes =
+      SaturatingSum({transfer.decoding_bytes, copied_bytes});
+  return {.peak_bytes = std::max(computing_bytes, loading_bytes),
+          .computing_bytes = computing_bytes,
+          .answering_bytes = kMessageEnvelopeBytes + lists.held_bytes,
+          .wire_bytes = wire_bytes,
+          .response_bytes = response_bytes,
+          .required_message_bytes = required_bytes};
 }
 
 }  // namespace attnd

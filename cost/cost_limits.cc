@@ -1,123 +1,86 @@
 #include "cost/cost_limits.h"
 
 #include <algorithm>
-#include <bit>
-#include <cstddef>
-#include <type_traits>
+#include <iterator>
 #include <utility>
 
+#include "absl/numeric/int128.h"
 #include "absl/status/statusor.h"
-#include "base/attention_options.h"
+#include "base/checked_math.h"
+#include "cost/monotone_search.h"
+#include "cost/problem_family.h"
 
 namespace attnd {
 namespace {
 
-int64_t ListedNumbers(const AttentionOptions& options) {
-  size_t numbers = 0;
-  ForEachOption([&](const char*, auto member, const auto&...) {
-    const auto& option = member(options);
-    if constexpr (kIsList<std::remove_cvref_t<decltype(option)>>) {
-      numbers += option.size();
-    }
-  });
-  return static_cast<int64_t>(numbers);
-}
-
-// Returns a number between `low` and `high`. It is near their geometric mean if
-// they are far apart, and otherwise it is their mean.
-int64_t Between(int64_t low, int64_t high) {
-  const auto ratio = static_cast<uint64_t>(high / low);
-  return ratio > 4 ? low << (std::bit_width(ratio) / 2)
-                   : low + (high - low) / 2;
-}
-
-// The limits that a cost exceeds.
-struct ExceededLimits {
-  int64_t count = 0;
-  std::string_view largest;  // the limit that is exceeded by the largest factor
+// How much of a limit a cost uses.
+struct Use {
+  int64_t wanted;
+  int64_t limit;
+  std::string_view name;
 };
 
-ExceededLimits LimitsExceededBy(const QueryCost& cost,
-                                const CostLimits& limits) {
-  const auto share = [](int64_t wanted, int64_t limit) {
-    return static_cast<double>(wanted) / static_cast<double>(limit);
-  };
-  const std::pair<double, std::string_view> shares[] = {
-      {share(cost.call.required_message_bytes, limits.max_message_bytes),
-       "message_size"},
-      {share(cost.peak_bytes, limits.budget_bytes), "memory_budget"},
-      {share(cost.concurrency, limits.max_in_flight), "max_in_flight"}};
-  ExceededLimits exceeded;
-  double largest = 1;
-  for (const auto& [factor, limit] : shares) {
-    if (factor <= 1) continue;
-    ++exceeded.count;
-    if (factor <= largest) continue;
-    largest = factor;
-    exceeded.largest = limit;
-  }
-  return exceeded;
+// Returns the limit of which `cost` uses the largest share.
+Use ScarcestLimit(const QueryCost& cost, const CostLimits& limits) {
+  const Use uses[] = {
+      {cost.call.required_message_bytes, limits.max_message_bytes,
+       kMessageSizeLimit},
+      {cost.peak_bytes, limits.budget_bytes, kMemoryBudgetLimit},
+      {cost.concurrency, limits.max_in_flight, kMaxInFlightLimit}};
+  return *std::max_element(std::begin(uses), std::end(uses),
+                           [](const Use& a, const Use& b) {
+                             return absl::uint128(a.wanted) * b.limit <
+                                    absl::uint128(b.wanted) * a.limit;
+                           });
 }
 
-// Returns LimitCheck::limiting_factor. `exceeded` are the limits that `query`
-// itself exceeds.
+// Returns the limit that stops the sequences of `query` from growing further.
+// `query` itself fits.
 //
-// This is a search, because it is not enough to compare which share of each
-// limit `query` takes: some of what a call holds does not grow with its
-// sequences. The search looks for a length that exceeds exactly one limit. It
-// usually finds one long before it has found the shortest length that does not
-// fit. Computing the cost of long lists takes milliseconds in a thread that
-// other calls wait for. The search therefore ends early for long lists, and
-// returns the limit that is exceeded by the largest factor.
-std::string_view LimitingFactor(const CostQuery& query, ExceededLimits exceeded,
-                                const CostLimits& limits) {
-  constexpr int64_t kCostedNumbers = 1 << 20;
-  constexpr int64_t kMinCosts = 6;      // enough to find a length
-  constexpr int64_t kFirstFactor = 16;  // then 256, 65536, ...
-  constexpr int64_t kMaxFactor = int64_t{1} << 32;
-  // No problem is this long, because of AttentionProblem::kMaxWork.
-  constexpr int64_t kTooLong = int64_t{1} << 62;
-  int64_t costs_left =
-      std::max(kMinCosts, kCostedNumbers / (1 + ListedNumbers(query.options)));
-  const int64_t length = std::max(query.q_len.value, query.kv_len.value);
-  const auto exceeded_at = [&](int64_t longer) -> ExceededLimits {
-    --costs_left;
-    const double factor =
-        static_cast<double>(longer) / static_cast<double>(length);
-    const absl::StatusOr<QueryCost> cost = CostOf(Scaled(query, factor));
-    // If there is no cost, shorter sequences may still exceed a limit, so a
-    // count of 2 makes the search go on.
-    return cost.ok() ? LimitsExceededBy(*cost, limits)
-                     : ExceededLimits{2, "int64_range"};
+// Longer sequences may take less memory (kernel_plan.h), but never smaller
+// messages. So this looks for the longest ones that every limit but the memory
+// budget allows. If they also fit the budget, they are the longest that fit,
+// and what stops them is what forbids the next longer ones. Otherwise the
+// longest that fit are shorter, and only the budget can stop those.
+std::string_view LimitOfLongerSequences(const CostQuery& query,
+                                        CostLimits limits) {
+  const int64_t budget_bytes = std::exchange(limits.budget_bytes, kMaxInt64);
+  limits.max_in_flight = kMaxInt64;  // all members have as many calls
+  ProblemFamily family = ProblemFamily::WithLongerSequences(query);
+  const auto probe = [&](int64_t size) {
+    const absl::StatusOr<QueryCost> cost = family.CostAt(size);
+    return cost.ok() ? ProbeLimits(*cost, limits) : SizeProbe();
   };
-  int64_t fits = length - 1;
-  int64_t too_long = length;
-  for (int64_t factor = kFirstFactor; exceeded.count == 0;) {
-    fits = too_long;
-    too_long = too_long < kTooLong / factor ? too_long * factor : kTooLong;
-    exceeded = exceeded_at(too_long);
-    if (factor < kMaxFactor) factor *= factor;
-  }
-  while (exceeded.count > 1 && too_long - fits > 1 && costs_left > 0) {
-    const int64_t middle = Between(fits, too_long);
-    const ExceededLimits between = exceeded_at(middle);
-    if (between.count == 0) {
-      fits = middle;
-    } else {
-      too_long = middle;
-      exceeded = between;
-    }
-  }
-  return exceeded.largest;
+  const int64_t longest = LargestThatFits(
+      std::max(query.q_len.value, query.kv_len.value), kMaxInt64 - 1, probe);
+  const absl::StatusOr<QueryCost> cost = family.CostAt(longest);
+  if (cost.ok() && cost->peak_bytes > budget_bytes) return kMemoryBudgetLimit;
+  const absl::StatusOr<QueryCost> next = family.CostAt(longest + 1);
+  return next.ok() ? ExceededLimit(*next, limits) : kInt64RangeLimit;
 }
 
 }  // namespace
 
+std::string_view ExceededLimit(const QueryCost& cost,
+                               const CostLimits& limits) {
+  const Use scarcest = ScarcestLimit(cost, limits);
+  if (scarcest.wanted > scarcest.limit) return scarcest.name;
+  return cost.in_int64_range ? std::string_view() : kInt64RangeLimit;
+}
+
+SizeProbe ProbeLimits(const QueryCost& cost, const CostLimits& limits) {
+  const Use scarcest = ScarcestLimit(cost, limits);
+  return {.fits = scarcest.wanted <= scarcest.limit && cost.in_int64_range,
+          .use = static_cast<double>(scarcest.wanted) /
+                 static_cast<double>(scarcest.limit)};
+}
+
 LimitCheck CheckLimits(const CostQuery& query, const QueryCost& cost,
                        const CostLimits& limits) {
-  const ExceededLimits exceeded = LimitsExceededBy(cost, limits);
-  return {.fits = exceeded.count == 0,
-          .limiting_factor = LimitingFactor(query, exceeded, limits)};
+  const std::string_view exceeded = ExceededLimit(cost, limits);
+  if (!exceeded.empty()) return {.fits = false, .limiting_factor = exceeded};
+  return {.fits = true,
+          .limiting_factor = LimitOfLongerSequences(query, limits)};
 }
 
 }  // namespace attnd

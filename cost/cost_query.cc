@@ -1,76 +1,54 @@
 #include "cost/cost_query.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <optional>
+#include <string>
 #include <utility>
-#include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "base/checked_math.h"
 #include "base/field_error.h"
 #include "base/status_macros.h"
-#include "core/attention_problem.h"
 
 namespace attnd {
 namespace {
 
 constexpr int64_t kDefaultDimensions = 128;
 
-// The axes of a tensor in the order of its layout. The tensors of a ragged
+// The sizes of a tensor in the order of its layout. The tensors of a ragged
 // batch have no batch axis, because its entries are packed along seq.
-struct Axes {
-  const char* tensor;
-  std::vector<NamedSize> sizes;
+using Axes = absl::InlinedVector<NamedSize, 4>;
 
-  TensorSpec Spec(DataType dtype) const {
-    TensorSpec spec{.dtype = dtype, .shape = {}};
-    for (const NamedSize& size : sizes) spec.shape.push_back(size.value);
-    return spec;
-  }
-};
-
-Axes AxesOf(const char* tensor, const CostQuery& query, const NamedSize& heads,
+Axes AxesOf(const CostQuery& query, const NamedSize& heads,
             const NamedSize& seq, const NamedSize& dim) {
-  Axes axes{tensor, {query.batch, heads, seq, dim}};
-  auto& sizes = axes.sizes;
-  if (query.options.layout == Layout::kBshd) std::swap(sizes[1], sizes[2]);
-  if (!query.options.cu_seqlens_q.empty()) sizes.erase(sizes.begin());
+  Axes axes = {query.batch, heads, seq, dim};
+  if (query.options.layout == Layout::kBshd) std::swap(axes[1], axes[2]);
+  if (!query.options.cu_seqlens_q.empty()) axes.erase(axes.begin());
   return axes;
 }
 
+TensorSpec SpecOf(DataType dtype, const Axes& axes) {
+  TensorSpec spec{.dtype = dtype, .shape = {}};
+  spec.shape.reserve(axes.size());
+  for (const NamedSize& size : axes) spec.shape.push_back(size.value);
+  return spec;
+}
+
 // Replaces the axis of a tensor, which the core names in `status`, by the size
-// that the caller gave. If a whole shape is at fault, it is too large, and the
-// error names `length`.
-absl::Status WithSizeNames(const absl::Status& status, const Axes& axes,
-                           const NamedSize& length) {
+// that the caller gave.
+absl::Status WithSizeNames(const absl::Status& status, absl::string_view tensor,
+                           const Axes& axes) {
   const std::optional<std::string> field = FieldOf(status);
   if (!field) return status;
-  const std::string shape = absl::StrCat(axes.tensor, ".shape");
-  if (*field == shape) return WithField(status, length.name);
-  for (size_t i = 0; i < axes.sizes.size(); ++i) {
-    if (*field == absl::StrCat(shape, "[", i, "]")) {
-      return WithField(status, axes.sizes[i].name);
+  for (size_t i = 0; i < axes.size(); ++i) {
+    if (*field == absl::StrCat(tensor, ".shape[", i, "]")) {
+      return WithField(status, axes[i].name);
     }
   }
   return status;
-}
-
-absl::StatusOr<AttentionProblem> ProblemOf(const CostQuery& query) {
-  const Axes q =
-      AxesOf("query", query, query.num_q_heads, query.q_len, query.head_dim);
-  const Axes k =
-      AxesOf("key", query, query.num_kv_heads, query.kv_len, query.head_dim);
-  const Axes v = AxesOf("value", query, query.num_kv_heads, query.kv_len,
-                        query.v_head_dim);
-  absl::StatusOr<AttentionProblem> problem = AttentionProblem::Create(
-      q.Spec(query.dtype), k.Spec(query.dtype), v.Spec(query.dtype),
-      query.options, query.outputs);
-  if (problem.ok()) return problem;
-  absl::Status status = WithSizeNames(problem.status(), q, query.q_len);
-  status = WithSizeNames(status, k, query.kv_len);
-  return WithSizeNames(status, v, query.kv_len);
 }
 
 }  // namespace
@@ -113,55 +91,43 @@ absl::Status CostQuery::SetDefaults() {
   return absl::OkStatus();
 }
 
+absl::StatusOr<AttentionProblem> ProblemOf(const CostQuery& query) {
+  const Axes q = AxesOf(query, query.num_q_heads, query.q_len, query.head_dim);
+  const Axes k =
+      AxesOf(query, query.num_kv_heads, query.kv_len, query.head_dim);
+  const Axes v =
+      AxesOf(query, query.num_kv_heads, query.kv_len, query.v_head_dim);
+  absl::StatusOr<AttentionProblem> problem = AttentionProblem::CreateOfAnySize(
+      SpecOf(query.dtype, q), SpecOf(query.dtype, k), SpecOf(query.dtype, v),
+      query.options, query.outputs);
+  if (problem.ok()) return problem;
+  absl::Status status = WithSizeNames(problem.status(), "query", q);
+  status = WithSizeNames(status, "key", k);
+  return WithSizeNames(status, "value", v);
+}
+
 absl::StatusOr<QueryCost> CostOf(const CostQuery& query) {
   ATTND_ASSIGN_OR_RETURN(const AttentionProblem problem, ProblemOf(query));
   const MemoryEstimator estimator(query.machine, query.threads.value);
   QueryCost cost;
-  cost.concurrency = query.concurrency.value;
-  ATTND_ASSIGN_OR_RETURN(cost.computation, estimator.Estimate(problem));
+  cost.computation = estimator.Estimate(problem);
   // A mask is copied from shared memory, because a client that wrote to it
   // while the kernel runs would change which keys are visible.
   const int64_t copied_bytes = query.transport == Transport::kSharedMemory
                                    ? problem.mask_bytes()
                                    : cost.computation.input_bytes;
-  ATTND_ASSIGN_OR_RETURN(
-      cost.call, CostOfCall(cost.computation, query.options,
-                            {.transport = query.transport,
-                             .copied_bytes = copied_bytes,
-                             .max_message_bytes = query.max_message_bytes}));
-  const std::optional<int64_t> peak_bytes =
-      CheckedProduct({cost.call.peak_bytes, cost.concurrency});
-  if (!peak_bytes) {
-    return WithReason(
-        FieldError("concurrency", "peak_bytes that fit a signed 64-bit number",
-                   absl::StrCat(cost.concurrency)),
-        kInt64RangeReason);
-  }
-  cost.peak_bytes = *peak_bytes;
+  cost.call = CostOfCall(cost.computation, query.options,
+                         {.transport = query.transport,
+                          .copied_bytes = copied_bytes,
+                          .max_message_bytes = query.max_message_bytes});
+  cost.concurrency = query.concurrency.value;
+  cost.peak_bytes = SaturatingProduct({cost.call.peak_bytes, cost.concurrency});
+  // The other figures are parts of these.
+  cost.in_int64_range =
+      problem.computable() &&
+      std::max({cost.computation.naive_bytes, cost.computation.flash_bytes,
+                cost.computation.flops, cost.peak_bytes}) < kMaxInt64;
   return cost;
-}
-
-CostQuery Scaled(const CostQuery& query, double factor) {
-  const auto scaled = [factor](int64_t size) {
-    return static_cast<int64_t>(
-        std::llround(static_cast<double>(size) * factor));
-  };
-  CostQuery larger = query;
-  const int64_t q_len = larger.q_len.value = scaled(query.q_len.value);
-  const int64_t kv_len = larger.kv_len.value = scaled(query.kv_len.value);
-  AttentionOptions& options = larger.options;
-  for (auto* lengths : {&options.query_lengths, &options.key_lengths,
-                        &options.cu_seqlens_q, &options.cu_seqlens_k}) {
-    std::transform(lengths->begin(), lengths->end(), lengths->begin(), scaled);
-  }
-  const auto scale_shape = [&](std::vector<int64_t>& shape) {
-    const size_t rank = shape.size();
-    if (rank >= 1 && shape[rank - 1] != 1) shape[rank - 1] = kv_len;
-    if (rank >= 2 && shape[rank - 2] != 1) shape[rank - 2] = q_len;
-  };
-  if (options.bias) scale_shape(options.bias->shape);
-  if (options.mask) scale_shape(options.mask->shape);
-  return larger;
 }
 
 }  // namespace attnd

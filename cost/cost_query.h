@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/attention_params.h"
+#include "core/attention_problem.h"
 #include "core/machine.h"
 #include "core/memory_estimator.h"
 #include "cost/call_cost.h"
@@ -55,25 +56,27 @@ struct CostQuery {
   absl::Status SetDefaults();
 };
 
-// The cost of the calls of a CostQuery.
+// The cost of the calls of a CostQuery. A figure that does not fit an int64 is
+// kMaxInt64, and the others are exact.
 struct QueryCost {
   MemoryEstimate computation;  // of one call
   CallCost call;               // of one call
   int64_t concurrency = 1;     // how many calls run at the same time
   int64_t peak_bytes = 0;      // of all calls together
+  // Whether all figures fit an int64, and the problem is so small that a server
+  // does not refuse it with INT64_RANGE.
+  bool in_int64_range = true;
 };
 
-// Returns the memory that `query` takes. Call SetDefaults first. This is a pure
-// function. Its own time and memory grow with the lists in the options and with
-// the batch, but not with the sequence lengths, so a search can call it
-// thousands of times. INVALID_ARGUMENT names the size or the option that is
-// wrong ("q_len", "options.key_lengths[3]"), and has the reason INT64_RANGE if
-// a number of bytes does not fit an int64.
-absl::StatusOr<QueryCost> CostOf(const CostQuery& query);
+// Returns the problem of `query`, which may be too large to be computed. Call
+// SetDefaults first. INVALID_ARGUMENT names the size or the option that is
+// wrong ("q_len", "options.key_lengths[3]").
+absl::StatusOr<AttentionProblem> ProblemOf(const CostQuery& query);
 
-// Returns `query` with sequences that are `factor` times as long. The lengths,
-// offsets and shapes in its options change in proportion.
-CostQuery Scaled(const CostQuery& query, double factor);
+// Returns the cost of `query`, or the error of ProblemOf. Call SetDefaults
+// first. This is a pure function. Its time and memory depend on the lists in
+// the options, but not on the sizes, so a search can call it many times.
+absl::StatusOr<QueryCost> CostOf(const CostQuery& query);
 
 }  // namespace attnd
 

@@ -1,72 +1,43 @@
 #include "cost/largest_fit.h"
 
-#include <algorithm>
-#include <optional>
+#include <vector>
 
+#include "base/checked_math.h"
 #include "base/status_macros.h"
+#include "cost/monotone_search.h"
+#include "cost/problem_family.h"
 
 namespace attnd {
-namespace {
 
-// Returns `query` with the size that `goal` searches.
-absl::StatusOr<CostQuery> WithSize(CostQuery query, EstimateGoal goal,
-                                   int64_t size) {
-  switch (goal) {
-    case EstimateGoal::kMaxSeqLen:
-      query.seq_len.value = size;
-      break;
-    case EstimateGoal::kMaxBatch:
-      query.batch.value = size;
-      break;
-    default:
-      query.concurrency.value = size;
-  }
-  ATTND_RETURN_IF_ERROR(query.SetDefaults());
-  return query;
-}
-
-bool Fits(const QueryCost& cost, const CostLimits& limits) {
-  return cost.call.required_message_bytes <= limits.max_message_bytes &&
-         cost.peak_bytes <= limits.budget_bytes &&
-         cost.concurrency <= limits.max_in_flight;
-}
-
-}  // namespace
-
+// The answer is the largest size that fits, although a larger problem may take
+// less memory than a smaller one: the search goes through the pieces between
+// the sizes where this happens, from the largest sizes to the smallest. Within
+// a piece no cost ever falls. So if the first size of a piece does not fit, no
+// other size of that piece fits, and otherwise the piece has one last size that
+// fits. No size of a later piece fits.
 absl::StatusOr<LargestFit> FindLargestFit(const CostQuery& query,
                                           EstimateGoal goal,
                                           const CostLimits& limits) {
-  const auto cost_of = [&](int64_t size) -> absl::StatusOr<QueryCost> {
-    ATTND_ASSIGN_OR_RETURN(const CostQuery sized, WithSize(query, goal, size));
-    return CostOf(sized);
+  ATTND_ASSIGN_OR_RETURN(ProblemFamily family, ProblemFamily::Of(query, goal));
+  // If the member of size 1 is valid, all others are.
+  ATTND_ASSIGN_OR_RETURN(const QueryCost smallest, family.CostAt(1));
+  const auto probe = [&](int64_t size) {
+    const absl::StatusOr<QueryCost> cost = family.CostAt(size);
+    return cost.ok() ? ProbeLimits(*cost, limits) : SizeProbe();
   };
-  ATTND_ASSIGN_OR_RETURN(QueryCost cost, cost_of(1));
-  LargestFit largest{.size = 0, .cost = cost, .limiting_factor = {}};
-  int64_t too_large = int64_t{1} << 62;
-  if (Fits(cost, limits)) {
-    largest.size = 1;
-  } else {
-    too_large = 1;
+  LargestFit largest{.size = 0, .cost = smallest, .limiting_factor = {}};
+  std::vector<int64_t> firsts = family.sizes_that_may_take_less();
+  firsts.insert(firsts.begin(), 1);
+  int64_t last = kMaxInt64 - 1;  // a call takes several bytes
+  while (!firsts.empty() && largest.size == 0) {
+    largest.size = LargestThatFits(firsts.back(), last, probe);
+    last = firsts.back() - 1;
+    firsts.pop_back();
   }
-  while (too_large - largest.size > 1) {
-    const int64_t middle = largest.size + (too_large - largest.size) / 2;
-    const auto between = cost_of(middle);
-    if (between.ok() && Fits(*between, limits)) {
-      largest.size = middle;
-      largest.cost = *between;
-    } else {
-      too_large = middle;
-    }
-  }
-  const auto next = cost_of(too_large);
-  if (!next.ok()) {
-    largest.limiting_factor = "int64_range";
-  } else if (next->call.required_message_bytes > limits.max_message_bytes) {
-    largest.limiting_factor = "message_size";
-  } else {
-    largest.limiting_factor = next->peak_bytes > limits.budget_bytes
-                                  ? "memory_budget"
-                                  : "max_in_flight";
+  ATTND_ASSIGN_OR_RETURN(const QueryCost next, family.CostAt(largest.size + 1));
+  largest.limiting_factor = ExceededLimit(next, limits);
+  if (largest.size > 0) {
+    ATTND_ASSIGN_OR_RETURN(largest.cost, family.CostAt(largest.size));
   }
   return largest;
 }

@@ -15,8 +15,7 @@ namespace attnd {
 struct LargestFit {
   int64_t size = 0;  // 0 if not even 1 fits
   QueryCost cost;    // of the problem of that size, or of size 1
-  // The limit that the next larger size exceeds: "message_size",
-  // "memory_budget", "max_in_flight" or "int64_range".
+  // The limit that the next larger size exceeds, by its name in cost_limits.h.
   std::string_view limiting_factor;
 };
 

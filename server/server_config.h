@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "cost/memory_shares.h"
+#include "cost/cost_limits.h"
 #include "server/connections/listen_address.h"
 
 namespace attnd::server {
@@ -40,15 +40,13 @@ struct ServerConfig {
   // network; 0 = as many as the cgroup and the CPU affinity allow.
   int threads = 0;
   // The size of the largest request and of the largest response.
-  int64_t max_message_bytes = 256LL << 20;
-  // The bytes that all requests together may hold; 0 = what the other shares of
-  // the available memory leave (ShareMemory).
+  int64_t max_message_bytes = CostLimits().max_message_bytes;
+  // The memory that all requests together may hold; 0 = what ShareMemory says.
   int64_t memory_budget_bytes = 0;
   // The number of requests that may run or wait at the same time.
-  int64_t max_in_flight = 256;
-  // The number of connections that all clients together may have open at the
-  // same time; 0 = as many as memory and file descriptors allow
-  // (DefaultConnections).
+  int64_t max_in_flight = CostLimits().max_in_flight;
+  // The number of connections that clients may have open at the same time; 0 =
+  // DefaultConnections.
   int64_t max_connections = 0;
   // How long running requests may take to finish after SIGTERM; 0 = no time.
   // The default ends before the 30 s after which Kubernetes kills the process.

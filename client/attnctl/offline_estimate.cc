@@ -12,6 +12,7 @@
 #include "core/attention_params.h"
 #include "core/machine.h"
 #include "cost/cost_query.h"
+#include "cost/largest_fit.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -51,14 +52,15 @@ absl::Status NameFlag(const absl::Status& status) {
                                                       {".shape", "-shape"}})));
 }
 
-absl::StatusOr<QueryCost> CostOfFlags(
-    const client::MemoryEstimateOptions& options) {
+CostQuery QueryOf(const client::MemoryEstimateOptions& options,
+                  const CostLimits& limits) {
   CostQuery query{.dtype = options.dtype,
                   .options = CoreOptions(options.attention),
                   .outputs = {.return_lse = options.return_lse,
                               .output_dtype = options.output_dtype},
                   .transport = options.transport,
-                  .machine = MachineInfo::Detect()};
+                  .machine = MachineInfo::Detect(),
+                  .max_message_bytes = limits.max_message_bytes};
   query.seq_len.value = options.seq_len;
   query.dimensions.value = options.dimensions;
   query.batch.value = options.batch;
@@ -71,18 +73,11 @@ absl::StatusOr<QueryCost> CostOfFlags(
   query.threads.value =
       options.threads != 0 ? options.threads : AvailableThreads();
   query.concurrency.value = options.concurrency;
-  ATTND_RETURN_IF_ERROR(query.CheckSizes());
-  ATTND_RETURN_IF_ERROR(query.SetDefaults());
-  return CostOf(query);
+  return query;
 }
 
-}  // namespace
-
-absl::StatusOr<client::MemoryEstimate> EstimateOffline(
-    const client::MemoryEstimateOptions& options) {
-  const absl::StatusOr<QueryCost> cost = CostOfFlags(options);
-  if (!cost.ok()) return NameFlag(cost.status());
-  const MemoryEstimate& computation = cost->computation;
+client::MemoryEstimate ResultOf(const QueryCost& cost) {
+  const MemoryEstimate& computation = cost.computation;
   client::MemoryEstimate result;
   result.naive_bytes = computation.naive_bytes;
   result.flash_bytes = computation.flash_bytes;
@@ -90,11 +85,55 @@ absl::StatusOr<client::MemoryEstimate> EstimateOffline(
   result.input_bytes = computation.input_bytes;
   result.output_bytes = computation.output_bytes;
   result.workspace_bytes = computation.workspace_bytes;
-  result.wire_bytes = cost->call.wire_bytes;
-  result.peak_per_request_bytes = cost->call.peak_bytes;
-  result.peak_bytes = cost->peak_bytes;
-  result.required_message_bytes = cost->call.required_message_bytes;
+  result.wire_bytes = cost.call.wire_bytes;
+  result.peak_per_request_bytes = cost.call.peak_bytes;
+  result.peak_bytes = cost.peak_bytes;
+  result.required_message_bytes = cost.call.required_message_bytes;
   result.flops = computation.flops;
+  return result;
+}
+
+// Returns the result. Errors have the names of the contract.
+absl::StatusOr<client::MemoryEstimate> Answer(
+    const client::MemoryEstimateOptions& options, CostLimits limits) {
+  if (options.budget_bytes < 0) {
+    return FieldError("budget", "a number >= 0",
+                      absl::StrCat(options.budget_bytes));
+  }
+  if (options.budget_bytes != 0) limits.budget_bytes = options.budget_bytes;
+  CostQuery query = QueryOf(options, limits);
+  ATTND_RETURN_IF_ERROR(query.CheckSizes());
+  if (options.goal == EstimateGoal::kEstimate) {
+    ATTND_RETURN_IF_ERROR(query.SetDefaults());
+    ATTND_ASSIGN_OR_RETURN(const QueryCost cost, CostOf(query));
+    client::MemoryEstimate result = ResultOf(cost);
+    if (limits.budget_bytes == 0) return result;
+    const LimitCheck check = CheckLimits(query, cost, limits);
+    result.fits = check.fits;
+    result.limiting_factor = check.limiting_factor;
+    return result;
+  }
+  if (limits.budget_bytes == 0) {
+    return FieldError("budget",
+                      "a number of bytes, because without a server nothing "
+                      "else limits the memory",
+                      "0");
+  }
+  ATTND_ASSIGN_OR_RETURN(const LargestFit largest,
+                         FindLargestFit(query, options.goal, limits));
+  client::MemoryEstimate result = ResultOf(largest.cost);
+  result.fits = largest.size > 0;
+  result.limiting_factor = largest.limiting_factor;
+  result.largest = largest.size;
+  return result;
+}
+
+}  // namespace
+
+absl::StatusOr<client::MemoryEstimate> EstimateOffline(
+    const client::MemoryEstimateOptions& options, CostLimits limits) {
+  absl::StatusOr<client::MemoryEstimate> result = Answer(options, limits);
+  if (!result.ok()) return NameFlag(result.status());
   return result;
 }
 

@@ -5,16 +5,19 @@
 
 #include "absl/status/statusor.h"
 #include "client/types.h"
+#include "cost/cost_limits.h"
 
 namespace attnd::attnctl {
 
 // Returns the estimate for `options`. Options that are not set have the
 // defaults that attnd/v1/attention.proto documents. `threads` defaults to the
-// number of threads that this process may use. Does not set `fits` and
-// `limiting_factor`, because they depend on the limits of a server. Returns
-// INVALID_ARGUMENT with the name of the flag if an option is wrong.
+// number of threads that this process may use. `limits` are those of the server
+// that the estimate is for. `options.budget_bytes` replaces their budget unless
+// it is 0. Without any budget, `fits` and `limiting_factor` are not set, and a
+// goal is an error. Returns INVALID_ARGUMENT with the name of the flag if an
+// option is wrong.
 absl::StatusOr<client::MemoryEstimate> EstimateOffline(
-    const client::MemoryEstimateOptions& options);
+    const client::MemoryEstimateOptions& options, CostLimits limits = {});
 
 }  // namespace attnd::attnctl
 

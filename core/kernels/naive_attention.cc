@@ -259,19 +259,16 @@ class NaiveJob : public TileJob {
 int64_t NaiveScoreBytes(const AttentionProblem& problem) {
   const AttentionParams& params = problem.params();
   if (!params.ragged) {
-    return CheckedProduct({params.batch, params.num_q_heads, params.q_len,
-                           params.kv_len, int64_t{sizeof(float)}})
-        .value_or(kMaxBytes);
+    return SaturatingProduct({params.batch, params.num_q_heads, params.q_len,
+                              params.kv_len, int64_t{sizeof(float)}});
   }
-  // The sum fits because AttentionProblem bounds the product of all rows and
-  // all keys.
   int64_t pairs = 0;
   for (int64_t b = 0; b < params.batch; ++b) {
     const BatchEntry entry = problem.visibility().Entry(b);
-    pairs += entry.q_len * entry.kv_len;
+    pairs =
+        SaturatingSum({pairs, SaturatingProduct({entry.q_len, entry.kv_len})});
   }
-  return CheckedProduct({pairs, params.num_q_heads, int64_t{sizeof(float)}})
-      .value_or(kMaxBytes);
+  return SaturatingProduct({pairs, params.num_q_heads, int64_t{sizeof(float)}});
 }
 
 absl::StatusOr<RunStats> NaiveAttention(AttentionEngine& engine,

@@ -69,9 +69,9 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
                                     const DecodedRequest& decoded,
                                     int64_t decoding_bytes) {
   const MemoryEstimator& estimator = context_.engine.estimator();
-  ATTND_ASSIGN_OR_RETURN(const MemoryEstimate estimate,
-                         backward() ? estimator.EstimateBackward(*problem_)
-                                    : estimator.Estimate(*problem_));
+  const MemoryEstimate estimate = backward()
+                                      ? estimator.EstimateBackward(*problem_)
+                                      : estimator.Estimate(*problem_);
   TensorTransfer transfer{.transport = kind_ == PayloadKind::kSharedMemory
                                            ? Transport::kSharedMemory
                                        : tensors.streamed ? Transport::kStream
@@ -85,8 +85,10 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
       transfer.kept_message_bytes = message_bytes_;
     }
   }
-  ATTND_ASSIGN_OR_RETURN(cost_,
-                         CostOfCall(estimate, problem_->options(), transfer));
+  cost_ = CostOfCall(estimate, problem_->options(), transfer);
+  if (estimate.flash_bytes == kMaxInt64 || cost_.peak_bytes == kMaxInt64) {
+    return BytesOutOfRange();
+  }
   if (cost_.response_bytes > context_.max_message_bytes) {
     return WithReason(
         absl::ResourceExhaustedError(

@@ -109,11 +109,10 @@ class Run {
   absl::Status Prepare() {
     Begin("prepare");
     ATTND_RETURN_IF_ERROR(ChooseEngine());
-    ATTND_ASSIGN_OR_RETURN(const MemoryEstimate estimate,
-                           engine_->estimator().Estimate(spec_.problem));
-    ATTND_ASSIGN_OR_RETURN(const MemoryEstimate naive,
-                           engine_->estimator().Estimate(spec_.naive_problem));
-    naive_bytes_ = naive.naive_bytes;
+    const MemoryEstimate estimate =
+        engine_->estimator().Estimate(spec_.problem);
+    naive_bytes_ =
+        engine_->estimator().Estimate(spec_.naive_problem).naive_bytes;
     const int64_t other_bytes = reservation_.bytes() + kMessageEnvelopeBytes;
     const int64_t tensor_bytes = estimate.input_bytes + estimate.output_bytes;
     const std::optional<int64_t> with_flash =

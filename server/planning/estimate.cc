@@ -1,6 +1,7 @@
 #include "server/planning/estimate.h"
 
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -8,9 +9,9 @@
 #include "base/field_error.h"
 #include "base/status_macros.h"
 #include "cost/cost_query.h"
+#include "cost/largest_fit.h"
 #include "google/protobuf/message.h"
 #include "server/codec/options_codec.h"
-#include "server/status/status_convert.h"
 
 namespace attnd::server {
 namespace {
@@ -35,17 +36,25 @@ const FieldDescriptor* MemberOf(const google::protobuf::Message& message,
       message, message.GetDescriptor()->FindOneofByName(name));
 }
 
-absl::Status CheckGoal(const Request& in) {
+// The goal of a request, and the limits with its budget.
+struct Goal {
+  EstimateGoal goal = EstimateGoal::kEstimate;
+  CostLimits limits;
+};
+
+absl::StatusOr<Goal> DecodeGoal(const Request& in, const CostLimits& limits) {
+  Goal result{.limits = limits};
   const FieldDescriptor* const goal = MemberOf(in, "goal");
-  if (goal == nullptr || goal->number() == Request::kEstimateFieldNumber) {
-    return absl::OkStatus();
-  }
+  if (goal == nullptr) return result;
+  result.goal = static_cast<EstimateGoal>(goal->number());
+  if (result.goal == EstimateGoal::kEstimate) return result;
   const int64_t budget_bytes = in.GetReflection()->GetInt64(in, goal);
   if (budget_bytes < 0) {
     return FieldError(goal->name(), "a number >= 0",
                       absl::StrCat(budget_bytes));
   }
-  return NotImplementedError(goal->name(), "an inverse goal");
+  if (budget_bytes != 0) result.limits.budget_bytes = budget_bytes;
+  return result;
 }
 
 // Checks that the tensors in the options have a type and a shape, but no
@@ -68,8 +77,7 @@ absl::Status CheckNoData(const v1::AttentionOptions& options) {
                     "a region");
 }
 
-// Checks and converts the request. If it has a goal that is not implemented and
-// also a mistake, the error is about the mistake.
+// Checks and converts the request. Does not set defaults.
 absl::StatusOr<CostQuery> Decode(const Request& in,
                                  const AttentionEngine& engine,
                                  const CostLimits& limits) {
@@ -89,26 +97,16 @@ absl::StatusOr<CostQuery> Decode(const Request& in,
   ATTND_RETURN_IF_ERROR(query.CheckSizes());
   ATTND_ASSIGN_OR_RETURN(query.dtype, DecodeProblemType(in.dtype()));
   ATTND_ASSIGN_OR_RETURN(query.transport, DecodeTransport(in.transport()));
-  const absl::Status goal = CheckGoal(in);
-  if (!absl::IsUnimplemented(goal)) ATTND_RETURN_IF_ERROR(goal);
   ATTND_RETURN_IF_ERROR(CheckNoData(in.options()));
-  ATTND_ASSIGN_OR_RETURN(DecodedOptions decoded, DecodeOptions(in.options()));
-  query.options = std::move(decoded.options);
-  query.outputs = decoded.outputs;
-  ATTND_RETURN_IF_ERROR(goal);
-  ATTND_RETURN_IF_ERROR(query.SetDefaults());
+  absl::StatusOr<DecodedOptions> decoded = DecodeOptions(in.options());
+  if (!decoded.ok()) return decoded.status();
+  query.options = std::move(decoded->options);
+  query.outputs = decoded->outputs;
   return query;
 }
 
-}  // namespace
-
-absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
-    const Request& request, const AttentionEngine& engine,
-    const CostLimits& limits) {
-  ATTND_ASSIGN_OR_RETURN(const CostQuery query,
-                         Decode(request, engine, limits));
-  ATTND_ASSIGN_OR_RETURN(const QueryCost cost, CostOf(query));
-  const LimitCheck check = CheckLimits(query, cost, limits);
+v1::MemoryEstimateResponse Response(const QueryCost& cost, bool fits,
+                                    std::string_view limiting_factor) {
   const MemoryEstimate& computation = cost.computation;
   v1::MemoryEstimateResponse response;
   response.set_naive_bytes(computation.naive_bytes);
@@ -122,8 +120,41 @@ absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
   response.set_peak_bytes(cost.peak_bytes);
   response.set_required_message_bytes(cost.call.required_message_bytes);
   response.set_flops(computation.flops);
-  response.set_fits(check.fits);
-  response.set_limiting_factor(std::string(check.limiting_factor));
+  response.set_fits(fits);
+  response.set_limiting_factor(std::string(limiting_factor));
+  return response;
+}
+
+}  // namespace
+
+absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
+    const Request& request, const AttentionEngine& engine,
+    const CostLimits& limits) {
+  ATTND_ASSIGN_OR_RETURN(CostQuery query, Decode(request, engine, limits));
+  ATTND_ASSIGN_OR_RETURN(const Goal goal, DecodeGoal(request, limits));
+  if (goal.goal == EstimateGoal::kEstimate) {
+    ATTND_RETURN_IF_ERROR(query.SetDefaults());
+    ATTND_ASSIGN_OR_RETURN(const QueryCost cost, CostOf(query));
+    const LimitCheck check = CheckLimits(query, cost, goal.limits);
+    return Response(cost, check.fits, check.limiting_factor);
+  }
+  ATTND_ASSIGN_OR_RETURN(const LargestFit largest,
+                         FindLargestFit(query, goal.goal, goal.limits));
+  v1::MemoryEstimateResponse response =
+      Response(largest.cost, largest.size > 0, largest.limiting_factor);
+  switch (goal.goal) {
+    case EstimateGoal::kMaxSeqLen:
+      response.set_max_seq_len(largest.size);
+      break;
+    case EstimateGoal::kMaxBatch:
+      response.set_max_batch(largest.size);
+      break;
+    case EstimateGoal::kMaxConcurrency:
+      response.set_max_concurrency(largest.size);
+      break;
+    case EstimateGoal::kEstimate:
+      break;
+  }
   return response;
 }
 

@@ -1,5 +1,5 @@
 // Answers the rpc MemoryEstimate: converts its request to a CostQuery, and the
-// cost to the response.
+// cost or the largest problem that fits to the response.
 #ifndef ATTND_SERVER_PLANNING_ESTIMATE_H_
 #define ATTND_SERVER_PLANNING_ESTIMATE_H_
 
@@ -11,7 +11,7 @@
 namespace attnd::server {
 
 // Returns how much memory the calls take that `request` describes, and whether
-// they fit within `limits`. The estimate is for the machine of `engine`, and
+// they fit within `limits`, or else the largest calls that fit. The estimate is for the machine of `engine`, and
 // for as many threads as `engine` has unless the request has another number. An
 // error names the field of the request that is wrong.
 absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(

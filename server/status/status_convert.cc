@@ -137,11 +137,4 @@ absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
   return WithReason(std::move(refusal), std::string(reason));
 }
 
-absl::Status NotImplementedError(absl::string_view field,
-                                 absl::string_view what) {
-  return RefuseField(absl::StatusCode::kUnimplemented, field,
-                     absl::StrCat(what, " is not implemented yet"),
-                     kNotImplemented);
-}
-
 }  // namespace attnd::server

@@ -40,11 +40,6 @@ absl::Status WithRetryDelay(absl::Status status,
 absl::Status RefuseField(absl::StatusCode code, absl::string_view field,
                          absl::string_view why, absl::string_view reason);
 
-// Returns UNIMPLEMENTED for `field`, whose value asks for `what`, which attnd
-// does not implement yet.
-absl::Status NotImplementedError(absl::string_view field,
-                                 absl::string_view what);
-
 }  // namespace attnd::server
 
 #endif  // ATTND_SERVER_STATUS_STATUS_CONVERT_H_

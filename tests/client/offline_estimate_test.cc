@@ -113,8 +113,14 @@ TEST(OfflineEstimateTest, NamesTheFlagAtFault) {
                           client::ConstTensor{std::vector<uint8_t>(), {3}}}}},
       {"--threads:", {.seq_len = 8, .threads = -1}},
       {"--concurrency:", {.seq_len = 8, .concurrency = -1}},
-      {"--concurrency:",
-       {.seq_len = 8, .concurrency = std::numeric_limits<int64_t>::max()}}};
+      {"--budget:", {.seq_len = 8, .budget_bytes = -1}},
+      // Without a server, nothing else limits the memory.
+      {"--budget:", {.seq_len = 8, .goal = EstimateGoal::kMaxBatch}},
+      {"--kv-len:",
+       {.q_len = 8,
+        .kv_len = 8,
+        .goal = EstimateGoal::kMaxSeqLen,
+        .budget_bytes = 1}}};
   for (const auto& [flag, options] : cases) {
     const auto estimate = EstimateOffline(options);
     EXPECT_EQ(estimate.status().code(), absl::StatusCode::kInvalidArgument);
@@ -122,9 +128,58 @@ TEST(OfflineEstimateTest, NamesTheFlagAtFault) {
   }
 }
 
-TEST(OfflineEstimateTest, RefusesWhatDoesNotFitAnInt64) {
-  EXPECT_FALSE(
-      EstimateOffline({.seq_len = std::numeric_limits<int64_t>::max()}).ok());
+TEST(OfflineEstimateTest, EveryProblemHasAnAnswer) {
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+  const auto estimate = EstimateOffline({.seq_len = kMax, .budget_bytes = 1});
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_EQ(estimate->peak_bytes, kMax);
+  EXPECT_FALSE(estimate->fits);
+  EXPECT_EQ(estimate->limiting_factor, "memory_budget");
+}
+
+TEST(OfflineEstimateTest, FindsTheLargestThatFits) {
+  struct Case {
+    EstimateGoal goal;
+    int64_t client::MemoryEstimateOptions::*size;
+  };
+  const Case cases[] = {
+      {EstimateGoal::kMaxSeqLen, &client::MemoryEstimateOptions::seq_len},
+      {EstimateGoal::kMaxBatch, &client::MemoryEstimateOptions::batch},
+      {EstimateGoal::kMaxConcurrency,
+       &client::MemoryEstimateOptions::concurrency}};
+  for (const auto& [goal, size] : cases) {
+    client::MemoryEstimateOptions options{.seq_len = 300,
+                                          .num_q_heads = 4,
+                                          .threads = 2,
+                                          .goal = goal,
+                                          .budget_bytes = 50 << 20};
+    const auto largest = EstimateOffline(options);
+    ASSERT_TRUE(largest.ok()) << largest.status();
+    ASSERT_GT(largest->largest, 0);
+    EXPECT_TRUE(largest->fits);
+    EXPECT_EQ(largest->limiting_factor, "memory_budget");
+    options.goal = EstimateGoal::kEstimate;
+    options.*size = largest->largest;
+    EXPECT_TRUE(EstimateOffline(options)->fits);
+    EXPECT_EQ(EstimateOffline(options)->peak_bytes, largest->peak_bytes);
+    ++(options.*size);
+    EXPECT_FALSE(EstimateOffline(options)->fits);
+  }
+}
+
+TEST(OfflineEstimateTest, TheLimitsOfAServerCount) {
+  const client::MemoryEstimateOptions options{.seq_len = 300, .threads = 2};
+  // Without a budget, nobody can say whether the problem fits.
+  EXPECT_EQ(EstimateOffline(options)->limiting_factor, "");
+  const auto fits = EstimateOffline(options, {.budget_bytes = 1 << 30});
+  ASSERT_TRUE(fits.ok()) << fits.status();
+  EXPECT_TRUE(fits->fits);
+  EXPECT_EQ(fits->limiting_factor, "message_size");
+  const auto message = EstimateOffline(
+      options, {.max_message_bytes = 1000, .budget_bytes = 1 << 30});
+  ASSERT_TRUE(message.ok()) << message.status();
+  EXPECT_FALSE(message->fits);
+  EXPECT_EQ(message->limiting_factor, "message_size");
 }
 
 }  // namespace

@@ -223,6 +223,38 @@ TEST(AttentionProblemTest, WhateverIsLetThroughFitsAnInt64) {
   EXPECT_GT(accepted, 100);
 }
 
+// The same numbers as above, but all are accepted and saturate.
+TEST(AttentionProblemTest, AnySizeIsAcceptedForEstimates) {
+  const auto of_any_size = [](const Shape& query, const Shape& key,
+                              const AttentionOptions& options = {}) {
+    return AttentionProblem::CreateOfAnySize({.shape = query}, {.shape = key},
+                                             {.shape = key}, options);
+  };
+  const auto rows = of_any_size({1, 1, kMax, 64}, {1, 1, 1, 64});
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  EXPECT_FALSE(rows->computable());
+  EXPECT_EQ(rows->query_bytes(), kMax);
+  EXPECT_EQ(rows->key_bytes(), 64 * 4);
+  const auto work =
+      of_any_size({1, 1, int64_t{1} << 40, 64}, {1, 1, int64_t{1} << 40, 64});
+  ASSERT_TRUE(work.ok()) << work.status();
+  EXPECT_FALSE(work->computable());
+  EXPECT_EQ(work->query_bytes(), int64_t{1} << 48);
+  EXPECT_FALSE(
+      of_any_size({0, kMax, kMax, 64}, {0, kMax, kMax, 64})->computable());
+  EXPECT_TRUE(of_any_size({5, 6}, {7, 6})->computable());
+  EXPECT_TRUE(Create({5, 6}, {7, 6}, {7, 6})->computable());
+  const auto biased = of_any_size({1, 1, kMax, 64}, {1, 1, kMax, 64},
+                                  {.bias = TensorSpec{.shape = {kMax, kMax}}});
+  ASSERT_TRUE(biased.ok()) << biased.status();
+  EXPECT_EQ(biased->bias_bytes(), kMax);
+  // What is wrong with a problem apart from its size is refused as ever.
+  EXPECT_FALSE(of_any_size({1, 3, kMax, 64}, {1, 2, 1, 64}).ok());
+  EXPECT_FALSE(of_any_size({1, 1, -1, 64}, {1, 1, 1, 64}).ok());
+  EXPECT_FALSE(
+      of_any_size({1, 1, kMax, 64}, {1, 1, 1, 64}, {.window_left = -1}).ok());
+}
+
 TEST(AttentionProblemTest, ScaleDefaultsToOneOverTheRootOfHeadDim) {
   EXPECT_FLOAT_EQ(Create({5, 64}, {5, 64}, {5, 8})->params().score_scale,
                   0.125F);

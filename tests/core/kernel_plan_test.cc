@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <random>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -11,6 +12,8 @@
 
 #include "base/checked_math.h"
 #include "core/geometry.h"
+#include "tests/support/attention_case.h"
+#include "tests/support/numbers.h"
 
 namespace attnd {
 namespace {
@@ -309,6 +312,77 @@ TEST(KernelPlanTest, EveryTileFitsTheKernelsFixedArrays) {
       EXPECT_EQ(plan.slot_bytes % 64, 0);
       EXPECT_EQ(plan.packed_keys_bytes % 64, 0);
       EXPECT_EQ(plan.packed_head_bytes % 64, 0);
+    }
+  }
+}
+
+// A search for the largest problem that fits relies on this.
+TEST(KernelPlanTest, TheWorkspaceShrinksOnlyWhereItIsAllowedTo) {
+  int shrunk = 0;
+  for (const Isa isa : kIsas) {
+    for (const DataType type :
+         {DataType::kF32, DataType::kF16, DataType::kBF16}) {
+      for (const Precision precision :
+           {Precision::kAuto, Precision::kF32, Precision::kBF16}) {
+        MachineInfo machine = kWide;
+        machine.isa = isa;
+        const auto problem = [&](int64_t rows, int64_t keys, int64_t heads,
+                                 int64_t batch) {
+          const TensorSpec q{type, {batch, heads, rows, 40}};
+          const TensorSpec kv{type, {batch, heads, keys, 40}};
+          return AttentionProblem::Create(q, kv, kv, {.precision = precision})
+              .value();
+        };
+        const std::vector<int64_t> breaks =
+            RowsThatMayTakeLess(problem(1, 1, 1, 1).params(), machine);
+        const std::set<int64_t> may_shrink(breaks.begin(), breaks.end());
+        const auto bytes = [&](int64_t rows, int64_t keys, int64_t heads,
+                               int64_t batch) {
+          return MakeCostPlan(problem(rows, keys, heads, batch), machine)
+              .WorkspaceBytes(5);
+        };
+        for (const int64_t keys : {1, 4096, 9000}) {
+          int64_t last = 0;
+          for (int64_t rows = 1; rows < 3000; ++rows) {
+            const int64_t now = bytes(rows, keys, 2, 1);
+            if (now < last) {
+              ++shrunk;
+              ASSERT_TRUE(may_shrink.contains(rows))
+                  << IsaName(isa) << " rows " << rows << " keys " << keys;
+            }
+            last = now;
+            if (rows % 50 != 1) continue;
+            ASSERT_GE(bytes(rows, keys + 1, 2, 1), now);
+            ASSERT_GE(bytes(rows, keys, 3, 1), now);
+            ASSERT_GE(bytes(rows, keys, 2, 2), now);
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(shrunk, 100);
+}
+
+TEST(KernelPlanTest, ACostPlanHasTheNumbersOfThePlan) {
+  std::mt19937_64 rng(kSeed);
+  for (int i = 0; i < 300; ++i) {
+    const testing::AttentionCase c(testing::RandomCase(rng, 300), rng());
+    SCOPED_TRACE(c.ToString());
+    for (const Isa isa : kIsas) {
+      MachineInfo machine = kWide;
+      machine.isa = isa;
+      const KernelPlan plan = MakeKernelPlan(c.problem(), machine);
+      const KernelPlan cost = MakeCostPlan(c.problem(), machine);
+      EXPECT_EQ(cost.tile_tasks, plan.tile_tasks);
+      EXPECT_EQ(cost.merge_tasks, plan.merge_tasks);
+      EXPECT_EQ(cost.padding_tasks, plan.padding_tasks);
+      EXPECT_EQ(cost.slot_bytes, plan.slot_bytes);
+      EXPECT_EQ(cost.partial_bytes, plan.partial_bytes);
+      EXPECT_EQ(cost.packed_head_bytes, plan.packed_head_bytes);
+      for (const int64_t threads : {1, 3, 100}) {
+        EXPECT_EQ(cost.PackedHeads(threads), plan.PackedHeads(threads));
+        EXPECT_EQ(cost.WorkspaceBytes(threads), plan.WorkspaceBytes(threads));
+      }
     }
   }
 }

@@ -110,7 +110,7 @@ class AgreementTest : public ::testing::Test {
     if (question.flags.threads == 0) {
       question.flags.threads = engine_.threads();
     }
-    return attnctl::EstimateOffline(question.flags);
+    return attnctl::EstimateOffline(question.flags, Context(large_).limits());
   }
 
   // Expects that both answer the question alike. Returns whether there is an
@@ -145,6 +145,11 @@ class AgreementTest : public ::testing::Test {
     EXPECT_EQ(served->required_message_bytes(),
               offline->required_message_bytes);
     EXPECT_EQ(served->flops(), offline->flops);
+    EXPECT_EQ(served->fits(), offline->fits);
+    EXPECT_EQ(served->limiting_factor(), offline->limiting_factor);
+    EXPECT_EQ(
+        served->max_seq_len() + served->max_batch() + served->max_concurrency(),
+        offline->largest);
     return true;
   }
 
@@ -240,8 +245,7 @@ TEST_F(AgreementTest, EveryProblemCostsTheSameForAll) {
   EXPECT_GT(checked, Affordable(300) / 2);
 }
 
-// A size in a question. The test draws numbers of up to `bits` bits for it. The
-// bits are so few that many of the questions have an answer.
+// A size in a question. The test draws numbers of up to `bits` bits for it.
 struct Size {
   const char* field;
   int64_t client::MemoryEstimateOptions::*flag;
@@ -260,8 +264,8 @@ constexpr Size kSizes[] = {
     {"threads", &client::MemoryEstimateOptions::threads, 63},
     {"concurrency", &client::MemoryEstimateOptions::concurrency, 40}};
 
-// Some of the numbers are negative or missing.
-TEST_F(AgreementTest, AbsurdSizesAreCountedOrRefusedAlike) {
+// Some of the numbers are negative or missing. Any goal may be asked for.
+TEST_F(AgreementTest, AbsurdSizesAreAnsweredOrRefusedAlike) {
   const auto* type = v1::MemoryEstimateRequest::descriptor();
   int answered = 0;
   for (uint64_t seed = 1; seed <= Affordable(3000); ++seed) {
@@ -278,6 +282,20 @@ TEST_F(AgreementTest, AbsurdSizesAreCountedOrRefusedAlike) {
       question.flags.*size.flag = number;
       question.request.GetReflection()->SetInt64(
           &question.request, type->FindFieldByName(size.field), number);
+    }
+    constexpr EstimateGoal kGoals[] = {
+        EstimateGoal::kEstimate, EstimateGoal::kMaxSeqLen,
+        EstimateGoal::kMaxBatch, EstimateGoal::kMaxConcurrency};
+    question.flags.goal = kGoals[rng() % 4];
+    question.flags.budget_bytes =
+        rng() % 2 == 0 ? 0 : static_cast<int64_t>(rng() >> (1 + rng() % 63));
+    if (question.flags.goal == EstimateGoal::kEstimate) {
+      question.flags.budget_bytes = 0;
+    } else {
+      question.request.GetReflection()->SetInt64(
+          &question.request,
+          type->FindFieldByNumber(static_cast<int>(question.flags.goal)),
+          question.flags.budget_bytes);
     }
     SCOPED_TRACE(
         absl::StrCat("seed ", seed, ", ", question.request.ShortDebugString()));

@@ -14,15 +14,26 @@ constexpr CostLimits kLimits{.max_message_bytes = 16 * kMiB,
                              .budget_bytes = 100 * kMiB,
                              .max_in_flight = 8};
 
-LimitCheck Check(const Sizes& sizes, const CostLimits& limits = kLimits,
-                 Transport transport = Transport::kInline) {
+CostQuery SizesQuery(const Sizes& sizes, const CostLimits& limits,
+                     Transport transport) {
   CostQuery query = WithSizes(
       {.transport = transport, .max_message_bytes = limits.max_message_bytes},
       sizes);
   EXPECT_TRUE(query.SetDefaults().ok());
-  const auto cost = CostOf(query);
+  return query;
+}
+
+QueryCost SizesCost(const Sizes& sizes, const CostLimits& limits,
+                    Transport transport) {
+  const auto cost = CostOf(SizesQuery(sizes, limits, transport));
   EXPECT_TRUE(cost.ok()) << cost.status();
-  return cost.ok() ? CheckLimits(query, *cost, limits) : LimitCheck();
+  return cost.value_or(QueryCost());
+}
+
+LimitCheck Check(const Sizes& sizes, const CostLimits& limits = kLimits,
+                 Transport transport = Transport::kInline) {
+  return CheckLimits(SizesQuery(sizes, limits, transport),
+                     SizesCost(sizes, limits, transport), limits);
 }
 
 TEST(CostLimitsTest, NamesTheLimitThatIsExceededMost) {
@@ -39,7 +50,7 @@ TEST(CostLimitsTest, NamesTheLimitThatIsExceededMost) {
 }
 
 // Compares the result with that of a search through every length.
-TEST(CostLimitsTest, TheFactorIsTheOneThatTheNextLengthExceeds) {
+TEST(CostLimitsTest, TheFactorIsTheOneThatStopsTheLongestThatFits) {
   for (const Transport transport :
        {Transport::kInline, Transport::kStream, Transport::kSharedMemory}) {
     for (const int64_t concurrency : {1, 2, 3, 7}) {
@@ -48,23 +59,58 @@ TEST(CostLimitsTest, TheFactorIsTheOneThatTheNextLengthExceeds) {
           .max_message_bytes = 100000,
           .budget_bytes = (streams ? 18 : 2) * kMiB * concurrency,
           .max_in_flight = 8};
-      const auto check = [&](int64_t length) {
-        return Check({.seq_len = length,
-                      .dimensions = 8,
-                      .num_q_heads = 4,
-                      .num_kv_heads = 1,
-                      .threads = 2,
-                      .concurrency = concurrency},
-                     limits, transport);
+      const auto sizes = [&](int64_t length) {
+        return Sizes{.seq_len = length,
+                     .dimensions = 8,
+                     .num_q_heads = 4,
+                     .num_kv_heads = 1,
+                     .threads = 2,
+                     .concurrency = concurrency};
       };
-      int64_t length = 10;
-      ASSERT_TRUE(check(length).fits);
-      const std::string_view factor = check(length).limiting_factor;
-      while (check(length).fits && length < 100000) ++length;
-      ASSERT_FALSE(check(length).fits);
-      EXPECT_EQ(factor, check(length).limiting_factor) << length;
+      const auto exceeded = [&](int64_t length) {
+        return ExceededLimit(SizesCost(sizes(length), limits, transport),
+                             limits);
+      };
+      ASSERT_TRUE(exceeded(10).empty());
+      int64_t longest = 10;
+      for (int64_t length = 11; length < 50000; ++length) {
+        if (exceeded(length).empty()) longest = length;
+      }
+      EXPECT_EQ(Check(sizes(10), limits, transport).limiting_factor,
+                exceeded(longest + 1))
+          << longest;
     }
   }
+}
+
+// Lengths of different entries grow at their own pace.
+TEST(CostLimitsTest, ListsOfLengthsGrowInProportion) {
+  CostQuery query = WithSizes(
+      {.options = {.query_lengths = {1, 90, 100}, .key_lengths = {100, 3, 50}}},
+      {.seq_len = 100, .batch = 3, .num_q_heads = 2});
+  ASSERT_TRUE(query.SetDefaults().ok());
+  const auto cost = CostOf(query);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  const auto factor = [&](int64_t message_bytes, int64_t budget_bytes) {
+    const LimitCheck check = CheckLimits(
+        query, *cost,
+        {.max_message_bytes = message_bytes, .budget_bytes = budget_bytes});
+    EXPECT_TRUE(check.fits);
+    return check.limiting_factor;
+  };
+  EXPECT_EQ(factor(kMiB, 64 * kMiB), kMessageSizeLimit);
+  EXPECT_EQ(factor(64 * kMiB, 64 * kMiB), kMemoryBudgetLimit);
+}
+
+TEST(CostLimitsTest, ComparesFactorsWithoutOverflow) {
+  // 2^60 calls exceed the number of calls by a larger factor than the bytes do.
+  const LimitCheck calls =
+      Check({.seq_len = 1024, .concurrency = int64_t{1} << 60});
+  EXPECT_FALSE(calls.fits);
+  EXPECT_EQ(calls.limiting_factor, kMaxInFlightLimit);
+  const LimitCheck tokens = Check({.seq_len = int64_t{1} << 62});
+  EXPECT_FALSE(tokens.fits);
+  EXPECT_EQ(tokens.limiting_factor, kMessageSizeLimit);
 }
 
 TEST(CostLimitsTest, WithoutLimitsNumbersRunOut) {
@@ -73,6 +119,10 @@ TEST(CostLimitsTest, WithoutLimitsNumbersRunOut) {
   const LimitCheck check = Check({.seq_len = 1000}, none);
   EXPECT_TRUE(check.fits);
   EXPECT_EQ(check.limiting_factor, "int64_range");
+  // Without limits, what does not fit an int64 does not fit either.
+  const LimitCheck absurd = Check({.seq_len = int64_t{1} << 40}, none);
+  EXPECT_FALSE(absurd.fits);
+  EXPECT_EQ(absurd.limiting_factor, "int64_range");
 }
 
 }  // namespace

@@ -292,10 +292,9 @@ TEST_F(EveryCallTest, MemoryEstimateWithAnyOptions) {
     const auto expected =
         engine_.estimator().Estimate(*AttentionProblem::Create(
             specs.query, specs.key, specs.value, shape.options, shape.outputs));
-    ASSERT_TRUE(expected.ok());
-    EXPECT_EQ(response.input_bytes(), expected->input_bytes);
-    EXPECT_EQ(response.output_bytes(), expected->output_bytes);
-    EXPECT_EQ(response.workspace_bytes(), expected->workspace_bytes);
+    EXPECT_EQ(response.input_bytes(), expected.input_bytes);
+    EXPECT_EQ(response.output_bytes(), expected.output_bytes);
+    EXPECT_EQ(response.workspace_bytes(), expected.workspace_bytes);
   }
 }
 

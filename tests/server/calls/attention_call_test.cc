@@ -317,14 +317,14 @@ TEST_F(AttentionCallTest, SharedTensorsAreReservedOnce) {
   v1::SelfAttentionRequest self;
   *self.mutable_sequence() = DataTensor({3000, 64}, 1);
   // The bytes of the message itself also count.
-  Admission for_one(estimate->flash_bytes - tensor + tensor / 2, 1);
+  Admission for_one(estimate.flash_bytes - tensor + tensor / 2, 1);
   const auto one =
       Make(for_one, SteadyTime::max(), AttentionMethod::kSelfAttention);
   Parse(Start(*one, self).get());
   v1::CrossAttentionRequest cross;
   *cross.mutable_queries() = DataTensor({3000, 64}, 1);
   *cross.mutable_kv_sequence() = DataTensor({3000, 64}, 2);
-  Admission for_two(estimate->flash_bytes + tensor + tensor / 2, 1);
+  Admission for_two(estimate.flash_bytes + tensor + tensor / 2, 1);
   const auto two =
       Make(for_two, SteadyTime::max(), AttentionMethod::kCrossAttention);
   Parse(Start(*two, cross).get());

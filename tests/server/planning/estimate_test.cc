@@ -9,6 +9,7 @@
 #include <functional>
 #include <limits>
 
+#include "core/kernel_plan.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {
@@ -203,8 +204,8 @@ TEST_F(EstimateTest, ARaggedBatchHasALimitToo) {
   EXPECT_EQ(padded.limiting_factor(), "message_size");
 }
 
-// The request has the largest allowed number of entries and 130 KiB. It is
-// handled in a thread for which others wait, so it must not be costed too
+// The requests have the largest allowed number of entries and 130 KiB. They are
+// handled in a thread for which others wait, so they must not be costed too
 // often.
 TEST_F(EstimateTest, LongListsAreCostedAFewTimes) {
   constexpr int64_t kEntries = 65536;
@@ -236,18 +237,31 @@ TEST_F(EstimateTest, LongListsAreCostedAFewTimes) {
     }
     return best;
   };
+  // This is what a call with these lists takes in the same thread.
   const auto one = shortest([&] {
     const auto problem =
         AttentionProblem::Create(tensor, tensor, tensor, options);
-    EXPECT_TRUE(engine_.estimator().Estimate(problem.value()).ok());
+    EXPECT_GT(MakeKernelPlan(problem.value(), engine_.machine()).tile_tasks, 0);
   });
   v1::MemoryEstimateResponse got;
   EXPECT_LT(shortest([&] { got = Estimate(request); }) / one, 12);
   EXPECT_EQ(got.limiting_factor(), "message_size");
+
+  v1::MemoryEstimateRequest goal;
+  goal.set_dimensions(1);
+  goal.set_batch(kEntries);
+  goal.set_max_seq_len_for_budget_bytes(int64_t{1} << 40);
+  goal.set_transport(v1::TRANSPORT_SHARED_MEMORY);
+  for (int64_t entry = 0; entry < kEntries; ++entry) {
+    goal.mutable_options()->add_query_lengths(entry);
+    goal.mutable_options()->add_key_lengths(entry);
+  }
+  EXPECT_LT(shortest([&] { got = Estimate(goal); }) / one, 12);
+  EXPECT_GT(got.max_seq_len(), kEntries);
 }
 
-// The workspace has nearly the largest possible number of bytes. Adding the
-// bytes of the lists must not overflow.
+// The workspace has more bytes than any number can hold. Adding the bytes of
+// the lists must not overflow.
 TEST_F(EstimateTest, ListsBesideAbsurdThreadsDoNotWrap) {
   v1::MemoryEstimateRequest request;
   request.set_num_q_heads(1 << 15);
@@ -257,22 +271,16 @@ TEST_F(EstimateTest, ListsBesideAbsurdThreadsDoNotWrap) {
   for (int head = 0; head < 1 << 15; ++head) {
     request.mutable_options()->add_alibi_slopes(1);
   }
-  int64_t some = 1;
-  int64_t absurd = std::numeric_limits<int64_t>::max();
-  while (absurd - some > 1) {
-    const int64_t threads = some + (absurd - some) / 2;
-    request.set_threads(threads);
-    const auto got = EstimateMemory(request, engine_, limits_);
-    if (got.ok()) {
-      ASSERT_GT(got->peak_bytes(), 0);
-      EXPECT_FALSE(got->fits());
-      some = threads;
-    } else {
-      EXPECT_EQ(RefusalOf(got.status()).reason, "INT64_RANGE");
-      absurd = threads;
-    }
+  int64_t last = 0;
+  for (int bits = 0; bits < 63; ++bits) {
+    request.set_threads(int64_t{1} << bits);
+    const auto got = Estimate(request);
+    EXPECT_FALSE(got.fits());
+    EXPECT_GE(got.peak_bytes(), last);
+    EXPECT_GE(got.peak_bytes(), got.workspace_bytes());
+    last = got.peak_bytes();
   }
-  EXPECT_GT(some, 1);
+  EXPECT_EQ(last, std::numeric_limits<int64_t>::max());
 }
 
 TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
@@ -298,90 +306,179 @@ TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
             masked.workspace_bytes() + 1000 * 1000);
 }
 
+// Expects that the problem of `size` fits, and that of size + 1 does not.
+TEST_F(EstimateTest, GoalsFindTheLargestThatFits) {
+  using Setter = void (v1::MemoryEstimateRequest::*)(int64_t);
+  struct Case {
+    Setter set_goal;
+    Setter set_size;
+    int64_t (v1::MemoryEstimateResponse::*answer)() const;
+    v1::MemoryEstimateResponse::AnswerCase answer_case;
+  };
+  using Request = v1::MemoryEstimateRequest;
+  using Response = v1::MemoryEstimateResponse;
+  const Case cases[] = {
+      {&Request::set_max_seq_len_for_budget_bytes, &Request::set_seq_len,
+       &Response::max_seq_len, Response::kMaxSeqLen},
+      {&Request::set_max_batch_for_budget_bytes, &Request::set_batch,
+       &Response::max_batch, Response::kMaxBatch},
+      {&Request::set_max_concurrency_for_budget_bytes,
+       &Request::set_concurrency, &Response::max_concurrency,
+       Response::kMaxConcurrency}};
+  for (const auto& [set_goal, set_size, answer, answer_case] : cases) {
+    for (const int64_t budget_bytes : {int64_t{0}, int64_t{30} << 20}) {
+      for (const auto transport : {v1::TRANSPORT_INLINE, v1::TRANSPORT_STREAM,
+                                   v1::TRANSPORT_SHARED_MEMORY}) {
+        SCOPED_TRACE(testing::Message()
+                     << answer_case << " " << budget_bytes << " " << transport);
+        Request request;
+        request.set_seq_len(700);
+        request.set_num_q_heads(2);
+        request.set_transport(transport);
+        Request goal = request;
+        (goal.*set_size)(123456789);  // has no effect
+        (goal.*set_goal)(budget_bytes);
+        const Response got = Estimate(goal);
+        ASSERT_EQ(got.answer_case(), answer_case);
+        const int64_t size = (got.*answer)();
+        EXPECT_TRUE(got.fits());
+        ASSERT_GT(size, 0);
+        CostLimits limits = limits_;
+        if (budget_bytes != 0) limits.budget_bytes = budget_bytes;
+        (request.*set_size)(size);
+        Response same = EstimateMemory(request, engine_, limits).value();
+        EXPECT_TRUE(same.fits());
+        EXPECT_EQ(got.peak_bytes(), same.peak_bytes());
+        EXPECT_EQ(got.flops(), same.flops());
+        (request.*set_size)(size + 1);
+        const Response next = EstimateMemory(request, engine_, limits).value();
+        EXPECT_FALSE(next.fits());
+        EXPECT_EQ(got.limiting_factor(), next.limiting_factor());
+      }
+    }
+  }
+}
+
+TEST_F(EstimateTest, NotEvenOneMayFit) {
+  v1::MemoryEstimateRequest request;
+  request.set_max_seq_len_for_budget_bytes(1);
+  const auto got = Estimate(request);
+  EXPECT_EQ(got.answer_case(), v1::MemoryEstimateResponse::kMaxSeqLen);
+  EXPECT_EQ(got.max_seq_len(), 0);
+  EXPECT_FALSE(got.fits());
+  EXPECT_EQ(got.limiting_factor(), "memory_budget");
+  // The figures are those of one token.
+  EXPECT_EQ(got.input_bytes(), 3 * 128 * 4);
+}
+
+TEST_F(EstimateTest, EveryProblemHasAnAnswer) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(int64_t{1} << 62);
+  const auto tokens = Estimate(request);
+  EXPECT_FALSE(tokens.fits());
+  EXPECT_EQ(tokens.limiting_factor(), "message_size");
+  EXPECT_EQ(tokens.peak_bytes(), std::numeric_limits<int64_t>::max());
+  request.set_seq_len(8);
+  request.set_concurrency(int64_t{1} << 60);
+  const auto calls = Estimate(request);
+  EXPECT_FALSE(calls.fits());
+  EXPECT_EQ(calls.limiting_factor(), "max_in_flight");
+  EXPECT_EQ(calls.peak_bytes(), std::numeric_limits<int64_t>::max());
+  EXPECT_EQ(calls.input_bytes(), 3 * 8 * 128 * 4);
+}
+
 TEST_F(EstimateTest, RefusesByName) {
   using Request = v1::MemoryEstimateRequest;
-  constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
   struct Case {
     const char* field;
-    bool unbuilt;
     std::function<void(Request&)> spoil;
   };
   const Case cases[] = {
-      {"seq_len", false, [](Request& r) { r.set_seq_len(0); }},
-      {"seq_len", false, [](Request& r) { r.set_seq_len(-1); }},
-      {"seq_len", false, [](Request& r) { r.set_seq_len(kHuge); }},
-      {"seq_len", false,
+      {"seq_len", [](Request& r) { r.set_seq_len(0); }},
+      {"seq_len", [](Request& r) { r.set_seq_len(-1); }},
+      {"seq_len",
        [](Request& r) {
          r.set_seq_len(0);
          r.set_q_len(5);
        }},
-      {"dimensions", false, [](Request& r) { r.set_dimensions(5000); }},
-      {"head_dim", false, [](Request& r) { r.set_head_dim(5000); }},
-      {"v_head_dim", false, [](Request& r) { r.set_v_head_dim(5000); }},
-      {"num_q_heads", false,
+      {"dimensions", [](Request& r) { r.set_dimensions(5000); }},
+      {"head_dim", [](Request& r) { r.set_head_dim(5000); }},
+      {"v_head_dim", [](Request& r) { r.set_v_head_dim(5000); }},
+      {"num_q_heads",
        [](Request& r) {
          r.set_num_q_heads(3);
          r.set_num_kv_heads(2);
        }},
-      {"batch", false, [](Request& r) { r.set_batch(-1); }},
-      {"threads", false, [](Request& r) { r.set_threads(-1); }},
-      {"concurrency", false, [](Request& r) { r.set_concurrency(kHuge); }},
-      {"dtype", false, [](Request& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
-      {"dtype", false, [](Request& r) { r.set_dtype(v1::DataType(9)); }},
-      {"transport", false,
-       [](Request& r) { r.set_transport(v1::Transport(9)); }},
+      {"batch", [](Request& r) { r.set_batch(-1); }},
+      {"threads", [](Request& r) { r.set_threads(-1); }},
+      {"dtype", [](Request& r) { r.set_dtype(v1::DATA_TYPE_BOOL); }},
+      {"dtype", [](Request& r) { r.set_dtype(v1::DataType(9)); }},
+      {"transport", [](Request& r) { r.set_transport(v1::Transport(9)); }},
       // The axes have no names in this request, so the errors do not depend on
       // the layout.
-      {"num_q_heads", false,
+      {"num_q_heads",
        [](Request& r) {
          r.mutable_options()->set_layout(v1::LAYOUT_BSHD);
          r.set_num_q_heads(3);
          r.set_num_kv_heads(2);
        }},
-      {"options.output_region", false,
+      {"options.output_region",
        [](Request& r) { r.mutable_options()->mutable_output_region(); }},
-      {"options.lse_region", false,
+      {"options.lse_region",
        [](Request& r) { r.mutable_options()->mutable_lse_region(); }},
-      {"options.bias.data", false,
+      {"options.bias.data",
        [](Request& r) {
          *r.mutable_options()->mutable_bias() = DataTensor({10}, 1);
        }},
-      {"options.mask.data", false,
+      {"options.mask.data",
        [](Request& r) {
          *r.mutable_options()->mutable_mask() = MaskTensor({10}, 1);
        }},
-      {"options.bias.shape[0]", false,
+      {"options.bias.shape[0]",
        [](Request& r) {
          r.mutable_options()->mutable_bias()->set_dtype(v1::DATA_TYPE_F16);
          r.mutable_options()->mutable_bias()->add_shape(9);
        }},
-      {"options.bias.dtype", false,
+      {"options.bias.dtype",
        [](Request& r) { r.mutable_options()->mutable_bias()->add_shape(10); }},
-      {"batch", false,
+      {"batch",
        [](Request& r) {
          r.set_batch(2);
          r.mutable_options()->add_cu_seqlens_q(0);
          r.mutable_options()->add_cu_seqlens_k(0);
        }},
-      {"options.cu_seqlens_q[1]", false,
+      {"options.cu_seqlens_q[1]",
        [](Request& r) {
          for (const int64_t offset : {0, 9}) {
            r.mutable_options()->add_cu_seqlens_q(offset);
            r.mutable_options()->add_cu_seqlens_k(offset);
          }
        }},
-      {"options.scale", false,
+      {"options.scale",
        [](Request& r) {
          r.mutable_options()->set_scale(std::numeric_limits<float>::infinity());
        }},
-      {"max_batch_for_budget_bytes", false,
+      {"max_batch_for_budget_bytes",
        [](Request& r) { r.set_max_batch_for_budget_bytes(-1); }},
-      {"max_batch_for_budget_bytes", true,
-       [](Request& r) { r.set_max_batch_for_budget_bytes(0); }},
-      {"max_seq_len_for_budget_bytes", true,
+      {"max_seq_len_for_budget_bytes",
+       [](Request& r) { r.set_max_seq_len_for_budget_bytes(-1); }},
+      {"max_concurrency_for_budget_bytes",
+       [](Request& r) { r.set_max_concurrency_for_budget_bytes(-1); }},
+      {"kv_len",
+       [](Request& r) {
+         r.set_max_seq_len_for_budget_bytes(1);
+         r.set_q_len(1);
+         r.set_kv_len(1);
+       }},
+      {"options.key_lengths",
+       [](Request& r) {
+         r.set_max_batch_for_budget_bytes(1);
+         r.mutable_options()->add_key_lengths(1);
+       }},
+      {"seq_len",
        [](Request& r) {
          r.set_seq_len(0);
-         r.set_max_seq_len_for_budget_bytes(1);
+         r.set_max_concurrency_for_budget_bytes(1);
        }},
   };
   for (const Case& test : cases) {
@@ -391,10 +488,8 @@ TEST_F(EstimateTest, RefusesByName) {
     test.spoil(request);
     const Refusal refusal =
         RefusalOf(EstimateMemory(request, engine_, limits_).status());
-    EXPECT_EQ(
-        refusal.code,
-        static_cast<int>(test.unbuilt ? absl::StatusCode::kUnimplemented
-                                      : absl::StatusCode::kInvalidArgument))
+    EXPECT_EQ(refusal.code,
+              static_cast<int>(absl::StatusCode::kInvalidArgument))
         << refusal.message;
     EXPECT_EQ(refusal.field, test.field) << refusal.message;
   }

@@ -66,12 +66,6 @@ TEST(StatusConvertTest, CarriesTheDelay) {
   EXPECT_EQ(ToWireStatus(absl::InternalError("x")).retry_delay, std::nullopt);
 }
 
-TEST(StatusConvertTest, WhatIsNotBuiltNamesItsField) {
-  const Refusal refusal = RefusalOf(NotImplementedError("options.bias", "a"));
-  EXPECT_EQ(refusal.code, static_cast<int>(StatusCode::kUnimplemented));
-  EXPECT_EQ(refusal.field, "options.bias");
-}
-
 TEST(StatusConvertTest, FitsInTrailersWhateverWasEchoed) {
   // Base64 adds a third to the size, and gRPC allows 8 KiB for all metadata of
   // a call.
