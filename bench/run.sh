@@ -7,11 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'EOF'
-usage: bench/run.sh core|micro|serve|peers [ARGUMENTS]
+usage: bench/run.sh core|micro|planning|serve|peers [ARGUMENTS]
 
   core   the attention core against this machine's peak rate of multiply-adds and
          its memory bandwidth
   micro  the parts of the core by themselves
+  planning  how long the answers of MemoryEstimate take to find
   serve  a server against the core, bare gRPC and plain sockets
   peers  the core beside PyTorch, ONNX Runtime, OpenVINO and ggml (7 GB of disk)
 
@@ -77,6 +78,10 @@ main() {
       ./dev build release micro_bench
       build/release/bench/micro_bench "${@:2}"
       ;;
+    planning)
+      ./dev build release planning_bench
+      build/release/bench/planning_bench "${@:2}"
+      ;;
     peers)
       setup_python bench/peers/requirements.txt "$PEERS_VENV"
       bench/peers/ggml/build.sh
@@ -84,7 +89,7 @@ main() {
       bench_peers "${@:2}"
       ;;
     --help | -h) usage ;;
-    *) die "bench takes core, micro, serve or peers, got '${1:-}'" ;;
+    *) die "bench takes core, micro, planning, serve or peers, got '${1:-}'" ;;
   esac
 }
 
