@@ -1,7 +1,7 @@
-// Arithmetic on int64 numbers that a client may have chosen. CheckedProduct and
-// CheckedSum return std::nullopt if the result overflows. The other functions
-// saturate: they return kMaxInt64 instead of a number that is larger. They are
-// for sizes and counts, which are never negative.
+// Arithmetic on int64 numbers that come from a client and may be of any size.
+// CheckedProduct and CheckedSum return std::nullopt if the result overflows.
+// The other functions return kMaxInt64 instead of a number that is larger. They
+// are for sizes and counts, which are never negative.
 #ifndef ATTND_BASE_CHECKED_MATH_H_
 #define ATTND_BASE_CHECKED_MATH_H_
 

@@ -16,8 +16,9 @@
 
 namespace attnd {
 
-// Counts N kinds of things, each with its own numbers from 0 on. Immutable and
-// safe to share between threads. Totals saturate (base/checked_math.h).
+// Numbers N kinds of things. The numbers of each kind begin at 0. Immutable and
+// safe to share between threads. A total that does not fit an int64 is
+// kMaxInt64.
 template <size_t N>
 class EntryTable {
  public:
@@ -32,7 +33,7 @@ class EntryTable {
 
   EntryTable() = default;
 
-  // Makes a table of `entries` entries that have the counts `each`.
+  // Makes a table of `entries` batch entries that all have the counts `each`.
   EntryTable(int64_t entries, const Counts& each) : each_(each) {
     for (size_t kind = 0; kind < N; ++kind) {
       total_[kind] = SaturatingProduct({entries, each[kind]});

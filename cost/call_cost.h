@@ -41,8 +41,9 @@ struct TensorTransfer {
   bool output_as_values = false;
 };
 
-// The bytes that one call takes. A figure that does not fit an int64 is
-// kMaxInt64, and the others are exact.
+// The bytes of memory that one call takes on the server, and the sizes of its
+// messages. A number that does not fit an int64 is kMaxInt64, and the others
+// are exact.
 struct CallCost {
   // The most that the call holds at any time.
   int64_t peak_bytes = 0;
@@ -59,16 +60,19 @@ struct CallCost {
   int64_t required_message_bytes = 0;
 };
 
-// Returns what one call takes. `estimate` is what its computation takes,
-// `options` are the options in its request, and `transfer` says how its tensors
-// travel. The time of this function depends only on the lists in `options`. No
-// figure is smaller if a number of `estimate` or `transfer`, or a number in a
-// list, is larger. The search for the largest call that fits relies on this.
+// Returns how many bytes of memory one attention call takes on the server.
+// `estimate` is what its computation takes, `options` are the options in its
+// request, and `transfer` says how its tensors travel. The time that this
+// function takes depends only on the length of the lists in `options` (such as
+// key_lengths). If a number in `estimate`, in `transfer` or in a list grows, no
+// number of the result falls. The search for the largest call that fits relies
+// on this.
 //
-// An inline call holds its message and the tensors that are copied out of it.
-// The message is freed before the call computes, but malloc keeps its blocks
-// mapped for the next message, so they count until the call ends. The output is
-// sent from the memory to which the kernel wrote it, so it counts once.
+// A call with one message each way (Transport::kInline) holds the message of
+// its request and the tensors that are copied out of that message. The message
+// is freed before the call computes, but malloc keeps its memory mapped for the
+// next message, so its bytes count until the call ends. The output counts only
+// once, because it is sent from the memory to which the kernel wrote it.
 CallCost CostOfCall(const MemoryEstimate& estimate,
                     const AttentionOptions& options,
                     const TensorTransfer& transfer);

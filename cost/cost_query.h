@@ -56,14 +56,14 @@ struct CostQuery {
   absl::Status SetDefaults();
 };
 
-// The cost of the calls of a CostQuery. A figure that does not fit an int64 is
-// kMaxInt64, and the others are exact.
+// The memory that the calls of a CostQuery take. A number that does not fit an
+// int64 is kMaxInt64, and the others are exact.
 struct QueryCost {
   MemoryEstimate computation;  // of one call
   CallCost call;               // of one call
   int64_t concurrency = 1;     // how many calls run at the same time
   int64_t peak_bytes = 0;      // of all calls together
-  // Whether all figures fit an int64, and the problem is so small that a server
+  // Whether all numbers fit an int64, and the problem is so small that a server
   // does not refuse it with INT64_RANGE.
   bool in_int64_range = true;
 };
@@ -73,9 +73,10 @@ struct QueryCost {
 // wrong ("q_len", "options.key_lengths[3]").
 absl::StatusOr<AttentionProblem> ProblemOf(const CostQuery& query);
 
-// Returns the cost of `query`, or the error of ProblemOf. Call SetDefaults
-// first. This is a pure function. Its time and memory depend on the lists in
-// the options, but not on the sizes, so a search can call it many times.
+// Returns the memory that `query` takes, or the error of ProblemOf. Call
+// SetDefaults first. This is a pure function. Its own time and memory grow with
+// the lists in the options, but not with the sizes, so a search can call it
+// many times.
 absl::StatusOr<QueryCost> CostOf(const CostQuery& query);
 
 }  // namespace attnd

@@ -15,6 +15,7 @@
 
 #include "absl/status/statusor.h"
 #include "cost/cost_limits.h"
+#include "cost/memory_shares.h"
 #include "server/connections/listen_address.h"
 
 namespace attnd::server {
@@ -41,12 +42,14 @@ struct ServerConfig {
   int threads = 0;
   // The size of the largest request and of the largest response.
   int64_t max_message_bytes = CostLimits().max_message_bytes;
-  // The memory that all requests together may hold; 0 = what ShareMemory says.
+  // The bytes that all requests together may hold; 0 = what the other shares of
+  // the available memory leave (ShareMemory).
   int64_t memory_budget_bytes = 0;
   // The number of requests that may run or wait at the same time.
   int64_t max_in_flight = CostLimits().max_in_flight;
-  // The number of connections that clients may have open at the same time; 0 =
-  // DefaultConnections.
+  // The number of connections that all clients together may have open at the
+  // same time; 0 = as many as memory and file descriptors allow
+  // (DefaultConnections).
   int64_t max_connections = 0;
   // How long running requests may take to finish after SIGTERM; 0 = no time.
   // The default ends before the 30 s after which Kubernetes kills the process.
@@ -96,30 +99,6 @@ std::vector<std::string> OptionNames();
 // Service named attnd. Somebody probably misspelt or guessed them, as in
 // ATTND_PORT=50052.
 std::vector<std::string> UnknownVariables(const Environment& environment);
-
-// How the server's memory is divided. The three shares together are all of it.
-struct MemoryShares {
-  // The sum of the shares, or the largest int64 if the sum does not fit.
-  int64_t total_bytes() const;
-
-  int64_t budget_bytes = 0;    // for the requests that Admission admitted
-  int64_t arriving_bytes = 0;  // for messages that are not admitted yet
-  int64_t own_bytes = 0;       // for code, threads and what malloc keeps
-};
-
-// Divides `available_bytes`. The server's own share is a tenth, but at least
-// 256 MiB and at most a quarter. Arriving messages get a quarter, but at most
-// 16 times the largest message (or 64 MiB if that is more), because requests
-// that fill the budget have messages of no more than that. The budget is the
-// rest.
-//
-// If `config` has a budget, it is not compared with `available_bytes`. The
-// server's own share is then 256 MiB. Arriving messages get half as much as the
-// budget, but at most 16 times the largest message, and in any case at least
-// 5/4 of the largest message, because gRPC receives messages in small pieces if
-// four fifths of the share are in use, and at least 64 MiB, for the buffers of
-// many connections.
-MemoryShares ShareMemory(const ServerConfig& config, int64_t available_bytes);
 
 // Returns how many connections fit into a process that may have `descriptors`
 // open file descriptors. The server needs some of these for itself.
