@@ -262,8 +262,8 @@ class Bench {
         std::vector<std::string>{
             flags_.attnd_path,
             "--listen=127.0.0.1:0,unix:" + (folder_ / "attnd.sock"),
-            "--shm-socket=" + ShmSocket(), "--address-file=" + file,
-            "--log-level=error"},
+            "--admin-listen=", "--shm-socket=" + ShmSocket(),
+            "--address-file=" + file, "--log-level=error"},
         file);
   }
   std::string ShmSocket() const { return folder_ / "shm.sock"; }

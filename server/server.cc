@@ -17,6 +17,8 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/resource_quota.h"
+#include "server/admin/admin_site.h"
+#include "server/admin/http_port.h"
 #include "server/calls/decode_thread.h"
 #include "server/calls/service_context.h"
 #include "server/connections/acceptor.h"
@@ -168,6 +170,10 @@ class Server::Impl {
     if (!config_.address_file.empty()) {
       ATTND_RETURN_IF_ERROR(AddressFile::Check(config_.address_file));
     }
+    std::optional<Listener> admin;
+    if (!config_.admin_listen.empty()) {
+      ATTND_ASSIGN_OR_RETURN(admin, OpenAdminListener());
+    }
     for (const ListenAddress& address : addresses) {
       if (!address.is_unix()) continue;
       ATTND_ASSIGN_OR_RETURN(
@@ -190,6 +196,7 @@ class Server::Impl {
                    config_.shm_socket);
     }
     ATTND_RETURN_IF_ERROR(Serve(addresses));
+    if (admin) ServeAdmin(*std::move(admin));
     spdlog::info(
         "attnd {} serves on {}: isa {}, {} threads, memory budget {} bytes, "
         "messages up to {} bytes",
@@ -211,6 +218,7 @@ class Server::Impl {
     {
       const std::lock_guard lock(health_mutex_);
       draining_ = true;
+      why_not_ready_ = "the server is draining and takes no new calls";
       server_->GetHealthCheckService()->Shutdown();
     }
     // Readers of the log can rely on this line: the server admits no call after
@@ -233,11 +241,13 @@ class Server::Impl {
     guard_->Stop();
     shm_socket_.reset();
     address_file_.reset();
+    admin_.reset();
   }
 
   void Abort() { admission_.Interrupt(); }
 
   const std::vector<std::string>& addresses() const { return addresses_; }
+  const std::string& admin_address() const { return admin_address_; }
   Admission::Usage usage() const { return admission_.usage(); }
 
  private:
@@ -280,7 +290,43 @@ class Server::Impl {
   void SetServing(bool serving) {
     const std::lock_guard lock(health_mutex_);
     if (draining_) return;
+    why_not_ready_ =
+        serving ? "" : "the server cannot accept connections on an address";
     server_->GetHealthCheckService()->SetServingStatus(serving);
+  }
+
+  absl::StatusOr<Listener> OpenAdminListener() const {
+    constexpr char kOption[] = "--admin-listen";
+    ATTND_ASSIGN_OR_RETURN(
+        const ListenAddress address,
+        ListenAddress::ParseTcp(config_.admin_listen, kOption));
+    absl::StatusOr<Listener> listener =
+        Listener::Open(address, kOwnersSocketMode, kOption);
+    if (listener.ok()) return listener;
+    return absl::Status(
+        listener.status().code(),
+        absl::StrCat(listener.status().message(),
+                     ": choose another address, or port 0 for any free port, "
+                     "or an empty value for no admin port"));
+  }
+
+  void ServeAdmin(Listener listener) {
+    admin_address_ = listener.address.Text();
+    admin_site_.emplace(
+        context_, AdminSite::Options{
+                      .why_not_ready =
+                          [this] {
+                            const std::lock_guard lock(health_mutex_);
+                            return why_not_ready_;
+                          },
+                      .only_localhost = IsLoopback(listener.address.host)});
+    admin_ = std::make_unique<HttpPort>(
+        std::move(listener),
+        [this](const HttpRequest& request) {
+          return admin_site_->Answer(request);
+        },
+        AdminSite::Refuse);
+    spdlog::info("the admin port serves http://{}/", admin_address_);
   }
 
   absl::StatusOr<int64_t> MaxConnections() const {
@@ -358,10 +404,15 @@ class Server::Impl {
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> handover_;
   std::unique_ptr<grpc::Server> server_;
   std::mutex health_mutex_;
-  bool draining_ = false;  // guarded by health_mutex_
+  // health_mutex_ guards the next two.
+  bool draining_ = false;
+  std::string why_not_ready_;  // empty while the health is SERVING
   std::shared_ptr<ConnectionGuard> guard_;
   std::unique_ptr<Acceptor> acceptor_;
   std::optional<AddressFile> address_file_;
+  std::string admin_address_;
+  std::optional<AdminSite> admin_site_;
+  std::unique_ptr<HttpPort> admin_;
 };
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -386,6 +437,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
 
 const std::vector<std::string>& Server::addresses() const {
   return impl_->addresses();
+}
+
+const std::string& Server::admin_address() const {
+  return impl_->admin_address();
 }
 
 void Server::Drain() { impl_->Drain(); }

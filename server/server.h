@@ -31,6 +31,9 @@ class Server {
   // is replaced by the port that the operating system chose.
   const std::vector<std::string>& addresses() const;
 
+  // The address of the admin port in the same form; "" without an admin port.
+  const std::string& admin_address() const;
+
   // Shuts the server down: reports NOT_SERVING, refuses new calls with
   // UNAVAILABLE, gives the running calls the drain timeout to finish, cancels
   // the others, and closes all connections. Blocks until all of that is done. A

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstddef>
 #include <limits>
 #include <memory>
 #include <set>
@@ -24,6 +25,7 @@ namespace attnd::server {
 namespace {
 
 constexpr absl::string_view kEnvironmentPrefix = "ATTND_";
+constexpr absl::string_view kAdminListen = "admin-listen";
 
 constexpr char kDescription[] =
     "attnd: exact attention as a gRPC service (attnd.v1.AttentionService),\n"
@@ -189,6 +191,12 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
                   "The addresses that clients connect to, separated by commas: "
                   "host:port or unix:PATH. Port 0 selects a free port")
       ->delimiter(',');
+  app->add_option("--admin-listen", config.admin_listen,
+                  "The address of the admin port, host:port. It answers HTTP "
+                  "requests for health, memory estimates and the server's "
+                  "state, and has a page for capacity planners. Whoever can "
+                  "connect can read them. Port 0 selects a free port, and an "
+                  "empty value turns the port off");
   app->add_option("--address-file", config.address_file,
                   "A file to which the server writes the addresses that it "
                   "listens on, one per line, as soon as it serves clients");
@@ -238,13 +246,22 @@ std::vector<std::string> WithEnvironment(const std::vector<std::string>& args,
   std::vector<std::string> all;
   for (const std::string& option : OptionNames()) {
     const auto entry = environment.find(EnvironmentName(option));
-    if (entry == environment.end() || entry->second.empty() ||
-        IsGiven(option, args)) {
+    // An empty variable sets no option, because scripts leave variables empty
+    // that they do not need. But nothing else can turn off the admin port.
+    if (entry == environment.end() || IsGiven(option, args) ||
+        (entry->second.empty() && option != kAdminListen)) {
       continue;
     }
     all.push_back(absl::StrCat("--", option, "=", entry->second));
   }
   all.insert(all.end(), args.begin(), args.end());
+  // CLI11 takes an empty value only as an argument of its own.
+  const std::string flag = absl::StrCat("--", kAdminListen);
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (all[i] != flag + "=") continue;
+    all[i] = flag;
+    all.insert(all.begin() + static_cast<std::ptrdiff_t>(i) + 1, "");
+  }
   return all;
 }
 

@@ -26,8 +26,9 @@ struct ServerConfig {
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   // The mode of the unix sockets of `listen` and of shm_socket.
   mode_t socket_mode = kOwnersSocketMode;
-  // The file to which the server writes its addresses once clients can connect;
-  // "" = no file.
+  // The address of the admin port, host:port; "" = no admin port.
+  std::string admin_listen = "127.0.0.1:50052";
+  // The file that gets the addresses once clients are served; "" = no file.
   std::string address_file;
   // The unix socket on which clients on this host register memory; "" = off.
   std::string shm_socket;

@@ -25,9 +25,13 @@ namespace {
 constexpr absl::string_view kUnixPrefix = "unix:";
 constexpr int kMaxPort = 65535;
 
-absl::Status BadAddress(absl::string_view text, absl::string_view why) {
+constexpr absl::string_view kListen = "--listen";
+
+absl::Status BadAddress(absl::string_view text, absl::string_view why,
+                        absl::string_view option = kListen) {
   return absl::InvalidArgumentError(absl::StrCat(
-      "--listen: expected host:port or unix:PATH, got \"", text, "\": ", why));
+      option, ": expected host:port", option == kListen ? " or unix:PATH" : "",
+      ", got \"", text, "\": ", why));
 }
 
 absl::Status WithOption(absl::string_view option, const absl::Status& status) {
@@ -202,17 +206,23 @@ absl::StatusOr<ListenAddress> ListenAddress::Parse(absl::string_view text) {
     address.unix_path = std::string(path);
     return address;
   }
+  return ParseTcp(text, kListen);
+}
+
+absl::StatusOr<ListenAddress> ListenAddress::ParseTcp(
+    absl::string_view text, absl::string_view option) {
+  ListenAddress address;
   const size_t colon = text.rfind(':');
   if (colon == absl::string_view::npos || colon == 0) {
-    return BadAddress(text, "the host or the port is missing");
+    return BadAddress(text, "the host or the port is missing", option);
   }
   address.host = std::string(text.substr(0, colon));
   if (absl::StrContains(address.host, ':') && address.host.front() != '[') {
-    return BadAddress(text, "put an IPv6 address in brackets");
+    return BadAddress(text, "put an IPv6 address in brackets", option);
   }
   if (!absl::SimpleAtoi(text.substr(colon + 1), &address.port) ||
       address.port < 0 || address.port > kMaxPort) {
-    return BadAddress(text, "the port is not a number from 0 to 65535");
+    return BadAddress(text, "the port is not a number from 0 to 65535", option);
   }
   return address;
 }

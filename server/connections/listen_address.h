@@ -25,6 +25,10 @@ struct ListenAddress {
   // Parses "host:port" or "unix:PATH". INVALID_ARGUMENT says what is wrong with
   // the text.
   static absl::StatusOr<ListenAddress> Parse(absl::string_view text);
+  // Parses "host:port". Errors begin with `option`, the option that has the
+  // text.
+  static absl::StatusOr<ListenAddress> ParseTcp(absl::string_view text,
+                                                absl::string_view option);
 
   bool is_unix() const { return !unix_path.empty(); }
   // Returns the address in the form that Parse and the clients of gRPC accept.

@@ -22,10 +22,10 @@ const sockaddr* Generic(const void* address) {
   return static_cast<const sockaddr*>(address);
 }
 
-absl::Status CannotListen(const ListenAddress& address,
-                          const std::string& why) {
+absl::Status CannotListen(const ListenAddress& address, const std::string& why,
+                          absl::string_view option) {
   return absl::UnavailableError(
-      absl::StrCat("--listen: cannot listen on ", address.Text(), ": ", why));
+      absl::StrCat(option, ": cannot listen on ", address.Text(), ": ", why));
 }
 
 std::string WhyNot(int error) {
@@ -89,10 +89,11 @@ UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
   return fd;
 }
 
-absl::StatusOr<Listener> OpenUnix(const ListenAddress& address, mode_t mode) {
+absl::StatusOr<Listener> OpenUnix(const ListenAddress& address, mode_t mode,
+                                  absl::string_view option) {
   ATTND_ASSIGN_OR_RETURN(
       UniqueFd fd,
-      ListenOnUnixSocket(address.unix_path, SOCK_STREAM, mode, "--listen"));
+      ListenOnUnixSocket(address.unix_path, SOCK_STREAM, mode, option));
   Listener listener{.address = address, .sockets = {}};
   listener.sockets.push_back(std::move(fd));
   return listener;
@@ -105,8 +106,9 @@ bool IsWildcard(const ListenAddress& address) {
 }  // namespace
 
 absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
-                                        mode_t unix_mode) {
-  if (address.is_unix()) return OpenUnix(address, unix_mode);
+                                        mode_t unix_mode,
+                                        absl::string_view option) {
+  if (address.is_unix()) return OpenUnix(address, unix_mode, option);
   Listener listener{.address = address, .sockets = {}};
   if (IsWildcard(address)) {
     sockaddr_storage any{};
@@ -115,7 +117,8 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
     int error = 0;
     UniqueFd fd = ListenOn(any, sizeof(sockaddr_in6), true, error);
     if (fd.valid()) listener.sockets.push_back(std::move(fd));
-    if (error == EADDRINUSE) return CannotListen(address, WhyNot(error));
+    if (error == EADDRINUSE)
+      return CannotListen(address, WhyNot(error), option);
     // If this machine has no IPv6, the code below listens on IPv4.
   }
   if (listener.sockets.empty()) {
@@ -128,14 +131,16 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
     addrinfo* found = nullptr;
     const int failure = getaddrinfo(host.c_str(), "0", &hints, &found);
     const std::unique_ptr<addrinfo, FreeAddresses> addresses(found);
-    if (failure != 0) return CannotListen(address, gai_strerror(failure));
+    if (failure != 0)
+      return CannotListen(address, gai_strerror(failure), option);
     int error = 0;
     for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
       sockaddr_storage one{};
       std::memcpy(&one, each->ai_addr, each->ai_addrlen);
       SetPort(one, listener.address.port);
       UniqueFd fd = ListenOn(one, each->ai_addrlen, false, error);
-      if (error == EADDRINUSE) return CannotListen(address, WhyNot(error));
+      if (error == EADDRINUSE)
+        return CannotListen(address, WhyNot(error), option);
       if (!fd.valid()) continue;
       if (listener.address.port == 0) {
         socklen_t size = sizeof(one);
@@ -144,7 +149,8 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
       }
       listener.sockets.push_back(std::move(fd));
     }
-    if (listener.sockets.empty()) return CannotListen(address, WhyNot(error));
+    if (listener.sockets.empty())
+      return CannotListen(address, WhyNot(error), option);
   }
   if (listener.address.port == 0) {
     sockaddr_storage bound{};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "base/unique_fd.h"
 #include "server/connections/listen_address.h"
 
@@ -20,12 +21,13 @@ struct Listener {
   std::vector<UniqueFd> sockets;
 
   // Binds the sockets and listens. From then on, new connections wait in the
-  // operating system's queue. A wildcard (0.0.0.0 or [::]) accepts both IPv6
-  // and IPv4. The file of a unix socket gets the permissions `unix_mode`.
-  // Returns UNAVAILABLE if a TCP address is in use or does not belong to this
-  // machine. Each error names --listen.
+  // kernel. A wildcard (0.0.0.0 or [::]) accepts both IPv6 and IPv4. The file
+  // of a unix socket gets `unix_mode`. UNAVAILABLE if a TCP address is in use
+  // or is not an address of this machine. Errors begin with `option`, the
+  // option that has the address.
   static absl::StatusOr<Listener> Open(const ListenAddress& address,
-                                       mode_t unix_mode = kOwnersSocketMode);
+                                       mode_t unix_mode = kOwnersSocketMode,
+                                       absl::string_view option = "--listen");
 };
 
 // Returns the address of a client as gRPC writes it, for example

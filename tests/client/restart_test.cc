@@ -48,7 +48,8 @@ class RealServer {
     const std::string address_file = folder_ + "/addresses";
     std::filesystem::remove(address_file);
     std::vector<std::string> arguments = {
-        ATTND_BINARY, "--listen=" + target(), "--address-file=" + address_file,
+        ATTND_BINARY,          "--listen=" + target(),
+        "--admin-listen=",     "--address-file=" + address_file,
         "--drain-timeout=0.1", "--log-level=error"};
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());

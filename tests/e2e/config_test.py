@@ -60,8 +60,8 @@ def test_flag_over_environment_over_file(attnd, stubs, config_file):
     ('--config=/no/such/file', '/no/such/file')])
 def test_a_wrong_setting_is_an_error_at_start(attnd, flag, named):
   done = subprocess.run(
-      [str(attnd), '--listen=127.0.0.1:0', flag], capture_output=True,
-      text=True, timeout=60, check=False, env=clean_environment())
+      [str(attnd), '--listen=127.0.0.1:0', '--admin-listen=', flag],
+      capture_output=True, text=True, timeout=60, check=False, env=clean_environment())
   assert done.returncode > 0
   assert named in done.stderr + done.stdout
 
@@ -70,7 +70,8 @@ def test_a_wrong_key_in_the_file_is_an_error_at_start(attnd, tmp_path):
   path = tmp_path / 'attnd.conf'
   path.write_text('thread=3\n')
   done = subprocess.run(
-      [str(attnd), '--listen=127.0.0.1:0', f'--config={path}'],
+      [str(attnd), '--listen=127.0.0.1:0', '--admin-listen=',
+       f'--config={path}'],
       capture_output=True, text=True, timeout=60, check=False,
       env=clean_environment())
   assert done.returncode > 0

@@ -180,7 +180,8 @@ def test_an_address_file_replaces_nothing_else(attnd, tmp_path):
   os.mkfifo(fifo)
   socket_path = tmp_path / 'socket'
   done = subprocess.run(
-      [str(attnd), f'--listen=unix:{socket_path}', f'--address-file={fifo}'],
+      [str(attnd), f'--listen=unix:{socket_path}', '--admin-listen=',
+       f'--address-file={fifo}'],
       capture_output=True, text=True, timeout=60, check=False,
       env=clean_environment())
   assert done.returncode == 1
@@ -213,8 +214,8 @@ def test_an_idle_server_ends_at_once(attnd):
 def run_that_must_fail(attnd, listen):
   """Returns (exit code, output)."""
   done = subprocess.run(
-      [str(attnd), f'--listen={listen}'], capture_output=True, text=True,
-      timeout=120, check=False)
+      [str(attnd), f'--listen={listen}', '--admin-listen='],
+      capture_output=True, text=True, timeout=120, check=False)
   return done.returncode, done.stderr
 
 

@@ -90,8 +90,8 @@ def test_a_full_pipe_stops_no_call(attnd, stubs, full_pipe):
 
 def test_a_full_pipe_stops_no_error_at_start(attnd, full_pipe):
   done = subprocess.run(
-      [str(attnd), '--listen=192.0.2.1:1'], stderr=full_pipe, check=False,
-      timeout=work.AT_ONCE_SECONDS, env=clean_environment())
+      [str(attnd), '--listen=192.0.2.1:1', '--admin-listen='],
+      stderr=full_pipe, check=False, timeout=work.AT_ONCE_SECONDS, env=clean_environment())
   assert done.returncode == 1
 
 
@@ -121,7 +121,8 @@ def test_a_closed_stderr_is_not_taken_for_another_file(attnd, tmp_path):
   addresses = tmp_path / 'addresses'
   process = subprocess.Popen(
       ['/bin/sh', '-c', 'exec "$0" "$@" 2>&-', str(attnd),
-       '--listen=127.0.0.1:0', f'--address-file={addresses}'],
+       '--listen=127.0.0.1:0', '--admin-listen=',
+       f'--address-file={addresses}'],
       env=clean_environment())
   try:
     poll_until(addresses.exists, 60, 'the server')

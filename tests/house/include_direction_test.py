@@ -50,11 +50,16 @@ RULES = {
     'server/rpc': ('base core cost proto wire wire/grpc server/calls '
                    'server/codec server/load server/memory server/status',
                    'absl grpc protobuf spdlog'),
+    'server/admin': ('base core cost proto wire server/calls server/codec '
+                     'server/connections server/load server/memory '
+                     'server/planning server/shared_memory server/status',
+                     'absl httplib protobuf'),
     'server/process': ('base core cost proto wire server/calls server/codec '
                        'server/memory server/status',
                        'absl grpc protobuf spdlog'),
     # The files that are in server/ itself put all of it together.
-    'server': ('base core cost proto wire wire/grpc server/calls server/codec '
+    'server': ('base core cost proto wire wire/grpc server/admin '
+               'server/calls server/codec '
                'server/connections server/load server/memory server/planning '
                'server/process server/rpc server/shared_memory server/status '
                'server/version.h', 'absl CLI grpc protobuf spdlog'),
@@ -73,7 +78,8 @@ RULES = {
 LIBRARIES = {
     'absl/flags/': 'flags', 'absl/': 'absl', 'benchmark/': 'benchmark',
     'CLI/': 'CLI', 'gmock/': 'gtest', 'google/protobuf/': 'protobuf',
-    'grpc/': 'grpc', 'grpcpp/': 'grpc', 'gtest/': 'gtest', 'hwy/': 'hwy',
+    'grpc/': 'grpc', 'grpcpp/': 'grpc', 'gtest/': 'gtest',
+    'httplib.h': 'httplib', 'hwy/': 'hwy',
     'nlohmann/': 'nlohmann', 'spdlog/': 'spdlog', 'src/core/': 'grpc',
 }
 
@@ -123,6 +129,9 @@ PLANTED = (
     ('server/calls/stream_call.h', '"server/rpc/rpc_adapter.h"'),
     ('server/calls/stream_call.h', '<grpcpp/grpcpp.h>'),
     ('server/rpc/rpc_adapter.h', '"server/process/log_sink.h"'),
+    ('server/server.cc', '<httplib.h>'),
+    ('server/admin/http_port.h', '<grpcpp/grpcpp.h>'),
+    ('server/rpc/rpc_adapter.h', '"server/admin/http_port.h"'),
     ('server/process/log_sink.h', '"server/server_config.h"'),
     ('bench/core_bench.cc', '"server/server.h"'),
     ('tests/core/mask_test.cc', '"client/types.h"'),

@@ -18,10 +18,12 @@ inline std::string SocketPath() {
          test->name();
 }
 
-// The server listens on a free TCP port and on a unix socket, in this order.
+// The server listens on a free TCP port and on a unix socket, in this order. It
+// has no admin port.
 inline ServerConfig TestConfig() {
   ServerConfig config;
   config.listen = {"127.0.0.1:0", "unix:" + SocketPath()};
+  config.admin_listen.clear();
   config.threads = 2;
   config.memory_budget_bytes = 1LL << 30;
   return config;

@@ -83,6 +83,28 @@ TEST_F(ServerConfigTest, EmptyAndForeignVariablesSetNothing) {
   EXPECT_EQ(Parse({}, environment).threads, 0);
 }
 
+TEST_F(ServerConfigTest, AnEmptyValueTurnsTheAdminPortOff) {
+  EXPECT_EQ(Parse({}).admin_listen, "127.0.0.1:50052");
+  EXPECT_EQ(Parse({"--admin-listen=[::1]:0"}).admin_listen, "[::1]:0");
+  EXPECT_EQ(Parse({"--admin-listen="}).admin_listen, "");
+  EXPECT_EQ(Parse({"--admin-listen", ""}).admin_listen, "");
+  EXPECT_EQ(Parse({}, {{"ATTND_ADMIN_LISTEN", ""}}).admin_listen, "");
+  EXPECT_EQ(Parse({ConfigFlag("admin-listen = \"\"\n")}).admin_listen, "");
+  EXPECT_EQ(Parse({ConfigFlag("admin-listen = \n")}).admin_listen, "");
+  EXPECT_EQ(Parse({ConfigFlag("admin-listen = 127.0.0.1:7\n")}).admin_listen,
+            "127.0.0.1:7");
+  EXPECT_EQ(Parse({"--admin-listen=127.0.0.1:1"}, {{"ATTND_ADMIN_LISTEN", ""}})
+                .admin_listen,
+            "127.0.0.1:1");
+  EXPECT_EQ(Parse({"--admin-listen="}, {{"ATTND_ADMIN_LISTEN", "127.0.0.1:1"}})
+                .admin_listen,
+            "");
+  EXPECT_EQ(Parse({ConfigFlag("admin-listen = 127.0.0.1:7\n")},
+                  {{"ATTND_ADMIN_LISTEN", ""}})
+                .admin_listen,
+            "");
+}
+
 TEST_F(ServerConfigTest, MisspeltVariablesAreUnknown) {
   EXPECT_THAT(UnknownVariables({{"ATTND_THREADS", "4"},
                                 {"ATTND_CONFIG", "/etc/attnd.conf"},
@@ -161,8 +183,8 @@ TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {
   // No option accepts this value, so every variable that is read causes an
   // error.
   for (const std::string& option : OptionNames()) {
-    if (option == "listen" || option == "address-file" ||
-        option == "shm-socket") {
+    if (option == "listen" || option == "admin-listen" ||
+        option == "address-file" || option == "shm-socket") {
       continue;
     }
     std::string name = "ATTND_" + option;

@@ -29,7 +29,8 @@ def launch(trial, folder, *flags):
   killed at the end."""
   with open(folder / 'log', 'ab') as log:
     process = subprocess.Popen(
-        [str(trial.binary), f'--listen=unix:{folder}/attnd.sock', *flags],
+        [str(trial.binary), f'--listen=unix:{folder}/attnd.sock',
+         '--admin-listen=', *flags],
         env=clean_environment(), stderr=log, stdin=subprocess.DEVNULL)
 
   def end():

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import tempfile
@@ -49,12 +50,14 @@ class Server:
   Leaving the context stops the server, and raises an error unless it exits
   with 0.
 
+  admin: the value of --admin-listen. By default there is no admin port; with
+  None, the environment or the default decides.
   prefix: a command that runs the command of the server in its own process.
   stderr: a descriptor that gets what would otherwise go to log().
   """
 
-  def __init__(self, binary, *flags, environment=None, listen=None, prefix=(),
-               stderr=None):
+  def __init__(self, binary, *flags, environment=None, listen=None, admin='',
+               prefix=(), stderr=None):
     self._folder = tempfile.TemporaryDirectory(prefix='attnd-')
     self.folder = pathlib.Path(self._folder.name)
     self.socket_path = self.folder / 'attnd.sock'
@@ -64,6 +67,7 @@ class Server:
     self._stderr = stderr
     self._command = [
         *prefix, str(binary), f'--listen={self.listen}',
+        *([] if admin is None else [f'--admin-listen={admin}']),
         f'--address-file={self._address_file}', *flags
     ]
     self._environment = clean_environment(environment)
@@ -121,6 +125,11 @@ class Server:
   @property
   def unix(self):
     return next(a for a in self.addresses if a.startswith('unix:'))
+
+  @property
+  def admin(self):
+    """Returns the host and the port of the admin port, which the log names."""
+    return re.search(r'the admin port serves http://(\S+)/', self.log())[1]
 
   def signal(self, number=signal.SIGTERM):
     self.process.send_signal(number)

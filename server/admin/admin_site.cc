@@ -1,0 +1,269 @@
+#include "server/admin/admin_site.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <iterator>
+#include <map>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "attnd/v1/attention.pb.h"
+#include "base/field_error.h"
+#include "google/protobuf/wrappers.pb.h"
+#include "server/admin/message_text.h"
+#include "server/admin/planner_page.h"
+#include "server/calls/plain_calls.h"
+#include "server/planning/estimate.h"
+
+namespace attnd::server {
+
+// A path, what answers it, and whether that takes a body.
+struct Page {
+  absl::string_view path;
+  HttpResponse (AdminSite::*answer)(const HttpRequest&) const;
+  bool takes_post = false;
+
+  static const std::vector<Page>& All() {
+    static const auto& pages = *new std::vector<Page>{
+        {"/", &AdminSite::Planner},
+        {"/livez", &AdminSite::Livez},
+        {"/readyz", &AdminSite::Readyz},
+        {"/v1/memory-estimate", &AdminSite::MemoryEstimate, true},
+        {"/v1/server-info", &AdminSite::ServerInfo}};
+    return pages;
+  }
+};
+
+namespace {
+
+constexpr char kText[] = "text/plain; charset=utf-8";
+constexpr char kJson[] = "application/json";
+constexpr char kCsv[] = "text/csv; charset=utf-8; header=present";
+
+// The parameter that asks for the value of a single field, as plain text.
+constexpr char kFieldParam[] = "field";
+
+// Nothing here may be used by another site: not in a frame, and not by its
+// scripts. Answers are of the moment.
+HttpResponse Protected(HttpResponse response, std::string policy) {
+  response.headers["Cache-Control"] = "no-store";
+  response.headers["Content-Security-Policy"] = std::move(policy);
+  response.headers["Referrer-Policy"] = "no-referrer";
+  response.headers["X-Content-Type-Options"] = "nosniff";
+  return response;
+}
+HttpResponse Protected(HttpResponse response) {
+  return Protected(std::move(response),
+                   "default-src 'none'; frame-ancestors 'none'");
+}
+
+HttpResponse Text(int status, absl::string_view text) {
+  return Protected({.status = status,
+                    .content_type = kText,
+                    .body = absl::StrCat(text, "\n")});
+}
+
+// Returns `text` as a string of JSON.
+std::string JsonString(absl::string_view text) {
+  google::protobuf::StringValue value;
+  value.set_value(text.data(), text.size());
+  return ToJson(value);
+}
+
+HttpResponse Error(int status, absl::string_view code, absl::string_view text,
+                   absl::string_view field) {
+  return Protected(
+      {.status = status,
+       .content_type = kJson,
+       .body = absl::StrCat(R"({"error":{"code":)", JsonString(code),
+                            R"(,"message":)", JsonString(text), R"(,"field":)",
+                            JsonString(field), "}}\n")});
+}
+
+int HttpStatusOf(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kInvalidArgument:
+      return 400;
+    case absl::StatusCode::kResourceExhausted:
+      return 429;
+    case absl::StatusCode::kUnimplemented:
+      return 501;
+    case absl::StatusCode::kUnavailable:
+      return 503;
+    default:
+      return 500;
+  }
+}
+
+absl::string_view CodeOf(int http_status) {
+  switch (http_status) {
+    case 403:
+      return "PERMISSION_DENIED";
+    case 404:
+      return "NOT_FOUND";
+    case 405:
+      return "UNIMPLEMENTED";
+    case 500:
+      return "INTERNAL";
+    case 503:
+      return "UNAVAILABLE";
+    default:
+      return "INVALID_ARGUMENT";
+  }
+}
+
+HttpResponse Refuse(const absl::Status& status) {
+  return Error(HttpStatusOf(status.code()),
+               absl::StatusCodeToString(status.code()),
+               {status.message().data(), status.message().size()},
+               FieldOf(status).value_or(""));
+}
+
+// Returns whether the first type in `accept` that the server has is CSV.
+bool WantsCsv(absl::string_view accept) {
+  for (const absl::string_view range : absl::StrSplit(accept, ',')) {
+    const std::string type = absl::AsciiStrToLower(
+        absl::StripAsciiWhitespace(range.substr(0, range.find(';'))));
+    if (type == "text/csv" || type == "text/*") return true;
+    if (type == kJson || type == "*/*" || type == "application/*") return false;
+  }
+  return false;
+}
+
+HttpResponse Give(const google::protobuf::Message& message,
+                  const HttpRequest& request, bool has_csv) {
+  const auto field = request.params.find(kFieldParam);
+  if (field != request.params.end()) {
+    const absl::StatusOr<std::string> text = FieldText(message, field->second);
+    return text.ok() ? Text(200, *text) : Refuse(text.status());
+  }
+  if (has_csv && WantsCsv(request.accept)) {
+    return Protected({.content_type = kCsv, .body = ToCsv(message)});
+  }
+  return Protected(
+      {.content_type = kJson, .body = absl::StrCat(ToJson(message), "\n")});
+}
+
+// Returns the parameters of the request itself.
+std::multimap<std::string, std::string> MessageParams(
+    const HttpRequest& request) {
+  std::multimap<std::string, std::string> params = request.params;
+  params.erase(kFieldParam);
+  return params;
+}
+
+// Returns whether `host`, the value of the header, is localhost or an address.
+// A web page cannot have a name that looks like an address.
+bool IsLocalName(absl::string_view host) {
+  if (host.empty()) return true;  // not a browser
+  if (absl::ConsumePrefix(&host, "[")) return absl::StrContains(host, ']');
+  const std::string name =
+      absl::AsciiStrToLower(host.substr(0, host.find(':')));
+  in_addr ignored{};
+  return name == "localhost" || inet_pton(AF_INET, name.c_str(), &ignored) == 1;
+}
+
+}  // namespace
+
+HttpResponse AdminSite::Refuse(int status, absl::string_view problem) {
+  return Error(status, CodeOf(status), problem, "");
+}
+
+HttpResponse AdminSite::Answer(const HttpRequest& request) const {
+  if (options_.only_localhost && !IsLocalName(request.host)) {
+    return Refuse(403,
+                  "Host: expected localhost or an address, because this port "
+                  "listens on loopback");
+  }
+  const std::vector<Page>& pages = Page::All();
+  const auto page =
+      std::find_if(pages.begin(), pages.end(),
+                   [&](const Page& each) { return each.path == request.path; });
+  if (page == pages.end()) {
+    return Refuse(
+        404, absl::StrCat("expected one of these paths: ",
+                          absl::StrJoin(pages, ", ",
+                                        [](std::string* out, const Page& each) {
+                                          absl::StrAppend(out, each.path);
+                                        })));
+  }
+  const bool reads = request.method == "GET" || request.method == "HEAD";
+  if (!reads && !(page->takes_post && request.method == "POST")) {
+    const std::string allowed =
+        page->takes_post ? "GET, HEAD, POST" : "GET, HEAD";
+    HttpResponse response =
+        Refuse(405, absl::StrCat("expected one of these methods: ", allowed));
+    response.headers["Allow"] = allowed;
+    return response;
+  }
+  return (this->*page->answer)(request);
+}
+
+HttpResponse AdminSite::Livez(const HttpRequest&) const {
+  return Text(200, "ok");
+}
+
+HttpResponse AdminSite::Readyz(const HttpRequest&) const {
+  const std::string why_not = options_.why_not_ready();
+  return why_not.empty() ? Text(200, "ok") : Text(503, why_not);
+}
+
+HttpResponse AdminSite::MemoryEstimate(const HttpRequest& request) const {
+  v1::MemoryEstimateRequest question;
+  const auto params = MessageParams(request);
+  absl::Status status;
+  if (request.method != "POST") {
+    status = ParseQuery(params, question);
+  } else if (!absl::StartsWithIgnoreCase(request.content_type, kJson)) {
+    // A web page of another site cannot send this type without asking first.
+    return Refuse(415, "expected the header Content-Type: application/json");
+  } else if (!params.empty()) {
+    status = FieldError(params.begin()->first,
+                        "the whole question as JSON in the body",
+                        "a parameter in the address");
+  } else {
+    status = ParseJson(request.body, question);
+  }
+  if (!status.ok()) return server::Refuse(status);
+  const absl::StatusOr<v1::MemoryEstimateResponse> answer =
+      EstimateMemory(question, context_.engine, context_.limits());
+  if (!answer.ok()) return server::Refuse(answer.status());
+  return Give(*answer, request, /*has_csv=*/true);
+}
+
+HttpResponse AdminSite::ServerInfo(const HttpRequest& request) const {
+  v1::GetServerInfoRequest question;
+  const absl::Status status = ParseQuery(MessageParams(request), question);
+  if (!status.ok()) return server::Refuse(status);
+  return Give(DescribeServer(context_), request, /*has_csv=*/false);
+}
+
+HttpResponse AdminSite::Planner(const HttpRequest&) const {
+  return Protected(
+      {.content_type = "text/html; charset=utf-8",
+       .body = std::string(PlannerPage())},
+      "default-src 'none'; script-src 'unsafe-inline'; style-src "
+      "'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; "
+      "form-action 'none'; frame-ancestors 'none'");
+}
+
+bool IsLoopback(absl::string_view host) {
+  in_addr address{};
+  const std::string name(host);
+  if (inet_pton(AF_INET, name.c_str(), &address) == 1) {
+    return ntohl(address.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  return name == "localhost" || name == "[::1]";
+}
+
+}  // namespace attnd::server

@@ -1,0 +1,431 @@
+#include "server/admin/http_port.h"
+
+#include <httplib.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
+#include "base/unique_fd.h"
+
+namespace attnd::server {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using SteadyTime = std::chrono::steady_clock::time_point;
+
+constexpr int kThreads = 4;
+// How many accepted connections may wait for a thread.
+constexpr size_t kMaxWaiting = 16;
+constexpr size_t kMaxHeadBytes = 16 << 10;  // request line and headers
+constexpr int64_t kMaxBodyBytes = 64 << 10;
+// For all of a request, and for all of an answer.
+constexpr seconds kReadTime{2};
+constexpr seconds kWriteTime{10};
+// How long a client whose request was refused unread may go on sending it.
+constexpr seconds kLingerTime{1};
+constexpr int64_t kMaxLingerBytes = 1 << 20;
+// How long to wait after a failed accept.
+constexpr milliseconds kAcceptPause{100};
+
+constexpr char kBusy[] =
+    "HTTP/1.1 503 Service Unavailable\r\n"
+    "Connection: close\r\n"
+    "Retry-After: 1\r\n"
+    "Content-Type: text/plain\r\n"
+    "Content-Length: 58\r\n\r\n"
+    "The admin port serves too many clients now. Try again soon";
+
+// The headers that the library gets to see. Others are dropped, because it acts
+// on some of them in ways that a client could use against the server: it
+// decompresses bodies without a limit (Content-Encoding), compresses answers at
+// the highest level (Accept-Encoding), and matches a list of ranges with a
+// recursive regular expression, and copies the answer for each (Range).
+constexpr absl::string_view kHeaders[] = {
+    "accept", "connection", "content-length",   "content-type",
+    "expect", "host",       "transfer-encoding"};
+
+// Returns the request line and the lines of the headers in kHeaders.
+std::string Filtered(absl::string_view head) {
+  std::string kept;
+  bool first = true;
+  for (const absl::string_view line : absl::StrSplit(head, '\n')) {
+    const std::string name =
+        absl::AsciiStrToLower(line.substr(0, line.find(':')));
+    if (std::exchange(first, false) || line == "\r" ||
+        std::find(std::begin(kHeaders), std::end(kHeaders), name) !=
+            std::end(kHeaders)) {
+      absl::StrAppend(&kept, line, "\n");
+    }
+  }
+  return kept;
+}
+
+// A connection with one request, as the library reads and writes it.
+class HttpStream final : public httplib::Stream {
+ public:
+  // Ends all waiting when `stop` becomes readable. Does not own it.
+  HttpStream(UniqueFd fd, int stop) : fd_(std::move(fd)), stop_(stop) {}
+
+  // Reads the request line and the headers. Returns 0, or the status to refuse
+  // the request with, or nothing if the client has sent nothing. The library
+  // then reads another request in place of the refused one.
+  std::optional<int> ReadHead() {
+    const std::optional<int> refused = TryReadHead();
+    if (refused && *refused != 0) buffer_ = "GET / HTTP/1.1\r\n\r\n";
+    return refused;
+  }
+
+  // Closes the connection. If the client may still be sending, first waits for
+  // it, because the kernel would otherwise throw the answer away.
+  void Close(bool may_send) {
+    int unread = 0;
+    ioctl(fd_.get(), FIONREAD, &unread);
+    if (!may_send && unread == 0) return;
+    shutdown(fd_.get(), SHUT_WR);
+    read_by_ = std::chrono::steady_clock::now() + kLingerTime;
+    std::array<char, 4096> part{};
+    for (int64_t total = 0; total < kMaxLingerBytes;) {
+      const ssize_t size = Receive(part.data(), part.size());
+      if (size <= 0) return;
+      total += size;
+    }
+  }
+
+  bool is_readable() const override { return true; }
+  bool is_writable() const override { return true; }
+  ssize_t read(char* data, size_t size) override {
+    if (next_ == buffer_.size()) return Receive(data, size);
+    const size_t part = buffer_.copy(data, size, next_);
+    next_ += part;
+    return static_cast<ssize_t>(part);
+  }
+  ssize_t write(const char* data, size_t size) override {
+    if (!write_by_) write_by_ = std::chrono::steady_clock::now() + kWriteTime;
+    for (size_t sent = 0; sent < size;) {
+      const ssize_t part =
+          send(fd_.get(), data + sent, size - sent, MSG_NOSIGNAL);
+      if (part >= 0) {
+        sent += static_cast<size_t>(part);
+      } else if (errno != EINTR &&
+                 (errno != EAGAIN || !Await(POLLOUT, *write_by_))) {
+        return -1;
+      }
+    }
+    return static_cast<ssize_t>(size);
+  }
+  void get_remote_ip_and_port(std::string&, int&) const override {}
+  void get_local_ip_and_port(std::string&, int&) const override {}
+  // The library only checks that the number is small enough for select(2),
+  // which this class does not use.
+  socket_t socket() const override { return INVALID_SOCKET; }
+
+ private:
+  std::optional<int> TryReadHead() {
+    size_t end = std::string::npos;
+    while (end == std::string::npos) {
+      if (buffer_.size() > kMaxHeadBytes) return 431;
+      std::array<char, 4096> part{};
+      const ssize_t size = Receive(part.data(), part.size());
+      if (size <= 0) {
+        if (buffer_.empty()) return std::nullopt;
+        return size == 0 ? 400 : 408;
+      }
+      // What is left of a head that is not the first part may end it.
+      const size_t from = buffer_.size() < 3 ? 0 : buffer_.size() - 3;
+      buffer_.append(part.data(), static_cast<size_t>(size));
+      // Other protocols do not begin with a letter, or send no empty line.
+      if (!absl::ascii_isupper(static_cast<unsigned char>(buffer_[0]))) {
+        return 400;
+      }
+      end = buffer_.find("\r\n\r\n", from);
+    }
+    end += 4;
+    if (end > kMaxHeadBytes) return 431;
+    const absl::string_view all = buffer_;
+    buffer_ = absl::StrCat(Filtered(all.substr(0, end)), all.substr(end));
+    return 0;
+  }
+
+  // Returns whether the socket is ready for `events`.
+  bool Await(int16_t events, SteadyTime by) const {
+    std::array<pollfd, 2> polled = {
+        pollfd{.fd = fd_.get(), .events = events, .revents = 0},
+        pollfd{.fd = stop_, .events = POLLIN, .revents = 0}};
+    for (;;) {
+      const auto left = std::chrono::ceil<milliseconds>(
+          by - std::chrono::steady_clock::now());
+      const int ready =
+          poll(polled.data(), polled.size(),
+               static_cast<int>(std::max<int64_t>(left.count(), 0)));
+      if (ready < 0 && errno == EINTR) continue;
+      return ready > 0 && polled[1].revents == 0;
+    }
+  }
+
+  // Returns how many bytes it has read, 0 at the end, or -1 if the time is up.
+  ssize_t Receive(char* data, size_t size) {
+    while (Await(POLLIN, read_by_)) {
+      const ssize_t received = recv(fd_.get(), data, size, 0);
+      if (received >= 0) return received;
+      if (errno != EINTR && errno != EAGAIN) return 0;
+    }
+    return -1;
+  }
+
+  const UniqueFd fd_;
+  const int stop_;
+  SteadyTime read_by_ = std::chrono::steady_clock::now() + kReadTime;
+  std::optional<SteadyTime> write_by_;
+  std::string buffer_;
+  size_t next_ = 0;  // the first byte in buffer_ that was not read yet
+};
+
+// Gives access to the part of the library that reads one request and writes its
+// answer. The library's own loop has no limit on waiting connections or on the
+// time of a request, and refuses sockets whose number is above 1023.
+class Library final : public httplib::Server {
+ public:
+  template <typename Stream>
+  void Serve(Stream& stream,
+             const std::function<void(httplib::Request&)>& prepare) {
+    bool closed = true;
+    if constexpr (requires {
+                    process_request(stream, true, closed, prepare);
+                  }) {
+      process_request(stream, true, closed, prepare);
+    } else {  // since version 0.16
+      process_request(stream, "", 0, "", 0, true, closed, prepare);
+    }
+  }
+};
+
+// The library routes every request here, because it would match the path of a
+// client with regular expressions.
+constexpr char kOnlyPath[] = "/";
+
+HttpRequest Convert(const httplib::Request& request) {
+  return {.method = request.method,
+          .path = request.target.substr(0, request.target.find('?')),
+          .params = {request.params.begin(), request.params.end()},
+          .host = request.get_header_value("Host"),
+          .accept = request.get_header_value("Accept"),
+          .content_type = request.get_header_value("Content-Type"),
+          .body = request.body};
+}
+
+void Set(httplib::Response& to, const HttpResponse& response) {
+  to.status = response.status;
+  for (const auto& [name, value] : response.headers) to.set_header(name, value);
+  to.set_content(response.body, response.content_type);
+}
+
+struct Problem {
+  int status;
+  std::string text;
+};
+
+// Checks the headers of a request with a body, before the body is read.
+std::optional<Problem> CheckBody(const httplib::Request& request) {
+  int64_t size_bytes = 0;
+  const std::string length = request.get_header_value("Content-Length");
+  if (length.empty() || request.has_header("Transfer-Encoding")) {
+    return Problem{411, "expected the header Content-Length"};
+  }
+  if (!absl::SimpleAtoi(length, &size_bytes) || size_bytes < 0) {
+    return Problem{400, "Content-Length: expected a whole number >= 0"};
+  }
+  if (size_bytes > kMaxBodyBytes) {
+    return Problem{413,
+                   absl::StrCat("expected a body of at most ", kMaxBodyBytes,
+                                " bytes, got ", size_bytes)};
+  }
+  return std::nullopt;
+}
+
+std::string WhyRefused(int status) {
+  switch (status) {
+    case 408:
+      return absl::StrCat("expected a whole request within ", kReadTime.count(),
+                          " s");
+    case 414:
+      return "expected a request line of at most 8192 bytes";
+    case 431:
+      return absl::StrCat("expected a request line and headers of at most ",
+                          kMaxHeadBytes, " bytes together");
+    default:
+      return "expected a request of HTTP/1.1, for example: GET /livez";
+  }
+}
+
+}  // namespace
+
+class HttpPort::Impl {
+ public:
+  Impl(Listener listener, Handler handler, Refusal refusal)
+      : listener_(std::move(listener)),
+        handler_(std::move(handler)),
+        refusal_(std::move(refusal)),
+        stop_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    if (!stop_.valid()) {
+      throw std::system_error(errno, std::generic_category(), "eventfd");
+    }
+    try {
+      threads_.emplace_back([this] { Accept(); });
+      for (int i = 0; i < kThreads; ++i) {
+        threads_.emplace_back([this] { Work(); });
+      }
+    } catch (...) {
+      Stop();
+      throw;
+    }
+  }
+
+  ~Impl() { Stop(); }
+
+ private:
+  void Stop() {
+    eventfd_write(stop_.get(), 1);
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void Accept() {
+    pthread_setname_np(pthread_self(), "attnd-admin");  // for top -H
+    std::vector<pollfd> polled = {
+        {.fd = stop_.get(), .events = POLLIN, .revents = 0}};
+    for (const UniqueFd& socket : listener_.sockets) {
+      polled.push_back({.fd = socket.get(), .events = POLLIN, .revents = 0});
+    }
+    for (;;) {
+      poll(polled.data(), polled.size(), -1);
+      if (polled.front().revents != 0) return;
+      for (size_t i = 1; i < polled.size(); ++i) {
+        if (polled[i].revents != 0) AcceptFrom(polled[i].fd);
+      }
+    }
+  }
+
+  void AcceptFrom(int listening) {
+    UniqueFd fd(
+        accept4(listening, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!fd.valid()) {
+      // For example, the process may have too many open files.
+      if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR) {
+        pollfd stop = {.fd = stop_.get(), .events = POLLIN, .revents = 0};
+        poll(&stop, 1, static_cast<int>(kAcceptPause.count()));
+      }
+      return;
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      if (waiting_.size() < kMaxWaiting) {
+        waiting_.push_back(std::move(fd));
+      }
+    }
+    if (!fd.valid()) {
+      changed_.notify_one();
+      return;
+    }
+    send(fd.get(), kBusy, sizeof(kBusy) - 1, MSG_NOSIGNAL);
+  }
+
+  void Work() {
+    pthread_setname_np(pthread_self(), "attnd-admin");
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+      if (stopping_) return;
+      UniqueFd fd = std::move(waiting_.front());
+      waiting_.pop_front();
+      lock.unlock();
+      Serve(std::move(fd));
+      lock.lock();
+    }
+  }
+
+  void Serve(UniqueFd fd) {
+    HttpStream connection(std::move(fd), stop_.get());
+    const std::optional<int> refused = connection.ReadHead();
+    if (!refused) return;
+    using Handled = httplib::Server::HandlerResponse;
+    bool may_send = true;
+    Library library;
+    library.set_pre_routing_handler(
+        [&](const httplib::Request& request, httplib::Response& response) {
+          if (*refused != 0) {
+            Set(response, refusal_(*refused, WhyRefused(*refused)));
+            return Handled::Handled;
+          }
+          if (request.method == "POST") {
+            const std::optional<Problem> problem = CheckBody(request);
+            if (!problem) return Handled::Unhandled;
+            Set(response, refusal_(problem->status, problem->text));
+            return Handled::Handled;
+          }
+          may_send = request.has_header("Content-Length");
+          Set(response, handler_(Convert(request)));
+          return Handled::Handled;
+        });
+    library.Post(kOnlyPath, [&](const httplib::Request& request,
+                                httplib::Response& response) {
+      may_send = false;
+      Set(response, handler_(Convert(request)));
+    });
+    library.set_error_handler(
+        [&](const httplib::Request&, httplib::Response& response) {
+          if (!response.body.empty()) return;
+          const int status = response.status;
+          Set(response, refusal_(status, WhyRefused(status)));
+        });
+    library.Serve(connection, [](httplib::Request& request) {
+      request.path = std::string(kOnlyPath);
+    });
+    connection.Close(may_send);
+  }
+
+  const Listener listener_;
+  const Handler handler_;
+  const Refusal refusal_;
+  const UniqueFd stop_;  // readable from the moment when the port stops
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<UniqueFd> waiting_;  // accepted, for the next free thread
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+HttpPort::HttpPort(Listener listener, Handler handler, Refusal refusal)
+    : impl_(std::make_unique<Impl>(std::move(listener), std::move(handler),
+                                   std::move(refusal))) {}
+
+HttpPort::~HttpPort() = default;
+
+}  // namespace attnd::server
