@@ -68,9 +68,8 @@ HttpResponse Protected(HttpResponse response) {
 }
 
 HttpResponse Text(int status, absl::string_view text) {
-  return Protected({.status = status,
-                    .content_type = kText,
-                    .body = absl::StrCat(text, "\n")});
+  return Protected(
+      {.status = status, .content_type = kText, .body = std::string(text)});
 }
 
 // Returns `text` as a string of JSON.
@@ -145,6 +144,7 @@ HttpResponse Give(const google::protobuf::Message& message,
   const auto field = request.params.find(kFieldParam);
   if (field != request.params.end()) {
     const absl::StatusOr<std::string> text = FieldText(message, field->second);
+    // No line follows, because spreadsheets take it for a part of the number.
     return text.ok() ? Text(200, *text) : Refuse(text.status());
   }
   if (has_csv && WantsCsv(request.accept)) {
@@ -210,12 +210,13 @@ HttpResponse AdminSite::Answer(const HttpRequest& request) const {
 }
 
 HttpResponse AdminSite::Livez(const HttpRequest&) const {
-  return Text(200, "ok");
+  return Text(200, "ok\n");
 }
 
 HttpResponse AdminSite::Readyz(const HttpRequest&) const {
   const std::string why_not = options_.why_not_ready();
-  return why_not.empty() ? Text(200, "ok") : Text(503, why_not);
+  return why_not.empty() ? Text(200, "ok\n")
+                         : Text(503, absl::StrCat(why_not, "\n"));
 }
 
 HttpResponse AdminSite::MemoryEstimate(const HttpRequest& request) const {

@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <optional>
 #include <string_view>
@@ -23,6 +24,7 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -227,10 +229,42 @@ class Library final : public httplib::Server {
 // client with regular expressions.
 constexpr char kOnlyPath[] = "/";
 
+// Decodes a name or a value of a query. A '%' that no byte follows stays.
+std::string Decoded(absl::string_view text) {
+  std::string decoded;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const absl::string_view digits = text.substr(i + 1, 2);
+    if (text[i] == '%' && digits.size() == 2 &&
+        absl::ascii_isxdigit(static_cast<unsigned char>(digits[0])) &&
+        absl::ascii_isxdigit(static_cast<unsigned char>(digits[1]))) {
+      decoded += absl::HexStringToBytes(digits);
+      i += 2;
+    } else {
+      decoded += text[i] == '+' ? ' ' : text[i];
+    }
+  }
+  return decoded;
+}
+
+// Returns the parameters in the query of `target`. The library's own list lacks
+// parameters that are equal to an earlier one, such as in a list of numbers.
+std::multimap<std::string, std::string> ParamsOf(absl::string_view target) {
+  std::multimap<std::string, std::string> params;
+  const size_t query = target.find('?');
+  if (query == absl::string_view::npos) return params;
+  for (const absl::string_view each :
+       absl::StrSplit(target.substr(query + 1), '&', absl::SkipEmpty())) {
+    const std::pair<absl::string_view, absl::string_view> param =
+        absl::StrSplit(each, absl::MaxSplits('=', 1));
+    params.emplace(Decoded(param.first), Decoded(param.second));
+  }
+  return params;
+}
+
 HttpRequest Convert(const httplib::Request& request) {
   return {.method = request.method,
           .path = request.target.substr(0, request.target.find('?')),
-          .params = {request.params.begin(), request.params.end()},
+          .params = ParamsOf(request.target),
           .host = request.get_header_value("Host"),
           .accept = request.get_header_value("Accept"),
           .content_type = request.get_header_value("Content-Type"),
@@ -405,6 +439,11 @@ class HttpPort::Impl {
           const int status = response.status;
           Set(response, refusal_(status, WhyRefused(status)));
         });
+    library.set_exception_handler([&](const httplib::Request&,
+                                      httplib::Response& response,
+                                      const std::exception_ptr&) {
+      Set(response, refusal_(500, "the server failed to answer"));
+    });
     library.Serve(connection, [](httplib::Request& request) {
       request.path = std::string(kOnlyPath);
     });

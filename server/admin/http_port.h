@@ -13,21 +13,21 @@
 namespace attnd::server {
 
 struct HttpRequest {
-  std::string method;  // for example "GET"
-  std::string path;    // as in the request, without the query
+  std::string method = {};  // for example "GET"
+  std::string path = {};    // as in the request, without the query
   // The query, decoded. A name can have several values, which keep their order.
-  std::multimap<std::string, std::string> params;
+  std::multimap<std::string, std::string> params = {};
   // The values of these headers; empty without them.
-  std::string host;
-  std::string accept;
-  std::string content_type;
-  std::string body;
+  std::string host = {};
+  std::string accept = {};
+  std::string content_type = {};
+  std::string body = {};
 };
 
 struct HttpResponse {
   int status = 200;
-  std::string content_type;
-  std::string body;
+  std::string content_type = {};
+  std::string body = {};
   // Further headers, by name.
   std::map<std::string, std::string> headers = {};
 };

@@ -1,0 +1,166 @@
+#include "server/admin/admin_site.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "server/admin/message_text.h"
+#include "server/planning/estimate.h"
+
+namespace attnd::server {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class AdminSiteTest : public ::testing::Test {
+ protected:
+  HttpResponse Get(const std::string& path,
+                   const std::multimap<std::string, std::string>& params = {},
+                   const std::string& accept = "") {
+    return site_.Answer({.method = "GET",
+                         .path = path,
+                         .params = params,
+                         .host = "localhost:50052",
+                         .accept = accept});
+  }
+  HttpResponse Post(const std::string& body,
+                    const std::string& type = "application/json") {
+    return site_.Answer({.method = "POST",
+                         .path = "/v1/memory-estimate",
+                         .host = "127.0.0.1:50052",
+                         .content_type = type,
+                         .body = body});
+  }
+
+  AttentionEngine engine_{{.threads = 2}};
+  Admission admission_{1LL << 30, 3};
+  LoadMeter load_;
+  ServiceContext context_{.engine = engine_,
+                          .admission = admission_,
+                          .max_message_bytes = 16LL << 20,
+                          .max_benchmark_vectors = 1024,
+                          .load = &load_};
+  std::string why_not_ready_;
+  AdminSite site_{context_,
+                  {.why_not_ready = [this] { return why_not_ready_; }}};
+};
+
+TEST_F(AdminSiteTest, LiveAndReadyAreTwoThings) {
+  EXPECT_EQ(Get("/livez").status, 200);
+  EXPECT_EQ(Get("/readyz").status, 200);
+  why_not_ready_ = "draining";
+  EXPECT_EQ(Get("/livez").status, 200);
+  EXPECT_EQ(Get("/readyz").status, 503);
+  EXPECT_EQ(Get("/readyz").body, "draining\n");
+}
+
+TEST_F(AdminSiteTest, EstimatesAsTheRpcDoes) {
+  v1::MemoryEstimateRequest question;
+  question.set_seq_len(4096);
+  question.set_num_q_heads(32);
+  const auto answer = EstimateMemory(question, engine_, context_.limits());
+  ASSERT_TRUE(answer.ok());
+  const std::multimap<std::string, std::string> params = {
+      {"seq_len", "4096"}, {"num_q_heads", "32"}};
+  EXPECT_EQ(Get("/v1/memory-estimate", params).body, ToJson(*answer) + "\n");
+  EXPECT_EQ(Get("/v1/memory-estimate", params).content_type,
+            "application/json");
+  EXPECT_EQ(Post(R"({"seq_len": 4096, "numQHeads": "32"})").body,
+            ToJson(*answer) + "\n");
+  auto one = params;
+  one.insert({"field", "peak_bytes"});
+  EXPECT_EQ(Get("/v1/memory-estimate", one).body,
+            std::to_string(answer->peak_bytes()));
+  EXPECT_THAT(Get("/v1/memory-estimate", one).content_type,
+              StartsWith("text/plain"));
+  for (const char* csv :
+       {"text/csv", "TEXT/CSV;q=0.5", "image/png, text/csv, */*", "text/*"}) {
+    EXPECT_EQ(Get("/v1/memory-estimate", params, csv).body, ToCsv(*answer));
+  }
+  for (const char* json : {"", "*/*", "application/json, text/csv", "text/csvx",
+                           "text/html,*/*;q=0.8"}) {
+    EXPECT_EQ(Get("/v1/memory-estimate", params, json).body,
+              ToJson(*answer) + "\n");
+  }
+}
+
+TEST_F(AdminSiteTest, ErrorsAreJsonWithTheField) {
+  const HttpResponse wrong =
+      Get("/v1/memory-estimate", {{"seq_len", "8"}, {"num_q_heads", "-1"}});
+  EXPECT_EQ(wrong.status, 400);
+  EXPECT_EQ(wrong.content_type, "application/json");
+  EXPECT_THAT(wrong.body,
+              StartsWith(R"({"error":{"code":"INVALID_ARGUMENT","message":)"));
+  EXPECT_THAT(wrong.body, HasSubstr(R"("field":"num_q_heads"}})"));
+  // What a client sends cannot end the string that it is in.
+  EXPECT_THAT(Get("/v1/memory-estimate", {{"\"}<script>", "1"}}).body,
+              HasSubstr(R"("field":"\\\"}\u003cscript\u003e")"));
+  EXPECT_EQ(Post("{").status, 400);
+  EXPECT_EQ(Post("{}", "text/plain").status, 415);
+  EXPECT_EQ(Post("{}", "").status, 415);
+  EXPECT_EQ(
+      Get("/v1/memory-estimate", {{"seq_len", "8"}, {"field", "x"}}).status,
+      400);
+  EXPECT_EQ(Get("/v1/server-info", {{"x", "1"}}).status, 400);
+  EXPECT_EQ(Get("/v2").status, 404);
+  EXPECT_EQ(Get("/v1/memory-estimate/").status, 404);
+  HttpRequest put{.method = "PUT", .path = "/livez"};
+  EXPECT_EQ(site_.Answer(put).status, 405);
+  EXPECT_EQ(site_.Answer(put).headers.at("Allow"), "GET, HEAD");
+}
+
+TEST_F(AdminSiteTest, TellsTheLoadWhileEverySlotIsTaken) {
+  std::vector<Admission::Reservation> taken;
+  for (int i = 0; i < 3; ++i) {
+    auto reservation = admission_.Admit(100);
+    ASSERT_TRUE(reservation.ok());
+    taken.push_back(*std::move(reservation));
+  }
+  EXPECT_EQ(Get("/v1/server-info", {{"field", "load.in_flight"}}).body, "3");
+  EXPECT_EQ(Get("/v1/server-info", {{"field", "load.reserved_bytes"}}).body,
+            "300");
+  EXPECT_THAT(Get("/v1/server-info").body,
+              HasSubstr(R"("memory_budget_bytes":"1073741824")"));
+  EXPECT_EQ(Get("/v1/memory-estimate", {{"seq_len", "8"}}).status, 200);
+}
+
+TEST_F(AdminSiteTest, OtherSitesGetNothing) {
+  for (const char* host : {"evil.example", "localhost.evil.example:50052",
+                           "127.0.0.1.evil.example", "1", "[::1"}) {
+    EXPECT_EQ(site_.Answer({.method = "GET", .path = "/", .host = host}).status,
+              403)
+        << host;
+  }
+  for (const char* host :
+       {"", "localhost", "LocalHost:1", "127.0.0.1:50052", "[::1]:7"}) {
+    EXPECT_EQ(site_.Answer({.method = "GET", .path = "/", .host = host}).status,
+              200)
+        << host;
+  }
+  const AdminSite wide(
+      context_, {.why_not_ready = [] { return ""; }, .only_localhost = false});
+  EXPECT_EQ(wide.Answer({.method = "GET", .path = "/", .host = "attnd"}).status,
+            200);
+  for (const char* path : {"/", "/livez", "/v1/server-info", "/nothing"}) {
+    const HttpResponse response = Get(path);
+    EXPECT_EQ(response.headers.at("X-Content-Type-Options"), "nosniff");
+    EXPECT_EQ(response.headers.at("Cache-Control"), "no-store");
+    EXPECT_THAT(response.headers.at("Content-Security-Policy"),
+                HasSubstr("frame-ancestors 'none'"));
+    EXPECT_EQ(response.headers.count("Access-Control-Allow-Origin"), 0U);
+  }
+}
+
+TEST(IsLoopbackTest, KnowsTheAddressesOfThisMachineAlone) {
+  for (const char* host : {"127.0.0.1", "127.9.9.9", "localhost", "[::1]"}) {
+    EXPECT_TRUE(IsLoopback(host)) << host;
+  }
+  for (const char* host : {"0.0.0.0", "[::]", "10.0.0.1", "attnd", ""}) {
+    EXPECT_FALSE(IsLoopback(host)) << host;
+  }
+}
+
+}  // namespace
+}  // namespace attnd::server

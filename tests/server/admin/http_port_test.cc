@@ -1,0 +1,219 @@
+#include "server/admin/http_port.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/unique_fd.h"
+
+namespace attnd::server {
+namespace {
+
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class HttpPortTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto listener = Listener::Open(*ListenAddress::Parse("127.0.0.1:0"));
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    port_number_ = listener->address.port;
+    port_ = std::make_unique<HttpPort>(
+        *std::move(listener),
+        [this](const HttpRequest& request) {
+          ++handled_;
+          if (request.path == "/throw")
+            throw std::runtime_error("\"no\"\r\nX: y");
+          std::string params;
+          for (const auto& [name, value] : request.params) {
+            params += name + "=" + value + ";";
+          }
+          return HttpResponse{.content_type = "text/plain",
+                              .body = request.method + " " + request.path +
+                                      " " + params + " " + request.body};
+        },
+        [](int status, const std::string& problem) {
+          return HttpResponse{.status = status,
+                              .content_type = "text/plain",
+                              .body = "refused: " + problem};
+        });
+  }
+
+  UniqueFd Connect() const {
+    UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in to{};
+    to.sin_family = AF_INET;
+    to.sin_port = htons(static_cast<uint16_t>(port_number_));
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&to), sizeof(to)),
+              0);
+    return fd;
+  }
+  static void Send(const UniqueFd& fd, const std::string& text) {
+    send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL);
+  }
+  static std::string ReadAll(const UniqueFd& fd) {
+    std::string all;
+    std::array<char, 4096> part{};
+    ssize_t size = 0;
+    while ((size = recv(fd.get(), part.data(), part.size(), 0)) > 0) {
+      all.append(part.data(), static_cast<size_t>(size));
+    }
+    return all;
+  }
+  std::string Ask(const std::string& text) const {
+    const UniqueFd fd = Connect();
+    Send(fd, text);
+    return ReadAll(fd);
+  }
+
+  int port_number_ = 0;
+  std::atomic<int> handled_{0};
+  std::unique_ptr<HttpPort> port_;
+};
+
+TEST_F(HttpPortTest, PassesOnWhatTheClientAsks) {
+  EXPECT_THAT(Ask("GET /a%20b?x=1%2B&y=%26&x=2 HTTP/1.1\r\n\r\n"),
+              EndsWith("\r\n\r\nGET /a%20b x=1+;x=2;y=&; "));
+  EXPECT_THAT(Ask("GET /?x=1&x=1&y&=z&&%zz=%4&a=b=+c HTTP/1.1\r\n\r\n"),
+              EndsWith("GET / =z;%zz=%4;a=b= c;x=1;x=1;y=; "));
+  EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcdef"),
+              EndsWith("\r\n\r\nPOST /p  abc"));
+  const std::string head = Ask("HEAD /h HTTP/1.0\r\n\r\n");
+  EXPECT_THAT(head, HasSubstr("Content-Length: 9\r\n"));
+  EXPECT_THAT(head, EndsWith("\r\n\r\n"));
+}
+
+TEST_F(HttpPortTest, AnswersOneRequestOfEachConnection) {
+  const std::string request = "GET /a HTTP/1.1\r\n\r\n";
+  const std::string answer = Ask(request + request + request);
+  EXPECT_THAT(answer, HasSubstr("Connection: close\r\n"));
+  EXPECT_THAT(answer, EndsWith("\r\n\r\nGET /a  "));
+  EXPECT_EQ(handled_, 1);
+}
+
+TEST_F(HttpPortTest, RefusesWhatExceedsALimitOrIsNotHttp) {
+  const std::string long_line(9000, 'x');
+  const std::string long_head(20'000, 'x');
+  const struct {
+    std::string request;
+    int status;
+  } cases[] = {
+      {"\x16\x03\x01 a TLS client", 400},
+      {"hello\r\n\r\n", 400},
+      {"GET /\r\n\r\n", 400},
+      {"GET / HTTP/2.0\r\n\r\n", 400},
+      {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400},
+      {"GET /" + long_line + " HTTP/1.1\r\n\r\n", 414},
+      {"GET / HTTP/1.1\r\nA: " + long_head + "\r\n\r\n", 431},
+      {"GET / HTTP/1.1\r\nA: " + long_head, 431},
+      {"POST / HTTP/1.1\r\n\r\n", 411},
+      {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411},
+      {"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400},
+      {"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400},
+      {"POST / HTTP/1.1\r\nContent-Length: 65537\r\n\r\n" +
+           std::string(65537, 'x'),
+       413},
+      {"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 400}};
+  for (const auto& [request, status] : cases) {
+    EXPECT_THAT(Ask(request),
+                StartsWith("HTTP/1.1 " + std::to_string(status) + " "))
+        << request.substr(0, 100);
+  }
+  EXPECT_EQ(handled_, 0);
+  // A client that ends its side in the middle of a request.
+  const UniqueFd half = Connect();
+  Send(half, "GET / HT");
+  shutdown(half.get(), SHUT_WR);
+  EXPECT_THAT(ReadAll(half), StartsWith("HTTP/1.1 400 "));
+}
+
+// Each of these headers would make the library do something that is expensive.
+TEST_F(HttpPortTest, IgnoresHeadersThatCouldBeUsedAgainstIt) {
+  std::string ranges = "bytes=0-";
+  while (ranges.size() < 8000) ranges += ",0-";
+  const std::string answer = Ask("GET /a HTTP/1.1\r\nRange: " + ranges +
+                                 "\r\nAccept-Encoding: br, gzip\r\n\r\n");
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 "));
+  EXPECT_THAT(answer, EndsWith("\r\n\r\nGET /a  "));
+  EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nContent-Encoding: gzip\r\n"
+                  "Content-Length: 3\r\n\r\nabc"),
+              EndsWith("\r\n\r\nPOST /p  abc"));
+}
+
+TEST_F(HttpPortTest, AnExceptionIsTheAnswer500) {
+  const std::string answer = Ask("GET /throw HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 500 "));
+  EXPECT_THAT(answer, ::testing::Not(HasSubstr("X: y")));
+}
+
+TEST_F(HttpPortTest, AnswersManyClientsAtOnce) {
+  std::vector<std::thread> clients;
+  std::atomic<int> right{0};
+  for (int i = 0; i < 4; ++i) {
+    clients.emplace_back([&] {
+      for (int j = 0; j < 50; ++j) {
+        if (Ask("GET /a HTTP/1.1\r\n\r\n").find("GET /a") !=
+            std::string::npos) {
+          ++right;
+        }
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(right, 200);
+}
+
+TEST_F(HttpPortTest, RefusesClientsWhileTooManyWait) {
+  constexpr int kClients = 40;
+  constexpr int kThreadsAndPlaces = 4 + 16;
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < kClients; ++i) silent.push_back(Connect());
+  int refused = 0;
+  constexpr int kLeast = kClients - kThreadsAndPlaces;
+  for (int scan = 0; scan < 1000 && refused < kLeast; ++scan) {
+    for (const UniqueFd& fd : silent) {
+      pollfd polled = {.fd = fd.get(), .events = POLLIN, .revents = 0};
+      if (poll(&polled, 1, 1) == 0) continue;
+      const std::string answer = ReadAll(fd);
+      if (answer.empty()) continue;  // its time was up
+      EXPECT_THAT(answer, StartsWith("HTTP/1.1 503 "));
+      EXPECT_THAT(answer, EndsWith("Try again soon"));
+      ++refused;
+    }
+  }
+  EXPECT_GE(refused, kLeast);
+  // Once they are gone, there is room.
+  silent.clear();
+  std::string answer;
+  for (int i = 0; i < 1000 && handled_ == 0; ++i) {
+    answer = Ask("GET /a HTTP/1.1\r\n\r\n");
+  }
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 "));
+}
+
+TEST_F(HttpPortTest, EndsWhileClientsAreInTheMiddle) {
+  std::vector<UniqueFd> clients;
+  for (int i = 0; i < 10; ++i) {
+    clients.push_back(Connect());
+    Send(clients.back(), "GET / HTTP/1.1\r\nHost:");
+  }
+  port_.reset();
+  for (const UniqueFd& client : clients) ReadAll(client);
+}
+
+}  // namespace
+}  // namespace attnd::server
