@@ -25,7 +25,6 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -378,17 +377,15 @@ class HttpPort::Impl {
       }
       return;
     }
-    {
-      const std::lock_guard lock(mutex_);
-      if (waiting_.size() < kMaxWaiting) {
-        waiting_.push_back(std::move(fd));
-      }
-    }
-    if (!fd.valid()) {
-      changed_.notify_one();
+    std::unique_lock lock(mutex_);
+    if (waiting_.size() >= kMaxWaiting) {
+      lock.unlock();
+      send(fd.get(), kBusy, sizeof(kBusy) - 1, MSG_NOSIGNAL);
       return;
     }
-    send(fd.get(), kBusy, sizeof(kBusy) - 1, MSG_NOSIGNAL);
+    waiting_.push_back(std::move(fd));
+    lock.unlock();
+    changed_.notify_one();
   }
 
   void Work() {

@@ -8,7 +8,6 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
@@ -44,6 +43,7 @@ std::string Joined(absl::string_view parent, absl::string_view name) {
 
 std::string NamesOf(const Descriptor& type) {
   std::vector<std::string> names;
+  names.reserve(static_cast<size_t>(type.field_count()));
   for (int i = 0; i < type.field_count(); ++i) {
     names.push_back(type.field(i)->name());
   }
@@ -133,9 +133,11 @@ absl::Status AddParam(const std::string& path, const std::string& value,
 std::string ValuesOf(const FieldDescriptor& field) {
   switch (field.cpp_type()) {
     case FieldDescriptor::CPPTYPE_ENUM: {
+      const google::protobuf::EnumDescriptor& type = *field.enum_type();
       std::vector<std::string> names;
-      for (int i = 0; i < field.enum_type()->value_count(); ++i) {
-        names.push_back(field.enum_type()->value(i)->name());
+      names.reserve(static_cast<size_t>(type.value_count()));
+      for (int i = 0; i < type.value_count(); ++i) {
+        names.push_back(type.value(i)->name());
       }
       return absl::StrCat("one of ", absl::StrJoin(names, ", "));
     }

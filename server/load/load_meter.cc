@@ -35,7 +35,7 @@ google::protobuf::Duration TimeOf(const std::atomic<int64_t>& counter_ns) {
 }  // namespace
 
 std::string_view MethodName(ServiceMethod method) {
-  return kNames[size_t(method)];
+  return kNames[static_cast<size_t>(method)];
 }
 
 void LoadMeter::BeginServing(int64_t max_connections,

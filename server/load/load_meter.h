@@ -67,9 +67,11 @@ class LoadMeter {
     std::atomic<int64_t> flops{0};
   };
   static constexpr size_t kMethods =
-      size_t{1} + size_t(ServiceMethod::kGetServerInfo);
+      static_cast<size_t>(ServiceMethod::kGetServerInfo) + 1;
 
-  Counters& Of(ServiceMethod method) { return counters_[size_t(method)]; }
+  Counters& Of(ServiceMethod method) {
+    return counters_[static_cast<size_t>(method)];
+  }
 
   std::array<Counters, kMethods> counters_;
   SteadyTime began_ = std::chrono::steady_clock::now();

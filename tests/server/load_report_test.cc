@@ -21,7 +21,6 @@ namespace {
 using ::attnd::testing::RawClient;
 using ::attnd::testing::RawOptions;
 using ::attnd::testing::RawReply;
-using google::protobuf::util::TimeUtil;
 using std::chrono::milliseconds;
 
 class LoadReportTest : public ::testing::Test {

@@ -1,6 +1,5 @@
 #include "server/admin/http_port.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -35,11 +34,12 @@ class HttpPortTest : public ::testing::Test {
         *std::move(listener),
         [this](const HttpRequest& request) {
           ++handled_;
-          if (request.path == "/throw")
+          if (request.path == "/throw") {
             throw std::runtime_error("\"no\"\r\nX: y");
+          }
           std::string params;
           for (const auto& [name, value] : request.params) {
-            params += name + "=" + value + ";";
+            params.append(name).append("=").append(value).append(";");
           }
           return HttpResponse{.content_type = "text/plain",
                               .body = request.method + " " + request.path +
@@ -162,6 +162,7 @@ TEST_F(HttpPortTest, AnExceptionIsTheAnswer500) {
 
 TEST_F(HttpPortTest, AnswersManyClientsAtOnce) {
   std::vector<std::thread> clients;
+  clients.reserve(4);
   std::atomic<int> right{0};
   for (int i = 0; i < 4; ++i) {
     clients.emplace_back([&] {
@@ -181,6 +182,7 @@ TEST_F(HttpPortTest, RefusesClientsWhileTooManyWait) {
   constexpr int kClients = 40;
   constexpr int kThreadsAndPlaces = 4 + 16;
   std::vector<UniqueFd> silent;
+  silent.reserve(kClients);
   for (int i = 0; i < kClients; ++i) silent.push_back(Connect());
   int refused = 0;
   constexpr int kLeast = kClients - kThreadsAndPlaces;
@@ -207,6 +209,7 @@ TEST_F(HttpPortTest, RefusesClientsWhileTooManyWait) {
 
 TEST_F(HttpPortTest, EndsWhileClientsAreInTheMiddle) {
   std::vector<UniqueFd> clients;
+  clients.reserve(10);
   for (int i = 0; i < 10; ++i) {
     clients.push_back(Connect());
     Send(clients.back(), "GET / HTTP/1.1\r\nHost:");
