@@ -28,7 +28,8 @@ struct ServerConfig {
   mode_t socket_mode = kOwnersSocketMode;
   // The address of the admin port, host:port; "" = no admin port.
   std::string admin_listen = "127.0.0.1:50052";
-  // The file that gets the addresses once clients are served; "" = no file.
+  // The file to which the server writes its addresses once clients can connect;
+  // "" = no file.
   std::string address_file;
   // The unix socket on which clients on this host register memory; "" = off.
   std::string shm_socket;

@@ -21,10 +21,10 @@ struct Listener {
   std::vector<UniqueFd> sockets;
 
   // Binds the sockets and listens. From then on, new connections wait in the
-  // kernel. A wildcard (0.0.0.0 or [::]) accepts both IPv6 and IPv4. The file
-  // of a unix socket gets `unix_mode`. UNAVAILABLE if a TCP address is in use
-  // or is not an address of this machine. Errors begin with `option`, the
-  // option that has the address.
+  // operating system's queue. A wildcard (0.0.0.0 or [::]) accepts both IPv6
+  // and IPv4. The file of a unix socket gets the permissions `unix_mode`.
+  // Returns UNAVAILABLE if a TCP address is in use or does not belong to this
+  // machine. Each error begins with `option`, the option that has the address.
   static absl::StatusOr<Listener> Open(const ListenAddress& address,
                                        mode_t unix_mode = kOwnersSocketMode,
                                        absl::string_view option = "--listen");
