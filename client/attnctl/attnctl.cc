@@ -1,6 +1,5 @@
 #include "client/attnctl/attnctl.h"
 
-#include <cerrno>
 #include <exception>
 #include <new>
 
@@ -30,15 +29,12 @@ constexpr char kFooter[] =
     "      explains the flags of a command\n"
     "\n";
 
-// Flushes `out`. Returns `exit_code`, or kFileError if the flush fails, for
-// example because the disk is full.
-int Flushed(int exit_code, std::ostream& out, Session& session) {
-  errno = 0;
-  if (out.flush()) return exit_code;
-  const int error = errno;
+// Writes what was printed. Returns `exit_code`, or kFileError if that fails.
+int Flushed(int exit_code, Session& session) {
+  const absl::Status flushed = session.screen.Flush();
+  if (flushed.ok()) return exit_code;
   session.screen.PrintError(
-      absl::StrCat("attnctl: standard output: ",
-                   absl::ErrnoToStatus(error, "cannot write").message()));
+      absl::StrCat("attnctl: standard output: ", flushed.message()));
   return exit_code == kOk ? kFileError : exit_code;
 }
 
@@ -52,8 +48,8 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
   AddNumberFlag(app, "--deadline", session.deadline_seconds,
                 "how long the call can take; 0 sets no limit. Until then, "
                 "attnctl tries again if there is no server or if the server is "
-                "busy. info and health do not try again. Default: 60; for "
-                "health 3; for bench no limit")
+                "busy. info, health and top do not try again. Default: 60; for "
+                "health and top 3; for bench no limit")
       ->type_name("SECONDS")
       ->check([](const std::string& text) {
         return absl::StartsWith(text, "-")
@@ -73,8 +69,8 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
 }  // namespace
 
 int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
-               std::ostream& err, bool err_is_terminal) {
-  Session session{.screen = Screen(out, err, err_is_terminal)};
+               std::ostream& err, bool err_is_terminal, bool out_is_terminal) {
+  Session session{.screen = Screen(out, err, out_is_terminal, err_is_terminal)};
   CLI::App app(
       "Computes exact attention on an attnd server, and asks a server what it "
       "can do.",
@@ -89,12 +85,13 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
   AddEstimateCommand(app, session);
   AddInfoCommand(app, session);
   AddHealthCommand(app, session);
+  AddTopCommand(app, session);
   try {
     // CLI11 expects a vector in reverse order.
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::ParseError& error) {
     // CLI11 also throws for --help and --version, and then exit() returns 0.
-    return Flushed(app.exit(error, out, err) == 0 ? kOk : kUsage, out, session);
+    return Flushed(app.exit(error, out, err) == 0 ? kOk : kUsage, session);
   } catch (const std::bad_alloc&) {
     session.screen.PrintError(
         "attnctl: there is not enough memory on this machine for the call and "
@@ -104,7 +101,7 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
     session.screen.PrintError(absl::StrCat("attnctl: ", error.what()));
     return kCallFailed;
   }
-  return Flushed(session.exit_code, out, session);
+  return Flushed(session.exit_code, session);
 }
 
 }  // namespace attnd::attnctl

@@ -19,9 +19,14 @@ void AddBenchCommand(CLI::App& app, Session& session);
 void AddEstimateCommand(CLI::App& app, Session& session);
 void AddInfoCommand(CLI::App& app, Session& session);
 void AddHealthCommand(CLI::App& app, Session& session);
+void AddTopCommand(CLI::App& app, Session& session);
 
 // Returns `stats` for --json.
 Json StatsJson(const client::ExecutionStats& stats);
+// Returns `load` for --json.
+Json LoadJson(const client::ServerLoad& load);
+// Returns the name that grpc.health.v1 has for `health`.
+const char* HealthName(client::Health health);
 
 }  // namespace attnd::attnctl
 

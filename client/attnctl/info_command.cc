@@ -30,9 +30,11 @@ ExitCode RunInfo(bool json, Session& session) {
          {"max_send_message_bytes", info->max_send_message_bytes},
          {"memory_budget_bytes", info->memory_budget_bytes},
          {"max_benchmark_vectors", info->max_benchmark_vectors},
-         {"features", info->features}});
+         {"features", info->features},
+         {"load", LoadJson(info->load)}});
     return kOk;
   }
+  const client::ServerLoad& load = info->load;
   session.PrintRows(
       {{"server", session.server},
        {"version", info->version},
@@ -43,22 +45,15 @@ ExitCode RunInfo(bool json, Session& session) {
        {"memory budget", FormatBytes(info->memory_budget_bytes)},
        {"largest benchmark",
         absl::StrCat(info->max_benchmark_vectors, " vectors")},
-       {"features", info->features.empty()
-                        ? "none"
-                        : absl::StrJoin(info->features, ", ")}});
+       {"features",
+        info->features.empty() ? "none" : absl::StrJoin(info->features, ", ")},
+       {"up for", FormatUptime(load.uptime)},
+       {"requests now",
+        absl::StrCat(load.in_flight, " of ", load.max_in_flight)},
+       {"memory held now", FormatBytes(load.reserved_bytes)},
+       {"connections now",
+        absl::StrCat(load.connections, " of ", load.max_connections)}});
   return kOk;
-}
-
-const char* HealthName(client::Health health) {
-  switch (health) {
-    case client::Health::kServing:
-      return "SERVING";
-    case client::Health::kNotServing:
-      return "NOT_SERVING";
-    case client::Health::kUnknown:
-      return "UNKNOWN";
-  }
-  return "UNKNOWN";
 }
 
 ExitCode RunHealth(const std::string& service, Session& session) {
@@ -76,7 +71,7 @@ ExitCode RunHealth(const std::string& service, Session& session) {
 
 void AddInfoCommand(CLI::App& app, Session& session) {
   CLI::App* command = app.add_subcommand(
-      "info", "Show the version, limits and features of a server");
+      "info", "Show the version, limits, features and load of a server");
   auto json = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "print JSON");
   command->footer("Example:\n  attnctl info --server=127.0.0.1:50051 --json\n");

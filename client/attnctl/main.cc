@@ -18,5 +18,6 @@ int main(int argc, char** argv) {
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   return attnd::attnctl::RunAttnctl(arguments, std::cout, std::cerr,
-                                    isatty(STDERR_FILENO) != 0);
+                                    isatty(STDERR_FILENO) != 0,
+                                    isatty(STDOUT_FILENO) != 0);
 }

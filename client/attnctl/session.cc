@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -32,12 +33,46 @@ void Screen::PrintJson(const Json& json) {
         << "\n";
 }
 
+void Screen::PrintJsonLine(const Json& json) {
+  *out_ << json.dump(-1, ' ', /*ensure_ascii=*/true,
+                     Json::error_handler_t::replace)
+        << "\n";
+}
+
+absl::Status Screen::Flush() {
+  errno = 0;
+  if (flushed_.ok() && !standard_output_.flush()) {
+    flushed_ = absl::ErrnoToStatus(errno != 0 ? errno : EIO, "cannot write");
+  }
+  return flushed_;
+}
+
 void Screen::PrintError(absl::string_view line) {
   err_ << Printable(line) << "\n" << std::flush;
 }
 
 void Screen::Redraw(absl::string_view line) {
   err_ << "\r\033[K" << Printable(line) << std::flush;
+}
+
+void Screen::EnterAlternateScreen() {
+  standard_output_ << "\033[?1049h\033[?25l"
+                   << std::flush;  // also hides the cursor
+}
+
+void Screen::LeaveAlternateScreen() {
+  standard_output_ << "\033[?25h\033[?1049l" << std::flush;
+}
+
+void Screen::Draw(const std::vector<std::string>& lines) {
+  // Lines are overwritten and then cleared to their ends. If the screen were
+  // cleared first, it would flicker.
+  standard_output_ << "\033[H";
+  for (size_t i = 0; i < lines.size(); ++i) {
+    standard_output_ << (i == 0 ? "" : "\r\n") << Printable(lines[i])
+                     << "\033[K";
+  }
+  standard_output_ << "\033[J" << std::flush;
 }
 
 client::AttentionClient Session::Connect(absl::Duration deadline,
@@ -117,6 +152,14 @@ std::string FormatBytesShort(int64_t bytes) {
     ++unit;
   }
   return absl::StrFormat("%.1f %s", value, kUnits[unit]);
+}
+
+std::string FormatUptime(absl::Duration uptime) {
+  const int64_t seconds = absl::ToInt64Seconds(uptime);
+  const int64_t days = seconds / 86'400;
+  return absl::StrFormat("%s%02d:%02d:%02d",
+                         days > 0 ? absl::StrCat(days, " d ") : "",
+                         seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
 }
 
 std::string FormatBytes(int64_t bytes) {

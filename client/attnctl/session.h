@@ -29,8 +29,12 @@ class Screen {
  public:
   // Prints results to `out`, and errors and progress to `err`. Both streams
   // must outlive this object.
-  Screen(std::ostream& out, std::ostream& err, bool err_is_terminal)
-      : out_(&out), err_(err), err_is_terminal_(err_is_terminal) {}
+  Screen(std::ostream& out, std::ostream& err, bool out_is_terminal,
+         bool err_is_terminal)
+      : standard_output_(out),
+        err_(err),
+        out_is_terminal_(out_is_terminal),
+        err_is_terminal_(err_is_terminal) {}
 
   // Sends all further results to `err`. Call it if `out` receives a file.
   void PrintResultsToErr() { out_ = &err_; }
@@ -38,16 +42,33 @@ class Screen {
   void Print(absl::string_view line);
   // Prints `json`, which has several lines. (Print would escape the line ends.)
   void PrintJson(const Json& json);
+  // Prints `json` as one line.
+  void PrintJsonLine(const Json& json);
   void PrintError(absl::string_view line);
+  // Writes what was printed to `out`. Returns the error of the first write that
+  // failed, for example because the disk is full.
+  absl::Status Flush();
 
   bool err_is_terminal() const { return err_is_terminal_; }
   // Replaces the line that the previous call of Redraw has drawn. Call it only
   // if `err` is a terminal.
   void Redraw(absl::string_view line);
 
+  bool out_is_terminal() const { return out_is_terminal_; }
+  // Switches the terminal to its alternate screen and back to what it showed
+  // before. Call these three only if `out` is a terminal.
+  void EnterAlternateScreen();
+  void LeaveAlternateScreen();
+  // Draws `lines` in place of what the alternate screen shows. There must not
+  // be more of them than rows, and they must be as short as its columns.
+  void Draw(const std::vector<std::string>& lines);
+
  private:
-  std::ostream* out_;
+  std::ostream& standard_output_;
   std::ostream& err_;
+  std::ostream* out_ = &standard_output_;  // for results
+  absl::Status flushed_;
+  const bool out_is_terminal_;
   const bool err_is_terminal_;
 };
 
@@ -90,6 +111,9 @@ std::string FormatBytes(int64_t bytes);
 
 // Formats a number of bytes as "1.5 MiB".
 std::string FormatBytesShort(int64_t bytes);
+
+// Formats a time since a start as "3 d 04:12:07", or as "04:12:07" below a day.
+std::string FormatUptime(absl::Duration uptime);
 
 }  // namespace attnd::attnctl
 

@@ -56,7 +56,7 @@ TEST(AttnctlUsageTest, HelpTeachesAndListsExitCodes) {
   EXPECT_THAT(help.out, HasSubstr("Examples:"));
   EXPECT_THAT(help.out, HasSubstr(kExitCodesHelp));
   for (const char* command : {"attention", "self", "cross", "backward", "bench",
-                              "estimate", "info", "health"}) {
+                              "estimate", "info", "health", "top"}) {
     const Outcome of_command = RunTool({command, "--help"});
     EXPECT_EQ(of_command.exit_code, kOk) << command;
     EXPECT_THAT(of_command.out, HasSubstr("Example")) << command;
@@ -84,6 +84,10 @@ TEST(AttnctlUsageTest, WrongArgumentsExitWithUsage) {
       {"bench", "--num-vectors=many"},
       {"info", "--deadline=-1"},
       {"info", "--max-message-bytes=0"},
+      {"top", "--interval=0"},
+      {"top", "--interval=-1"},
+      {"top", "--interval=inf"},
+      {"top", "--once=maybe"},
       {"estimate", "--offline"},
       {"estimate", "--offline", "--seq-len=8", "--num-q-heads=-1"}};
   for (const auto& arguments : wrong) {
@@ -97,11 +101,14 @@ TEST(AttnctlUsageTest, WrongArgumentsExitWithUsage) {
 TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
   const std::string server =
       "--server=unix:" + testing::TempDir() + "nobody-listens-here";
-  // info and health ask whether a server is there, so they do not wait for a
-  // server.
-  for (const char* command : {"info", "health"}) {
-    const Outcome outcome = RunTool({server, "--deadline=0", command});
-    EXPECT_EQ(outcome.exit_code, kUnavailable) << command;
+  // These ask whether a server is there, so they do not wait for a server.
+  const std::vector<std::vector<std::string>> questions = {
+      {"info"}, {"health"}, {"top", "--once"}, {"top"}};
+  for (std::vector<std::string> arguments : questions) {
+    arguments.insert(arguments.end(), {server, "--deadline=0"});
+    const Outcome outcome = RunTool(arguments);
+    EXPECT_EQ(outcome.exit_code, kUnavailable) << arguments[0];
+    EXPECT_EQ(outcome.out, "") << arguments[0];
     EXPECT_THAT(outcome.err, HasSubstr("attnctl: UNAVAILABLE"));
     EXPECT_THAT(outcome.err, HasSubstr("nobody-listens-here"));
     EXPECT_THAT(outcome.err, Not(HasSubstr("trying again")));
@@ -194,7 +201,8 @@ TEST(AttnctlUsageTest, NumbersThatAreNotHeldAsWrittenAreErrors) {
                           {"--scale", "--temperature", "--logits-soft-cap",
                            "--alibi-slopes", "--sink-logits"}}};
   const Kind doubles[] = {
-      {{"self", "-s", "x.npy"}, {"--max-error", "--deadline"}}};
+      {{"self", "-s", "x.npy"}, {"--max-error", "--deadline"}},
+      {{"top"}, {"--interval"}}};
   const auto expect_refused = [](const auto& kinds,
                                  const std::vector<std::string>& texts) {
     for (const Kind& kind : kinds) {
@@ -277,6 +285,8 @@ TEST(AttnctlScreenTest, EscapesWhatServersSay) {
   const std::vector<std::vector<std::string>> commands = {
       {"info"},
       {"info", "--json"},
+      {"top", "--once", "--interval=0.1"},
+      {"top", "--once", "--interval=0.1", "--json"},
       {"bench"},
       {"bench", "--json"},
       {"self", "--sequence=" + path}};
@@ -715,6 +725,90 @@ TEST_F(AttnctlTest, EstimateAndInfoPrintTablesAndJson) {
   EXPECT_THAT(info.out, HasSubstr("3.0 GiB (3221225472)"));
   EXPECT_THAT(info.out, HasSubstr("stream, backward"));
   EXPECT_EQ(RunHere({"info", "--json"}).json().at("threads"), 5);
+}
+
+// A server that has ended ten more calls each time that it is asked.
+class BusyHandler final : public client::FakeHandler {
+ public:
+  client::WireReply OnServerInfo(v1::GetServerInfoResponse* response) override {
+    FakeHandler::OnServerInfo(response);
+    const int64_t asked = ++asked_;
+    v1::ServerLoad* load = response->mutable_load();
+    load->mutable_uptime()->set_seconds(90'000 + asked);
+    load->mutable_uptime()->set_nanos(500'000'000);
+    load->set_in_flight(3);
+    load->set_max_in_flight(64);
+    load->set_reserved_bytes(int64_t{1} << 30);
+    load->set_connections(2);
+    load->set_max_connections(1000);
+    load->set_busy_threads(5);
+    v1::MethodLoad* method = load->add_methods();
+    method->set_method("Attention");
+    method->set_finished(10 * asked);
+    method->set_failed(asked);
+    method->mutable_queue_time()->set_seconds(9 * asked);
+    method->mutable_compute_time()->set_seconds(18 * asked);
+    method->mutable_total_time()->set_seconds(40 * asked);
+    method->set_flops(50'000'000'000 * asked);
+    return {};
+  }
+
+ private:
+  std::atomic<int64_t> asked_ = 0;
+};
+
+TEST(AttnctlLoadTest, InfoShowsTheLoad) {
+  BusyHandler handler;
+  const client::FakeServer server(&handler);
+  const Outcome info = RunTool({"info", "--server=" + server.target()});
+  EXPECT_EQ(info.exit_code, kOk) << info.err;
+  EXPECT_THAT(info.out, HasSubstr("up for             1 d 01:00:01\n"
+                                  "requests now       3 of 64\n"
+                                  "memory held now    1.0 GiB (1073741824)\n"
+                                  "connections now    2 of 1000\n"));
+  const auto load = RunTool({"info", "--json", "--server=" + server.target()})
+                        .json()
+                        .at("load");
+  EXPECT_EQ(load, nlohmann::json::parse(R"({
+      "uptime_ms": 90002500.0, "in_flight": 3, "max_in_flight": 64,
+      "reserved_bytes": 1073741824, "connections": 2, "max_connections": 1000,
+      "busy_threads": 5, "methods": [{
+          "method": "Attention", "finished": 20, "failed": 2,
+          "queue_time_ms": 18000.0, "compute_time_ms": 36000.0,
+          "total_time_ms": 80000.0, "flops": 100000000000}]})"));
+}
+
+TEST(AttnctlLoadTest, TopTakesTwoSamplesUnlessItDrawsOnATerminal) {
+  for (const std::vector<std::string>& flags :
+       {std::vector<std::string>{"--once"}, {}}) {
+    BusyHandler handler;
+    const client::FakeServer server(&handler);
+    std::vector<std::string> arguments = {"top", "--interval=0.1",
+                                          "--server=" + server.target()};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    const Outcome top = RunTool(arguments);
+    EXPECT_EQ(top.exit_code, kOk) << top.err;
+    EXPECT_THAT(top.out, HasSubstr("SERVING, up 1 d 01:00:02, , 5 threads\n"));
+    EXPECT_THAT(top.out, HasSubstr("over the last 1.0 s, 9.00 calls waited"));
+    EXPECT_THAT(top.out,
+                HasSubstr("\nAttention              10.0     1.00     1000 "
+                          "      2000     4000    50.0     20\n"));
+    EXPECT_THAT(top.out, Not(HasSubstr("\x1b")));
+  }
+}
+
+TEST(AttnctlLoadTest, TopPrintsOneJsonObject) {
+  BusyHandler handler;
+  client::FakeServer server(&handler);
+  server.SetServing(false);
+  const Outcome top = RunTool({"top", "--once", "--json", "--interval=0.1",
+                               "--server=" + server.target()});
+  EXPECT_EQ(top.exit_code, kOk) << top.err;
+  EXPECT_EQ(top.json().at("server"), server.target());
+  EXPECT_EQ(top.json().at("health"), "NOT_SERVING");
+  EXPECT_EQ(top.json().at("rates").at("seconds"), 1);
+  EXPECT_EQ(top.json().at("rates").at("all").at("finished_per_second"), 10);
+  EXPECT_EQ(top.json().at("load").at("methods").at(0).at("finished"), 20);
 }
 
 TEST_F(AttnctlTest, HealthExitsWithZeroOnlyWhileServing) {
