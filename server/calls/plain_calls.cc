@@ -82,6 +82,12 @@ void AnswerMemoryEstimate(const ServiceContext& context,
 
 void AnswerServerInfo(const ServiceContext& context, ReceivedMessage received,
                       const StopSignal& stop, PlainDone done) {
+  // Programs that watch the load also ask a server that is full. Their message
+  // is empty, so the call holds nothing that has to be admitted.
+  if (received.size_bytes() == 0 &&
+      absl::IsResourceExhausted(context.admission.Admit(0).status())) {
+    return done(OutgoingMessage::Of(DescribeServer(context)));
+  }
   Run<v1::GetServerInfoRequest>(
       context, std::move(received), stop, std::move(done),
       [&context](const v1::GetServerInfoRequest&,

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <chrono>
 #include <future>
 #include <memory>
@@ -78,6 +79,36 @@ TEST_F(PlainCallsTest, AnswersAtOnceWhileALongQuestionWaits) {
   v1::MemoryEstimateResponse response;
   EXPECT_TRUE(response.ParseFromString(Join(*answer)));
   EXPECT_GT(response.flash_bytes(), 0);
+}
+
+TEST_F(PlainCallsTest, SaysHowFullAFullServerIs) {
+  std::array<Admission::Reservation, 8> slots;
+  for (Admission::Reservation& slot : slots) slot = *admission_.Admit(1);
+  v1::MemoryEstimateRequest question;
+  question.set_seq_len(4);
+  EXPECT_EQ(
+      RefusalOf(Ask(AnswerMemoryEstimate, question).get().status()).reason,
+      "TOO_MANY_REQUESTS");
+  const Answer answer = Ask(AnswerServerInfo, v1::GetServerInfoRequest()).get();
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  v1::GetServerInfoResponse info;
+  ASSERT_TRUE(info.ParseFromString(Join(*answer)));
+  EXPECT_EQ(info.memory_budget_bytes(), admission_.budget_bytes());
+  EXPECT_EQ(admission_.usage().in_flight, 8);
+  // Bytes in the message have to be admitted.
+  std::promise<Answer> promise;
+  AnswerServerInfo(
+      context_, InSlices("\x78\x01", 5000, 1), stop_,
+      [&](const Answer& answered) { promise.set_value(answered); });
+  EXPECT_EQ(RefusalOf(promise.get_future().get().status()).reason,
+            "TOO_MANY_REQUESTS");
+  // A server that drains refuses every call, whether it is full or not.
+  admission_.Close();
+  EXPECT_EQ(
+      RefusalOf(
+          Ask(AnswerServerInfo, v1::GetServerInfoRequest()).get().status())
+          .reason,
+      "DRAINING");
 }
 
 // When a client has the answer, its slot and its bytes must be free.
