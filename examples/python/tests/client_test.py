@@ -61,7 +61,11 @@ def test_what_surrounds_attention(server):
     events = []
     result = client.benchmark(num_vectors=64, repetitions=1,
                               on_progress=events.append)
+    load = client.server_info().load
   assert info.threads >= 1
+  assert load.max_in_flight >= 1 and load.uptime.ToNanoseconds() > 0
+  finished = {method.method: method.finished for method in load.methods}
+  assert finished['MemoryEstimate'] >= 1 and finished['Benchmark'] >= 1
   assert estimate.output_bytes == 1024 * 128 * 4 + 1024 * 4
   assert result.num_queries == 64 and events
 
