@@ -42,13 +42,16 @@ void PrintRow(const Json& r) {
       number("gbytes_per_s"), number("stream_ratio"));
   if (r["causal"].get<bool>()) std::printf(" causal");
   if (number("window") > 0) std::printf(" window %.0f", number("window"));
-  if (r.contains("block_size"))
+  if (r.contains("block_size")) {
     std::printf(" block_size %.0f", number("block_size"));
+  }
   if (r.contains("forced_isa")) std::printf(" %s", text("forced_isa").c_str());
-  if (r.contains("precision"))
+  if (r.contains("precision")) {
     std::printf(" precision %s", text("precision").c_str());
-  if (r.contains("relative"))
+  }
+  if (r.contains("relative")) {
     std::printf("  relative %.3f", number("relative"));
+  }
   if (r.contains("speedup")) std::printf("  %.1fx naive", number("speedup"));
   if (!r["steady"].get<bool>()) std::printf("  unsteady");
   std::printf("\n");

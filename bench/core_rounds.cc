@@ -11,7 +11,6 @@
 #include "bench/amx_rate.h"
 #include "bench/stream_bandwidth.h"
 #include "core/fma_peak.h"
-#include "core/geometry.h"
 
 namespace attnd::bench {
 namespace {

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "core/fma_peak.h"
-#include "core/machine.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "bench/micro_bench.cc"

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "base/half_float.h"
-#include "client/error_details.h"
 #include "core/merge.h"
 #include "tests/support/numbers.h"
 
@@ -145,6 +144,7 @@ TEST(MergeAttentionTest, PartsOfTheKeysMakeTheWhole) {
       begin = end;
     }
     std::vector<AttentionPart> parts;
+    parts.reserve(num_parts);
     for (size_t p = 0; p < num_parts; ++p) {
       parts.push_back({ConstElements(type, outputs[p]), lses[p]});
     }

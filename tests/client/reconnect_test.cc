@@ -1,5 +1,4 @@
 // Tests how the client connects while it tries a call.
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "absl/strings/cord.h"
-#include "absl/strings/numbers.h"
 #include "client/default_service_config.h"
 #include "client/error_details.h"
 #include "tests/client/error_status.h"
@@ -24,7 +23,7 @@ using ::testing::HasSubstr;
 
 constexpr double kNoJitter = 0.5;
 
-const absl::Time kStart = absl::FromUnixSeconds(1'000'000);
+constexpr absl::Time kStart = absl::FromUnixSeconds(1'000'000);
 
 CallTime Within(absl::Duration deadline) {
   return {.start = kStart, .deadline = kStart + deadline};
@@ -91,6 +90,7 @@ TEST(RetryTest, PausesGrowToTheLongest) {
   const Course course =
       RunCourse({}, absl::Seconds(10), absl::UnavailableError(""));
   std::vector<int64_t> pauses_ms;
+  pauses_ms.reserve(course.pauses.size());
   for (const absl::Duration pause : course.pauses) {
     pauses_ms.push_back(absl::ToInt64Milliseconds(pause));
   }

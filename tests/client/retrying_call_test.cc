@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <functional>
 #include <future>
@@ -210,8 +211,9 @@ std::vector<Way> Ways() {
 class EveryWayTest : public testing::TestWithParam<size_t> {
  protected:
   absl::Status Call(ClientOptions options) {
-    if (way_.streams)
+    if (way_.streams) {
       options.max_message_bytes = LargeProblem::kMaxMessageBytes;
+    }
     return way_.call(AttentionClient(std::move(options)));
   }
 
@@ -496,10 +498,9 @@ TEST_P(PausedCallTest, IsCancelled) {
 }
 
 TEST_P(PausedCallTest, IsCancelledByManyAtOnce) {
-  std::vector<std::future<void>> cancels;
-  for (int i = 0; i < 8; ++i) {
-    cancels.push_back(
-        std::async(std::launch::async, [this] { call_.Cancel(); }));
+  std::array<std::future<void>, 8> cancels;
+  for (std::future<void>& cancel : cancels) {
+    cancel = std::async(std::launch::async, [this] { call_.Cancel(); });
   }
   EXPECT_EQ(done_.get_future().get().code(), absl::StatusCode::kCancelled);
 }

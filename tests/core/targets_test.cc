@@ -28,14 +28,17 @@ namespace attnd {
 namespace {
 
 #define ATTND_TARGET_OF_ROW(ARG, ISA, NAME, TARGET, ...) {Isa::ISA, TARGET},
-const std::map<Isa, int64_t> kTargets = {
-    ATTND_VECTOR_ISAS(ATTND_TARGET_OF_ROW, )};
+const std::map<Isa, int64_t>& Targets() {
+  static const std::map<Isa, int64_t> targets = {
+      ATTND_VECTOR_ISAS(ATTND_TARGET_OF_ROW, )};
+  return targets;
+}
 
 TEST(TargetsTest, EveryIsaHasItsTarget) {
   for (const Isa isa : SupportedIsas()) {
     const auto target = ATTND_FUNCTION(isa, Target);
     const auto kernel_isa = ATTND_FUNCTION(isa, KernelIsa);
-    EXPECT_EQ(target(), kTargets.at(F32Isa(isa))) << IsaName(isa);
+    EXPECT_EQ(target(), Targets().at(F32Isa(isa))) << IsaName(isa);
     EXPECT_EQ(kernel_isa(), F32Isa(isa)) << IsaName(isa);
   }
 }
@@ -43,7 +46,7 @@ TEST(TargetsTest, EveryIsaHasItsTarget) {
 // This holds for all targets that this version of Highway has.
 TEST(TargetsTest, NoOtherTargetIsCompiled) {
   int64_t of_rows = 0;
-  for (const auto& [isa, target] : kTargets) of_rows |= target;
+  for (const auto& [isa, target] : Targets()) of_rows |= target;
   EXPECT_EQ(HWY_TARGETS & ~of_rows, 0);
 #if HWY_ARCH_X86_64 && !defined(__AVX2__) && !defined(HWY_COMPILE_ONLY_STATIC)
   EXPECT_EQ(HWY_TARGETS, HWY_SCALAR | HWY_AVX2 | HWY_AVX3);
