@@ -30,6 +30,18 @@ Axes AxesOf(const CostQuery& query, const NamedSize& heads,
   return axes;
 }
 
+Axes QueryAxes(const CostQuery& query) {
+  return AxesOf(query, query.num_q_heads, query.q_len, query.head_dim);
+}
+
+Axes KeyAxes(const CostQuery& query) {
+  return AxesOf(query, query.num_kv_heads, query.kv_len, query.head_dim);
+}
+
+Axes ValueAxes(const CostQuery& query) {
+  return AxesOf(query, query.num_kv_heads, query.kv_len, query.v_head_dim);
+}
+
 TensorSpec SpecOf(DataType dtype, const Axes& axes) {
   TensorSpec spec{.dtype = dtype, .shape = {}};
   spec.shape.reserve(axes.size());
@@ -92,11 +104,9 @@ absl::Status CostQuery::SetDefaults() {
 }
 
 absl::StatusOr<AttentionProblem> ProblemOf(const CostQuery& query) {
-  const Axes q = AxesOf(query, query.num_q_heads, query.q_len, query.head_dim);
-  const Axes k =
-      AxesOf(query, query.num_kv_heads, query.kv_len, query.head_dim);
-  const Axes v =
-      AxesOf(query, query.num_kv_heads, query.kv_len, query.v_head_dim);
+  const Axes q = QueryAxes(query);
+  const Axes k = KeyAxes(query);
+  const Axes v = ValueAxes(query);
   absl::StatusOr<AttentionProblem> problem = AttentionProblem::CreateOfAnySize(
       SpecOf(query.dtype, q), SpecOf(query.dtype, k), SpecOf(query.dtype, v),
       query.options, query.outputs);
@@ -104,6 +114,12 @@ absl::StatusOr<AttentionProblem> ProblemOf(const CostQuery& query) {
   absl::Status status = WithSizeNames(problem.status(), "query", q);
   status = WithSizeNames(status, "key", k);
   return WithSizeNames(status, "value", v);
+}
+
+InputShapes InputShapesOf(const CostQuery& query) {
+  return {.query = SpecOf(query.dtype, QueryAxes(query)).shape,
+          .key = SpecOf(query.dtype, KeyAxes(query)).shape,
+          .value = SpecOf(query.dtype, ValueAxes(query)).shape};
 }
 
 absl::StatusOr<QueryCost> CostOf(const CostQuery& query) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -72,6 +73,16 @@ struct QueryCost {
 // SetDefaults first. INVALID_ARGUMENT names the size or the option that is
 // wrong ("q_len", "options.key_lengths[3]").
 absl::StatusOr<AttentionProblem> ProblemOf(const CostQuery& query);
+
+// The shapes of the tensors of a query.
+struct InputShapes {
+  std::vector<int64_t> query;
+  std::vector<int64_t> key;
+  std::vector<int64_t> value;
+};
+
+// Returns the shapes of `query`. Call SetDefaults first.
+InputShapes InputShapesOf(const CostQuery& query);
 
 // Returns the memory that `query` takes, or the error of ProblemOf. Call
 // SetDefaults first. This is a pure function. Its own time and memory grow with

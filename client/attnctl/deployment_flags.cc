@@ -1,16 +1,35 @@
 #include "client/attnctl/deployment_flags.h"
 
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "base/status_macros.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
+#include "client/attnctl/call_rate.h"
 #include "client/attnctl/container_limits.h"
+#include "client/attnctl/option_flags.h"
 #include "core/machine.h"
+#include "cost/capacity.h"
+#include "wire/message_sizes.h"
 
 namespace attnd::attnctl {
 namespace {
+
+// More clients do not make a server answer more calls per second.
+constexpr int64_t kMaxCallers = 4;
+
+// What --gigabytes-per-second is without the flag.
+constexpr double kAssumedGigabytesPerSecond = 1;
 
 const std::map<std::string, LimitsFormat>& LimitsFormats() {
   static const auto* const kFormats = new std::map<std::string, LimitsFormat>{
@@ -20,14 +39,279 @@ const std::map<std::string, LimitsFormat>& LimitsFormats() {
   return *kFormats;
 }
 
-// Returns the number of threads that compute a call.
-absl::StatusOr<int64_t> ThreadsOf(const client::MemoryEstimateOptions& options,
-                                  bool offline, Session& session) {
-  if (options.threads != 0) return options.threads;
-  if (offline) return AvailableThreads();
-  ATTND_ASSIGN_OR_RETURN(const client::ServerInfo info,
-                         session.Connect().GetServerInfo());
-  return info.threads;
+// The server for which a deployment is planned.
+struct Pod {
+  int64_t threads = 0;
+  // How many of the calls it can hold at the same time, as far as is known.
+  int64_t max_concurrency = std::numeric_limits<int64_t>::max();
+  // The size of the largest message.
+  int64_t max_message_bytes = kMaxMessageLimitBytes;
+};
+
+// What --rate finds out.
+struct RatePlan {
+  Pod pod;
+  CallTime time;
+  std::string source;  // where `time` comes from
+  CapacityPlan capacity;
+};
+
+// Shows how far a measurement is. On a terminal, it redraws one line.
+// Elsewhere, it prints one line for each phase.
+class MeasurementProgress {
+ public:
+  explicit MeasurementProgress(Session& session) : session_(session) {}
+  ~MeasurementProgress() {
+    if (session_.screen.err_is_terminal()) session_.screen.Redraw("");
+  }
+  MeasurementProgress(const MeasurementProgress&) = delete;
+  MeasurementProgress& operator=(const MeasurementProgress&) = delete;
+
+  void Show(absl::string_view phase, double fraction) {
+    const std::string line =
+        absl::StrCat("attnctl estimate: measures calls: ", phase);
+    const bool is_new = shown_.emplace(phase).second;
+    if (session_.screen.err_is_terminal()) {
+      session_.screen.Redraw(
+          absl::StrFormat("%s %3.0f %%", line, fraction * 100));
+    } else if (is_new) {
+      session_.screen.PrintError(line);
+    }
+  }
+
+ private:
+  Session& session_;
+  std::set<std::string, std::less<>> shown_;
+};
+
+CLI::Validator Positive() {
+  return {[](const std::string& text) {
+            double number = 0;
+            return absl::SimpleAtod(text, &number) && number <= 0
+                       ? absl::StrCat("expected a number above 0, got ", text)
+                       : std::string();
+          },
+          ""};
+}
+
+absl::StatusOr<Pod> PodOf(const client::MemoryEstimateOptions& options,
+                          const client::MemoryEstimate& estimate, bool offline,
+                          Session& session) {
+  Pod pod{.threads = options.threads};
+  if (offline) {
+    if (pod.threads == 0) pod.threads = AvailableThreads();
+    return pod;
+  }
+  const auto info = session.Connect().GetServerInfo();
+  if (!info.ok()) return info.status();
+  if (pod.threads == 0) pod.threads = info->threads;
+  pod.max_concurrency = info->memory_budget_bytes /
+                        std::max<int64_t>(estimate.peak_per_request_bytes, 1);
+  if (info->load.max_in_flight > 0) {
+    pod.max_concurrency =
+        std::min(pod.max_concurrency, info->load.max_in_flight);
+  }
+  pod.max_message_bytes =
+      std::min(info->max_receive_message_bytes, info->max_send_message_bytes);
+  return pod;
+}
+
+// Returns the rate of operations in a file that attnctl bench --json wrote.
+absl::StatusOr<double> GflopsOfBench(const std::string& path) {
+  std::ifstream file(path);
+  const Json bench =
+      Json::parse(file, /*cb=*/nullptr, /*allow_exceptions=*/false);
+  if (!bench.is_object() || !bench.contains("gflops") ||
+      !bench["gflops"].is_number() || bench["gflops"].get<double>() <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path,
+        ": expected the output of attnctl bench --json, with a gflops "
+        "above 0"));
+  }
+  return bench["gflops"].get<double>();
+}
+
+// Returns the time of calls from a rate of operations, in 10^9 per second. The
+// server computes and moves tensors with the same processors.
+CallTime TimeOfRates(double gflops, double gigabytes_per_second,
+                     const client::MemoryEstimateOptions& options,
+                     const client::MemoryEstimate& estimate) {
+  double seconds = static_cast<double>(estimate.flops) / gflops / 1e9;
+  if (options.transport != client::Transport::kSharedMemory) {
+    seconds += (static_cast<double>(estimate.input_bytes) +
+                static_cast<double>(estimate.output_bytes)) /
+               gigabytes_per_second / 1e9;
+  }
+  return {.busy_s = seconds, .alone_s = seconds};
+}
+
+absl::StatusOr<CallRate> MeasureOnServer(
+    const DeploymentFlags& flags, const client::MemoryEstimateOptions& options,
+    const client::MemoryEstimate& estimate, int64_t callers, Session& session) {
+  // A client streams what is larger than its limit.
+  const int64_t limit = options.transport == client::Transport::kStream
+                            ? kMinMessageLimitBytes
+                            : std::max(session.max_message_bytes,
+                                       estimate.required_message_bytes);
+  const int64_t before = session.max_message_bytes;
+  std::vector<client::AttentionClient> clients;
+  for (int64_t i = 0; i < callers; ++i) {
+    // Clients with equal limits would share a connection.
+    session.max_message_bytes = limit < kMaxMessageLimitBytes - callers
+                                    ? limit + i
+                                    : kMaxMessageLimitBytes - i;
+    clients.push_back(session.Connect());
+  }
+  session.max_message_bytes = before;
+  MeasurementProgress progress(session);
+  return MeasureCallRate(options, clients, flags.shm_socket,
+                         [&](absl::string_view phase, double fraction) {
+                           progress.Show(phase, fraction);
+                         });
+}
+
+// Prints an error in the flags.
+ExitCode FlagError(absl::string_view message, Session& session) {
+  session.screen.PrintError(absl::StrCat("attnctl: ", message));
+  return kUsage;
+}
+
+// Sets the time of a call and its source in `plan`.
+ExitCode FindCallTime(const DeploymentFlags& flags,
+                      const client::MemoryEstimateOptions& options,
+                      const client::MemoryEstimate& estimate, bool offline,
+                      RatePlan& plan, Session& session) {
+  std::optional<double> gflops = flags.gflops;
+  plan.source = "--gflops";
+  if (!flags.bench.empty()) {
+    const auto of_bench = GflopsOfBench(flags.bench);
+    if (!of_bench.ok()) {
+      return session.FileError(absl::InvalidArgumentError(
+          absl::StrCat("--bench=", of_bench.status().message())));
+    }
+    gflops = *of_bench;
+    plan.source = "--bench";
+  }
+  if (gflops) {
+    plan.time = TimeOfRates(
+        *gflops,
+        flags.gigabytes_per_second.value_or(kAssumedGigabytesPerSecond),
+        options, estimate);
+    absl::StrAppendFormat(&plan.source, ": %.3g GFLOP/s", *gflops);
+    if (options.transport != client::Transport::kSharedMemory) {
+      absl::StrAppend(
+          &plan.source, ", tensors moved at ",
+          flags.gigabytes_per_second
+              ? absl::StrFormat("%.3g GB/s", *flags.gigabytes_per_second)
+              : absl::StrFormat("%.3g GB/s (assumed: --gigabytes-per-second)",
+                                kAssumedGigabytesPerSecond));
+    }
+    return kOk;
+  }
+  if (offline) {
+    return FlagError(
+        "--rate: with --offline, attnctl cannot measure how fast a server is; "
+        "add --gflops=N or --bench=FILE, or leave out --offline",
+        session);
+  }
+  if (options.transport == client::Transport::kSharedMemory &&
+      flags.shm_socket.empty()) {
+    return FlagError(
+        "--shm-socket: expected the socket of the server's --shm-socket, to "
+        "measure calls with --transport=shared-memory",
+        session);
+  }
+  const int64_t callers = std::min(kMaxCallers, plan.pod.max_concurrency);
+  const auto rate = MeasureOnServer(flags, options, estimate, callers, session);
+  if (!rate.ok()) return session.CallError(rate.status());
+  plan.time = {.busy_s = 1 / rate->calls_per_second, .alone_s = rate->alone_s};
+  plan.source = absl::StrFormat(
+      "measured: %d calls by %d callers, %.3g GFLOP/s", rate->calls, callers,
+      static_cast<double>(estimate.flops) / 1e9 * rate->calls_per_second);
+  return kOk;
+}
+
+std::string Milliseconds(double seconds) {
+  return absl::StrFormat("%.4g ms", seconds * 1e3);
+}
+
+// Returns in words why there are so many pods, or why no number is enough.
+std::string ReasonForPods(const RatePlan& plan, const DeploymentFlags& flags,
+                          const client::MemoryEstimate& estimate) {
+  const CapacityPlan& capacity = plan.capacity;
+  if (capacity.pods > 0) {
+    return absl::StrCat("bounded by ", std::string(capacity.bound));
+  }
+  if (capacity.bound == "message_size") {
+    return absl::StrCat(
+        "none: a call needs a message of ", estimate.required_message_bytes,
+        " bytes, and the limit is ", plan.pod.max_message_bytes,
+        ": raise --max-message-bytes or use --transport=stream");
+  }
+  if (capacity.bound == "memory") {
+    return absl::StrFormat(
+        "none: a pod has room for %d such calls at once, which need %s each",
+        plan.pod.max_concurrency,
+        FormatBytesShort(estimate.peak_per_request_bytes));
+  }
+  return absl::StrCat(
+      "none: one call alone takes ",
+      Milliseconds(std::max(plan.time.alone_s, plan.time.busy_s)),
+      ", longer than --p99-ms=", flags.p99_ms,
+      "; it needs a pod with more or faster processors");
+}
+
+Json RatePlanJson(const RatePlan& plan) {
+  const CapacityPlan& capacity = plan.capacity;
+  Json json = {{"pods", capacity.pods},
+               {"bound", capacity.bound},
+               {"processors", capacity.pods * plan.pod.threads},
+               {"processors_per_pod", plan.pod.threads}};
+  if (plan.time.busy_s > 0) {
+    json["saturation_rate"] = 1 / plan.time.busy_s;
+    json["call_alone_ms"] = plan.time.alone_s * 1e3;
+    json["source"] = plan.source;
+  }
+  if (capacity.pods > 0) {
+    json["utilization"] = capacity.utilization;
+    json["mean_ms"] = capacity.mean_s * 1e3;
+    json["p99_ms"] = capacity.p99_s * 1e3;
+    json["mean_concurrency"] = capacity.mean_concurrency;
+    json["concurrency"] = capacity.concurrency;
+  }
+  return json;
+}
+
+std::vector<Session::Row> RatePlanRows(const RatePlan& plan,
+                                       const DeploymentFlags& flags,
+                                       const client::MemoryEstimate& estimate) {
+  const CapacityPlan& capacity = plan.capacity;
+  const std::string reason = ReasonForPods(plan, flags, estimate);
+  std::vector<Session::Row> rows = {
+      {"pods",
+       capacity.pods > 0 ? absl::StrCat(capacity.pods, ", ", reason) : reason}};
+  if (plan.time.busy_s > 0) {
+    rows.emplace_back(
+        "a pod answers at most",
+        absl::StrFormat("%.4g calls per second", 1 / plan.time.busy_s));
+    rows.emplace_back("from", plan.source);
+    rows.emplace_back("one call alone", Milliseconds(plan.time.alone_s));
+  }
+  if (capacity.pods > 0) {
+    rows.insert(rows.begin() + 1,
+                {"processors", absl::StrFormat("%d, %d in each pod",
+                                               capacity.pods * plan.pod.threads,
+                                               plan.pod.threads)});
+    rows.emplace_back("busy", absl::StrFormat("%.0f %% of the time",
+                                              capacity.utilization * 100));
+    rows.emplace_back("latency, mean", Milliseconds(capacity.mean_s));
+    rows.emplace_back("latency, p99", Milliseconds(capacity.p99_s));
+    rows.emplace_back("calls at once, mean",
+                      absl::StrFormat("%.2g", capacity.mean_concurrency));
+    rows.emplace_back("calls at once, 99.9 %",
+                      absl::StrCat(capacity.concurrency));
+  }
+  return rows;
 }
 
 }  // namespace
@@ -39,31 +323,109 @@ void AddDeploymentFlags(CLI::App& command, DeploymentFlags& flags) {
                 "--concurrency such calls at once, to be pasted: "
                 "--limits=kubernetes (default), compose or flags")
       ->check(CLI::IsMember(&LimitsFormats()));
+  CLI::Option* rate =
+      AddNumberFlag(command, "--rate", flags.rate,
+                    "print how many pods and processors this many calls per "
+                    "second need; makes calls for some seconds to measure how "
+                    "fast the server is")
+          ->check(Positive())
+          ->excludes("--concurrency");
+  CLI::Option* p99 =
+      AddNumberFlag(command, "--p99-ms", flags.p99_ms,
+                    "with --rate: how many milliseconds 99 of 100 calls can "
+                    "take, including the wait for other calls")
+          ->check(Positive())
+          ->needs(rate);
+  rate->needs(p99);
+  CLI::Option* gflops =
+      AddNumberFlag(command, "--gflops", flags.gflops,
+                    "with --rate: do not measure, but take 10^9 times this "
+                    "many operations per second for one pod")
+          ->check(Positive())
+          ->needs(rate);
+  command
+      .add_option("--bench", flags.bench,
+                  "with --rate: the same, from a file with the output of "
+                  "attnctl bench --json")
+      ->type_name("FILE.json")
+      ->needs(rate)
+      ->excludes(gflops);
+  AddNumberFlag(command, "--gigabytes-per-second", flags.gigabytes_per_second,
+                "with --gflops or --bench: how fast a pod receives and sends "
+                "tensors that are not in shared memory; default: 1")
+      ->check(Positive())
+      ->needs(rate);
+  command
+      .add_option("--shm-socket", flags.shm_socket,
+                  "with --rate and --transport=shared-memory: the server's "
+                  "socket for shared memory")
+      ->type_name("PATH")
+      ->needs(rate);
 }
 
 ExitCode PrintDeployment(const DeploymentFlags& flags,
                          const client::MemoryEstimateOptions& options,
                          const client::MemoryEstimate& estimate, bool offline,
                          bool json, Session& session) {
-  const auto threads = ThreadsOf(options, offline, session);
-  if (!threads.ok()) return session.CallError(threads.status());
-  const int64_t concurrency =
-      options.concurrency != 0 ? options.concurrency : 1;
-  const auto limits =
-      SolveLimits(estimate, options.transport, *threads, concurrency);
-  if (!limits.ok()) {
-    session.screen.PrintError(
-        absl::StrCat("attnctl: --limits: ", limits.status().message()));
-    return kUsage;
+  const auto pod = PodOf(options, estimate, offline, session);
+  if (!pod.ok()) return session.CallError(pod.status());
+  int64_t concurrency = options.concurrency != 0 ? options.concurrency : 1;
+  Json answer;
+  std::vector<Session::Row> rows;
+  if (flags.rate) {
+    RatePlan plan;
+    plan.pod = *pod;
+    if (estimate.required_message_bytes > pod->max_message_bytes) {
+      plan.capacity.bound = "message_size";
+    } else if (pod->max_concurrency < 1) {
+      plan.capacity.bound = "memory";
+    } else {
+      const ExitCode found =
+          FindCallTime(flags, options, estimate, offline, plan, session);
+      if (found != kOk) return found;
+      plan.capacity =
+          PlanCapacity(plan.time, {.calls_per_second = *flags.rate,
+                                   .p99_s = flags.p99_ms / 1e3,
+                                   .max_concurrency = pod->max_concurrency});
+    }
+    answer = RatePlanJson(plan);
+    rows = RatePlanRows(plan, flags, estimate);
+    concurrency = plan.capacity.concurrency;
+  }
+  std::vector<std::string> lines;
+  // A rate without an answer has no limits either.
+  if (concurrency > 0) {
+    const auto limits =
+        SolveLimits(estimate, options.transport, pod->threads, concurrency);
+    if (!limits.ok()) {
+      return FlagError(absl::StrCat(flags.limits.empty() ? "" : "--limits: ",
+                                    limits.status().message()),
+                       session);
+    }
+    if (flags.rate) {
+      rows.emplace_back("memory limit of a pod",
+                        FormatBytes(limits->memory_bytes));
+      answer["limits"] = LimitsJson(*limits);
+    } else {
+      answer = LimitsJson(*limits);
+    }
+    if (!flags.limits.empty()) {
+      lines = LimitsText(*limits, LimitsFormats().at(flags.limits));
+    }
   }
   if (json) {
-    session.screen.PrintJson(LimitsJson(*limits));
+    session.screen.PrintJson(answer);
     return kOk;
   }
-  for (const std::string& line :
-       LimitsText(*limits, LimitsFormats().at(flags.limits))) {
-    session.screen.Print(line);
+  // With --limits, the plan is a comment, so that the whole can be pasted.
+  if (flags.limits.empty()) {
+    session.PrintRows(rows);
+    return kOk;
   }
+  for (const auto& [label, value] : rows) {
+    session.screen.Print(absl::StrCat("# ", label, ": ", value));
+  }
+  for (const std::string& line : lines) session.screen.Print(line);
   return kOk;
 }
 

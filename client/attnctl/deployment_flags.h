@@ -1,9 +1,11 @@
-// The flags of attnctl estimate that turn the memory of a call into a
-// deployment: the limits of a container (--limits).
+// The flags of attnctl estimate that turn the cost of a call into a deployment:
+// the limits of a container (--limits), and how many servers a rate of calls
+// needs (--rate).
 #ifndef ATTND_CLIENT_ATTNCTL_DEPLOYMENT_FLAGS_H_
 #define ATTND_CLIENT_ATTNCTL_DEPLOYMENT_FLAGS_H_
 
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 
 #include "client/attnctl/session.h"
@@ -12,17 +14,25 @@
 namespace attnd::attnctl {
 
 struct DeploymentFlags {
-  std::string limits;  // the format; empty unless --limits was given
+  std::string limits;          // the format; empty without --limits
+  std::optional<double> rate;  // calls per second
+  double p99_ms = 0;           // set with `rate`
+  std::optional<double> gflops;
+  std::string bench;  // the path of a file
+  std::optional<double> gigabytes_per_second;
+  std::string shm_socket;
 
   // Returns whether one of the flags was given.
-  bool given() const { return !limits.empty(); }
+  bool given() const { return !limits.empty() || rate; }
 };
 
-// Adds the flags to `command`. They must outlive it.
+// Adds the flags to `command`, which must have --concurrency. They must outlive
+// it.
 void AddDeploymentFlags(CLI::App& command, DeploymentFlags& flags);
 
 // Prints what the flags ask for, as JSON if `json`. `estimate` is the estimate
-// for `options`. Asks the server for what it needs, unless `offline`.
+// for `options`. Asks the server for what it needs, and makes calls to it if
+// their rate has to be measured, unless `offline`.
 ExitCode PrintDeployment(const DeploymentFlags& flags,
                          const client::MemoryEstimateOptions& options,
                          const client::MemoryEstimate& estimate, bool offline,

@@ -158,7 +158,13 @@ void AddEstimateCommand(CLI::App& app, Session& session) {
       "  attnctl estimate --q-len=1 --kv-len=32768 --concurrency=64 "
       "--offline --json\n"
       "  attnctl estimate --seq-len=4096 --num-q-heads=32 --concurrency=2 "
-      "--limits=compose\n");
+      "--limits=compose\n"
+      "  attnctl estimate --seq-len=4096 --num-q-heads=32 --rate=5 "
+      "--p99-ms=2000\n"
+      "      makes such calls to a server for some seconds, and computes how "
+      "many\n"
+      "      servers 5 of them per second need (M/D/1 queue with processor\n"
+      "      sharing)\n");
   command->callback(
       [flags, &session] { session.exit_code = RunEstimate(*flags, session); });
 }

@@ -52,8 +52,8 @@ absl::Status NameFlag(const absl::Status& status) {
                                                       {".shape", "-shape"}})));
 }
 
-CostQuery QueryOf(const client::MemoryEstimateOptions& options,
-                  const CostLimits& limits) {
+CostQuery QueryWithoutDefaults(const client::MemoryEstimateOptions& options,
+                               const CostLimits& limits) {
   CostQuery query{.dtype = options.dtype,
                   .options = CoreOptions(options.attention),
                   .outputs = {.return_lse = options.return_lse,
@@ -101,7 +101,7 @@ absl::StatusOr<client::MemoryEstimate> Answer(
                       absl::StrCat(options.budget_bytes));
   }
   if (options.budget_bytes != 0) limits.budget_bytes = options.budget_bytes;
-  CostQuery query = QueryOf(options, limits);
+  CostQuery query = QueryWithoutDefaults(options, limits);
   ATTND_RETURN_IF_ERROR(query.CheckSizes());
   if (options.goal == EstimateGoal::kEstimate) {
     ATTND_RETURN_IF_ERROR(query.SetDefaults());
@@ -128,7 +128,20 @@ absl::StatusOr<client::MemoryEstimate> Answer(
   return result;
 }
 
+absl::Status SetAllDefaults(CostQuery& query) {
+  ATTND_RETURN_IF_ERROR(query.CheckSizes());
+  return query.SetDefaults();
+}
+
 }  // namespace
+
+absl::StatusOr<CostQuery> QueryOf(
+    const client::MemoryEstimateOptions& options) {
+  CostQuery query = QueryWithoutDefaults(options, CostLimits());
+  const absl::Status status = SetAllDefaults(query);
+  if (!status.ok()) return NameFlag(status);
+  return query;
+}
 
 absl::StatusOr<client::MemoryEstimate> EstimateOffline(
     const client::MemoryEstimateOptions& options, CostLimits limits) {

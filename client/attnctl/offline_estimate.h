@@ -6,6 +6,7 @@
 #include "absl/status/statusor.h"
 #include "client/types.h"
 #include "cost/cost_limits.h"
+#include "cost/cost_query.h"
 
 namespace attnd::attnctl {
 
@@ -18,6 +19,9 @@ namespace attnd::attnctl {
 // option is wrong.
 absl::StatusOr<client::MemoryEstimate> EstimateOffline(
     const client::MemoryEstimateOptions& options, CostLimits limits = {});
+
+// Returns the query for `options`, with every default set, or the same error.
+absl::StatusOr<CostQuery> QueryOf(const client::MemoryEstimateOptions& options);
 
 }  // namespace attnd::attnctl
 

@@ -4,10 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdint>
+#include <fstream>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "client/attnctl/attnctl.h"
@@ -19,8 +23,10 @@
 namespace attnd::attnctl {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 class DeploymentFlagsTest : public ::testing::Test {
@@ -163,6 +169,184 @@ TEST_F(DeploymentFlagsTest, LimitsAskTheServer) {
   const nlohmann::json limits =
       EstimateJson({"--seq-len=64", "--limits", "--server=" + server.target()});
   EXPECT_EQ(limits.at("cpus"), 5);
+}
+
+std::vector<std::string> RateFlagsAnd(const std::vector<std::string>& more) {
+  std::vector<std::string> flags = {"--seq-len=1024", "--num-q-heads=8",
+                                    "--threads=4", "--rate=20", "--p99-ms=500"};
+  flags.insert(flags.end(), more.begin(), more.end());
+  return flags;
+}
+
+TEST_F(DeploymentFlagsTest, RateCountsOperationsAndBytes) {
+  // 8 heads * 1024 * 1024 pairs * 4 * 128 operations, and 4 tensors of 4 MiB.
+  constexpr double kOperationsMs = 8.0 * 1024 * 1024 * 4 * 128 / 100e9 * 1e3;
+  constexpr double kBytesMs = 4 * 4.0 * (1 << 20) / 2e9 * 1e3;
+  const std::vector<std::string> rates = {"--offline", "--gflops=100",
+                                          "--gigabytes-per-second=2"};
+  const nlohmann::json plan = EstimateJson(RateFlagsAnd(rates));
+  const double call_ms = kOperationsMs + kBytesMs;
+  EXPECT_NEAR(plan.at("call_alone_ms"), call_ms, 1e-9);
+  EXPECT_NEAR(plan.at("saturation_rate"), 1e3 / call_ms, 1e-9);
+  EXPECT_EQ(plan.at("pods"), 2);  // one pod would be busy for 103 % of the time
+  EXPECT_EQ(plan.at("bound"), "processors");
+  EXPECT_EQ(plan.at("processors"), 8);
+  EXPECT_NEAR(plan.at("utilization"), 10 * call_ms / 1e3, 1e-9);
+  EXPECT_LE(plan.at("p99_ms"), 500);
+  EXPECT_THAT(plan.at("source"), HasSubstr("--gflops: 100 GFLOP/s"));
+
+  // The limits of a pod are those for the calls that it holds at once.
+  const auto concurrency = plan.at("concurrency").get<int64_t>();
+  EXPECT_GT(concurrency, 1);
+  EXPECT_EQ(plan.at("limits"),
+            EstimateJson({"--offline", "--seq-len=1024", "--num-q-heads=8",
+                          "--threads=4", "--limits",
+                          "--concurrency=" + std::to_string(concurrency)}));
+
+  // Tensors in shared memory are not moved.
+  std::vector<std::string> shared = rates;
+  shared.emplace_back("--transport=shared-memory");
+  EXPECT_NEAR(EstimateJson(RateFlagsAnd(shared)).at("call_alone_ms"),
+              kOperationsMs, 1e-9);
+}
+
+TEST_F(DeploymentFlagsTest, RateReadsTheFileOfABenchmark) {
+  const std::string path = ::testing::TempDir() + "deployment_bench.json";
+  const auto write = [&path](const std::string& text) {
+    std::ofstream(path) << text;
+  };
+  write(R"({"flash_time_ms": 1, "gflops": 50})");
+  const nlohmann::json plan =
+      EstimateJson(RateFlagsAnd({"--offline", "--bench=" + path}));
+  EXPECT_THAT(plan.at("source"), HasSubstr("--bench: 50 GFLOP/s"));
+  EXPECT_THAT(plan.at("source"), HasSubstr("1 GB/s (assumed"));
+  for (const char* wrong : {"", "[1]", "{}", R"({"gflops": "many"})",
+                            R"({"gflops": 0})", R"({"gflops": 5)"}) {
+    write(wrong);
+    Estimate(RateFlagsAnd({"--offline", "--bench=" + path}));
+    EXPECT_EQ(exit_code_, kFileError) << wrong;
+    EXPECT_THAT(err_, HasSubstr("--bench=" + path + ": expected the output"));
+  }
+}
+
+TEST_F(DeploymentFlagsTest, RateSaysWhenNoNumberOfPodsIsEnough) {
+  Estimate(RateFlagsAnd({"--offline", "--gflops=1"}));
+  EXPECT_EQ(exit_code_, kOk);
+  EXPECT_THAT(out_, HasSubstr("none: one call alone takes 4312 ms, longer than "
+                              "--p99-ms=500"));
+  EXPECT_THAT(out_, Not(HasSubstr("memory limit")));
+  const nlohmann::json slow =
+      EstimateJson(RateFlagsAnd({"--offline", "--gflops=1"}));
+  EXPECT_EQ(slow.at("pods"), 0);
+  EXPECT_EQ(slow.at("bound"), "latency");
+  EXPECT_FALSE(slow.contains("p99_ms"));
+
+  const nlohmann::json large =
+      EstimateJson({"--offline", "--seq-len=1000000", "--num-q-heads=32",
+                    "--rate=1", "--p99-ms=1", "--gflops=1000"});
+  EXPECT_EQ(large.at("pods"), 0);
+  EXPECT_EQ(large.at("bound"), "message_size");
+}
+
+// With --limits, the plan is a comment above what can be pasted.
+TEST_F(DeploymentFlagsTest, RateAndLimitsCanBePasted) {
+  Estimate(RateFlagsAnd({"--offline", "--gflops=100", "--limits=kubernetes"}));
+  EXPECT_EQ(exit_code_, kOk);
+  EXPECT_THAT(out_, StartsWith("# pods: 3, bounded by latency\n"));
+  EXPECT_THAT(out_, HasSubstr("\n# latency, p99: "));
+  EXPECT_THAT(out_, HasSubstr("\nresources:\n"));
+}
+
+TEST_F(DeploymentFlagsTest, RateFlagsThatContradictAreErrors) {
+  const std::vector<std::vector<std::string>> wrong = {
+      {"--offline", "--seq-len=8", "--rate=1"},
+      {"--offline", "--seq-len=8", "--p99-ms=1"},
+      {"--offline", "--seq-len=8", "--gflops=1"},
+      {"--offline", "--seq-len=8", "--bench=file"},
+      RateFlagsAnd({"--offline"}),
+      RateFlagsAnd({"--offline", "--gflops=0"}),
+      RateFlagsAnd({"--offline", "--gflops=1", "--rate=-1"}),
+      RateFlagsAnd({"--offline", "--gflops=1", "--bench=file"}),
+      RateFlagsAnd({"--offline", "--gflops=1", "--concurrency=2"}),
+      RateFlagsAnd({"--offline", "--gflops=1", "--gigabytes-per-second=0"})};
+  for (const auto& flags : wrong) {
+    Estimate(flags);
+    EXPECT_EQ(exit_code_, kUsage) << testing::PrintToString(flags);
+    EXPECT_THAT(err_, HasSubstr("--")) << testing::PrintToString(flags);
+    EXPECT_THAT(out_, IsEmpty());
+  }
+}
+
+// Answers one call at a time, and each in 20 ms.
+class SlowHandler final : public client::FakeHandler {
+ public:
+  client::WireReply OnAttention(const client::FakeCall& call,
+                                v1::AttentionResponse* response) override {
+    const std::lock_guard lock(mutex_);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    return FakeHandler::OnAttention(call, response);
+  }
+  client::WireReply OnMemoryEstimate(
+      const v1::MemoryEstimateRequest&,
+      v1::MemoryEstimateResponse* response) override {
+    response->set_peak_per_request_bytes(1 << 20);
+    response->set_required_message_bytes(required_message_bytes_);
+    return {};
+  }
+
+  int64_t required_message_bytes_ = 5000;
+
+ private:
+  std::mutex mutex_;
+};
+
+TEST_F(DeploymentFlagsTest, RateMeasuresCallsOfTheProblem) {
+  SlowHandler handler;
+  const client::FakeServer server(&handler);
+  const std::string address = "--server=" + server.target();
+  const nlohmann::json plan = EstimateJson(
+      {address, "--q-len=3", "--kv-len=5", "--num-q-heads=4",
+       "--num-kv-heads=2", "--head-dim=8", "--v-head-dim=6", "--dtype=bf16",
+       "--layout=bshd", "--mask-shape=3,5", "--rate=1", "--p99-ms=100000"});
+  EXPECT_THAT(err_, HasSubstr("measures calls: all callers\n"));
+  EXPECT_THAT(plan.at("source"), HasSubstr("by 4 callers"));
+  // The handler takes 20 ms or more for each call.
+  EXPECT_GE(plan.at("call_alone_ms"), 20);
+  EXPECT_LE(plan.at("saturation_rate"), 50);
+  EXPECT_EQ(plan.at("processors_per_pod"), 5);
+  const std::vector<client::FakeCall> calls = handler.calls();
+  ASSERT_GT(calls.size(), 12U);
+  for (const client::FakeCall& call : calls) {
+    ASSERT_EQ(call.tensors.size(), 3U);
+    EXPECT_THAT(call.tensors[0].shape(), ElementsAre(1, 3, 4, 8));
+    EXPECT_THAT(call.tensors[1].shape(), ElementsAre(1, 5, 2, 8));
+    EXPECT_THAT(call.tensors[2].shape(), ElementsAre(1, 5, 2, 6));
+    EXPECT_EQ(call.tensors[0].dtype(), v1::DATA_TYPE_BF16);
+    EXPECT_EQ(call.options.mask().data(), std::string(15, '\1'));
+  }
+  // Where nothing can be measured, nothing is called.
+  Estimate(RateFlagsAnd({address, "--transport=shared-memory"}));
+  EXPECT_EQ(exit_code_, kUsage);
+  EXPECT_THAT(err_, HasSubstr("--shm-socket: expected the socket"));
+  handler.required_message_bytes_ = int64_t{2} << 30;
+  EXPECT_EQ(EstimateJson(RateFlagsAnd({address})).at("bound"), "message_size");
+  EXPECT_EQ(handler.calls().size(), calls.size());
+}
+
+TEST_F(DeploymentFlagsTest, RateReportsCallsThatFail) {
+  class RefusingHandler final : public client::FakeHandler {
+   public:
+    client::WireReply OnAttention(const client::FakeCall&,
+                                  v1::AttentionResponse*) override {
+      return {.code = 3, .message = "scale: expected a number"};
+    }
+  };
+  RefusingHandler handler;
+  const client::FakeServer server(&handler);
+  Estimate(RateFlagsAnd({"--server=" + server.target()}));
+  EXPECT_EQ(exit_code_, kCallFailed);
+  EXPECT_THAT(err_, HasSubstr("INVALID_ARGUMENT: scale: expected a number"));
+  EXPECT_THAT(out_, IsEmpty());
 }
 
 }  // namespace

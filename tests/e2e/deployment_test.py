@@ -107,3 +107,29 @@ def test_the_limits_hold_calls_that_arrive_together(attnd, stubs, client, rng,
       caller.join()
   assert len(answers) == CALLS
   assert all(np.array_equal(answer, expected) for answer in answers)
+
+
+RATES = {
+    'inline': ['--num-kv-heads=2', '--return-lse', '--causal=bottom-right'],
+    'stream': ['--transport=stream', '--dtype=f16', '--output-dtype=f32'],
+    'shared memory': ['--transport=shared-memory', '--bias-shape=4,256,256',
+                      '--mask-shape=256,256', '--layout=bshd'],
+    'ragged': ['--cu-seqlens-q=0,100,256', '--cu-seqlens-k=0,200,256'],
+}
+
+
+@pytest.mark.parametrize('name', RATES)
+def test_a_rate_is_measured_with_real_calls(attnd, estimate, tmp_path, name):
+  shm_socket = tmp_path / 'shm.sock'
+  flags = ['--seq-len=256', '--num-q-heads=4', *RATES[name]]
+  if name == 'shared memory':
+    flags.append(f'--shm-socket={shm_socket}')
+  with Server(attnd, '--threads=2', f'--shm-socket={shm_socket}') as server:
+    plan = estimate(f'--server={server.tcp}', '--rate=1', '--p99-ms=1e6',
+                    *flags)
+  assert plan['source'].startswith('measured: ')
+  assert plan['processors_per_pod'] == 2
+  assert plan['saturation_rate'] > 1
+  assert (plan['pods'], plan['bound']) == (1, 'processors')
+  assert plan['utilization'] == pytest.approx(1 / plan['saturation_rate'])
+  assert plan['mean_ms'] >= plan['call_alone_ms']
