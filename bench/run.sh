@@ -7,14 +7,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'EOF'
-usage: bench/run.sh core|micro|planning|serve|peers [ARGUMENTS]
+usage: bench/run.sh core|micro|planning|serve|peers|capacity [ARGUMENTS]
 
   core   the attention core against this machine's peak rate of multiply-adds and
          its memory bandwidth
   micro  the parts of the core by themselves
-  planning  how long the answers of MemoryEstimate take to find
+  planning
+         how long the answers of MemoryEstimate take to find
   serve  a server against the core, bare gRPC and plain sockets
   peers  the core beside PyTorch, ONNX Runtime, OpenVINO and ggml (7 GB of disk)
+  capacity
+         the rates that attnctl estimate --rate predicts, against those that
+         clients of a server reach
 
 ARGUMENTS are those of the bench; --help lists them, and --json=FILE writes the
 records. Without arguments, core, serve and peers measure everything (ten minutes or
@@ -88,8 +92,15 @@ main() {
       ./dev build release attnd_turns
       bench_peers "${@:2}"
       ;;
+    capacity)
+      ./dev build release attnd attnctl call_load
+      python3 -B bench/capacity_check.py "${@:2}"
+      ;;
     --help | -h) usage ;;
-    *) die "bench takes core, micro, planning, serve or peers, got '${1:-}'" ;;
+    *)
+      die "bench takes core, micro, planning, serve, peers or capacity," \
+        "got '${1:-}'"
+      ;;
   esac
 }
 

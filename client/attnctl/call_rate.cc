@@ -189,7 +189,7 @@ absl::StatusOr<CallRate> MeasureCallRate(
   constexpr double kAloneSeconds = 1;
   constexpr size_t kMinAlone = 3;
   constexpr double kTogetherSeconds = 3;
-  constexpr double kMinCallsPerClient = 3;
+  constexpr double kMinCallsPerClient = 2;
   ATTND_ASSIGN_OR_RETURN(const std::unique_ptr<RandomCall> call,
                          RandomCall::Make(problem, clients.size(), shm_socket));
   // The first calls open connections and touch new memory at both ends.

@@ -1,6 +1,7 @@
 #include "client/attnctl/deployment_flags.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -26,7 +27,7 @@ namespace attnd::attnctl {
 namespace {
 
 // More clients do not make a server answer more calls per second.
-constexpr int64_t kMaxCallers = 4;
+constexpr int64_t kMaxCallers = 8;
 
 // What --gigabytes-per-second is without the flag.
 constexpr double kAssumedGigabytesPerSecond = 1;
@@ -87,14 +88,16 @@ class MeasurementProgress {
 CLI::Validator Positive() {
   return {[](const std::string& text) {
             double number = 0;
-            return absl::SimpleAtod(text, &number) && number <= 0
+            return absl::SimpleAtod(text, &number) &&
+                           !(number > 0 && std::isfinite(number))
                        ? absl::StrCat("expected a number above 0, got ", text)
                        : std::string();
           },
           ""};
 }
 
-absl::StatusOr<Pod> PodOf(const client::MemoryEstimateOptions& options,
+absl::StatusOr<Pod> PodOf(const DeploymentFlags& flags,
+                          const client::MemoryEstimateOptions& options,
                           const client::MemoryEstimate& estimate, bool offline,
                           Session& session) {
   Pod pod{.threads = options.threads};
@@ -104,7 +107,8 @@ absl::StatusOr<Pod> PodOf(const client::MemoryEstimateOptions& options,
   }
   const auto info = session.Connect().GetServerInfo();
   if (!info.ok()) return info.status();
-  if (pod.threads == 0) pod.threads = info->threads;
+  // Measured calls are computed by the threads of the server.
+  if (pod.threads == 0 || flags.measures()) pod.threads = info->threads;
   pod.max_concurrency = info->memory_budget_bytes /
                         std::max<int64_t>(estimate.peak_per_request_bytes, 1);
   if (info->load.max_in_flight > 0) {
@@ -254,6 +258,9 @@ std::string ReasonForPods(const RatePlan& plan, const DeploymentFlags& flags,
         plan.pod.max_concurrency,
         FormatBytesShort(estimate.peak_per_request_bytes));
   }
+  if (capacity.bound == "processors") {
+    return "none: more pods than attnctl counts would be too few";
+  }
   return absl::StrCat(
       "none: one call alone takes ",
       Milliseconds(std::max(plan.time.alone_s, plan.time.busy_s)),
@@ -367,7 +374,7 @@ ExitCode PrintDeployment(const DeploymentFlags& flags,
                          const client::MemoryEstimateOptions& options,
                          const client::MemoryEstimate& estimate, bool offline,
                          bool json, Session& session) {
-  const auto pod = PodOf(options, estimate, offline, session);
+  const auto pod = PodOf(flags, options, estimate, offline, session);
   if (!pod.ok()) return session.CallError(pod.status());
   int64_t concurrency = options.concurrency != 0 ? options.concurrency : 1;
   Json answer;

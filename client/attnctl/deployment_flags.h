@@ -24,6 +24,8 @@ struct DeploymentFlags {
 
   // Returns whether one of the flags was given.
   bool given() const { return !limits.empty() || rate; }
+  // Returns whether the time of calls has to be measured.
+  bool measures() const { return rate && !gflops && bench.empty(); }
 };
 
 // Adds the flags to `command`, which must have --concurrency. They must outlive

@@ -246,6 +246,12 @@ TEST_F(DeploymentFlagsTest, RateSaysWhenNoNumberOfPodsIsEnough) {
                     "--rate=1", "--p99-ms=1", "--gflops=1000"});
   EXPECT_EQ(large.at("pods"), 0);
   EXPECT_EQ(large.at("bound"), "message_size");
+
+  const nlohmann::json many =
+      EstimateJson({"--offline", "--seq-len=1000", "--gflops=1", "--rate=1e300",
+                    "--p99-ms=1e9"});
+  EXPECT_EQ(many.at("pods"), 0);
+  EXPECT_EQ(many.at("bound"), "processors");
 }
 
 // With --limits, the plan is a comment above what can be pasted.
@@ -265,7 +271,9 @@ TEST_F(DeploymentFlagsTest, RateFlagsThatContradictAreErrors) {
       {"--offline", "--seq-len=8", "--bench=file"},
       RateFlagsAnd({"--offline"}),
       RateFlagsAnd({"--offline", "--gflops=0"}),
-      RateFlagsAnd({"--offline", "--gflops=1", "--rate=-1"}),
+      RateFlagsAnd({"--offline", "--gflops=inf"}),
+      {"--offline", "--seq-len=8", "--gflops=1", "--rate=-1", "--p99-ms=1"},
+      {"--offline", "--seq-len=8", "--gflops=1", "--rate=1", "--p99-ms=nan"},
       RateFlagsAnd({"--offline", "--gflops=1", "--bench=file"}),
       RateFlagsAnd({"--offline", "--gflops=1", "--concurrency=2"}),
       RateFlagsAnd({"--offline", "--gflops=1", "--gigabytes-per-second=0"})};
@@ -309,7 +317,7 @@ TEST_F(DeploymentFlagsTest, RateMeasuresCallsOfTheProblem) {
        "--num-kv-heads=2", "--head-dim=8", "--v-head-dim=6", "--dtype=bf16",
        "--layout=bshd", "--mask-shape=3,5", "--rate=1", "--p99-ms=100000"});
   EXPECT_THAT(err_, HasSubstr("measures calls: all callers\n"));
-  EXPECT_THAT(plan.at("source"), HasSubstr("by 4 callers"));
+  EXPECT_THAT(plan.at("source"), HasSubstr("by 8 callers"));
   // The handler takes 20 ms or more for each call.
   EXPECT_GE(plan.at("call_alone_ms"), 20);
   EXPECT_LE(plan.at("saturation_rate"), 50);
