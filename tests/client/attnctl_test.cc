@@ -202,7 +202,9 @@ TEST(AttnctlUsageTest, NumbersThatAreNotHeldAsWrittenAreErrors) {
                            "--alibi-slopes", "--sink-logits"}}};
   const Kind doubles[] = {
       {{"self", "-s", "x.npy"}, {"--max-error", "--deadline"}},
-      {{"top"}, {"--interval"}}};
+      {{"top"}, {"--interval"}},
+      {{"estimate", "--offline"},
+       {"--rate", "--p99-ms", "--gflops", "--gigabytes-per-second"}}};
   const auto expect_refused = [](const auto& kinds,
                                  const std::vector<std::string>& texts) {
     for (const Kind& kind : kinds) {
