@@ -11,7 +11,6 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "bench/open_loop.h"
@@ -60,6 +59,7 @@ void RunAll(int clients, size_t count, const Call& call) {
   std::atomic<size_t> next{0};
   std::vector<std::exception_ptr> errors(static_cast<size_t>(clients));
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<size_t>(clients));
   for (int client = 0; client < clients; ++client) {
     threads.emplace_back([&, client] {
       try {
@@ -152,6 +152,7 @@ int Main(int argc, char** argv) {
                  "this many per second on average");
   CLI11_PARSE(app, argc, argv);
   std::vector<Kind> kinds;
+  kinds.reserve(flags.calls.size());
   for (const std::string& call : flags.calls) kinds.push_back(ParseKind(call));
   const Json result = flags.rate > 0 ? RunAtRate(flags, kinds.front())
                                      : RunClosedLoop(flags, kinds);

@@ -12,6 +12,7 @@
 #include "attnd/v1/attention.grpc.pb.h"
 #include "base/status_macros.h"
 #include "core/machine.h"
+#include "cost/memory_shares.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"

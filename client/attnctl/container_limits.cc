@@ -124,6 +124,7 @@ absl::StatusOr<ContainerLimits> SolveLimits(
 std::vector<std::string> LimitsText(const ContainerLimits& limits,
                                     LimitsFormat format) {
   std::vector<std::string> lines;
+  lines.reserve(16);
   for (const std::string& note : limits.notes) {
     lines.push_back(absl::StrCat("# ", note));
   }

@@ -1,6 +1,4 @@
-// Tests the flags of attnctl estimate that plan a deployment.
-#include "client/attnctl/deployment_flags.h"
-
+// Tests the flags of attnctl estimate in client/attnctl/deployment_flags.h.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
