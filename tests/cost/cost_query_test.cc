@@ -182,31 +182,6 @@ TEST(CostQueryTest, ShapesFollowTheLayout) {
   EXPECT_EQ(InputShapesOf(query).value, (Shape{5, 4, 6}));
 }
 
-TEST(CostQueryTest, ScaledProblemsKeepTheirProportions) {
-  CostQuery query = WithSizes({}, {.batch = 2, .q_len = 4, .kv_len = 10});
-  query.options = {.bias = TensorSpec{.shape = {4, 10}},
-                   .mask = TensorSpec{DataType::kBool, {1, 10}},
-                   .query_lengths = {4, 1},
-                   .key_lengths = {10, 0}};
-  ASSERT_TRUE(query.SetDefaults().ok());
-  const CostQuery larger = Scaled(query, 2.5);
-  EXPECT_EQ(larger.q_len.value, 10);
-  EXPECT_EQ(larger.kv_len.value, 25);
-  EXPECT_EQ(larger.batch.value, 2);
-  EXPECT_EQ(larger.options.query_lengths, (std::vector<int64_t>{10, 3}));
-  EXPECT_EQ(larger.options.key_lengths, (std::vector<int64_t>{25, 0}));
-  EXPECT_EQ(larger.options.bias->shape, (std::vector<int64_t>{10, 25}));
-  EXPECT_EQ(larger.options.mask->shape, (std::vector<int64_t>{1, 25}));
-  EXPECT_TRUE(CostOf(larger).ok());
-  CostQuery ragged = WithSizes({}, {.seq_len = 6});
-  ragged.options = {.cu_seqlens_q = {0, 2, 6}, .cu_seqlens_k = {0, 1, 6}};
-  ASSERT_TRUE(ragged.SetDefaults().ok());
-  EXPECT_EQ(Scaled(ragged, 3).options.cu_seqlens_q,
-            (std::vector<int64_t>{0, 6, 18}));
-  EXPECT_TRUE(CostOf(Scaled(ragged, 3)).ok());
-}
-
-// Windows can leave few pairs of a row and a key, however long the sequences.
 TEST(CostQueryTest, FlopsOfLongSequencesAreExact) {
   constexpr int64_t kLength = int64_t{1} << 58;
   const auto window = [&](Causal causal, int64_t q_len) {
