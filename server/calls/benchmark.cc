@@ -15,6 +15,7 @@
 #include "core/fma_peak.h"
 #include "core/naive_attention.h"
 #include "core/reference_attention.h"
+#include "server/calls/benchmark_forecast.h"
 #include "server/calls/benchmark_tensors.h"
 #include "server/codec/response_codec.h"
 #include "server/status/status_convert.h"
@@ -32,6 +33,10 @@ constexpr int64_t kMaxPeaks = 10;
 // The share of a benchmark's time that preparations and measurements may take.
 // The rest is for the verification.
 constexpr double kMeasuringShare = 0.9;
+// The shares of the machine's peak that the algorithms are expected to reach.
+// They matter only to the progress of the first repetition.
+constexpr double kFlashPeakShare = 0.5;
+constexpr double kNaivePeakShare = 0.05;
 // Relative errors are relative to at least this number.
 constexpr double kMinExpected = 1e-6;
 // After this time, other processes may have ended some of their threads.
@@ -56,6 +61,10 @@ class Run {
         stop_(stop),
         progress_(progress),
         load_(context.load),
+        forecast_({.repetitions = spec.repetitions,
+                   .peaks = MaxPeaks(),
+                   .measuring_limit = Limit() * kMeasuringShare,
+                   .limit = Limit()}),
         engine_(&context.engine) {}
 
   absl::StatusOr<v1::BenchmarkResult> Execute() {
@@ -71,20 +80,25 @@ class Run {
       // The time is up. The result is what has been measured until now.
     }
     v1::BenchmarkResult result = Summarize();
-    Begin("verify");
+    Begin(BenchmarkPhase::kVerify);
     ATTND_RETURN_IF_ERROR(Verify(result));
-    if (load_ != nullptr) load_->Computed(ServiceMethod::kBenchmark, flash_stats_);
+    if (load_ != nullptr)
+      load_->Computed(ServiceMethod::kBenchmark, flash_stats_);
     return result;
   }
 
  private:
   int64_t MaxPeaks() const { return std::min(spec_.repetitions, kMaxPeaks); }
 
-  // Reports that a step begins, and so that the one before is done.
-  void Begin(absl::string_view phase) {
-    const int64_t steps = 2 + spec_.repetitions * 2 + MaxPeaks();
-    progress_(phase,
-              static_cast<double>(steps_begun_++) / static_cast<double>(steps));
+  // Returns how long everything may take.
+  BenchmarkForecast::Seconds Limit() const {
+    return max_time_.count() == 0 ? BenchmarkForecast::Plan().limit : max_time_;
+  }
+
+  // Reports that a phase begins.
+  void Begin(BenchmarkPhase phase) {
+    progress_(
+        forecast_.Begin(phase, std::chrono::steady_clock::now() - start_));
   }
 
   // Returns the point in time that is `time` after the start, or the largest
@@ -107,12 +121,13 @@ class Run {
   }
 
   absl::Status Prepare() {
-    Begin("prepare");
+    Begin(BenchmarkPhase::kPrepare);
     ATTND_RETURN_IF_ERROR(ChooseEngine());
     const MemoryEstimate estimate =
         engine_->estimator().Estimate(spec_.problem);
     naive_bytes_ =
         engine_->estimator().Estimate(spec_.naive_problem).naive_bytes;
+    flops_ = estimate.flops;
     const int64_t other_bytes = reservation_.bytes() + kMessageEnvelopeBytes;
     const int64_t tensor_bytes = estimate.input_bytes + estimate.output_bytes;
     const std::optional<int64_t> with_flash =
@@ -132,8 +147,38 @@ class Run {
           f32_tensors_,
           BenchmarkTensors::Make(spec_.naive_problem, measuring_));
     }
-    return FillInputs(tensors_, f32_tensors_ ? &*f32_tensors_ : nullptr,
-                      measuring_);
+    ATTND_RETURN_IF_ERROR(FillInputs(
+        tensors_, f32_tensors_ ? &*f32_tensors_ : nullptr, measuring_));
+    ExpectVerification();
+    return absl::OkStatus();
+  }
+
+  // Forecasts the time of the verification from that of one row.
+  void ExpectVerification() {
+    std::vector<double> output(
+        static_cast<size_t>(spec_.problem.params().v_head_dim));
+    double lse = 0;
+    const SteadyTime begin = std::chrono::steady_clock::now();
+    ReferenceAttentionRow(spec_.problem, tensors_.buffers(), /*entry=*/0,
+                          /*head=*/0, /*q_row=*/0, output.data(), &lse);
+    forecast_.Expect(BenchmarkPhase::kVerify,
+                     (std::chrono::steady_clock::now() - begin) *
+                         static_cast<double>(VerifiedRows()));
+  }
+
+  // Forecasts the times of the algorithms before the first of them has run.
+  void ExpectAttention(double peak_flops_per_s) {
+    const BenchmarkForecast::Seconds at_peak(static_cast<double>(flops_) /
+                                             peak_flops_per_s);
+    forecast_.Expect(BenchmarkPhase::kFlash, at_peak / kFlashPeakShare);
+    if (naive_fits_) {
+      forecast_.Expect(BenchmarkPhase::kNaive, at_peak / kNaivePeakShare);
+    }
+  }
+
+  int64_t VerifiedRows() const {
+    const AttentionParams& params = spec_.problem.params();
+    return std::min(params.num_q_heads * params.q_len, kMaxVerifiedRows);
   }
 
   // Chooses the server's engine, or makes one if the benchmark has another
@@ -157,14 +202,15 @@ class Run {
     // that are spread evenly.
     if (static_cast<int64_t>(peaks_.size()) * spec_.repetitions <=
         repetition * MaxPeaks()) {
-      Begin("peak");
+      Begin(BenchmarkPhase::kPeak);
       const double peak =
           MeasureFmaPeak(engine_->machine().isa, spec_.peak_time,
                          engine_->scheduler(), engine_->threads(), &measuring_);
       ATTND_RETURN_IF_ERROR(measuring_.Check());
+      if (peaks_.empty()) ExpectAttention(peak);
       peaks_.push_back(peak);
     }
-    Begin("naive");
+    Begin(BenchmarkPhase::kNaive);
     std::optional<double> naive_ms;
     if (naive_fits_) {
       const BenchmarkTensors& tensors = f32_tensors_ ? *f32_tensors_ : tensors_;
@@ -175,7 +221,7 @@ class Run {
       naive_peak_bytes_ = std::max(
           naive_peak_bytes_, tensors.size_bytes() + stats.workspace_bytes);
     }
-    Begin("flash");
+    Begin(BenchmarkPhase::kFlash);
     ATTND_ASSIGN_OR_RETURN(
         const RunStats stats,
         engine_->Run(spec_.problem, tensors_.buffers(), &measuring_));
@@ -233,7 +279,7 @@ class Run {
   absl::Status Verify(v1::BenchmarkResult& result) const {
     const AttentionParams& params = spec_.problem.params();
     const int64_t rows = params.num_q_heads * params.q_len;
-    const int64_t checked = std::min(rows, kMaxVerifiedRows);
+    const int64_t checked = VerifiedRows();
     // The step and the number of rows have no common divisor, so each row is
     // reached once. The step is large, so that the first few rows are spread as
     // well.
@@ -277,15 +323,16 @@ class Run {
   const StopSignal verifying_{After(max_time_), &stop_};
   const BenchmarkProgressFn& progress_;
   LoadMeter* const load_;
+  BenchmarkForecast forecast_;
   std::optional<AttentionEngine> own_engine_;
   AttentionEngine* engine_;
 
+  int64_t flops_ = 0;  // of each algorithm
   bool naive_fits_ = false;
   BenchmarkTensors tensors_;
   // The tensors in f32, for naive attention. If unset, naive attention uses
   // tensors_.
   std::optional<BenchmarkTensors> f32_tensors_;
-  int64_t steps_begun_ = 0;
   std::vector<double> peaks_;
   std::vector<double> naive_ms_;
   std::vector<double> flash_ms_;

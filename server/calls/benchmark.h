@@ -8,7 +8,6 @@
 #include <system_error>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "attnd/v1/attention.pb.h"
 #include "core/tile_scheduler.h"
 #include "server/calls/benchmark_codec.h"
@@ -21,10 +20,8 @@ namespace attnd::server {
 // system cannot start a thread. `error` is what std::thread has thrown.
 absl::Status NoThreadError(const std::system_error& error);
 
-// Receives the name of each phase when it begins, and the fraction of all work
-// that is done by then, from 0 to 1.
-using BenchmarkProgressFn =
-    std::function<void(absl::string_view phase, double fraction)>;
+// Receives a report when a phase begins.
+using BenchmarkProgressFn = std::function<void(const v1::BenchmarkProgress&)>;
 
 // Runs the benchmark that `spec` describes and returns its result. Blocks until
 // it is done, so do not call it from a worker.

@@ -1,11 +1,9 @@
 #include "server/calls/benchmark_call.h"
 
 #include <chrono>
-#include <string>
 #include <system_error>
 #include <utility>
 
-#include "absl/strings/string_view.h"
 #include "base/field_error.h"
 #include "base/status_macros.h"
 #include "base/tsan_ordering.h"
@@ -73,22 +71,19 @@ absl::Status BenchmarkCall::Begin(const ReceivedMessage& received) {
   ATTND_RETURN_IF_ERROR(ParseMessage(received, reservation_, request).status());
   ATTND_ASSIGN_OR_RETURN(spec_, DecodeBenchmark(request, context_));
   return runner_.Start([self = shared_from_this()] {
-    absl::StatusOr<v1::BenchmarkResult> result = RunBenchmark(
-        *self->spec_, self->context_, self->reservation_, self->stop_,
-        [&](absl::string_view phase, double fraction) {
-          self->Progress(phase, fraction);
-        });
+    absl::StatusOr<v1::BenchmarkResult> result =
+        RunBenchmark(*self->spec_, self->context_, self->reservation_,
+                     self->stop_, [&](const v1::BenchmarkProgress& progress) {
+                       self->Progress(progress);
+                     });
     return [self, result = std::move(result)] { self->Complete(result); };
   });
 }
 
-void BenchmarkCall::Progress(absl::string_view phase, double fraction) {
-  v1::BenchmarkProgress progress;
-  progress.set_phase(std::string(phase));
-  progress.set_fraction(fraction);
+void BenchmarkCall::Progress(const v1::BenchmarkProgress& progress) {
   {
     const std::lock_guard lock(mutex_);
-    progress_ = std::move(progress);
+    progress_ = progress;
   }
   Pump();
 }

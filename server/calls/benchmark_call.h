@@ -80,7 +80,7 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
 
  private:
   absl::Status Begin(const ReceivedMessage& received);
-  void Progress(absl::string_view phase, double fraction);
+  void Progress(const v1::BenchmarkProgress& progress);
   void Complete(absl::StatusOr<v1::BenchmarkResult> result);
   // Writes the next message that is ready, or finishes the stream. Does nothing
   // while an earlier message is still being sent. Of the progress reports that

@@ -31,6 +31,19 @@ def test_progress_never_falls_and_one_result_is_last(client):
   assert {p.phase for p in progress} <= PHASES
 
 
+def test_the_time_left_shrinks(client):
+  progress, _ = run(client, num_vectors=2048, dimensions=64, repetitions=6)
+  left = [p.seconds_left if p.HasField('seconds_left') else None
+          for p in progress]
+  # A slow client gets only the last of several reports, but the events of one
+  # repetition are always in this order.
+  first = next(i for i, seconds in enumerate(left) if seconds is not None)
+  assert 'flash' in {p.phase for p in progress[:first]}
+  assert None not in left[first:]
+  assert left[first] > left[-1] >= 0
+  assert progress[-1].phase == 'verify' and progress[-1].fraction < 1
+
+
 def test_the_result_adds_up(client):
   _, result = run(client, num_vectors=512, dimensions=32, num_heads=2,
                   repetitions=3)

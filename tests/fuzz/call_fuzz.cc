@@ -147,12 +147,12 @@ void CallOfBenchmark(const std::string& bytes, const Slicing& slicing) {
   }
   spec->peak_time = std::chrono::microseconds(50);
   spec->repetitions = std::min<int64_t>(spec->repetitions, 2);
-  const auto result =
-      RunBenchmark(*spec, context, *reservation, StopSignal(),
-                   [](absl::string_view /*phase*/, double fraction) {
-                     Require(fraction >= 0 && fraction < 1,
-                             "progress is a part of the whole");
-                   });
+  const auto result = RunBenchmark(
+      *spec, context, *reservation, StopSignal(),
+      [](const v1::BenchmarkProgress& progress) {
+        Require(progress.fraction() >= 0 && progress.fraction() < 1,
+                "progress is a part of the whole");
+      });
   CheckStatus(result.status());
   if (!result.ok()) return;
   // The numbers are below 1 and are rounded at most to bf16.

@@ -43,6 +43,7 @@ class BenchmarkTest : public ::testing::Test {
     absl::StatusOr<v1::BenchmarkResult> result = absl::UnknownError("unset");
     std::vector<std::string> phases;
     std::vector<double> fractions;
+    std::vector<std::optional<double>> seconds_left;
     int64_t held_bytes = -1;  // what the call holds when it is over
   };
   Outcome Run(
@@ -61,9 +62,13 @@ class BenchmarkTest : public ::testing::Test {
     Admission::Reservation reservation = *admission.Admit(0);
     outcome.result =
         RunBenchmark(*spec, context, reservation, stop,
-                     [&](absl::string_view phase, double fraction) {
-                       outcome.phases.emplace_back(phase);
-                       outcome.fractions.push_back(fraction);
+                     [&](const v1::BenchmarkProgress& progress) {
+                       outcome.phases.push_back(progress.phase());
+                       outcome.fractions.push_back(progress.fraction());
+                       outcome.seconds_left.push_back(
+                           progress.has_seconds_left()
+                               ? std::optional(progress.seconds_left())
+                               : std::nullopt);
                        on_progress();
                      });
     outcome.held_bytes = reservation.bytes();
@@ -166,6 +171,12 @@ TEST_F(BenchmarkTest, ProgressNeverFallsAndNamesThePhases) {
     EXPECT_GE(fraction, last);
     EXPECT_LT(fraction, 1);
     last = fraction;
+  }
+  EXPECT_GT(last, 0);
+  // The first repetition ends at the second measurement of the peak.
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(outcome.seconds_left[i].has_value(), i >= 4) << expected[i];
+    EXPECT_GE(outcome.seconds_left[i].value_or(0), 0);
   }
 }
 
