@@ -158,12 +158,13 @@ PendingCall AttentionClient::AttentionBackwardAsync(
 
 absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
     const BenchmarkOptions& options,
-    const std::function<bool(const BenchmarkProgress&)>& on_progress) const {
+    const std::function<bool(const BenchmarkProgress&)>& on_progress,
+    const std::stop_token& stop) const {
   v1::BenchmarkResponse response;
   std::optional<BenchmarkResult> result;
   ATTND_RETURN_IF_ERROR(channel_->Stream(
       method::kBenchmark, EncodeBenchmark(options), &response,
-      CallTime::From(options_.deadline), [&] {
+      CallTime::From(options_.deadline), stop, [&] {
         if (response.has_result()) result = DecodeBenchmark(response.result());
         if (!response.has_progress() || !on_progress) return true;
         const v1::BenchmarkProgress& progress = response.progress();

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
 
 #include "absl/status/status.h"
@@ -194,10 +195,12 @@ class AttentionClient {
   // Runs flash and naive attention on the server, waits, and returns the times
   // of both. Calls `on_progress` in this thread for each progress report of the
   // server, and cancels the benchmark if `on_progress` returns false.
-  // `on_progress` can be empty.
+  // `on_progress` can be empty. Any thread can cancel the benchmark at any time
+  // with the source of `stop`.
   absl::StatusOr<BenchmarkResult> Benchmark(
       const BenchmarkOptions& options,
-      const std::function<bool(const BenchmarkProgress&)>& on_progress) const;
+      const std::function<bool(const BenchmarkProgress&)>& on_progress,
+      const std::stop_token& stop = {}) const;
 
   // Returns the memory that a problem would take on the server, without
   // computing it.

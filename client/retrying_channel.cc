@@ -325,18 +325,19 @@ std::shared_ptr<CallCanceller> RetryingChannel::Start(
 
 absl::Status RetryingChannel::Stream(
     const std::string& method, const MessageLite& request,
-    MessageLite* response, const CallTime& time,
+    MessageLite* response, const CallTime& time, const std::stop_token& stop,
     const std::function<bool()>& on_response) const {
   bool has_response = false;
   return CallWithRetries(
       *channel_, policy_, on_retry_, time,
       [&] {
-        return channel_->Stream(method, request, response, time.Left(), [&] {
-          has_response = true;
-          return on_response();
-        });
+        return channel_->Stream(method, request, response, time.Left(), stop,
+                                [&] {
+                                  has_response = true;
+                                  return on_response();
+                                });
       },
-      [&] { return !has_response; });
+      [&] { return !has_response && !stop.stop_requested(); });
 }
 
 }  // namespace attnd::client

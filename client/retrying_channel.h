@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
 
 #include "absl/status/status.h"
@@ -74,12 +75,12 @@ class RetryingChannel {
 
   // Makes a call that sends one request and receives several responses. Parses
   // each one into `response`, and then calls `on_response` in this thread. If
-  // that returns false, the call is cancelled. Makes no other attempt once a
-  // response has arrived.
+  // that returns false, or if `stop` asks for it, the call is cancelled. Makes
+  // no other attempt once a response has arrived.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,
-                      const CallTime& time,
+                      const CallTime& time, const std::stop_token& stop,
                       const std::function<bool()>& on_response) const;
 
  private:

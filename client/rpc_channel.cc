@@ -458,11 +458,13 @@ std::shared_ptr<CallCanceller> RpcChannel::StartTimer(
 absl::Status RpcChannel::Stream(const std::string& method,
                                 const MessageLite& request,
                                 MessageLite* response, absl::Duration timeout,
+                                const std::stop_token& stop,
                                 const std::function<bool()>& on_response) {
   grpc::ClientContext context;
   SetTimeout(timeout, context);
   CallQueue queue(impl_->idle_queues);
   const auto stream = impl_->stub->PrepareCall(&context, method, queue.get());
+  const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
   bool wanted = true;
   bool parsed = true;
   stream->StartCall(nullptr);
@@ -481,7 +483,9 @@ absl::Status RpcChannel::Stream(const std::string& method,
   if (!parsed) return BadResponse();
   // `status` can be OK, because the server may have ended the call before it
   // was cancelled.
-  if (!wanted) return absl::CancelledError("the caller stopped the call");
+  if (!wanted || stop.stop_requested()) {
+    return absl::CancelledError("the caller stopped the call");
+  }
   return status;
 }
 

@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 
 #include "absl/status/status.h"
@@ -131,12 +132,12 @@ class RpcChannel {
 
   // Sends one request, receives many responses, and waits for the end of the
   // call. Parses each response into `response`, and then calls `on_response` in
-  // this thread. If that returns false, the call ends with CANCELLED. Returns
-  // INTERNAL if a response does not parse.
+  // this thread. If that returns false, or if `stop` asks for it, the call ends
+  // with CANCELLED. Returns INTERNAL if a response does not parse.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,
-                      absl::Duration timeout,
+                      absl::Duration timeout, const std::stop_token& stop,
                       const std::function<bool()>& on_response);
 
  private:

@@ -2,7 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <functional>
+#include <stop_token>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "client/attention_client.h"
@@ -41,6 +45,55 @@ TEST_F(PlainCallsTest, BenchmarkStopsWhenItsCallerHasEnough) {
   const auto result = client_.Benchmark(
       {.num_vectors = 64}, [](const BenchmarkProgress&) { return false; });
   EXPECT_EQ(result.status().code(), absl::StatusCode::kCancelled);
+}
+
+// A server can send nothing for as long as a phase takes.
+TEST_F(PlainCallsTest, AnotherThreadStopsABenchmark) {
+  class SilentHandler final : public FakeHandler {
+   public:
+    WireReply OnBenchmark(
+        const v1::BenchmarkRequest&,
+        const std::function<bool(const v1::BenchmarkResponse&)>& write)
+        override {
+      v1::BenchmarkResponse event;
+      event.mutable_progress()->set_phase("naive");
+      write(event);
+      released_.wait(false);
+      return {.code = 1};
+    }
+    void Release() {
+      released_ = true;
+      released_.notify_all();
+    }
+
+   private:
+    std::atomic<bool> released_ = false;
+  };
+  SilentHandler handler;
+  const FakeServer server(&handler);
+  int retries = 0;
+  const AttentionClient client(
+      {.target = server.target(),
+       .on_retry = [&retries](const absl::Status&) { ++retries; }});
+  std::stop_source stop;
+  std::thread other;
+  const auto result = client.Benchmark(
+      {.num_vectors = 64},
+      [&](const BenchmarkProgress&) {
+        other = std::thread([&stop] { stop.request_stop(); });
+        return true;
+      },
+      stop.get_token());
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(result.status().message(), "the caller stopped the call");
+  other.join();
+  handler.Release();
+  // A call that is stopped before it starts does not run.
+  EXPECT_EQ(client.Benchmark({.num_vectors = 64}, nullptr, stop.get_token())
+                .status()
+                .code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_EQ(retries, 0);
 }
 
 TEST_F(PlainCallsTest, EstimatesAndServerInfoComeThrough) {
