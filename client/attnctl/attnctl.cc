@@ -56,13 +56,13 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
                    ? absl::StrCat("expected 0 or more, got ", text)
                    : "";
       });
-  AddNumberFlag(app, "--max-message-bytes", session.max_message_bytes,
-                "the largest message to send or to receive. Larger calls of "
-                "attention, self and cross are sent in chunks of up to 1 MiB; "
-                "larger calls of backward fail")
-      ->default_str(absl::StrCat(session.max_message_bytes))
-      ->type_name("BYTES")
-      ->check(CLI::Range(int64_t{1}, int64_t{2147483647}));
+  constexpr int64_t kMaxMessageBytes = 2147483647;
+  AddBytesFlag(app, "--max-message-bytes", session.max_message_bytes,
+               "the largest message to send or to receive. Larger calls of "
+               "attention, self and cross are sent in chunks of up to 1 MiB; "
+               "larger calls of backward fail",
+               kMaxMessageBytes)
+      ->default_str(absl::StrCat(session.max_message_bytes));
   app.set_version_flag("--version", "attnctl " ATTND_VERSION);
 }
 

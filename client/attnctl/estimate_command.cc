@@ -9,6 +9,8 @@
 #include "absl/strings/str_format.h"
 #include "client/attnctl/commands.h"
 #include "client/attnctl/deployment_flags.h"
+#include "client/attnctl/estimate_sweep.h"
+#include "client/attnctl/largest_problem.h"
 #include "client/attnctl/offline_estimate.h"
 #include "client/attnctl/option_flags.h"
 
@@ -22,7 +24,7 @@ struct EstimateFlags {
   std::vector<int64_t> mask_shape;
   DeploymentFlags deployment;
   bool offline = false;
-  bool json = false;
+  SweepFlags output;
 };
 
 void PrintTable(const client::MemoryEstimate& estimate,
@@ -84,21 +86,45 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
   if (!flags.mask_shape.empty()) {
     attention.mask = WithoutElements(client::DataType::kBool, flags.mask_shape);
   }
-  const auto estimate = flags.offline
-                            ? EstimateOffline(flags.options)
-                            : session.Connect().EstimateMemory(flags.options);
-  if (!estimate.ok()) {
-    if (!flags.offline) return session.CallError(estimate.status());
-    session.screen.PrintError(
-        absl::StrCat("attnctl: ", estimate.status().message()));
-    return kUsage;
+  const client::AttentionClient client = session.Connect();
+  const Estimator estimator = {
+      .estimate =
+          [&](const client::MemoryEstimateOptions& options) {
+            return flags.offline ? EstimateOffline(options)
+                                 : client.EstimateMemory(options);
+          },
+      .report_error =
+          [&](const absl::Status& status) {
+            if (!flags.offline) return session.CallError(status);
+            session.screen.PrintError(
+                absl::StrCat("attnctl: ", status.message()));
+            return kUsage;
+          },
+      .to_json =
+          [&](const client::MemoryEstimate& estimate) {
+            return EstimateJson(estimate, flags.offline);
+          },
+      .has_limits = !flags.offline};
+  if (flags.output.sweep) {
+    return RunEstimateSweep(flags.options, flags.output, estimator, session);
   }
+  const auto estimate = estimator.estimate(flags.options);
+  if (!estimate.ok()) return estimator.report_error(estimate.status());
   if (flags.deployment.given()) {
     return PrintDeployment(flags.deployment, flags.options, *estimate,
-                           flags.offline, flags.json, session);
+                           flags.offline, flags.output.json, session);
   }
-  if (flags.json) {
-    session.screen.PrintJson(EstimateJson(*estimate, flags.offline));
+  Json json = estimator.to_json(*estimate);
+  if (flags.options.goal != client::EstimateGoal::kEstimate) {
+    json[AnswerField(flags.options.goal)] = estimate->largest;
+    json["limiting_factor"] = estimate->limiting_factor;
+    if (!flags.output.json) {
+      session.screen.Print(LargestProblemSentence(flags.options, *estimate));
+    }
+    flags.options = LargestProblem(flags.options, *estimate);
+  }
+  if (flags.output.json) {
+    session.screen.PrintJson(json);
   } else {
     PrintTable(*estimate, flags, session);
   }
@@ -151,12 +177,22 @@ void AddEstimateCommand(CLI::App& app, Session& session) {
   AddDeploymentFlags(*command, flags->deployment);
   command->add_flag("--offline", flags->offline,
                     "compute the numbers for this machine, without a server");
-  command->add_flag("--json", flags->json, "print all numbers as JSON");
+  AddSweepFlags(*command, kEstimateAxes, flags->output);
+  CLI::Option* const sweep = command->get_option("--sweep");
+  CLI::Option* const max = AddLargestProblemFlags(*command, options);
+  max->excludes(sweep);
+  for (const char* flag : {"--limits", "--rate"}) {
+    command->get_option(flag)->excludes(sweep)->excludes(max);
+  }
   command->footer(
       "Examples:\n"
       "  attnctl estimate --seq-len=16384 --num-q-heads=32 --num-kv-heads=8\n"
       "  attnctl estimate --q-len=1 --kv-len=32768 --concurrency=64 "
       "--offline --json\n"
+      "  attnctl estimate --max=seq-len --budget=8GiB --num-q-heads=32 "
+      "--offline\n"
+      "  attnctl estimate --sweep=seq-len=1024..1048576 --svg=memory.svg\n"
+      "  attnctl estimate --sweep=concurrency=1..64 --seq-len=4096 --csv\n"
       "  attnctl estimate --seq-len=4096 --num-q-heads=32 --concurrency=2 "
       "--limits=compose\n"
       "  attnctl estimate --seq-len=4096 --num-q-heads=32 --rate=5 "

@@ -1,7 +1,9 @@
 #include "client/attnctl/option_flags.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <system_error>
 #include <type_traits>
@@ -14,6 +16,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "base/attention_options.h"
+#include "base/checked_math.h"
 #include "base/status_macros.h"
 #include "base/types.h"
 
@@ -138,6 +141,85 @@ template CLI::Option* AddNumberFlag(CLI::App&, const std::string&, double&,
                                     const std::string&);
 template CLI::Option* AddNumberFlag(CLI::App&, const std::string&,
                                     std::optional<double>&, const std::string&);
+
+absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
+  static constexpr std::pair<const char*, int64_t> kUnits[] = {
+      {"", 1},
+      {"b", 1},
+      {"ki", int64_t{1} << 10},
+      {"mi", int64_t{1} << 20},
+      {"gi", int64_t{1} << 30},
+      {"ti", int64_t{1} << 40},
+      {"kib", int64_t{1} << 10},
+      {"mib", int64_t{1} << 20},
+      {"gib", int64_t{1} << 30},
+      {"tib", int64_t{1} << 40},
+      {"kb", 1000},
+      {"mb", 1000 * 1000},
+      {"gb", 1000 * 1000 * 1000},
+      {"tb", int64_t{1000} * 1000 * 1000 * 1000}};
+  const size_t digits =
+      std::min(text.find_first_not_of("0123456789."), text.size());
+  const std::string unit =
+      absl::AsciiStrToLower(absl::StripAsciiWhitespace(text.substr(digits)));
+  const auto* const found =
+      std::find_if(std::begin(kUnits), std::end(kUnits),
+                   [&unit](const auto& known) { return known.first == unit; });
+  const absl::string_view number = text.substr(0, digits);
+  const char* const end = number.data() + number.size();
+  const auto out_of_range = [&text] {
+    return absl::OutOfRangeError(
+        absl::StrCat("expected at most ", std::numeric_limits<int64_t>::max(),
+                     " bytes, got ", text));
+  };
+  if (found != std::end(kUnits)) {
+    // Whole numbers are exact, although a double cannot hold all of them.
+    int64_t whole = 0;
+    auto [stop, error] = std::from_chars(number.data(), end, whole);
+    if (error == std::errc::result_out_of_range && stop == end) {
+      return out_of_range();
+    }
+    if (error == std::errc() && stop == end) {
+      const std::optional<int64_t> bytes =
+          CheckedProduct({whole, found->second});
+      return bytes ? absl::StatusOr<int64_t>(*bytes) : out_of_range();
+    }
+    double fraction = 0;
+    const auto real =
+        std::from_chars(number.data(), end, fraction, std::chars_format::fixed);
+    if (real.ec == std::errc() && real.ptr == end) {
+      const double bytes = fraction * static_cast<double>(found->second);
+      if (bytes >= 0x1p63) return out_of_range();
+      return static_cast<int64_t>(bytes);
+    }
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "expected a number of bytes such as 8GiB, 1.5GB or 1048576, got '", text,
+      "'"));
+}
+
+CLI::Option* AddBytesFlag(CLI::App& command, const std::string& name,
+                          int64_t& target, const std::string& help,
+                          int64_t max) {
+  return command
+      .add_option_function<std::string>(
+          name,
+          [name, &target, max](const std::string& text) {
+            const absl::StatusOr<int64_t> bytes = ParseBytes(text);
+            if (!bytes.ok()) {
+              throw CLI::ValidationError(name,
+                                         std::string(bytes.status().message()));
+            }
+            if (*bytes < 1 || *bytes > max) {
+              throw CLI::ValidationError(
+                  name,
+                  absl::StrCat("expected 1 to ", max, " bytes, got ", text));
+            }
+            target = *bytes;
+          },
+          help)
+      ->type_name("BYTES");
+}
 
 CLI::Option* FileFlag::Add(CLI::App& command, const std::string& names,
                            const std::string& help) {

@@ -4,10 +4,14 @@
 #define ATTND_CLIENT_ATTNCTL_OPTION_FLAGS_H_
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "client/attnctl/npy.h"
 #include "client/types.h"
 
@@ -21,6 +25,19 @@ namespace attnd::attnctl {
 template <typename Number>
 CLI::Option* AddNumberFlag(CLI::App& command, const std::string& name,
                            Number& target, const std::string& help);
+
+// Reads a number of bytes: "1073741824", "512MiB" or "1.5 GB". The units KiB,
+// MiB, GiB and TiB (or Ki, Mi, Gi and Ti) are powers of 1024, and KB, MB, GB
+// and TB are powers of 1000. Rounds down to whole bytes. Returns
+// INVALID_ARGUMENT if the text is something else, and OUT_OF_RANGE if an int64
+// cannot hold the number.
+absl::StatusOr<int64_t> ParseBytes(absl::string_view text);
+
+// Adds a flag that takes a number of bytes as ParseBytes reads it, from 1 to
+// `max`.
+CLI::Option* AddBytesFlag(CLI::App& command, const std::string& name,
+                          int64_t& target, const std::string& help,
+                          int64_t max = std::numeric_limits<int64_t>::max());
 
 // A flag that takes the path of a file.
 struct FileFlag {

@@ -44,6 +44,8 @@ class Screen {
   void PrintJson(const Json& json);
   // Prints `json` as one line.
   void PrintJsonLine(const Json& json);
+  // Prints the text of CsvOf (client/attnctl/sweep.h), which is several lines.
+  void PrintCsv(absl::string_view csv) { *out_ << csv; }
   void PrintError(absl::string_view line);
   // Writes what was printed to `out`. Returns the error of the first write that
   // failed, for example because the disk is full.
