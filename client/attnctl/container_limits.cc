@@ -1,18 +1,18 @@
 #include "client/attnctl/container_limits.h"
 
-#include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
-#include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/checked_math.h"
+#include "base/status_macros.h"
+#include "cost/call_cost.h"
+#include "cost/container_memory.h"
 #include "cost/memory_shares.h"
-#include "wire/message_sizes.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -58,35 +58,18 @@ std::string VariableOf(absl::string_view flag) {
 absl::StatusOr<ContainerLimits> SolveLimits(
     const client::MemoryEstimate& estimate, client::Transport transport,
     int64_t threads, int64_t concurrency) {
-  if (estimate.required_message_bytes > kMaxMessageLimitBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the call needs a message of ", estimate.required_message_bytes,
-        " bytes, and a message can have at most ", kMaxMessageLimitBytes,
-        "; --transport=stream sends its tensors in chunks"));
-  }
+  const CallCost call = {
+      .peak_bytes = estimate.peak_per_request_bytes,
+      .wire_bytes = estimate.wire_bytes,
+      .required_message_bytes = estimate.required_message_bytes};
+  ATTND_ASSIGN_OR_RETURN(const ContainerMemory memory,
+                         SolveContainerMemory(call, transport, concurrency));
+  const MemoryShares& shares = memory.shares;
   ContainerLimits limits;
   limits.cpus = threads;
+  limits.memory_bytes = memory.limit_bytes;
   limits.max_in_flight = concurrency;
-  limits.max_message_bytes =
-      std::max(kDefaultMaxMessageBytes,
-               std::min(WholeMib(estimate.required_message_bytes),
-                        kMaxMessageLimitBytes));
-  MemoryNeed need{.peak_bytes = SaturatingProduct(
-                      estimate.peak_per_request_bytes, concurrency)};
-  // A stream reserves the memory for its chunks before it receives them.
-  if (transport != client::Transport::kStream) {
-    need.arriving_bytes = SaturatingProduct(estimate.wire_bytes, concurrency);
-  }
-  const std::optional<int64_t> memory_bytes =
-      SmallestMemoryLimit(need, limits.max_message_bytes);
-  if (!memory_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("no memory limit is large enough for ", concurrency,
-                     " calls of ", estimate.peak_per_request_bytes, " bytes"));
-  }
-  limits.memory_bytes = *memory_bytes;
-  const MemoryShares shares = ShareMemory(
-      {.max_message_bytes = limits.max_message_bytes}, limits.memory_bytes);
+  limits.max_message_bytes = memory.max_message_bytes;
   limits.memory_budget_bytes = shares.budget_bytes;
 
   limits.notes.push_back(absl::StrCat(
@@ -99,7 +82,7 @@ absl::StatusOr<ContainerLimits> SolveLimits(
         absl::StrCat("Clients have to raise their limit of messages, too: ",
                      "attnctl --max-message-bytes=", limits.max_message_bytes));
   }
-  if (need.arriving_bytes > shares.arriving_bytes) {
+  if (memory.need.arriving_bytes > shares.arriving_bytes) {
     limits.notes.push_back(absl::StrCat(
         "If more than ", FormatBytesShort(shares.arriving_bytes),
         " of messages arrive at the same time, gRPC ends some of the calls "
