@@ -25,7 +25,7 @@ absl::StatusOr<ContainerMemory> SolveContainerMemory(const CallCost& call,
   const int64_t message_bytes = call.required_message_bytes;
   if (message_bytes > kMaxMessageLimitBytes) {
     // The number can be the largest int64, which stands for larger ones, too.
-    return absl::InvalidArgumentError(absl::StrCat(
+    return absl::OutOfRangeError(absl::StrCat(
         "the call needs a message of more than ", kMaxMessageLimitBytes,
         " bytes, and no server takes that; the transport stream sends the "
         "tensors in chunks"));
@@ -42,7 +42,7 @@ absl::StatusOr<ContainerMemory> SolveContainerMemory(const CallCost& call,
   const std::optional<int64_t> limit_bytes =
       SmallestMemoryLimit(memory.need, memory.max_message_bytes);
   if (!limit_bytes) {
-    return absl::InvalidArgumentError(
+    return absl::OutOfRangeError(
         absl::StrCat("no memory limit is large enough for ", concurrency,
                      " such calls at once"));
   }

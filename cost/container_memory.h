@@ -21,7 +21,7 @@ struct ContainerMemory {
 
 // Returns the smallest memory with which a server holds `concurrency` calls at
 // once, even if all their messages arrive at the same time. `call` is what each
-// of them takes, and `transport` says how its tensors travel. INVALID_ARGUMENT
+// of them takes, and `transport` says how its tensors travel. OUT_OF_RANGE
 // if no server takes messages of that size, or if no limit is large enough.
 absl::StatusOr<ContainerMemory> SolveContainerMemory(const CallCost& call,
                                                      Transport transport,

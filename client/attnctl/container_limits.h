@@ -29,7 +29,7 @@ struct ContainerLimits {
 // estimate of one or more such calls, `transport` says how their tensors
 // travel, and `threads` is the number of threads that compute each of them. The
 // memory is the smallest with which the server holds all of the calls, even if
-// all their messages arrive at the same time. INVALID_ARGUMENT if no limit is
+// all their messages arrive at the same time. OUT_OF_RANGE if no limit is
 // large enough.
 //
 // max_in_flight equals the number of calls for which there is memory. With more

@@ -4,6 +4,8 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string_view>
@@ -18,6 +20,7 @@
 #include "absl/strings/strip.h"
 #include "attnd/v1/attention.pb.h"
 #include "base/field_error.h"
+#include "cost/container_memory.h"
 #include "google/protobuf/wrappers.pb.h"
 #include "server/admin/message_text.h"
 #include "server/admin/planner_page.h"
@@ -38,6 +41,7 @@ struct Page {
         {"/livez", &AdminSite::Livez},
         {"/readyz", &AdminSite::Readyz},
         {"/v1/memory-estimate", &AdminSite::MemoryEstimate, true},
+        {"/v1/container-limit", &AdminSite::ContainerLimit},
         {"/v1/server-info", &AdminSite::ServerInfo}};
     return pages;
   }
@@ -239,6 +243,51 @@ HttpResponse AdminSite::MemoryEstimate(const HttpRequest& request) const {
       EstimateMemory(question, context_.engine, context_.limits());
   if (!answer.ok()) return server::Refuse(answer.status());
   return Give(*answer, request, /*has_csv=*/true);
+}
+
+HttpResponse AdminSite::ContainerLimit(const HttpRequest& request) const {
+  v1::MemoryEstimateRequest question;
+  const absl::Status status = ParseQuery(MessageParams(request), question);
+  if (!status.ok()) return server::Refuse(status);
+  absl::StatusOr<ContainerMemory> memory =
+      EstimateContainer(question, context_.engine, context_.limits());
+  // A problem that fits no container has an answer, too. As in an estimate, the
+  // largest int64 stands for all that is larger.
+  std::string reason;
+  if (absl::IsOutOfRange(memory.status())) {
+    reason = std::string(memory.status().message());
+    memory =
+        ContainerMemory{.limit_bytes = std::numeric_limits<int64_t>::max()};
+  }
+  if (!memory.ok()) return server::Refuse(memory.status());
+  // The contract has no message for this, so these names are only here. Numbers
+  // are strings, as in the JSON form of protobuf.
+  const std::map<std::string, std::string> values = {
+      {"limit_bytes", absl::StrCat(memory->limit_bytes)},
+      {"budget_bytes", absl::StrCat(memory->shares.budget_bytes)},
+      {"arriving_bytes", absl::StrCat(memory->shares.arriving_bytes)},
+      {"own_bytes", absl::StrCat(memory->shares.own_bytes)},
+      {"max_message_bytes", absl::StrCat(memory->max_message_bytes)},
+      {"reason", reason}};
+  const auto field = request.params.find(kFieldParam);
+  if (field == request.params.end()) {
+    const auto append = [](std::string* out, const auto& value) {
+      absl::StrAppend(out, JsonString(value.first), ":",
+                      JsonString(value.second));
+    };
+    return Protected(
+        {.content_type = kJson,
+         .body = absl::StrCat("{", absl::StrJoin(values, ",", append), "}\n")});
+  }
+  const auto found = values.find(field->second);
+  if (found != values.end()) return Text(200, found->second);
+  const auto append_name = [](std::string* out, const auto& value) {
+    absl::StrAppend(out, value.first);
+  };
+  return server::Refuse(FieldError(
+      kFieldParam,
+      absl::StrCat("one of ", absl::StrJoin(values, ", ", append_name)),
+      field->second));
 }
 
 HttpResponse AdminSite::ServerInfo(const HttpRequest& request) const {

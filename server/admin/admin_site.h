@@ -43,6 +43,7 @@ class AdminSite {
   HttpResponse Livez(const HttpRequest& request) const;
   HttpResponse Readyz(const HttpRequest& request) const;
   HttpResponse MemoryEstimate(const HttpRequest& request) const;
+  HttpResponse ContainerLimit(const HttpRequest& request) const;
   HttpResponse ServerInfo(const HttpRequest& request) const;
   HttpResponse Planner(const HttpRequest& request) const;
 

@@ -6,6 +6,7 @@
 #include "absl/status/statusor.h"
 #include "attnd/v1/attention.pb.h"
 #include "core/attention_engine.h"
+#include "cost/container_memory.h"
 #include "cost/cost_limits.h"
 
 namespace attnd::server {
@@ -15,6 +16,13 @@ namespace attnd::server {
 // for as many threads as `engine` has unless the request has another number. An
 // error names the field of the request that is wrong.
 absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
+    const v1::MemoryEstimateRequest& request, const AttentionEngine& engine,
+    const CostLimits& limits);
+
+// Returns the memory that a container needs, so that a server in it holds the
+// calls that `request` describes. The goal of the request has no effect.
+// OUT_OF_RANGE if no container is large enough.
+absl::StatusOr<ContainerMemory> EstimateContainer(
     const v1::MemoryEstimateRequest& request, const AttentionEngine& engine,
     const CostLimits& limits);
 

@@ -154,7 +154,7 @@ TEST_F(DeploymentFlagsTest, LimitsThatNoServerHasAreErrors) {
   EXPECT_EQ(exit_code_, kUsage);
   EXPECT_THAT(out_, IsEmpty());
   EXPECT_THAT(err_, HasSubstr("--limits: the call needs a message of "));
-  EXPECT_THAT(err_, HasSubstr("--transport=stream"));
+  EXPECT_THAT(err_, HasSubstr("transport stream"));
   Estimate({"--offline", "--seq-len=64", "--limits=nomad"});
   EXPECT_EQ(exit_code_, kUsage);
   EXPECT_THAT(err_, HasSubstr("kubernetes"));

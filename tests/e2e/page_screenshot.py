@@ -14,7 +14,7 @@ from support import stubs
 from support.client import Client
 from support.server import Server, open_channel
 
-FLAGS = ['--admin-listen=127.0.0.1:0', '--memory-budget-bytes=8589934592']
+BUDGET = '--memory-budget-bytes=8589934592'
 PROBLEM = ('?num_q_heads=32&num_kv_heads=8&head_dim=128&dtype=DATA_TYPE_BF16'
            '&seq_len=16Ki&concurrency=4&options.causal=CAUSAL_TOP_LEFT'
            '&transport=TRANSPORT_STREAM')
@@ -50,7 +50,8 @@ def main():
   parser.add_argument('--output', type=pathlib.Path, required=True)
   flags = parser.parse_args()
   generated = stubs.load(flags.build)
-  with Server(flags.build / 'server' / 'attnd', *FLAGS) as server:
+  with Server(flags.build / 'server' / 'attnd', BUDGET,
+              admin='127.0.0.1:0') as server:
     stop = threading.Event()
     callers = [
         threading.Thread(target=call_until,

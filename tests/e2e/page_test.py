@@ -7,13 +7,15 @@ chromium, which takes 400 MB. page_screenshot.py takes the picture in docs/.
 
 import contextlib
 import os
+import re
+import subprocess
 import urllib.parse
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from support.server import Server
+from support.server import Server, clean_environment
 
 LARGEST = 2**63 - 1
 FIGURES = [
@@ -23,7 +25,7 @@ FIGURES = [
 ]
 GOALS = ['max_seq_len', 'max_batch', 'max_concurrency']
 WAIT_MS = 120_000
-FLAGS = ['--admin-listen=127.0.0.1:0', '--memory-budget-bytes=8589934592']
+BUDGET = '--memory-budget-bytes=8589934592'
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +40,7 @@ def browser():
 
 @pytest.fixture(scope='module')
 def server(attnd):
-  with Server(attnd, *FLAGS) as running:
+  with Server(attnd, BUDGET, admin='127.0.0.1:0') as running:
     yield running
 
 
@@ -343,16 +345,29 @@ def test_the_command_gets_the_same_answer(visit, site):
   assert number(page, '#peak_bytes') == int(got['peak_bytes'])
 
 
-def test_the_container_limit_is_that_of_the_server(visit, site):
-  page = visit(site)
-  got = page.request.get(
-      f'{site}v1/container-limit?num_q_heads=32&num_kv_heads=8&head_dim=128'
-      '&dtype=DATA_TYPE_BF16&concurrency=2&seq_len=4096').json()
-  assert number(page, '#limit_bytes') == int(got['limit_bytes'])
-  shown = page.locator('#container td data').evaluate_all(
+@pytest.mark.parametrize('transport', ['inline', 'stream', 'shared-memory'])
+def test_the_container_limit_is_that_of_attnctl(
+    visit, site, server, build_dir, transport):
+  kind = f'TRANSPORT_{transport.upper().replace("-", "_")}'
+  page = visit(f'{site}?seq_len=4096&num_q_heads=32&num_kv_heads=8'
+               f'&concurrency=3&transport={kind}')
+  done = subprocess.run(
+      [build_dir / 'client' / 'attnctl', f'--server={server.unix}', 'estimate',
+       '--seq-len=4096', '--num-q-heads=32', '--num-kv-heads=8',
+       '--concurrency=3', f'--transport={transport}', '--limits=flags'],
+      env=clean_environment(), capture_output=True, text=True, timeout=60,
+      check=True)
+  mib = int(re.search(r'--memory=(\d+)m', done.stdout)[1])
+  assert number(page, '#limit_bytes') == mib << 20
+  shares = page.locator('#container td data').evaluate_all(
       'all => all.map(data => data.value)')
-  assert shown == [got['budget_bytes'], got['arriving_bytes'], got['own_bytes']]
-  assert sum(map(int, shown)) == int(got['limit_bytes'])
+  assert len(shares) == 3 and sum(map(int, shares)) == mib << 20
+
+
+def test_a_problem_that_fits_no_container(visit, site):
+  page = visit(f'{site}?seq_len=100M')
+  assert page.locator('#container').inner_text().startswith(
+      'No container is large enough: the call needs a message of more than')
 
 
 def test_an_older_answer_does_not_replace_a_newer_one(visit, site):
@@ -434,7 +449,7 @@ def test_updates_can_be_paused(visit, site):
 
 
 def test_a_server_that_stops_and_comes_back(attnd, visit):
-  with Server(attnd, *FLAGS) as first:
+  with Server(attnd, BUDGET, admin='127.0.0.1:0') as first:
     admin = first.admin
     page = visit(f'http://{admin}/', may_fail=True)
     peak = number(page, '#peak_bytes')
@@ -442,7 +457,7 @@ def test_a_server_that_stops_and_comes_back(attnd, visit):
   fill(page, seq_len='8192')
   assert page.locator('.answer.stale').count() > 0
   assert number(page, '#peak_bytes') == peak
-  with Server(attnd, f'--admin-listen={admin}', *FLAGS[1:]):
+  with Server(attnd, BUDGET, admin=admin):
     expect(page.locator('#down')).to_be_empty()
     expect(page.locator('.stale')).to_have_count(0)
     settle(page)
