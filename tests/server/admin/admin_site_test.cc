@@ -86,6 +86,38 @@ TEST_F(AdminSiteTest, EstimatesAsTheRpcDoes) {
   }
 }
 
+TEST_F(AdminSiteTest, SolvesForTheLimitOfAContainer) {
+  v1::MemoryEstimateRequest question;
+  question.set_seq_len(4096);
+  question.set_num_q_heads(32);
+  question.set_concurrency(2);
+  question.set_max_batch_for_budget_bytes(0);  // has no effect
+  const auto memory = EstimateContainer(question, engine_, context_.limits());
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_GE(memory->shares.budget_bytes, memory->need.peak_bytes);
+  std::multimap<std::string, std::string> params = {
+      {"seq_len", "4096"}, {"num_q_heads", "32"}, {"concurrency", "2"}};
+  const std::string limit = std::to_string(memory->limit_bytes);
+  EXPECT_THAT(Get("/v1/container-limit", params).body,
+              HasSubstr(R"("limit_bytes":")" + limit + '"'));
+  EXPECT_THAT(Get("/v1/container-limit", params).body,
+              HasSubstr(R"("reason":"")"));
+  params.insert({"field", "limit_bytes"});
+  EXPECT_EQ(Get("/v1/container-limit", params).body, limit);
+  EXPECT_EQ(
+      Get("/v1/container-limit", {{"seq_len", "8"}, {"field", "x"}}).status,
+      400);
+  const HttpResponse wrong = Get("/v1/container-limit", {{"seq_len", "-1"}});
+  EXPECT_EQ(wrong.status, 400);
+  EXPECT_THAT(wrong.body, HasSubstr(R"("field":"seq_len")"));
+  // A message of more than 2 GiB.
+  const HttpResponse none =
+      Get("/v1/container-limit", {{"seq_len", "10000000"}});
+  EXPECT_EQ(none.status, 200);
+  EXPECT_THAT(none.body, HasSubstr(R"("limit_bytes":"9223372036854775807")"));
+  EXPECT_THAT(none.body, HasSubstr(R"("reason":"the call needs a message)"));
+}
+
 TEST_F(AdminSiteTest, ErrorsAreJsonWithTheField) {
   const HttpResponse wrong =
       Get("/v1/memory-estimate", {{"seq_len", "8"}, {"num_q_heads", "-1"}});
