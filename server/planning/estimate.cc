@@ -161,9 +161,8 @@ absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
 absl::StatusOr<ContainerMemory> EstimateContainer(const Request& request,
                                                   const AttentionEngine& engine,
                                                   const CostLimits& limits) {
-  Request calls = request;
-  calls.clear_goal();
-  ATTND_ASSIGN_OR_RETURN(const CostQuery query, Decode(calls, engine, limits));
+  ATTND_ASSIGN_OR_RETURN(CostQuery query, Decode(request, engine, limits));
+  ATTND_RETURN_IF_ERROR(query.SetDefaults());
   ATTND_ASSIGN_OR_RETURN(const QueryCost cost, CostOf(query));
   return SolveContainerMemory(cost.call, query.transport, cost.concurrency);
 }
