@@ -196,7 +196,6 @@ def test_the_figures_are_those_of_the_rpc(client, visit, site, rng):
     entered, fields = random_problem(rng)
     gib = int(rng.choice([0, 0, 1, 3, 64]))
     fill(page, **entered, budget=gib or '', budget_unit='GiB')
-    case = (entered, gib)
     assert page.locator('#refused').inner_text() == ''
 
     def ask(**request):
