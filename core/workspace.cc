@@ -1,6 +1,7 @@
 #include "core/workspace.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -89,6 +90,11 @@ int64_t MappedBytes(int64_t size_bytes) {
   return mapped < kHugeBytes ? mapped : RoundUp(mapped, kHugeBytes);
 }
 
+int64_t WholePages(int64_t size_bytes) {
+  static const auto page_bytes = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  return RoundUp(size_bytes, page_bytes);
+}
+
 // Maps a block. Returns null if the system has no memory for it. Pages that are
 // never touched take none.
 std::byte* Map(int64_t mapped_bytes) {
@@ -107,10 +113,28 @@ std::byte* Map(int64_t mapped_bytes) {
   if (before > 0) munmap(block, before);
   block += before;
   if (before < slack) munmap(block + size, slack - before);
-  // With huge pages there is one fault instead of 512, and one TLB entry. If
-  // the system has no huge page, the block consists of small pages.
-  madvise(block, size, MADV_HUGEPAGE);
   return block;
+}
+
+// Makes a block hold no more memory than its first `size_bytes`, which the next
+// job uses. An earlier job has used the first `used_bytes`. Only for blocks of
+// at least kHugeBytes: in smaller ones, too little memory is at stake for a
+// system call in each job.
+//
+// With huge pages there is one fault instead of 512, and one TLB entry. If the
+// system has no huge page, the block consists of small pages. What does not
+// fill a huge page is in small pages.
+void FitBlock(std::byte* block, int64_t used_bytes, int64_t size_bytes) {
+  const auto advise = [block](int64_t begin, int64_t end, int advice) {
+    madvise(block + begin, static_cast<size_t>(end - begin), advice);
+  };
+  const int64_t used_end = WholePages(used_bytes);
+  const int64_t end = WholePages(size_bytes);
+  if (end < used_end) advise(end, used_end, MADV_DONTNEED);
+  const int64_t used_huge = used_bytes / kHugeBytes * kHugeBytes;
+  const int64_t huge = size_bytes / kHugeBytes * kHugeBytes;
+  if (huge < used_huge) advise(huge, used_huge, MADV_NOHUGEPAGE);
+  if (huge > used_huge) advise(used_huge, huge, MADV_HUGEPAGE);
 }
 
 void Unmap(std::byte* block, int64_t mapped_bytes) {
@@ -127,23 +151,29 @@ class Workspace::FreeList {
 
   int64_t idle_bytes() const { return idle_bytes_.load(); }
 
-  // Returns the block of this size that came back last, or null if there is
-  // none.
-  std::byte* Take(int64_t mapped_bytes) {
+  struct Idle {
+    std::byte* block = nullptr;
+    int64_t used_bytes = 0;
+    uint64_t returned = 0;
+  };
+
+  // Returns the block of this size that came back last. Its pointer is null if
+  // there is none.
+  Idle Take(int64_t mapped_bytes) {
     const std::lock_guard lock(mutex_);
     const auto found = blocks_.find(mapped_bytes);
-    if (found == blocks_.end()) return nullptr;
-    std::byte* const block = found->second.back().block;
+    if (found == blocks_.end()) return {};
+    const Idle taken = found->second.back();
     found->second.pop_back();
     if (found->second.empty()) blocks_.erase(found);
     idle_bytes_ -= mapped_bytes;
-    return block;
+    return taken;
   }
 
-  void Put(std::byte* block, int64_t mapped_bytes) {
+  void Put(std::byte* block, int64_t mapped_bytes, int64_t used_bytes) {
     {
       const std::lock_guard lock(mutex_);
-      blocks_[mapped_bytes].push_back({block, ++returned_});
+      blocks_[mapped_bytes].push_back({block, used_bytes, ++returned_});
       idle_bytes_ += mapped_bytes;
     }
     TrimTo(max_idle_bytes_);
@@ -158,11 +188,6 @@ class Workspace::FreeList {
   }
 
  private:
-  struct Idle {
-    std::byte* block;
-    uint64_t returned;
-  };
-
   std::pair<std::byte*, int64_t> TakeOldest() {
     const std::lock_guard lock(mutex_);
     const auto oldest = std::min_element(
@@ -188,7 +213,7 @@ class Workspace::FreeList {
 
 void Workspace::Return::operator()(std::byte* block) const {
   if (free_list) {
-    free_list->Put(block, mapped_bytes);
+    free_list->Put(block, mapped_bytes, used_bytes);
   } else {
     FreeSmall(block);
   }
@@ -216,7 +241,7 @@ absl::StatusOr<Workspace> WorkspacePool::Reserve(int64_t size_bytes) {
   }
   if (size_bytes > kMaxBlockBytes) return NoMemory(size_bytes);
   const int64_t mapped_bytes = MappedBytes(size_bytes);
-  std::byte* block = free_list_->Take(mapped_bytes);
+  auto [block, used_bytes, returned] = free_list_->Take(mapped_bytes);
   if (block == nullptr) block = Map(mapped_bytes);
   if (block == nullptr) {
     // The memory of idle blocks may be what is missing.
@@ -224,8 +249,9 @@ absl::StatusOr<Workspace> WorkspacePool::Reserve(int64_t size_bytes) {
     block = Map(mapped_bytes);
   }
   if (block == nullptr) return NoMemory(size_bytes);
+  if (mapped_bytes >= kHugeBytes) FitBlock(block, used_bytes, size_bytes);
   Workspace workspace;
-  workspace.block_ = {block, {free_list_, mapped_bytes}};
+  workspace.block_ = {block, {free_list_, mapped_bytes, size_bytes}};
   workspace.size_bytes_ = size_bytes;
   return workspace;
 }

@@ -45,6 +45,7 @@ class Workspace {
   struct Return {
     std::shared_ptr<FreeList> free_list;
     int64_t mapped_bytes;
+    int64_t used_bytes;  // the first bytes, which may have been touched
     void operator()(std::byte* block) const;
   };
 
@@ -77,8 +78,9 @@ class ArenaLayout {
 // callers that ask for about as many bytes, because the first write to a fresh
 // page costs more than a copy into a mapped one. The pool keeps at most
 // `max_idle_bytes`; beyond that, it unmaps the block first that was idle
-// longest. Blocks below kSmallestBytes come from malloc, which keeps them
-// itself. Thread-safe. Workspaces may outlive their pool.
+// longest. A block of 2 MiB or more never holds more memory than was asked for,
+// rounded up to whole pages. Blocks below kSmallestBytes come from malloc, which
+// keeps them itself. Thread-safe. Workspaces may outlive their pool.
 class WorkspacePool {
  public:
   static constexpr int64_t kSmallestBytes = int64_t{64} << 10;

@@ -1,7 +1,10 @@
 #include "core/workspace.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <thread>
@@ -97,6 +100,39 @@ TEST(WorkspacePoolTest, HandsOutAgainWhatCameBack) {
   EXPECT_GE(pool.idle_bytes(), 6 * kMiB);
   const Workspace second = pool.Reserve(3 * kMiB - 100).value();
   EXPECT_EQ(second.data(), block);
+}
+
+// Returns how many bytes of a block and of what follows it are in memory.
+int64_t ResidentBytes(const Workspace& workspace, int64_t mapped_bytes) {
+  const auto page_bytes = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> pages(
+      static_cast<size_t>(mapped_bytes / page_bytes));
+  EXPECT_EQ(mincore(workspace.data(), static_cast<size_t>(mapped_bytes),
+                    pages.data()),
+            0);
+  return page_bytes *
+         std::count_if(pages.begin(), pages.end(),
+                       [](unsigned char page) { return page & 1; });
+}
+
+// Admission reserves what a job asks for, so its blocks must not hold more.
+TEST(WorkspacePoolTest, ALargeBlockHoldsOnlyWhatWasAskedFor) {
+  if (!kPools) GTEST_SKIP();
+  constexpr int64_t kMappedBytes = 18 * kMiB;
+  const auto page_bytes = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  WorkspacePool pool;
+  std::byte* block = nullptr;
+  for (const int64_t size_bytes :
+       {17 * kMiB + 5 * page_bytes, 18 * kMiB, 16 * kMiB + 1,
+        17 * kMiB + page_bytes, 16 * kMiB + page_bytes}) {
+    const Workspace workspace = pool.Reserve(size_bytes).value();
+    if (block == nullptr) block = workspace.data();
+    EXPECT_EQ(workspace.data(), block);
+    std::memset(block, 1, static_cast<size_t>(size_bytes));
+    EXPECT_EQ(ResidentBytes(workspace, kMappedBytes),
+              (size_bytes + page_bytes - 1) / page_bytes * page_bytes)
+        << size_bytes;
+  }
 }
 
 TEST(WorkspacePoolTest, KeepsNoMoreThanItsBound) {
