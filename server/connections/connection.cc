@@ -228,7 +228,10 @@ void Connection::Rearm() {
 
 bool Connection::TurnIsOver() {
   if (turn_bytes_ < kTurnBytes) return false;
-  turn_bytes_ = 0;
+  if (turn_ending_.exchange(true)) {
+    turn_ending_ = false;
+    turn_bytes_ = 0;
+  }
   return true;
 }
 

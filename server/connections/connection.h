@@ -93,7 +93,9 @@ class Connection {
   // The most bytes that gRPC may read from one connection before other
   // connections have a turn. Without this limit, gRPC reads up to 4 MiB at a
   // time, which can take 40 ms, and continues until the socket is empty, which
-  // a fast sender can prevent until the end of a large message.
+  // a fast sender can prevent until the end of a large message. For its next
+  // read, gRPC also allocates as many bytes as it has read in one turn, and
+  // keeps them while the connection is idle.
   static constexpr size_t kTurnBytes = size_t{1} << 20;
 
   // Does not own `fd`, a connected stream socket. `peer` is the client's
@@ -143,8 +145,10 @@ class Connection {
   void Rearm();
 
   // Returns whether gRPC has read kTurnBytes from this connection in its
-  // current turn, so that other connections should have theirs. If so, the
-  // count for the next turn begins.
+  // current turn, so that other connections should have theirs. If so, it
+  // returns true for two calls in a row, and then the next turn begins. gRPC
+  // has to find nothing twice: if it has just read something, it tries again at
+  // once, without waiting.
   bool TurnIsOver();
   // Whether ConnectionGuard has this connection in its list of those that wait
   // for their next turn to be read.
@@ -195,6 +199,7 @@ class Connection {
   std::atomic<bool> can_rearm_ = false;
   std::atomic<bool> paused_ = false;
   std::atomic<size_t> turn_bytes_ = 0;
+  std::atomic<bool> turn_ending_ = false;  // TurnIsOver was true once
   mutable std::mutex mutex_;
   int fd_;          // -1 once closed
   int epoll_ = -1;  // the epoll instance with which gRPC waits for fd_
