@@ -16,7 +16,9 @@ namespace attnd {
 
 // The bytes that a call of AttentionStream holds for its messages: the chunk
 // that is being copied, and the chunks that gRPC receives and keeps meanwhile.
-// The most that was measured is 11 MiB.
+// gRPC alone decides how much a client may send ahead. The most that was
+// measured is 10 MiB, and often it is 1 MiB, so the estimate for a stream is too
+// high by the rest (docs/performance/accuracy.md).
 inline constexpr int64_t kStreamBufferBytes =
     16 * (kMaxChunkBytes + kMessageEnvelopeBytes);
 
@@ -72,7 +74,8 @@ struct CallCost {
 // its request and the tensors that are copied out of that message. The message
 // is freed before the call computes, but malloc keeps its memory mapped for the
 // next message, so its bytes count until the call ends. The output counts only
-// once, because it is sent from the memory to which the kernel wrote it.
+// once, because it is sent from the memory to which the kernel wrote it. The
+// peak also has what gRPC and the server need to keep track of a call.
 CallCost CostOfCall(const MemoryEstimate& estimate,
                     const AttentionOptions& options,
                     const TensorTransfer& transfer);

@@ -10,6 +10,9 @@ namespace attnd {
 namespace {
 
 constexpr int64_t kEnvelopes = 2 * kMessageEnvelopeBytes;
+// The server's records of a call that copies 1000000 bytes or less.
+constexpr int64_t kRecords = 16384;
+constexpr int64_t kRecordsOfMillion = kRecords + 1000000 / 2048;
 
 const MemoryEstimate kEstimate{.input_bytes = 1000000,
                                .output_bytes = 300000,
@@ -24,8 +27,9 @@ CallCost Cost(const TensorTransfer& transfer,
 
 TEST(CallCostTest, AnInlineCallHoldsItsMessageBesideItsTensors) {
   const CallCost cost = Cost({.copied_bytes = 1000000});
-  EXPECT_EQ(cost.wire_bytes, 1000000 + kEnvelopes);
-  EXPECT_EQ(cost.peak_bytes, 1350000 + cost.wire_bytes);
+  // Three blocks of 64 KiB, and one part in 128.
+  EXPECT_EQ(cost.wire_bytes, 1000000 + 3 * 65536 + 7812 + kEnvelopes);
+  EXPECT_EQ(cost.peak_bytes, 1350000 + cost.wire_bytes + kRecordsOfMillion);
   EXPECT_EQ(cost.computing_bytes, cost.peak_bytes);
   EXPECT_EQ(cost.answering_bytes, kMessageEnvelopeBytes);
   EXPECT_EQ(cost.response_bytes, 300000 + kMessageEnvelopeBytes);
@@ -36,7 +40,8 @@ TEST(CallCostTest, TheResponseMayBeTheLargerMessage) {
   MemoryEstimate estimate = kEstimate;
   estimate.input_bytes = 1000;
   const CallCost cost = Cost({.copied_bytes = 1000}, estimate);
-  EXPECT_EQ(cost.peak_bytes, 351000 + 1000 + kEnvelopes);
+  EXPECT_EQ(cost.peak_bytes,
+            351000 + 1000 + (1000 + 7) + kEnvelopes + kRecords);
   EXPECT_EQ(cost.required_message_bytes, 300000 + kMessageEnvelopeBytes);
 }
 
@@ -44,7 +49,7 @@ TEST(CallCostTest, AStreamHoldsAFewChunksWhateverItsTensors) {
   const CallCost cost =
       Cost({.transport = Transport::kStream, .copied_bytes = 1000000});
   EXPECT_EQ(cost.wire_bytes, 16 * kMaxChunkBytes + 18 * kMessageEnvelopeBytes);
-  EXPECT_EQ(cost.peak_bytes, 1350000 + cost.wire_bytes);
+  EXPECT_EQ(cost.peak_bytes, 1350000 + cost.wire_bytes + kRecordsOfMillion);
   EXPECT_EQ(cost.response_bytes, kMaxChunkBytes + kMessageEnvelopeBytes);
   EXPECT_EQ(cost.required_message_bytes, cost.response_bytes);
   // If the limit for messages is smaller than a full chunk, chunks are smaller,
@@ -58,7 +63,7 @@ TEST(CallCostTest, WhatLiesInSharedMemoryIsNotHeld) {
   const CallCost cost =
       Cost({.transport = Transport::kSharedMemory, .copied_bytes = 700});
   EXPECT_EQ(cost.wire_bytes, kEnvelopes);
-  EXPECT_EQ(cost.peak_bytes, 50000 + 700 + kEnvelopes);
+  EXPECT_EQ(cost.peak_bytes, 50000 + 700 + kEnvelopes + kRecords);
   EXPECT_EQ(cost.required_message_bytes, kMessageEnvelopeBytes);
 }
 
@@ -69,7 +74,7 @@ TEST(CallCostTest, AKeptMessageCountsWithAllThatIsInIt) {
         .peak_bytes;
   };
   EXPECT_EQ(inline_with(1000000 + kMessageEnvelopeBytes), usual);
-  EXPECT_EQ(inline_with(1000100 + kMessageEnvelopeBytes), usual + 100);
+  EXPECT_EQ(inline_with(1000128 + kMessageEnvelopeBytes), usual + 128 + 1);
   for (const Transport transport :
        {Transport::kStream, Transport::kSharedMemory}) {
     EXPECT_EQ(
