@@ -1,5 +1,7 @@
 #include "core/tile_scheduler.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <list>
@@ -235,6 +237,9 @@ class TileScheduler::Impl {
   }
 
   void Work() {
+#ifdef __linux__
+    pthread_setname_np(pthread_self(), "attnd-worker");  // for top -H
+#endif
     std::unique_lock lock(mutex_);
     while (true) {
       bool found = false;
