@@ -79,8 +79,8 @@ class ArenaLayout {
 // page costs more than a copy into a mapped one. The pool keeps at most
 // `max_idle_bytes`; beyond that, it unmaps the block first that was idle
 // longest. A block of 2 MiB or more never holds more memory than was asked for,
-// rounded up to whole pages. Blocks below kSmallestBytes come from malloc, which
-// keeps them itself. Thread-safe. Workspaces may outlive their pool.
+// rounded up to whole pages. Blocks below kSmallestBytes come from malloc,
+// which keeps them itself. Thread-safe. Workspaces may outlive their pool.
 class WorkspacePool {
  public:
   static constexpr int64_t kSmallestBytes = int64_t{64} << 10;

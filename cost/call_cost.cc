@@ -107,8 +107,13 @@ CallCost CostOfCall(const MemoryEstimate& estimate,
                                       kMessageEnvelopeBytes, lists.wire_bytes});
       break;
     case Transport::kStream:
-      buffer_bytes = kStreamBufferBytes;
-      message_bytes = kStreamBufferBytes + transfer.kept_message_bytes;
+      // A client cannot send more ahead than the tensors have.
+      buffer_bytes =
+          std::min(kStreamBufferBytes,
+                   SaturatingSum({copied_bytes, ReceivingBytes(copied_bytes),
+                                  kMaxChunkBytes + kMessageEnvelopeBytes}));
+      message_bytes =
+          SaturatingSum({buffer_bytes, transfer.kept_message_bytes});
       // A chunk is never larger than a message may be. Lists are in the header.
       response_bytes = std::min(kMaxChunkBytes + kMessageEnvelopeBytes,
                                 transfer.max_message_bytes);

@@ -14,11 +14,12 @@
 
 namespace attnd {
 
-// The bytes that a call of AttentionStream holds for its messages: the chunk
-// that is being copied, and the chunks that gRPC receives and keeps meanwhile.
-// gRPC alone decides how much a client may send ahead. The most that was
-// measured is 10 MiB, and often it is 1 MiB, so the estimate for a stream is too
-// high by the rest (docs/performance/accuracy.md).
+// The most bytes that a call of AttentionStream holds for its messages: the
+// chunk that is being copied, and the chunks that gRPC receives and keeps
+// meanwhile. A call whose tensors are smaller holds less. gRPC alone decides
+// how much a client may send ahead. The most that was measured is 10 MiB, and
+// often it is 1 MiB, so the estimate for a stream of large tensors is too high
+// by the rest (docs/performance/accuracy.md).
 inline constexpr int64_t kStreamBufferBytes =
     16 * (kMaxChunkBytes + kMessageEnvelopeBytes);
 

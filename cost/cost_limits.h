@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "cost/cost_query.h"
+#include "cost/memory_shares.h"
 #include "cost/monotone_search.h"
 
 namespace attnd {
@@ -14,8 +15,8 @@ namespace attnd {
 // The limits of a server. By default, these are the limits of a server that was
 // started without options, apart from the budget, which depends on its machine.
 struct CostLimits {
-  int64_t max_message_bytes = int64_t{256} << 20;  // for one message
-  int64_t budget_bytes = 0;                        // for all calls together
+  int64_t max_message_bytes = kDefaultMaxMessageBytes;  // for one message
+  int64_t budget_bytes = 0;     // for all calls together
   int64_t max_in_flight = 256;  // how many calls run at the same time
 };
 

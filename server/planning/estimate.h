@@ -12,9 +12,10 @@
 namespace attnd::server {
 
 // Returns how much memory the calls take that `request` describes, and whether
-// they fit within `limits`, or else the largest calls that fit. The estimate is for the machine of `engine`, and
-// for as many threads as `engine` has unless the request has another number. An
-// error names the field of the request that is wrong.
+// they fit within `limits`, or else the largest calls that fit. The estimate is
+// for the machine of `engine`, and for as many threads as `engine` has unless
+// the request has another number. An error names the field of the request that
+// is wrong.
 absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
     const v1::MemoryEstimateRequest& request, const AttentionEngine& engine,
     const CostLimits& limits);

@@ -45,11 +45,16 @@ TEST(CallCostTest, TheResponseMayBeTheLargerMessage) {
   EXPECT_EQ(cost.required_message_bytes, 300000 + kMessageEnvelopeBytes);
 }
 
-TEST(CallCostTest, AStreamHoldsAFewChunksWhateverItsTensors) {
+TEST(CallCostTest, AStreamHoldsAFewChunksOfItsTensors) {
   const CallCost cost =
       Cost({.transport = Transport::kStream, .copied_bytes = 1000000});
-  EXPECT_EQ(cost.wire_bytes, 16 * kMaxChunkBytes + 18 * kMessageEnvelopeBytes);
+  // All of the tensors, what gRPC needs to receive them, and one more chunk.
+  EXPECT_EQ(cost.wire_bytes, 1000000 + 3 * 65536 + 1000000 / 128 +
+                                 kMaxChunkBytes + 3 * kMessageEnvelopeBytes);
   EXPECT_EQ(cost.peak_bytes, 1350000 + cost.wire_bytes + kRecordsOfMillion);
+  EXPECT_EQ(Cost({.transport = Transport::kStream, .copied_bytes = 20 << 20})
+                .wire_bytes,
+            16 * kMaxChunkBytes + 18 * kMessageEnvelopeBytes);
   EXPECT_EQ(cost.response_bytes, kMaxChunkBytes + kMessageEnvelopeBytes);
   EXPECT_EQ(cost.required_message_bytes, cost.response_bytes);
   // If the limit for messages is smaller than a full chunk, chunks are smaller,
@@ -138,7 +143,7 @@ TEST(CallCostTest, SaturatesWhatDoesNotFit) {
   // The other figures stay exact.
   const CallCost cost = Cost({.copied_bytes = 1000},
                              {.output_bytes = 10, .workspace_bytes = kMax});
-  EXPECT_EQ(cost.wire_bytes, 1000 + kEnvelopes);
+  EXPECT_EQ(cost.wire_bytes, 1000 + 1000 + 1000 / 128 + kEnvelopes);
   EXPECT_EQ(cost.required_message_bytes, 1000 + kMessageEnvelopeBytes);
 }
 

@@ -37,9 +37,6 @@ SERVICE = '/attnd.v1.AttentionService/'
 MIB = 1 << 20
 LARGE_BYTES = 64 * MIB  # the bar on the ratio holds above this
 MOST = 1.05
-# What an estimate counts for the messages of a stream. gRPC decides how many
-# chunks a client may send ahead, so only a part of this may be held.
-STREAM_BUFFER_BYTES = 16 * (MIB + 4096)
 # The most that gRPC allocates to read from one connection: 2.5 times what it
 # may read in a turn, and blocks that are not full.
 READ_BUFFER_BYTES = 4 * MIB
@@ -53,6 +50,8 @@ class Measured:
   def __init__(self, problem, estimate, resident_bytes, allocated_bytes):
     self.problem = problem
     self.estimate_bytes = estimate.peak_bytes
+    self.wire_bytes = estimate.wire_bytes
+    self.workspace_bytes = estimate.workspace_bytes
     self.resident_bytes = resident_bytes
     self.allocated_bytes = allocated_bytes
 
@@ -62,12 +61,15 @@ class Measured:
 
   @property
   def is_close(self):
-    """Whether the estimate is at most 5 % too high, apart from the buffers of
-    streams. Memory that a call allocates but does not touch counts as held
-    here: keys that lengths hide are never copied."""
-    streams = (self.problem.concurrency
-               if self.problem.transport == 'STREAM' else 0)
-    counted_bytes = self.estimate_bytes - streams * STREAM_BUFFER_BYTES
+    """Whether the estimate is at most 5 % too high, apart from what no estimate
+    can know: how many chunks gRPC lets the client of a stream send ahead, and
+    whether calls that run at the same time use their workspaces at the same
+    time. Memory that a call allocates but does not touch counts as held here:
+    keys that lengths hide are never copied."""
+    calls = self.problem.concurrency
+    counted_bytes = self.estimate_bytes - (calls - 1) * self.workspace_bytes
+    if self.problem.transport == 'STREAM':
+      counted_bytes -= calls * self.wire_bytes
     return counted_bytes <= max(
         LARGE_BYTES, MOST * max(self.resident_bytes, self.allocated_bytes))
 

@@ -258,7 +258,9 @@ def test_the_estimate_counts_no_tensors(client):
       transport=pb.TRANSPORT_SHARED_MEMORY, **fields))
   assert shared.workspace_bytes == inline.workspace_bytes
   assert shared.input_bytes == inline.input_bytes
-  assert shared.peak_bytes == shared.workspace_bytes + shared.wire_bytes
+  # Beside the workspace and the messages, a call holds a few records.
+  records = shared.peak_bytes - shared.workspace_bytes - shared.wire_bytes
+  assert 0 <= records < 64 << 10
   assert shared.required_message_bytes == 4096
 
 
