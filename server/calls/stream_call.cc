@@ -236,7 +236,7 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received,
   }
   const AttentionTensors tensors = AttentionTensors::OfStream(request.header());
   ATTND_RETURN_IF_ERROR(BelowHeader(TakeRequest(tensors, split, source_)));
-  reservation().SetMessageShare(kStreamBufferBytes);
+  reservation().SetMessageShare(chunk_bytes());
   for (size_t i = 0; i < kTensorRoles; ++i) {
     const auto& [path, tensor] = tensors.by_role[i];
     if (tensor == nullptr) continue;
@@ -258,7 +258,7 @@ absl::Status StreamCall::TakeChunk(const ReceivedMessage& received,
   ATTND_ASSIGN_OR_RETURN(
       const SplitMessage split,
       ParseMessage(received, std::move(light), reservation(), request,
-                   computing_bytes() - kStreamBufferBytes));
+                   computing_bytes() - chunk_bytes()));
   reservation().ShrinkTo(computing_bytes());
   if (request.has_header()) {
     return SecondHeaderError();

@@ -15,7 +15,7 @@ from support.server import Server, clean_environment, open_channel
 
 MIB = 1 << 20
 CALLS = 6
-HEADS, LENGTH, DIMENSIONS = 4, 1024, 128
+HEADS, LENGTH, DIMENSIONS = 4, 1536, 128
 
 
 @pytest.fixture

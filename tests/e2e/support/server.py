@@ -128,8 +128,11 @@ class Server:
 
   @property
   def admin(self):
-    """Returns the host and the port of the admin port, which the log names."""
-    return re.search(r'the admin port serves http://(\S+)/', self.log())[1]
+    """Returns the host and the port of the admin port, which the log names.
+    The server does not wait until its log is written."""
+    return poll_until(
+        lambda: re.search(r'the admin port serves http://(\S+)/', self.log()),
+        START_SECONDS, 'the address of the admin port')[1]
 
   def signal(self, number=signal.SIGTERM):
     self.process.send_signal(number)

@@ -588,7 +588,7 @@ TEST_F(StreamCallTest, TheHeaderReservesTheWholeCall) {
   ASSERT_EQ(stream.responses.size(), 1U);
   EXPECT_TRUE(stream.responses[0].has_header());
   const int64_t held_bytes = admission_.usage().bytes;
-  EXPECT_GT(held_bytes, kStreamBufferBytes);
+  EXPECT_GT(held_bytes, kMaxChunkBytes);
   for (size_t i = 1; i < messages.size(); ++i) {
     ASSERT_TRUE(stream.TakeRead());
     call->OnMessage(InSlices(messages[i].SerializeAsString(), 50, 1));
