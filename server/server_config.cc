@@ -5,7 +5,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstddef>
 #include <limits>
 #include <memory>
 #include <set>
@@ -18,6 +17,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "base/command_line.h"
 #include "server/version.h"
 #include "wire/message_sizes.h"
 
@@ -255,14 +255,7 @@ std::vector<std::string> WithEnvironment(const std::vector<std::string>& args,
     all.push_back(absl::StrCat("--", option, "=", entry->second));
   }
   all.insert(all.end(), args.begin(), args.end());
-  // CLI11 takes an empty value only as an argument of its own.
-  const std::string flag = absl::StrCat("--", kAdminListen);
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (all[i] != flag + "=") continue;
-    all[i] = flag;
-    all.insert(all.begin() + static_cast<std::ptrdiff_t>(i) + 1, "");
-  }
-  return all;
+  return WithEmptyValuesApart(all);
 }
 
 bool IsIpAddress(absl::string_view text) {

@@ -1,11 +1,13 @@
 #include "client/attnctl/attnctl.h"
 
+#include <algorithm>
 #include <exception>
 #include <new>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/command_line.h"
 #include "client/attnctl/commands.h"
 #include "client/attnctl/option_flags.h"
 #include "client/attnctl/session.h"
@@ -87,8 +89,9 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
   AddHealthCommand(app, session);
   AddTopCommand(app, session);
   try {
-    // CLI11 expects a vector in reverse order.
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+    std::vector<std::string> reversed = WithEmptyValuesApart(arguments);
+    std::reverse(reversed.begin(), reversed.end());  // as CLI11 expects them
+    app.parse(reversed);
   } catch (const CLI::ParseError& error) {
     // CLI11 also throws for --help and --version, and then exit() returns 0.
     return Flushed(app.exit(error, out, err) == 0 ? kOk : kUsage, session);

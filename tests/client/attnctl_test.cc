@@ -98,6 +98,15 @@ TEST(AttnctlUsageTest, WrongArgumentsExitWithUsage) {
   }
 }
 
+// An empty value must not take the next flag as its value.
+TEST(AttnctlUsageTest, AnEmptyValueIsNotTheNextFlag) {
+  const Outcome rate =
+      RunTool({"estimate", "--offline", "--seq-len=", "--json"});
+  EXPECT_EQ(rate.exit_code, kUsage);
+  EXPECT_THAT(rate.err, HasSubstr("--seq-len"));
+  EXPECT_THAT(rate.err, testing::Not(HasSubstr("--json")));
+}
+
 TEST(AttnctlUsageTest, SaysWhereNobodyListens) {
   const std::string server =
       "--server=unix:" + testing::TempDir() + "nobody-listens-here";
