@@ -323,10 +323,15 @@ class Server::Impl {
                       .only_localhost = IsLoopback(listener.address.host)});
     admin_ = std::make_unique<HttpPort>(
         std::move(listener),
-        [this](const HttpRequest& request) {
-          return admin_site_->Answer(request);
-        },
-        AdminSite::Refuse);
+        HttpPort::Site{.answer =
+                           [this](const HttpRequest& request) {
+                             return admin_site_->Answer(request);
+                           },
+                       .refuse_unread =
+                           [this](const HttpRequest& request) {
+                             return admin_site_->RefuseUnread(request);
+                           },
+                       .problem = AdminSite::Refuse});
     spdlog::info("the admin port serves http://{}/", admin_address_);
   }
 

@@ -3,7 +3,6 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 
-#include <algorithm>
 #include <limits>
 #include <map>
 #include <optional>
@@ -175,6 +174,13 @@ bool IsLocalName(absl::string_view host) {
   return name == "localhost" || inet_pton(AF_INET, name.c_str(), &ignored) == 1;
 }
 
+const Page* FindPage(const std::string& path) {
+  for (const Page& page : Page::All()) {
+    if (page.path == path) return &page;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 HttpResponse AdminSite::Refuse(int status, absl::string_view problem) {
@@ -182,19 +188,23 @@ HttpResponse AdminSite::Refuse(int status, absl::string_view problem) {
 }
 
 HttpResponse AdminSite::Answer(const HttpRequest& request) const {
+  std::optional<HttpResponse> refusal = RefuseUnread(request);
+  if (refusal) return *std::move(refusal);
+  return (this->*FindPage(request.path)->answer)(request);
+}
+
+std::optional<HttpResponse> AdminSite::RefuseUnread(
+    const HttpRequest& request) const {
   if (options_.only_localhost && !IsLocalName(request.host)) {
     return Refuse(403,
                   "Host: expected localhost or an address, because this port "
                   "listens on loopback");
   }
-  const std::vector<Page>& pages = Page::All();
-  const auto page =
-      std::find_if(pages.begin(), pages.end(),
-                   [&](const Page& each) { return each.path == request.path; });
-  if (page == pages.end()) {
+  const Page* const page = FindPage(request.path);
+  if (page == nullptr) {
     return Refuse(
         404, absl::StrCat("expected one of these paths: ",
-                          absl::StrJoin(pages, ", ",
+                          absl::StrJoin(Page::All(), ", ",
                                         [](std::string* out, const Page& each) {
                                           absl::StrAppend(out, each.path);
                                         })));
@@ -208,7 +218,11 @@ HttpResponse AdminSite::Answer(const HttpRequest& request) const {
     response.headers["Allow"] = allowed;
     return response;
   }
-  return (this->*page->answer)(request);
+  // A web page of another site cannot send this type without asking first.
+  if (!reads && !absl::StartsWithIgnoreCase(request.content_type, kJson)) {
+    return Refuse(415, "expected the header Content-Type: application/json");
+  }
+  return std::nullopt;
 }
 
 HttpResponse AdminSite::Livez(const HttpRequest&) const {
@@ -227,9 +241,6 @@ HttpResponse AdminSite::MemoryEstimate(const HttpRequest& request) const {
   absl::Status status;
   if (request.method != "POST") {
     status = ParseQuery(params, question);
-  } else if (!absl::StartsWithIgnoreCase(request.content_type, kJson)) {
-    // A web page of another site cannot send this type without asking first.
-    return Refuse(415, "expected the header Content-Type: application/json");
   } else if (!params.empty()) {
     status = FieldError(params.begin()->first,
                         "the whole question as JSON in the body",

@@ -4,6 +4,7 @@
 #define ATTND_SERVER_ADMIN_ADMIN_SITE_H_
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -34,6 +35,9 @@ class AdminSite {
       : context_(context), options_(std::move(options)) {}
 
   HttpResponse Answer(const HttpRequest& request) const;
+  // Returns the answer to a request that is refused whatever its body is, such
+  // as one of another site, or nothing. Answer refuses such requests as well.
+  std::optional<HttpResponse> RefuseUnread(const HttpRequest& request) const;
   // Returns the answer with `status` whose text is `problem`.
   static HttpResponse Refuse(int status, absl::string_view problem);
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string_view>
@@ -60,29 +61,46 @@ constexpr char kBusy[] =
     "Content-Length: 58\r\n\r\n"
     "The admin port serves too many clients now. Try again soon";
 
-// The headers that the library gets to see. Others are dropped, because it acts
-// on some of them in ways that a client could use against the server: it
-// decompresses bodies without a limit (Content-Encoding), compresses answers at
-// the highest level (Accept-Encoding), and matches a list of ranges with a
-// recursive regular expression, and copies the answer for each (Range).
-constexpr absl::string_view kHeaders[] = {
-    "accept", "connection", "content-length",   "content-type",
-    "expect", "host",       "transfer-encoding"};
+// The headers that the library gets to see: they say how a body is sent. Others
+// are kept from it, because it acts on some of them in ways that a client could
+// use against the server: it parses forms with an expensive regular expression
+// (Content-Type), decompresses bodies without a limit (Content-Encoding),
+// compresses answers at the highest level (Accept-Encoding), and matches a list
+// of ranges with a recursive regular expression, and copies the answer for each
+// (Range).
+constexpr absl::string_view kLibraryHeaders[] = {"content-length", "expect",
+                                                 "transfer-encoding"};
 
-// Returns the request line and the lines of the headers in kHeaders.
-std::string Filtered(absl::string_view head) {
-  std::string kept;
+// The request line and the headers of a request.
+struct Head {
+  std::string for_library;  // without the headers that it must not see
+  // The value of each header. The first one counts if a client repeats it.
+  std::map<std::string, std::string> values;
+
+  std::string Value(const std::string& name) const {
+    const auto found = values.find(name);
+    return found == values.end() ? "" : found->second;
+  }
+};
+
+Head SplitHead(absl::string_view text) {
+  Head head;
   bool first = true;
-  for (const absl::string_view line : absl::StrSplit(head, '\n')) {
-    const std::string name =
-        absl::AsciiStrToLower(line.substr(0, line.find(':')));
-    if (std::exchange(first, false) || line == "\r" ||
-        std::find(std::begin(kHeaders), std::end(kHeaders), name) !=
-            std::end(kHeaders)) {
-      absl::StrAppend(&kept, line, "\n");
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    const size_t colon = line.find(':');
+    const std::string name = absl::AsciiStrToLower(line.substr(0, colon));
+    const bool is_header = !std::exchange(first, false) && line != "\r";
+    if (is_header && colon != absl::string_view::npos) {
+      head.values.emplace(name,
+                          absl::StripAsciiWhitespace(line.substr(colon + 1)));
+    }
+    if (!is_header ||
+        std::find(std::begin(kLibraryHeaders), std::end(kLibraryHeaders),
+                  name) != std::end(kLibraryHeaders)) {
+      absl::StrAppend(&head.for_library, line, "\n");
     }
   }
-  return kept;
+  return head;
 }
 
 // A connection with one request, as the library reads and writes it.
@@ -98,6 +116,10 @@ class HttpStream final : public httplib::Stream {
     const std::optional<int> refused = TryReadHead();
     if (refused && *refused != 0) buffer_ = "GET / HTTP/1.1\r\n\r\n";
     return refused;
+  }
+  // Returns the value of a header, whose name is in lower case, or nothing.
+  std::string Header(const std::string& name) const {
+    return head_.Value(name);
   }
 
   // Closes the connection. If the client may still be sending, first waits for
@@ -167,7 +189,8 @@ class HttpStream final : public httplib::Stream {
     end += 4;
     if (end > kMaxHeadBytes) return 431;
     const absl::string_view all = buffer_;
-    buffer_ = absl::StrCat(Filtered(all.substr(0, end)), all.substr(end));
+    head_ = SplitHead(all.substr(0, end));
+    buffer_ = absl::StrCat(head_.for_library, all.substr(end));
     return 0;
   }
 
@@ -201,6 +224,7 @@ class HttpStream final : public httplib::Stream {
   const int stop_;
   SteadyTime read_by_ = std::chrono::steady_clock::now() + kReadTime;
   std::optional<SteadyTime> write_by_;
+  Head head_;
   std::string buffer_;
   size_t next_ = 0;  // the first byte in buffer_ that was not read yet
 };
@@ -260,13 +284,14 @@ std::multimap<std::string, std::string> ParamsOf(absl::string_view target) {
   return params;
 }
 
-HttpRequest Convert(const httplib::Request& request) {
+HttpRequest Convert(const httplib::Request& request,
+                    const HttpStream& connection) {
   return {.method = request.method,
           .path = request.target.substr(0, request.target.find('?')),
           .params = ParamsOf(request.target),
-          .host = request.get_header_value("Host"),
-          .accept = request.get_header_value("Accept"),
-          .content_type = request.get_header_value("Content-Type"),
+          .host = connection.Header("host"),
+          .accept = connection.Header("accept"),
+          .content_type = connection.Header("content-type"),
           .body = request.body};
 }
 
@@ -318,10 +343,9 @@ std::string WhyRefused(int status) {
 
 class HttpPort::Impl {
  public:
-  Impl(Listener listener, Handler handler, Refusal refusal)
+  Impl(Listener listener, Site site)
       : listener_(std::move(listener)),
-        handler_(std::move(handler)),
-        refusal_(std::move(refusal)),
+        site_(std::move(site)),
         stop_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (!stop_.valid()) {
       throw std::system_error(errno, std::generic_category(), "eventfd");
@@ -412,34 +436,40 @@ class HttpPort::Impl {
     library.set_pre_routing_handler(
         [&](const httplib::Request& request, httplib::Response& response) {
           if (*refused != 0) {
-            Set(response, refusal_(*refused, WhyRefused(*refused)));
+            Set(response, site_.problem(*refused, WhyRefused(*refused)));
             return Handled::Handled;
           }
-          if (request.method == "POST") {
-            const std::optional<Problem> problem = CheckBody(request);
-            if (!problem) return Handled::Unhandled;
-            Set(response, refusal_(problem->status, problem->text));
+          const HttpRequest unread = Convert(request, connection);
+          if (request.method != "POST") {
+            may_send = request.has_header("Content-Length") ||
+                       request.has_header("Transfer-Encoding");
+            Set(response, site_.answer(unread));
             return Handled::Handled;
           }
-          may_send = request.has_header("Content-Length");
-          Set(response, handler_(Convert(request)));
+          if (const auto refusal = site_.refuse_unread(unread)) {
+            Set(response, *refusal);
+            return Handled::Handled;
+          }
+          const std::optional<Problem> problem = CheckBody(request);
+          if (!problem) return Handled::Unhandled;
+          Set(response, site_.problem(problem->status, problem->text));
           return Handled::Handled;
         });
     library.Post(kOnlyPath, [&](const httplib::Request& request,
                                 httplib::Response& response) {
       may_send = false;
-      Set(response, handler_(Convert(request)));
+      Set(response, site_.answer(Convert(request, connection)));
     });
     library.set_error_handler(
         [&](const httplib::Request&, httplib::Response& response) {
           if (!response.body.empty()) return;
           const int status = response.status;
-          Set(response, refusal_(status, WhyRefused(status)));
+          Set(response, site_.problem(status, WhyRefused(status)));
         });
     library.set_exception_handler([&](const httplib::Request&,
                                       httplib::Response& response,
                                       const std::exception_ptr&) {
-      Set(response, refusal_(500, "the server failed to answer"));
+      Set(response, site_.problem(500, "the server failed to answer"));
     });
     library.Serve(connection, [](httplib::Request& request) {
       request.path = std::string(kOnlyPath);
@@ -448,8 +478,7 @@ class HttpPort::Impl {
   }
 
   const Listener listener_;
-  const Handler handler_;
-  const Refusal refusal_;
+  const Site site_;
   const UniqueFd stop_;  // readable from the moment when the port stops
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -458,9 +487,8 @@ class HttpPort::Impl {
   std::vector<std::thread> threads_;
 };
 
-HttpPort::HttpPort(Listener listener, Handler handler, Refusal refusal)
-    : impl_(std::make_unique<Impl>(std::move(listener), std::move(handler),
-                                   std::move(refusal))) {}
+HttpPort::HttpPort(Listener listener, Site site)
+    : impl_(std::make_unique<Impl>(std::move(listener), std::move(site))) {}
 
 HttpPort::~HttpPort() = default;
 

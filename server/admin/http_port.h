@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "server/connections/listener.h"
@@ -38,14 +39,21 @@ struct HttpResponse {
 // off.
 class HttpPort {
  public:
-  // Returns the answer to a request. Runs in several threads at once.
-  using Handler = std::function<HttpResponse(const HttpRequest&)>;
-  // Returns the answer to a request that has not reached the handler, because
-  // it is not HTTP or exceeds a limit. `problem` says why.
-  using Refusal = std::function<HttpResponse(int status, std::string problem)>;
+  // What the port serves. The functions run in several threads at once.
+  struct Site {
+    // Returns the answer to a request.
+    std::function<HttpResponse(const HttpRequest&)> answer;
+    // Gets each POST before its body is read. Returns the answer that refuses
+    // it, or nothing if the port shall read the body and ask for the answer.
+    std::function<std::optional<HttpResponse>(const HttpRequest&)>
+        refuse_unread;
+    // Returns the answer to a request that is not HTTP or exceeds a limit.
+    // `why` says what is wrong with it.
+    std::function<HttpResponse(int status, std::string why)> problem;
+  };
 
   // Starts the threads. Throws std::system_error if the system starts too few.
-  HttpPort(Listener listener, Handler handler, Refusal refusal);
+  HttpPort(Listener listener, Site site);
   // Cuts off the clients that are left, and joins the threads.
   ~HttpPort();
 

@@ -289,6 +289,33 @@ def test_another_site_is_refused(server):
   connection.close()
 
 
+@pytest.mark.parametrize('content_type', [
+    'multipart/form-data; boundary=b', 'application/x-www-form-urlencoded',
+    'text/plain'])
+def test_a_form_is_refused_by_its_type(ask, content_type):
+  """These are the types that a web page of another site can send. A parser of
+  forms would spend seconds on this body."""
+  line = b'Content-Disposition: form-data' + b';filename="' * 800 + b'\r\n'
+  body = (b'--b\r\n' + line + b'\r\nx\r\n') * 7 + b'--b--\r\n'
+  assert 8192 < len(body) < 65536
+  answer = ask(ESTIMATE, 'POST', body, Content_Type=content_type)
+  assert answer.status == 415, answer.text
+  assert answer.error['message'] == (
+      'expected the header Content-Type: application/json')
+
+
+@pytest.mark.parametrize('host,content_type,status', [
+    (b'evil.example', b'application/json', b'403'),
+    (b'localhost', b'multipart/form-data; boundary=b', b'415')])
+def test_a_post_is_refused_before_its_body_is_read(server, host, content_type,
+                                                   status):
+  # The body never comes, so waiting for it would lead to another answer.
+  answer = exchange(server, b'\r\n'.join([
+      b'POST /v1/memory-estimate HTTP/1.1', b'Host: ' + host,
+      b'Content-Type: ' + content_type, b'Content-Length: 100', b'', b'']))
+  assert answer.startswith(b'HTTP/1.1 ' + status + b' ')
+
+
 def test_garbage_is_answered_or_cut_off(server, rng):
   requests = [
       b'\r\n\r\n', b'GET', b'\x00' * 100, b'\x16\x03\x01\x00', b'GET / HTTP/9\r\n\r\n',

@@ -171,6 +171,27 @@ TEST_F(AdminSiteTest, OtherSitesGetNothing) {
               200)
         << host;
   }
+  // A form is the only kind of body that a web page can send unasked.
+  const struct {
+    HttpRequest post;
+    int status;
+  } posts[] = {
+      {{.method = "POST", .path = "/v1/memory-estimate", .host = "evil"}, 403},
+      {{.method = "POST", .path = "/v2"}, 404},
+      {{.method = "POST", .path = "/livez"}, 405},
+      {{.method = "POST",
+        .path = "/v1/memory-estimate",
+        .content_type = "multipart/form-data; boundary=application/json"},
+       415}};
+  for (const auto& [post, status] : posts) {
+    const auto refusal = site_.RefuseUnread(post);
+    ASSERT_TRUE(refusal.has_value()) << status;
+    EXPECT_EQ(refusal->status, status);
+    EXPECT_EQ(site_.Answer(post).status, status);
+  }
+  EXPECT_FALSE(site_.RefuseUnread({.method = "POST",
+                                   .path = "/v1/memory-estimate",
+                                   .content_type = "Application/JSON; a=b"}));
   const AdminSite wide(
       context_, {.why_not_ready = [] { return ""; }, .only_localhost = false});
   EXPECT_EQ(wide.Answer({.method = "GET", .path = "/", .host = "attnd"}).status,

@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -32,24 +33,38 @@ class HttpPortTest : public ::testing::Test {
     port_number_ = listener->address.port;
     port_ = std::make_unique<HttpPort>(
         *std::move(listener),
-        [this](const HttpRequest& request) {
-          ++handled_;
-          if (request.path == "/throw") {
-            throw std::runtime_error("\"no\"\r\nX: y");
-          }
-          std::string params;
-          for (const auto& [name, value] : request.params) {
-            params.append(name).append("=").append(value).append(";");
-          }
-          return HttpResponse{.content_type = "text/plain",
-                              .body = request.method + " " + request.path +
-                                      " " + params + " " + request.body};
-        },
-        [](int status, const std::string& problem) {
-          return HttpResponse{.status = status,
-                              .content_type = "text/plain",
-                              .body = "refused: " + problem};
-        });
+        HttpPort::Site{
+            .answer =
+                [this](const HttpRequest& request) { return Answer(request); },
+            .refuse_unread =
+                [](const HttpRequest& request) -> std::optional<HttpResponse> {
+              if (request.host != "evil.example") return std::nullopt;
+              return HttpResponse{.status = 403, .body = "unread"};
+            },
+            .problem =
+                [](int status, const std::string& problem) {
+                  return HttpResponse{.status = status,
+                                      .content_type = "text/plain",
+                                      .body = "refused: " + problem};
+                }});
+  }
+
+  HttpResponse Answer(const HttpRequest& request) {
+    ++handled_;
+    if (request.path == "/throw") {
+      throw std::runtime_error("\"no\"\r\nX: y");
+    }
+    if (request.path == "/headers") {
+      return {.body = request.host + "|" + request.accept + "|" +
+                      request.content_type};
+    }
+    std::string params;
+    for (const auto& [name, value] : request.params) {
+      params.append(name).append("=").append(value).append(";");
+    }
+    return {.content_type = "text/plain",
+            .body = request.method + " " + request.path + " " + params + " " +
+                    request.body};
   }
 
   UniqueFd Connect() const {
@@ -152,6 +167,48 @@ TEST_F(HttpPortTest, IgnoresHeadersThatCouldBeUsedAgainstIt) {
   EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nContent-Encoding: gzip\r\n"
                   "Content-Length: 3\r\n\r\nabc"),
               EndsWith("\r\n\r\nPOST /p  abc"));
+}
+
+// The library would take such a body apart and leave no body, or refuse it.
+TEST_F(HttpPortTest, PassesOnTheBodyOfAFormUnparsed) {
+  std::string body =
+      "--b\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n"
+      "value\r\n--b--\r\n";
+  for (const char* type :
+       {"multipart/form-data; boundary=b", "MULTIPART/form-data; boundary=b",
+        "application/x-www-form-urlencoded"}) {
+    EXPECT_THAT(Ask("POST /p HTTP/1.1\r\ncontent-TYPE: " + std::string(type) +
+                    "\r\nContent-Length: " + std::to_string(body.size()) +
+                    "\r\n\r\n" + body),
+                EndsWith("\r\n\r\nPOST /p  " + body))
+        << type;
+  }
+  body.assign(20'000, 'x');
+  EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nContent-Type: "
+                  "application/x-www-form-urlencoded\r\nContent-Length: "
+                  "20000\r\n\r\n" +
+                  body),
+              EndsWith("\r\n\r\nPOST /p  " + body));
+}
+
+TEST_F(HttpPortTest, PassesOnTheHeadersThatItReads) {
+  EXPECT_THAT(Ask("GET /headers HTTP/1.1\r\nHOST:  a:1 \r\naccept:b, c;q=1\r\n"
+                  "Content-Type: d\r\nContent-Type: e\r\nX: f\r\n\r\n"),
+              EndsWith("\r\n\r\na:1|b, c;q=1|d"));
+  EXPECT_THAT(Ask("GET /headers HTTP/1.1\r\nHost\r\n\r\n"),
+              EndsWith("\r\n\r\n||"));
+}
+
+// Nothing follows the head, so an answer that waits for the body is another.
+TEST_F(HttpPortTest, RefusesAPostBeforeItReadsTheBody) {
+  const UniqueFd client = Connect();
+  Send(client,
+       "POST /p HTTP/1.1\r\nHost: evil.example\r\n"
+       "Content-Length: 100\r\n\r\n");
+  const std::string answer = ReadAll(client);
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 403 "));
+  EXPECT_THAT(answer, EndsWith("\r\n\r\nunread"));
+  EXPECT_EQ(handled_, 0);
 }
 
 TEST_F(HttpPortTest, AnExceptionIsTheAnswer500) {
