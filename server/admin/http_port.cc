@@ -40,11 +40,14 @@ using std::chrono::seconds;
 using SteadyTime = std::chrono::steady_clock::time_point;
 
 constexpr int kThreads = 4;
-// How many accepted connections may wait for a thread.
+// How many accepted connections may be silent or wait for a thread.
 constexpr size_t kMaxWaiting = 16;
+// How many refused connections may wait for the client to close its side.
+constexpr size_t kMaxLeaving = 8;
 constexpr size_t kMaxHeadBytes = 16 << 10;  // request line and headers
 constexpr int64_t kMaxBodyBytes = 64 << 10;
-// For all of a request, and for all of an answer.
+// For the first byte of a request, again for all of it, and for all of an
+// answer.
 constexpr seconds kReadTime{2};
 constexpr seconds kWriteTime{10};
 // How long a client whose request was refused unread may go on sending it.
@@ -374,20 +377,83 @@ class HttpPort::Impl {
     for (std::thread& thread : threads_) thread.join();
   }
 
+  // A connection that no thread serves, and when the port closes it.
+  struct Client {
+    UniqueFd fd;
+    SteadyTime until;
+  };
+
   void Accept() {
     pthread_setname_np(pthread_self(), "attnd-admin");  // for top -H
-    std::vector<pollfd> polled = {
-        {.fd = stop_.get(), .events = POLLIN, .revents = 0}};
-    for (const UniqueFd& socket : listener_.sockets) {
-      polled.push_back({.fd = socket.get(), .events = POLLIN, .revents = 0});
-    }
     for (;;) {
-      poll(polled.data(), polled.size(), -1);
-      if (polled.front().revents != 0) return;
-      for (size_t i = 1; i < polled.size(); ++i) {
-        if (polled[i].revents != 0) AcceptFrom(polled[i].fd);
+      std::vector<pollfd> polled;
+      const auto add = [&](const UniqueFd& fd) {
+        polled.push_back({.fd = fd.get(), .events = POLLIN, .revents = 0});
+      };
+      add(stop_);
+      for (const Client& client : silent_) add(client.fd);
+      for (const Client& client : leaving_) add(client.fd);
+      for (const UniqueFd& socket : listener_.sockets) add(socket);
+      poll(polled.data(), polled.size(), MillisecondsLeft());
+      auto next = polled.begin();
+      const auto is_readable = [&] { return (next++)->revents != 0; };
+      if (is_readable()) return;
+      const SteadyTime now = std::chrono::steady_clock::now();
+      for (Client& client : std::exchange(silent_, {})) {
+        if (is_readable()) {
+          GiveToAThread(std::move(client.fd));
+        } else if (client.until > now) {
+          silent_.push_back(std::move(client));
+        }
+      }
+      for (Client& client : std::exchange(leaving_, {})) {
+        const bool stays = !is_readable() || Discard(client.fd);
+        if (stays && client.until > now) leaving_.push_back(std::move(client));
+      }
+      for (const UniqueFd& socket : listener_.sockets) {
+        if (is_readable()) AcceptFrom(socket.get());
       }
     }
+  }
+
+  // Returns the time until the first of the clients must be closed, or -1.
+  int MillisecondsLeft() const {
+    std::optional<SteadyTime> first;
+    for (const std::deque<Client>* clients : {&silent_, &leaving_}) {
+      if (clients->empty()) continue;
+      const SteadyTime until = clients->front().until;
+      first = std::min(first.value_or(until), until);
+    }
+    if (!first) return -1;
+    const auto left = std::chrono::ceil<milliseconds>(
+        *first - std::chrono::steady_clock::now());
+    return static_cast<int>(std::max<int64_t>(left.count(), 0));
+  }
+
+  // Reads what the client has sent. Returns whether it may send more.
+  static bool Discard(const UniqueFd& fd) {
+    std::array<char, 4096> part{};
+    const ssize_t size = recv(fd.get(), part.data(), part.size(), 0);
+    return size > 0 || (size < 0 && (errno == EAGAIN || errno == EINTR));
+  }
+
+  // Tells a client that there is no place for it. Keeps the connection for a
+  // while, because a request that came after its end would make the kernel
+  // reset it, and some clients then do not see the answer.
+  void Refuse(UniqueFd fd) {
+    send(fd.get(), kBusy, sizeof(kBusy) - 1, MSG_NOSIGNAL);
+    shutdown(fd.get(), SHUT_WR);
+    if (leaving_.size() == kMaxLeaving) leaving_.pop_front();
+    leaving_.push_back(
+        {std::move(fd), std::chrono::steady_clock::now() + kLingerTime});
+  }
+
+  void GiveToAThread(UniqueFd fd) {
+    {
+      const std::lock_guard lock(mutex_);
+      ready_.push_back(std::move(fd));
+    }
+    changed_.notify_one();
   }
 
   void AcceptFrom(int listening) {
@@ -401,25 +467,32 @@ class HttpPort::Impl {
       }
       return;
     }
-    std::unique_lock lock(mutex_);
-    if (waiting_.size() >= kMaxWaiting) {
-      lock.unlock();
-      send(fd.get(), kBusy, sizeof(kBusy) - 1, MSG_NOSIGNAL);
-      return;
+    size_t waiting = silent_.size();
+    {
+      const std::lock_guard lock(mutex_);
+      waiting += ready_.size();
     }
-    waiting_.push_back(std::move(fd));
-    lock.unlock();
-    changed_.notify_one();
+    if (waiting >= kMaxWaiting) {
+      if (silent_.empty()) {
+        Refuse(std::move(fd));
+        return;
+      }
+      // Clients that send nothing must not keep out one that does.
+      Refuse(std::move(silent_.front().fd));
+      silent_.pop_front();
+    }
+    silent_.push_back(
+        {std::move(fd), std::chrono::steady_clock::now() + kReadTime});
   }
 
   void Work() {
     pthread_setname_np(pthread_self(), "attnd-admin");
     std::unique_lock lock(mutex_);
     for (;;) {
-      changed_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+      changed_.wait(lock, [this] { return stopping_ || !ready_.empty(); });
       if (stopping_) return;
-      UniqueFd fd = std::move(waiting_.front());
-      waiting_.pop_front();
+      UniqueFd fd = std::move(ready_.front());
+      ready_.pop_front();
       lock.unlock();
       Serve(std::move(fd));
       lock.lock();
@@ -480,9 +553,14 @@ class HttpPort::Impl {
   const Listener listener_;
   const Site site_;
   const UniqueFd stop_;  // readable from the moment when the port stops
+  // Only the thread that accepts uses the next two. Those that are closed first
+  // are in front.
+  std::deque<Client> silent_;   // have sent nothing
+  std::deque<Client> leaving_;  // refused
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<UniqueFd> waiting_;  // accepted, for the next free thread
+  // mutex_ guards the next two.
+  std::deque<UniqueFd> ready_;  // readable, for the next free thread
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };

@@ -34,9 +34,10 @@ struct HttpResponse {
 };
 
 // Serves requests until it is destroyed. Each connection serves one request.
-// When as many clients wait as the port allows, it refuses further ones with
-// 503. A client that is slow to send its request or to take the answer is cut
-// off.
+// A client gets a thread once it has sent something. When as many clients wait
+// as the port allows, it refuses the oldest one that has sent nothing, or else
+// the new one, with 503. A client that is slow to send its request or to take
+// the answer is cut off.
 class HttpPort {
  public:
   // What the port serves. The functions run in several threads at once.

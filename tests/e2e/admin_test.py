@@ -386,7 +386,7 @@ def test_clients_that_hold_the_port_hold_nothing_else(client, server):
           == health_pb2.HealthCheckResponse.SERVING
       assert client.stub.GetServerInfo(
           client.pb.GetServerInfoRequest(), timeout=60).load.in_flight == 0
-    # 4 clients have a thread, 16 wait, and one more is being refused.
+    # 4 clients have a thread, 16 wait, and 9 are being refused.
     assert len(os.listdir(files)) <= before + 30
   finally:
     stop.set()
@@ -395,6 +395,16 @@ def test_clients_that_hold_the_port_hold_nothing_else(client, server):
   poll_until(
       lambda: exchange(server, b'GET /livez HTTP/1.1\r\n\r\n').endswith(
           b'ok\n'), 60, 'an answer of the admin port')
+
+
+def test_clients_that_send_nothing_keep_out_nobody(ask, server):
+  silent = [connect(server) for _ in range(30)]
+  try:
+    for _ in range(30):
+      assert ask('/livez').status == 200
+  finally:
+    for peer in silent:
+      peer.close()
 
 
 def test_full_slots_leave_the_port_free(ask, client, connect, server):
