@@ -247,7 +247,8 @@ std::vector<std::string> WithEnvironment(const std::vector<std::string>& args,
   for (const std::string& option : OptionNames()) {
     const auto entry = environment.find(EnvironmentName(option));
     // An empty variable sets no option, because scripts leave variables empty
-    // that they do not need. But nothing else can turn off the admin port.
+    // that they do not need. But an empty ATTND_ADMIN_LISTEN turns off the
+    // admin port, because no other value of the variable can.
     if (entry == environment.end() || IsGiven(option, args) ||
         (entry->second.empty() && option != kAdminListen)) {
       continue;
