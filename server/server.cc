@@ -314,13 +314,14 @@ class Server::Impl {
   void ServeAdmin(Listener listener) {
     admin_address_ = listener.address.Text();
     admin_site_.emplace(
-        context_, AdminSite::Options{
-                      .why_not_ready =
-                          [this] {
-                            const std::lock_guard lock(health_mutex_);
-                            return why_not_ready_;
-                          },
-                      .only_localhost = IsLoopback(listener.address.host)});
+        context_,
+        AdminSite::Options{.why_not_ready =
+                               [this] {
+                                 const std::lock_guard lock(health_mutex_);
+                                 return why_not_ready_;
+                               },
+                           .only_localhost = listener.IsOnlyLoopback(),
+                           .own_host = listener.address.host});
     admin_ = std::make_unique<HttpPort>(
         std::move(listener),
         HttpPort::Site{.answer =

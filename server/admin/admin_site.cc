@@ -163,15 +163,16 @@ std::multimap<std::string, std::string> MessageParams(
   return params;
 }
 
-// Returns whether `host`, the value of the header, is localhost or an address.
-// A web page cannot have a name that looks like an address.
-bool IsLocalName(absl::string_view host) {
+// Returns whether `host`, the value of the header, is localhost, `own_host` or
+// an address. A web page cannot have a name that looks like an address.
+bool IsLocalName(absl::string_view host, absl::string_view own_host) {
   if (host.empty()) return true;  // not a browser
   if (absl::ConsumePrefix(&host, "[")) return absl::StrContains(host, ']');
   const std::string name =
       absl::AsciiStrToLower(host.substr(0, host.find(':')));
   in_addr ignored{};
-  return name == "localhost" || inet_pton(AF_INET, name.c_str(), &ignored) == 1;
+  return name == "localhost" || absl::EqualsIgnoreCase(name, own_host) ||
+         inet_pton(AF_INET, name.c_str(), &ignored) == 1;
 }
 
 const Page* FindPage(const std::string& path) {
@@ -195,10 +196,11 @@ HttpResponse AdminSite::Answer(const HttpRequest& request) const {
 
 std::optional<HttpResponse> AdminSite::RefuseUnread(
     const HttpRequest& request) const {
-  if (options_.only_localhost && !IsLocalName(request.host)) {
+  if (options_.only_localhost &&
+      !IsLocalName(request.host, options_.own_host)) {
     return Refuse(403,
-                  "Host: expected localhost or an address, because this port "
-                  "listens on loopback");
+                  "Host: expected localhost, an address or the host of "
+                  "--admin-listen, because this port listens on loopback");
   }
   const Page* const page = FindPage(request.path);
   if (page == nullptr) {
@@ -314,15 +316,6 @@ HttpResponse AdminSite::Planner(const HttpRequest&) const {
       "default-src 'none'; script-src 'unsafe-inline'; style-src "
       "'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; "
       "form-action 'none'; frame-ancestors 'none'");
-}
-
-bool IsLoopback(absl::string_view host) {
-  in_addr address{};
-  const std::string name(host);
-  if (inet_pton(AF_INET, name.c_str(), &address) == 1) {
-    return ntohl(address.s_addr) >> 24 == IN_LOOPBACKNET;
-  }
-  return name == "localhost" || name == "[::1]";
 }
 
 }  // namespace attnd::server

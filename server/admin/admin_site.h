@@ -24,10 +24,11 @@ class AdminSite {
   struct Options {
     // Returns why the server is not ready, or an empty text if it is.
     std::function<std::string()> why_not_ready;
-    // Whether to refuse requests whose Host is a name other than localhost. On
-    // loopback, this keeps out web pages whose own name resolves to loopback
-    // (DNS rebinding).
+    // Whether to refuse requests whose Host is a name other than localhost and
+    // `own_host`. On loopback, this keeps out web pages whose own name resolves
+    // to loopback (DNS rebinding).
     bool only_localhost = true;
+    std::string own_host = {};  // the host of --admin-listen
   };
 
   // `context` must outlive the site.
@@ -54,10 +55,6 @@ class AdminSite {
   const ServiceContext& context_;
   const Options options_;
 };
-
-// Returns whether `host`, the host of a ListenAddress, is only reachable from
-// this machine.
-bool IsLoopback(absl::string_view host);
 
 }  // namespace attnd::server
 

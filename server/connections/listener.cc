@@ -4,6 +4,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -99,6 +100,17 @@ absl::StatusOr<Listener> OpenUnix(const ListenAddress& address, mode_t mode,
   return listener;
 }
 
+bool IsLoopback(const sockaddr_storage& address) {
+  if (address.ss_family == AF_INET) {
+    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address).sin_addr;
+    return ntohl(v4.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  if (address.ss_family != AF_INET6) return false;
+  const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
+  return IN6_IS_ADDR_LOOPBACK(&v6) ||
+         (IN6_IS_ADDR_V4MAPPED(&v6) && v6.s6_addr[12] == IN_LOOPBACKNET);
+}
+
 bool IsWildcard(const ListenAddress& address) {
   return address.host == "0.0.0.0" || address.host == "[::]";
 }
@@ -160,6 +172,16 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
     listener.address.port = PortOf(bound);
   }
   return listener;
+}
+
+bool Listener::IsOnlyLoopback() const {
+  return std::all_of(sockets.begin(), sockets.end(), [](const UniqueFd& fd) {
+    sockaddr_storage bound{};
+    socklen_t size = sizeof(bound);
+    return getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &size) ==
+               0 &&
+           IsLoopback(bound);
+  });
 }
 
 std::string PeerName(const sockaddr_storage& address) {

@@ -28,6 +28,10 @@ struct Listener {
   static absl::StatusOr<Listener> Open(const ListenAddress& address,
                                        mode_t unix_mode = kOwnersSocketMode,
                                        absl::string_view option = "--listen");
+
+  // Returns whether every socket is bound to a loopback address, so that only
+  // programs of this machine can connect. Returns false for a unix socket.
+  bool IsOnlyLoopback() const;
 };
 
 // Returns the address of a client as gRPC writes it, for example

@@ -289,6 +289,16 @@ def test_another_site_is_refused(server):
   connection.close()
 
 
+@pytest.mark.parametrize('listen', ['127.1:0', '0x7f.0.0.1:0', 'localhost:0'])
+def test_another_site_is_refused_however_loopback_is_spelled(attnd, listen):
+  with Server(attnd, admin=listen) as server:
+    for host, status in [(b'evil.example', b'403'), (b'localhost', b'200'),
+                         (server.admin.encode(), b'200')]:
+      answer = exchange(
+          server, b'GET /v1/server-info HTTP/1.1\r\nHost: ' + host + b'\r\n\r\n')
+      assert answer.startswith(b'HTTP/1.1 ' + status + b' '), host
+
+
 @pytest.mark.parametrize('content_type', [
     'multipart/form-data; boundary=b', 'application/x-www-form-urlencoded',
     'text/plain'])

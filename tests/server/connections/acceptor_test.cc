@@ -91,6 +91,32 @@ TEST(ListenerTest, TakesBothVersionsOnAWildcard) {
   }
 }
 
+// What counts is the address of the socket, however the option spells it.
+TEST(ListenerTest, KnowsWhetherOnlyThisMachineCanConnect) {
+  for (const char* text : {"127.0.0.1:0", "127.1:0", "0x7f000001:0",
+                           "127.9.9.9:0", "localhost:0"}) {
+    const auto listener = Listener::Open(*ListenAddress::Parse(text));
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    EXPECT_TRUE(listener->IsOnlyLoopback()) << text;
+  }
+  // Not every system has IPv6.
+  for (const char* text :
+       {"[::1]:0", "[0:0:0:0:0:0:0:1]:0", "[::ffff:127.0.0.1]:0"}) {
+    const auto listener = Listener::Open(*ListenAddress::Parse(text));
+    if (!listener.ok()) continue;
+    EXPECT_TRUE(listener->IsOnlyLoopback()) << text;
+  }
+  auto mixed = Listener::Open(Free());
+  ASSERT_TRUE(mixed.ok()) << mixed.status();
+  for (const char* text : {"0.0.0.0:0", "[::]:0"}) {
+    auto listener = Listener::Open(*ListenAddress::Parse(text));
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    EXPECT_FALSE(listener->IsOnlyLoopback()) << text;
+    mixed->sockets.push_back(std::move(listener->sockets.front()));
+  }
+  EXPECT_FALSE(mixed->IsOnlyLoopback());
+}
+
 TEST(ListenerTest, SaysWhatIsNoAddressOfThisMachine) {
   for (const char* host : {"203.0.113.7:0", "no-such-host.invalid:0"}) {
     const absl::StatusOr<Listener> listener =
