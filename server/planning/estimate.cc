@@ -161,6 +161,14 @@ absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
 absl::StatusOr<ContainerMemory> EstimateContainer(const Request& request,
                                                   const AttentionEngine& engine,
                                                   const CostLimits& limits) {
+  const FieldDescriptor* const goal = MemberOf(request, "goal");
+  if (goal != nullptr &&
+      goal->number() != static_cast<int>(EstimateGoal::kEstimate)) {
+    return FieldError(goal->name(),
+                      "no goal other than estimate, because a container is "
+                      "planned for calls of a known size",
+                      "this goal");
+  }
   ATTND_ASSIGN_OR_RETURN(CostQuery query, Decode(request, engine, limits));
   ATTND_RETURN_IF_ERROR(query.SetDefaults());
   ATTND_ASSIGN_OR_RETURN(const QueryCost cost, CostOf(query));

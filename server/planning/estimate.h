@@ -21,8 +21,8 @@ absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
     const CostLimits& limits);
 
 // Returns the memory that a container needs, so that a server in it holds the
-// calls that `request` describes. The goal of the request has no effect.
-// OUT_OF_RANGE if no container is large enough.
+// calls that `request` describes. INVALID_ARGUMENT if the goal of the request
+// is another one than `estimate`. OUT_OF_RANGE if no container is large enough.
 absl::StatusOr<ContainerMemory> EstimateContainer(
     const v1::MemoryEstimateRequest& request, const AttentionEngine& engine,
     const CostLimits& limits);

@@ -245,6 +245,8 @@ def test_the_page_is_the_file(ask):
      'seq_len'),
     (f'{ESTIMATE}?seqlen=1', 'GET', None, None, 400, 'INVALID_ARGUMENT',
      'seqlen'),
+    ('/v1/container-limit?seq_len=8&max_batch_for_budget_bytes=1', 'GET', None,
+     None, 400, 'INVALID_ARGUMENT', 'max_batch_for_budget_bytes'),
     (f'{ESTIMATE}?%22%0d%0aX:%20y=1', 'GET', None, None, 400,
      'INVALID_ARGUMENT', '\\"\\r\\nX: y'),
     (ESTIMATE, 'GET', None, None, 400, 'INVALID_ARGUMENT', 'seq_len'),

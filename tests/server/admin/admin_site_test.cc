@@ -91,7 +91,6 @@ TEST_F(AdminSiteTest, SolvesForTheLimitOfAContainer) {
   question.set_seq_len(4096);
   question.set_num_q_heads(32);
   question.set_concurrency(2);
-  question.set_max_batch_for_budget_bytes(0);  // has no effect
   const auto memory = EstimateContainer(question, engine_, context_.limits());
   ASSERT_TRUE(memory.ok()) << memory.status();
   EXPECT_GE(memory->shares.budget_bytes, memory->need.peak_bytes);
@@ -110,6 +109,12 @@ TEST_F(AdminSiteTest, SolvesForTheLimitOfAContainer) {
   const HttpResponse wrong = Get("/v1/container-limit", {{"seq_len", "-1"}});
   EXPECT_EQ(wrong.status, 400);
   EXPECT_THAT(wrong.body, HasSubstr(R"("field":"seq_len")"));
+  const HttpResponse goal =
+      Get("/v1/container-limit",
+          {{"seq_len", "8"}, {"max_seq_len_for_budget_bytes", "1000000"}});
+  EXPECT_EQ(goal.status, 400);
+  EXPECT_THAT(goal.body,
+              HasSubstr(R"("field":"max_seq_len_for_budget_bytes")"));
   // A message of more than 2 GiB.
   const HttpResponse none =
       Get("/v1/container-limit", {{"seq_len", "10000000"}});

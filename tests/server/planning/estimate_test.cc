@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 
+#include "base/field_error.h"
 #include "tests/server/message_tools.h"
 
 namespace attnd::server {
@@ -460,6 +461,32 @@ TEST_F(EstimateTest, RefusesByName) {
         << refusal.message;
     EXPECT_EQ(refusal.field, test.field) << refusal.message;
   }
+}
+
+TEST_F(EstimateTest, AContainerIsPlannedForNoOtherGoal) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(64);
+  const auto limit_bytes = [&]() -> absl::StatusOr<int64_t> {
+    const auto memory = EstimateContainer(request, engine_, limits_);
+    if (!memory.ok()) return memory.status();
+    return memory->limit_bytes;
+  };
+  const auto without_goal = limit_bytes();
+  ASSERT_TRUE(without_goal.ok()) << without_goal.status();
+  request.mutable_estimate();
+  ASSERT_TRUE(limit_bytes().ok()) << limit_bytes().status();
+  EXPECT_EQ(*limit_bytes(), *without_goal);
+  const auto refused_field = [&] {
+    EXPECT_EQ(limit_bytes().status().code(),
+              absl::StatusCode::kInvalidArgument);
+    return FieldOf(limit_bytes().status());
+  };
+  request.set_max_seq_len_for_budget_bytes(1 << 30);
+  EXPECT_EQ(refused_field(), "max_seq_len_for_budget_bytes");
+  request.set_max_batch_for_budget_bytes(0);
+  EXPECT_EQ(refused_field(), "max_batch_for_budget_bytes");
+  request.set_max_concurrency_for_budget_bytes(-1);
+  EXPECT_EQ(refused_field(), "max_concurrency_for_budget_bytes");
 }
 
 }  // namespace
