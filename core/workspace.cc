@@ -96,7 +96,8 @@ int64_t WholePages(int64_t size_bytes) {
 }
 
 // Maps a block. Returns null if the system has no memory for it. Pages that are
-// never touched take none.
+// never touched take none. If the block has kHugeBytes or more, all of it is in
+// small pages until FitBlock changes that.
 std::byte* Map(int64_t mapped_bytes) {
   const bool huge = mapped_bytes >= kHugeBytes;
   const auto size = static_cast<size_t>(mapped_bytes);
@@ -113,6 +114,9 @@ std::byte* Map(int64_t mapped_bytes) {
   if (before > 0) munmap(block, before);
   block += before;
   if (before < slack) munmap(block + size, slack - before);
+  // Some systems use huge pages wherever they can. There, the first write to
+  // the end of a job's memory would take a whole huge page.
+  madvise(block, size, MADV_NOHUGEPAGE);
   return block;
 }
 

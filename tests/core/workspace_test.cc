@@ -5,8 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cinttypes>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <limits>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -132,6 +136,49 @@ TEST(WorkspacePoolTest, ALargeBlockHoldsOnlyWhatWasAskedFor) {
     EXPECT_EQ(ResidentBytes(workspace, kMappedBytes),
               (size_bytes + page_bytes - 1) / page_bytes * page_bytes)
         << size_bytes;
+  }
+}
+
+// Returns whether the system was told never to use huge pages at `address`, as
+// /proc/self/smaps reports it.
+bool HasOnlySmallPages(const std::byte* address) {
+  std::ifstream smaps("/proc/self/smaps");
+  const auto wanted = reinterpret_cast<uintptr_t>(address);
+  bool found = false;
+  std::string line;
+  while (std::getline(smaps, line)) {
+    uintptr_t begin = 0;
+    uintptr_t end = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &begin, &end) ==
+        2) {
+      found = begin <= wanted && wanted < end;
+    } else if (found && line.starts_with("VmFlags:")) {
+      return line.find(" nh") != std::string::npos;
+    }
+  }
+  return false;
+}
+
+// If a system uses huge pages wherever it can, ResidentBytes would be too large
+// in the test above. This test works on other systems, too.
+TEST(WorkspacePoolTest, OnlyWholeHugePagesOfWhatWasAskedForCanBeHuge) {
+  if (!kPools) GTEST_SKIP();
+  if (access("/sys/kernel/mm/transparent_hugepage/enabled", F_OK) != 0) {
+    GTEST_SKIP() << "the system has no transparent huge pages";
+  }
+  constexpr int64_t kHugeBytes = 2 * kMiB;
+  constexpr int64_t kMappedBytes = 18 * kMiB;
+  WorkspacePool pool;
+  // A fresh block, and one that grows and shrinks.
+  for (const int64_t size_bytes :
+       {17 * kMiB, 18 * kMiB, 16 * kMiB + 1, 17 * kMiB, 18 * kMiB}) {
+    SCOPED_TRACE(size_bytes);
+    const Workspace workspace = pool.Reserve(size_bytes).value();
+    for (int64_t at = 0; at < kMappedBytes; at += kHugeBytes) {
+      EXPECT_EQ(HasOnlySmallPages(workspace.data() + at),
+                at + kHugeBytes > size_bytes)
+          << at;
+    }
   }
 }
 
