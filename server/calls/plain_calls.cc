@@ -82,10 +82,13 @@ void AnswerMemoryEstimate(const ServiceContext& context,
 
 void AnswerServerInfo(const ServiceContext& context, ReceivedMessage received,
                       const StopSignal& stop, PlainDone done) {
-  // Programs that watch the load also ask a server that is full. Their message
-  // is empty, so the call holds nothing that has to be admitted.
-  if (received.size_bytes() == 0 &&
-      absl::IsResourceExhausted(context.admission.Admit(0).status())) {
+  // Programs that watch the load also ask a server that is full, and must take
+  // no slot from other calls. Their message is empty, so the call holds nothing
+  // that has to be admitted.
+  if (received.size_bytes() == 0) {
+    if (absl::Status open = context.admission.CheckOpen(); !open.ok()) {
+      return done(std::move(open));
+    }
     return done(OutgoingMessage::Of(DescribeServer(context)));
   }
   Run<v1::GetServerInfoRequest>(

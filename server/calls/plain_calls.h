@@ -23,9 +23,10 @@ using PlainDone = std::function<void(absl::StatusOr<OutgoingMessage>)>;
 // These functions answer `received`, the bytes of a request, by calling `done`
 // once. If the message is light (SplitIfLight), they do so before they return.
 // Otherwise the thread of ServiceContext::decoder calls `done`. `done` must not
-// block. A call holds a slot (server/memory/admission.h) while it runs. `stop`
-// can end a call that waits for the decode thread. `context` and `stop` must
-// live until `done` is called.
+// block. A call holds a slot (server/memory/admission.h) while it runs, except
+// that an empty message to AnswerServerInfo takes none. `stop` can end a call
+// that waits for the decode thread. `context` and `stop` must live until `done`
+// is called.
 void AnswerMemoryEstimate(const ServiceContext& context,
                           ReceivedMessage received, const StopSignal& stop,
                           PlainDone done);

@@ -28,6 +28,14 @@ struct Admission::State {
         pool(idle_pool),
         messages(std::move(quota)) {}
 
+  // The caller must hold `mutex`.
+  absl::Status CheckOpen() const {
+    if (!closed) return absl::OkStatus();
+    return WithReason(
+        absl::UnavailableError("the server is draining and takes no new calls"),
+        kDraining);
+  }
+
   // Changes a reservation from `held` to `wanted` bytes. The caller must hold
   // `mutex`, and must call MakeRoom after it has released `mutex`.
   absl::Status Grow(int64_t held, int64_t wanted) {
@@ -129,11 +137,7 @@ Admission::Admission(int64_t budget_bytes, int64_t max_in_flight,
 
 absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
   std::unique_lock lock(state_->mutex);
-  if (state_->closed) {
-    return WithReason(
-        absl::UnavailableError("the server is draining and takes no new calls"),
-        kDraining);
-  }
+  ATTND_RETURN_IF_ERROR(state_->CheckOpen());
   if (state_->used.in_flight >= state_->max_in_flight) {
     return WithRetryDelay(
         WithReason(absl::ResourceExhaustedError(absl::StrCat(
@@ -150,6 +154,11 @@ absl::StatusOr<Admission::Reservation> Admission::Admit(int64_t bytes) {
   lock.unlock();
   state_->MakeRoom(used_bytes);
   return Reservation(state_, bytes);
+}
+
+absl::Status Admission::CheckOpen() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->CheckOpen();
 }
 
 void Admission::Close() {

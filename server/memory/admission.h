@@ -86,6 +86,9 @@ class Admission {
   // if either is not available, with RetryInfo unless `bytes` exceed the whole
   // budget. Returns UNAVAILABLE after Close.
   absl::StatusOr<Reservation> Admit(int64_t bytes);
+  // Returns OK, or after Close the error of Admit. Reserves nothing. It is for
+  // requests that need neither a slot nor bytes.
+  absl::Status CheckOpen() const;
   // Makes Admit refuse all requests from now on.
   void Close();
 

@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <future>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "attnd/v1/attention.pb.h"
 #include "server/calls/decode_thread.h"
@@ -109,6 +111,49 @@ TEST_F(PlainCallsTest, SaysHowFullAFullServerIs) {
           Ask(AnswerServerInfo, v1::GetServerInfoRequest()).get().status())
           .reason,
       "DRAINING");
+}
+
+// Whoever admits a call makes room for it in the pool. This shows even a slot
+// that was taken only for a moment.
+TEST_F(PlainCallsTest, WatchingTheServerAdmitsNothing) {
+  WorkspacePool pool;
+  { const Workspace kept = pool.Reserve(1 << 20).value(); }
+  const int64_t idle_bytes = pool.idle_bytes();
+  Admission no_bytes(0, 1, &pool);
+  const ServiceContext context{.engine = engine_, .admission = no_bytes};
+  AnswerServerInfo(context, ReceivedMessage(), stop_,
+                   [](const Answer& answer) { EXPECT_TRUE(answer.ok()); });
+  EXPECT_EQ(pool.idle_bytes(), idle_bytes);
+  EXPECT_TRUE(no_bytes.Admit(0).ok());
+  EXPECT_EQ(pool.idle_bytes(), 0);
+}
+
+TEST_F(PlainCallsTest, WatchingTheServerNeverCompetesForASlot) {
+  constexpr int kTimes = 50'000;
+  Admission one_slot(1 << 20, 1);
+  const ServiceContext context{.engine = engine_, .admission = one_slot};
+  // Both sides go on until each has tried kTimes, so that they run at the same
+  // time.
+  std::atomic<int> calls = 0;
+  std::atomic<int> answers = 0;
+  int refused_calls = 0;
+  int refused_answers = 0;
+  std::thread other([&] {
+    while (calls < kTimes || answers < kTimes) {
+      if (!one_slot.Admit(1).ok()) ++refused_calls;
+      ++calls;
+    }
+  });
+  while (calls < kTimes || answers < kTimes) {
+    AnswerServerInfo(context, ReceivedMessage(), stop_,
+                     [&](const Answer& answer) {
+                       if (!answer.ok()) ++refused_answers;
+                       ++answers;
+                     });
+  }
+  other.join();
+  EXPECT_EQ(refused_answers, 0);
+  EXPECT_EQ(refused_calls, 0);
 }
 
 // When a client has the answer, its slot and its bytes must be free.

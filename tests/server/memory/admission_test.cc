@@ -80,6 +80,15 @@ TEST(AdmissionTest, RefusesMoreThanItsSlots) {
   EXPECT_GT(refusal.retry_ms, 0);
 }
 
+TEST(AdmissionTest, IsOpenUntilItIsClosedHoweverFullItIs) {
+  Admission admission(100, 1);
+  const auto held = admission.Admit(100);
+  EXPECT_TRUE(admission.CheckOpen().ok());
+  EXPECT_EQ(admission.usage().reservations, 1);
+  admission.Close();
+  EXPECT_EQ(RefusalOf(admission.CheckOpen()).reason, "DRAINING");
+}
+
 TEST(AdmissionTest, GrowsOrChangesNothing) {
   Admission admission(100, 2);
   auto one = *admission.Admit(40);
