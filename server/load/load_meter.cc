@@ -1,10 +1,10 @@
 #include "server/load/load_meter.h"
 
 #include <iterator>
-#include <limits>
 #include <string>
 #include <utility>
 
+#include "base/checked_math.h"
 #include "google/protobuf/util/time_util.h"
 
 namespace attnd::server {
@@ -18,10 +18,13 @@ constexpr std::string_view kNames[] = {
     "Attention",       "SelfAttention", "CrossAttention", "AttentionBackward",
     "AttentionStream", "Benchmark",     "MemoryEstimate", "GetServerInfo"};
 
-// Returns a sum that only grows. A sum that no longer fits has become negative.
-int64_t Sum(const std::atomic<int64_t>& counter) {
-  const int64_t sum = counter.load(kRelaxed);
-  return sum >= 0 ? sum : std::numeric_limits<int64_t>::max();
+// Adds a number that is not negative. A sum that would not fit stays kMaxInt64.
+// At 10 TFLOP/s, that happens to a sum of operations within two weeks.
+void Add(std::atomic<int64_t>& sum, int64_t number) {
+  int64_t before = sum.load(kRelaxed);
+  while (!sum.compare_exchange_weak(before, SaturatingSum({before, number}),
+                                    kRelaxed)) {
+  }
 }
 
 google::protobuf::Duration ToDuration(std::chrono::nanoseconds time) {
@@ -29,7 +32,7 @@ google::protobuf::Duration ToDuration(std::chrono::nanoseconds time) {
 }
 
 google::protobuf::Duration TimeOf(const std::atomic<int64_t>& counter_ns) {
-  return ToDuration(std::chrono::nanoseconds(Sum(counter_ns)));
+  return ToDuration(std::chrono::nanoseconds(counter_ns.load(kRelaxed)));
 }
 
 }  // namespace
@@ -48,16 +51,16 @@ void LoadMeter::BeginServing(int64_t max_connections,
 void LoadMeter::Ended(ServiceMethod method, const absl::Status& status,
                       std::chrono::nanoseconds total_time) {
   Counters& counters = Of(method);
-  counters.total_ns.fetch_add(total_time.count(), kRelaxed);
+  Add(counters.total_ns, total_time.count());
   counters.finished.fetch_add(1, kRelaxed);
   if (!status.ok()) counters.failed.fetch_add(1, std::memory_order_release);
 }
 
 void LoadMeter::Computed(ServiceMethod method, const RunStats& stats) {
   Counters& counters = Of(method);
-  counters.queue_ns.fetch_add(stats.queue_time.count(), kRelaxed);
-  counters.compute_ns.fetch_add(stats.compute_time.count(), kRelaxed);
-  counters.flops.fetch_add(stats.flops, kRelaxed);
+  Add(counters.queue_ns, stats.queue_time.count());
+  Add(counters.compute_ns, stats.compute_time.count());
+  Add(counters.flops, stats.flops);
 }
 
 v1::ServerLoad LoadMeter::Report(const AttentionEngine& engine,
@@ -83,7 +86,7 @@ v1::ServerLoad LoadMeter::Report(const AttentionEngine& engine,
     *method.mutable_total_time() = TimeOf(counters.total_ns);
     *method.mutable_queue_time() = TimeOf(counters.queue_ns);
     *method.mutable_compute_time() = TimeOf(counters.compute_ns);
-    method.set_flops(Sum(counters.flops));
+    method.set_flops(counters.flops.load(kRelaxed));
   }
   return load;
 }

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <limits>
 #include <thread>
 #include <vector>
 
@@ -62,12 +61,21 @@ TEST_F(LoadMeterTest, AddsUpWhatTheCallsOfAMethodTook) {
 TEST_F(LoadMeterTest, ASumThatDoesNotFitStaysTheLargest) {
   RunStats stats;
   stats.flops = int64_t{1} << 62;
-  for (int i = 0; i < 3; ++i) {
+  stats.queue_time = std::chrono::nanoseconds(int64_t{1} << 62);
+  stats.compute_time = stats.queue_time;
+  const auto largest = std::chrono::nanoseconds::max().count();
+  // Four and eight of them are 0 in 64 bits.
+  for (int i = 1; i <= 9; ++i) {
     meter_.Computed(ServiceMethod::kBenchmark, stats);
-    EXPECT_GE(Report(ServiceMethod::kBenchmark).flops(), int64_t{1} << 62);
+    meter_.Ended(ServiceMethod::kBenchmark, absl::OkStatus(), stats.queue_time);
+    const v1::MethodLoad load = Report(ServiceMethod::kBenchmark);
+    const int64_t expected = i == 1 ? stats.flops : largest;
+    EXPECT_EQ(load.flops(), expected) << i;
+    for (const auto& time :
+         {load.queue_time(), load.compute_time(), load.total_time()}) {
+      EXPECT_EQ(TimeUtil::DurationToNanoseconds(time), expected) << i;
+    }
   }
-  EXPECT_EQ(Report(ServiceMethod::kBenchmark).flops(),
-            std::numeric_limits<int64_t>::max());
 }
 
 TEST_F(LoadMeterTest, LosesNoCallOfManyThreads) {
@@ -91,6 +99,8 @@ TEST_F(LoadMeterTest, LosesNoCallOfManyThreads) {
   const v1::MethodLoad load = Report(ServiceMethod::kAttention);
   EXPECT_EQ(load.finished(), kThreads * kCalls);
   EXPECT_EQ(load.failed(), kThreads * kCalls);
+  EXPECT_EQ(TimeUtil::DurationToMicroseconds(load.total_time()),
+            kThreads * kCalls);
 }
 
 TEST_F(LoadMeterTest, ReportsWhatRequestsHoldNow) {
