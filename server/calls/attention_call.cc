@@ -352,10 +352,8 @@ void UnaryCall::Answer(absl::Status status, const RunStats& stats) {
   source_.Clear();
   absl::StatusOr<OutgoingMessage> pieces = OutgoingMessage();
   if (status.ok()) {
-    if (context().load != nullptr) {
-      context().load->Computed(static_cast<ServiceMethod>(method()), stats);
-    }
-    pieces = Encode(stats);
+    set_stats(stats);
+    pieces = Encode();
   } else {
     pieces = std::move(status);
   }
@@ -365,13 +363,13 @@ void UnaryCall::Answer(absl::Status status, const RunStats& stats) {
   done(std::move(pieces));
 }
 
-OutgoingMessage UnaryCall::Encode(const RunStats& stats) {
+OutgoingMessage UnaryCall::Encode() {
   OutgoingMessage pieces = EncodeAnswer(
       {.tensors = answers(),
        .stats_field_number =
            backward() ? int{v1::AttentionBackwardResponse::kStatsFieldNumber}
                       : int{v1::AttentionResponse::kStatsFieldNumber},
-       .stats = stats},
+       .stats = stats()},
       kind(), shared_from_this());
   // The answer has a copy of the numbers.
   if (kind() == PayloadKind::kValues) FreeOutputs();

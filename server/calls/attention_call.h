@@ -59,6 +59,10 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // can call this at any time.
   void Cancel() { stop_.Cancel(); }
 
+  // Returns how the answer was computed. Call it when the call ends. It means
+  // something only if the call succeeded.
+  const RunStats& stats() const { return stats_; }
+
  protected:
   // `context` must outlive the call.
   AttentionCall(const ServiceContext& context, AttentionMethod method,
@@ -86,6 +90,9 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // Starts the computation in the engine. If `source` is not null, the workers
   // first make its copies. The inputs are freed before `done` is called.
   void Submit(AttentionEngine::Done done, InputSource* source = nullptr);
+
+  // Call it when the answer has been computed.
+  void set_stats(const RunStats& stats) { stats_ = stats; }
 
   bool backward() const {
     return method_ == AttentionMethod::kAttentionBackward;
@@ -145,6 +152,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   std::array<int64_t, kTensorRoles> input_bytes_{};
   std::vector<ResponseTensor> answers_;
   std::vector<std::byte*> output_data_;  // where the kernel writes answers_
+  RunStats stats_;
 };
 
 // An attention call that receives one message and sends one.
@@ -177,7 +185,7 @@ class UnaryCall : public AttentionCall {
   absl::Status Decode(const ReceivedMessage& received,
                       std::optional<SplitMessage> light);
   void Answer(absl::Status status, const RunStats& stats);
-  OutgoingMessage Encode(const RunStats& stats);
+  OutgoingMessage Encode();
 
   Done done_;
   PayloadSource source_;

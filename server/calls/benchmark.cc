@@ -60,14 +60,13 @@ class Run {
         reservation_(reservation),
         stop_(stop),
         progress_(progress),
-        load_(context.load),
         forecast_({.repetitions = spec.repetitions,
                    .peaks = MaxPeaks(),
                    .measuring_limit = Limit() * kMeasuringShare,
                    .limit = Limit()}),
         engine_(&context.engine) {}
 
-  absl::StatusOr<v1::BenchmarkResult> Execute() {
+  absl::StatusOr<BenchmarkOutcome> Execute() {
     absl::Status status = Prepare();
     for (int64_t i = 0; status.ok() && i < spec_.repetitions; ++i) {
       status = Repeat(i);
@@ -82,9 +81,7 @@ class Run {
     v1::BenchmarkResult result = Summarize();
     Begin(BenchmarkPhase::kVerify);
     ATTND_RETURN_IF_ERROR(Verify(result));
-    if (load_ != nullptr)
-      load_->Computed(ServiceMethod::kBenchmark, flash_stats_);
-    return result;
+    return BenchmarkOutcome{std::move(result), flash_stats_};
   }
 
  private:
@@ -322,7 +319,6 @@ class Run {
   const StopSignal measuring_{After(max_time_ * kMeasuringShare), &stop_};
   const StopSignal verifying_{After(max_time_), &stop_};
   const BenchmarkProgressFn& progress_;
-  LoadMeter* const load_;
   BenchmarkForecast forecast_;
   std::optional<AttentionEngine> own_engine_;
   AttentionEngine* engine_;
@@ -356,17 +352,17 @@ absl::Status NoThreadError(const std::system_error& error) {
       kThreadRetryDelay);
 }
 
-absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
+absl::StatusOr<BenchmarkOutcome> RunBenchmark(
     const BenchmarkSpec& spec, const ServiceContext& context,
     Admission::Reservation& reservation, const StopSignal& stop,
     const BenchmarkProgressFn& progress) {
   const int64_t before = reservation.bytes();
-  absl::StatusOr<v1::BenchmarkResult> result =
+  absl::StatusOr<BenchmarkOutcome> outcome =
       Run(spec, context, reservation, stop, progress).Execute();
   // The tensors have been freed, so a client that reads slowly must not keep
   // their bytes reserved.
   reservation.ShrinkTo(before + kMessageEnvelopeBytes);
-  return result;
+  return outcome;
 }
 
 }  // namespace attnd::server

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "attnd/v1/attention.pb.h"
+#include "core/attention_engine.h"
 #include "core/tile_scheduler.h"
 #include "server/calls/benchmark_codec.h"
 #include "server/calls/service_context.h"
@@ -22,6 +23,11 @@ absl::Status NoThreadError(const std::system_error& error);
 
 // Receives a report when a phase begins.
 using BenchmarkProgressFn = std::function<void(const v1::BenchmarkProgress&)>;
+
+struct BenchmarkOutcome {
+  v1::BenchmarkResult result;
+  RunStats flash_stats;  // what result.stats says
+};
 
 // Runs the benchmark that `spec` describes and returns its result. Blocks until
 // it is done, so do not call it from a worker.
@@ -39,7 +45,7 @@ using BenchmarkProgressFn = std::function<void(const v1::BenchmarkProgress&)>;
 // together take at most `context.max_benchmark_time`. When that time is up, the
 // result covers the repetitions that have finished; if there are none, the
 // error is RESOURCE_EXHAUSTED.
-absl::StatusOr<v1::BenchmarkResult> RunBenchmark(
+absl::StatusOr<BenchmarkOutcome> RunBenchmark(
     const BenchmarkSpec& spec, const ServiceContext& context,
     Admission::Reservation& reservation, const StopSignal& stop,
     const BenchmarkProgressFn& progress);

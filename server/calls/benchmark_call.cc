@@ -71,12 +71,12 @@ absl::Status BenchmarkCall::Begin(const ReceivedMessage& received) {
   ATTND_RETURN_IF_ERROR(ParseMessage(received, reservation_, request).status());
   ATTND_ASSIGN_OR_RETURN(spec_, DecodeBenchmark(request, context_));
   return runner_.Start([self = shared_from_this()] {
-    absl::StatusOr<v1::BenchmarkResult> result =
+    absl::StatusOr<BenchmarkOutcome> outcome =
         RunBenchmark(*self->spec_, self->context_, self->reservation_,
                      self->stop_, [&](const v1::BenchmarkProgress& progress) {
                        self->Progress(progress);
                      });
-    return [self, result = std::move(result)] { self->Complete(result); };
+    return [self, outcome = std::move(outcome)] { self->Complete(outcome); };
   });
 }
 
@@ -88,7 +88,7 @@ void BenchmarkCall::Progress(const v1::BenchmarkProgress& progress) {
   Pump();
 }
 
-void BenchmarkCall::Complete(absl::StatusOr<v1::BenchmarkResult> result) {
+void BenchmarkCall::Complete(absl::StatusOr<BenchmarkOutcome> outcome) {
   {
     const std::lock_guard lock(mutex_);
     // Returns the bytes and the slot before the result is written, because
@@ -96,8 +96,11 @@ void BenchmarkCall::Complete(absl::StatusOr<v1::BenchmarkResult> result) {
     // that a call that finds the slot free also finds the bytes free.
     reservation_.ShrinkTo(kMessageEnvelopeBytes);
     reservation_.LeaveSlot();
-    status_ = result.status();
-    if (result.ok()) result_ = *std::move(result);
+    status_ = outcome.status();
+    if (outcome.ok()) {
+      result_ = std::move(outcome->result);
+      stats_ = outcome->flash_stats;
+    }
   }
   Pump();
 }
@@ -109,6 +112,8 @@ void BenchmarkCall::OnWritten(bool ok) {
     busy_ = false;
     timer_.Stop(clock_());
     timer_.Complete(clock_());
+    // The client did not get the result.
+    if (!ok && status_ && status_->ok()) status_ = stop_.Check();
   }
   Pump();
 }

@@ -78,10 +78,14 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   // Ends the call if its client has not read a message for `timeout`.
   void EndIfSilent(std::chrono::nanoseconds timeout) override;
 
+  // Returns how flash attention was computed. Call it when the call ends. It
+  // means something only if the call succeeded.
+  const RunStats& stats() const { return stats_; }
+
  private:
   absl::Status Begin(const ReceivedMessage& received);
   void Progress(const v1::BenchmarkProgress& progress);
-  void Complete(absl::StatusOr<v1::BenchmarkResult> result);
+  void Complete(absl::StatusOr<BenchmarkOutcome> outcome);
   // Writes the next message that is ready, or finishes the stream. Does nothing
   // while an earlier message is still being sent. Of the progress reports that
   // came meanwhile, it writes only the last one, so that messages do not pile
@@ -104,6 +108,7 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   bool breaking_ = false;
   std::optional<v1::BenchmarkProgress> progress_;
   std::optional<v1::BenchmarkResult> result_;
+  RunStats stats_;
   std::optional<absl::Status> status_;
 };
 

@@ -351,12 +351,10 @@ void StreamCall::Computed(absl::Status status, const RunStats& stats) {
     Fail(std::move(status));
     return;
   }
-  if (context().load != nullptr) {
-    context().load->Computed(ServiceMethod::kAttentionStream, stats);
-  }
   {
     const std::lock_guard lock(mutex_);
-    stats_ = stats;
+    set_stats(stats);
+    computed_ = true;
     reservation().SetMessageShare(0);
     // Returns the slot now, because writing takes as long as the client likes.
     reservation().LeaveSlot();
@@ -370,7 +368,7 @@ void StreamCall::Pump() {
   std::optional<absl::Status> finish;
   {
     const std::lock_guard lock(mutex_);
-    if (busy_ || breaking_ || (!finish_ && !header_due_ && !stats_)) return;
+    if (busy_ || breaking_ || (!finish_ && !header_due_ && !computed_)) return;
     busy_ = true;
     if (finish_) {
       finish = finish_;
@@ -404,7 +402,7 @@ OutgoingMessage StreamCall::NextAnswer() {
     return EncodeChunk(tensor, offset, size, shared_from_this());
   }
   finish_ = absl::OkStatus();
-  return EncodeStreamStats(*stats_);
+  return EncodeStreamStats(stats());
 }
 
 }  // namespace attnd::server

@@ -132,7 +132,7 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   std::array<Intake, kTensorRoles> intakes_;
   bool busy_ = false;        // a message is being sent, or the call is over
   bool header_due_ = false;  // the answer's header can be written
-  std::optional<RunStats> stats_;  // set when the answer is computed
+  bool computed_ = false;    // the chunks of the answer can be written
   // The next chunk of the answer is of tensor number next_tensor_ of answers(),
   // from byte next_offset_ on.
   size_t next_tensor_ = 0;

@@ -49,18 +49,17 @@ void LoadMeter::BeginServing(int64_t max_connections,
 }
 
 void LoadMeter::Ended(ServiceMethod method, const absl::Status& status,
-                      std::chrono::nanoseconds total_time) {
+                      std::chrono::nanoseconds total_time,
+                      const RunStats& stats) {
   Counters& counters = Of(method);
   Add(counters.total_ns, total_time.count());
+  if (status.ok()) {
+    Add(counters.queue_ns, stats.queue_time.count());
+    Add(counters.compute_ns, stats.compute_time.count());
+    Add(counters.flops, stats.flops);
+  }
   counters.finished.fetch_add(1, kRelaxed);
   if (!status.ok()) counters.failed.fetch_add(1, std::memory_order_release);
-}
-
-void LoadMeter::Computed(ServiceMethod method, const RunStats& stats) {
-  Counters& counters = Of(method);
-  Add(counters.queue_ns, stats.queue_time.count());
-  Add(counters.compute_ns, stats.compute_time.count());
-  Add(counters.flops, stats.flops);
 }
 
 v1::ServerLoad LoadMeter::Report(const AttentionEngine& engine,

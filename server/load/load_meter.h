@@ -44,12 +44,11 @@ class LoadMeter {
                     std::function<int64_t()> connections);
 
   // Counts a call that ends with `status` after `total_time`. Call it before
-  // the client can have the answer, so that a client finds its own calls
-  // counted.
+  // the client can have the status, so that a client finds its own calls
+  // counted. `stats` is what the answer says of its computation in
+  // ExecutionStats. It counts only if the status is OK.
   void Ended(ServiceMethod method, const absl::Status& status,
-             std::chrono::nanoseconds total_time);
-  // Adds what an answer says of its computation in ExecutionStats.
-  void Computed(ServiceMethod method, const RunStats& stats);
+             std::chrono::nanoseconds total_time, const RunStats& stats);
 
   // Returns the counters, and what the server does at this moment.
   v1::ServerLoad Report(const AttentionEngine& engine,

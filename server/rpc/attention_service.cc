@@ -32,10 +32,11 @@ class CallRecord {
   CallRecord(ServiceMethod method, LoadMeter* load)
       : method_(method), load_(load) {}
 
-  // Call it once, before gRPC gets the status.
-  void Finished(const absl::Status& status) {
+  // Call it once, before gRPC gets the status. `stats` is how the answer was
+  // computed, if the status is OK.
+  void Finished(const absl::Status& status, const RunStats& stats) {
     code_ = status.code();
-    if (load_ != nullptr) load_->Ended(method_, status, age());
+    if (load_ != nullptr) load_->Ended(method_, status, age(), stats);
   }
   ~CallRecord() {
     if (!spdlog::should_log(spdlog::level::debug)) return;
@@ -70,10 +71,12 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
         watch_(watch),
         answer_(std::move(answer)) {}
 
-  // Call it once. The reactor may be gone when it returns.
-  void Answer(absl::StatusOr<OutgoingMessage> answer) {
+  // Call it once. The reactor may be gone when it returns. `stats` is how the
+  // answer was computed.
+  void Answer(absl::StatusOr<OutgoingMessage> answer,
+              const RunStats& stats = {}) {
     const absl::Status status = answer.status();
-    record_.Finished(status);
+    record_.Finished(status, stats);
     if (status.ok()) response_ = ToByteBuffer(*std::move(answer), sent_);
     answer_->Begin(*this);
     watch_.Add(answer_);
@@ -125,7 +128,7 @@ class AttentionReactor final : public UnaryReactor {
     const std::shared_ptr<UnaryCall> call = call_;
     call->Start(*std::move(received),
                 [this](absl::StatusOr<OutgoingMessage> answer) {
-                  Answer(std::move(answer));
+                  Answer(std::move(answer), call_->stats());
                 });
   }
   void OnCancel() override { call_->Cancel(); }
@@ -205,7 +208,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
     CancelCall(rpc_.c_call(), why);
   }
   void Finish(const absl::Status& status) override {
-    record_.Finished(status);
+    record_.Finished(status, call_->stats());
     grpc::ServerWriteReactor<ByteBuffer>::Finish(ToGrpcStatus(status, rpc_));
   }
 
@@ -267,7 +270,7 @@ class StreamReactor final
     CancelCall(rpc_.c_call(), why);
   }
   void Finish(const absl::Status& status) override {
-    record_.Finished(status);
+    record_.Finished(status, call_->stats());
     Reactor::Finish(ToGrpcStatus(status, rpc_));
   }
 

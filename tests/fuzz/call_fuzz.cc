@@ -147,16 +147,16 @@ void CallOfBenchmark(const std::string& bytes, const Slicing& slicing) {
   }
   spec->peak_time = std::chrono::microseconds(50);
   spec->repetitions = std::min<int64_t>(spec->repetitions, 2);
-  const auto result = RunBenchmark(
+  const auto outcome = RunBenchmark(
       *spec, context, *reservation, StopSignal(),
       [](const v1::BenchmarkProgress& progress) {
         Require(progress.fraction() >= 0 && progress.fraction() < 1,
                 "progress is a part of the whole");
       });
-  CheckStatus(result.status());
-  if (!result.ok()) return;
+  CheckStatus(outcome.status());
+  if (!outcome.ok()) return;
   // The numbers are below 1 and are rounded at most to bf16.
-  Require(result->max_abs_error() < 0.02, "flash computes attention");
+  Require(outcome->result.max_abs_error() < 0.02, "flash computes attention");
 }
 
 void CallOfStream(const std::string& bytes, const Slicing& slicing) {

@@ -193,6 +193,23 @@ TEST_F(LoadReportTest, CountsEveryWayInWhichACallFails) {
     tensor->add_shape(128);
   }
   EXPECT_NE(Call("AttentionStream", stream.SerializeAsString()).code, 0);
+  // The answer has been computed, but the client reads only a part of it.
+  for (v1::Tensor* tensor : {stream.mutable_header()->mutable_query(),
+                             stream.mutable_header()->mutable_key(),
+                             stream.mutable_header()->mutable_value()}) {
+    tensor->Clear();
+  }
+  *stream.mutable_header()->mutable_query() = DataTensor({4096, 1}, 1);
+  *stream.mutable_header()->mutable_key() = DataTensor({1, 1}, 2);
+  *stream.mutable_header()->mutable_value() = DataTensor({1, 1024}, 3);
+  RawOptions part;
+  part.keep_going = [](const std::string& bytes) {
+    v1::AttentionStreamResponse response;
+    EXPECT_TRUE(response.ParseFromString(bytes));
+    return !response.has_chunk();
+  };
+  EXPECT_EQ(Call("AttentionStream", stream.SerializeAsString(), part).code,
+            static_cast<int>(absl::StatusCode::kCancelled));
   const std::string endless = Rows(200'000).SerializeAsString();
   RawOptions late;
   late.timeout = milliseconds(100);

@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "server/calls/benchmark_call.h"
@@ -60,7 +61,7 @@ class BenchmarkTest : public ::testing::Test {
     }
     if (peak_time_) spec->peak_time = *peak_time_;
     Admission::Reservation reservation = *admission.Admit(0);
-    outcome.result =
+    absl::StatusOr<BenchmarkOutcome> ran =
         RunBenchmark(*spec, context, reservation, stop,
                      [&](const v1::BenchmarkProgress& progress) {
                        outcome.phases.push_back(progress.phase());
@@ -72,6 +73,13 @@ class BenchmarkTest : public ::testing::Test {
                        on_progress();
                      });
     outcome.held_bytes = reservation.bytes();
+    if (!ran.ok()) {
+      outcome.result = ran.status();
+      return outcome;
+    }
+    EXPECT_EQ(ran->result.stats().flops(), ran->flash_stats.flops);
+    EXPECT_GT(ran->flash_stats.compute_time.count(), 0);
+    outcome.result = std::move(ran->result);
     return outcome;
   }
 
@@ -510,6 +518,8 @@ TEST_F(BenchmarkCallTest, OneThatIsNotReadKeepsNeitherSlotNorBudget) {
   // The write of the result then fails as well.
   if (!sink.IsOver(2)) call->OnWritten(false);
   EXPECT_TRUE(sink.IsOver(3));
+  // A result that the client did not get is no success.
+  EXPECT_EQ(sink.finished->code(), absl::StatusCode::kCancelled);
   call.reset();
   // The benchmark's own thread holds the call until it has ended.
   EXPECT_TRUE(Eventually([&] { return admission_.usage().reservations == 0; }));

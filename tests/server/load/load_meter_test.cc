@@ -39,17 +39,19 @@ TEST_F(LoadMeterTest, HasEveryMethodInTheOrderOfTheService) {
 }
 
 TEST_F(LoadMeterTest, AddsUpWhatTheCallsOfAMethodTook) {
-  meter_.Ended(ServiceMethod::kAttention, absl::OkStatus(), microseconds(3));
-  meter_.Ended(ServiceMethod::kAttention, absl::CancelledError(""),
-               microseconds(4));
   RunStats stats;
   stats.queue_time = microseconds(1);
   stats.compute_time = microseconds(20);
   stats.flops = 50;
-  meter_.Computed(ServiceMethod::kAttention, stats);
-  meter_.Computed(ServiceMethod::kAttention, stats);
+  for (const int64_t time_us : {1, 2}) {
+    meter_.Ended(ServiceMethod::kAttention, absl::OkStatus(),
+                 microseconds(time_us), stats);
+  }
+  // What was computed for a call that failed does not count.
+  meter_.Ended(ServiceMethod::kAttention, absl::CancelledError(""),
+               microseconds(4), stats);
   const v1::MethodLoad load = Report(ServiceMethod::kAttention);
-  EXPECT_EQ(load.finished(), 2);
+  EXPECT_EQ(load.finished(), 3);
   EXPECT_EQ(load.failed(), 1);
   EXPECT_EQ(TimeUtil::DurationToMicroseconds(load.total_time()), 7);
   EXPECT_EQ(TimeUtil::DurationToMicroseconds(load.queue_time()), 2);
@@ -66,8 +68,8 @@ TEST_F(LoadMeterTest, ASumThatDoesNotFitStaysTheLargest) {
   const auto largest = std::chrono::nanoseconds::max().count();
   // Four and eight of them are 0 in 64 bits.
   for (int i = 1; i <= 9; ++i) {
-    meter_.Computed(ServiceMethod::kBenchmark, stats);
-    meter_.Ended(ServiceMethod::kBenchmark, absl::OkStatus(), stats.queue_time);
+    meter_.Ended(ServiceMethod::kBenchmark, absl::OkStatus(), stats.queue_time,
+                 stats);
     const v1::MethodLoad load = Report(ServiceMethod::kBenchmark);
     const int64_t expected = i == 1 ? stats.flops : largest;
     EXPECT_EQ(load.flops(), expected) << i;
@@ -87,7 +89,7 @@ TEST_F(LoadMeterTest, LosesNoCallOfManyThreads) {
     threads.emplace_back([this] {
       for (int call = 0; call < kCalls; ++call) {
         meter_.Ended(ServiceMethod::kAttention, absl::UnknownError(""),
-                     microseconds(1));
+                     microseconds(1), {});
       }
     });
   }
