@@ -11,7 +11,8 @@ namespace attnd::server {
 namespace {
 
 // The counters do not order each other, except that a call counts as failed
-// only after it counts as finished.
+// only after it counts as finished. So a report can have the times of a call
+// before the call itself counts, or after.
 constexpr auto kRelaxed = std::memory_order_relaxed;
 
 constexpr std::string_view kNames[] = {
