@@ -141,7 +141,6 @@ CallCost CostOfCall(const MemoryEstimate& estimate,
           .computing_bytes = computing_bytes,
           .answering_bytes = kMessageEnvelopeBytes + lists.held_bytes,
           .wire_bytes = wire_bytes,
-          .buffer_bytes = buffer_bytes,
           .response_bytes = response_bytes,
           .required_message_bytes = required_bytes};
 }

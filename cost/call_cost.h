@@ -57,9 +57,6 @@ struct CallCost {
   // What its messages take in the server's memory, not counting the tensors
   // that the server keeps outside of messages.
   int64_t wire_bytes = 0;
-  // The part of wire_bytes that is for tensors: all of them in an inline call,
-  // and the chunks that are not copied yet in a stream.
-  int64_t buffer_bytes = 0;
   // The size of the largest message of the answer.
   int64_t response_bytes = 0;
   // The size of the largest message of the request or of the answer.

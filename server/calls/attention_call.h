@@ -109,8 +109,8 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // Returns how many bytes the call holds while it receives chunks (if it is
   // streamed) and while it computes.
   int64_t computing_bytes() const { return cost_.computing_bytes; }
-  // Returns how many of these bytes are for chunks that are not copied yet.
-  int64_t chunk_bytes() const { return cost_.buffer_bytes; }
+  // Returns how many of computing_bytes() are for messages.
+  int64_t wire_bytes() const { return cost_.wire_bytes; }
   // Returns the tensors of the answer. They have data after AllocateOutputs.
   const std::vector<ResponseTensor>& answers() const { return answers_; }
   // Frees the memory of the answer.

@@ -236,7 +236,7 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received,
   }
   const AttentionTensors tensors = AttentionTensors::OfStream(request.header());
   ATTND_RETURN_IF_ERROR(BelowHeader(TakeRequest(tensors, split, source_)));
-  reservation().SetMessageShare(chunk_bytes());
+  reservation().SetMessageShare(wire_bytes());
   for (size_t i = 0; i < kTensorRoles; ++i) {
     const auto& [path, tensor] = tensors.by_role[i];
     if (tensor == nullptr) continue;
@@ -253,12 +253,12 @@ absl::Status StreamCall::TakeHeader(const ReceivedMessage& received,
 absl::Status StreamCall::TakeChunk(const ReceivedMessage& received,
                                    std::optional<SplitMessage> light) {
   Request request;
-  // The reservation already has the buffers for chunks. It grows for a message
+  // The reservation already has the bytes for messages. It grows for a message
   // that is larger than these, which CheckChunk refuses.
   ATTND_ASSIGN_OR_RETURN(
       const SplitMessage split,
       ParseMessage(received, std::move(light), reservation(), request,
-                   computing_bytes() - chunk_bytes()));
+                   computing_bytes() - wire_bytes()));
   reservation().ShrinkTo(computing_bytes());
   if (request.has_header()) {
     return SecondHeaderError();

@@ -588,7 +588,9 @@ TEST_F(StreamCallTest, TheHeaderReservesTheWholeCall) {
   ASSERT_EQ(stream.responses.size(), 1U);
   EXPECT_TRUE(stream.responses[0].has_header());
   const int64_t held_bytes = admission_.usage().bytes;
+  // The tensors are small, and so are the buffers for their chunks.
   EXPECT_GT(held_bytes, kMaxChunkBytes);
+  EXPECT_LT(held_bytes, 2 * kMaxChunkBytes);
   for (size_t i = 1; i < messages.size(); ++i) {
     ASSERT_TRUE(stream.TakeRead());
     call->OnMessage(InSlices(messages[i].SerializeAsString(), 50, 1));
@@ -597,6 +599,24 @@ TEST_F(StreamCallTest, TheHeaderReservesTheWholeCall) {
   ASSERT_TRUE(stream.TakeRead());
   call->OnEnd();
   EXPECT_TRUE(ReadAll(*call, stream).ok());
+}
+
+// The memory that gRPC may use for messages grows by what the calls have
+// reserved for messages, and never by more than they have reserved.
+TEST_F(StreamCallTest, ASmallStreamLetsMessagesTakeLittleMore) {
+  std::vector<int64_t> told_bytes;
+  const auto quota = std::make_shared<MessageQuota>(
+      MessageQuota::Limits{.arriving_bytes = int64_t{1} << 30},
+      [&](int64_t bytes) { told_bytes.push_back(bytes); });
+  Admission admission(int64_t{1} << 30, 8, nullptr, quota);
+  FakeStream stream;
+  const auto call = Make(admission, stream);
+  Send(*call, stream, {Chunked(GoodAttention(), 100).front()});
+  ASSERT_EQ(stream.responses.size(), 1U);
+  // The quota tells gRPC only about changes of several MiB.
+  EXPECT_EQ(told_bytes, std::vector<int64_t>{int64_t{1} << 30});
+  call->Cancel();
+  if (stream.TakeRead()) call->OnEnd();
 }
 
 TEST_F(StreamCallTest, ThePeakThatIsEstimatedIsEnough) {
