@@ -21,8 +21,11 @@
 #include <vector>
 
 #include "server/calls/attention_call.h"
+#include "server/memory/admission.h"
+#include "server/memory/message_quota.h"
 #include "server/planning/estimate.h"
 #include "tests/server/message_tools.h"
+#include "wire/message_sizes.h"
 
 namespace attnd::server {
 namespace {
