@@ -162,7 +162,7 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
     const std::stop_token& stop) const {
   v1::BenchmarkResponse response;
   std::optional<BenchmarkResult> result;
-  ATTND_RETURN_IF_ERROR(channel_->Stream(
+  const absl::Status status = channel_->Stream(
       method::kBenchmark, EncodeBenchmark(options), &response,
       CallTime::From(options_.deadline), stop, [&] {
         if (response.has_result()) result = DecodeBenchmark(response.result());
@@ -174,7 +174,12 @@ absl::StatusOr<BenchmarkResult> AttentionClient::Benchmark(
              .seconds_left = progress.has_seconds_left()
                                  ? std::optional(progress.seconds_left())
                                  : std::nullopt});
-      }));
+      });
+  // A request to stop that comes after the result takes nothing away from it.
+  if (result && stop.stop_requested() && absl::IsCancelled(status)) {
+    return *result;
+  }
+  ATTND_RETURN_IF_ERROR(status);
   if (!result) {
     return BadResponse(
         "the server ended the benchmark without sending a result");

@@ -196,7 +196,7 @@ class AttentionClient {
   // of both. Calls `on_progress` in this thread for each progress report of the
   // server, and cancels the benchmark if `on_progress` returns false.
   // `on_progress` can be empty. Any thread can cancel the benchmark at any time
-  // with the source of `stop`.
+  // with the source of `stop`, which has no effect once the result has arrived.
   absl::StatusOr<BenchmarkResult> Benchmark(
       const BenchmarkOptions& options,
       const std::function<bool(const BenchmarkProgress&)>& on_progress,

@@ -24,12 +24,12 @@ double Random() {
 
 // Makes attempts in this thread until one succeeds or there must be no other.
 // Calls `may_retry` after each failed attempt, and makes no other if that
-// returns false.
+// returns false. `stop` ends a pause between attempts, and with it the call.
 template <typename Attempt, typename MayRetry>
 absl::Status CallWithRetries(RpcChannel& channel, const RetryPolicy& policy,
                              const OnRetry& on_retry, const CallTime& time,
-                             const Attempt& attempt,
-                             const MayRetry& may_retry) {
+                             const Attempt& attempt, const MayRetry& may_retry,
+                             const std::stop_token& stop = {}) {
   ATTND_RETURN_IF_ERROR(channel.error());
   absl::Status status = attempt();
   if (status.ok()) return status;
@@ -39,7 +39,8 @@ absl::Status CallWithRetries(RpcChannel& channel, const RetryPolicy& policy,
         const absl::Duration pause,
         retry.AfterFailure(status, CallTime::Now(), Random()));
     if (on_retry) on_retry(status);
-    channel.Pause(pause);
+    channel.Pause(pause, stop);
+    if (stop.stop_requested()) return retry.CancelledError();
     status = attempt();
   }
   return status;
@@ -337,7 +338,7 @@ absl::Status RetryingChannel::Stream(
                                   return on_response();
                                 });
       },
-      [&] { return !has_response && !stop.stop_requested(); });
+      [&] { return !has_response && !stop.stop_requested(); }, stop);
 }
 
 }  // namespace attnd::client

@@ -75,8 +75,9 @@ class RetryingChannel {
 
   // Makes a call that sends one request and receives several responses. Parses
   // each one into `response`, and then calls `on_response` in this thread. If
-  // that returns false, or if `stop` asks for it, the call is cancelled. Makes
-  // no other attempt once a response has arrived.
+  // that returns false, or if `stop` asks for it, the call is cancelled, also
+  // in a pause between its attempts. Makes no other attempt once a response has
+  // arrived.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,

@@ -439,10 +439,11 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
       *impl_->stub, method, timeout);
 }
 
-void RpcChannel::Pause(absl::Duration pause) {
+void RpcChannel::Pause(absl::Duration pause, const std::stop_token& stop) {
   CallQueue queue(impl_->idle_queues);
   grpc::Alarm alarm;
   alarm.Set(queue.get(), TimeAfter(pause), nullptr);
+  const std::stop_callback cancel(stop, [&alarm] { alarm.Cancel(); });
   queue.Wait();
 }
 
@@ -482,8 +483,9 @@ absl::Status RpcChannel::Stream(const std::string& method,
       });
   if (!parsed) return BadResponse();
   // `status` can be OK, because the server may have ended the call before it
-  // was cancelled.
-  if (!wanted || stop.stop_requested()) {
+  // was cancelled. Then a request to stop came too late, and all responses are
+  // there.
+  if (!wanted || (!status.ok() && stop.stop_requested())) {
     return absl::CancelledError("the caller stopped the call");
   }
   return status;

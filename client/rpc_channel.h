@@ -121,10 +121,10 @@ class RpcChannel {
       std::shared_ptr<MessageExchange> exchange,
       std::shared_ptr<AsyncCall> call);
 
-  // Waits for the time `pause`. In that time this thread lets gRPC work,
-  // because there may be no other thread in which gRPC could open its
-  // connection.
-  void Pause(absl::Duration pause);
+  // Waits for the time `pause`, or until `stop` asks to stop. In that time this
+  // thread lets gRPC work, because there may be no other thread in which gRPC
+  // could open its connection.
+  void Pause(absl::Duration pause, const std::stop_token& stop);
   // Starts a pause and returns at once. `timer` exists until the returned
   // canceller is destroyed.
   static std::shared_ptr<CallCanceller> StartTimer(
@@ -132,8 +132,9 @@ class RpcChannel {
 
   // Sends one request, receives many responses, and waits for the end of the
   // call. Parses each response into `response`, and then calls `on_response` in
-  // this thread. If that returns false, or if `stop` asks for it, the call ends
-  // with CANCELLED. Returns INTERNAL if a response does not parse.
+  // this thread. If that returns false, or if `stop` asks for it before the
+  // call is over, the call ends with CANCELLED. Returns INTERNAL if a response
+  // does not parse.
   absl::Status Stream(const std::string& method,
                       const google::protobuf::MessageLite& request,
                       google::protobuf::MessageLite* response,

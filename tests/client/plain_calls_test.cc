@@ -96,6 +96,47 @@ TEST_F(PlainCallsTest, AnotherThreadStopsABenchmark) {
   EXPECT_EQ(retries, 0);
 }
 
+TEST_F(PlainCallsTest, ABenchmarkThatIsStoppedAfterItsResultKeepsIt) {
+  // Reports progress after the result, so that the client knows when it has the
+  // result and the call is not over.
+  class TalkativeHandler final : public FakeHandler {
+   public:
+    WireReply OnBenchmark(
+        const v1::BenchmarkRequest&,
+        const std::function<bool(const v1::BenchmarkResponse&)>& write)
+        override {
+      v1::BenchmarkResponse event;
+      event.mutable_result()->set_num_queries(64);
+      write(event);
+      event.mutable_progress()->set_phase("verify");
+      write(event);
+      released_.wait(false);
+      return {};
+    }
+    void Release() {
+      released_ = true;
+      released_.notify_all();
+    }
+
+   private:
+    std::atomic<bool> released_ = false;
+  };
+  TalkativeHandler handler;
+  const FakeServer server(&handler);
+  const AttentionClient client({.target = server.target()});
+  std::stop_source stop;
+  const auto result = client.Benchmark(
+      {.num_vectors = 64},
+      [&stop](const BenchmarkProgress&) {
+        stop.request_stop();
+        return true;
+      },
+      stop.get_token());
+  handler.Release();
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->num_queries, 64);
+}
+
 TEST_F(PlainCallsTest, EstimatesAndServerInfoComeThrough) {
   const auto estimate =
       client_.EstimateMemory({.seq_len = 4096, .concurrency = 7});

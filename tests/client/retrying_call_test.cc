@@ -12,6 +12,7 @@
 #include <mutex>
 #include <numeric>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <utility>
 #include <vector>
@@ -458,6 +459,35 @@ TEST(RetryingCallTest, ABenchmarkThatHasBegunIsNotMadeAgain) {
                 .message(),
             "draining");
   EXPECT_EQ(handler.came, 1);
+}
+
+// The pauses are so long that the test would not end if it had to wait for one.
+TEST(RetryingCallTest, ABenchmarkIsStoppedInAPause) {
+  FlakyHandler handler;
+  const FakeServer server(&handler);
+  handler.FailNext(1000, Unavailable());
+  for (const bool in_pause : {true, false}) {
+    std::stop_source stop;
+    std::promise<void> paused;
+    const AttentionClient client({.target = server.target(),
+                                  .deadline = absl::InfiniteDuration(),
+                                  .retry = {.initial_backoff = absl::Hours(1),
+                                            .max_backoff = absl::Hours(1)},
+                                  .on_retry = [&](const absl::Status&) {
+                                    if (!in_pause) stop.request_stop();
+                                    paused.set_value();
+                                  }});
+    auto call = std::async(std::launch::async, [&] {
+      return client.Benchmark({.num_vectors = 8}, nullptr, stop.get_token())
+          .status();
+    });
+    paused.get_future().wait();
+    stop.request_stop();
+    const absl::Status status = call.get();
+    EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+    EXPECT_THAT(status.message(), HasSubstr("UNAVAILABLE: draining"));
+  }
+  EXPECT_EQ(handler.came(), 2);
 }
 
 // Has a call that waits in a pause of an hour.
