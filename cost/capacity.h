@@ -32,7 +32,8 @@ struct CapacityPlan {
   int64_t pods = 0;  // 0 = no number of pods is enough
   // What makes a smaller number too small: "processors" if it would be
   // saturated, "latency" if calls would take too long, or "memory" if it could
-  // not hold the calls. If `pods` is 0, "latency" or "memory".
+  // not hold the calls. If `pods` is 0, what makes the largest number that
+  // PlanCapacity tries, about 10^15, too small.
   std::string_view bound;
   double utilization = 0;  // the share of the time that a pod is busy
   double mean_s = 0;       // how long calls take on average

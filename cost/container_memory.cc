@@ -1,7 +1,6 @@
 #include "cost/container_memory.h"
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 
 #include "absl/status/status.h"
@@ -10,13 +9,6 @@
 #include "wire/message_sizes.h"
 
 namespace attnd {
-namespace {
-
-int64_t ProductOrLargest(int64_t a, int64_t b) {
-  return CheckedProduct({a, b}).value_or(std::numeric_limits<int64_t>::max());
-}
-
-}  // namespace
 
 absl::StatusOr<ContainerMemory> SolveContainerMemory(const CallCost& call,
                                                      Transport transport,
@@ -34,10 +26,11 @@ absl::StatusOr<ContainerMemory> SolveContainerMemory(const CallCost& call,
   memory.max_message_bytes =
       std::max(kDefaultMaxMessageBytes,
                std::min(RoundUp(message_bytes, kMib), kMaxMessageLimitBytes));
-  memory.need.peak_bytes = ProductOrLargest(call.peak_bytes, concurrency);
+  memory.need.peak_bytes = SaturatingProduct({call.peak_bytes, concurrency});
   // A stream reserves the memory for its chunks before it receives them.
   if (transport != Transport::kStream) {
-    memory.need.arriving_bytes = ProductOrLargest(call.wire_bytes, concurrency);
+    memory.need.arriving_bytes =
+        SaturatingProduct({call.wire_bytes, concurrency});
   }
   const std::optional<int64_t> limit_bytes =
       SmallestMemoryLimit(memory.need, memory.max_message_bytes);

@@ -1,14 +1,12 @@
 #include "cost/memory_shares.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "base/checked_math.h"
 
 namespace attnd {
 namespace {
 
-constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMinArrivingBytes = int64_t{64} << 20;
 
 int64_t MaxArrivingBytes(int64_t max_message_bytes) {
@@ -18,8 +16,7 @@ int64_t MaxArrivingBytes(int64_t max_message_bytes) {
 }  // namespace
 
 int64_t MemoryShares::total_bytes() const {
-  return CheckedSum({budget_bytes, arriving_bytes, own_bytes})
-      .value_or(kInt64Max);
+  return SaturatingSum({budget_bytes, arriving_bytes, own_bytes});
 }
 
 MemoryShares ShareMemory(const MemoryOptions& options,
@@ -61,7 +58,7 @@ std::optional<int64_t> SmallestMemoryLimit(const MemoryNeed& need,
         need, max_message_bytes);
   };
   int64_t too_small = 0;
-  int64_t enough = kInt64Max / kMib;
+  int64_t enough = kMaxInt64 / kMib;
   if (!holds(enough)) return std::nullopt;
   // Each share grows with the limit, or stays the same.
   while (enough - too_small > 1) {

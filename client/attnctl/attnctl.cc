@@ -11,6 +11,7 @@
 #include "client/attnctl/commands.h"
 #include "client/attnctl/option_flags.h"
 #include "client/attnctl/session.h"
+#include "wire/message_sizes.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -58,12 +59,11 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
                    ? absl::StrCat("expected 0 or more, got ", text)
                    : "";
       });
-  constexpr int64_t kMaxMessageBytes = 2147483647;
   AddBytesFlag(app, "--max-message-bytes", session.max_message_bytes,
                "the largest message to send or to receive. Larger calls of "
                "attention, self and cross are sent in chunks of up to 1 MiB; "
                "larger calls of backward fail",
-               kMaxMessageBytes)
+               kMaxMessageLimitBytes)
       ->default_str(absl::StrCat(session.max_message_bytes));
   app.set_version_flag("--version", "attnctl " ATTND_VERSION);
 }

@@ -1,8 +1,6 @@
 #include "client/attnctl/container_limits.h"
 
-#include <limits>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -18,17 +16,6 @@ namespace attnd::attnctl {
 namespace {
 
 constexpr int64_t kLimitsMib = int64_t{1} << 20;
-constexpr int64_t kLimitsInt64Max = std::numeric_limits<int64_t>::max();
-
-int64_t SaturatingProduct(int64_t a, int64_t b) {
-  return CheckedProduct({a, b}).value_or(kLimitsInt64Max);
-}
-
-// Returns `bytes` rounded up to a MiB, or the largest int64.
-int64_t WholeMib(int64_t bytes) {
-  return bytes > kLimitsInt64Max - kLimitsMib ? kLimitsInt64Max
-                                              : RoundUp(bytes, kLimitsMib);
-}
 
 // The settings of the server, by the names of its flags.
 std::vector<std::pair<std::string, int64_t>> SettingsOf(
@@ -90,15 +77,16 @@ absl::StatusOr<ContainerLimits> SolveLimits(
         "have this limit: --transport=stream"));
   }
   if (transport == client::Transport::kSharedMemory) {
-    const std::optional<int64_t> tensor_bytes =
-        CheckedSum({estimate.input_bytes, estimate.output_bytes});
-    limits.shm_quota_bytes = WholeMib(
-        SaturatingProduct(tensor_bytes.value_or(kLimitsInt64Max), concurrency));
+    const int64_t tensor_bytes =
+        SaturatingSum({estimate.input_bytes, estimate.output_bytes});
+    limits.shm_quota_bytes =
+        RoundUp(SaturatingProduct({tensor_bytes, concurrency}), kLimitsMib);
     limits.notes.push_back(absl::StrCat(
         "The clients' regions are not in the memory limit: a page counts "
         "towards the container that touches it first. If clients do not write "
         "to each page of the output once before the first call, add up to ",
-        FormatBytesShort(SaturatingProduct(estimate.output_bytes, concurrency)),
+        FormatBytesShort(
+            SaturatingProduct({estimate.output_bytes, concurrency})),
         "."));
   }
   return limits;

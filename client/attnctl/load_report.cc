@@ -3,19 +3,18 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/checked_math.h"
 #include "client/attnctl/commands.h"
 #include "core/printable.h"
 
 namespace attnd::attnctl {
 namespace {
 
-constexpr int64_t kSaturated = std::numeric_limits<int64_t>::max();
 // Servers and clients read their clocks at different moments of a call.
 constexpr absl::Duration kClockTolerance = absl::Seconds(1);
 
@@ -90,11 +89,6 @@ std::string GaugeLine(const Gauge& gauge, size_t columns) {
                          std::string(cells - filled, '.'), gauge.text, percent);
 }
 
-int64_t SaturatingAdd(int64_t a, int64_t b) {
-  int64_t sum = 0;
-  return __builtin_add_overflow(a, b, &sum) ? kSaturated : sum;
-}
-
 // Returns whether `now` can be the totals of a method some time after `before`,
 // in the same run of the server. The operations do not count: a fast server can
 // exceed what their total can hold within weeks.
@@ -135,7 +129,7 @@ LoadReport::Change LoadReport::ChangeBetween(const client::MethodLoad& before,
   if (now.compute_time > absl::ZeroDuration()) {
     change.computed = std::max(0.0, change.ended - change.failed);
   }
-  if (now.flops < kSaturated && now.flops >= before.flops) {
+  if (now.flops < kMaxInt64 && now.flops >= before.flops) {
     change.flops = difference(before.flops, now.flops);
   } else {
     change.flops.reset();
@@ -205,7 +199,7 @@ void LoadReport::SetRates(const Known& now) {
     methods_.insert(
         std::upper_bound(methods_.begin(), methods_.end(), rates, IsBusier),
         rates);
-    sum.finished = SaturatingAdd(sum.finished, change.finished);
+    sum.finished = SaturatingSum({sum.finished, change.finished});
     sum.ended += change.ended;
     sum.failed += change.failed;
     sum.computed += change.computed;
