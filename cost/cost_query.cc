@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <initializer_list>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
@@ -144,6 +146,30 @@ absl::StatusOr<QueryCost> CostOf(const CostQuery& query) {
       std::max({cost.computation.naive_bytes, cost.computation.flash_bytes,
                 cost.computation.flops, cost.peak_bytes}) < kMaxInt64;
   return cost;
+}
+
+absl::Status CheckInt64Range(const CostQuery& query, const QueryCost& cost) {
+  if (cost.in_int64_range) return absl::OkStatus();
+  ATTND_ASSIGN_OR_RETURN(const AttentionProblem problem, ProblemOf(query));
+  // All figures of a computable problem fit, apart from those that grow with
+  // the number of its threads or of the calls.
+  const auto reduce = [](std::initializer_list<NamedSize> sizes,
+                         std::string_view expected) {
+    const NamedSize largest = std::max(
+        sizes, [](const auto& a, const auto& b) { return a.value < b.value; });
+    return WithReason(
+        FieldError(largest.name, expected, absl::StrCat(largest.value)),
+        kInt64RangeReason);
+  };
+  if (problem.computable()) {
+    return reduce({query.threads, query.concurrency},
+                  "a smaller number, because the calls need more memory than a "
+                  "64-bit number can count");
+  }
+  return reduce({query.batch, query.num_q_heads, query.num_kv_heads,
+                 query.q_len, query.kv_len},
+                "a smaller number, because the problem is too large to be "
+                "computed");
 }
 
 }  // namespace attnd

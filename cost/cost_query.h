@@ -90,6 +90,11 @@ InputShapes InputShapesOf(const CostQuery& query);
 // many times.
 absl::StatusOr<QueryCost> CostOf(const CostQuery& query);
 
+// Returns OK if `cost`, which must be the cost of `query`, is in_int64_range.
+// Otherwise returns INVALID_ARGUMENT with reason INT64_RANGE that names the
+// size to reduce: the largest one of those that make the problem too large.
+absl::Status CheckInt64Range(const CostQuery& query, const QueryCost& cost);
+
 }  // namespace attnd
 
 #endif  // ATTND_COST_COST_QUERY_H_

@@ -18,6 +18,7 @@
 #include "absl/strings/string_view.h"
 #include "client/attnctl/call_rate.h"
 #include "client/attnctl/container_limits.h"
+#include "client/attnctl/offline_estimate.h"
 #include "client/attnctl/option_flags.h"
 #include "core/machine.h"
 #include "cost/capacity.h"
@@ -374,6 +375,8 @@ ExitCode PrintDeployment(const DeploymentFlags& flags,
                          const client::MemoryEstimateOptions& options,
                          const client::MemoryEstimate& estimate, bool offline,
                          bool json, Session& session) {
+  const absl::Status computable = CheckComputable(options);
+  if (!computable.ok()) return FlagError(computable.message(), session);
   const auto pod = PodOf(flags, options, estimate, offline, session);
   if (!pod.ok()) return session.CallError(pod.status());
   int64_t concurrency = options.concurrency != 0 ? options.concurrency : 1;

@@ -13,6 +13,7 @@
 #include "client/attnctl/largest_problem.h"
 #include "client/attnctl/offline_estimate.h"
 #include "client/attnctl/option_flags.h"
+#include "cost/cost_limits.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -26,6 +27,12 @@ struct EstimateFlags {
   bool offline = false;
   SweepFlags output;
 };
+
+// Returns whether an offline estimate says that no server can compute the
+// problem. Otherwise it does not say whether the problem fits a server.
+bool FitsNoServer(const client::MemoryEstimate& estimate) {
+  return !estimate.fits && estimate.limiting_factor == kInt64RangeLimit;
+}
 
 void PrintTable(const client::MemoryEstimate& estimate,
                 const EstimateFlags& flags, Session& session) {
@@ -48,6 +55,9 @@ void PrintTable(const client::MemoryEstimate& estimate,
   if (!flags.offline) {
     rows.emplace_back("fits this server", estimate.fits ? "yes" : "no");
     rows.emplace_back("limiting factor", estimate.limiting_factor);
+  } else if (FitsNoServer(estimate)) {
+    rows.emplace_back("fits no server",
+                      "the problem is too large to be computed");
   }
   session.PrintRows(rows);
 }
@@ -115,6 +125,10 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
                            flags.offline, flags.output.json, session);
   }
   Json json = estimator.to_json(*estimate);
+  if (flags.offline && FitsNoServer(*estimate)) {
+    json["fits"] = false;
+    json["limiting_factor"] = estimate->limiting_factor;
+  }
   if (flags.options.goal != client::EstimateGoal::kEstimate) {
     json[AnswerField(flags.options.goal)] = estimate->largest;
     json["limiting_factor"] = estimate->limiting_factor;

@@ -1,9 +1,12 @@
 #include "client/attnctl/estimate_sweep.h"
 
+#include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cost/cost_limits.h"
 
 namespace attnd::attnctl {
 namespace {
@@ -70,6 +73,7 @@ ExitCode RunEstimateSweep(const client::MemoryEstimateOptions& options,
   SweepReport report = EmptyReport(sweep, estimator);
   client::MemoryEstimateOptions at_value = options;
   absl::Status failure;
+  std::optional<int64_t> uncomputable;  // the first such value
   for (const int64_t value : sweep.values) {
     at_value.*sweep.SizeIn(kEstimateAxes) = value;
     const auto estimate = estimator.estimate(at_value);
@@ -78,8 +82,18 @@ ExitCode RunEstimateSweep(const client::MemoryEstimateOptions& options,
       break;
     }
     AddTo(report, sweep, value, *estimate, estimator);
+    if (!uncomputable && estimate->limiting_factor == kInt64RangeLimit &&
+        !estimate->fits) {
+      uncomputable = value;
+    }
   }
   const ExitCode printed = output->Print(report);
+  if (uncomputable && !estimator.has_limits) {
+    session.screen.PrintError(absl::StrCat(
+        "attnctl estimate: from ", sweep.Field(), " = ", *uncomputable,
+        ", the problem fits no server, because it "
+        "is too large to be computed"));
+  }
   if (failure.ok()) return printed;
   session.screen.PrintError(
       absl::StrCat("attnctl estimate: the sweep ended at ", sweep.Field(),

@@ -107,7 +107,10 @@ absl::StatusOr<client::MemoryEstimate> Answer(
     ATTND_RETURN_IF_ERROR(query.SetDefaults());
     ATTND_ASSIGN_OR_RETURN(const QueryCost cost, CostOf(query));
     client::MemoryEstimate result = ResultOf(cost);
-    if (limits.budget_bytes == 0) return result;
+    if (limits.budget_bytes == 0) {
+      if (!cost.in_int64_range) result.limiting_factor = kInt64RangeLimit;
+      return result;
+    }
     const LimitCheck check = CheckLimits(query, cost, limits);
     result.fits = check.fits;
     result.limiting_factor = check.limiting_factor;
@@ -141,6 +144,12 @@ absl::StatusOr<CostQuery> QueryOf(
   const absl::Status status = SetAllDefaults(query);
   if (!status.ok()) return NameFlag(status);
   return query;
+}
+
+absl::Status CheckComputable(const client::MemoryEstimateOptions& options) {
+  ATTND_ASSIGN_OR_RETURN(const CostQuery query, QueryOf(options));
+  ATTND_ASSIGN_OR_RETURN(const QueryCost cost, CostOf(query));
+  return NameFlag(CheckInt64Range(query, cost));
 }
 
 absl::StatusOr<client::MemoryEstimate> EstimateOffline(

@@ -172,6 +172,9 @@ absl::StatusOr<ContainerMemory> EstimateContainer(const Request& request,
   ATTND_ASSIGN_OR_RETURN(CostQuery query, Decode(request, engine, limits));
   ATTND_RETURN_IF_ERROR(query.SetDefaults());
   ATTND_ASSIGN_OR_RETURN(const QueryCost cost, CostOf(query));
+  if (const absl::Status range = CheckInt64Range(query, cost); !range.ok()) {
+    return absl::OutOfRangeError(range.message());
+  }
   return SolveContainerMemory(cost.call, query.transport, cost.concurrency);
 }
 

@@ -22,7 +22,8 @@ absl::StatusOr<v1::MemoryEstimateResponse> EstimateMemory(
 
 // Returns the memory that a container needs, so that a server in it holds the
 // calls that `request` describes. INVALID_ARGUMENT if the goal of the request
-// is another one than `estimate`. OUT_OF_RANGE if no container is large enough.
+// is another one than `estimate`. OUT_OF_RANGE if no container is large enough,
+// or if the problem is too large to be computed.
 absl::StatusOr<ContainerMemory> EstimateContainer(
     const v1::MemoryEstimateRequest& request, const AttentionEngine& engine,
     const CostLimits& limits);

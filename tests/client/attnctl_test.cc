@@ -27,6 +27,7 @@
 namespace attnd::attnctl {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -186,6 +187,28 @@ TEST(AttnctlEstimateTest, WorksOffline) {
       RunTool({"estimate", "--offline", "--seq-len=4096", "--json"});
   EXPECT_EQ(json.json().at("input_bytes"), 6291456);
   EXPECT_FALSE(json.json().contains("fits"));
+}
+
+TEST(AttnctlEstimateTest, SaysOfflineThatAProblemIsTooLargeForAnyServer) {
+  const std::vector<std::string> command = {
+      "estimate", "--offline", "--transport=shared-memory", "--seq-len=1",
+      "--batch=144115188075855872"};
+  const Outcome table = RunTool(command);
+  EXPECT_EQ(table.exit_code, kOk);
+  EXPECT_THAT(table.out, ContainsRegex("fits no server +the problem is too "
+                                       "large to be computed\n"));
+  std::vector<std::string> json_command = command;
+  json_command.emplace_back("--json");
+  const auto json = RunTool(json_command).json();
+  EXPECT_EQ(json.at("fits"), false);
+  EXPECT_EQ(json.at("limiting_factor"), "int64_range");
+
+  const Outcome sweep =
+      RunTool({"estimate", "--offline", "--sweep=seq-len=50000000..200000000"});
+  EXPECT_EQ(sweep.exit_code, kOk);
+  EXPECT_EQ(sweep.err,
+            "attnctl estimate: from seq_len = 100000000, the problem fits no "
+            "server, because it is too large to be computed\n");
 }
 
 // attnctl must not clamp, cut or guess a number. The error must name its flag.

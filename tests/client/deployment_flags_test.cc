@@ -160,6 +160,36 @@ TEST_F(DeploymentFlagsTest, LimitsThatNoServerHasAreErrors) {
   EXPECT_THAT(err_, HasSubstr("kubernetes"));
 }
 
+// A server would refuse each of these calls, although each needs little memory.
+TEST_F(DeploymentFlagsTest, AProblemThatIsTooLargeToBeComputedIsAnError) {
+  client::FakeHandler handler;
+  const client::FakeServer server(&handler);
+  for (const std::string& where :
+       {std::string("--offline"), "--server=" + server.target()}) {
+    const std::vector<std::string> problem = {
+        where, "--transport=shared-memory", "--seq-len=1",
+        "--batch=144115188075855872"};
+    for (const std::vector<std::string>& question :
+         {std::vector<std::string>{"--limits"},
+          {"--rate=1", "--p99-ms=100", "--gflops=1"},
+          {"--rate=1", "--p99-ms=100", "--shm-socket=/no/such/socket"}}) {
+      std::vector<std::string> flags = problem;
+      flags.insert(flags.end(), question.begin(), question.end());
+      Estimate(flags);
+      EXPECT_EQ(exit_code_, kUsage);
+      EXPECT_THAT(out_, IsEmpty());
+      EXPECT_EQ(err_,
+                "attnctl: --batch: expected a smaller number, because the "
+                "problem is too large to be computed, got "
+                "144115188075855872\n");
+    }
+  }
+  Estimate({"--offline", "--seq-len=8", "--limits",
+            "--concurrency=9000000000000000000"});
+  EXPECT_EQ(exit_code_, kUsage);
+  EXPECT_THAT(err_, StartsWith("attnctl: --concurrency: expected a smaller"));
+}
+
 // Without --offline and --threads, the server says how many threads it has.
 TEST_F(DeploymentFlagsTest, LimitsAskTheServer) {
   client::FakeHandler handler;

@@ -137,6 +137,17 @@ TEST(OfflineEstimateTest, EveryProblemHasAnAnswer) {
   EXPECT_EQ(estimate->limiting_factor, "memory_budget");
 }
 
+// A server would not compute such a problem, whatever its budget.
+TEST(OfflineEstimateTest, WithoutABudgetOnlyTheRangeOfNumbersIsALimit) {
+  const auto fits = EstimateOffline({.seq_len = 50'000'000});
+  ASSERT_TRUE(fits.ok()) << fits.status();
+  EXPECT_EQ(fits->limiting_factor, "");
+  const auto large = EstimateOffline({.seq_len = 100'000'000});
+  ASSERT_TRUE(large.ok()) << large.status();
+  EXPECT_FALSE(large->fits);
+  EXPECT_EQ(large->limiting_factor, "int64_range");
+}
+
 TEST(OfflineEstimateTest, FindsTheLargestThatFits) {
   struct Case {
     EstimateGoal goal;

@@ -164,6 +164,39 @@ TEST(CostQueryTest, FiguresThatFitStayExact) {
   EXPECT_FALSE(many->in_int64_range);
 }
 
+TEST(CostQueryTest, NamesTheSizeToReduce) {
+  const struct {
+    Sizes sizes;
+    const char* name;
+  } cases[] = {{{.batch = kMax / 2, .q_len = 8, .kv_len = 8}, "batch"},
+               {{.seq_len = 100'000'000}, "seq_len"},
+               {{.q_len = 100'000'000, .kv_len = 200'000'000}, "kv_len"},
+               {{.seq_len = 8, .num_q_heads = kMax}, "num_q_heads"},
+               // Fewer calls would not make the problem smaller.
+               {{.seq_len = 100'000'000, .concurrency = kMax}, "seq_len"},
+               {{.seq_len = 8, .concurrency = kMax}, "concurrency"},
+               // More threads than tasks would need no more memory.
+               {{.dimensions = 1,
+                 .num_q_heads = 1 << 15,
+                 .q_len = int64_t{1} << 40,
+                 .kv_len = 1,
+                 .threads = kMax},
+                "threads"}};
+  for (const auto& [sizes, name] : cases) {
+    CostQuery query = WithSizes({}, sizes);
+    ASSERT_TRUE(query.SetDefaults().ok());
+    const auto cost = CostOf(query);
+    ASSERT_TRUE(cost.ok()) << cost.status();
+    const absl::Status status = CheckInt64Range(query, *cost);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(FieldOf(status), name) << status;
+    EXPECT_EQ(ReasonOf(status), kInt64RangeReason);
+  }
+  CostQuery small = WithSizes({}, {.seq_len = 8});
+  ASSERT_TRUE(small.SetDefaults().ok());
+  EXPECT_TRUE(CheckInt64Range(small, CostOf(small).value()).ok());
+}
+
 TEST(CostQueryTest, ShapesFollowTheLayout) {
   CostQuery query = WithSizes({}, {.batch = 2,
                                    .num_q_heads = 8,

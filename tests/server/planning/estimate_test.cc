@@ -146,6 +146,21 @@ TEST_F(EstimateTest, WithoutLimitsNumbersRunOut) {
   EXPECT_EQ(got->limiting_factor(), "int64_range");
 }
 
+TEST_F(EstimateTest, NoContainerHoldsWhatCannotBeComputed) {
+  v1::MemoryEstimateRequest request;
+  request.set_seq_len(1);
+  request.set_transport(v1::TRANSPORT_SHARED_MEMORY);
+  request.set_batch(int64_t{1} << 40);
+  EXPECT_TRUE(EstimateContainer(request, engine_, limits_).ok());
+  request.set_batch(int64_t{1} << 57);
+  const absl::Status status =
+      EstimateContainer(request, engine_, limits_).status();
+  EXPECT_TRUE(absl::IsOutOfRange(status)) << status;
+  EXPECT_EQ(status.message(),
+            "batch: expected a smaller number, because the problem is too "
+            "large to be computed, got 144115188075855872");
+}
+
 TEST_F(EstimateTest, MoreThreadsHoldMore) {
   v1::MemoryEstimateRequest request;
   request.set_seq_len(4000);
