@@ -10,10 +10,12 @@
 #include <optional>
 #include <random>
 #include <span>
+#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/status_macros.h"
@@ -168,11 +170,19 @@ absl::StatusOr<double> TimeCalls(
       begun = calls;
     }
   };
+  on_progress(0);
   const absl::Time start = absl::Now();
-  std::vector<std::thread> others;
-  for (size_t i = 1; i < clients.size(); ++i) others.emplace_back(run, i);
-  run(0);
-  for (std::thread& other : others) other.join();
+  {
+    std::vector<std::jthread> others;  // joined at the end of this block
+    try {
+      for (size_t i = 1; i < clients.size(); ++i) others.emplace_back(run, i);
+    } catch (const std::system_error& error) {
+      begun = calls;
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "attnctl cannot start a thread for each caller: ", error.what()));
+    }
+    run(0);
+  }
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   if (!failure.ok()) return failure;
   return seconds;

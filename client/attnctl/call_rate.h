@@ -25,7 +25,8 @@ struct CallRate {
 // seconds, or the time of a few calls by each client if that is longer. Tensors
 // are in a region registered at `shm_socket` if the transport is shared memory.
 // Calls `on_progress` with the name of the phase and the share of it that is
-// done, from one thread. Returns the first error of a call.
+// done, from one thread. Returns the first error of a call, or
+// RESOURCE_EXHAUSTED if there cannot be a thread for each client.
 absl::StatusOr<CallRate> MeasureCallRate(
     const client::MemoryEstimateOptions& problem,
     const std::vector<client::AttentionClient>& clients,

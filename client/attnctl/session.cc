@@ -48,10 +48,12 @@ absl::Status Screen::Flush() {
 }
 
 void Screen::PrintError(absl::string_view line) {
+  const std::lock_guard lock(err_mutex_);
   err_ << Printable(line) << "\n" << std::flush;
 }
 
 void Screen::Redraw(absl::string_view line) {
+  const std::lock_guard lock(err_mutex_);
   err_ << "\r\033[K" << Printable(line) << std::flush;
 }
 

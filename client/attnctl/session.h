@@ -4,6 +4,7 @@
 #define ATTND_CLIENT_ATTNCTL_SESSION_H_
 
 #include <cstdint>
+#include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <ostream>
@@ -24,7 +25,8 @@ using Json = nlohmann::ordered_json;
 
 // Prints all output of attnctl, except help and errors in its arguments, which
 // CLI11 prints. Escapes the control characters in each line (core/printable.h),
-// because lines can repeat text from servers and files.
+// because lines can repeat text from servers and files. Only PrintError and
+// Redraw may be called by several threads at once.
 class Screen {
  public:
   // Prints results to `out`, and errors and progress to `err`. Both streams
@@ -67,6 +69,7 @@ class Screen {
 
  private:
   std::ostream& standard_output_;
+  std::mutex err_mutex_;
   std::ostream& err_;
   std::ostream* out_ = &standard_output_;  // for results
   absl::Status flushed_;

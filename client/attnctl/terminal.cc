@@ -34,8 +34,11 @@ UserInput::UserInput(bool full_screen)
     AddUnlessIgnored(SIGTSTP, &signals);
     sigaddset(&signals, SIGWINCH);
   }
-  pthread_sigmask(SIG_BLOCK, &signals, &old_mask_);
+  pthread_sigmask(SIG_SETMASK, nullptr, &old_mask_);
   signals_ = UniqueFd(signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
+  // Without a descriptor, nobody could read the signals, so they keep their
+  // usual effect.
+  if (signals_.valid()) pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   SetUpTerminal();
 }
 

@@ -16,7 +16,8 @@ namespace attnd::attnctl {
 // While this object exists, signals that ask the process to end have no effect,
 // except that Wait reports them, so that a command can restore the terminal
 // before it ends. Make the object before the process starts threads, because
-// they inherit which signals are blocked.
+// they inherit which signals are blocked. If the process can open no more
+// files, signals keep their effect.
 //
 // No library such as ncurses does this: attnctl also runs in a container image
 // that has no terminfo database, without which these libraries do not work, and
