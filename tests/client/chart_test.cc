@@ -16,14 +16,14 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr double kMiB = 1 << 20;
+constexpr double kMebibyte = 1 << 20;
 
 Chart MemoryChart() {
   return {.title = "Memory",
           .x_label = "tokens",
           .y = {.unit = ChartUnit::kBytes},
-          .series = {{"flash", {{1024, kMiB}, {2048, 2 * kMiB}}},
-                     {"naive", {{1024, kMiB}, {2048, 16 * kMiB}}}}};
+          .series = {{"flash", {{1024, kMebibyte}, {2048, 2 * kMebibyte}}},
+                     {"naive", {{1024, kMebibyte}, {2048, 16 * kMebibyte}}}}};
 }
 
 std::string Text(const Chart& chart, int width = 32, int height = 5) {
@@ -54,7 +54,8 @@ TEST(ChartTextTest, DrawsLinearAxesFromZero) {
       .x_label = "tokens",
       .x = {.is_log = false},
       .y = {.unit = ChartUnit::kBytes, .is_log = false},
-      .series = {{"flash", {{1000, kMiB}, {2000, 3 * kMiB}, {3000, 0}}}}};
+      .series = {
+          {"flash", {{1000, kMebibyte}, {2000, 3 * kMebibyte}, {3000, 0}}}}};
   EXPECT_EQ(Text(chart, 40, 7),
             "Memory\n"
             "4 MiB +\n"

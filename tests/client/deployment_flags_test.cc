@@ -370,14 +370,14 @@ TEST_F(DeploymentFlagsTest, RateMeasuresCallsOfTheProblem) {
 }
 
 TEST_F(DeploymentFlagsTest, RateReportsCallsThatFail) {
-  class RefusingHandler final : public client::FakeHandler {
+  class AttentionRefuser final : public client::FakeHandler {
    public:
     client::WireReply OnAttention(const client::FakeCall&,
                                   v1::AttentionResponse*) override {
       return {.code = 3, .message = "scale: expected a number"};
     }
   };
-  RefusingHandler handler;
+  AttentionRefuser handler;
   const client::FakeServer server(&handler);
   Estimate(RateFlagsAnd({"--server=" + server.target()}));
   EXPECT_EQ(exit_code_, kCallFailed);
