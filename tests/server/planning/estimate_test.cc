@@ -312,7 +312,7 @@ TEST_F(EstimateTest, GoalsFindTheLargestThatFits) {
     for (const int64_t budget_bytes : {int64_t{0}, int64_t{30} << 20}) {
       for (const auto transport : {v1::TRANSPORT_INLINE, v1::TRANSPORT_STREAM,
                                    v1::TRANSPORT_SHARED_MEMORY}) {
-        SCOPED_TRACE(testing::Message()
+        SCOPED_TRACE(::testing::Message()
                      << answer_case << " " << budget_bytes << " " << transport);
         Request request;
         request.set_seq_len(700);
