@@ -125,6 +125,9 @@ class HttpStream final : public httplib::Stream {
     return head_.Value(name);
   }
 
+  // Returns whether the time to read the request was up before its end.
+  bool TimedOut() const { return timed_out_; }
+
   // Closes the connection. If the client may still be sending, first waits for
   // it, because the kernel would otherwise throw the answer away.
   void Close(bool may_send) {
@@ -220,12 +223,14 @@ class HttpStream final : public httplib::Stream {
       if (received >= 0) return received;
       if (errno != EINTR && errno != EAGAIN) return 0;
     }
+    timed_out_ = true;
     return -1;
   }
 
   const UniqueFd fd_;
   const int stop_;
   SteadyTime read_by_ = std::chrono::steady_clock::now() + kReadTime;
+  bool timed_out_ = false;
   std::optional<SteadyTime> write_by_;
   Head head_;
   std::string buffer_;
@@ -330,8 +335,8 @@ std::optional<Problem> CheckBody(const httplib::Request& request) {
 std::string WhyRefused(int status) {
   switch (status) {
     case 408:
-      return absl::StrCat("expected a whole request within ", kReadTime.count(),
-                          " s");
+      return absl::StrCat("the request was not complete within ",
+                          kReadTime.count(), " s");
     case 414:
       return "expected a request line of at most 8192 bytes";
     case 431:
@@ -505,6 +510,7 @@ class HttpPort::Impl {
     if (!refused) return;
     using Handled = httplib::Server::HandlerResponse;
     bool may_send = true;
+    bool reads_body = false;
     Library library;
     library.set_pre_routing_handler(
         [&](const httplib::Request& request, httplib::Response& response) {
@@ -524,7 +530,10 @@ class HttpPort::Impl {
             return Handled::Handled;
           }
           const std::optional<Problem> problem = CheckBody(request);
-          if (!problem) return Handled::Unhandled;
+          if (!problem) {
+            reads_body = true;
+            return Handled::Unhandled;
+          }
           Set(response, site_.problem(problem->status, problem->text));
           return Handled::Handled;
         });
@@ -536,8 +545,14 @@ class HttpPort::Impl {
     library.set_error_handler(
         [&](const httplib::Request&, httplib::Response& response) {
           if (!response.body.empty()) return;
-          const int status = response.status;
-          Set(response, site_.problem(status, WhyRefused(status)));
+          // The library answers 400 to every body that ends too early.
+          const int status = connection.TimedOut() ? 408 : response.status;
+          const bool body_ended = reads_body && !connection.TimedOut();
+          Set(response,
+              site_.problem(status, body_ended
+                                        ? "expected a body of as many bytes as "
+                                          "the header Content-Length says"
+                                        : WhyRefused(status)));
         });
     library.set_exception_handler([&](const httplib::Request&,
                                       httplib::Response& response,

@@ -328,6 +328,19 @@ def test_a_post_is_refused_before_its_body_is_read(server, host, content_type,
   assert answer.startswith(b'HTTP/1.1 ' + status + b' ')
 
 
+def test_a_post_to_a_path_without_one_needs_no_length(server):
+  answer = exchange(server, b'POST /livez HTTP/1.1\r\nHost: localhost\r\n\r\n')
+  assert answer.startswith(b'HTTP/1.1 405 ')
+
+
+def test_a_body_that_does_not_come_is_late(server):
+  answer = exchange(server, b'\r\n'.join([
+      b'POST /v1/memory-estimate HTTP/1.1', b'Host: localhost',
+      b'Content-Type: application/json', b'Content-Length: 5', b'', b'{}']))
+  assert answer.startswith(b'HTTP/1.1 408 ')
+  assert b'the request was not complete within 2 s' in answer
+
+
 def test_garbage_is_answered_or_cut_off(server, rng):
   requests = [
       b'\r\n\r\n', b'GET', b'\x00' * 100, b'\x16\x03\x01\x00', b'GET / HTTP/9\r\n\r\n',

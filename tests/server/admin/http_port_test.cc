@@ -211,6 +211,28 @@ TEST_F(HttpPortTest, RefusesAPostBeforeItReadsTheBody) {
   EXPECT_EQ(handled_, 0);
 }
 
+// The port waits for the rest, so the answer says that the time is up.
+TEST_F(HttpPortTest, ARequestThatStopsInTheMiddleIsLate) {
+  for (const char* part : {"GET /a HTTP/1.1\r\nHos",
+                           "POST /p HTTP/1.1\r\n"
+                           "Content-Length: 5\r\n\r\nab"}) {
+    const std::string answer = Ask(part);
+    EXPECT_THAT(answer, StartsWith("HTTP/1.1 408 ")) << part;
+    EXPECT_THAT(answer, EndsWith("the request was not complete within 2 s"));
+  }
+  EXPECT_EQ(handled_, 0);
+}
+
+TEST_F(HttpPortTest, ABodyThatEndsEarlyIsShorterThanItsLength) {
+  const UniqueFd client = Connect();
+  Send(client, "POST /p HTTP/1.1\r\nContent-Length: 5\r\n\r\nab");
+  shutdown(client.get(), SHUT_WR);
+  const std::string answer = ReadAll(client);
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 400 "));
+  EXPECT_THAT(answer, HasSubstr("Content-Length says"));
+  EXPECT_EQ(handled_, 0);
+}
+
 TEST_F(HttpPortTest, AnExceptionIsTheAnswer500) {
   const std::string answer = Ask("GET /throw HTTP/1.1\r\n\r\n");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 500 "));
