@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 
+#include <iterator>
 #include <limits>
 #include <map>
 #include <optional>
@@ -140,11 +141,24 @@ bool WantsCsv(absl::string_view accept) {
   return false;
 }
 
+// Returns the name of the field that the client asks for, or nothing if it asks
+// for the whole answer.
+absl::StatusOr<std::optional<std::string>> AskedField(
+    const HttpRequest& request) {
+  const auto [first, last] = request.params.equal_range(kFieldParam);
+  if (first == last) return std::nullopt;
+  if (std::next(first) != last) {
+    return FieldError(kFieldParam, "one value", "several");
+  }
+  return first->second;
+}
+
 HttpResponse Give(const google::protobuf::Message& message,
                   const HttpRequest& request, bool has_csv) {
-  const auto field = request.params.find(kFieldParam);
-  if (field != request.params.end()) {
-    const absl::StatusOr<std::string> text = FieldText(message, field->second);
+  const auto field = AskedField(request);
+  if (!field.ok()) return Refuse(field.status());
+  if (*field) {
+    const absl::StatusOr<std::string> text = FieldText(message, **field);
     // No line follows, because spreadsheets take it for a part of the number.
     return text.ok() ? Text(200, *text) : Refuse(text.status());
   }
@@ -281,8 +295,9 @@ HttpResponse AdminSite::ContainerLimit(const HttpRequest& request) const {
       {"own_bytes", absl::StrCat(memory->shares.own_bytes)},
       {"max_message_bytes", absl::StrCat(memory->max_message_bytes)},
       {"reason", reason}};
-  const auto field = request.params.find(kFieldParam);
-  if (field == request.params.end()) {
+  const auto field = AskedField(request);
+  if (!field.ok()) return server::Refuse(field.status());
+  if (!*field) {
     const auto append = [](std::string* out, const auto& value) {
       absl::StrAppend(out, JsonString(value.first), ":",
                       JsonString(value.second));
@@ -291,7 +306,7 @@ HttpResponse AdminSite::ContainerLimit(const HttpRequest& request) const {
         {.content_type = kJson,
          .body = absl::StrCat("{", absl::StrJoin(values, ",", append), "}\n")});
   }
-  const auto found = values.find(field->second);
+  const auto found = values.find(**field);
   if (found != values.end()) return Text(200, found->second);
   const auto append_name = [](std::string* out, const auto& value) {
     absl::StrAppend(out, value.first);
@@ -299,7 +314,7 @@ HttpResponse AdminSite::ContainerLimit(const HttpRequest& request) const {
   return server::Refuse(FieldError(
       kFieldParam,
       absl::StrCat("one of ", absl::StrJoin(values, ", ", append_name)),
-      field->second));
+      (*field)->empty() ? "no name" : **field));
 }
 
 HttpResponse AdminSite::ServerInfo(const HttpRequest& request) const {

@@ -53,12 +53,22 @@ std::string NamesOf(const Descriptor& type) {
 absl::Status UnknownField(const Descriptor& type, absl::string_view parent,
                           absl::string_view name) {
   const std::string known = NamesOf(type);
-  return FieldError(
-      Joined(parent, absl::CHexEscape(name.substr(0, 100))),
+  const std::string path =
+      Joined(parent, absl::CHexEscape(name.substr(0, 100)));
+  const std::string expected =
       known.empty()
           ? absl::StrCat("no fields, because ", type.name(), " has none")
-          : absl::StrCat("a field of ", type.name(), " (", known, ")"),
-      Quoted(name));
+          : absl::StrCat("a field of ", type.name(), " (", known, ")");
+  const std::string got = Quoted(name);
+  if (path.empty()) {
+    return absl::InvalidArgumentError(ExpectedGot(expected, got));
+  }
+  return FieldError(path, expected, got);
+}
+
+// Returns whether the JSON form of `type` is a text such as "1.5s".
+bool IsTextInJson(const Descriptor& type) {
+  return type.well_known_type() == Descriptor::WELLKNOWNTYPE_DURATION;
 }
 
 // A field, and the path to it.
@@ -67,7 +77,8 @@ struct Found {
   std::vector<const FieldDescriptor*> parents;
 };
 
-// Finds the field of `type` that `path` names.
+// Finds the field of `type` that `path` names, whose value is one text or a
+// list.
 absl::StatusOr<Found> Find(const Descriptor& type, const std::string& path) {
   const Descriptor* here = &type;
   Found found;
@@ -85,7 +96,8 @@ absl::StatusOr<Found> Find(const Descriptor& type, const std::string& path) {
     found.field = here->FindFieldByName(std::string(name));
     if (found.field == nullptr) return UnknownField(*here, parent, name);
   }
-  if (found.field->message_type() != nullptr) {
+  if (!found.field->is_repeated() && found.field->message_type() != nullptr &&
+      !IsTextInJson(*found.field->message_type())) {
     const Descriptor& inner = *found.field->message_type();
     return FieldError(
         path,
@@ -216,7 +228,7 @@ absl::Status JsonError(absl::string_view text, const Descriptor& type) {
                      absl::StripPrefix(rest, ": "), kMalformedMessage);
 }
 
-// Returns the value of a field that is neither a list nor a message.
+// Returns the value of a field that Find has found and that is no list.
 std::string ScalarText(const Message& message, const FieldDescriptor& field) {
   const google::protobuf::Reflection& of = *message.GetReflection();
   if (field.has_presence() && !of.HasField(message, &field)) return "";
@@ -245,8 +257,10 @@ std::string ScalarText(const Message& message, const FieldDescriptor& field) {
       return of.GetEnum(message, &field)->name();
     case FieldDescriptor::CPPTYPE_STRING:
       return of.GetString(message, &field);
-    case FieldDescriptor::CPPTYPE_MESSAGE:
-      break;
+    case FieldDescriptor::CPPTYPE_MESSAGE: {
+      const std::string json = ToJson(of.GetMessage(message, &field));
+      return json.substr(1, json.size() - 2);  // without the quotes
+    }
   }
   return "";
 }
@@ -305,7 +319,9 @@ absl::StatusOr<std::string> FieldText(const Message& message,
   ATTND_ASSIGN_OR_RETURN(const Found found,
                          Find(*message.GetDescriptor(), path));
   if (found.field->is_repeated()) {
-    return FieldError(path, "a field that is not a list", "a list");
+    return FieldError(path,
+                      "a field that is not a list, because only JSON has lists",
+                      "a list");
   }
   const Message* here = &message;
   for (const FieldDescriptor* parent : found.parents) {

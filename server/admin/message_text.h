@@ -36,7 +36,8 @@ std::string ToJson(const google::protobuf::Message& message);
 std::string ToCsv(const google::protobuf::Message& message);
 
 // Returns the value of one field as in ToCsv, without quotes. `path` names
-// fields of fields with dots, as in "load.in_flight".
+// fields of fields with dots, as in "load.in_flight". A duration is written as
+// in JSON, for example "1.5s".
 absl::StatusOr<std::string> FieldText(const google::protobuf::Message& message,
                                       const std::string& path);
 

@@ -219,6 +219,17 @@ def test_a_single_number_for_spreadsheets(ask, client):
                    'field=reduction_ratio').text) == expected.reduction_ratio
 
 
+def test_a_single_value_of_the_load(ask):
+  assert re.fullmatch(r'\d+(\.\d+)?s', ask('/v1/server-info?field=load.uptime').text)
+  for path, expected in (
+      ('field=load.methods', 'a field that is not a list'),
+      ('field=', 'a field of GetServerInfoResponse (version, '),
+      ('field=isa&field=isa', 'one value')):
+    answer = ask(f'/v1/server-info?{path}')
+    assert answer.status == 400
+    assert f'expected {expected}' in answer.error['message']
+
+
 def test_health_and_the_page(ask):
   for path in ('/livez', '/readyz'):
     answer = ask(path)

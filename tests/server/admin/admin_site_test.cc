@@ -141,6 +141,19 @@ TEST_F(AdminSiteTest, ErrorsAreJsonWithTheField) {
       Get("/v1/memory-estimate", {{"seq_len", "8"}, {"field", "x"}}).status,
       400);
   EXPECT_EQ(Get("/v1/server-info", {{"x", "1"}}).status, 400);
+  for (const char* path :
+       {"/v1/memory-estimate", "/v1/container-limit", "/v1/server-info"}) {
+    std::multimap<std::string, std::string> twice = {{"field", "flops"},
+                                                     {"field", "flops"}};
+    if (path != std::string("/v1/server-info")) twice.insert({"seq_len", "8"});
+    const HttpResponse answer = Get(path, twice);
+    EXPECT_EQ(answer.status, 400) << path;
+    EXPECT_THAT(answer.body, HasSubstr("field: expected one value"));
+    EXPECT_THAT(answer.body, HasSubstr(R"("field":"field")"));
+  }
+  EXPECT_THAT(
+      Get("/v1/container-limit", {{"seq_len", "8"}, {"field", ""}}).body,
+      HasSubstr("got no name"));
   EXPECT_EQ(Get("/v2").status, 404);
   EXPECT_EQ(Get("/v1/memory-estimate/").status, 404);
   HttpRequest put{.method = "PUT", .path = "/livez"};

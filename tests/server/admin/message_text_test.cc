@@ -17,6 +17,7 @@ namespace {
 
 using google::protobuf::util::MessageDifferencer;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 using Params = std::multimap<std::string, std::string>;
 
 v1::MemoryEstimateRequest FromQuery(const Params& params) {
@@ -101,9 +102,11 @@ TEST(MessageTextTest, AnErrorNamesTheParameterAndWhatItTakes) {
       {{{"seq_len", std::string("1\0", 2)}}, "seq_len", "printable ASCII"}};
   for (const auto& [params, field, text] : cases) {
     const absl::Status status = QueryError(params);
-    EXPECT_EQ(FieldOf(status), field) << status;
+    EXPECT_EQ(FieldOf(status).value_or(""), field) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr(text));
   }
+  EXPECT_THAT(std::string(QueryError({{"", "1"}}).message()),
+              StartsWith("expected a field of MemoryEstimateRequest (seq_len"));
   EXPECT_THAT(std::string(QueryError({{"max_batch_for_budget_bytes", "1"},
                                       {"max_seq_len_for_budget_bytes", "1"}})
                               .message()),
@@ -194,13 +197,27 @@ TEST(MessageTextTest, OneFieldIsItsValueAlone) {
   info.mutable_load()->mutable_uptime()->set_seconds(9);
   EXPECT_EQ(*FieldText(info, "version"), "1.2.3");
   EXPECT_EQ(*FieldText(info, "load.in_flight"), "7");
+  EXPECT_EQ(*FieldText(info, "load.uptime"), "9s");
+  info.mutable_load()->mutable_uptime()->set_nanos(500'000'000);
+  EXPECT_EQ(*FieldText(info, "load.uptime"), "9.500s");
   EXPECT_EQ(*FieldText(info, "load.uptime.seconds"), "9");
-  EXPECT_EQ(FieldOf(FieldText(info, "load").status()), "load");
-  EXPECT_EQ(FieldOf(FieldText(info, "features").status()), "features");
-  EXPECT_EQ(FieldOf(FieldText(info, "load.x").status()), "load.x");
-  EXPECT_EQ(FieldOf(FieldText(info, "").status()), "");
+  const struct {
+    std::string path;
+    std::string text;
+  } cases[] = {
+      {"load", "load: expected a field below it, as in load.uptime ("},
+      {"features", "features: expected a field that is not a list"},
+      {"load.methods", "load.methods: expected a field that is not a list"},
+      {"load.methods.method", "load.methods: expected no field below it"},
+      {"load.x", "load.x: expected a field of ServerLoad (uptime, "},
+      {"", "expected a field of GetServerInfoResponse (version, "}};
+  for (const auto& [path, text] : cases) {
+    EXPECT_THAT(std::string(FieldText(info, path).status().message()),
+                StartsWith(text));
+  }
   v1::MemoryEstimateResponse unset;
   EXPECT_EQ(*FieldText(unset, "max_batch"), "");
+  EXPECT_EQ(*FieldText(v1::ServerLoad(), "uptime"), "");
 }
 
 }  // namespace
