@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -130,15 +131,54 @@ HttpResponse Refuse(const absl::Status& status) {
                FieldOf(status).value_or(""));
 }
 
-// Returns whether the first type in `accept` that the server has is CSV.
-bool WantsCsv(absl::string_view accept) {
-  for (const absl::string_view range : absl::StrSplit(accept, ',')) {
-    const std::string type = absl::AsciiStrToLower(
-        absl::StripAsciiWhitespace(range.substr(0, range.find(';'))));
-    if (type == "text/csv" || type == "text/*") return true;
-    if (type == kJson || type == "*/*" || type == "application/*") return false;
+// Returns the type of a header such as "Text/CSV; q=0.5", here "text/csv".
+std::string MediaType(absl::string_view value) {
+  return absl::AsciiStrToLower(
+      absl::StripAsciiWhitespace(value.substr(0, value.find(';'))));
+}
+
+// Returns the weight of a type in the header Accept: 1 unless its parameter q
+// says otherwise. 0 means that the client does not take the type. A weight that
+// is no number counts as 0.
+double Weight(absl::string_view range) {
+  double weight = 1;
+  for (const absl::string_view part : absl::StrSplit(range, ';')) {
+    absl::string_view parameter = absl::StripAsciiWhitespace(part);
+    if (absl::ConsumePrefix(&parameter, "q=") ||
+        absl::ConsumePrefix(&parameter, "Q=")) {
+      if (!absl::SimpleAtod(parameter, &weight)) return 0;
+    }
   }
-  return false;
+  return weight;
+}
+
+// Returns whether the client prefers CSV to JSON. Of types with the same weight
+// it prefers the first one, and without a header JSON.
+bool WantsCsv(absl::string_view accept) {
+  // For each form, what the most exact range that matches it says.
+  struct Form {
+    const char* ranges[3];  // the most exact one first
+    int exactness = 3;
+    double weight = 0;
+    int position = 0;
+  };
+  Form csv{{"text/csv", "text/*", "*/*"}};
+  Form json{{kJson, "application/*", "*/*"}};
+  int position = 0;
+  for (const absl::string_view range : absl::StrSplit(accept, ',')) {
+    const std::string type = MediaType(range);
+    for (Form* form : {&csv, &json}) {
+      for (int i = 0; i < form->exactness; ++i) {
+        if (type != form->ranges[i]) continue;
+        form->exactness = i;
+        form->weight = Weight(range);
+        form->position = position;
+      }
+    }
+    ++position;
+  }
+  if (csv.weight != json.weight) return csv.weight > json.weight;
+  return csv.weight > 0 && csv.position < json.position;
 }
 
 // Returns the name of the field that the client asks for, or nothing if it asks
@@ -180,7 +220,7 @@ std::multimap<std::string, std::string> MessageParams(
 // Returns whether `host`, the value of the header, is localhost, `own_host` or
 // an address. A web page cannot have a name that looks like an address.
 bool IsLocalName(absl::string_view host, absl::string_view own_host) {
-  if (host.empty()) return true;  // not a browser
+  if (host.empty()) return true;  // no browser sends it empty
   if (absl::ConsumePrefix(&host, "[")) return absl::StrContains(host, ']');
   const std::string name =
       absl::AsciiStrToLower(host.substr(0, host.find(':')));
@@ -235,7 +275,7 @@ std::optional<HttpResponse> AdminSite::RefuseUnread(
     return response;
   }
   // A web page of another site cannot send this type without asking first.
-  if (!reads && !absl::StartsWithIgnoreCase(request.content_type, kJson)) {
+  if (!reads && MediaType(request.content_type) != kJson) {
     return Refuse(415, "expected the header Content-Type: application/json");
   }
   return std::nullopt;

@@ -26,6 +26,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -74,15 +75,39 @@ constexpr char kBusy[] =
 constexpr absl::string_view kLibraryHeaders[] = {"content-length", "expect",
                                                  "transfer-encoding"};
 
+struct Problem {
+  int status;
+  std::string text;
+};
+
+std::string WhyRefused(int status) {
+  switch (status) {
+    case 408:
+      return absl::StrCat("the request was not complete within ",
+                          kReadTime.count(), " s");
+    case 414:
+      return "expected a request line of at most 8192 bytes";
+    case 431:
+      return absl::StrCat("expected a request line and headers of at most ",
+                          kMaxHeadBytes, " bytes together");
+    default:
+      return "expected a request of HTTP/1.1, for example: GET /livez";
+  }
+}
+
+// Returns the refusal of a request for which the status says all.
+Problem Refused(int status) { return {status, WhyRefused(status)}; }
+
 // The request line and the headers of a request.
 struct Head {
   std::string for_library;  // without the headers that it must not see
-  // The value of each header. The first one counts if a client repeats it.
-  std::map<std::string, std::string> values;
+  // The values of each header, in their order.
+  std::multimap<std::string, std::string> values;
 
+  // Returns the value of a header. The first one counts if a client repeats it.
   std::string Value(const std::string& name) const {
-    const auto found = values.find(name);
-    return found == values.end() ? "" : found->second;
+    const auto [first, last] = values.equal_range(name);
+    return first == last ? "" : first->second;
   }
 };
 
@@ -106,20 +131,38 @@ Head SplitHead(absl::string_view text) {
   return head;
 }
 
+// Checks the headers that say where a request ends and for which host it is. A
+// proxy in front of the port could understand a doubtful one in another way.
+std::optional<Problem> CheckHead(absl::string_view text, const Head& head) {
+  for (const char* name : {"Host", "Content-Length"}) {
+    if (head.values.count(absl::AsciiStrToLower(name)) > 1) {
+      return Problem{
+          400, absl::StrCat("expected one header ", name, ", got several")};
+    }
+  }
+  const absl::string_view line = text.substr(0, text.find("\r\n"));
+  if (absl::EndsWith(line, " HTTP/1.1") && head.values.count("host") == 0) {
+    return Problem{400, "expected the header Host, because HTTP/1.1 needs it"};
+  }
+  return std::nullopt;
+}
+
 // A connection with one request, as the library reads and writes it.
 class HttpStream final : public httplib::Stream {
  public:
   // Ends all waiting when `stop` becomes readable. Does not own it.
   HttpStream(UniqueFd fd, int stop) : fd_(std::move(fd)), stop_(stop) {}
 
-  // Reads the request line and the headers. Returns 0, or the status to refuse
-  // the request with, or nothing if the client has sent nothing. The library
-  // then reads another request in place of the refused one.
-  std::optional<int> ReadHead() {
-    const std::optional<int> refused = TryReadHead();
-    if (refused && *refused != 0) buffer_ = "GET / HTTP/1.1\r\n\r\n";
+  // Reads the request line and the headers. Returns why the request is refused,
+  // or nothing. The library then reads another request in place of a refused
+  // one.
+  std::optional<Problem> ReadHead() {
+    std::optional<Problem> refused = TryReadHead();
+    if (refused) buffer_ = "GET / HTTP/1.1\r\n\r\n";
     return refused;
   }
+  // Returns whether the client has sent anything.
+  bool HasBegun() const { return !buffer_.empty(); }
   // Returns the value of a header, whose name is in lower case, or nothing.
   std::string Header(const std::string& name) const {
     return head_.Value(name);
@@ -173,31 +216,32 @@ class HttpStream final : public httplib::Stream {
   socket_t socket() const override { return INVALID_SOCKET; }
 
  private:
-  std::optional<int> TryReadHead() {
+  std::optional<Problem> TryReadHead() {
     size_t end = std::string::npos;
     while (end == std::string::npos) {
-      if (buffer_.size() > kMaxHeadBytes) return 431;
+      if (buffer_.size() > kMaxHeadBytes) return Refused(431);
       std::array<char, 4096> part{};
       const ssize_t size = Receive(part.data(), part.size());
       if (size <= 0) {
         if (buffer_.empty()) return std::nullopt;
-        return size == 0 ? 400 : 408;
+        return Refused(size == 0 ? 400 : 408);
       }
       // What is left of a head that is not the first part may end it.
       const size_t from = buffer_.size() < 3 ? 0 : buffer_.size() - 3;
       buffer_.append(part.data(), static_cast<size_t>(size));
       // Other protocols do not begin with a letter, or send no empty line.
       if (!absl::ascii_isupper(static_cast<unsigned char>(buffer_[0]))) {
-        return 400;
+        return Refused(400);
       }
       end = buffer_.find("\r\n\r\n", from);
     }
     end += 4;
-    if (end > kMaxHeadBytes) return 431;
+    if (end > kMaxHeadBytes) return Refused(431);
     const absl::string_view all = buffer_;
     head_ = SplitHead(all.substr(0, end));
+    std::optional<Problem> problem = CheckHead(all, head_);
     buffer_ = absl::StrCat(head_.for_library, all.substr(end));
-    return 0;
+    return problem;
   }
 
   // Returns whether the socket is ready for `events`.
@@ -309,11 +353,6 @@ void Set(httplib::Response& to, const HttpResponse& response) {
   to.set_content(response.body, response.content_type);
 }
 
-struct Problem {
-  int status;
-  std::string text;
-};
-
 // Checks the headers of a request with a body, before the body is read.
 std::optional<Problem> CheckBody(const httplib::Request& request) {
   int64_t size_bytes = 0;
@@ -330,21 +369,6 @@ std::optional<Problem> CheckBody(const httplib::Request& request) {
                                 " bytes, got ", size_bytes)};
   }
   return std::nullopt;
-}
-
-std::string WhyRefused(int status) {
-  switch (status) {
-    case 408:
-      return absl::StrCat("the request was not complete within ",
-                          kReadTime.count(), " s");
-    case 414:
-      return "expected a request line of at most 8192 bytes";
-    case 431:
-      return absl::StrCat("expected a request line and headers of at most ",
-                          kMaxHeadBytes, " bytes together");
-    default:
-      return "expected a request of HTTP/1.1, for example: GET /livez";
-  }
 }
 
 }  // namespace
@@ -506,16 +530,16 @@ class HttpPort::Impl {
 
   void Serve(UniqueFd fd) {
     HttpStream connection(std::move(fd), stop_.get());
-    const std::optional<int> refused = connection.ReadHead();
-    if (!refused) return;
+    const std::optional<Problem> refused = connection.ReadHead();
+    if (!connection.HasBegun()) return;
     using Handled = httplib::Server::HandlerResponse;
     bool may_send = true;
     bool reads_body = false;
     Library library;
     library.set_pre_routing_handler(
         [&](const httplib::Request& request, httplib::Response& response) {
-          if (*refused != 0) {
-            Set(response, site_.problem(*refused, WhyRefused(*refused)));
+          if (refused) {
+            Set(response, site_.problem(refused->status, refused->text));
             return Handled::Handled;
           }
           const HttpRequest unread = Convert(request, connection);

@@ -302,6 +302,14 @@ def test_another_site_is_refused(server):
   connection.close()
 
 
+def test_two_hosts_are_refused(server):
+  """The second one could be that of another site."""
+  answer = exchange(server, b'GET /livez HTTP/1.1\r\nHost: localhost\r\n'
+                            b'Host: evil.example\r\n\r\n')
+  assert answer.startswith(b'HTTP/1.1 400 ')
+  assert b'expected one header Host, got several' in answer
+
+
 @pytest.mark.parametrize('listen', ['127.1:0', '0x7f.0.0.1:0', 'localhost:0'])
 def test_another_site_is_refused_however_loopback_is_spelled(attnd, listen):
   with Server(attnd, admin=listen) as server:
@@ -357,11 +365,11 @@ def test_garbage_is_answered_or_cut_off(server, rng):
       b'\r\n\r\n', b'GET', b'\x00' * 100, b'\x16\x03\x01\x00', b'GET / HTTP/9\r\n\r\n',
       b'GET / HTTP/1.1\r\nA: ' + b'x' * 30000,
       b'GET / HTTP/1.1\r\n' + b'A: b\r\n' * 5000 + b'\r\n',
-      b'GET /livez HTTP/1.1\r\nContent-Length: 5\r\n\r\n',
-      b'GET http://127.0.0.1/livez HTTP/1.1\r\n\r\n',
+      b'GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n',
+      b'GET http://127.0.0.1/livez HTTP/1.1\r\nHost: localhost\r\n\r\n',
       b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
-      b'POST /v1/memory-estimate HTTP/1.1\r\nContent-Type: application/json\r\n'
-      b'Content-Length: 100\r\n\r\n{"seq_len": 1}']
+      b'POST /v1/memory-estimate HTTP/1.1\r\nHost: localhost\r\n'
+      b'Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"seq_len": 1}']
   good = b'GET /v1/memory-estimate?seq_len=8 HTTP/1.1\r\nHost: localhost\r\n\r\n'
   for _ in range(300):
     flawed = bytearray(good)
@@ -414,7 +422,7 @@ def test_clients_that_hold_the_port_hold_nothing_else(client, server):
     holder.start()
   try:
     refused = poll_until(
-        lambda: exchange(server, b'GET /livez HTTP/1.1\r\n\r\n').startswith(
+        lambda: exchange(server, b'GET /livez HTTP/1.0\r\n\r\n').startswith(
             b'HTTP/1.1 503 '), 60, 'a full admin port')
     assert refused
     for _ in range(200):
@@ -429,7 +437,7 @@ def test_clients_that_hold_the_port_hold_nothing_else(client, server):
     for holder in holders:
       holder.join()
   poll_until(
-      lambda: exchange(server, b'GET /livez HTTP/1.1\r\n\r\n').endswith(
+      lambda: exchange(server, b'GET /livez HTTP/1.0\r\n\r\n').endswith(
           b'ok\n'), 60, 'an answer of the admin port')
 
 

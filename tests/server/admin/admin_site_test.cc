@@ -76,11 +76,16 @@ TEST_F(AdminSiteTest, EstimatesAsTheRpcDoes) {
   EXPECT_THAT(Get("/v1/memory-estimate", one).content_type,
               StartsWith("text/plain"));
   for (const char* csv :
-       {"text/csv", "TEXT/CSV;q=0.5", "image/png, text/csv, */*", "text/*"}) {
+       {"text/csv", "TEXT/CSV;q=0.5", "image/png, text/csv, */*", "text/*",
+        "application/json;q=0.5, text/csv", "*/*;q=0.1, text/csv; Q=0.2",
+        "application/json;q=0, */*"}) {
     EXPECT_EQ(Get("/v1/memory-estimate", params, csv).body, ToCsv(*answer));
   }
-  for (const char* json : {"", "*/*", "application/json, text/csv", "text/csvx",
-                           "text/html,*/*;q=0.8"}) {
+  for (const char* json :
+       {"", "*/*", "application/json, text/csv", "text/csvx",
+        "text/html,*/*;q=0.8", "text/csv;q=0", "text/csv; q=0.0, text/*",
+        "text/csv;q=x", "text/csv;q=0.5, application/json",
+        "text/csv;q=0, */*"}) {
     EXPECT_EQ(Get("/v1/memory-estimate", params, json).body,
               ToJson(*answer) + "\n");
   }
@@ -137,6 +142,7 @@ TEST_F(AdminSiteTest, ErrorsAreJsonWithTheField) {
   EXPECT_EQ(Post("{").status, 400);
   EXPECT_EQ(Post("{}", "text/plain").status, 415);
   EXPECT_EQ(Post("{}", "").status, 415);
+  EXPECT_EQ(Post("{}", "application/jsonx").status, 415);
   EXPECT_EQ(
       Get("/v1/memory-estimate", {{"seq_len", "8"}, {"field", "x"}}).status,
       400);

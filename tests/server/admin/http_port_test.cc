@@ -101,19 +101,21 @@ class HttpPortTest : public ::testing::Test {
 };
 
 TEST_F(HttpPortTest, PassesOnWhatTheClientAsks) {
-  EXPECT_THAT(Ask("GET /a%20b?x=1%2B&y=%26&x=2 HTTP/1.1\r\n\r\n"),
+  EXPECT_THAT(Ask("GET /a%20b?x=1%2B&y=%26&x=2 HTTP/1.1\r\nHost: a\r\n\r\n"),
               EndsWith("\r\n\r\nGET /a%20b x=1+;x=2;y=&; "));
-  EXPECT_THAT(Ask("GET /?x=1&x=1&y&=z&&%zz=%4&a=b=+c HTTP/1.1\r\n\r\n"),
-              EndsWith("GET / =z;%zz=%4;a=b= c;x=1;x=1;y=; "));
-  EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcdef"),
-              EndsWith("\r\n\r\nPOST /p  abc"));
+  EXPECT_THAT(
+      Ask("GET /?x=1&x=1&y&=z&&%zz=%4&a=b=+c HTTP/1.1\r\nHost: a\r\n\r\n"),
+      EndsWith("GET / =z;%zz=%4;a=b= c;x=1;x=1;y=; "));
+  EXPECT_THAT(
+      Ask("POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcdef"),
+      EndsWith("\r\n\r\nPOST /p  abc"));
   const std::string head = Ask("HEAD /h HTTP/1.0\r\n\r\n");
   EXPECT_THAT(head, HasSubstr("Content-Length: 9\r\n"));
   EXPECT_THAT(head, EndsWith("\r\n\r\n"));
 }
 
 TEST_F(HttpPortTest, AnswersOneRequestOfEachConnection) {
-  const std::string request = "GET /a HTTP/1.1\r\n\r\n";
+  const std::string request = "GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
   const std::string answer = Ask(request + request + request);
   EXPECT_THAT(answer, HasSubstr("Connection: close\r\n"));
   EXPECT_THAT(answer, EndsWith("\r\n\r\nGET /a  "));
@@ -132,17 +134,21 @@ TEST_F(HttpPortTest, RefusesWhatExceedsALimitOrIsNotHttp) {
       {"GET /\r\n\r\n", 400},
       {"GET / HTTP/2.0\r\n\r\n", 400},
       {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400},
-      {"GET /" + long_line + " HTTP/1.1\r\n\r\n", 414},
-      {"GET / HTTP/1.1\r\nA: " + long_head + "\r\n\r\n", 431},
-      {"GET / HTTP/1.1\r\nA: " + long_head, 431},
-      {"POST / HTTP/1.1\r\n\r\n", 411},
-      {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411},
-      {"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400},
-      {"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400},
-      {"POST / HTTP/1.1\r\nContent-Length: 65537\r\n\r\n" +
+      {"GET /" + long_line + " HTTP/1.1\r\nHost: a\r\n\r\n", 414},
+      {"GET / HTTP/1.1\r\nHost: a\r\nA: " + long_head + "\r\n\r\n", 431},
+      {"GET / HTTP/1.1\r\nHost: a\r\nA: " + long_head, 431},
+      {"POST / HTTP/1.1\r\nHost: a\r\n\r\n", 411},
+      {"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: "
+       "chunked\r\n\r\n0\r\n\r\n",
+       411},
+      {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400},
+      {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400},
+      {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65537\r\n\r\n" +
            std::string(65537, 'x'),
        413},
-      {"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 400}};
+      {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: "
+       "99999999999999999999\r\n\r\n",
+       400}};
   for (const auto& [request, status] : cases) {
     EXPECT_THAT(Ask(request),
                 StartsWith("HTTP/1.1 " + std::to_string(status) + " "))
@@ -156,15 +162,39 @@ TEST_F(HttpPortTest, RefusesWhatExceedsALimitOrIsNotHttp) {
   EXPECT_THAT(ReadAll(half), StartsWith("HTTP/1.1 400 "));
 }
 
+TEST_F(HttpPortTest, RefusesADoubtfulHostOrLength) {
+  const struct {
+    std::string request;
+    std::string problem;
+  } cases[] = {
+      {"GET /a HTTP/1.1\r\n\r\n", "expected the header Host"},
+      {"GET /a HTTP/1.1\r\nHost : b\r\n\r\n", "expected the header Host"},
+      {"GET /a HTTP/1.1\r\nHost: b\r\nhOST: evil.example\r\n\r\n",
+       "expected one header Host, got several"},
+      {"POST /p HTTP/1.1\r\nHost: b\r\nContent-Length: 3\r\n"
+       "content-length: 2\r\n\r\nabc",
+       "expected one header Content-Length, got several"}};
+  for (const auto& [request, problem] : cases) {
+    const std::string answer = Ask(request);
+    EXPECT_THAT(answer, StartsWith("HTTP/1.1 400 ")) << request;
+    EXPECT_THAT(answer, HasSubstr(problem));
+  }
+  EXPECT_EQ(handled_, 0);
+  EXPECT_THAT(Ask("GET /a HTTP/1.0\r\n\r\n"), EndsWith("\r\n\r\nGET /a  "));
+  EXPECT_THAT(Ask("GET /a HTTP/1.1\r\nHost:\r\n\r\n"),
+              EndsWith("\r\n\r\nGET /a  "));
+}
+
 // Each of these headers would make the library do something that is expensive.
 TEST_F(HttpPortTest, IgnoresHeadersThatCouldBeUsedAgainstIt) {
   std::string ranges = "bytes=0-";
   while (ranges.size() < 8000) ranges += ",0-";
-  const std::string answer = Ask("GET /a HTTP/1.1\r\nRange: " + ranges +
-                                 "\r\nAccept-Encoding: br, gzip\r\n\r\n");
+  const std::string answer =
+      Ask("GET /a HTTP/1.1\r\nHost: a\r\nRange: " + ranges +
+          "\r\nAccept-Encoding: br, gzip\r\n\r\n");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 "));
   EXPECT_THAT(answer, EndsWith("\r\n\r\nGET /a  "));
-  EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nContent-Encoding: gzip\r\n"
+  EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\n"
                   "Content-Length: 3\r\n\r\nabc"),
               EndsWith("\r\n\r\nPOST /p  abc"));
 }
@@ -177,14 +207,14 @@ TEST_F(HttpPortTest, PassesOnTheBodyOfAFormUnparsed) {
   for (const char* type :
        {"multipart/form-data; boundary=b", "MULTIPART/form-data; boundary=b",
         "application/x-www-form-urlencoded"}) {
-    EXPECT_THAT(Ask("POST /p HTTP/1.1\r\ncontent-TYPE: " + std::string(type) +
-                    "\r\nContent-Length: " + std::to_string(body.size()) +
-                    "\r\n\r\n" + body),
+    EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nHost: a\r\ncontent-TYPE: " +
+                    std::string(type) + "\r\nContent-Length: " +
+                    std::to_string(body.size()) + "\r\n\r\n" + body),
                 EndsWith("\r\n\r\nPOST /p  " + body))
         << type;
   }
   body.assign(20'000, 'x');
-  EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nContent-Type: "
+  EXPECT_THAT(Ask("POST /p HTTP/1.1\r\nHost: a\r\nContent-Type: "
                   "application/x-www-form-urlencoded\r\nContent-Length: "
                   "20000\r\n\r\n" +
                   body),
@@ -195,7 +225,7 @@ TEST_F(HttpPortTest, PassesOnTheHeadersThatItReads) {
   EXPECT_THAT(Ask("GET /headers HTTP/1.1\r\nHOST:  a:1 \r\naccept:b, c;q=1\r\n"
                   "Content-Type: d\r\nContent-Type: e\r\nX: f\r\n\r\n"),
               EndsWith("\r\n\r\na:1|b, c;q=1|d"));
-  EXPECT_THAT(Ask("GET /headers HTTP/1.1\r\nHost\r\n\r\n"),
+  EXPECT_THAT(Ask("GET /headers HTTP/1.0\r\nHost\r\n\r\n"),
               EndsWith("\r\n\r\n||"));
 }
 
@@ -213,8 +243,8 @@ TEST_F(HttpPortTest, RefusesAPostBeforeItReadsTheBody) {
 
 // The port waits for the rest, so the answer says that the time is up.
 TEST_F(HttpPortTest, ARequestThatStopsInTheMiddleIsLate) {
-  for (const char* part : {"GET /a HTTP/1.1\r\nHos",
-                           "POST /p HTTP/1.1\r\n"
+  for (const char* part : {"GET /a HTTP/1.1\r\nHost: a\r\nHos",
+                           "POST /p HTTP/1.1\r\nHost: a\r\n"
                            "Content-Length: 5\r\n\r\nab"}) {
     const std::string answer = Ask(part);
     EXPECT_THAT(answer, StartsWith("HTTP/1.1 408 ")) << part;
@@ -225,7 +255,7 @@ TEST_F(HttpPortTest, ARequestThatStopsInTheMiddleIsLate) {
 
 TEST_F(HttpPortTest, ABodyThatEndsEarlyIsShorterThanItsLength) {
   const UniqueFd client = Connect();
-  Send(client, "POST /p HTTP/1.1\r\nContent-Length: 5\r\n\r\nab");
+  Send(client, "POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab");
   shutdown(client.get(), SHUT_WR);
   const std::string answer = ReadAll(client);
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 400 "));
@@ -234,7 +264,7 @@ TEST_F(HttpPortTest, ABodyThatEndsEarlyIsShorterThanItsLength) {
 }
 
 TEST_F(HttpPortTest, AnExceptionIsTheAnswer500) {
-  const std::string answer = Ask("GET /throw HTTP/1.1\r\n\r\n");
+  const std::string answer = Ask("GET /throw HTTP/1.1\r\nHost: a\r\n\r\n");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 500 "));
   EXPECT_THAT(answer, ::testing::Not(HasSubstr("X: y")));
 }
@@ -246,7 +276,7 @@ TEST_F(HttpPortTest, AnswersManyClientsAtOnce) {
   for (int i = 0; i < 4; ++i) {
     clients.emplace_back([&] {
       for (int j = 0; j < 50; ++j) {
-        if (Ask("GET /a HTTP/1.1\r\n\r\n").find("GET /a") !=
+        if (Ask("GET /a HTTP/1.1\r\nHost: a\r\n\r\n").find("GET /a") !=
             std::string::npos) {
           ++right;
         }
@@ -280,7 +310,7 @@ TEST_F(HttpPortTest, RefusesClientsWhileTooManyWait) {
   silent.clear();
   std::string answer;
   for (int i = 0; i < 1000 && handled_ == 0; ++i) {
-    answer = Ask("GET /a HTTP/1.1\r\n\r\n");
+    answer = Ask("GET /a HTTP/1.1\r\nHost: a\r\n\r\n");
   }
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 "));
 }
@@ -290,11 +320,12 @@ TEST_F(HttpPortTest, ClientsThatSendNothingKeepOutNobody) {
   silent.reserve(30);
   for (int i = 0; i < 30; ++i) silent.push_back(Connect());
   for (int i = 0; i < 30; ++i) {
-    EXPECT_THAT(Ask("GET /a HTTP/1.1\r\n\r\n"), StartsWith("HTTP/1.1 200 "));
+    EXPECT_THAT(Ask("GET /a HTTP/1.1\r\nHost: a\r\n\r\n"),
+                StartsWith("HTTP/1.1 200 "));
   }
   // One that begins late is answered like others. The last one was not refused
   // for the sake of the clients above, because it was the newest.
-  Send(silent.back(), "GET /late HTTP/1.1\r\n\r\n");
+  Send(silent.back(), "GET /late HTTP/1.1\r\nHost: a\r\n\r\n");
   const std::string late = ReadAll(silent.back());
   EXPECT_TRUE(late.empty() || late.find("GET /late") != std::string::npos)
       << late;
@@ -317,7 +348,7 @@ TEST_F(HttpPortTest, ARefusedClientCanSendItsRequest) {
     const UniqueFd& refused = silent.front();
     pollfd polled = {.fd = refused.get(), .events = POLLIN, .revents = 0};
     ASSERT_EQ(poll(&polled, 1, 60'000), 1);
-    Send(refused, "GET /a HTTP/1.1\r\n");
+    Send(refused, "GET /a HTTP/1.1\r\nHost: a\r\n");
     // This fails if the system has answered the first part with a reset.
     reset = send(refused.get(), "\r\n", 2, MSG_NOSIGNAL) != 2;
     EXPECT_THAT(ReadAll(refused), StartsWith("HTTP/1.1 503 "));
