@@ -306,6 +306,42 @@ def test_what_is_no_number_is_shown_at_its_input(visit, site, name, entered):
   assert page.locator('#refused').inner_text() == ''
 
 
+def test_without_figures_none_are_called_older(visit, site):
+  page = visit(f'{site}?seq_len=x')
+  assert page.locator('#refused').inner_text() == (
+      'Please correct: Sequence length (N).')
+
+
+def test_one_thread_is_not_several(attnd, visit):
+  with Server(attnd, BUDGET, '--threads=1', admin='127.0.0.1:0') as server:
+    page = visit(f'http://{server.admin}/')
+    expect(page.locator('#server')).to_contain_text('· 1 thread ·')
+
+
+@pytest.mark.parametrize('width', [320, 390, 1280])
+def test_texts_of_the_page_have_room(visit, site, width):
+  """The placeholder of the budget is not cut off, and the texts of the lines
+  in a chart are above its curves and within the page."""
+  page = visit(site, viewport={'width': width, 'height': 800})
+  assert page.locator('#budget').get_attribute('placeholder') == (
+      'server: 8.0 GiB')
+  assert page.evaluate("""() => {
+    const budget = document.getElementById('budget');
+    budget.value = budget.placeholder;
+    return budget.scrollWidth <= budget.clientWidth;
+  }""")
+  for figure in ('#growth', '#longest'):
+    texts = page.locator(f'{figure} .mark-text').evaluate_all(
+        "all => all.map(e => [e.textContent, e.getBoundingClientRect()])"
+        ".map(([text, box]) => [text, box.left, box.right, box.bottom])")
+    top = page.locator(f'{figure} .axis').bounding_box()['y']
+    vertical = [each for each in texts if not each[0].startswith('Budget')]
+    assert vertical
+    for text, left, right, bottom in vertical:
+      assert bottom <= top, text
+      assert 0 <= left and right <= width, text
+
+
 def test_units_of_numbers(visit, site):
   page = visit(site)
   for entered, length in [('16Ki', 16384), ('16 ki', 16384), ('2M', 2_000_000),
