@@ -190,7 +190,9 @@ def length_of(fields):
 
 
 def test_the_figures_are_those_of_the_rpc(client, visit, site, rng):
-  page = visit(site)
+  # On a slow machine, the page asks before all values of a problem are entered,
+  # and the server refuses a number of heads that does not fit yet.
+  page = visit(site, may_fail=True)
   saturated = 0
   for _ in range(50):
     entered, fields = random_problem(rng)
