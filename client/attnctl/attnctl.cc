@@ -10,6 +10,7 @@
 #include "base/command_line.h"
 #include "client/attnctl/commands.h"
 #include "client/attnctl/option_flags.h"
+#include "client/attnctl/server_address.h"
 #include "client/attnctl/session.h"
 #include "wire/message_sizes.h"
 
@@ -47,7 +48,8 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
                  "flag, the environment variable ATTND_SERVER sets it")
       ->capture_default_str()
       ->envname("ATTND_SERVER")
-      ->type_name("ADDR");
+      ->type_name("ADDR")
+      ->check(ServerAddressError);
   AddNumberFlag(app, "--deadline", session.deadline_seconds,
                 "how long the call can take; 0 sets no limit. Until then, "
                 "attnctl tries again if there is no server or if the server is "

@@ -855,6 +855,24 @@ TEST_F(AttnctlTest, HealthExitsWithZeroOnlyWhileServing) {
   EXPECT_EQ(outcome.out, "NOT_SERVING\n");
 }
 
+// gRPC would take the port modulo 65536, and ask this server.
+TEST_F(AttnctlTest, APortThatDoesNotExistIsAnError) {
+  const std::string target = server_.target();
+  const size_t port = target.rfind(':') + 1;
+  const std::string wrong = absl::StrCat(
+      target.substr(0, port), std::stoi(target.substr(port)) + 65536);
+  const Outcome outcome = RunTool({"health", "--server=" + wrong});
+  EXPECT_EQ(outcome.exit_code, kUsage);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_THAT(outcome.err, HasSubstr("--server: expected host:port or "
+                                     "unix:PATH, with a port from 1 to 65535, "
+                                     "got " +
+                                     wrong));
+  ASSERT_EQ(setenv("ATTND_SERVER", wrong.c_str(), 1), 0);
+  EXPECT_EQ(RunTool({"health"}).exit_code, kUsage);
+  ASSERT_EQ(unsetenv("ATTND_SERVER"), 0);
+}
+
 TEST_F(AttnctlTest, EnvironmentNamesTheServerUnlessAFlagDoes) {
   ASSERT_EQ(setenv("ATTND_SERVER", server_.target().c_str(), 1), 0);
   EXPECT_EQ(RunTool({"health"}).exit_code, kOk);
