@@ -249,27 +249,30 @@ std::string ReasonForPods(const RatePlan& plan, const DeploymentFlags& flags,
   }
   if (capacity.bound == "message_size") {
     return absl::StrCat(
-        "none: a call needs a message of ", estimate.required_message_bytes,
-        " bytes, and the limit is ", plan.pod.max_message_bytes,
-        ": raise --max-message-bytes or use --transport=stream");
+        "a call needs a message of ", estimate.required_message_bytes,
+        " bytes, and the limit is ", plan.pod.max_message_bytes, ": ",
+        estimate.required_message_bytes <= kMaxMessageLimitBytes
+            ? "raise --max-message-bytes or "
+            : "",
+        "use --transport=stream");
   }
   if (capacity.bound == "memory") {
     return absl::StrFormat(
-        "none: a pod has room for %d such calls at once, which need %s each",
+        "a pod has room for %d such calls at once, which need %s each",
         plan.pod.max_concurrency,
         FormatBytesShort(estimate.peak_per_request_bytes));
   }
   if (capacity.bound == "processors") {
-    return "none: more pods than attnctl counts would be too few";
+    return "more pods than attnctl counts would be too few";
   }
   return absl::StrCat(
-      "none: one call alone takes ",
+      "one call alone takes ",
       Milliseconds(std::max(plan.time.alone_s, plan.time.busy_s)),
       ", longer than --p99-ms=", flags.p99_ms,
       "; it needs a pod with more or faster processors");
 }
 
-Json RatePlanJson(const RatePlan& plan) {
+Json RatePlanJson(const RatePlan& plan, const std::string& reason) {
   const CapacityPlan& capacity = plan.capacity;
   Json json = {{"pods", capacity.pods},
                {"bound", capacity.bound},
@@ -280,7 +283,9 @@ Json RatePlanJson(const RatePlan& plan) {
     json["call_alone_ms"] = plan.time.alone_s * 1e3;
     json["source"] = plan.source;
   }
-  if (capacity.pods > 0) {
+  if (capacity.pods == 0) {
+    json["reason"] = reason;
+  } else {
     json["utilization"] = capacity.utilization;
     json["mean_ms"] = capacity.mean_s * 1e3;
     json["p99_ms"] = capacity.p99_s * 1e3;
@@ -291,13 +296,11 @@ Json RatePlanJson(const RatePlan& plan) {
 }
 
 std::vector<Session::Row> RatePlanRows(const RatePlan& plan,
-                                       const DeploymentFlags& flags,
-                                       const client::MemoryEstimate& estimate) {
+                                       const std::string& reason) {
   const CapacityPlan& capacity = plan.capacity;
-  const std::string reason = ReasonForPods(plan, flags, estimate);
   std::vector<Session::Row> rows = {
-      {"pods",
-       capacity.pods > 0 ? absl::StrCat(capacity.pods, ", ", reason) : reason}};
+      {"pods", capacity.pods > 0 ? absl::StrCat(capacity.pods, ", ", reason)
+                                 : absl::StrCat("none: ", reason)}};
   if (plan.time.busy_s > 0) {
     rows.emplace_back(
         "a pod answers at most",
@@ -398,13 +401,15 @@ ExitCode PrintDeployment(const DeploymentFlags& flags,
                                    .p99_s = flags.p99_ms / 1e3,
                                    .max_concurrency = pod->max_concurrency});
     }
-    answer = RatePlanJson(plan);
-    rows = RatePlanRows(plan, flags, estimate);
+    const std::string reason = ReasonForPods(plan, flags, estimate);
+    answer = RatePlanJson(plan, reason);
+    rows = RatePlanRows(plan, reason);
     concurrency = plan.capacity.concurrency;
   }
   std::vector<std::string> lines;
   // A rate without an answer has no limits either.
-  if (concurrency > 0) {
+  const ExitCode exit_code = concurrency > 0 ? kOk : kNoAnswer;
+  if (exit_code == kOk) {
     const auto limits =
         SolveLimits(estimate, options.transport, pod->threads, concurrency);
     if (!limits.ok()) {
@@ -425,18 +430,18 @@ ExitCode PrintDeployment(const DeploymentFlags& flags,
   }
   if (json) {
     session.screen.PrintJson(answer);
-    return kOk;
+    return exit_code;
   }
   // With --limits, the plan is a comment, so that the whole can be pasted.
   if (flags.limits.empty()) {
     session.PrintRows(rows);
-    return kOk;
+    return exit_code;
   }
   for (const auto& [label, value] : rows) {
     session.screen.Print(absl::StrCat("# ", label, ": ", value));
   }
   for (const std::string& line : lines) session.screen.Print(line);
-  return kOk;
+  return exit_code;
 }
 
 }  // namespace attnd::attnctl

@@ -35,7 +35,7 @@ void AddDeploymentFlags(CLI::App& command, DeploymentFlags& flags);
 // Prints what the flags ask for, as JSON if `json`. `estimate` is the estimate
 // for `options`. Asks the server for what it needs, and makes calls to it if
 // their rate has to be measured, unless `offline`. A problem that is too large
-// to be computed is an error.
+// to be computed is an error. Returns kNoAnswer if no number of pods is enough.
 ExitCode PrintDeployment(const DeploymentFlags& flags,
                          const client::MemoryEstimateOptions& options,
                          const client::MemoryEstimate& estimate, bool offline,

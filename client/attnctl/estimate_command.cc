@@ -129,12 +129,17 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
     json["fits"] = false;
     json["limiting_factor"] = estimate->limiting_factor;
   }
+  ExitCode exit_code = kOk;
   if (flags.options.goal != client::EstimateGoal::kEstimate) {
+    const std::string sentence =
+        LargestProblemSentence(flags.options, *estimate);
     json[AnswerField(flags.options.goal)] = estimate->largest;
     json["limiting_factor"] = estimate->limiting_factor;
-    if (!flags.output.json) {
-      session.screen.Print(LargestProblemSentence(flags.options, *estimate));
+    if (estimate->largest == 0) {
+      json["reason"] = sentence;
+      exit_code = kNoAnswer;
     }
+    if (!flags.output.json) session.screen.Print(sentence);
     flags.options = LargestProblem(flags.options, *estimate);
   }
   if (flags.output.json) {
@@ -142,7 +147,7 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
   } else {
     PrintTable(*estimate, flags, session);
   }
-  return kOk;
+  return exit_code;
 }
 
 }  // namespace
@@ -199,6 +204,9 @@ void AddEstimateCommand(CLI::App& app, Session& session) {
     command->get_option(flag)->excludes(sweep)->excludes(max);
   }
   command->footer(
+      "The exit code is 6 if not even the smallest size fits (--max), or if "
+      "no\n"
+      "number of pods is enough (--rate). --json then has the reason.\n"
       "Examples:\n"
       "  attnctl estimate --seq-len=16384 --num-q-heads=32 --num-kv-heads=8\n"
       "  attnctl estimate --q-len=1 --kv-len=32768 --concurrency=64 "

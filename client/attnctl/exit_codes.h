@@ -12,6 +12,7 @@ enum ExitCode : int {
   kDisagrees = 3,    // the result differs from --expected by more than allowed
   kUnavailable = 4,  // there is no server, or it is not serving
   kFileError = 5,    // a file could not be read or written
+  kNoAnswer = 6,     // nothing fits what estimate --max or --rate asked for
 };
 
 inline constexpr char kExitCodesHelp[] =
@@ -23,7 +24,10 @@ inline constexpr char kExitCodesHelp[] =
     "  2  an argument is wrong, and attnctl sent nothing\n"
     "  3  the result differs from --expected by more than --max-error\n"
     "  4  there is no server, or it is not serving\n"
-    "  5  a file could not be read or written\n";
+    "  5  a file could not be read or written\n"
+    "  6  estimate: not even the smallest size fits (--max), or no number of "
+    "pods\n"
+    "     is enough (--rate)\n";
 
 }  // namespace attnd::attnctl
 

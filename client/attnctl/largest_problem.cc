@@ -101,7 +101,7 @@ std::string LargestProblemSentence(const MemoryEstimateOptions& options,
   if (estimate.largest == 0) {
     return absl::StrCat("Not even ", size.smallest, " fits into ", budget,
                         together, ". It exceeds ", limit,
-                        ". The table is about ", size.smallest, ":");
+                        ". The figures are those of ", size.smallest, ".");
   }
   return absl::StrCat(
       size.largest, " that fits into ", budget, together, " ",

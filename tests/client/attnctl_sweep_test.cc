@@ -301,11 +301,20 @@ TEST_F(AttnctlSweepTest, TheLargestProblemIsASentence) {
       RunHere({"estimate", "--max=seq-len", "--json"}).out);
   EXPECT_EQ(json.at("max_seq_len"), 12);
   EXPECT_EQ(json.at("limiting_factor"), "memory_budget");
+  EXPECT_FALSE(json.contains("reason"));
 
   handler_.largest_ = 0;
-  EXPECT_THAT(RunHere({"estimate", "--max=concurrency", "--budget=1KiB"}).out,
-              StartsWith("Not even one request fits into 1.0 KiB. It exceeds "
-                         "the budget. The table is about one request:\n"));
+  const std::string none =
+      "Not even one request fits into 1.0 KiB. It exceeds the budget. The "
+      "figures are those of one request.";
+  const Outcome table =
+      RunHere({"estimate", "--max=concurrency", "--budget=1KiB"});
+  EXPECT_EQ(table.exit_code, kNoAnswer);
+  EXPECT_THAT(table.out, StartsWith(none + "\n"));
+  const Outcome none_json =
+      RunHere({"estimate", "--max=concurrency", "--budget=1KiB", "--json"});
+  EXPECT_EQ(none_json.exit_code, kNoAnswer);
+  EXPECT_EQ(nlohmann::json::parse(none_json.out).at("reason"), none);
 }
 
 TEST_F(AttnctlSweepTest, TheLargestProblemIsFoundOffline) {

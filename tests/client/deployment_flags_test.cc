@@ -39,10 +39,11 @@ class DeploymentFlagsTest : public ::testing::Test {
     err_ = err.str();
   }
 
-  nlohmann::json EstimateJson(std::vector<std::string> flags) {
+  nlohmann::json EstimateJson(std::vector<std::string> flags,
+                              ExitCode expected = kOk) {
     flags.emplace_back("--json");
     Estimate(flags);
-    EXPECT_EQ(exit_code_, kOk) << err_;
+    EXPECT_EQ(exit_code_, expected) << err_;
     return nlohmann::json::parse(out_);
   }
 
@@ -259,25 +260,32 @@ TEST_F(DeploymentFlagsTest, RateReadsTheFileOfABenchmark) {
 
 TEST_F(DeploymentFlagsTest, RateSaysWhenNoNumberOfPodsIsEnough) {
   Estimate(RateFlagsAnd({"--offline", "--gflops=1"}));
-  EXPECT_EQ(exit_code_, kOk);
+  EXPECT_EQ(exit_code_, kNoAnswer);
   EXPECT_THAT(out_, HasSubstr("none: one call alone takes 4312 ms, longer than "
                               "--p99-ms=500"));
   EXPECT_THAT(out_, Not(HasSubstr("memory limit")));
+  Estimate(RateFlagsAnd({"--offline", "--gflops=1", "--limits"}));
+  EXPECT_EQ(exit_code_, kNoAnswer);
   const nlohmann::json slow =
-      EstimateJson(RateFlagsAnd({"--offline", "--gflops=1"}));
+      EstimateJson(RateFlagsAnd({"--offline", "--gflops=1"}), kNoAnswer);
   EXPECT_EQ(slow.at("pods"), 0);
   EXPECT_EQ(slow.at("bound"), "latency");
+  EXPECT_THAT(slow.at("reason"), StartsWith("one call alone takes 4312 ms"));
   EXPECT_FALSE(slow.contains("p99_ms"));
 
   const nlohmann::json large =
       EstimateJson({"--offline", "--seq-len=1000000", "--num-q-heads=32",
-                    "--rate=1", "--p99-ms=1", "--gflops=1000"});
+                    "--rate=1", "--p99-ms=1", "--gflops=1000"},
+                   kNoAnswer);
   EXPECT_EQ(large.at("pods"), 0);
   EXPECT_EQ(large.at("bound"), "message_size");
+  EXPECT_THAT(large.at("reason"),
+              HasSubstr("the limit is 2147483647: use --transport=stream"));
 
   const nlohmann::json many =
       EstimateJson({"--offline", "--seq-len=1000", "--gflops=1", "--rate=1e300",
-                    "--p99-ms=1e9"});
+                    "--p99-ms=1e9"},
+                   kNoAnswer);
   EXPECT_EQ(many.at("pods"), 0);
   EXPECT_EQ(many.at("bound"), "processors");
 }
@@ -365,7 +373,8 @@ TEST_F(DeploymentFlagsTest, RateMeasuresCallsOfTheProblem) {
   EXPECT_EQ(exit_code_, kUsage);
   EXPECT_THAT(err_, HasSubstr("--shm-socket: expected the socket"));
   handler.required_message_bytes_ = int64_t{2} << 30;
-  EXPECT_EQ(EstimateJson(RateFlagsAnd({address})).at("bound"), "message_size");
+  EXPECT_EQ(EstimateJson(RateFlagsAnd({address}), kNoAnswer).at("bound"),
+            "message_size");
   EXPECT_EQ(handler.calls().size(), calls.size());
 }
 
