@@ -64,7 +64,9 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
   AddBytesFlag(app, "--max-message-bytes", session.max_message_bytes,
                "the largest message to send or to receive. Larger calls of "
                "attention, self and cross are sent in chunks of up to 1 MiB; "
-               "larger calls of backward fail",
+               "larger calls of backward fail. With estimate --offline --max, "
+               "it is the limit of the server; without --offline, the server "
+               "has its own limit, and estimate uses that one",
                kMaxMessageLimitBytes)
       ->default_str(absl::StrCat(session.max_message_bytes));
   app.set_version_flag("--version", "attnctl " ATTND_VERSION);

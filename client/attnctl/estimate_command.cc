@@ -100,7 +100,9 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
   const Estimator estimator = {
       .estimate =
           [&](const client::MemoryEstimateOptions& options) {
-            return flags.offline ? EstimateOffline(options)
+            return flags.offline ? EstimateOffline(
+                                       options, {.max_message_bytes =
+                                                     session.max_message_bytes})
                                  : client.EstimateMemory(options);
           },
       .report_error =

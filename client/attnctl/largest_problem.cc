@@ -47,7 +47,9 @@ const SearchedSize& SizeOf(EstimateGoal goal) {
 std::string LimitText(const std::string& name) {
   static const auto* const kTexts = new std::map<std::string, const char*>{
       {"memory_budget", "the budget"},
-      {"message_size", "the largest message (--max-message-bytes)"},
+      {"message_size",
+       "the largest message (--max-message-bytes); --transport=stream has no "
+       "such limit"},
       {"max_in_flight",
        "the number of requests that the server accepts at once "
        "(--max-in-flight)"},

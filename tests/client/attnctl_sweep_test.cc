@@ -334,6 +334,25 @@ TEST_F(AttnctlSweepTest, TheLargestProblemIsFoundOffline) {
   };
   EXPECT_EQ(found.at("peak_bytes"), peak_of(largest));
   EXPECT_GT(peak_of(largest + 1), 64 << 20);
+  // Without --offline, the message limit is that of the server.
+  const auto largest_message = [&](const std::vector<std::string>& limit) {
+    std::vector<std::string> arguments = {"estimate", "--offline",
+                                          "--max=seq-len", "--budget=8GiB"};
+    arguments.insert(arguments.end(), limit.begin(), limit.end());
+    const Outcome largest_call = RunHere(arguments);
+    EXPECT_THAT(largest_call.out,
+                HasSubstr("A longer one would exceed the largest message "
+                          "(--max-message-bytes); --transport=stream has no "
+                          "such limit.\n"));
+    arguments.emplace_back("--json");
+    return nlohmann::json::parse(RunHere(arguments).out)
+        .at("max_seq_len")
+        .get<int64_t>();
+  };
+  const int64_t by_default = largest_message({});
+  EXPECT_EQ(largest_message({"--max-message-bytes=256MiB"}), by_default);
+  EXPECT_GT(largest_message({"--max-message-bytes=512MiB"}), by_default);
+  EXPECT_LT(largest_message({"--max-message-bytes=100000"}), 100);
   const Outcome unlimited =
       RunHere({"estimate", "--offline", "--max=batch", "--seq-len=8"});
   EXPECT_EQ(unlimited.exit_code, kUsage);
