@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/checked_math.h"
 #include "client/attnctl/commands.h"
 #include "client/attnctl/deployment_flags.h"
 #include "client/attnctl/estimate_sweep.h"
@@ -51,7 +52,9 @@ void PrintTable(const client::MemoryEstimate& estimate,
       {absl::StrCat("peak, ", concurrency, " at once"),
        FormatBytes(estimate.peak_bytes)},
       {"largest message", FormatBytes(estimate.required_message_bytes)},
-      {"floating-point operations", absl::StrCat(estimate.flops)}};
+      {"floating-point operations", estimate.flops == kMaxInt64
+                                        ? "more than 9.2e+18"
+                                        : absl::StrCat(estimate.flops)}};
   if (!flags.offline) {
     rows.emplace_back("fits this server", estimate.fits ? "yes" : "no");
     rows.emplace_back("limiting factor", estimate.limiting_factor);

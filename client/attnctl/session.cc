@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/checked_math.h"
 #include "core/printable.h"
 
 namespace attnd::attnctl {
@@ -146,6 +147,7 @@ void Session::PrintRows(const std::vector<Row>& rows) {
 std::string FormatBytesShort(int64_t bytes) {
   static constexpr std::array<const char*, 6> kUnits = {"KiB", "MiB", "GiB",
                                                         "TiB", "PiB", "EiB"};
+  if (bytes == kMaxInt64) return "more than 8 EiB";
   if (std::abs(bytes) < 1024) return absl::StrCat(bytes, " B");
   double value = static_cast<double>(bytes) / 1024;
   size_t unit = 0;
@@ -165,7 +167,9 @@ std::string FormatUptime(absl::Duration uptime) {
 }
 
 std::string FormatBytes(int64_t bytes) {
-  if (std::abs(bytes) < 1024) return FormatBytesShort(bytes);
+  if (std::abs(bytes) < 1024 || bytes == kMaxInt64) {
+    return FormatBytesShort(bytes);
+  }
   return absl::StrCat(FormatBytesShort(bytes), " (", bytes, ")");
 }
 

@@ -112,9 +112,11 @@ struct Session {
 };
 
 // Formats a number of bytes as "1.5 MiB (1572864)", or as "512 B" below 1 KiB.
+// The largest int64 stands for every number that is too large for an int64, so
+// it becomes "more than 8 EiB".
 std::string FormatBytes(int64_t bytes);
 
-// Formats a number of bytes as "1.5 MiB".
+// Formats a number of bytes as "1.5 MiB", or "more than 8 EiB" as above.
 std::string FormatBytesShort(int64_t bytes);
 
 // Formats a time since a start as "3 d 04:12:07", or as "04:12:07" below a day.

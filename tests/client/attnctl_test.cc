@@ -189,6 +189,15 @@ TEST(AttnctlEstimateTest, WorksOffline) {
   EXPECT_FALSE(json.json().contains("fits"));
 }
 
+// A figure that an int64 cannot hold is the largest int64.
+TEST(AttnctlEstimateTest, SaysThatAFigureIsTooLargeToBeExact) {
+  const Outcome table =
+      RunTool({"estimate", "--offline", "--seq-len=9223372036854775807"});
+  EXPECT_THAT(table.out, ContainsRegex("input +more than 8 EiB\n"));
+  EXPECT_THAT(table.out, ContainsRegex("operations +more than 9.2e\\+18\n"));
+  EXPECT_THAT(table.out, Not(HasSubstr("9223372036854775807")));
+}
+
 TEST(AttnctlEstimateTest, SaysOfflineThatAProblemIsTooLargeForAnyServer) {
   const std::vector<std::string> command = {
       "estimate", "--offline", "--transport=shared-memory", "--seq-len=1",
