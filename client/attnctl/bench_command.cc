@@ -155,7 +155,8 @@ std::string Summary(const client::BenchmarkResult& result) {
   return line;
 }
 
-Json ResultJson(const client::BenchmarkResult& result) {
+Json ResultJson(const BenchmarkOptions& options,
+                const client::BenchmarkResult& result) {
   Json json;
   if (result.naive_time_ms) json["naive_time_ms"] = *result.naive_time_ms;
   json["flash_time_ms"] = result.flash_time_ms;
@@ -163,6 +164,8 @@ Json ResultJson(const client::BenchmarkResult& result) {
   json["memory_reduction"] = result.memory_reduction;
   json["num_queries"] = result.num_queries;
   json["dimensions"] = result.dimensions;
+  json["num_heads"] = std::max<int64_t>(options.num_heads, 1);
+  json["dtype"] = TypeName(options.dtype);
   json["max_abs_error"] = result.max_abs_error;
   json["max_rel_error"] = result.max_rel_error;
   json["gflops"] = result.gflops;
@@ -198,7 +201,7 @@ ExitCode RunBench(const BenchFlags& flags, Session& session) {
   }
   if (!result.ok()) return session.CallError(result.status());
   if (flags.output.json) {
-    session.screen.PrintJson(ResultJson(*result));
+    session.screen.PrintJson(ResultJson(flags.options, *result));
   } else {
     session.screen.Print(Summary(*result));
   }
@@ -224,6 +227,7 @@ SweepReport EmptyReport(const Sweep& sweep) {
 
 // Adds one result to the report.
 void AddTo(SweepReport& report, const Sweep& sweep, int64_t value,
+           const BenchmarkOptions& options,
            const client::BenchmarkResult& result) {
   report.table.push_back(
       {absl::StrCat(value), absl::StrFormat("%.4g", result.flash_time_ms),
@@ -238,7 +242,7 @@ void AddTo(SweepReport& report, const Sweep& sweep, int64_t value,
               {"naive_time_ms", nullptr},
               {"flash_time_ms", nullptr},
               {"speedup", nullptr}};
-  row.update(ResultJson(result));
+  row.update(ResultJson(options, result));
   report.rows.push_back(std::move(row));
 
   const auto add_point = [&](size_t chart, size_t series, double y) {
@@ -281,7 +285,7 @@ absl::Status MeasureSweep(BenchmarkOptions options, const Sweep& sweep,
         stop);
     ATTND_RETURN_IF_ERROR(result.status());
     forecast.End(seconds(), *result);
-    AddTo(report, sweep, value, *result);
+    AddTo(report, sweep, value, options, *result);
   }
   return absl::OkStatus();
 }

@@ -121,21 +121,6 @@ absl::StatusOr<Pod> PodOf(const DeploymentFlags& flags,
   return pod;
 }
 
-// Returns the rate of operations in a file that attnctl bench --json wrote.
-absl::StatusOr<double> GflopsOfBench(const std::string& path) {
-  std::ifstream file(path);
-  const Json bench =
-      Json::parse(file, /*cb=*/nullptr, /*allow_exceptions=*/false);
-  if (!bench.is_object() || !bench.contains("gflops") ||
-      !bench["gflops"].is_number() || bench["gflops"].get<double>() <= 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        path,
-        ": expected the output of attnctl bench --json, with a gflops "
-        "above 0"));
-  }
-  return bench["gflops"].get<double>();
-}
-
 // Returns the time of calls from a rate of operations, in 10^9 per second. The
 // server computes and moves tensors with the same processors.
 CallTime TimeOfRates(double gflops, double gigabytes_per_second,
@@ -188,13 +173,8 @@ ExitCode FindCallTime(const DeploymentFlags& flags,
                       RatePlan& plan, Session& session) {
   std::optional<double> gflops = flags.gflops;
   plan.source = "--gflops";
-  if (!flags.bench.empty()) {
-    const auto of_bench = GflopsOfBench(flags.bench);
-    if (!of_bench.ok()) {
-      return session.FileError(absl::InvalidArgumentError(
-          absl::StrCat("--bench=", of_bench.status().message())));
-    }
-    gflops = *of_bench;
+  if (flags.bench_gflops) {
+    gflops = flags.bench_gflops;
     plan.source = "--bench";
   }
   if (gflops) {
@@ -357,7 +337,8 @@ void AddDeploymentFlags(CLI::App& command, DeploymentFlags& flags) {
   command
       .add_option("--bench", flags.bench,
                   "with --rate: the same, from a file with the output of "
-                  "attnctl bench --json")
+                  "attnctl bench --json. --dtype has to be the same; --threads "
+                  "defaults to those of the benchmark")
       ->type_name("FILE.json")
       ->needs(rate)
       ->excludes(gflops);
@@ -372,6 +353,48 @@ void AddDeploymentFlags(CLI::App& command, DeploymentFlags& flags) {
                   "socket for shared memory")
       ->type_name("PATH")
       ->needs(rate);
+}
+
+ExitCode ReadBench(DeploymentFlags& flags,
+                   client::MemoryEstimateOptions& options, Session& session) {
+  if (flags.bench.empty()) return kOk;
+  std::ifstream file(flags.bench);
+  const Json bench =
+      Json::parse(file, /*cb=*/nullptr, /*allow_exceptions=*/false);
+  const auto number = [&bench](const char* path) {
+    const Json::json_pointer pointer(path);
+    return bench.contains(pointer) && bench[pointer].is_number()
+               ? bench[pointer].get<double>()
+               : 0;
+  };
+  const double gflops = number("/gflops");
+  const double threads = number("/stats/threads");
+  const Json::json_pointer dtype_field("/dtype");
+  if (!(gflops > 0) || !(threads >= 1 && threads <= 1e6) ||
+      !bench.contains(dtype_field) || !bench[dtype_field].is_string()) {
+    return session.FileError(absl::InvalidArgumentError(absl::StrCat(
+        "--bench=", flags.bench,
+        ": expected the output of attnctl bench --json, with a gflops above "
+        "0, stats.threads and dtype")));
+  }
+  const std::string dtype = bench[dtype_field].get<std::string>();
+  if (dtype != TypeName(options.dtype)) {
+    return FlagError(
+        absl::StrCat("--bench=", flags.bench, ": expected a benchmark with ",
+                     "the dtype of the calls, ", TypeName(options.dtype),
+                     ", got ", dtype),
+        session);
+  }
+  const auto measured_threads = static_cast<int64_t>(threads);
+  if (options.threads != 0 && options.threads != measured_threads) {
+    return FlagError(absl::StrCat("--threads: expected ", measured_threads,
+                                  ", the threads of the benchmark in --bench=",
+                                  flags.bench, ", got ", options.threads),
+                     session);
+  }
+  flags.bench_gflops = gflops;
+  options.threads = measured_threads;
+  return kOk;
 }
 
 ExitCode PrintDeployment(const DeploymentFlags& flags,

@@ -18,7 +18,8 @@ struct DeploymentFlags {
   std::optional<double> rate;  // calls per second
   double p99_ms = 0;           // set with `rate`
   std::optional<double> gflops;
-  std::string bench;  // the path of a file
+  std::string bench;                   // the path of a file
+  std::optional<double> bench_gflops;  // set by ReadBench
   std::optional<double> gigabytes_per_second;
   std::string shm_socket;
 
@@ -31,6 +32,14 @@ struct DeploymentFlags {
 // Adds the flags to `command`, which must have --concurrency. They must outlive
 // it.
 void AddDeploymentFlags(CLI::App& command, DeploymentFlags& flags);
+
+// Reads the file of --bench, if that flag was given. Sets bench_gflops, and
+// options.threads to that of the benchmark. A benchmark with another type or
+// another number of threads than `options` is an error, because the rate of
+// operations depends on both. Call it before the estimate, which depends on the
+// threads.
+ExitCode ReadBench(DeploymentFlags& flags,
+                   client::MemoryEstimateOptions& options, Session& session);
 
 // Prints what the flags ask for, as JSON if `json`. `estimate` is the estimate
 // for `options`. Asks the server for what it needs, and makes calls to it if

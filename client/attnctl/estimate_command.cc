@@ -99,6 +99,9 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
   if (!flags.mask_shape.empty()) {
     attention.mask = WithoutElements(client::DataType::kBool, flags.mask_shape);
   }
+  const ExitCode bench_read =
+      ReadBench(flags.deployment, flags.options, session);
+  if (bench_read != kOk) return bench_read;
   const client::AttentionClient client = session.Connect();
   const Estimator estimator = {
       .estimate =

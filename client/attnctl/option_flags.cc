@@ -263,6 +263,8 @@ CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
   return AddNamedFlag<DataType>(command, name, type, help);
 }
 
+std::string TypeName(client::DataType type) { return FlagText(NameOf(type)); }
+
 void TensorFlags::Add(CLI::App& command) {
   ForEachOption([&](absl::string_view name, auto, const std::string& help,
                     const auto&...) {

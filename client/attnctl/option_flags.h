@@ -65,6 +65,9 @@ CLI::Option* AddTypeFlag(CLI::App& command, const std::string& name,
                          std::optional<client::DataType>& type,
                          const std::string& help);
 
+// Returns the name of a type in these flags, for example "bf16".
+std::string TypeName(client::DataType type);
+
 // Adds the flag --transport, which takes inline, stream or shared-memory.
 void AddTransportFlag(CLI::App& command, client::Transport& transport);
 

@@ -150,11 +150,12 @@ TEST_F(AttnctlSweepTest, BenchWritesCsvJsonAndSvg) {
   EXPECT_EQ(csv.exit_code, kOk) << csv.err;
   EXPECT_EQ(csv.out,
             "num_vectors,naive_time_ms,flash_time_ms,speedup,memory_reduction,"
-            "num_queries,dimensions,max_abs_error,max_rel_error,gflops,"
+            "num_queries,dimensions,num_heads,dtype,max_abs_error,max_rel_"
+            "error,gflops,"
             "peak_gflops,peak_ratio,naive_peak_bytes,flash_peak_bytes,"
             "repetitions\r\n"
-            "2,32.0,8.0,4.0,0.0,2,0,0.0,0.0,50.0,0.0,0.0,16384,2048,3\r\n"
-            "4,,32.0,,0.0,4,0,0.0,0.0,50.0,0.0,0.0,65536,4096,3\r\n");
+            "2,32.0,8.0,4.0,0.0,2,0,1,f32,0.0,0.0,50.0,0.0,0.0,16384,2048,3\r\n"
+            "4,,32.0,,0.0,4,0,1,f32,0.0,0.0,50.0,0.0,0.0,65536,4096,3\r\n");
   EXPECT_THAT(Contents(svg_), HasSubstr("<title>naive, 2: 32 ms</title>"));
   EXPECT_THAT(Contents(svg_), HasSubstr("naive, 4: 64 KiB"));
 

@@ -748,6 +748,8 @@ TEST_F(AttnctlTest, BenchShowsProgressAndOneVerdict) {
   EXPECT_EQ(terminal.json().at("speedup"), 4);
   EXPECT_EQ(terminal.json().at("repetitions"), 3);
   EXPECT_EQ(terminal.json().at("num_queries"), 4096);
+  EXPECT_EQ(terminal.json().at("num_heads"), 1);
+  EXPECT_EQ(terminal.json().at("dtype"), "f32");
 }
 
 TEST_F(AttnctlTest, EstimateAndInfoPrintTablesAndJson) {

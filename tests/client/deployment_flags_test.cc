@@ -244,18 +244,42 @@ TEST_F(DeploymentFlagsTest, RateReadsTheFileOfABenchmark) {
   const auto write = [&path](const std::string& text) {
     std::ofstream(path) << text;
   };
-  write(R"({"flash_time_ms": 1, "gflops": 50})");
+  const std::string good =
+      R"({"gflops": 50, "dtype": "f32", "stats": {"threads": 4}})";
+  write(good);
   const nlohmann::json plan =
       EstimateJson(RateFlagsAnd({"--offline", "--bench=" + path}));
   EXPECT_THAT(plan.at("source"), HasSubstr("--bench: 50 GFLOP/s"));
   EXPECT_THAT(plan.at("source"), HasSubstr("1 GB/s (assumed"));
-  for (const char* wrong : {"", "[1]", "{}", R"({"gflops": "many"})",
-                            R"({"gflops": 0})", R"({"gflops": 5)"}) {
+  for (const char* wrong :
+       {"", "[1]", "{}", R"({"gflops": "many"})", R"({"gflops": 0})",
+        R"({"gflops": 5)", R"({"gflops": 5, "dtype": "f32"})",
+        R"({"gflops": 5, "stats": {"threads": 4}})"}) {
     write(wrong);
     Estimate(RateFlagsAnd({"--offline", "--bench=" + path}));
     EXPECT_EQ(exit_code_, kFileError) << wrong;
     EXPECT_THAT(err_, HasSubstr("--bench=" + path + ": expected the output"));
   }
+
+  // The rate is that of a type and of a number of threads.
+  write(good);
+  Estimate(RateFlagsAnd({"--offline", "--bench=" + path, "--dtype=bf16"}));
+  EXPECT_EQ(exit_code_, kUsage);
+  EXPECT_EQ(err_, "attnctl: --bench=" + path +
+                      ": expected a benchmark with the dtype of the calls, "
+                      "bf16, got f32\n");
+  const std::vector<std::string> flags = {"--offline", "--seq-len=1024",
+                                          "--rate=1", "--p99-ms=500",
+                                          "--bench=" + path};
+  EXPECT_EQ(EstimateJson(flags).at("processors_per_pod"), 4);
+  std::vector<std::string> more_threads = flags;
+  more_threads.emplace_back("--threads=8");
+  Estimate(more_threads);
+  EXPECT_EQ(exit_code_, kUsage);
+  EXPECT_EQ(err_,
+            "attnctl: --threads: expected 4, the threads of the "
+            "benchmark in --bench=" +
+                path + ", got 8\n");
 }
 
 TEST_F(DeploymentFlagsTest, RateSaysWhenNoNumberOfPodsIsEnough) {
