@@ -99,6 +99,13 @@ ExitCode RunEstimate(EstimateFlags& flags, Session& session) {
   if (!flags.mask_shape.empty()) {
     attention.mask = WithoutElements(client::DataType::kBool, flags.mask_shape);
   }
+  const absl::Status largest_problem =
+      CheckLargestProblem(flags.options, flags.offline);
+  if (!largest_problem.ok()) {
+    session.screen.PrintError(
+        absl::StrCat("attnctl: ", largest_problem.message()));
+    return kUsage;
+  }
   const ExitCode bench_read =
       ReadBench(flags.deployment, flags.options, session);
   if (bench_read != kOk) return bench_read;

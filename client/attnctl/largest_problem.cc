@@ -53,7 +53,7 @@ std::string LimitText(const std::string& name) {
       {"max_in_flight",
        "the number of requests that the server accepts at once "
        "(--max-in-flight)"},
-      {"int64_range", "the largest 64-bit number"}};
+      {"int64_range", "what can be computed"}};
   const auto found = kTexts->find(name);
   return found != kTexts->end() ? found->second : name;
 }
@@ -74,7 +74,8 @@ CLI::Option* AddLargestProblemFlags(CLI::App& command,
                 options.goal = goals.at(name);
               },
               "find the longest sequence, the largest batch or the highest "
-              "concurrency that fits into --budget")
+              "concurrency that fits into --budget. The flag of that size "
+              "cannot be given, too")
           ->check(CLI::IsMember({"seq-len", "batch", "concurrency"}))
           ->type_name("NAME");
   AddBytesFlag(command, "--budget", options.budget_bytes,
@@ -82,6 +83,23 @@ CLI::Option* AddLargestProblemFlags(CLI::App& command,
                "memory budget of the server. --offline has no default")
       ->needs(max);
   return max;
+}
+
+absl::Status CheckLargestProblem(const MemoryEstimateOptions& options,
+                                 bool offline) {
+  if (options.goal == EstimateGoal::kEstimate) return absl::OkStatus();
+  const SearchedSize& size = SizeOf(options.goal);
+  if (options.*size.size != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--", size.name, ": expected nothing, because --max=", size.name,
+        " searches it, got ", options.*size.size));
+  }
+  if (offline && options.budget_bytes == 0) {
+    return absl::InvalidArgumentError(
+        "--budget: expected a number of bytes, because without a server "
+        "nothing else limits the memory, got nothing");
+  }
+  return absl::OkStatus();
 }
 
 std::string AnswerField(EstimateGoal goal) {

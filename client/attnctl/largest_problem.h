@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "absl/status/status.h"
 #include "client/types.h"
 
 namespace attnd::attnctl {
@@ -13,6 +14,11 @@ namespace attnd::attnctl {
 // Adds --max, which sets the goal, and --budget. Returns the option --max.
 CLI::Option* AddLargestProblemFlags(CLI::App& command,
                                     client::MemoryEstimateOptions& options);
+
+// Returns INVALID_ARGUMENT with the name of a flag if `options` have the size
+// that their goal searches, or if they need a budget (`offline`) and have none.
+absl::Status CheckLargestProblem(const client::MemoryEstimateOptions& options,
+                                 bool offline);
 
 // Returns the name of the goal's answer in MemoryEstimateResponse, such as
 // "max_seq_len". The goal must not be kEstimate.

@@ -358,6 +358,13 @@ TEST_F(AttnctlSweepTest, TheLargestProblemIsFoundOffline) {
       RunHere({"estimate", "--offline", "--max=batch", "--seq-len=8"});
   EXPECT_EQ(unlimited.exit_code, kUsage);
   EXPECT_THAT(unlimited.err, HasSubstr("attnctl: --budget: expected a number"));
+  EXPECT_THAT(unlimited.err, HasSubstr("got nothing\n"));
+  // The longest problem that is not too large to be computed.
+  EXPECT_THAT(RunHere({"estimate", "--offline", "--max=seq-len",
+                       "--budget=1TiB", "--transport=shared-memory"})
+                  .out,
+              HasSubstr("has a length of 67108864. A longer one would exceed "
+                        "what can be computed.\n"));
 }
 
 TEST_F(AttnctlSweepTest, FlagsThatDoNotGoTogetherAreErrors) {
@@ -374,6 +381,12 @@ TEST_F(AttnctlSweepTest, FlagsThatDoNotGoTogetherAreErrors) {
       {{"estimate", "--sweep=seq-len=2..1"}, "--sweep: expected seq-len=FIRST"},
       {{"estimate", "--sweep=seq-len=1..2", "--max=batch"}, "excludes"},
       {{"estimate", "--max=heads"}, "--max"},
+      {{"estimate", "--max=seq-len", "--seq-len=8"},
+       "attnctl: --seq-len: expected nothing, because --max=seq-len searches "
+       "it, got 8\n"},
+      {{"estimate", "--max=batch", "--batch=2"}, "--batch: expected nothing"},
+      {{"estimate", "--max=concurrency", "--concurrency=1"},
+       "--concurrency: expected nothing"},
       {{"estimate", "--budget=8GiB"}, "--budget requires --max"},
       {{"estimate", "--max=batch", "--budget=0"},
        "--budget: expected 1 to 9223372036854775807 bytes, got 0"},
