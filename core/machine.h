@@ -21,6 +21,9 @@ struct MachineInfo {
   static MachineInfo Detect();
 };
 
+// The most worker threads that a server takes.
+inline constexpr int kMaxThreads = 4096;
+
 // Returns the number of processors that the affinity mask and the cgroup's
 // quota allow, rounded down, at least 1. Reads both cgroup versions, and every
 // cgroup above the process's own.

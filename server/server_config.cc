@@ -18,6 +18,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "base/command_line.h"
+#include "core/machine.h"
 #include "server/version.h"
 #include "wire/message_sizes.h"
 
@@ -53,7 +54,6 @@ constexpr double kMaxDrainSeconds = 86400;
 constexpr double kMaxIdleSeconds = 86400;
 constexpr double kMaxConnectionSeconds = 7 * 86400;
 constexpr double kMaxBenchmarkSeconds = 86400;
-constexpr int kMaxThreads = 4096;
 constexpr int64_t kMaxConnections = 1 << 20;
 constexpr int64_t kMaxVectors = 1 << 24;
 

@@ -403,6 +403,12 @@ ExitCode PrintDeployment(const DeploymentFlags& flags,
                          bool json, Session& session) {
   const absl::Status computable = CheckComputable(options);
   if (!computable.ok()) return FlagError(computable.message(), session);
+  if (options.threads > kMaxThreads) {
+    return FlagError(
+        absl::StrCat("--threads: expected at most ", kMaxThreads,
+                     ", because attnd takes no more, got ", options.threads),
+        session);
+  }
   const auto pod = PodOf(flags, options, estimate, offline, session);
   if (!pod.ok()) return session.CallError(pod.status());
   int64_t concurrency = options.concurrency != 0 ? options.concurrency : 1;

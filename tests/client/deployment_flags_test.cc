@@ -191,6 +191,23 @@ TEST_F(DeploymentFlagsTest, AProblemThatIsTooLargeToBeComputedIsAnError) {
   EXPECT_THAT(err_, StartsWith("attnctl: --concurrency: expected a smaller"));
 }
 
+TEST_F(DeploymentFlagsTest, ThreadsThatNoServerHasAreAnError) {
+  const std::vector<std::string> flags = {"--offline", "--seq-len=64",
+                                          "--limits=flags"};
+  std::vector<std::string> most = flags;
+  most.emplace_back("--threads=4096");
+  Estimate(most);
+  EXPECT_EQ(exit_code_, kOk) << err_;
+  std::vector<std::string> too_many = flags;
+  too_many.emplace_back("--threads=4097");
+  Estimate(too_many);
+  EXPECT_EQ(exit_code_, kUsage);
+  EXPECT_THAT(out_, IsEmpty());
+  EXPECT_EQ(err_,
+            "attnctl: --threads: expected at most 4096, because attnd takes no "
+            "more, got 4097\n");
+}
+
 // Without --offline and --threads, the server says how many threads it has.
 TEST_F(DeploymentFlagsTest, LimitsAskTheServer) {
   client::FakeHandler handler;
