@@ -216,8 +216,15 @@ ExitCode FindCallTime(const DeploymentFlags& flags,
   return kOk;
 }
 
-std::string Milliseconds(double seconds) {
-  return absl::StrFormat("%.4g ms", seconds * 1e3);
+// Returns a time such as "15 s" or "4.312 ms".
+std::string TimeText(double seconds) {
+  // Such a time comes from a rate that is nearly 0, and may be infinite.
+  constexpr double kEndlessSeconds = 1e12;
+  if (seconds > kEndlessSeconds) {
+    return absl::StrFormat("more than %g s", kEndlessSeconds);
+  }
+  return seconds >= 1 ? absl::StrFormat("%.4g s", seconds)
+                      : absl::StrFormat("%.4g ms", seconds * 1e3);
 }
 
 // Returns in words why there are so many pods, or why no number is enough.
@@ -245,11 +252,10 @@ std::string ReasonForPods(const RatePlan& plan, const DeploymentFlags& flags,
   if (capacity.bound == "processors") {
     return "more pods than attnctl counts would be too few";
   }
-  return absl::StrCat(
-      "one call alone takes ",
-      Milliseconds(std::max(plan.time.alone_s, plan.time.busy_s)),
-      ", longer than --p99-ms=", flags.p99_ms,
-      "; it needs a pod with more or faster processors");
+  return absl::StrCat("one call alone takes ",
+                      TimeText(std::max(plan.time.alone_s, plan.time.busy_s)),
+                      ", longer than --p99-ms=", flags.p99_ms,
+                      "; it needs a pod with more or faster processors");
 }
 
 Json RatePlanJson(const RatePlan& plan, const std::string& reason) {
@@ -286,7 +292,7 @@ std::vector<Session::Row> RatePlanRows(const RatePlan& plan,
         "a pod answers at most",
         absl::StrFormat("%.4g calls per second", 1 / plan.time.busy_s));
     rows.emplace_back("from", plan.source);
-    rows.emplace_back("one call alone", Milliseconds(plan.time.alone_s));
+    rows.emplace_back("one call alone", TimeText(plan.time.alone_s));
   }
   if (capacity.pods > 0) {
     rows.insert(rows.begin() + 1,
@@ -295,8 +301,8 @@ std::vector<Session::Row> RatePlanRows(const RatePlan& plan,
                                                plan.pod.threads)});
     rows.emplace_back("busy", absl::StrFormat("%.0f %% of the time",
                                               capacity.utilization * 100));
-    rows.emplace_back("latency, mean", Milliseconds(capacity.mean_s));
-    rows.emplace_back("latency, p99", Milliseconds(capacity.p99_s));
+    rows.emplace_back("latency, mean", TimeText(capacity.mean_s));
+    rows.emplace_back("latency, p99", TimeText(capacity.p99_s));
     rows.emplace_back("calls at once, mean",
                       absl::StrFormat("%.2g", capacity.mean_concurrency));
     rows.emplace_back("calls at once, 99.9 %",

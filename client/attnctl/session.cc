@@ -86,7 +86,8 @@ client::AttentionClient Session::Connect(absl::Duration deadline,
   }
   std::string until = "it succeeds, because --deadline sets no limit";
   if (retry.max_attempts > 0) {
-    until = absl::StrCat("it has failed ", retry.max_attempts, " times");
+    until = absl::StrCat("it has failed ", retry.max_attempts,
+                         " times, because --deadline is not set");
   } else if (deadline != absl::InfiniteDuration()) {
     until = absl::StrFormat("the deadline of %g s has passed",
                             absl::ToDoubleSeconds(deadline));

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
@@ -111,6 +112,7 @@ ExitCode RunLive(const TopFlags& flags, Session& session) {
   const auto interval = std::chrono::duration_cast<SteadyClock::duration>(
       std::chrono::duration<double>(flags.interval_seconds));
   SteadyClock::time_point next = SteadyClock::now();
+  bool was_reached = false;
   // The first answer may take a while.
   if (!flags.json) Draw(report, footer, session.screen);
   for (;;) {
@@ -124,7 +126,9 @@ ExitCode RunLive(const TopFlags& flags, Session& session) {
     }
     if (pending.valid() &&
         pending.wait_for(kInputPeriod) == std::future_status::ready) {
-      report.Add(pending.get());
+      LoadSample sample = pending.get();
+      was_reached = was_reached || sample.info.ok();
+      report.Add(std::move(sample));
       if (!flags.json) {
         Draw(report, footer, session.screen);
       } else {
@@ -137,7 +141,7 @@ ExitCode RunLive(const TopFlags& flags, Session& session) {
       case UserInput::Event::kNone:
         break;
       case UserInput::Event::kQuit:
-        return kOk;
+        return was_reached ? kOk : kUnavailable;
       case UserInput::Event::kSuspend:
         alternate.reset();
         input.Suspend();
@@ -188,9 +192,10 @@ void AddTopCommand(CLI::App& app, Session& session) {
       "On a terminal, top draws the load on the whole screen at each "
       "interval,\n"
       "until you press q or Ctrl-C. If the server does not answer, top says\n"
-      "since when, and keeps trying. If standard output is not a terminal, "
-      "top\n"
-      "prints the load once, as --once does, unless --json is given.\n"
+      "since when, and keeps trying; the exit code is 4 if it never "
+      "answered.\n"
+      "If standard output is not a terminal, top prints the load once, as\n"
+      "--once does, unless --json is given.\n"
       "\n"
       "  threads, slots, memory, connections\n"
       "               how much is in use now. A slot is a request that runs "

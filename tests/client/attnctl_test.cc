@@ -164,7 +164,8 @@ TEST(AttnctlUsageTest, BenchWaitsForAWhileWithoutADeadline) {
   EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
   EXPECT_THAT(outcome.err,
               HasSubstr("attnctl: UNAVAILABLE: starting; trying again until it "
-                        "has failed 32 times (Ctrl-C stops)\n"));
+                        "has failed 32 times, because --deadline is not set "
+                        "(Ctrl-C stops)\n"));
 
   StartingHandler other_handler;
   const client::FakeServer other(&other_handler);

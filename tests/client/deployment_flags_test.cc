@@ -302,7 +302,7 @@ TEST_F(DeploymentFlagsTest, RateReadsTheFileOfABenchmark) {
 TEST_F(DeploymentFlagsTest, RateSaysWhenNoNumberOfPodsIsEnough) {
   Estimate(RateFlagsAnd({"--offline", "--gflops=1"}));
   EXPECT_EQ(exit_code_, kNoAnswer);
-  EXPECT_THAT(out_, HasSubstr("none: one call alone takes 4312 ms, longer than "
+  EXPECT_THAT(out_, HasSubstr("none: one call alone takes 4.312 s, longer than "
                               "--p99-ms=500"));
   EXPECT_THAT(out_, Not(HasSubstr("memory limit")));
   Estimate(RateFlagsAnd({"--offline", "--gflops=1", "--limits"}));
@@ -311,8 +311,12 @@ TEST_F(DeploymentFlagsTest, RateSaysWhenNoNumberOfPodsIsEnough) {
       EstimateJson(RateFlagsAnd({"--offline", "--gflops=1"}), kNoAnswer);
   EXPECT_EQ(slow.at("pods"), 0);
   EXPECT_EQ(slow.at("bound"), "latency");
-  EXPECT_THAT(slow.at("reason"), StartsWith("one call alone takes 4312 ms"));
+  EXPECT_THAT(slow.at("reason"), StartsWith("one call alone takes 4.312 s"));
   EXPECT_FALSE(slow.contains("p99_ms"));
+
+  Estimate(RateFlagsAnd({"--offline", "--gflops=1e-320"}));
+  EXPECT_EQ(exit_code_, kNoAnswer);
+  EXPECT_THAT(out_, HasSubstr("one call alone takes more than 1e+12 s"));
 
   const nlohmann::json large =
       EstimateJson({"--offline", "--seq-len=1000000", "--num-q-heads=32",
