@@ -133,3 +133,20 @@ def test_a_rate_is_measured_with_real_calls(attnd, estimate, tmp_path, name):
   assert (plan['pods'], plan['bound']) == (1, 'processors')
   assert plan['utilization'] == pytest.approx(1 / plan['saturation_rate'])
   assert plan['mean_ms'] >= plan['call_alone_ms']
+
+
+def test_a_rate_is_computed_from_the_benchmark_of_a_server(
+    attnd, build_dir, estimate, tmp_path):
+  with Server(attnd, '--threads=2') as server:
+    bench = subprocess.run(
+        [str(build_dir / 'client' / 'attnctl'), 'bench', '--json',
+         f'--server={server.tcp}', '--num-vectors=512', '--threads=1',
+         '--repetitions=1', '--dtype=bf16'],
+        env=clean_environment(), capture_output=True, text=True, timeout=300,
+        check=True)
+  path = tmp_path / 'bench.json'
+  path.write_text(bench.stdout)
+  plan = estimate('--offline', '--seq-len=256', '--dtype=bf16', '--rate=1',
+                  '--p99-ms=1e6', f'--bench={path}')
+  assert plan['processors_per_pod'] == 1
+  assert plan['pods'] == 1

@@ -308,6 +308,13 @@ def test_starts_before_its_server(attnd, top):
     screen.wait_for_text('over the last')
 
 
+def test_says_by_its_exit_code_that_no_server_answered(tmp_path, top):
+  screen = top(f'unix:{tmp_path}/nobody')
+  screen.wait_for_text('NOT REACHABLE since ')
+  screen.keys(b'q')
+  assert screen.process.wait(STOP_SECONDS) == 4
+
+
 def test_says_that_a_server_drains(attnd, connect, top):
   with Server(attnd) as server:
     screen = top(server.tcp)
