@@ -25,7 +25,6 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -307,12 +306,14 @@ constexpr char kOnlyPath[] = "/";
 // Decodes a name or a value of a query. A '%' that no byte follows stays.
 std::string Decoded(absl::string_view text) {
   std::string decoded;
+  uint32_t byte = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     const absl::string_view digits = text.substr(i + 1, 2);
     if (text[i] == '%' && digits.size() == 2 &&
         absl::ascii_isxdigit(static_cast<unsigned char>(digits[0])) &&
-        absl::ascii_isxdigit(static_cast<unsigned char>(digits[1]))) {
-      decoded += absl::HexStringToBytes(digits);
+        absl::ascii_isxdigit(static_cast<unsigned char>(digits[1])) &&
+        absl::SimpleHexAtoi(digits, &byte)) {
+      decoded += static_cast<char>(byte);
       i += 2;
     } else {
       decoded += text[i] == '+' ? ' ' : text[i];
