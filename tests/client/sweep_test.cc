@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "client/attnctl/option_flags.h"
 
 namespace attnd::attnctl {
