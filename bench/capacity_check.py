@@ -136,8 +136,8 @@ def processor():
 
 
 def row(name, pairs):
-  """Returns the name and the medians of what was predicted, of what was
-  measured, and of the ratio of the two."""
+  """Returns the name, the median prediction, the median measurement, and the
+  median ratio of prediction to measurement."""
   return (name, statistics.median(p for p, _ in pairs),
           statistics.median(m for _, m in pairs),
           statistics.median(p / m for p, m in pairs))

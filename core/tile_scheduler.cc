@@ -218,8 +218,8 @@ class TileScheduler::Impl {
     const TileJob::Slice slice =
         state.job->Run(phase, task.index, task.slot, control);
     lock.lock();
-    // This comes before the end of the job, so that whoever has its result
-    // finds its workers idle.
+    // This comes before the end of the job, so that a thread that has the job's
+    // result finds the workers idle.
     busy_.fetch_sub(1, std::memory_order_relaxed);
     --state.running;
     if (slice == TileJob::Slice::kYield) {

@@ -61,9 +61,9 @@ ListCost CostOfLists(const AttentionOptions& options) {
 }
 
 // Returns what gRPC holds for an inline message in addition to its bytes. gRPC
-// receives a message in blocks of 64 KiB, of which a few are not full. For each
-// frame of HTTP/2 there is a record of about 100 bytes, and most clients send
-// frames of 16 KiB. tests/e2e/accuracy_test.py measures both.
+// receives a message in blocks of 64 KiB, and a few blocks are not full. For
+// each frame of HTTP/2 there is a record of about 100 bytes, and most clients
+// send frames of 16 KiB. tests/e2e/accuracy_test.py measures both.
 int64_t ReceivingBytes(int64_t message_bytes) {
   constexpr int64_t kBlocksBytes = 3 * (int64_t{64} << 10);
   constexpr int64_t kBytesPerRecordByte = 128;

@@ -57,7 +57,7 @@ double SojournTail(double time, double utilization) {
   return std::exp(kA / 2) / time * average;
 }
 
-// Returns what happens on each of so many pods.
+// Returns the load and the latency of each pod if there are `pods` of them.
 CapacityPlan PlanFor(double pods, const CallTime& time,
                      const CapacityGoal& goal) {
   CapacityPlan plan;

@@ -20,7 +20,7 @@ struct Use {
   std::string_view name;
 };
 
-// Returns the limit of which `cost` uses the largest share.
+// Returns the limit that `cost` comes closest to, or exceeds by most.
 Use ScarcestLimit(const QueryCost& cost, const CostLimits& limits) {
   const Use uses[] = {
       {cost.call.required_message_bytes, limits.max_message_bytes,

@@ -20,7 +20,7 @@ namespace {
 // a logarithmic axis, so that the largest numbers do not overflow.
 class Scale {
  public:
-  // Covers all `numbers`, of which there must be at least one.
+  // Covers all `numbers`. There must be at least one number.
   // `is_round` makes the axis begin and end at round numbers, and include 0 if
   // it is linear.
   Scale(const ChartAxis& axis, const std::vector<double>& numbers,

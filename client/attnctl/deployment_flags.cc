@@ -227,7 +227,8 @@ std::string TimeText(double seconds) {
                       : absl::StrFormat("%.4g ms", seconds * 1e3);
 }
 
-// Returns in words why there are so many pods, or why no number is enough.
+// Returns a text that says what made the plan choose its number of pods, or
+// why no number of pods is enough.
 std::string ReasonForPods(const RatePlan& plan, const DeploymentFlags& flags,
                           const client::MemoryEstimate& estimate) {
   const CapacityPlan& capacity = plan.capacity;

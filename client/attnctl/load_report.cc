@@ -62,7 +62,7 @@ std::string CompactCount(int64_t count) {
                          : Compact(static_cast<double>(count));
 }
 
-// A resource of which a part is used.
+// How much of a limited resource is in use.
 struct Gauge {
   const char* label;
   int64_t used;
