@@ -88,7 +88,7 @@ AttentionEngine::~AttentionEngine() = default;
 
 void AttentionEngine::Start(const AttentionProblem& problem, int64_t tasks,
                             const MemoryEstimate& estimate, RunStats stats,
-                            const StopSignal* stop, Done done,
+                            const StopSignal* stop, Done done, JobOrder order,
                             MakeJob make_job) {
   if (estimate.flash_bytes == kMaxBytes) {
     done(BytesOutOfRange(), {});
@@ -112,22 +112,25 @@ void AttentionEngine::Start(const AttentionProblem& problem, int64_t tasks,
     return;
   }
   TileJob* const raw_job = job.get();
+  order.operations = estimate.flops;
   // Shared because std::function wants a copyable owner.
-  scheduler_.Submit(raw_job, stop,
-                    [job = std::shared_ptr<TileJob>(std::move(job)), stats,
-                     done = std::move(done)](absl::Status status,
-                                             const JobTimes& times) mutable {
-                      job.reset();  // frees the workspace before the answer
-                      stats.queue_time = times.queued;
-                      stats.compute_time = times.running;
-                      done(std::move(status), stats);
-                    });
+  scheduler_.Submit(
+      raw_job, stop,
+      [job = std::shared_ptr<TileJob>(std::move(job)), stats,
+       done = std::move(done)](absl::Status status,
+                               const JobTimes& times) mutable {
+        job.reset();  // frees the workspace before the answer
+        stats.queue_time = times.queued;
+        stats.compute_time = times.running;
+        done(std::move(status), stats);
+      },
+      order);
 }
 
 void AttentionEngine::Submit(const AttentionProblem& problem,
                              const AttentionBuffers& buffers,
                              const StopSignal* stop, Done done,
-                             InputSource* source) {
+                             InputSource* source, JobOrder order) {
   KernelPlan plan = MakeKernelPlan(problem, machine_);
   RunStats stats;
   stats.isa = plan.isa;
@@ -135,7 +138,7 @@ void AttentionEngine::Submit(const AttentionProblem& problem,
   stats.tile_q = plan.tile_q;
   stats.tile_kv = plan.tile_kv;
   Start(problem, TasksOf(plan), estimator_.Estimate(problem, plan), stats, stop,
-        std::move(done), [&](Workspace workspace) {
+        std::move(done), order, [&](Workspace workspace) {
           return MakeForwardJob(problem, std::move(plan), buffers, source,
                                 threads(), std::move(workspace));
         });
@@ -144,7 +147,7 @@ void AttentionEngine::Submit(const AttentionProblem& problem,
 void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
                                      const BackwardBuffers& buffers,
                                      const StopSignal* stop, Done done,
-                                     InputSource* source) {
+                                     InputSource* source, JobOrder order) {
   if (absl::Status status = problem.CheckGradients(); !status.ok()) {
     return done(status, {});
   }
@@ -155,7 +158,7 @@ void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
   stats.tile_q = plan.tile_rows();
   stats.tile_kv = BackwardPlan::kTileKeys;
   Start(problem, TasksOf(plan), estimator_.EstimateBackward(problem, plan),
-        stats, stop, std::move(done), [&](Workspace workspace) {
+        stats, stop, std::move(done), order, [&](Workspace workspace) {
           return MakeBackwardJob(problem, std::move(plan), buffers, source,
                                  threads(), std::move(workspace));
         });

@@ -66,16 +66,18 @@ class AttentionEngine {
   // If `source` is not null, the job first loads the inputs from it. `buffers`,
   // `stop` and `source` must stay valid until `done` is called. The caller's
   // thread takes the workspace, which has the estimate's workspace_bytes, from
-  // the pool.
+  // the pool. The engine itself counts the operations for `order`.
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
-              const StopSignal* stop, Done done, InputSource* source = nullptr);
+              const StopSignal* stop, Done done, InputSource* source = nullptr,
+              JobOrder order = {});
 
   // Computes the gradients of `problem` under the same rules as Submit. Calls
   // `done` with the status of AttentionProblem::CheckGradients unless that is
   // OK. Reserves the workspace_bytes of EstimateBackward.
   void SubmitBackward(const AttentionProblem& problem,
                       const BackwardBuffers& buffers, const StopSignal* stop,
-                      Done done, InputSource* source = nullptr);
+                      Done done, InputSource* source = nullptr,
+                      JobOrder order = {});
 
   // Run and RunBackward submit the problem, wait until it ends, and return what
   // `done` would get. A worker of this engine must not call them.
@@ -107,7 +109,8 @@ class AttentionEngine {
   // counting those that load inputs.
   void Start(const AttentionProblem& problem, int64_t tasks,
              const MemoryEstimate& estimate, RunStats stats,
-             const StopSignal* stop, Done done, MakeJob make_job);
+             const StopSignal* stop, Done done, JobOrder order,
+             MakeJob make_job);
 
   MachineInfo machine_;
   WorkspacePool pool_;

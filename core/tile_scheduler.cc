@@ -51,11 +51,13 @@ class TileScheduler::Impl {
   int threads() const { return static_cast<int>(workers_.size()); }
   int busy_threads() const { return busy_.load(std::memory_order_relaxed); }
 
-  void Submit(TileJob* job, const StopSignal* stop, Done done) {
+  void Submit(TileJob* job, const StopSignal* stop, Done done,
+              const JobOrder& order) {
     auto state = std::make_unique<State>();
     state->job = job;
     state->stop = stop;
     state->done = std::move(done);
+    state->order = order;
     state->phases = job->Phases();
     state->submitted = Clock::now();
     int64_t most_slots = 1;
@@ -101,6 +103,7 @@ class TileScheduler::Impl {
     TileJob* job = nullptr;
     const StopSignal* stop = nullptr;
     Done done;
+    JobOrder order;
     std::vector<TileJob::Phase> phases;
     std::vector<int64_t> free_slots;
     std::vector<Task> yielded;
@@ -281,8 +284,9 @@ TileScheduler::~TileScheduler() = default;
 int TileScheduler::threads() const { return impl_->threads(); }
 int TileScheduler::busy_threads() const { return impl_->busy_threads(); }
 
-void TileScheduler::Submit(TileJob* job, const StopSignal* stop, Done done) {
-  impl_->Submit(job, stop, std::move(done));
+void TileScheduler::Submit(TileJob* job, const StopSignal* stop, Done done,
+                           const JobOrder& order) {
+  impl_->Submit(job, stop, std::move(done), order);
 }
 
 absl::Status TileScheduler::Run(TileJob* job, const StopSignal* stop,

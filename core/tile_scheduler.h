@@ -79,6 +79,17 @@ class TileJob {
                     SliceControl& control) = 0;
 };
 
+// What decides when the tasks of a job run, relative to those of other jobs.
+struct JobOrder {
+  // Jobs with the same number belong to the same client.
+  uint64_t client = 0;
+  // When the result is of no more use.
+  SteadyTime deadline = SteadyTime::max();
+  // How many floating-point operations the job takes, or 0 if that is not
+  // known.
+  int64_t operations = 0;
+};
+
 struct JobTimes {
   std::chrono::nanoseconds queued{0};   // submission to first task
   std::chrono::nanoseconds running{0};  // first task to last
@@ -103,7 +114,8 @@ class TileScheduler {
 
   // Starts a job and returns. `job` and `stop` must live until `done` is
   // called. If `stop` asks to stop before the job's first task, no task runs.
-  void Submit(TileJob* job, const StopSignal* stop, Done done);
+  void Submit(TileJob* job, const StopSignal* stop, Done done,
+              const JobOrder& order = {});
 
   // Submits a job and waits for its end. Returns what Submit would pass to
   // `done`. A worker must not call this.

@@ -250,7 +250,7 @@ void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
                                     .grad_query = Floats(out[0]),
                                     .grad_key = Floats(out[1]),
                                     .grad_value = Floats(out[2])},
-                                   &stop_, std::move(end), source);
+                                   &stop_, std::move(end), source, order_);
     return;
   }
   context_.engine.Submit(*problem_,
@@ -261,7 +261,7 @@ void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
                           .lse = out.size() > 1 ? Floats(out[1]) : nullptr,
                           .bias = in[kBias],
                           .mask = in[kMask]},
-                         &stop_, std::move(end), source);
+                         &stop_, std::move(end), source, order_);
 }
 
 void AttentionCall::ShrinkToAnswer() {

@@ -67,7 +67,10 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // `context` must outlive the call.
   AttentionCall(const ServiceContext& context, AttentionMethod method,
                 SteadyTime deadline)
-      : context_(context), method_(method), stop_(deadline) {}
+      : context_(context),
+        method_(method),
+        order_{.deadline = deadline},
+        stop_(deadline) {}
 
   // The next four functions are the steps of a call. Call each of them once, in
   // this order.
@@ -137,6 +140,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
 
   const ServiceContext& context_;
   const AttentionMethod method_;
+  const JobOrder order_;
   StopSignal stop_;
   Admission::Reservation reservation_;
   int64_t message_bytes_ = 0;  // the size of the message that began the call

@@ -1,6 +1,5 @@
 #include "server/rpc/attention_service.h"
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -15,47 +14,14 @@
 #include "server/calls/stream_call.h"
 #include "server/calls/unary_answer.h"
 #include "server/load/load_meter.h"
+#include "server/rpc/call_record.h"
 #include "server/rpc/rpc_adapter.h"
-#include "spdlog/spdlog.h"
 
 namespace attnd::server {
 namespace {
 
 using grpc::ByteBuffer;
 using grpc::CallbackServerContext;
-
-// Counts a call, and writes a line for it to the log, at the level debug. The
-// line never has the contents of tensors.
-class CallRecord {
- public:
-  // `load` may be null. Otherwise it must outlive the record.
-  CallRecord(ServiceMethod method, LoadMeter* load)
-      : method_(method), load_(load) {}
-
-  // Call it once, before gRPC gets the status. `stats` is how the answer was
-  // computed, if the status is OK.
-  void Finished(const absl::Status& status, const RunStats& stats) {
-    code_ = status.code();
-    if (load_ != nullptr) load_->Ended(method_, status, age(), stats);
-  }
-  ~CallRecord() {
-    if (!spdlog::should_log(spdlog::level::debug)) return;
-    spdlog::debug(
-        "{} {} {} us", MethodName(method_), absl::StatusCodeToString(code_),
-        std::chrono::duration_cast<std::chrono::microseconds>(age()).count());
-  }
-
- private:
-  std::chrono::nanoseconds age() const {
-    return std::chrono::steady_clock::now() - begin_;
-  }
-
-  const ServiceMethod method_;
-  LoadMeter* const load_;
-  absl::StatusCode code_ = absl::StatusCode::kOk;
-  const std::chrono::steady_clock::time_point begin_ =
-      std::chrono::steady_clock::now();
-};
 
 // A call with one message each way. `watch` ends it if the client does not read
 // the answer.
@@ -65,7 +31,7 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
   UnaryReactor(ServiceMethod method, const ServiceContext& context,
                CallbackServerContext& rpc, ByteBuffer& response,
                SilenceWatch& watch, std::shared_ptr<UnaryAnswer> answer)
-      : record_(method, context.load),
+      : record_(method, rpc, context.load),
         rpc_(rpc),
         response_(response),
         watch_(watch),
@@ -76,6 +42,7 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
   void Answer(absl::StatusOr<OutgoingMessage> answer,
               const RunStats& stats = {}) {
     const absl::Status status = answer.status();
+    if (status.ok()) record_.Sent(static_cast<int64_t>(answer->size_bytes()));
     record_.Finished(status, stats);
     if (status.ok()) response_ = ToByteBuffer(*std::move(answer), sent_);
     answer_->Begin(*this);
@@ -90,6 +57,9 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
   // Otherwise gRPC would wake another thread, which takes a large part of the
   // time of a small call.
   bool InternalInlineable() override { return true; }
+
+ protected:
+  CallRecord& record() { return record_; }
 
  private:
   int64_t sent_bytes() override { return sent_.bytes(); }
@@ -123,6 +93,7 @@ class AttentionReactor final : public UnaryReactor {
       Answer(received.status());
       return;
     }
+    record().Received(received->size_bytes());
     // This keeps the call alive until Start returns, even if the call answers
     // before that and gRPC deletes the reactor.
     const std::shared_ptr<UnaryCall> call = call_;
@@ -157,6 +128,7 @@ class PlainReactor final : public UnaryReactor {
       Answer(received.status());
       return;
     }
+    record().Received(received->size_bytes());
     answer(context_, *std::move(received), stop_,
            [this](absl::StatusOr<OutgoingMessage> pieces) {
              Answer(std::move(pieces));
@@ -175,7 +147,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
  public:
   BenchmarkReactor(const ServiceContext& context, BenchmarkRunner& runner,
                    CallbackServerContext& rpc)
-      : record_(ServiceMethod::kBenchmark, context.load),
+      : record_(ServiceMethod::kBenchmark, rpc, context.load),
         rpc_(rpc),
         call_(std::make_shared<BenchmarkCall>(context, runner,
                                               static_cast<MessageSink&>(*this),
@@ -187,6 +159,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
       Finish(received.status());
       return;
     }
+    record_.Received(received->size_bytes());
     watch.Add(call_);
     const std::shared_ptr<BenchmarkCall> call = call_;
     call->Start(*received);
@@ -200,6 +173,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
 
  private:
   void Write(OutgoingMessage message) override {
+    record_.Sent(static_cast<int64_t>(message.size_bytes()));
     outgoing_ = ToByteBuffer(std::move(message), sent_);
     StartWrite(&outgoing_);
   }
@@ -227,7 +201,7 @@ class StreamReactor final
   StreamReactor(const ServiceContext& context,
                 std::shared_ptr<MessageQuota> messages,
                 CallbackServerContext& rpc)
-      : record_(ServiceMethod::kAttentionStream, context.load),
+      : record_(ServiceMethod::kAttentionStream, rpc, context.load),
         rpc_(rpc),
         messages_(std::move(messages)),
         call_(std::make_shared<StreamCall>(
@@ -245,7 +219,10 @@ class StreamReactor final
   void OnReadDone(bool ok) override {
     const std::shared_ptr<StreamCall> call = call_;
     if (ok) {
-      call->OnMessage(TakeMessage(&incoming_, messages_));
+      absl::StatusOr<ReceivedMessage> message =
+          TakeMessage(&incoming_, messages_);
+      if (message.ok()) record_.Received(message->size_bytes());
+      call->OnMessage(std::move(message));
     } else {
       call->OnEnd();
     }
@@ -262,6 +239,7 @@ class StreamReactor final
 
   void Read() override { StartRead(&incoming_); }
   void Write(OutgoingMessage message) override {
+    record_.Sent(static_cast<int64_t>(message.size_bytes()));
     outgoing_ = ToByteBuffer(std::move(message), sent_);
     StartWrite(&outgoing_);
   }

@@ -1,0 +1,25 @@
+#include "server/rpc/call_record.h"
+
+#include "spdlog/spdlog.h"
+
+namespace attnd::server {
+
+CallRecord::CallRecord(ServiceMethod method,
+                       const grpc::CallbackServerContext& rpc, LoadMeter* load)
+    : method_(method), rpc_(rpc), load_(load) {}
+
+void CallRecord::Finished(const absl::Status& status, const RunStats& stats) {
+  code_ = status.code();
+  if (load_ != nullptr) load_->Ended(method_, status, age(), stats);
+}
+
+CallRecord::~CallRecord() {
+  if (!spdlog::should_log(spdlog::level::debug)) return;
+  spdlog::debug(
+      "{} {} {} us: {} bytes from {}, {} bytes back", MethodName(method_),
+      absl::StatusCodeToString(code_),
+      std::chrono::duration_cast<std::chrono::microseconds>(age()).count(),
+      received_bytes_.load(), rpc_.peer(), sent_bytes_.load());
+}
+
+}  // namespace attnd::server
