@@ -1,6 +1,7 @@
 #include "client/attnctl/attnctl.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <exception>
 #include <new>
 
@@ -42,12 +43,29 @@ int Flushed(int exit_code, Session& session) {
   return exit_code == kOk ? kFileError : exit_code;
 }
 
+// Adds the flag that the environment variable ATTND_SERVER stands for, unless
+// the user gave the flag. CLI11 can read variables too, but since version 2.4
+// it ignores those whose value its checks refuse.
+std::vector<std::string> WithServerOfEnvironment(
+    std::vector<std::string> arguments) {
+  const char* const server = std::getenv("ATTND_SERVER");
+  if (server == nullptr || *server == '\0' ||
+      std::any_of(arguments.begin(), arguments.end(),
+                  [](const std::string& argument) {
+                    return argument == "--server" ||
+                           absl::StartsWith(argument, "--server=");
+                  })) {
+    return arguments;
+  }
+  arguments.insert(arguments.begin(), absl::StrCat("--server=", server));
+  return arguments;
+}
+
 void AddGlobalFlags(CLI::App& app, Session& session) {
   app.add_option("--server", session.server,
                  "the server's address: host:port or unix:PATH. Without this "
                  "flag, the environment variable ATTND_SERVER sets it")
       ->capture_default_str()
-      ->envname("ATTND_SERVER")
       ->type_name("ADDR")
       ->check(ServerAddressError);
   AddNumberFlag(app, "--deadline", session.deadline_seconds,
@@ -93,7 +111,8 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
   AddHealthCommand(app, session);
   AddTopCommand(app, session);
   try {
-    std::vector<std::string> reversed = WithEmptyValuesApart(arguments);
+    std::vector<std::string> reversed =
+        WithEmptyValuesApart(WithServerOfEnvironment(arguments));
     std::reverse(reversed.begin(), reversed.end());  // as CLI11 expects them
     app.parse(reversed);
   } catch (const CLI::ParseError& error) {

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
@@ -84,7 +85,7 @@ class SmallServerHandler : public client::FakeHandler {
 
   // The tests call the server only one at a time.
   v1::MemoryEstimateRequest last_estimate_;
-  int64_t largest_ = 12;
+  std::atomic<int64_t> largest_{12};
 };
 
 class AttnctlSweepTest : public testing::Test {

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <fstream>
@@ -383,7 +384,7 @@ class SlowHandler final : public client::FakeHandler {
     return {};
   }
 
-  int64_t required_message_bytes_ = 5000;
+  std::atomic<int64_t> required_message_bytes_{5000};
 
  private:
   std::mutex mutex_;
