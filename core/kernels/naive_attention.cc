@@ -12,7 +12,6 @@
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <vector>
 
 #include "base/checked_math.h"

@@ -10,7 +10,6 @@
 #include "base/field_error.h"
 #include "base/status_macros.h"
 #include "base/tsan_ordering.h"
-#include "cost/call_cost.h"
 #include "server/calls/unary_answer.h"
 #include "server/codec/message_parser.h"
 #include "server/codec/response_codec.h"

@@ -129,8 +129,9 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
     int error = 0;
     UniqueFd fd = ListenOn(any, sizeof(sockaddr_in6), true, error);
     if (fd.valid()) listener.sockets.push_back(std::move(fd));
-    if (error == EADDRINUSE)
+    if (error == EADDRINUSE) {
       return CannotListen(address, WhyNot(error), option);
+    }
     // If this machine has no IPv6, the code below listens on IPv4.
   }
   if (listener.sockets.empty()) {
@@ -143,16 +144,18 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
     addrinfo* found = nullptr;
     const int failure = getaddrinfo(host.c_str(), "0", &hints, &found);
     const std::unique_ptr<addrinfo, FreeAddresses> addresses(found);
-    if (failure != 0)
+    if (failure != 0) {
       return CannotListen(address, gai_strerror(failure), option);
+    }
     int error = 0;
     for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
       sockaddr_storage one{};
       std::memcpy(&one, each->ai_addr, each->ai_addrlen);
       SetPort(one, listener.address.port);
       UniqueFd fd = ListenOn(one, each->ai_addrlen, false, error);
-      if (error == EADDRINUSE)
+      if (error == EADDRINUSE) {
         return CannotListen(address, WhyNot(error), option);
+      }
       if (!fd.valid()) continue;
       if (listener.address.port == 0) {
         socklen_t size = sizeof(one);
@@ -161,8 +164,9 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
       }
       listener.sockets.push_back(std::move(fd));
     }
-    if (listener.sockets.empty())
+    if (listener.sockets.empty()) {
       return CannotListen(address, WhyNot(error), option);
+    }
   }
   if (listener.address.port == 0) {
     sockaddr_storage bound{};
