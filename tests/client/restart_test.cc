@@ -5,7 +5,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <filesystem>
@@ -52,6 +51,7 @@ class RealServer {
         "--admin-listen=",     "--address-file=" + address_file,
         "--drain-timeout=0.1", "--log-level=error"};
     std::vector<char*> argv;
+    argv.reserve(arguments.size() + 1);
     for (std::string& argument : arguments) argv.push_back(argument.data());
     argv.push_back(nullptr);
     ASSERT_EQ(posix_spawn(&pid_, ATTND_BINARY, nullptr, nullptr, argv.data(),

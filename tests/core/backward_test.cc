@@ -46,7 +46,7 @@ std::vector<T> AffordableOf(const std::vector<T>& all) {
 // as their edges.
 std::vector<CaseShape> LargeShapes() {
   std::vector<CaseShape> shapes;
-  const auto add = [&](AttentionOptions options, int64_t head_dim,
+  const auto add = [&](const AttentionOptions& options, int64_t head_dim,
                        int64_t v_head_dim, int64_t q_len, int64_t kv_len,
                        int64_t batch = 1) {
     shapes.push_back({.batch = batch,

@@ -23,7 +23,6 @@
 #include "tests/server/memfd.h"
 #include "tests/server/message_tools.h"
 #include "tests/server/whole_calls.h"
-#include "tests/support/numbers.h"
 
 namespace attnd::server {
 namespace {

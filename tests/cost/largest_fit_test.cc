@@ -9,9 +9,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/field_error.h"
-#include "core/kernel_plan.h"
-#include "tests/cost/sizes.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/numbers.h"
 

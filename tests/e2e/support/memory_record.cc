@@ -7,19 +7,20 @@
 // come here, so a block is counted once.
 #include <fcntl.h>
 #include <malloc.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <ctime>
 
 // What glibc's malloc is without an override.
+// NOLINTBEGIN(bugprone-reserved-identifier): glibc chose these names.
 extern "C" {
 void* __libc_malloc(size_t size);
 void* __libc_calloc(size_t count, size_t size);
@@ -27,6 +28,7 @@ void* __libc_realloc(void* block, size_t size);
 void* __libc_memalign(size_t alignment, size_t size);
 void __libc_free(void* block);
 }
+// NOLINTEND(bugprone-reserved-identifier)
 
 namespace {
 
@@ -39,13 +41,20 @@ struct Record {
   std::atomic<int64_t> holding;          // how many threads wait
 };
 
+// Calls the kernel, because mmap is overridden here.
+void* Map(void* at, size_t size, int protection, int flags, int file,
+          off_t offset) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): the kernel returns a number.
+  return reinterpret_cast<void*>(
+      syscall(SYS_mmap, at, size, protection, flags, file, offset));
+}
+
 Record* MapRecord() {
   const char* const path = std::getenv("MEMORY_RECORD");
   const int file = path == nullptr ? -1 : open(path, O_RDWR | O_CLOEXEC);
   if (file < 0) _exit(2);
-  void* const memory = reinterpret_cast<void*>(
-      syscall(SYS_mmap, nullptr, sizeof(Record), PROT_READ | PROT_WRITE,
-              MAP_SHARED, file, 0));
+  void* const memory =
+      Map(nullptr, sizeof(Record), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);
   if (memory == MAP_FAILED) _exit(2);
   return static_cast<Record*>(memory);
@@ -139,8 +148,7 @@ void free(void* block) {
 
 void* mmap(void* at, size_t size, int protection, int flags, int file,
            off_t offset) {
-  void* const memory = reinterpret_cast<void*>(
-      syscall(SYS_mmap, at, size, protection, flags, file, offset));
+  void* const memory = Map(at, size, protection, flags, file, offset);
   if (memory != MAP_FAILED && IsAnonymous(flags)) {
     record().mappings.fetch_add(1);
   }
