@@ -15,7 +15,6 @@
 #include "server/version.h"
 #include "tests/server/case_messages.h"
 #include "tests/server/whole_calls.h"
-#include "tests/support/numbers.h"
 
 namespace attnd::server {
 namespace {

@@ -2,7 +2,6 @@
 // and stops.
 #include "server/server.h"
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>

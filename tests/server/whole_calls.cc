@@ -4,7 +4,6 @@
 #include <future>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <utility>
 
 #include "absl/status/statusor.h"

@@ -8,7 +8,6 @@
 #include <random>
 #include <set>
 #include <string>
-#include <vector>
 
 #include "base/attention_options.h"
 #include "base/types.h"

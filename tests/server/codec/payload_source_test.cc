@@ -9,7 +9,6 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/string_view.h"
 #include "tests/server/message_tools.h"
 #include "tests/support/numbers.h"
 

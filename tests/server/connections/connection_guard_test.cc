@@ -6,7 +6,6 @@
 
 #include <array>
 #include <atomic>
-#include <thread>
 
 #include "base/unique_fd.h"
 #include "tests/server/connections/frames.h"

@@ -26,7 +26,7 @@ std::string Report(FrameReader& reader, const std::string& bytes) {
         return true;
       },
       [&](const FrameHeader&) {
-        report += "e";
+        report += 'e';
         return true;
       }));
   return report;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "server/connections/frame_reader.h"
@@ -14,7 +15,7 @@ namespace attnd::server {
 inline std::string Preface() { return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; }
 
 inline std::string Frame(FrameType type, uint8_t flags = 0, uint32_t stream = 0,
-                         const std::string& payload = {}) {
+                         std::string_view payload = {}) {
   const auto byte = [](size_t value, int shift) {
     return static_cast<char>(value >> shift & 0xff);
   };
@@ -23,7 +24,7 @@ inline std::string Frame(FrameType type, uint8_t flags = 0, uint32_t stream = 0,
   frame += static_cast<char>(type);
   frame += static_cast<char>(flags);
   for (const int shift : {24, 16, 8, 0}) frame += byte(stream, shift);
-  return frame + payload;
+  return frame.append(payload);
 }
 
 // The headers of a call of GetServerInfo, as literals of HPACK (RFC 7541).

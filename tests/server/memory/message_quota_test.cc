@@ -101,7 +101,8 @@ class FreedBlocks {
       const uintptr_t begin = (address + page_bytes - 1) / page_bytes;
       const uintptr_t end = (address + kBlockBytes) / page_bytes;
       std::vector<unsigned char> status(end - begin);
-      EXPECT_EQ(mincore(reinterpret_cast<void*>(begin * page_bytes),
+      EXPECT_EQ(mincore(const_cast<std::byte*>(block) +
+                            (begin * page_bytes - address),
                         (end - begin) * page_bytes, status.data()),
                 0);
       for (const unsigned char page : status) {

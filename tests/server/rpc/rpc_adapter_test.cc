@@ -5,9 +5,7 @@
 
 #include <chrono>
 #include <cstddef>
-#include <limits>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>

@@ -8,12 +8,10 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#include <chrono>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "tests/server/memfd.h"
