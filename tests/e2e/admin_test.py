@@ -196,6 +196,13 @@ def test_the_estimates_are_those_of_the_rpc(client, ask, post, rng):
 
 def test_the_load_is_that_of_the_rpc(client, ask, tensors):
   client.attention(*tensors)
+
+  # An answer holds memory until it is sent, and the client can have it a little
+  # earlier than the server gives the memory back.
+  def idle():
+    load = client.stub.GetServerInfo(client.pb.GetServerInfoRequest()).load
+    return not (load.in_flight or load.reserved_bytes or load.busy_threads)
+  poll_until(idle, 60, 'an idle server')
   answer = ask('/v1/server-info')
   expected = client.stub.GetServerInfo(client.pb.GetServerInfoRequest())
   got = json_format.ParseDict(answer.json, client.pb.GetServerInfoResponse())
