@@ -1,4 +1,5 @@
-"""A relay between a client and a server that counts the pings of the client."""
+"""A relay between a client and a server that counts the pings of the client, and
+can change what the server says."""
 
 import pathlib
 import socket
@@ -21,7 +22,8 @@ class PingCounter:
     self._skip = len(PREFACE)
     self._head = b''
 
-  def take(self, data):
+  def look(self, data):
+    """Counts the pings in `data`, and returns it."""
     at = 0
     while at < len(data):
       if self._skip:
@@ -33,14 +35,18 @@ class PingCounter:
       if len(self._head) == 9:
         self.pings += self._head[3] == PING and not self._head[4] & ACK
         self._skip, self._head = number(self._head[:3]), b''
+    return data
 
 
 class Relay:
   """A context manager that forwards every connection to `target`, which is
-  host:port or unix:PATH, and listens on an address of the same kind."""
+  host:port or unix:PATH, and listens on an address of the same kind.
 
-  def __init__(self, target):
-    self._target = target
+  edit: gets bytes of the server, and returns what clients get in their place.
+  """
+
+  def __init__(self, target, edit=lambda data: data):
+    self._target, self._edit = target, edit
     self._folder = tempfile.TemporaryDirectory(prefix='relay-')
     if target.startswith('unix:'):
       path = pathlib.Path(self._folder.name) / 'socket'
@@ -89,17 +95,16 @@ class Relay:
       counter = PingCounter()
       self._counters.append(counter)
       self._sockets += [client, server]
-      for ends in ((client, server, counter.take),
-                   (server, client, lambda data: None)):
+      for ends in ((client, server, counter.look),
+                   (server, client, self._edit)):
         self._threads.append(threading.Thread(target=_pump, args=ends))
         self._threads[-1].start()
 
 
-def _pump(source, target, look):
+def _pump(source, target, edit):
   try:
     while data := source.recv(PIECE):
-      look(data)
-      target.sendall(data)
+      target.sendall(edit(data))
   except OSError:
     pass
   for each in (source, target):
