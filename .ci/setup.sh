@@ -16,6 +16,9 @@ readonly PACKAGES=(
   libbenchmark-dev libgmock-dev libgtest-dev
 )
 
+# What the preset fuzz needs in addition: clang with its sanitizers and libFuzzer.
+readonly FUZZ_PACKAGES=(clang libclang-rt-dev)
+
 say() { printf '==> %s\n' "$*"; }
 die() {
   printf '%s: %s\n' "$0" "$*" >&2
@@ -39,21 +42,25 @@ missing_packages() {
       2>/dev/null | sed -n 's/^installed //p' | sort)
 }
 
-# setup_packages [PACKAGE...]: installs the missing ones of these, or of PACKAGES.
+# setup_packages [PACKAGE...]: installs the missing ones of these, or of PACKAGES. Waits
+# until another command of ./dev has installed what it needs.
 setup_packages() {
-  local missing
   [[ $# -gt 0 ]] || set -- "${PACKAGES[@]}"
   if ! command -v apt-get >/dev/null; then
     say "there is no apt-get, so these Debian packages have to be installed" \
       "under other names: $*"
     return
   fi
-  mapfile -t missing < <(missing_packages "$@")
-  [[ ${#missing[@]} -gt 0 ]] || return 0
-  say "installing Debian packages: ${missing[*]}"
-  as_root apt-get update -qq
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
-    -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}"
+  mkdir -p build
+  (
+    flock 9
+    mapfile -t missing < <(missing_packages "$@")
+    [[ ${#missing[@]} -gt 0 ]] || exit 0
+    say "installing Debian packages: ${missing[*]}"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+      -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}"
+  ) 9>build/packages.lock
 }
 
 # setup_python REQUIREMENTS [VENV]: installs them into VENV, a Python environment,

@@ -43,8 +43,13 @@ main() {
     die "debian takes the name of a release and a command, such as" \
       "'debian trixie test', got '$*'"
   shift
+  # Another command can be making the same base.
+  mkdir -p build
+  exec 8>build/bases.lock
+  flock 8
   setup_engine
   debian_base "$release"
+  exec 8>&-
   mkdir -p "build/debian-$release"
   flags=(--volume="$PWD:/attnd" --volume="$PWD/build/debian-$release:/attnd/build")
   [[ -z $base_sources ]] ||

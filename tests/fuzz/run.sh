@@ -12,7 +12,8 @@ export ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=4
 
 usage() {
   cat <<'EOF'
-usage: tests/fuzz/run.sh [--runs=N | --seconds=N] [--update-corpus] [TARGET...]
+usage: tests/fuzz/run.sh [--runs=N | --seconds=N | --build-only] [--update-corpus]
+                         [TARGET...]
 
 Builds the fuzz targets with clang. Gives each of them N inputs (default 1000000), or
 inputs for N seconds. Without a TARGET it runs all: answer, call, request and
@@ -51,6 +52,7 @@ fuzz() {
 # smaller one reaches. The archive is the same for the same inputs.
 update_corpus() {
   local least
+  setup_packages xz-utils
   least=$(mktemp -d)
   "$PROGRAMS/$1_fuzz" -merge=1 -max_len=4096 "$least" "build/fuzz/corpus/$1" \
     >"build/fuzz/$1-merge.log" 2>&1 || { tail "build/fuzz/$1-merge.log" && return 1; }
@@ -65,16 +67,17 @@ main() {
     case $arg in
       --runs=[1-9]*) limit=-runs=${arg#--runs=} ;;
       --seconds=[1-9]*) limit=-max_total_time=${arg#--seconds=} ;;
+      --build-only) limit='' ;;
       --update-corpus) update=yes ;;
       --help | -h) usage && exit ;;
-      -*) die "fuzz takes --runs=N, --seconds=N, --update-corpus and targets," \
-        "got '$arg'" ;;
+      -*) die "fuzz takes --runs=N, --seconds=N, --build-only, --update-corpus and" \
+        "targets, got '$arg'" ;;
       *) targets+=("$arg") ;;
     esac
   done
   [[ ${#targets[@]} -gt 0 ]] || targets=("${FUZZ_TARGETS[@]}")
-  setup_packages "${PACKAGES[@]}" clang libclang-rt-dev xz-utils
   ./dev build fuzz "${targets[@]/%/_fuzz}" "${targets[@]/%/_replay}"
+  [[ -n $limit ]] || return 0
   say "fuzzing ${targets[*]} (${limit#-}); the output is in build/fuzz/TARGET.log"
   export PROGRAMS
   export -f fuzz
