@@ -12,7 +12,7 @@ readonly PACKAGES=(
   cmake g++ ninja-build
   libabsl-dev libgrpc++-dev libhwy-dev libprotobuf-dev libspdlog-dev
   protobuf-compiler protobuf-compiler-grpc golang-github-gogo-googleapis-dev
-  libcli11-dev libcpp-httplib-dev nlohmann-json3-dev pkgconf
+  libcli11-dev libcpp-httplib-dev libssl-dev nlohmann-json3-dev openssl pkgconf
   libbenchmark-dev libgmock-dev libgtest-dev
 )
 

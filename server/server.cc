@@ -18,6 +18,8 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/resource_quota.h"
+#include "server/access/access_control.h"
+#include "server/access/server_credentials.h"
 #include "server/admin/admin_site.h"
 #include "server/admin/http_port.h"
 #include "server/calls/decode_thread.h"
@@ -119,6 +121,34 @@ absl::StatusOr<std::vector<ListenAddress>> ParseAddresses(
   return addresses;
 }
 
+// Warns about a listener whose clients can be on other hosts and that lacks
+// TLS, or a check of who calls.
+void WarnIfExposed(const Listener& listener, const AccessControl& access) {
+  if (listener.address.is_unix() || listener.IsOnlyLoopback()) return;
+  const bool checks_callers =
+      access.needs_tokens() || access.needs_client_certificates();
+  if (listener.encrypted && checks_callers) return;
+  const std::string address = listener.address.Text();
+  if (listener.encrypted) {
+    spdlog::warn(
+        "whoever can reach {} can use this server: set --token-file or "
+        "--tls-client-ca, unless a firewall or a proxy decides who can",
+        address);
+  } else if (checks_callers) {
+    spdlog::warn(
+        "tokens and tensors cross the network in plain text on {}: set "
+        "--tls-cert and --tls-key, unless a proxy or a service mesh encrypts "
+        "them",
+        address);
+  } else {
+    spdlog::warn(
+        "whoever can reach {} can use this server, and nothing is encrypted: "
+        "set --tls-cert and --tls-key, and --token-file or --tls-client-ca, or "
+        "listen on 127.0.0.1, unless a proxy or a service mesh does this",
+        address);
+  }
+}
+
 std::shared_ptr<MessageQuota> MakeMessageQuota(
     const MemoryShares& shares,
     const std::shared_ptr<grpc::ResourceQuota>& grpc_quota) {
@@ -139,9 +169,11 @@ std::shared_ptr<MessageQuota> MakeMessageQuota(
 // destroyed in the reverse order.
 class Server::Impl {
  public:
-  Impl(const ServerConfig& config, const MemoryShares& shares)
+  Impl(const ServerConfig& config, const MemoryShares& shares,
+       std::unique_ptr<AccessControl> access)
       : config_(config),
         shares_(shares),
+        access_(std::move(access)),
         engine_({.threads = config.threads}),
         quota_(std::make_shared<grpc::ResourceQuota>("attnd")),
         messages_(MakeMessageQuota(shares, quota_)),
@@ -157,7 +189,8 @@ class Server::Impl {
                  Seconds(config.stream_idle_timeout_s),
                  Seconds(config.max_benchmark_s),
                  &decoder_,
-                 &load_},
+                 &load_,
+                 access_.get()},
         service_(MakeAttentionService(context_, messages_)) {}
 
   ~Impl() {
@@ -239,6 +272,7 @@ class Server::Impl {
     server_->Wait();
     server_.reset();
     handover_.reset();
+    tls_handover_.reset();
     guard_->Stop();
     shm_socket_.reset();
     address_file_.reset();
@@ -259,6 +293,8 @@ class Server::Impl {
     for (const ListenAddress& address : addresses) {
       ATTND_ASSIGN_OR_RETURN(Listener listener,
                              Listener::Open(address, config_.socket_mode));
+      listener.encrypted = access_->has_tls() && !address.is_unix();
+      WarnIfExposed(listener, *access_);
       addresses_.push_back(listener.address.Text());
       listeners.push_back(std::move(listener));
     }
@@ -276,15 +312,22 @@ class Server::Impl {
     acceptor_ = std::make_unique<Acceptor>(
         std::move(listeners), guard_,
         Acceptor::Callbacks{
-            .serve =
-                [this](int fd) {
-                  grpc::experimental::ExternalConnectionAcceptor::
-                      NewConnectionParameters connection;
-                  connection.fd = fd;
-                  handover_->HandleNewConnection(&connection);
-                },
+            .serve = [this](int fd,
+                            bool encrypted) { HandOver(fd, encrypted); },
             .all_accept_changed = [this](bool all) { SetServing(all); }});
     return absl::OkStatus();
+  }
+
+  void HandOver(int fd, bool encrypted) {
+    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters
+        connection;
+    connection.fd = fd;
+    if (!encrypted) {
+      handover_->HandleNewConnection(&connection);
+      return;
+    }
+    const TlsHandover handover(fd);
+    tls_handover_->HandleNewConnection(&connection);
   }
 
   // Sets the health of all services. Clients of every listener read it.
@@ -387,15 +430,21 @@ class Server::Impl {
     }
     builder.SetOption(std::make_unique<TransportOption>());
     builder.RegisterService(service_.get());
+    using ConnectionType =
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType;
     handover_ = builder.experimental().AddExternalConnectionAcceptor(
-        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
-        grpc::InsecureServerCredentials());
+        ConnectionType::FROM_FD, MakeServerCredentials(*access_, false));
+    if (access_->has_tls()) {
+      tls_handover_ = builder.experimental().AddExternalConnectionAcceptor(
+          ConnectionType::FROM_FD, MakeServerCredentials(*access_, true));
+    }
     server_ = builder.BuildAndStart();
     return server_ != nullptr;
   }
 
   const ServerConfig config_;
   const MemoryShares shares_;
+  const std::unique_ptr<AccessControl> access_;
   AttentionEngine engine_;
   const std::shared_ptr<grpc::ResourceQuota> quota_;
   const std::shared_ptr<MessageQuota> messages_;
@@ -408,7 +457,9 @@ class Server::Impl {
   std::unique_ptr<ShmSocket> shm_socket_;
   const std::unique_ptr<grpc::Service> service_;
   std::vector<std::string> addresses_;
+  // Where gRPC takes over connections in plain text, and encrypted ones.
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> handover_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> tls_handover_;
   std::unique_ptr<grpc::Server> server_;
   std::mutex health_mutex_;
   // health_mutex_ guards the next two.
@@ -428,10 +479,14 @@ Server::~Server() = default;
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     const ServerConfig& config) {
   try {
+    ATTND_ASSIGN_OR_RETURN(std::unique_ptr<AccessControl> access,
+                           AccessControl::Start(config.access));
     auto impl = std::make_unique<Impl>(
-        config, ShareMemory({.budget_bytes = config.memory_budget_bytes,
-                             .max_message_bytes = config.max_message_bytes},
-                            AvailableMemoryBytes()));
+        config,
+        ShareMemory({.budget_bytes = config.memory_budget_bytes,
+                     .max_message_bytes = config.max_message_bytes},
+                    AvailableMemoryBytes()),
+        std::move(access));
     ATTND_RETURN_IF_ERROR(impl->Start());
     return std::unique_ptr<Server>(new Server(std::move(impl)));
   } catch (const std::system_error& error) {

@@ -165,6 +165,25 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
       ->check(Seconds(kMaxBenchmarkSeconds));
 }
 
+void AddAccessOptions(CLI::App& app, AccessOptions& access) {
+  app.add_option(
+      "--tls-cert", access.tls.cert,
+      "A file with the server's certificate and then intermediate "
+      "ones, in PEM. It turns on TLS for TCP connections. The server "
+      "reads this file and the next three again when they change");
+  app.add_option("--tls-key", access.tls.key,
+                 "The file with the private key of --tls-cert, in PEM");
+  app.add_option("--tls-client-ca", access.tls.client_ca,
+                 "A file with certificates in PEM. Clients that use TLS then "
+                 "need a certificate that one of these has signed");
+  app.add_option(
+      "--token-file", access.token_file,
+      "A file with a line NAME SHA256 ROLE for each token. Each call "
+      "except health checks then needs the metadata authorization: "
+      "Bearer TOKEN. SHA256 is the hash of a token, and ROLE is user, "
+      "or admin for those who may call Benchmark as well");
+}
+
 void AddSharedMemoryOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--shm-socket", config.shm_socket,
                  "The path of a unix socket on which clients on this host "
@@ -207,6 +226,7 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
                   "root, 0660 also the group of the file")
       ->transform(SocketMode())
       ->default_str("0600");
+  AddAccessOptions(*app, config.access);
   AddCapacityOptions(*app, config);
   AddSharedMemoryOptions(*app, config);
   app->add_option("--drain-timeout", config.drain_timeout_s,

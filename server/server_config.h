@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "cost/cost_limits.h"
 #include "cost/memory_shares.h"
+#include "server/access/access_control.h"
 #include "server/connections/listen_address.h"
 
 namespace attnd::server {
@@ -28,6 +29,8 @@ struct ServerConfig {
   mode_t socket_mode = kOwnersSocketMode;
   // The address of the admin port, host:port; "" = no admin port.
   std::string admin_listen = "127.0.0.1:50052";
+  // The files of certificates and tokens; "" = off.
+  AccessOptions access;
   // The file to which the server writes its addresses once clients can connect;
   // "" = no file.
   std::string address_file;

@@ -3,6 +3,8 @@
 // reason never changes. To add a reason, add it here; no other list has to
 // change. One reason is elsewhere because core raises it: kInt64RangeReason in
 // base/field_error.h, for sizes that do not fit a signed 64-bit number.
+// UNAUTHENTICATED has no reason and no details: gRPC refuses a call without a
+// valid token before attnd sees it, and can send only a text.
 #ifndef ATTND_WIRE_REASONS_H_
 #define ATTND_WIRE_REASONS_H_
 
@@ -32,6 +34,9 @@ inline constexpr char kThreadLimit[] = "THREAD_LIMIT";
 // RESOURCE_EXHAUSTED: a benchmark needs more arithmetic than the server allows,
 // or none of its repetitions ended within --max-benchmark-seconds.
 inline constexpr char kWorkLimit[] = "WORK_LIMIT";
+// PERMISSION_DENIED: the method is only for callers whose token has the role
+// admin.
+inline constexpr char kAdminRoleRequired[] = "ADMIN_ROLE_REQUIRED";
 // UNIMPLEMENTED: the contract allows the request, but this build does not
 // support it.
 inline constexpr char kNotImplemented[] = "NOT_IMPLEMENTED";

@@ -7,6 +7,7 @@
 
 #include "core/attention_engine.h"
 #include "cost/cost_limits.h"
+#include "server/access/access_control.h"
 #include "server/calls/decode_thread.h"
 #include "server/load/load_meter.h"
 #include "server/memory/admission.h"
@@ -27,7 +28,8 @@ struct ServiceContext {
   // Decodes messages that are not light (wire/message_splitter.h). If null, the
   // thread that receives a message decodes it.
   DecodeThread* decoder = nullptr;
-  LoadMeter* load = nullptr;  // null: nothing is counted
+  LoadMeter* load = nullptr;              // null: nothing is counted
+  const AccessControl* access = nullptr;  // null: everybody may call
 
   CostLimits limits() const {
     return {.max_message_bytes = max_message_bytes,

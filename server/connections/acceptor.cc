@@ -69,7 +69,9 @@ Acceptor::Acceptor(std::vector<Listener> listeners,
   }
   for (const Listener& listener : listeners_) {
     for (const UniqueFd& socket : listener.sockets) {
-      sources_.push_back({.fd = socket.get(), .name = listener.address.Text()});
+      sources_.push_back({.fd = socket.get(),
+                          .encrypted = listener.encrypted,
+                          .name = listener.address.Text()});
     }
   }
   thread_ = std::thread([this] { Run(); });
@@ -127,7 +129,7 @@ void Acceptor::AcceptFrom(Source& source) {
       return;
     }
     source.failed_at = {};
-    Take(std::move(fd), PeerName(address));
+    Take(std::move(fd), PeerName(address), source.encrypted);
   }
 }
 
@@ -147,7 +149,7 @@ void Acceptor::AcceptFailed(Source& source, int error) {
       source.name, std::strerror(error), kPause.count());
 }
 
-void Acceptor::Take(UniqueFd fd, const std::string& peer) {
+void Acceptor::Take(UniqueFd fd, const std::string& peer, bool encrypted) {
   SetAcceptedSocketOptions(fd.get());
   std::shared_ptr<Connection> connection = guard_->Add(fd.get(), peer);
   if (!connection) {
@@ -165,11 +167,11 @@ void Acceptor::Take(UniqueFd fd, const std::string& peer) {
     }
     return;
   }
-  if (!FollowSocket(fd.get(), connection, guard_)) {
+  if (!FollowSocket(fd.get(), connection, guard_, encrypted)) {
     guard_->Forget(connection);
     return;
   }
-  callbacks_.serve(fd.release());
+  callbacks_.serve(fd.release(), encrypted);
 }
 
 void Acceptor::ReportState() {

@@ -29,8 +29,8 @@ class Acceptor {
   struct Callbacks {
     // Receives each new connection, and owns its socket `fd` from then on. The
     // socket is non-blocking, and FollowSocket has already been called for it,
-    // so the guard sees its traffic.
-    std::function<void(int fd)> serve;
+    // so the guard sees its traffic. `encrypted` is that of its listener.
+    std::function<void(int fd, bool encrypted)> serve;
     // Called with false when a listener has been unable to accept connections
     // for a second, and with true when all listeners can accept again. At the
     // start all are assumed to be able to.
@@ -49,6 +49,7 @@ class Acceptor {
   // One listening socket.
   struct Source {
     int fd = -1;
+    bool encrypted = false;    // as in Listener
     std::string name;          // the address, as --listen gives it
     SteadyTime retry_at{};     // accept() is not called before this time
     SteadyTime failed_at{};    // since when accept() fails; epoch: it works
@@ -61,7 +62,7 @@ class Acceptor {
   // had a turn.
   void AcceptFrom(Source& source);
   void AcceptFailed(Source& source, int error);
-  void Take(UniqueFd fd, const std::string& peer);
+  void Take(UniqueFd fd, const std::string& peer, bool encrypted);
   void ReportState();
 
   const std::vector<Listener> listeners_;

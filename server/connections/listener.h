@@ -19,6 +19,7 @@ namespace attnd::server {
 struct Listener {
   ListenAddress address;  // with the chosen port instead of port 0
   std::vector<UniqueFd> sockets;
+  bool encrypted = false;  // whether its connections use TLS
 
   // Binds the sockets and listens. From then on, new connections wait in the
   // operating system's queue. A wildcard (0.0.0.0 or [::]) accepts both IPv6

@@ -1,6 +1,8 @@
 #include "server/connections/socket_hooks.h"
 
 #include <dlfcn.h>
+#include <openssl/crypto.h>
+#include <openssl/ssl.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/types.h>
@@ -21,11 +23,14 @@ namespace {
 
 struct Followed {
   Followed(std::shared_ptr<Connection> its_connection,
-           std::shared_ptr<ConnectionGuard> its_guard)
-      : connection(std::move(its_connection)), guard(std::move(its_guard)) {}
+           std::shared_ptr<ConnectionGuard> its_guard, bool its_encrypted)
+      : connection(std::move(its_connection)),
+        guard(std::move(its_guard)),
+        encrypted(its_encrypted) {}
 
   const std::shared_ptr<Connection> connection;
   const std::shared_ptr<ConnectionGuard> guard;
+  const bool encrypted;
 };
 
 constexpr size_t kMaxDescriptors = size_t{1} << 20;
@@ -66,6 +71,30 @@ class Use {
  private:
   Followed* const entry_;
 };
+
+// What the SSL objects that this thread creates belong to.
+thread_local const Followed* handed_over = nullptr;
+
+// The index at which OpenSSL keeps, for each SSL object, the connection that it
+// belongs to. OpenSSL calls the first function when an object is created, and
+// the last one when it is freed.
+int TlsIndex() {
+  static const int index = SSL_get_ex_new_index(
+      0, nullptr,
+      [](void*, void*, CRYPTO_EX_DATA* data, int at, long, void*) {
+        if (handed_over == nullptr) return;
+        CRYPTO_set_ex_data(data, at, new Followed(*handed_over));
+      },
+      nullptr,
+      [](void*, void* followed_by, CRYPTO_EX_DATA*, int, long, void*) {
+        delete static_cast<Followed*>(followed_by);
+      });
+  return index;
+}
+
+Followed* FindTls(const SSL* ssl) {
+  return static_cast<Followed*>(SSL_get_ex_data(ssl, TlsIndex()));
+}
 
 template <typename Function>
 Function* Next(const char* name) {
@@ -112,25 +141,35 @@ ssize_t ReadAtMost(size_t max_bytes, msghdr& message, Read&& read) {
 }  // namespace
 
 bool FollowSocket(int fd, std::shared_ptr<Connection> connection,
-                  std::shared_ptr<ConnectionGuard> guard) {
+                  std::shared_ptr<ConnectionGuard> guard, bool encrypted) {
   if (fd < 0 || static_cast<size_t>(fd) >= kMaxDescriptors) return false;
-  auto entry =
-      std::make_unique<Followed>(std::move(connection), std::move(guard));
+  auto entry = std::make_unique<Followed>(std::move(connection),
+                                          std::move(guard), encrypted);
   delete followed[static_cast<size_t>(fd)].exchange(entry.release());
   return true;
 }
+
+TlsHandover::TlsHandover(int fd) {
+  TlsIndex();
+  handed_over = Find(fd);
+}
+
+TlsHandover::~TlsHandover() { handed_over = nullptr; }
 
 absl::Status CheckSocketHooks() {
   if (dlsym(RTLD_DEFAULT, "recvmsg") == reinterpret_cast<void*>(&recvmsg) &&
       dlsym(RTLD_DEFAULT, "sendmsg") == reinterpret_cast<void*>(&sendmsg) &&
       dlsym(RTLD_DEFAULT, "epoll_ctl") == reinterpret_cast<void*>(&epoll_ctl) &&
-      dlsym(RTLD_DEFAULT, "close") == reinterpret_cast<void*>(&close)) {
+      dlsym(RTLD_DEFAULT, "close") == reinterpret_cast<void*>(&close) &&
+      dlsym(RTLD_DEFAULT, "SSL_read") == reinterpret_cast<void*>(&SSL_read) &&
+      dlsym(RTLD_DEFAULT, "SSL_write") == reinterpret_cast<void*>(&SSL_write)) {
     return absl::OkStatus();
   }
   return absl::InternalError(
-      "this program does not export its own recvmsg, sendmsg, epoll_ctl and "
-      "close, which attnd needs to limit connections: link it with "
-      "-Wl,--export-dynamic-symbol=recvmsg, and the same for the other three");
+      "this program does not export its own recvmsg, sendmsg, epoll_ctl, "
+      "close, "
+      "SSL_read and SSL_write, which attnd needs to limit connections: link it "
+      "with -Wl,--export-dynamic-symbol=recvmsg, and the same for the others");
 }
 
 }  // namespace attnd::server
@@ -152,7 +191,7 @@ __attribute__((visibility("default"))) ssize_t recvmsg(int fd, msghdr* message,
   }
   const ssize_t bytes = attnd::server::ReadAtMost(
       may_read, *message, [&] { return next(fd, message, flags); });
-  if (bytes <= 0) return bytes;
+  if (bytes <= 0 || entry->encrypted) return bytes;
   const auto now = std::chrono::steady_clock::now();
   const bool goes_on = attnd::server::ForEachPart(
       *message, bytes, [&](const char* data, size_t size) {
@@ -172,7 +211,7 @@ __attribute__((visibility("default"))) ssize_t sendmsg(int fd,
   if (bytes <= 0) return bytes;
   const int error = errno;
   const Use entry(fd);
-  if (!entry) return bytes;
+  if (!entry || entry->encrypted) return bytes;
   attnd::server::ForEachPart(*message, bytes,
                              [&](const char* data, size_t size) {
                                entry->connection->Sent(data, size);
@@ -197,6 +236,36 @@ __attribute__((visibility("default"))) int close(int fd) {
   static const auto next = attnd::server::Next<int(int)>("close");
   attnd::server::Forget(fd);
   return next(fd);
+}
+
+__attribute__((visibility("default"))) int SSL_read(SSL* ssl, void* data,
+                                                    int size) {
+  static const auto next =
+      attnd::server::Next<int(SSL*, void*, int)>("SSL_read");
+  const int bytes = next(ssl, data, size);
+  if (bytes <= 0) return bytes;
+  const auto* const entry = attnd::server::FindTls(ssl);
+  if (entry == nullptr ||
+      entry->guard->Received(*entry->connection, static_cast<const char*>(data),
+                             static_cast<size_t>(bytes),
+                             std::chrono::steady_clock::now())) {
+    return bytes;
+  }
+  return -1;
+}
+
+__attribute__((visibility("default"))) int SSL_write(SSL* ssl, const void* data,
+                                                     int size) {
+  static const auto next =
+      attnd::server::Next<int(SSL*, const void*, int)>("SSL_write");
+  const int bytes = next(ssl, data, size);
+  if (bytes <= 0) return bytes;
+  const auto* const entry = attnd::server::FindTls(ssl);
+  if (entry != nullptr) {
+    entry->connection->Sent(static_cast<const char*>(data),
+                            static_cast<size_t>(bytes));
+  }
+  return bytes;
 }
 
 }  // extern "C"

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "attnd/v1/attention.grpc.pb.h"
+#include "server/access/caller.h"
 #include "server/calls/attention_call.h"
 #include "server/calls/benchmark_call.h"
 #include "server/calls/message_stream.h"
@@ -324,7 +325,12 @@ class RawAttentionService final : public RawBase {
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
       CallbackServerContext* rpc, const ByteBuffer* request) override {
     auto* reactor = new BenchmarkReactor(context_, benchmarks_, *rpc);
-    reactor->Start(silence_watch_, TakeMessage(request, messages_));
+    const absl::Status allowed = CheckIsAdmin(*rpc, context_.access);
+    if (allowed.ok()) {
+      reactor->Start(silence_watch_, TakeMessage(request, messages_));
+    } else {
+      reactor->Start(silence_watch_, allowed);
+    }
     return reactor;
   }
 

@@ -48,6 +48,8 @@ std::string_view DefaultReason(absl::StatusCode code) {
       return kSharedMemoryOff;
     case absl::StatusCode::kNotFound:
       return kUnknownRegion;
+    case absl::StatusCode::kPermissionDenied:
+      return kAdminRoleRequired;
     case absl::StatusCode::kUnavailable:
       return kDraining;
     case absl::StatusCode::kDeadlineExceeded:

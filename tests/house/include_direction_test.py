@@ -35,8 +35,9 @@ RULES = {
     'server/status': ('base core proto wire', 'absl protobuf'),
     'server/memory': ('base core wire server/status', 'absl'),
     'server/load': ('base core proto server/memory wire', 'absl protobuf'),
+    'server/access': ('base wire', 'absl grpc openssl spdlog'),
     'server/connections': ('base proto wire wire/grpc server/status',
-                           'absl grpc spdlog'),
+                           'absl grpc openssl spdlog'),
     'server/codec': ('base core proto wire server/memory server/status',
                      'absl protobuf'),
     'server/shared_memory': ('base core proto wire server/codec '
@@ -44,12 +45,13 @@ RULES = {
                              'absl spdlog'),
     'server/planning': ('base core cost proto wire server/codec server/memory '
                         'server/shared_memory server/status', 'absl protobuf'),
-    'server/calls': ('base core cost proto wire server/codec server/load '
-                     'server/memory server/planning server/shared_memory '
-                     'server/status server/version.h', 'absl protobuf spdlog'),
-    'server/rpc': ('base core cost proto wire wire/grpc server/calls '
-                   'server/codec server/load server/memory server/status',
-                   'absl grpc protobuf spdlog'),
+    'server/calls': ('base core cost proto wire server/access/access_control.h '
+                     'server/codec server/load server/memory server/planning '
+                     'server/shared_memory server/status server/version.h',
+                     'absl protobuf spdlog'),
+    'server/rpc': ('base core cost proto wire wire/grpc server/access '
+                   'server/calls server/codec server/load server/memory '
+                   'server/status', 'absl grpc protobuf spdlog'),
     'server/admin': ('base core cost proto wire server/calls server/codec '
                      'server/connections server/load server/memory '
                      'server/planning server/shared_memory server/status',
@@ -58,8 +60,8 @@ RULES = {
                        'server/memory server/status',
                        'absl grpc protobuf spdlog'),
     # The files that are in server/ itself put all of it together.
-    'server': ('base core cost proto wire wire/grpc server/admin '
-               'server/calls server/codec '
+    'server': ('base core cost proto wire wire/grpc server/access '
+               'server/admin server/calls server/codec '
                'server/connections server/load server/memory server/planning '
                'server/process server/rpc server/shared_memory server/status '
                'server/version.h', 'absl CLI grpc protobuf spdlog'),
@@ -80,7 +82,8 @@ LIBRARIES = {
     'CLI/': 'CLI', 'gmock/': 'gtest', 'google/protobuf/': 'protobuf',
     'grpc/': 'grpc', 'grpcpp/': 'grpc', 'gtest/': 'gtest',
     'httplib.h': 'httplib', 'hwy/': 'hwy',
-    'nlohmann/': 'nlohmann', 'spdlog/': 'spdlog', 'src/core/': 'grpc',
+    'nlohmann/': 'nlohmann', 'openssl/': 'openssl', 'spdlog/': 'spdlog',
+    'src/core/': 'grpc',
 }
 
 # Folders of headers that are generated from .proto files.
@@ -121,6 +124,9 @@ PLANTED = (
     ('server/status/reasons.h', '"server/memory/admission.h"'),
     ('server/memory/admission.h', '"server/codec/wire_message.h"'),
     ('server/load/load_meter.h', '"server/connections/acceptor.h"'),
+    ('server/access/token_list.h', '"server/connections/acceptor.h"'),
+    ('server/connections/acceptor.h', '"server/access/caller.h"'),
+    ('server/calls/stream_call.h', '"server/access/caller.h"'),
     ('server/connections/acceptor.h', '"server/calls/stall_timer.h"'),
     ('server/codec/request_codec.h', '"server/shared_memory/region.h"'),
     ('server/codec/request_codec.h', '<grpcpp/grpcpp.h>'),

@@ -105,6 +105,20 @@ TEST_F(ServerConfigTest, AnEmptyValueTurnsTheAdminPortOff) {
             "");
 }
 
+TEST_F(ServerConfigTest, FilesOfAccessControl) {
+  const ServerConfig off = Parse({});
+  EXPECT_EQ(off.access.tls.cert, "");
+  EXPECT_EQ(off.access.token_file, "");
+  const ServerConfig on = Parse({"--tls-cert=/c", "--token-file=/t"},
+                                {{"ATTND_TLS_KEY", "/k"},
+                                 {"ATTND_TLS_CLIENT_CA", "/a"},
+                                 {"ATTND_TOKEN_FILE", "/u"}});
+  EXPECT_EQ(on.access.tls.cert, "/c");
+  EXPECT_EQ(on.access.tls.key, "/k");
+  EXPECT_EQ(on.access.tls.client_ca, "/a");
+  EXPECT_EQ(on.access.token_file, "/t");
+}
+
 TEST_F(ServerConfigTest, MisspeltVariablesAreUnknown) {
   EXPECT_THAT(UnknownVariables({{"ATTND_THREADS", "4"},
                                 {"ATTND_CONFIG", "/etc/attnd.conf"},
@@ -184,7 +198,9 @@ TEST_F(ServerConfigTest, EveryOptionComesFromTheEnvironmentToo) {
   // error.
   for (const std::string& option : OptionNames()) {
     if (option == "listen" || option == "admin-listen" ||
-        option == "address-file" || option == "shm-socket") {
+        option == "address-file" || option == "shm-socket" ||
+        option == "tls-cert" || option == "tls-key" ||
+        option == "tls-client-ca" || option == "token-file") {
       continue;
     }
     std::string name = "ATTND_" + option;

@@ -43,7 +43,7 @@ class Served {
  public:
   Acceptor::Callbacks Callbacks() {
     return {.serve =
-                [this](int fd) {
+                [this](int fd, bool /*encrypted*/) {
                   const std::lock_guard lock(mutex_);
                   sockets_.emplace_back(fd);
                 },

@@ -1,0 +1,136 @@
+#include "server/access/token_list.h"
+
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
+namespace attnd::server {
+namespace {
+
+// Each call compares its token with all hashes, so their number is limited.
+constexpr size_t kMaxTokens = 1024;
+constexpr size_t kMaxNameBytes = 64;
+constexpr size_t kMaxTokenBytes = 4096;
+
+// Names appear in the log and share a space with the names of certificates.
+bool IsName(absl::string_view text) {
+  return !text.empty() && text.size() <= kMaxNameBytes &&
+         std::all_of(text.begin(), text.end(), [](char c) {
+           return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+                  absl::StrContains("._-@/:", c);
+         });
+}
+
+bool IsSha256(absl::string_view text) {
+  return text.size() == 64 && std::all_of(text.begin(), text.end(), [](char c) {
+           return absl::ascii_isxdigit(static_cast<unsigned char>(c));
+         });
+}
+
+absl::Status WrongLine(size_t number, absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      "line ", number, ": ", why,
+      " (a line is NAME SHA256 ROLE; it is not shown here, because "
+      "it could contain a token)"));
+}
+
+std::array<uint8_t, 32> HashOf(absl::string_view token) {
+  // OpenSSL looks the algorithm up, under a lock, if it is not fetched once.
+  static const EVP_MD* const sha256 =
+      EVP_MD_fetch(/*ctx=*/nullptr, "SHA256", /*properties=*/nullptr);
+  thread_local const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)>
+      context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  std::array<uint8_t, 32> hash{};
+  if (EVP_DigestInit_ex2(context.get(), sha256, /*params=*/nullptr) != 1 ||
+      EVP_DigestUpdate(context.get(), token.data(), token.size()) != 1 ||
+      EVP_DigestFinal_ex(context.get(), hash.data(), /*s=*/nullptr) != 1) {
+    return {};  // the hash of no token
+  }
+  return hash;
+}
+
+}  // namespace
+
+absl::StatusOr<TokenList> TokenList::Parse(absl::string_view text) {
+  TokenList list;
+  size_t number = 0;
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    ++number;
+    line = absl::StripAsciiWhitespace(line);
+    if (line.empty() || line.front() == '#') continue;
+    const std::vector<absl::string_view> words =
+        absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
+    if (words.size() != 3) {
+      return WrongLine(
+          number, absl::StrCat("expected three words, got ", words.size()));
+    }
+    if (!IsName(words[0])) {
+      return WrongLine(
+          number,
+          absl::StrCat("NAME: expected 1 to ", kMaxNameBytes,
+                       " characters, each a letter, a digit or one of ._-@/:"));
+    }
+    if (!IsSha256(words[1])) {
+      return WrongLine(number,
+                       "SHA256: expected the SHA-256 of the token as 64 "
+                       "hexadecimal digits, as sha256sum prints it");
+    }
+    if (words[2] != "user" && words[2] != "admin") {
+      return WrongLine(number, "ROLE: expected user or admin");
+    }
+    Entry entry{.hash = {},
+                .owner = {.name = std::string(words[0]),
+                          .is_admin = words[2] == "admin"}};
+    const std::string hash = absl::HexStringToBytes(words[1]);
+    std::copy(hash.begin(), hash.end(), entry.hash.begin());
+    for (const Entry& other : list.entries_) {
+      if (other.hash == entry.hash) {
+        return WrongLine(number,
+                         "SHA256: an earlier line has the same one, but a "
+                         "token can have only one owner");
+      }
+    }
+    if (list.entries_.size() == kMaxTokens) {
+      return WrongLine(number, absl::StrCat("expected at most ", kMaxTokens,
+                                            " tokens in the file"));
+    }
+    list.entries_.push_back(std::move(entry));
+  }
+  if (list.entries_.empty()) {
+    // A file that is being written is empty for a moment.
+    return absl::InvalidArgumentError("expected at least one token, got none");
+  }
+  return list;
+}
+
+const TokenOwner* TokenList::Find(absl::string_view token) const {
+  if (token.empty()) return nullptr;
+  const Sha256 hash = HashOf(token);
+  const TokenOwner* owner = nullptr;
+  for (const Entry& entry : entries_) {
+    if (CRYPTO_memcmp(entry.hash.data(), hash.data(), hash.size()) == 0) {
+      owner = &entry.owner;
+    }
+  }
+  return owner;
+}
+
+absl::string_view BearerToken(absl::string_view value) {
+  constexpr absl::string_view kScheme = "bearer ";
+  if (!absl::StartsWithIgnoreCase(value, kScheme)) return {};
+  value.remove_prefix(kScheme.size());
+  value = absl::StripAsciiWhitespace(value);
+  return value.size() <= kMaxTokenBytes ? value : absl::string_view();
+}
+
+}  // namespace attnd::server
