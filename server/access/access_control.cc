@@ -94,6 +94,9 @@ void AccessControl::Reload() {
 absl::Status AccessControl::ReloadTls() {
   absl::StatusOr<TlsFiles> read = ReadTlsFiles(options_.tls);
   if (read == last_tls_) return absl::OkStatus();
+  // If somebody replaced all files while they were read, the first read has
+  // parts of both versions, and the second one has only the new version.
+  read = ReadTlsFiles(options_.tls);
   last_tls_ = read;
   ATTND_RETURN_IF_ERROR(read.status());
   const NumberedTlsFiles used = tls_files();

@@ -1,5 +1,5 @@
-"""A relay between a client and a server that counts the pings of the client, and
-can change what the server says."""
+"""A relay between a client and a server that counts the bytes and the pings of
+the client, and can change what the server says."""
 
 import pathlib
 import socket
@@ -14,16 +14,18 @@ PIECE = 1 << 16
 
 
 class PingCounter:
-  """Counts the HTTP/2 PING frames in a stream of bytes, but not
+  """Counts the bytes of a stream, and its HTTP/2 PING frames, but not
   acknowledgements."""
 
   def __init__(self):
+    self.bytes = 0
     self.pings = 0
     self._skip = len(PREFACE)
     self._head = b''
 
   def look(self, data):
-    """Counts the pings in `data`, and returns it."""
+    """Counts the bytes and the pings in `data`, and returns it."""
+    self.bytes += len(data)
     at = 0
     while at < len(data):
       if self._skip:
@@ -70,6 +72,10 @@ class Relay:
   def pings(self):
     """Returns the number of pings of all clients so far."""
     return sum(counter.pings for counter in self._counters)
+
+  @property
+  def bytes_from_clients(self):
+    return sum(counter.bytes for counter in self._counters)
 
   def __enter__(self):
     self._threads[0].start()
