@@ -390,7 +390,7 @@ class Server::Impl {
           ": ask for fewer, or raise the limit of open files (ulimit -Hn)"));
     }
     if (config_.max_connections > 0) return config_.max_connections;
-    return DefaultConnections(shares_, descriptors);
+    return DefaultConnections(shares_, descriptors, access_->has_tls());
   }
 
   bool StartGrpc() {

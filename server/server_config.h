@@ -110,9 +110,11 @@ std::vector<std::string> UnknownVariables(const Environment& environment);
 int64_t DescriptorsForConnections(int64_t descriptors);
 
 // Returns the default of --max-connections: as many connections as fit into a
-// quarter of the share for arriving messages, at 16 KiB for each idle
-// connection, but at most DescriptorsForConnections.
-int64_t DefaultConnections(const MemoryShares& shares, int64_t descriptors);
+// quarter of the share for arriving messages, but at most
+// DescriptorsForConnections. An idle connection takes 16 KiB, and with `tls`
+// 128 KiB.
+int64_t DefaultConnections(const MemoryShares& shares, int64_t descriptors,
+                           bool tls = false);
 
 }  // namespace attnd::server
 

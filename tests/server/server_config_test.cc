@@ -119,6 +119,14 @@ TEST_F(ServerConfigTest, FilesOfAccessControl) {
   EXPECT_EQ(on.access.token_file, "/t");
 }
 
+TEST_F(ServerConfigTest, EncryptedConnectionsTakeMoreMemory) {
+  const MemoryShares shares{
+      .budget_bytes = 0, .arriving_bytes = int64_t{512} << 20, .own_bytes = 0};
+  EXPECT_EQ(DefaultConnections(shares, 1 << 20), 8192);
+  EXPECT_EQ(DefaultConnections(shares, 1 << 20, /*tls=*/true), 1024);
+  EXPECT_EQ(DefaultConnections(shares, 256, /*tls=*/true), 128);
+}
+
 TEST_F(ServerConfigTest, MisspeltVariablesAreUnknown) {
   EXPECT_THAT(UnknownVariables({{"ATTND_THREADS", "4"},
                                 {"ATTND_CONFIG", "/etc/attnd.conf"},

@@ -3,7 +3,9 @@
 #include <openssl/asn1.h>
 #include <openssl/bio.h>
 #include <openssl/ec.h>
+#include <openssl/objects.h>
 #include <openssl/pem.h>
+#include <openssl/x509v3.h>
 
 #include <functional>
 
@@ -22,7 +24,8 @@ std::string Written(const std::function<int(BIO*)>& write) {
 }  // namespace
 
 TestCertificate::TestCertificate(const std::string& common_name,
-                                 int64_t seconds)
+                                 int64_t seconds,
+                                 const std::string& alternative_names)
     : key_(EVP_EC_gen("P-256"), EVP_PKEY_free),
       certificate_(X509_new(), X509_free) {
   X509* const raw = certificate_.get();
@@ -36,6 +39,12 @@ TestCertificate::TestCertificate(const std::string& common_name,
       reinterpret_cast<const unsigned char*>(common_name.c_str()), -1, -1, 0);
   X509_set_issuer_name(raw, name);
   X509_set_pubkey(raw, key_.get());
+  if (!alternative_names.empty()) {
+    X509_EXTENSION* const extension = X509V3_EXT_conf_nid(
+        nullptr, nullptr, NID_subject_alt_name, alternative_names.c_str());
+    X509_add_ext(raw, extension, -1);
+    X509_EXTENSION_free(extension);
+  }
   X509_sign(raw, key_.get(), EVP_sha256());
 }
 
