@@ -56,13 +56,52 @@ const char* WhyRefused(const AccessControl& access, const grpc_metadata* begin,
   return nullptr;
 }
 
-void CheckToken(void* access, grpc_auth_context*, const grpc_metadata* metadata,
+// What gRPC's callbacks need. It lives as long as gRPC's credentials, which can
+// be longer than the object of the C++ class.
+struct State {
+  explicit State(const AccessControl& its_access) : access(its_access) {}
+
+  const AccessControl& access;
+  std::mutex mutex;
+  int64_t fetched = 0;  // the number of the files that gRPC has
+};
+
+void CheckToken(void* state, grpc_auth_context*, const grpc_metadata* metadata,
                 size_t size, grpc_process_auth_metadata_done_cb done,
                 void* call) {
   const char* const why =
-      WhyRefused(*static_cast<const AccessControl*>(access), metadata, size);
+      WhyRefused(static_cast<State*>(state)->access, metadata, size);
   done(call, /*consumed_md=*/nullptr, 0, /*response_md=*/nullptr, 0,
        why == nullptr ? GRPC_STATUS_OK : GRPC_STATUS_UNAUTHENTICATED, why);
+}
+
+// gRPC calls this when the server starts and before each handshake.
+grpc_ssl_certificate_config_reload_status FetchTlsFiles(
+    void* state_of_credentials, grpc_ssl_server_certificate_config** config) {
+  State& state = *static_cast<State*>(state_of_credentials);
+  const AccessControl::NumberedTlsFiles newest = state.access.tls_files();
+  const std::lock_guard lock(state.mutex);
+  if (newest.number == state.fetched) {
+    return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+  }
+  state.fetched = newest.number;
+  const grpc_ssl_pem_key_cert_pair pair = {
+      .private_key = newest.files->key.c_str(),
+      .cert_chain = newest.files->cert.c_str()};
+  // gRPC aborts without a certificate here, even if it will not ask clients for
+  // theirs. It then does not use this one.
+  *config = grpc_ssl_server_certificate_config_create(
+      newest.files->client_ca.value_or(newest.files->cert).c_str(), &pair, 1);
+  return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+}
+
+grpc_server_credentials* MakeTls(State* state) {
+  return grpc_ssl_server_credentials_create_with_options(
+      grpc_ssl_server_credentials_create_options_using_config_fetcher(
+          state->access.needs_client_certificates()
+              ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+              : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
+          FetchTlsFiles, state));
 }
 
 // gRPC's own class for TLS whose files can change drops the certificate in use
@@ -71,13 +110,17 @@ void CheckToken(void* access, grpc_auth_context*, const grpc_metadata* metadata,
 // check tokens. The functions in C that both use have neither problem.
 class Credentials final : public grpc::ServerCredentials {
  public:
-  Credentials(const AccessControl& access, bool tls)
-      : access_(access), credentials_(tls ? MakeTls() : MakePlain()) {
-    if (!access.needs_tokens()) return;
+  Credentials(const AccessControl& access, bool tls) {
+    auto* const state = new State(access);
+    credentials_ =
+        tls ? MakeTls(state) : grpc_insecure_server_credentials_create();
+    // gRPC destroys the state together with its credentials, even if it does
+    // not have to check tokens.
     grpc_server_credentials_set_auth_metadata_processor(
-        credentials_, {.process = CheckToken,
-                       .destroy = nullptr,
-                       .state = const_cast<AccessControl*>(&access)});
+        credentials_,
+        {.process = access.needs_tokens() ? CheckToken : nullptr,
+         .destroy = [](void* old) { delete static_cast<State*>(old); },
+         .state = state});
   }
   ~Credentials() override { grpc_server_credentials_release(credentials_); }
   Credentials(const Credentials&) = delete;
@@ -93,45 +136,7 @@ class Credentials final : public grpc::ServerCredentials {
     return grpc_server_add_http2_port(server, address.c_str(), credentials_);
   }
 
-  static grpc_server_credentials* MakePlain() {
-    return grpc_insecure_server_credentials_create();
-  }
-
-  grpc_server_credentials* MakeTls() {
-    return grpc_ssl_server_credentials_create_with_options(
-        grpc_ssl_server_credentials_create_options_using_config_fetcher(
-            access_.needs_client_certificates()
-                ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-                : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
-            [](void* self, grpc_ssl_server_certificate_config** config) {
-              return static_cast<Credentials*>(self)->Fetch(config);
-            },
-            this));
-  }
-
-  // gRPC calls this when the server starts and before each handshake.
-  grpc_ssl_certificate_config_reload_status Fetch(
-      grpc_ssl_server_certificate_config** config) {
-    const AccessControl::NumberedTlsFiles newest = access_.tls_files();
-    const std::lock_guard lock(mutex_);
-    if (newest.number == fetched_) {
-      return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
-    }
-    fetched_ = newest.number;
-    const grpc_ssl_pem_key_cert_pair pair = {
-        .private_key = newest.files->key.c_str(),
-        .cert_chain = newest.files->cert.c_str()};
-    // gRPC aborts without a certificate here, even if it will not ask clients
-    // for theirs. It then does not use this one.
-    *config = grpc_ssl_server_certificate_config_create(
-        newest.files->client_ca.value_or(newest.files->cert).c_str(), &pair, 1);
-    return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
-  }
-
-  const AccessControl& access_;
-  grpc_server_credentials* const credentials_;
-  std::mutex mutex_;
-  int64_t fetched_ = 0;  // the number of the files that gRPC has
+  grpc_server_credentials* credentials_ = nullptr;
 };
 
 }  // namespace
