@@ -4,7 +4,9 @@
 #define ATTND_SERVER_ACCESS_TOKEN_LIST_H_
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,16 +37,16 @@ class TokenList {
   // as long as the list.
   const TokenOwner* Find(absl::string_view token) const;
 
-  size_t size() const { return entries_.size(); }
+  size_t size() const { return hashes_.size(); }
 
  private:
-  using Sha256 = std::array<uint8_t, 32>;
-  struct Entry {
-    Sha256 hash;
-    TokenOwner owner;
-  };
+  using Sha256 = std::array<uint64_t, 4>;
 
-  std::vector<Entry> entries_;
+  // Returns nothing if OpenSSL has no memory left.
+  static std::optional<Sha256> HashOf(absl::string_view token);
+
+  std::vector<Sha256> hashes_;
+  std::vector<TokenOwner> owners_;  // in the order of hashes_
 };
 
 // Returns the token in `value`, the value of the metadata key "authorization",

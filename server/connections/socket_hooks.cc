@@ -83,10 +83,13 @@ int TlsIndex() {
       0, nullptr,
       [](void*, void*, CRYPTO_EX_DATA* data, int at, long, void*) {
         if (handed_over == nullptr) return;
-        CRYPTO_set_ex_data(data, at, new Followed(*handed_over));
+        auto* const entry = new Followed(*handed_over);
+        TsanRelease(entry);
+        CRYPTO_set_ex_data(data, at, entry);
       },
       nullptr,
       [](void*, void* followed_by, CRYPTO_EX_DATA*, int, long, void*) {
+        TsanAcquire(followed_by);
         delete static_cast<Followed*>(followed_by);
       });
   return index;
@@ -244,14 +247,13 @@ __attribute__((visibility("default"))) int SSL_read(SSL* ssl, void* data,
       attnd::server::Next<int(SSL*, void*, int)>("SSL_read");
   const int bytes = next(ssl, data, size);
   if (bytes <= 0) return bytes;
-  const auto* const entry = attnd::server::FindTls(ssl);
-  if (entry == nullptr ||
-      entry->guard->Received(*entry->connection, static_cast<const char*>(data),
-                             static_cast<size_t>(bytes),
-                             std::chrono::steady_clock::now())) {
-    return bytes;
-  }
-  return -1;
+  auto* const entry = attnd::server::FindTls(ssl);
+  if (entry == nullptr) return bytes;
+  const attnd::TsanTurn turn(entry);
+  const bool goes_on = entry->guard->Received(
+      *entry->connection, static_cast<const char*>(data),
+      static_cast<size_t>(bytes), std::chrono::steady_clock::now());
+  return goes_on ? bytes : -1;
 }
 
 __attribute__((visibility("default"))) int SSL_write(SSL* ssl, const void* data,
@@ -260,11 +262,11 @@ __attribute__((visibility("default"))) int SSL_write(SSL* ssl, const void* data,
       attnd::server::Next<int(SSL*, const void*, int)>("SSL_write");
   const int bytes = next(ssl, data, size);
   if (bytes <= 0) return bytes;
-  const auto* const entry = attnd::server::FindTls(ssl);
-  if (entry != nullptr) {
-    entry->connection->Sent(static_cast<const char*>(data),
-                            static_cast<size_t>(bytes));
-  }
+  auto* const entry = attnd::server::FindTls(ssl);
+  if (entry == nullptr) return bytes;
+  const attnd::TsanTurn turn(entry);
+  entry->connection->Sent(static_cast<const char*>(data),
+                          static_cast<size_t>(bytes));
   return bytes;
 }
 
