@@ -41,7 +41,8 @@ float* Floats(std::byte* data) { return reinterpret_cast<float*>(data); }
 AttentionCall::~AttentionCall() = default;
 
 absl::Status AttentionCall::Admit(int64_t message_bytes) {
-  ATTND_ASSIGN_OR_RETURN(reservation_, context_.admission.Admit(message_bytes));
+  ATTND_ASSIGN_OR_RETURN(reservation_,
+                         context_.admission.Admit(message_bytes, caller()));
   message_bytes_ = message_bytes;
   return stop_.Check();
 }
@@ -309,8 +310,8 @@ void UnaryCall::Begin(ReceivedMessage received) {
     Continue<Request>(std::move(received), *std::move(light));
     return;
   }
-  decoder->Run([this, self = shared_from_this(),
-                received = std::move(received)]() mutable {
+  decoder->Run(caller(), [this, self = shared_from_this(),
+                          received = std::move(received)]() mutable {
     Continue<Request>(std::move(received), std::nullopt);
   });
 }

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -64,12 +65,13 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   const RunStats& stats() const { return stats_; }
 
  protected:
-  // `context` must outlive the call.
+  // `context` must outlive the call. `caller` is the number of the client
+  // (Admission::Admit).
   AttentionCall(const ServiceContext& context, AttentionMethod method,
-                SteadyTime deadline)
+                SteadyTime deadline, uint64_t caller)
       : context_(context),
         method_(method),
-        order_{.deadline = deadline},
+        order_{.client = caller, .deadline = deadline},
         stop_(deadline) {}
 
   // The next four functions are the steps of a call. Call each of them once, in
@@ -102,6 +104,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   }
   const ServiceContext& context() const { return context_; }
   AttentionMethod method() const { return method_; }
+  uint64_t caller() const { return order_.client; }
   // Returns OK until the call is cancelled or its deadline has passed.
   absl::Status StopStatus() const { return stop_.Check(); }
   PayloadKind kind() const { return kind_; }
@@ -165,8 +168,8 @@ class UnaryCall : public AttentionCall {
   using Done = std::function<void(absl::StatusOr<OutgoingMessage>)>;
 
   UnaryCall(const ServiceContext& context, AttentionMethod method,
-            SteadyTime deadline)
-      : AttentionCall(context, method, deadline) {}
+            SteadyTime deadline, uint64_t caller = 0)
+      : AttentionCall(context, method, deadline, caller) {}
   ~UnaryCall() override;
 
   // Starts the call and returns without waiting for the answer. A call that

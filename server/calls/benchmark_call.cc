@@ -65,8 +65,8 @@ void BenchmarkCall::Start(const ReceivedMessage& received) {
 }
 
 absl::Status BenchmarkCall::Begin(const ReceivedMessage& received) {
-  ATTND_ASSIGN_OR_RETURN(reservation_,
-                         context_.admission.Admit(received.size_bytes()));
+  ATTND_ASSIGN_OR_RETURN(
+      reservation_, context_.admission.Admit(received.size_bytes(), caller_));
   v1::BenchmarkRequest request;
   ATTND_RETURN_IF_ERROR(ParseMessage(received, reservation_, request).status());
   ATTND_ASSIGN_OR_RETURN(spec_, DecodeBenchmark(request, context_));

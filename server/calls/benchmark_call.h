@@ -5,6 +5,7 @@
 #define ATTND_SERVER_CALLS_BENCHMARK_CALL_H_
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -55,14 +56,17 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   using Clock = SteadyTime (*)();
 
   // `context` and `runner` must outlive the call. `sink` must exist until this
-  // call has called its Finish. `clock` is for tests.
+  // call has called its Finish. `clock` is for tests. `caller` is the number of
+  // the client (Admission::Admit).
   BenchmarkCall(const ServiceContext& context, BenchmarkRunner& runner,
                 MessageSink& sink, SteadyTime deadline,
-                Clock clock = std::chrono::steady_clock::now)
+                Clock clock = std::chrono::steady_clock::now,
+                uint64_t caller = 0)
       : context_(context),
         runner_(runner),
         sink_(sink),
         clock_(clock),
+        caller_(caller),
         stop_(deadline) {}
 
   ~BenchmarkCall() override;
@@ -96,6 +100,7 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
   BenchmarkRunner& runner_;
   MessageSink& sink_;
   const Clock clock_;
+  const uint64_t caller_;
   StopSignal stop_;
   Admission::Reservation reservation_;
   std::optional<BenchmarkSpec> spec_;

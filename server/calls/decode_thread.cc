@@ -17,10 +17,12 @@ DecodeThread::~DecodeThread() {
   thread_.join();
 }
 
-void DecodeThread::Run(std::function<void()> work) {
+void DecodeThread::Run(uint64_t caller, std::function<void()> work) {
   {
     const std::lock_guard lock(mutex_);
-    queue_.push_back(std::move(work));
+    std::deque<std::function<void()>>& queue = work_of_[caller];
+    if (queue.empty()) turns_.push_back(caller);
+    queue.push_back(std::move(work));
   }
   changed_.notify_one();
 }
@@ -31,10 +33,18 @@ void DecodeThread::Loop() {
 #endif
   std::unique_lock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return ending_ || !queue_.empty(); });
-    if (queue_.empty()) return;
-    std::function<void()> work = std::move(queue_.front());
-    queue_.pop_front();
+    changed_.wait(lock, [this] { return ending_ || !turns_.empty(); });
+    if (turns_.empty()) return;
+    const uint64_t caller = turns_.front();
+    turns_.pop_front();
+    const auto queue = work_of_.find(caller);
+    std::function<void()> work = std::move(queue->second.front());
+    queue->second.pop_front();
+    if (queue->second.empty()) {
+      work_of_.erase(queue);
+    } else {
+      turns_.push_back(caller);
+    }
     lock.unlock();
     work();
     work = nullptr;

@@ -33,10 +33,11 @@ absl::StatusOr<OutgoingMessage> Answer(ReceivedMessage&& received,
 
 // Admits the call, and answers it here or in the decode thread.
 template <typename Request, typename Handle>
-void Run(const ServiceContext& context, ReceivedMessage received,
-         const StopSignal& stop, PlainDone done, Handle handle) {
+void Run(const ServiceContext& context, uint64_t caller,
+         ReceivedMessage received, const StopSignal& stop, PlainDone done,
+         Handle handle) {
   absl::StatusOr<Admission::Reservation> reservation =
-      context.admission.Admit(received.size_bytes());
+      context.admission.Admit(received.size_bytes(), caller);
   if (!reservation.ok()) return done(reservation.status());
   absl::StatusOr<std::optional<SplitMessage>> light =
       SplitIfLight(received, Request::descriptor());
@@ -50,38 +51,39 @@ void Run(const ServiceContext& context, ReceivedMessage received,
   }
   // std::function needs a function that can be copied.
   auto held = std::make_shared<Admission::Reservation>(*std::move(reservation));
-  context.decoder->Run([&stop, held = std::move(held),
-                        received = std::move(received), done = std::move(done),
-                        handle = std::move(handle)]() mutable {
-    absl::Status status = stop.Check();
-    absl::StatusOr<OutgoingMessage> answer = OutgoingMessage();
-    if (!status.ok()) {
-      answer = std::move(status);
-    } else {
-      answer = Answer<Request>(std::move(received), std::nullopt,
-                               std::move(*held), handle);
-    }
-    received = ReceivedMessage();
-    *held = Admission::Reservation();
-    done(std::move(answer));
-  });
+  context.decoder->Run(
+      caller, [&stop, held = std::move(held), received = std::move(received),
+               done = std::move(done), handle = std::move(handle)]() mutable {
+        absl::Status status = stop.Check();
+        absl::StatusOr<OutgoingMessage> answer = OutgoingMessage();
+        if (!status.ok()) {
+          answer = std::move(status);
+        } else {
+          answer = Answer<Request>(std::move(received), std::nullopt,
+                                   std::move(*held), handle);
+        }
+        received = ReceivedMessage();
+        *held = Admission::Reservation();
+        done(std::move(answer));
+      });
 }
 
 }  // namespace
 
-void AnswerMemoryEstimate(const ServiceContext& context,
+void AnswerMemoryEstimate(const ServiceContext& context, uint64_t caller,
                           ReceivedMessage received, const StopSignal& stop,
                           PlainDone done) {
   Run<v1::MemoryEstimateRequest>(
-      context, std::move(received), stop, std::move(done),
+      context, caller, std::move(received), stop, std::move(done),
       [&context](const v1::MemoryEstimateRequest& request,
                  const Admission::Reservation&) {
         return EstimateMemory(request, context.engine, context.limits());
       });
 }
 
-void AnswerServerInfo(const ServiceContext& context, ReceivedMessage received,
-                      const StopSignal& stop, PlainDone done) {
+void AnswerServerInfo(const ServiceContext& context, uint64_t caller,
+                      ReceivedMessage received, const StopSignal& stop,
+                      PlainDone done) {
   // Programs that watch the load also ask a server that is full, and must take
   // no slot from other calls. Their message is empty, so the call holds nothing
   // that has to be admitted.
@@ -92,7 +94,7 @@ void AnswerServerInfo(const ServiceContext& context, ReceivedMessage received,
     return done(OutgoingMessage::Of(DescribeServer(context)));
   }
   Run<v1::GetServerInfoRequest>(
-      context, std::move(received), stop, std::move(done),
+      context, caller, std::move(received), stop, std::move(done),
       [&context](const v1::GetServerInfoRequest&,
                  Admission::Reservation& reservation)
           -> absl::StatusOr<v1::GetServerInfoResponse> {

@@ -3,6 +3,7 @@
 #ifndef ATTND_SERVER_CALLS_PLAIN_CALLS_H_
 #define ATTND_SERVER_CALLS_PLAIN_CALLS_H_
 
+#include <cstdint>
 #include <functional>
 
 #include "absl/status/statusor.h"
@@ -25,13 +26,14 @@ using PlainDone = std::function<void(absl::StatusOr<OutgoingMessage>)>;
 // Otherwise the thread of ServiceContext::decoder calls `done`. `done` must not
 // block. A call holds a slot (server/memory/admission.h) while it runs, except
 // that an empty message to AnswerServerInfo takes none. `stop` can end a call
-// that waits for the decode thread. `context` and `stop` must live until `done`
-// is called.
-void AnswerMemoryEstimate(const ServiceContext& context,
+// that waits for the decode thread. `caller` is the number of the client
+// (Admission::Admit). `context` and `stop` must live until `done` is called.
+void AnswerMemoryEstimate(const ServiceContext& context, uint64_t caller,
                           ReceivedMessage received, const StopSignal& stop,
                           PlainDone done);
-void AnswerServerInfo(const ServiceContext& context, ReceivedMessage received,
-                      const StopSignal& stop, PlainDone done);
+void AnswerServerInfo(const ServiceContext& context, uint64_t caller,
+                      ReceivedMessage received, const StopSignal& stop,
+                      PlainDone done);
 
 }  // namespace attnd::server
 

@@ -146,8 +146,8 @@ void StreamCall::OnMessage(absl::StatusOr<ReceivedMessage> received) {
   }
   // Nothing else can end the call now and destroy its stream: this is the first
   // message, so nothing has been written, and no read is outstanding.
-  decoder->Run([this, self = shared_from_this(),
-                header = *std::move(received)]() mutable {
+  decoder->Run(caller(), [this, self = shared_from_this(),
+                          header = *std::move(received)]() mutable {
     Handle(std::move(header), std::nullopt);
   });
 }

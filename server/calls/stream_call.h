@@ -41,10 +41,12 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   using Clock = SteadyTime (*)();
 
   // `context` must outlive the call. `stream` must exist until this call has
-  // called its Finish. `clock` is for tests.
+  // called its Finish. `clock` is for tests. `caller` is the number of the
+  // client (Admission::Admit).
   StreamCall(const ServiceContext& context, MessageStream& stream,
-             SteadyTime deadline, Clock clock = std::chrono::steady_clock::now)
-      : AttentionCall(context, AttentionMethod::kAttention, deadline),
+             SteadyTime deadline, Clock clock = std::chrono::steady_clock::now,
+             uint64_t caller = 0)
+      : AttentionCall(context, AttentionMethod::kAttention, deadline, caller),
         stream_(stream),
         clock_(clock) {}
   ~StreamCall() override;

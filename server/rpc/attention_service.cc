@@ -1,5 +1,6 @@
 #include "server/rpc/attention_service.h"
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -112,8 +113,8 @@ class AttentionReactor final : public UnaryReactor {
 // A call that computes no attention (plain_calls.h).
 class PlainReactor final : public UnaryReactor {
  public:
-  using AnswerFn = void (*)(const ServiceContext&, ReceivedMessage,
-                            const StopSignal&, PlainDone);
+  using AnswerFn = void (*)(const ServiceContext&, uint64_t caller,
+                            ReceivedMessage, const StopSignal&, PlainDone);
 
   // `context` must outlive the reactor.
   PlainReactor(ServiceMethod method, const ServiceContext& context,
@@ -122,6 +123,7 @@ class PlainReactor final : public UnaryReactor {
       : UnaryReactor(method, context, rpc, response, watch,
                      std::make_shared<UnaryAnswer>()),
         context_(context),
+        caller_(CallerNumber(rpc)),
         stop_(DeadlineOf(rpc)) {}
 
   void Start(AnswerFn answer, absl::StatusOr<ReceivedMessage> received) {
@@ -130,7 +132,7 @@ class PlainReactor final : public UnaryReactor {
       return;
     }
     record().Received(received->size_bytes());
-    answer(context_, *std::move(received), stop_,
+    answer(context_, caller_, *std::move(received), stop_,
            [this](absl::StatusOr<OutgoingMessage> pieces) {
              Answer(std::move(pieces));
            });
@@ -139,6 +141,7 @@ class PlainReactor final : public UnaryReactor {
 
  private:
   const ServiceContext& context_;
+  const uint64_t caller_;
   StopSignal stop_;
 };
 
@@ -150,9 +153,9 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
                    CallbackServerContext& rpc)
       : record_(ServiceMethod::kBenchmark, rpc, context.load),
         rpc_(rpc),
-        call_(std::make_shared<BenchmarkCall>(context, runner,
-                                              static_cast<MessageSink&>(*this),
-                                              DeadlineOf(rpc))) {}
+        call_(std::make_shared<BenchmarkCall>(
+            context, runner, static_cast<MessageSink&>(*this), DeadlineOf(rpc),
+            std::chrono::steady_clock::now, CallerNumber(rpc))) {}
 
   void Start(SilenceWatch& watch,
              const absl::StatusOr<ReceivedMessage>& received) {
@@ -201,12 +204,13 @@ class StreamReactor final
  public:
   StreamReactor(const ServiceContext& context,
                 std::shared_ptr<MessageQuota> messages,
-                CallbackServerContext& rpc)
+                CallbackServerContext& rpc, uint64_t caller)
       : record_(ServiceMethod::kAttentionStream, rpc, context.load),
         rpc_(rpc),
         messages_(std::move(messages)),
         call_(std::make_shared<StreamCall>(
-            context, static_cast<MessageStream&>(*this), DeadlineOf(rpc))) {}
+            context, static_cast<MessageStream&>(*this), DeadlineOf(rpc),
+            std::chrono::steady_clock::now, caller)) {}
 
   void Start(SilenceWatch& watch,
              absl::StatusOr<Admission::Reservation> pending) {
@@ -318,8 +322,9 @@ class RawAttentionService final : public RawBase {
   }
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
       CallbackServerContext* rpc) override {
-    auto* reactor = new StreamReactor(context_, messages_, *rpc);
-    reactor->Start(silence_watch_, pending_streams_.Admit(0));
+    const uint64_t caller = CallerNumber(*rpc);
+    auto* reactor = new StreamReactor(context_, messages_, *rpc, caller);
+    reactor->Start(silence_watch_, pending_streams_.Admit(0, caller));
     return reactor;
   }
   grpc::ServerWriteReactor<ByteBuffer>* Benchmark(
@@ -342,7 +347,8 @@ class RawAttentionService final : public RawBase {
     auto* reactor = new AttentionReactor(
         static_cast<ServiceMethod>(method), context_, *rpc, *response,
         silence_watch_,
-        std::make_shared<WatchedUnaryCall>(context_, method, DeadlineOf(*rpc)));
+        std::make_shared<WatchedUnaryCall>(context_, method, DeadlineOf(*rpc),
+                                           CallerNumber(*rpc)));
     reactor->Start(TakeMessage(request, messages_));
     return reactor;
   }

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/hash/hash.h"
+#include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
 #include "base/field_error.h"
 #include "grpc/grpc.h"
@@ -131,6 +133,20 @@ SteadyTime ToSteadyTime(gpr_timespec deadline) {
   if (left.tv_sec <= -kYearSeconds) return SteadyTime::min();
   return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) +
          std::chrono::nanoseconds(left.tv_nsec);
+}
+
+std::string CallerOfPeer(absl::string_view peer) {
+  if (absl::StartsWith(peer, "unix")) return "unix";
+  // The colons of an IPv6 address are in brackets, and the port is behind them.
+  return std::string(peer.substr(0, peer.rfind(':')));
+}
+
+std::string CallerName(const grpc::ServerContextBase& context) {
+  return CallerOfPeer(context.peer());
+}
+
+uint64_t CallerNumber(const grpc::ServerContextBase& context) {
+  return absl::Hash<std::string>()(CallerName(context));
 }
 
 void CancelCall(grpc_call* call, const std::string& why) {

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "core/tile_scheduler.h"
 #include "grpc/slice.h"
 #include "grpc/support/time.h"
@@ -79,6 +80,18 @@ SteadyTime DeadlineOf(const grpc::ServerContextBase& context);
 // to a time point is wrong beyond 292 years, and a client may set such a
 // deadline.
 SteadyTime ToSteadyTime(gpr_timespec deadline);
+
+// Returns the name under which the calls of a client count together: the
+// address of its host, without the port, so that all its connections have the
+// same name. All clients of unix sockets have the name "unix", because gRPC
+// does not know which process has connected.
+std::string CallerName(const grpc::ServerContextBase& context);
+// Returns the caller that has `peer`, which is what gRPC calls the other end of
+// a connection.
+std::string CallerOfPeer(absl::string_view peer);
+// Returns a number for CallerName(context), which Admission and JobOrder use.
+// It differs from one run of the server to the next.
+uint64_t CallerNumber(const grpc::ServerContextBase& context);
 
 // Ends `call` with CANCELLED and the text `why`, even if gRPC is waiting for
 // the client. Thread-safe.

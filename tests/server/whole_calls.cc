@@ -83,7 +83,7 @@ WholeAnswer CallPlain(Answer answer, const ServiceContext& context,
                       ReceivedMessage received) {
   const StopSignal never;
   std::promise<WholeAnswer> whole;
-  answer(context, std::move(received), never,
+  answer(context, 0, std::move(received), never,
          [&whole](const absl::StatusOr<OutgoingMessage>& pieces) {
            whole.set_value(AnswerOf(pieces));
          });

@@ -618,7 +618,7 @@ v1::SelfAttentionRequest Heavy() {
 class DecodedElsewhereTest : public AttentionCallTest {
  protected:
   DecodedElsewhereTest() {
-    decoder_->Run([this] { released_.get_future().wait(); });
+    decoder_->Run(0, [this] { released_.get_future().wait(); });
   }
 
   std::shared_ptr<UnaryCall> Make(SteadyTime deadline = SteadyTime::max()) {

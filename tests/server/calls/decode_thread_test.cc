@@ -18,7 +18,7 @@ TEST(DecodeThreadTest, RunsWorkInOrderInAThreadOfItsOwn) {
   {
     DecodeThread thread;
     for (int i = 0; i < 100; ++i) {
-      thread.Run([&, i] {
+      thread.Run(0, [&, i] {
         order.push_back(i);
         threads.push_back(std::this_thread::get_id());
       });
@@ -36,8 +36,8 @@ TEST(DecodeThreadTest, TheDestructorRunsWhatWaits) {
   std::thread releaser;
   {
     DecodeThread thread;
-    thread.Run([&] { go.get_future().wait(); });
-    for (int i = 0; i < 10; ++i) thread.Run([&] { ++ran; });
+    thread.Run(0, [&] { go.get_future().wait(); });
+    for (int i = 0; i < 10; ++i) thread.Run(0, [&] { ++ran; });
     EXPECT_EQ(ran, 0);
     releaser = std::thread([&] { go.set_value(); });
   }
@@ -45,12 +45,37 @@ TEST(DecodeThreadTest, TheDestructorRunsWhatWaits) {
   EXPECT_EQ(ran, 10);
 }
 
+TEST(DecodeThreadTest, CallersTakeTurns) {
+  constexpr uint64_t kMany = 1;
+  constexpr uint64_t kFew = 2;
+  std::promise<void> go;
+  std::vector<uint64_t> order;
+  {
+    DecodeThread thread;
+    std::promise<void> begun;
+    thread.Run(kMany, [&] {
+      begun.set_value();
+      go.get_future().wait();
+    });
+    begun.get_future().wait();
+    for (int i = 0; i < 5; ++i) {
+      thread.Run(kMany, [&] { order.push_back(kMany); });
+    }
+    for (int i = 0; i < 2; ++i) {
+      thread.Run(kFew, [&] { order.push_back(kFew); });
+    }
+    go.set_value();
+  }
+  EXPECT_EQ(order, (std::vector<uint64_t>{kMany, kFew, kMany, kFew, kMany,
+                                          kMany, kMany}));
+}
+
 TEST(DecodeThreadTest, DropsWorkOnceItRan) {
   const auto held = std::make_shared<int>(1);
   std::promise<int64_t> owners;
   DecodeThread thread;
-  thread.Run([held] {});
-  thread.Run([&] { owners.set_value(held.use_count()); });
+  thread.Run(0, [held] {});
+  thread.Run(0, [&] { owners.set_value(held.use_count()); });
   EXPECT_EQ(owners.get_future().get(), 1);
 }
 

@@ -38,7 +38,7 @@ class PlainCallsTest : public ::testing::Test {
   std::future<Answer> Ask(const Call& call,
                           const google::protobuf::Message& request) {
     auto promise = std::make_shared<std::promise<Answer>>();
-    call(context_, InSlices(request.SerializeAsString(), 5000, 1), stop_,
+    call(context_, 0, InSlices(request.SerializeAsString(), 5000, 1), stop_,
          [promise](Answer answer) { promise->set_value(std::move(answer)); });
     return promise->get_future();
   }
@@ -50,7 +50,7 @@ class PlainCallsTest : public ::testing::Test {
 
   // Keeps the decode thread busy until Release.
   void Block() {
-    decoder_.Run([this] { released_.get_future().wait(); });
+    decoder_.Run(0, [this] { released_.get_future().wait(); });
   }
   void Release() { released_.set_value(); }
 
@@ -100,7 +100,7 @@ TEST_F(PlainCallsTest, SaysHowFullAFullServerIs) {
   // Bytes in the message have to be admitted.
   std::promise<Answer> promise;
   AnswerServerInfo(
-      context_, InSlices("\x78\x01", 5000, 1), stop_,
+      context_, 0, InSlices("\x78\x01", 5000, 1), stop_,
       [&](const Answer& answered) { promise.set_value(answered); });
   EXPECT_EQ(RefusalOf(promise.get_future().get().status()).reason,
             "TOO_MANY_REQUESTS");
@@ -121,7 +121,7 @@ TEST_F(PlainCallsTest, WatchingTheServerAdmitsNothing) {
   const int64_t idle_bytes = pool.idle_bytes();
   Admission no_bytes(0, 1, &pool);
   const ServiceContext context{.engine = engine_, .admission = no_bytes};
-  AnswerServerInfo(context, ReceivedMessage(), stop_,
+  AnswerServerInfo(context, 0, ReceivedMessage(), stop_,
                    [](const Answer& answer) { EXPECT_TRUE(answer.ok()); });
   EXPECT_EQ(pool.idle_bytes(), idle_bytes);
   EXPECT_TRUE(no_bytes.Admit(0).ok());
@@ -145,7 +145,7 @@ TEST_F(PlainCallsTest, WatchingTheServerNeverCompetesForASlot) {
     }
   });
   while (calls < kTimes || answers < kTimes) {
-    AnswerServerInfo(context, ReceivedMessage(), stop_,
+    AnswerServerInfo(context, 0, ReceivedMessage(), stop_,
                      [&](const Answer& answer) {
                        if (!answer.ok()) ++refused_answers;
                        ++answers;
@@ -160,7 +160,7 @@ TEST_F(PlainCallsTest, WatchingTheServerNeverCompetesForASlot) {
 TEST_F(PlainCallsTest, GivesEverythingBackBeforeItAnswers) {
   std::promise<Admission::Usage> usage;
   AnswerMemoryEstimate(
-      context_, InSlices(LongQuestion().SerializeAsString(), 5000, 1), stop_,
+      context_, 0, InSlices(LongQuestion().SerializeAsString(), 5000, 1), stop_,
       [&](const Answer&) { usage.set_value(admission_.usage()); });
   const Admission::Usage then = usage.get_future().get();
   EXPECT_EQ(then.in_flight, 0);
@@ -182,7 +182,7 @@ TEST_F(PlainCallsTest, RefusesAtOnceWhatNeedsNoDecoding) {
   std::string fields;
   for (int64_t i = 0; i <= kMaxFields; ++i) fields += "\x78\x01";
   AnswerServerInfo(
-      context_, InSlices(fields, 5000, 1), stop_,
+      context_, 0, InSlices(fields, 5000, 1), stop_,
       [promise](Answer answer) { promise->set_value(std::move(answer)); });
   std::future<Answer> answer = promise->get_future();
   ASSERT_TRUE(IsReady(answer));

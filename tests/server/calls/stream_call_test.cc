@@ -849,7 +849,7 @@ Request LongHeader() {
 TEST_F(StreamCallTest, LongHeadersAreDecodedElsewhere) {
   std::optional<DecodeThread> decoder(std::in_place);
   std::promise<void> released;
-  decoder->Run([&] { released.get_future().wait(); });
+  decoder->Run(0, [&] { released.get_future().wait(); });
   FakeStream stream;
   const auto call = Make(stream);
   context_->decoder = &*decoder;
@@ -873,7 +873,7 @@ TEST_F(StreamCallTest, LongHeadersAreDecodedElsewhere) {
 TEST_F(StreamCallTest, LongHeadersCanBeCancelledWhileTheyWait) {
   std::optional<DecodeThread> decoder(std::in_place);
   std::promise<void> released;
-  decoder->Run([&] { released.get_future().wait(); });
+  decoder->Run(0, [&] { released.get_future().wait(); });
   FakeStream stream;
   const auto call = Make(stream);
   context_->decoder = &*decoder;

@@ -25,6 +25,16 @@ gpr_timespec InSeconds(int64_t whole_seconds, gpr_clock_type clock) {
                       gpr_time_from_seconds(whole_seconds, GPR_TIMESPAN));
 }
 
+TEST(RpcAdapterTest, AllConnectionsOfAHostAreOneCaller) {
+  EXPECT_EQ(CallerOfPeer("ipv4:10.1.2.3:50000"), "ipv4:10.1.2.3");
+  EXPECT_EQ(CallerOfPeer("ipv4:10.1.2.3:50001"), "ipv4:10.1.2.3");
+  EXPECT_EQ(CallerOfPeer("ipv6:%5Bfd00::1%5D:50000"), "ipv6:%5Bfd00::1%5D");
+  EXPECT_NE(CallerOfPeer("ipv6:%5Bfd00::1%5D:1"),
+            CallerOfPeer("ipv6:%5Bfd00::2%5D:1"));
+  EXPECT_EQ(CallerOfPeer("unix:"), "unix");
+  EXPECT_EQ(CallerOfPeer("unix:/run/client.sock"), "unix");
+}
+
 TEST(RpcAdapterTest, DeadlinesStayInOrderHoweverFar) {
   using std::chrono::seconds;
   for (const gpr_clock_type clock : {GPR_CLOCK_REALTIME, GPR_CLOCK_MONOTONIC}) {
