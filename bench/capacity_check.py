@@ -15,8 +15,8 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
+
+import server_process
 
 BAR = 0.2
 NO_LIMIT = ['--rate=0.001', '--p99-ms=1e9']
@@ -42,32 +42,12 @@ MIXES = {
 }
 
 
-class Server:
-  """attnd in a process of its own. Leaving the context stops it."""
+class Server(server_process.Server):
+  """A server to which attnctl and clients can be pointed."""
 
   def __init__(self, build):
+    super().__init__(build / 'server' / 'attnd')
     self._build = build
-    self._folder = tempfile.TemporaryDirectory(prefix='attnd-')
-    folder = pathlib.Path(self._folder.name)
-    self.address = f'unix:{folder / "attnd.sock"}'
-    self.shm_socket = str(folder / 'shm.sock')
-    self._ready = folder / 'addresses'
-
-  def __enter__(self):
-    self._process = subprocess.Popen([
-        self._build / 'server' / 'attnd', f'--listen={self.address}',
-        f'--shm-socket={self.shm_socket}', f'--address-file={self._ready}',
-        '--log-level=error'])
-    while not self._ready.exists():
-      if self._process.poll() is not None:
-        raise RuntimeError(f'attnd exited with {self._process.returncode}')
-      time.sleep(0.02)
-    return self
-
-  def __exit__(self, *_):
-    self._process.terminate()
-    self._process.wait()
-    self._folder.cleanup()
 
   def estimate(self, call, *flags):
     """Returns the JSON of attnctl estimate for a call."""

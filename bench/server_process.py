@@ -1,0 +1,38 @@
+"""Runs attnd for a bench."""
+
+import pathlib
+import subprocess
+import tempfile
+import time
+
+
+class Server:
+  """attnd in a process of its own. It listens on a unix socket and on TCP, which
+  are two clients for it. Leaving the context stops it."""
+
+  def __init__(self, program, *flags):
+    self._program = program
+    self._flags = flags
+    self._folder = tempfile.TemporaryDirectory(prefix='attnd-')
+    folder = pathlib.Path(self._folder.name)
+    self.address = f'unix:{folder / "attnd.sock"}'
+    self.tcp_address = None
+    self.shm_socket = str(folder / 'shm.sock')
+    self._ready = folder / 'addresses'
+
+  def __enter__(self):
+    self._process = subprocess.Popen([
+        self._program, f'--listen={self.address},127.0.0.1:0',
+        f'--shm-socket={self.shm_socket}', f'--address-file={self._ready}',
+        '--log-level=error', *self._flags])
+    while not self._ready.exists():
+      if self._process.poll() is not None:
+        raise RuntimeError(f'attnd exited with {self._process.returncode}')
+      time.sleep(0.02)
+    self.tcp_address = self._ready.read_text(encoding='utf-8').split()[1]
+    return self
+
+  def __exit__(self, *_):
+    self._process.terminate()
+    self._process.wait()
+    self._folder.cleanup()
