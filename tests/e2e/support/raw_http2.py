@@ -51,15 +51,17 @@ def message(payload, claimed=None):
   return b'\0' + size.to_bytes(4, 'big') + payload
 
 
-def connect(address, seconds=10):
-  """Returns a plain socket that is connected to host:port or unix:PATH."""
+def connect(address, seconds=10, source=None):
+  """Returns a plain socket that is connected to host:port or unix:PATH. `source`
+  is the address of this host from which a connection to host:port comes."""
   if address.startswith('unix:'):
     made = socket.socket(socket.AF_UNIX)
     made.settimeout(seconds)
     made.connect(address.removeprefix('unix:'))
     return made
   host, port = address.rsplit(':', 1)
-  made = socket.create_connection((host, int(port)), timeout=seconds)
+  made = socket.create_connection((host, int(port)), timeout=seconds,
+                                  source_address=source and (source, 0))
   made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
   return made
 

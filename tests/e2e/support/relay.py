@@ -45,10 +45,11 @@ class Relay:
   host:port or unix:PATH, and listens on an address of the same kind.
 
   edit: gets bytes of the server, and returns what clients get in their place.
+  source: the address of this host that the target sees.
   """
 
-  def __init__(self, target, edit=lambda data: data):
-    self._target, self._edit = target, edit
+  def __init__(self, target, edit=lambda data: data, source=None):
+    self._target, self._edit, self._source = target, edit, source
     self._folder = tempfile.TemporaryDirectory(prefix='relay-')
     if target.startswith('unix:'):
       path = pathlib.Path(self._folder.name) / 'socket'
@@ -96,7 +97,7 @@ class Relay:
         client, _ = self._listener.accept()
       except OSError:  # __exit__ has shut the listener
         return
-      server = connect(self._target)
+      server = connect(self._target, source=self._source)
       server.settimeout(None)
       counter = PingCounter()
       self._counters.append(counter)
