@@ -34,10 +34,10 @@ def in_flight(client):
       client.pb.GetServerInfoRequest()).load.in_flight
 
 
-def start_long(clients, count):
+def start_long(clients, count, sequence=LONG):
   """Starts calls, over the connections of all clients in turn."""
   return [clients[i % len(clients)].stub.SelfAttention.future(
-      clients[0].self_request(LONG), timeout=600) for i in range(count)]
+      clients[0].self_request(sequence), timeout=600) for i in range(count)]
 
 
 def serves(client):
@@ -114,15 +114,17 @@ def test_memory_stays_free_for_a_client_of_the_last_minute(attnd, connect):
     greedy, other = connect(server.tcp), connect(server.unix)
     serves(other)
     calls = []
+    half_a_mib = np.ones((1, 131072, 1), np.float32)
     with held(calls):
 
       def full():
-        calls.extend(start_long([greedy], 8))
+        calls.extend(start_long([greedy], 8, half_a_mib))
         return any(call.done() and call.code() == EXHAUSTED for call in calls)
 
       poll_until(full, 60, 'a refusal for lack of memory')
-      # 2 MiB each, for query, key, value and output.
-      large = np.ones((1, 8192, 64), np.float32)
+      # 4 MiB each for the message, the query and the output, which is more than
+      # the last call of the greedy client can have left by chance.
+      large = np.ones((1, 16384, 64), np.float32)
       for _ in range(5):
         other.attention(large, large[:, :64], large[:, :64], timeout=60)
 
