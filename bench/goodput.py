@@ -2,7 +2,8 @@
 itself among clients.
 
 usage: goodput.py [overload|fairness]... [--build=DIR] [--attnd=FILE] [--seconds=N]
-                  [--seed=N] [--threads=N] [--json=FILE]
+                  [--seed=N] [--threads=N] [--small-every=N] [--large-every=N]
+                  [--json=FILE] [--label=before|now]
 
 The server computes with one thread by default, so that the clients have the other
 processor of a machine with two. All tensors are in shared memory, so that transport
@@ -48,6 +49,13 @@ NO_DEADLINE_US = 600_000_000
 QUANTUM_MS = 0.5
 A_CALLS = 250
 CANCEL_ROUNDS = 100
+
+
+def processor_seconds(server):
+  """Returns how long the threads of a server have run on a processor."""
+  tasks = pathlib.Path(f'/proc/{server.pid}/task')
+  return sum(int((task / 'schedstat').read_text().split()[0])
+             for task in tasks.iterdir()) / 1e9
 
 
 def kv_len(size):
@@ -155,11 +163,13 @@ def overload(bench, flags):
         # Warm-up is over: calls of these sizes have run.
         calls = goodput_model.arrivals(flags.seed, flags.seconds, load, works,
                                        SLACK)
+        had = processor_seconds(server)
         lines = bench.play(
             server, server.tcp_address,
             [(call.at, Q_LEN, kv_len(sizes[call.size]), call.deadline - call.at)
              for call in calls], '--connections=4')
-        # Others on the machine may have changed its speed meanwhile.
+        # Others on the machine may have slowed it down meanwhile.
+        had = (processor_seconds(server) - had) / flags.seconds
         after = [capacity(bench, server, size) for size in sizes]
       drift = sum(after) / sum(works)
       counts, in_time_us, refusal_ms = sort_out(calls, lines)
@@ -178,14 +188,16 @@ def overload(bench, flags):
           late=counts['late'], expired=counts['expired'], refused=refused,
           lost=counts['lost'], wrong=counts['wrong'], refusal_p50_ms=p50,
           refusal_p99_ms=p99, missed_share=missed, goodput=share, best=best,
-          shared_processor=shared, service_us=works, drift=drift)
+          shared_processor=shared, service_us=works, drift=drift,
+          processors_had=had)
       print(f'\n{sizes_name} sizes, {load} times the capacity, seed '
             f'{flags.seed}: sent {len(calls)}, in time {counts["in_time"]}, '
             f'late {counts["late"]}, expired {counts["expired"]}, refused '
             f'{refused or 0}, lost {counts["lost"]}, wrong {counts["wrong"]}\n'
             f'goodput {share:.3f} of capacity; best reachable {best:.3f}; '
             f'equal shares {shared:.3f}; refusals p50 {p50:.2f} ms, p99 '
-            f'{p99:.2f} ms; calls take {drift:.2f} times as long afterwards')
+            f'{p99:.2f} ms; calls take {drift:.2f} times as long afterwards; '
+            f'the server had {had:.2f} processors')
       case = f'{sizes_name}, {load}x'
       bench.verdict(f'{case}: goodput / best reachable', share / best,
                     at_least=0.9)
@@ -322,11 +334,13 @@ def main():
   parser.add_argument('--seed', type=int, default=1)
   parser.add_argument('--threads', type=int, default=1)
   parser.add_argument('--json', type=pathlib.Path)
+  parser.add_argument('--label', choices=['before', 'now'], default='now',
+                      help='which tables the records are for')
   flags = parser.parse_args()
   if unknown := set(flags.parts) - {'overload', 'fairness'}:
     parser.error(f'expected overload or fairness, got {unknown.pop()}')
   flags.attnd = flags.attnd or flags.build / 'server' / 'attnd'
-  machine = {'processor': processor(), 'processors': os.cpu_count(),
+  machine = {'label': flags.label, 'processor': processor(), 'processors': os.cpu_count(),
              'threads': flags.threads,
              'busy_before': os.getloadavg()[0]}
   bench = Bench(flags)

@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'EOF'
-usage: bench/run.sh core|micro|planning|serve|peers|capacity [ARGUMENTS]
+usage: bench/run.sh core|micro|planning|serve|peers|capacity|goodput [ARGUMENTS]
 
   core   the attention core against this machine's peak rate of multiply-adds and
          its memory bandwidth
@@ -19,10 +19,13 @@ usage: bench/run.sh core|micro|planning|serve|peers|capacity [ARGUMENTS]
   capacity
          the rates that attnctl estimate --rate predicts, against those that
          clients of a server reach
+  goodput
+         what a server under overload still answers in time, and how it shares
+         itself among clients
 
 ARGUMENTS are those of the bench; --help lists them, and --json=FILE writes the
-records. Without arguments, core, serve and peers measure everything (ten minutes or
-more), write the records to docs/performance/*.jsonl, draw the pictures there and
+records. Without arguments, core, serve, peers and goodput measure everything (ten
+minutes or more), write the records to docs/performance/*.jsonl, draw the pictures there and
 renew the tables in README.md and docs.
 EOF
 }
@@ -68,6 +71,21 @@ bench_peers() {
     docs/performance.md
 }
 
+# bench_goodput [ARGUMENTS]: the same. A missed bar is a result, so the records of such
+# a run are published, too.
+bench_goodput() {
+  if [[ $# -gt 0 ]]; then
+    python3 -B bench/goodput.py "$@"
+    return
+  fi
+  local verdict=0
+  python3 -B bench/goodput.py --seconds=300 --small-every=1 --large-every=60 \
+    --json=docs/performance/goodput.jsonl || verdict=$?
+  python3 -B bench/tables.py docs/performance/goodput.jsonl \
+    docs/performance/goodput.md
+  return "$verdict"
+}
+
 main() {
   case ${1:-} in
     core)
@@ -96,10 +114,14 @@ main() {
       ./dev build release attnd attnctl call_load
       python3 -B bench/capacity_check.py "${@:2}"
       ;;
+    goodput)
+      ./dev build release attnd call_player
+      bench_goodput "${@:2}"
+      ;;
     --help | -h) usage ;;
     *)
-      die "bench takes core, micro, planning, serve, peers or capacity," \
-        "got '${1:-}'"
+      die "bench takes core, micro, planning, serve, peers, capacity or" \
+        "goodput, got '${1:-}'"
       ;;
   esac
 }

@@ -16,7 +16,7 @@ class Server:
     self._folder = tempfile.TemporaryDirectory(prefix='attnd-')
     folder = pathlib.Path(self._folder.name)
     self.address = f'unix:{folder / "attnd.sock"}'
-    self.tcp_address = None
+    self.pid = self.tcp_address = None
     self.shm_socket = str(folder / 'shm.sock')
     self._ready = folder / 'addresses'
 
@@ -24,11 +24,12 @@ class Server:
     self._process = subprocess.Popen([
         self._program, f'--listen={self.address},127.0.0.1:0',
         f'--shm-socket={self.shm_socket}', f'--address-file={self._ready}',
-        '--log-level=error', *self._flags])
+        '--admin-listen=', '--log-level=error', *self._flags])
     while not self._ready.exists():
       if self._process.poll() is not None:
         raise RuntimeError(f'attnd exited with {self._process.returncode}')
       time.sleep(0.02)
+    self.pid = self._process.pid
     self.tcp_address = self._ready.read_text(encoding='utf-8').split()[1]
     return self
 

@@ -1,4 +1,5 @@
-"""Writes tables into documents, from records of ./dev bench core, peers or serve.
+"""Writes tables into documents, from records of ./dev bench core, peers, serve or
+goodput.
 
 usage: tables.py RECORDS.jsonl DOCUMENT.md...
 
@@ -225,6 +226,30 @@ SERVING_TABLES = {'serving_calls': serving_calls,
                   'serving_rates': serving_rates,
                   'serving_bars': serving_bars}
 
+def goodput(data):
+  rows = []
+  for r in of(data['records'], 'overload'):
+    refused = ', '.join(f'{n} {reason}' for reason, n in
+                        sorted(r['refused'].items())) or '0'
+    latency = (f'{r["refusal_p50_ms"]:.1f} / {r["refusal_p99_ms"]:.1f} ms'
+               if r['refused'] else '-')
+    rows.append([r['sizes'], f'{r["load"]}x', *(str(r[key]) for key in (
+        'sent', 'in_time', 'late', 'expired')), refused, latency,
+                 f'{r["lost"]} / {r["wrong"]}', f'**{r["goodput"]:.2f}**',
+                 f'{r["best"]:.2f}', f'{r["shared_processor"]:.2f}'])
+  return table(['sizes', 'load', 'sent', 'in time', 'late', 'expired',
+                'refused', 'refusals p50 / p99', 'lost / wrong', 'goodput',
+                'best reachable', 'equal shares'], rows,
+               '|---|---|' + '---:|' * 4 + '---|' + '---:|' * 5)
+
+
+def goodput_bars(data):
+  rows = [[v['bar'], f'{v["measured"]:.3g}', *bar_and_verdict(v)]
+          for v in data['verdicts']]
+  return table(['bar', 'measured', 'limit', 'verdict'], rows,
+               '|---|---:|---|---|')
+
+
 TABLES = {'over_naive': over_naive, 'bars': bars, 'prefill': prefill,
           'other_shapes': other_shapes, 'decode': decode,
           'one_thread': one_thread,
@@ -235,6 +260,10 @@ def main(source, documents):
   data = run_file.read(source)
   if 'versions' in data:
     tables = {'peers': peers}
+  elif 'label' in data['machine']:  # which state of the server it is
+    suffix = data['machine']['label']
+    tables = {f'goodput_{suffix}': goodput,
+              f'goodput_bars_{suffix}': goodput_bars}
   else:
     tables = SERVING_TABLES if 'case' in data['records'][0] else TABLES
   for document in documents:
