@@ -71,6 +71,33 @@ absl::Status RunInline(TileJob& job, const StopSignal* stop) {
   return stop == nullptr ? absl::OkStatus() : stop->Check();
 }
 
+// Problems with the same kind of tile and about the same number of operations
+// for each byte take about the same time for an operation: few operations for a
+// byte are limited by memory, and many by arithmetic.
+Work WorkOf(size_t tile_kind, const MemoryEstimate& estimate) {
+  constexpr int kIntensities = 6;
+  static_assert((kNumTileKinds + kNumBackwardKinds) * kIntensities <=
+                WorkRate::kKinds);
+  int intensity = 0;
+  int64_t operations = estimate.flops / 4;
+  const int64_t bytes = estimate.input_bytes + estimate.output_bytes;
+  while (operations > bytes && intensity < kIntensities - 1) {
+    operations /= 4;
+    ++intensity;
+  }
+  return {.kind = static_cast<int>(tile_kind) * kIntensities + intensity,
+          .operations = estimate.flops};
+}
+
+Work WorkOf(const KernelPlan& plan, const MemoryEstimate& estimate) {
+  return WorkOf(static_cast<size_t>(plan.tiled_kind), estimate);
+}
+
+Work WorkOf(const BackwardPlan& plan, const MemoryEstimate& estimate) {
+  return WorkOf(kNumTileKinds + static_cast<size_t>(plan.tiled_kind()),
+                estimate);
+}
+
 MachineInfo ChooseMachine(const EngineOptions& options) {
   MachineInfo machine = MachineInfo::Detect();
   if (options.force_isa) machine.isa = *options.force_isa;
@@ -88,7 +115,8 @@ AttentionEngine::~AttentionEngine() = default;
 
 void AttentionEngine::Start(const AttentionProblem& problem, int64_t tasks,
                             const MemoryEstimate& estimate, RunStats stats,
-                            const StopSignal* stop, Done done, JobOrder order,
+                            const StopSignal* stop, Done done,
+                            const JobOrder& order, JobTicket ticket,
                             MakeJob make_job) {
   if (estimate.flash_bytes == kMaxBytes) {
     done(BytesOutOfRange(), {});
@@ -112,7 +140,6 @@ void AttentionEngine::Start(const AttentionProblem& problem, int64_t tasks,
     return;
   }
   TileJob* const raw_job = job.get();
-  order.operations = estimate.flops;
   // Shared because std::function wants a copyable owner.
   scheduler_.Submit(
       raw_job, stop,
@@ -124,21 +151,24 @@ void AttentionEngine::Start(const AttentionProblem& problem, int64_t tasks,
         stats.compute_time = times.running;
         done(std::move(status), stats);
       },
-      order);
+      order, std::move(ticket));
 }
 
 void AttentionEngine::Submit(const AttentionProblem& problem,
                              const AttentionBuffers& buffers,
                              const StopSignal* stop, Done done,
-                             InputSource* source, JobOrder order) {
+                             InputSource* source, JobOrder order,
+                             JobTicket ticket) {
   KernelPlan plan = MakeKernelPlan(problem, machine_);
   RunStats stats;
   stats.isa = plan.isa;
   stats.kernel = plan.variant;
   stats.tile_q = plan.tile_q;
   stats.tile_kv = plan.tile_kv;
-  Start(problem, TasksOf(plan), estimator_.Estimate(problem, plan), stats, stop,
-        std::move(done), order, [&](Workspace workspace) {
+  const MemoryEstimate estimate = estimator_.Estimate(problem, plan);
+  order.work = WorkOf(plan, estimate);
+  Start(problem, TasksOf(plan), estimate, stats, stop, std::move(done), order,
+        std::move(ticket), [&](Workspace workspace) {
           return MakeForwardJob(problem, std::move(plan), buffers, source,
                                 threads(), std::move(workspace));
         });
@@ -147,7 +177,8 @@ void AttentionEngine::Submit(const AttentionProblem& problem,
 void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
                                      const BackwardBuffers& buffers,
                                      const StopSignal* stop, Done done,
-                                     InputSource* source, JobOrder order) {
+                                     InputSource* source, JobOrder order,
+                                     JobTicket ticket) {
   if (absl::Status status = problem.CheckGradients(); !status.ok()) {
     return done(status, {});
   }
@@ -157,11 +188,33 @@ void AttentionEngine::SubmitBackward(const AttentionProblem& problem,
   stats.kernel = plan.variant();
   stats.tile_q = plan.tile_rows();
   stats.tile_kv = BackwardPlan::kTileKeys;
-  Start(problem, TasksOf(plan), estimator_.EstimateBackward(problem, plan),
-        stats, stop, std::move(done), order, [&](Workspace workspace) {
+  const MemoryEstimate estimate = estimator_.EstimateBackward(problem, plan);
+  order.work = WorkOf(plan, estimate);
+  Start(problem, TasksOf(plan), estimate, stats, stop, std::move(done), order,
+        std::move(ticket), [&](Workspace workspace) {
           return MakeBackwardJob(problem, std::move(plan), buffers, source,
                                  threads(), std::move(workspace));
         });
+}
+
+DeadlineForecast AttentionEngine::Admit(const AttentionProblem& problem,
+                                        bool backward,
+                                        const MemoryEstimate& estimate,
+                                        JobOrder order, JobTicket& ticket) {
+  // A call that is as small as those that run where they arrive takes less time
+  // than this decision is exact to.
+  if (order.deadline == SteadyTime::max() ||
+      estimate.flops <= kMaxInlineFlops) {
+    return {};
+  }
+  if (backward) {
+    const BackwardPlan plan(problem, machine_);
+    order.work = WorkOf(plan, estimate);
+    return scheduler_.Admit(order, plan.key_runs(), ticket);
+  }
+  const KernelPlan plan = MakeKernelPlan(problem, machine_);
+  order.work = WorkOf(plan, estimate);
+  return scheduler_.Admit(order, plan.tile_tasks, ticket);
 }
 
 namespace {

@@ -66,10 +66,10 @@ class AttentionEngine {
   // If `source` is not null, the job first loads the inputs from it. `buffers`,
   // `stop` and `source` must stay valid until `done` is called. The caller's
   // thread takes the workspace, which has the estimate's workspace_bytes, from
-  // the pool. The engine itself counts the operations for `order`.
+  // the pool. The engine itself sets the work of `order`.
   void Submit(const AttentionProblem& problem, const AttentionBuffers& buffers,
               const StopSignal* stop, Done done, InputSource* source = nullptr,
-              JobOrder order = {});
+              JobOrder order = {}, JobTicket ticket = {});
 
   // Computes the gradients of `problem` under the same rules as Submit. Calls
   // `done` with the status of AttentionProblem::CheckGradients unless that is
@@ -77,7 +77,15 @@ class AttentionEngine {
   void SubmitBackward(const AttentionProblem& problem,
                       const BackwardBuffers& buffers, const StopSignal* stop,
                       Done done, InputSource* source = nullptr,
-                      JobOrder order = {});
+                      JobOrder order = {}, JobTicket ticket = {});
+
+  // Returns whether the forward or backward pass of `problem` could end before
+  // the deadline of `order`. If so, keeps its place in `ticket` until that is
+  // passed to Submit or SubmitBackward, or is destroyed. Call it before you
+  // take memory for the problem.
+  DeadlineForecast Admit(const AttentionProblem& problem, bool backward,
+                         const MemoryEstimate& estimate, JobOrder order,
+                         JobTicket& ticket);
 
   // Run and RunBackward submit the problem, wait until it ends, and return what
   // `done` would get. A worker of this engine must not call them.
@@ -109,8 +117,8 @@ class AttentionEngine {
   // counting those that load inputs.
   void Start(const AttentionProblem& problem, int64_t tasks,
              const MemoryEstimate& estimate, RunStats stats,
-             const StopSignal* stop, Done done, JobOrder order,
-             MakeJob make_job);
+             const StopSignal* stop, Done done, const JobOrder& order,
+             JobTicket ticket, MakeJob make_job);
 
   MachineInfo machine_;
   WorkspacePool pool_;

@@ -39,6 +39,8 @@ class BackwardPlan {
   // The kernel's name in ExecutionStats.
   std::string_view variant() const { return variant_; }
   BackwardKind KindOf(const BatchEntry& entry) const;
+  // The kind of all entries that have more than a few rows.
+  BackwardKind tiled_kind() const { return tiled_kind_; }
   // TileRows returns the number of query rows in a tile of `entry`, and
   // tile_rows the largest such number of all entries.
   int64_t TileRows(const BatchEntry& entry) const;

@@ -16,9 +16,13 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long a task keeps its worker while other jobs wait. This is long compared
-// to the cost of a switch, and short compared to a caller's patience.
-constexpr std::chrono::microseconds kQuantum{500};
+// For so long, the jobs that wait are not asked again whether they should stop.
+constexpr std::chrono::milliseconds kSweepInterval{2};
+
+// What a job of unknown size is expected to take in addition to what it has
+// taken. So it comes after those of known size, and all of unknown size take
+// turns.
+constexpr std::chrono::hours kUnknownTime{1};
 
 }  // namespace
 
@@ -34,11 +38,12 @@ absl::Status StopSignal::Check() const {
 
 class TileScheduler::Impl {
  public:
-  explicit Impl(int threads) {
-    workers_.reserve(static_cast<size_t>(threads));
+  explicit Impl(int threads)
+      : queue_(threads), running_(static_cast<size_t>(threads)) {
+    workers_.reserve(running_.size());
     try {
-      for (int i = 0; i < threads; ++i) {
-        workers_.emplace_back([this] { Work(); });
+      for (Running& running : running_) {
+        workers_.emplace_back([this, &running] { Work(running); });
       }
     } catch (...) {
       JoinWorkers();
@@ -52,37 +57,67 @@ class TileScheduler::Impl {
   int busy_threads() const { return busy_.load(std::memory_order_relaxed); }
 
   void Submit(TileJob* job, const StopSignal* stop, Done done,
-              const JobOrder& order) {
-    auto state = std::make_unique<State>();
+              const JobOrder& order, std::unique_ptr<JobQueue::Entry> place) {
+    std::vector<TileJob::Phase> phases = job->Phases();
+    int64_t most_slots = 1;
+    int64_t width = 1;
+    for (const TileJob::Phase& phase : phases) {
+      most_slots = std::max(most_slots, phase.slots);
+      width = std::max(width, std::min(phase.slots, phase.tasks));
+    }
+    auto state = std::make_unique<State>(order);
     state->job = job;
     state->stop = stop;
     state->done = std::move(done);
-    state->order = order;
-    state->phases = job->Phases();
+    state->phases = std::move(phases);
     state->submitted = Clock::now();
-    int64_t most_slots = 1;
-    int64_t most_at_once = 1;
     for (const TileJob::Phase& phase : state->phases) {
-      most_slots = std::max(most_slots, phase.slots);
-      most_at_once = std::max(most_at_once, std::min(phase.slots, phase.tasks));
+      state->unstarted += phase.tasks;
     }
+    state->all_tasks = state->unstarted;
     // The lists are reserved here so that nothing allocates while the job runs.
     state->free_slots.reserve(static_cast<size_t>(most_slots));
     state->yielded.reserve(static_cast<size_t>(most_slots));
     state->BeginPhase(0);
-    {
-      const std::lock_guard lock(mutex_);
-      jobs_.push_back(std::move(state));
-      queued_.fetch_add(1, std::memory_order_relaxed);
-    }
-    if (most_at_once > 1) {
+    State& added = *state;
+    std::unique_lock lock(mutex_);
+    if (place != nullptr) queue_.Remove(*place);
+    added.work_time = Estimate(order);
+    queue_.Add(added, added.work_time);
+    // A job without tasks is ready, too, so that a worker ends it.
+    queue_.SetReady(added, true);
+    added.place = jobs_.insert(jobs_.end(), std::move(state));
+    queued_.fetch_add(1, std::memory_order_relaxed);
+    if (idle_ == 0) Interrupt(added, width);
+    lock.unlock();
+    if (width > 1) {
       wake_.notify_all();
     } else {
       wake_.notify_one();
     }
   }
 
+  DeadlineForecast Admit(const JobOrder& order, int64_t width,
+                         std::unique_ptr<JobQueue::Entry>& place) {
+    if (order.deadline == SteadyTime::max()) return {};
+    const std::lock_guard lock(mutex_);
+    const Duration work_time = Estimate(order);
+    const DeadlineForecast forecast =
+        queue_.Forecast(order, work_time, width, Clock::now());
+    if (!forecast.in_time) return forecast;
+    place = std::make_unique<JobQueue::Entry>(order);
+    queue_.Add(*place, work_time);
+    return forecast;
+  }
+
+  void GiveBack(JobQueue::Entry& entry) {
+    const std::lock_guard lock(mutex_);
+    queue_.Remove(entry);
+  }
+
  private:
+  using Duration = std::chrono::nanoseconds;
+
   void JoinWorkers() {
     {
       const std::lock_guard lock(mutex_);
@@ -97,23 +132,32 @@ class TileScheduler::Impl {
     int64_t slot;
   };
 
+  struct State;
+  using Jobs = std::list<std::unique_ptr<State>>;
+
   // A job in progress. mutex_ guards all members except `job` and `stop`, which
   // do not change.
-  struct State {
+  struct State : JobQueue::Entry {
+    explicit State(const JobOrder& order) : Entry(order) {}
+
+    Duration work_time{0};  // as estimated when the job was submitted
     TileJob* job = nullptr;
     const StopSignal* stop = nullptr;
     Done done;
-    JobOrder order;
     std::vector<TileJob::Phase> phases;
     std::vector<int64_t> free_slots;
     std::vector<Task> yielded;
     int64_t phase = 0;
     int64_t next_task = 0;  // the phase's first task that never ran
     int64_t running = 0;    // tasks that a worker holds now
+    int64_t all_tasks = 0;  // of all phases
+    int64_t unstarted = 0;  // those of all_tasks that never ran
+    Duration used{0};       // the worker time of the job until now
     bool started = false;
     absl::Status status;
     Clock::time_point submitted;
     Clock::time_point began;
+    Jobs::iterator place;
 
     bool over() const { return static_cast<size_t>(phase) >= phases.size(); }
     const TileJob::Phase& current() const {
@@ -127,45 +171,97 @@ class TileScheduler::Impl {
       free_slots.resize(static_cast<size_t>(current().slots));
       std::iota(free_slots.rbegin(), free_slots.rend(), 0);
     }
+    // Returns whether a task may start or continue.
+    bool HasTask() const {
+      return !yielded.empty() ||
+             (!over() && !free_slots.empty() && next_task < current().tasks);
+    }
+    Task Take() {
+      if (!yielded.empty()) {
+        // The task that has waited longest runs first, because tasks may wait
+        // for one another.
+        const Task task = yielded.front();
+        yielded.erase(yielded.begin());
+        return task;
+      }
+      const Task task{next_task++, free_slots.back()};
+      --unstarted;
+      free_slots.pop_back();
+      return task;
+    }
+    // Returns the worker time that the job still takes. A task in progress
+    // counts as half done. If the job has taken longer than estimated, the rest
+    // will, too.
+    Duration Left() const {
+      if (order().work.operations <= 0) return used + kUnknownTime;
+      const auto in_progress = running + static_cast<int64_t>(yielded.size());
+      const double part = (static_cast<double>(unstarted) +
+                           static_cast<double>(in_progress) / 2) /
+                          static_cast<double>(std::max<int64_t>(all_tasks, 1));
+      return Duration(static_cast<int64_t>(
+          part * static_cast<double>(std::max(work_time, used).count())));
+    }
   };
-  using Jobs = std::list<std::unique_ptr<State>>;
+
+  // What a worker does now.
+  struct Running {
+    const State* state = nullptr;  // guarded by mutex_
+    // Asks the task to yield before its quantum is over.
+    std::atomic<bool> interrupted{false};
+  };
 
   class Control : public SliceControl {
    public:
-    Control(const Impl& impl, const State& state)
-        : impl_(impl), stop_(state.stop), began_(Clock::now()) {}
+    Control(const Impl& impl, const StopSignal* stop,
+            const std::atomic<bool>& interrupted)
+        : impl_(impl),
+          stop_(stop),
+          interrupted_(interrupted),
+          began_(Clock::now()) {}
 
     bool ShouldStop() override {
       return impl_.closing_.load(std::memory_order_relaxed) ||
              (stop_ != nullptr && stop_->ShouldStop());
     }
     bool ShouldYield() override {
-      return impl_.queued_.load(std::memory_order_relaxed) > 1 &&
-             Clock::now() - began_ >= kQuantum;
+      asked_to_yield_ = interrupted_.load(std::memory_order_relaxed) ||
+                        (impl_.queued_.load(std::memory_order_relaxed) > 1 &&
+                         Clock::now() - began_ >= JobQueue::kQuantum);
+      return asked_to_yield_;
     }
+
+    Clock::time_point began() const { return began_; }
+    // Returns whether the task last heard that it should yield. A task that
+    // yields without that waits for another one.
+    bool asked_to_yield() const { return asked_to_yield_; }
 
    private:
     const Impl& impl_;
     const StopSignal* stop_;
+    const std::atomic<bool>& interrupted_;
     Clock::time_point began_;
+    bool asked_to_yield_ = false;
   };
 
-  // Returns the job's next task, or nullopt if none may run now.
-  static std::optional<Task> Take(State& state) {
-    if (!state.yielded.empty()) {
-      // The task that has waited longest runs first, because tasks may wait for
-      // one another.
-      const Task task = state.yielded.front();
-      state.yielded.erase(state.yielded.begin());
-      return task;
+  // The functions below need mutex_.
+
+  Duration Estimate(const JobOrder& order) const {
+    return order.work.operations > 0 ? rate_.Estimate(order.work)
+                                     : Duration(kUnknownTime);
+  }
+
+  // Asks the workers that `added` should have to yield, `width` at most.
+  void Interrupt(const State& added, int64_t width) {
+    const Clock::time_point now = added.submitted;
+    for (Running& running : running_) {
+      if (width == 0) return;
+      if (running.state == nullptr ||
+          !queue_.Precedes(added, *running.state, now)) {
+        continue;
+      }
+      running.interrupted.store(true, std::memory_order_relaxed);
+      --width;
     }
-    if (state.over() || state.free_slots.empty() ||
-        state.next_task >= state.current().tasks) {
-      return std::nullopt;
-    }
-    const Task task{state.next_task++, state.free_slots.back()};
-    state.free_slots.pop_back();
-    return task;
   }
 
   // Moves on from finished phases. Returns whether nothing of the job is left.
@@ -187,44 +283,89 @@ class TileScheduler::Impl {
     }
   }
 
-  void Finish(Jobs::iterator it, std::unique_lock<std::mutex>& lock) {
-    const std::unique_ptr<State> state = std::move(*it);
-    jobs_.erase(it);
+  // Takes a job that is over out of the lists. Call End for it.
+  std::unique_ptr<State> Detach(State& state) {
+    if (state.status.ok()) rate_.Observe(state.order().work, state.used);
+    queue_.Remove(state);
+    std::unique_ptr<State> owner = std::move(*state.place);
+    jobs_.erase(state.place);
     queued_.fetch_sub(1, std::memory_order_relaxed);
+    return owner;
+  }
+
+  // Reports the end of a job. Call it without mutex_.
+  static void End(std::unique_ptr<State> state) {
     const Clock::time_point now = Clock::now();
     JobTimes times;
     times.queued = (state->started ? state->began : now) - state->submitted;
     if (state->started) times.running = now - state->began;
-    lock.unlock();
     state->done(std::move(state->status), times);
-    // `done` may own what the job computed with. That is freed here, without
-    // the lock.
-    state->done = nullptr;
+    // `done` may own what the job computed with. That is freed here.
+  }
+
+  void Finish(State& state, std::unique_lock<std::mutex>& lock) {
+    std::unique_ptr<State> owner = Detach(state);
+    lock.unlock();
+    End(std::move(owner));
     lock.lock();
     if (closing_ && jobs_.empty()) wake_.notify_all();
   }
 
-  void RunTask(Jobs::iterator it, Task task,
-               std::unique_lock<std::mutex>& lock) {
-    State& state = **it;
+  // Ends the jobs that wait and should stop. The others find out themselves.
+  // Returns whether mutex_ was released meanwhile.
+  bool Sweep(Clock::time_point now, std::unique_lock<std::mutex>& lock) {
+    if (now < next_sweep_ && !closing_) return false;
+    next_sweep_ = now + kSweepInterval;
+    std::vector<std::unique_ptr<State>> ended;
+    for (auto it = jobs_.begin(); it != jobs_.end();) {
+      State& state = **it++;
+      if (state.running > 0) continue;
+      CheckStop(state);
+      if (!state.status.ok()) ended.push_back(Detach(state));
+    }
+    if (ended.empty()) return false;
+    lock.unlock();
+    for (std::unique_ptr<State>& state : ended) End(std::move(state));
+    lock.lock();
+    if (closing_ && jobs_.empty()) wake_.notify_all();
+    return true;
+  }
+
+  // Runs one task of the job whose turn it is. Returns the job if the task
+  // waits for another task, and otherwise null.
+  State* RunTask(const JobQueue::Turn& turn, Running& running,
+                 std::unique_lock<std::mutex>& lock) {
+    auto& state = static_cast<State&>(*turn.entry);
+    CheckStop(state);
+    if (Advance(state) || !state.status.ok()) {
+      queue_.End(turn, Duration(0), state.left());
+      queue_.SetReady(state, false);
+      if (state.running == 0) Finish(state, lock);
+      return nullptr;
+    }
+    const Task task = state.Take();
+    ++state.running;
+    queue_.SetReady(state, state.HasTask());
+    running.state = &state;
+    running.interrupted.store(false, std::memory_order_relaxed);
+    busy_.fetch_add(1, std::memory_order_relaxed);
+    const int64_t phase = state.phase;
     if (!state.started) {
       state.started = true;
       state.began = Clock::now();
     }
-    ++state.running;
-    busy_.fetch_add(1, std::memory_order_relaxed);
-    // Moves the job to the end of the list, so that jobs take turns.
-    jobs_.splice(jobs_.end(), jobs_, it);
-    const int64_t phase = state.phase;
     lock.unlock();
-    Control control(*this, state);
+    Control control(*this, state.stop, running.interrupted);
     const TileJob::Slice slice =
         state.job->Run(phase, task.index, task.slot, control);
+    const Duration used = Clock::now() - control.began();
     lock.lock();
     // This comes before the end of the job, so that a thread that has the job's
     // result finds the workers idle.
     busy_.fetch_sub(1, std::memory_order_relaxed);
+    running.state = nullptr;
     --state.running;
+    state.used += used;
     if (slice == TileJob::Slice::kYield) {
       state.yielded.push_back(task);
     } else {
@@ -232,49 +373,69 @@ class TileScheduler::Impl {
     }
     CheckStop(state);
     const int64_t old_phase = state.phase;
-    if (Advance(state)) {
-      Finish(it, lock);
-    } else if (state.phase != old_phase) {
+    const bool over = Advance(state);
+    queue_.End(turn, used, state.Left());
+    queue_.SetReady(state, state.status.ok() && state.HasTask());
+    if (over) {
+      Finish(state, lock);
+      return nullptr;
+    }
+    if (state.phase != old_phase) {
       wake_.notify_all();  // workers that found no task may find one now
     }
+    return slice == TileJob::Slice::kYield && !control.asked_to_yield()
+               ? &state
+               : nullptr;
   }
 
-  void Work() {
+  void Work(Running& running) {
 #ifdef __linux__
     pthread_setname_np(pthread_self(), "attnd-worker");  // for top -H
 #endif
     std::unique_lock lock(mutex_);
+    State* waits = nullptr;
     while (true) {
-      bool found = false;
-      for (auto it = jobs_.begin(); it != jobs_.end(); ++it) {
-        State& state = **it;
-        CheckStop(state);
-        if (Advance(state)) {
-          Finish(it, lock);
-          found = true;
-          break;
-        }
-        if (!state.status.ok()) continue;
-        if (const std::optional<Task> task = Take(state)) {
-          RunTask(it, *task, lock);
-          found = true;
-          break;
-        }
+      const Clock::time_point now = Clock::now();
+      if (Sweep(now, lock))
+        waits = nullptr;  // another thread may have ended it
+      const JobQueue::Turn turn = queue_.Begin(now, waits);
+      waits = nullptr;
+      if (turn.entry != nullptr) {
+        waits = RunTask(turn, running, lock);
+        continue;
       }
-      if (found) continue;
       if (closing_ && jobs_.empty()) return;
+      ++idle_;
       wake_.wait(lock);
+      --idle_;
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_;
-  Jobs jobs_;                       // guarded by mutex_
+  // mutex_ guards the next six members.
+  Jobs jobs_;
+  JobQueue queue_;
+  WorkRate rate_;
+  std::vector<Running> running_;  // one for each worker
+  int idle_ = 0;                  // workers that wait for a task
+  Clock::time_point next_sweep_;
   std::atomic<int64_t> queued_{0};  // jobs_.size(), readable without the lock
   std::atomic<int> busy_{0};        // workers that run a task
   std::atomic<bool> closing_{false};
   std::vector<std::thread> workers_;
 };
+
+void JobTicket::GiveBack() {
+  if (entry_ != nullptr) scheduler_->impl_->GiveBack(*entry_);
+  entry_ = nullptr;
+}
+
+JobTicket& JobTicket::operator=(JobTicket&& other) noexcept {
+  std::swap(scheduler_, other.scheduler_);
+  std::swap(entry_, other.entry_);
+  return *this;
+}
 
 TileScheduler::TileScheduler(int threads)
     : impl_(std::make_unique<Impl>(std::max(1, threads))) {}
@@ -285,8 +446,14 @@ int TileScheduler::threads() const { return impl_->threads(); }
 int TileScheduler::busy_threads() const { return impl_->busy_threads(); }
 
 void TileScheduler::Submit(TileJob* job, const StopSignal* stop, Done done,
-                           const JobOrder& order) {
-  impl_->Submit(job, stop, std::move(done), order);
+                           const JobOrder& order, JobTicket ticket) {
+  impl_->Submit(job, stop, std::move(done), order, std::move(ticket.entry_));
+}
+
+DeadlineForecast TileScheduler::Admit(const JobOrder& order, int64_t width,
+                                      JobTicket& ticket) {
+  ticket.scheduler_ = this;
+  return impl_->Admit(order, width, ticket.entry_);
 }
 
 absl::Status TileScheduler::Run(TileJob* job, const StopSignal* stop,

@@ -9,13 +9,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "core/job_queue.h"
 
 namespace attnd {
-
-using SteadyTime = std::chrono::steady_clock::time_point;
 
 // Asks one running job to stop: when it is cancelled, when its deadline has
 // passed, or when `outer` asks to stop. `outer` may be null; otherwise it must
@@ -79,25 +79,37 @@ class TileJob {
                     SliceControl& control) = 0;
 };
 
-// What decides when the tasks of a job run, relative to those of other jobs.
-struct JobOrder {
-  // Jobs with the same number belong to the same client.
-  uint64_t client = 0;
-  // When the result is of no more use.
-  SteadyTime deadline = SteadyTime::max();
-  // How many floating-point operations the job takes, or 0 if that is not
-  // known.
-  int64_t operations = 0;
-};
-
 struct JobTimes {
   std::chrono::nanoseconds queued{0};   // submission to first task
   std::chrono::nanoseconds running{0};  // first task to last
 };
 
-// A pool of worker threads. Workers take tasks of all jobs in turn, so that a
-// small job never waits for the end of a large one. Thread-safe. The destructor
-// cancels the jobs that are left, calls `done` of each and joins the threads.
+class TileScheduler;
+
+// The place in the order that a scheduler keeps for a job which is submitted
+// later. Until then, other jobs are accepted only if they leave it enough time.
+// It must not outlive the scheduler.
+class JobTicket {
+ public:
+  JobTicket() = default;
+  JobTicket(JobTicket&& other) noexcept
+      : scheduler_(std::exchange(other.scheduler_, nullptr)),
+        entry_(std::move(other.entry_)) {}
+  JobTicket& operator=(JobTicket&& other) noexcept;
+  ~JobTicket() { GiveBack(); }
+  void GiveBack();
+
+ private:
+  friend class TileScheduler;
+  TileScheduler* scheduler_ = nullptr;
+  std::unique_ptr<JobQueue::Entry> entry_;
+};
+
+// A pool of worker threads, which serve the jobs in the order of JobQueue. A
+// job that should run before another takes over its workers at their next check
+// (SliceControl), so a small job never waits for the end of a large one.
+// Thread-safe. The destructor cancels the jobs that are left, calls `done` of
+// each and joins the threads.
 class TileScheduler {
  public:
   // A worker calls this once for each job, after its last task, with OK,
@@ -114,8 +126,15 @@ class TileScheduler {
 
   // Starts a job and returns. `job` and `stop` must live until `done` is
   // called. If `stop` asks to stop before the job's first task, no task runs.
+  // The job takes the place of `ticket`.
   void Submit(TileJob* job, const StopSignal* stop, Done done,
-              const JobOrder& order = {});
+              const JobOrder& order = {}, JobTicket ticket = {});
+
+  // Returns whether a job of this order could end before its deadline. `width`
+  // is how many workers it can use at a time. If it could, keeps a place for
+  // it in `ticket`. A job without a deadline needs no place and gets none.
+  DeadlineForecast Admit(const JobOrder& order, int64_t width,
+                         JobTicket& ticket);
 
   // Submits a job and waits for its end. Returns what Submit would pass to
   // `done`. A worker must not call this.
@@ -127,6 +146,7 @@ class TileScheduler {
   int busy_threads() const;
 
  private:
+  friend class JobTicket;
   class Impl;
   std::unique_ptr<Impl> impl_;
 };

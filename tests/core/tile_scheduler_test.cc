@@ -11,6 +11,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <random>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -301,6 +303,207 @@ TEST(TileSchedulerTest, TooFewThreadsAreAnError) {
   EXPECT_THROW(TileScheduler(4), std::system_error);
   setrlimit(RLIMIT_AS, &before);
   EXPECT_EQ(TileScheduler(4).threads(), 4);
+}
+
+// A job that should run first does not wait until the quantum is over: at least
+// once in many attempts, because the test may lose its processor in any of
+// them, the task hears at its first checks that it should yield.
+TEST(TileSchedulerTest, ASmallerJobInterruptsALargerOneAtItsNextCheck) {
+  TileScheduler scheduler(1);
+  int interrupted = 0;
+  constexpr int kAttempts = 20;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    std::atomic<bool> submitted{false};
+    std::atomic<bool> started{false};
+    std::optional<steady_clock::duration> waited;
+    FunctionJob large({1}, 1,
+                      [&](int64_t, int64_t, int64_t, SliceControl& control) {
+                        if (waited) return TileJob::Slice::kDone;
+                        started = true;
+                        while (!submitted) {
+                        }
+                        const auto began = steady_clock::now();
+                        while (!control.ShouldYield()) {
+                        }
+                        waited = steady_clock::now() - began;
+                        return TileJob::Slice::kYield;
+                      });
+    FunctionJob small({1}, 1, [](int64_t, int64_t, int64_t, SliceControl&) {
+      return TileJob::Slice::kDone;
+    });
+    std::atomic<int> ended{0};
+    const auto count = [&](const absl::Status&, const JobTimes&) { ++ended; };
+    scheduler.Submit(&large, nullptr, count,
+                     {.work = {.operations = 1'000'000'000}});
+    while (!started) std::this_thread::yield();
+    scheduler.Submit(&small, nullptr, count, {.work = {.operations = 1000}});
+    submitted = true;
+    while (ended < 2) std::this_thread::yield();
+    interrupted += waited < std::chrono::microseconds(100) ? 1 : 0;
+  }
+  EXPECT_GT(interrupted, 0);
+}
+
+// Jobs that wait are ended when they are cancelled, although other jobs come
+// before them.
+TEST(TileSchedulerTest, AWaitingJobThatIsCancelledEndsBesideARunningOne) {
+  TileScheduler scheduler(1);
+  std::atomic<bool> cancelled_ended{false};
+  FunctionJob running({1}, 1,
+                      [&](int64_t, int64_t, int64_t, SliceControl& control) {
+                        while (!cancelled_ended) {
+                          if (control.ShouldYield()) {
+                            return TileJob::Slice::kYield;
+                          }
+                        }
+                        return TileJob::Slice::kDone;
+                      });
+  FunctionJob waiting({1}, 1, [](int64_t, int64_t, int64_t, SliceControl&) {
+    ADD_FAILURE() << "the cancelled job ran";
+    return TileJob::Slice::kDone;
+  });
+  StopSignal stop;
+  Gate all_ended;
+  scheduler.Submit(
+      &running, nullptr,
+      [&](const absl::Status&, const JobTimes&) { all_ended.Open(); },
+      {.work = {.operations = 1000}});
+  scheduler.Submit(&waiting, &stop,
+                   [&](const absl::Status& status, const JobTimes&) {
+                     EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+                     cancelled_ended = true;
+                   },
+                   {.client = 0, .work = {.operations = int64_t{1} << 40}});
+  stop.Cancel();
+  all_ended.Wait();
+}
+
+// A task that waits for another one leaves its worker to other jobs, whatever
+// the order.
+TEST(TileSchedulerTest, ATaskThatWaitsMakesWayForALargerJob) {
+  TileScheduler scheduler(1);
+  std::atomic<bool> large_ran{false};
+  FunctionJob waiting({1}, 1, [&](int64_t, int64_t, int64_t, SliceControl&) {
+    return large_ran ? TileJob::Slice::kDone : TileJob::Slice::kYield;
+  });
+  FunctionJob large({1}, 1, [&](int64_t, int64_t, int64_t, SliceControl&) {
+    large_ran = true;
+    return TileJob::Slice::kDone;
+  });
+  Gate ended;
+  scheduler.Submit(&waiting, nullptr,
+                   [&](const absl::Status&, const JobTimes&) { ended.Open(); },
+                   {.work = {.operations = 1000}});
+  EXPECT_TRUE(scheduler.Run(&large, nullptr).ok());
+  ended.Wait();
+}
+
+TEST(TileSchedulerTest, ATicketKeepsAPlaceUntilItsJobComes) {
+  TileScheduler scheduler(1);
+  const auto in = [](std::chrono::seconds time) {
+    return JobOrder{.deadline = steady_clock::now() + time,
+                    .work = {.operations = 1'000'000'000'000}};
+  };
+  // By the first guess of the rate, this takes 50 seconds.
+  JobTicket ticket;
+  EXPECT_TRUE(scheduler.Admit(in(std::chrono::seconds(70)), 1, ticket).in_time);
+  JobTicket second;
+  const auto refused = scheduler.Admit(in(std::chrono::seconds(90)), 1, second);
+  EXPECT_FALSE(refused.in_time);
+  EXPECT_TRUE(refused.retry_after.has_value());
+  // A ticket that is dropped frees the place.
+  ticket.GiveBack();
+  EXPECT_TRUE(scheduler.Admit(in(std::chrono::seconds(90)), 1, second).in_time);
+  FunctionJob job({1}, 1, [](int64_t, int64_t, int64_t, SliceControl&) {
+    return TileJob::Slice::kDone;
+  });
+  Gate ended;
+  scheduler.Submit(
+      &job, nullptr,
+      [&](const absl::Status&, const JobTimes&) { ended.Open(); },
+      in(std::chrono::seconds(90)), std::move(second));
+  ended.Wait();
+  EXPECT_TRUE(scheduler.Admit(in(std::chrono::seconds(70)), 1, ticket).in_time);
+}
+
+// Random jobs of random clients, with deadlines, yields and cancellations. Each
+// job ends once, each of its tasks runs once unless the job was stopped, and no
+// two tasks share a slot.
+TEST(TileSchedulerTest, RandomJobsEndOnce) {
+  class RandomJob {
+   public:
+    RandomJob(TileScheduler& scheduler, std::mt19937& random)
+        : slots_(1 + random() % 3), holders_(slots_), tasks_(random() % 20) {
+      const auto chance = random() % 8;
+      if (chance == 0) stop_.Cancel();
+      yields_ = static_cast<int>(random() % 3);
+      visits_ = std::vector<std::atomic<int>>(tasks_);
+      job_ = std::make_unique<FunctionJob>(
+          std::vector<int64_t>{static_cast<int64_t>(tasks_)},
+          static_cast<int64_t>(slots_),
+          [this](int64_t, int64_t task, int64_t slot, SliceControl& control) {
+            std::atomic<int>& holder = holders_[static_cast<size_t>(slot)];
+            if (holder++ != 0) ++clashes_;
+            const bool yields = control.ShouldYield() ||
+                                visits_[static_cast<size_t>(task)] < yields_;
+            ++visits_[static_cast<size_t>(task)];
+            --holder;
+            if (yields && visits_[static_cast<size_t>(task)] <= yields_) {
+              return TileJob::Slice::kYield;
+            }
+            ++done_tasks_;
+            return TileJob::Slice::kDone;
+          });
+      const SteadyTime deadline =
+          random() % 2 == 0 ? SteadyTime::max()
+                            : steady_clock::now() + std::chrono::seconds(100);
+      scheduler.Submit(
+          job_.get(), &stop_,
+          [this](const absl::Status& status, const JobTimes&) {
+            ok_ = status.ok();
+            ++ends_;
+          },
+          {.client = random() % 3,
+           .deadline = deadline,
+           .work = {.kind = static_cast<int>(random() % 4),
+                    .operations = static_cast<int64_t>(random() % 100000)}});
+      if (chance == 1) stop_.Cancel();
+    }
+
+    void Check() const {
+      EXPECT_EQ(ends_, 1);
+      EXPECT_EQ(clashes_, 0);
+      if (ok_) {
+        EXPECT_EQ(done_tasks_, static_cast<int>(tasks_));
+      }
+    }
+
+   private:
+    const size_t slots_;
+    std::vector<std::atomic<int>> holders_;
+    const size_t tasks_;
+    StopSignal stop_;
+    int yields_ = 0;
+    std::vector<std::atomic<int>> visits_;
+    std::unique_ptr<FunctionJob> job_;
+    std::atomic<int> clashes_{0};
+    std::atomic<int> done_tasks_{0};
+    std::atomic<int> ends_{0};
+    std::atomic<bool> ok_{false};
+  };
+  std::vector<std::unique_ptr<RandomJob>> jobs;
+  {
+    TileScheduler scheduler(3);
+    std::mt19937 random(7);
+    for (int i = 0; i < 2000; ++i) {
+      jobs.push_back(std::make_unique<RandomJob>(scheduler, random));
+    }
+    FunctionJob last({1}, 1, [](int64_t, int64_t, int64_t, SliceControl&) {
+      return TileJob::Slice::kDone;
+    });
+    EXPECT_TRUE(scheduler.Run(&last, nullptr).ok());
+  }
+  for (const auto& job : jobs) job->Check();
 }
 
 TEST(TileSchedulerTest, ManyJobsFromManyThreads) {
