@@ -262,6 +262,17 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   const auto time_for = [&](Duration work) {
     return WithSpare(TimeFor(work, has_undated, others, clients));
   };
+  // Returns the work until the end of `entry`, which runs after `work`. Its
+  // deadline ends it at the latest.
+  const auto with_job = [&](Duration work, const Entry& entry) {
+    work += entry.left_;
+    const Duration time = TimeFor(work, has_undated, others, clients);
+    const Duration left = std::max(Duration(0), entry.order_.deadline - now);
+    if (time <= left) return work;
+    return Duration(static_cast<int64_t>(static_cast<double>(work.count()) *
+                                         (static_cast<double>(left.count()) /
+                                          static_cast<double>(time.count()))));
+  };
   // The jobs with nearer deadlines run before this one.
   Duration before{0};
   ByDeadline::const_iterator next;
@@ -269,7 +280,7 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
     next = client->dated.begin();
     while (next != client->dated.end() &&
            (*next)->order_.deadline <= order.deadline) {
-      before += (*next++)->left_;
+      before = with_job(before, **next++);
     }
   }
   const Duration alone =
@@ -287,10 +298,11 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   // The others run after this one.
   Duration worst{0};
   for (; next != client->dated.end(); ++next) {
-    before += (*next)->left_;
+    const Duration until_end = before + (*next)->left_;
+    before = with_job(before, **next);
     const Duration left = (*next)->order_.deadline - now;
-    const Duration without = time_for(before);
-    const Duration with = time_for(before + work_time);
+    const Duration without = time_for(until_end);
+    const Duration with = time_for(until_end + work_time);
     const auto hopeless = Duration(
         static_cast<int64_t>(kHopeless * static_cast<double>(left.count())));
     if (with <= left || without > hopeless || with - left <= worst) continue;

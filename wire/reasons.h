@@ -24,6 +24,10 @@ inline constexpr char kMemoryBudget[] = "MEMORY_BUDGET";
 // RESOURCE_EXHAUSTED: the server already has --max-in-flight requests. The
 // error has RetryInfo.
 inline constexpr char kTooManyRequests[] = "TOO_MANY_REQUESTS";
+// RESOURCE_EXHAUSTED: with the calls that the server already has, the call
+// would end after its deadline, or would make another one end after its own.
+// The error has RetryInfo, unless the call would take too long even alone.
+inline constexpr char kDeadlineUnreachable[] = "DEADLINE_UNREACHABLE";
 // RESOURCE_EXHAUSTED: from the server, the response would exceed its
 // --max-message-bytes; from the client library, the request would exceed the
 // client's own limit.

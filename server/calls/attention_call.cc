@@ -1,5 +1,7 @@
 #include "server/calls/attention_call.h"
 
+#include <chrono>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -7,9 +9,11 @@
 #include "base/field_error.h"
 #include "base/status_macros.h"
 #include "base/tsan_ordering.h"
+#include "core/job_queue.h"
 #include "core/memory_estimator.h"
 #include "server/codec/message_parser.h"
 #include "server/codec/options_codec.h"
+#include "server/status/status_convert.h"
 #include "wire/reasons.h"
 
 namespace attnd::server {
@@ -98,7 +102,43 @@ absl::Status AttentionCall::Reserve(const AttentionTensors& tensors,
                          context_.max_message_bytes)),
         kMessageTooLarge);
   }
-  return reservation_.GrowTo(cost_.peak_bytes);
+  ATTND_RETURN_IF_ERROR(TakeTicket(estimate));
+  absl::Status status = reservation_.GrowTo(cost_.peak_bytes);
+  if (!status.ok()) ticket_.GiveBack();
+  return status;
+}
+
+absl::Status AttentionCall::TakeTicket(const MemoryEstimate& estimate) {
+  const DeadlineForecast forecast =
+      context_.engine.Admit(*problem_, backward(), estimate, order_, ticket_);
+  if (forecast.in_time) return absl::OkStatus();
+  const auto milliseconds = [](std::chrono::nanoseconds time) {
+    return absl::StrCat(
+        std::chrono::ceil<std::chrono::milliseconds>(time).count(), " ms");
+  };
+  if (!forecast.retry_after) {
+    return WithReason(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the deadline is too near: it is in ", milliseconds(forecast.left),
+            ", but the call would take about ", milliseconds(forecast.needed),
+            "; set a later deadline, or divide the call")),
+        kDeadlineUnreachable);
+  }
+  const std::string text =
+      forecast.own_deadline
+          ? absl::StrCat(
+                "the server has too much work before this call: its "
+                "deadline is in ",
+                milliseconds(forecast.left), ", but it would end in about ",
+                milliseconds(forecast.needed))
+          : absl::StrCat(
+                "with this call, another one would be late: its "
+                "deadline is in ",
+                milliseconds(forecast.left), ", but it would end in about ",
+                milliseconds(forecast.needed));
+  return WithRetryDelay(
+      WithReason(absl::ResourceExhaustedError(text), kDeadlineUnreachable),
+      std::chrono::ceil<std::chrono::milliseconds>(*forecast.retry_after));
 }
 
 bool AttentionCall::IsCopied(const AttentionTensors& tensors,
@@ -251,7 +291,8 @@ void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
                                     .grad_query = Floats(out[0]),
                                     .grad_key = Floats(out[1]),
                                     .grad_value = Floats(out[2])},
-                                   &stop_, std::move(end), source, order_);
+                                   &stop_, std::move(end), source, order_,
+                                   std::move(ticket_));
     return;
   }
   context_.engine.Submit(*problem_,
@@ -262,7 +303,8 @@ void AttentionCall::Submit(AttentionEngine::Done done, InputSource* source) {
                           .lse = out.size() > 1 ? Floats(out[1]) : nullptr,
                           .bias = in[kBias],
                           .mask = in[kMask]},
-                         &stop_, std::move(end), source, order_);
+                         &stop_, std::move(end), source, order_,
+                         std::move(ticket_));
 }
 
 void AttentionCall::ShrinkToAnswer() {

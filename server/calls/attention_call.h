@@ -81,8 +81,9 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // the call. Returns an error if they are not available, if the call has been
   // cancelled, or if its deadline has passed.
   absl::Status Admit(int64_t message_bytes);
-  // Checks the request, reserves the most bytes that the call will ever hold,
-  // and allocates memory for its inputs. Adds to `source` the copies that the
+  // Checks the request, refuses it if it could not end before its deadline,
+  // reserves the most bytes that the call will ever hold, and allocates memory
+  // for its inputs. Adds to `source` the copies that the
   // workers have to make to that memory: of tensors in the message to which
   // `split` belongs, and of those tensors in shared memory that must not be
   // read in place.
@@ -125,6 +126,8 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   void ShrinkToAnswer();
 
  private:
+  // Takes a place in the order of the workers.
+  absl::Status TakeTicket(const MemoryEstimate& estimate);
   absl::Status Reserve(const AttentionTensors& tensors,
                        const DecodedRequest& decoded, int64_t decoding_bytes);
   absl::Status PlaceInputs(const AttentionTensors& tensors,
@@ -145,6 +148,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   const AttentionMethod method_;
   const JobOrder order_;
   StopSignal stop_;
+  JobTicket ticket_;
   Admission::Reservation reservation_;
   int64_t message_bytes_ = 0;  // the size of the message that began the call
   std::optional<AttentionProblem> problem_;

@@ -293,6 +293,12 @@ TEST_F(ForecastTest, AHopelessJobKeepsNobodyOut) {
   EXPECT_TRUE(Of(milliseconds(20), milliseconds(30)).in_time);
 }
 
+TEST_F(ForecastTest, AJobThatIsTooLateEndsAtItsDeadline) {
+  simulation_.Add(milliseconds(2000), In(milliseconds(60)));
+  EXPECT_TRUE(Of(milliseconds(20), milliseconds(78)).in_time);
+  EXPECT_FALSE(Of(milliseconds(20), milliseconds(76)).in_time);
+}
+
 TEST_F(ForecastTest, JobsWithoutDeadlinesTakeOnlyTheirShare) {
   simulation_.Add(seconds(100));
   EXPECT_TRUE(Of(milliseconds(100), milliseconds(64)).in_time);
