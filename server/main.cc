@@ -62,7 +62,16 @@ int Serve(const ServerConfig& config) {
     spdlog::error("{}", std::string(server.status().message()));
     return EXIT_FAILURE;
   }
-  signals.Wait([&server] { (*server)->Abort(); });
+  switch (signals.Wait({.on_second = [&server] { (*server)->Abort(); }})) {
+    case StopSignals::Stop::kAnnounce:
+      (*server)->Announce();
+      break;
+    case StopSignals::Stop::kDrain:
+      break;
+    case StopSignals::Stop::kAtOnce:
+      (*server)->Abort();
+      break;
+  }
   (*server)->Drain();
   const bool aborted = signals.End();
   spdlog::info("stopped");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <mutex>
 #include <optional>
 #include <system_error>
@@ -244,17 +245,24 @@ class Server::Impl {
     return absl::OkStatus();
   }
 
+  void Announce() {
+    if (!server_ || config_.drain_announce_s == 0) return;
+    SetNotServingForGood(
+        "the server is about to drain: it still takes calls, but use another "
+        "server");
+    spdlog::info("announcing the drain, which begins in {} s",
+                 config_.drain_announce_s);
+    std::unique_lock lock(abort_mutex_);
+    abort_.wait_for(lock, Seconds(config_.drain_announce_s),
+                    [this] { return aborted_; });
+  }
+
   void Drain() {
     if (!server_) return;
     // The server refuses new calls before it reports NOT_SERVING, so that a
     // client that has read NOT_SERVING is refused because of the drain.
     admission_.Close();
-    {
-      const std::lock_guard lock(health_mutex_);
-      draining_ = true;
-      why_not_ready_ = "the server is draining and takes no new calls";
-      server_->GetHealthCheckService()->Shutdown();
-    }
+    SetNotServingForGood("the server is draining and takes no new calls");
     // Readers of the log can rely on this line: the server admits no call after
     // it.
     spdlog::info("draining: {} calls still run",
@@ -279,7 +287,14 @@ class Server::Impl {
     admin_.reset();
   }
 
-  void Abort() { admission_.Interrupt(); }
+  void Abort() {
+    admission_.Interrupt();
+    {
+      const std::lock_guard lock(abort_mutex_);
+      aborted_ = true;
+    }
+    abort_.notify_all();
+  }
 
   const std::vector<std::string>& addresses() const { return addresses_; }
   const std::string& admin_address() const { return admin_address_; }
@@ -333,10 +348,18 @@ class Server::Impl {
   // Sets the health of all services. Clients of every listener read it.
   void SetServing(bool serving) {
     const std::lock_guard lock(health_mutex_);
-    if (draining_) return;
+    if (ending_) return;
     why_not_ready_ =
         serving ? "" : "the server cannot accept connections on an address";
     server_->GetHealthCheckService()->SetServingStatus(serving);
+  }
+
+  // Makes the health of all services NOT_SERVING from now on.
+  void SetNotServingForGood(std::string why) {
+    const std::lock_guard lock(health_mutex_);
+    ending_ = true;
+    why_not_ready_ = std::move(why);
+    server_->GetHealthCheckService()->Shutdown();
   }
 
   absl::StatusOr<Listener> OpenAdminListener() const {
@@ -463,8 +486,11 @@ class Server::Impl {
   std::unique_ptr<grpc::Server> server_;
   std::mutex health_mutex_;
   // health_mutex_ guards the next two.
-  bool draining_ = false;
+  bool ending_ = false;
   std::string why_not_ready_;  // empty while the health is SERVING
+  std::mutex abort_mutex_;
+  std::condition_variable abort_;
+  bool aborted_ = false;  // abort_mutex_ guards it
   std::shared_ptr<ConnectionGuard> guard_;
   std::unique_ptr<Acceptor> acceptor_;
   std::optional<AddressFile> address_file_;
@@ -505,6 +531,7 @@ const std::string& Server::admin_address() const {
   return impl_->admin_address();
 }
 
+void Server::Announce() { impl_->Announce(); }
 void Server::Drain() { impl_->Drain(); }
 void Server::Abort() { impl_->Abort(); }
 Admission::Usage Server::usage() const { return impl_->usage(); }

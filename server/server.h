@@ -34,14 +34,19 @@ class Server {
   // The address of the admin port in the same form; "" without an admin port.
   const std::string& admin_address() const;
 
+  // Tells clients and load balancers that the server will end: reports
+  // NOT_SERVING at once, and goes on to serve all calls and connections, new
+  // ones too, for the time of --drain-announce. Returns when that time is over,
+  // or when Abort is called. Call Drain next.
+  void Announce();
   // Shuts the server down: reports NOT_SERVING, refuses new calls with
   // UNAVAILABLE, gives the running calls the drain timeout to finish, cancels
   // the others, and closes all connections. Blocks until all of that is done. A
   // second call does nothing.
   void Drain();
-  // Makes Drain cancel the running calls at once, instead of giving them time
-  // to finish. It affects a Drain that is running and one that is called later.
-  // Thread-safe.
+  // Makes Announce return at once, and Drain cancel the running calls at once,
+  // instead of giving them time to finish. It affects those that are running
+  // and those that are called later. Thread-safe.
   void Abort();
 
   // The bytes of the memory budget and the slots (of --max-in-flight) that

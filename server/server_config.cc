@@ -44,7 +44,8 @@ Examples:
   attnd --threads=4 --memory-budget-bytes=4294967296
 
 SIGTERM, SIGINT and SIGQUIT drain the server: it reports NOT_SERVING, refuses
-new calls, finishes the running calls and exits with code 0. A second signal
+new calls, finishes the running calls and exits with code 0. After SIGTERM, it
+serves for the time of --drain-announce before it refuses calls. A second signal
 cancels the running calls. SIGHUP, SIGUSR1 and SIGUSR2 only write a line to the
 log. docs/configuration.md says when to change each option.)";
 
@@ -229,9 +230,14 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
   AddAccessOptions(*app, config.access);
   AddCapacityOptions(*app, config);
   AddSharedMemoryOptions(*app, config);
+  app->add_option("--drain-announce", config.drain_announce_s,
+                  "For how many seconds after SIGTERM the server reports "
+                  "NOT_SERVING but still serves every call, so that clients "
+                  "and load balancers find other servers. Then it drains")
+      ->check(Seconds(kMaxDrainSeconds));
   app->add_option("--drain-timeout", config.drain_timeout_s,
-                  "How many seconds running requests can take to finish after "
-                  "SIGTERM, before the server cancels them")
+                  "How many seconds running requests can take to finish in a "
+                  "drain, before the server cancels them")
       ->check(Seconds(kMaxDrainSeconds));
   app->add_option("--log-level", config.log_level,
                   "The least important messages that the server writes to "

@@ -56,7 +56,12 @@ struct ServerConfig {
   // same time; 0 = as many as memory and file descriptors allow
   // (DefaultConnections).
   int64_t max_connections = 0;
-  // How long running requests may take to finish after SIGTERM; 0 = no time.
+  // How long the server reports NOT_SERVING and still serves everything before
+  // it drains. 0 is the default because only clients and load balancers that
+  // ask for the health need the time, and because a stop without them would
+  // take longer for nothing: docker stop kills the process after 10 s.
+  double drain_announce_s = 0;
+  // How long running requests may take to finish in a drain; 0 = no time.
   // The default ends before the 30 s after which Kubernetes kills the process.
   double drain_timeout_s = 25;
   // How long the server waits for a client that sends, or reads, less than 64

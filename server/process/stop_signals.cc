@@ -32,18 +32,9 @@ sigset_t Signals() {
   return signals;
 }
 
-// Waits for a signal that asks the server to end, and returns its number.
-int NextStop() {
-  const sigset_t signals = Signals();
-  for (;;) {
-    int signal = 0;
-    sigwait(&signals, &signal);
-    if (std::find(std::begin(kStop), std::end(kStop), signal) !=
-        std::end(kStop)) {
-      return signal;
-    }
-    spdlog::info("signal {} ({}) is ignored", signal, strsignal(signal));
-  }
+StopSignals::Stop StopOf(int signal) {
+  return signal == SIGTERM || signal == SIGPWR ? StopSignals::Stop::kAnnounce
+                                               : StopSignals::Stop::kDrain;
 }
 
 }  // namespace
@@ -57,11 +48,12 @@ StopSignals::StopSignals() : thread_([this] { Run(); }) {}
 
 StopSignals::~StopSignals() { End(); }
 
-void StopSignals::Wait(std::function<void()> on_second) {
+StopSignals::Stop StopSignals::Wait(Callbacks callbacks) {
   std::unique_lock lock(mutex_);
-  on_second_ = std::move(on_second);
+  callbacks_ = std::move(callbacks);
   changed_.notify_all();
-  changed_.wait(lock, [this] { return first_seen_; });
+  changed_.wait(lock, [this] { return first_.has_value(); });
+  return *first_;
 }
 
 bool StopSignals::End() {
@@ -79,21 +71,42 @@ bool StopSignals::End() {
   return second_seen_;
 }
 
+int StopSignals::NextStop() {
+  const sigset_t signals = Signals();
+  for (;;) {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    if (std::find(std::begin(kStop), std::end(kStop), signal) !=
+        std::end(kStop)) {
+      return signal;
+    }
+    std::function<void()> on_hangup;
+    if (signal == SIGHUP) {
+      const std::lock_guard lock(mutex_);
+      if (callbacks_) on_hangup = callbacks_->on_hangup;
+    }
+    if (on_hangup) {
+      on_hangup();
+    } else {
+      spdlog::info("signal {} ({}) is ignored", signal, strsignal(signal));
+    }
+  }
+}
+
 void StopSignals::Run() {
   const int first = NextStop();
   {
     std::unique_lock lock(mutex_);
     if (ended_) return;
-    first_seen_ = true;
+    first_ = callbacks_ ? StopOf(first) : Stop::kAtOnce;
     changed_.notify_all();
     spdlog::info("signal {}: stopping", first);
     const bool started = changed_.wait_for(
-        lock, kStartTime, [this] { return on_second_ || ended_; });
+        lock, kStartTime, [this] { return callbacks_ || ended_; });
     if (!started) {
       spdlog::error(
           "the start takes too long after the signal: ending the process "
-          "before "
-          "the start is complete");
+          "before the start is complete");
       spdlog::default_logger_raw()->flush();
       std::_Exit(EXIT_FAILURE);
     }
@@ -106,7 +119,7 @@ void StopSignals::Run() {
   }
   spdlog::warn("signal {} is the second one: cancelling the running calls",
                second);
-  on_second_();
+  callbacks_->on_second();
 }
 
 }  // namespace attnd::server

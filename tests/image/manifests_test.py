@@ -16,7 +16,7 @@ COMPOSE = REPOSITORY / 'docker' / 'compose.yaml'
 KUBERNETES = REPOSITORY / 'deploy' / 'kubernetes'
 # The first version that has everything that is used, and the newest known
 # version.
-VERSIONS = ['1.30', kubernetes_validate.latest_version()]
+VERSIONS = ['1.29', kubernetes_validate.latest_version()]
 
 
 def render(folder):
@@ -42,10 +42,21 @@ def containers_of(pod):
   return pod.get('initContainers', []) + pod['containers']
 
 
-def drain_seconds():
-  row = re.search(r'^\| `--drain-timeout` .*$',
-                  (REPOSITORY / 'docs/configuration.md').read_text(), re.M)
-  return int(row.group().split('|')[4])
+def stop_seconds(environment):
+  """Returns how long attnd takes to end, at most: the announcement and the
+  drain, as the variables or the documented defaults say."""
+  text = (REPOSITORY / 'docs/configuration.md').read_text()
+
+  def option(flag):
+    row = re.search(rf'^\| `{flag}` \| `(\w+)` .*$', text, re.M)
+    default = row.group().split('|')[4]
+    return float(environment.get(row.group(1), default))
+
+  return option('--drain-announce') + option('--drain-timeout')
+
+
+def environment_of(container):
+  return {e['name']: e['value'] for e in container['env']}
 
 
 def seconds(text):
@@ -71,7 +82,8 @@ def test_compose():
 
 def test_compose_lets_attnd_drain():
   attnd = yaml.safe_load(COMPOSE.read_text())['services']['attnd']
-  assert seconds(attnd['stop_grace_period']) > drain_seconds()
+  assert seconds(attnd['stop_grace_period']) > stop_seconds(
+      attnd['environment'])
 
 
 @pytest.mark.parametrize('version', VERSIONS)
@@ -131,16 +143,19 @@ def test_the_application_beside_the_sidecar_is_another_user():
   assert users['attnd'] != users['application']
   assert 'fsGroup' in pod['securityContext']
   (attnd,) = pod['initContainers']
-  environment = {e['name']: e['value'] for e in attnd['env']}
+  environment = environment_of(attnd)
   assert environment['ATTND_SOCKET_MODE'] == '0660'
   # Kubernetes takes only strings here, so numbers have to be in quotes.
   assert all(isinstance(value, str) for value in environment.values())
 
 
 def test_kubernetes_lets_attnd_drain():
-  spec = render('service')['Deployment']['spec']['template']['spec']
-  (attnd,) = spec['containers']
-  pre_stop = attnd['lifecycle']['preStop']['sleep']['seconds']
-  assert spec['terminationGracePeriodSeconds'] > pre_stop + drain_seconds()
-  pod = render('sidecar')['Pod']['spec']
-  assert pod['terminationGracePeriodSeconds'] > drain_seconds()
+  for folder, pod in pod_specs().items():
+    (attnd,) = [c for c in containers_of(pod) if c['name'] == 'attnd']
+    assert pod['terminationGracePeriodSeconds'] > stop_seconds(
+        environment_of(attnd)), folder
+
+
+def test_a_pod_of_several_announces_its_end():
+  (attnd,) = pod_specs()['service']['containers']
+  assert float(environment_of(attnd)['ATTND_DRAIN_ANNOUNCE']) >= 5

@@ -225,6 +225,7 @@ TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
       {"--threads=two"},           {"--max-message-bytes=1"},
       {"--max-in-flight=0"},       {"--log-level=loud"},
       {"--drain-timeout=-1"},      {"--stream-idle-timeout=-1"},
+      {"--drain-announce=-1"},     {"--drain-announce=86401"},
       {"--max-connection-age=-1"}, {"positional"},
       {"--config=/no/such/file"},  {"--max-message-bytes=9999999999"},
       {"--shm-allow-uids=root"},   {"--shm-allow-uids=-1"},
@@ -238,8 +239,8 @@ TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
 // millisecond.
 TEST_F(ServerConfigTest, TimesAreNumbersThatAClockKnows) {
   for (const std::string option :
-       {"--drain-timeout", "--stream-idle-timeout", "--max-connection-age",
-        "--max-benchmark-seconds"}) {
+       {"--drain-announce", "--drain-timeout", "--stream-idle-timeout",
+        "--max-connection-age", "--max-benchmark-seconds"}) {
     for (const char* time : {"nan", "-nan", "inf", "-inf", "1e-9", "0.0009",
                              "1e300", "1s", "", "-0.001"}) {
       const auto line = ParseConfig({absl::StrCat(option, "=", time)}, {});

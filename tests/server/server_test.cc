@@ -229,6 +229,33 @@ TEST(ServerTest, DrainFinishesWhatRunsAndRefusesWhatIsNew) {
   drain.join();
 }
 
+TEST(ServerTest, AnnounceServesOnUntilItIsAborted) {
+  ServerConfig config = TestConfig();
+  config.drain_announce_s = 3600;
+  const auto server = StartServer(config);
+  RawClient client(server->addresses()[0]);
+  std::thread announcement([&] { server->Announce(); });
+  while (Health(client, "").responses.at(0) == Serving()) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  for (const std::string& address : server->addresses()) {
+    RawClient fresh(address);
+    const RawReply served = fresh.Call(Method("Attention"), Good());
+    EXPECT_EQ(served.code, kOk) << served.message;
+    EXPECT_NE(Health(fresh, "").responses.at(0), Serving());
+  }
+  server->Abort();
+  announcement.join();
+}
+
+TEST(ServerTest, AnAbortThatComesFirstLeavesNoAnnouncement) {
+  ServerConfig config = TestConfig();
+  config.drain_announce_s = 3600;
+  const auto server = StartServer(config);
+  server->Abort();
+  server->Announce();
+}
+
 TEST(ServerTest, DrainCancelsWhatTakesTooLong) {
   ServerConfig config = TestConfig();
   config.drain_timeout_s = 0.05;

@@ -3,10 +3,20 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <semaphore>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "spdlog/logger.h"
+#include "spdlog/sinks/base_sink.h"
+#include "spdlog/spdlog.h"
 
 namespace attnd::server {
 namespace {
@@ -25,15 +35,67 @@ void InItsOwnProcess(const std::function<int()>& test, int exit_code = 0,
 
 void Send(int signal) { kill(getpid(), signal); }
 
-TEST(StopSignalsDeathTest, AskForTheEnd) {
-  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGXCPU}) {
-    InItsOwnProcess([signal] {
+// Sends `signal` as soon as Wait has its callbacks, which a first SIGHUP shows.
+StopSignals::Stop StopAfterWait(StopSignals& signals, int signal) {
+  std::atomic<bool> waits = false;
+  std::thread sender([&] {
+    while (!waits) {
+      Send(SIGHUP);
+      std::this_thread::yield();
+    }
+    Send(signal);
+  });
+  const StopSignals::Stop stop = signals.Wait(
+      {.on_second = [] { std::abort(); }, .on_hangup = [&] { waits = true; }});
+  sender.join();
+  return stop;
+}
+
+// Calls `then` when the log says that a signal stops the process.
+class StopLine : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  explicit StopLine(std::function<void()> then) : then_(std::move(then)) {}
+
+ private:
+  void sink_it_(const spdlog::details::log_msg& line) override {
+    const std::string text(line.payload.data(), line.payload.size());
+    if (text.find("stopping") != std::string::npos) then_();
+  }
+  void flush_() override {}
+
+  std::function<void()> then_;
+};
+
+TEST(StopSignalsDeathTest, TheSignalSaysHowToEnd) {
+  struct Case {
+    int signal;
+    StopSignals::Stop stop;
+  };
+  for (const Case& each : {Case{SIGTERM, StopSignals::Stop::kAnnounce},
+                           {SIGPWR, StopSignals::Stop::kAnnounce},
+                           {SIGINT, StopSignals::Stop::kDrain},
+                           {SIGQUIT, StopSignals::Stop::kDrain},
+                           {SIGXCPU, StopSignals::Stop::kDrain}}) {
+    InItsOwnProcess([each] {
       StopSignals signals;
-      Send(signal);
-      signals.Wait([] { std::abort(); });
+      if (StopAfterWait(signals, each.signal) != each.stop) return 2;
       return signals.End() ? 1 : 0;
     });
   }
+}
+
+TEST(StopSignalsDeathTest, ASignalDuringTheStartIsNotAnnounced) {
+  InItsOwnProcess([] {
+    std::binary_semaphore stopping(0);
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+        "test", std::make_shared<StopLine>([&] { stopping.release(); })));
+    StopSignals signals;
+    Send(SIGTERM);
+    stopping.acquire();
+    const StopSignals::Stop stop =
+        signals.Wait({.on_second = [] { std::abort(); }});
+    return stop == StopSignals::Stop::kAtOnce && !signals.End() ? 0 : 1;
+  });
 }
 
 TEST(StopSignalsDeathTest, ASecondOneIsTold) {
@@ -41,7 +103,7 @@ TEST(StopSignalsDeathTest, ASecondOneIsTold) {
     StopSignals signals;
     std::binary_semaphore second(0);
     Send(SIGTERM);
-    signals.Wait([&] { second.release(); });
+    signals.Wait({.on_second = [&] { second.release(); }});
     Send(SIGINT);
     second.acquire();
     return signals.End() ? 0 : 1;
@@ -57,7 +119,20 @@ TEST(StopSignalsDeathTest, OthersAreIgnored) {
       Send(signal);
     }
     Send(SIGTERM);
-    signals.Wait([] { std::abort(); });
+    signals.Wait({.on_second = [] { std::abort(); }});
+    return signals.End() ? 1 : 0;
+  });
+}
+
+TEST(StopSignalsDeathTest, AHangupIsToldAfterAStopToo) {
+  InItsOwnProcess([] {
+    StopSignals signals;
+    std::binary_semaphore hangup(0);
+    Send(SIGTERM);
+    signals.Wait({.on_second = [] { std::abort(); },
+                  .on_hangup = [&] { hangup.release(); }});
+    Send(SIGHUP);
+    hangup.acquire();
     return signals.End() ? 1 : 0;
   });
 }
