@@ -10,9 +10,14 @@
 #include <memory>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "server/config_report.h"
 #include "server/process/library_logs.h"
 #include "server/process/log_sink.h"
 #include "server/process/stop_signals.h"
@@ -78,19 +83,60 @@ int Serve(const ServerConfig& config) {
   return aborted ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+// Returns a warning for each variable that a user has probably misspelt.
+std::vector<std::string> VariableWarnings(const Environment& environment) {
+  std::vector<std::string> warnings;
+  for (const std::string& name : attnd::server::UnknownVariables(environment)) {
+    warnings.push_back(
+        absl::StrCat(name, " names no option and is ignored; ",
+                     // Many users try ATTND_PORT first.
+                     absl::EndsWith(name, "_PORT")
+                         ? "the port is part of ATTND_LISTEN, as in "
+                           "ATTND_LISTEN=127.0.0.1:50051"
+                         : "attnd --help describes each option"));
+  }
+  return warnings;
+}
+
+void Complain(absl::string_view text) {
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    std::fprintf(stderr, "attnd: %s\n", std::string(line).c_str());
+  }
+}
+
+int CheckAndReport(const ServerConfig& config, const Environment& environment) {
+  const attnd::server::ConfigFindings found =
+      attnd::server::CheckConfig(config);
+  for (const std::string& error : found.errors) Complain(error);
+  for (const std::string& warning : found.warnings) {
+    Complain(absl::StrCat("warning: ", warning));
+  }
+  for (const std::string& warning : VariableWarnings(environment)) {
+    Complain(absl::StrCat("warning: ", warning));
+  }
+  if (!found.errors.empty()) return EXIT_FAILURE;
+  std::fputs("ok\n", stdout);
+  return EXIT_SUCCESS;
+}
+
+int PrintToStdout(const CommandLine& line) {
+  const absl::StatusOr<std::string> text = attnd::server::PrintConfig(line);
+  if (!text.ok()) {
+    Complain(text.status().message());
+    return EXIT_FAILURE;
+  }
+  std::fputs(text->c_str(), stdout);
+  return EXIT_SUCCESS;
+}
+
 int ServeWithLog(const ServerConfig& config, const Environment& environment) {
   StopSignals::Block();
   const auto sink = std::make_shared<LogSink>(STDERR_FILENO);
   spdlog::set_default_logger(std::make_shared<spdlog::logger>("attnd", sink));
   spdlog::set_level(spdlog::level::from_str(config.log_level));
   attnd::server::RedirectLibraryLogs();
-  for (const std::string& name : attnd::server::UnknownVariables(environment)) {
-    // Many users try ATTND_PORT first.
-    spdlog::warn("{} names no option and is ignored; {}", name,
-                 absl::EndsWith(name, "_PORT")
-                     ? "the port is part of ATTND_LISTEN, as in "
-                       "ATTND_LISTEN=127.0.0.1:50051"
-                     : "attnd --help describes each option");
+  for (const std::string& warning : VariableWarnings(environment)) {
+    spdlog::warn("{}", warning);
   }
   const int exit_code = Serve(config);
   attnd::server::DropLibraryLogs();
@@ -116,13 +162,20 @@ int main(int argc, char** argv) {
   const absl::StatusOr<CommandLine> line =
       attnd::server::ParseConfig({argv + 1, argv + argc}, environment);
   if (!line.ok()) {
-    std::fprintf(stderr, "attnd: %s\n",
-                 std::string(line.status().message()).c_str());
+    Complain(line.status().message());
     return EXIT_FAILURE;
   }
   if (line->answer) {
     std::fputs(line->answer->c_str(), stdout);
     return EXIT_SUCCESS;
+  }
+  switch (line->action) {
+    case CommandLine::Action::kCheckConfig:
+      return CheckAndReport(line->config, environment);
+    case CommandLine::Action::kPrintConfig:
+      return PrintToStdout(*line);
+    case CommandLine::Action::kServe:
+      break;
   }
   try {
     return ServeWithLog(line->config, environment);

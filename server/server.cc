@@ -313,7 +313,9 @@ class Server::Impl {
       addresses_.push_back(listener.address.Text());
       listeners.push_back(std::move(listener));
     }
-    ATTND_ASSIGN_OR_RETURN(const int64_t max_connections, MaxConnections());
+    ATTND_ASSIGN_OR_RETURN(
+        const int64_t max_connections,
+        MaxConnections(config_, shares_, RaiseDescriptorLimit()));
     // The guard starts before gRPC, because Drain needs it as soon as there is
     // a gRPC server, and because it throws if the system starts no more
     // threads.
@@ -400,20 +402,6 @@ class Server::Impl {
                            },
                        .problem = AdminSite::Refuse});
     spdlog::info("the admin port serves http://{}/", admin_address_);
-  }
-
-  absl::StatusOr<int64_t> MaxConnections() const {
-    const int64_t descriptors = RaiseDescriptorLimit();
-    const int64_t highest = DescriptorsForConnections(descriptors);
-    if (config_.max_connections > highest) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "--max-connections: expected at most ", highest,
-          ", because the process may have ", descriptors, " open files, got ",
-          config_.max_connections,
-          ": ask for fewer, or raise the limit of open files (ulimit -Hn)"));
-    }
-    if (config_.max_connections > 0) return config_.max_connections;
-    return DefaultConnections(shares_, descriptors, access_->has_tls());
   }
 
   bool StartGrpc() {
@@ -507,12 +495,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   try {
     ATTND_ASSIGN_OR_RETURN(std::unique_ptr<AccessControl> access,
                            AccessControl::Start(config.access));
-    auto impl = std::make_unique<Impl>(
-        config,
-        ShareMemory({.budget_bytes = config.memory_budget_bytes,
-                     .max_message_bytes = config.max_message_bytes},
-                    AvailableMemoryBytes()),
-        std::move(access));
+    auto impl =
+        std::make_unique<Impl>(config, SharesOf(config), std::move(access));
     ATTND_RETURN_IF_ERROR(impl->Start());
     return std::unique_ptr<Server>(new Server(std::move(impl)));
   } catch (const std::system_error& error) {

@@ -5,8 +5,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <istream>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -14,7 +16,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "base/command_line.h"
@@ -25,8 +29,11 @@
 namespace attnd::server {
 namespace {
 
+constexpr absl::string_view kCheckConfig = "check-config";
+constexpr absl::string_view kPrintConfig = "print-config";
 constexpr absl::string_view kEnvironmentPrefix = "ATTND_";
 constexpr absl::string_view kAdminListen = "admin-listen";
+constexpr absl::string_view kConfig = "config";
 
 constexpr char kDescription[] =
     "attnd: exact attention as a gRPC service (attnd.v1.AttentionService),\n"
@@ -42,6 +49,7 @@ Examples:
   attnd
   attnd --listen=127.0.0.1:0,unix:/run/attnd.sock --address-file=/run/attnd.addr
   attnd --threads=4 --memory-budget-bytes=4294967296
+  attnd --config=attnd.toml --check-config
 
 SIGTERM, SIGINT and SIGQUIT drain the server: it reports NOT_SERVING, refuses
 new calls, finishes the running calls and exits with code 0. After SIGTERM, it
@@ -89,25 +97,25 @@ CLI::Validator WholeNumber(int64_t lowest, int64_t highest) {
   return {check, range};
 }
 
-// Accepts the mode of a file in octal, as chmod does: 660, 0660 or 0o660. Gives
-// CLI11 the number in decimal.
+// Reads the mode of a file in octal, as chmod does: 660, 0660 or 0o660.
+std::optional<mode_t> SocketModeOf(absl::string_view digits) {
+  absl::ConsumePrefix(&digits, "0o");
+  mode_t mode = 0;
+  const bool octal =
+      !digits.empty() && digits.size() <= 4 &&
+      std::all_of(digits.begin(), digits.end(), [&mode](char digit) {
+        mode = mode * 8 + static_cast<mode_t>(digit - '0');
+        return digit >= '0' && digit <= '7';
+      });
+  // A number without the owner's bits is most likely a decimal one, because
+  // YAML reads 0660 as 432.
+  if (octal && mode <= 0777 && (mode & 0600) == 0600) return mode;
+  return std::nullopt;
+}
+
 CLI::Validator SocketMode() {
-  const auto check = [](std::string& text) -> std::string {
-    absl::string_view digits = text;
-    absl::ConsumePrefix(&digits, "0o");
-    mode_t mode = 0;
-    const bool octal =
-        !digits.empty() && digits.size() <= 4 &&
-        std::all_of(digits.begin(), digits.end(), [&mode](char digit) {
-          mode = mode * 8 + static_cast<mode_t>(digit - '0');
-          return digit >= '0' && digit <= '7';
-        });
-    // A number without the owner's bits is most likely a decimal one, because
-    // YAML reads 0660 as 432.
-    if (octal && mode <= 0777 && (mode & 0600) == 0600) {
-      text = absl::StrCat(mode);
-      return "";
-    }
+  const auto check = [](const std::string& text) -> std::string {
+    if (SocketModeOf(text)) return "";
     return absl::StrCat(
         "expected an octal number from 0600 to 0777 that lets the server's own "
         "user read and write, such as 0600, 0660 or 0666 (in YAML, put it in "
@@ -202,8 +210,10 @@ void AddSharedMemoryOptions(CLI::App& app, ServerConfig& config) {
       ->check(WholeNumber(0, kInt64Max));
 }
 
-// Returns the options, bound to `config`. An app can parse one command line.
-std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
+// Returns the options, bound to `config` and `action`. An app can parse one
+// command line.
+std::unique_ptr<CLI::App> MakeApp(ServerConfig& config,
+                                  CommandLine::Action& action) {
   auto app = std::make_unique<CLI::App>(kDescription, "attnd");
   app->footer(kFooter);
   app->option_defaults()->always_capture_default();
@@ -220,12 +230,15 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
   app->add_option("--address-file", config.address_file,
                   "A file to which the server writes the addresses that it "
                   "listens on, one per line, as soon as it serves clients");
-  app->add_option("--socket-mode", config.socket_mode,
-                  "The file mode of the unix sockets of --listen and "
-                  "--shm-socket, in octal. A client that can write to the file "
-                  "can connect. 0600 lets in only the server's own user and "
-                  "root, 0660 also the group of the file")
-      ->transform(SocketMode())
+  app->add_option_function<std::string>(
+         "--socket-mode",
+         [&config](const std::string& text) {
+           config.socket_mode = SocketModeOf(text).value_or(0);
+         },
+         "The file mode of the unix sockets of --listen and --shm-socket, in "
+         "octal. A client that can write to the file can connect. 0600 lets in "
+         "only the server's own user and root, 0660 also the group of the file")
+      ->check(SocketMode())
       ->default_str("0600");
   AddAccessOptions(*app, config.access);
   AddCapacityOptions(*app, config);
@@ -248,9 +261,77 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config) {
                   "max-in-flight = 64")
       ->configurable(false);
   app->allow_config_extras(CLI::config_extras_mode::error);
+  CLI::Option* check = app->add_flag_callback(
+      absl::StrCat("--", kCheckConfig),
+      [&action] { action = CommandLine::Action::kCheckConfig; },
+      "Check the options and what they name, print \"ok\" or every error, and "
+      "exit. Opens no port and writes no file");
+  CLI::Option* print = app->add_flag_callback(
+      absl::StrCat("--", kPrintConfig),
+      [&action] { action = CommandLine::Action::kPrintConfig; },
+      "Print every option with its value and where the value comes from, as a "
+      "file for --config, and exit");
+  check->configurable(false)->excludes(print);
+  print->configurable(false);
   app->set_version_flag("--version", absl::StrCat("attnd ", kVersion));
   return app;
 }
+
+// Makes each check of a value add its error to `errors` and accept the value,
+// because CLI11 ends at the first error. An option with an error gets a value
+// that it accepts.
+void CollectErrors(CLI::App& app, std::vector<std::string>& errors) {
+  for (CLI::Option* option : app.get_options()) {
+    CLI::Validator* validator = nullptr;
+    try {
+      validator = option->get_validator(0);
+    } catch (const CLI::OptionNotFound&) {
+      continue;  // it accepts every text
+    }
+    validator->non_modifying(false);
+    validator->operation([check = *validator, option,
+                          &errors](std::string& text) -> std::string {
+      const std::string error = check(text);
+      if (error.empty()) return "";
+      errors.push_back(absl::StrCat(option->get_name(), ": ", error));
+      text = option->get_default_str();
+      if (!check(text).empty()) text = "0";  // an element of an empty list
+      return "";
+    });
+  }
+}
+
+// Reads files as CLI11 does, but adds an error for each key that names no
+// option, because CLI11 ends at the first one.
+class ConfigFile : public CLI::ConfigBase {
+ public:
+  explicit ConfigFile(std::vector<std::string>& errors) : errors_(errors) {}
+
+  std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
+    std::vector<CLI::ConfigItem> entries = CLI::ConfigBase::from_config(input);
+    const std::vector<std::string> options = OptionNames();
+    const auto is_unknown = [&](const CLI::ConfigItem& item) {
+      // These stand for the begin and the end of a section.
+      if (item.name == "++" || item.name == "--") return true;
+      const std::string name = item.fullname();
+      if (name != kConfig &&
+          std::find(options.begin(), options.end(), name) != options.end()) {
+        return false;
+      }
+      errors_.push_back(absl::StrCat(
+          "--config: ", name,
+          " is not an option: expected a name from attnd --help, without the "
+          "dashes, and no sections"));
+      return true;
+    };
+    entries.erase(std::remove_if(entries.begin(), entries.end(), is_unknown),
+                  entries.end());
+    return entries;
+  }
+
+ private:
+  std::vector<std::string>& errors_;
+};
 
 std::string EnvironmentName(absl::string_view option) {
   return absl::StrCat(
@@ -265,24 +346,65 @@ bool IsGiven(const std::string& option, const std::vector<std::string>& args) {
   });
 }
 
+// Returns the variable that sets `option`, or nullptr if none does. An empty
+// variable sets no option, because scripts leave variables empty that they do
+// not need. But an empty ATTND_ADMIN_LISTEN turns off the admin port, because
+// no other value of the variable can.
+const std::string* VariableOf(absl::string_view option,
+                              const Environment& environment) {
+  const auto entry = environment.find(EnvironmentName(option));
+  if (entry == environment.end()) return nullptr;
+  return entry->second.empty() && option != kAdminListen ? nullptr
+                                                         : &entry->second;
+}
+
 // Adds a flag for each variable whose flag is not given. CLI11's own support of
 // the environment would give the file precedence over the variables.
 std::vector<std::string> WithEnvironment(const std::vector<std::string>& args,
                                          const Environment& environment) {
   std::vector<std::string> all;
   for (const std::string& option : OptionNames()) {
-    const auto entry = environment.find(EnvironmentName(option));
-    // An empty variable sets no option, because scripts leave variables empty
-    // that they do not need. But an empty ATTND_ADMIN_LISTEN turns off the
-    // admin port, because no other value of the variable can.
-    if (entry == environment.end() || IsGiven(option, args) ||
-        (entry->second.empty() && option != kAdminListen)) {
-      continue;
-    }
-    all.push_back(absl::StrCat("--", option, "=", entry->second));
+    const std::string* value = VariableOf(option, environment);
+    if (value == nullptr || IsGiven(option, args)) continue;
+    all.push_back(absl::StrCat("--", option, "=", *value));
   }
   all.insert(all.end(), args.begin(), args.end());
   return WithEmptyValuesApart(all);
+}
+
+// Returns what `app` has parsed.
+std::vector<Setting> SettingsOf(const CLI::App& app,
+                                const std::vector<std::string>& args,
+                                const Environment& environment) {
+  std::vector<Setting> settings;
+  for (const std::string& name : OptionNames()) {
+    if (name == kConfig) continue;
+    const CLI::Option* option = app.get_option(absl::StrCat("--", name));
+    Setting setting{.option = name,
+                    .values = option->results(),
+                    .is_list = option->get_items_expected_max() > 1,
+                    .source = ""};
+    if (IsGiven(name, args)) {
+      setting.source = absl::StrCat("flag --", name);
+    } else if (VariableOf(name, environment) != nullptr) {
+      setting.source = absl::StrCat("variable ", EnvironmentName(name));
+    } else if (option->count() > 0) {
+      setting.source =
+          absl::StrCat("file ", app.get_config_ptr()->as<std::string>());
+    } else {
+      setting.source = "default";
+      const std::string text = option->get_default_str();
+      if (setting
+              .is_list) {  // CLI11 writes ["a","b"], and {} for an empty list
+        setting.values =
+            absl::StrSplit(text, absl::ByAnyChar("[]{},\""), absl::SkipEmpty());
+      } else {
+        setting.values = {text};
+      }
+    }
+    settings.push_back(std::move(setting));
+  }
+  return settings;
 }
 
 bool IsIpAddress(absl::string_view text) {
@@ -322,21 +444,30 @@ bool IsServiceLink(absl::string_view name, absl::string_view value,
 absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
                                         const Environment& environment) {
   CommandLine line;
-  const std::unique_ptr<CLI::App> app = MakeApp(line.config);
+  std::vector<std::string> errors;
+  const std::unique_ptr<CLI::App> app = MakeApp(line.config, line.action);
+  CollectErrors(*app, errors);
+  app->config_formatter(std::make_shared<ConfigFile>(errors));
   std::vector<std::string> all = WithEnvironment(args, environment);
   std::reverse(all.begin(), all.end());  // CLI11 takes them in reverse order
   try {
     app->parse(all);
   } catch (const CLI::CallForHelp&) {
     line.answer = app->help();
+    return line;
   } catch (const CLI::CallForVersion& version) {
     line.answer = absl::StrCat(version.what(), "\n");
+    return line;
   } catch (const CLI::FileError& error) {
-    return absl::InvalidArgumentError(absl::StrCat("--config: ", error.what()));
+    errors.push_back(absl::StrCat("--config: ", error.what()));
   } catch (const CLI::Error& error) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(error.what(), " (attnd --help describes each option)"));
+    errors.emplace_back(error.what());
   }
+  if (!errors.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        absl::StrJoin(errors, "\n"), " (attnd --help describes each option)"));
+  }
+  line.settings = SettingsOf(*app, args, environment);
   return line;
 }
 
@@ -355,12 +486,15 @@ Environment EnvironmentOf(const char* const* entries) {
 }
 
 std::vector<std::string> OptionNames() {
-  ServerConfig ignored;
-  const std::unique_ptr<CLI::App> app = MakeApp(ignored);
+  CommandLine ignored;
+  const std::unique_ptr<CLI::App> app = MakeApp(ignored.config, ignored.action);
   std::vector<std::string> names;
   for (const CLI::Option* option : app->get_options()) {
     const std::string name = option->get_single_name();
-    if (name != "help" && name != "version") names.push_back(name);
+    if (name != "help" && name != "version" && name != kCheckConfig &&
+        name != kPrintConfig) {
+      names.push_back(name);
+    }
   }
   return names;
 }
@@ -391,6 +525,28 @@ int64_t DefaultConnections(const MemoryShares& shares, int64_t descriptors,
   const int64_t connection_bytes = (tls ? 128 : 16) << 10;
   return std::clamp<int64_t>(shares.arriving_bytes / 4 / connection_bytes, 1,
                              DescriptorsForConnections(descriptors));
+}
+
+absl::StatusOr<int64_t> MaxConnections(const ServerConfig& config,
+                                       const MemoryShares& shares,
+                                       int64_t descriptors) {
+  const int64_t highest = DescriptorsForConnections(descriptors);
+  if (config.max_connections > highest) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--max-connections: expected at most ", highest,
+        ", because the process may have ", descriptors, " open files, got ",
+        config.max_connections,
+        ": ask for fewer, or raise the limit of open files (ulimit -Hn)"));
+  }
+  if (config.max_connections > 0) return config.max_connections;
+  return DefaultConnections(shares, descriptors,
+                            !config.access.tls.cert.empty());
+}
+
+MemoryShares SharesOf(const ServerConfig& config) {
+  return ShareMemory({.budget_bytes = config.memory_budget_bytes,
+                      .max_message_bytes = config.max_message_bytes},
+                     AvailableMemoryBytes());
 }
 
 }  // namespace attnd::server

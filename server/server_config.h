@@ -78,10 +78,24 @@ struct ServerConfig {
   double max_connection_age_s = 0;
 };
 
+// An option as it was set, for --print-config.
+struct Setting {
+  std::string option;               // without the leading dashes
+  std::vector<std::string> values;  // as they were written
+  bool is_list = false;             // whether the option takes several values
+  // Where the values come from, such as "flag --threads", "variable
+  // ATTND_THREADS", "file /etc/attnd.toml" or "default".
+  std::string source;
+};
+
 // What the command line asks the program to do: to serve clients as `config`
-// says, or to print a text.
+// says, to examine the configuration, or to print a text.
 struct CommandLine {
+  enum class Action { kServe, kCheckConfig, kPrintConfig };
+
+  Action action = Action::kServe;
   ServerConfig config;
+  std::vector<Setting> settings;  // every option except --config
   // If set (--help, --version), print this text and exit.
   std::optional<std::string> answer;
 };
@@ -90,8 +104,8 @@ struct CommandLine {
 using Environment = std::map<std::string, std::string>;
 
 // Parses `args`, the command line without the name of the program. Reads no
-// file except the one that --config names. INVALID_ARGUMENT says which option
-// is wrong.
+// file except the one that --config names. INVALID_ARGUMENT says which options
+// are wrong: its message has a line for each.
 absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
                                         const Environment& environment);
 
@@ -101,7 +115,8 @@ absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
 Environment EnvironmentOf(const char* const* entries);
 
 // Returns the names of all options without the leading dashes, such as
-// "max-in-flight". --help and --version are not among them.
+// "max-in-flight". --help and other flags that ask the program for something
+// else than to serve are not among them.
 std::vector<std::string> OptionNames();
 
 // Returns the names in `environment` that nothing uses: they stand for no
@@ -120,6 +135,15 @@ int64_t DescriptorsForConnections(int64_t descriptors);
 // 128 KiB.
 int64_t DefaultConnections(const MemoryShares& shares, int64_t descriptors,
                            bool tls = false);
+
+// Returns --max-connections or its default. Returns INVALID_ARGUMENT if the
+// option asks for more connections than `descriptors` allow.
+absl::StatusOr<int64_t> MaxConnections(const ServerConfig& config,
+                                       const MemoryShares& shares,
+                                       int64_t descriptors);
+
+// Returns how the server of `config` divides the memory of this machine.
+MemoryShares SharesOf(const ServerConfig& config);
 
 }  // namespace attnd::server
 

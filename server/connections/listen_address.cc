@@ -48,6 +48,23 @@ sockaddr_un UnixAddress(const std::string& path) {
 
 std::string LockPath(const std::string& path) { return path + ".lock"; }
 
+std::string FolderOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
+absl::Status NotALockFile(const std::string& path) {
+  return absl::AlreadyExistsError(absl::StrCat(
+      path,
+      " exists and is not a lock file of attnd: expected an empty file "
+      "or none"));
+}
+
+absl::Status NotASocket(const std::string& path) {
+  return absl::AlreadyExistsError(
+      absl::StrCat(path, " exists and is not a socket"));
+}
+
 // Whether `fd` is still the file that `path` names.
 bool Names(const std::string& path, int fd) {
   struct stat named {};
@@ -73,10 +90,7 @@ absl::StatusOr<int> OpenLockFile(const std::string& path) {
     }
     close(fd);
   }
-  return absl::AlreadyExistsError(absl::StrCat(
-      path,
-      " exists and is not a lock file of attnd: expected an empty file "
-      "or none"));
+  return NotALockFile(path);
 }
 
 // Opens and locks the lock file. If its last holder removed it before it was
@@ -110,10 +124,7 @@ absl::StatusOr<int> Lock(const std::string& path) {
 absl::Status RemoveStaleSocket(const std::string& path) {
   struct stat info {};
   if (lstat(path.c_str(), &info) != 0) return absl::OkStatus();
-  if (!S_ISSOCK(info.st_mode)) {
-    return absl::AlreadyExistsError(
-        absl::StrCat(path, " exists and is not a socket"));
-  }
+  if (!S_ISSOCK(info.st_mode)) return NotASocket(path);
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return absl::ErrnoToStatus(errno, "cannot create a socket");
   const sockaddr_un address = UnixAddress(path);
@@ -136,11 +147,6 @@ absl::Status RemoveStaleSocket(const std::string& path) {
 // A larger file is not one of attnd's, because the addresses of any server need
 // far less.
 constexpr size_t kMaxAddressFileBytes = 64 << 10;
-
-std::string FolderOf(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
-}
 
 absl::string_view KindOf(mode_t mode) {
   if (S_ISLNK(mode)) return "a symbolic link";
@@ -242,6 +248,26 @@ absl::StatusOr<UnixSocketGuard> UnixSocketGuard::Acquire(
     return WithOption(option, status);
   }
   return UnixSocketGuard(std::move(path), *fd);
+}
+
+absl::Status UnixSocketGuard::Check(const std::string& path,
+                                    absl::string_view option) {
+  const std::string folder = FolderOf(path);
+  if (access(folder.c_str(), W_OK | X_OK) != 0) {
+    return absl::ErrnoToStatus(
+        errno,
+        absl::StrCat(option, ": cannot make files in the folder ", folder));
+  }
+  struct stat info {};
+  const std::string lock_path = LockPath(path);
+  if (lstat(lock_path.c_str(), &info) == 0 &&
+      (!S_ISREG(info.st_mode) || info.st_size != 0)) {
+    return WithOption(option, NotALockFile(lock_path));
+  }
+  if (lstat(path.c_str(), &info) == 0 && !S_ISSOCK(info.st_mode)) {
+    return WithOption(option, NotASocket(path));
+  }
+  return absl::OkStatus();
 }
 
 UnixSocketGuard::UnixSocketGuard(UnixSocketGuard&& other) noexcept

@@ -49,6 +49,11 @@ class UnixSocketGuard {
   static absl::StatusOr<UnixSocketGuard> Acquire(std::string path,
                                                  absl::string_view option);
 
+  // Returns the error that Acquire would return for the path, except if another
+  // process listens on it. Changes nothing. Also returns an error if the server
+  // may not make files in the folder of the path.
+  static absl::Status Check(const std::string& path, absl::string_view option);
+
   UnixSocketGuard(UnixSocketGuard&& other) noexcept;
   UnixSocketGuard& operator=(UnixSocketGuard&&) = delete;
   ~UnixSocketGuard();

@@ -59,10 +59,11 @@ int PortOf(const sockaddr_storage& address) {
                    : reinterpret_cast<const sockaddr_in&>(address).sin_port);
 }
 
-// Returns a socket that listens on `address`. If it cannot, returns an invalid
-// descriptor and sets `error` to the value of errno.
-UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
-                  bool both_versions, int& error) {
+// Returns a socket that is bound to `address`, on which nobody can connect yet.
+// If it cannot, returns an invalid descriptor and sets `error` to the value of
+// errno.
+UniqueFd BindTo(const sockaddr_storage& address, socklen_t size,
+                bool both_versions, int& error) {
   UniqueFd fd(socket(address.ss_family, SOCK_STREAM | kSocketFlags, 0));
   const int on = 1;
   const int v6_only = both_versions ? 0 : 1;
@@ -83,8 +84,16 @@ UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
                        sizeof(v6_only)))) {
     return {};
   }
-  if (fails(bind(fd.get(), Generic(&address), size)) ||
-      fails(listen(fd.get(), SOMAXCONN))) {
+  if (fails(bind(fd.get(), Generic(&address), size))) return {};
+  return fd;
+}
+
+// Does the same with a socket that listens.
+UniqueFd ListenOn(const sockaddr_storage& address, socklen_t size,
+                  bool both_versions, int& error) {
+  UniqueFd fd = BindTo(address, size, both_versions, error);
+  if (fd.valid() && listen(fd.get(), SOMAXCONN) != 0) {
+    error = errno;
     return {};
   }
   return fd;
@@ -115,6 +124,30 @@ bool IsWildcard(const ListenAddress& address) {
   return address.host == "0.0.0.0" || address.host == "[::]";
 }
 
+using IpAddresses = std::unique_ptr<addrinfo, FreeAddresses>;
+
+// Returns the IP addresses that the host stands for.
+absl::StatusOr<IpAddresses> Resolve(const ListenAddress& address,
+                                    absl::string_view option) {
+  const std::string host(
+      absl::StripSuffix(absl::StripPrefix(address.host, "["), "]"));
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  const int failure = getaddrinfo(host.c_str(), "0", &hints, &found);
+  if (failure != 0) return CannotListen(address, gai_strerror(failure), option);
+  return IpAddresses(found);
+}
+
+sockaddr_storage WithPort(const addrinfo& info, int port) {
+  sockaddr_storage address{};
+  std::memcpy(&address, info.ai_addr, info.ai_addrlen);
+  SetPort(address, port);
+  return address;
+}
+
 }  // namespace
 
 absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
@@ -135,23 +168,11 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
     // If this machine has no IPv6, the code below listens on IPv4.
   }
   if (listener.sockets.empty()) {
-    const std::string host(
-        absl::StripSuffix(absl::StripPrefix(address.host, "["), "]"));
-    addrinfo hints{};
-    hints.ai_family = AF_UNSPEC;
-    hints.ai_socktype = SOCK_STREAM;
-    hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-    addrinfo* found = nullptr;
-    const int failure = getaddrinfo(host.c_str(), "0", &hints, &found);
-    const std::unique_ptr<addrinfo, FreeAddresses> addresses(found);
-    if (failure != 0) {
-      return CannotListen(address, gai_strerror(failure), option);
-    }
+    ATTND_ASSIGN_OR_RETURN(const IpAddresses found, Resolve(address, option));
     int error = 0;
-    for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
-      sockaddr_storage one{};
-      std::memcpy(&one, each->ai_addr, each->ai_addrlen);
-      SetPort(one, listener.address.port);
+    for (const addrinfo* each = found.get(); each != nullptr;
+         each = each->ai_next) {
+      sockaddr_storage one = WithPort(*each, listener.address.port);
       UniqueFd fd = ListenOn(one, each->ai_addrlen, false, error);
       if (error == EADDRINUSE) {
         return CannotListen(address, WhyNot(error), option);
@@ -176,6 +197,20 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
     listener.address.port = PortOf(bound);
   }
   return listener;
+}
+
+absl::Status Listener::CheckTcp(const ListenAddress& address,
+                                absl::string_view option) {
+  if (IsWildcard(address)) return absl::OkStatus();
+  ATTND_ASSIGN_OR_RETURN(const IpAddresses found, Resolve(address, option));
+  int error = 0;
+  for (const addrinfo* each = found.get(); each != nullptr;
+       each = each->ai_next) {
+    if (BindTo(WithPort(*each, 0), each->ai_addrlen, false, error).valid()) {
+      return absl::OkStatus();
+    }
+  }
+  return CannotListen(address, WhyNot(error), option);
 }
 
 bool Listener::IsOnlyLoopback() const {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "base/unique_fd.h"
@@ -29,6 +30,11 @@ struct Listener {
   static absl::StatusOr<Listener> Open(const ListenAddress& address,
                                        mode_t unix_mode = kOwnersSocketMode,
                                        absl::string_view option = "--listen");
+
+  // Returns the error that Open would return for the TCP address, except if the
+  // port is in use or needs more rights. Opens no port.
+  static absl::Status CheckTcp(const ListenAddress& address,
+                               absl::string_view option);
 
   // Returns whether every socket is bound to a loopback address, so that only
   // programs of this machine can connect. Returns false for a unix socket.

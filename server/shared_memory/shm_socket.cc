@@ -268,14 +268,19 @@ class ShmSocket::Impl {
 ShmSocket::ShmSocket(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ShmSocket::~ShmSocket() = default;
 
-absl::StatusOr<std::unique_ptr<ShmSocket>> ShmSocket::Listen(
-    const ShmSocketOptions& options, RegionRegistry& registry) {
+absl::Status ShmSocket::CheckPath(const std::string& path) {
   constexpr size_t kMaxPathBytes = sizeof(sockaddr_un::sun_path) - 1;
-  if (options.path.size() > kMaxPathBytes) {
+  if (path.size() > kMaxPathBytes) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--shm-socket: expected a path of at most ", kMaxPathBytes,
-        " bytes, because sockets allow no more, got ", options.path.size()));
+        " bytes, because sockets allow no more, got ", path.size()));
   }
+  return UnixSocketGuard::Check(path, "--shm-socket");
+}
+
+absl::StatusOr<std::unique_ptr<ShmSocket>> ShmSocket::Listen(
+    const ShmSocketOptions& options, RegionRegistry& registry) {
+  ATTND_RETURN_IF_ERROR(CheckPath(options.path));
   std::vector<uid_t> allowed = options.allowed_uids;
   mode_t mode = options.mode;
   if (allowed.empty()) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/connections/listen_address.h"
 #include "server/shared_memory/shared_region.h"
@@ -32,6 +33,10 @@ class ShmSocket {
  public:
   // The most connections that one uid can have at the same time.
   static constexpr int kMaxConnections = 64;
+
+  // Returns the error that Listen would return for the path, except if another
+  // process listens on it. Changes nothing.
+  static absl::Status CheckPath(const std::string& path);
 
   // Makes the socket and begins to serve. `registry` must outlive it. Errors
   // name the flag --shm-socket.

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -298,6 +299,36 @@ TEST_F(ServerConfigTest, UnknownKeysInTheFileAreErrors) {
   ASSERT_FALSE(line.ok());
   EXPECT_NE(line.status().message().find("treads"), std::string::npos);
   EXPECT_FALSE(ParseConfig({ConfigFlag("[x]\nthreads = 3\n")}, {}).ok());
+}
+
+TEST_F(ServerConfigTest, EveryErrorIsNamed) {
+  const auto line = ParseConfig(
+      {ConfigFlag("treads = 3\nmax-connections = x\n[x]\nthreads = 3\n"),
+       "--threads=two", "--socket-mode=8", "--shm-allow-uids=1,root",
+       "--no-flag"},
+      {{"ATTND_MAX_IN_FLIGHT", "0"}});
+  ASSERT_FALSE(line.ok());
+  for (const std::string part :
+       {"--config: treads is not an option",
+        "--config: x.threads is not an option",
+        "--max-connections: expected a whole number", "--threads: expected",
+        "--socket-mode: expected", "--shm-allow-uids: expected", "--no-flag",
+        "--max-in-flight: expected"}) {
+    EXPECT_THAT(line.status().message(), ::testing::HasSubstr(part));
+  }
+  const std::string message(line.status().message());
+  EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 7) << message;
+}
+
+TEST_F(ServerConfigTest, FlagsOnTheCommandLineAskForAReport) {
+  using Action = CommandLine::Action;
+  EXPECT_EQ(ParseConfig({}, {})->action, Action::kServe);
+  EXPECT_EQ(ParseConfig({"--check-config"}, {})->action, Action::kCheckConfig);
+  EXPECT_EQ(ParseConfig({"--print-config"}, {})->action, Action::kPrintConfig);
+  EXPECT_FALSE(ParseConfig({"--print-config", "--check-config"}, {}).ok());
+  EXPECT_FALSE(ParseConfig({ConfigFlag("check-config = true\n")}, {}).ok());
+  EXPECT_EQ(ParseConfig({}, {{"ATTND_CHECK_CONFIG", "1"}})->action,
+            Action::kServe);
 }
 
 TEST_F(ServerConfigTest, AnswersHelpAndVersion) {
