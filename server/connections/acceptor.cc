@@ -1,5 +1,6 @@
 #include "server/connections/acceptor.h"
 
+#include <fcntl.h>
 #include <netinet/in.h>  // NOLINT(misc-include-cleaner): IPPROTO_TCP
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -45,6 +46,19 @@ void SetAcceptedSocketOptions(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMs,
              sizeof(kUserTimeoutMs));
   SetSocketBuffers(fd);
+}
+
+// Whether so few descriptors are left that the rest of the process needs them:
+// the admin port, which tells what is wrong, and files that are read again.
+bool DescriptorsRunLow(int any_fd) {
+  constexpr rlim_t kReserved = 16;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return false;
+  // The system gives out the lowest number that is free.
+  const UniqueFd next(fcntl(any_fd, F_DUPFD_CLOEXEC, 0));
+  if (!next.valid()) return errno == EMFILE;
+  return static_cast<rlim_t>(next.get()) >=
+         limit.rlim_cur - std::min(kReserved, limit.rlim_cur / 8);
 }
 
 }  // namespace
@@ -112,6 +126,10 @@ void Acceptor::Run() {
 
 void Acceptor::AcceptFrom(Source& source) {
   for (int i = 0; i < kAcceptsPerTurn; ++i) {
+    if (DescriptorsRunLow(stop_.get())) {
+      AcceptFailed(source, EMFILE);
+      return;
+    }
     sockaddr_storage address{};
     socklen_t size = sizeof(address);
     UniqueFd fd(accept4(source.fd, reinterpret_cast<sockaddr*>(&address), &size,

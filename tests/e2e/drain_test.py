@@ -5,7 +5,7 @@ import contextlib
 import http.client
 import json
 import os
-import random
+import resource
 import signal
 import socket
 import threading
@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from support import work
 from support.client import Client, Refusal
-from support.server import Server, open_channel, poll_until
+from support.server import Server, free_port, open_channel, poll_until
 
 SERVICE = 'attnd.v1.AttentionService'
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -29,7 +29,7 @@ ENDLESS = 3600
 
 def watch(channel, service=''):
   return health_pb2_grpc.HealthStub(channel).Watch(
-      health_pb2.HealthCheckRequest(service=service))
+      health_pb2.HealthCheckRequest(service=service), timeout=120)
 
 
 def check(address, service=''):
@@ -172,6 +172,61 @@ def test_hangup_is_no_end_of_an_announcement(attnd, stubs):
     server.forget()
 
 
+def states(server, channel):
+  """Returns whether the server is live and ready, as the admin port says, and
+  its health, as an open connection says."""
+  live, (ready, why) = get(server, '/livez'), get(server, '/readyz')
+  health = health_pb2_grpc.HealthStub(channel).Check(
+      health_pb2.HealthCheckRequest(service=SERVICE), timeout=60).status
+  return live == (200, 'ok\n'), ready == 200, health, why
+
+
+def test_a_full_server_is_live_and_ready(attnd, stubs):
+  with Server(attnd, '--max-in-flight=1', admin='127.0.0.1:0') as server, \
+      open_channel(server.tcp) as channel, open_channel(server.unix) as busy:
+    client, own = Client(stubs, channel), Client(stubs, busy)
+    call = work.hold_slot(client, lambda: own.stub.SelfAttention.future(
+        work.endless_request(own)))
+    assert work.refusal_of(client).reason == 'TOO_MANY_REQUESTS'
+    assert states(server, channel)[:3] == (True, True, SERVING)
+    call.cancel()
+
+
+def test_a_draining_server_is_live_and_not_ready(attnd, stubs):
+  with Server(attnd, admin='127.0.0.1:0') as server, \
+      open_channel(server.tcp) as channel:
+    client = Client(stubs, channel)
+    call = client.stub.SelfAttention.future(work.endless_request(client))
+    wait_until_busy(client)
+    announcing(server, channel)
+    live, ready, health, why = states(server, channel)
+    assert (live, ready, health) == (True, False, NOT_SERVING)
+    assert 'takes no new calls' in why
+    call.cancel()
+    assert server.wait(work.AT_ONCE_SECONDS) == 0
+
+
+def test_a_server_without_descriptors_is_live_and_not_ready(attnd):
+  """The admin port has descriptors of its own, so that it can tell."""
+  with Server(attnd, admin='127.0.0.1:0') as server, \
+      open_channel(server.tcp) as channel, contextlib.ExitStack() as stack:
+    assert states(server, channel)[:3] == (True, True, SERVING)
+    pid = server.process.pid
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    files = len(os.listdir(f'/proc/{pid}/fd'))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (files + 24, hard))
+    host, port = server.tcp.split(':')
+    for _ in range(60):
+      stack.enter_context(socket.create_connection((host, int(port))))
+    poll_until(lambda: not states(server, channel)[1], 60, 'a refusal')
+    live, ready, health, why = states(server, channel)
+    assert (live, ready, health) == (True, False, NOT_SERVING)
+    assert 'cannot accept connections' in why
+    stack.close()
+    poll_until(lambda: states(server, channel)[1], 60, 'a ready server')
+    assert states(server, channel)[:3] == (True, True, SERVING)
+
+
 # Enough for CI. Set both to try more, for example 10 rounds and 20000 calls.
 ROUNDS = int(os.environ.get('ATTND_RESTART_ROUNDS', '3'))
 CALLS = int(os.environ.get('ATTND_RESTART_CALLS', '3000'))
@@ -190,20 +245,6 @@ BALANCED = [
     ('grpc.min_reconnect_backoff_ms', 100),
     ('grpc.max_reconnect_backoff_ms', 200),
 ]
-
-
-def free_port():
-  """Returns a port of 127.0.0.1 that no other program gets by chance while the
-  server that uses it is down."""
-  for _ in range(1000):
-    port = random.randrange(20000, 30000)
-    with socket.socket() as probe:
-      try:
-        probe.bind(('127.0.0.1', port))
-        return port
-      except OSError:
-        pass
-  raise OSError('no free port')
 
 
 class Callers:

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import re
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -16,7 +17,7 @@ from support.envoy import Envoy
 from support.http2 import DATA, frame
 from support.raw_http2 import RawConnection, Reader, header_block, message
 from support.relay import Relay
-from support.server import Server, open_channel, poll_until
+from support.server import Server, free_port, open_channel, poll_until
 
 MIB = 1 << 20
 CALLERS = 6
@@ -197,6 +198,112 @@ def test_every_answer_is_right_while_servers_die_and_drain(
                          ('kept', kept)):
       print(name, {k: v for k, v in envoy.host_stats(server.tcp).items()
                    if k.startswith('rq_')})
+
+
+def test_an_announced_drain_needs_no_retry(attnd, stubs, problems):
+  """Envoy leaves the server before the server refuses a call."""
+  with Server(attnd, '--drain-announce=6') as drained, \
+      Server(attnd) as kept, \
+      Envoy([s.tcp for s in (drained, kept)]) as envoy, \
+      Load(stubs, envoy.address, problems[:3]) as load:
+    poll_until(lambda: all(envoy.host_stats(s.tcp)['rq_total'] > 0
+                           for s in (drained, kept)), 60,
+               'a request at both servers')
+    signalled = time.monotonic()
+    drained.signal()
+    envoy.wait_for_healthy(1)
+    print(f'\nEnvoy noticed after {time.monotonic() - signalled:.2f} s')
+    load.wait_for_more(100)
+    assert drained.wait() == 0
+    load.wait_for_more(100)
+    load.__exit__()
+    assert not load.failures, load.failures
+    assert load.cut_off == 0
+    assert envoy.stat('upstream_rq_retry') == 0
+    print(f'{load.total()} requests, no retry')
+
+
+class Account:
+  """A context manager: callers that never send a call again, and count what
+  becomes of each: a right answer, a wrong one, or an error."""
+
+  def __init__(self, stubs, address, problems):
+    self._stubs, self._address, self._problems = stubs, address, problems
+    self._stop = threading.Event()
+    self._lock = threading.Lock()
+    self.sent = self.answered = 0
+    self.wrong = []
+    self.errors = collections.Counter()  # by status code
+    self._threads = [threading.Thread(target=self._run, args=(i,))
+                     for i in range(CALLERS)]
+
+  def __enter__(self):
+    for thread in self._threads:
+      thread.start()
+    return self
+
+  def __exit__(self, *_):
+    self._stop.set()
+    for thread in self._threads:
+      thread.join()
+
+  def wait_for_more(self, answers):
+    target = self.answered + answers
+    poll_until(lambda: self.wrong or self.answered >= target, 300,
+               f'{answers} more answers')
+
+  def _run(self, index):
+    with open_channel(self._address) as channel:
+      client = Client(self._stubs, channel)
+      calls = (lambda p: client.stub.Attention(p.request, timeout=120),
+               lambda p: client.stream(p.request, chunk_bytes=MIB))
+      for turn in itertools.count(index):
+        if self._stop.is_set():
+          return
+        problem = self._problems[turn % len(self._problems)]
+        with self._lock:
+          self.sent += 1
+        try:
+          problem.check(client, calls[turn // 2 % 2](problem))
+        except grpc.RpcError as error:
+          with self._lock:
+            self.errors[error.code().name] += 1
+        except BaseException as error:  # pylint: disable=broad-except
+          self.wrong.append(repr(error))
+        else:
+          with self._lock:
+            self.answered += 1
+
+
+def test_a_kill_loses_calls_only_with_an_error(attnd, stubs, problems):
+  """Kills one of two servers three times while it has calls. Envoy retries
+  those whose answer has not begun. The others end with an error, and no caller
+  gets a part of an answer, or that of another call."""
+  with Server(attnd, listen=f'127.0.0.1:{free_port()}') as killed, \
+      Server(attnd) as kept, \
+      Envoy([killed.tcp, kept.tcp]) as envoy, \
+      Account(stubs, envoy.address, problems) as account:
+    account.wait_for_more(30)
+    for _ in range(3):
+      envoy.wait_for_healthy(2)
+      wait_until_busy(envoy, killed)
+      killed.kill()
+      account.wait_for_more(30)
+      envoy.wait_for_healthy(1)
+      account.wait_for_more(30)
+      killed.start()
+    account.__exit__()
+    assert not account.wrong, account.wrong
+    lost = sum(account.errors.values())
+    assert account.sent == account.answered + lost
+    assert set(account.errors) <= {'INTERNAL', 'UNAVAILABLE'}, account.errors
+    # A kill can end no other calls than those that the callers wait for.
+    assert lost <= 3 * CALLERS
+    # Otherwise the kills did not hit a call.
+    assert lost + envoy.stat('upstream_rq_retry') > 0
+    print(f'\n{account.sent} calls, {account.answered} right answers, '
+          f'{dict(account.errors)} errors, 0 wrong answers, '
+          f'{envoy.stat("upstream_rq_retry")} retries')
 
 
 def test_what_is_too_much_now_is_retried(attnd, stubs, problems):

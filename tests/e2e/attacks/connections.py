@@ -79,7 +79,7 @@ def descriptors_run_out_late(trial):
   pid = trial.server.process.pid
   before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
   resource.prlimit(pid, resource.RLIMIT_NOFILE,
-                   (trial.process.files() + 8, before[1]))
+                   (trial.process.files() + 24, before[1]))
   for listener in trial.server.addresses:
     sockets = open_many(trial, listener, 60)
     told = within(10, lambda: all(health_on(channel, 5) == 'NOT_SERVING'

@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import random
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -32,6 +34,20 @@ def poll_until(condition, seconds, what):
     if time.monotonic() > limit:
       raise TimeoutError(f'{what}: not within {seconds} s')
     time.sleep(POLL_SECONDS)
+
+
+def free_port():
+  """Returns a port of 127.0.0.1 that no other program gets by chance while the
+  server that uses it is down."""
+  for _ in range(1000):
+    port = random.randrange(20000, 30000)
+    with socket.socket() as probe:
+      try:
+        probe.bind(('127.0.0.1', port))
+        return port
+      except OSError:
+        pass
+  raise OSError('no free port')
 
 
 def clean_environment(extra=None):
