@@ -123,9 +123,8 @@ std::map<std::string, std::string> Chosen(const ServerConfig& config) {
     chosen["memory-budget-bytes"] = absl::StrCat(shares.budget_bytes);
   }
   if (config.max_connections == 0) {
-    chosen["max-connections"] =
-        absl::StrCat(DefaultConnections(
-            shares, RaiseDescriptorLimit(), !config.access.tls.cert.empty()));
+    chosen["max-connections"] = absl::StrCat(DefaultConnections(
+        shares, RaiseDescriptorLimit(), !config.access.tls.cert.empty()));
   }
   if (config.shm_quota_bytes == 0) {
     chosen["shm-quota-bytes"] = absl::StrCat(shares.budget_bytes);
