@@ -32,7 +32,8 @@ import numpy as np
 
 from attacks import faults
 from attacks.callers import WRONG
-from attacks.faults import ENVOY, FRESH, SHARED, TCP, UNIX
+from attacks.faults import (ENVOY, FRESH, FRESH_TLS, SHARED, TCP, TLS,
+                            UNIX)
 from attacks.harness import (MIB, SANITIZER, SETTINGS, SHOWN, SLACK, NotRunHere,
                              Process, Trial, flags_of, promised_bytes, settled)
 from support import stubs
@@ -79,6 +80,7 @@ class World:
     self.memory, self.why_no_memory = self._memory()
     self._start_direct()
     self.fleet, self.envoy, self.why_no_envoy = self._start_fleet()
+    self.secure, self.why_not_secure = self._start_secure()
 
   def _memory(self):
     try:
@@ -116,6 +118,22 @@ class World:
       self.defer(fleet[-1])
     envoy = self._stack.enter_context(Envoy([one.tcp for one in fleet]))
     return fleet, envoy, None
+
+  def _start_secure(self):
+    folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+    try:
+      self.certificates = faults.Certificates(self.binary, folder)
+    except NotRunHere as error:
+      return None, str(error)
+    secure = Server(self.binary, '--threads=1', *self.certificates.flags)
+    secure.start()
+    self.defer(secure)
+    return secure, None
+
+  @property
+  def others(self):
+    """Returns all servers but the one that is attacked."""
+    return [*self.fleet, *([self.secure] if self.secure else [])]
 
   def defer(self, server):
     """Ends a server that is still there when the run ends."""
@@ -186,7 +204,7 @@ class World:
 
   def note_memory(self, server):
     """Remembers the most memory that a server has had."""
-    name = 'attacked' if server is self.direct else 'behind Envoy'
+    name = 'attacked' if server is self.direct else 'another'
     with contextlib.suppress(OSError):
       peak = Process(server.process.pid).peak_bytes()
       self._peak_bytes[name] = max(self._peak_bytes[name], peak)
@@ -221,7 +239,7 @@ class World:
       except TimeoutError:
         self.broken += [f'{seconds} s later {each}' for each in left]
     self._search_log()
-    for server in (self.direct, *self.fleet):
+    for server in (self.direct, *self.others):
       self.note_memory(server)
       server.signal()
       code = server.wait()
@@ -287,6 +305,9 @@ def callers_of(world, liars):
            (FRESH, direct.tcp, None, True)]
   if world.envoy:
     rows += 3 * [(ENVOY, world.envoy.address, None, False)]
+  if world.secure:
+    rows += [(TLS, f'tls:{world.secure.tcp}', None, False),
+             (FRESH_TLS, f'tls:{world.secure.tcp}', None, True)]
   return rows
 
 
@@ -301,6 +322,7 @@ def calling(world, options, liars, report):
     process.stdin.write(json.dumps({
         'build': str(options.build), 'seed': options.seed,
         'quiet': world.direct.tcp, 'deadline': options.deadline,
+        'authority': world.secure and world.certificates.authority,
         'callers': callers_of(world, liars)}) + '\n')
     process.stdin.flush()
     if process.stdout.readline() != 'connected\n':

@@ -23,16 +23,17 @@ def failure(group, begin, end, outcome, details=''):
 def test_a_wrong_bit_and_an_endless_call_are_found(build_dir):
   done = subprocess.run(
       [sys.executable, '-B', str(MIXED), f'--build={build_dir}',
-       '--minutes=0.02', '--only=stopped', '--deadline=5',
+       '--minutes=0.02', '--only=stopped', '--deadline=10',
        '--plant=wrong-bit', '--plant=endless-call'],
       env=clean_environment(), capture_output=True, text=True, timeout=600,
       check=False)
   print(done.stdout, done.stderr)
   assert done.returncode == 1
-  # The connection of the endless call can swallow a second call.
-  wrong, lost = re.findall(r'^broken: (.*)', done.stdout, re.MULTILINE)
-  assert wrong == '1 wrong answers'
-  assert re.fullmatch('[12] lost calls', lost)
+  broken = re.findall(r'^broken: (.*)', done.stdout, re.MULTILINE)
+  assert '1 wrong answers' in broken
+  # The connection of the endless call can swallow a second call, and on a slow
+  # machine others can miss their deadline of a few seconds.
+  assert any(re.fullmatch(r'\d+ lost calls', text) for text in broken)
 
 
 @pytest.mark.parametrize('one,where', [

@@ -117,7 +117,7 @@ class Caller:
   def _open(self):
     if self._channel is not None:
       self._channel.close()
-    self._channel = channel_to(self._address, self._plan)
+    self._channel = channel_to(self._address, self._plan['authority'])
     self._client = Client(self._stubs, self._channel)
 
   def run(self, over):
@@ -194,15 +194,14 @@ class Caller:
     return None if place.tobytes() == problem.output else WRONG
 
 
-def channel_to(address, plan):
+def channel_to(address, authority):
   """Opens a connection, with TLS for an address that begins with tls:."""
   if not address.startswith('tls:'):
     return open_channel(address)
   return grpc.secure_channel(
-      address.removeprefix('tls:'), grpc.ssl_channel_credentials(
-          pathlib.Path(plan['ca']).read_bytes()),
-      options=[('grpc.ssl_target_name_override', 'localhost'),
-               ('grpc.use_local_subchannel_pool', 1)])
+      address.removeprefix('tls:'),
+      grpc.ssl_channel_credentials(pathlib.Path(authority).read_bytes()),
+      options=[('grpc.use_local_subchannel_pool', 1)])
 
 
 def report_of(callers):

@@ -30,6 +30,7 @@ from attacks.connections import HELLO, open_many
 from attacks.harness import MIB, SLOTS, NotRunHere, health_of
 from attacks.processes import MemoryGroup
 from attacks.readers import ask_for_much, begin_streams
+from support import certificates
 from support.http2 import DATA, END_HEADERS, HEADERS, SETTINGS, frame
 from support.raw_http2 import (END_STREAM, PREFACE, connect, header_block,
                                message)
@@ -38,8 +39,9 @@ from support.server import Server, clean_environment, poll_until
 RECOVERY_SECONDS = 30
 VICTIMS = pathlib.Path(__file__).with_name('victims.py')
 # The groups of callers.
-TCP, UNIX, SHARED, FRESH, ENVOY = (
-    'TCP', 'unix socket', 'shared memory', 'new connections', 'Envoy')
+TCP, UNIX, SHARED, FRESH, ENVOY, TLS, FRESH_TLS = (
+    'TCP', 'unix socket', 'shared memory', 'new connections', 'Envoy', 'TLS',
+    'new TLS')
 
 
 # --- attacks that run at all times ---------------------------------------------
@@ -241,6 +243,25 @@ def stopped(world, seconds):
   return f'{seconds:g} s'
 
 
+@fault('certificates-swapped')
+def certificates_swapped(world, seconds):
+  """The certificate and its key are replaced again and again, and once by a
+  file that is cut off."""
+  if world.secure is None:
+    raise NotRunHere(world.why_not_secure)
+  swaps, until = 0, time.monotonic() + seconds
+  while time.monotonic() < until:
+    world.certificates.swap()
+    swaps += 1
+    world.over.wait(0.3)
+  world.certificates.cut_off()
+  world.over.wait(1)
+  name = world.certificates.swap()
+  poll_until(lambda: world.certificates.served_name(world.secure.tcp) == name,
+             RECOVERY_SECONDS, f'the certificate {name}')
+  return f'{swaps + 1} swaps; the last certificate is served'
+
+
 @fault('memory-high')
 def memory_high(world, seconds):
   """The kernel makes the server wait whenever it allocates."""
@@ -297,6 +318,48 @@ def clock_step(*_):
   raise NotRunHere('only the clock of the whole machine can be set, and '
                    'libfaketime does not reach the waits of Abseil, which '
                    'call the kernel directly')
+
+
+class Certificates:
+  """Two certificates and their keys, one of which is where the server reads
+  them. Raises NotRunHere if the server has no TLS."""
+
+  def __init__(self, binary, folder):
+    told = subprocess.run([str(binary), '--help'], capture_output=True,
+                          text=True, check=True)
+    if '--tls-cert' not in told.stdout:
+      raise NotRunHere('this attnd has no --tls-cert')
+    if shutil.which('openssl') is None:
+      raise NotRunHere('openssl is not installed')
+    self._folder = pathlib.Path(folder)
+    self._authority = certificates.Authority(self._folder, 'authority')
+    self.authority = str(self._authority.cert)
+    self._pairs = [self._authority.issue(name) for name in ('first', 'second')]
+    self._cert, self._key = self._folder / 'tls.crt', self._folder / 'tls.key'
+    self.swap()
+
+  @property
+  def flags(self):
+    return [f'--tls-cert={self._cert}', f'--tls-key={self._key}']
+
+  def swap(self):
+    """Puts the other certificate in place. Returns its name."""
+    self._pairs.reverse()
+    pair = self._pairs[0]
+    for source, target in ((pair.key, self._key), (pair.cert, self._cert)):
+      self._replace(target, source.read_bytes())
+    return pair.cert.stem
+
+  def cut_off(self):
+    self._replace(self._cert, self._cert.read_bytes()[:200])
+
+  def _replace(self, target, content):
+    fresh = self._folder / 'fresh'
+    fresh.write_bytes(content)
+    fresh.replace(target)
+
+  def served_name(self, address):
+    return certificates.served_name(address, self._authority)
 
 
 class Disk:

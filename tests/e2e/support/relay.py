@@ -23,8 +23,7 @@ class PingCounter:
     self._skip = len(PREFACE)
     self._head = b''
 
-  def look(self, data):
-    """Counts the bytes and the pings in `data`, and returns it."""
+  def take(self, data):
     self.bytes += len(data)
     at = 0
     while at < len(data):
@@ -37,18 +36,17 @@ class PingCounter:
       if len(self._head) == 9:
         self.pings += self._head[3] == PING and not self._head[4] & ACK
         self._skip, self._head = number(self._head[:3]), b''
-    return data
 
 
 class Relay:
   """A context manager that forwards every connection to `target`, which is
   host:port or unix:PATH, and listens on an address of the same kind.
 
-  edit: gets bytes of the server, and returns what clients get in their place.
+  edit: gets bytes of the server, and can return others in their place.
   source: the address of this host that the target sees.
   """
 
-  def __init__(self, target, edit=lambda data: data, source=None):
+  def __init__(self, target, edit=lambda data: None, source=None):
     self._target, self._edit, self._source = target, edit, source
     self._folder = tempfile.TemporaryDirectory(prefix='relay-')
     if target.startswith('unix:'):
@@ -102,16 +100,17 @@ class Relay:
       counter = PingCounter()
       self._counters.append(counter)
       self._sockets += [client, server]
-      for ends in ((client, server, counter.look),
+      for ends in ((client, server, counter.take),
                    (server, client, self._edit)):
         self._threads.append(threading.Thread(target=_pump, args=ends))
         self._threads[-1].start()
 
 
-def _pump(source, target, edit):
+def _pump(source, target, look):
   try:
     while data := source.recv(PIECE):
-      target.sendall(edit(data))
+      edited = look(data)
+      target.sendall(data if edited is None else edited)
   except OSError:
     pass
   for each in (source, target):
