@@ -93,16 +93,16 @@ main() {
       *) die "image takes --fresh and --test, got '$arg'" ;;
     esac
   done
-  # Another command can be making the same base.
+  # Another command can be making the same base or the same image.
   mkdir -p build
   exec 8>build/bases.lock
   flock 8
   setup_engine
   debian_base "$IMAGE_DEBIAN"
-  exec 8>&-
   # Once: a commit during the build must not change what the test expects.
   mapfile -t labels < <(image_labels)
   build_image "${cache[@]}"
+  exec 8>&-
   [[ $test == no ]] || test_image
 }
 
