@@ -24,6 +24,40 @@ constexpr std::chrono::milliseconds kSweepInterval{2};
 // turns.
 constexpr std::chrono::hours kUnknownTime{1};
 
+// Divides the life of a job into the time that it waits for workers and the
+// time that it runs. It waits while it has no worker. While it has only some of
+// the workers that it could use, because other jobs have the rest, that share
+// of the time counts as running.
+class JobClock {
+ public:
+  // `threads` is how many workers there are. The job is submitted `now`.
+  JobClock(int64_t threads, Clock::time_point now)
+      : threads_(threads), last_(now) {}
+
+  // Call it just before the number of running or of ready tasks changes, with
+  // the numbers until `now`. A ready task could run at once on a free worker.
+  // `alone` is whether there is no other job.
+  void Advance(int64_t running, int64_t ready, bool alone,
+               Clock::time_point now) {
+    const std::chrono::nanoseconds passed = now - std::exchange(last_, now);
+    // If the job was alone, its ready tasks waited for a worker to wake up.
+    const bool shared = !std::exchange(alone_, alone) || !alone;
+    const int64_t waiting =
+        shared ? std::min(ready, threads_ - running) : int64_t{0};
+    const std::chrono::nanoseconds ran =
+        running == 0 ? passed * 0 : passed * running / (running + waiting);
+    times_.running += ran;
+    times_.queued += passed - ran;
+  }
+  const JobTimes& times() const { return times_; }
+
+ private:
+  int64_t threads_;
+  Clock::time_point last_;
+  bool alone_ = false;
+  JobTimes times_;
+};
+
 }  // namespace
 
 absl::Status StopSignal::Check() const {
@@ -65,12 +99,11 @@ class TileScheduler::Impl {
       most_slots = std::max(most_slots, phase.slots);
       width = std::max(width, std::min(phase.slots, phase.tasks));
     }
-    auto state = std::make_unique<State>(order);
+    auto state = std::make_unique<State>(order, threads());
     state->job = job;
     state->stop = stop;
     state->done = std::move(done);
     state->phases = std::move(phases);
-    state->submitted = Clock::now();
     for (const TileJob::Phase& phase : state->phases) {
       state->unstarted += phase.tasks;
     }
@@ -138,7 +171,8 @@ class TileScheduler::Impl {
   // A job in progress. mutex_ guards all members except `job` and `stop`, which
   // do not change.
   struct State : JobQueue::Entry {
-    explicit State(const JobOrder& order) : Entry(order) {}
+    State(const JobOrder& order, int threads)
+        : Entry(order), clock(threads, Clock::now()) {}
 
     Duration work_time{0};  // as estimated when the job was submitted
     TileJob* job = nullptr;
@@ -153,10 +187,8 @@ class TileScheduler::Impl {
     int64_t all_tasks = 0;  // of all phases
     int64_t unstarted = 0;  // those of all_tasks that never ran
     Duration used{0};       // the worker time of the job until now
-    bool started = false;
     absl::Status status;
-    Clock::time_point submitted;
-    Clock::time_point began;
+    JobClock clock;
     Jobs::iterator place;
 
     bool over() const { return static_cast<size_t>(phase) >= phases.size(); }
@@ -171,10 +203,12 @@ class TileScheduler::Impl {
       free_slots.resize(static_cast<size_t>(current().slots));
       std::iota(free_slots.rbegin(), free_slots.rend(), 0);
     }
-    // Returns whether a task may start or continue.
-    bool HasTask() const {
-      return !yielded.empty() ||
-             (!over() && !free_slots.empty() && next_task < current().tasks);
+    // Returns how many more tasks could start or continue now.
+    int64_t ready_tasks() const {
+      const auto waiting = static_cast<int64_t>(yielded.size());
+      if (over()) return waiting;
+      return waiting + std::min(static_cast<int64_t>(free_slots.size()),
+                                current().tasks - next_task);
     }
     Task Take() {
       if (!yielded.empty()) {
@@ -252,7 +286,7 @@ class TileScheduler::Impl {
 
   // Asks the workers that `added` should have to yield, `width` at most.
   void Interrupt(const State& added, int64_t width) {
-    const Clock::time_point now = added.submitted;
+    const Clock::time_point now = Clock::now();
     for (Running& running : running_) {
       if (width == 0) return;
       if (running.state == nullptr ||
@@ -283,8 +317,15 @@ class TileScheduler::Impl {
     }
   }
 
+  // Call it before the number of running or of ready tasks of `state` changes.
+  void Tick(State& state, Clock::time_point now) const {
+    state.clock.Advance(state.running, state.ready_tasks(), jobs_.size() == 1,
+                        now);
+  }
+
   // Takes a job that is over out of the lists. Call End for it.
   std::unique_ptr<State> Detach(State& state) {
+    Tick(state, Clock::now());
     if (state.status.ok()) rate_.Observe(state.order().work, state.used);
     queue_.Remove(state);
     std::unique_ptr<State> owner = std::move(*state.place);
@@ -295,11 +336,7 @@ class TileScheduler::Impl {
 
   // Reports the end of a job. Call it without mutex_.
   static void End(std::unique_ptr<State> state) {
-    const Clock::time_point now = Clock::now();
-    JobTimes times;
-    times.queued = (state->started ? state->began : now) - state->submitted;
-    if (state->started) times.running = now - state->began;
-    state->done(std::move(state->status), times);
+    state->done(std::move(state->status), state->clock.times());
     // `done` may own what the job computed with. That is freed here.
   }
 
@@ -343,17 +380,14 @@ class TileScheduler::Impl {
       if (state.running == 0) Finish(state, lock);
       return nullptr;
     }
+    Tick(state, Clock::now());
     const Task task = state.Take();
     ++state.running;
-    queue_.SetReady(state, state.HasTask());
+    queue_.SetReady(state, state.ready_tasks() > 0);
     running.state = &state;
     running.interrupted.store(false, std::memory_order_relaxed);
     busy_.fetch_add(1, std::memory_order_relaxed);
     const int64_t phase = state.phase;
-    if (!state.started) {
-      state.started = true;
-      state.began = Clock::now();
-    }
     lock.unlock();
     Control control(*this, state.stop, running.interrupted);
     const TileJob::Slice slice =
@@ -364,6 +398,7 @@ class TileScheduler::Impl {
     // result finds the workers idle.
     busy_.fetch_sub(1, std::memory_order_relaxed);
     running.state = nullptr;
+    Tick(state, Clock::now());
     --state.running;
     state.used += used;
     if (slice == TileJob::Slice::kYield) {
@@ -375,7 +410,7 @@ class TileScheduler::Impl {
     const int64_t old_phase = state.phase;
     const bool over = Advance(state);
     queue_.End(turn, used, state.Left());
-    queue_.SetReady(state, state.status.ok() && state.HasTask());
+    queue_.SetReady(state, state.status.ok() && state.ready_tasks() > 0);
     if (over) {
       Finish(state, lock);
       return nullptr;

@@ -79,9 +79,13 @@ class TileJob {
                     SliceControl& control) = 0;
 };
 
+// How long a job took, from Submit to its end, in two parts. It is queued while
+// no worker runs it. If other jobs have some of the workers that it could use,
+// that share of the time counts as queued, too. So `running` hardly depends on
+// other jobs.
 struct JobTimes {
-  std::chrono::nanoseconds queued{0};   // submission to first task
-  std::chrono::nanoseconds running{0};  // first task to last
+  std::chrono::nanoseconds queued{0};
+  std::chrono::nanoseconds running{0};
 };
 
 class TileScheduler;

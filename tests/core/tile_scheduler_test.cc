@@ -203,6 +203,87 @@ TEST(TileSchedulerTest, CountsTheWorkersThatRunATask) {
   EXPECT_EQ(after, 0);
 }
 
+// Two jobs take turns on one worker. Each must count only its own turns as
+// running, so that the sum is at most the time that passed.
+TEST(TileSchedulerTest, JobsThatTakeTurnsCountTheTurnsOfOthersAsQueued) {
+  TileScheduler scheduler(1);
+  Gate both_submitted;
+  std::atomic<bool> first_runs{true};
+  const auto turns = [&](int64_t, int64_t, int64_t, SliceControl& control) {
+    if (first_runs.exchange(false)) both_submitted.Wait();
+    while (!control.ShouldYield()) {
+    }
+    return TileJob::Slice::kYield;
+  };
+  constexpr int kTurns = 20;
+  std::atomic<int> left{2 * kTurns};
+  const auto body = [&](int64_t phase, int64_t task, int64_t slot,
+                        SliceControl& control) {
+    return --left <= 1 ? TileJob::Slice::kDone
+                       : turns(phase, task, slot, control);
+  };
+  FunctionJob first({1}, 1, body);
+  FunctionJob second({1}, 1, body);
+  std::mutex mutex;
+  std::condition_variable ended;
+  std::vector<JobTimes> times;
+  const auto keep = [&](const absl::Status& status, const JobTimes& took) {
+    EXPECT_TRUE(status.ok());
+    const std::lock_guard lock(mutex);
+    times.push_back(took);
+    ended.notify_one();
+  };
+  const auto began = steady_clock::now();
+  scheduler.Submit(&first, nullptr, keep);
+  scheduler.Submit(&second, nullptr, keep);
+  both_submitted.Open();
+  std::unique_lock lock(mutex);
+  ended.wait(lock, [&] { return times.size() == 2; });
+  const auto passed = steady_clock::now() - began;
+  EXPECT_LE(times[0].running + times[1].running, passed);
+  for (const JobTimes& took : times) {
+    EXPECT_GT(took.queued.count(), 0);
+    EXPECT_GT(took.running.count(), 0);
+    EXPECT_LE(took.queued + took.running, passed);
+  }
+}
+
+TEST(TileSchedulerTest, AJobThatHasAPartOfTheWorkersRunsForThatPart) {
+  TileScheduler scheduler(2);
+  Gate first_holds;
+  Gate end;
+  FunctionJob first({1}, 1, [&](int64_t, int64_t, int64_t, SliceControl&) {
+    first_holds.Open();
+    end.Wait();
+    return TileJob::Slice::kDone;
+  });
+  std::atomic<bool> first_ended{false};
+  std::thread caller([&] {
+    JobTimes took;
+    EXPECT_TRUE(scheduler.Run(&first, nullptr, &took).ok());
+    first_ended = true;
+    // The other job has the worker that this one cannot use.
+    EXPECT_LT(took.queued, took.running);
+  });
+  first_holds.Wait();
+  const auto hold = std::chrono::milliseconds(100);
+  // Of the two tasks, one has a worker, and the other waits for `hold`.
+  std::atomic<int> tasks{0};
+  FunctionJob second({2}, 2, [&](int64_t, int64_t, int64_t, SliceControl&) {
+    if (++tasks == 1) {
+      std::this_thread::sleep_for(hold);
+      end.Open();
+      while (!first_ended) std::this_thread::yield();
+    }
+    return TileJob::Slice::kDone;
+  });
+  JobTimes took;
+  EXPECT_TRUE(scheduler.Run(&second, nullptr, &took).ok());
+  caller.join();
+  EXPECT_GE(took.queued, hold / 2);
+  EXPECT_GE(took.running, hold / 2);
+}
+
 TEST(StopSignalTest, AnOuterSignalStopsTheInnerOne) {
   StopSignal outer;
   const StopSignal endless(SteadyTime::max(), &outer);
