@@ -13,6 +13,7 @@ readonly PACKAGES=(
   libabsl-dev libgrpc++-dev libhwy-dev libprotobuf-dev libspdlog-dev
   protobuf-compiler protobuf-compiler-grpc golang-github-gogo-googleapis-dev
   libcli11-dev libcpp-httplib-dev libssl-dev nlohmann-json3-dev openssl pkgconf
+  prometheus-cpp-dev
   libbenchmark-dev libgmock-dev libgtest-dev
 )
 

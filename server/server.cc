@@ -32,6 +32,8 @@
 #include "server/connections/socket_hooks.h"
 #include "server/load/load_meter.h"
 #include "server/memory/message_quota.h"
+#include "server/metrics/metrics.h"
+#include "server/process/log_sink.h"
 #include "server/process/self_test.h"
 #include "server/rpc/attention_service.h"
 #include "server/shared_memory/shared_region.h"
@@ -389,7 +391,8 @@ class Server::Impl {
                                  return why_not_ready_;
                                },
                            .only_localhost = listener.IsOnlyLoopback(),
-                           .own_host = listener.address.host});
+                           .own_host = listener.address.host,
+                           .metrics = OtherMetrics()});
     admin_ = std::make_unique<HttpPort>(
         std::move(listener),
         HttpPort::Site{.answer =
@@ -402,6 +405,14 @@ class Server::Impl {
                            },
                        .problem = AdminSite::Refuse});
     spdlog::info("the admin port serves http://{}/", admin_address_);
+  }
+
+  // Returns the metrics that AdminSite cannot read from the ServiceContext.
+  std::vector<MetricNumber> OtherMetrics() const {
+    return {{.name = "attnd_dropped_log_lines_total",
+             .help = "Lines of the log that stderr did not accept in time.",
+             .is_counter = true,
+             .read = [] { return static_cast<double>(DroppedLogLines()); }}};
   }
 
   bool StartGrpc() {

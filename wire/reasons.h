@@ -1,12 +1,16 @@
 // The reasons of errors, one for each kind. An error carries its reason in
 // google.rpc.ErrorInfo, so that programs can tell errors apart. A released
-// reason never changes. To add a reason, add it here; no other list has to
-// change. One reason is elsewhere because core raises it: kInt64RangeReason in
-// base/field_error.h, for sizes that do not fit a signed 64-bit number.
-// UNAUTHENTICATED has no reason and no details: gRPC refuses a call without a
-// valid token before attnd sees it, and can send only a text.
+// reason never changes. To add a reason, add it here, also to kServerReasons,
+// and to docs/metrics.md. One reason is elsewhere because core raises it:
+// kInt64RangeReason in base/field_error.h, for sizes that do not fit a signed
+// 64-bit number. UNAUTHENTICATED has no reason and no details: gRPC refuses a
+// call without a valid token before attnd sees it, and can send only a text.
 #ifndef ATTND_WIRE_REASONS_H_
 #define ATTND_WIRE_REASONS_H_
+
+#include <string_view>
+
+#include "base/field_error.h"
 
 namespace attnd {
 
@@ -66,6 +70,16 @@ inline constexpr char kInternal[] = "INTERNAL";
 // INTERNAL, from the client library: the server's answer contradicts the
 // contract.
 inline constexpr char kBadResponse[] = "BAD_RESPONSE";
+
+// Every reason that a server sends. The metrics count the errors of each.
+inline constexpr std::string_view kServerReasons[] = {
+    kInvalidField,      kMalformedMessage, kTooManyFields,
+    kMemoryBudget,      kTooManyRequests,  kDeadlineUnreachable,
+    kMessageTooLarge,   kThreadLimit,      kWorkLimit,
+    kAdminRoleRequired, kNotImplemented,   kSharedMemoryOff,
+    kUnknownRegion,     kDraining,         kDeadlineExceeded,
+    kStreamIdle,        kCancelled,        kInternal,
+    kInt64RangeReason};
 
 }  // namespace attnd
 

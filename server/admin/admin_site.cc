@@ -25,6 +25,7 @@
 #include "server/admin/message_text.h"
 #include "server/admin/planner_page.h"
 #include "server/calls/plain_calls.h"
+#include "server/metrics/metrics.h"
 #include "server/planning/estimate.h"
 
 namespace attnd::server {
@@ -40,6 +41,7 @@ struct Page {
         {"/", &AdminSite::Planner},
         {"/livez", &AdminSite::Livez},
         {"/readyz", &AdminSite::Readyz},
+        {"/metrics", &AdminSite::Metrics},
         {"/v1/memory-estimate", &AdminSite::MemoryEstimate, true},
         {"/v1/container-limit", &AdminSite::ContainerLimit},
         {"/v1/server-info", &AdminSite::ServerInfo}};
@@ -289,6 +291,11 @@ HttpResponse AdminSite::Readyz(const HttpRequest&) const {
   const std::string why_not = options_.why_not_ready();
   return why_not.empty() ? Text(200, "ok\n")
                          : Text(503, absl::StrCat(why_not, "\n"));
+}
+
+HttpResponse AdminSite::Metrics(const HttpRequest&) const {
+  return Protected({.content_type = kMetricsType,
+                    .body = MetricsText(context_, options_.metrics)});
 }
 
 HttpResponse AdminSite::MemoryEstimate(const HttpRequest& request) const {

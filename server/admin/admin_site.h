@@ -1,5 +1,6 @@
-// What the admin port answers: health, the memory estimate and the state of the
-// server, as JSON, CSV or plain text, and the planner page. Does not use gRPC.
+// What the admin port answers: health, metrics, the memory estimate and the
+// state of the server, as JSON, CSV or plain text, and the planner page. Does
+// not use gRPC.
 #ifndef ATTND_SERVER_ADMIN_ADMIN_SITE_H_
 #define ATTND_SERVER_ADMIN_ADMIN_SITE_H_
 
@@ -7,11 +8,13 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "server/admin/http_port.h"
 #include "server/calls/service_context.h"
+#include "server/metrics/metrics.h"
 
 namespace attnd::server {
 
@@ -29,9 +32,11 @@ class AdminSite {
     // to loopback (DNS rebinding).
     bool only_localhost = true;
     std::string own_host = {};  // the host of --admin-listen
+    // Metrics of parts of the server that are not in ServiceContext.
+    std::vector<MetricNumber> metrics = {};
   };
 
-  // `context` must outlive the site.
+  // `context` must outlive the site, and its `load` must not be null.
   AdminSite(const ServiceContext& context, Options options)
       : context_(context), options_(std::move(options)) {}
 
@@ -47,6 +52,7 @@ class AdminSite {
 
   HttpResponse Livez(const HttpRequest& request) const;
   HttpResponse Readyz(const HttpRequest& request) const;
+  HttpResponse Metrics(const HttpRequest& request) const;
   HttpResponse MemoryEstimate(const HttpRequest& request) const;
   HttpResponse ContainerLimit(const HttpRequest& request) const;
   HttpResponse ServerInfo(const HttpRequest& request) const;

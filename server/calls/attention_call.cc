@@ -64,6 +64,13 @@ absl::Status AttentionCall::TakeRequest(const AttentionTensors& tensors,
   kind_ = decoded.kind;
   ATTND_ASSIGN_OR_RETURN(shared_,
                          FindSharedTensors(tensors, decoded, context_.regions));
+  for (size_t role = 0; role < kTensorRoles; ++role) {
+    if (shared_.inputs[role].region == nullptr) continue;
+    if (FirstRole(tensors, role) != role) continue;
+    shared_bytes_.shared_read += shared_.inputs[role].size_bytes;
+  }
+  shared_bytes_.shared_written =
+      shared_.output.size_bytes + shared_.lse.size_bytes;
   answers_ = Answers(tensors);
   ATTND_RETURN_IF_ERROR(Reserve(tensors, decoded, decoding_bytes));
   return PlaceInputs(tensors, decoded, split, source);

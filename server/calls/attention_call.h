@@ -63,6 +63,9 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   // Returns how the answer was computed. Call it when the call ends. It means
   // something only if the call succeeded.
   const RunStats& stats() const { return stats_; }
+  // Returns the bytes of the tensors in shared memory that the call reads and
+  // writes. Call it when the call ends.
+  CallBytes shared_bytes() const { return shared_bytes_; }
 
  protected:
   // `context` must outlive the call. `caller` is the number of the client
@@ -155,6 +158,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   PayloadKind kind_ = PayloadKind::kData;
   CallCost cost_;
   SharedTensors shared_;
+  CallBytes shared_bytes_;
   Workspace inputs_;
   Workspace outputs_;
   // Where the kernel reads the tensor of each role. Null if the request lacks

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -26,6 +27,8 @@ constexpr size_t kMaxPendingBytes = 1 << 20;
 // How long Close and flush wait. This is short, so that a process ends within a
 // second even if nobody reads its stderr.
 constexpr std::chrono::milliseconds kMaxWait{500};
+
+std::atomic<int64_t> all_dropped_lines{0};
 
 // Returns the line of the log for `message`, with `text` in place of its text.
 std::string Format(spdlog::formatter& formatter,
@@ -90,6 +93,8 @@ struct LogSink::State {
   bool closed = false;
 };
 
+int64_t DroppedLogLines() { return all_dropped_lines; }
+
 LogSink::LogSink(int fd)
     : state_(std::make_shared<State>(fd)),
       thread_([state = state_] { Write(*state); }) {}
@@ -122,6 +127,7 @@ void LogSink::sink_it_(const spdlog::details::log_msg& message) {
     if (state_->closed) return;
     if (state_->pending.size() + line.size() > kMaxPendingBytes) {
       ++state_->dropped_lines;
+      ++all_dropped_lines;
       return;
     }
     state_->pending += line;
@@ -149,6 +155,7 @@ void LogSink::Write(State& state) {
     lock.unlock();
     const absl::string_view rest = Unwritten(state.fd, batch);
     int64_t lost = std::count(rest.begin(), rest.end(), '\n');
+    all_dropped_lines += lost;
     if (dropped > 0 &&
         !Unwritten(state.fd, state.DroppedLine(dropped)).empty()) {
       lost += dropped;

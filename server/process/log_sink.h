@@ -3,6 +3,7 @@
 #ifndef ATTND_SERVER_PROCESS_LOG_SINK_H_
 #define ATTND_SERVER_PROCESS_LOG_SINK_H_
 
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -10,6 +11,9 @@
 #include "spdlog/sinks/base_sink.h"
 
 namespace attnd::server {
+
+// Returns how many lines all sinks of this process have dropped.
+int64_t DroppedLogLines();
 
 // A sink for spdlog that never blocks its callers. If nobody reads stderr, for
 // example because it is a full pipe, only the sink's own thread waits. Up to

@@ -40,12 +40,13 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
         answer_(std::move(answer)) {}
 
   // Call it once. The reactor may be gone when it returns. `stats` is how the
-  // answer was computed.
+  // answer was computed, and `shared` has the bytes of tensors in shared
+  // memory.
   void Answer(absl::StatusOr<OutgoingMessage> answer,
-              const RunStats& stats = {}) {
+              const RunStats& stats = {}, const CallBytes& shared = {}) {
     const absl::Status status = answer.status();
     if (status.ok()) record_.Sent(static_cast<int64_t>(answer->size_bytes()));
-    record_.Finished(status, stats);
+    record_.Finished(status, stats, shared);
     if (status.ok()) response_ = ToByteBuffer(*std::move(answer), sent_);
     answer_->Begin(*this);
     watch_.Add(answer_);
@@ -99,10 +100,10 @@ class AttentionReactor final : public UnaryReactor {
     // This keeps the call alive until Start returns, even if the call answers
     // before that and gRPC deletes the reactor.
     const std::shared_ptr<UnaryCall> call = call_;
-    call->Start(*std::move(received),
-                [this](absl::StatusOr<OutgoingMessage> answer) {
-                  Answer(std::move(answer), call_->stats());
-                });
+    call->Start(
+        *std::move(received), [this](absl::StatusOr<OutgoingMessage> answer) {
+          Answer(std::move(answer), call_->stats(), call_->shared_bytes());
+        });
   }
   void OnCancel() override { call_->Cancel(); }
 

@@ -8,9 +8,14 @@ CallRecord::CallRecord(ServiceMethod method,
                        const grpc::CallbackServerContext& rpc, LoadMeter* load)
     : method_(method), rpc_(rpc), load_(load) {}
 
-void CallRecord::Finished(const absl::Status& status, const RunStats& stats) {
+void CallRecord::Finished(const absl::Status& status, const RunStats& stats,
+                          const CallBytes& shared) {
   code_ = status.code();
-  if (load_ != nullptr) load_->Ended(method_, status, age(), stats);
+  if (load_ == nullptr) return;
+  CallBytes bytes = shared;
+  bytes.received = received_bytes_.load();
+  bytes.sent = sent_bytes_.load();
+  load_->Ended(method_, status, age(), stats, bytes);
 }
 
 CallRecord::~CallRecord() {

@@ -33,8 +33,9 @@ class CallRecord {
   void Sent(int64_t bytes) { sent_bytes_ += bytes; }
 
   // Call it once, before gRPC gets the status. `stats` is how the answer was
-  // computed, if the status is OK.
-  void Finished(const absl::Status& status, const RunStats& stats);
+  // computed, if the status is OK, and `shared` has the bytes in shared memory.
+  void Finished(const absl::Status& status, const RunStats& stats,
+                const CallBytes& shared = {});
 
  private:
   std::chrono::nanoseconds age() const {

@@ -61,12 +61,6 @@ std::string_view DefaultReason(absl::StatusCode code) {
   }
 }
 
-// Returns INTERNAL for the codes that attnd never uses on purpose, because they
-// show a bug of attnd.
-absl::StatusCode WireCode(absl::StatusCode code) {
-  return DefaultReason(code) == kInternal ? absl::StatusCode::kInternal : code;
-}
-
 std::optional<std::chrono::milliseconds> RetryDelay(
     const absl::Status& status) {
   int64_t delay_ms = 0;
@@ -78,6 +72,15 @@ std::optional<std::chrono::milliseconds> RetryDelay(
 }
 
 }  // namespace
+
+absl::StatusCode WireCode(absl::StatusCode code) {
+  if (code == absl::StatusCode::kOk) return code;
+  return DefaultReason(code) == kInternal ? absl::StatusCode::kInternal : code;
+}
+
+std::string WireReason(const absl::Status& status) {
+  return ReasonOf(status).value_or(std::string(DefaultReason(status.code())));
+}
 
 WireStatus ToWireStatus(const absl::Status& status) {
   if (status.ok()) return {};
@@ -91,8 +94,7 @@ WireStatus ToWireStatus(const absl::Status& status) {
 
   google::rpc::ErrorInfo info;
   info.set_domain("attnd");
-  const std::string reason =
-      ReasonOf(status).value_or(std::string(DefaultReason(code)));
+  const std::string reason = WireReason(status);
   info.set_reason(reason);
   rpc.add_details()->PackFrom(info);
 

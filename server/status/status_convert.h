@@ -21,6 +21,14 @@ struct WireStatus {
   std::optional<std::chrono::milliseconds> retry_delay;  // as in RetryInfo
 };
 
+// Returns the code that a client gets for `code`: INTERNAL for those that attnd
+// never uses on purpose, because they show a bug of attnd.
+absl::StatusCode WireCode(absl::StatusCode code);
+
+// Returns the reason that a client gets for `status`, which is not OK
+// (wire/reasons.h).
+std::string WireReason(const absl::Status& status);
+
 // Converts `status`. Unless it is OK, the details have
 // - ErrorInfo, with the reason and the domain "attnd",
 // - BadRequest, if `status` names a field or if the error concerns the message

@@ -34,7 +34,8 @@ RULES = {
     'server/version.h': ('', ''),
     'server/status': ('base core proto wire', 'absl protobuf'),
     'server/memory': ('base core wire server/status', 'absl'),
-    'server/load': ('base core proto server/memory wire', 'absl protobuf'),
+    'server/load': ('base core proto server/memory server/status wire',
+                    'absl protobuf'),
     'server/access': ('base wire', 'absl grpc openssl spdlog'),
     'server/connections': ('base proto wire wire/grpc server/status',
                            'absl grpc openssl spdlog'),
@@ -52,17 +53,21 @@ RULES = {
     'server/rpc': ('base core cost proto wire wire/grpc server/access '
                    'server/calls server/codec server/load server/memory '
                    'server/status', 'absl grpc protobuf spdlog'),
+    'server/metrics': ('base core cost proto wire server/access/access_control.h '
+                       'server/calls server/codec server/load server/memory '
+                       'server/shared_memory server/status server/version.h',
+                       'absl prometheus'),
     'server/admin': ('base core cost proto wire server/calls server/codec '
                      'server/connections server/load server/memory '
-                     'server/planning server/shared_memory server/status',
+                     'server/metrics server/planning server/shared_memory server/status',
                      'absl httplib protobuf'),
     'server/process': ('base core cost proto wire server/calls server/codec '
                        'server/memory server/status',
                        'absl grpc protobuf spdlog'),
     # The files that are in server/ itself put all of it together.
     'server': ('base core cost proto wire wire/grpc server/access '
-               'server/admin server/calls server/codec '
-               'server/connections server/load server/memory server/planning '
+               'server/admin server/calls server/codec server/connections '
+               'server/load server/memory server/metrics server/planning '
                'server/process server/rpc server/shared_memory server/status '
                'server/version.h', 'absl CLI grpc protobuf spdlog'),
 
@@ -82,8 +87,8 @@ LIBRARIES = {
     'CLI/': 'CLI', 'gmock/': 'gtest', 'google/protobuf/': 'protobuf',
     'grpc/': 'grpc', 'grpcpp/': 'grpc', 'gtest/': 'gtest',
     'httplib.h': 'httplib', 'hwy/': 'hwy',
-    'nlohmann/': 'nlohmann', 'openssl/': 'openssl', 'spdlog/': 'spdlog',
-    'src/core/': 'grpc',
+    'nlohmann/': 'nlohmann', 'openssl/': 'openssl',
+    'prometheus/': 'prometheus', 'spdlog/': 'spdlog', 'src/core/': 'grpc',
 }
 
 # Folders of headers that are generated from .proto files.

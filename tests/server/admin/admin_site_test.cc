@@ -56,6 +56,13 @@ TEST_F(AdminSiteTest, LiveAndReadyAreTwoThings) {
   EXPECT_EQ(Get("/readyz").body, "draining\n");
 }
 
+TEST_F(AdminSiteTest, HasMetrics) {
+  const HttpResponse metrics = Get("/metrics");
+  EXPECT_EQ(metrics.status, 200);
+  EXPECT_EQ(metrics.content_type, "text/plain; version=0.0.4; charset=utf-8");
+  EXPECT_THAT(metrics.body, HasSubstr("\nattnd_max_slots 3\n"));
+}
+
 TEST_F(AdminSiteTest, EstimatesAsTheRpcDoes) {
   v1::MemoryEstimateRequest question;
   question.set_seq_len(4096);

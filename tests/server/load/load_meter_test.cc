@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <iterator>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -103,6 +105,49 @@ TEST_F(LoadMeterTest, LosesNoCallOfManyThreads) {
   EXPECT_EQ(load.failed(), kThreads * kCalls);
   EXPECT_EQ(TimeUtil::DurationToMicroseconds(load.total_time()),
             kThreads * kCalls);
+}
+
+TEST_F(LoadMeterTest, PutsEachTimeIntoTheFirstBucketThatHoldsIt) {
+  using std::chrono::nanoseconds;
+  for (const nanoseconds bound : kLoadBuckets) {
+    meter_.Ended(ServiceMethod::kAttention, absl::OkStatus(), bound, {});
+    meter_.Ended(ServiceMethod::kAttention, absl::OkStatus(),
+                 bound + nanoseconds(1), {});
+  }
+  const LoadHistogram times = meter_.Of(ServiceMethod::kAttention).call_time;
+  EXPECT_EQ(times.counts.front(), 1);
+  for (size_t i = 1; i + 1 < times.counts.size(); ++i) {
+    EXPECT_EQ(times.counts[i], 2) << i;
+    // Percentiles are read from buckets, so these must not be too wide.
+    const double factor =
+        std::chrono::duration<double>(kLoadBuckets[i]) / kLoadBuckets[i - 1];
+    EXPECT_GE(factor, 2);
+    EXPECT_LE(factor, 2.5);
+  }
+  EXPECT_EQ(times.counts.back(), 1);
+}
+
+TEST_F(LoadMeterTest, CountsTheCodesAndReasonsThatClientsGet) {
+  for (const absl::Status& status :
+       {absl::OkStatus(), absl::CancelledError(""), absl::DataLossError(""),
+        absl::InternalError("")}) {
+    meter_.Ended(ServiceMethod::kBenchmark, status, microseconds(1), {});
+  }
+  const MethodCounts counts = meter_.Of(ServiceMethod::kBenchmark);
+  EXPECT_EQ(counts.succeeded(), 1);
+  EXPECT_EQ(counts.finished(), 4);
+  EXPECT_EQ(counts.by_code[1], 1);
+  EXPECT_EQ(counts.by_code[13], 2);
+  const std::vector<int64_t> failures = meter_.failures_by_reason();
+  ASSERT_EQ(failures.size(), std::size(kServerReasons) + 1);
+  for (size_t i = 0; i < failures.size(); ++i) {
+    const std::string_view reason =
+        i < std::size(kServerReasons) ? kServerReasons[i] : "";
+    EXPECT_EQ(failures[i], reason == "CANCELLED"  ? 1
+                           : reason == "INTERNAL" ? 2
+                                                  : 0)
+        << reason;
+  }
 }
 
 TEST_F(LoadMeterTest, ReportsWhatRequestsHoldNow) {

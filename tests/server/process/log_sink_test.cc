@@ -7,6 +7,7 @@
 
 #include <array>
 #include <csignal>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -109,6 +110,7 @@ int Sum(const std::pair<int, int>& counts) {
 
 TEST_F(LogSinkTest, NobodyWaitsForAReaderAndWhatIsMissingIsCounted) {
   constexpr int kLines = 100'000;
+  const int64_t dropped_before = DroppedLogLines();
   for (int i = 0; i < kLines; ++i) log_->info("line {} of many lines", i);
   // Every line is either written or counted as missing. The sink can write them
   // in several parts.
@@ -122,6 +124,7 @@ TEST_F(LogSinkTest, NobodyWaitsForAReaderAndWhatIsMissingIsCounted) {
   close(writer_);
   text += ReadAll();
   EXPECT_GT(CountLines(text).second, 0);
+  EXPECT_EQ(DroppedLogLines() - dropped_before, CountLines(text).second);
   EXPECT_EQ(Sum(CountLines(text)), kLines + 1);
   EXPECT_THAT(text, EndsWith("the last\n"));
   EXPECT_THAT(text, HasSubstr("line 0 of"));
