@@ -64,6 +64,27 @@ setup_packages() {
   ) 9>build/packages.lock
 }
 
+# setup_prometheus: unpacks Debian's package of Prometheus and promtool into
+# build/prometheus. The package is not installed, because that would start a server.
+setup_prometheus() {
+  local folder=build/prometheus package
+  [[ ! -x $folder/usr/bin/promtool ]] || return 0
+  if ! command -v apt-get >/dev/null; then
+    say "there is no apt-get, so put prometheus and promtool into $folder/usr/bin"
+    return
+  fi
+  say "unpacking Debian's package prometheus into $folder"
+  mkdir -p "$folder"
+  package=$(
+    cd "$folder" || exit
+    apt-get download -qq prometheus 2>/dev/null ||
+      { as_root apt-get update -qq && apt-get download -qq prometheus; } >&2
+    echo prometheus_*.deb
+  )
+  dpkg-deb --extract "$folder/$package" "$folder"
+  rm "$folder/$package"
+}
+
 # setup_python REQUIREMENTS [VENV]: installs them into VENV, a Python environment,
 # unless this very file has been installed there before.
 setup_python() {

@@ -91,12 +91,32 @@ def test_compose_lets_attnd_drain():
     ('sidecar', {'Pod'}),
     ('service', {'Deployment', 'Service', 'PodDisruptionBudget',
                  'HorizontalPodAutoscaler', 'NetworkPolicy'}),
+    ('queue-scaling', {'Deployment', 'Service', 'PodDisruptionBudget',
+                       'HorizontalPodAutoscaler', 'NetworkPolicy'}),
 ])
 def test_manifests(folder, kinds, version):
   documents = render(folder)
   assert set(documents) == kinds
   for document in documents.values():
     kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_queue_scaling_reads_the_metric_of_the_adapter():
+  documents = render('queue-scaling')
+  (metric,) = documents['HorizontalPodAutoscaler']['spec']['metrics']
+  (rule,) = yaml.safe_load(
+      (KUBERNETES / 'queue-scaling' / 'prometheus-adapter-rules.yaml')
+      .read_text())['rules']
+  assert metric['pods']['metric']['name'] == rule['name']['as']
+  (attnd,) = documents['Deployment']['spec']['template']['spec']['containers']
+  environment = {e['name']: e['value'] for e in attnd['env']}
+  _, port = environment['ATTND_ADMIN_LISTEN'].rsplit(':', 1)
+  # Clients reach what they reach without it, and Prometheus one more port.
+  clients, scraper = documents['NetworkPolicy']['spec']['ingress']
+  (plain,) = render('service')['NetworkPolicy']['spec']['ingress']
+  assert clients == plain
+  assert [p['port'] for p in scraper['ports']] == [int(port)]
+  assert int(port) in [p['containerPort'] for p in attnd['ports']]
 
 
 def test_a_wrong_manifest_is_found():

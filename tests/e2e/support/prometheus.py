@@ -1,0 +1,106 @@
+"""A real Prometheus as a child process, and promtool."""
+
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from support.server import START_SECONDS, STOP_SECONDS, poll_until
+from support.stubs import REPOSITORY
+
+# ./dev setup unpacks Debian's package here. It is not installed, because
+# installing it would start a server.
+PROGRAMS = pathlib.Path(os.environ.get(
+    'ATTND_PROMETHEUS', REPOSITORY / 'build' / 'prometheus' / 'usr' / 'bin'))
+RULES = REPOSITORY / 'deploy' / 'prometheus' / 'attnd-rules.yml'
+
+
+def promtool(*arguments, stdin=None):
+  """Returns the result of the command with its output as text."""
+  return subprocess.run([str(PROGRAMS / 'promtool'), *map(str, arguments)],
+                        input=stdin, capture_output=True, text=True,
+                        check=False, timeout=120)
+
+
+class Prometheus:
+  """A context manager: Prometheus scrapes `target` ten times a second, and
+  evaluates the rules of deploy/prometheus."""
+
+  def __init__(self, target, labels=None):
+    self._config = {
+        'global': {'scrape_interval': '100ms', 'evaluation_interval': '200ms'},
+        'rule_files': [str(RULES)],
+        'scrape_configs': [{
+            'job_name': 'attnd',
+            'static_configs': [{'targets': [target], 'labels': labels or {}}]}]}
+    self._folder = tempfile.TemporaryDirectory(prefix='prometheus-')
+    self.folder = pathlib.Path(self._folder.name)
+    self._port = None
+
+  def __enter__(self):
+    config = self.folder / 'prometheus.yml'
+    config.write_text(json.dumps(self._config))  # JSON is YAML, too
+    self._log = self.folder / 'log'
+    with open(self._log, 'ab') as log:
+      self.process = subprocess.Popen(
+          [str(PROGRAMS / 'prometheus'), f'--config.file={config}',
+           f'--storage.tsdb.path={self.folder / "data"}',
+           '--web.listen-address=127.0.0.1:0', '--log.format=json'],
+          stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+      self._port = poll_until(self._listens, START_SECONDS,
+                              'start of Prometheus')
+      poll_until(lambda: self.query('up == 1'), START_SECONDS,
+                 'the first scrape')
+    except BaseException:
+      self._end()
+      raise
+    return self
+
+  def __exit__(self, *_):
+    self._end()
+    self._folder.cleanup()
+
+  def _end(self):
+    self.process.terminate()
+    try:
+      self.process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+      self.process.kill()
+      self.process.wait()
+
+  def _listens(self):
+    """Returns the port. Prometheus logs only the port that was asked for, so
+    this looks for the socket."""
+    if self.process.poll() is not None:
+      raise RuntimeError(f'Prometheus exited with {self.process.returncode}:\n'
+                         + self._log.read_text(errors='replace'))
+    sockets = set()
+    for entry in pathlib.Path(f'/proc/{self.process.pid}/fd').iterdir():
+      try:
+        sockets.add(os.readlink(entry))
+      except FileNotFoundError:
+        pass
+    for line in pathlib.Path('/proc/net/tcp').read_text().splitlines()[1:]:
+      fields = line.split()
+      if fields[3] == '0A' and f'socket:[{fields[9]}]' in sockets:
+        return int(fields[1].split(':')[1], 16)
+    return None
+
+  def query(self, expression):
+    """Returns the samples of the expression, as of now."""
+    query = urllib.parse.urlencode({'query': expression})
+    try:
+      with urllib.request.urlopen(
+          f'http://127.0.0.1:{self._port}/api/v1/query?{query}',
+          timeout=60) as answer:
+        return json.load(answer)['data']['result']
+    except urllib.error.HTTPError as error:
+      with error:
+        if error.code == 503:  # it still starts
+          return []
+        raise AssertionError(f'{expression}: {error.read().decode()}') from None
