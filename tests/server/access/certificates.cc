@@ -3,7 +3,6 @@
 #include <openssl/asn1.h>
 #include <openssl/bio.h>
 #include <openssl/ec.h>
-#include <openssl/objects.h>
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
 
@@ -23,8 +22,7 @@ std::string Written(const std::function<int(BIO*)>& write) {
 
 }  // namespace
 
-TestCertificate::TestCertificate(const std::string& common_name,
-                                 int64_t seconds,
+TestCertificate::TestCertificate(const std::string& common_name, int seconds,
                                  const std::string& alternative_names)
     : key_(EVP_EC_gen("P-256"), EVP_PKEY_free),
       certificate_(X509_new(), X509_free) {
@@ -32,7 +30,7 @@ TestCertificate::TestCertificate(const std::string& common_name,
   X509_set_version(raw, X509_VERSION_3);
   ASN1_INTEGER_set(X509_get_serialNumber(raw), 1);
   X509_gmtime_adj(X509_getm_notBefore(raw), -3600);
-  X509_gmtime_adj(X509_getm_notAfter(raw), static_cast<long>(seconds));
+  X509_gmtime_adj(X509_getm_notAfter(raw), seconds);
   X509_NAME* const name = X509_get_subject_name(raw);
   X509_NAME_add_entry_by_txt(
       name, "CN", MBSTRING_UTF8,

@@ -15,8 +15,7 @@ class TestCertificate {
  public:
   // The certificate is valid from an hour ago until `seconds` from now.
   // `alternative_names` has the form "DNS:a,DNS:b".
-  explicit TestCertificate(const std::string& common_name,
-                           int64_t seconds = 3600,
+  explicit TestCertificate(const std::string& common_name, int seconds = 3600,
                            const std::string& alternative_names = "");
 
   std::string certificate() const;                            // PEM
