@@ -23,18 +23,19 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-const TlsPaths kTlsPaths = {
-    .cert = "/c.pem", .key = "/k.pem", .client_ca = "/a"};
+TlsPaths SomeTlsPaths() {
+  return {.cert = "/c.pem", .key = "/k.pem", .client_ca = "/a"};
+}
 
 std::string TlsErrorOf(const TlsFiles& files) {
-  return std::string(CheckTlsFiles(files, kTlsPaths).status().message());
+  return std::string(CheckTlsFiles(files, SomeTlsPaths()).status().message());
 }
 
 TEST(TlsFilesTest, AcceptAPairAndTellWhenItExpires) {
   const TestCertificate one("one");
   const auto not_after = CheckTlsFiles(
       {.cert = one.certificate(), .key = one.key(), .client_ca = {}},
-      kTlsPaths);
+      SomeTlsPaths());
   ASSERT_TRUE(not_after.ok()) << not_after.status();
   const auto left = *not_after - std::chrono::system_clock::now();
   EXPECT_GT(left, std::chrono::minutes(50));
