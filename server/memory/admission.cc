@@ -75,8 +75,8 @@ struct Admission::State {
     const auto sharers = static_cast<int64_t>(callers.size());
     const bool within_share =
         caller.in_flight < max_in_flight / sharers || caller.in_flight == 0;
-    const int64_t limit = within_share ? 2 * max_in_flight : max_in_flight;
-    if (used.in_flight < limit) return absl::OkStatus();
+    const int64_t overdrawn = used.in_flight - max_in_flight;
+    if (overdrawn < (within_share ? max_in_flight : 0)) return absl::OkStatus();
     std::string text = absl::StrCat("too many requests: ", used.in_flight,
                                     " are running or waiting, and the server "
                                     "allows ",
@@ -94,8 +94,7 @@ struct Admission::State {
   }
 
   // Changes a reservation of `caller` from `held` to `wanted` bytes. Call
-  // MakeRoom after `mutex` has been released. `others` says whether the caller
-  // has other reservations.
+  // MakeRoom after `mutex` has been released.
   absl::Status Grow(uint64_t caller, int64_t held, int64_t wanted) {
     Usage& own = callers[caller];
     const int64_t used_by_others = used.bytes - held;
@@ -104,40 +103,36 @@ struct Admission::State {
     // The only request of a caller may take the whole budget, because it could
     // otherwise never run.
     const int64_t sharers = own_others > 0 ? Sharers(caller) : 1;
-    if (sharers > 1 && wanted > budget_bytes / sharers - own_others) {
-      if (wanted <= free - budget_bytes / 4 && clock() >= others_first_until) {
-        return Take(own, wanted - held);
-      }
-      return WithRetryDelay(
-          WithReason(
-              absl::ResourceExhaustedError(absl::StrCat(
-                  "memory budget: the request needs ", wanted,
-                  " bytes, but other requests of this client hold ", own_others,
-                  ", and its share is ", budget_bytes / sharers, " of the ",
-                  budget_bytes,
-                  " bytes of the budget (--memory-budget-bytes) while other "
-                  "clients need room; wait for some of its requests to end")),
-              kMemoryBudget),
-          kRetryDelay);
+    const bool beyond_share = wanted > budget_bytes / sharers - own_others;
+    const bool leaves_room = sharers > 1 && beyond_share;
+    const int64_t kept_free = leaves_room ? budget_bytes / 4 : 0;
+    if (wanted <= free - kept_free &&
+        (!leaves_room || clock() >= others_first_until)) {
+      used.bytes += wanted - held;
+      own.bytes += wanted - held;
+      return absl::OkStatus();
     }
-    if (wanted <= free) return Take(own, wanted - held);
-    absl::Status refusal = WithReason(
-        absl::ResourceExhaustedError(absl::StrCat(
-            "memory budget: the request needs ", wanted,
-            " bytes, but other requests hold ", used_by_others, " of the ",
-            budget_bytes, " bytes of the budget (--memory-budget-bytes)")),
-        kMemoryBudget);
+    std::string text = absl::StrCat("memory budget: the request needs ", wanted,
+                                    " bytes, but ");
+    if (leaves_room) {
+      absl::StrAppend(&text, "other requests of this client hold ", own_others,
+                      ", and its share is ", budget_bytes / sharers, " of the ",
+                      budget_bytes,
+                      " bytes of the budget (--memory-budget-bytes) while "
+                      "other clients need room; wait for some of its requests "
+                      "to end");
+    } else {
+      absl::StrAppend(&text, "other requests hold ", used_by_others, " of the ",
+                      budget_bytes,
+                      " bytes of the budget (--memory-budget-bytes)");
+    }
+    absl::Status refusal =
+        WithReason(absl::ResourceExhaustedError(text), kMemoryBudget);
     if (wanted > budget_bytes) return refusal;
     if (wanted <= budget_bytes / Sharers(caller) - own_others) {
       others_first_until = clock() + kTimeToRetry;
     }
     return WithRetryDelay(std::move(refusal), kRetryDelay);
-  }
-
-  absl::Status Take(Usage& caller, int64_t bytes) {
-    used.bytes += bytes;
-    caller.bytes += bytes;
-    return absl::OkStatus();
   }
 
   // Gives back what a reservation of `caller` holds.

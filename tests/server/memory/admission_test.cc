@@ -274,6 +274,14 @@ TEST_F(SharesTest, OneRequestMayTakeTheWholeBudgetBesideOtherCallers) {
   EXPECT_FALSE(admission.Admit(1, 2).ok());
 }
 
+TEST_F(SharesTest, AdvisesToRetryOnlyWhereTheBudgetWouldDo) {
+  Admission admission = Make(1000, 256);
+  (void)*admission.Admit(1, 2);
+  const auto held = admission.Admit(600, 1);
+  EXPECT_GT(RefusalOf(admission.Admit(300, 1).status()).retry_ms, 0);
+  EXPECT_EQ(RefusalOf(admission.Admit(1001, 1).status()).retry_ms, -1);
+}
+
 TEST_F(SharesTest, ForgetsCallersThatHoldNothing) {
   Admission admission = Make(1000, 2);
   for (uint64_t caller = 0; caller < 1000; ++caller) {
