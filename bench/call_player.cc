@@ -9,10 +9,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <random>
@@ -189,16 +191,28 @@ class Player {
             });
   }
 
-  // Waits until fewer than `limit` calls are in flight. Returns whether a call
-  // has failed since this was last called.
+  // Waits until fewer than `limit` calls are in flight, or until Stop. Returns
+  // whether a call has failed since this was last called.
   bool WaitBelow(size_t limit) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return in_flight_ < limit; });
+    changed_.wait(lock, [&] { return stopped_ || in_flight_ < limit; });
     return std::exchange(failed_, false);
   }
 
+  // Makes WaitBelow return at once from now on. Thread-safe.
+  void Stop() {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+    changed_.notify_all();
+  }
+  bool stopped() {
+    const std::lock_guard lock(mutex_);
+    return stopped_;
+  }
+
+  // Prints the calls that have ended.
   void Print() {
-    WaitBelow(1);
+    const std::lock_guard lock(mutex_);
     for (const std::string& line : lines_) std::cout << line << "\n";
   }
 
@@ -237,6 +251,7 @@ class Player {
   std::deque<Free> free_;
   size_t in_flight_ = 0;
   bool failed_ = false;
+  bool stopped_ = false;
   std::vector<std::string> lines_;
   Clock::time_point begin_;
   std::vector<client::AttentionClient> clients_;
@@ -270,25 +285,48 @@ void PlaySchedule(const Flags& flags) {
     call.deadline_us = std::max<int64_t>(1, call.deadline_us - late_us);
     player.Send(static_cast<int64_t>(i), call);
   }
+  player.WaitBelow(1);
   player.Print();
 }
 
+// Keeps calls in flight for flags.seconds. If these are 0, prints a line when
+// the server has as many calls as that, goes on until standard input ends, and
+// abandons the calls that then run.
 void KeepInFlight(const Flags& flags) {
   Player player(flags, flags.q_len, flags.kv_len);
   player.Learn(flags.q_len, flags.kv_len);
   player.Begin();
+  const bool timed = flags.seconds > 0;
   const Clock::time_point end =
       player.begin() + std::chrono::duration_cast<Clock::duration>(
                            std::chrono::duration<double>(flags.seconds));
+  std::thread watcher([&] {
+    if (timed) return;
+    const client::AttentionClient client = Connect(flags.server, 1).front();
+    int64_t in_flight = 0;
+    while (in_flight < flags.keep) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      const auto info = client.GetServerInfo();
+      if (info.ok()) in_flight = info->load.in_flight;
+    }
+    std::cout << Json({{"in_flight", in_flight}}).dump() << std::endl;
+    std::cin.ignore(std::numeric_limits<std::streamsize>::max());
+    player.Stop();
+  });
   const PlannedCall call{
       .q_len = flags.q_len, .kv_len = flags.kv_len, .deadline_us = 600'000'000};
-  for (int64_t number = 0; Clock::now() < end; ++number) {
+  for (int64_t number = 0; timed ? Clock::now() < end : !player.stopped();
+       ++number) {
     player.Send(number, call);
     if (player.WaitBelow(static_cast<size_t>(flags.keep))) {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
   }
+  watcher.join();
+  if (timed) player.WaitBelow(1);
   player.Print();
+  std::cout << std::flush;
+  if (!timed) std::_Exit(0);
 }
 
 // Cancels calls while they compute, and prints for each how long the server's
@@ -356,7 +394,9 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--kv-len", flags.kv_len, "The size of these calls")
       ->capture_default_str();
-  app.add_option("--seconds", flags.seconds, "For how many seconds to --keep")
+  app.add_option("--seconds", flags.seconds,
+                 "For how many seconds to --keep them; 0 = until standard "
+                 "input ends")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   prctl(PR_SET_TIMERSLACK, 1000UL);  // sleeps end within a microsecond
