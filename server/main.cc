@@ -18,7 +18,9 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "server/config_report.h"
+#include "server/log/log_fields.h"
 #include "server/process/library_logs.h"
+#include "server/process/log_level.h"
 #include "server/process/log_sink.h"
 #include "server/process/stop_signals.h"
 #include "server/server.h"
@@ -67,7 +69,9 @@ int Serve(const ServerConfig& config) {
     spdlog::error("{}", std::string(server.status().message()));
     return EXIT_FAILURE;
   }
-  switch (signals.Wait({.on_second = [&server] { (*server)->Abort(); }})) {
+  switch (
+      signals.Wait({.on_second = [&server] { (*server)->Abort(); },
+                    .on_hangup = [&server] { (*server)->ReloadFiles(); }})) {
     case StopSignals::Stop::kAnnounce:
       (*server)->Announce();
       break;
@@ -131,9 +135,12 @@ int PrintToStdout(const CommandLine& line) {
 
 int ServeWithLog(const ServerConfig& config, const Environment& environment) {
   StopSignals::Block();
+  attnd::server::SetLogFormat(config.log_format == "json"
+                                  ? attnd::server::LogFormat::kJson
+                                  : attnd::server::LogFormat::kText);
   const auto sink = std::make_shared<LogSink>(STDERR_FILENO);
   spdlog::set_default_logger(std::make_shared<spdlog::logger>("attnd", sink));
-  spdlog::set_level(spdlog::level::from_str(config.log_level));
+  attnd::server::SetLogLevel(config.log_level);
   attnd::server::RedirectLibraryLogs();
   for (const std::string& warning : VariableWarnings(environment)) {
     spdlog::warn("{}", warning);

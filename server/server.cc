@@ -247,6 +247,17 @@ class Server::Impl {
     return absl::OkStatus();
   }
 
+  void ReloadFiles() {
+    if (!access_->has_tls() && !access_->needs_tokens()) {
+      spdlog::info(
+          "SIGHUP has no effect, because there are no files of certificates or "
+          "tokens to read");
+      return;
+    }
+    spdlog::info("SIGHUP: reading the files of certificates and tokens again");
+    access_->Reload();
+  }
+
   void Announce() {
     if (!server_ || config_.drain_announce_s == 0) return;
     SetNotServingForGood(
@@ -527,6 +538,7 @@ const std::string& Server::admin_address() const {
 }
 
 void Server::Announce() { impl_->Announce(); }
+void Server::ReloadFiles() { impl_->ReloadFiles(); }
 void Server::Drain() { impl_->Drain(); }
 void Server::Abort() { impl_->Abort(); }
 Admission::Usage Server::usage() const { return impl_->usage(); }

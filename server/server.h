@@ -49,6 +49,10 @@ class Server {
   // and those that are called later. Thread-safe.
   void Abort();
 
+  // Reads the files of certificates and tokens again, as the server also does
+  // by itself when it notices that they changed. Thread-safe.
+  void ReloadFiles();
+
   // The bytes of the memory budget and the slots (of --max-in-flight) that
   // requests hold at this moment. Thread-safe.
   Admission::Usage usage() const;

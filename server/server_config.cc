@@ -54,8 +54,9 @@ Examples:
 SIGTERM, SIGINT and SIGQUIT drain the server: it reports NOT_SERVING, refuses
 new calls, finishes the running calls and exits with code 0. After SIGTERM, it
 serves for the time of --drain-announce before it refuses calls. A second signal
-cancels the running calls. SIGHUP, SIGUSR1 and SIGUSR2 only write a line to the
-log. docs/configuration.md says when to change each option.)";
+cancels the running calls. SIGHUP reads the files of certificates and tokens
+again. SIGUSR1 switches the log level to debug, and back. docs/configuration.md
+says when to change each option.)";
 
 constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
 constexpr double kMinSeconds = 1e-3;
@@ -256,6 +257,10 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config,
                   "The least important messages that the server writes to "
                   "stderr. debug writes a line for each request")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
+  app->add_option("--log-format", config.log_format,
+                  "The format of the log: text for people, or json for "
+                  "programs, with one object per line")
+      ->check(CLI::IsMember({"text", "json"}));
   app->set_config("--config", "",
                   "A file of key = value lines (TOML or INI), such as "
                   "max-in-flight = 64")

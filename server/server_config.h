@@ -69,6 +69,8 @@ struct ServerConfig {
   double stream_idle_timeout_s = 60;
   // debug, info, warning or error.
   std::string log_level = "info";
+  // text or json.
+  std::string log_format = "text";
   // The largest num_vectors that Benchmark accepts.
   int64_t max_benchmark_vectors = 32768;
   // How long one call of Benchmark may take; 0 = no limit.

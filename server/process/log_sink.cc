@@ -10,12 +10,14 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "core/printable.h"
+#include "server/log/log_fields.h"
 #include "spdlog/details/log_msg.h"
 #include "spdlog/pattern_formatter.h"
 
@@ -30,10 +32,29 @@ constexpr std::chrono::milliseconds kMaxWait{500};
 
 std::atomic<int64_t> all_dropped_lines{0};
 
+// Formats lines of JSON around the members that replace the text of a message.
+// The time is that of RFC 3339.
+std::unique_ptr<spdlog::formatter> JsonFormatter() {
+  return std::make_unique<spdlog::pattern_formatter>(
+      R"({"time":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l",%v})",
+      spdlog::pattern_time_type::utc);
+}
+
+std::unique_ptr<spdlog::formatter> NewFormatter() {
+  if (GetLogFormat() == LogFormat::kJson) return JsonFormatter();
+  return std::make_unique<spdlog::pattern_formatter>();
+}
+
 // Returns the line of the log for `message`, with `text` in place of its text.
+// `text` must be printable.
 std::string Format(spdlog::formatter& formatter,
                    const spdlog::details::log_msg& message,
                    absl::string_view text) {
+  std::string members;
+  if (GetLogFormat() == LogFormat::kJson && !IsFromLogFields(message)) {
+    members = absl::StrCat("\"message\":", JsonString(text));
+    text = members;
+  }
   spdlog::details::log_msg changed = message;
   changed.payload = spdlog::string_view_t(text.data(), text.size());
   spdlog::memory_buf_t line;
@@ -70,7 +91,7 @@ struct LogSink::State {
   std::string DroppedLine(int64_t lines) {
     const std::string text = absl::StrCat(
         lines, " lines were dropped because stderr did not accept them");
-    return Format(formatter,
+    return Format(*formatter,
                   spdlog::details::log_msg("attnd", spdlog::level::warn, text),
                   text);
   }
@@ -83,7 +104,8 @@ struct LogSink::State {
   }
 
   const int fd;
-  spdlog::pattern_formatter formatter;
+  // For the line about dropped lines.
+  const std::unique_ptr<spdlog::formatter> formatter = NewFormatter();
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -96,7 +118,8 @@ struct LogSink::State {
 int64_t DroppedLogLines() { return all_dropped_lines; }
 
 LogSink::LogSink(int fd)
-    : state_(std::make_shared<State>(fd)),
+    : spdlog::sinks::base_sink<std::mutex>(NewFormatter()),
+      state_(std::make_shared<State>(fd)),
       thread_([state = state_] { Write(*state); }) {}
 
 LogSink::~LogSink() { Close(); }
@@ -117,11 +140,14 @@ void LogSink::Close() {
 }
 
 void LogSink::sink_it_(const spdlog::details::log_msg& message) {
-  absl::string_view text(message.payload.data(), message.payload.size());
+  const absl::string_view text(message.payload.data(), message.payload.size());
   const bool cut = text.size() > kMaxTextBytes;
-  const std::string line = Format(
-      *formatter_, message,
-      absl::StrCat(Printable(text.substr(0, kMaxTextBytes)), cut ? "..." : ""));
+  const std::string line =
+      IsFromLogFields(message)
+          ? Format(*formatter_, message, text)
+          : Format(*formatter_, message,
+                   absl::StrCat(Printable(text.substr(0, kMaxTextBytes)),
+                                cut ? "..." : ""));
   {
     const std::lock_guard lock(state_->mutex);
     if (state_->closed) return;

@@ -20,8 +20,9 @@ int64_t DroppedLogLines();
 // 1 MiB of lines wait for that thread. The sink drops further lines, and logs
 // how many it dropped as soon as stderr accepts lines again.
 //
+// The lines have the format that SetLogFormat has set before the sink exists.
 // The sink cuts the text of each line after 1024 bytes and makes it Printable,
-// so callers need not do that. Thread-safe.
+// so callers need not do that. LogFields has done it already. Thread-safe.
 //
 // Two alternatives do not work. spdlog's own asynchronous logger joins its
 // threads when the process ends, and so waits forever if one is stuck in a

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <utility>
 
+#include "server/process/log_level.h"
 #include "spdlog/spdlog.h"
 
 namespace attnd::server {
@@ -16,8 +17,8 @@ namespace {
 // time, so that a process can finish its work before the hard limit.
 constexpr int kStop[] = {SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGXCPU};
 // The real-time signals are ignored too, but their numbers are not constants.
-constexpr int kIgnored[] = {SIGHUP,    SIGUSR1, SIGUSR2, SIGALRM,
-                            SIGVTALRM, SIGPROF, SIGIO,   SIGSTKFLT};
+constexpr int kIgnored[] = {SIGHUP,  SIGUSR2, SIGALRM,  SIGVTALRM,
+                            SIGPROF, SIGIO,   SIGSTKFLT};
 // How long the server may take to start after a signal has asked it to end.
 constexpr std::chrono::milliseconds kStartTime{600};
 
@@ -26,6 +27,7 @@ sigset_t Signals() {
   sigemptyset(&signals);
   for (const int signal : kStop) sigaddset(&signals, signal);
   for (const int signal : kIgnored) sigaddset(&signals, signal);
+  sigaddset(&signals, SIGUSR1);
   for (int signal = SIGRTMIN; signal <= SIGRTMAX; ++signal) {
     sigaddset(&signals, signal);
   }
@@ -79,6 +81,10 @@ int StopSignals::NextStop() {
     if (std::find(std::begin(kStop), std::end(kStop), signal) !=
         std::end(kStop)) {
       return signal;
+    }
+    if (signal == SIGUSR1) {
+      SwitchDebugLog();
+      continue;
     }
     std::function<void()> on_hangup;
     if (signal == SIGHUP) {

@@ -13,9 +13,10 @@
 namespace attnd::server {
 
 // Waits for signals in a thread of its own. SIGTERM, SIGINT, SIGQUIT, SIGPWR
-// and SIGXCPU ask the server to end. Other signals that would end a process by
-// default are logged and ignored, except those that report a fault of the
-// process itself. Use at most one object at a time.
+// and SIGXCPU ask the server to end. SIGUSR1 changes the level of the log
+// (log_level.h). Other signals that would end a process by default are logged
+// and ignored, except those that report a fault of the process itself. Use at
+// most one object at a time.
 class StopSignals {
  public:
   // How a signal asks the server to shut down.
@@ -24,8 +25,8 @@ class StopSignals {
     // managers and containers stop a program.
     kAnnounce,
     // Drain without an announcement: SIGINT and SIGQUIT, which a user sends
-    // from
-    // a terminal, and SIGXCPU, after which the kernel soon kills the process.
+    // from a terminal, and SIGXCPU, after which the kernel soon kills the
+    // process.
     kDrain,
     // End without a drain, because the signal came before Wait was called, and
     // therefore before clients could rely on the server.

@@ -36,6 +36,7 @@ RULES = {
     'server/memory': ('base core wire server/status', 'absl'),
     'server/load': ('base core proto server/memory server/status wire',
                     'absl protobuf'),
+    'server/log': ('core', 'absl spdlog'),
     'server/access': ('base wire', 'absl grpc openssl spdlog'),
     'server/connections': ('base proto wire wire/grpc server/status',
                            'absl grpc openssl spdlog'),
@@ -62,12 +63,12 @@ RULES = {
                      'server/metrics server/planning server/shared_memory server/status',
                      'absl httplib protobuf'),
     'server/process': ('base core cost proto wire server/calls server/codec '
-                       'server/memory server/status',
+                       'server/log server/memory server/status',
                        'absl grpc protobuf spdlog'),
     # The files that are in server/ itself put all of it together.
     'server': ('base core cost proto wire wire/grpc server/access '
                'server/admin server/calls server/codec server/connections '
-               'server/load server/memory server/metrics server/planning '
+               'server/load server/log server/memory server/metrics server/planning '
                'server/process server/rpc server/shared_memory server/status '
                'server/version.h', 'absl CLI grpc protobuf spdlog'),
 
@@ -133,6 +134,7 @@ PLANTED = (
     ('server/connections/acceptor.h', '"server/access/caller.h"'),
     ('server/calls/stream_call.h', '"server/access/caller.h"'),
     ('server/connections/acceptor.h', '"server/calls/stall_timer.h"'),
+    ('server/log/log_fields.h', '"server/process/log_sink.h"'),
     ('server/codec/request_codec.h', '"server/shared_memory/region.h"'),
     ('server/codec/request_codec.h', '<grpcpp/grpcpp.h>'),
     ('server/shared_memory/region.h', '"server/planning/estimate.h"'),

@@ -40,6 +40,12 @@ TEST_F(ServerConfigTest, Defaults) {
   EXPECT_EQ(config.max_message_bytes, 268435456);
   EXPECT_EQ(config.max_in_flight, 256);
   EXPECT_DOUBLE_EQ(config.max_benchmark_s, 60);
+  EXPECT_EQ(config.log_format, "text");
+}
+
+TEST_F(ServerConfigTest, TheLogHasOneOfTwoFormats) {
+  EXPECT_EQ(Parse({"--log-format=json"}).log_format, "json");
+  EXPECT_EQ(Parse({}, {{"ATTND_LOG_FORMAT", "json"}}).log_format, "json");
 }
 
 TEST_F(ServerConfigTest, ListensOnSeveralAddresses) {
@@ -225,6 +231,7 @@ TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
       {"--no-such-flag"},          {"--threads=-1"},
       {"--threads=two"},           {"--max-message-bytes=1"},
       {"--max-in-flight=0"},       {"--log-level=loud"},
+      {"--log-format=xml"},        {"--log-format="},
       {"--drain-timeout=-1"},      {"--stream-idle-timeout=-1"},
       {"--drain-announce=-1"},     {"--drain-announce=86401"},
       {"--max-connection-age=-1"}, {"positional"},

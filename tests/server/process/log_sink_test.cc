@@ -16,11 +16,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/unique_fd.h"
+#include "server/log/log_fields.h"
 #include "spdlog/logger.h"
+#include "spdlog/spdlog.h"
 
 namespace attnd::server {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::MatchesRegex;
@@ -87,6 +90,52 @@ TEST_F(LogSinkTest, CutsLongTexts) {
   const std::string line = Written(std::string(5000, 'x') + "end");
   EXPECT_THAT(line, EndsWith("xxx...\n"));
   EXPECT_LT(line.size(), 1200U);
+}
+
+// As above, but each line is an object of JSON.
+class JsonLogSinkTest : public LogSinkTest {
+ protected:
+  JsonLogSinkTest() {
+    SetLogFormat(LogFormat::kJson);
+    LogTo(writer_);
+  }
+  ~JsonLogSinkTest() override { SetLogFormat(LogFormat::kText); }
+};
+
+TEST_F(JsonLogSinkTest, WritesAnObject) {
+  const std::string line = Written("\"a\\\n\u00fc\xff\" 100%v");
+  EXPECT_THAT(line,
+              MatchesRegex("\\{\"time\":\"[-0-9]+T[:0-9]+\\.[0-9]+Z\",.*\n"));
+  EXPECT_THAT(line, EndsWith(R"(,"level":"info","message":)"
+                             R"("\"a\\\\x0aü\\xff\" 100%v"})"
+                             "\n"));
+}
+
+TEST_F(JsonLogSinkTest, WritesFieldsAsMembers) {
+  const std::shared_ptr<spdlog::logger> before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", sink_));
+  LogFields(spdlog::level::warn, "request", {{"code", "OK"}, {"total_us", 7}});
+  spdlog::set_default_logger(before);
+  sink_->Close();
+  close(writer_);
+  EXPECT_THAT(ReadAll(),
+              HasSubstr(R"("level":"warning","message":"request","code":"OK",)"
+                        R"("total_us":7})"
+                        "\n"));
+}
+
+TEST_F(JsonLogSinkTest, CountsWhatIsMissingInAnObject) {
+  for (int i = 0; i < 100'000; ++i) log_->info("line {} of many lines", i);
+  std::string text;
+  while (text.find(" lines were dropped") == std::string::npos) {
+    text += ReadUntil("\n");
+  }
+  sink_->Close();
+  close(writer_);
+  EXPECT_THAT(text + ReadAll(),
+              ContainsRegex("\"level\":\"warning\",\"message\":\"[0-9]+ lines "
+                            "were dropped because stderr did not accept "
+                            "them\"\\}\n"));
 }
 
 // Returns the number of lines and of those that the log says are missing.

@@ -18,6 +18,9 @@
 #include "spdlog/sinks/base_sink.h"
 #include "spdlog/spdlog.h"
 
+#include "server/process/log_level.h"
+#include "spdlog/spdlog.h"
+
 namespace attnd::server {
 namespace {
 
@@ -135,6 +138,27 @@ TEST(StopSignalsDeathTest, AHangupIsToldAfterAStopToo) {
     hangup.acquire();
     return signals.End() ? 1 : 0;
   });
+}
+
+TEST(StopSignalsDeathTest, SigUsr1SwitchesTheLevelOfTheLog) {
+  for (const char* level : {"debug", "info", "error"}) {
+    InItsOwnProcess(
+        [level] {
+          SetLogLevel(level);
+          const spdlog::level::level_enum before = spdlog::get_level();
+          for (const auto expected : {spdlog::level::debug, before}) {
+            StopSignals signals;
+            Send(SIGUSR1);
+            // The thread takes SIGUSR1 first, because its number is lower.
+            Send(SIGTERM);
+            signals.Wait([] { std::abort(); });
+            signals.End();
+            if (spdlog::get_level() != expected) return 1;
+          }
+          return 0;
+        },
+        0, "");
+  }
 }
 
 TEST(StopSignalsDeathTest, AStartThatTakesLongIsNotWaitedFor) {
