@@ -15,6 +15,7 @@
 #include "core/machine.h"
 #include "cost/memory_shares.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/impl/server_builder_option.h"
@@ -36,6 +37,7 @@
 #include "server/process/log_sink.h"
 #include "server/process/self_test.h"
 #include "server/rpc/attention_service.h"
+#include "server/rpc/unknown_methods.h"
 #include "server/shared_memory/shared_region.h"
 #include "server/shared_memory/shm_socket.h"
 #include "server/version.h"
@@ -463,6 +465,7 @@ class Server::Impl {
     }
     builder.SetOption(std::make_unique<TransportOption>());
     builder.RegisterService(service_.get());
+    builder.RegisterCallbackGenericService(unknown_methods_.get());
     using ConnectionType =
         grpc::ServerBuilder::experimental_type::ExternalConnectionType;
     handover_ = builder.experimental().AddExternalConnectionAcceptor(
@@ -489,6 +492,8 @@ class Server::Impl {
   std::vector<UnixSocketGuard> guards_;
   std::unique_ptr<ShmSocket> shm_socket_;
   const std::unique_ptr<grpc::Service> service_;
+  const std::unique_ptr<grpc::CallbackGenericService> unknown_methods_ =
+      MakeUnknownMethods();
   std::vector<std::string> addresses_;
   // Where gRPC takes over connections in plain text, and encrypted ones.
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> handover_;

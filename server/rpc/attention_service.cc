@@ -105,7 +105,10 @@ class AttentionReactor final : public UnaryReactor {
           Answer(std::move(answer), call_->stats(), call_->shared_bytes());
         });
   }
-  void OnCancel() override { call_->Cancel(); }
+  void OnCancel() override {
+    record().Cancelled();
+    call_->Cancel();
+  }
 
  private:
   const std::shared_ptr<UnaryCall> call_;
@@ -138,7 +141,10 @@ class PlainReactor final : public UnaryReactor {
              Answer(std::move(pieces));
            });
   }
-  void OnCancel() override { stop_.Cancel(); }
+  void OnCancel() override {
+    record().Cancelled();
+    stop_.Cancel();
+  }
 
  private:
   const ServiceContext& context_;
@@ -173,7 +179,10 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
     const std::shared_ptr<BenchmarkCall> call = call_;
     call->OnWritten(ok);
   }
-  void OnCancel() override { call_->Cancel(); }
+  void OnCancel() override {
+    record_.Cancelled();
+    call_->Cancel();
+  }
   void OnDone() override { delete this; }
 
  private:
@@ -237,7 +246,10 @@ class StreamReactor final
     const std::shared_ptr<StreamCall> call = call_;
     call->OnWritten(ok);
   }
-  void OnCancel() override { call_->Cancel(); }
+  void OnCancel() override {
+    record_.Cancelled();
+    call_->Cancel();
+  }
   void OnDone() override { delete this; }
 
  private:

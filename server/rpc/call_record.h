@@ -1,28 +1,36 @@
 // Follows one call of a client from its beginning to its end, for the server's
-// counters and its log.
+// counters, its log and traces.
 #ifndef ATTND_SERVER_RPC_CALL_RECORD_H_
 #define ATTND_SERVER_RPC_CALL_RECORD_H_
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "core/attention_engine.h"
 #include "grpcpp/server_context.h"
 #include "server/load/load_meter.h"
+#include "server/tracing/trace_context.h"
 
 namespace attnd::server {
 
 // Counts a call, and writes a line for it to the log, at the level debug. The
-// line never has the contents of tensors. Received and Sent are thread-safe,
-// because a stream reads and writes at the same time.
+// line never has the contents of tensors or the metadata that the client sent,
+// except the ids of a valid traceparent. Cancelled, Received and Sent are
+// thread-safe, because a stream reads and writes at the same time.
 class CallRecord {
  public:
   // The call begins now. `rpc` and `load` must outlive the record. `load` may
   // be null.
-  CallRecord(ServiceMethod method, const grpc::CallbackServerContext& rpc,
+  CallRecord(ServiceMethod method, grpc::CallbackServerContext& rpc,
              LoadMeter* load);
+  // A call of a method that the server does not have. `path` is what the client
+  // sent, and must outlive the record.
+  CallRecord(std::string_view path, grpc::CallbackServerContext& rpc);
   CallRecord(const CallRecord&) = delete;
   CallRecord& operator=(const CallRecord&) = delete;
   // Writes the line to the log.
@@ -34,18 +42,38 @@ class CallRecord {
 
   // Call it once, before gRPC gets the status. `stats` is how the answer was
   // computed, if the status is OK, and `shared` has the bytes in shared memory.
+  // Adds trailers to the call: its id if it fails, and the span of the server if
+  // the client sent a traceparent.
   void Finished(const absl::Status& status, const RunStats& stats,
                 const CallBytes& shared = {});
 
+  // Call it when gRPC calls OnCancel: the client does not get the status.
+  void Cancelled() { cancelled_ = true; }
+
  private:
+  CallRecord(std::string_view name, std::optional<ServiceMethod> method,
+             grpc::CallbackServerContext& rpc, LoadMeter* load);
+
   std::chrono::nanoseconds age() const {
     return std::chrono::steady_clock::now() - begin_;
   }
+  // What the line calls the call. No other call of this process has this id.
+  std::string id() const;
+  // The code of a cancelled call, as the client sees it.
+  absl::StatusCode CodeOfCancelled() const;
 
-  const ServiceMethod method_;
-  const grpc::CallbackServerContext& rpc_;
+  const std::string_view name_;
+  const std::optional<ServiceMethod> method_;
+  grpc::CallbackServerContext& rpc_;
   LoadMeter* const load_;
+  const uint64_t number_;
+  // The client's trace, with a span of the server.
+  std::optional<TraceContext> trace_;
+  std::string peer_;  // empty unless calls were logged when this one began
   absl::StatusCode code_ = absl::StatusCode::kOk;
+  std::string reason_;  // empty if the status is OK
+  RunStats stats_;
+  std::atomic<bool> cancelled_{false};
   std::atomic<int64_t> received_bytes_{0};
   std::atomic<int64_t> sent_bytes_{0};
   const std::chrono::steady_clock::time_point begin_ =

@@ -75,6 +75,7 @@ std::optional<std::chrono::milliseconds> RetryDelay(
 
 absl::StatusCode WireCode(absl::StatusCode code) {
   if (code == absl::StatusCode::kOk) return code;
+  // Codes that attnd never uses on purpose show a bug of attnd.
   return DefaultReason(code) == kInternal ? absl::StatusCode::kInternal : code;
 }
 
@@ -84,7 +85,7 @@ std::string WireReason(const absl::Status& status) {
 
 WireStatus ToWireStatus(const absl::Status& status) {
   if (status.ok()) return {};
-  const absl::StatusCode code = WireCode(status.code());
+  const absl::StatusCode code = WireCode(status);
   WireStatus wire;
   wire.code = static_cast<int>(code);
   wire.message = Cut(status.message(), kMaxMessageBytes);

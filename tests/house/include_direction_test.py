@@ -37,6 +37,7 @@ RULES = {
     'server/load': ('base core proto server/memory server/status wire',
                     'absl protobuf'),
     'server/log': ('core', 'absl spdlog'),
+    'server/tracing': ('', 'absl'),
     'server/access': ('base wire', 'absl grpc openssl spdlog'),
     'server/connections': ('base proto wire wire/grpc server/status',
                            'absl grpc openssl spdlog'),
@@ -52,8 +53,9 @@ RULES = {
                      'server/shared_memory server/status server/version.h',
                      'absl protobuf spdlog'),
     'server/rpc': ('base core cost proto wire wire/grpc server/access '
-                   'server/calls server/codec server/load server/memory '
-                   'server/status', 'absl grpc protobuf spdlog'),
+                   'server/calls server/codec server/load server/log '
+                   'server/memory server/status server/tracing',
+                   'absl grpc protobuf spdlog'),
     'server/metrics': ('base core cost proto wire server/access/access_control.h '
                        'server/calls server/codec server/load server/memory '
                        'server/shared_memory server/status server/version.h',
@@ -135,6 +137,7 @@ PLANTED = (
     ('server/calls/stream_call.h', '"server/access/caller.h"'),
     ('server/connections/acceptor.h', '"server/calls/stall_timer.h"'),
     ('server/log/log_fields.h', '"server/process/log_sink.h"'),
+    ('server/tracing/trace_context.h', '<grpcpp/grpcpp.h>'),
     ('server/codec/request_codec.h', '"server/shared_memory/region.h"'),
     ('server/codec/request_codec.h', '<grpcpp/grpcpp.h>'),
     ('server/shared_memory/region.h', '"server/planning/estimate.h"'),

@@ -1,0 +1,41 @@
+#include "server/rpc/unknown_methods.h"
+
+#include "absl/status/status.h"
+#include "server/rpc/call_record.h"
+#include "server/rpc/rpc_adapter.h"
+
+namespace attnd::server {
+namespace {
+
+class UnknownReactor final : public grpc::ServerGenericBidiReactor {
+ public:
+  explicit UnknownReactor(grpc::GenericCallbackServerContext& rpc)
+      : record_(rpc.method(), rpc) {
+    const absl::Status status = absl::UnimplementedError(
+        "the server has no method of this name: expected one of "
+        "attnd.v1.AttentionService in the version that attnctl info prints");
+    record_.Finished(status, {});
+    Finish(ToGrpcStatus(status, rpc));
+  }
+  void OnCancel() override { record_.Cancelled(); }
+  void OnDone() override { delete this; }
+
+ private:
+  CallRecord record_;
+};
+
+class UnknownMethods final : public grpc::CallbackGenericService {
+ public:
+  grpc::ServerGenericBidiReactor* CreateReactor(
+      grpc::GenericCallbackServerContext* rpc) override {
+    return new UnknownReactor(*rpc);
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::CallbackGenericService> MakeUnknownMethods() {
+  return std::make_unique<UnknownMethods>();
+}
+
+}  // namespace attnd::server

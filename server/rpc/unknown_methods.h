@@ -1,0 +1,18 @@
+// Answers calls of methods that the server does not have.
+#ifndef ATTND_SERVER_RPC_UNKNOWN_METHODS_H_
+#define ATTND_SERVER_RPC_UNKNOWN_METHODS_H_
+
+#include <memory>
+
+#include "grpcpp/generic/async_generic_service.h"
+
+namespace attnd::server {
+
+// Returns a service that answers every call with UNIMPLEMENTED. gRPC could do
+// that, but it would not tell the server, so that the log would have no line
+// for the call.
+std::unique_ptr<grpc::CallbackGenericService> MakeUnknownMethods();
+
+}  // namespace attnd::server
+
+#endif  // ATTND_SERVER_RPC_UNKNOWN_METHODS_H_
