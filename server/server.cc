@@ -40,6 +40,7 @@
 #include "server/rpc/unknown_methods.h"
 #include "server/shared_memory/shared_region.h"
 #include "server/shared_memory/shm_socket.h"
+#include "server/tracing/span_exporter.h"
 #include "server/version.h"
 #include "spdlog/spdlog.h"
 #include "wire/grpc/transport_arguments.h"
@@ -195,7 +196,8 @@ class Server::Impl {
                  Seconds(config.max_benchmark_s),
                  &decoder_,
                  &load_,
-                 access_.get()},
+                 access_.get(),
+                 spans_.get()},
         service_(MakeAttentionService(context_, messages_)) {}
 
   ~Impl() {
@@ -488,12 +490,15 @@ class Server::Impl {
   RegionRegistry regions_;
   DecodeThread decoder_;
   LoadMeter load_;
+  const std::unique_ptr<SpanExporter> spans_ =
+      config_.trace_export == "otlp" ? std::make_unique<SpanExporter>()
+                                     : nullptr;
   const ServiceContext context_;
   std::vector<UnixSocketGuard> guards_;
   std::unique_ptr<ShmSocket> shm_socket_;
   const std::unique_ptr<grpc::Service> service_;
   const std::unique_ptr<grpc::CallbackGenericService> unknown_methods_ =
-      MakeUnknownMethods();
+      MakeUnknownMethods(spans_.get());
   std::vector<std::string> addresses_;
   // Where gRPC takes over connections in plain text, and encrypted ones.
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> handover_;

@@ -23,6 +23,7 @@
 #include "absl/strings/strip.h"
 #include "base/command_line.h"
 #include "core/machine.h"
+#include "server/tracing/span_exporter.h"
 #include "server/version.h"
 #include "wire/message_sizes.h"
 
@@ -124,6 +125,16 @@ CLI::Validator SocketMode() {
         text);
   };
   return {check, "0600 to 0777, octal"};
+}
+
+// Refuses otlp in a build that has no OpenTelemetry.
+CLI::Validator CanExport() {
+  const auto check = [](const std::string& text) -> std::string {
+    if (text != "otlp" || SpanExporter::IsBuiltIn()) return "";
+    return "expected none, because this build of attnd has no OpenTelemetry "
+           "(build it where CMake finds opentelemetry-cpp), got otlp";
+  };
+  return {check, ""};
 }
 
 void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
@@ -261,6 +272,12 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config,
                   "The format of the log: text for people, or json for "
                   "programs, with one object per line")
       ->check(CLI::IsMember({"text", "json"}));
+  app->add_option("--trace-export", config.trace_export,
+                  "Where spans of calls go whose clients send a sampled "
+                  "traceparent: none, or otlp for the collector that "
+                  "OTEL_EXPORTER_OTLP_ENDPOINT names")
+      ->check(CLI::IsMember({"none", "otlp"}))
+      ->check(CanExport());
   app->set_config("--config", "",
                   "A file of key = value lines (TOML or INI), such as "
                   "max-in-flight = 64")

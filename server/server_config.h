@@ -71,6 +71,8 @@ struct ServerConfig {
   std::string log_level = "info";
   // text or json.
   std::string log_format = "text";
+  // none, or otlp where SpanExporter::IsBuiltIn.
+  std::string trace_export = "none";
   // The largest num_vectors that Benchmark accepts.
   int64_t max_benchmark_vectors = 32768;
   // How long one call of Benchmark may take; 0 = no limit.

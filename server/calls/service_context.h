@@ -12,6 +12,7 @@
 #include "server/load/load_meter.h"
 #include "server/memory/admission.h"
 #include "server/shared_memory/shared_region.h"
+#include "server/tracing/span_exporter.h"
 
 namespace attnd::server {
 
@@ -30,6 +31,7 @@ struct ServiceContext {
   DecodeThread* decoder = nullptr;
   LoadMeter* load = nullptr;              // null: nothing is counted
   const AccessControl* access = nullptr;  // null: everybody may call
+  SpanExporter* spans = nullptr;          // null: spans are not exported
 
   CostLimits limits() const {
     return {.max_message_bytes = max_message_bytes,

@@ -1,11 +1,14 @@
 #include "server/rpc/call_record.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <iterator>
 #include <random>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "core/printable.h"
 #include "server/log/log_fields.h"
 #include "server/rpc/rpc_adapter.h"
 #include "server/status/status_convert.h"
@@ -15,6 +18,8 @@ namespace attnd::server {
 namespace {
 
 constexpr char kRequestId[] = "attnd-request-id";
+constexpr char kService[] = "attnd.v1.AttentionService";
+constexpr size_t kMaxNameBytes = 256;
 
 // A random number that distinguishes this process from others.
 uint64_t ProcessNumber() {
@@ -42,17 +47,13 @@ std::string SpanId(uint64_t number) {
   return absl::StrCat(absl::Hex(id, absl::kZeroPad16));
 }
 
-// Returns the trace that the client names, with a span of this call. Returns
-// nullopt if the client names none, or more than one, or an invalid one.
-std::optional<TraceContext> TraceOf(const grpc::CallbackServerContext& rpc,
-                                    uint64_t number) {
+// Returns the trace that the client names, or nullopt if it names none, or more
+// than one, or an invalid one.
+std::optional<TraceContext> TraceOf(const grpc::CallbackServerContext& rpc) {
   const auto [begin, end] = rpc.client_metadata().equal_range(kTraceparent);
   if (begin == end || std::next(begin) != end) return std::nullopt;
   const grpc::string_ref value = begin->second;
-  std::optional<TraceContext> trace =
-      ParseTraceparent({value.data(), value.size()});
-  if (trace) trace->span_id = SpanId(number);
-  return trace;
+  return ParseTraceparent({value.data(), value.size()});
 }
 
 int64_t Microseconds(std::chrono::nanoseconds time) {
@@ -62,21 +63,24 @@ int64_t Microseconds(std::chrono::nanoseconds time) {
 }  // namespace
 
 CallRecord::CallRecord(ServiceMethod method, grpc::CallbackServerContext& rpc,
-                       LoadMeter* load)
-    : CallRecord(MethodName(method), method, rpc, load) {}
+                       LoadMeter* load, SpanExporter* spans)
+    : CallRecord(MethodName(method), method, rpc, load, spans) {}
 
-CallRecord::CallRecord(std::string_view path, grpc::CallbackServerContext& rpc)
-    : CallRecord(path, std::nullopt, rpc, nullptr) {}
+CallRecord::CallRecord(std::string_view path, grpc::CallbackServerContext& rpc,
+                       SpanExporter* spans)
+    : CallRecord(path, std::nullopt, rpc, nullptr, spans) {}
 
 CallRecord::CallRecord(std::string_view name,
                        std::optional<ServiceMethod> method,
-                       grpc::CallbackServerContext& rpc, LoadMeter* load)
+                       grpc::CallbackServerContext& rpc, LoadMeter* load,
+                       SpanExporter* spans)
     : name_(name),
       method_(method),
       rpc_(rpc),
       load_(load),
+      spans_(spans),
       number_(NextNumber()),
-      trace_(TraceOf(rpc, number_)) {
+      trace_(TraceOf(rpc)) {
   // gRPC forgets the peer of a call that is cancelled.
   if (spdlog::should_log(spdlog::level::debug)) peer_ = rpc.peer();
 }
@@ -90,7 +94,7 @@ void CallRecord::Finished(const absl::Status& status, const RunStats& stats,
     reason_ = WireReason(status);
     rpc_.AddTrailingMetadata(kRequestId, id());
   }
-  if (trace_) rpc_.AddTrailingMetadata(kTraceparent, Traceparent(*trace_));
+  if (trace_) rpc_.AddTrailingMetadata(kTraceparent, Traceparent(span()));
   if (load_ == nullptr) return;
   CallBytes bytes = shared;
   bytes.received = received_bytes_.load();
@@ -98,16 +102,36 @@ void CallRecord::Finished(const absl::Status& status, const RunStats& stats,
   load_->Ended(*method_, status, age(), stats, bytes);
 }
 
+void CallRecord::Cancelled() {
+  // A client ends its call at the deadline. The server sees that before its own
+  // deadline, because gRPC rounds up the time that it sends to the server by up
+  // to a hundredth, and because a busy server sees late that a call begins. Few
+  // clients cancel a call that is about to expire.
+  const SteadyTime deadline = DeadlineOf(rpc_);
+  const SteadyTime now = std::chrono::steady_clock::now();
+  const bool expired =
+      deadline <= now || (deadline != SteadyTime::max() &&
+                          deadline - now <= (deadline - begin_) / 20 +
+                                                std::chrono::milliseconds(5));
+  cancelled_as_ = expired ? absl::StatusCode::kDeadlineExceeded
+                          : absl::StatusCode::kCancelled;
+}
+
 CallRecord::~CallRecord() {
-  if (!spdlog::should_log(spdlog::level::debug)) return;
-  const absl::StatusCode code = cancelled_ ? CodeOfCancelled() : code_;
+  if (spdlog::should_log(spdlog::level::debug)) Log();
+  if (spans_ != nullptr && trace_ && trace_->sampled) ExportSpan();
+}
+
+void CallRecord::Log() const {
+  const absl::StatusCode code = ClientsCode();
   const std::string id = this->id();
   const std::string peer = peer_.empty() ? rpc_.peer() : peer_;
   const std::string code_name = absl::StatusCodeToString(code);
+  const TraceContext span = trace_ ? this->span() : TraceContext();
   std::vector<LogField> fields = {{"id", id}};
   if (trace_) {
-    fields.push_back({"trace_id", trace_->trace_id});
-    fields.push_back({"span_id", trace_->span_id});
+    fields.push_back({"trace_id", span.trace_id});
+    fields.push_back({"span_id", span.span_id});
   }
   fields.push_back({"method", absl::string_view(name_.data(), name_.size())});
   fields.push_back({"code", code_name});
@@ -121,22 +145,39 @@ CallRecord::~CallRecord() {
   LogFields(spdlog::level::debug, "request", fields);
 }
 
+void CallRecord::ExportSpan() const {
+  const std::chrono::nanoseconds time = age();
+  const absl::string_view name(name_.data(),
+                               std::min<size_t>(name_.size(), kMaxNameBytes));
+  spans_->Export(
+      {.context = span(),
+       .parent_span_id = trace_->span_id,
+       .method = method_ ? absl::StrCat(kService, "/", name) : Printable(name),
+       .request_id = id(),
+       .code = static_cast<int>(ClientsCode()),
+       .begin = std::chrono::system_clock::now() -
+                std::chrono::duration_cast<std::chrono::system_clock::duration>(
+                    time),
+       .time = time,
+       .queue_time = stats_.queue_time,
+       .compute_time = stats_.compute_time});
+}
+
+TraceContext CallRecord::span() const {
+  return {.trace_id = trace_->trace_id,
+          .span_id = SpanId(number_),
+          .sampled = trace_->sampled};
+}
+
 std::string CallRecord::id() const {
   return absl::StrCat(
       absl::Hex(static_cast<uint32_t>(ProcessNumber()), absl::kZeroPad8), "-",
       number_);
 }
 
-absl::StatusCode CallRecord::CodeOfCancelled() const {
-  const SteadyTime deadline = DeadlineOf(rpc_);
-  if (deadline == SteadyTime::max()) return absl::StatusCode::kCancelled;
-  // A client ends its call at the deadline, and the server sees that before its
-  // own deadline: gRPC rounds up the time that it sends to the server by up to
-  // a hundredth.
-  const auto rounded = (deadline - begin_) / 100 + std::chrono::milliseconds(1);
-  return std::chrono::steady_clock::now() + rounded >= deadline
-             ? absl::StatusCode::kDeadlineExceeded
-             : absl::StatusCode::kCancelled;
+absl::StatusCode CallRecord::ClientsCode() const {
+  const absl::StatusCode cancelled_as = cancelled_as_;
+  return cancelled_as == absl::StatusCode::kOk ? code_ : cancelled_as;
 }
 
 }  // namespace attnd::server

@@ -14,6 +14,7 @@
 #include "core/attention_engine.h"
 #include "grpcpp/server_context.h"
 #include "server/load/load_meter.h"
+#include "server/tracing/span_exporter.h"
 #include "server/tracing/trace_context.h"
 
 namespace attnd::server {
@@ -24,16 +25,17 @@ namespace attnd::server {
 // thread-safe, because a stream reads and writes at the same time.
 class CallRecord {
  public:
-  // The call begins now. `rpc` and `load` must outlive the record. `load` may
-  // be null.
+  // The call begins now. `rpc`, `load` and `spans` must outlive the record. The
+  // last two may be null.
   CallRecord(ServiceMethod method, grpc::CallbackServerContext& rpc,
-             LoadMeter* load);
+             LoadMeter* load, SpanExporter* spans);
   // A call of a method that the server does not have. `path` is what the client
   // sent, and must outlive the record.
-  CallRecord(std::string_view path, grpc::CallbackServerContext& rpc);
+  CallRecord(std::string_view path, grpc::CallbackServerContext& rpc,
+             SpanExporter* spans);
   CallRecord(const CallRecord&) = delete;
   CallRecord& operator=(const CallRecord&) = delete;
-  // Writes the line to the log.
+  // Writes the line to the log, and exports the span.
   ~CallRecord();
 
   // Adds the bytes of a message that the client sent, or that it gets.
@@ -48,32 +50,38 @@ class CallRecord {
                 const CallBytes& shared = {});
 
   // Call it when gRPC calls OnCancel: the client does not get the status.
-  void Cancelled() { cancelled_ = true; }
+  void Cancelled();
 
  private:
   CallRecord(std::string_view name, std::optional<ServiceMethod> method,
-             grpc::CallbackServerContext& rpc, LoadMeter* load);
+             grpc::CallbackServerContext& rpc, LoadMeter* load,
+             SpanExporter* spans);
 
   std::chrono::nanoseconds age() const {
     return std::chrono::steady_clock::now() - begin_;
   }
   // What the line calls the call. No other call of this process has this id.
   std::string id() const;
-  // The code of a cancelled call, as the client sees it.
-  absl::StatusCode CodeOfCancelled() const;
+  // The code that the client gets.
+  absl::StatusCode ClientsCode() const;
+  // The span of the call, if there is a trace.
+  TraceContext span() const;
+  void Log() const;
+  void ExportSpan() const;
 
   const std::string_view name_;
   const std::optional<ServiceMethod> method_;
   grpc::CallbackServerContext& rpc_;
   LoadMeter* const load_;
+  SpanExporter* const spans_;
   const uint64_t number_;
-  // The client's trace, with a span of the server.
-  std::optional<TraceContext> trace_;
+  const std::optional<TraceContext> trace_;  // the client's
   std::string peer_;  // empty unless calls were logged when this one began
   absl::StatusCode code_ = absl::StatusCode::kOk;
   std::string reason_;  // empty if the status is OK
   RunStats stats_;
-  std::atomic<bool> cancelled_{false};
+  // What a client sees that does not get the status; OK if it gets it.
+  std::atomic<absl::StatusCode> cancelled_as_{absl::StatusCode::kOk};
   std::atomic<int64_t> received_bytes_{0};
   std::atomic<int64_t> sent_bytes_{0};
   const std::chrono::steady_clock::time_point begin_ =

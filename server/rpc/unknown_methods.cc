@@ -9,8 +9,8 @@ namespace {
 
 class UnknownReactor final : public grpc::ServerGenericBidiReactor {
  public:
-  explicit UnknownReactor(grpc::GenericCallbackServerContext& rpc)
-      : record_(rpc.method(), rpc) {
+  UnknownReactor(grpc::GenericCallbackServerContext& rpc, SpanExporter* spans)
+      : record_(rpc.method(), rpc, spans) {
     const absl::Status status = absl::UnimplementedError(
         "the server has no method of this name: expected one of "
         "attnd.v1.AttentionService in the version that attnctl info prints");
@@ -26,16 +26,22 @@ class UnknownReactor final : public grpc::ServerGenericBidiReactor {
 
 class UnknownMethods final : public grpc::CallbackGenericService {
  public:
+  explicit UnknownMethods(SpanExporter* spans) : spans_(spans) {}
+
   grpc::ServerGenericBidiReactor* CreateReactor(
       grpc::GenericCallbackServerContext* rpc) override {
-    return new UnknownReactor(*rpc);
+    return new UnknownReactor(*rpc, spans_);
   }
+
+ private:
+  SpanExporter* const spans_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::CallbackGenericService> MakeUnknownMethods() {
-  return std::make_unique<UnknownMethods>();
+std::unique_ptr<grpc::CallbackGenericService> MakeUnknownMethods(
+    SpanExporter* spans) {
+  return std::make_unique<UnknownMethods>(spans);
 }
 
 }  // namespace attnd::server

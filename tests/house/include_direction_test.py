@@ -37,7 +37,7 @@ RULES = {
     'server/load': ('base core proto server/memory server/status wire',
                     'absl protobuf'),
     'server/log': ('core', 'absl spdlog'),
-    'server/tracing': ('', 'absl'),
+    'server/tracing': ('server/version.h', 'absl opentelemetry spdlog'),
     'server/access': ('base wire', 'absl grpc openssl spdlog'),
     'server/connections': ('base proto wire wire/grpc server/status',
                            'absl grpc openssl spdlog'),
@@ -50,7 +50,8 @@ RULES = {
                         'server/shared_memory server/status', 'absl protobuf'),
     'server/calls': ('base core cost proto wire server/access/access_control.h '
                      'server/codec server/load server/memory server/planning '
-                     'server/shared_memory server/status server/version.h',
+                     'server/shared_memory server/status server/tracing '
+                     'server/version.h',
                      'absl protobuf spdlog'),
     'server/rpc': ('base core cost proto wire wire/grpc server/access '
                    'server/calls server/codec server/load server/log '
@@ -72,7 +73,7 @@ RULES = {
                'server/admin server/calls server/codec server/connections '
                'server/load server/log server/memory server/metrics server/planning '
                'server/process server/rpc server/shared_memory server/status '
-               'server/version.h', 'absl CLI grpc protobuf spdlog'),
+               'server/tracing server/version.h', 'absl CLI grpc protobuf spdlog'),
 
     'bench': ('base client core core/kernels cost proto wire',
               'absl benchmark CLI grpc hwy nlohmann protobuf'),
@@ -91,7 +92,8 @@ LIBRARIES = {
     'grpc/': 'grpc', 'grpcpp/': 'grpc', 'gtest/': 'gtest',
     'httplib.h': 'httplib', 'hwy/': 'hwy',
     'nlohmann/': 'nlohmann', 'openssl/': 'openssl',
-    'prometheus/': 'prometheus', 'spdlog/': 'spdlog', 'src/core/': 'grpc',
+    'opentelemetry/': 'opentelemetry', 'prometheus/': 'prometheus',
+    'spdlog/': 'spdlog', 'src/core/': 'grpc',
 }
 
 # Folders of headers that are generated from .proto files.

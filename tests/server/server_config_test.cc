@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/tracing/span_exporter.h"
 
 namespace attnd::server {
 namespace {
@@ -41,6 +42,22 @@ TEST_F(ServerConfigTest, Defaults) {
   EXPECT_EQ(config.max_in_flight, 256);
   EXPECT_DOUBLE_EQ(config.max_benchmark_s, 60);
   EXPECT_EQ(config.log_format, "text");
+}
+
+TEST_F(ServerConfigTest, SpansNeedABuildWithOpenTelemetry) {
+  EXPECT_EQ(Parse({}).trace_export, "none");
+  EXPECT_EQ(Parse({"--trace-export=none"}).trace_export, "none");
+  const auto otlp = ParseConfig({"--trace-export=otlp"}, {});
+  if (SpanExporter::IsBuiltIn()) {
+    ASSERT_TRUE(otlp.ok()) << otlp.status();
+    EXPECT_EQ(otlp->config.trace_export, "otlp");
+  } else {
+    EXPECT_THAT(
+        std::string(otlp.status().message()),
+        ::testing::AllOf(
+            ::testing::HasSubstr("--trace-export"),
+            ::testing::HasSubstr("this build of attnd has no OpenTelemetry")));
+  }
 }
 
 TEST_F(ServerConfigTest, TheLogHasOneOfTwoFormats) {
@@ -232,6 +249,7 @@ TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
       {"--threads=two"},           {"--max-message-bytes=1"},
       {"--max-in-flight=0"},       {"--log-level=loud"},
       {"--log-format=xml"},        {"--log-format="},
+      {"--trace-export=jaeger"},   {"--trace-export="},
       {"--drain-timeout=-1"},      {"--stream-idle-timeout=-1"},
       {"--drain-announce=-1"},     {"--drain-announce=86401"},
       {"--max-connection-age=-1"}, {"positional"},
