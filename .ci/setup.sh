@@ -16,6 +16,8 @@ readonly PACKAGES=(
   prometheus-cpp-dev
   libbenchmark-dev libgmock-dev libgtest-dev
 )
+# These are installed too, where the release of Debian has them. Debian 12 does not.
+readonly OPTIONAL_PACKAGES=(opentelemetry-cpp-dev)
 
 # What the preset fuzz needs in addition: clang with its sanitizers and libFuzzer.
 readonly FUZZ_PACKAGES=(clang libclang-rt-dev)
@@ -46,7 +48,8 @@ missing_packages() {
 # setup_packages [PACKAGE...]: installs the missing ones of these, or of PACKAGES. Waits
 # until another command of ./dev has installed what it needs.
 setup_packages() {
-  [[ $# -gt 0 ]] || set -- "${PACKAGES[@]}"
+  local optional=()
+  [[ $# -gt 0 ]] || { set -- "${PACKAGES[@]}" && optional=("${OPTIONAL_PACKAGES[@]}"); }
   if ! command -v apt-get >/dev/null; then
     say "there is no apt-get, so these Debian packages have to be installed" \
       "under other names: $*"
@@ -59,6 +62,9 @@ setup_packages() {
     [[ ${#missing[@]} -gt 0 ]] || exit 0
     say "installing Debian packages: ${missing[*]}"
     as_root apt-get update -qq
+    for package in "${optional[@]}"; do
+      ! apt-cache show "$package" >/dev/null 2>&1 || missing+=("$package")
+    done
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
       -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}"
   ) 9>build/packages.lock

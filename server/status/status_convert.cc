@@ -85,7 +85,7 @@ std::string WireReason(const absl::Status& status) {
 
 WireStatus ToWireStatus(const absl::Status& status) {
   if (status.ok()) return {};
-  const absl::StatusCode code = WireCode(status);
+  const absl::StatusCode code = WireCode(status.code());
   WireStatus wire;
   wire.code = static_cast<int>(code);
   wire.message = Cut(status.message(), kMaxMessageBytes);

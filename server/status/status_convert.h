@@ -38,11 +38,6 @@ std::string WireReason(const absl::Status& status);
 // allows for trailers.
 WireStatus ToWireStatus(const absl::Status& status);
 
-// Returns the code of ToWireStatus, and the reason in its ErrorInfo. `status`
-// must not be OK where a reason is asked for.
-absl::StatusCode WireCode(const absl::Status& status);
-std::string WireReason(const absl::Status& status);
-
 // Returns `status` with the time that a client should wait before it tries the
 // call again.
 absl::Status WithRetryDelay(absl::Status status,
