@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 
@@ -45,6 +46,23 @@ struct RetryPolicy {
   double multiplier = 2;
 };
 
+// How the client knows that it calls the right server, and how it says who it
+// is. `ca`, `cert` and `key` each are the path of a PEM file, or the PEM text
+// itself, which begins with "-----BEGIN". The client reads the files once, when
+// it is made.
+struct TlsOptions {
+  // The certificates of the authorities that can have signed the certificate of
+  // the server. If it is empty, those that the system trusts.
+  std::string ca = {};
+  // The certificate of the client with its chain, and its private key, for
+  // servers that ask for them (mTLS). Set both or neither.
+  std::string cert = {};
+  std::string key = {};
+  // The name that the certificate of the server must have, if that is not the
+  // host in the target. For a unix socket, the host is "localhost".
+  std::string server_name = {};
+};
+
 struct ClientOptions {
   // The address of the server as a gRPC target. Other examples are
   // "unix:/run/attnd.sock", "dns:///attnd:50051" and
@@ -59,6 +77,26 @@ struct ClientOptions {
   // is less.
   int64_t max_message_bytes = int64_t{256} << 20;
   RetryPolicy retry = {};
+  // TLS to the server. If it is unset, the client sends everything in plain
+  // text.
+  std::optional<TlsOptions> tls = {};
+  // A bearer token, which the client sends with each call (`authorization:
+  // Bearer TOKEN`). It is either in `token` or in the file `token_file`, which
+  // the client reads again when it is more than a second old, so that a new
+  // token in the file takes effect. Space around the token in the file is left
+  // out.
+  std::string token = {};
+  std::string token_file = {};
+  // Whether the client sends the token without TLS to another host, where
+  // everybody on the way can read it. Without TLS and without this, a client
+  // with such a target fails every call with INVALID_ARGUMENT. Set it if
+  // something else encrypts the connection, for example a service mesh.
+  bool allow_plaintext_token = false;
+  // Whether the client calls only servers that say that they are SERVING (the
+  // service grpc.health.v1), so that it leaves a server that drains before that
+  // server refuses a call. Turn it off if a proxy chooses a server for each
+  // call, because the answer of one server would then count for all of them.
+  bool only_healthy = true;
   // A gRPC service config as JSON. If it is empty, the client uses the one that
   // is installed as attnd/v1/attention_grpc_service_config.json. If your config
   // has a retryPolicy, gRPC applies it within each attempt that `retry` makes.

@@ -248,18 +248,21 @@ class RetriedExchange final : public RetriedCall, public MessageExchange {
 }  // namespace
 
 RetryingChannel::RetryingChannel(const ClientOptions& options)
-    : channel_(std::make_shared<RpcChannel>(
-          options.target,
-          ChannelLimits{
-              .sent_bytes = options.max_message_bytes,
-              .received_bytes = ReceiveLimit(options.max_message_bytes)},
-          options.service_config)),
+    : channel_(std::make_shared<RpcChannel>(ChannelOptions{
+          .target = options.target,
+          .sent_bytes = options.max_message_bytes,
+          .received_bytes = ReceiveLimit(options.max_message_bytes),
+          .service_config = options.service_config,
+          .only_healthy = options.only_healthy,
+          .access = Access::Load(options)})),
       policy_(options.retry),
       on_retry_(options.on_retry) {}
 
-RetryingChannel RetryingChannel::WithoutRetries() const {
+RetryingChannel RetryingChannel::ForHealth() const {
   RetryingChannel channel = *this;
   channel.policy_.max_attempts = 1;
+  // The channel for any health is a part of this one, so it keeps this one.
+  channel.channel_ = {channel_, &channel_->ForAnyHealth()};
   return channel;
 }
 

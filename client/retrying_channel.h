@@ -34,9 +34,10 @@ class RetryingChannel {
  public:
   explicit RetryingChannel(const ClientOptions& options);
 
-  // Returns a channel on the same connection that makes only one attempt at
-  // each call.
-  RetryingChannel WithoutRetries() const;
+  // Returns a channel on the same connection for questions about the health of
+  // a server. It makes only one attempt at each call, and also calls servers
+  // whose health is not SERVING.
+  RetryingChannel ForHealth() const;
 
   // Calls `method`, waits, and passes the answer to `on_answer` if the call
   // succeeds. `method` is the full name: "/package.Service/Method".

@@ -18,6 +18,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -34,10 +35,15 @@ namespace {
 
 using google::protobuf::MessageLite;
 
-absl::Status ToAbsl(const grpc::Status& status) {
+// Returns `status`, with a hint in its message if TLS is what failed.
+absl::Status ToAbsl(const grpc::Status& status, const Access& access) {
   if (status.ok()) return absl::OkStatus();
+  std::string message = status.error_message();
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    message += access.HintFor(message);
+  }
   absl::Status result(static_cast<absl::StatusCode>(status.error_code()),
-                      status.error_message());
+                      message);
   if (!status.error_details().empty()) {
     result.SetPayload(kStatusPayloadUrl, absl::Cord(status.error_details()));
   }
@@ -85,7 +91,13 @@ std::chrono::system_clock::time_point TimeAfter(absl::Duration pause) {
                             pause);
 }
 
-void SetTimeout(absl::Duration timeout, grpc::ClientContext& context) {
+// Gives a call its deadline and its token. gRPC's own credentials for calls
+// would not send a token in plain text, not even to a unix socket.
+void Prepare(absl::Duration timeout, const Access& access,
+             grpc::ClientContext& context) {
+  if (access.token) {
+    context.AddMetadata("authorization", access.token->Header());
+  }
   if (timeout == absl::InfiniteDuration()) return;
   // A deadline that has passed is set at most an hour into the past, because
   // gRPC takes a time before 1970 to mean that there is no deadline.
@@ -193,13 +205,16 @@ class ExchangeReactor final
       public CallCanceller {
  public:
   ExchangeReactor(std::shared_ptr<MessageExchange> exchange,
-                  std::shared_ptr<AsyncCall> call)
-      : exchange_(std::move(exchange)), call_(std::move(call)) {}
+                  std::shared_ptr<AsyncCall> call,
+                  std::shared_ptr<const Access> access)
+      : exchange_(std::move(exchange)),
+        call_(std::move(call)),
+        access_(std::move(access)) {}
 
   static std::shared_ptr<CallCanceller> Start(
       std::shared_ptr<ExchangeReactor> reactor, grpc::GenericStub& stub,
       const std::string& method, absl::Duration timeout) {
-    SetTimeout(timeout, reactor->context_);
+    Prepare(timeout, *reactor->access_, reactor->context_);
     reactor->self_ = reactor;
     stub.PrepareBidiStreamingCall(&reactor->context_, method, {},
                                   reactor.get());
@@ -229,7 +244,7 @@ class ExchangeReactor final
     const std::shared_ptr<ExchangeReactor> self = std::move(self_);
     // The call may own this reactor, so the reactor must not own the call.
     const std::shared_ptr<AsyncCall> call = std::move(call_);
-    call->OnDone(ToAbsl(status), nullptr);
+    call->OnDone(ToAbsl(status, *access_), nullptr);
     exchange_.reset();
   }
 
@@ -246,6 +261,7 @@ class ExchangeReactor final
   grpc::ClientContext context_;
   std::shared_ptr<MessageExchange> exchange_;
   std::shared_ptr<AsyncCall> call_;
+  const std::shared_ptr<const Access> access_;
   grpc::ByteBuffer outgoing_;
   grpc::ByteBuffer incoming_;
   bool wanted_ = true;  // whether the exchange wants more messages
@@ -257,11 +273,10 @@ int ToInt(int64_t bytes) {
       std::clamp<int64_t>(bytes, 0, std::numeric_limits<int>::max()));
 }
 
-grpc::ChannelArguments MakeArguments(const ChannelLimits& limits,
-                                     const std::string& service_config) {
+grpc::ChannelArguments MakeArguments(const ChannelOptions& options) {
   grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(ToInt(limits.received_bytes));
-  arguments.SetMaxSendMessageSize(ToInt(limits.sent_bytes));
+  arguments.SetMaxReceiveMessageSize(ToInt(options.received_bytes));
+  arguments.SetMaxSendMessageSize(ToInt(options.sent_bytes));
   // Tensors go directly to the address of the target, and not through the proxy
   // that the environment sets for web traffic.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
@@ -281,26 +296,35 @@ grpc::ChannelArguments MakeArguments(const ChannelLimits& limits,
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  if (service_config.empty()) {
+  if (!options.only_healthy) {
+    arguments.SetInt(GRPC_ARG_INHIBIT_HEALTH_CHECKING, 1);
+  }
+  if (options.access->tls && !options.access->tls->server_name.empty()) {
+    arguments.SetSslTargetNameOverride(options.access->tls->server_name);
+  }
+  if (options.service_config.empty()) {
     arguments.SetServiceConfigJSON(kDefaultServiceConfig);
     // RetryingChannel repeats calls. The retryPolicy in this config is for
     // other programs, which do not.
     arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   } else {
-    arguments.SetServiceConfigJSON(service_config);
+    arguments.SetServiceConfigJSON(options.service_config);
     // gRPC does not retry a request that is larger than this buffer.
     arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE,
-                     ToInt(limits.sent_bytes));
+                     ToInt(options.sent_bytes));
   }
   SetTransportArguments(&arguments);
   return arguments;
 }
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
-                                           const ChannelLimits& limits,
-                                           const std::string& service_config) {
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(),
-                                   MakeArguments(limits, service_config));
+std::shared_ptr<grpc::ChannelCredentials> MakeCredentials(
+    const Access& access) {
+  if (!access.tls) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions options;
+  options.pem_root_certs = access.tls->ca;  // if empty, those of the system
+  options.pem_cert_chain = access.tls->cert;
+  options.pem_private_key = access.tls->key;
+  return grpc::SslCredentials(options);
 }
 
 // Returns whether gRPC could not make the channel. In that case it returns a
@@ -317,7 +341,7 @@ bool HasFailed(grpc::Channel& channel) {
 // this even if the client could not send all of its messages.
 absl::Status ReadAll(
     grpc::GenericClientAsyncReaderWriter& stream, CallQueue& queue,
-    grpc::ClientContext& context,
+    grpc::ClientContext& context, const Access& access,
     const std::function<bool(const ReceivedMessage&)>& on_message) {
   bool wanted = true;
   for (;;) {
@@ -331,46 +355,85 @@ absl::Status ReadAll(
   grpc::Status status;
   stream.Finish(&status, nullptr);
   queue.Wait();
-  return ToAbsl(status);
+  return ToAbsl(status, access);
 }
 
 }  // namespace
 
 class RpcChannel::Impl {
  public:
-  Impl(const std::string& target, const ChannelLimits& limits,
-       const std::string& service_config) {
-    const auto channel = MakeChannel(target, limits, service_config);
+  explicit Impl(ChannelOptions given) : options(std::move(given)) {
+    if (!options.access.ok()) {
+      error = options.access.status();
+      return;
+    }
+    access = std::make_shared<const Access>(*options.access);
+    credentials = MakeCredentials(*access);
+    const auto channel = MakeChannel(options);
     // If a channel without this config has not failed, the config is the cause.
-    if (!service_config.empty() && HasFailed(*channel) &&
-        !HasFailed(*MakeChannel(target, limits, ""))) {
-      error = FieldError("service_config",
-                         "a gRPC service config as JSON (gRPC's log says what "
-                         "is wrong)",
-                         absl::StrCat("\"", service_config, "\""));
+    if (!options.service_config.empty() && HasFailed(*channel)) {
+      ChannelOptions without_config = options;
+      without_config.service_config.clear();
+      if (!HasFailed(*MakeChannel(without_config))) {
+        error =
+            FieldError("service_config",
+                       "a gRPC service config as JSON (gRPC's log says what "
+                       "is wrong)",
+                       absl::StrCat("\"", options.service_config, "\""));
+      }
     }
     stub.emplace(channel);
   }
+  // Makes a channel that shares the connections of `other`. gRPC shares them
+  // between channels that have the same credentials.
+  Impl(const Impl& other, bool only_healthy)
+      : options(other.options),
+        access(other.access),
+        credentials(other.credentials) {
+    options.only_healthy = only_healthy;
+    stub.emplace(MakeChannel(options));
+  }
 
+  std::shared_ptr<grpc::Channel> MakeChannel(
+      const ChannelOptions& wanted) const {
+    return grpc::CreateCustomChannel(wanted.target, credentials,
+                                     MakeArguments(wanted));
+  }
+
+  ChannelOptions options;
   absl::Status error;
+  std::shared_ptr<const Access> access;
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
   std::optional<grpc::GenericStub> stub;
   IdleQueues idle_queues;
+  std::once_flag for_any_health_made;
+  std::unique_ptr<RpcChannel> for_any_health;
 };
 
-RpcChannel::RpcChannel(const std::string& target, const ChannelLimits& limits,
-                       const std::string& service_config)
-    : impl_(std::make_unique<Impl>(target, limits, service_config)) {}
+RpcChannel::RpcChannel(ChannelOptions options)
+    : impl_(std::make_unique<Impl>(std::move(options))) {}
+
+RpcChannel::RpcChannel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 RpcChannel::~RpcChannel() = default;
 
 const absl::Status& RpcChannel::error() const { return impl_->error; }
+
+RpcChannel& RpcChannel::ForAnyHealth() {
+  if (!impl_->options.only_healthy || !impl_->error.ok()) return *this;
+  std::call_once(impl_->for_any_health_made, [this] {
+    impl_->for_any_health.reset(
+        new RpcChannel(std::make_unique<Impl>(*impl_, false)));
+  });
+  return *impl_->for_any_health;
+}
 
 absl::Status RpcChannel::Call(
     const std::string& method, const OutgoingMessage& request,
     absl::Duration timeout,
     const std::function<void(const ReceivedMessage&)>& on_answer) {
   grpc::ClientContext context;
-  SetTimeout(timeout, context);
+  Prepare(timeout, *impl_->access, context);
   CallQueue queue(impl_->idle_queues);
   const auto call = impl_->stub->PrepareUnaryCall(
       &context, method, ToByteBuffer(request), queue.get());
@@ -380,7 +443,7 @@ absl::Status RpcChannel::Call(
   call->Finish(&response, &status, nullptr);
   queue.Wait();
   if (status.ok()) on_answer(ToMessage(response));
-  return ToAbsl(status);
+  return ToAbsl(status, *impl_->access);
 }
 
 std::shared_ptr<CallCanceller> RpcChannel::Start(
@@ -389,17 +452,22 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
   KeepCallbackThreads();
   struct Pending {
     std::shared_ptr<AsyncCall> call;
+    std::shared_ptr<const Access> access;
     grpc::ByteBuffer response;
   };
   auto canceller = std::make_shared<ContextCanceller>();
-  SetTimeout(timeout, canceller->context);
+  Prepare(timeout, *impl_->access, canceller->context);
   auto pending = std::make_shared<Pending>();
   pending->call = std::move(call);
+  pending->access = impl_->access;
   const grpc::ByteBuffer message = ToByteBuffer(request);
   impl_->stub->UnaryCall(
       &canceller->context, method, {}, &message, &pending->response,
       [pending, canceller](const grpc::Status& status) {
-        if (!status.ok()) return pending->call->OnDone(ToAbsl(status), nullptr);
+        if (!status.ok()) {
+          return pending->call->OnDone(ToAbsl(status, *pending->access),
+                                       nullptr);
+        }
         const ReceivedMessage answer = ToMessage(pending->response);
         pending->call->OnDone(absl::OkStatus(), &answer);
       });
@@ -410,7 +478,7 @@ absl::Status RpcChannel::Exchange(const std::string& method,
                                   absl::Duration timeout,
                                   MessageExchange& exchange) {
   grpc::ClientContext context;
-  SetTimeout(timeout, context);
+  Prepare(timeout, *impl_->access, context);
   CallQueue queue(impl_->idle_queues);
   const auto stream = impl_->stub->PrepareCall(&context, method, queue.get());
   stream->StartCall(nullptr);
@@ -424,9 +492,10 @@ absl::Status RpcChannel::Exchange(const std::string& method,
     }
     sending = queue.Wait() && message;
   }
-  return ReadAll(*stream, queue, context, [&](const ReceivedMessage& message) {
-    return exchange.OnResponse(message);
-  });
+  return ReadAll(*stream, queue, context, *impl_->access,
+                 [&](const ReceivedMessage& message) {
+                   return exchange.OnResponse(message);
+                 });
 }
 
 std::shared_ptr<CallCanceller> RpcChannel::Start(
@@ -435,7 +504,8 @@ std::shared_ptr<CallCanceller> RpcChannel::Start(
     std::shared_ptr<AsyncCall> call) {
   KeepCallbackThreads();
   return ExchangeReactor::Start(
-      std::make_shared<ExchangeReactor>(std::move(exchange), std::move(call)),
+      std::make_shared<ExchangeReactor>(std::move(exchange), std::move(call),
+                                        impl_->access),
       *impl_->stub, method, timeout);
 }
 
@@ -462,7 +532,7 @@ absl::Status RpcChannel::Stream(const std::string& method,
                                 const std::stop_token& stop,
                                 const std::function<bool()>& on_response) {
   grpc::ClientContext context;
-  SetTimeout(timeout, context);
+  Prepare(timeout, *impl_->access, context);
   CallQueue queue(impl_->idle_queues);
   const auto stream = impl_->stub->PrepareCall(&context, method, queue.get());
   const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
@@ -475,12 +545,13 @@ absl::Status RpcChannel::Stream(const std::string& method,
     queue.Wait();
   }
   const absl::Status status =
-      ReadAll(*stream, queue, context, [&](const ReceivedMessage& message) {
-        ReceivedStream bytes(message);
-        parsed = response->ParseFromZeroCopyStream(&bytes);
-        wanted = parsed && on_response();
-        return wanted;
-      });
+      ReadAll(*stream, queue, context, *impl_->access,
+              [&](const ReceivedMessage& message) {
+                ReceivedStream bytes(message);
+                parsed = response->ParseFromZeroCopyStream(&bytes);
+                wanted = parsed && on_response();
+                return wanted;
+              });
   if (!parsed) return BadResponse();
   // `status` can be OK, because the server may have ended the call before it
   // was cancelled. Then a request to stop came too late, and all responses are

@@ -14,7 +14,9 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/access.h"
 #include "wire/outgoing_message.h"
 #include "wire/received_message.h"
 
@@ -65,11 +67,19 @@ class CallCanceller {
   virtual void Cancel() = 0;
 };
 
-// The sizes of the largest messages that a channel sends and receives. A larger
-// message ends its call with RESOURCE_EXHAUSTED.
-struct ChannelLimits {
-  int64_t sent_bytes;
-  int64_t received_bytes;
+struct ChannelOptions {
+  std::string target;  // a gRPC target
+  // The sizes of the largest messages that the channel sends and receives. A
+  // larger message ends its call with RESOURCE_EXHAUSTED.
+  int64_t sent_bytes = 0;
+  int64_t received_bytes = 0;
+  // A gRPC service config as JSON. If it is empty, the channel uses attnd's own
+  // config.
+  std::string service_config = {};
+  // As in ClientOptions.
+  bool only_healthy = true;
+  // If this is an error, it is also the error of the channel.
+  absl::StatusOr<Access> access = Access();
 };
 
 // A connection to a server. Thread-safe.
@@ -80,16 +90,18 @@ struct ChannelLimits {
 // (client/error_details.h).
 class RpcChannel {
  public:
-  // Does not open a connection yet. The first call does that. `target` is a
-  // gRPC target. `service_config` is a gRPC service config as JSON; if it is
-  // empty, the channel uses attnd's own config.
-  RpcChannel(const std::string& target, const ChannelLimits& limits,
-             const std::string& service_config);
+  // Does not open a connection yet. The first call does that.
+  explicit RpcChannel(ChannelOptions options);
   ~RpcChannel();
 
-  // Returns INVALID_ARGUMENT if gRPC refuses the service config, and OK
-  // otherwise. Make calls only if this is OK.
+  // Returns INVALID_ARGUMENT if the options are wrong, for example because gRPC
+  // refuses the service config, and OK otherwise. Make calls only if this is
+  // OK.
   const absl::Status& error() const;
+
+  // Returns a channel on the same connections that also calls servers whose
+  // health is not SERVING. It exists as long as this channel.
+  RpcChannel& ForAnyHealth();
 
   // Sends `request` and waits for the end of the call. If it succeeds, calls
   // `on_answer` in this thread. First copies data of the request that has no
@@ -143,6 +155,8 @@ class RpcChannel {
 
  private:
   class Impl;
+  explicit RpcChannel(std::unique_ptr<Impl> impl);
+
   std::unique_ptr<Impl> impl_;
 };
 

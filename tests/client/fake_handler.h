@@ -39,6 +39,10 @@ class FakeHandler {
   // them in its header.
   static v1::AttentionResponse DescribeAnswer(const FakeCall& call);
 
+  // Returns whether to answer a call with this header "authorization", which is
+  // empty if the call has none. If not, the call fails with UNAUTHENTICATED.
+  virtual bool Admits(const std::string& /*authorization*/) { return true; }
+
   // Returns the size of the chunks of a streamed answer.
   virtual size_t chunk_bytes() const { return 10'000; }
   // Called when a stream has received `chunks` chunks. An error ends the

@@ -21,25 +21,28 @@ class FakeService final : public v1::AttentionService::Service {
  public:
   explicit FakeService(FakeHandler* handler) : handler_(handler) {}
 
-  grpc::Status Attention(grpc::ServerContext*,
+  grpc::Status Attention(grpc::ServerContext* context,
                          const v1::AttentionRequest* request,
                          v1::AttentionResponse* response) override {
+    if (!Admits(*context)) return Unauthenticated();
     return Answer({"Attention",
                    {request->query(), request->key(), request->value()},
                    request->options()},
                   response);
   }
 
-  grpc::Status SelfAttention(grpc::ServerContext*,
+  grpc::Status SelfAttention(grpc::ServerContext* context,
                              const v1::SelfAttentionRequest* request,
                              v1::SelfAttentionResponse* response) override {
+    if (!Admits(*context)) return Unauthenticated();
     return Answer({"SelfAttention", {request->sequence()}, request->options()},
                   response);
   }
 
-  grpc::Status CrossAttention(grpc::ServerContext*,
+  grpc::Status CrossAttention(grpc::ServerContext* context,
                               const v1::CrossAttentionRequest* request,
                               v1::CrossAttentionResponse* response) override {
+    if (!Admits(*context)) return Unauthenticated();
     return Answer({"CrossAttention",
                    {request->queries(), request->kv_sequence()},
                    request->options()},
@@ -47,8 +50,9 @@ class FakeService final : public v1::AttentionService::Service {
   }
 
   grpc::Status AttentionBackward(
-      grpc::ServerContext*, const v1::AttentionBackwardRequest* request,
+      grpc::ServerContext* context, const v1::AttentionBackwardRequest* request,
       v1::AttentionBackwardResponse* response) override {
+    if (!Admits(*context)) return Unauthenticated();
     return ToGrpc(handler_->OnBackward(
         {"AttentionBackward",
          {request->query(), request->key(), request->value(), request->output(),
@@ -61,9 +65,10 @@ class FakeService final : public v1::AttentionService::Service {
   // chunks. It joins the chunks of each tensor, and sends its own tensors in
   // chunks of handler_->chunk_bytes().
   grpc::Status AttentionStream(
-      grpc::ServerContext*,
+      grpc::ServerContext* context,
       grpc::ServerReaderWriter<v1::AttentionStreamResponse,
                                v1::AttentionStreamRequest>* stream) override {
+    if (!Admits(*context)) return Unauthenticated();
     v1::AttentionStreamRequest message;
     v1::AttentionRequest request;
     const auto call = [&]() -> FakeCall {
@@ -98,27 +103,41 @@ class FakeService final : public v1::AttentionService::Service {
   }
 
   grpc::Status Benchmark(
-      grpc::ServerContext*, const v1::BenchmarkRequest* request,
+      grpc::ServerContext* context, const v1::BenchmarkRequest* request,
       grpc::ServerWriter<v1::BenchmarkResponse>* writer) override {
+    if (!Admits(*context)) return Unauthenticated();
     return ToGrpc(handler_->OnBenchmark(
         *request, [writer](const v1::BenchmarkResponse& event) {
           return writer->Write(event);
         }));
   }
 
-  grpc::Status MemoryEstimate(grpc::ServerContext*,
+  grpc::Status MemoryEstimate(grpc::ServerContext* context,
                               const v1::MemoryEstimateRequest* request,
                               v1::MemoryEstimateResponse* response) override {
+    if (!Admits(*context)) return Unauthenticated();
     return ToGrpc(handler_->OnMemoryEstimate(*request, response));
   }
 
-  grpc::Status GetServerInfo(grpc::ServerContext*,
+  grpc::Status GetServerInfo(grpc::ServerContext* context,
                              const v1::GetServerInfoRequest*,
                              v1::GetServerInfoResponse* response) override {
+    if (!Admits(*context)) return Unauthenticated();
     return ToGrpc(handler_->OnServerInfo(response));
   }
 
  private:
+  static grpc::Status Unauthenticated() {
+    return {grpc::StatusCode::UNAUTHENTICATED, "who are you?"};
+  }
+  bool Admits(const grpc::ServerContext& context) const {
+    const auto found = context.client_metadata().find("authorization");
+    return handler_->Admits(
+        found == context.client_metadata().end()
+            ? ""
+            : std::string(found->second.data(), found->second.size()));
+  }
+
   static void Append(const v1::TensorChunk& chunk,
                      v1::AttentionRequest& request) {
     v1::AttentionOptions& options = *request.mutable_options();
@@ -159,6 +178,18 @@ class FakeService final : public v1::AttentionService::Service {
   FakeHandler* handler_;
 };
 
+std::shared_ptr<grpc::ServerCredentials> Credentials(
+    const std::optional<FakeTls>& tls) {
+  if (!tls) return grpc::InsecureServerCredentials();
+  grpc::SslServerCredentialsOptions options(
+      tls->client_ca.empty()
+          ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+          : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  options.pem_root_certs = tls->client_ca;
+  options.pem_key_cert_pairs.push_back({tls->key, tls->cert});
+  return grpc::SslServerCredentials(options);
+}
+
 }  // namespace
 
 class FakeServer::Impl {
@@ -169,12 +200,13 @@ class FakeServer::Impl {
   std::unique_ptr<grpc::Server> server;
 };
 
-FakeServer::FakeServer(FakeHandler* handler, const std::string& address)
+FakeServer::FakeServer(FakeHandler* handler, const std::string& address,
+                       const std::optional<FakeTls>& tls)
     : impl_(std::make_unique<Impl>(handler)) {
   grpc::EnableDefaultHealthCheckService(true);
   int port = 0;
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(address, Credentials(tls), &port);
   builder.SetMaxReceiveMessageSize(std::numeric_limits<int>::max());
   builder.RegisterService(&impl_->service);
   impl_->server = builder.BuildAndStart();

@@ -4,18 +4,28 @@
 #define ATTND_TESTS_CLIENT_FAKE_SERVER_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "tests/client/fake_handler.h"
 
 namespace attnd::client {
 
+// The certificates of a fake server with TLS, as PEM.
+struct FakeTls {
+  std::string cert;
+  std::string key;
+  // If set, the server demands a certificate that this authority has signed.
+  std::string client_ca = {};
+};
+
 class FakeServer {
  public:
   // `handler` must outlive the server. `address` is "127.0.0.1:0", or
   // "unix:PATH" with a path that does not exist yet.
   explicit FakeServer(FakeHandler* handler,
-                      const std::string& address = "127.0.0.1:0");
+                      const std::string& address = "127.0.0.1:0",
+                      const std::optional<FakeTls>& tls = {});
   // Waits for the running calls.
   ~FakeServer();
 
