@@ -10,12 +10,14 @@ refuses a call, the client raises an AttndError that names the field. `merge` co
 attention over parts of the keys.
 """
 
+from attnd.access import TLS
 from attnd.calls import AttentionResult, Gradients
 from attnd.clients import AsyncClient, Client
 from attnd.errors import (AttndError, Cancelled, DeadlineExceeded,
                           FailedPrecondition, FieldViolation, Internal,
-                          InvalidArgument, NotFound, ResourceExhausted,
-                          Unavailable, Unimplemented)
+                          InvalidArgument, NotFound, PermissionDenied,
+                          ResourceExhausted, Unauthenticated, Unavailable,
+                          Unimplemented)
 from attnd.merge import merge
 from attnd.retry import RetryPolicy
 from attnd.shared_memory import RegionRefused, SharedRegion
@@ -23,7 +25,7 @@ from attnd.shared_memory import RegionRefused, SharedRegion
 __all__ = [
     'AsyncClient', 'AttentionResult', 'AttndError', 'Cancelled', 'Client',
     'DeadlineExceeded', 'FailedPrecondition', 'FieldViolation', 'Gradients',
-    'Internal', 'InvalidArgument', 'NotFound', 'RegionRefused',
-    'ResourceExhausted', 'RetryPolicy', 'SharedRegion', 'Unavailable',
-    'Unimplemented', 'merge'
+    'Internal', 'InvalidArgument', 'NotFound', 'PermissionDenied',
+    'RegionRefused', 'ResourceExhausted', 'RetryPolicy', 'SharedRegion', 'TLS',
+    'Unauthenticated', 'Unavailable', 'Unimplemented', 'merge'
 ]

@@ -8,7 +8,7 @@ import threading
 
 import grpc
 
-from attnd import calls, errors, exchange
+from attnd import access, calls, errors, exchange
 from attnd.retry import RetryPolicy
 from attnd.v1 import attention_pb2_grpc as pb_grpc
 
@@ -61,8 +61,12 @@ def _json_of(service_config):
                    f'{reprlib.repr(service_config)}')
 
 
-def _channel_options(service_config, channel_options):
+def _channel_options(service_config, channel_options, tls, only_healthy):
   options = dict(_CHANNEL_OPTIONS)
+  if not only_healthy:
+    options['grpc.inhibit_health_checking'] = 1
+  if tls and tls.server_name:
+    options['grpc.ssl_target_name_override'] = tls.server_name
   if service_config is None:
     service_config = default_service_config()
     # gRPC makes at most five attempts, and reports the deadline instead of the
@@ -71,6 +75,13 @@ def _channel_options(service_config, channel_options):
   options['grpc.service_config'] = _json_of(service_config)
   options.update(channel_options)
   return list(options.items())
+
+
+def _open(module, target, options, tls):
+  """Returns a channel of `module`, which is grpc or grpc.aio."""
+  if tls:
+    return module.secure_channel(target, tls.credentials(), options)
+  return module.insecure_channel(target, options)
 
 
 def _is_cancelled(task):
@@ -109,6 +120,14 @@ class Client(calls.Calls):
   target: "host:port", "unix:PATH" or any other name that gRPC resolves. For
     example, "dns:///attnd:50051" calls all servers of that name in turn.
   timeout: in seconds, for calls without a timeout of their own. None = no deadline.
+  tls: True or a TLS. False = plain text.
+  token: a bearer token, which the client sends with each attempt of a call. If it is a
+    function, the client calls it for each attempt, so it must be fast.
+  allow_plaintext_token: whether to send the token without TLS to another host, where
+    everybody on the way can read it.
+  only_healthy: whether the client calls only servers that say that they are SERVING.
+    Turn it off if a proxy chooses a server for each call, because the answer of one
+    server would then count for all of them.
   service_config: a dict or JSON that replaces default_service_config(). gRPC then
     applies its retryPolicy within each attempt of `retry`.
   channel_options: options of gRPC, as pairs. They override those of the client.
@@ -117,11 +136,17 @@ class Client(calls.Calls):
   into a message.
   """
 
-  def __init__(self, target='127.0.0.1:50051', *, timeout=60.0,
+  def __init__(self, target='127.0.0.1:50051', *, timeout: float | None = 60.0,
+               tls: bool | access.TLS = False, token: access.Token = None,
+               allow_plaintext_token: bool = False, only_healthy: bool = True,
                retry=RetryPolicy(), service_config=None, channel_options=()):
     super().__init__(timeout, retry)
-    self._channel = grpc.insecure_channel(
-        target, _channel_options(service_config, channel_options))
+    tls = access.TLS() if tls is True else tls or None
+    self._authorization = access.Authorization(target, tls, token,
+                                               allow_plaintext_token)
+    self._channel = _open(
+        grpc, target,
+        _channel_options(service_config, channel_options, tls, only_healthy), tls)
     self._stub = pb_grpc.AttentionServiceStub(self._channel)
     self._closed = threading.Event()
 
@@ -153,9 +178,10 @@ class Client(calls.Calls):
     if isinstance(step, exchange.Pause):
       return self._closed.wait(step.seconds)
     call = getattr(self._stub, step.method)
+    metadata = self._authorization.metadata()
     if not step.receive:
-      return call(step.request, timeout=step.timeout)
-    messages = call(step.request, timeout=step.timeout)
+      return call(step.request, timeout=step.timeout, metadata=metadata)
+    messages = call(step.request, timeout=step.timeout, metadata=metadata)
     try:
       for message in messages:
         step.receive(message)
@@ -171,11 +197,17 @@ class AsyncClient(calls.Calls):
   If you cancel a task, its call is cancelled on the server, too.
   """
 
-  def __init__(self, target='127.0.0.1:50051', *, timeout=60.0,
+  def __init__(self, target='127.0.0.1:50051', *, timeout: float | None = 60.0,
+               tls: bool | access.TLS = False, token: access.Token = None,
+               allow_plaintext_token: bool = False, only_healthy: bool = True,
                retry=RetryPolicy(), service_config=None, channel_options=()):
     super().__init__(timeout, retry)
     self._target = target
-    self._options = _channel_options(service_config, channel_options)
+    self._tls = access.TLS() if tls is True else tls or None
+    self._authorization = access.Authorization(target, self._tls, token,
+                                               allow_plaintext_token)
+    self._options = _channel_options(service_config, channel_options, self._tls,
+                                     only_healthy)
     self._loop = None
     self._channel = None
     self._stub = None
@@ -204,7 +236,7 @@ class AsyncClient(calls.Calls):
       raise ValueError('this AsyncClient is closed')
     if not self._channel:
       self._loop = asyncio.get_running_loop()
-      self._channel = grpc.aio.insecure_channel(self._target, self._options)
+      self._channel = _open(grpc.aio, self._target, self._options, self._tls)
       self._stub = pb_grpc.AttentionServiceStub(self._channel)
     self._check_loop()
 
@@ -236,9 +268,10 @@ class AsyncClient(calls.Calls):
       except asyncio.TimeoutError:
         return False
     call = getattr(self._stub, step.method)
+    metadata = self._authorization.metadata()
     if not step.receive:
-      return await call(step.request, timeout=step.timeout)
-    messages = call(step.request, timeout=step.timeout)
+      return await call(step.request, timeout=step.timeout, metadata=metadata)
+    messages = call(step.request, timeout=step.timeout, metadata=metadata)
     ends = []
     messages.add_done_callback(lambda ended: ends.append(_error_of(ended)))
     try:

@@ -64,6 +64,14 @@ class FailedPrecondition(AttndError):
   """The server does not have this feature turned on."""
 
 
+class Unauthenticated(AttndError):
+  """The call has no valid token. Pass token= to the client."""
+
+
+class PermissionDenied(AttndError):
+  """The caller is known, but its token is not for this call."""
+
+
 class NotFound(AttndError):
   """The server does not know the shared region, or no longer knows it."""
 
@@ -84,6 +92,8 @@ _CLASSES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
     grpc.StatusCode.INTERNAL: Internal,
