@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "base/command_line.h"
 #include "client/attnctl/commands.h"
 #include "client/attnctl/option_flags.h"
@@ -43,28 +44,89 @@ int Flushed(int exit_code, Session& session) {
   return exit_code == kOk ? kFileError : exit_code;
 }
 
-// Adds the flag that the environment variable ATTND_SERVER stands for, unless
-// the user gave the flag. CLI11 can read variables too, but since version 2.4
-// it ignores those whose value its checks refuse.
-std::vector<std::string> WithServerOfEnvironment(
+// The environment variables that stand for flags with a value. Most of them do
+// not begin with ATTND_, because those are for the server: in a container,
+// attnctl may have the environment of the server.
+constexpr struct {
+  const char* variable;
+  const char* flag;
+} kVariables[] = {{"ATTND_SERVER", "--server"},
+                  {"ATTNCTL_TLS_CA", "--tls-ca"},
+                  {"ATTNCTL_TLS_CERT", "--tls-cert"},
+                  {"ATTNCTL_TLS_KEY", "--tls-key"},
+                  {"ATTNCTL_TLS_SERVER_NAME", "--tls-server-name"},
+                  {"ATTNCTL_TOKEN_FILE", "--token-file"}};
+
+// Adds the flag of each variable that is set, unless the user gave the flag.
+// CLI11 can read variables too, but since version 2.4 it ignores those whose
+// value its checks refuse.
+std::vector<std::string> WithFlagsOfEnvironment(
     std::vector<std::string> arguments) {
-  const char* const server = std::getenv("ATTND_SERVER");
-  if (server == nullptr || *server == '\0' ||
-      std::any_of(arguments.begin(), arguments.end(),
-                  [](const std::string& argument) {
-                    return argument == "--server" ||
-                           absl::StartsWith(argument, "--server=");
-                  })) {
-    return arguments;
+  std::vector<std::string> added;
+  for (const auto& [variable, flag] : kVariables) {
+    const char* const value = std::getenv(variable);
+    if (value == nullptr || *value == '\0') continue;
+    const std::string prefix = absl::StrCat(flag, "=");
+    const auto is_flag = [&, flag = flag](const std::string& argument) {
+      return argument == flag || absl::StartsWith(argument, prefix);
+    };
+    if (std::none_of(arguments.begin(), arguments.end(), is_flag)) {
+      added.push_back(absl::StrCat(prefix, value));
+    }
   }
-  arguments.insert(arguments.begin(), absl::StrCat("--server=", server));
+  arguments.insert(arguments.begin(), added.begin(), added.end());
   return arguments;
+}
+
+// Returns `help` with the variable that stands for `flag`.
+std::string WithVariable(const std::string& help, absl::string_view flag) {
+  for (const auto& [variable, of_flag] : kVariables) {
+    if (flag == of_flag) {
+      return absl::StrCat(help,
+                          ". Without this flag, the environment variable ",
+                          variable, " sets it");
+    }
+  }
+  return help;
+}
+
+void AddAccessFlags(CLI::App& app, Session& session) {
+  app.add_flag("--tls", session.use_tls,
+               "use TLS, and trust the certificates that the system trusts. "
+               "Each of the --tls-* flags turns on TLS too")
+      ->envname("ATTNCTL_TLS");
+  const auto add_file = [&app](const std::string& flag, std::string& path,
+                               const char* help) {
+    app.add_option(flag, path, WithVariable(help, flag))
+        ->type_name("FILE")
+        ->check(CLI::ExistingFile);
+  };
+  add_file("--tls-ca", session.tls.ca,
+           "trust the certificates of authorities in this PEM file instead of "
+           "those of the system");
+  add_file("--tls-cert", session.tls.cert,
+           "the certificate of this client with its chain, in PEM, for servers "
+           "that ask for one");
+  add_file("--tls-key", session.tls.key,
+           "the private key of --tls-cert, in PEM");
+  app.add_option(
+         "--tls-server-name", session.tls.server_name,
+         WithVariable("the name in the certificate of the server, if it "
+                      "is not the host in --server",
+                      "--tls-server-name"))
+      ->type_name("NAME");
+  add_file("--token-file", session.token_file,
+           "send the token in this file with each call. attnctl reads the file "
+           "again while it runs");
+  app.add_flag("--allow-plaintext-token", session.allow_plaintext_token,
+               "send the token without TLS to another host, although everybody "
+               "on the way can read it");
 }
 
 void AddGlobalFlags(CLI::App& app, Session& session) {
   app.add_option("--server", session.server,
-                 "the server's address: host:port or unix:PATH. Without this "
-                 "flag, the environment variable ATTND_SERVER sets it")
+                 WithVariable("the server's address: host:port or unix:PATH",
+                              "--server"))
       ->capture_default_str()
       ->type_name("ADDR")
       ->check(ServerAddressError);
@@ -87,6 +149,7 @@ void AddGlobalFlags(CLI::App& app, Session& session) {
                "has its own limit, and estimate uses that one",
                kMaxMessageLimitBytes)
       ->default_str(absl::StrCat(session.max_message_bytes));
+  AddAccessFlags(app, session);
   app.set_version_flag("--version", "attnctl " ATTND_VERSION);
 }
 
@@ -112,7 +175,7 @@ int RunAttnctl(const std::vector<std::string>& arguments, std::ostream& out,
   AddTopCommand(app, session);
   try {
     std::vector<std::string> reversed =
-        WithEmptyValuesApart(WithServerOfEnvironment(arguments));
+        WithEmptyValuesApart(WithFlagsOfEnvironment(arguments));
     std::reverse(reversed.begin(), reversed.end());  // as CLI11 expects them
     app.parse(reversed);
   } catch (const CLI::ParseError& error) {

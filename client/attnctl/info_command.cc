@@ -16,9 +16,10 @@ constexpr absl::Duration kHealthDeadline = absl::Seconds(3);
 constexpr client::RetryPolicy kNoRetries = {.max_attempts = 1};
 
 ExitCode RunInfo(bool json, Session& session) {
-  const auto info =
-      session.Connect(client::ClientOptions().deadline, kNoRetries)
-          .GetServerInfo();
+  const auto info = session
+                        .Connect(client::ClientOptions().deadline, kNoRetries,
+                                 /*only_healthy=*/false)
+                        .GetServerInfo();
   if (!info.ok()) return session.CallError(info.status());
   if (json) {
     session.screen.PrintJson(
@@ -57,7 +58,9 @@ ExitCode RunInfo(bool json, Session& session) {
 }
 
 ExitCode RunHealth(const std::string& service, Session& session) {
-  const auto health = session.Connect(kHealthDeadline).CheckHealth(service);
+  const auto health =
+      session.Connect(kHealthDeadline, kNoRetries, /*only_healthy=*/false)
+          .CheckHealth(service);
   if (!health.ok()) {
     session.CallError(health.status());
     // For any error, it is unknown whether the server is serving.

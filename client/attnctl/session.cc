@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -79,7 +80,8 @@ void Screen::Draw(const std::vector<std::string>& lines) {
 }
 
 client::AttentionClient Session::Connect(absl::Duration deadline,
-                                         const client::RetryPolicy& retry) {
+                                         const client::RetryPolicy& retry,
+                                         bool only_healthy) {
   if (deadline_seconds) {
     deadline = *deadline_seconds > 0 ? absl::Seconds(*deadline_seconds)
                                      : absl::InfiniteDuration();
@@ -98,11 +100,18 @@ client::AttentionClient Session::Connect(absl::Duration deadline,
                                    "; trying again until ", until,
                                    " (Ctrl-C stops)"));
   };
-  return client::AttentionClient({.target = server,
-                                  .deadline = deadline,
-                                  .max_message_bytes = max_message_bytes,
-                                  .retry = retry,
-                                  .on_retry = report_retry});
+  const bool has_tls = use_tls || !tls.ca.empty() || !tls.cert.empty() ||
+                       !tls.key.empty() || !tls.server_name.empty();
+  return client::AttentionClient(
+      {.target = server,
+       .deadline = deadline,
+       .max_message_bytes = max_message_bytes,
+       .retry = retry,
+       .tls = has_tls ? std::optional(tls) : std::nullopt,
+       .token_file = token_file,
+       .allow_plaintext_token = allow_plaintext_token,
+       .only_healthy = only_healthy,
+       .on_retry = report_retry});
 }
 
 ExitCode Session::CallError(const absl::Status& status) {
@@ -125,6 +134,11 @@ ExitCode Session::CallError(const absl::Status& status) {
   if (details.retry_delay) {
     screen.PrintError(absl::StrCat("  retry:  after ",
                                    absl::FormatDuration(*details.retry_delay)));
+  }
+  if (absl::IsUnauthenticated(status) || absl::IsPermissionDenied(status)) {
+    screen.PrintError(token_file.empty()
+                          ? "  token:  none; --token-file=FILE sends one"
+                          : absl::StrCat("  token:  from ", token_file));
   }
   screen.PrintError(absl::StrCat("  server: ", server));
   return status.code() == absl::StatusCode::kUnavailable ? kUnavailable

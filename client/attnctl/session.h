@@ -86,6 +86,10 @@ struct Session {
   // command.
   std::optional<double> deadline_seconds = {};
   int64_t max_message_bytes = client::ClientOptions().max_message_bytes;
+  bool use_tls = false;  // also if a member of `tls` is set
+  client::TlsOptions tls = {};
+  std::string token_file = {};
+  bool allow_plaintext_token = false;
 
   ExitCode exit_code = kOk;     // of the subcommand that ran
   bool reported_retry = false;  // whether the user was told of a retry
@@ -93,13 +97,14 @@ struct Session {
   // Makes a client according to the global flags. `deadline` applies if the
   // user did not set --deadline. Before its first retry, the client prints a
   // line on standard error, for which it uses this session; so the session must
-  // outlive the client.
+  // outlive the client. `only_healthy` is as in ClientOptions.
   client::AttentionClient Connect(
       absl::Duration deadline = client::ClientOptions().deadline,
-      const client::RetryPolicy& retry = {});
+      const client::RetryPolicy& retry = {}, bool only_healthy = true);
 
   // Prints the error of a failed call, with its code, message, reason, fields
-  // and the server's address. Returns the exit code for it.
+  // and the server's address, and with the file of the token if that is what
+  // the server refuses. Returns the exit code for it.
   ExitCode CallError(const absl::Status& status);
 
   // Prints the error of a file that could not be read or written. Returns

@@ -75,7 +75,7 @@ void Draw(const LoadReport& report, absl::string_view footer, Screen& screen) {
 // Takes two samples and prints what happened between them.
 ExitCode RunOnce(const TopFlags& flags, Session& session) {
   const client::AttentionClient client =
-      session.Connect(kSampleDeadline, kOneAttempt);
+      session.Connect(kSampleDeadline, kOneAttempt, /*only_healthy=*/false);
   LoadReport report(session.server, absl::LocalTimeZone());
   for (const bool first : {true, false}) {
     if (!first) absl::SleepFor(absl::Seconds(flags.interval_seconds));
@@ -105,7 +105,7 @@ ExitCode RunLive(const TopFlags& flags, Session& session) {
   std::optional<AlternateScreen> alternate;
   if (!flags.json) alternate.emplace(session.screen);
   const client::AttentionClient client =
-      session.Connect(kSampleDeadline, kOneAttempt);
+      session.Connect(kSampleDeadline, kOneAttempt, /*only_healthy=*/false);
   LoadReport report(session.server, absl::LocalTimeZone());
   const std::string footer = absl::StrFormat(
       "A sample every %g s. q or Ctrl-C quits.", flags.interval_seconds);
