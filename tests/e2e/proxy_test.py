@@ -10,17 +10,22 @@ import time
 import grpc
 import numpy as np
 import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from support import reference, work
 from support.client import Client, Refusal
-from support.envoy import Envoy
+from support.envoy import CONFIG, TLS_CONFIG, Envoy
 from support.http2 import DATA, frame
 from support.raw_http2 import RawConnection, Reader, header_block, message
 from support.relay import Relay
 from support.server import Server, free_port, open_channel, poll_until
+from support.stubs import REPOSITORY
 
 MIB = 1 << 20
 CALLERS = 6
+SERVICE_CONFIG = (REPOSITORY / 'proto' / 'attnd' / 'v1' /
+                  'attention_grpc_service_config.json')
 
 # (q_heads = kv_heads, q_len, kv_len, head_dim)
 SHAPES = [
@@ -407,3 +412,36 @@ def test_who_stops_in_a_message_ends_no_other_call(attnd, connect):
     assert envoy.stat('upstream_cx_destroy') == 0
     call.cancel()
     half.close()
+
+
+def test_a_client_that_watches_the_health_keeps_calling(attnd, connect, stubs):
+  """The health of one server must not keep a client away from the others."""
+  with servers_of(attnd, count=2) as (drained, kept), \
+      Envoy([drained.tcp, kept.tcp]) as envoy, \
+      grpc.insecure_channel(envoy.address, options=[
+          ('grpc.enable_http_proxy', 0),
+          ('grpc.service_config', SERVICE_CONFIG.read_text())]) as channel:
+    with pytest.raises(grpc.RpcError) as caught:
+      next(health_pb2_grpc.HealthStub(channel).Watch(
+          health_pb2.HealthCheckRequest(), timeout=60))
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    client = Client(stubs, channel)
+    request = work.small_request(client)
+    client.stub.SelfAttention(request, timeout=60)
+    drained.signal()
+    envoy.wait_for_healthy(1)
+    client.stub.SelfAttention(request, timeout=60)
+
+
+def test_the_file_with_tls_differs_only_in_tls():
+  plain, tls = (yaml.safe_load(path.read_text()) for path in (CONFIG, TLS_CONFIG))
+  (listener,), (cluster,) = (tls['static_resources'][name]
+                             for name in ('listeners', 'clusters'))
+  (chain,) = listener['filter_chains']
+  for holder in (chain, cluster):
+    context = holder.pop('transport_socket')['typed_config']['common_tls_context']
+    assert context['tls_params']['tls_minimum_protocol_version'] == 'TLSv1_2'
+  address = listener['address']['socket_address']
+  assert address['address'] == '0.0.0.0'
+  address['address'] = '127.0.0.1'
+  assert plain == tls

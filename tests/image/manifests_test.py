@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-COMPOSE = REPOSITORY / 'docker' / 'compose.yaml'
+COMPOSE_FILES = [REPOSITORY / 'docker' / 'compose.yaml',
+                 REPOSITORY / 'docker' / 'compose.tls.yaml']
 KUBERNETES = REPOSITORY / 'deploy' / 'kubernetes'
+SERVICE_KINDS = {'Deployment', 'Service', 'PodDisruptionBudget',
+                 'HorizontalPodAutoscaler', 'NetworkPolicy'}
 # The first version that has everything that is used, and the newest known
 # version.
 VERSIONS = ['1.29', kubernetes_validate.latest_version()]
@@ -32,9 +35,10 @@ def project_version():
 
 
 def pod_specs():
-  """Returns the specs of the pods of both folders, by the name of the
-  folder."""
+  """Returns the specs of the pods of all folders, by the name of the folder."""
   return {'service': render('service')['Deployment']['spec']['template']['spec'],
+          'service-tls':
+              render('service-tls')['Deployment']['spec']['template']['spec'],
           'sidecar': render('sidecar')['Pod']['spec']}
 
 
@@ -63,10 +67,11 @@ def seconds(text):
   return int(re.fullmatch(r'(\d+)s', text).group(1))
 
 
-def test_compose():
+@pytest.mark.parametrize('file', COMPOSE_FILES, ids=lambda file: file.name)
+def test_compose(file):
   """Checks the file with Compose if that is installed, and with its schema
   otherwise."""
-  command = ['docker', 'compose', '--file', str(COMPOSE), 'config', '--quiet']
+  command = ['docker', 'compose', '--file', str(file), 'config', '--quiet']
   try:
     have = subprocess.run(command[:2] + ['version'], check=False,
                           capture_output=True).returncode == 0
@@ -74,25 +79,25 @@ def test_compose():
     have = False
   if not have:
     command = [sys.executable, '-m', 'check_jsonschema',
-               '--builtin-schema=vendor.compose-spec', str(COMPOSE)]
-  print(f'\ncompose.yaml is checked by {"compose" if have else "its schema"}')
+               '--builtin-schema=vendor.compose-spec', str(file)]
+  print(f'\n{file.name} is checked by {"compose" if have else "its schema"}')
   done = subprocess.run(command, check=False, capture_output=True, text=True)
   assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_compose_lets_attnd_drain():
-  attnd = yaml.safe_load(COMPOSE.read_text())['services']['attnd']
-  assert seconds(attnd['stop_grace_period']) > stop_seconds(
-      attnd['environment'])
+  for file in COMPOSE_FILES:
+    attnd = yaml.safe_load(file.read_text())['services']['attnd']
+    assert seconds(attnd['stop_grace_period']) > stop_seconds(
+        attnd['environment']), file
 
 
 @pytest.mark.parametrize('version', VERSIONS)
 @pytest.mark.parametrize('folder,kinds', [
     ('sidecar', {'Pod'}),
-    ('service', {'Deployment', 'Service', 'PodDisruptionBudget',
-                 'HorizontalPodAutoscaler', 'NetworkPolicy'}),
-    ('queue-scaling', {'Deployment', 'Service', 'PodDisruptionBudget',
-                       'HorizontalPodAutoscaler', 'NetworkPolicy'}),
+    ('service', SERVICE_KINDS),
+    ('queue-scaling', SERVICE_KINDS),
+    ('service-tls', SERVICE_KINDS),
 ])
 def test_manifests(folder, kinds, version):
   documents = render(folder)
@@ -129,13 +134,13 @@ def test_a_wrong_manifest_is_found():
 def test_every_image_has_the_version_of_the_project():
   """With `latest`, a node would keep an old image."""
   expected = f'attnd:{project_version()}'
-  services = yaml.safe_load(COMPOSE.read_text())['services'].values()
-  images = [service['image'] for service in services]
+  images = [service['image'] for file in COMPOSE_FILES for service in
+            yaml.safe_load(file.read_text())['services'].values()]
   for path in KUBERNETES.rglob('*.yaml'):  # also before kustomize changes them
     images += re.findall(r'^\s*image: (.*)$', path.read_text(), re.M)
   for pod in pod_specs().values():
     images += [container['image'] for container in containers_of(pod)]
-  assert len(images) == 2 + 3 + 3 and set(images) == {expected}
+  assert len(images) == 4 + 3 + 4 and set(images) == {expected}
   for page in ('README.md', 'docs/deployment.md'):
     named = re.findall(r'\battnd:\d+(?:\.\d+)+',
                        (REPOSITORY / page).read_text())
@@ -179,3 +184,49 @@ def test_kubernetes_lets_attnd_drain():
 def test_a_pod_of_several_announces_its_end():
   (attnd,) = pod_specs()['service']['containers']
   assert float(environment_of(attnd)['ATTND_DRAIN_ANNOUNCE']) >= 5
+
+
+def test_the_service_with_tls_is_probed_where_only_kubelet_can_connect():
+  """kubelet cannot present a certificate, so it asks the admin port, which no
+  other pod can reach."""
+  (attnd,) = pod_specs()['service-tls']['containers']
+  ports = {port['name']: port['containerPort'] for port in attnd['ports']}
+  environment = {e['name']: e['value'] for e in attnd['env']}
+  assert environment['ATTND_ADMIN_LISTEN'] == f'0.0.0.0:{ports["admin"]}'
+  for name, path in (('startupProbe', '/readyz'), ('readinessProbe', '/readyz'),
+                     ('livenessProbe', '/livez')):
+    assert 'grpc' not in attnd[name]
+    assert attnd[name]['httpGet'] == {'path': path, 'port': 'admin'}
+  (rule,) = render('service-tls')['NetworkPolicy']['spec']['ingress']
+  assert [port['port'] for port in rule['ports']] == [ports['grpc']]
+
+
+def test_the_files_of_the_service_with_tls_are_mounted():
+  """As whole folders, because Kubernetes updates only those."""
+  pod = pod_specs()['service-tls']
+  (attnd,) = pod['containers']
+  volumes = {v['name']: v for v in pod['volumes']}
+  mounts = {m['mountPath']: volumes[m['name']] for m in attnd['volumeMounts']}
+  assert not any('subPath' in mount for mount in attnd['volumeMounts'])
+  environment = {e['name']: e['value'] for e in attnd['env']}
+  for name, secret in (('ATTND_TLS_CERT', 'attnd-tls'),
+                       ('ATTND_TLS_KEY', 'attnd-tls'),
+                       ('ATTND_TOKEN_FILE', 'attnd-tokens')):
+    volume = mounts[str(pathlib.PurePath(environment[name]).parent)]
+    assert volume['secret']['secretName'] == secret
+    # The user of attnd reads the files through the group.
+    assert volume['secret']['defaultMode'] == 0o440
+  assert pod['securityContext']['fsGroup'] == 65532
+
+
+def test_compose_with_tls_passes_each_container_only_its_secrets():
+  file = yaml.safe_load(COMPOSE_FILES[1].read_text())
+  used = set()
+  for service in file['services'].values():
+    paths = {pathlib.PurePath(value)
+             for value in service['environment'].values()
+             if value.startswith('/run/secrets/')}
+    assert {path.name for path in paths} == set(service['secrets'])
+    used |= set(service['secrets'])
+  assert used == set(file['secrets'])
+  assert 'server.key' not in file['services']['application']['secrets']

@@ -13,6 +13,8 @@ from support.server import START_SECONDS, STOP_SECONDS, poll_until
 from support.stubs import REPOSITORY
 
 CONFIG = REPOSITORY / 'deploy' / 'envoy' / 'envoy.yaml'
+TLS_CONFIG = CONFIG.with_name('envoy-tls.yaml')
+TLS_FOLDER = '/etc/envoy/tls'  # where TLS_CONFIG expects certificates
 
 
 def _endpoint(address):
@@ -21,17 +23,24 @@ def _endpoint(address):
       'address': host, 'port_value': int(port)}}}}
 
 
-def configuration(addresses, request_timeout=None, ping_interval=None):
+def configuration(addresses, request_timeout=None, ping_interval=None,
+                  tls=None):
   """Returns the deployed configuration, with addresses for the test and free
   ports.
 
   request_timeout, ping_interval: replace those that are deployed.
+  tls: a folder of certificates, for the configuration with TLS.
   """
-  config = yaml.safe_load(CONFIG.read_text())
+  if tls:
+    config = yaml.safe_load(
+        TLS_CONFIG.read_text().replace(TLS_FOLDER, str(tls)))
+  else:
+    config = yaml.safe_load(CONFIG.read_text())
   resources = config['static_resources']
   (listener,), (cluster,) = resources['listeners'], resources['clusters']
   for place in (config['admin'], listener):
-    place['address']['socket_address']['port_value'] = 0
+    place['address']['socket_address'].update(
+        address='127.0.0.1', port_value=0)
   if request_timeout is not None:
     (chain,) = listener['filter_chains']
     (manager,) = chain['filters']
