@@ -209,9 +209,9 @@ absl::StatusOr<Health> AttentionClient::CheckHealth(
   google::protobuf::StringValue request;
   request.set_value(service);
   google::protobuf::Int32Value response;
-  ATTND_RETURN_IF_ERROR(channel_->ForHealth().Call(
-      method::kHealthCheck, request, CallTime::From(options_.deadline),
-      &response));
+  ATTND_RETURN_IF_ERROR(
+      channel_->ForHealth().Call(method::kHealthCheck, request,
+                                 CallTime::From(options_.deadline), &response));
   switch (response.value()) {
     case 1:
       return Health::kServing;
