@@ -424,10 +424,39 @@ class Server::Impl {
 
   // Returns the metrics that AdminSite cannot read from the ServiceContext.
   std::vector<MetricNumber> OtherMetrics() const {
-    return {{.name = "attnd_dropped_log_lines_total",
-             .help = "Lines of the log that stderr did not accept in time.",
-             .is_counter = true,
-             .read = [] { return static_cast<double>(DroppedLogLines()); }}};
+    std::vector<MetricNumber> metrics = {
+        {.name = "attnd_dropped_log_lines_total",
+         .help = "Lines of the log that stderr did not accept in time.",
+         .is_counter = true,
+         .read = [] { return static_cast<double>(DroppedLogLines()); }}};
+    if (access_->has_tls()) {
+      metrics.push_back(
+          {.name = "attnd_tls_reload_failures_total",
+           .help = "New certificates and keys that failed a check.",
+           .is_counter = true,
+           .read = [this] {
+             return static_cast<double>(access_->state().tls_reload_failures);
+           }});
+      metrics.push_back(
+          {.name = "attnd_tls_not_after_seconds",
+           .help = "When the certificate expires, in seconds since 1970.",
+           .read = [this] {
+             const auto not_after = access_->state().tls_not_after;
+             return std::chrono::duration<double>(
+                        not_after.value_or({}).time_since_epoch())
+                 .count();
+           }});
+    }
+    if (access_->needs_tokens()) {
+      metrics.push_back(
+          {.name = "attnd_token_reload_failures_total",
+           .help = "New contents of --token-file that failed a check.",
+           .is_counter = true,
+           .read = [this] {
+             return static_cast<double>(access_->state().token_reload_failures);
+           }});
+    }
+    return metrics;
   }
 
   bool StartGrpc() {

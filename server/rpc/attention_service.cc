@@ -127,7 +127,7 @@ class PlainReactor final : public UnaryReactor {
       : UnaryReactor(method, context, rpc, response, watch,
                      std::make_shared<UnaryAnswer>()),
         context_(context),
-        caller_(CallerNumber(rpc)),
+        caller_(CallerNumber(rpc, context.access)),
         stop_(DeadlineOf(rpc)) {}
 
   void Start(AnswerFn answer, absl::StatusOr<ReceivedMessage> received) {
@@ -162,7 +162,8 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
         rpc_(rpc),
         call_(std::make_shared<BenchmarkCall>(
             context, runner, static_cast<MessageSink&>(*this), DeadlineOf(rpc),
-            std::chrono::steady_clock::now, CallerNumber(rpc))) {}
+            std::chrono::steady_clock::now,
+            CallerNumber(rpc, context.access))) {}
 
   void Start(SilenceWatch& watch,
              const absl::StatusOr<ReceivedMessage>& received) {
@@ -336,7 +337,7 @@ class RawAttentionService final : public RawBase {
   }
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* AttentionStream(
       CallbackServerContext* rpc) override {
-    const uint64_t caller = CallerNumber(*rpc);
+    const uint64_t caller = CallerNumber(*rpc, context_.access);
     auto* reactor = new StreamReactor(context_, messages_, *rpc, caller);
     reactor->Start(silence_watch_, pending_streams_.Admit(0, caller));
     return reactor;
@@ -358,11 +359,12 @@ class RawAttentionService final : public RawBase {
                                     CallbackServerContext* rpc,
                                     const ByteBuffer* request,
                                     ByteBuffer* response) {
-    auto* reactor = new AttentionReactor(
-        static_cast<ServiceMethod>(method), context_, *rpc, *response,
-        silence_watch_,
-        std::make_shared<WatchedUnaryCall>(context_, method, DeadlineOf(*rpc),
-                                           CallerNumber(*rpc)));
+    auto* reactor =
+        new AttentionReactor(static_cast<ServiceMethod>(method), context_, *rpc,
+                             *response, silence_watch_,
+                             std::make_shared<WatchedUnaryCall>(
+                                 context_, method, DeadlineOf(*rpc),
+                                 CallerNumber(*rpc, context_.access)));
     reactor->Start(TakeMessage(request, messages_));
     return reactor;
   }

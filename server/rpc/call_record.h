@@ -44,8 +44,8 @@ class CallRecord {
 
   // Call it once, before gRPC gets the status. `stats` is how the answer was
   // computed, if the status is OK, and `shared` has the bytes in shared memory.
-  // Adds trailers to the call: its id if it fails, and the span of the server if
-  // the client sent a traceparent.
+  // Adds trailers to the call: its id if it fails, and the span of the server
+  // if the client sent a traceparent.
   void Finished(const absl::Status& status, const RunStats& stats,
                 const CallBytes& shared = {});
 

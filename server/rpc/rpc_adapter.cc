@@ -3,16 +3,19 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/hash/hash.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/field_error.h"
 #include "grpc/grpc.h"
 #include "grpcpp/support/slice.h"
+#include "server/access/caller.h"
 #include "server/status/status_convert.h"
 #include "wire/message_sizes.h"
 #include "wire/outgoing_message.h"
@@ -141,12 +144,18 @@ std::string CallerOfPeer(absl::string_view peer) {
   return std::string(peer.substr(0, peer.rfind(':')));
 }
 
-std::string CallerName(const grpc::ServerContextBase& context) {
-  return CallerOfPeer(context.peer());
+std::string CallerName(const grpc::CallbackServerContext& rpc,
+                       const AccessControl* access) {
+  if (const std::optional<std::string> identity = IdentityOf(rpc, access)) {
+    // No address begins like this, so nobody can have the name of an address.
+    return absl::StrCat("name:", *identity);
+  }
+  return CallerOfPeer(rpc.peer());
 }
 
-uint64_t CallerNumber(const grpc::ServerContextBase& context) {
-  return absl::Hash<std::string>()(CallerName(context));
+uint64_t CallerNumber(const grpc::CallbackServerContext& rpc,
+                      const AccessControl* access) {
+  return absl::Hash<std::string>()(CallerName(rpc, access));
 }
 
 void CancelCall(grpc_call* call, const std::string& why) {

@@ -21,6 +21,7 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/status.h"
+#include "server/access/access_control.h"
 #include "server/calls/unary_answer.h"
 #include "server/memory/message_quota.h"
 #include "wire/outgoing_message.h"
@@ -81,17 +82,20 @@ SteadyTime DeadlineOf(const grpc::ServerContextBase& context);
 // deadline.
 SteadyTime ToSteadyTime(gpr_timespec deadline);
 
-// Returns the name under which the calls of a client count together: the
-// address of its host, without the port, so that all its connections have the
-// same name. All clients of unix sockets have the name "unix", because gRPC
-// does not know which process has connected.
-std::string CallerName(const grpc::ServerContextBase& context);
+// Returns the name under which the calls of a client count together: who it is
+// (IdentityOf, to which `access` goes), or else the address of its host,
+// without the port, so that all its connections have the same name. All clients
+// of unix sockets without an identity have the name "unix", because gRPC does
+// not know which process has connected.
+std::string CallerName(const grpc::CallbackServerContext& rpc,
+                       const AccessControl* access);
 // Returns the caller that has `peer`, which is what gRPC calls the other end of
 // a connection.
 std::string CallerOfPeer(absl::string_view peer);
-// Returns a number for CallerName(context), which Admission and JobOrder use.
-// It differs from one run of the server to the next.
-uint64_t CallerNumber(const grpc::ServerContextBase& context);
+// Returns a number for CallerName, which Admission and JobOrder use. It differs
+// from one run of the server to the next.
+uint64_t CallerNumber(const grpc::CallbackServerContext& rpc,
+                      const AccessControl* access);
 
 // Ends `call` with CANCELLED and the text `why`, even if gRPC is waiting for
 // the client. Thread-safe.
