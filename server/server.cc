@@ -443,7 +443,9 @@ class Server::Impl {
            .read = [this] {
              const auto not_after = access_->state().tls_not_after;
              return std::chrono::duration<double>(
-                        not_after.value_or({}).time_since_epoch())
+                        not_after
+                            .value_or(std::chrono::system_clock::time_point())
+                            .time_since_epoch())
                  .count();
            }});
     }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from support import shared_memory, work
+from support.certificates import server_flags
 from support.client import Client, Refusal
 from support.server import Server, open_channel, poll_until
 from support.stubs import REPOSITORY
@@ -86,9 +87,11 @@ def rows(page, first):
           for row in table.splitlines()[2:]]
 
 
-def test_the_metrics_are_those_of_the_list(server):
+def test_the_metrics_are_those_of_the_list(attnd, tmp_path):
   page = LIST.read_text()
-  got = scrape(server)
+  flags, _ = server_flags(tmp_path)
+  with Server(attnd, *flags, admin='127.0.0.1:0') as server:
+    got = scrape(server)
   listed = {}
   for name, kind, labels, meaning in rows(page, 'name'):
     listed[name.strip('`')] = (kind, meaning, set(re.findall(r'`(\w+)`', labels)))

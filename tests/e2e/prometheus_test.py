@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from support import work
+from support.certificates import server_flags
 from support.client import Client
 from support.prometheus import RULES, Prometheus, promtool
 from support.server import Server, open_channel, poll_until
@@ -32,7 +33,7 @@ def rules():
 def without_threshold(expression):
   """Returns an alert's expression without its comparison, which has samples
   also while the alert is silent."""
-  (bare, n) = re.subn(r' (>|==) [\d.]+$', '', expression)
+  (bare, n) = re.subn(r' (>|<|==) [\d.]+$', '', expression)
   assert n == 1, expression
   return bare
 
@@ -52,18 +53,18 @@ def adapter_expressions():
 
 
 @pytest.fixture(scope='module')
-def prometheus(attnd, stubs):
-  """Prometheus with a server that has had calls of every transport, some of
-  which failed, and has more all the time."""
-  with Server(attnd, admin='127.0.0.1:0') as server:
+def prometheus(attnd, stubs, tmp_path_factory):
+  """Prometheus with a server that has TLS and tokens, and calls all the time."""
+  flags, metadata = server_flags(tmp_path_factory.mktemp('access'))
+  with Server(attnd, *flags, admin='127.0.0.1:0') as server:
     end = threading.Event()
 
     def call():
-      with open_channel(server.tcp) as channel:
+      with open_channel(server.unix) as channel:
         client = Client(stubs, channel)
         small = work.small_request(client)
         while not end.wait(0.01):
-          client.stub.SelfAttention(small)
+          client.stub.SelfAttention(small, metadata=metadata)
 
     caller = threading.Thread(target=call)
     with Prometheus(server.admin, {'namespace': 'n', 'pod': 'p'}) as running:

@@ -1,6 +1,7 @@
 """Makes certificates with the command openssl, and connects with them."""
 
 import dataclasses
+import hashlib
 import pathlib
 import socket
 import ssl
@@ -20,6 +21,16 @@ class Pair:
 def _openssl(*arguments):
   subprocess.run(['openssl', *map(str, arguments)], check=True,
                  capture_output=True)
+
+
+def server_flags(folder):
+  """Returns flags for TLS and tokens, with files that are made in `folder`, and
+  the metadata with which clients may call."""
+  pair = Authority(folder, 'authority').issue('server')
+  tokens = folder / 'tokens'
+  tokens.write_text(f'tests {hashlib.sha256(b"secret").hexdigest()} user\n')
+  return ([f'--tls-cert={pair.cert}', f'--tls-key={pair.key}',
+           f'--token-file={tokens}'], (('authorization', 'Bearer secret'),))
 
 
 class Authority:
