@@ -459,7 +459,7 @@ def test_clients_that_send_nothing_keep_out_nobody(ask, server):
 
 
 def test_full_slots_leave_the_port_free(ask, client, connect, server):
-  own = connect(server.unix)
+  own = connect(server.tcp)
   calls = [own.stub.SelfAttention.future(work.endless_request(own))
            for _ in range(2)]
   try:

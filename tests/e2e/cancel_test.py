@@ -52,7 +52,7 @@ def test_deadline_frees_the_server(client, endless):
 
 
 def test_a_lost_connection_frees_the_server(client, server, stubs):
-  with open_channel(server.unix) as channel:
+  with open_channel(server.tcp) as channel:
     own = Client(stubs, channel)
     call = work.hold_slot(client, lambda: own.stub.SelfAttention.future(
         work.endless_request(own)))

@@ -58,7 +58,7 @@ def test_address_file_names_both_addresses(server):
 def test_a_signal_drains(attnd, stubs, number):
   with Server(attnd, '--max-in-flight=1') as server, \
       open_channel(server.tcp) as channel, \
-      open_channel(server.unix) as busy:
+      open_channel(server.tcp) as busy:
     client, own = Client(stubs, channel), Client(stubs, busy)
     rows = work.rows_for(client, seconds=4)
     watches = [
@@ -84,7 +84,7 @@ def test_a_signal_drains(attnd, stubs, number):
 def test_a_second_signal_is_quick(attnd, stubs):
   with Server(attnd, '--max-in-flight=1') as server, \
       open_channel(server.tcp) as channel, \
-      open_channel(server.unix) as busy:
+      open_channel(server.tcp) as busy:
     client, own = Client(stubs, channel), Client(stubs, busy)
     watch = health(channel).Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == SERVING

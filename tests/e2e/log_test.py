@@ -73,7 +73,7 @@ def test_a_full_pipe_stops_no_call(attnd, stubs, full_pipe):
   with Server(attnd, '--log-level=debug', '--max-in-flight=1',
               stderr=full_pipe) as server, \
       open_channel(server.tcp) as channel, \
-      open_channel(server.unix) as busy:
+      open_channel(server.tcp) as busy:
     client, own = Client(stubs, channel), Client(stubs, busy)
     for _ in range(20):
       assert work.refusal_of(client) is None

@@ -344,7 +344,7 @@ def test_what_will_never_do_is_refused_once(attnd, connect, refused):
 def test_the_last_refusal_reaches_the_caller(attnd, connect):
   with Server(attnd, '--max-in-flight=1') as server, \
       Envoy([server.tcp]) as envoy:
-    client, busy = connect(server.tcp), connect(server.unix)
+    client, busy = connect(server.tcp), connect(server.tcp)
     request = work.endless_request(busy)
     call = work.hold_slot(client,
                           lambda: busy.stub.SelfAttention.future(request))

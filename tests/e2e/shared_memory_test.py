@@ -339,7 +339,7 @@ def one_slot(attnd):
 
 
 def test_a_client_that_is_killed_during_its_call(one_slot, connect, peer):
-  client = connect(one_slot.tcp)
+  client = connect(one_slot.unix)
   process = peer(one_slot, 'endless')
   assert process.stdout.readline() == 'registered\n'
   poll_until(lambda: work.refusal_of(client), 60, 'its call in the only slot')

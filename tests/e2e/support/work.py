@@ -55,7 +55,8 @@ def hold_slot(client, start):
   --max-in-flight=1.
 
   A small call that checks this can be in the slot when the call arrives, which
-  is then refused.
+  is then refused. Both come from one client as the server counts clients: both
+  over TCP from one address, or both over the unix socket.
   """
 
   def attempt():
