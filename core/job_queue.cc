@@ -248,6 +248,13 @@ Duration JobQueue::TimeFor(Duration work, bool has_undated,
   return has_undated ? time * kAgingShare / (kAgingShare - 1) : time;
 }
 
+bool JobQueue::IsHopeless(const Entry& entry, SteadyTime now) const {
+  if (!entry.has_deadline()) return false;
+  // Dividing avoids an overflow.
+  return entry.left_ / workers_ / kHopeless >
+         std::chrono::duration<double, std::nano>(entry.order_.deadline - now);
+}
+
 DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
                                     int64_t width, SteadyTime now) const {
   DeadlineForecast forecast;

@@ -150,6 +150,9 @@ class JobQueue {
   DeadlineForecast Forecast(const JobOrder& order, Duration work_time,
                             int64_t width, SteadyTime now) const;
 
+  // Returns whether the job will miss its deadline even if it runs alone.
+  bool IsHopeless(const Entry& entry, SteadyTime now) const;
+
   int64_t size() const { return size_; }
 
  private:

@@ -223,17 +223,20 @@ class TileScheduler::Impl {
       free_slots.pop_back();
       return task;
     }
-    // Returns the worker time that the job still takes. A task in progress
-    // counts as half done. If the job has taken longer than estimated, the rest
-    // will, too.
+    // Returns the worker time that the job still takes. If the job has taken
+    // longer than estimated, the rest will, too.
     Duration Left() const {
       if (order().work.operations <= 0) return used + kUnknownTime;
-      const auto in_progress = running + static_cast<int64_t>(yielded.size());
-      const double part = (static_cast<double>(unstarted) +
-                           static_cast<double>(in_progress) / 2) /
-                          static_cast<double>(std::max<int64_t>(all_tasks, 1));
       return Duration(static_cast<int64_t>(
-          part * static_cast<double>(std::max(work_time, used).count())));
+          PartLeft() * static_cast<double>(std::max(work_time, used).count())));
+    }
+    // Returns which part of the job is not done. A task in progress counts as
+    // half done.
+    double PartLeft() const {
+      const auto in_progress = running + static_cast<int64_t>(yielded.size());
+      return (static_cast<double>(unstarted) +
+              static_cast<double>(in_progress) / 2) /
+             static_cast<double>(std::max<int64_t>(all_tasks, 1));
     }
   };
 
@@ -323,10 +326,31 @@ class TileScheduler::Impl {
                         now);
   }
 
+  // Ends a job whose deadline cannot be met any more, if others could use its
+  // time.
+  void CheckHopeless(State& state, Clock::time_point now) const {
+    if (!state.status.ok() || jobs_.size() < 2 ||
+        !queue_.IsHopeless(state, now)) {
+      return;
+    }
+    state.status = absl::DeadlineExceededError(
+        "the call could no longer end before its deadline");
+  }
+
+  // Measures the rate of a job that is over and took `time`. If it was stopped,
+  // what it has done counts. Otherwise only jobs that were fast enough to end
+  // before their deadlines would count, and estimates would be too low.
+  void Measure(attnd::Work work, double done, Duration time) {
+    constexpr double kEnoughToJudge = 0.25;
+    if (done < kEnoughToJudge) return;
+    work.operations =
+        static_cast<int64_t>(static_cast<double>(work.operations) * done);
+    rate_.Observe(work, time);
+  }
+
   // Takes a job that is over out of the lists. Call End for it.
   std::unique_ptr<State> Detach(State& state) {
     Tick(state, Clock::now());
-    if (state.status.ok()) rate_.Observe(state.order().work, state.used);
     queue_.Remove(state);
     std::unique_ptr<State> owner = std::move(*state.place);
     jobs_.erase(state.place);
@@ -342,9 +366,16 @@ class TileScheduler::Impl {
 
   void Finish(State& state, std::unique_lock<std::mutex>& lock) {
     std::unique_ptr<State> owner = Detach(state);
+    const attnd::Work work = owner->order().work;
+    const double done = 1 - owner->PartLeft();
+    const Duration used = owner->used;
     lock.unlock();
+    // The worker makes the answer in `done`. That is part of what a job costs.
+    const Clock::time_point ended = Clock::now();
     End(std::move(owner));
+    const Duration ending = Clock::now() - ended;
     lock.lock();
+    Measure(work, done, used + ending);
     if (closing_ && jobs_.empty()) wake_.notify_all();
   }
 
@@ -370,10 +401,11 @@ class TileScheduler::Impl {
 
   // Runs one task of the job whose turn it is. Returns the job if the task
   // waits for another task, and otherwise null.
-  State* RunTask(const JobQueue::Turn& turn, Running& running,
-                 std::unique_lock<std::mutex>& lock) {
+  State* RunTask(const JobQueue::Turn& turn, Clock::time_point now,
+                 Running& running, std::unique_lock<std::mutex>& lock) {
     auto& state = static_cast<State&>(*turn.entry);
     CheckStop(state);
+    CheckHopeless(state, now);
     if (Advance(state) || !state.status.ok()) {
       queue_.End(turn, Duration(0), state.left());
       queue_.SetReady(state, false);
@@ -436,7 +468,7 @@ class TileScheduler::Impl {
       const JobQueue::Turn turn = queue_.Begin(now, waits);
       waits = nullptr;
       if (turn.entry != nullptr) {
-        waits = RunTask(turn, running, lock);
+        waits = RunTask(turn, now, running, lock);
         continue;
       }
       if (closing_ && jobs_.empty()) return;

@@ -19,7 +19,8 @@ constexpr double kShortestSeconds = 1e-6;
 }  // namespace
 
 void WorkRate::Sums::Add(double operations, double seconds) {
-  const double weight = 1 / (seconds * seconds);
+  const double expected = xx > 0 ? Predict(operations) : seconds;
+  const double weight = 1 / (expected * expected);
   one = one * kKept + weight;
   x = x * kKept + weight * operations;
   xx = xx * kKept + weight * operations * operations;

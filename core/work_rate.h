@@ -34,9 +34,10 @@ class WorkRate {
   void Observe(const Work& work, std::chrono::nanoseconds worker_time);
 
  private:
-  // The sums of a linear regression of time on operations. Each measurement has
-  // the weight 1 / time^2, so that the relative errors are small, and each new
-  // one reduces the weight of all earlier ones.
+  // The sums of a linear regression of time on operations. A measurement has
+  // the weight 1 / t^2, where t is the time that was expected, so that the
+  // relative errors are small. With the measured time, slow jobs would count
+  // too little. Each new one reduces the weight of all earlier ones.
   struct Sums {
     double one = 0, x = 0, xx = 0, y = 0, xy = 0;
 

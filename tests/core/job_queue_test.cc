@@ -82,6 +82,9 @@ class Simulation {
     while (queue_.size() > 0) Step();
   }
 
+  bool IsHopeless(size_t job) const {
+    return queue_.IsHopeless(*jobs_[job], now_);
+  }
   bool over(size_t job) const { return jobs_[job]->over; }
   SteadyTime ended(size_t job) const { return jobs_[job]->ended; }
   nanoseconds left(size_t job) const { return jobs_[job]->left; }
@@ -317,6 +320,15 @@ TEST_F(ForecastTest, OtherClientsTakeTheirShareOrWhatTheyNeed) {
   };
   EXPECT_TRUE(forecast(milliseconds(62)).in_time);
   EXPECT_FALSE(forecast(milliseconds(60)).in_time);
+}
+
+TEST_F(ForecastTest, AJobIsHopelessIfItWouldBeLateAlone) {
+  const size_t job = simulation_.Add(milliseconds(100), In(milliseconds(60)));
+  EXPECT_FALSE(simulation_.IsHopeless(job));
+  const size_t late = simulation_.Add(milliseconds(100), In(milliseconds(35)));
+  EXPECT_TRUE(simulation_.IsHopeless(late));
+  const size_t undated = simulation_.Add(seconds(100));
+  EXPECT_FALSE(simulation_.IsHopeless(undated));
 }
 
 // What is accepted ends in time, whatever comes: random arrivals of five times

@@ -73,6 +73,16 @@ TEST(WorkRateTest, FollowsAMachineThatBecomesSlower) {
   EXPECT_NEAR(SecondsOf(rate.Estimate({.operations = 1000})), 3, 0.75);
 }
 
+// A machine with other programs interrupts some jobs for long. What counts for
+// the next ones is the mean.
+TEST(WorkRateTest, SlowJobsCountInFull) {
+  WorkRate rate;
+  for (int i = 0; i < 300; ++i) {
+    rate.Observe({.operations = 1000}, Seconds(i % 2 == 0 ? 1 : 3));
+  }
+  EXPECT_NEAR(SecondsOf(rate.Estimate({.operations = 1000})), 2, 0.2);
+}
+
 TEST(WorkRateTest, IgnoresJobsOfUnknownSize) {
   WorkRate rate;
   rate.Observe({.operations = 1000}, Seconds(1));
