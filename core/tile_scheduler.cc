@@ -186,6 +186,7 @@ class TileScheduler::Impl {
     int64_t running = 0;    // tasks that a worker holds now
     int64_t all_tasks = 0;  // of all phases
     int64_t unstarted = 0;  // those of all_tasks that never ran
+    int64_t stopped = 0;    // tasks that were running when the job was stopped
     Duration used{0};       // the worker time of the job until now
     absl::Status status;
     JobClock clock;
@@ -233,7 +234,8 @@ class TileScheduler::Impl {
     // Returns which part of the job is not done. A task in progress counts as
     // half done.
     double PartLeft() const {
-      const auto in_progress = running + static_cast<int64_t>(yielded.size());
+      const auto in_progress =
+          running + stopped + static_cast<int64_t>(yielded.size());
       return (static_cast<double>(unstarted) +
               static_cast<double>(in_progress) / 2) /
              static_cast<double>(std::max<int64_t>(all_tasks, 1));
@@ -439,6 +441,8 @@ class TileScheduler::Impl {
       state.free_slots.push_back(task.slot);
     }
     CheckStop(state);
+    // Such a task says that it is done, but has returned early.
+    if (!state.status.ok() && slice == TileJob::Slice::kDone) ++state.stopped;
     const int64_t old_phase = state.phase;
     const bool over = Advance(state);
     queue_.End(turn, used, state.Left());
