@@ -254,11 +254,12 @@ class Server::Impl {
   void ReloadFiles() {
     if (!access_->has_tls() && !access_->needs_tokens()) {
       spdlog::info(
-          "SIGHUP has no effect, because there are no files of certificates or "
-          "tokens to read");
+          "signal 1 (SIGHUP) has no effect, because there are no files of "
+          "certificates or tokens to read");
       return;
     }
-    spdlog::info("SIGHUP: reading the files of certificates and tokens again");
+    spdlog::info(
+        "signal 1 (SIGHUP): reading the files of certificates and tokens again");
     access_->Reload();
   }
 

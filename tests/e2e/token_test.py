@@ -4,6 +4,7 @@ that nothing shows a secret."""
 
 import hashlib
 import secrets
+import signal
 import threading
 
 import grpc
@@ -252,6 +253,10 @@ def test_the_list_changes_while_the_server_runs(attnd, tmp_path):
     assert accepts(channel, new)
     replace(line('alice', USER))
     poll_until(lambda: accepts(channel, USER), 60, 'the repaired file')
+    server.signal(signal.SIGHUP)
+    poll_until(lambda: '(SIGHUP): reading the files' in server.log(), 60,
+               'a line about the signal')
+    assert accepts(channel, USER)
 
 
 def test_nothing_shows_a_token_or_a_key(attnd, tmp_path, authority, stubs):

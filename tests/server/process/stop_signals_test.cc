@@ -151,7 +151,7 @@ TEST(StopSignalsDeathTest, SigUsr1SwitchesTheLevelOfTheLog) {
             Send(SIGUSR1);
             // The thread takes SIGUSR1 first, because its number is lower.
             Send(SIGTERM);
-            signals.Wait([] { std::abort(); });
+            signals.Wait({.on_second = [] { std::abort(); }});
             signals.End();
             if (spdlog::get_level() != expected) return 1;
           }
