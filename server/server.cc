@@ -259,7 +259,8 @@ class Server::Impl {
       return;
     }
     spdlog::info(
-        "signal 1 (SIGHUP): reading the files of certificates and tokens again");
+        "signal 1 (SIGHUP): reading the files of certificates and tokens "
+        "again");
     access_->Reload();
   }
 

@@ -14,11 +14,9 @@
 #include <thread>
 #include <utility>
 
+#include "server/process/log_level.h"
 #include "spdlog/logger.h"
 #include "spdlog/sinks/base_sink.h"
-#include "spdlog/spdlog.h"
-
-#include "server/process/log_level.h"
 #include "spdlog/spdlog.h"
 
 namespace attnd::server {
