@@ -183,7 +183,7 @@ def states(server, channel):
 
 def test_a_full_server_is_live_and_ready(attnd, stubs):
   with Server(attnd, '--max-in-flight=1', admin='127.0.0.1:0') as server, \
-      open_channel(server.tcp) as channel, open_channel(server.unix) as busy:
+      open_channel(server.tcp) as channel, open_channel(server.tcp) as busy:
     client, own = Client(stubs, channel), Client(stubs, busy)
     call = work.hold_slot(client, lambda: own.stub.SelfAttention.future(
         work.endless_request(own)))
