@@ -182,7 +182,7 @@ def test_each_end_of_a_call_has_a_line_with_its_code(attnd, stubs, log_format):
   calls = TracedCalls()
   with Server(attnd, '--log-level=debug', f'--log-format={log_format}',
               '--max-in-flight=1') as server, \
-      open_channel(server.tcp) as channel, open_channel(server.unix) as second:
+      open_channel(server.tcp) as channel, open_channel(server.tcp) as second:
     client, own = Client(stubs, channel), Client(stubs, second)
     pb, stub = client.pb, own.stub
     request = work.small_request(client)

@@ -46,9 +46,15 @@ def streams(request, small, connect):
 
 
 @pytest.fixture(params=['tcp', 'unix'])
-def slot(request, one_slot, connect):
-  """A client of a server that admits one call at a time."""
-  return connect(getattr(one_slot, request.param))
+def slot_address(request, one_slot):
+  """An address of a server that admits one call of a client at a time."""
+  return getattr(one_slot, request.param)
+
+
+@pytest.fixture
+def slot(slot_address, connect):
+  """A client of that server."""
+  return connect(slot_address)
 
 
 class Upload:
@@ -309,9 +315,9 @@ sys.stdin.read()
 '''
 
 
-def test_a_killed_client(slot, one_slot, build_dir):
+def test_a_killed_client(slot, slot_address, build_dir):
   process = subprocess.Popen(
-      [sys.executable, '-c', KILLED, one_slot.tcp, str(build_dir), *sys.path],
+      [sys.executable, '-c', KILLED, slot_address, str(build_dir), *sys.path],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   try:
     assert process.stdout.readline() == 'uploading\n'
