@@ -279,7 +279,7 @@ def test_a_wrong_file_changes_nothing(tls_server, files, pairs, authority,
 def test_an_open_connection_outlives_a_swap(attnd, files, pairs, authority,
                                             stubs):
   def peers(server):
-    return re.findall(r'GetServerInfo OK.* from (\S+),', server.log())
+    return re.findall(r'method=GetServerInfo code=OK peer=(\S+)', server.log())
 
   with Server(attnd, *files.flags, '--log-level=debug') as server, \
       tls_channel(server.tcp, authority) as channel:

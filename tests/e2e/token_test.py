@@ -286,8 +286,9 @@ def test_nothing_shows_a_token_or_a_key(attnd, tmp_path, authority, stubs):
     pair.key.write_text(pair.key.read_text().replace('\n', '!', 2))
     poll_until(lambda: 'go on with the certificate in use' in server.log(), 60,
                'a line about the wrong key')
-    poll_until(lambda: server.log().count('Benchmark PERMISSION_DENIED') == 1,
-               60, 'the line of the refused call')
+    line_of_call = 'method=Benchmark code=PERMISSION_DENIED'
+    poll_until(lambda: server.log().count(line_of_call) == 1, 60,
+               'the line of the refused call')
     texts.append(server.log())
   for text in texts:
     for secret in (USER, wrong, key):
