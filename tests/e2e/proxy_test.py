@@ -135,7 +135,7 @@ def servers_of(attnd, *flags, count=3):
 
 def ended_calls(server):
   """Returns how many calls of these two methods are in the server's log."""
-  return len(re.findall(r'\[debug\] (SelfAttention|AttentionStream) ',
+  return len(re.findall(r'method=(SelfAttention|AttentionStream) ',
                         server.log()))
 
 
