@@ -105,7 +105,8 @@ def measure(attnd, library, stubs, problem, folder):
     record.attach(server)
     channels = [stack.enter_context(open_channel(server.tcp))
                 for _ in range(problem.concurrency)]
-    estimate = pb_grpc.AttentionServiceStub(channels[0]).MemoryEstimate(
+    stub = pb_grpc.AttentionServiceStub(channels[0])
+    estimate = stub.MemoryEstimate(
         memory_problems.estimate_request(pb, problem), timeout=60)
     if problem.transport == 'SHARED_MEMORY':
       requests = []
@@ -141,7 +142,11 @@ def measure(attnd, library, stubs, problem, folder):
         def have_arrived():
           if all(c.done() for c in calls):
             return True  # so small that no worker was needed
-          if record['mappings'] - mappings < new_blocks:
+          # Small blocks are mapped, too, so the number of mappings does not show
+          # that the last message has arrived.
+          load = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=60).load
+          if (load.in_flight < len(channels) or
+              record['mappings'] - mappings < new_blocks):
             return False
           return (problem.transport != 'STREAM' or
                   problem.copied_bytes() < NEW_BLOCK_BYTES or

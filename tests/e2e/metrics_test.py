@@ -198,6 +198,9 @@ def test_the_counters_agree_with_the_clients(attnd, stubs, rng):
                    'the slot given back')
       late = 3
       for _ in range(late):
+        # Otherwise the server could refuse the call before it is late.
+        poll_until(lambda: scrape(server).value('attnd_busy_workers') == 0, 60,
+                   'workers without a call')
         with pytest.raises(grpc.RpcError) as caught:
           client.stub.SelfAttention(endless, timeout=0.3)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
