@@ -157,7 +157,8 @@ void AddCapacityOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--max-in-flight", config.max_in_flight,
                  "How many requests can run or wait at the same time. The "
                  "server refuses further requests at once and tells clients "
-                 "when to retry")
+                 "when to retry. While one client has all of them, others "
+                 "still get their share, up to twice this number in total")
       ->check(WholeNumber(1, kInt64Max));
   app.add_option("--max-connections", config.max_connections,
                  "How many connections clients can have open at the same time. "

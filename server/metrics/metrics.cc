@@ -224,7 +224,10 @@ std::string MetricsText(const ServiceContext& context,
         usage.bytes);
   gauge("attnd_memory_budget_bytes", "Bytes that all calls together may hold.",
         context.admission.budget_bytes());
-  gauge("attnd_slots", "Slots that calls hold.", usage.in_flight);
+  gauge("attnd_slots",
+        "Slots that calls hold; up to twice attnd_max_slots while several "
+        "clients call.",
+        usage.in_flight);
   gauge("attnd_max_slots", "Slots that there are (--max-in-flight).",
         context.admission.max_in_flight());
   gauge("attnd_connections", "Open connections of clients.",
