@@ -21,10 +21,11 @@ struct ConfigFindings {
 };
 
 // Checks the configuration against this machine: addresses, the paths of
-// sockets and files, and the limits of memory, processors and open files. It
-// does not notice that another program uses an address, so that it can check
-// what a running server will be restarted with. Raises the process's limit of
-// open files, as a server does.
+// sockets and files, the contents of the files of certificates and tokens, and
+// the limits of memory, processors and open files. It does not notice that
+// another program uses an address, so that it can check what a running server
+// will be restarted with. Raises the process's limit of open files, as a server
+// does.
 ConfigFindings CheckConfig(const ServerConfig& config);
 
 // Returns a file for --config that sets every option of `line` to its value.

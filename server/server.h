@@ -14,7 +14,7 @@
 namespace attnd::server {
 
 // A server that answers clients from Start until Drain or its destructor. Not
-// thread-safe, except for Abort and usage.
+// thread-safe, except for Abort, ReloadFiles and usage.
 class Server {
  public:
   // Tests the kernels, listens on every address of `config` and serves clients,
