@@ -1,8 +1,6 @@
 """A call that could not end before its deadline is refused at once, and one
 that could is computed."""
 
-import time
-
 import grpc
 import numpy as np
 import pytest
@@ -65,9 +63,9 @@ def later(client):
 
 
 def test_refused_while_busy_and_computed_when_idle(client, later, busy):
-  start = time.monotonic()
   refused = refusal(client, later, LATER_DEADLINE)
-  assert time.monotonic() - start < LATER_SECONDS
+  # The server did not wait for the other call.
+  assert not busy.done()
   assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
   assert refused.reason == 'DEADLINE_UNREACHABLE'
   assert refused.retry_info is not None
