@@ -122,7 +122,7 @@ class World:
   def _start_secure(self):
     folder = self._stack.enter_context(tempfile.TemporaryDirectory())
     try:
-      self.certificates = faults.Certificates(self.binary, folder)
+      self.certificates = faults.Certificates(folder)
     except NotRunHere as error:
       return None, str(error)
     secure = Server(self.binary, '--threads=1', *self.certificates.flags)
