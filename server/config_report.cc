@@ -38,22 +38,32 @@ class Findings {
     found_.warnings.push_back(std::move(warning));
   }
 
-  // Checks that `option` names no address that another option has named. A port
-  // of 0 is always another one.
+  // Checks that `option` names no address that another option has named, or
+  // that a wildcard includes. A port of 0 is always another one.
   void CheckOnlyUse(const std::string& option, const ListenAddress& address) {
     if (!address.is_unix() && address.port == 0) return;
-    const auto [first, is_new] = users_.emplace(address.Text(), option);
-    if (is_new) return;
-    Check(absl::InvalidArgumentError(
-        absl::StrCat(option, ": ", address.Text(), " is also an address of ",
-                     first->second, ": choose another one")));
+    for (const auto& [other, user] : used_) {
+      const bool equal = other.Text() == address.Text();
+      const bool included = !address.is_unix() && !other.is_unix() &&
+                            other.port == address.port &&
+                            (other.is_wildcard() || address.is_wildcard());
+      if (!equal && !included) continue;
+      Check(absl::InvalidArgumentError(absl::StrCat(
+          option, ": ", address.Text(),
+          equal ? " is also an address of "
+                : absl::StrCat(" has the same port as ", other.Text(), " of "),
+          user, ": choose another one")));
+      return;
+    }
+    used_.emplace_back(address, option);
   }
 
   ConfigFindings Take() { return std::move(found_); }
 
  private:
   ConfigFindings found_;
-  std::map<std::string, std::string> users_;  // from addresses to options
+  // The addresses so far, with their options.
+  std::vector<std::pair<ListenAddress, std::string>> used_;
 };
 
 void CheckAddresses(const ServerConfig& config, Findings& findings) {

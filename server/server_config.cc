@@ -234,12 +234,13 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config,
                   "The addresses that clients connect to, separated by commas: "
                   "host:port or unix:PATH. Port 0 selects a free port")
       ->delimiter(',');
-  app->add_option("--admin-listen", config.admin_listen,
-                  "The address of the admin port, host:port. It answers HTTP "
-                  "requests for health, memory estimates and the server's "
-                  "state, and has a page for capacity planners. Whoever can "
-                  "connect can read them. Port 0 selects a free port, and an "
-                  "empty value turns the port off");
+  app->add_option(
+      "--admin-listen", config.admin_listen,
+      "The address of the admin port, host:port. It answers HTTP "
+      "requests for health, metrics, memory estimates and the "
+      "server's state, and has a page for capacity planners. Whoever can "
+      "connect can read them. Port 0 selects a free port, and an "
+      "empty value turns the port off");
   app->add_option("--address-file", config.address_file,
                   "A file to which the server writes the addresses that it "
                   "listens on, one per line, as soon as it serves clients");

@@ -31,6 +31,8 @@ struct ListenAddress {
                                                 absl::string_view option);
 
   bool is_unix() const { return !unix_path.empty(); }
+  // Whether it stands for all addresses of the machine, IPv4 and IPv6.
+  bool is_wildcard() const { return host == "0.0.0.0" || host == "[::]"; }
   // Returns the address in the form that Parse and the clients of gRPC accept.
   std::string Text() const;
 };

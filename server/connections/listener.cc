@@ -120,10 +120,6 @@ bool IsLoopback(const sockaddr_storage& address) {
          (IN6_IS_ADDR_V4MAPPED(&v6) && v6.s6_addr[12] == IN_LOOPBACKNET);
 }
 
-bool IsWildcard(const ListenAddress& address) {
-  return address.host == "0.0.0.0" || address.host == "[::]";
-}
-
 using IpAddresses = std::unique_ptr<addrinfo, FreeAddresses>;
 
 // Returns the IP addresses that the host stands for.
@@ -155,7 +151,7 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
                                         absl::string_view option) {
   if (address.is_unix()) return OpenUnix(address, unix_mode, option);
   Listener listener{.address = address, .sockets = {}};
-  if (IsWildcard(address)) {
+  if (address.is_wildcard()) {
     sockaddr_storage any{};
     any.ss_family = AF_INET6;
     SetPort(any, address.port);
@@ -201,7 +197,7 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
 
 absl::Status Listener::CheckTcp(const ListenAddress& address,
                                 absl::string_view option) {
-  if (IsWildcard(address)) return absl::OkStatus();
+  if (address.is_wildcard()) return absl::OkStatus();
   ATTND_ASSIGN_OR_RETURN(const IpAddresses found, Resolve(address, option));
   int error = 0;
   for (const addrinfo* each = found.get(); each != nullptr;

@@ -210,6 +210,21 @@ TEST_F(ConfigReportTest, ThePathOfOneSocketServesOneOption) {
                                 HasSubstr("is also an address of --listen"))));
 }
 
+TEST_F(ConfigReportTest, AWildcardIncludesAllAddressesOfItsPort) {
+  ServerConfig config = Free();
+  config.listen = {"0.0.0.0:7", "127.0.0.1:8"};
+  config.admin_listen = "127.0.0.1:9";
+  EXPECT_THAT(CheckConfig(config).errors, IsEmpty());
+  config.admin_listen = "127.0.0.1:7";
+  EXPECT_THAT(CheckConfig(config).errors,
+              ElementsAre("--admin-listen: 127.0.0.1:7 has the same port as "
+                          "0.0.0.0:7 of --listen: choose another one"));
+  config.admin_listen = "[::]:8";
+  EXPECT_THAT(CheckConfig(config).errors,
+              ElementsAre("--admin-listen: [::]:8 has the same port as "
+                          "127.0.0.1:8 of --listen: choose another one"));
+}
+
 TEST_F(ConfigReportTest, WarnsOfLimitsThatDoNotFitTheMachine) {
   ServerConfig config = Free();
   config.memory_budget_bytes = int64_t{1} << 50;
