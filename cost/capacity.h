@@ -47,8 +47,10 @@ struct CapacityPlan {
 // Returns the plan for `goal`, whose numbers must be positive.
 //
 // The model is M/D/1 with processor sharing: calls arrive at random times, all
-// take the same time, and the calls that a pod holds take turns, as jobs do in
-// the TileScheduler. A call spends max(0, alone_s - busy_s) in stages that do
+// take the same time, and the calls that a pod holds share its workers equally,
+// as those of different clients do in the TileScheduler. Calls of one client
+// run one after the other, so that they take less time on average than the
+// model says. A call spends max(0, alone_s - busy_s) in stages that do
 // not wait for other calls, and the rest in the queue.
 CapacityPlan PlanCapacity(const CallTime& time, const CapacityGoal& goal);
 
