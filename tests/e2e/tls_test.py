@@ -249,7 +249,10 @@ def replace_certificate_alone(files, pair):
 
 
 def truncate(files, pair):
-  files.cert.write_bytes(pair.cert.read_bytes()[:200])
+  # In one step: the server would report an empty file as another wrong one.
+  short = files.cert.with_suffix('.short')
+  short.write_bytes(pair.cert.read_bytes()[:200])
+  short.rename(files.cert)
 
 
 def truncate_key(files, pair):
