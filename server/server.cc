@@ -440,6 +440,13 @@ class Server::Impl {
              return static_cast<double>(access_->state().tls_reload_failures);
            }});
       metrics.push_back(
+          {.name = "attnd_tls_files_refused",
+           .help = "1 while the files of certificates and keys have contents "
+                   "that failed a check.",
+           .read = [this] {
+             return access_->state().tls_files_refused ? 1.0 : 0.0;
+           }});
+      metrics.push_back(
           {.name = "attnd_tls_not_after_seconds",
            .help = "When the certificate expires, in seconds since 1970.",
            .read = [this] {
@@ -458,6 +465,12 @@ class Server::Impl {
            .is_counter = true,
            .read = [this] {
              return static_cast<double>(access_->state().token_reload_failures);
+           }});
+      metrics.push_back(
+          {.name = "attnd_token_file_refused",
+           .help = "1 while --token-file has contents that failed a check.",
+           .read = [this] {
+             return access_->state().token_file_refused ? 1.0 : 0.0;
            }});
     }
     return metrics;

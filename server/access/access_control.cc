@@ -1,5 +1,6 @@
 #include "server/access/access_control.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -35,8 +36,12 @@ absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Start(
   std::unique_ptr<AccessControl> control(new AccessControl(options));
   {
     const std::lock_guard lock(control->reload_mutex_);
-    if (control->has_tls()) ATTND_RETURN_IF_ERROR(control->ReloadTls());
-    if (control->needs_tokens()) ATTND_RETURN_IF_ERROR(control->ReloadTokens());
+    if (control->has_tls()) {
+      ATTND_RETURN_IF_ERROR(control->ReloadTls().value_or(absl::OkStatus()));
+    }
+    if (control->needs_tokens()) {
+      ATTND_RETURN_IF_ERROR(control->ReloadTokens().value_or(absl::OkStatus()));
+    }
   }
   if (control->has_tls() || control->needs_tokens()) {
     control->thread_ = std::thread([raw = control.get()] { raw->Watch(); });
@@ -74,26 +79,32 @@ AccessControl::State AccessControl::state() const {
 void AccessControl::Reload() {
   const std::lock_guard lock(reload_mutex_);
   if (has_tls()) {
-    if (const absl::Status status = ReloadTls(); !status.ok()) {
-      spdlog::error("{}; new connections go on with the certificate in use",
-                    std::string(status.message()));
+    if (const std::optional<absl::Status> status = ReloadTls()) {
+      if (!status->ok()) {
+        spdlog::error("{}; new connections go on with the certificate in use",
+                      std::string(status->message()));
+      }
       const std::lock_guard state_lock(mutex_);
-      ++state_.tls_reload_failures;
+      state_.tls_files_refused = !status->ok();
+      state_.tls_reload_failures += status->ok() ? 0 : 1;
     }
   }
   if (needs_tokens()) {
-    if (const absl::Status status = ReloadTokens(); !status.ok()) {
-      spdlog::error("{}; the tokens in use stay valid",
-                    std::string(status.message()));
+    if (const std::optional<absl::Status> status = ReloadTokens()) {
+      if (!status->ok()) {
+        spdlog::error("{}; the tokens in use stay valid",
+                      std::string(status->message()));
+      }
       const std::lock_guard state_lock(mutex_);
-      ++state_.token_reload_failures;
+      state_.token_file_refused = !status->ok();
+      state_.token_reload_failures += status->ok() ? 0 : 1;
     }
   }
 }
 
-absl::Status AccessControl::ReloadTls() {
+std::optional<absl::Status> AccessControl::ReloadTls() {
   absl::StatusOr<TlsFiles> read = ReadTlsFiles(options_.tls);
-  if (read == last_tls_) return absl::OkStatus();
+  if (read == last_tls_) return std::nullopt;
   // If somebody replaced all files while they were read, the first read has
   // parts of both versions, and the second one has only the new version.
   read = ReadTlsFiles(options_.tls);
@@ -114,10 +125,10 @@ absl::Status AccessControl::ReloadTls() {
   return absl::OkStatus();
 }
 
-absl::Status AccessControl::ReloadTokens() {
+std::optional<absl::Status> AccessControl::ReloadTokens() {
   absl::StatusOr<std::string> text =
       ReadSmallFile("--token-file", options_.token_file);
-  if (text == last_tokens_) return absl::OkStatus();
+  if (text == last_tokens_) return std::nullopt;
   last_tokens_ = text;
   ATTND_RETURN_IF_ERROR(text.status());
   absl::StatusOr<TokenList> list = TokenList::Parse(*text);

@@ -35,6 +35,9 @@ class AccessControl {
   struct State {
     int64_t tls_reload_failures = 0;    // new contents that failed a check
     int64_t token_reload_failures = 0;  // the same for the file of tokens
+    // Whether what the files have now failed a check.
+    bool tls_files_refused = false;
+    bool token_file_refused = false;
     // When the server's certificate expires, if it has one.
     std::optional<std::chrono::system_clock::time_point> tls_not_after;
   };
@@ -76,11 +79,11 @@ class AccessControl {
  private:
   explicit AccessControl(AccessOptions options);
 
-  // Read the files. Do nothing if they are as they were the last time.
+  // Read the files. Return nothing if they are as they were the last time.
   // Otherwise use the new contents, or return why they cannot be used. The
   // caller must hold reload_mutex_.
-  absl::Status ReloadTls();
-  absl::Status ReloadTokens();
+  std::optional<absl::Status> ReloadTls();
+  std::optional<absl::Status> ReloadTokens();
   void Watch();
 
   const AccessOptions options_;

@@ -252,10 +252,12 @@ TEST_F(AccessControlTest, KeepsThePairUntilANewOneIsComplete) {
   access->Reload();
   EXPECT_EQ(failures(), 3);
   EXPECT_STREQ(name(), "one");
+  EXPECT_TRUE(access->state().tls_files_refused);
   Write("cert", two.certificate());
   access->Reload();
   EXPECT_EQ(failures(), 3);
   EXPECT_STREQ(name(), "two");
+  EXPECT_FALSE(access->state().tls_files_refused);
 }
 
 TEST_F(AccessControlTest, FollowsTheSymbolicLinksOfKubernetes) {
@@ -284,8 +286,13 @@ TEST_F(AccessControlTest, KeepsTheTokensUntilANewListIsRight) {
     Write("tokens", wrong);
     access->Reload();
     EXPECT_EQ(access->tokens()->Find("abc")->name, "alice");
+    EXPECT_TRUE(access->state().token_file_refused);
   }
   EXPECT_EQ(access->state().token_reload_failures, 2);
+  // The file is right again, with the contents that are in use.
+  Write("tokens", Line("alice"));
+  access->Reload();
+  EXPECT_FALSE(access->state().token_file_refused);
   Write("tokens", Line("bob"));
   EXPECT_TRUE(testing::Eventually(
       [&] { return access->tokens()->Find("abc")->name == "bob"; }));
