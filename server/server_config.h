@@ -50,7 +50,8 @@ struct ServerConfig {
   // The bytes that all requests together may hold; 0 = what the other shares of
   // the available memory leave (ShareMemory).
   int64_t memory_budget_bytes = 0;
-  // The number of requests that may run or wait at the same time.
+  // The number of requests that may run or wait at the same time. With those of
+  // clients within their share, there can be twice as many (Admission).
   int64_t max_in_flight = CostLimits().max_in_flight;
   // The number of connections that all clients together may have open at the
   // same time; 0 = as many as memory and file descriptors allow

@@ -25,8 +25,8 @@ inline constexpr char kTooManyFields[] = "TOO_MANY_FIELDS";
 // RESOURCE_EXHAUSTED: the call does not fit the memory budget. The error has
 // RetryInfo if the call can succeed later.
 inline constexpr char kMemoryBudget[] = "MEMORY_BUDGET";
-// RESOURCE_EXHAUSTED: the server already has --max-in-flight requests. The
-// error has RetryInfo.
+// RESOURCE_EXHAUSTED: the server already has --max-in-flight requests, and the
+// client has its share of them. The error has RetryInfo.
 inline constexpr char kTooManyRequests[] = "TOO_MANY_REQUESTS";
 // RESOURCE_EXHAUSTED: with the calls that the server already has, the call
 // would end after its deadline, or would make another one end after its own.
