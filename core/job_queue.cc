@@ -104,6 +104,7 @@ JobQueue::Client& JobQueue::Activate(uint64_t id) {
 void JobQueue::Add(Entry& entry, Duration work_time) {
   Client& client = Activate(entry.order_.client);
   entry.client_ = &client;
+  entry.work_time_ = work_time;
   entry.left_ = work_time;
   entry.number_ = next_number_++;
   ++size_;
@@ -266,8 +267,13 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   const Duration others = active ? left_ - client->left : left_;
   const int64_t clients = active_clients_ + (active ? 0 : 1);
   const bool has_undated = active && !client->undated.empty();
-  const auto time_for = [&](Duration work) {
-    return WithSpare(TimeFor(work, has_undated, others, clients));
+  // `done` is the part of the jobs until then that has been done.
+  const auto time_for = [&](Duration work, Duration done) {
+    return WithSpare(TimeFor(work, has_undated, others, clients)) +
+           done / workers_ / kSpare;
+  };
+  const auto done_of = [](const Entry& entry) {
+    return std::max(Duration(0), entry.work_time_ - entry.left_);
   };
   // Returns the work until the end of `entry`, which runs after `work`. Its
   // deadline ends it at the latest.
@@ -282,17 +288,19 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   };
   // The jobs with nearer deadlines run before this one.
   Duration before{0};
+  Duration done{0};
   ByDeadline::const_iterator next;
   if (active) {
     next = client->dated.begin();
     while (next != client->dated.end() &&
            (*next)->order_.deadline <= order.deadline) {
+      done += done_of(**next);
       before = with_job(before, **next++);
     }
   }
   const Duration alone =
       WithSpare(work_time / std::min(workers_, std::max<int64_t>(width, 1)));
-  forecast.needed = std::max(alone, time_for(before + work_time));
+  forecast.needed = std::max(alone, time_for(before + work_time, done));
   forecast.left = order.deadline - now;
   if (forecast.needed > forecast.left) {
     forecast.in_time = false;
@@ -307,9 +315,10 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   for (; next != client->dated.end(); ++next) {
     const Duration until_end = before + (*next)->left_;
     before = with_job(before, **next);
+    done += done_of(**next);
     const Duration left = (*next)->order_.deadline - now;
-    const Duration without = time_for(until_end);
-    const Duration with = time_for(until_end + work_time);
+    const Duration without = time_for(until_end, done);
+    const Duration with = time_for(until_end + work_time, done);
     const auto hopeless = Duration(
         static_cast<int64_t>(kHopeless * static_cast<double>(left.count())));
     if (with <= left || without > hopeless || with - left <= worst) continue;

@@ -61,6 +61,8 @@ class JobQueue {
   static constexpr Duration kQuantum = std::chrono::microseconds(500);
   // An accepted job has 1 / kSpare of the time that it needs to spare, and one
   // quantum, because estimates are not exact, and workers are not always busy.
+  // While it runs, this spare time does not shrink: if the estimate of a whole
+  // job is wrong by a tenth, so is the end of its last part.
   static constexpr int64_t kSpare = 10;
   // The part of a client's time that jobs with deadlines leave to those without
   // is 1 / kAgingShare.
@@ -104,6 +106,7 @@ class JobQueue {
     bool has_deadline() const { return order_.deadline != SteadyTime::max(); }
 
     const JobOrder order_;
+    Duration work_time_{0};  // of the whole job, as expected
     Duration left_{0};
     Client* client_ = nullptr;
     int64_t number_ = 0;  // jobs are numbered in the order in which they came

@@ -224,12 +224,16 @@ class TileScheduler::Impl {
       free_slots.pop_back();
       return task;
     }
-    // Returns the worker time that the job still takes. If the job has taken
-    // longer than estimated, the rest will, too.
+    // Returns the worker time that the job still takes. The number of tasks
+    // left says less than the time, because the first task of a job may do some
+    // of the work for all, such as packing keys. But once the job has taken
+    // longer than estimated, this number is all there is. The rest will then
+    // take longer, too.
     Duration Left() const {
       if (order().work.operations <= 0) return used + kUnknownTime;
-      return Duration(static_cast<int64_t>(
-          PartLeft() * static_cast<double>(std::max(work_time, used).count())));
+      if (used < work_time) return work_time - used;
+      return Duration(
+          static_cast<int64_t>(PartLeft() * static_cast<double>(used.count())));
     }
     // Returns which part of the job is not done. A task in progress counts as
     // half done.
@@ -329,9 +333,10 @@ class TileScheduler::Impl {
   }
 
   // Ends a job whose deadline cannot be met any more, if others could use its
-  // time.
+  // time. Does not judge a job whose last tasks have begun, because it is not
+  // known how much of these is left.
   void CheckHopeless(State& state, Clock::time_point now) const {
-    if (!state.status.ok() || jobs_.size() < 2 ||
+    if (!state.status.ok() || jobs_.size() < 2 || state.unstarted == 0 ||
         !queue_.IsHopeless(state, now)) {
       return;
     }

@@ -291,6 +291,20 @@ TEST_F(ForecastTest, DoesNotMakeOthersLate) {
   EXPECT_TRUE(Of(milliseconds(2), milliseconds(30)).in_time);
 }
 
+// The estimate of the whole job may be wrong, so its last part may be, too.
+TEST_F(ForecastTest, AJobKeepsItsSpareTimeWhileItRuns) {
+  simulation_.Add(milliseconds(200), In(milliseconds(125)));
+  simulation_.RunFor(milliseconds(90));
+  // It needs 10 ms more, and has 35. A tenth of 90 ms is still to spare.
+  EXPECT_TRUE(Of(milliseconds(20), milliseconds(34)).in_time);
+  const DeadlineForecast late = Of(milliseconds(34), milliseconds(34));
+  EXPECT_FALSE(late.in_time);
+  EXPECT_FALSE(late.own_deadline);
+  // The same is true for a job that would run after it.
+  EXPECT_FALSE(Of(milliseconds(30), milliseconds(36)).in_time);
+  EXPECT_TRUE(Of(milliseconds(30), milliseconds(38)).in_time);
+}
+
 TEST_F(ForecastTest, AHopelessJobKeepsNobodyOut) {
   simulation_.Add(milliseconds(200), In(milliseconds(60)));
   EXPECT_TRUE(Of(milliseconds(20), milliseconds(30)).in_time);

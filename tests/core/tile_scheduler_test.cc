@@ -425,6 +425,53 @@ TEST(TileSchedulerTest, ASmallerJobInterruptsALargerOneAtItsNextCheck) {
   EXPECT_GT(interrupted, 0);
 }
 
+// The first task of a job may take most of its time, because it packs keys for
+// all. Such a job is not late while it takes the time that was expected.
+TEST(TileSchedulerTest, AJobWithALongFirstTaskIsNotTakenForLate) {
+  using std::chrono::milliseconds;
+  TileScheduler scheduler(1);
+  const auto work = [](int64_t operations) {
+    return JobOrder{.work = {.operations = operations}};
+  };
+  Gate measured;
+  FunctionJob sample({1}, 1, [](int64_t, int64_t, int64_t, SliceControl&) {
+    std::this_thread::sleep_for(milliseconds(300));
+    return TileJob::Slice::kDone;
+  });
+  scheduler.Submit(
+      &sample, nullptr,
+      [&](const absl::Status&, const JobTimes&) { measured.Open(); },
+      work(3'000'000));
+  measured.Wait();
+  // This one should take 3 s then. Its first task takes 1 s, with a break.
+  JobOrder order = work(30'000'000);
+  order.deadline = steady_clock::now() + milliseconds(3200);
+  std::atomic<bool> ended{false};
+  bool had_a_break = false;
+  FunctionJob late({20}, 1, [&](int64_t, int64_t task, int64_t, SliceControl&) {
+    if (task > 0) return TileJob::Slice::kDone;
+    if (had_a_break) return TileJob::Slice::kDone;
+    had_a_break = true;
+    std::this_thread::sleep_for(milliseconds(1000));
+    return TileJob::Slice::kYield;
+  });
+  FunctionJob waiting({1}, 1, [&](int64_t, int64_t, int64_t, SliceControl&) {
+    return ended ? TileJob::Slice::kDone : TileJob::Slice::kYield;
+  });
+  Gate all_ended;
+  scheduler.Submit(
+      &late, nullptr,
+      [&](const absl::Status& status, const JobTimes&) {
+        EXPECT_TRUE(status.ok()) << status;
+        ended = true;
+      },
+      order);
+  scheduler.Submit(
+      &waiting, nullptr,
+      [&](const absl::Status&, const JobTimes&) { all_ended.Open(); });
+  all_ended.Wait();
+}
+
 // Jobs that wait are ended when they are cancelled, although other jobs come
 // before them.
 TEST(TileSchedulerTest, AWaitingJobThatIsCancelledEndsBesideARunningOne) {
