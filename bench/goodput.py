@@ -24,7 +24,10 @@ beside one huge call of the same client, and how long the server is busy after a
 call was cancelled.
 
 Each bar has a line HELD or MISSED. The exit code is 1 if a bar is missed. Other
-programs on the machine make the results worse.
+programs on the machine make the results worse: a worker that has no processor for
+20 ms makes all calls late that wait then. `nice` does not help against programs of
+other sessions where Linux groups them by session (kernel.sched_autogroup_enabled).
+`chrt --rr 1` does, if the server and the clients both run with it.
 """
 
 import argparse
