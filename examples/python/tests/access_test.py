@@ -94,14 +94,29 @@ def test_tls(calling, authority, pair):
       assert info.version == '9.8.7'
 
 
-def test_mutual_tls(calling, authority, pair):
+def test_mutual_tls(calling, authority, pair, tmp_path):
   own = authority.issue('client')
   with serving(pair, client_ca=authority) as (address, _):
     tls = attnd.TLS(ca=authority.cert, cert=own.cert, key=own.key)
     assert calling(address, 'server_info', tls=tls).version == '9.8.7'
-    with pytest.raises(attnd.Unavailable):
-      calling(address, 'server_info', tls=attnd.TLS(ca=authority.cert),
-              timeout=5, retry=attnd.RetryPolicy(max_attempts=1))
+    once = {'timeout': 5, 'retry': attnd.RetryPolicy(max_attempts=1)}
+    other = Authority(tmp_path, 'other').issue('client')
+    for wrong, hint in (
+        (None, 'may require TLS'),
+        (attnd.TLS(ca=authority.cert), 'may require a client certificate'),
+        (attnd.TLS(ca=authority.cert, cert=other.cert, key=other.key),
+         'may not accept the client certificate'),
+        (attnd.TLS(ca=authority.cert, cert=own.cert, key=other.key),
+         'check that tls.key is the key of tls.cert')):
+      with pytest.raises(attnd.Unavailable, match=hint):
+        calling(address, 'server_info', tls=wrong or False, **once)
+
+
+def test_a_server_without_tls_is_named(calling, authority):
+  with serving() as (address, _):
+    with pytest.raises(attnd.Unavailable, match='does not seem to use TLS'):
+      calling(address, 'server_info', tls=attnd.TLS(ca=authority.cert), timeout=5,
+              retry=attnd.RetryPolicy(max_attempts=1))
 
 
 def expired(authority, folder):
@@ -136,7 +151,9 @@ def test_wrong_certificates_are_refused(calling, authority, pair, tmp_path, faul
     tls = True
   settings = {'timeout': 10, 'retry': attnd.RetryPolicy(max_attempts=1)}
   with serving(pair) as (address, service):
-    with pytest.raises(attnd.Unavailable):
+    hint = {'name': 'set tls.server_name', "gRPC's own": 'tls.ca names another'}
+    with pytest.raises(attnd.Unavailable,
+                       match=hint.get(fault, 'an authority in tls.ca, or it is not')):
       calling(address, 'server_info', tls=tls, **settings)
     assert not service.seen
     if fault == 'name':
@@ -189,6 +206,15 @@ def test_tokens_go_in_plain_text_only_to_this_host(client):
   client('attnd:50051', token='secret', allow_plaintext_token=True)
   client('attnd:50051', token='secret', tls=True)
   client('unix:/run/attnd.sock', token='secret')
+
+
+@pytest.mark.parametrize('token,got', [
+    ('secret\n', 'a line break around it: call strip'), ('', 'nothing'),
+    ('se cret', 'other characters')])
+def test_a_wrong_token_is_not_repeated(token, got):
+  with pytest.raises(ValueError, match=got) as caught:
+    attnd.Client(token=token)
+  assert 'cret' not in str(caught.value)
 
 
 @pytest.mark.parametrize('target', [

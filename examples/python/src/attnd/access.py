@@ -92,9 +92,38 @@ def _checked(token: str) -> str:
     raise TypeError('token: expected a str, or a function that returns one, got '
                     f'{type(token).__name__}')
   if not re.fullmatch(r'[\x21-\x7e]{1,4096}', token):
-    raise ValueError('token: expected 1 to 4096 visible ASCII characters, got '
-                     f'{"other characters" if token else "nothing"}')
+    if token and token != token.strip():
+      got = 'blanks or a line break around it: call strip()'
+    else:
+      got = 'other characters' if token else 'nothing'
+    raise ValueError(f'token: expected 1 to 4096 visible ASCII characters, got {got}')
   return token
+
+
+def hint_for(message: str, tls: TLS | None) -> str:
+  """Returns what to check if gRPC says with `message` that it cannot connect because
+  of TLS, and otherwise an empty text."""
+  if 'CERTIFICATE_VERIFY_FAILED' in message:
+    return ('; the certificate of the server is not signed by an authority in '
+            f'{"the list of gRPC (tls.ca names another)" if tls.ca is None else "tls.ca"}'
+            ', or it is not valid now')
+  if 'Hostname Verification Check failed' in message:
+    return ('; the certificate of the server is for another name; if that is the right '
+            'server, set tls.server_name to a name in the certificate')
+  if 'WRONG_VERSION_NUMBER' in message:
+    return '; the server does not seem to use TLS'
+  if 'Failed to create security handshaker' in message:
+    return '; check that tls.key is the key of tls.cert'
+  # A server that refuses a handshake closes the connection. gRPC says "last error" only
+  # if the connection was never ready.
+  if 'last error: ' in message and ('Socket closed' in message or
+                                    'Connection reset' in message):
+    if tls is None:
+      return '; the server may require TLS (tls)'
+    if tls.cert is None:
+      return '; the server may require a client certificate (tls.cert and tls.key)'
+    return '; the server may not accept the client certificate in tls.cert'
+  return ''
 
 
 def stays_on_this_host(target: str) -> bool:

@@ -105,9 +105,10 @@ def _error_of(call):
       result(call.details()))
 
 
-def _failure(rpc_error):
+def _failure(rpc_error, tls):
   """Returns the AttndError for a grpc.RpcError, which becomes its cause."""
-  error = errors.from_rpc_error(rpc_error)
+  error = errors.from_rpc_error(
+      rpc_error, access.hint_for(rpc_error.details() or '', tls))
   # gRPC raises the call object. Its traceback would refer to the call object again,
   # which would be a reference cycle.
   error.__cause__ = rpc_error.with_traceback(None)
@@ -141,7 +142,7 @@ class Client(calls.Calls):
                allow_plaintext_token: bool = False, only_healthy: bool = True,
                retry=RetryPolicy(), service_config=None, channel_options=()):
     super().__init__(timeout, retry)
-    tls = access.TLS() if tls is True else tls or None
+    self._tls = tls = access.TLS() if tls is True else tls or None
     self._authorization = access.Authorization(target, tls, token,
                                                allow_plaintext_token)
     self._channel = _open(
@@ -168,7 +169,7 @@ class Client(calls.Calls):
         try:
           result = self._perform(step)
         except grpc.RpcError as rpc_error:
-          step = steps.throw(_failure(rpc_error))
+          step = steps.throw(_failure(rpc_error, self._tls))
         else:
           step = steps.send(result)
     except StopIteration as end:
@@ -248,7 +249,7 @@ class AsyncClient(calls.Calls):
         try:
           result = await self._perform(step)
         except grpc.RpcError as rpc_error:
-          step = steps.throw(_failure(rpc_error))
+          step = steps.throw(_failure(rpc_error, self._tls))
         except asyncio.CancelledError:
           # gRPC ends the calls of a closed channel as if their tasks were
           # cancelled, and a TaskGroup would then not report the error.

@@ -100,8 +100,9 @@ _CLASSES = {
 }
 
 
-def from_rpc_error(error):
-  """Returns the AttndError for a grpc.RpcError, of a synchronous or asyncio call."""
+def from_rpc_error(error, hint=''):
+  """Returns the AttndError for a grpc.RpcError, of a synchronous or asyncio call.
+  `hint` is added to its message."""
   reason, violations, retry_delay = '', [], None
   for detail in _details(error):
     if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
@@ -115,7 +116,7 @@ def from_rpc_error(error):
       retry = error_details_pb2.RetryInfo.FromString(detail.value)
       retry_delay = retry.retry_delay.ToTimedelta().total_seconds()
   return _CLASSES.get(error.code(), AttndError)(
-      error.code(), error.details(), reason, violations, retry_delay)
+      error.code(), (error.details() or '') + hint, reason, violations, retry_delay)
 
 
 def _details(error):
