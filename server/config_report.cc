@@ -76,9 +76,18 @@ void CheckAddresses(const ServerConfig& config, Findings& findings) {
       continue;
     }
     findings.CheckOnlyUse(kListen, *address);
-    findings.Check(address->is_unix()
-                       ? UnixSocketGuard::Check(address->unix_path, kListen)
-                       : Listener::CheckTcp(*address, kListen));
+    if (address->is_unix()) {
+      findings.Check(UnixSocketGuard::Check(address->unix_path, kListen));
+      continue;
+    }
+    const absl::StatusOr<bool> only_loopback =
+        Listener::CheckTcp(*address, kListen);
+    findings.Check(only_loopback.status());
+    const std::string warning =
+        only_loopback.value_or(true)
+            ? ""
+            : ExposureWarning(address->Text(), config.access);
+    if (!warning.empty()) findings.Warn(absl::StrCat("--listen: ", warning));
   }
   if (!config.admin_listen.empty()) {
     const absl::StatusOr<ListenAddress> address =
@@ -86,7 +95,7 @@ void CheckAddresses(const ServerConfig& config, Findings& findings) {
     findings.Check(address.status());
     if (address.ok()) {
       findings.CheckOnlyUse(kAdminListen, *address);
-      findings.Check(Listener::CheckTcp(*address, kAdminListen));
+      findings.Check(Listener::CheckTcp(*address, kAdminListen).status());
     }
   }
   if (!config.shm_socket.empty()) {

@@ -127,31 +127,17 @@ absl::StatusOr<std::vector<ListenAddress>> ParseAddresses(
   return addresses;
 }
 
-// Warns about a listener whose clients can be on other hosts and that lacks
-// TLS, or a check of who calls.
-void WarnIfExposed(const Listener& listener, const AccessControl& access) {
-  if (listener.address.is_unix() || listener.IsOnlyLoopback()) return;
-  const bool checks_callers =
-      access.needs_tokens() || access.needs_client_certificates();
-  if (listener.encrypted && checks_callers) return;
-  const std::string address = listener.address.Text();
-  if (listener.encrypted) {
-    spdlog::warn(
-        "whoever can reach {} can use this server: set --token-file or "
-        "--tls-client-ca, unless a firewall or a proxy decides who can",
-        address);
-  } else if (checks_callers) {
-    spdlog::warn(
-        "tokens and tensors cross the network in plain text on {}: set "
-        "--tls-cert and --tls-key, unless a proxy or a service mesh encrypts "
-        "them",
-        address);
-  } else {
-    spdlog::warn(
-        "whoever can reach {} can use this server, and nothing is encrypted: "
-        "set --tls-cert and --tls-key, and --token-file or --tls-client-ca, or "
-        "listen on 127.0.0.1, unless a proxy or a service mesh does this",
-        address);
+// Logs what clients need to call the server.
+void LogAccess(const AccessControl& access, const std::string& token_file) {
+  if (access.has_tls()) {
+    spdlog::info("connections over TCP need TLS{}",
+                 access.needs_client_certificates()
+                     ? ", and a certificate of the client"
+                     : "");
+  }
+  if (access.needs_tokens()) {
+    spdlog::info("calls need one of the {} tokens in {}",
+                 access.tokens()->size(), token_file);
   }
 }
 
@@ -238,6 +224,7 @@ class Server::Impl {
     }
     ATTND_RETURN_IF_ERROR(Serve(addresses));
     if (admin) ServeAdmin(*std::move(admin));
+    LogAccess(*access_, config_.access.token_file);
     spdlog::info(
         "attnd {} serves on {}: isa {}, {} threads, memory budget {} bytes, "
         "messages up to {} bytes",
@@ -328,7 +315,11 @@ class Server::Impl {
       ATTND_ASSIGN_OR_RETURN(Listener listener,
                              Listener::Open(address, config_.socket_mode));
       listener.encrypted = access_->has_tls() && !address.is_unix();
-      WarnIfExposed(listener, *access_);
+      if (!address.is_unix() && !listener.IsOnlyLoopback()) {
+        const std::string warning =
+            ExposureWarning(listener.address.Text(), config_.access);
+        if (!warning.empty()) spdlog::warn("{}", warning);
+      }
       addresses_.push_back(listener.address.Text());
       listeners.push_back(std::move(listener));
     }
@@ -465,6 +456,13 @@ class Server::Impl {
            .is_counter = true,
            .read = [this] {
              return static_cast<double>(access_->state().token_reload_failures);
+           }});
+      metrics.push_back(
+          {.name = "attnd_unauthenticated_calls_total",
+           .help = "Calls that were refused because they had no valid token.",
+           .is_counter = true,
+           .read = [this] {
+             return static_cast<double>(access_->refused_calls());
            }});
       metrics.push_back(
           {.name = "attnd_token_file_refused",

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "server/access/small_file.h"
 #include "spdlog/spdlog.h"
@@ -17,6 +18,31 @@ namespace {
 constexpr std::chrono::milliseconds kPeriod{500};
 
 }  // namespace
+
+std::string ExposureWarning(absl::string_view address,
+                            const AccessOptions& options) {
+  const bool encrypts = !options.tls.cert.empty();
+  const bool checks_callers =
+      !options.token_file.empty() || !options.tls.client_ca.empty();
+  if (encrypts && checks_callers) return "";
+  if (encrypts) {
+    return absl::StrCat(
+        "whoever can reach ", address,
+        " can use this server: set --token-file or --tls-client-ca, unless a "
+        "firewall or a proxy decides who can");
+  }
+  if (checks_callers) {
+    return absl::StrCat(
+        "tokens and tensors cross the network in plain text on ", address,
+        ": set --tls-cert and --tls-key, unless a proxy or a service mesh "
+        "encrypts them");
+  }
+  return absl::StrCat(
+      "whoever can reach ", address,
+      " can use this server, and nothing is encrypted: set --tls-cert and "
+      "--tls-key, and --token-file or --tls-client-ca, or listen on 127.0.0.1, "
+      "unless a proxy or a service mesh does this");
+}
 
 absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Start(
     const AccessOptions& options) {

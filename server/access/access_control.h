@@ -4,6 +4,7 @@
 #ifndef ATTND_SERVER_ACCESS_ACCESS_CONTROL_H_
 #define ATTND_SERVER_ACCESS_ACCESS_CONTROL_H_
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <thread>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/access/tls_files.h"
 #include "server/access/token_list.h"
 
@@ -25,6 +27,12 @@ struct AccessOptions {
   TlsPaths tls;
   std::string token_file;
 };
+
+// Returns what to warn of if other hosts can reach `address`, a TCP address:
+// that connections are not encrypted, or that callers are not checked. Empty if
+// both are done.
+std::string ExposureWarning(absl::string_view address,
+                            const AccessOptions& options);
 
 // Reads the files, and reads them again twice a second in a thread of its own.
 // New contents are used only if they pass every check; until then, the server
@@ -73,6 +81,14 @@ class AccessControl {
 
   State state() const;
 
+  // Counts a call that was refused because it has no valid token.
+  void CountRefusedCall() const {
+    refused_calls_.fetch_add(1, std::memory_order_relaxed);
+  }
+  int64_t refused_calls() const {
+    return refused_calls_.load(std::memory_order_relaxed);
+  }
+
   // Reads the files again now, without waiting for the thread.
   void Reload();
 
@@ -87,6 +103,7 @@ class AccessControl {
   void Watch();
 
   const AccessOptions options_;
+  mutable std::atomic<int64_t> refused_calls_{0};
 
   std::mutex reload_mutex_;
   // What was read last, whether or not it could be used. reload_mutex_ guards

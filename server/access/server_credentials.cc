@@ -69,8 +69,9 @@ struct State {
 void CheckToken(void* state, grpc_auth_context*, const grpc_metadata* metadata,
                 size_t size, grpc_process_auth_metadata_done_cb done,
                 void* call) {
-  const char* const why =
-      WhyRefused(static_cast<State*>(state)->access, metadata, size);
+  const AccessControl& access = static_cast<State*>(state)->access;
+  const char* const why = WhyRefused(access, metadata, size);
+  if (why != nullptr) access.CountRefusedCall();
   done(call, /*consumed_md=*/nullptr, 0, /*response_md=*/nullptr, 0,
        why == nullptr ? GRPC_STATUS_OK : GRPC_STATUS_UNAUTHENTICATED, why);
 }

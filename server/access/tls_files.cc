@@ -8,6 +8,7 @@
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 
+#include <algorithm>
 #include <array>
 #include <ctime>
 #include <memory>
@@ -149,9 +150,18 @@ absl::StatusOr<std::chrono::system_clock::time_point> CheckTlsFiles(
     }
   }
   if (files.client_ca) {
-    ATTND_RETURN_IF_ERROR(
-        ReadCertificates(*files.client_ca, kClientCaOption, paths.client_ca)
-            .status());
+    ATTND_ASSIGN_OR_RETURN(
+        const std::vector<Certificate> authorities,
+        ReadCertificates(*files.client_ca, kClientCaOption, paths.client_ca));
+    if (std::all_of(authorities.begin(), authorities.end(),
+                    [](const Certificate& authority) {
+                      return X509_cmp_current_time(
+                                 X509_get0_notAfter(authority.get())) < 0;
+                    })) {
+      return FileError(kClientCaOption, paths.client_ca,
+                       "every certificate has expired, so no client could "
+                       "connect");
+    }
   }
   return ExpiryOf(chain.front().get(), paths.cert);
 }

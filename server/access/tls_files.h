@@ -33,7 +33,8 @@ absl::StatusOr<TlsFiles> ReadTlsFiles(const TlsPaths& paths);
 
 // Checks everything that could make a handshake with `files` fail on the
 // server's side: the texts parse, the key belongs to the certificate, OpenSSL
-// accepts both, and the certificate has not expired. Returns the time at which
+// accepts both, and neither the certificate nor all authorities of clients have
+// expired. Returns the time at which
 // the server's certificate expires. Errors name the option and the file that is
 // wrong, and contain nothing of the key.
 absl::StatusOr<std::chrono::system_clock::time_point> CheckTlsFiles(

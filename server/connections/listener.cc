@@ -195,18 +195,22 @@ absl::StatusOr<Listener> Listener::Open(const ListenAddress& address,
   return listener;
 }
 
-absl::Status Listener::CheckTcp(const ListenAddress& address,
-                                absl::string_view option) {
-  if (address.is_wildcard()) return absl::OkStatus();
+absl::StatusOr<bool> Listener::CheckTcp(const ListenAddress& address,
+                                        absl::string_view option) {
+  if (address.is_wildcard()) return false;
   ATTND_ASSIGN_OR_RETURN(const IpAddresses found, Resolve(address, option));
   int error = 0;
+  bool can_bind = false;
+  bool only_loopback = true;
   for (const addrinfo* each = found.get(); each != nullptr;
        each = each->ai_next) {
-    if (BindTo(WithPort(*each, 0), each->ai_addrlen, false, error).valid()) {
-      return absl::OkStatus();
-    }
+    const sockaddr_storage one = WithPort(*each, 0);
+    if (!BindTo(one, each->ai_addrlen, false, error).valid()) continue;
+    can_bind = true;
+    only_loopback = only_loopback && IsLoopback(one);
   }
-  return CannotListen(address, WhyNot(error), option);
+  if (!can_bind) return CannotListen(address, WhyNot(error), option);
+  return only_loopback;
 }
 
 bool Listener::IsOnlyLoopback() const {

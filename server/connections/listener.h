@@ -31,10 +31,11 @@ struct Listener {
                                        mode_t unix_mode = kOwnersSocketMode,
                                        absl::string_view option = "--listen");
 
-  // Returns the error that Open would return for the TCP address, except if the
-  // port is in use or needs more rights. Opens no port.
-  static absl::Status CheckTcp(const ListenAddress& address,
-                               absl::string_view option);
+  // Returns whether only programs of this machine can connect to the TCP
+  // address, or the error that Open would return, except if the port is in use
+  // or needs more rights. Opens no port.
+  static absl::StatusOr<bool> CheckTcp(const ListenAddress& address,
+                                       absl::string_view option);
 
   // Returns whether every socket is bound to a loopback address, so that only
   // programs of this machine can connect. Returns false for a unix socket.

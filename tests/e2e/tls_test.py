@@ -454,3 +454,19 @@ def test_an_exposed_address_is_a_warning(attnd, files, authority, tls, ca,
     lines = [line for line in server.log().splitlines() if '[warning]' in line]
   assert len(lines) == (warning is not None)
   assert warning is None or warning in lines[0]
+  checked = subprocess.run(
+      [attnd, '--check-config', '--listen=0.0.0.0:0', *flags], text=True,
+      capture_output=True, check=True)
+  assert checked.stderr.count('attnd: warning: --listen: ') == len(lines)
+  assert (warning or '') in checked.stderr
+
+
+def test_the_log_says_what_clients_need(attnd, files, authority, tmp_path):
+  tokens = tmp_path / 'tokens'
+  tokens.write_text(f'alice {"1" * 64} user\nbob {"2" * 64} admin\n')
+  with Server(attnd, *files.flags, f'--tls-client-ca={authority.cert}',
+              f'--token-file={tokens}') as server:
+    poll_until(lambda: 'serves on' in server.log(), 60, 'the log')
+    assert ('connections over TCP need TLS, and a certificate of the client' in
+            server.log())
+    assert f'calls need one of the 2 tokens in {tokens}' in server.log()

@@ -3,9 +3,11 @@ wrong ones are refused at the headers of a call, that the list can change, and
 that nothing shows a secret."""
 
 import hashlib
+import re
 import secrets
 import signal
 import threading
+import urllib.request
 
 import grpc
 import pytest
@@ -223,11 +225,17 @@ def accepts(channel, token):
               bearer(token)) is None
 
 
+def metric(server, name):
+  with urllib.request.urlopen(f'http://{server.admin}/metrics') as answer:
+    (value,) = re.findall(rf'^{name} (.*)$', answer.read().decode(), re.M)
+  return float(value)
+
+
 def test_the_list_changes_while_the_server_runs(attnd, tmp_path):
   path = tmp_path / 'tokens'
   path.write_text(line('alice', USER))
   new = secrets.token_hex(32)
-  with Server(attnd, f'--token-file={path}') as server, \
+  with Server(attnd, f'--token-file={path}', admin='127.0.0.1:0') as server, \
       open_channel(server.tcp) as channel:
     def replace(text):
       (tmp_path / 'new').write_text(text)
@@ -246,6 +254,7 @@ def test_the_list_changes_while_the_server_runs(attnd, tmp_path):
     poll_until(lambda: '[error] --token-file' in server.log(), 60,
                'a line about the damaged file')
     assert f'--token-file: {path}: line 2: expected three words' in server.log()
+    assert metric(server, 'attnd_token_file_refused') == 1
     assert accepts(channel, new) and not accepts(channel, USER)
     path.unlink()
     poll_until(lambda: server.log().count('the tokens in use stay valid') == 2,
@@ -253,6 +262,12 @@ def test_the_list_changes_while_the_server_runs(attnd, tmp_path):
     assert accepts(channel, new)
     replace(line('alice', USER))
     poll_until(lambda: accepts(channel, USER), 60, 'the repaired file')
+    assert metric(server, 'attnd_token_file_refused') == 0
+    assert metric(server, 'attnd_token_reload_failures_total') == 2
+    # The number of calls that are refused, and no others.
+    before = metric(server, 'attnd_unauthenticated_calls_total')
+    assert accepts(channel, USER) and not accepts(channel, new)
+    assert metric(server, 'attnd_unauthenticated_calls_total') == before + 1
     server.signal(signal.SIGHUP)
     poll_until(lambda: '(SIGHUP): reading the files' in server.log(), 60,
                'a line about the signal')

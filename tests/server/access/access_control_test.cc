@@ -125,6 +125,19 @@ TEST(TlsFilesTest, AuthoritiesHaveToBeCertificates) {
   }
 }
 
+TEST(TlsFilesTest, OneAuthorityHasToBeValidAtLeast) {
+  const TestCertificate one("one");
+  const TestCertificate old("old", /*seconds=*/-60);
+  const auto error_of = [&](const std::string& ca) {
+    return TlsErrorOf(
+        {.cert = one.certificate(), .key = one.key(), .client_ca = ca});
+  };
+  EXPECT_THAT(error_of(old.certificate()),
+              HasSubstr("--tls-client-ca: /a: every certificate has expired"));
+  // A list for a change of authorities has old and new ones.
+  EXPECT_EQ(error_of(old.certificate() + one.certificate()), "");
+}
+
 class AccessControlTest : public ::testing::Test {
  protected:
   AccessControlTest() {
