@@ -542,7 +542,7 @@ class Server::Impl {
   std::unique_ptr<ShmSocket> shm_socket_;
   const std::unique_ptr<grpc::Service> service_;
   const std::unique_ptr<grpc::CallbackGenericService> unknown_methods_ =
-      MakeUnknownMethods(spans_.get());
+      MakeUnknownMethods(access_.get(), spans_.get());
   std::vector<std::string> addresses_;
   // Where gRPC takes over connections in plain text, and encrypted ones.
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> handover_;

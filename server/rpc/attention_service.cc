@@ -33,7 +33,7 @@ class UnaryReactor : public grpc::ServerUnaryReactor, private SendingRpc {
   UnaryReactor(ServiceMethod method, const ServiceContext& context,
                CallbackServerContext& rpc, ByteBuffer& response,
                SilenceWatch& watch, std::shared_ptr<UnaryAnswer> answer)
-      : record_(method, rpc, context.load, context.spans),
+      : record_(method, rpc, context),
         rpc_(rpc),
         response_(response),
         watch_(watch),
@@ -158,7 +158,7 @@ class BenchmarkReactor final : public grpc::ServerWriteReactor<ByteBuffer>,
  public:
   BenchmarkReactor(const ServiceContext& context, BenchmarkRunner& runner,
                    CallbackServerContext& rpc)
-      : record_(ServiceMethod::kBenchmark, rpc, context.load, context.spans),
+      : record_(ServiceMethod::kBenchmark, rpc, context),
         rpc_(rpc),
         call_(std::make_shared<BenchmarkCall>(
             context, runner, static_cast<MessageSink&>(*this), DeadlineOf(rpc),
@@ -216,8 +216,7 @@ class StreamReactor final
   StreamReactor(const ServiceContext& context,
                 std::shared_ptr<MessageQuota> messages,
                 CallbackServerContext& rpc, uint64_t caller)
-      : record_(ServiceMethod::kAttentionStream, rpc, context.load,
-                context.spans),
+      : record_(ServiceMethod::kAttentionStream, rpc, context),
         rpc_(rpc),
         messages_(std::move(messages)),
         call_(std::make_shared<StreamCall>(

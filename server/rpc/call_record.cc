@@ -9,10 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "core/printable.h"
+#include "server/access/caller.h"
 #include "server/log/log_fields.h"
 #include "server/rpc/rpc_adapter.h"
 #include "server/status/status_convert.h"
 #include "spdlog/spdlog.h"
+#include "wire/reasons.h"
 
 namespace attnd::server {
 namespace {
@@ -63,17 +65,18 @@ int64_t Microseconds(std::chrono::nanoseconds time) {
 }  // namespace
 
 CallRecord::CallRecord(ServiceMethod method, grpc::CallbackServerContext& rpc,
-                       LoadMeter* load, SpanExporter* spans)
-    : CallRecord(MethodName(method), method, rpc, load, spans) {}
+                       const ServiceContext& context)
+    : CallRecord(MethodName(method), method, rpc, context.load, context.access,
+                 context.spans) {}
 
 CallRecord::CallRecord(std::string_view path, grpc::CallbackServerContext& rpc,
-                       SpanExporter* spans)
-    : CallRecord(path, std::nullopt, rpc, nullptr, spans) {}
+                       const AccessControl* access, SpanExporter* spans)
+    : CallRecord(path, std::nullopt, rpc, nullptr, access, spans) {}
 
 CallRecord::CallRecord(std::string_view name,
                        std::optional<ServiceMethod> method,
                        grpc::CallbackServerContext& rpc, LoadMeter* load,
-                       SpanExporter* spans)
+                       const AccessControl* access, SpanExporter* spans)
     : name_(name),
       method_(method),
       rpc_(rpc),
@@ -82,7 +85,10 @@ CallRecord::CallRecord(std::string_view name,
       number_(NextNumber()),
       trace_(TraceOf(rpc)) {
   // gRPC forgets the peer of a call that is cancelled.
-  if (spdlog::should_log(spdlog::level::debug)) peer_ = rpc.peer();
+  if (spdlog::should_log(spdlog::level::debug)) {
+    peer_ = rpc.peer();
+    caller_ = IdentityOf(rpc, access).value_or("");
+  }
 }
 
 void CallRecord::Finished(const absl::Status& status, const RunStats& stats,
@@ -95,6 +101,15 @@ void CallRecord::Finished(const absl::Status& status, const RunStats& stats,
     rpc_.AddTrailingMetadata(kRequestId, id());
   }
   if (trace_) rpc_.AddTrailingMetadata(kTraceparent, Traceparent(span()));
+  if (reason_ == kMalformedMessage && received_bytes_ == 0) {
+    uncounted_ = status;
+  } else {
+    Count(status, stats, shared);
+  }
+}
+
+void CallRecord::Count(const absl::Status& status, const RunStats& stats,
+                       const CallBytes& shared) {
   if (load_ == nullptr) return;
   CallBytes bytes = shared;
   bytes.received = received_bytes_.load();
@@ -118,6 +133,11 @@ void CallRecord::Cancelled() {
 }
 
 CallRecord::~CallRecord() {
+  if (!uncounted_.ok()) {
+    const absl::StatusCode code = cancelled_as_;
+    Count(code == absl::StatusCode::kOk ? uncounted_ : absl::Status(code, ""),
+          {}, {});
+  }
   if (spdlog::should_log(spdlog::level::debug)) Log();
   if (spans_ != nullptr && trace_ && trace_->sampled) ExportSpan();
 }
@@ -125,7 +145,7 @@ CallRecord::~CallRecord() {
 void CallRecord::Log() const {
   const absl::StatusCode code = ClientsCode();
   const std::string id = this->id();
-  const std::string peer = peer_.empty() ? rpc_.peer() : peer_;
+  const std::string peer = PeerText(peer_.empty() ? rpc_.peer() : peer_);
   const std::string code_name = absl::StatusCodeToString(code);
   const TraceContext span = trace_ ? this->span() : TraceContext();
   std::vector<LogField> fields = {{"id", id}};
@@ -136,6 +156,7 @@ void CallRecord::Log() const {
   fields.push_back({"method", absl::string_view(name_.data(), name_.size())});
   fields.push_back({"code", code_name});
   if (code == code_ && !reason_.empty()) fields.push_back({"reason", reason_});
+  if (!caller_.empty()) fields.push_back({"caller", caller_});
   fields.push_back({"peer", peer});
   fields.push_back({"received_bytes", received_bytes_.load()});
   fields.push_back({"sent_bytes", sent_bytes_.load()});

@@ -13,6 +13,8 @@
 #include "absl/status/status.h"
 #include "core/attention_engine.h"
 #include "grpcpp/server_context.h"
+#include "server/access/access_control.h"
+#include "server/calls/service_context.h"
 #include "server/load/load_meter.h"
 #include "server/tracing/span_exporter.h"
 #include "server/tracing/trace_context.h"
@@ -25,14 +27,15 @@ namespace attnd::server {
 // thread-safe, because a stream reads and writes at the same time.
 class CallRecord {
  public:
-  // The call begins now. `rpc`, `load` and `spans` must outlive the record. The
-  // last two may be null.
+  // The call begins now. `rpc` and what `context` refers to must outlive the
+  // record.
   CallRecord(ServiceMethod method, grpc::CallbackServerContext& rpc,
-             LoadMeter* load, SpanExporter* spans);
+             const ServiceContext& context);
   // A call of a method that the server does not have. `path` is what the client
-  // sent, and must outlive the record.
+  // sent. It, `access` and `spans` must outlive the record, and the last two
+  // may be null.
   CallRecord(std::string_view path, grpc::CallbackServerContext& rpc,
-             SpanExporter* spans);
+             const AccessControl* access, SpanExporter* spans);
   CallRecord(const CallRecord&) = delete;
   CallRecord& operator=(const CallRecord&) = delete;
   // Writes the line to the log, and exports the span.
@@ -55,7 +58,7 @@ class CallRecord {
  private:
   CallRecord(std::string_view name, std::optional<ServiceMethod> method,
              grpc::CallbackServerContext& rpc, LoadMeter* load,
-             SpanExporter* spans);
+             const AccessControl* access, SpanExporter* spans);
 
   std::chrono::nanoseconds age() const {
     return std::chrono::steady_clock::now() - begin_;
@@ -66,6 +69,8 @@ class CallRecord {
   absl::StatusCode ClientsCode() const;
   // The span of the call, if there is a trace.
   TraceContext span() const;
+  void Count(const absl::Status& status, const RunStats& stats,
+             const CallBytes& shared);
   void Log() const;
   void ExportSpan() const;
 
@@ -76,7 +81,12 @@ class CallRecord {
   SpanExporter* const spans_;
   const uint64_t number_;
   const std::optional<TraceContext> trace_;  // the client's
-  std::string peer_;  // empty unless calls were logged when this one began
+  // Who calls. Empty unless calls were logged when this one began.
+  std::string peer_;
+  std::string caller_;  // also empty if only the peer is known
+  // A call that ended before its message was complete counts when it is over,
+  // because only then it is known whether the client has cancelled it.
+  absl::Status uncounted_;
   absl::StatusCode code_ = absl::StatusCode::kOk;
   std::string reason_;  // empty if the status is OK
   RunStats stats_;

@@ -11,6 +11,7 @@
 #include "absl/hash/hash.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "base/field_error.h"
 #include "grpc/grpc.h"
@@ -142,6 +143,10 @@ std::string CallerOfPeer(absl::string_view peer) {
   if (absl::StartsWith(peer, "unix")) return "unix";
   // The colons of an IPv6 address are in brackets, and the port is behind them.
   return std::string(peer.substr(0, peer.rfind(':')));
+}
+
+std::string PeerText(absl::string_view peer) {
+  return absl::StrReplaceAll(peer, {{"%5B", "["}, {"%5D", "]"}, {"%25", "%"}});
 }
 
 std::string CallerName(const grpc::CallbackServerContext& rpc,

@@ -92,6 +92,9 @@ std::string CallerName(const grpc::CallbackServerContext& rpc,
 // Returns the caller that has `peer`, which is what gRPC calls the other end of
 // a connection.
 std::string CallerOfPeer(absl::string_view peer);
+// Returns `peer` as other lines of the log write an address: gRPC encodes the
+// brackets of an IPv6 address (%5B).
+std::string PeerText(absl::string_view peer);
 // Returns a number for CallerName, which Admission and JobOrder use. It differs
 // from one run of the server to the next.
 uint64_t CallerNumber(const grpc::CallbackServerContext& rpc,

@@ -9,8 +9,9 @@ namespace {
 
 class UnknownReactor final : public grpc::ServerGenericBidiReactor {
  public:
-  UnknownReactor(grpc::GenericCallbackServerContext& rpc, SpanExporter* spans)
-      : record_(rpc.method(), rpc, spans) {
+  UnknownReactor(grpc::GenericCallbackServerContext& rpc,
+                 const AccessControl* access, SpanExporter* spans)
+      : record_(rpc.method(), rpc, access, spans) {
     const absl::Status status = absl::UnimplementedError(
         "the server has no method of this name: expected one of "
         "attnd.v1.AttentionService in the version that attnctl info prints");
@@ -26,22 +27,24 @@ class UnknownReactor final : public grpc::ServerGenericBidiReactor {
 
 class UnknownMethods final : public grpc::CallbackGenericService {
  public:
-  explicit UnknownMethods(SpanExporter* spans) : spans_(spans) {}
+  UnknownMethods(const AccessControl* access, SpanExporter* spans)
+      : access_(access), spans_(spans) {}
 
   grpc::ServerGenericBidiReactor* CreateReactor(
       grpc::GenericCallbackServerContext* rpc) override {
-    return new UnknownReactor(*rpc, spans_);
+    return new UnknownReactor(*rpc, access_, spans_);
   }
 
  private:
+  const AccessControl* const access_;
   SpanExporter* const spans_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::CallbackGenericService> MakeUnknownMethods(
-    SpanExporter* spans) {
-  return std::make_unique<UnknownMethods>(spans);
+    const AccessControl* access, SpanExporter* spans) {
+  return std::make_unique<UnknownMethods>(access, spans);
 }
 
 }  // namespace attnd::server

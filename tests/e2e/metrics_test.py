@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from support import shared_memory, work
+from support import http2, shared_memory, work
 from support.certificates import server_flags
 from support.client import Client, Refusal
 from support.server import Server, open_channel, poll_until
@@ -259,6 +259,30 @@ def test_bytes_count_by_transport(attnd, stubs, tmp_path, rng):
                        transport='shared_memory') == 3 * q.nbytes
       assert got.value('attnd_sent_bytes_total',
                        transport='shared_memory') == q.nbytes
+
+
+def test_a_call_that_its_client_ends_within_the_message_is_cancelled(server):
+  """It is not malformed: a deadline can pass while a message arrives."""
+  with http2.Connection(server.tcp) as connection:
+    for stream in (1, 3, 5):
+      connection.begin_call('/attnd.v1.AttentionService/SelfAttention', 1000,
+                            stream)
+      connection.send_data(bytes(10), stream)
+    for stream in (1, 3):
+      connection.send(http2.frame(http2.RST_STREAM, (8).to_bytes(4, 'big'),
+                                  stream=stream))
+    connection.end(5)
+    connection.take_until(lambda: 5 in connection.ended, 60, 'an answer')
+
+    def counted(code):
+      return scrape(server).value('attnd_calls_total', code=code,
+                                  method='SelfAttention')
+
+    poll_until(lambda: counted('INVALID_ARGUMENT') == 1, 60, 'a malformed call')
+    poll_until(lambda: counted('CANCELLED') == 2, 60, 'two cancelled calls')
+    got = scrape(server)
+    assert got.value('attnd_failed_calls_total', reason='CANCELLED') == 2
+    assert got.value('attnd_failed_calls_total', reason='MALFORMED_MESSAGE') == 1
 
 
 def test_clients_cannot_add_series(server):

@@ -225,6 +225,16 @@ def accepts(channel, token):
               bearer(token)) is None
 
 
+def test_the_line_of_a_request_says_who_called(attnd, token_file):
+  with Server(attnd, f'--token-file={token_file}',
+              '--log-level=debug') as server, open_channel(server.tcp) as channel:
+    for token in (USER, ADMIN):
+      assert accepts(channel, token)
+    poll_until(lambda: server.log().count('method=GetServerInfo code=OK') == 2,
+               60, 'two lines')
+    assert re.findall(r'caller=(\S+) peer=', server.log()) == ['alice', 'root']
+
+
 def metric(server, name):
   with urllib.request.urlopen(f'http://{server.admin}/metrics') as answer:
     (value,) = re.findall(rf'^{name} (.*)$', answer.read().decode(), re.M)

@@ -35,6 +35,12 @@ TEST(RpcAdapterTest, AllConnectionsOfAHostAreOneCaller) {
   EXPECT_EQ(CallerOfPeer("unix:/run/client.sock"), "unix");
 }
 
+TEST(RpcAdapterTest, AddressesAreReadable) {
+  EXPECT_EQ(PeerText("ipv6:%5B::1%5D:50000"), "ipv6:[::1]:50000");
+  EXPECT_EQ(PeerText("ipv6:%5Bfe80::1%252%5D:7"), "ipv6:[fe80::1%2]:7");
+  EXPECT_EQ(PeerText("ipv4:127.0.0.1:50000"), "ipv4:127.0.0.1:50000");
+}
+
 TEST(RpcAdapterTest, DeadlinesStayInOrderHoweverFar) {
   using std::chrono::seconds;
   for (const gpr_clock_type clock : {GPR_CLOCK_REALTIME, GPR_CLOCK_MONOTONIC}) {
