@@ -17,9 +17,43 @@
 namespace attnd::attnctl {
 namespace {
 
+// Returns `text` with the names of attnctl's flags in place of those of
+// client::ClientOptions. Names within paths stay as they are, because no blank
+// or parenthesis comes before them.
+std::string WithFlagNames(absl::string_view text) {
+  constexpr std::array<std::pair<absl::string_view, absl::string_view>, 7>
+      kNames = {{{"tls.ca", "--tls-ca"},
+                 {"tls.cert", "--tls-cert"},
+                 {"tls.key", "--tls-key"},
+                 {"tls.server_name", "--tls-server-name"},
+                 {"token_file", "--token-file"},
+                 {"allow_plaintext_token", "--allow-plaintext-token"},
+                 {"tls", "--tls"}}};
+  std::string result;
+  for (size_t at = 0; at < text.size();) {
+    const bool begins_word =
+        at == 0 || text[at - 1] == ' ' || text[at - 1] == '(';
+    const auto* const name =
+        std::find_if(kNames.begin(), kNames.end(), [&](const auto& item) {
+          const absl::string_view rest = text.substr(at);
+          return begins_word && absl::StartsWith(rest, item.first) &&
+                 (rest.size() == item.first.size() ||
+                  absl::StrContains(" ,:;)",
+                                    rest.substr(item.first.size(), 1)));
+        });
+    if (name == kNames.end()) {
+      result += text[at++];
+    } else {
+      absl::StrAppend(&result, name->second);
+      at += name->first.size();
+    }
+  }
+  return result;
+}
+
 std::string CodeAndMessage(const absl::Status& status) {
   return absl::StrCat(absl::StatusCodeToString(status.code()), ": ",
-                      status.message());
+                      WithFlagNames(status.message()));
 }
 
 }  // namespace
@@ -122,9 +156,9 @@ ExitCode Session::CallError(const absl::Status& status) {
         absl::StrCat("  reason: ", details.reason, " (", details.domain, ")"));
   }
   for (const client::FieldViolation& violation : details.field_violations) {
-    std::string line = absl::StrCat("  field:  ", violation.field.empty()
-                                                      ? "(the whole message)"
-                                                      : violation.field);
+    std::string line = absl::StrCat(
+        "  field:  ", violation.field.empty() ? "(the whole message)"
+                                              : WithFlagNames(violation.field));
     // Usually, the message already contains the description.
     if (!absl::StrContains(status.message(), violation.description)) {
       absl::StrAppend(&line, ": ", violation.description);

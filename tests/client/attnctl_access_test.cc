@@ -137,12 +137,12 @@ TEST_F(AttnctlAccessTest, AFailedHandshakeIsNoServer) {
   const Outcome outcome = Run({"info"}, flags);
   EXPECT_EQ(outcome.exit_code, kUnavailable);
   EXPECT_THAT(outcome.err,
-              AllOf(HasSubstr("not signed by an authority in tls.ca"),
+              AllOf(HasSubstr("not signed by an authority in --tls-ca, "),
                     HasSubstr("other.pem")));
   // Without any certificate of an authority, those of the system decide.
   const Outcome system = Run({"info", "--tls", "--server=" + server_.target()});
   EXPECT_EQ(system.exit_code, kUnavailable);
-  EXPECT_THAT(system.err, HasSubstr("the system's list"));
+  EXPECT_THAT(system.err, HasSubstr("the system's list (--tls-ca names"));
 }
 
 TEST_F(AttnctlAccessTest, VariablesReplaceFlags) {
@@ -172,9 +172,15 @@ TEST_F(AttnctlAccessTest, WrongFilesAreNamed) {
     EXPECT_EQ(outcome.exit_code, kUsage) << flag;
     EXPECT_THAT(outcome.err, AllOf(HasSubstr(flag), HasSubstr(none)));
   }
+  // The name of a file is not that of a flag.
+  const std::string named_alike = Write("tls.ca", "nothing");
+  const Outcome no_pem = Run({"info", "--tls-ca=" + named_alike});
+  EXPECT_THAT(no_pem.err, AllOf(HasSubstr(": --tls-ca: expected certificates"),
+                                HasSubstr("/tls.ca\"")));
   const Outcome no_key = Run({"info", "--tls-cert=" + cert_});
   EXPECT_EQ(no_key.exit_code, kCallFailed);
-  EXPECT_THAT(no_key.err, HasSubstr("field:  tls.key"));
+  EXPECT_THAT(no_key.err, AllOf(HasSubstr("field:  --tls-key"),
+                                HasSubstr("key of --tls-cert")));
 }
 
 TEST_F(AttnctlAccessTest, RefusesToSendATokenInPlainText) {
@@ -183,8 +189,8 @@ TEST_F(AttnctlAccessTest, RefusesToSendATokenInPlainText) {
                                             "--deadline=20"};
   const Outcome refused = Run(command);
   EXPECT_EQ(refused.exit_code, kCallFailed);
-  EXPECT_THAT(refused.err, AllOf(HasSubstr("field:  tls"),
-                                 HasSubstr("allow_plaintext_token")));
+  EXPECT_THAT(refused.err, AllOf(HasSubstr("field:  --tls\n"),
+                                 HasSubstr("(--allow-plaintext-token ")));
   EXPECT_EQ(Run(command, {"--allow-plaintext-token"}).exit_code, kUnavailable);
 }
 
