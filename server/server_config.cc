@@ -325,6 +325,17 @@ void CollectErrors(CLI::App& app, std::vector<std::string>& errors) {
   }
 }
 
+// Whether a key of a file looks like the name of an option. Otherwise the file
+// is probably not one of options, and what it has can be secret.
+bool LooksLikeName(absl::string_view key) {
+  constexpr size_t kLongestName = 40;
+  return !key.empty() && key.size() <= kLongestName &&
+         std::all_of(key.begin(), key.end(), [](char c) {
+           return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+                  absl::StrContains("_-.: ", c);
+         });
+}
+
 // Reads files as CLI11 does, but adds an error for each key that names no
 // option, because CLI11 ends at the first one.
 class ConfigFile : public CLI::ConfigBase {
@@ -334,6 +345,8 @@ class ConfigFile : public CLI::ConfigBase {
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
     std::vector<CLI::ConfigItem> entries = CLI::ConfigBase::from_config(input);
     const std::vector<std::string> options = OptionNames();
+    bool is_other_file = false;
+    std::vector<std::string> unknown;
     const auto is_unknown = [&](const CLI::ConfigItem& item) {
       // These stand for the begin and the end of a section.
       if (item.name == "++" || item.name == "--") return true;
@@ -342,7 +355,11 @@ class ConfigFile : public CLI::ConfigBase {
           std::find(options.begin(), options.end(), name) != options.end()) {
         return false;
       }
-      errors_.push_back(absl::StrCat(
+      if (!LooksLikeName(name)) {
+        is_other_file = true;
+        return true;
+      }
+      unknown.push_back(absl::StrCat(
           "--config: ", name,
           " is not an option: expected a name from attnd --help, without the "
           "dashes, and no sections"));
@@ -350,6 +367,14 @@ class ConfigFile : public CLI::ConfigBase {
     };
     entries.erase(std::remove_if(entries.begin(), entries.end(), is_unknown),
                   entries.end());
+    if (is_other_file) {
+      unknown.assign(
+          1,
+          "--config: expected a text file of lines such as max-in-flight = 64, "
+          "without a byte order mark, got a line that does not begin with a "
+          "name (it is not shown here, because it could be secret)");
+    }
+    errors_.insert(errors_.end(), unknown.begin(), unknown.end());
     return entries;
   }
 

@@ -326,6 +326,23 @@ TEST_F(ServerConfigTest, UnknownKeysInTheFileAreErrors) {
   EXPECT_FALSE(ParseConfig({ConfigFlag("[x]\nthreads = 3\n")}, {}).ok());
 }
 
+TEST_F(ServerConfigTest, AnotherFileIsNotShown) {
+  const std::string digits(64, 'a');
+  for (const std::string& text : std::vector<std::string>{
+           "-----BEGIN PRIVATE KEY-----\nMIGH/x+Q\nabc\n",
+           "\xef\xbb\xbfthreads = 1\n", "alice " + digits + " user\n",
+           digits + "\n", std::string("\xff\xfe\0abc\n", 7)}) {
+    const auto line = ParseConfig({ConfigFlag(text)}, {});
+    ASSERT_FALSE(line.ok()) << text;
+    const std::string message(line.status().message());
+    EXPECT_THAT(message,
+                ::testing::HasSubstr(
+                    "--config: expected a text file of lines such as"));
+    EXPECT_THAT(message, ::testing::Not(::testing::HasSubstr("aaa")));
+    EXPECT_THAT(message, ::testing::Not(::testing::HasSubstr("abc")));
+  }
+}
+
 TEST_F(ServerConfigTest, EveryErrorIsNamed) {
   const auto line = ParseConfig(
       {ConfigFlag("treads = 3\nmax-connections = x\n[x]\nthreads = 3\n"),
