@@ -131,18 +131,17 @@ absl::Status AttentionCall::TakeTicket(const MemoryEstimate& estimate) {
             "; set a later deadline, or divide the call")),
         kDeadlineUnreachable);
   }
-  const std::string text =
+  const std::string times = absl::StrCat(
+      "its deadline is in ", milliseconds(forecast.left),
+      ", but it would end in about ", milliseconds(forecast.needed));
+  const std::string text = absl::StrCat(
       forecast.own_deadline
-          ? absl::StrCat(
-                "the server has too much work before this call: its "
-                "deadline is in ",
-                milliseconds(forecast.left), ", but it would end in about ",
-                milliseconds(forecast.needed))
-          : absl::StrCat(
-                "with this call, another one would be late: its "
-                "deadline is in ",
-                milliseconds(forecast.left), ", but it would end in about ",
-                milliseconds(forecast.needed));
+          ? absl::StrCat("the server has too much work before this call: ",
+                         times)
+          : absl::StrCat("the server has too much work for this call: with it, "
+                         "a call that it has accepted would be late (",
+                         times, ")"),
+      "; try again later, or at another server");
   return WithRetryDelay(
       WithReason(absl::ResourceExhaustedError(text), kDeadlineUnreachable),
       std::chrono::ceil<std::chrono::milliseconds>(*forecast.retry_after));

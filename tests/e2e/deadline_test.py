@@ -70,6 +70,7 @@ def test_refused_while_busy_and_computed_when_idle(client, later, busy):
   assert refused.reason == 'DEADLINE_UNREACHABLE'
   assert refused.retry_info is not None
   assert 'deadline' in refused.message
+  assert refused.message.endswith('; try again later, or at another server')
   busy.cancel()
   wait_until_idle(client)
   client.stub.SelfAttention(later, timeout=LATER_DEADLINE)
