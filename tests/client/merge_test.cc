@@ -112,7 +112,7 @@ float FloatAt(const std::vector<std::byte>& bytes, DataType type, size_t i) {
   return type == DataType::kF16 ? FloatFromF16(bits) : FloatFromBF16(bits);
 }
 
-std::vector<float> Floats(const std::vector<double>& values) {
+std::vector<float> RoundedToFloat(const std::vector<double>& values) {
   return {values.begin(), values.end()};
 }
 
@@ -140,7 +140,7 @@ TEST(MergeAttentionTest, PartsOfTheKeysMakeTheWhole) {
       const Problem::Answer part =
           problem.Over(begin, end, p == with_sink ? sink : std::nullopt);
       outputs.push_back(Rounded(part.output, type));
-      lses.push_back(Floats(part.lse));
+      lses.push_back(RoundedToFloat(part.lse));
       begin = end;
     }
     std::vector<AttentionPart> parts;
