@@ -15,6 +15,9 @@ constexpr Duration kRefresh = std::chrono::milliseconds(2);
 // Without a limit, a job that was not ready for long would then run alone.
 constexpr Duration kMostOwed = 4 * JobQueue::kQuantum;
 
+// How many clients without jobs the queue remembers, at least.
+constexpr size_t kRemembered = 1024;
+
 // A job is expected to miss its deadline only if it would be late by this much.
 // The estimates are not exact, and jobs that cannot be helped must not keep
 // others out.
@@ -64,7 +67,11 @@ struct JobQueue::Client {
 };
 
 bool JobQueue::LessLeft::operator()(const Entry* a, const Entry* b) const {
-  if (a->left_ != b->left_) return a->left_ < b->left_;
+  // Subtracting what the client has got since then from each would give the
+  // same order.
+  const Duration of_a = a->left_ + a->came_at_ / kAgingShare;
+  const Duration of_b = b->left_ + b->came_at_ / kAgingShare;
+  if (of_a != of_b) return of_a < of_b;
   return a->number_ < b->number_;
 }
 
@@ -90,13 +97,15 @@ JobQueue::~JobQueue() = default;
 JobQueue::Client& JobQueue::Activate(uint64_t id) {
   const auto found = clients_.find(id);
   if (found != clients_.end() && found->second->jobs > 0) return *found->second;
-  std::erase_if(clients_, [&](const auto& item) {
-    return item.second->jobs == 0 && item.second->service <= virtual_now_;
-  });
+  const auto active = static_cast<size_t>(active_clients_);
+  if (clients_.size() >= kRemembered + 2 * active) {
+    std::erase_if(clients_,
+                  [](const auto& item) { return item.second->jobs == 0; });
+  }
   std::unique_ptr<Client>& client = clients_[id];
   if (client == nullptr) client = std::make_unique<Client>();
   client->id = id;
-  client->service = std::max(client->service, virtual_now_);
+  client->service = std::max(client->service, virtual_now_ - kMostBehind);
   ++active_clients_;
   return *client;
 }
@@ -106,6 +115,7 @@ void JobQueue::Add(Entry& entry, Duration work_time) {
   entry.client_ = &client;
   entry.work_time_ = work_time;
   entry.left_ = work_time;
+  entry.came_at_ = client.service;
   entry.number_ = next_number_++;
   ++size_;
   ++client.jobs;

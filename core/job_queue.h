@@ -44,8 +44,11 @@ struct DeadlineForecast {
 // The jobs of a scheduler, in the order in which workers serve them. docs/adr/
 // 0013 has the reasons for this order:
 //
-// - Clients that have work share the workers equally, by time.
-// - Of one client's jobs, the one with the least work left is next. But if a
+// - Clients that have work share the workers equally, by time. A client that
+//   has had less than its share catches up, by kMostBehind at most.
+// - Of one client's jobs, the one with the least work left is next. While a job
+//   waits, it counts as smaller by an eighth of what its client gets, so that
+//   jobs of about the same size run in the order in which they came. But if a
 //   job needs more than half of the time until its deadline, then jobs with
 //   deadlines come first, the nearest deadline before the others.
 // - Of each client's time, the oldest job without a deadline gets an eighth.
@@ -67,6 +70,10 @@ class JobQueue {
   // The part of a client's time that jobs with deadlines leave to those without
   // is 1 / kAgingShare.
   static constexpr int64_t kAgingShare = 8;
+  // How much worker time a client may be behind the others when its first job
+  // arrives. So the calls of a client that calls rarely, and takes less than
+  // this, wait for nobody.
+  static constexpr Duration kMostBehind = std::chrono::milliseconds(25);
 
   class Entry;
 
@@ -108,6 +115,7 @@ class JobQueue {
     const JobOrder order_;
     Duration work_time_{0};  // of the whole job, as expected
     Duration left_{0};
+    Duration came_at_{0};  // what the client had got when the job came
     Client* client_ = nullptr;
     int64_t number_ = 0;  // jobs are numbered in the order in which they came
     bool ready_ = false;
@@ -176,11 +184,11 @@ class JobQueue {
   int64_t next_number_ = 0;
   int64_t active_clients_ = 0;  // those that have jobs
   Duration left_{0};            // of all jobs
-  // The service that a client has had which got its next turn last. A client
-  // whose first job arrives starts from here.
+  // The most service that a client had which got a turn. A client whose first
+  // job arrives has had at least kMostBehind less.
   Duration virtual_now_{0};
-  // Also has clients without jobs that have had more service than virtual_now_,
-  // so that they do not get more by ending all their jobs for a moment.
+  // Also has clients without jobs, so that they do not get more by ending all
+  // their jobs for a moment.
   std::unordered_map<uint64_t, std::unique_ptr<Client>> clients_;
   ByService ready_clients_;  // those that have a job that is ready
 };

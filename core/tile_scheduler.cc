@@ -135,8 +135,12 @@ class TileScheduler::Impl {
     if (order.deadline == SteadyTime::max()) return {};
     const std::lock_guard lock(mutex_);
     const Duration work_time = Estimate(order);
-    const DeadlineForecast forecast =
-        queue_.Forecast(order, work_time, width, Clock::now());
+    DeadlineForecast forecast;
+    // The estimate for a kind of work that was never measured can be wrong by
+    // far, so such a job is tried.
+    if (rate_.Knows(order.work)) {
+      forecast = queue_.Forecast(order, work_time, width, Clock::now());
+    }
     if (!forecast.in_time) return forecast;
     place = std::make_unique<JobQueue::Entry>(order);
     queue_.Add(*place, work_time);
@@ -528,6 +532,7 @@ void TileScheduler::Submit(TileJob* job, const StopSignal* stop, Done done,
 
 DeadlineForecast TileScheduler::Admit(const JobOrder& order, int64_t width,
                                       JobTicket& ticket) {
+  ticket.GiveBack();
   ticket.scheduler_ = this;
   return impl_->Admit(order, width, ticket.entry_);
 }

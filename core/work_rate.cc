@@ -45,10 +45,15 @@ std::chrono::nanoseconds WorkRate::Estimate(const Work& work) const {
   const Sums& own = kinds_[static_cast<size_t>(work.kind)];
   const double seconds =
       (own.xx > 0 ? own : all_).Predict(static_cast<double>(work.operations));
-  // A year is more than any job takes, and fits the type.
-  constexpr double kMostSeconds = 3.2e7;
+  // A day is more than any deadline is worth, and the sum of many jobs fits the
+  // type.
+  constexpr double kMostSeconds = 1e5;
   return std::chrono::nanoseconds(
       static_cast<int64_t>(std::min(seconds, kMostSeconds) * 1e9));
+}
+
+bool WorkRate::Knows(const Work& work) const {
+  return kinds_[static_cast<size_t>(work.kind)].xx > 0;
 }
 
 void WorkRate::Observe(const Work& work, std::chrono::nanoseconds worker_time) {

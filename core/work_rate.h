@@ -30,6 +30,9 @@ class WorkRate {
   // kind was measured, this is an estimate from the other kinds.
   std::chrono::nanoseconds Estimate(const Work& work) const;
 
+  // Returns whether a job of this kind was measured.
+  bool Knows(const Work& work) const;
+
   // Adds the measurement of a job: the worker time that it took.
   void Observe(const Work& work, std::chrono::nanoseconds worker_time);
 

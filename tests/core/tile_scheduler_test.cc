@@ -526,22 +526,46 @@ TEST(TileSchedulerTest, ATaskThatWaitsMakesWayForALargerJob) {
   ended.Wait();
 }
 
+FunctionJob JobOfAMillisecond() {
+  return FunctionJob({1}, 1, [](int64_t, int64_t, int64_t, SliceControl&) {
+    const auto end = steady_clock::now() + std::chrono::milliseconds(1);
+    while (steady_clock::now() < end) {
+    }
+    return TileJob::Slice::kDone;
+  });
+}
+
+JobOrder LongJobIn(std::chrono::nanoseconds time) {
+  return {.deadline = steady_clock::now() + time,
+          .work = {.operations = 1'000'000'000'000}};
+}
+
 TEST(TileSchedulerTest, ATicketKeepsAPlaceUntilItsJobComes) {
   TileScheduler scheduler(1);
-  const auto in = [](std::chrono::seconds time) {
-    return JobOrder{.deadline = steady_clock::now() + time,
-                    .work = {.operations = 1'000'000'000'000}};
-  };
-  // By the first guess of the rate, this takes 50 seconds.
+  FunctionJob measured = JobOfAMillisecond();
+  Gate measured_ended;
+  scheduler.Submit(
+      &measured, nullptr,
+      [&](const absl::Status&, const JobTimes&) { measured_ended.Open(); },
+      {.work = {.operations = 1'000'000}});
+  measured_ended.Wait();
   JobTicket ticket;
-  EXPECT_TRUE(scheduler.Admit(in(std::chrono::seconds(70)), 1, ticket).in_time);
   JobTicket second;
-  const auto refused = scheduler.Admit(in(std::chrono::seconds(90)), 1, second);
+  // A job on an idle server is always accepted. The next one says how long such
+  // a job takes, which is about a thousand seconds.
+  EXPECT_TRUE(
+      scheduler.Admit(LongJobIn(std::chrono::hours(24)), 1, ticket).in_time);
+  const std::chrono::nanoseconds needed =
+      scheduler.Admit(LongJobIn(std::chrono::seconds(1)), 1, second).needed;
+  EXPECT_GT(needed, std::chrono::seconds(900));
+  // A new ticket gives the old one back.
+  EXPECT_TRUE(scheduler.Admit(LongJobIn(needed * 6 / 5), 1, ticket).in_time);
+  const auto refused = scheduler.Admit(LongJobIn(needed * 9 / 5), 1, second);
   EXPECT_FALSE(refused.in_time);
   EXPECT_TRUE(refused.retry_after.has_value());
   // A ticket that is dropped frees the place.
   ticket.GiveBack();
-  EXPECT_TRUE(scheduler.Admit(in(std::chrono::seconds(90)), 1, second).in_time);
+  EXPECT_TRUE(scheduler.Admit(LongJobIn(needed * 9 / 5), 1, second).in_time);
   FunctionJob job({1}, 1, [](int64_t, int64_t, int64_t, SliceControl&) {
     return TileJob::Slice::kDone;
   });
@@ -549,9 +573,20 @@ TEST(TileSchedulerTest, ATicketKeepsAPlaceUntilItsJobComes) {
   scheduler.Submit(
       &job, nullptr,
       [&](const absl::Status&, const JobTimes&) { ended.Open(); },
-      in(std::chrono::seconds(90)), std::move(second));
+      LongJobIn(needed * 9 / 5), std::move(second));
   ended.Wait();
-  EXPECT_TRUE(scheduler.Admit(in(std::chrono::seconds(70)), 1, ticket).in_time);
+  EXPECT_TRUE(scheduler.Admit(LongJobIn(needed * 6 / 5), 1, ticket).in_time);
+}
+
+// The estimates of other kinds say little about it.
+TEST(TileSchedulerTest, AJobOfAKindThatWasNeverMeasuredIsTried) {
+  TileScheduler scheduler(1);
+  JobTicket first;
+  JobTicket second;
+  EXPECT_TRUE(
+      scheduler.Admit(LongJobIn(std::chrono::seconds(1)), 1, first).in_time);
+  EXPECT_TRUE(
+      scheduler.Admit(LongJobIn(std::chrono::seconds(1)), 1, second).in_time);
 }
 
 // Random jobs of random clients, with deadlines, yields and cancellations. Each
