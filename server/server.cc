@@ -248,7 +248,7 @@ class Server::Impl {
     spdlog::info(
         "signal 1 (SIGHUP): reading the files of certificates and tokens "
         "again");
-    access_->Reload();
+    access_->ReloadSoon();
   }
 
   void Announce() {

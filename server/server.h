@@ -49,8 +49,8 @@ class Server {
   // and those that are called later. Thread-safe.
   void Abort();
 
-  // Reads the files of certificates and tokens again, as the server also does
-  // by itself when it notices that they changed. Thread-safe.
+  // Makes the server read the files of certificates and tokens again now. It
+  // also does so by itself, twice a second. Thread-safe.
   void ReloadFiles();
 
   // The bytes of the memory budget and the slots (of --max-in-flight) that

@@ -83,7 +83,7 @@ AccessControl::~AccessControl() {
     const std::lock_guard lock(mutex_);
     stop_ = true;
   }
-  stop_changed_.notify_all();
+  wake_.notify_all();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -100,6 +100,14 @@ std::shared_ptr<const TokenList> AccessControl::tokens() const {
 AccessControl::State AccessControl::state() const {
   const std::lock_guard lock(mutex_);
   return state_;
+}
+
+void AccessControl::ReloadSoon() {
+  {
+    const std::lock_guard lock(mutex_);
+    reload_soon_ = true;
+  }
+  wake_.notify_all();
 }
 
 void AccessControl::Reload() {
@@ -174,7 +182,10 @@ std::optional<absl::Status> AccessControl::ReloadTokens() {
 
 void AccessControl::Watch() {
   std::unique_lock lock(mutex_);
-  while (!stop_changed_.wait_for(lock, kPeriod, [&] { return stop_; })) {
+  for (;;) {
+    wake_.wait_for(lock, kPeriod, [&] { return stop_ || reload_soon_; });
+    if (stop_) return;
+    reload_soon_ = false;
     lock.unlock();
     Reload();
     lock.lock();

@@ -89,8 +89,11 @@ class AccessControl {
     return refused_calls_.load(std::memory_order_relaxed);
   }
 
-  // Reads the files again now, without waiting for the thread.
+  // Reads the files again now, in the calling thread. That can take long, for
+  // example if a file system does not answer.
   void Reload();
+  // Makes the thread read the files again now, and returns at once.
+  void ReloadSoon();
 
  private:
   explicit AccessControl(AccessOptions options);
@@ -117,7 +120,8 @@ class AccessControl {
   std::shared_ptr<const TokenList> tokens_;
   State state_;
   bool stop_ = false;
-  std::condition_variable stop_changed_;
+  bool reload_soon_ = false;
+  std::condition_variable wake_;
 
   std::thread thread_;
 };
