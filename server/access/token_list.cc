@@ -3,12 +3,14 @@
 #include <openssl/evp.h>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -73,8 +75,15 @@ absl::StatusOr<TokenList> TokenList::Parse(absl::string_view text) {
       return WrongLine(number, "ROLE: expected user or admin");
     }
     Sha256 hash;
-    std::memcpy(hash.data(), absl::HexStringToBytes(words[1]).data(),
-                sizeof(hash));
+    // The functions of Abseil that read hexadecimal digits differ between its
+    // versions.
+    std::array<unsigned char, sizeof(hash)> bytes{};
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      const absl::string_view digits = words[1].substr(2 * i, 2);
+      std::from_chars(digits.data(), digits.data() + digits.size(), bytes[i],
+                      16);
+    }
+    std::memcpy(hash.data(), bytes.data(), sizeof(hash));
     if (std::find(list.hashes_.begin(), list.hashes_.end(), hash) !=
         list.hashes_.end()) {
       return WrongLine(number,
