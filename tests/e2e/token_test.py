@@ -3,6 +3,7 @@ wrong ones are refused at the headers of a call, that the list can change, and
 that nothing shows a secret."""
 
 import hashlib
+import os
 import re
 import secrets
 import signal
@@ -208,7 +209,8 @@ def test_a_large_call_is_refused_at_its_headers(attnd, token_file, authority,
     assert error.code() == UNAUTHENTICATED
     grown, sent = peak_bytes(server) - peak, relay.bytes_from_clients
     print(f'the server grew by {grown} bytes, and was sent {sent} bytes')
-    assert grown < MIB
+    # Sanitizers take memory of their own for each byte that the server touches.
+    assert grown < (16 if os.environ.get('ATTND_SANITIZE') else 1) * MIB
     # What the client can send before it has read the refusal.
     assert sent < 16 * MIB
 
@@ -232,7 +234,9 @@ def test_the_line_of_a_request_says_who_called(attnd, token_file):
       assert accepts(channel, token)
     poll_until(lambda: server.log().count('method=GetServerInfo code=OK') == 2,
                60, 'two lines')
-    assert re.findall(r'caller=(\S+) peer=', server.log()) == ['alice', 'root']
+    # gRPC handles calls in several threads, so the first line can come last.
+    assert sorted(re.findall(r'caller=(\S+) peer=', server.log())) == [
+        'alice', 'root']
 
 
 def metric(server, name):
