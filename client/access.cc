@@ -264,10 +264,12 @@ absl::StatusOr<Access> Access::Load(const ClientOptions& options) {
 }
 
 std::string Access::HintFor(absl::string_view message) const {
-  // OpenSSL's first error is in its ASN.1 part if an authority of the same
-  // name, but with another key, is in the list.
+  // If an authority of the same name, but with another key, is in the list,
+  // then OpenSSL's first error is in its ASN.1 part (3.0) or about a signature
+  // (3.5).
   if (absl::StrContains(message, "certificate verify failed") ||
-      absl::StrContains(message, "asn1 encoding routines")) {
+      absl::StrContains(message, "asn1 encoding routines") ||
+      absl::StrContains(message, "signature failure")) {
     return absl::StrCat(
         "; the server's certificate is not signed by an authority in ",
         sources.ca.empty() ? "the system's list (tls.ca names another)"

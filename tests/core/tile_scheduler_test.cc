@@ -549,6 +549,9 @@ TEST(TileSchedulerTest, ATicketKeepsAPlaceUntilItsJobComes) {
       [&](const absl::Status&, const JobTimes&) { measured_ended.Open(); },
       {.work = {.operations = 1'000'000}});
   measured_ended.Wait();
+  // The worker measures a job after its end, and before the next job.
+  FunctionJob next = JobOfAMillisecond();
+  EXPECT_TRUE(scheduler.Run(&next, nullptr).ok());
   JobTicket ticket;
   JobTicket second;
   // A job on an idle server is always accepted. The next one says how long such
