@@ -42,14 +42,18 @@ class Authority:
     self._key = folder / f'{name}.key'
     _openssl('req', '-x509', '-newkey', 'ec', '-pkeyopt',
              'ec_paramgen_curve:P-256', '-nodes', '-days', 30, '-subj',
-             f'/CN={name}', '-keyout', self._key, '-out', self.cert)
+             f'/CN={name}', '-addext', 'keyUsage=critical,keyCertSign',
+             '-keyout', self._key, '-out', self.cert)
 
   def issue(self, name, alternative_names='DNS:localhost,IP:127.0.0.1'):
     """Returns a new pair whose common name is `name`."""
     pair = Pair(self._folder / f'{name}.pem', self._folder / f'{name}.key')
     request = self._folder / f'{name}.request'
     extensions = self._folder / f'{name}.extensions'
-    extensions.write_text(f'subjectAltName={alternative_names}\n')
+    # Python's ssl asks for all of these since 3.13.
+    extensions.write_text(f'subjectAltName={alternative_names}\n'
+                          'authorityKeyIdentifier=keyid\n'
+                          'subjectKeyIdentifier=hash\n')
     _openssl('req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256',
              '-nodes', '-subj', f'/CN={name}', '-keyout', pair.key, '-out',
              request)
