@@ -75,7 +75,7 @@ int64_t ReceivingBytes(int64_t message_bytes) {
 // pages that blocks only partly fill, and the list of the pieces of the inputs
 // that workers copy, with about 100 bytes for each 256 KiB.
 int64_t RecordBytes(int64_t copied_bytes) {
-  constexpr int64_t kCallBytes = int64_t{16} << 10;
+  constexpr int64_t kCallBytes = int64_t{24} << 10;
   constexpr int64_t kBytesPerRecordByte = 2048;
   return kCallBytes + copied_bytes / kBytesPerRecordByte;
 }

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kEnvelopes = 2 * kMessageEnvelopeBytes;
 // The server's records of a call that copies 1000000 bytes or less.
-constexpr int64_t kRecords = 16384;
+constexpr int64_t kRecords = 24576;
 constexpr int64_t kRecordsOfMillion = kRecords + 1000000 / 2048;
 
 const MemoryEstimate kEstimate{.input_bytes = 1000000,

@@ -88,7 +88,7 @@ TEST_F(EstimateTest, AStreamNeedsNoLargeMessage) {
   EXPECT_EQ(got.limiting_factor(), "memory_budget");
   EXPECT_EQ(got.flash_bytes(), inline_bytes.flash_bytes());
   // The rest is what the server keeps to track the call.
-  const int64_t records_bytes = (16 << 10) + got.input_bytes() / 2048;
+  const int64_t records_bytes = (24 << 10) + got.input_bytes() / 2048;
   EXPECT_EQ(got.peak_per_request_bytes(),
             got.flash_bytes() + got.wire_bytes() + records_bytes);
   EXPECT_LT(got.wire_bytes(), 17 << 20);
@@ -275,7 +275,7 @@ TEST_F(EstimateTest, WhatLiesInRegionsIsNotHeld) {
   EXPECT_EQ(plain.wire_bytes(), 2 * kMessageEnvelopeBytes);
   EXPECT_EQ(plain.required_message_bytes(), kMessageEnvelopeBytes);
   EXPECT_EQ(plain.peak_per_request_bytes(),
-            plain.workspace_bytes() + 2 * kMessageEnvelopeBytes + (16 << 10));
+            plain.workspace_bytes() + 2 * kMessageEnvelopeBytes + (24 << 10));
   EXPECT_EQ(plain.peak_bytes(), 3 * plain.peak_per_request_bytes());
   EXPECT_EQ(plain.limiting_factor(), "memory_budget");
   // The server copies a mask, even if it is in shared memory.
