@@ -314,7 +314,7 @@ void KeepInFlight(const Flags& flags) {
       const auto info = client.GetServerInfo();
       if (info.ok()) in_flight = info->load.in_flight;
     }
-    std::cout << Json({{"in_flight", in_flight}}).dump() << std::endl;
+    std::cout << Json({{"in_flight", in_flight}}).dump() << '\n' << std::flush;
     std::cin.ignore(std::numeric_limits<std::streamsize>::max());
     player.Stop();
   });

@@ -476,8 +476,9 @@ class TileScheduler::Impl {
     State* waits = nullptr;
     while (true) {
       const Clock::time_point now = Clock::now();
-      if (Sweep(now, lock))
+      if (Sweep(now, lock)) {
         waits = nullptr;  // another thread may have ended it
+      }
       const JobQueue::Turn turn = queue_.Begin(now, waits);
       waits = nullptr;
       if (turn.entry != nullptr) {

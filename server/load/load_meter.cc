@@ -113,6 +113,7 @@ MethodCounts LoadMeter::Of(ServiceMethod method) const {
 
 std::vector<int64_t> LoadMeter::failures_by_reason() const {
   std::vector<int64_t> failures;
+  failures.reserve(std::size(failures_));
   for (const Sum& sum : failures_) failures.push_back(sum.value());
   return failures;
 }

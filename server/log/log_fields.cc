@@ -9,7 +9,7 @@
 #include "absl/strings/str_replace.h"
 #include "core/printable.h"
 #include "spdlog/logger.h"
-#include "spdlog/sinks/sink.h"
+#include "spdlog/sinks/sink.h"  // IWYU pragma: keep
 #include "spdlog/spdlog.h"
 
 namespace attnd::server {

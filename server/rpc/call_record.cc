@@ -168,8 +168,7 @@ void CallRecord::Log() const {
 
 void CallRecord::ExportSpan() const {
   const std::chrono::nanoseconds time = age();
-  const absl::string_view name(name_.data(),
-                               std::min<size_t>(name_.size(), kMaxNameBytes));
+  const std::string name(name_.substr(0, kMaxNameBytes));
   spans_->Export(
       {.context = span(),
        .parent_span_id = trace_->span_id,

@@ -168,7 +168,7 @@ TEST_F(AttnctlAccessTest, WrongFilesAreNamed) {
   const std::string none = folder_ + "/none";
   for (const std::string flag :
        {"--tls-ca", "--tls-cert", "--tls-key", "--token-file"}) {
-    const Outcome outcome = Run({"info", flag + "=" + none});
+    const Outcome outcome = Run({"info", absl::StrCat(flag, "=", none)});
     EXPECT_EQ(outcome.exit_code, kUsage) << flag;
     EXPECT_THAT(outcome.err, AllOf(HasSubstr(flag), HasSubstr(none)));
   }

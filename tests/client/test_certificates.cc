@@ -5,12 +5,14 @@
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 
 namespace attnd::client {
 namespace {
 
-constexpr long kHourSeconds = 3600;
+constexpr int64_t kHourSeconds = 3600;
 
 std::shared_ptr<EVP_PKEY> MakeKey() {
   return {EVP_EC_gen("P-256"), EVP_PKEY_free};
@@ -21,8 +23,8 @@ std::string Pem(const std::function<void(BIO*)>& write) {
                                                       BIO_free);
   write(bio.get());
   char* text = nullptr;
-  const long size = BIO_get_mem_data(bio.get(), &text);
-  return {text, static_cast<size_t>(size)};
+  const auto size = static_cast<size_t>(BIO_get_mem_data(bio.get(), &text));
+  return {text, size};
 }
 
 std::string PemOf(X509* certificate) {

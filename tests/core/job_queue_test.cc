@@ -202,8 +202,9 @@ TEST(JobQueueTest, JobsOfAboutTheSameSizeRunInTheOrderInWhichTheyCame) {
 // The client gets its time back that it left to others.
 TEST(JobQueueTest, ASmallCallOfAClientThatCallsRarelyWaitsForNobody) {
   Simulation simulation(1);
-  for (int i = 0; i < 250; ++i)
+  for (int i = 0; i < 250; ++i) {
     simulation.Add(seconds(10), SteadyTime::max(), 1);
+  }
   for (int i = 0; i < 10; ++i) {
     simulation.RunFor(seconds(1));
     const size_t job = simulation.Add(milliseconds(20), SteadyTime::max(), 2);
@@ -215,8 +216,9 @@ TEST(JobQueueTest, ASmallCallOfAClientThatCallsRarelyWaitsForNobody) {
 
 TEST(JobQueueTest, ANewClientRunsAtOnceAndAnIdleOneSavesLittleUp) {
   Simulation simulation(1);
-  for (int i = 0; i < 10; ++i)
+  for (int i = 0; i < 10; ++i) {
     simulation.Add(seconds(10), SteadyTime::max(), 1);
+  }
   simulation.RunFor(seconds(5));
   const size_t small = simulation.Add(milliseconds(1), SteadyTime::max(), 2);
   simulation.RunFor(milliseconds(3));
@@ -234,8 +236,9 @@ TEST(JobQueueTest, ANewClientRunsAtOnceAndAnIdleOneSavesLittleUp) {
 // gets half, as the client that has many.
 TEST(JobQueueTest, AClientThatIsIdleForMomentsGetsNoMoreThanItsShare) {
   Simulation simulation(1);
-  for (int i = 0; i < 10; ++i)
+  for (int i = 0; i < 10; ++i) {
     simulation.Add(seconds(10), SteadyTime::max(), 1);
+  }
   const SteadyTime end = simulation.now() + seconds(4);
   while (simulation.now() < end) {
     const size_t job = simulation.Add(milliseconds(5), SteadyTime::max(), 2);

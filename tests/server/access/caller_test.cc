@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,6 +33,13 @@ class Asker final : public grpc::CallbackGenericService {
  public:
   explicit Asker(const AccessControl* access) : access_(access) {}
 
+  grpc::ServerGenericBidiReactor* CreateReactor(
+      grpc::GenericCallbackServerContext* rpc) override {
+    identity = IdentityOf(*rpc, access_);
+    is_admin = CheckIsAdmin(*rpc, access_);
+    return new Reactor;
+  }
+
   std::optional<std::string> identity;
   absl::Status is_admin;
 
@@ -43,13 +49,6 @@ class Asker final : public grpc::CallbackGenericService {
     Reactor() { Finish(grpc::Status::OK); }
     void OnDone() override { delete this; }
   };
-
-  grpc::ServerGenericBidiReactor* CreateReactor(
-      grpc::GenericCallbackServerContext* rpc) override {
-    identity = IdentityOf(*rpc, access_);
-    is_admin = CheckIsAdmin(*rpc, access_);
-    return new Reactor;
-  }
 
   const AccessControl* const access_;
 };
