@@ -210,7 +210,7 @@ class WebProxy:
 class Front(grpc.GenericRpcHandler):
   """A context manager for a server in front of the server at `target`. It
   refuses the first calls, as a server does while it restarts, and forwards the
-  others."""
+  others and all health checks."""
 
   def __init__(self, target):
     self._target = target
@@ -233,16 +233,23 @@ class Front(grpc.GenericRpcHandler):
 
   def service(self, handler_call_details):
     # On the wire, a call of one message looks like a stream of one message.
-    call = self._channel.stream_stream(handler_call_details.method)
+    method = handler_call_details.method
+    call = self._channel.stream_stream(method)
 
     def pass_on(requests, context):
-      with self._lock:
-        refused = self._left > 0
-        self._left -= 1
-      if refused:
-        context.abort(grpc.StatusCode.UNAVAILABLE, 'restarting')
+      if not method.startswith('/grpc.health.'):
+        with self._lock:
+          refused = self._left > 0
+          self._left -= 1
+        if refused:
+          context.abort(grpc.StatusCode.UNAVAILABLE, 'restarting')
+      timeout = context.time_remaining()
+      # For a call without a deadline, such as a health check, grpcio says 292
+      # billion years, but does not take so long a timeout.
+      if timeout > 1e9:
+        timeout = None
       try:
-        yield from call(requests, timeout=context.time_remaining())
+        yield from call(requests, timeout=timeout)
       except grpc.RpcError as error:
         context.set_trailing_metadata(error.trailing_metadata())
         context.abort(error.code(), error.details())

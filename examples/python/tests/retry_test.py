@@ -9,7 +9,7 @@ import threading
 import time
 
 import attnd
-from attnd import clients
+from attnd import clients, exchange
 from attnd.v1 import attention_pb2 as pb
 from attnd.v1 import attention_pb2_grpc as pb_grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -177,27 +177,46 @@ def test_a_benchmark_that_has_begun_is_not_tried_again(scripted, ask):
   assert len(servicer.times) == 1
 
 
-def test_a_closed_client_tries_nothing_again(scripted):
+@pytest.fixture
+def pauses(monkeypatch):
+  """A list that grows when a client begins to wait as long as a server asked."""
+  begun = []
+
+  class Pause(exchange.Pause):
+
+    def __init__(self, *args):
+      super().__init__(*args)
+      if self.seconds > 60:
+        begun.append(self)
+
+  monkeypatch.setattr(exchange, 'Pause', Pause)
+  return begun
+
+
+def test_a_closed_client_tries_nothing_again(scripted, pauses):
   """Neither a call that close() cancels nor one that waits for its next
   attempt."""
   servicer, address = scripted([HANGS, full_for(3600)])
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    for count, kind in ((1, attnd.Cancelled), (2, attnd.ResourceExhausted)):
+    for reached, kind in ((servicer.times, attnd.Cancelled),
+                          (pauses, attnd.ResourceExhausted)):
       with attnd.Client(address, timeout=None) as client:
         call = pool.submit(client.server_info)
-        poll_until(lambda: len(servicer.times) == count, 60, 'the call')
+        poll_until(lambda reached=reached: reached, 60, 'the call')
       assert isinstance(call.exception(60), kind)
+  with pytest.raises(attnd.Cancelled, match='the client was closed'):
+    client.server_info()
   assert len(servicer.times) == 2
 
 
-def test_close_ends_what_an_async_client_does(scripted):
+def test_close_ends_what_an_async_client_does(scripted, pauses):
   """A call, a stream and a pause. Their tasks are not cancelled."""
   servicer, address = scripted([HANGS, HANGS, full_for(3600)])
 
   async def by_asyncio(call, kind, count):
     async with attnd.AsyncClient(address, timeout=None) as client:
       task = asyncio.create_task(call(client))
-      while len(servicer.times) < count:
+      while len(servicer.times) < count or (count == 3 and not pauses):
         await asyncio.sleep(0.01)
       await client.close()
       with pytest.raises(kind):

@@ -107,12 +107,15 @@ def hint_for(message: str, tls: TLS | None) -> str:
     return ('; the certificate of the server is not signed by an authority in '
             f'{"the list of gRPC (tls.ca names another)" if tls.ca is None else "tls.ca"}'
             ', or it is not valid now')
-  if 'Hostname Verification Check failed' in message:
+  if ('Hostname Verification Check failed' in message or
+      'is not in peer certificate' in message):  # grpcio 1.51
     return ('; the certificate of the server is for another name; if that is the right '
             'server, set tls.server_name to a name in the certificate')
   if 'WRONG_VERSION_NUMBER' in message:
     return '; the server does not seem to use TLS'
-  if 'Failed to create security handshaker' in message:
+  if ('Failed to create security handshaker' in message or
+      (tls is not None and tls.key is not None and
+       message.startswith('empty address list'))):  # grpcio 1.51
     return '; check that tls.key is the key of tls.cert'
   # A server that refuses a handshake closes the connection. gRPC says "last error" only
   # if the connection was never ready.

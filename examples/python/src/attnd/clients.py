@@ -170,6 +170,12 @@ class Client(calls.Calls):
           result = self._perform(step)
         except grpc.RpcError as rpc_error:
           step = steps.throw(_failure(rpc_error, self._tls))
+        except ValueError as closed:
+          # grpc says in this way that another thread has closed the channel.
+          if not self._closed.is_set():
+            raise
+          raise errors.Cancelled(grpc.StatusCode.CANCELLED,
+                                 'the client was closed') from closed
         else:
           step = steps.send(result)
     except StopIteration as end:
