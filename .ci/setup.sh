@@ -70,8 +70,8 @@ setup_packages() {
   ) 9>build/packages.lock
 }
 
-# setup_prometheus: unpacks Debian's package of Prometheus and promtool into
-# build/prometheus. The package is not installed, because that would start a server.
+# setup_prometheus: unpacks Debian's packages of Prometheus and promtool into
+# build/prometheus. They are not installed, because that would start a server.
 setup_prometheus() {
   local folder=build/prometheus package
   [[ ! -x $folder/usr/bin/promtool ]] || return 0
@@ -81,14 +81,19 @@ setup_prometheus() {
   fi
   say "unpacking Debian's package prometheus into $folder"
   mkdir -p "$folder"
-  package=$(
+  (
     cd "$folder" || exit
     apt-get download -qq prometheus 2>/dev/null ||
       { as_root apt-get update -qq && apt-get download -qq prometheus; } >&2
-    echo prometheus_*.deb
+    # In Debian 12, promtool is in the same package.
+    if apt-cache show promtool >/dev/null 2>&1; then
+      apt-get download -qq promtool
+    fi
+    for package in ./*.deb; do
+      dpkg-deb --extract "$package" .
+      rm "$package"
+    done
   )
-  dpkg-deb --extract "$folder/$package" "$folder"
-  rm "$folder/$package"
 }
 
 # setup_python REQUIREMENTS [VENV]: installs them into VENV, a Python environment,
