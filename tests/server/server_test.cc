@@ -114,7 +114,7 @@ TEST(ServerTest, CutsOffWhoOpensAndResetsCallsWithoutEnd) {
             0);
   const timeval limit{.tv_sec = 60, .tv_usec = 0};
   setsockopt(client.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-  std::string bytes = Preface() + Frame(FrameType::kSettings);
+  std::string bytes = kPreface + Frame(FrameType::kSettings);
   constexpr uint32_t kCalls = 5000;
   for (uint32_t i = 0; i < kCalls; ++i) {
     bytes += Headers(2 * i + 1) + Reset(2 * i + 1);

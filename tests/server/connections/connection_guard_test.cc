@@ -49,7 +49,7 @@ struct GuardedPeer {
 TEST(ConnectionGuardTest, RefusesWhatIsTooManyUnlessAnotherIsIdle) {
   const auto guard = ConnectionGuard::Start({.max_connections = 2});
   const GuardedPeer busy(*guard);
-  ASSERT_TRUE(busy.Send(*guard, Preface()));
+  ASSERT_TRUE(busy.Send(*guard, kPreface));
   ASSERT_TRUE(busy.OpenCalls(*guard, 0, 1));
   const GuardedPeer idle(*guard);
   ASSERT_TRUE(idle.connection);
@@ -72,8 +72,8 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenTooManyCallsAreOpen) {
   const auto guard = ConnectionGuard::Start({.all_open_calls = 10});
   const GuardedPeer small(*guard);
   const GuardedPeer large(*guard);
-  ASSERT_TRUE(small.Send(*guard, Preface()));
-  ASSERT_TRUE(large.Send(*guard, Preface()));
+  ASSERT_TRUE(small.Send(*guard, kPreface));
+  ASSERT_TRUE(large.Send(*guard, kPreface));
   ASSERT_TRUE(large.OpenCalls(*guard, 0, 8));
   EXPECT_TRUE(small.OpenCalls(*guard, 0, 3));
   EXPECT_THAT(large.connection->end_reason(), HasSubstr("too many calls"));
@@ -90,10 +90,10 @@ TEST(ConnectionGuardTest, EndsWhoResetMostWhenAllResetTooMuch) {
       ConnectionGuard::Start({.all_resets = {.burst = 10, .per_second = 0}});
   const GuardedPeer honest(*guard);
   ASSERT_TRUE(honest.Send(
-      *guard, Preface() + Headers(1) +
+      *guard, kPreface + Headers(1) +
                   Frame(FrameType::kData, 0, 1, std::string(1 << 20, 'x'))));
   const GuardedPeer attacker(*guard);
-  ASSERT_TRUE(attacker.Send(*guard, Preface()));
+  ASSERT_TRUE(attacker.Send(*guard, kPreface));
   std::string bytes;
   for (uint32_t stream = 1; stream < 40; stream += 2) {
     bytes += Headers(stream) + Reset(stream);
@@ -107,7 +107,7 @@ TEST(ConnectionGuardTest, EndsWhoResetMostWhenAllResetTooMuch) {
 TEST(ConnectionGuardTest, EndsWhoBringsTheCallsBeforeGrpcSeesThem) {
   const auto guard = ConnectionGuard::Start({.all_open_calls = 10});
   const GuardedPeer peer(*guard);
-  ASSERT_TRUE(peer.Send(*guard, Preface()));
+  ASSERT_TRUE(peer.Send(*guard, kPreface));
   EXPECT_FALSE(peer.OpenCalls(*guard, 0, 11));
   guard->Forget(peer.connection);
 }
@@ -124,7 +124,7 @@ TEST(ConnectionGuardTest, HoldsOthersBackWhileEndedCallsAreThere) {
     ASSERT_EQ(epoll_ctl(epoll.get(), EPOLL_CTL_ADD, peer->ours.get(), &event),
               0);
     peer->connection->WatchedBy(epoll.get(), event);
-    ASSERT_TRUE(peer->Send(*guard, Preface()));
+    ASSERT_TRUE(peer->Send(*guard, kPreface));
   }
   ASSERT_TRUE(busy.OpenCalls(*guard, 0, 3));
   EXPECT_EQ(guard->MayRead(busy.connection), Connection::kTurnBytes);
@@ -153,7 +153,7 @@ TEST(ConnectionGuardTest, LetsOthersHaveATurn) {
   event.events = EPOLLIN | EPOLLET;
   ASSERT_EQ(epoll_ctl(epoll.get(), EPOLL_CTL_ADD, peer.ours.get(), &event), 0);
   peer.connection->WatchedBy(epoll.get(), event);
-  ASSERT_TRUE(peer.Send(*guard, Preface()));
+  ASSERT_TRUE(peer.Send(*guard, kPreface));
   ASSERT_TRUE(peer.Send(
       *guard, Headers(1) + Frame(FrameType::kData, 0, 1,
                                  std::string(Connection::kTurnBytes, 'x'))));
@@ -174,7 +174,7 @@ TEST(ConnectionGuardTest, EndsMessagesThatDoNotMove) {
   const auto guard =
       ConnectionGuard::Start({.idle_timeout = milliseconds(200)});
   const GuardedPeer peer(*guard);
-  ASSERT_TRUE(peer.Send(*guard, Preface()));
+  ASSERT_TRUE(peer.Send(*guard, kPreface));
   ASSERT_TRUE(peer.OpenCalls(*guard, 0, 1));
   EXPECT_TRUE(
       Eventually([&] { return !peer.connection->end_reason().empty(); }));
@@ -190,7 +190,7 @@ TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenMemoryIsUsedUp) {
   const GuardedPeer small(*guard);
   const GuardedPeer large(*guard);
   for (const GuardedPeer* peer : {&small, &large}) {
-    ASSERT_TRUE(peer->Send(*guard, Preface() + Headers(1)));
+    ASSERT_TRUE(peer->Send(*guard, kPreface + Headers(1)));
   }
   ASSERT_TRUE(large.Send(
       *guard, Frame(FrameType::kData, 0, 1, std::string(2 << 20, 'x'))));
@@ -215,7 +215,7 @@ TEST(ConnectionGuardTest, EndsNobodyForWhatMallocKeeps) {
                               }});
   const GuardedPeer peer(*guard);
   ASSERT_TRUE(peer.Send(
-      *guard, Preface() + Headers(1) +
+      *guard, kPreface + Headers(1) +
                   Frame(FrameType::kData, 0, 1, std::string(2 << 20, 'x'))));
   EXPECT_TRUE(Eventually([&] { return looks >= 8; }));
   EXPECT_THAT(peer.connection->end_reason(), IsEmpty());

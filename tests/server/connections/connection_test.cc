@@ -35,7 +35,7 @@ class ConnectionTest : public ::testing::Test {
     totals_ = std::make_shared<ConnectionTotals>(all_resets);
     connection_ = std::make_unique<Connection>(ours_.get(), "unix:", limits,
                                                totals_, now_);
-    ASSERT_EQ(Client(Preface() + Frame(FrameType::kSettings)), Verdict::kOk);
+    ASSERT_EQ(Client(kPreface + Frame(FrameType::kSettings)), Verdict::kOk);
   }
 
   Verdict Client(const std::string& bytes) {

@@ -34,7 +34,7 @@ std::string Report(FrameReader& reader, const std::string& bytes) {
 
 TEST(FrameReaderTest, ReportsFramesAfterThePreface) {
   FrameReader reader(FrameReader::kClientPrefaceBytes);
-  EXPECT_EQ(Report(reader, Preface() + Frame(FrameType::kSettings) +
+  EXPECT_EQ(Report(reader, kPreface + Frame(FrameType::kSettings) +
                                Frame(FrameType::kData, 5, 1, "abc")),
             "b4eb0p3e");
 }
@@ -65,7 +65,7 @@ TEST(FrameReaderTest, SeesTheSameInAnyPieces) {
   constexpr unsigned kSeed = 17;
   std::mt19937 random(kSeed);
   for (int round = 0; round < 200; ++round) {
-    std::string bytes = Preface();
+    std::string bytes = kPreface;
     std::vector<size_t> sizes;
     for (int i = 0; i < 20; ++i) {
       sizes.push_back(random() % 40);

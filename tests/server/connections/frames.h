@@ -12,7 +12,7 @@
 
 namespace attnd::server {
 
-inline std::string Preface() { return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; }
+constexpr char kPreface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 inline std::string Frame(FrameType type, uint8_t flags = 0, uint32_t stream = 0,
                          std::string_view payload = {}) {

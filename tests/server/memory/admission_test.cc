@@ -159,12 +159,13 @@ class SharesTest : public testing::Test {
  protected:
   using Held = std::vector<Admission::Reservation>;
 
-  SharesTest() { now_ = SteadyTime{} + std::chrono::hours(1); }
+  SharesTest() { now_ns_ = 3600 * int64_t{1'000'000'000}; }
 
-  static void Pass(std::chrono::nanoseconds time) { now_ += time; }
+  static void Pass(std::chrono::nanoseconds time) { now_ns_ += time.count(); }
 
   static Admission Make(int64_t budget_bytes, int64_t slots) {
-    return {budget_bytes, slots, nullptr, nullptr, [] { return now_; }};
+    return {budget_bytes, slots, nullptr, nullptr,
+            [] { return SteadyTime{} + std::chrono::nanoseconds(now_ns_); }};
   }
 
   // Admits requests of `bytes` for `caller` until one is refused, and returns
@@ -181,7 +182,7 @@ class SharesTest : public testing::Test {
   }
 
  private:
-  static inline SteadyTime now_;
+  static inline int64_t now_ns_ = 0;
 };
 
 TEST_F(SharesTest, OneCallerAloneTakesEverything) {

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <iterator>
@@ -60,8 +59,8 @@ TEST_F(MetricsTest, HasWhatTheLoadMeterCounted) {
   const std::string text = Text();
   for (const char* line : {
            "attnd_calls_total{method=\"Attention\",code=\"OK\"} 1\n",
-           "attnd_calls_total{method=\"AttentionStream\","
-           "code=\"RESOURCE_EXHAUSTED\"} 1\n",
+           ("attnd_calls_total{method=\"AttentionStream\","
+            "code=\"RESOURCE_EXHAUSTED\"} 1\n"),
            "attnd_failed_calls_total{reason=\"TOO_MANY_REQUESTS\"} 1\n",
            "attnd_call_seconds_sum{method=\"Attention\"} 0.3",
            "attnd_call_seconds_count{method=\"Attention\"} 1\n",

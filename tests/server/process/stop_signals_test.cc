@@ -57,13 +57,14 @@ class StopLine : public spdlog::sinks::base_sink<std::mutex> {
  public:
   explicit StopLine(std::function<void()> then) : then_(std::move(then)) {}
 
- private:
+ protected:
   void sink_it_(const spdlog::details::log_msg& line) override {
     const std::string text(line.payload.data(), line.payload.size());
     if (text.find("stopping") != std::string::npos) then_();
   }
   void flush_() override {}
 
+ private:
   std::function<void()> then_;
 };
 
