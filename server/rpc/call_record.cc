@@ -1,6 +1,5 @@
 #include "server/rpc/call_record.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <iterator>
 #include <random>
