@@ -8,14 +8,14 @@ namespace {
 
 using Duration = JobQueue::Duration;
 
-// For so long, a client's jobs with deadlines are not looked at again.
+// For so long, a caller's jobs with deadlines are not looked at again.
 constexpr Duration kRefresh = std::chrono::milliseconds(2);
 
-// The most time that the aged jobs of a client can be behind their share.
+// The most time that the aged jobs of a caller can be behind their share.
 // Without a limit, a job that was not ready for long would then run alone.
 constexpr Duration kMostOwed = 4 * JobQueue::kQuantum;
 
-// How many clients without jobs the queue remembers, at least.
+// How many callers without jobs the queue remembers, at least.
 constexpr size_t kRemembered = 1024;
 
 // A job is expected to miss its deadline only if it would be late by this much.
@@ -46,9 +46,9 @@ Duration WithSpare(Duration time) {
 
 }  // namespace
 
-struct JobQueue::Client {
+struct JobQueue::Caller {
   uint64_t id = 0;
-  Duration service{0};  // the worker time that the client has had
+  Duration service{0};  // the worker time that the caller has had
   int64_t jobs = 0;
   Duration left{0};  // of all its jobs
   // The jobs that are ready.
@@ -60,14 +60,14 @@ struct JobQueue::Client {
   ByAge undated;
   Duration owed{0};  // how far the oldest undated job is behind its share
   // When the first job will need more than half of the time until its deadline,
-  // if its client gets no turn until then, and when that was computed.
+  // if its caller gets no turn until then, and when that was computed.
   SteadyTime tight_from = SteadyTime::max();
   SteadyTime tight_computed = SteadyTime::min();
-  ByService::node_type node;  // the place in ready_clients_
+  ByService::node_type node;  // the place in ready_callers_
 };
 
 bool JobQueue::LessLeft::operator()(const Entry* a, const Entry* b) const {
-  // Subtracting what the client has got since then from each would give the
+  // Subtracting what the caller has got since then from each would give the
   // same order.
   const Duration of_a = a->left_ + a->came_at_ / kAgingShare;
   const Duration of_b = b->left_ + b->came_at_ / kAgingShare;
@@ -86,7 +86,7 @@ bool JobQueue::Older::operator()(const Entry* a, const Entry* b) const {
   return a->number_ < b->number_;
 }
 
-bool JobQueue::LessServed::operator()(const Client* a, const Client* b) const {
+bool JobQueue::LessServed::operator()(const Caller* a, const Caller* b) const {
   if (a->service != b->service) return a->service < b->service;
   return a->id < b->id;
 }
@@ -94,109 +94,109 @@ bool JobQueue::LessServed::operator()(const Client* a, const Client* b) const {
 JobQueue::JobQueue(int workers) : workers_(workers) {}
 JobQueue::~JobQueue() = default;
 
-JobQueue::Client& JobQueue::Activate(uint64_t id) {
-  const auto found = clients_.find(id);
-  if (found != clients_.end() && found->second->jobs > 0) return *found->second;
-  const auto active = static_cast<size_t>(active_clients_);
-  if (clients_.size() >= kRemembered + 2 * active) {
-    std::erase_if(clients_,
+JobQueue::Caller& JobQueue::Activate(uint64_t id) {
+  const auto found = callers_.find(id);
+  if (found != callers_.end() && found->second->jobs > 0) return *found->second;
+  const auto active = static_cast<size_t>(active_callers_);
+  if (callers_.size() >= kRemembered + 2 * active) {
+    std::erase_if(callers_,
                   [](const auto& item) { return item.second->jobs == 0; });
   }
-  std::unique_ptr<Client>& client = clients_[id];
-  if (client == nullptr) client = std::make_unique<Client>();
-  client->id = id;
-  client->service = std::max(client->service, virtual_now_ - kMostBehind);
-  ++active_clients_;
-  return *client;
+  std::unique_ptr<Caller>& caller = callers_[id];
+  if (caller == nullptr) caller = std::make_unique<Caller>();
+  caller->id = id;
+  caller->service = std::max(caller->service, virtual_now_ - kMostBehind);
+  ++active_callers_;
+  return *caller;
 }
 
 void JobQueue::Add(Entry& entry, Duration work_time) {
-  Client& client = Activate(entry.order_.client);
-  entry.client_ = &client;
+  Caller& caller = Activate(entry.order_.caller);
+  entry.caller_ = &caller;
   entry.work_time_ = work_time;
   entry.left_ = work_time;
-  entry.came_at_ = client.service;
+  entry.came_at_ = caller.service;
   entry.number_ = next_number_++;
   ++size_;
-  ++client.jobs;
-  client.left += entry.left_;
+  ++caller.jobs;
+  caller.left += entry.left_;
   left_ += entry.left_;
   if (!entry.has_deadline()) {
-    client.undated.insert(&entry);
+    caller.undated.insert(&entry);
     return;
   }
-  client.dated.insert(&entry);
-  client.tight_computed = SteadyTime::min();
+  caller.dated.insert(&entry);
+  caller.tight_computed = SteadyTime::min();
 }
 
 void JobQueue::Remove(Entry& entry) {
   SetReady(entry, false);
-  Client& client = *std::exchange(entry.client_, nullptr);
+  Caller& caller = *std::exchange(entry.caller_, nullptr);
   --size_;
-  client.left -= entry.left_;
+  caller.left -= entry.left_;
   left_ -= entry.left_;
-  client.dated.erase(&entry);
-  client.undated.erase(&entry);
-  if (client.undated.empty()) client.owed = Duration(0);
-  if (--client.jobs == 0) --active_clients_;
+  caller.dated.erase(&entry);
+  caller.undated.erase(&entry);
+  if (caller.undated.empty()) caller.owed = Duration(0);
+  if (--caller.jobs == 0) --active_callers_;
 }
 
 void JobQueue::SetReady(Entry& entry, bool ready) {
   if (entry.ready_ == ready) return;
   entry.ready_ = ready;
-  Client& client = *entry.client_;
+  Caller& caller = *entry.caller_;
   if (ready) {
-    if (client.ready.empty()) Insert(ready_clients_, &client, client.node);
-    Insert(client.ready, &entry, entry.left_node_);
+    if (caller.ready.empty()) Insert(ready_callers_, &caller, caller.node);
+    Insert(caller.ready, &entry, entry.left_node_);
     if (entry.has_deadline()) {
-      Insert(client.ready_dated, &entry, entry.deadline_node_);
+      Insert(caller.ready_dated, &entry, entry.deadline_node_);
     } else {
-      Insert(client.ready_undated, &entry, entry.age_node_);
+      Insert(caller.ready_undated, &entry, entry.age_node_);
     }
     return;
   }
-  Extract(client.ready, &entry, entry.left_node_);
+  Extract(caller.ready, &entry, entry.left_node_);
   if (entry.has_deadline()) {
-    Extract(client.ready_dated, &entry, entry.deadline_node_);
+    Extract(caller.ready_dated, &entry, entry.deadline_node_);
   } else {
-    Extract(client.ready_undated, &entry, entry.age_node_);
+    Extract(caller.ready_undated, &entry, entry.age_node_);
   }
-  if (client.ready.empty()) Extract(ready_clients_, &client, client.node);
+  if (caller.ready.empty()) Extract(ready_callers_, &caller, caller.node);
 }
 
-void JobQueue::Charge(Client& client, Duration time) {
-  const bool ready = !client.ready.empty();
-  if (ready) Extract(ready_clients_, &client, client.node);
-  client.service += time;
-  if (ready) Insert(ready_clients_, &client, client.node);
+void JobQueue::Charge(Caller& caller, Duration time) {
+  const bool ready = !caller.ready.empty();
+  if (ready) Extract(ready_callers_, &caller, caller.node);
+  caller.service += time;
+  if (ready) Insert(ready_callers_, &caller, caller.node);
 }
 
-bool JobQueue::IsTight(Client& client, SteadyTime now) const {
-  if (client.dated.empty()) return false;
-  if (client.tight_computed == SteadyTime::min() ||
-      now - client.tight_computed >= kRefresh) {
-    client.tight_computed = now;
-    client.tight_from = SteadyTime::max();
+bool JobQueue::IsTight(Caller& caller, SteadyTime now) const {
+  if (caller.dated.empty()) return false;
+  if (caller.tight_computed == SteadyTime::min() ||
+      now - caller.tight_computed >= kRefresh) {
+    caller.tight_computed = now;
+    caller.tight_from = SteadyTime::max();
     Duration before{0};
-    for (const Entry* entry : client.dated) {
+    for (const Entry* entry : caller.dated) {
       before += entry->left_;
-      const Duration needed = TimeFor(before, !client.undated.empty(),
-                                      left_ - client.left, active_clients_);
-      client.tight_from =
-          std::min(client.tight_from, entry->order_.deadline - 2 * needed);
+      const Duration needed = TimeFor(before, !caller.undated.empty(),
+                                      left_ - caller.left, active_callers_);
+      caller.tight_from =
+          std::min(caller.tight_from, entry->order_.deadline - 2 * needed);
     }
   }
-  return now >= client.tight_from;
+  return now >= caller.tight_from;
 }
 
-JobQueue::Turn JobQueue::Choose(const Client& client, bool tight) {
-  if (client.owed >= kQuantum && !client.ready_undated.empty()) {
-    return {.entry = *client.ready_undated.begin(), .aged = true};
+JobQueue::Turn JobQueue::Choose(const Caller& caller, bool tight) {
+  if (caller.owed >= kQuantum && !caller.ready_undated.empty()) {
+    return {.entry = *caller.ready_undated.begin(), .aged = true};
   }
-  if (tight && !client.ready_dated.empty()) {
-    return {.entry = *client.ready_dated.begin()};
+  if (tight && !caller.ready_dated.empty()) {
+    return {.entry = *caller.ready_dated.begin()};
   }
-  return {.entry = *client.ready.begin()};
+  return {.entry = *caller.ready.begin()};
 }
 
 JobQueue::Turn JobQueue::Begin(SteadyTime now, Entry* avoid) {
@@ -204,36 +204,36 @@ JobQueue::Turn JobQueue::Begin(SteadyTime now, Entry* avoid) {
   const bool hide = avoid != nullptr && avoid->ready_;
   if (hide) SetReady(*avoid, false);
   Turn turn;
-  if (!ready_clients_.empty()) {
-    Client& client = **ready_clients_.begin();
-    turn = Choose(client, IsTight(client, now));
+  if (!ready_callers_.empty()) {
+    Caller& caller = **ready_callers_.begin();
+    turn = Choose(caller, IsTight(caller, now));
   }
   if (hide) SetReady(*avoid, true);
   if (turn.entry == nullptr) {
     if (!hide) return turn;
     turn.entry = avoid;
   }
-  Client& client = *turn.entry->client_;
-  virtual_now_ = std::max(virtual_now_, client.service);
-  Charge(client, kQuantum);
-  if (turn.aged) client.owed -= kQuantum;
+  Caller& caller = *turn.entry->caller_;
+  virtual_now_ = std::max(virtual_now_, caller.service);
+  Charge(caller, kQuantum);
+  if (turn.aged) caller.owed -= kQuantum;
   return turn;
 }
 
 void JobQueue::End(const Turn& turn, Duration used, Duration left) {
   Entry& entry = *turn.entry;
-  Client& client = *entry.client_;
-  Charge(client, used - kQuantum);
-  if (turn.aged) client.owed += kQuantum;
-  if (!client.undated.empty()) {
+  Caller& caller = *entry.caller_;
+  Charge(caller, used - kQuantum);
+  if (turn.aged) caller.owed += kQuantum;
+  if (!caller.undated.empty()) {
     // The oldest job pays back what it gets without being chosen for its age.
-    client.owed +=
-        *client.undated.begin() == &entry ? -used : used / kAgingShare;
-    client.owed = std::clamp(client.owed, Duration(0), kMostOwed);
+    caller.owed +=
+        *caller.undated.begin() == &entry ? -used : used / kAgingShare;
+    caller.owed = std::clamp(caller.owed, Duration(0), kMostOwed);
   }
   const bool ready = entry.ready_;
   SetReady(entry, false);
-  client.left += left - entry.left_;
+  caller.left += left - entry.left_;
   left_ += left - entry.left_;
   entry.left_ = left;
   SetReady(entry, ready);
@@ -241,11 +241,11 @@ void JobQueue::End(const Turn& turn, Duration used, Duration left) {
 
 bool JobQueue::Precedes(const Entry& arrived, const Entry& running,
                         SteadyTime now) {
-  Client& client = *arrived.client_;
-  if (running.client_ != &client) {
-    return client.service < running.client_->service;
+  Caller& caller = *arrived.caller_;
+  if (running.caller_ != &caller) {
+    return caller.service < running.caller_->service;
   }
-  if (IsTight(client, now) &&
+  if (IsTight(caller, now) &&
       (arrived.has_deadline() || running.has_deadline())) {
     return Nearer()(&arrived, &running);
   }
@@ -253,8 +253,8 @@ bool JobQueue::Precedes(const Entry& arrived, const Entry& running,
 }
 
 Duration JobQueue::TimeFor(Duration work, bool has_undated,
-                           Duration work_of_others, int64_t clients) const {
-  const Duration before = std::min(clients * work, work + work_of_others);
+                           Duration work_of_others, int64_t callers) const {
+  const Duration before = std::min(callers * work, work + work_of_others);
   const Duration time = before / workers_;
   return has_undated ? time * kAgingShare / (kAgingShare - 1) : time;
 }
@@ -270,16 +270,16 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
                                     int64_t width, SteadyTime now) const {
   DeadlineForecast forecast;
   if (order.deadline == SteadyTime::max() || size_ == 0) return forecast;
-  const auto found = clients_.find(order.client);
-  const Client* const client =
-      found == clients_.end() ? nullptr : found->second.get();
-  const bool active = client != nullptr && client->jobs > 0;
-  const Duration others = active ? left_ - client->left : left_;
-  const int64_t clients = active_clients_ + (active ? 0 : 1);
-  const bool has_undated = active && !client->undated.empty();
+  const auto found = callers_.find(order.caller);
+  const Caller* const caller =
+      found == callers_.end() ? nullptr : found->second.get();
+  const bool active = caller != nullptr && caller->jobs > 0;
+  const Duration others = active ? left_ - caller->left : left_;
+  const int64_t callers = active_callers_ + (active ? 0 : 1);
+  const bool has_undated = active && !caller->undated.empty();
   // `done` is the part of the jobs until then that has been done.
   const auto time_for = [&](Duration work, Duration done) {
-    return WithSpare(TimeFor(work, has_undated, others, clients)) +
+    return WithSpare(TimeFor(work, has_undated, others, callers)) +
            done / workers_ / kSpare;
   };
   const auto done_of = [](const Entry& entry) {
@@ -289,7 +289,7 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   // deadline ends it at the latest.
   const auto with_job = [&](Duration work, const Entry& entry) {
     work += entry.left_;
-    const Duration time = TimeFor(work, has_undated, others, clients);
+    const Duration time = TimeFor(work, has_undated, others, callers);
     const Duration left = std::max(Duration(0), entry.order_.deadline - now);
     if (time <= left) return work;
     return Duration(static_cast<int64_t>(static_cast<double>(work.count()) *
@@ -301,8 +301,8 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   Duration done{0};
   ByDeadline::const_iterator next;
   if (active) {
-    next = client->dated.begin();
-    while (next != client->dated.end() &&
+    next = caller->dated.begin();
+    while (next != caller->dated.end() &&
            (*next)->order_.deadline <= order.deadline) {
       done += done_of(**next);
       before = with_job(before, **next++);
@@ -322,7 +322,7 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   if (!active) return forecast;
   // The others run after this one.
   Duration worst{0};
-  for (; next != client->dated.end(); ++next) {
+  for (; next != caller->dated.end(); ++next) {
     const Duration until_end = before + (*next)->left_;
     before = with_job(before, **next);
     done += done_of(**next);

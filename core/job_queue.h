@@ -1,5 +1,5 @@
 // Decides which job a worker serves next, and whether one more job could end
-// before its deadline. Knows neither threads nor clocks: its callers pass the
+// before its deadline. Knows neither threads nor clocks: its users pass the
 // time, so that tests can choose it.
 #ifndef ATTND_CORE_JOB_QUEUE_H_
 #define ATTND_CORE_JOB_QUEUE_H_
@@ -19,8 +19,8 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 
 // What decides when the tasks of a job run, relative to those of other jobs.
 struct JobOrder {
-  // Jobs with the same number belong to the same client.
-  uint64_t client = 0;
+  // Jobs with the same number belong to the same caller.
+  uint64_t caller = 0;
   // When the result is of no more use.
   SteadyTime deadline = SteadyTime::max();
   Work work = {};
@@ -44,14 +44,14 @@ struct DeadlineForecast {
 // The jobs of a scheduler, in the order in which workers serve them. docs/adr/
 // 0013 has the reasons for this order:
 //
-// - Clients that have work share the workers equally, by time. A client that
+// - Callers that have work share the workers equally, by time. A caller that
 //   has had less than its share catches up, by kMostBehind at most.
-// - Of one client's jobs, the one with the least work left is next. While a job
-//   waits, it counts as smaller by an eighth of what its client gets, so that
+// - Of one caller's jobs, the one with the least work left is next. While a job
+//   waits, it counts as smaller by an eighth of what its caller gets, so that
 //   jobs of about the same size run in the order in which they came. But if a
 //   job needs more than half of the time until its deadline, then jobs with
 //   deadlines come first, the nearest deadline before the others.
-// - Of each client's time, the oldest job without a deadline gets an eighth.
+// - Of each caller's time, the oldest job without a deadline gets an eighth.
 //
 // A decision takes O(log n) for n jobs. Adding a deadline takes O(n) at most
 // once in kRefresh. Not thread-safe.
@@ -60,25 +60,25 @@ class JobQueue {
   using Duration = std::chrono::nanoseconds;
 
   // How long a job keeps a worker while others wait. This is long compared to
-  // the cost of a switch, and short compared to a caller's patience.
+  // the cost of a switch, and short compared to a user's patience.
   static constexpr Duration kQuantum = std::chrono::microseconds(500);
   // An accepted job has 1 / kSpare of the time that it needs to spare, and one
   // quantum, because estimates are not exact, and workers are not always busy.
   // While it runs, this spare time does not shrink: if the estimate of a whole
   // job is wrong by a tenth, so is the end of its last part.
   static constexpr int64_t kSpare = 10;
-  // The part of a client's time that jobs with deadlines leave to those without
+  // The part of a caller's time that jobs with deadlines leave to those without
   // is 1 / kAgingShare.
   static constexpr int64_t kAgingShare = 8;
-  // How much worker time a client may be behind the others when its first job
-  // arrives. So the calls of a client that calls rarely, and takes less than
+  // How much worker time a caller may be behind the others when its first job
+  // arrives. So the calls of a caller that calls rarely, and takes less than
   // this, wait for nobody.
   static constexpr Duration kMostBehind = std::chrono::milliseconds(25);
 
   class Entry;
 
  private:
-  struct Client;
+  struct Caller;
   struct LessLeft {
     bool operator()(const Entry* a, const Entry* b) const;
   };
@@ -92,9 +92,9 @@ class JobQueue {
   using ByDeadline = std::set<Entry*, Nearer>;
   using ByAge = std::set<Entry*, Older>;
   struct LessServed {
-    bool operator()(const Client* a, const Client* b) const;
+    bool operator()(const Caller* a, const Caller* b) const;
   };
-  using ByService = std::set<Client*, LessServed>;
+  using ByService = std::set<Caller*, LessServed>;
 
  public:
   // One job. Its owner keeps it in memory while it is in the queue.
@@ -115,11 +115,11 @@ class JobQueue {
     const JobOrder order_;
     Duration work_time_{0};  // of the whole job, as expected
     Duration left_{0};
-    Duration came_at_{0};  // what the client had got when the job came
-    Client* client_ = nullptr;
+    Duration came_at_{0};  // what the caller had got when the job came
+    Caller* caller_ = nullptr;
     int64_t number_ = 0;  // jobs are numbered in the order in which they came
     bool ready_ = false;
-    // The places in the client's sets while the job is not ready, so that no
+    // The places in the caller's sets while the job is not ready, so that no
     // decision allocates memory.
     ByLeft::node_type left_node_;
     ByDeadline::node_type deadline_node_;
@@ -144,7 +144,7 @@ class JobQueue {
     bool aged = false;       // whether the job was chosen for its age
   };
   // Returns the turn that a free worker should take at `now`, and charges the
-  // client for one quantum. `avoid` is chosen only if no other job is ready.
+  // caller for one quantum. `avoid` is chosen only if no other job is ready.
   Turn Begin(SteadyTime now, Entry* avoid = nullptr);
   // Ends a turn of a job that is still in the queue: it took `used`, and the
   // job needs `left` more.
@@ -167,30 +167,30 @@ class JobQueue {
   int64_t size() const { return size_; }
 
  private:
-  Client& Activate(uint64_t id);
-  void Charge(Client& client, Duration time);
-  // Returns the client's next job, which must have one that is ready.
-  static Turn Choose(const Client& client, bool tight);
-  // Returns whether a job of the client needs more than half of the time until
+  Caller& Activate(uint64_t id);
+  void Charge(Caller& caller, Duration time);
+  // Returns the caller's next job, which must have one that is ready.
+  static Turn Choose(const Caller& caller, bool tight);
+  // Returns whether a job of the caller needs more than half of the time until
   // its deadline.
-  bool IsTight(Client& client, SteadyTime now) const;
-  // Returns how long it takes to do `work` of a client while all clients that
+  bool IsTight(Caller& caller, SteadyTime now) const;
+  // Returns how long it takes to do `work` of a caller while all callers that
   // have work get their shares.
   Duration TimeFor(Duration work, bool has_undated, Duration work_of_others,
-                   int64_t clients) const;
+                   int64_t callers) const;
 
   const int64_t workers_;
   int64_t size_ = 0;
   int64_t next_number_ = 0;
-  int64_t active_clients_ = 0;  // those that have jobs
+  int64_t active_callers_ = 0;  // those that have jobs
   Duration left_{0};            // of all jobs
-  // The most service that a client had which got a turn. A client whose first
+  // The most service that a caller had which got a turn. A caller whose first
   // job arrives has had at least kMostBehind less.
   Duration virtual_now_{0};
-  // Also has clients without jobs, so that they do not get more by ending all
+  // Also has callers without jobs, so that they do not get more by ending all
   // their jobs for a moment.
-  std::unordered_map<uint64_t, std::unique_ptr<Client>> clients_;
-  ByService ready_clients_;  // those that have a job that is ready
+  std::unordered_map<uint64_t, std::unique_ptr<Caller>> callers_;
+  ByService ready_callers_;  // those that have a job that is ready
 };
 
 }  // namespace attnd

@@ -68,13 +68,13 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   CallBytes shared_bytes() const { return shared_bytes_; }
 
  protected:
-  // `context` must outlive the call. `caller` is the number of the client
+  // `context` must outlive the call. `caller` is the number of who calls
   // (Admission::Admit).
   AttentionCall(const ServiceContext& context, AttentionMethod method,
                 SteadyTime deadline, uint64_t caller)
       : context_(context),
         method_(method),
-        order_{.client = caller, .deadline = deadline},
+        order_{.caller = caller, .deadline = deadline},
         stop_(deadline) {}
 
   // The next four functions are the steps of a call. Call each of them once, in
@@ -108,7 +108,7 @@ class AttentionCall : public std::enable_shared_from_this<AttentionCall> {
   }
   const ServiceContext& context() const { return context_; }
   AttentionMethod method() const { return method_; }
-  uint64_t caller() const { return order_.client; }
+  uint64_t caller() const { return order_.caller; }
   // Returns OK until the call is cancelled or its deadline has passed.
   absl::Status StopStatus() const { return stop_.Check(); }
   PayloadKind kind() const { return kind_; }

@@ -57,7 +57,7 @@ class BenchmarkCall : public std::enable_shared_from_this<BenchmarkCall>,
 
   // `context` and `runner` must outlive the call. `sink` must exist until this
   // call has called its Finish. `clock` is for tests. `caller` is the number of
-  // the client (Admission::Admit).
+  // who calls (Admission::Admit).
   BenchmarkCall(const ServiceContext& context, BenchmarkRunner& runner,
                 MessageSink& sink, SteadyTime deadline,
                 Clock clock = std::chrono::steady_clock::now,

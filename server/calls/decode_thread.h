@@ -30,7 +30,7 @@ class DecodeThread {
   DecodeThread(const DecodeThread&) = delete;
   DecodeThread& operator=(const DecodeThread&) = delete;
 
-  // Submits `work` for a call of `caller`, which is the number of a client
+  // Submits `work` for a call of `caller`, which is the number of who calls
   // (Admission::Admit), and returns at once. The thread runs `work` and
   // destroys it.
   void Run(uint64_t caller, std::function<void()> work);

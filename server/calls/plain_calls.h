@@ -26,7 +26,7 @@ using PlainDone = std::function<void(absl::StatusOr<OutgoingMessage>)>;
 // Otherwise the thread of ServiceContext::decoder calls `done`. `done` must not
 // block. A call holds a slot (server/memory/admission.h) while it runs, except
 // that an empty message to AnswerServerInfo takes none. `stop` can end a call
-// that waits for the decode thread. `caller` is the number of the client
+// that waits for the decode thread. `caller` is the number of who calls
 // (Admission::Admit). `context` and `stop` must live until `done` is called.
 void AnswerMemoryEstimate(const ServiceContext& context, uint64_t caller,
                           ReceivedMessage received, const StopSignal& stop,

@@ -41,8 +41,8 @@ class StreamCall final : public AttentionCall, public WatchedCall {
   using Clock = SteadyTime (*)();
 
   // `context` must outlive the call. `stream` must exist until this call has
-  // called its Finish. `clock` is for tests. `caller` is the number of the
-  // client (Admission::Admit).
+  // called its Finish. `clock` is for tests. `caller` is the number of who
+  // calls (Admission::Admit).
   StreamCall(const ServiceContext& context, MessageStream& stream,
              SteadyTime deadline, Clock clock = std::chrono::steady_clock::now,
              uint64_t caller = 0)

@@ -32,9 +32,9 @@ class Simulation {
 
   // Adds a job with this much work for one worker. Returns its number.
   size_t Add(nanoseconds work, SteadyTime deadline = SteadyTime::max(),
-             uint64_t client = 0) {
+             uint64_t caller = 0) {
     jobs_.push_back(std::make_unique<Job>(
-        JobOrder{.client = client, .deadline = deadline}));
+        JobOrder{.caller = caller, .deadline = deadline}));
     Job& job = *jobs_.back();
     job.left = work;
     queue_.Add(job, work);
@@ -43,10 +43,10 @@ class Simulation {
   }
 
   // Adds the job only if the queue says that it would end in time.
-  bool AddIfInTime(nanoseconds work, SteadyTime deadline, uint64_t client = 0) {
+  bool AddIfInTime(nanoseconds work, SteadyTime deadline, uint64_t caller = 0) {
     const DeadlineForecast forecast = queue_.Forecast(
-        {.client = client, .deadline = deadline}, work, workers_, now_);
-    if (forecast.in_time) Add(work, deadline, client);
+        {.caller = caller, .deadline = deadline}, work, workers_, now_);
+    if (forecast.in_time) Add(work, deadline, caller);
     return forecast.in_time;
   }
 
@@ -66,7 +66,7 @@ class Simulation {
       }
       const nanoseconds used = std::min(JobQueue::kQuantum, job.left);
       job.left -= used;
-      served_[job.order().client] += used;
+      served_[job.order().caller] += used;
       queue_.End(turn, used, job.left);
       if (job.left > nanoseconds(0)) continue;
       queue_.Remove(job);
@@ -88,7 +88,7 @@ class Simulation {
   bool over(size_t job) const { return jobs_[job]->over; }
   SteadyTime ended(size_t job) const { return jobs_[job]->ended; }
   nanoseconds left(size_t job) const { return jobs_[job]->left; }
-  nanoseconds served(uint64_t client) { return served_[client]; }
+  nanoseconds served(uint64_t caller) { return served_[caller]; }
   size_t jobs() const { return jobs_.size(); }
   SteadyTime deadline(size_t job) const { return jobs_[job]->order().deadline; }
 
@@ -107,7 +107,7 @@ class Simulation {
   std::map<uint64_t, nanoseconds> served_;
 };
 
-TEST(JobQueueTest, TheSmallestJobOfAClientIsFirst) {
+TEST(JobQueueTest, TheSmallestJobOfACallerIsFirst) {
   Simulation simulation(1);
   const size_t large = simulation.Add(seconds(1));
   const size_t middle = simulation.Add(milliseconds(20));
@@ -156,51 +156,51 @@ TEST(JobQueueTest, AJobWithoutADeadlineEndsBehindEndlessSmallJobs) {
   }
 }
 
-TEST(JobQueueTest, ClientsShareByTimeAndNotByJobs) {
+TEST(JobQueueTest, CallersShareByTimeAndNotByJobs) {
   Simulation simulation(2);
   for (int i = 0; i < 250; ++i) {
-    simulation.Add(seconds(1), SteadyTime::max(), /*client=*/1);
+    simulation.Add(seconds(1), SteadyTime::max(), /*caller=*/1);
   }
   for (int i = 0; i < 2; ++i) {
-    simulation.Add(seconds(10), SteadyTime::max(), /*client=*/2);
+    simulation.Add(seconds(10), SteadyTime::max(), /*caller=*/2);
   }
   simulation.RunFor(seconds(4));
   EXPECT_GT(simulation.served(1), milliseconds(3950));
   EXPECT_GT(simulation.served(2), milliseconds(3950));
 }
 
-// The estimates of jobs of the same size differ a little. Each caller has one
-// job at a time, with a deadline that is far away.
+// The estimates of jobs of the same size differ a little. Each thread of the
+// caller has one job at a time, with a deadline that is far away.
 TEST(JobQueueTest, JobsOfAboutTheSameSizeRunInTheOrderInWhichTheyCame) {
-  constexpr size_t kCallers = 8;
+  constexpr size_t kThreads = 8;
   std::mt19937 rng(1);
   std::uniform_int_distribution<int> microseconds_off(-2000, 2000);
   Simulation simulation(1);
-  std::vector<size_t> jobs(kCallers);
-  std::vector<SteadyTime> began(kCallers);
-  const auto begin = [&](size_t caller) {
-    began[caller] = simulation.now();
-    jobs[caller] =
+  std::vector<size_t> jobs(kThreads);
+  std::vector<SteadyTime> began(kThreads);
+  const auto begin = [&](size_t thread) {
+    began[thread] = simulation.now();
+    jobs[thread] =
         simulation.Add(milliseconds(20) + microseconds(microseconds_off(rng)),
                        simulation.now() + seconds(60));
   };
-  for (size_t caller = 0; caller < kCallers; ++caller) begin(caller);
+  for (size_t thread = 0; thread < kThreads; ++thread) begin(thread);
   nanoseconds longest{0};
   for (int step = 0; step < 40'000; ++step) {
     simulation.Step();
-    for (size_t caller = 0; caller < kCallers; ++caller) {
-      if (!simulation.over(jobs[caller])) continue;
+    for (size_t thread = 0; thread < kThreads; ++thread) {
+      if (!simulation.over(jobs[thread])) continue;
       longest =
-          std::max(longest, nanoseconds(simulation.now() - began[caller]));
-      begin(caller);
+          std::max(longest, nanoseconds(simulation.now() - began[thread]));
+      begin(thread);
     }
   }
   // In the exact order of arrival it would be 160 ms.
   EXPECT_LT(longest, milliseconds(320));
 }
 
-// The client gets its time back that it left to others.
-TEST(JobQueueTest, ASmallCallOfAClientThatCallsRarelyWaitsForNobody) {
+// The caller gets its time back that it left to others.
+TEST(JobQueueTest, ASmallCallOfACallerThatCallsRarelyWaitsForNobody) {
   Simulation simulation(1);
   for (int i = 0; i < 250; ++i) {
     simulation.Add(seconds(10), SteadyTime::max(), 1);
@@ -214,7 +214,7 @@ TEST(JobQueueTest, ASmallCallOfAClientThatCallsRarelyWaitsForNobody) {
   }
 }
 
-TEST(JobQueueTest, ANewClientRunsAtOnceAndAnIdleOneSavesLittleUp) {
+TEST(JobQueueTest, ANewCallerRunsAtOnceAndAnIdleOneSavesLittleUp) {
   Simulation simulation(1);
   for (int i = 0; i < 10; ++i) {
     simulation.Add(seconds(10), SteadyTime::max(), 1);
@@ -223,7 +223,7 @@ TEST(JobQueueTest, ANewClientRunsAtOnceAndAnIdleOneSavesLittleUp) {
   const size_t small = simulation.Add(milliseconds(1), SteadyTime::max(), 2);
   simulation.RunFor(milliseconds(3));
   EXPECT_TRUE(simulation.over(small));
-  // The five seconds without client 2 give it kMostBehind and no more than half
+  // The five seconds without caller 2 give it kMostBehind and no more than half
   // from now on.
   const nanoseconds before = simulation.served(1);
   simulation.Add(seconds(10), SteadyTime::max(), 2);
@@ -232,9 +232,9 @@ TEST(JobQueueTest, ANewClientRunsAtOnceAndAnIdleOneSavesLittleUp) {
             milliseconds(990) - JobQueue::kMostBehind);
 }
 
-// A client whose jobs come one after the other, each when the last one is over,
-// gets half, as the client that has many.
-TEST(JobQueueTest, AClientThatIsIdleForMomentsGetsNoMoreThanItsShare) {
+// A caller whose jobs come one after the other, each when the last one is over,
+// gets half, as the caller that has many.
+TEST(JobQueueTest, ACallerThatIsIdleForMomentsGetsNoMoreThanItsShare) {
   Simulation simulation(1);
   for (int i = 0; i < 10; ++i) {
     simulation.Add(seconds(10), SteadyTime::max(), 1);
@@ -250,7 +250,7 @@ TEST(JobQueueTest, AClientThatIsIdleForMomentsGetsNoMoreThanItsShare) {
 TEST(JobQueueTest, AJobThatIsAvoidedRunsOnlyIfNoOtherIsReady) {
   JobQueue queue(1);
   JobQueue::Entry small(JobOrder{});
-  JobQueue::Entry large(JobOrder{.client = 1});
+  JobQueue::Entry large(JobOrder{.caller = 1});
   queue.Add(small, milliseconds(1));
   queue.Add(large, seconds(1));
   const SteadyTime now;
@@ -269,7 +269,7 @@ TEST(JobQueueTest, AnArrivedJobPrecedesWhatItShouldInterrupt) {
   const SteadyTime now;
   JobQueue::Entry large(JobOrder{});
   JobQueue::Entry small(JobOrder{});
-  JobQueue::Entry other(JobOrder{.client = 1});
+  JobQueue::Entry other(JobOrder{.caller = 1});
   queue.Add(large, seconds(1));
   queue.SetReady(large, true);
   EXPECT_EQ(queue.Begin(now).entry, &large);
@@ -286,9 +286,9 @@ TEST(JobQueueTest, AnArrivedJobPrecedesWhatItShouldInterrupt) {
 class ForecastTest : public testing::Test {
  protected:
   DeadlineForecast Of(milliseconds work, milliseconds until,
-                      uint64_t client = 0, int64_t width = 2) {
+                      uint64_t caller = 0, int64_t width = 2) {
     return simulation_.queue().Forecast(
-        {.client = client, .deadline = simulation_.now() + until}, work, width,
+        {.caller = caller, .deadline = simulation_.now() + until}, work, width,
         simulation_.now());
   }
   SteadyTime In(milliseconds time) { return simulation_.now() + time; }
@@ -371,7 +371,7 @@ TEST_F(ForecastTest, JobsWithoutDeadlinesTakeOnlyTheirShare) {
   EXPECT_FALSE(Of(milliseconds(100), milliseconds(62)).in_time);
 }
 
-TEST_F(ForecastTest, OtherClientsTakeTheirShareOrWhatTheyNeed) {
+TEST_F(ForecastTest, OtherCallersTakeTheirShareOrWhatTheyNeed) {
   simulation_.Add(seconds(100), SteadyTime::max(), 1);
   EXPECT_FALSE(Of(milliseconds(100), milliseconds(110)).in_time);
   EXPECT_TRUE(Of(milliseconds(100), milliseconds(111)).in_time);

@@ -501,7 +501,7 @@ TEST(TileSchedulerTest, AWaitingJobThatIsCancelledEndsBesideARunningOne) {
                      EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
                      cancelled_ended = true;
                    },
-                   {.client = 0, .work = {.operations = int64_t{1} << 40}});
+                   {.caller = 0, .work = {.operations = int64_t{1} << 40}});
   stop.Cancel();
   all_ended.Wait();
 }
@@ -629,7 +629,7 @@ TEST(TileSchedulerTest, RandomJobsEndOnce) {
             ok_ = status.ok();
             ++ends_;
           },
-          {.client = random() % 3,
+          {.caller = random() % 3,
            .deadline = deadline,
            .work = {.kind = static_cast<int>(random() % 4),
                     .operations = static_cast<int64_t>(random() % 100000)}});
