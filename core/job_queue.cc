@@ -15,9 +15,6 @@ constexpr Duration kRefresh = std::chrono::milliseconds(2);
 // Without a limit, a job that was not ready for long would then run alone.
 constexpr Duration kMostOwed = 4 * JobQueue::kQuantum;
 
-// How many callers without jobs the queue remembers, at least.
-constexpr size_t kRemembered = 1024;
-
 // A job is expected to miss its deadline only if it would be late by this much.
 // The estimates are not exact, and jobs that cannot be helped must not keep
 // others out.
@@ -95,19 +92,25 @@ JobQueue::JobQueue(int workers) : workers_(workers) {}
 JobQueue::~JobQueue() = default;
 
 JobQueue::Caller& JobQueue::Activate(uint64_t id) {
-  const auto found = callers_.find(id);
-  if (found != callers_.end() && found->second->jobs > 0) return *found->second;
-  const auto active = static_cast<size_t>(active_callers_);
-  if (callers_.size() >= kRemembered + 2 * active) {
-    std::erase_if(callers_,
-                  [](const auto& item) { return item.second->jobs == 0; });
+  const auto [found, is_new] = callers_.try_emplace(id);
+  auto& place = found->second;
+  if (is_new) {
+    place = active_.emplace(active_.end());
+    place->id = id;
+  } else if (place->jobs == 0) {
+    active_.splice(active_.end(), idle_, place);
+  } else {
+    return *place;
   }
-  std::unique_ptr<Caller>& caller = callers_[id];
-  if (caller == nullptr) caller = std::make_unique<Caller>();
-  caller->id = id;
-  caller->service = std::max(caller->service, virtual_now_ - kMostBehind);
-  ++active_callers_;
-  return *caller;
+  place->service = std::max(place->service, virtual_now_ - kMostBehind);
+  return *place;
+}
+
+void JobQueue::Deactivate(Caller& caller) {
+  idle_.splice(idle_.end(), active_, callers_.at(caller.id));
+  if (idle_.size() <= kRemembered) return;
+  callers_.erase(idle_.front().id);
+  idle_.pop_front();
 }
 
 void JobQueue::Add(Entry& entry, Duration work_time) {
@@ -138,7 +141,7 @@ void JobQueue::Remove(Entry& entry) {
   caller.dated.erase(&entry);
   caller.undated.erase(&entry);
   if (caller.undated.empty()) caller.owed = Duration(0);
-  if (--caller.jobs == 0) --active_callers_;
+  if (--caller.jobs == 0) Deactivate(caller);
 }
 
 void JobQueue::SetReady(Entry& entry, bool ready) {
@@ -181,7 +184,7 @@ bool JobQueue::IsTight(Caller& caller, SteadyTime now) const {
     for (const Entry* entry : caller.dated) {
       before += entry->left_;
       const Duration needed = TimeFor(before, !caller.undated.empty(),
-                                      left_ - caller.left, active_callers_);
+                                      left_ - caller.left, active_callers());
       caller.tight_from =
           std::min(caller.tight_from, entry->order_.deadline - 2 * needed);
     }
@@ -272,10 +275,10 @@ DeadlineForecast JobQueue::Forecast(const JobOrder& order, Duration work_time,
   if (order.deadline == SteadyTime::max() || size_ == 0) return forecast;
   const auto found = callers_.find(order.caller);
   const Caller* const caller =
-      found == callers_.end() ? nullptr : found->second.get();
+      found == callers_.end() ? nullptr : &*found->second;
   const bool active = caller != nullptr && caller->jobs > 0;
   const Duration others = active ? left_ - caller->left : left_;
-  const int64_t callers = active_callers_ + (active ? 0 : 1);
+  const int64_t callers = active_callers() + (active ? 0 : 1);
   const bool has_undated = active && !caller->undated.empty();
   // `done` is the part of the jobs until then that has been done.
   const auto time_for = [&](Duration work, Duration done) {

@@ -5,8 +5,9 @@
 #define ATTND_CORE_JOB_QUEUE_H_
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <list>
 #include <optional>
 #include <set>
 #include <unordered_map>
@@ -74,6 +75,8 @@ class JobQueue {
   // arrives. So the calls of a caller that calls rarely, and takes less than
   // this, wait for nobody.
   static constexpr Duration kMostBehind = std::chrono::milliseconds(25);
+  // How many callers without jobs the queue remembers.
+  static constexpr size_t kRemembered = 1024;
 
   class Entry;
 
@@ -165,9 +168,19 @@ class JobQueue {
   bool IsHopeless(const Entry& entry, SteadyTime now) const;
 
   int64_t size() const { return size_; }
+  // How many callers the queue knows: those that have jobs, and kRemembered
+  // others at most.
+  size_t callers() const { return callers_.size(); }
 
  private:
+  // Returns the caller, which is about to get a job.
   Caller& Activate(uint64_t id);
+  // Remembers a caller whose last job was removed, and forgets the one that has
+  // been without a job for the longest time if there are too many.
+  void Deactivate(Caller& caller);
+  int64_t active_callers() const {
+    return static_cast<int64_t>(active_.size());
+  }
   void Charge(Caller& caller, Duration time);
   // Returns the caller's next job, which must have one that is ready.
   static Turn Choose(const Caller& caller, bool tight);
@@ -182,14 +195,16 @@ class JobQueue {
   const int64_t workers_;
   int64_t size_ = 0;
   int64_t next_number_ = 0;
-  int64_t active_callers_ = 0;  // those that have jobs
-  Duration left_{0};            // of all jobs
+  Duration left_{0};  // of all jobs
   // The most service that a caller had which got a turn. A caller whose first
   // job arrives has had at least kMostBehind less.
   Duration virtual_now_{0};
-  // Also has callers without jobs, so that they do not get more by ending all
-  // their jobs for a moment.
-  std::unordered_map<uint64_t, std::unique_ptr<Caller>> callers_;
+  std::list<Caller> active_;  // those that have jobs
+  // Those that have none, in the order of their last jobs. They keep their
+  // service, so that they do not get more by ending all their jobs for a
+  // moment.
+  std::list<Caller> idle_;
+  std::unordered_map<uint64_t, std::list<Caller>::iterator> callers_;
   ByService ready_callers_;  // those that have a job that is ready
 };
 
