@@ -4,13 +4,15 @@
 
 #include <signal.h>
 
+#include <optional>
 #include <stop_token>
 #include <thread>
 
 namespace attnd::attnctl {
 
 // While it exists, the first SIGINT or SIGTERM requests a stop. The second one
-// ends the process, as usual. Create it before the process has other threads,
+// ends the process, as usual. The same signal counts once if it comes again
+// within 100 ms. Create it before the process has other threads,
 // and destroy it in the same thread: it blocks the signals in this thread and
 // in those that start later.
 class Interrupt {
@@ -24,6 +26,9 @@ class Interrupt {
 
  private:
   void Wait();
+  // Returns the signal that comes next. Returns nothing after `timeout_ms`, or
+  // if this object is destroyed.
+  std::optional<int> Next(int timeout_ms);
 
   std::stop_source stop_;
   sigset_t signals_;

@@ -46,7 +46,8 @@ void StopSignals::Block() {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
-StopSignals::StopSignals() : thread_([this] { Run(); }) {}
+StopSignals::StopSignals(std::chrono::milliseconds repeat)
+    : repeat_(repeat), thread_([this] { Run(); }) {}
 
 StopSignals::~StopSignals() { End(); }
 
@@ -117,12 +118,20 @@ void StopSignals::Run() {
       std::_Exit(EXIT_FAILURE);
     }
   }
-  const int second = NextStop();
-  {
+  // A signal that came during the start is read only now, so it counts as a
+  // repetition. It could change nothing, because kAtOnce cancels all calls.
+  const auto begin = std::chrono::steady_clock::now();
+  int second = 0;
+  bool repeated = false;
+  do {
+    second = NextStop();
+    repeated =
+        second == first && std::chrono::steady_clock::now() - begin < repeat_;
     const std::lock_guard lock(mutex_);
     if (ended_) return;
-    second_seen_ = true;
-  }
+    second_seen_ = !repeated;
+    if (repeated) spdlog::info("signal {} came twice, and counts once", first);
+  } while (repeated);
   spdlog::warn("signal {} is the second one: cancelling the running calls",
                second);
   callbacks_->on_second();

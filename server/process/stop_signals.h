@@ -3,6 +3,7 @@
 #ifndef ATTND_SERVER_PROCESS_STOP_SIGNALS_H_
 #define ATTND_SERVER_PROCESS_STOP_SIGNALS_H_
 
+#include <chrono>
 #include <condition_variable>
 #include <csignal>
 #include <functional>
@@ -36,7 +37,8 @@ class StopSignals {
   // What the thread of this class does after Wait was called. It calls one
   // function after the other.
   struct Callbacks {
-    // Called once, when a second signal asks the server to shut down.
+    // Called once, when a second signal asks the server to shut down. The same
+    // signal again, right after the first one, is not a second one.
     std::function<void()> on_second;
     // Called for each SIGHUP. If it is empty, SIGHUP is logged and ignored.
     std::function<void()> on_hangup = nullptr;
@@ -50,7 +52,12 @@ class StopSignals {
   // Starts the thread. If a signal asks for the end before Wait is called,
   // because the server is still starting, Wait returns kAtOnce. If Wait is not
   // called within 600 ms, the thread ends the process with exit code 1.
-  StopSignals();
+  //
+  // The same signal counts once if it comes again within `repeat`. The program
+  // timeout, for example, sends SIGTERM to its child and then to all processes
+  // of its group.
+  explicit StopSignals(
+      std::chrono::milliseconds repeat = std::chrono::milliseconds(100));
   // Calls End.
   ~StopSignals();
 
@@ -67,6 +74,7 @@ class StopSignals {
   // Waits for a signal that asks the server to end, and returns its number.
   int NextStop();
 
+  const std::chrono::milliseconds repeat_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::optional<Callbacks> callbacks_;  // set by Wait

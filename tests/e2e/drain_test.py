@@ -97,7 +97,7 @@ def test_the_announcement_is_full_service(attnd, stubs):
     status, why = get(server, '/readyz')
     assert (status, get(server, '/livez')) == (503, (200, 'ok\n'))
     assert 'about to drain' in why and 'still takes calls' in why
-    server.signal()
+    server.signal(signal.SIGINT)
     assert server.wait(work.AT_ONCE_SECONDS) == 1
     server.forget()
 
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_the_announcement_and_the_calls(attnd, stubs):
     wait_until_busy(client)
     announcing(server, channel)
     assert not call.done()
-    server.signal()
+    server.signal(signal.SIGINT)
     assert server.wait(work.AT_ONCE_SECONDS) == 1
     assert call.code() in (grpc.StatusCode.CANCELLED,
                            grpc.StatusCode.UNAVAILABLE)

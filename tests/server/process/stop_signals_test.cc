@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <functional>
@@ -107,6 +108,39 @@ TEST(StopSignalsDeathTest, ASecondOneIsTold) {
     Send(SIGTERM);
     signals.Wait({.on_second = [&] { second.release(); }});
     Send(SIGINT);
+    second.acquire();
+    return signals.End() ? 0 : 1;
+  });
+}
+
+TEST(StopSignalsDeathTest, TheSameSignalCountsOnceIfItComesAgainAtOnce) {
+  InItsOwnProcess([] {
+    StopSignals signals(std::chrono::hours(1));
+    std::atomic<bool> is_second = false;
+    std::binary_semaphore hangup(0);
+    Send(SIGTERM);
+    signals.Wait({.on_second = [&] { is_second = true; },
+                  .on_hangup = [&] { hangup.release(); }});
+    for (int i = 0; i < 3; ++i) {
+      Send(SIGTERM);
+      // After the thread has read SIGHUP, it has read SIGTERM too: signals that
+      // wait have an order, but the thread may have read SIGHUP before.
+      for (int j = 0; j < 2; ++j) {
+        Send(SIGHUP);
+        hangup.acquire();
+      }
+    }
+    return is_second || signals.End() ? 1 : 0;
+  });
+}
+
+TEST(StopSignalsDeathTest, TheSameSignalIsASecondOneLater) {
+  InItsOwnProcess([] {
+    StopSignals signals(std::chrono::milliseconds(0));
+    std::binary_semaphore second(0);
+    Send(SIGTERM);
+    signals.Wait({.on_second = [&] { second.release(); }});
+    Send(SIGTERM);
     second.acquire();
     return signals.End() ? 0 : 1;
   });
