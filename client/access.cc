@@ -1,17 +1,12 @@
 #include "client/access.h"
 
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
-#include <cstring>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -21,8 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "base/small_file.h"
 #include "base/status_macros.h"
-#include "base/unique_fd.h"
 #include "client/error_details.h"
 
 namespace attnd::client {
@@ -34,28 +29,9 @@ using SteadyClock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kTokenPeriod{1};
 // A server refuses large headers, so a larger token could not be sent.
 constexpr size_t kMaxTokenBytes = 4096;
-// More than any list of authorities has. It keeps a device, such as /dev/zero,
-// from filling the memory.
+// More than any list of authorities has.
 constexpr size_t kMaxFileBytes = 8 << 20;
 constexpr absl::string_view kPemBegin = "-----BEGIN";
-
-// Returns the contents of a file. The error is the text of the system's error.
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) return absl::NotFoundError(strerror(errno));
-  std::string text;
-  std::array<char, 4096> bytes;
-  for (;;) {
-    const ssize_t size = read(fd.get(), bytes.data(), bytes.size());
-    if (size < 0 && errno == EINTR) continue;
-    if (size < 0) return absl::NotFoundError(strerror(errno));
-    if (size == 0) return text;
-    text.append(bytes.data(), static_cast<size_t>(size));
-    if (text.size() > kMaxFileBytes) {
-      return absl::NotFoundError("it is larger than 8 MiB");
-    }
-  }
-}
 
 // Returns the text of a member of TlsOptions, which is the text or a path.
 absl::StatusOr<std::string> TextOf(absl::string_view field,
@@ -63,7 +39,7 @@ absl::StatusOr<std::string> TextOf(absl::string_view field,
   if (absl::StartsWith(absl::StripLeadingAsciiWhitespace(value), kPemBegin)) {
     return value;
   }
-  absl::StatusOr<std::string> text = ReadFile(value);
+  absl::StatusOr<std::string> text = ReadSmallFile(value, kMaxFileBytes);
   if (!text.ok()) {
     return FieldError(
         field, "a file that can be read",
@@ -167,7 +143,7 @@ std::string TokenError(absl::string_view token) {
 }
 
 absl::StatusOr<std::string> ReadToken(const std::string& path) {
-  absl::StatusOr<std::string> text = ReadFile(path);
+  absl::StatusOr<std::string> text = ReadSmallFile(path, kMaxFileBytes);
   if (!text.ok()) {
     return FieldError(
         "token_file", "a file that can be read",

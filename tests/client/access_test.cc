@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <filesystem>
@@ -299,6 +300,9 @@ TEST_F(AccessTest, RefusesTokensThatNoHeaderCanHold) {
     std::string file;
     std::string text;
   };
+  // Nobody writes to it, so that reading it would never end.
+  const std::string pipe = folder_ + "/pipe";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
   const std::vector<Case> cases = {
       {"secret\n", "", "token: expected 1 to 4096 visible ASCII"},
       {"secret 1", "", "other characters"},
@@ -306,6 +310,7 @@ TEST_F(AccessTest, RefusesTokensThatNoHeaderCanHold) {
       {std::string(4097, 's'), "", "4097 characters"},
       {"secret", Write("t", "secret"), "because token is set"},
       {"", folder_ + "/none", "No such file"},
+      {"", pipe, "it is not a regular file"},
       {"", Write("empty", "\n"), "nothing in "},
       {"", Write("two", "secret\nsecret"), "other characters in "}};
   for (const Case& wrong : cases) {
