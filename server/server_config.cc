@@ -127,6 +127,17 @@ CLI::Validator SocketMode() {
   return {check, "0600 to 0777, octal"};
 }
 
+// Accepts one of `words`.
+CLI::Validator OneOf(const std::vector<std::string>& words) {
+  const auto check = [words](const std::string& text) -> std::string {
+    if (std::find(words.begin(), words.end(), text) != words.end()) return "";
+    return absl::StrCat(
+        "expected ", absl::StrJoin(words.begin(), words.end() - 1, ", "),
+        " or ", words.back(), ", got ", text.empty() ? "nothing" : text);
+  };
+  return {check, absl::StrJoin(words, ", ")};
+}
+
 // Refuses otlp in a build that has no OpenTelemetry.
 CLI::Validator CanExport() {
   const auto check = [](const std::string& text) -> std::string {
@@ -269,16 +280,16 @@ std::unique_ptr<CLI::App> MakeApp(ServerConfig& config,
   app->add_option("--log-level", config.log_level,
                   "The least important messages that the server writes to "
                   "stderr. debug writes a line for each request")
-      ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
+      ->check(OneOf({"debug", "info", "warning", "error"}));
   app->add_option("--log-format", config.log_format,
                   "The format of the log: text for people, or json for "
                   "programs, with one object per line")
-      ->check(CLI::IsMember({"text", "json"}));
+      ->check(OneOf({"text", "json"}));
   app->add_option("--trace-export", config.trace_export,
                   "Where spans of calls go whose clients send a sampled "
                   "traceparent: none, or otlp for the collector that "
                   "OTEL_EXPORTER_OTLP_ENDPOINT names")
-      ->check(CLI::IsMember({"none", "otlp"}))
+      ->check(OneOf({"none", "otlp"}))
       ->check(CanExport());
   app->set_config("--config", "",
                   "A file of key = value lines (TOML or INI), such as "
@@ -488,6 +499,29 @@ bool IsServiceLink(absl::string_view name, absl::string_view value,
   return false;
 }
 
+// Adds an error for each option that has no effect without another one. Its
+// user expects protection that is not there.
+void CheckCombinations(const ServerConfig& config,
+                       std::vector<std::string>& errors) {
+  if (!config.shm_allow_uids.empty() && config.shm_socket.empty()) {
+    errors.emplace_back(
+        "--shm-allow-uids: expected --shm-socket as well, because the uids are "
+        "those that can use its socket, got none");
+  }
+  const bool has_tcp = std::any_of(
+      config.listen.begin(), config.listen.end(), [](const std::string& text) {
+        const auto address = ListenAddress::Parse(text);
+        // Server::Start reports an address that is wrong.
+        return !address.ok() || !address->is_unix();
+      });
+  if (!config.access.tls.cert.empty() && !has_tcp) {
+    errors.push_back(absl::StrCat(
+        "--tls-cert: expected a TCP address in --listen as well, because unix "
+        "sockets have no TLS, got ",
+        absl::StrJoin(config.listen, ",")));
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
@@ -512,6 +546,7 @@ absl::StatusOr<CommandLine> ParseConfig(const std::vector<std::string>& args,
   } catch (const CLI::Error& error) {
     errors.emplace_back(error.what());
   }
+  if (errors.empty()) CheckCombinations(line.config, errors);
   if (!errors.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
         absl::StrJoin(errors, "\n"), " (attnd --help describes each option)"));

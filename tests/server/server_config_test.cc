@@ -261,6 +261,45 @@ TEST_F(ServerConfigTest, WrongSettingsAreErrors) {
   }
 }
 
+TEST_F(ServerConfigTest, AWrongWordIsNamedWithThoseThatAreExpected) {
+  const auto error = [](const std::string& flag) {
+    const auto line = ParseConfig({flag}, {});
+    return std::string(line.status().message());
+  };
+  EXPECT_THAT(error("--log-level=loud"),
+              ::testing::HasSubstr("--log-level: expected debug, info, "
+                                   "warning or error, got loud"));
+  EXPECT_THAT(
+      error("--log-format="),
+      ::testing::HasSubstr("--log-format: expected text or json, got nothing"));
+  EXPECT_THAT(error("--trace-export=jaeger"),
+              ::testing::HasSubstr(
+                  "--trace-export: expected none or otlp, got jaeger"));
+}
+
+TEST_F(ServerConfigTest, AnOptionWithoutTheOneThatItIsForIsAnError) {
+  const auto uids = ParseConfig({"--shm-allow-uids=1"}, {});
+  ASSERT_FALSE(uids.ok());
+  EXPECT_THAT(uids.status().message(),
+              ::testing::HasSubstr("--shm-allow-uids: expected --shm-socket "));
+  EXPECT_TRUE(ParseConfig({"--shm-allow-uids=1", "--shm-socket=/x"}, {}).ok());
+
+  const std::vector<std::string> tls = {"--tls-cert=c", "--tls-key=k"};
+  const auto with_listen = [&tls](const std::string& listen) {
+    std::vector<std::string> args = tls;
+    args.push_back("--listen=" + listen);
+    return ParseConfig(args, {});
+  };
+  EXPECT_TRUE(ParseConfig(tls, {}).ok());
+  EXPECT_TRUE(with_listen("unix:/x,127.0.0.1:1").ok());
+  const auto only_unix = with_listen("unix:/x,unix:/y");
+  ASSERT_FALSE(only_unix.ok());
+  EXPECT_THAT(only_unix.status().message(),
+              ::testing::HasSubstr(
+                  "--tls-cert: expected a TCP address in --listen as well, "
+                  "because unix sockets have no TLS, got unix:/x,unix:/y"));
+}
+
 // Comparisons with NaN are false, and clocks do not count times far below a
 // millisecond.
 TEST_F(ServerConfigTest, TimesAreNumbersThatAClockKnows) {
