@@ -32,6 +32,7 @@
 #include "server/connections/listener.h"
 #include "server/connections/socket_hooks.h"
 #include "server/load/load_meter.h"
+#include "server/log/log_fields.h"
 #include "server/memory/message_quota.h"
 #include "server/metrics/metrics.h"
 #include "server/process/log_sink.h"
@@ -136,8 +137,9 @@ void LogAccess(const AccessControl& access, const std::string& token_file) {
                      : "");
   }
   if (access.needs_tokens()) {
-    spdlog::info("calls need one of the {} tokens in {}",
-                 access.tokens()->size(), token_file);
+    spdlog::info(
+        "calls need a token: {} has {}", token_file,
+        Counted(static_cast<int64_t>(access.tokens()->size()), "token"));
   }
 }
 
@@ -226,10 +228,10 @@ class Server::Impl {
     if (admin) ServeAdmin(*std::move(admin));
     LogAccess(*access_, config_.access.token_file);
     spdlog::info(
-        "attnd {} serves on {}: isa {}, {} threads, memory budget {} bytes, "
+        "attnd {} serves on {}: isa {}, {}, memory budget {} bytes, "
         "messages up to {} bytes",
         kVersion, absl::StrJoin(addresses_, ", "),
-        IsaName(engine_.machine().isa), engine_.threads(),
+        IsaName(engine_.machine().isa), Counted(engine_.threads(), "thread"),
         admission_.budget_bytes(), config_.max_message_bytes);
     if (config_.address_file.empty()) return absl::OkStatus();
     ATTND_ASSIGN_OR_RETURN(
@@ -271,12 +273,12 @@ class Server::Impl {
     SetNotServingForGood("the server is draining and takes no new calls");
     // Readers of the log can rely on this line: the server admits no call after
     // it.
-    spdlog::info("draining: {} calls still run",
-                 admission_.usage().reservations);
+    spdlog::info("draining, with {} in progress",
+                 Counted(admission_.usage().reservations, "call"));
     const bool idle = admission_.WaitIdle(Seconds(config_.drain_timeout_s));
     if (!idle) {
-      spdlog::warn("cancelling the {} calls that still run",
-                   admission_.usage().reservations);
+      spdlog::warn("cancelling {} that did not end in time",
+                   Counted(admission_.usage().reservations, "call"));
     }
     acceptor_.reset();
     // Cancels the calls that still run, and returns when their reactors are

@@ -174,8 +174,8 @@ std::optional<absl::Status> AccessControl::ReloadTokens() {
   const bool first = tokens_ == nullptr;
   tokens_ = std::make_shared<const TokenList>(*std::move(list));
   if (!first) {
-    spdlog::info("new calls use the changed list of {} tokens in {}",
-                 tokens_->size(), options_.token_file);
+    spdlog::info("new calls use the changed list in {} (tokens: {})",
+                 options_.token_file, tokens_->size());
   }
   return absl::OkStatus();
 }

@@ -54,6 +54,10 @@ std::string JsonString(absl::string_view text) {
       "\"");
 }
 
+std::string Counted(int64_t count, absl::string_view noun) {
+  return absl::StrCat(count, " ", noun, count == 1 ? "" : "s");
+}
+
 void LogFields(spdlog::level::level_enum level, absl::string_view message,
                const std::vector<LogField>& fields) {
   spdlog::logger* const logger = spdlog::default_logger_raw();

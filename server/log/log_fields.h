@@ -24,6 +24,9 @@ enum class LogFormat {
 void SetLogFormat(LogFormat format);
 LogFormat GetLogFormat();
 
+// Returns `count` and the noun in its right form: "1 call" or "2 calls".
+std::string Counted(int64_t count, absl::string_view noun);
+
 struct LogField {
   absl::string_view name;  // letters and underscores
   // A text may have any bytes. At most 256 of them are logged.

@@ -469,4 +469,4 @@ def test_the_log_says_what_clients_need(attnd, files, authority, tmp_path):
     poll_until(lambda: 'serves on' in server.log(), 60, 'the log')
     assert ('connections over TCP need TLS, and a certificate of the client' in
             server.log())
-    assert f'calls need one of the 2 tokens in {tokens}' in server.log()
+    assert f'calls need a token: {tokens} has 2 tokens' in server.log()
