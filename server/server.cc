@@ -426,6 +426,15 @@ class Server::Impl {
          .read = [] { return static_cast<double>(DroppedLogLines()); }}};
     if (access_->has_tls()) {
       metrics.push_back(
+          {.name = "attnd_failed_tls_handshakes_total",
+           .help =
+               "Encrypted connections that ended before the client had sent "
+               "anything that could be decrypted.",
+           .is_counter = true,
+           .read = [this] {
+             return static_cast<double>(guard_->failed_handshakes());
+           }});
+      metrics.push_back(
           {.name = "attnd_tls_reload_failures_total",
            .help = "New certificates and keys that failed a check.",
            .is_counter = true,

@@ -41,6 +41,7 @@ Connection::~Connection() { Closed(); }
 Connection::Verdict Connection::Received(const char* data, size_t size,
                                          SteadyTime now) {
   turn_bytes_ += size;
+  has_received_.store(true, std::memory_order_relaxed);
   const std::lock_guard lock(mutex_);
   if (!end_reason_.empty()) return Verdict::kMustEnd;
   too_many_resets_ = false;

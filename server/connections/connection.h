@@ -117,6 +117,14 @@ class Connection {
   // Counts `size` bytes that the client has sent. Call it before gRPC gets
   // them.
   Verdict Received(const char* data, size_t size, SteadyTime now);
+  // Call it when the client has sent encrypted bytes. What they decrypt to goes
+  // to Received.
+  void ReceivedEncrypted() {
+    sent_encrypted_.store(true, std::memory_order_relaxed);
+  }
+  // Returns whether the client has sent encrypted bytes, but nothing could be
+  // decrypted: the handshake of TLS is not complete, or has failed.
+  bool is_in_handshake() const { return sent_encrypted_ && !has_received_; }
   // Counts `size` bytes that were sent to the client.
   void Sent(const char* data, size_t size);
 
@@ -196,6 +204,8 @@ class Connection {
   const std::shared_ptr<ConnectionTotals> totals_;
   const SteadyTime accepted_at_;
 
+  std::atomic<bool> sent_encrypted_ = false;
+  std::atomic<bool> has_received_ = false;  // Received was called
   std::atomic<bool> can_rearm_ = false;
   std::atomic<bool> paused_ = false;
   std::atomic<size_t> turn_bytes_ = 0;

@@ -90,6 +90,12 @@ std::shared_ptr<Connection> ConnectionGuard::Add(int fd,
 
 void ConnectionGuard::Forget(const std::shared_ptr<Connection>& connection) {
   connection->Closed();
+  if (connection->is_in_handshake()) {
+    ++failed_handshakes_;
+    const std::lock_guard lock(report_mutex_);
+    ++handshakes_.count;
+    handshakes_.last_peer = connection->peer();
+  }
   {
     const std::lock_guard lock(mutex_);
     connections_.erase(connection.get());
@@ -244,9 +250,16 @@ void ConnectionGuard::LimitMemory(SteadyTime now) {
 
 void ConnectionGuard::Report() {
   std::unordered_map<std::string_view, Ended> ended;
+  Ended handshakes;
   {
     const std::lock_guard lock(report_mutex_);
     ended.swap(ended_);
+    std::swap(handshakes, handshakes_);
+  }
+  // Only information, because whoever can reach the port can cause it.
+  if (handshakes.count > 0) {
+    spdlog::info("{} TLS handshake(s) failed, the last one with {}",
+                 handshakes.count, handshakes.last_peer);
   }
   for (const auto& [reason, who] : ended) {
     spdlog::warn("ended {} connection(s), the last one from {}: {}", who.count,

@@ -3,6 +3,7 @@
 #ifndef ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 #define ATTND_SERVER_CONNECTIONS_CONNECTION_GUARD_H_
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -69,6 +70,9 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
 
   // Returns how many connections there are.
   int64_t connections() const;
+  // Returns how many connections were closed in their handshake of TLS
+  // (Connection::is_in_handshake).
+  int64_t failed_handshakes() const { return failed_handshakes_; }
 
   // Returns the bytes of memory that this process has used and that no other
   // process shares. Mapped files and the shared memory of clients do not count.
@@ -95,7 +99,7 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
                   int64_t min_size, std::string_view reason);
   void End(Connection& connection, std::string_view reason);
   // Logs how many connections were ended since the last report, one line for
-  // each reason.
+  // each reason, and how many were closed in their handshake.
   void Report();
 
   const Options options_;
@@ -113,7 +117,10 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
     std::string last_peer;
   };
   std::mutex report_mutex_;
+  // report_mutex_ guards these two.
   std::unordered_map<std::string_view, Ended> ended_;  // by reason
+  Ended handshakes_;
+  std::atomic<int64_t> failed_handshakes_ = 0;
 
   std::thread thread_;
 };

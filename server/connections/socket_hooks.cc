@@ -194,7 +194,11 @@ __attribute__((visibility("default"))) ssize_t recvmsg(int fd, msghdr* message,
   }
   const ssize_t bytes = attnd::server::ReadAtMost(
       may_read, *message, [&] { return next(fd, message, flags); });
-  if (bytes <= 0 || entry->encrypted) return bytes;
+  if (bytes <= 0) return bytes;
+  if (entry->encrypted) {
+    entry->connection->ReceivedEncrypted();
+    return bytes;
+  }
   const auto now = std::chrono::steady_clock::now();
   const bool goes_on = attnd::server::ForEachPart(
       *message, bytes, [&](const char* data, size_t size) {

@@ -47,8 +47,14 @@ void LogOfGrpc(gpr_log_func_args* args) {
     LogLast("gRPC", args->file, args->line, text);
     return;
   }
+  // Whoever can reach the port can cause these lines, with a handshake that
+  // fails. The server's own certificate and key were checked before gRPC got
+  // them (CheckTlsFiles).
+  const bool is_of_client =
+      std::string_view(args->file).ends_with("/ssl_transport_security.cc");
   const spdlog::level::level_enum level =
-      args->severity == GPR_LOG_SEVERITY_ERROR  ? spdlog::level::err
+      args->severity == GPR_LOG_SEVERITY_ERROR
+          ? (is_of_client ? spdlog::level::info : spdlog::level::err)
       : args->severity == GPR_LOG_SEVERITY_INFO ? spdlog::level::info
                                                 : spdlog::level::debug;
   Log("gRPC", level, args->file, args->line, text);

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 
 import grpc
 import numpy as np
@@ -200,6 +201,64 @@ def test_mutual_tls_needs_a_certificate_of_the_authority(
     # The mode of the file protects a unix socket.
     with open_channel(server.unix) as channel:
       assert info(channel, stubs).version
+
+
+def failed_handshakes(server):
+  text = urllib.request.urlopen(f'http://{server.admin}/metrics').read().decode()
+  return int(re.search(r'^attnd_failed_tls_handshakes_total (\d+)', text,
+                       re.MULTILINE)[1])
+
+
+def test_failed_handshakes_are_counted_and_no_errors(attnd, files, authority,
+                                                     stubs, tmp_path):
+  stranger = Authority(tmp_path, 'stranger')
+  with Server(attnd, *files.flags, f'--tls-client-ca={authority.cert}',
+              admin='127.0.0.1:0') as server:
+    host, port = server.tcp.split(':')
+    # A good connection, a check whether the port is open, and plain text on
+    # the unix socket are no failures.
+    with tls_channel(server.tcp, authority,
+                     authority.issue('alice')) as channel:
+      assert info(channel, stubs).version
+    socket.create_connection((host, int(port)), timeout=60).close()
+    with open_channel(server.unix) as channel:
+      assert info(channel, stubs).version
+    peers = []
+
+    def send(data):
+      with socket.create_connection((host, int(port)), timeout=60) as plain:
+        peers.append('{}:{}'.format(*plain.getsockname()))
+        plain.sendall(data)
+        while plain.recv(1 << 16):
+          pass
+
+    def refuse_the_server():
+      with pytest.raises(ssl.SSLError):
+        handshake(server.tcp, client_context(stranger))
+
+    def send_a_foreign_certificate():
+      context = client_context(authority, stranger.issue('mallory'))
+      with pytest.raises(OSError):
+        with handshake(server.tcp, context) as connection:
+          connection.sendall(PREFACE)
+          while connection.recv(1 << 16):
+            pass
+          raise ConnectionResetError  # closed without an alert
+
+    for count, fail in enumerate((
+        refuse_the_server, send_a_foreign_certificate,
+        lambda: send(b'GET / HTTP/1.1\r\n\r\n'), lambda: send(PREFACE))):
+      assert failed_handshakes(server) == count
+      fail()
+      poll_until(lambda: failed_handshakes(server) > count, 60,
+                 'a failed handshake')
+    assert failed_handshakes(server) == 4
+    poll_until(lambda: sum(
+        int(n) for n in re.findall(r'(\d+) TLS handshake\(s\) failed',
+                                   server.log())) == 4, 60,
+               'lines about the handshakes')
+    assert f'the last one with ipv4:{peers[-1]}\n' in server.log()
+    assert '[error]' not in server.log()
 
 
 # --- replacing files -----------------------------------------------------------

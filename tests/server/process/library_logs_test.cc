@@ -50,6 +50,12 @@ TEST_F(LibraryLogsTest, TakesTheLinesOfBothLibraries) {
   EXPECT_THAT(text(), HasSubstr(": not UTF-8\n"));
 }
 
+TEST_F(LibraryLogsTest, AHandshakeThatFailsIsNoErrorOfTheServer) {
+  gpr_log("src/core/tsi/ssl_transport_security.cc", 1, GPR_LOG_SEVERITY_ERROR,
+          "Handshake failed");
+  EXPECT_THAT(text(), HasSubstr("[info] gRPC ssl_transport_security.cc:1: "));
+}
+
 TEST_F(LibraryLogsTest, CutsLongLines) {
   const std::string message = std::string(200, 'x') + "yyy";
   gpr_log("a.cc", 1, GPR_LOG_SEVERITY_ERROR, "%s", message.c_str());
