@@ -259,6 +259,11 @@ std::string Access::HintFor(absl::string_view message) const {
   if (absl::StrContains(message, "wrong version number")) {
     return "; the server does not seem to use TLS";
   }
+  if (absl::StrContains(message, "Trying to connect an http1.x server")) {
+    return "; the port is for HTTP/1, as attnd's admin port is "
+           "(--admin-listen): calls need the port of --listen, which is 50051 "
+           "by default";
+  }
   // A server that refuses a handshake closes the connection. gRPC says "last
   // error" only if the connection was never ready.
   if (absl::StrContains(message, "last error: ") &&

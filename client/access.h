@@ -60,7 +60,8 @@ struct Access {
   static absl::StatusOr<Access> Load(const ClientOptions& options);
 
   // Returns what to check if gRPC could not connect and says `message`, as text
-  // to append to it. Returns nothing if TLS has no part in the failure.
+  // to append to it. Returns nothing if TLS or HTTP/1 has no part in the
+  // failure.
   std::string HintFor(absl::string_view message) const;
 };
 

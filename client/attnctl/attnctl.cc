@@ -125,11 +125,13 @@ void AddAccessFlags(CLI::App& app, Session& session) {
 
 void AddGlobalFlags(CLI::App& app, Session& session) {
   app.add_option("--server", session.server,
-                 WithVariable("the server's address: host:port or unix:PATH",
+                 WithVariable("the server's address: host, host:port or "
+                              "unix:PATH",
                               "--server"))
       ->capture_default_str()
       ->type_name("ADDR")
-      ->check(ServerAddressError);
+      ->check(ServerAddressError)
+      ->transform(WithDefaultPort);
   AddNumberFlag(app, "--deadline", session.deadline_seconds,
                 "how long the call can take; 0 sets no limit. Until then, "
                 "attnctl tries again if there is no server or if the server is "

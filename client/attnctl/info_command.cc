@@ -62,9 +62,8 @@ ExitCode RunHealth(const std::string& service, Session& session) {
       session.Connect(kHealthDeadline, kNoRetries, /*only_healthy=*/false)
           .CheckHealth(service);
   if (!health.ok()) {
-    session.CallError(health.status());
-    // For any error, it is unknown whether the server is serving.
-    return kUnavailable;
+    // For any error of the call, it is unknown whether the server is serving.
+    return session.CallError(health.status()) == kUsage ? kUsage : kUnavailable;
   }
   session.screen.Print(HealthName(*health));
   return *health == client::Health::kServing ? kOk : kUnavailable;

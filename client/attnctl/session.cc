@@ -56,6 +56,13 @@ std::string CodeAndMessage(const absl::Status& status) {
                       WithFlagNames(status.message()));
 }
 
+// Returns whether the client library has refused the call before it sent
+// anything, because an argument is wrong.
+bool IsUsageError(const absl::Status& status,
+                  const client::ErrorDetails& details) {
+  return absl::IsInvalidArgument(status) && details.domain == "attnd.client";
+}
+
 }  // namespace
 
 void Screen::Print(absl::string_view line) { *out_ << Printable(line) << "\n"; }
@@ -134,18 +141,21 @@ client::AttentionClient Session::Connect(absl::Duration deadline,
                                    "; trying again until ", until,
                                    " (Ctrl-C stops)"));
   };
-  const bool has_tls = use_tls || !tls.ca.empty() || !tls.cert.empty() ||
-                       !tls.key.empty() || !tls.server_name.empty();
   return client::AttentionClient(
       {.target = server,
        .deadline = deadline,
        .max_message_bytes = max_message_bytes,
        .retry = retry,
-       .tls = has_tls ? std::optional(tls) : std::nullopt,
+       .tls = UsesTls() ? std::optional(tls) : std::nullopt,
        .token_file = token_file,
        .allow_plaintext_token = allow_plaintext_token,
        .only_healthy = only_healthy,
        .on_retry = report_retry});
+}
+
+bool Session::UsesTls() const {
+  return use_tls || !tls.ca.empty() || !tls.cert.empty() || !tls.key.empty() ||
+         !tls.server_name.empty();
 }
 
 ExitCode Session::CallError(const absl::Status& status) {
@@ -174,9 +184,20 @@ ExitCode Session::CallError(const absl::Status& status) {
                           ? "  token:  none; --token-file=FILE sends one"
                           : absl::StrCat("  token:  from ", token_file));
   }
+  if (absl::IsDeadlineExceeded(status)) {
+    screen.PrintError(
+        "  time:   --deadline=SECONDS gives the call more; 0 sets no limit");
+  }
+  if (absl::IsUnavailable(status) && UsesTls() &&
+      absl::StartsWith(server, "unix:")) {
+    screen.PrintError(
+        "  tls:    turned on by --tls or a flag that begins with --tls-, or by "
+        "the variable of one (ATTNCTL_TLS...), but attnd has no TLS on unix "
+        "sockets");
+  }
   screen.PrintError(absl::StrCat("  server: ", server));
-  return status.code() == absl::StatusCode::kUnavailable ? kUnavailable
-                                                         : kCallFailed;
+  if (absl::IsUnavailable(status)) return kUnavailable;
+  return IsUsageError(status, details) ? kUsage : kCallFailed;
 }
 
 ExitCode Session::FileError(const absl::Status& status) {

@@ -102,9 +102,12 @@ struct Session {
       absl::Duration deadline = client::ClientOptions().deadline,
       const client::RetryPolicy& retry = {}, bool only_healthy = true);
 
+  // Returns whether one of the flags above turns on TLS.
+  bool UsesTls() const;
+
   // Prints the error of a failed call, with its code, message, reason, fields
-  // and the server's address, and with the file of the token if that is what
-  // the server refuses. Returns the exit code for it.
+  // and the server's address, and with the flags that could be the cause.
+  // Returns the exit code for it.
   ExitCode CallError(const absl::Status& status);
 
   // Prints the error of a file that could not be read or written. Returns

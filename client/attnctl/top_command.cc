@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -97,7 +98,8 @@ ExitCode RunOnce(const TopFlags& flags, Session& session) {
 }
 
 // Shows samples until the user quits: on the screen, or as lines of JSON.
-ExitCode RunLive(const TopFlags& flags, Session& session) {
+// Returns an error if no call can succeed.
+absl::StatusOr<ExitCode> RunLive(const TopFlags& flags, Session& session) {
   // When the user quits, this is destroyed last: it waits for the call that is
   // in progress, and the terminal must be restored before that.
   std::future<LoadSample> pending;
@@ -127,6 +129,10 @@ ExitCode RunLive(const TopFlags& flags, Session& session) {
     if (pending.valid() &&
         pending.wait_for(kInputPeriod) == std::future_status::ready) {
       LoadSample sample = pending.get();
+      // An argument that is wrong stays so.
+      if (absl::IsInvalidArgument(sample.info.status())) {
+        return sample.info.status();
+      }
       was_reached = was_reached || sample.info.ok();
       report.Add(std::move(sample));
       if (!flags.json) {
@@ -160,7 +166,8 @@ ExitCode RunTop(const TopFlags& flags, Session& session) {
   const bool draws = session.screen.out_is_terminal() && terminal != nullptr &&
                      terminal != std::string("dumb");
   if (flags.once || (!flags.json && !draws)) return RunOnce(flags, session);
-  return RunLive(flags, session);
+  const absl::StatusOr<ExitCode> code = RunLive(flags, session);
+  return code.ok() ? *code : session.CallError(code.status());
 }
 
 }  // namespace

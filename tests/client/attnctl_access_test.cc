@@ -175,12 +175,42 @@ TEST_F(AttnctlAccessTest, WrongFilesAreNamed) {
   // The name of a file is not that of a flag.
   const std::string named_alike = Write("tls.ca", "nothing");
   const Outcome no_pem = Run({"info", "--tls-ca=" + named_alike});
+  EXPECT_EQ(no_pem.exit_code, kUsage);
   EXPECT_THAT(no_pem.err, AllOf(HasSubstr(": --tls-ca: expected certificates"),
                                 HasSubstr("/tls.ca\"")));
   const Outcome no_key = Run({"info", "--tls-cert=" + cert_});
-  EXPECT_EQ(no_key.exit_code, kCallFailed);
+  EXPECT_EQ(no_key.exit_code, kUsage);
   EXPECT_THAT(no_key.err, AllOf(HasSubstr("field:  --tls-key"),
                                 HasSubstr("key of --tls-cert")));
+}
+
+TEST_F(AttnctlAccessTest, NoCommandRunsWithAWrongArgument) {
+  const std::string no_pem = Write("no_pem", "nothing");
+  for (const std::vector<std::string>& command :
+       std::vector<std::vector<std::string>>{{"info"},
+                                             {"health"},
+                                             {"top", "--once"},
+                                             {"top", "--json"},
+                                             {"bench"},
+                                             {"estimate", "--seq-len=8"}}) {
+    SCOPED_TRACE(absl::StrJoin(command, " "));
+    const Outcome outcome = Run(command, {"--tls-ca=" + no_pem});
+    EXPECT_EQ(outcome.exit_code, kUsage) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr("field:  --tls-ca"));
+  }
+}
+
+TEST_F(AttnctlAccessTest, SaysThatAUnixSocketHasNoTls) {
+  const client::FakeServer plain(&handler_,
+                                 absl::StrCat("unix:", folder_, "/socket"));
+  ASSERT_EQ(setenv("ATTNCTL_TLS_CA", ca_.c_str(), 1), 0);
+  const Outcome outcome = Run({"info", "--server=" + plain.target()});
+  unsetenv("ATTNCTL_TLS_CA");
+  EXPECT_EQ(outcome.exit_code, kUnavailable);
+  EXPECT_THAT(outcome.err,
+              AllOf(HasSubstr("the server does not seem to use TLS\n"),
+                    HasSubstr("ATTNCTL_TLS"),
+                    HasSubstr("attnd has no TLS on unix sockets\n")));
 }
 
 TEST_F(AttnctlAccessTest, RefusesToSendATokenInPlainText) {
@@ -188,7 +218,7 @@ TEST_F(AttnctlAccessTest, RefusesToSendATokenInPlainText) {
                                             "--token-file=" + token_,
                                             "--deadline=20"};
   const Outcome refused = Run(command);
-  EXPECT_EQ(refused.exit_code, kCallFailed);
+  EXPECT_EQ(refused.exit_code, kUsage);
   EXPECT_THAT(refused.err, AllOf(HasSubstr("field:  --tls\n"),
                                  HasSubstr("(--allow-plaintext-token ")));
   EXPECT_EQ(Run(command, {"--allow-plaintext-token"}).exit_code, kUnavailable);

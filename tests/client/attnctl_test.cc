@@ -22,6 +22,7 @@
 #include "client/attnctl/exit_codes.h"
 #include "client/attnctl/npy.h"
 #include "client/error_details.h"
+#include "tests/client/error_status.h"
 #include "tests/client/fake_server.h"
 
 namespace attnd::attnctl {
@@ -711,11 +712,10 @@ TEST_F(AttnctlTest, RefusesGradientsThatCouldNotArrive) {
 class RefusingHandler final : public client::FakeHandler {
  public:
   client::WireReply OnServerInfo(v1::GetServerInfoResponse*) override {
-    const absl::Status refusal = client::FieldError("a.b", "1", "2");
-    return {
-        .code = 3,
-        .message = std::string(refusal.message()),
-        .details = std::string(*refusal.GetPayload(client::kStatusPayloadUrl))};
+    return {.code = 3,
+            .message = "a.b: expected 1, got 2",
+            .details = client::SerializedRefusal("INVALID_FIELD", "a.b",
+                                                 "expected 1, got 2")};
   }
 };
 
@@ -726,10 +726,17 @@ TEST(AttnctlErrorTest, PrintsCodeMessageReasonAndFieldOnce) {
   EXPECT_EQ(outcome.exit_code, kCallFailed);
   EXPECT_EQ(outcome.err,
             "attnctl: INVALID_ARGUMENT: a.b: expected 1, got 2\n"
-            "  reason: INVALID_FIELD (attnd.client)\n"
+            "  reason: INVALID_FIELD (attnd)\n"
             "  field:  a.b\n"
             "  server: " +
                 server.target() + "\n");
+}
+
+TEST(AttnctlErrorTest, AnAddressWithoutAPortIsThatOfAttnd) {
+  // Only this test uses the address.
+  const Outcome outcome = RunTool({"info", "--server=127.0.0.77"});
+  EXPECT_EQ(outcome.exit_code, kUnavailable);
+  EXPECT_THAT(outcome.err, HasSubstr("  server: 127.0.0.77:50051\n"));
 }
 
 TEST_F(AttnctlTest, BenchShowsProgressAndOneVerdict) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
 
 namespace attnd::attnctl {
 namespace {
@@ -43,6 +44,32 @@ TEST(ServerAddressTest, RefusesTheSchemesOfOtherProtocols) {
               ::testing::HasSubstr("without http://"));
   EXPECT_EQ(ServerAddressError(""),
             "expected host:port or unix:PATH, got nothing");
+}
+
+TEST(ServerAddressTest, AnAddressWithoutAPortGetsThatOfAttnd) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"localhost", "localhost:50051"},
+      {"10.0.0.1", "10.0.0.1:50051"},
+      {"::1", "[::1]:50051"},
+      {"[::1]", "[::1]:50051"},
+      {"dns:host", "dns:host:50051"},
+      {"dns:///host", "dns:///host:50051"},
+      {"dns://8.8.8.8/host", "dns://8.8.8.8/host:50051"},
+      {"ipv4:10.0.0.1,10.0.0.2:1", "ipv4:10.0.0.1:50051,10.0.0.2:1"},
+      {"ipv6:[::1],::2", "ipv6:[::1]:50051,[::2]:50051"}};
+  for (const auto& [address, target] : cases) {
+    EXPECT_EQ(WithDefaultPort(address), target);
+  }
+}
+
+TEST(ServerAddressTest, OtherAddressesStayAsTheyAre) {
+  for (const char* address :
+       {"127.0.0.1:1", "host:https", "[::1]:1", "unix:/run/a", "unix:a",
+        "unix-abstract:attnd", "dns:///host:1", "xds:attnd",
+        // ServerAddressError refuses these.
+        "", ":", "host:", "host:0", "http://host"}) {
+    EXPECT_EQ(WithDefaultPort(address), address);
+  }
 }
 
 }  // namespace

@@ -446,6 +446,24 @@ def test_a_file_that_memory_has_no_room_for_is_named(attnctl, tmp_path):
           done.stderr)
 
 
+def test_the_admin_port_is_named(build_dir, attnd):
+  with Server(attnd, admin='127.0.0.1:0') as server:
+    done = subprocess.run(
+        [str(build_dir / 'client' / 'attnctl'), 'info',
+         f'--server={server.admin}'], env=clean_environment(),
+        capture_output=True, text=True, timeout=60, check=False)
+  assert done.returncode == UNAVAILABLE
+  assert "as attnd's admin port is (--admin-listen): calls need" in done.stderr
+
+
+def test_a_passed_deadline_names_its_flag(attnctl, save):
+  sequence = save('x', np.ones((16, 65536, 1), np.float32))
+  done = attnctl('self', f'--sequence={sequence}', '--deadline=0.2')
+  assert done.returncode == CALL_FAILED
+  assert 'attnctl: DEADLINE_EXCEEDED' in done.stderr
+  assert '--deadline=SECONDS gives the call more' in done.stderr
+
+
 def test_grpc_prints_nothing_of_a_hostile_server(build_dir):
   hostile = http2.literals({':status': '200', 'content-type':
                             'application/grpc',

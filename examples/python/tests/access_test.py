@@ -4,7 +4,9 @@ one in this process, so that tests choose its certificates."""
 import asyncio
 import concurrent.futures
 import contextlib
+import socket
 import subprocess
+import threading
 
 import attnd
 from attnd import access
@@ -117,6 +119,29 @@ def test_a_server_without_tls_is_named(calling, authority):
     with pytest.raises(attnd.Unavailable, match='does not seem to use TLS'):
       calling(address, 'server_info', tls=attnd.TLS(ca=authority.cert), timeout=5,
               retry=attnd.RetryPolicy(max_attempts=1))
+
+
+def test_a_port_of_http1_is_named(calling):
+  over = threading.Event()
+
+  def serve(listener):
+    while not over.is_set():
+      connection, _ = listener.accept()
+      with connection:
+        connection.recv(4096)
+        connection.sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
+
+  with socket.create_server(('127.0.0.1', 0)) as listener:
+    thread = threading.Thread(target=serve, args=(listener,))
+    thread.start()
+    try:
+      with pytest.raises(attnd.Unavailable, match='admin port is .--admin-listen'):
+        calling('127.0.0.1:%d' % listener.getsockname()[1], 'server_info', timeout=5,
+                retry=attnd.RetryPolicy(max_attempts=1))
+    finally:
+      over.set()
+      socket.create_connection(listener.getsockname()).close()
+      thread.join()
 
 
 def expired(authority, folder):

@@ -102,7 +102,7 @@ def _checked(token: str) -> str:
 
 def hint_for(message: str, tls: TLS | None) -> str:
   """Returns what to check if gRPC says with `message` that it cannot connect because
-  of TLS, and otherwise an empty text."""
+  of TLS or HTTP/1, and otherwise an empty text."""
   if 'CERTIFICATE_VERIFY_FAILED' in message:
     return ('; the certificate of the server is not signed by an authority in '
             f'{"the list of gRPC (tls.ca names another)" if tls.ca is None else "tls.ca"}'
@@ -113,6 +113,9 @@ def hint_for(message: str, tls: TLS | None) -> str:
             'server, set tls.server_name to a name in the certificate')
   if 'WRONG_VERSION_NUMBER' in message:
     return '; the server does not seem to use TLS'
+  if 'Trying to connect an http1.x server' in message:
+    return ('; the port is for HTTP/1, as attnd\'s admin port is (--admin-listen): calls '
+            'need the port of --listen, which is 50051 by default')
   if ('Failed to create security handshaker' in message or
       (tls is not None and tls.key is not None and
        message.startswith('empty address list'))):  # grpcio 1.51
