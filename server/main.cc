@@ -4,12 +4,14 @@
 #include <malloc.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -62,6 +64,32 @@ void OpenStandardStreams() {
   }
 }
 
+// How long gRPC may take to end its threads after the server has closed all
+// connections. Sanitizers look for leaks after that, which takes longer.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr std::chrono::seconds kGrpcTime{120};
+#else
+constexpr std::chrono::seconds kGrpcTime{1};
+#endif
+
+// Ends the process with `exit_code` after kGrpcTime, unless it has ended by
+// then. If a client has not read what was sent to it, one of gRPC's threads
+// sleeps for up to 10 s, and longer if there are several such clients. gRPC
+// waits for that thread at its end, although all calls are over. An
+// orchestrator would kill the process meanwhile.
+void EndSoon(int exit_code) {
+  try {
+    std::thread([exit_code] {
+      std::this_thread::sleep_for(kGrpcTime);
+      spdlog::info("ending the process without waiting for gRPC's threads");
+      spdlog::default_logger_raw()->flush();
+      std::_Exit(exit_code);
+    }).detach();
+  } catch (const std::system_error&) {
+    // Without a thread for this, the end may take longer.
+  }
+}
+
 int Serve(const ServerConfig& config) {
   StopSignals signals;
   const absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(config);
@@ -82,9 +110,10 @@ int Serve(const ServerConfig& config) {
       break;
   }
   (*server)->Drain();
-  const bool aborted = signals.End();
+  const int exit_code = signals.End() ? EXIT_FAILURE : EXIT_SUCCESS;
   spdlog::info("stopped");
-  return aborted ? EXIT_FAILURE : EXIT_SUCCESS;
+  EndSoon(exit_code);
+  return exit_code;
 }
 
 // Returns a warning for each variable that a user has probably misspelt.

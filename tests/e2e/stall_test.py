@@ -2,6 +2,7 @@
 message, or until they read. Such a client cannot keep a slot, memory or a call
 for longer than --stream-idle-timeout."""
 
+import os
 import time
 
 import grpc
@@ -69,6 +70,29 @@ def test_answers_that_nobody_takes_give_back_the_budget(attnd, connect):
       for stream in streams:
         assert silent.data_bytes[stream] == 0
         assert b'--stream-idle-timeout' in silent.headers[stream]
+
+
+@pytest.mark.skipif(bool(os.environ.get('ATTND_SANITIZE')),
+                    reason='sanitizers look for leaks at the end')
+def test_a_client_that_does_not_read_does_not_delay_the_end(attnd, connect):
+  with Server(attnd, '--drain-timeout=1') as server:
+    client = connect(server.tcp)
+    question = small_question_of_a_large_answer(client, 64)
+
+    def answer_waits():
+      load = client.stub.GetServerInfo(client.pb.GetServerInfoRequest(),
+                                       timeout=60).load
+      # The call has given its slot back, and not its answer.
+      return load.in_flight <= 1 and load.reserved_bytes > 32 * MIB
+
+    # The client accepts the whole answer by HTTP/2, and reads nothing, so that
+    # gRPC waits for the socket.
+    with http2.Connection(server.tcp, window=2**31 - 1) as silent:
+      silent.call(SERVICE + 'Attention', question)
+      poll_until(answer_waits, ENDED_SECONDS, 'an answer that waits')
+      server.signal()
+      assert server.wait() == 0
+    assert 'without waiting for gRPC' in server.log()
 
 
 def test_small_answers_that_nobody_takes_are_ended_too(attnd, connect):
