@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import socket
-import threading
 import time
 
 import grpc
@@ -17,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from support import work
+from support.callers import Callers
 from support.client import Client, Refusal
 from support.server import Server, free_port, open_channel, poll_until
 
@@ -247,51 +247,26 @@ BALANCED = [
 ]
 
 
-class Callers:
-  """A context manager: clients that call the servers until it ends, and keep
-  every error."""
+class Clients(Callers):
+  """Clients that call the servers, and keep every error in `failures`."""
 
   def __init__(self, stubs, addresses):
+    super().__init__(CALLERS)
     self._target = 'ipv4:' + ','.join(addresses)
     self._stubs = stubs
-    self._stop = threading.Event()
-    self._lock = threading.Lock()
-    self.answered = 0
-    self.errors = []
-    self._threads = [threading.Thread(target=self._run)
-                     for _ in range(CALLERS)]
 
-  def __enter__(self):
-    for thread in self._threads:
-      thread.start()
-    return self
-
-  def __exit__(self, *_):
-    self._stop.set()
-    for thread in self._threads:
-      thread.join()
-
-  def wait_for(self, calls):
-    poll_until(lambda: self.answered >= calls or self.errors, 600,
-               f'{calls} answers')
-
-  def _run(self):
+  def call_until_over(self, _):
     with grpc.insecure_channel(self._target, options=BALANCED) as channel:
       client = Client(self._stubs, channel)
       grpc.channel_ready_future(channel).result(60)
       request = client.self_request(np.ones((4, 2), np.float32))
-      while not self._stop.is_set():
+      while not self.over.is_set():
         try:
           answer = client.stub.SelfAttention(request, timeout=60)
-          right = np.allclose(client.array(answer.output), 1)
-          error = None if right else 'a wrong answer'
-        except grpc.RpcError as caught:
-          error = str(Refusal(caught))
-        with self._lock:
-          if error is None:
-            self.answered += 1
-          else:
-            self.errors.append(error)
+          assert np.allclose(client.array(answer.output), 1), 'a wrong answer'
+          self.answered()
+        except grpc.RpcError as error:
+          self.failures.append(str(Refusal(error)))
 
 
 def connections(server, stubs):
@@ -310,7 +285,7 @@ def rolling_restart(attnd, stubs, announce_s):
         stack.enter_context(Server(attnd, f'--drain-announce={announce_s}',
                                    listen=f'127.0.0.1:{free_port()}'))
         for _ in range(3)]
-    with Callers(stubs, [s.tcp for s in servers]) as callers:
+    with Clients(stubs, [s.tcp for s in servers]) as clients:
       for restart in range(1, 3 * ROUNDS + 1):
         server = servers[restart % 3]
         poll_until(lambda s=server: connections(s, stubs) >= CALLERS, 60,
@@ -318,11 +293,11 @@ def rolling_restart(attnd, stubs, announce_s):
         server.signal()
         assert server.wait() == 0
         server.start()
-        callers.wait_for(restart * CALLS // (3 * ROUNDS))
+        clients.wait_for(restart * CALLS // (3 * ROUNDS))
     for server in servers:
       server.signal(signal.SIGINT)
       assert server.wait() == 0
-    return callers.answered, callers.errors
+    return clients.answers, clients.failures
 
 
 def test_a_rolling_restart_loses_no_call(attnd, stubs):

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import itertools
 import re
-import threading
 import time
 
 import grpc
@@ -14,6 +13,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from support import reference, work
+from support.callers import Callers
 from support.client import Client, Refusal
 from support.envoy import CONFIG, TLS_CONFIG, Envoy
 from support.http2 import DATA, frame
@@ -65,52 +65,30 @@ def problems(stubs):
   return made
 
 
-class Load:
-  """Callers that run until the context ends. Every answer is checked."""
+class Load(Callers):
+  """Callers of all problems. Every answer is checked."""
 
   def __init__(self, stubs, address, problems):
+    super().__init__(CALLERS)
     self._stubs, self._address, self._problems = stubs, address, problems
-    self._stop = threading.Event()
-    self._lock = threading.Lock()
-    self.answered = collections.Counter()  # by payload bytes
+    self.answered_bytes = collections.Counter()  # calls by payload bytes
     self.cut_off = 0
-    self.failures = []
-    self._threads = [threading.Thread(target=self._run, args=(i,))
-                     for i in range(CALLERS)]
-
-  def __enter__(self):
-    for thread in self._threads:
-      thread.start()
-    return self
-
-  def __exit__(self, *_):
-    self._stop.set()
-    for thread in self._threads:
-      thread.join()
-
-  def total(self):
-    with self._lock:
-      return sum(self.answered.values())
 
   def wait_for_more(self, requests):
-    target = self.total() + requests
-    poll_until(lambda: self.failures or self.total() >= target, 300,
-               f'{requests} more answers')
+    self.wait_for(self.answers + requests)
     assert not self.failures, self.failures
 
-  def _run(self, index):
-    try:
-      with open_channel(self._address) as channel:
-        client = Client(self._stubs, channel)
-        for turn in itertools.count(index):
-          if self._stop.is_set():
-            return
-          problem = self._problems[turn % len(self._problems)]
-          problem.check(client, self._ask(client, problem.request))
-          with self._lock:
-            self.answered[problem.payload_bytes] += 1
-    except BaseException as error:  # pylint: disable=broad-except
-      self.failures.append(repr(error))
+  def call_until_over(self, index):
+    with open_channel(self._address) as channel:
+      client = Client(self._stubs, channel)
+      for turn in itertools.count(index):
+        if self.over.is_set():
+          return
+        problem = self._problems[turn % len(self._problems)]
+        problem.check(client, self._ask(client, problem.request))
+        with self.lock:
+          self.answered_bytes[problem.payload_bytes] += 1
+        self.answered()
 
   def _ask(self, client, request):
     """A proxy cannot retry a call whose answer has begun. Like a client, this
@@ -123,7 +101,7 @@ class Load:
         return call.result()
       if not call.initial_metadata():
         raise error
-      with self._lock:
+      with self.lock:
         self.cut_off += 1
 
 
@@ -189,9 +167,9 @@ def test_every_answer_is_right_while_servers_die_and_drain(
     assert not load.failures, load.failures
     assert envoy.stat('retry_or_shadow_abandoned') == 0
     assert envoy.stat('lb_healthy_panic') == 0
-    print(f'\n{load.total()} requests, all answered right:', ', '.join(
+    print(f'\n{load.answers} requests, all answered right:', ', '.join(
         f'{n} of {size / MIB:.2f} MiB'
-        for size, n in sorted(load.answered.items())))
+        for size, n in sorted(load.answered_bytes.items())))
     print(f'{load.cut_off} answers cut off by the kill and asked for again')
     for name in ('upstream_rq_total', 'upstream_rq_retry',
                  'upstream_rq_retry_success', 'upstream_rq_retry_overflow',
@@ -225,59 +203,39 @@ def test_an_announced_drain_needs_no_retry(attnd, stubs, problems):
     assert not load.failures, load.failures
     assert load.cut_off == 0
     assert envoy.stat('upstream_rq_retry') == 0
-    print(f'{load.total()} requests, no retry')
+    print(f'{load.answers} requests, no retry')
 
 
-class Account:
-  """A context manager: callers that never send a call again, and count what
-  becomes of each: a right answer, a wrong one, or an error."""
+class Account(Callers):
+  """Callers that never send a call again, and count what becomes of each: a
+  right answer, an error, or a wrong answer, which is a failure."""
 
   def __init__(self, stubs, address, problems):
+    super().__init__(CALLERS)
     self._stubs, self._address, self._problems = stubs, address, problems
-    self._stop = threading.Event()
-    self._lock = threading.Lock()
-    self.sent = self.answered = 0
-    self.wrong = []
+    self.sent = 0
     self.errors = collections.Counter()  # by status code
-    self._threads = [threading.Thread(target=self._run, args=(i,))
-                     for i in range(CALLERS)]
-
-  def __enter__(self):
-    for thread in self._threads:
-      thread.start()
-    return self
-
-  def __exit__(self, *_):
-    self._stop.set()
-    for thread in self._threads:
-      thread.join()
 
   def wait_for_more(self, answers):
-    target = self.answered + answers
-    poll_until(lambda: self.wrong or self.answered >= target, 300,
-               f'{answers} more answers')
+    self.wait_for(self.answers + answers)
 
-  def _run(self, index):
+  def call_until_over(self, index):
     with open_channel(self._address) as channel:
       client = Client(self._stubs, channel)
       calls = (lambda p: client.stub.Attention(p.request, timeout=120),
                lambda p: client.stream(p.request, chunk_bytes=MIB))
       for turn in itertools.count(index):
-        if self._stop.is_set():
+        if self.over.is_set():
           return
         problem = self._problems[turn % len(self._problems)]
-        with self._lock:
+        with self.lock:
           self.sent += 1
         try:
           problem.check(client, calls[turn // 2 % 2](problem))
+          self.answered()
         except grpc.RpcError as error:
-          with self._lock:
+          with self.lock:
             self.errors[error.code().name] += 1
-        except BaseException as error:  # pylint: disable=broad-except
-          self.wrong.append(repr(error))
-        else:
-          with self._lock:
-            self.answered += 1
 
 
 def test_a_kill_loses_calls_only_with_an_error(attnd, stubs, problems):
@@ -298,15 +256,15 @@ def test_a_kill_loses_calls_only_with_an_error(attnd, stubs, problems):
       account.wait_for_more(30)
       killed.start()
     account.__exit__()
-    assert not account.wrong, account.wrong
+    assert not account.failures, account.failures
     lost = sum(account.errors.values())
-    assert account.sent == account.answered + lost
+    assert account.sent == account.answers + lost
     assert set(account.errors) <= {'INTERNAL', 'UNAVAILABLE'}, account.errors
     # A kill can end no other calls than those that the callers wait for.
     assert lost <= 3 * CALLERS
     # Otherwise the kills did not hit a call.
     assert lost + envoy.stat('upstream_rq_retry') > 0
-    print(f'\n{account.sent} calls, {account.answered} right answers, '
+    print(f'\n{account.sent} calls, {account.answers} right answers, '
           f'{dict(account.errors)} errors, 0 wrong answers, '
           f'{envoy.stat("upstream_rq_retry")} retries')
 
@@ -320,7 +278,7 @@ def test_what_is_too_much_now_is_retried(attnd, stubs, problems):
                60, 'a retry')
     load.__exit__()
     assert not load.failures, load.failures
-    print(f'\n{load.total()} requests, {envoy.stat("upstream_rq_retry")} '
+    print(f'\n{load.answers} requests, {envoy.stat("upstream_rq_retry")} '
           'retries of RESOURCE_EXHAUSTED')
 
 

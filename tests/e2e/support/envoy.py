@@ -2,14 +2,13 @@
 
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
 import urllib.request
 
 import yaml
 
-from support.server import START_SECONDS, STOP_SECONDS, poll_until
+from support.program import Program
+from support.server import poll_until
 from support.stubs import REPOSITORY
 
 CONFIG = REPOSITORY / 'deploy' / 'envoy' / 'envoy.yaml'
@@ -56,56 +55,30 @@ def configuration(addresses, request_timeout=None, ping_interval=None,
   return config
 
 
-class Envoy:
+class Envoy(Program):
   """A context manager: Envoy in front of servers, all of which it has found
   healthy."""
 
   def __init__(self, addresses, **changes):
+    super().__init__('Envoy')
     self._addresses, self._changes = addresses, changes
-    self._folder = tempfile.TemporaryDirectory(prefix='envoy-')
-    self.folder = pathlib.Path(self._folder.name)
-    self.process = self.address = self._admin = None
+    self.address = self._admin = None
 
-  def __enter__(self):
+  def command(self):
     config = self.folder / 'envoy.json'
     config.write_text(json.dumps(configuration(self._addresses,
                                                 **self._changes)))
-    with open(self.folder / 'log', 'ab') as log:
-      self.process = subprocess.Popen(
-          [str(pathlib.Path(sys.executable).parent / 'envoy'),
-           '--config-path', str(config), '--disable-hot-restart',
-           '--concurrency', '2', '--log-level', 'warning',
-           '--admin-address-path', str(self.folder / 'admin')],
-          stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-      poll_until(self._has_admin, START_SECONDS, 'start of Envoy')
-      self.wait_for_healthy(len(self._addresses))
-      self.address = poll_until(self._listens, START_SECONDS, 'its listener')
-    except BaseException:
-      self._end()
-      raise
-    return self
+    return [str(pathlib.Path(sys.executable).parent / 'envoy'),
+            '--config-path', str(config), '--disable-hot-restart',
+            '--concurrency', '2', '--log-level', 'warning',
+            '--admin-address-path', str(self.folder / 'admin')]
 
-  def __exit__(self, *_):
-    self._end()
-    self._folder.cleanup()
-
-  def _end(self):
-    self.process.terminate()
-    try:
-      self.process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-      self.process.kill()
-      self.process.wait()
-
-  def _has_admin(self):
-    if self.process.poll() is not None:
-      raise RuntimeError(f'Envoy exited with {self.process.returncode}:\n' +
-                         (self.folder / 'log').read_text(errors='replace'))
-    path = self.folder / 'admin'
-    if path.exists():
-      self._admin = path.read_text().strip()
-    return self._admin
+  def started(self):
+    admin = self.folder / 'admin'
+    self._admin = self.poll(lambda: admin.exists() and
+                            admin.read_text().strip(), 'start of Envoy')
+    self.wait_for_healthy(len(self._addresses))
+    self.address = self.poll(self._listens, 'its listener')
 
   def _get(self, what):
     with urllib.request.urlopen(f'http://{self._admin}/{what}',

@@ -4,12 +4,11 @@ import json
 import os
 import pathlib
 import subprocess
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 
-from support.server import START_SECONDS, STOP_SECONDS, poll_until
+from support.program import Program
 from support.stubs import REPOSITORY
 
 # ./dev setup unpacks Debian's package here. It is not installed, because
@@ -26,59 +25,34 @@ def promtool(*arguments, stdin=None):
                         check=False, timeout=120)
 
 
-class Prometheus:
+class Prometheus(Program):
   """A context manager: Prometheus scrapes `target` ten times a second, and
   evaluates the rules of deploy/prometheus."""
 
   def __init__(self, target, labels=None):
+    super().__init__('Prometheus')
     self._config = {
         'global': {'scrape_interval': '100ms', 'evaluation_interval': '200ms'},
         'rule_files': [str(RULES)],
         'scrape_configs': [{
             'job_name': 'attnd',
             'static_configs': [{'targets': [target], 'labels': labels or {}}]}]}
-    self._folder = tempfile.TemporaryDirectory(prefix='prometheus-')
-    self.folder = pathlib.Path(self._folder.name)
     self._port = None
 
-  def __enter__(self):
+  def command(self):
     config = self.folder / 'prometheus.yml'
     config.write_text(json.dumps(self._config))  # JSON is YAML, too
-    self._log = self.folder / 'log'
-    with open(self._log, 'ab') as log:
-      self.process = subprocess.Popen(
-          [str(PROGRAMS / 'prometheus'), f'--config.file={config}',
-           f'--storage.tsdb.path={self.folder / "data"}',
-           '--web.listen-address=127.0.0.1:0', '--log.format=json'],
-          stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-      self._port = poll_until(self._listens, START_SECONDS,
-                              'start of Prometheus')
-      poll_until(lambda: self.query('up == 1'), START_SECONDS,
-                 'the first scrape')
-    except BaseException:
-      self._end()
-      raise
-    return self
+    return [str(PROGRAMS / 'prometheus'), f'--config.file={config}',
+            f'--storage.tsdb.path={self.folder / "data"}',
+            '--web.listen-address=127.0.0.1:0', '--log.format=json']
 
-  def __exit__(self, *_):
-    self._end()
-    self._folder.cleanup()
-
-  def _end(self):
-    self.process.terminate()
-    try:
-      self.process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-      self.process.kill()
-      self.process.wait()
+  def started(self):
+    self._port = self.poll(self._listens, 'start of Prometheus')
+    self.poll(lambda: self.query('up == 1'), 'the first scrape')
 
   def _listens(self):
     """Returns the port. Prometheus logs only the port that was asked for, so
     this looks for the socket."""
-    if self.process.poll() is not None:
-      raise RuntimeError(f'Prometheus exited with {self.process.returncode}:\n'
-                         + self._log.read_text(errors='replace'))
     sockets = set()
     for entry in pathlib.Path(f'/proc/{self.process.pid}/fd').iterdir():
       try:
