@@ -125,6 +125,8 @@ class EchoClient::Impl {
       : reply_bytes_(reply_bytes) {
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    // Otherwise all clients of this process would share one connection.
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     const auto channel = grpc::CreateCustomChannel(
         target, grpc::InsecureChannelCredentials(), arguments);
     raw_stub_ = std::make_unique<grpc::GenericStub>(channel);

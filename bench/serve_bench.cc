@@ -106,8 +106,8 @@ class Bench {
   const std::vector<Json>& records() const { return records_; }
 
   // Measures one case with this many clients. Both transports and the
-  // yardsticks run in the same rounds. Yardsticks only run if there is one
-  // client.
+  // yardsticks run in the same rounds. If there are several clients, the only
+  // yardstick is the echo of 1 KiB, beside the smallest call.
   void MeasureClosed(const ServingCase& shape, int clients) {
     Workload workload(shape, clients, ShmSocket());
     std::vector<client::AttentionClient> connections[2];
@@ -126,11 +126,10 @@ class Bench {
       all.push_back(&rpc[t]);
     }
     std::deque<Yardstick> yardsticks;
-    if (shape.shared_memory) {
-      AddSmallEchoes(yardsticks);
-    } else if (clients == 1) {
-      AddYardsticks(shape, yardsticks);
+    if (shape.shared_memory || shape.name == "smallest") {
+      AddSmallEchoes(clients, yardsticks);
     }
+    if (!shape.shared_memory && clients == 1) AddYardsticks(shape, yardsticks);
     std::optional<InlineRival> rival;
     if (shape.streamed) {
       rival.emplace(server_->addresses(), engine_);
@@ -164,11 +163,14 @@ class Bench {
       Keep(std::move(r));
     }
     for (const Yardstick& yardstick : yardsticks) {
-      Json r = ServingRecord(shape, yardstick.name, yardstick.transport, 1);
+      Json r =
+          ServingRecord(shape, yardstick.name, yardstick.transport, clients);
       const double p50_us = AddTimes(yardstick.contestant, r);
       r["request_bytes"] = yardstick.request_bytes;
       r["reply_bytes"] = yardstick.reply_bytes;
-      AddRate(yardstick.request_bytes + yardstick.reply_bytes, p50_us, r);
+      if (clients == 1) {
+        AddRate(yardstick.request_bytes + yardstick.reply_bytes, p50_us, r);
+      }
       Keep(std::move(r));
     }
   }
@@ -229,7 +231,6 @@ class Bench {
     std::string transport;
     int64_t request_bytes = 0;
     int64_t reply_bytes = 0;
-    std::shared_ptr<void> owner;  // owns what the contestant calls
     Contestant contestant;
   };
 
@@ -268,26 +269,35 @@ class Bench {
   }
   std::string ShmSocket() const { return folder_ / "shm.sock"; }
 
+  // Adds a yardstick with as many callers as there are `clients`.
   template <typename Client>
   static void Add(const std::string& name, size_t t, int64_t request_bytes,
-                  int64_t reply_bytes, const std::shared_ptr<Client>& client,
+                  int64_t reply_bytes,
+                  std::vector<std::shared_ptr<Client>> clients,
                   void (Client::*call)(), std::deque<Yardstick>& to) {
-    to.push_back({.name = name,
-                  .transport = kTransports[t],
-                  .request_bytes = request_bytes,
-                  .reply_bytes = reply_bytes,
-                  .owner = client,
-                  .contestant = {.call = [target = client.get(), call](int) {
-                    (target->*call)();
-                  }}});
+    const int count = static_cast<int>(clients.size());
+    to.push_back(
+        {.name = name,
+         .transport = kTransports[t],
+         .request_bytes = request_bytes,
+         .reply_bytes = reply_bytes,
+         .contestant = {.call =
+                            [clients = std::move(clients), call](int i) {
+                              Client& client = *clients[static_cast<size_t>(i)];
+                              (client.*call)();
+                            },
+                        .clients = count}});
   }
 
-  void AddSmallEchoes(std::deque<Yardstick>& to) {
+  void AddSmallEchoes(int callers, std::deque<Yardstick>& to) {
     constexpr int64_t kBytes = 1024;
     for (size_t t = 0; t < 2; ++t) {
-      Add("grpc_echo_1_kib", t, kBytes, kBytes,
-          std::make_shared<EchoClient>(yardsticks_.addresses()[t], kBytes,
-                                       kBytes),
+      std::vector<std::shared_ptr<EchoClient>> clients;
+      for (int i = 0; i < callers; ++i) {
+        clients.push_back(std::make_shared<EchoClient>(
+            yardsticks_.addresses()[t], kBytes, kBytes));
+      }
+      Add("grpc_echo_1_kib", t, kBytes, kBytes, std::move(clients),
           &EchoClient::CallRaw, to);
     }
   }
@@ -297,15 +307,14 @@ class Bench {
     for (size_t t = 0; t < 2; ++t) {
       const std::string& echo = yardsticks_.addresses()[t];
       const std::string& copy = yardsticks_.addresses()[2 + t];
-      const auto client = std::make_shared<EchoClient>(echo, in, out);
-      Add("grpc_echo", t, in, out, client, &EchoClient::CallRaw, to);
-      Add("grpc_echo_protobuf", t, in, out, client, &EchoClient::CallProtobuf,
+      const std::vector echoes = {std::make_shared<EchoClient>(echo, in, out)};
+      Add("grpc_echo", t, in, out, echoes, &EchoClient::CallRaw, to);
+      Add("grpc_echo_protobuf", t, in, out, echoes, &EchoClient::CallProtobuf,
           to);
       Add("socket_copy", t, in, out,
-          std::make_shared<SocketClient>(copy, in, out), &SocketClient::Call,
-          to);
+          std::vector{std::make_shared<SocketClient>(copy, in, out)},
+          &SocketClient::Call, to);
     }
-    if (shape.name == "smallest") AddSmallEchoes(to);
   }
 
   // Returns the p50.

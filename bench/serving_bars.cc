@@ -10,14 +10,14 @@ class Finder {
  public:
   explicit Finder(const std::vector<Json>& records) : records_(records) {}
 
-  // Returns `key` of the first record with this name and one client that ran
-  // beside this case, or nothing if there is no such record or no number.
+  // Returns `key` of the first record with this name and number of clients that
+  // ran beside this case, or nothing if there is no such record or no number.
   std::optional<double> Find(const std::string& name, const std::string& beside,
                              const std::string& transport,
-                             const std::string& key) const {
+                             const std::string& key, int clients = 1) const {
     for (const Json& r : records_) {
       if (r["name"] == name && r["case"] == beside &&
-          r["transport"] == transport && r["clients"] == 1) {
+          r["transport"] == transport && r["clients"] == clients) {
         if (!r.contains(key) || !r[key].is_number()) return std::nullopt;
         return r[key].get<double>();
       }
@@ -46,6 +46,10 @@ std::vector<Verdict> JudgeServing(const std::vector<Json>& records) {
                         .at_least = at_least,
                         .at_most = at_most});
   };
+  const auto sum = [](Number a, Number b) -> Number {
+    if (!a || !b) return std::nullopt;
+    return *a + *b;
+  };
   const std::string rate = "payload_gbytes_per_s";
   const std::vector<std::string> payloads = {"payload_1_mib", "payload_4_mib",
                                              "payload_16_mib"};
@@ -53,19 +57,28 @@ std::vector<Verdict> JudgeServing(const std::vector<Json>& records) {
     judge("smallest call: time / time of a gRPC echo of 1 KiB", transport,
           finder.Find("smallest", "smallest", transport, "p50_us"),
           finder.Find("grpc_echo_1_kib", "smallest", transport, "p50_us"), {},
-          1.3);
+          1.15);
+    judge("smallest call, 16 callers: rate / rate of a gRPC echo of 1 KiB",
+          transport, finder.Find("smallest", "smallest", transport, "rps", 16),
+          finder.Find("grpc_echo_1_kib", "smallest", transport, "rps", 16), 0.9,
+          {});
     judge("prefill: time of the call / time of its computation", transport,
           finder.Find("prefill", "prefill", transport, "overhead_ratio"), 1, {},
-          1.1);
+          1.05);
     for (const std::string& payload : payloads) {
       const Number own = finder.Find(payload, payload, transport, rate);
       judge(payload + ": rate / rate of plain sockets", transport, own,
             finder.Find("socket_copy", payload, transport, rate),
-            transport == "tcp" ? 0.70 : 0.95, {});
+            transport == "tcp" ? 0.70 : 0.90, {});
       judge(payload + ": rate / rate of a protobuf echo", transport, own,
             finder.Find("grpc_echo_protobuf", payload, transport, rate), 2, {});
     }
   }
+  judge("short: time / (time of its computation + of a gRPC echo of its bytes)",
+        "unix", finder.Find("short", "short", "unix", "p50_us"),
+        sum(finder.Find("short", "short", "unix", "core_p50_us"),
+            finder.Find("grpc_echo", "short", "unix", "p50_us")),
+        {}, 1.3);
   // These bars limit the overhead of a call in shared memory, for each size of
   // its tensors.
   for (const std::string transport : {"tcp", "unix"}) {
