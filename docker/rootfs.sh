@@ -1,7 +1,7 @@
 #!/bin/sh
 # rootfs.sh FOLDER BINARY...: creates a root file system in FOLDER. It contains the
 # stripped binaries, the libraries that they load, and the licences of these
-# libraries, which have to be distributed with them.
+# libraries and of those in the binaries, which have to be distributed with them.
 set -eu
 root=$1
 shift
@@ -21,3 +21,7 @@ ldd "$@" | grep -oE '/[^ ]+ \(' | cut -d' ' -f1 | sort -u |
         cp --parents "/usr/share/doc/$package/copyright" "$root"
       done
   done
+# The packages whose archives the binaries contain (cmake/static_grpc.cmake).
+for package in libabsl-dev libgrpc++-dev libgrpc-dev libprotobuf-dev libre2-dev; do
+  cp --parents "/usr/share/doc/$package/copyright" "$root"
+done

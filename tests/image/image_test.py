@@ -75,6 +75,9 @@ def test_it_holds_the_binaries_their_libraries_and_licences_alone(saved):
   }
   assert {'usr/bin/attnd', 'usr/bin/attnctl'} <= files
   assert not odd
+  # The binaries contain this library, so nothing loads it.
+  assert 'usr/share/doc/libgrpc-dev/copyright' in files
+  assert not any('libgrpc' in path and '.so' in path for path in files)
 
 
 def test_no_address_of_a_package_mirror_is_left(saved):
