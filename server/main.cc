@@ -25,6 +25,7 @@
 #include "server/process/log_level.h"
 #include "server/process/log_sink.h"
 #include "server/process/stop_signals.h"
+#include "server/rpc/idle_poller.h"
 #include "server/server.h"
 #include "server/server_config.h"
 #include "spdlog/spdlog.h"
@@ -33,6 +34,7 @@ namespace {
 
 using attnd::server::CommandLine;
 using attnd::server::Environment;
+using attnd::server::IdlePoller;
 using attnd::server::LogSink;
 using attnd::server::Server;
 using attnd::server::ServerConfig;
@@ -97,6 +99,7 @@ int Serve(const ServerConfig& config) {
     spdlog::error("{}", std::string(server.status().message()));
     return EXIT_FAILURE;
   }
+  const IdlePoller idle_poller([&server] { return (*server)->connections(); });
   switch (
       signals.Wait({.on_second = [&server] { (*server)->Abort(); },
                     .on_hangup = [&server] { (*server)->ReloadFiles(); }})) {

@@ -307,6 +307,7 @@ class Server::Impl {
   const std::vector<std::string>& addresses() const { return addresses_; }
   const std::string& admin_address() const { return admin_address_; }
   Admission::Usage usage() const { return admission_.usage(); }
+  int64_t connections() const { return guard_->connections(); }
 
  private:
   // Starts gRPC, which serves the connections that the acceptor hands to it.
@@ -607,5 +608,6 @@ void Server::ReloadFiles() { impl_->ReloadFiles(); }
 void Server::Drain() { impl_->Drain(); }
 void Server::Abort() { impl_->Abort(); }
 Admission::Usage Server::usage() const { return impl_->usage(); }
+int64_t Server::connections() const { return impl_->connections(); }
 
 }  // namespace attnd::server

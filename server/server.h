@@ -3,6 +3,7 @@
 #ifndef ATTND_SERVER_SERVER_H_
 #define ATTND_SERVER_SERVER_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,7 +15,7 @@
 namespace attnd::server {
 
 // A server that answers clients from Start until Drain or its destructor. Not
-// thread-safe, except for Abort, ReloadFiles and usage.
+// thread-safe, except for Abort, ReloadFiles, usage and connections.
 class Server {
  public:
   // Tests the kernels, listens on every address of `config` and serves clients,
@@ -56,6 +57,8 @@ class Server {
   // The bytes of the memory budget and the slots (of --max-in-flight) that
   // requests hold at this moment. Thread-safe.
   Admission::Usage usage() const;
+  // Returns how many clients are connected.
+  int64_t connections() const;
 
  private:
   class Impl;
