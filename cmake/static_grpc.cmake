@@ -31,10 +31,12 @@ foreach(library IN LISTS attnd_imported)
   endforeach()
 endforeach()
 
-# gRPC's CMake files find RE2 with pkg-config, as flags that name shared libraries.
+# gRPC's CMake files find RE2 with pkg-config, as flags such as -lre2 -labsl_strings.
 get_target_property(re2_type re2::re2 TYPE)
 if(re2_type STREQUAL "INTERFACE_LIBRARY")
-  find_library(ATTND_RE2_ARCHIVE libre2.a REQUIRED)
+  get_target_property(re2_flags re2::re2 INTERFACE_LINK_LIBRARIES)
+  string(REGEX REPLACE "-l(re2|absl_[a-z0-9_]+)" "-l:lib\\1.a" re2_flags
+         "${re2_flags}")
   set_target_properties(re2::re2 PROPERTIES
-    INTERFACE_LINK_LIBRARIES ${ATTND_RE2_ARCHIVE})
+    INTERFACE_LINK_LIBRARIES "${re2_flags}")
 endif()
