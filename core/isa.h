@@ -15,11 +15,13 @@ namespace attnd {
 
 // The sets that have kernels of their own, narrowest vectors first. The Highway
 // library compiles every kernel once for each `target`, and its macro
-// `function` yields a pointer to a kernel's copy for that target. The numbers
-// are the members of Geometry (below), in their order.
+// `function` yields a pointer to a kernel's copy for that target, or a null
+// pointer if the target belongs to another architecture. The numbers are the
+// members of Geometry (below), in their order.
 #define ATTND_VECTOR_ISAS(ROW, ARG)                                        \
   /*       isa, name, target, function, geometry */                        \
   ROW(ARG, kScalar, "scalar", HWY_SCALAR, HWY_CHOOSE_FALLBACK, 1, 2, 4, 0) \
+  ROW(ARG, kNeon, "neon", ATTND_NEON, ATTND_CHOOSE_NEON, 4, 6, 4, 24)      \
   ROW(ARG, kAvx2, "avx2", HWY_AVX2, HWY_CHOOSE_AVX2, 8, 6, 2, 12)          \
   ROW(ARG, kAvx512, "avx512", HWY_AVX3, HWY_CHOOSE_AVX3, 16, 6, 4, 32)
 
@@ -52,9 +54,9 @@ inline constexpr Isa kIsas[] = {ATTND_VECTOR_ISAS(ATTND_VECTOR_ISA, Isa::)
 
 // The sizes of an instruction set's f32 microkernel, the innermost loop of a
 // matrix product. It keeps rows * vectors SIMD vectors of sums in registers: 24
-// of the 32 registers on AVX-512, 12 of 16 on AVX2. The other registers hold
-// vectors of the right-hand side, and one element of the left-hand side in
-// every lane.
+// of the 32 registers on AVX-512 and NEON, 12 of 16 on AVX2. The other
+// registers hold vectors of the right-hand side, and one element of the
+// left-hand side in every lane.
 struct Geometry {
   int64_t lanes;    // floats in a vector
   int64_t rows;     // query rows of a microkernel
@@ -114,8 +116,9 @@ constexpr bool HasKind(Isa vector_isa, TileKind kind) {
 
 // Returns the instruction sets that this binary has kernels for and this
 // processor supports, widest vectors first. The list is never empty. kScalar is
-// missing if the compiler's flags allow wider vectors in the whole program
-// (-mavx2, for example), because Highway then does not compile scalar kernels.
+// missing if the compiler may use wider vectors in the whole program, because
+// Highway then does not compile scalar kernels: on every 64-bit ARM, and on x86
+// with flags such as -mavx2.
 std::vector<Isa> SupportedIsas();
 
 // Returns the set of SupportedIsas() that is fastest on this processor.

@@ -286,6 +286,9 @@ class Bf16x3Pair : public TilePair {
 
   // P and dS of one key and the kAmxBlock query rows of a band.
   struct KeyWeights {
+    // An implicit constructor would not be compiled for the target, so it could
+    // not construct vectors of NEON.
+    HWY_INLINE KeyWeights() {}  // NOLINT(modernize-use-equals-default)
     Vec weight[2];
     Vec grad[2];
   };

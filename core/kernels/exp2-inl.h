@@ -30,8 +30,12 @@ HWY_INLINE hn::Vec<D> Exp2Bounded(D d, hn::Vec<D> x) {
   const hn::RebindToUnsigned<D> du;
   if constexpr (kClamps) {
     const auto lowest = hn::Set(d, -127.0f);
-#if ATTND_WIDE
-    x = hn::Max(lowest, x);  // on x86, x if x is NaN
+    // Each of these gives NaN if x is NaN.
+#if ATTND_WIDE && HWY_ARCH_X86
+    x = hn::Max(lowest, x);
+#elif ATTND_WIDE && HWY_ARCH_ARM_A64
+    // hn::Max is another instruction here, which drops NaN.
+    x = hn::Vec<D>(vmaxq_f32(lowest.raw, x.raw));
 #else
     x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
 #endif

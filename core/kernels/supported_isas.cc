@@ -3,6 +3,7 @@
 #include "core/isa.h"
 #include "core/kernels/amx_bf16.h"
 #include "core/kernels/microkernels.h"
+#include "core/kernels/targets.h"
 #include "hwy/highway.h"
 
 namespace attnd {
@@ -17,7 +18,10 @@ struct Support {
 
 // Returns the support of all sets, in the order of the table.
 std::vector<Support> AllSupport() {
-  const int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
+  // The compiler may use the static target everywhere, so the processor has it.
+  // Highway 1.0.3 says that it does not on an ARM without instructions for AES.
+  const int64_t targets =
+      (hwy::SupportedTargets() | HWY_STATIC_TARGET) & HWY_TARGETS;
   std::vector<Support> all;
   const auto has = [&](Isa isa) {
     return all[static_cast<size_t>(isa)].available;

@@ -17,6 +17,7 @@ namespace {
 TEST(MachineTest, EveryIsaHasANameOfItsOwn) {
   std::set<std::string_view> names;
   for (const Isa isa : kIsas) EXPECT_TRUE(names.insert(IsaName(isa)).second);
+  EXPECT_EQ(IsaName(Isa::kNeon), "neon");
   EXPECT_EQ(IsaName(Isa::kAvx512), "avx512");
   EXPECT_EQ(IsaName(Isa::kAvx512Bf16), "avx512_bf16");
 }
@@ -24,7 +25,9 @@ TEST(MachineTest, EveryIsaHasANameOfItsOwn) {
 TEST(MachineTest, SupportedSetsGoFromWidestToNarrowest) {
   const std::vector<Isa> isas = SupportedIsas();
   ASSERT_FALSE(isas.empty());
-#if !defined(__AVX2__)
+#if defined(__aarch64__)
+  EXPECT_EQ(isas.back(), Isa::kNeon);
+#elif !defined(__AVX2__)
   EXPECT_EQ(isas.back(), Isa::kScalar);
 #endif
   for (size_t i = 1; i < isas.size(); ++i) EXPECT_GT(isas[i - 1], isas[i]);

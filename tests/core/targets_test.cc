@@ -48,6 +48,9 @@ TEST(TargetsTest, NoOtherTargetIsCompiled) {
   int64_t of_rows = 0;
   for (const auto& [isa, target] : Targets()) of_rows |= target;
   EXPECT_EQ(HWY_TARGETS & ~of_rows, 0);
+#if HWY_ARCH_ARM_A64
+  EXPECT_EQ(HWY_TARGETS, ATTND_NEON);
+#endif
 #if HWY_ARCH_X86_64 && !defined(__AVX2__) && !defined(HWY_COMPILE_ONLY_STATIC)
   EXPECT_EQ(HWY_TARGETS, HWY_SCALAR | HWY_AVX2 | HWY_AVX3);
 #endif
