@@ -31,12 +31,14 @@ namespace attnd {
 // set, and whether the set is faster there than its base. `bf16_kind` is the
 // kind of tile (core/tile_kind.h) for tensors of bf16, `f32_kind` the kind for
 // every other type of element.
-#define ATTND_BF16_ISAS(ROW)                                               \
-  /*  isa, name, base, available, preferred, bf16_kind, f32_kind */        \
-  ROW(kAvx512Bf16, "avx512_bf16", kAvx512, HasBf16Dot, PrefersBf16Dot,     \
-      kPanelBf16, kPanel)                                                  \
-  ROW(kAmxBf16, "amx_bf16", kAvx512Bf16, HasAmxBf16, HasAmxBf16, kAmxBf16, \
-      kAmxBf16x3)
+#define ATTND_BF16_ISAS(ROW)                                                 \
+  /*  isa, name, base, available, preferred, bf16_kind, f32_kind */          \
+  ROW(kAvx512Bf16, "avx512_bf16", kAvx512, HasBf16Dot, PrefersBf16Dot,       \
+      kPanelBf16, kPanel)                                                    \
+  ROW(kAmxBf16, "amx_bf16", kAvx512Bf16, HasAmxBf16, HasAmxBf16, kAmxBf16,   \
+      kAmxBf16x3)                                                            \
+  ROW(kNeonBf16, "neon_bf16", kNeon, HasBf16Dot, PrefersBf16Dot, kPanelBf16, \
+      kPanel)
 
 #define ATTND_VECTOR_ISA(QUALIFIER, ISA, ...) QUALIFIER ISA,
 #define ATTND_BF16_ISA(ISA, ...) ISA,

@@ -73,12 +73,12 @@ struct Microkernels {
   ValueBlockFn value_transposed[kMaxRows][kMaxVectors];
 };
 
-// Returns the microkernels for bf16 pairs, which use AVX-512's VDPBF16PS. Use
-// them only if SupportedIsas() has kAvx512Bf16.
+// Returns the microkernels for bf16 pairs, which use VDPBF16PS of AVX-512 or
+// BFDOT of ARM. Use them only if HasBf16Dot().
 const Microkernels& Bf16DotMicrokernels();
 
-// Return whether this processor has VDPBF16PS, and whether it is faster on this
-// processor than the f32 microkernels.
+// Return whether this processor has such an instruction, and whether it is
+// faster on this processor than the f32 microkernels.
 bool HasBf16Dot();
 bool PrefersBf16Dot();
 

@@ -189,12 +189,13 @@ TEST(KernelPlanTest, NativeBf16IsForWhatIsBf16OrMayBeRounded) {
                           machine)
         .isa;
   };
-  for (const Isa native : {Isa::kAvx512Bf16, Isa::kAmxBf16}) {
+  for (const Isa native : {Isa::kAvx512Bf16, Isa::kAmxBf16, Isa::kNeonBf16}) {
     machine.isa = native;
+    const Isa of_f32 = native == Isa::kNeonBf16 ? Isa::kNeon : Isa::kAvx512;
     EXPECT_EQ(isa_of(DataType::kBF16, Precision::kAuto), native);
     EXPECT_EQ(isa_of(DataType::kBF16, Precision::kBF16), native);
-    EXPECT_EQ(isa_of(DataType::kBF16, Precision::kF32), Isa::kAvx512);
-    EXPECT_EQ(isa_of(DataType::kF32, Precision::kF32), Isa::kAvx512);
+    EXPECT_EQ(isa_of(DataType::kBF16, Precision::kF32), of_f32);
+    EXPECT_EQ(isa_of(DataType::kF32, Precision::kF32), of_f32);
     EXPECT_EQ(isa_of(DataType::kF32, Precision::kBF16), native);
     EXPECT_EQ(isa_of(DataType::kF16, Precision::kBF16), native);
   }

@@ -22,7 +22,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <map>
+#include <string>
 
 namespace attnd {
 namespace {
@@ -41,6 +43,18 @@ TEST(TargetsTest, EveryIsaHasItsTarget) {
     EXPECT_EQ(target(), Targets().at(F32Isa(isa))) << IsaName(isa);
     EXPECT_EQ(kernel_isa(), F32Isa(isa)) << IsaName(isa);
   }
+}
+
+// Under an emulator, the test is told which sets the emulated processor has.
+TEST(TargetsTest, SupportedSetsAreThoseOfTheProcessor) {
+  const char* const expected = std::getenv("ATTND_EXPECTED_ISAS");
+  if (expected == nullptr) GTEST_SKIP() << "the processor is not known";
+  std::string names;
+  for (const Isa isa : SupportedIsas()) {
+    names += std::string(names.empty() ? "" : ",") + std::string(IsaName(isa));
+  }
+  EXPECT_EQ(names, expected);
+  EXPECT_EQ(IsaName(FastestIsa()), IsaName(SupportedIsas().front()));
 }
 
 // This holds for all targets that this version of Highway has.

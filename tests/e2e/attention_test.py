@@ -99,7 +99,7 @@ def test_empty_axes(client, q_shape, kv_shape):
 def test_stats_say_what_ran(client, rng):
   query = normal(rng, 1, 2, 64, 32)
   stats = client.attention(query, query, query).stats
-  assert stats.isa in ('avx512_bf16', 'avx512', 'avx2', 'neon', 'scalar')
+  assert stats.isa in ('avx512_bf16', 'avx512', 'avx2', 'neon_bf16', 'neon', 'scalar')
   assert stats.kernel
   assert stats.tile_q > 0 and stats.tile_kv > 0 and stats.threads > 0
   assert stats.flops == 2 * (32 + 32) * 2 * 64 * 64

@@ -85,9 +85,11 @@ class AttentionCase {
 };
 
 // Returns how many of `n` cases a run has time for. Sanitizers make each case
-// 20 times slower, and look for other bugs than wrong numbers.
+// 20 times slower, and look for other bugs than wrong numbers. An emulated
+// processor is as slow.
 constexpr int Affordable(int n) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+    defined(ATTND_EMULATED)
   return n < 10 ? 1 : n / 10;
 #else
   return n;
