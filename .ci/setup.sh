@@ -22,6 +22,11 @@ readonly OPTIONAL_PACKAGES=(opentelemetry-cpp-dev)
 # What the preset fuzz needs in addition: clang with its sanitizers and libFuzzer.
 readonly FUZZ_PACKAGES=(clang libclang-rt-dev)
 
+# What the preset arm64 needs in addition: the cross compiler, QEMU to run what it
+# compiled, and mmdebstrap to fetch the libraries for arm64.
+readonly ARM64_PACKAGES=(g++-aarch64-linux-gnu mmdebstrap qemu-user)
+readonly ARM64_SYSROOT=build/arm64-sysroot
+
 say() { printf '==> %s\n' "$*"; }
 die() {
   printf '%s: %s\n' "$0" "$*" >&2
@@ -68,6 +73,30 @@ setup_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
       -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}"
   ) 9>build/packages.lock
+}
+
+# setup_arm64: installs the cross compiler, and unpacks Debian's libraries for arm64 into
+# ARM64_SYSROOT. They are not installed, because that would need a second architecture in
+# dpkg. The folder is made again if the list of packages changes. Source docker/engine.sh
+# before you call this.
+setup_arm64() {
+  local compiler libraries package stamp
+  setup_packages "${ARM64_PACKAGES[@]}"
+  compiler=$(aarch64-linux-gnu-g++ -dumpversion)
+  # The CMake file of gRPC checks that its compiler plugins exist.
+  libraries=("libstdc++-${compiler%%.*}-dev" protobuf-compiler-grpc)
+  for package in "${PACKAGES[@]}"; do
+    [[ $package != *-dev || $package == golang-* ]] || libraries+=("$package")
+  done
+  stamp=$ARM64_SYSROOT/$(sha256sum <<<"${libraries[*]}" | cut -c1-16).unpacked
+  [[ ! -e $stamp ]] || return 0
+  say "unpacking Debian's libraries for arm64 into $ARM64_SYSROOT"
+  as_root rm -rf --one-file-system "$ARM64_SYSROOT"
+  debian_sources "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)" |
+    as_root mmdebstrap --quiet --variant=extract --mode=root --architectures=arm64 \
+      --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
+      --include="$(IFS=, && echo "${libraries[*]}")" '' "$ARM64_SYSROOT" -
+  as_root touch "$stamp"
 }
 
 # setup_prometheus: unpacks Debian's packages of Prometheus and promtool into
