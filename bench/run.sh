@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'EOF'
-usage: bench/run.sh core|micro|planning|serve|peers|capacity|goodput [ARGUMENTS]
+usage: bench/run.sh core|micro|planning|serve|peers|pytorch-server|capacity|goodput
+                    [ARGUMENTS]
 
   core   the attention core against this machine's peak rate of multiply-adds and
          its memory bandwidth
@@ -16,6 +17,8 @@ usage: bench/run.sh core|micro|planning|serve|peers|capacity|goodput [ARGUMENTS]
          how long the answers of MemoryEstimate take to find
   serve  a server against the core, bare gRPC and plain sockets
   peers  the core beside PyTorch, ONNX Runtime, OpenVINO and ggml (7 GB of disk)
+  pytorch-server
+         a server beside a Python gRPC server around PyTorch (5 GB of disk)
   capacity
          the rates that attnctl estimate --rate predicts, against those that
          clients of a server reach
@@ -24,9 +27,9 @@ usage: bench/run.sh core|micro|planning|serve|peers|capacity|goodput [ARGUMENTS]
          itself among clients
 
 ARGUMENTS are those of the bench; --help lists them, and --json=FILE writes the
-records. Without arguments, core, serve, peers and goodput measure everything (ten
-minutes or more), write the records to docs/performance/*.jsonl, draw the pictures there and
-renew the tables in README.md and docs.
+records. Without arguments, core, serve, peers, pytorch-server and goodput measure
+everything (ten minutes or more), write the records to docs/performance/*.jsonl, draw the
+pictures there and renew the tables in README.md and docs.
 EOF
 }
 
@@ -71,6 +74,21 @@ bench_peers() {
     docs/performance.md
 }
 
+# bench_pytorch_server [ARGUMENTS]: the same. A missed bar is a result, so the records of
+# such a run are published, too.
+bench_pytorch_server() {
+  local compare=("$PEERS_VENV/bin/python" -B bench/pytorch_server/compare.py)
+  if [[ $# -gt 0 ]]; then
+    "${compare[@]}" "$@"
+    return
+  fi
+  local verdict=0
+  "${compare[@]}" --json=docs/performance/pytorch_server.jsonl || verdict=$?
+  python3 -B bench/tables.py docs/performance/pytorch_server.jsonl \
+    README.md docs/performance/serving.md
+  return "$verdict"
+}
+
 # bench_goodput [ARGUMENTS]: the same. A missed bar is a result, so the records of such
 # a run are published, too.
 bench_goodput() {
@@ -110,6 +128,11 @@ main() {
       ./dev build release attnd_turns
       bench_peers "${@:2}"
       ;;
+    pytorch-server)
+      setup_python tests/peers/requirements.txt "$PEERS_VENV"
+      ./dev build release attnd compare_servers
+      bench_pytorch_server "${@:2}"
+      ;;
     capacity)
       ./dev build release attnd attnctl call_load
       python3 -B bench/capacity_check.py "${@:2}"
@@ -120,8 +143,8 @@ main() {
       ;;
     --help | -h) usage ;;
     *)
-      die "bench takes core, micro, planning, serve, peers, capacity or" \
-        "goodput, got '${1:-}'"
+      die "bench takes core, micro, planning, serve, peers, pytorch-server," \
+        "capacity or goodput, got '${1:-}'"
       ;;
   esac
 }

@@ -120,7 +120,8 @@ Workload::Workload(const ServingCase& shape, int slots,
       problem_(AttentionProblem::Create({.shape = shape.QueryShape()},
                                         {.shape = shape.KeyShape()},
                                         {.shape = shape.KeyShape()},
-                                        {.key_lengths = Options().key_lengths})
+                                        {.causal = Options().causal,
+                                         .key_lengths = Options().key_lengths})
                    .value()) {
   const int64_t q_count = Elements(shape.QueryShape());
   const int64_t kv_count = Elements(shape.KeyShape());
@@ -156,6 +157,10 @@ client::AttentionOutputs Workload::Outputs(int slot) const {
   return {.output = outputs_[static_cast<size_t>(slot)]};
 }
 
+std::span<const float> Workload::Output(int slot) const {
+  return outputs_[static_cast<size_t>(slot)].floats();
+}
+
 client::AttentionInputs Workload::Inputs() const {
   const auto owned = [this](const client::Elements& elements) {
     return client::ConstElements(elements).OwnedBy(own_memory_);
@@ -167,6 +172,7 @@ client::AttentionInputs Workload::Inputs() const {
 
 client::AttentionOptions Workload::Options() const {
   client::AttentionOptions options;
+  if (shape_.causal) options.causal = Causal::kTopLeft;
   if (shape_.seen_keys > 0) {
     options.key_lengths.assign(static_cast<size_t>(shape_.batch),
                                shape_.seen_keys);

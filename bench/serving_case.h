@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ struct ServingCase {
   int64_t seen_keys =
       0;  // lengths hide the other keys; 0 means that all are seen
   bool streamed = false;  // in chunks, even if a message is large enough
+  bool causal = false;    // row i sees keys 0 to i
 
   std::vector<int64_t> QueryShape() const {
     return {batch, q_heads, q_len, head_dim};
@@ -67,6 +69,8 @@ class Workload {
 
   void Call(const client::AttentionClient& client, int slot);
   void Run(AttentionEngine& engine, int slot);
+  // Returns what the last call of `slot` has computed.
+  std::span<const float> Output(int slot) const;
   using Done = client::AttentionClient::Done;
   void CallAsync(const client::AttentionClient& client, int slot, Done done);
 

@@ -1,5 +1,5 @@
-"""Writes tables into documents, from records of ./dev bench core, peers, serve or
-goodput.
+"""Writes tables into documents, from records of ./dev bench core, peers, serve,
+pytorch-server or goodput.
 
 usage: tables.py RECORDS.jsonl DOCUMENT.md...
 
@@ -215,6 +215,66 @@ def serving_rates(data):
                '|---|---|---:|---:|---:|---:|')
 
 
+def call_rate(per_second):
+  return f'{per_second:.0f}' if per_second >= 99.95 else f'{per_second:.1f}'
+
+
+def pytorch_server_row(r, four):
+  """Returns the cells for one caller `r` and for `four` callers. `four` is the record
+  of the same case, client and transport."""
+  faster = r['pytorch_p50_us'] / r['attnd_p50_us']
+  rate = four['attnd_rps'] / four['pytorch_rps']
+  return [duration(r['attnd_p50_us']), duration(r['pytorch_p50_us']),
+          f'**{faster:.2f}x**', call_rate(four['attnd_rps']),
+          call_rate(four['pytorch_rps']), f'**{rate:.2f}x**']
+
+
+def pytorch_server_pairs(data):
+  """Yields the records of each case for one caller and for four callers."""
+  for r in data['records']:
+    if r['clients'] == 1:
+      key = ('case', 'client', 'transport')
+      yield r, next(f for f in data['records'] if f['clients'] == 4 and
+                    all(f[k] == r[k] for k in key))
+
+
+def pytorch_server_case(r):
+  return serving_shape(r) + (', causal' if r['causal'] else '')
+
+
+def processors(data):
+  machine = data['machine']
+  return f'{machine["cpu"]} ({machine["isa"]}), {times(machine["threads"])}'
+
+
+PYTORCH_SERVER_ALIGN = '---:|' * 6
+
+
+def pytorch_server(data):
+  limits = {(v['case'], v['transport']): bar_and_verdict(v)
+            for v in data['verdicts']}
+  rows = []
+  for r, four in pytorch_server_pairs(data):
+    limit = '-'
+    if r['client'] == 'C++':
+      limit = ', '.join(limits[r['case'], r['transport']])
+    rows.append([pytorch_server_case(r), f'{r["client"]}, {r["transport"]}',
+                 *pytorch_server_row(r, four), limit])
+  return table([processors(data), 'client', 'p50, attnd', 'PyTorch server',
+                'faster', 'calls/s of four, attnd', 'PyTorch server', 'faster',
+                'limit of p50'], rows,
+               '|---|---|' + PYTORCH_SERVER_ALIGN + '---|')
+
+
+def pytorch_server_short(data):
+  rows = [[pytorch_server_case(r), *pytorch_server_row(r, four)]
+          for r, four in pytorch_server_pairs(data)
+          if (r['client'], r['transport']) == ('C++', 'tcp')]
+  return table([processors(data), 'p50, attnd', 'PyTorch server', 'faster',
+                'calls/s of four, attnd', 'PyTorch server', 'faster'], rows,
+               '|---|' + PYTORCH_SERVER_ALIGN)
+
+
 def serving_bars(data):
   rows = [[v['bar'], v['transport'], f'{v["measured"]:.2f}',
            *bar_and_verdict(v)] for v in data['verdicts']]
@@ -225,6 +285,7 @@ def serving_bars(data):
 SERVING_TABLES = {'serving_calls': serving_calls,
                   'serving_rates': serving_rates,
                   'serving_bars': serving_bars}
+
 
 def goodput(data):
   rows = []
@@ -260,6 +321,9 @@ def main(source, documents):
   data = run_file.read(source)
   if 'versions' in data:
     tables = {'peers': peers}
+  elif 'pytorch' in data['machine']:
+    tables = {'pytorch_server': pytorch_server,
+              'pytorch_server_short': pytorch_server_short}
   elif 'label' in data['machine']:  # which state of the server it is
     suffix = data['machine']['label']
     tables = {f'goodput_{suffix}': goodput,
