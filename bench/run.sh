@@ -7,12 +7,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'EOF'
-usage: bench/run.sh core|micro|planning|serve|peers|pytorch-server|capacity|goodput
-                    [ARGUMENTS]
+usage: bench/run.sh core|micro|scheduler|planning|serve|peers|pytorch-server|
+                    capacity|goodput [ARGUMENTS]
 
   core   the attention core against this machine's peak rate of multiply-adds and
          its memory bandwidth
   micro  the parts of the core by themselves
+  scheduler
+         how often up to 64 workers take the lock that guards the order of jobs
   planning
          how long the answers of MemoryEstimate take to find
   serve  a server against the core, bare gRPC and plain sockets
@@ -118,6 +120,10 @@ main() {
       ./dev build release micro_bench
       build/release/bench/micro_bench "${@:2}"
       ;;
+    scheduler)
+      ./dev build release scheduler_bench
+      build/release/bench/scheduler_bench "${@:2}"
+      ;;
     planning)
       ./dev build release planning_bench
       build/release/bench/planning_bench "${@:2}"
@@ -143,8 +149,8 @@ main() {
       ;;
     --help | -h) usage ;;
     *)
-      die "bench takes core, micro, planning, serve, peers, pytorch-server," \
-        "capacity or goodput, got '${1:-}'"
+      die "bench takes core, micro, scheduler, planning, serve, peers," \
+        "pytorch-server, capacity or goodput, got '${1:-}'"
       ;;
   esac
 }

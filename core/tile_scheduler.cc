@@ -89,6 +89,10 @@ class TileScheduler::Impl {
 
   int threads() const { return static_cast<int>(workers_.size()); }
   int busy_threads() const { return busy_.load(std::memory_order_relaxed); }
+  LockUse lock_use() {
+    const std::lock_guard lock(mutex_);
+    return lock_use_;
+  }
 
   void Submit(TileJob* job, const StopSignal* stop, Done done,
               const JobOrder& order, std::unique_ptr<JobQueue::Entry> place) {
@@ -113,7 +117,7 @@ class TileScheduler::Impl {
     state->yielded.reserve(static_cast<size_t>(most_slots));
     state->BeginPhase(0);
     State& added = *state;
-    std::unique_lock lock(mutex_);
+    std::unique_lock lock = TakeLock();
     if (place != nullptr) queue_.Remove(*place);
     added.work_time = Estimate(order);
     queue_.Add(added, added.work_time);
@@ -133,7 +137,7 @@ class TileScheduler::Impl {
   DeadlineForecast Admit(const JobOrder& order, int64_t width,
                          std::unique_ptr<JobQueue::Entry>& place) {
     if (order.deadline == SteadyTime::max()) return {};
-    const std::lock_guard lock(mutex_);
+    const std::unique_lock lock = TakeLock();
     const Duration work_time = Estimate(order);
     DeadlineForecast forecast;
     // The estimate for a kind of work that was never measured can be wrong by
@@ -148,12 +152,22 @@ class TileScheduler::Impl {
   }
 
   void GiveBack(JobQueue::Entry& entry) {
-    const std::lock_guard lock(mutex_);
+    const std::unique_lock lock = TakeLock();
     queue_.Remove(entry);
   }
 
  private:
   using Duration = std::chrono::nanoseconds;
+
+  std::unique_lock<std::mutex> TakeLock() {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) {
+      lock.lock();
+      ++lock_use_.waited;
+    }
+    ++lock_use_.taken;
+    return lock;
+  }
 
   void JoinWorkers() {
     {
@@ -385,7 +399,7 @@ class TileScheduler::Impl {
     const Clock::time_point ended = Clock::now();
     End(std::move(owner));
     const Duration ending = Clock::now() - ended;
-    lock.lock();
+    lock = TakeLock();
     Measure(work, done, used + ending);
     if (closing_ && jobs_.empty()) wake_.notify_all();
   }
@@ -405,7 +419,7 @@ class TileScheduler::Impl {
     if (ended.empty()) return false;
     lock.unlock();
     for (std::unique_ptr<State>& state : ended) End(std::move(state));
-    lock.lock();
+    lock = TakeLock();
     if (closing_ && jobs_.empty()) wake_.notify_all();
     return true;
   }
@@ -436,7 +450,7 @@ class TileScheduler::Impl {
     const TileJob::Slice slice =
         state.job->Run(phase, task.index, task.slot, control);
     const Duration used = Clock::now() - control.began();
-    lock.lock();
+    lock = TakeLock();
     // This comes before the end of the job, so that a thread that has the job's
     // result finds the workers idle.
     busy_.fetch_sub(1, std::memory_order_relaxed);
@@ -472,7 +486,7 @@ class TileScheduler::Impl {
 #ifdef __linux__
     pthread_setname_np(pthread_self(), "attnd-worker");  // for top -H
 #endif
-    std::unique_lock lock(mutex_);
+    std::unique_lock lock = TakeLock();
     State* waits = nullptr;
     while (true) {
       const Clock::time_point now = Clock::now();
@@ -488,19 +502,21 @@ class TileScheduler::Impl {
       if (closing_ && jobs_.empty()) return;
       ++idle_;
       wake_.wait(lock);
+      ++lock_use_.taken;
       --idle_;
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_;
-  // mutex_ guards the next six members.
+  // mutex_ guards the next seven members.
   Jobs jobs_;
   JobQueue queue_;
   WorkRate rate_;
   std::vector<Running> running_;  // one for each worker
   int idle_ = 0;                  // workers that wait for a task
   Clock::time_point next_sweep_;
+  LockUse lock_use_;
   std::atomic<int64_t> queued_{0};  // jobs_.size(), readable without the lock
   std::atomic<int> busy_{0};        // workers that run a task
   std::atomic<bool> closing_{false};
@@ -525,6 +541,9 @@ TileScheduler::~TileScheduler() = default;
 
 int TileScheduler::threads() const { return impl_->threads(); }
 int TileScheduler::busy_threads() const { return impl_->busy_threads(); }
+TileScheduler::LockUse TileScheduler::lock_use() const {
+  return impl_->lock_use();
+}
 
 void TileScheduler::Submit(TileJob* job, const StopSignal* stop, Done done,
                            const JobOrder& order, JobTicket ticket) {

@@ -149,6 +149,15 @@ class TileScheduler {
   // Returns how many workers run a task at this moment.
   int busy_threads() const;
 
+  // How often workers and callers have taken the lock that guards the order of
+  // jobs, and how often they had to wait for it. A worker that wakes up takes
+  // it, too, but whether it waits then is not known.
+  struct LockUse {
+    int64_t taken = 0;
+    int64_t waited = 0;
+  };
+  LockUse lock_use() const;
+
  private:
   friend class JobTicket;
   class Impl;
