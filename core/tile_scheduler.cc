@@ -109,9 +109,9 @@ class TileScheduler::Impl {
     state->done = std::move(done);
     state->phases = std::move(phases);
     for (const TileJob::Phase& phase : state->phases) {
-      state->unstarted += phase.tasks;
+      state->all_tasks += phase.tasks;
     }
-    state->all_tasks = state->unstarted;
+    state->later_tasks = state->all_tasks;
     // The lists are reserved here so that nothing allocates while the job runs.
     state->free_slots.reserve(static_cast<size_t>(most_slots));
     state->yielded.reserve(static_cast<size_t>(most_slots));
@@ -126,12 +126,9 @@ class TileScheduler::Impl {
     added.place = jobs_.insert(jobs_.end(), std::move(state));
     queued_.fetch_add(1, std::memory_order_relaxed);
     if (idle_ == 0) Interrupt(added, width);
+    const int idle = idle_;
     lock.unlock();
-    if (width > 1) {
-      wake_.notify_all();
-    } else {
-      wake_.notify_one();
-    }
+    Wake(width, idle);
   }
 
   DeadlineForecast Admit(const JobOrder& order, int64_t width,
@@ -169,6 +166,16 @@ class TileScheduler::Impl {
     return lock;
   }
 
+  // Wakes `tasks` of the `idle` workers, or all of them if they are fewer. Each
+  // worker that wakes up takes mutex_, so no more are woken than are needed.
+  void Wake(int64_t tasks, int idle) {
+    if (tasks >= idle) {
+      wake_.notify_all();
+      return;
+    }
+    for (int64_t i = 0; i < tasks; ++i) wake_.notify_one();
+  }
+
   void JoinWorkers() {
     {
       const std::lock_guard lock(mutex_);
@@ -186,8 +193,9 @@ class TileScheduler::Impl {
   struct State;
   using Jobs = std::list<std::unique_ptr<State>>;
 
-  // A job in progress. mutex_ guards all members except `job` and `stop`, which
-  // do not change.
+  // A job in progress. mutex_ guards all members except `job`, `stop` and
+  // `phases`, which do not change, and `next_task`. `phase` does not change
+  // while a worker has a turn with the job.
   struct State : JobQueue::Entry {
     State(const JobOrder& order, int threads)
         : Entry(order), clock(threads, Clock::now()) {}
@@ -200,15 +208,19 @@ class TileScheduler::Impl {
     std::vector<int64_t> free_slots;
     std::vector<Task> yielded;
     int64_t phase = 0;
-    int64_t next_task = 0;  // the phase's first task that never ran
-    int64_t running = 0;    // tasks that a worker holds now
-    int64_t all_tasks = 0;  // of all phases
-    int64_t unstarted = 0;  // those of all_tasks that never ran
-    int64_t stopped = 0;    // tasks that were running when the job was stopped
-    Duration used{0};       // the worker time of the job until now
+    int64_t running = 0;      // tasks that a worker holds now
+    int64_t all_tasks = 0;    // of all phases
+    int64_t later_tasks = 0;  // of the phases after this one
+    int64_t stopped = 0;  // tasks that were running when the job was stopped
+    Duration used{0};     // the worker time of the job until now
     absl::Status status;
     JobClock clock;
     Jobs::iterator place;
+
+    // The phase's first task that never ran, or a number beyond its last task.
+    // Workers change it during their turns, without mutex_, so it has a cache
+    // line of its own.
+    alignas(64) std::atomic<int64_t> next_task{0};
 
     bool over() const { return static_cast<size_t>(phase) >= phases.size(); }
     const TileJob::Phase& current() const {
@@ -216,20 +228,28 @@ class TileScheduler::Impl {
     }
     void BeginPhase(int64_t index) {
       phase = index;
-      next_task = 0;
+      next_task.store(0, std::memory_order_relaxed);
       if (over()) return;
+      later_tasks -= current().tasks;
       // Slots are taken from the end of the list, so the lowest is taken first.
       free_slots.resize(static_cast<size_t>(current().slots));
       std::iota(free_slots.rbegin(), free_slots.rend(), 0);
     }
+    // Returns how many tasks of this phase never ran.
+    int64_t unstarted_now() const {
+      if (over()) return 0;
+      return std::max<int64_t>(
+          0, current().tasks - next_task.load(std::memory_order_relaxed));
+    }
+    // Returns how many tasks never ran.
+    int64_t unstarted() const { return unstarted_now() + later_tasks; }
     // Returns how many more tasks could start or continue now.
     int64_t ready_tasks() const {
-      const auto waiting = static_cast<int64_t>(yielded.size());
-      if (over()) return waiting;
-      return waiting + std::min(static_cast<int64_t>(free_slots.size()),
-                                current().tasks - next_task);
+      return static_cast<int64_t>(yielded.size()) +
+             std::min(static_cast<int64_t>(free_slots.size()), unstarted_now());
     }
-    Task Take() {
+    // Returns nothing if workers have taken all tasks during their turns.
+    std::optional<Task> Take() {
       if (!yielded.empty()) {
         // The task that has waited longest runs first, because tasks may wait
         // for one another.
@@ -237,10 +257,17 @@ class TileScheduler::Impl {
         yielded.erase(yielded.begin());
         return task;
       }
-      const Task task{next_task++, free_slots.back()};
-      --unstarted;
-      free_slots.pop_back();
+      if (free_slots.empty()) return std::nullopt;
+      const std::optional<Task> task = TakeNew(free_slots.back());
+      if (task) free_slots.pop_back();
       return task;
+    }
+    // Returns the next task that never ran, if there is one. A worker that has
+    // a turn with the job can call it without mutex_.
+    std::optional<Task> TakeNew(int64_t slot) {
+      const int64_t index = next_task.fetch_add(1, std::memory_order_relaxed);
+      if (index >= current().tasks) return std::nullopt;
+      return Task{index, slot};
     }
     // Returns the worker time that the job still takes. The number of tasks
     // left says less than the time, because the first task of a job may do some
@@ -258,7 +285,7 @@ class TileScheduler::Impl {
     double PartLeft() const {
       const auto in_progress =
           running + stopped + static_cast<int64_t>(yielded.size());
-      return (static_cast<double>(unstarted) +
+      return (static_cast<double>(unstarted()) +
               static_cast<double>(in_progress) / 2) /
              static_cast<double>(std::max<int64_t>(all_tasks, 1));
     }
@@ -275,10 +302,13 @@ class TileScheduler::Impl {
    public:
     Control(const Impl& impl, const StopSignal* stop,
             const std::atomic<bool>& interrupted)
-        : impl_(impl),
-          stop_(stop),
-          interrupted_(interrupted),
-          began_(Clock::now()) {}
+        : impl_(impl), stop_(stop), interrupted_(interrupted) {}
+
+    // Call it before each task.
+    void Begin(Clock::time_point now) {
+      began_ = now;
+      asked_to_yield_ = false;
+    }
 
     bool ShouldStop() override {
       return impl_.closing_.load(std::memory_order_relaxed) ||
@@ -291,7 +321,13 @@ class TileScheduler::Impl {
       return asked_to_yield_;
     }
 
-    Clock::time_point began() const { return began_; }
+    // Returns whether a worker whose turn began at `turn_began`, and whose task
+    // is done, may begin the next one in the same turn. The turn should not
+    // become longer than a quantum.
+    bool MayGoOn(Clock::time_point turn_began, Clock::time_point now) {
+      return now - turn_began + (now - began_) <= JobQueue::kQuantum &&
+             !interrupted_.load(std::memory_order_relaxed) && !ShouldStop();
+    }
     // Returns whether the task last heard that it should yield. A task that
     // yields without that waits for another one.
     bool asked_to_yield() const { return asked_to_yield_; }
@@ -329,7 +365,7 @@ class TileScheduler::Impl {
   static bool Advance(State& state) {
     if (!state.status.ok()) return state.running == 0;
     while (state.running == 0 && state.yielded.empty() && !state.over() &&
-           state.next_task >= state.current().tasks) {
+           state.unstarted_now() == 0) {
       state.BeginPhase(state.phase + 1);
     }
     return state.over();
@@ -354,7 +390,7 @@ class TileScheduler::Impl {
   // time. Does not judge a job whose last tasks have begun, because it is not
   // known how much of these is left.
   void CheckHopeless(State& state, Clock::time_point now) const {
-    if (!state.status.ok() || jobs_.size() < 2 || state.unstarted == 0 ||
+    if (!state.status.ok() || jobs_.size() < 2 || state.unstarted() == 0 ||
         !queue_.IsHopeless(state, now)) {
       return;
     }
@@ -424,21 +460,27 @@ class TileScheduler::Impl {
     return true;
   }
 
-  // Runs one task of the job whose turn it is. Returns the job if the task
-  // waits for another task, and otherwise null.
-  State* RunTask(const JobQueue::Turn& turn, Clock::time_point now,
+  // Gives the job whose turn it is a turn with this worker: one task, and then
+  // further ones as long as they are expected to end within a quantum. These
+  // are taken without mutex_, so that many workers with short tasks do not wait
+  // for each other. Returns the job if its task waits for another task, and
+  // otherwise null.
+  State* RunTurn(const JobQueue::Turn& turn, Clock::time_point now,
                  Running& running, std::unique_lock<std::mutex>& lock) {
     auto& state = static_cast<State&>(*turn.entry);
     CheckStop(state);
     CheckHopeless(state, now);
-    if (Advance(state) || !state.status.ok()) {
+    std::optional<Task> task;
+    if (!Advance(state) && state.status.ok()) {
+      Tick(state, now);
+      task = state.Take();
+    }
+    if (!task) {
       queue_.End(turn, Duration(0), state.left());
       queue_.SetReady(state, false);
       if (state.running == 0) Finish(state, lock);
       return nullptr;
     }
-    Tick(state, Clock::now());
-    const Task task = state.Take();
     ++state.running;
     queue_.SetReady(state, state.ready_tasks() > 0);
     running.state = &state;
@@ -447,9 +489,20 @@ class TileScheduler::Impl {
     const int64_t phase = state.phase;
     lock.unlock();
     Control control(*this, state.stop, running.interrupted);
-    const TileJob::Slice slice =
-        state.job->Run(phase, task.index, task.slot, control);
-    const Duration used = Clock::now() - control.began();
+    TileJob::Slice slice = TileJob::Slice::kDone;
+    const Clock::time_point began = Clock::now();
+    Clock::time_point ended = began;
+    for (std::optional<Task> next = task; next;) {
+      task = next;
+      control.Begin(ended);
+      slice = state.job->Run(phase, task->index, task->slot, control);
+      ended = Clock::now();
+      next.reset();
+      if (slice == TileJob::Slice::kDone && control.MayGoOn(began, ended)) {
+        next = state.TakeNew(task->slot);
+      }
+    }
+    const Duration used = ended - began;
     lock = TakeLock();
     // This comes before the end of the job, so that a thread that has the job's
     // result finds the workers idle.
@@ -459,9 +512,9 @@ class TileScheduler::Impl {
     --state.running;
     state.used += used;
     if (slice == TileJob::Slice::kYield) {
-      state.yielded.push_back(task);
+      state.yielded.push_back(*task);
     } else {
-      state.free_slots.push_back(task.slot);
+      state.free_slots.push_back(task->slot);
     }
     CheckStop(state);
     // Such a task says that it is done, but has returned early.
@@ -475,7 +528,8 @@ class TileScheduler::Impl {
       return nullptr;
     }
     if (state.phase != old_phase) {
-      wake_.notify_all();  // workers that found no task may find one now
+      // Workers that found no task may find one now.
+      Wake(state.ready_tasks(), idle_);
     }
     return slice == TileJob::Slice::kYield && !control.asked_to_yield()
                ? &state
@@ -489,14 +543,15 @@ class TileScheduler::Impl {
     std::unique_lock lock = TakeLock();
     State* waits = nullptr;
     while (true) {
-      const Clock::time_point now = Clock::now();
+      Clock::time_point now = Clock::now();
       if (Sweep(now, lock)) {
-        waits = nullptr;  // another thread may have ended it
+        waits = nullptr;     // another thread may have ended it
+        now = Clock::now();  // and may have read the clock since then
       }
       const JobQueue::Turn turn = queue_.Begin(now, waits);
       waits = nullptr;
       if (turn.entry != nullptr) {
-        waits = RunTask(turn, now, running, lock);
+        waits = RunTurn(turn, now, running, lock);
         continue;
       }
       if (closing_ && jobs_.empty()) return;

@@ -672,6 +672,61 @@ TEST(TileSchedulerTest, RandomJobsEndOnce) {
   for (const auto& job : jobs) job->Check();
 }
 
+// Many workers with short tasks would otherwise wait for each other.
+TEST(TileSchedulerTest, ShortTasksDoNotTakeTheLockEachTime) {
+  constexpr int64_t kTasks = 20'000;
+  for (const int threads : {1, 3}) {
+    TileScheduler scheduler(threads);
+    std::atomic<int64_t> ran{0};
+    FunctionJob job({kTasks}, threads,
+                    [&](int64_t, int64_t, int64_t, SliceControl&) {
+                      ++ran;
+                      return TileJob::Slice::kDone;
+                    });
+    const int64_t before = scheduler.lock_use().taken;
+    EXPECT_TRUE(scheduler.Run(&job, nullptr).ok());
+    EXPECT_LT(scheduler.lock_use().taken - before, kTasks / 4);
+    EXPECT_EQ(ran, kTasks);
+  }
+}
+
+// A turn with a job ends although its next task could begin without the lock.
+TEST(TileSchedulerTest, AJobOfManyShortTasksMakesWayForOthers) {
+  TileScheduler scheduler(1);
+  StopSignal stop;
+  Gate large_runs;
+  FunctionJob large({int64_t{1} << 40}, 1,
+                    [&](int64_t, int64_t, int64_t, SliceControl&) {
+                      large_runs.Open();
+                      return TileJob::Slice::kDone;
+                    });
+  FunctionJob small({1}, 1, [](int64_t, int64_t, int64_t, SliceControl&) {
+    return TileJob::Slice::kDone;
+  });
+  Gate large_ended;
+  scheduler.Submit(&large, &stop,
+                   [&](const absl::Status& status, const JobTimes&) {
+                     EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+                     large_ended.Open();
+                   });
+  large_runs.Wait();
+  EXPECT_TRUE(scheduler.Run(&small, nullptr).ok());
+  stop.Cancel();
+  large_ended.Wait();
+}
+
+// A task can wait for one that has yielded.
+TEST(TileSchedulerTest, TasksThatHaveYieldedComeBeforeNewOnes) {
+  TileScheduler scheduler(1);
+  std::vector<int64_t> order;
+  FunctionJob job({6}, 3, [&](int64_t, int64_t task, int64_t, SliceControl&) {
+    order.push_back(task);
+    return order.size() == 3 ? TileJob::Slice::kYield : TileJob::Slice::kDone;
+  });
+  EXPECT_TRUE(scheduler.Run(&job, nullptr).ok());
+  EXPECT_THAT(order, ::testing::ElementsAre(0, 1, 2, 2, 3, 4, 5));
+}
+
 TEST(TileSchedulerTest, ManyJobsFromManyThreads) {
   TileScheduler scheduler(3);
   std::atomic<int64_t> total{0};
