@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include "grpc/support/cpu.h"
@@ -61,7 +62,13 @@ class IdlePoller::Held {
 
 IdlePoller::IdlePoller(std::function<int64_t()> connections)
     : connections_(std::move(connections)) {
-  if (IsUseful()) watcher_ = std::thread([this] { Watch(); });
+  if (!IsUseful()) return;
+  try {
+    watcher_ = std::thread([this] { Watch(); });
+  } catch (const std::system_error&) {
+    // The system starts no more threads. The server works without this one.
+    return;
+  }
 }
 
 IdlePoller::~IdlePoller() {
