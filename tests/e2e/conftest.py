@@ -31,10 +31,18 @@ def pb(stubs):
 
 
 @pytest.fixture(scope='session')
-def attnd(build_dir):
+def attnd(build_dir, tmp_path_factory):
+  """The server's program. ATTND_EMULATOR is a command that runs programs for
+  another processor."""
   binary = build_dir / 'server' / 'attnd'
   assert binary.exists(), f'no server at {binary}'
-  return binary
+  emulator = os.environ.get('ATTND_EMULATOR')
+  if not emulator:
+    return binary
+  script = tmp_path_factory.mktemp('emulated') / 'attnd'
+  script.write_text(f'#!/bin/sh\nexec {emulator} {binary.resolve()} "$@"\n')
+  script.chmod(0o755)
+  return script
 
 
 @pytest.fixture(scope='module')
