@@ -53,6 +53,9 @@ namespace {
 // that, connections are closed.
 constexpr std::chrono::milliseconds kFlushTime{250};
 
+// How long gRPC may take to close the connections after that.
+constexpr std::chrono::seconds kCloseTime{1};
+
 // Every connection may have this many calls open, even if the server has little
 // memory.
 constexpr int64_t kMinStreams = 1024;
@@ -281,10 +284,13 @@ class Server::Impl {
                    Counted(admission_.usage().reservations, "call"));
     }
     acceptor_.reset();
+    // gRPC would wait until each client has read what was sent to it.
+    const auto flush_time = idle ? kFlushTime : kFlushTime * 0;
+    guard_->EndAllAt(std::chrono::steady_clock::now() + flush_time +
+                     kCloseTime);
     // Cancels the calls that still run, and returns when their reactors are
     // done.
-    server_->Shutdown(std::chrono::system_clock::now() +
-                      (idle ? kFlushTime : kFlushTime * 0));
+    server_->Shutdown(std::chrono::system_clock::now() + flush_time);
     server_->Wait();
     server_.reset();
     handover_.reset();

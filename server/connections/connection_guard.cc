@@ -203,8 +203,10 @@ void ConnectionGuard::Watch() {
   SteadyTime reported_at{};
   std::unique_lock lock(mutex_);
   while (!stop_changed_.wait_for(lock, kTick, [&] { return stop_; })) {
-    lock.unlock();
     const SteadyTime now = std::chrono::steady_clock::now();
+    const bool end_all = now >= end_all_at_;
+    lock.unlock();
+    if (end_all) EndAll();
     Resume();
     if (options_.memory_bytes > 0) LimitMemory(now);
     if (options_.idle_timeout.count() > 0 &&
@@ -232,6 +234,24 @@ void ConnectionGuard::EndOverdue(SteadyTime now) {
     }
   }
   for (const auto& [connection, reason] : overdue) End(*connection, reason);
+}
+
+void ConnectionGuard::EndAllAt(SteadyTime time) {
+  const std::lock_guard lock(mutex_);
+  end_all_at_ = time;
+}
+
+void ConnectionGuard::EndAll() {
+  std::vector<std::shared_ptr<Connection>> connections;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [key, connection] : connections_) {
+      connections.push_back(connection);
+    }
+  }
+  for (const std::shared_ptr<Connection>& connection : connections) {
+    End(*connection, "it was still open a second after the end of the drain");
+  }
 }
 
 // malloc keeps much of the freed memory for later messages. That is no reason

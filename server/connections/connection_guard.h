@@ -68,6 +68,9 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
   bool Received(Connection& connection, const char* data, size_t size,
                 SteadyTime now);
 
+  // Makes the guard's thread end all connections that are still open at `time`.
+  void EndAllAt(SteadyTime time);
+
   // Returns how many connections there are.
   int64_t connections() const;
   // Returns how many connections were closed in their handshake of TLS
@@ -85,6 +88,7 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
   void Watch();
   // Ends the connections that Connection::Overdue reports.
   void EndOverdue(SteadyTime now);
+  void EndAll();
   // Frees memory, or ends a connection, if memory_bytes is exceeded.
   void LimitMemory(SteadyTime now);
   // Returns whether gRPC has not yet dropped all calls of ended connections,
@@ -109,6 +113,7 @@ class ConnectionGuard : public std::enable_shared_from_this<ConnectionGuard> {
   std::unordered_map<const Connection*, std::shared_ptr<Connection>>
       connections_;
   std::vector<std::shared_ptr<Connection>> paused_;
+  SteadyTime end_all_at_ = SteadyTime::max();
   std::condition_variable stop_changed_;
   bool stop_ = false;
 

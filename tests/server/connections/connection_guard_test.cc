@@ -68,6 +68,38 @@ TEST(ConnectionGuardTest, RefusesWhatIsTooManyUnlessAnotherIsIdle) {
   EXPECT_EQ(guard->connections(), 0);
 }
 
+TEST(ConnectionGuardTest, EndsAllAtATime) {
+  const auto guard = ConnectionGuard::Start({});
+  const GuardedPeer peer(*guard);
+  const auto now = std::chrono::steady_clock::now();
+  guard->EndAllAt(now + seconds(3600));
+  EXPECT_THAT(peer.connection->end_reason(), IsEmpty());
+  guard->EndAllAt(now);
+  EXPECT_TRUE(
+      Eventually([&] { return !peer.connection->end_reason().empty(); }));
+  char byte = 0;
+  EXPECT_EQ(recv(peer.theirs.get(), &byte, 1, 0), 0) << "the end";
+  guard->Forget(peer.connection);
+}
+
+TEST(ConnectionGuardTest, CountsConnectionsThatEndInTheirHandshake) {
+  const auto guard = ConnectionGuard::Start({});
+  const GuardedPeer silent(*guard);
+  const GuardedPeer plain(*guard);
+  const GuardedPeer encrypted(*guard);
+  const GuardedPeer failed(*guard);
+  ASSERT_TRUE(plain.Send(*guard, Preface()));
+  encrypted.connection->ReceivedEncrypted();
+  ASSERT_TRUE(encrypted.Send(*guard, Preface()));
+  failed.connection->ReceivedEncrypted();
+  for (const GuardedPeer* peer : {&silent, &plain, &encrypted}) {
+    guard->Forget(peer->connection);
+  }
+  EXPECT_EQ(guard->failed_handshakes(), 0);
+  guard->Forget(failed.connection);
+  EXPECT_EQ(guard->failed_handshakes(), 1);
+}
+
 TEST(ConnectionGuardTest, EndsWhoHoldsMostWhenTooManyCallsAreOpen) {
   const auto guard = ConnectionGuard::Start({.all_open_calls = 10});
   const GuardedPeer small(*guard);
