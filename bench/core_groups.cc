@@ -96,6 +96,31 @@ void AddDecode(int threads, std::vector<Group>& groups) {
   }
 }
 
+// Decoding over few and over many keys, and calls between decoding and prefill:
+// speculative decoding and prefill in chunks.
+void AddFewRows(int threads, std::vector<Group>& groups) {
+  const auto add = [&](const char* name, DataType dtype,
+                       int64_t heads_per_group, int64_t q_len, int64_t kv_len) {
+    groups.push_back({{.name = name,
+                       .dtype = dtype,
+                       .q_heads = 2 * heads_per_group,
+                       .kv_heads = 2,
+                       .q_len = q_len,
+                       .kv_len = kv_len,
+                       .threads = threads}});
+  };
+  for (const DataType dtype : {DataType::kF32, DataType::kBF16}) {
+    for (const int64_t heads_per_group : {1, 4, 8}) {
+      for (int64_t keys = 512; keys <= 131072; keys *= 4) {
+        add("decode_length", dtype, heads_per_group, 1, keys);
+      }
+    }
+    for (const int64_t rows : {2, 4, 8, 16, 32, 64}) {
+      add("few_rows", dtype, 1, rows, 8192);
+    }
+  }
+}
+
 // These cases have one head, so that a call is short compared with the times in
 // which AMX is slow.
 void AddBackward(std::vector<Group>& groups) {
@@ -172,6 +197,7 @@ std::vector<Group> CoreGroups() {
   AddSixteenBit(groups);
   AddDecode(1, groups);
   if (two) AddDecode(2, groups);
+  AddFewRows(1, groups);
   AddBackward(groups);
   if (two) AddTwoThreads(groups);
   AddForced(groups);

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/checked_math.h"
 #include "bench/amx_rate.h"
 #include "bench/stream_bandwidth.h"
 #include "core/fma_peak.h"
@@ -59,30 +60,44 @@ double MeasureClock() {
   return static_cast<double>(kSteps) / SecondsSince(start);
 }
 
+// A case that mostly reads takes turns on copies of its tensors that have this
+// many bytes together, so that it reads from memory however few keys it has. In
+// a model, too, other layers displace a layer's keys from the caches.
+constexpr int64_t kBytesInMemory = int64_t{256} << 20;
+
+std::vector<Tensors> TensorsOf(const Case& c, const AttentionProblem& problem) {
+  const int64_t bytes = problem.key_bytes() + problem.value_bytes();
+  const int64_t copies = c.ReadsMost() ? CeilDiv(kBytesInMemory, bytes) : 1;
+  std::vector<Tensors> tensors;
+  for (int64_t i = 0; i < copies; ++i) tensors.emplace_back(c, problem);
+  return tensors;
+}
+
 // A case of a group, and what it needs to be timed.
 struct TimedCase {
   TimedCase(const Case& of, AttentionEngine& by)
       : c(of),
         engine(by),
         problem(ProblemOf(of)),
-        tensors(of, problem),
+        tensors(TensorsOf(of, problem)),
         estimate(of.pass == Case::Pass::kBackward
                      ? by.estimator().EstimateBackward(problem)
                      : by.estimator().Estimate(problem)) {
     if (c.pass == Case::Pass::kBackward) {
-      engine.Run(problem, tensors.forward()).value();
+      engine.Run(problem, tensors.front().forward()).value();
     }
-    first = RunOnce(c, engine, problem, tensors);
+    first = RunOnce(c, engine, problem, tensors.front());
     // A burst takes long compared with the resolution of the clock and with the
     // time that a worker needs to wake up.
     burst = std::clamp(static_cast<int>(0.02 / SecondsOf(first)), 1, 64);
   }
 
   // Returns the seconds of one call.
-  double Burst() const {
+  double Burst() {
     double sum = 0;
     for (int i = 0; i < burst; ++i) {
-      sum += SecondsOf(RunOnce(c, engine, problem, tensors));
+      next = (next + 1) % tensors.size();
+      sum += SecondsOf(RunOnce(c, engine, problem, tensors[next]));
     }
     return sum / burst;
   }
@@ -103,7 +118,8 @@ struct TimedCase {
   const Case c;
   AttentionEngine& engine;
   const AttentionProblem problem;
-  const Tensors tensors;
+  const std::vector<Tensors> tensors;
+  size_t next = 0;
   const MemoryEstimate estimate;
   RunStats first;
   int burst = 1;
@@ -154,6 +170,7 @@ Json RecordFor(const TimedCase& it, const Shares& shares) {
                  {"kernel", it.first.kernel},
                  {"of_bf16", it.of_bf16()},
                  {"native_dot", it.native_dot()},
+                 {"reads_most", it.c.ReadsMost()},
                  {"gflops", it.flops() / time / 1e9},
                  {"peak_gflops", Median(shares.peaks) / 1e9},
                  {"peak_ratio", Median(shares.peak_ratios)},
@@ -219,6 +236,8 @@ class CoreRounds::Impl {
     return records;
   }
 
+  Json StreamRecords() const { return stream_.Records(); }
+
  private:
   // Returns the rounds in which the machine kept its speed, or all rounds if
   // these are too few.
@@ -250,7 +269,7 @@ class CoreRounds::Impl {
 
   // Repeats a turn that does not count while `patience` lasts. `patience` is in
   // seconds, and the time of such turns and of waiting is subtracted from it.
-  Turn TakeTurn(const TimedCase& it, double& patience) {
+  Turn TakeTurn(TimedCase& it, double& patience) {
     for (;;) {
       const Turn turn = TryTurn(it, patience);
       if (turn.kept_pace || patience <= 0) return turn;
@@ -260,7 +279,7 @@ class CoreRounds::Impl {
 
   // If the case uses AMX, waits until it is fast. AMX is measured right before
   // and after the burst, because slow times begin and end at any moment.
-  Turn TryTurn(const TimedCase& it, double& patience) {
+  Turn TryTurn(TimedCase& it, double& patience) {
     const double before = Bound(it);
     bool at_pace = AwaitAmx(it, before, patience);
     const double seconds = it.Burst();
@@ -339,6 +358,8 @@ CoreRounds::~CoreRounds() = default;
 std::vector<Json> CoreRounds::Measure(const Group& group) {
   return impl_->Measure(group);
 }
+
+Json CoreRounds::StreamRecords() const { return impl_->StreamRecords(); }
 
 double FmasPerCycle() {
   const Isa isa = MachineInfo::Detect().isa;

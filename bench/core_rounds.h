@@ -31,6 +31,9 @@ class CoreRounds {
   // Throws if a call fails.
   std::vector<Json> Measure(const Group& group);
 
+  // Returns how the stream bandwidth was measured (StreamBandwidth::Records).
+  Json StreamRecords() const;
+
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;

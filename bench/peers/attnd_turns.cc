@@ -109,6 +109,7 @@ void Serve() {
     }
     if (what == "machine") {
       Turns::Json machine = MachineRecord();
+      machine["stream"] = stream.Records();
       return machine;
     }
     throw std::invalid_argument("unknown request " + what);

@@ -23,8 +23,9 @@ import tempfile
 import numpy
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import limits  # noqa: E402
 import run_file  # noqa: E402
 
 
@@ -298,6 +299,11 @@ def main():
     for i, c in enumerate(cases):
       records.append(measure(c, contestants, pace, folder, options))
       print(f'{i + 1:2}/{len(cases):<2} {row(records[-1], names)}', flush=True)
+    machine['stream'] = contestants[0].ask('machine')['stream']
+    for stream in machine['stream']:
+      print(f'stream bandwidth: {stream["gbytes_per_s"]:.1f} GB/s, '
+            f'{stream["way"]}')
+    too_fast = limits.excesses(records, pace.best_amx_rate > 0)
 
   if options.join and os.path.exists(options.json):
     old = run_file.read(options.json)['records']
@@ -310,6 +316,9 @@ def main():
            if not difference <= TOLERANCE[r['dtype']]]
   if wrong:
     sys.exit('answers that differ from attnd\'s:\n' + '\n'.join(wrong))
+  if too_fast:
+    sys.exit('shares above the limit, which was measured wrong:\n' +
+             '\n'.join(too_fast))
 
 
 if __name__ == '__main__':
