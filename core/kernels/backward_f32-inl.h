@@ -198,9 +198,12 @@ class F32Pair : public TilePair {
       Multiply(query, layout_.q_stride, packed_ + at_.key_panels,
                params_.head_dim, slot_ + layout_.weights);
     } else {
-      DirectTileScores(
-          rows_, begin_, query, layout_.q_stride,
-          ReaderOf<AsF32>(job_.key.Rows(entry_, key_tile_.kv_head, begin_)),
+      DirectTileScores<AsF32>(
+          rows_, begin_, entry_.kv_extent, query, layout_.q_stride,
+          [&](int64_t key) {
+            return ReaderOf<AsF32>(
+                job_.key.Rows(entry_, key_tile_.kv_head, key));
+          },
           params_.head_dim, slot_ + layout_.weights, layout_.score_stride);
     }
   }

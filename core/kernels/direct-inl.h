@@ -28,12 +28,9 @@ namespace HWY_NAMESPACE {
 
 // How many bytes ahead of the current row of K, or of V, memory is prefetched
 // into the first-level cache. The processor prefetches by itself, too, but only
-// to the end of a page, and late if rows are short. With these distances memory
-// stays busy while several query rows compute. Where registers allow it, the
-// code below reads K, or V, at two places in turn, because a single stream of
-// reads reached only 0.88 of the memory bandwidth that two streams reached.
-inline constexpr int64_t kKeyAheadBytes = 4096;
-inline constexpr int64_t kValueAheadBytes = 2560;
+// to the end of a page, and late if rows are short. With this distance memory
+// stays busy while several query rows compute.
+inline constexpr int64_t kAheadBytes = 4096;
 
 template <class T>
 HWY_INLINE void FetchAhead(const T* from, int64_t bytes) {
@@ -43,12 +40,48 @@ HWY_INLINE void FetchAhead(const T* from, int64_t bytes) {
 // ---------------------------------------------------------------------------
 // Keys
 
-// How many keys are multiplied at once: two neighbours in the first half of the
-// keys, and two at the same place in the second half.
-inline constexpr int64_t kDirectKeys = 4;
-// The most query rows that are multiplied with these keys at once. Together
-// they need as many registers for sums as a microkernel.
-inline constexpr size_t kDirectRows = kRows * kVectors / kDirectKeys;
+// Keys are read at this many places in turn, because on some processors a
+// single stream of reads does not use all of the memory bandwidth. The keys of
+// a call are divided into equal halves, one for each place. This choice depends
+// only on the numbers of keys. Where a place lies in memory is up to the
+// caller, so each place may lie in a page of its own.
+inline constexpr size_t kPlaces = 2;
+
+// The rows of K that belong to one place.
+template <class As>
+struct KeyPlace {
+  RowReader<As> rows;
+  // What to add to the address after the last row to get the address of the row
+  // that this place reads next, in a later call. Only prefetches use it.
+  int64_t gap_bytes = 0;
+};
+template <class As>
+using KeyPlaces = std::array<KeyPlace<As>, kPlaces>;
+
+// With up to this many query rows, two keys of each place are multiplied at
+// once, and with more rows one. The sums must fit into as many registers as
+// those of a microkernel.
+inline constexpr size_t kRowsOfTwoKeys =
+    std::min(kRows, kRows* kVectors / (2 * kPlaces));
+constexpr size_t KeysOfPlace(size_t rows) {
+  return rows <= kRowsOfTwoKeys ? 2 : 1;
+}
+// The most query rows that are multiplied with the same keys at once.
+inline constexpr size_t kDirectRows =
+    std::min(kRows, kRows* kVectors / kPlaces);
+
+// Returns the most query rows of a group. If a tile needs several groups, each
+// of them loads the keys again. For 16-bit keys, which must be converted each
+// time, few groups are best. For f32, a small group that multiplies more keys
+// at once is better.
+template <class As>
+constexpr int64_t RowsOfGroup(int64_t rows_of_tile) {
+  constexpr bool kConverts = sizeof(typename As::Element) < sizeof(float);
+  constexpr auto kMost = static_cast<int64_t>(kDirectRows);
+  return kConverts || rows_of_tile <= kMost
+             ? kMost
+             : static_cast<int64_t>(kRowsOfTwoKeys);
+}
 
 #if ATTND_WIDE
 // Splits a vector into blocks of four floats and returns the sum of the blocks.
@@ -90,47 +123,64 @@ HWY_INLINE void StoreSums(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT low,
 #endif
 }
 
-// Computes scores[r][j] = dot(q[r], key j) for R query rows and the keys begin
-// <= j < end and begin + half <= j < end + half, four keys at a time. For keys
-// after `last_key` it reads the last key again; their scores have no meaning.
-// Rows of q are padded with zeros to whole SIMD vectors.
+// Computes the scores of R query rows with the keys begin <= j < end of each
+// place: scores[r][j] for the first place, scores[r][half + j] for the second.
+// The number of keys is even. For keys from counts[place] on it reads the
+// place's last key again; their scores have no meaning. Rows of q are padded
+// with zeros to whole SIMD vectors. If `prefetches`, prefetches the rows that
+// come next, also those of the next call, which begin after key `half`.
 template <class As, size_t R>
 void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
-                 RowReader<As> keys, int64_t last_key, int64_t begin,
+                 const KeyPlaces<As>& places,
+                 const std::array<int64_t, kPlaces>& counts, int64_t begin,
                  int64_t end, int64_t half, int64_t dims,
                  float* HWY_RESTRICT scores, int64_t score_stride,
-                 int64_t ahead_bytes) {
+                 bool prefetches) {
+  using Element = typename As::Element;
+  constexpr size_t kStep = KeysOfPlace(R);
+  constexpr size_t kKeys = kPlaces * kStep;
+  constexpr int64_t kLineElements =
+      PrefetchCursor::kLineBytes / static_cast<int64_t>(sizeof(Element));
+  const As as = places[0].rows.as;
   const int64_t whole = dims / kLanes * kLanes;
-  for (int64_t j = begin; j < end; j += kDirectKeys / 2) {
-    const typename As::Element* row[kDirectKeys];
-    Vec acc[R][kDirectKeys];
+  for (int64_t j = begin; j < end; j += int64_t{kStep}) {
+    const Element* row[kKeys];
+    int64_t ahead[kKeys];
+    Vec acc[R][kKeys];
     ATTND_UNROLL
-    for (int64_t i = 0; i < kDirectKeys; ++i) {
-      const int64_t at = j + i % 2 + i / 2 * half;
-      row[i] = keys.At(std::min(at, last_key), 0);
+    for (size_t i = 0; i < kKeys; ++i) {
+      const size_t place = i / kStep;
+      const KeyPlace<As>& from = places[place];
+      const int64_t at = j + static_cast<int64_t>(i % kStep);
+      row[i] = from.rows.At(std::min(at, counts[place] - 1), 0);
+      const int64_t left_bytes = (half - at) * from.rows.stride *
+                                 static_cast<int64_t>(sizeof(Element));
+      ahead[i] = kAheadBytes + (left_bytes <= kAheadBytes ? from.gap_bytes : 0);
       ATTND_UNROLL
       for (size_t r = 0; r < R; ++r) acc[r][i] = hn::Zero(kF);
     }
     for (int64_t d = 0; d < whole; d += kLanes) {
-      Vec k[kDirectKeys];
-      ATTND_UNROLL
-      for (int64_t i = 0; i < kDirectKeys; ++i) {
-        FetchAhead(row[i] + d, ahead_bytes);
-        k[i] = keys.as.Load(kF, row[i] + d);
+      // One prefetch for each line is enough.
+      if (prefetches && d % kLineElements == 0) {
+        ATTND_UNROLL
+        for (size_t i = 0; i < kKeys; ++i) FetchAhead(row[i] + d, ahead[i]);
       }
+      Vec k[kKeys];
+      ATTND_UNROLL
+      for (size_t i = 0; i < kKeys; ++i) k[i] = as.Load(kF, row[i] + d);
       ATTND_UNROLL
       for (size_t r = 0; r < R; ++r) {
         const Vec x = hn::Load(kF, q + static_cast<int64_t>(r) * q_stride + d);
         ATTND_UNROLL
-        for (int64_t i = 0; i < kDirectKeys; ++i) {
+        for (size_t i = 0; i < kKeys; ++i) {
           acc[r][i] = hn::MulAdd(x, k[i], acc[r][i]);
         }
       }
     }
     if (whole < dims) {
       ATTND_UNROLL
-      for (int64_t i = 0; i < kDirectKeys; ++i) {
-        const Vec k = LoadFirst(keys.as, kF, row[i] + whole,
+      for (size_t i = 0; i < kKeys; ++i) {
+        const Vec k = LoadFirst(as, kF, row[i] + whole,
                                 static_cast<size_t>(dims - whole));
         ATTND_UNROLL
         for (size_t r = 0; r < R; ++r) {
@@ -140,10 +190,29 @@ void DirectBlock(const float* HWY_RESTRICT q, int64_t q_stride,
         }
       }
     }
-    ATTND_UNROLL
-    for (size_t r = 0; r < R; ++r) {
-      float* const to = scores + static_cast<int64_t>(r) * score_stride + j;
-      StoreSums(acc[r][0], acc[r][1], acc[r][2], acc[r][3], to, to + half);
+    float* const to = scores + j;
+    if constexpr (kStep == 2) {
+      ATTND_UNROLL
+      for (size_t r = 0; r < R; ++r) {
+        float* const low = to + static_cast<int64_t>(r) * score_stride;
+        StoreSums(acc[r][0], acc[r][1], acc[r][2], acc[r][3], low, low + half);
+      }
+    } else {
+      // Two rows at once. If their number is odd, the last one comes twice.
+      ATTND_UNROLL
+      for (size_t r = 0; r < R; r += 2) {
+        const size_t other = std::min(r + 1, R - 1);
+        float low[2];
+        float high[2];
+        StoreSums(acc[r][0], acc[r][1], acc[other][0], acc[other][1], low,
+                  high);
+        float* const first = to + static_cast<int64_t>(r) * score_stride;
+        float* const second = to + static_cast<int64_t>(other) * score_stride;
+        first[0] = low[0];
+        first[half] = low[1];
+        second[0] = high[0];
+        second[half] = high[1];
+      }
     }
   }
 }
@@ -160,55 +229,80 @@ struct DirectRows {
   int64_t rows;  // up to kDirectRows
 };
 
+// Returns the number of keys of a place, if a call has `count` keys.
+constexpr int64_t HalfOfKeys(int64_t count) {
+  return CeilDiv(count, int64_t{2 * kPlaces}) * 2;
+}
+
 // Computes the scores of the first `count` keys, rounded up to a multiple of
 // four. All groups of query rows take turns at each four keys. If one group
 // went over all keys first, it would wait for memory, and memory would be idle
 // while all later groups read the keys from the cache.
 template <class As>
 void DirectScores(std::span<const DirectRows> groups, int64_t q_stride,
-                  RowReader<As> keys, int64_t count, int64_t dims,
+                  const KeyPlaces<As>& places, int64_t count, int64_t dims,
                   int64_t score_stride) {
   static constexpr auto kBlocks =
       MakeDirectBlocks<As>(std::make_index_sequence<kDirectRows>());
-  const int64_t half = CeilDiv(count, kDirectKeys) * (kDirectKeys / 2);
-  const int64_t step = groups.size() == 1 ? half : kDirectKeys / 2;
+  const int64_t half = HalfOfKeys(count);
+  const std::array counts = {std::min(half, count),
+                             std::max<int64_t>(count - half, 1)};
+  const int64_t step = groups.size() == 1 ? half : 2;
   for (int64_t j = 0; j < half; j += step) {
-    int64_t ahead_bytes = kKeyAheadBytes;
+    bool prefetches = true;
     for (const DirectRows& group : groups) {
       kBlocks[static_cast<size_t>(group.rows - 1)](
-          group.q, q_stride, keys, count - 1, j, j + step, half, dims,
-          group.scores, score_stride, ahead_bytes);
-      ahead_bytes = 0;
+          group.q, q_stride, places, counts, j, j + step, half, dims,
+          group.scores, score_stride, prefetches);
+      prefetches = false;
     }
   }
 }
 
 // Computes the scores of every block of a tile that sees any key, for all keys
 // that any block sees. `q` and `scores` are those of the tile's first row.
-// `keys` begins with key number `begin`, the first of the current tile of keys.
-template <class As>
-void DirectTileScores(const RowTile& rows, int64_t begin, const float* q,
-                      int64_t q_stride, RowReader<As> keys, int64_t dims,
-                      float* scores, int64_t score_stride) {
+// `begin` is the number of the first key of the current tile of keys, and
+// `keys_at(key)` returns the rows from that key of the batch entry on. They
+// have at least half of the keys of a tile. There are no keys from `all_keys`
+// on.
+template <class As, class KeysAt>
+void DirectTileScores(const RowTile& rows, int64_t begin, int64_t all_keys,
+                      const float* q, int64_t q_stride, const KeysAt& keys_at,
+                      int64_t dims, float* scores, int64_t score_stride) {
   KeyRange seen;
   DirectRows groups[kMaxTileRows];
   size_t num_groups = 0;
+  const int64_t most = RowsOfGroup<As>(rows.rows());
   for (int64_t b = 0; b < rows.num_blocks(); ++b) {
     const Block& block = rows.block(b);
     if (block.seen.size() == 0) continue;
     seen = Union(seen, block.seen);
-    constexpr auto kMax = static_cast<int64_t>(kDirectRows);
-    for (int64_t r = 0; r < block.rows; r += kMax) {
+    for (int64_t r = 0; r < block.rows; r += most) {
       const int64_t row = block.first + r;
       groups[num_groups++] = {.q = q + row * q_stride,
                               .scores = scores + row * score_stride,
-                              .rows = std::min(block.rows - r, kMax)};
+                              .rows = std::min(block.rows - r, most)};
     }
   }
   const int64_t first = rows.FirstVector(seen);
   for (size_t g = 0; g < num_groups; ++g) groups[g].scores += first;
-  DirectScores({groups, num_groups}, q_stride, keys.From(first, 0),
-               seen.end - begin - first, dims, score_stride);
+  const int64_t count = seen.end - begin - first;
+  const int64_t half = HalfOfKeys(count);
+  KeyPlaces<As> places;
+  for (size_t i = 0; i < kPlaces; ++i) {
+    // If there is one key or two, both places have the same.
+    const int64_t key =
+        begin + first + std::min(static_cast<int64_t>(i) * half, count - 1);
+    const int64_t next = key + int64_t{kPlaces} * half;
+    const RowReader<As> here = keys_at(key);
+    places[i] = {here,
+                 next >= all_keys
+                     ? 0
+                     : reinterpret_cast<const char*>(keys_at(next).At(0, 0)) -
+                           reinterpret_cast<const char*>(here.At(half, 0))};
+  }
+  DirectScores<As>({groups, num_groups}, q_stride, places, count, dims,
+                   score_stride);
 }
 
 // ---------------------------------------------------------------------------
@@ -247,11 +341,9 @@ struct RowsAhead {
   int64_t keys_a_row = 0;
 };
 
-// Computes output[r][column] += sum over keys of weights[r][key] *
-// value[key][column], for R query rows and N SIMD vectors of columns. Makes S
-// sums at the same time, each over `keys` keys. The keys of each sum begin
-// kKeysPerSum keys after those of the sum before it.
-template <class As, size_t S, size_t R, size_t N>
+// Computes output[r][column] += sum over `keys` keys of weights[r][key] *
+// value[key][column], for R query rows and N SIMD vectors of columns.
+template <class As, size_t R, size_t N>
 void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
                       RowReader<As> values, int64_t keys,
                       float* HWY_RESTRICT output, int64_t output_stride,
@@ -261,14 +353,11 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
   const Element* HWY_RESTRICT value = values.first;
   const int64_t stream_bytes = ahead.row == nullptr ? ahead.bytes : 0;
   int64_t fetch_at = ahead.row == nullptr ? keys : 0;
-  Vec acc[S][R][N];
+  Vec acc[R][N];
   ATTND_UNROLL
-  for (auto& sum : acc) {
+  for (auto& row : acc) {
     ATTND_UNROLL
-    for (auto& row : sum) {
-      ATTND_UNROLL
-      for (Vec& x : row) x = hn::Zero(kF);
-    }
+    for (Vec& x : row) x = hn::Zero(kF);
   }
   for (int64_t j = 0; j < keys; ++j) {
     if (j == fetch_at) {
@@ -278,26 +367,21 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
       ahead.row += values.stride * static_cast<int64_t>(sizeof(Element));
       fetch_at += ahead.keys_a_row;
     }
+    for (int64_t b = 0; b < stream_bytes; b += kLine) {
+      FetchAhead(value, kAheadBytes + b);
+    }
+    Vec v[N];
     ATTND_UNROLL
-    for (size_t s = 0; s < S; ++s) {
-      const int64_t key = static_cast<int64_t>(s) * kKeysPerSum;
-      const Element* row = value + key * values.stride;
-      for (int64_t b = 0; b < stream_bytes; b += kLine) {
-        FetchAhead(row, kValueAheadBytes + b);
-      }
-      Vec v[N];
+    for (size_t n = 0; n < N; ++n) {
+      v[n] = values.as.Load(kF, value + n * kLaneCount);
+    }
+    ATTND_UNROLL
+    for (size_t r = 0; r < R; ++r) {
+      const Vec p =
+          hn::Set(kF, weights[static_cast<int64_t>(r) * weight_stride + j]);
       ATTND_UNROLL
       for (size_t n = 0; n < N; ++n) {
-        v[n] = values.as.Load(kF, row + n * kLaneCount);
-      }
-      ATTND_UNROLL
-      for (size_t r = 0; r < R; ++r) {
-        const Vec p = hn::Set(
-            kF, weights[static_cast<int64_t>(r) * weight_stride + key + j]);
-        ATTND_UNROLL
-        for (size_t n = 0; n < N; ++n) {
-          acc[s][r][n] = hn::MulAdd(p, v[n], acc[s][r][n]);
-        }
+        acc[r][n] = hn::MulAdd(p, v[n], acc[r][n]);
       }
     }
     value += values.stride;
@@ -308,32 +392,29 @@ void DirectValueBlock(const float* HWY_RESTRICT weights, int64_t weight_stride,
     ATTND_UNROLL
     for (size_t n = 0; n < N; ++n) {
       float* to = out + n * kLaneCount;
-      Vec total = hn::Load(kF, to);
-      ATTND_UNROLL
-      for (size_t s = 0; s < S; ++s) total = hn::Add(total, acc[s][r][n]);
-      hn::Store(total, kF, to);
+      hn::Store(hn::Add(hn::Load(kF, to), acc[r][n]), kF, to);
     }
   }
 }
 
-// Pointers to DirectValueBlock for S sums and R rows. The index is the number
-// of SIMD vectors of columns, minus 1.
+// Pointers to DirectValueBlock for R rows. The index is the number of SIMD
+// vectors of columns, minus 1.
 template <class As>
 using DirectValueRow =
-    std::array<decltype(&DirectValueBlock<As, 1, 1, 1>), DirectVectors(1)>;
+    std::array<decltype(&DirectValueBlock<As, 1, 1>), DirectVectors(1)>;
 
-template <class As, size_t S, size_t R, size_t... N>
+template <class As, size_t R, size_t... N>
 constexpr DirectValueRow<As> MakeDirectValueRow(
     std::index_sequence<N...> /*vectors*/) {
-  return {&DirectValueBlock<As, S, R, N + 1>...};
+  return {&DirectValueBlock<As, R, N + 1>...};
 }
 
-// Returns the pointers for S sums. The index is the number of rows, minus 1.
-template <class As, size_t S, size_t... R>
+// Returns all pointers. The index is the number of rows, minus 1.
+template <class As, size_t... R>
 constexpr std::array<DirectValueRow<As>, sizeof...(R)> MakeDirectValueTable(
     std::index_sequence<R...> /*rows*/) {
-  return {MakeDirectValueRow<As, S, R + 1>(
-      std::make_index_sequence<DirectVectors(S * (R + 1))>())...};
+  return {MakeDirectValueRow<As, R + 1>(
+      std::make_index_sequence<DirectVectors(R + 1)>())...};
 }
 
 // Adds the weighted values of the keys first <= key < last to `output`, for any
@@ -344,26 +425,20 @@ void DirectValues(const float* weights, int64_t weight_stride,
                   RowReader<As> values, int64_t first, int64_t last,
                   int64_t dims, int64_t rows, float* output,
                   int64_t output_stride, const RowsAhead& ahead) {
-  static constexpr auto kOne =
-      MakeDirectValueTable<As, 1>(std::make_index_sequence<kRows>());
-  static constexpr auto kTwo =
-      MakeDirectValueTable<As, 2>(std::make_index_sequence<1>());
+  static constexpr auto kTable =
+      MakeDirectValueTable<As>(std::make_index_sequence<kRows>());
+  const auto row = static_cast<size_t>(rows - 1);
   while (first < last) {
     const int64_t keys =
         std::min(RoundUp(first + 1, kKeysPerSum), last) - first;
-    const bool two =
-        rows == 1 && keys == kKeysPerSum && first + 2 * keys <= last;
-    const size_t row = two ? 0 : static_cast<size_t>(rows - 1);
-    const DirectValueRow<As>& blocks = two ? kTwo[row] : kOne[row];
-    const size_t most = DirectVectors(two ? 2 : row + 1);
-    VisitColumns(dims, static_cast<int64_t>(most),
+    VisitColumns(dims, static_cast<int64_t>(DirectVectors(row + 1)),
                  [&](int64_t column, int64_t vectors) {
-                   blocks[static_cast<size_t>(vectors - 1)](
+                   kTable[row][static_cast<size_t>(vectors - 1)](
                        weights + first, weight_stride,
                        values.From(first, column), keys, output + column,
                        output_stride, column == 0 ? ahead : RowsAhead());
                  });
-    first += two ? 2 * keys : keys;
+    first += keys;
   }
 }
 

@@ -58,9 +58,14 @@ class DirectTile : public Tile {
 
  private:
   void Score() const {
-    VisitReader(job_.key.Rows(entry_, task_.kv_head, begin_), [&](auto keys) {
-      DirectTileScores(rows_, begin_, Query(0), layout_.q_stride, keys,
-                       params_.head_dim, Scores(0), score_stride_);
+    VisitType(params_.key_dtype, [&](auto as) {
+      using As = decltype(as);
+      DirectTileScores<As>(
+          rows_, begin_, entry_.kv_extent, Query(0), layout_.q_stride,
+          [&](int64_t key) {
+            return ReaderOf<As>(job_.key.Rows(entry_, task_.kv_head, key));
+          },
+          params_.head_dim, Scores(0), score_stride_);
     });
   }
 
