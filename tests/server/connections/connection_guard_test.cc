@@ -88,9 +88,9 @@ TEST(ConnectionGuardTest, CountsConnectionsThatEndInTheirHandshake) {
   const GuardedPeer plain(*guard);
   const GuardedPeer encrypted(*guard);
   const GuardedPeer failed(*guard);
-  ASSERT_TRUE(plain.Send(*guard, Preface()));
+  ASSERT_TRUE(plain.Send(*guard, kPreface));
   encrypted.connection->ReceivedEncrypted();
-  ASSERT_TRUE(encrypted.Send(*guard, Preface()));
+  ASSERT_TRUE(encrypted.Send(*guard, kPreface));
   failed.connection->ReceivedEncrypted();
   for (const GuardedPeer* peer : {&silent, &plain, &encrypted}) {
     guard->Forget(peer->connection);
