@@ -77,13 +77,13 @@ Micros TimePerUse() {
   return best;
 }
 
-// Runs a job of one client and waits for its end.
-void RunFor(TileScheduler& scheduler, TileJob& job, uint64_t client) {
+// Runs a job of one caller and waits for its end.
+void RunFor(TileScheduler& scheduler, TileJob& job, uint64_t caller) {
   std::promise<void> ended;
   scheduler.Submit(
       &job, nullptr,
       [&](const absl::Status&, const JobTimes&) { ended.set_value(); },
-      {.client = client, .work = {.operations = 1'000'000}});
+      {.caller = caller, .work = {.operations = 1'000'000}});
   ended.get_future().wait();
 }
 
