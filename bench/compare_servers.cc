@@ -3,7 +3,6 @@
 // bench/pytorch_server/compare.py runs this program.
 #include <CLI/CLI.hpp>
 #include <cmath>
-#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -140,17 +139,12 @@ int Main(int argc, char** argv) {
                  "Measure each case for this many seconds")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  try {
-    std::cout << MachineRecord().dump() << std::endl;
-    for (const ServingCase& shape : ComparedCases()) {
-      if (shape.name.find(flags.filter) == std::string::npos) continue;
-      for (const int clients : {1, 4}) {
-        std::cout << Measure(shape, clients, flags).dump() << std::endl;
-      }
+  std::cout << MachineRecord().dump() << '\n' << std::flush;
+  for (const ServingCase& shape : ComparedCases()) {
+    if (shape.name.find(flags.filter) == std::string::npos) continue;
+    for (const int clients : {1, 4}) {
+      std::cout << Measure(shape, clients, flags).dump() << '\n' << std::flush;
     }
-  } catch (const std::exception& error) {
-    std::cerr << "compare_servers: " << error.what() << "\n";
-    return 1;
   }
   return 0;
 }
@@ -158,4 +152,11 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace attnd::bench
 
-int main(int argc, char** argv) { return attnd::bench::Main(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return attnd::bench::Main(argc, argv);
+  } catch (const std::exception& error) {
+    std::cerr << "compare_servers: " << error.what() << "\n";
+    return 1;
+  }
+}

@@ -69,6 +69,7 @@ std::vector<Tensors> TensorsOf(const Case& c, const AttentionProblem& problem) {
   const int64_t bytes = problem.key_bytes() + problem.value_bytes();
   const int64_t copies = c.ReadsMost() ? CeilDiv(kBytesInMemory, bytes) : 1;
   std::vector<Tensors> tensors;
+  tensors.reserve(static_cast<size_t>(copies));
   for (int64_t i = 0; i < copies; ++i) tensors.emplace_back(c, problem);
   return tensors;
 }

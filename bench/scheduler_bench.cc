@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <exception>
 #include <future>
 #include <thread>
 #include <vector>
@@ -110,6 +111,7 @@ void Measure(const Load& load, int workers, Micros time_per_use,
                          std::chrono::duration<double>(flags.seconds));
   {
     std::vector<std::jthread> callers;
+    callers.reserve(static_cast<size_t>(load.callers));
     for (int i = 0; i < load.callers; ++i) {
       callers.emplace_back([&, i] {
         do {
@@ -172,4 +174,11 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace attnd::bench
 
-int main(int argc, char** argv) { return attnd::bench::Main(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return attnd::bench::Main(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "scheduler_bench: %s\n", error.what());
+    return 1;
+  }
+}

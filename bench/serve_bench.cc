@@ -293,6 +293,7 @@ class Bench {
     constexpr int64_t kBytes = 1024;
     for (size_t t = 0; t < 2; ++t) {
       std::vector<std::shared_ptr<EchoClient>> clients;
+      clients.reserve(static_cast<size_t>(callers));
       for (int i = 0; i < callers; ++i) {
         clients.push_back(std::make_shared<EchoClient>(
             yardsticks_.addresses()[t], kBytes, kBytes));

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -152,10 +153,10 @@ Workspace Reserve(bool huge_pages) {
   Workspace buffer = WorkspacePool(0).Reserve(kBufferBytes).value();
   const auto size = static_cast<size_t>(kBufferBytes);
   if (!huge_pages) {
-    constexpr uintptr_t kPageBytes = 4096;
-    void* const whole = reinterpret_cast<void*>(
-        (reinterpret_cast<uintptr_t>(buffer.data()) + kPageBytes - 1) /
-        kPageBytes * kPageBytes);
+    constexpr size_t kPageBytes = 4096;
+    void* whole = buffer.data();
+    size_t space = size;
+    std::align(kPageBytes, size - kPageBytes, whole, space);
     madvise(whole, size - kPageBytes, MADV_NOHUGEPAGE);
   }
   std::memset(buffer.data(), 1, size);

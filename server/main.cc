@@ -87,8 +87,9 @@ void EndSoon(int exit_code) {
       spdlog::default_logger_raw()->flush();
       std::_Exit(exit_code);
     }).detach();
-  } catch (const std::system_error&) {
-    // Without a thread for this, the end may take longer.
+  } catch (const std::system_error& error) {
+    spdlog::warn("the end may take longer, because no thread could start: {}",
+                 error.what());
   }
 }
 

@@ -21,7 +21,6 @@
 #include "absl/strings/string_view.h"
 #include "client/attnctl/exit_codes.h"
 #include "client/attnctl/npy.h"
-#include "client/error_details.h"
 #include "tests/client/error_status.h"
 #include "tests/client/fake_server.h"
 

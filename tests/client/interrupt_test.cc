@@ -1,7 +1,6 @@
 #include "client/attnctl/interrupt.h"
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>

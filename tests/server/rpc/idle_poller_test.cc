@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <future>
 #include <memory>
-#include <thread>
 
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
