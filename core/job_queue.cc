@@ -66,8 +66,8 @@ struct JobQueue::Caller {
 bool JobQueue::LessLeft::operator()(const Entry* a, const Entry* b) const {
   // Subtracting what the caller has got since then from each would give the
   // same order.
-  const Duration of_a = a->left_ + a->came_at_ / kAgingShare;
-  const Duration of_b = b->left_ + b->came_at_ / kAgingShare;
+  const Duration of_a = a->left_ + a->waits_from_ / kAgingShare;
+  const Duration of_b = b->left_ + b->waits_from_ / kAgingShare;
   if (of_a != of_b) return of_a < of_b;
   return a->number_ < b->number_;
 }
@@ -118,7 +118,7 @@ void JobQueue::Add(Entry& entry, Duration work_time) {
   entry.caller_ = &caller;
   entry.work_time_ = work_time;
   entry.left_ = work_time;
-  entry.came_at_ = caller.service;
+  entry.waits_from_ = caller.service;
   entry.number_ = next_number_++;
   ++size_;
   ++caller.jobs;
@@ -239,6 +239,7 @@ void JobQueue::End(const Turn& turn, Duration used, Duration left) {
   caller.left += left - entry.left_;
   left_ += left - entry.left_;
   entry.left_ = left;
+  entry.waits_from_ += used;
   SetReady(entry, ready);
 }
 

@@ -48,10 +48,11 @@ struct DeadlineForecast {
 // - Callers that have work share the workers equally, by time. A caller that
 //   has had less than its share catches up, by kMostBehind at most.
 // - Of one caller's jobs, the one with the least work left is next. While a job
-//   waits, it counts as smaller by an eighth of what its caller gets, so that
-//   jobs of about the same size run in the order in which they came. But if a
-//   job needs more than half of the time until its deadline, then jobs with
-//   deadlines come first, the nearest deadline before the others.
+//   waits, it counts as smaller by an eighth of what the caller's other jobs
+//   get, so that jobs of about the same size run in the order in which they
+//   came. But if a job needs more than half of the time until its deadline,
+//   then jobs with deadlines come first, the nearest deadline before the
+//   others.
 // - Of each caller's time, the oldest job without a deadline gets an eighth.
 //
 // A decision takes O(log n) for n jobs. Adding a deadline takes O(n) at most
@@ -118,7 +119,9 @@ class JobQueue {
     const JobOrder order_;
     Duration work_time_{0};  // of the whole job, as expected
     Duration left_{0};
-    Duration came_at_{0};  // what the caller had got when the job came
+    // What the caller had got when the job came, and what the job has got since
+    // then. All else that the caller gets, the job waits for.
+    Duration waits_from_{0};
     Caller* caller_ = nullptr;
     int64_t number_ = 0;  // jobs are numbered in the order in which they came
     bool ready_ = false;

@@ -37,6 +37,7 @@ class Simulation {
         JobOrder{.caller = caller, .deadline = deadline}));
     Job& job = *jobs_.back();
     job.left = work;
+    job.came = now_;
     queue_.Add(job, work);
     queue_.SetReady(job, true);
     return jobs_.size() - 1;
@@ -86,6 +87,7 @@ class Simulation {
     return queue_.IsHopeless(*jobs_[job], now_);
   }
   bool over(size_t job) const { return jobs_[job]->over; }
+  SteadyTime came(size_t job) const { return jobs_[job]->came; }
   SteadyTime ended(size_t job) const { return jobs_[job]->ended; }
   nanoseconds left(size_t job) const { return jobs_[job]->left; }
   nanoseconds served(uint64_t caller) { return served_[caller]; }
@@ -97,7 +99,7 @@ class Simulation {
     using Entry::Entry;
     nanoseconds left{0};
     bool over = false;
-    SteadyTime ended;
+    SteadyTime came, ended;
   };
 
   JobQueue queue_;
@@ -106,6 +108,20 @@ class Simulation {
   std::vector<std::unique_ptr<Job>> jobs_;
   std::map<uint64_t, nanoseconds> served_;
 };
+
+TEST(JobQueueTest, ASmallJobDoesNotWaitForTheEndOfALargeOne) {
+  // What a job gets itself is no time that it waits. Otherwise the large job
+  // would count as smaller than the small one when 80 ms of it are left.
+  Simulation simulation(1);
+  const size_t large = simulation.Add(milliseconds(640));
+  while (simulation.left(large) > milliseconds(20)) {
+    const size_t small = simulation.Add(milliseconds(1));
+    simulation.RunFor(milliseconds(20));
+    ASSERT_TRUE(simulation.over(small)) << simulation.left(large).count();
+    EXPECT_LE(simulation.ended(small) - simulation.came(small), milliseconds(4))
+        << simulation.left(large).count() << " ns left";
+  }
+}
 
 TEST(JobQueueTest, TheSmallestJobOfACallerIsFirst) {
   Simulation simulation(1);
