@@ -47,6 +47,6 @@ class Callers:
       return self._answers
 
   def wait_for(self, answers):
-    """Waits until there have been so many answers, or a failure."""
+    """Waits until `answers` calls have been answered, or one has failed."""
     poll_until(lambda: self.failures or self.answers >= answers, 600,
                f'{answers} answers')
